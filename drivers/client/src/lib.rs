@@ -1,0 +1,1 @@
+//! DMA memory and device sessions for drivers.

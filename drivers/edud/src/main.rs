@@ -1,0 +1,2 @@
+//! The edu driver.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Firmware tables: bytes to [`crate::topology::firmware::Firmware`]. Never panics, never reads outside.

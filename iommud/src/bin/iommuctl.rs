@@ -1,0 +1,2 @@
+//! Looks at firmware tables and at a running server.
+fn main() {}

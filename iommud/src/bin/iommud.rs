@@ -1,0 +1,2 @@
+//! The IOMMU server.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Runs plans on units; undoes the steps of a plan that fails.

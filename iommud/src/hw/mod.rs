@@ -1,0 +1,9 @@
+//! Remapping hardware: the seams it is reached through, what every unit can do, and what VT-d and AMD-Vi
+//! share (page tables, rings, bounded polls).
+
+pub mod radix;
+mod seams;
+mod unit;
+
+pub use seams::{BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory};
+pub use unit::{Entry, HardwareFault, Unit, UnitError};

@@ -1,0 +1,118 @@
+//! The seams: the only ways in which this crate touches a machine. A platform implements them over real
+//! hardware, the test crate over software units.
+
+use alloc::vec::Vec;
+
+use crate::addr::{PhysAddr, PhysRange};
+
+/// Registers of one unit. Offsets are in bytes from the unit's base and within the length that was mapped;
+/// an implementation answers reads outside of it with all ones and ignores writes.
+pub trait RegisterIo {
+    /// Reads the 32-bit register at `offset`.
+    fn read32(&mut self, offset: u32) -> u32;
+    /// Reads the 64-bit register at `offset`.
+    fn read64(&mut self, offset: u32) -> u64;
+    /// Writes the 32-bit register at `offset`. All stores to [`TableMemory`] made before are visible first.
+    fn write32(&mut self, offset: u32, value: u32);
+    /// Writes the 64-bit register at `offset`. All stores to [`TableMemory`] made before are visible first.
+    fn write64(&mut self, offset: u32, value: u64);
+}
+
+/// Time in nanoseconds since an arbitrary start; never goes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Nanos(pub u64);
+
+/// A monotonic clock.
+pub trait Clock {
+    /// The time now.
+    fn now(&mut self) -> Nanos;
+    /// Called between two looks at a register while waiting; may spin, yield or advance a simulated clock.
+    fn relax(&mut self);
+}
+
+/// Memory of the server that units read and write: tables, rings, status words. It comes in frames of
+/// 4096 bytes, aligned to their size, named by physical address and seen as 512 words of 64 bits.
+///
+/// No client and no device domain ever maps these frames.
+pub trait TableMemory {
+    /// A frame of zeros, visible as such to hardware whatever its coherency.
+    ///
+    /// # Errors
+    /// `MemoryError::Exhausted` when there is none.
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError>;
+
+    /// `count` frames of zeros (a power of two) that follow each other, aligned to their total size. They
+    /// are never freed: root and device tables and rings live as long as their unit.
+    ///
+    /// # Errors
+    /// `MemoryError::Exhausted` when there is no such run.
+    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError>;
+
+    /// Takes a frame back. `is_zero` is the caller's word that every word of it is 0 again; else the
+    /// memory clears it before handing it out.
+    fn free(&mut self, frame: PhysAddr, is_zero: bool);
+
+    /// Reads word `index` (0 to 511) of a frame. Another frame address or index gives 0.
+    fn load(&self, frame: PhysAddr, index: usize) -> u64;
+
+    /// Writes word `index` (0 to 511) of a frame in one 64-bit store. Stores become visible to coherent
+    /// hardware in program order. Another frame address or index is ignored.
+    fn store(&mut self, frame: PhysAddr, index: usize, value: u64);
+
+    /// Writes the cache lines that hold words `first` to `first + count - 1` back to memory, for hardware
+    /// that does not snoop, and orders them before whatever comes after.
+    fn clean(&mut self, frame: PhysAddr, first: usize, count: usize);
+
+    /// Software's own counter of a frame, which hardware never sees; 0 in a new frame.
+    fn live(&mut self, frame: PhysAddr) -> &mut u16;
+
+    /// Frames handed out and not taken back.
+    fn frames_in_use(&self) -> usize;
+}
+
+/// Why memory could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryError {
+    /// There is no more.
+    Exhausted,
+    /// None meets the constraints (alignment, below 4 GiB, contiguity).
+    Constraints,
+}
+
+/// What memory of a buffer must satisfy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Constraints {
+    /// Bus addresses fit in 32 bits. Only asked for when addresses are not translated.
+    pub below_4g: bool,
+    /// One segment. Only asked for when addresses are not translated.
+    pub contiguous: bool,
+    /// The address of the first byte is a multiple of this power of two (at least 4096).
+    pub alignment: u64,
+    /// The memory may not cross a multiple of this power of two; 0 for no limit.
+    pub boundary: u64,
+}
+
+/// DMA memory that is shared with clients. The platform owns it; the server names it by its own number.
+pub trait BufferMemory {
+    /// How a client is given the memory (a descriptor, an address to share).
+    type Share;
+
+    /// Makes buffer `id` of `length` bytes (a multiple of 4096), filled with zeros. The segments are in
+    /// the order of the buffer's bytes, each a multiple of 4096 long.
+    ///
+    /// # Errors
+    /// No such memory.
+    fn allocate(
+        &mut self,
+        id: u32,
+        length: u64,
+        constraints: Constraints,
+    ) -> Result<Vec<PhysRange>, MemoryError>;
+
+    /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. Its content
+    /// is cleared before anyone else gets it. An unknown id is ignored.
+    fn release(&mut self, id: u32);
+
+    /// A new share of the memory of buffer `id`; `None` when there is no such buffer or no descriptor left.
+    fn share(&mut self, id: u32) -> Option<Self::Share>;
+}

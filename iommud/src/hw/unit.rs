@@ -1,0 +1,184 @@
+//! What every remapping unit can do, whatever its vendor.
+
+use iommu_protocol::fault::FaultAccess;
+use iommu_protocol::ids::RequesterId;
+
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::hw::radix::PteFormat;
+use crate::hw::seams::{MemoryError, TableMemory};
+use crate::topology::capabilities::{DomainTag, UnitCapabilities};
+
+/// The entry of one requester id in a unit's context or device table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Every access is denied and reported.
+    Blocked,
+    /// Every access is denied and not reported: a source that storms.
+    Silenced,
+    /// Accesses go through the page table at `root`.
+    Translate {
+        /// Tag of the domain.
+        tag: DomainTag,
+        /// Root of its page table.
+        root: PhysAddr,
+        /// Levels of its page table, 3 to 6.
+        levels: u8,
+    },
+    /// Accesses go to memory untranslated (policy `off`).
+    PassThrough {
+        /// Tag that such requests are cached under.
+        tag: DomainTag,
+    },
+}
+
+/// Why an operation of a unit failed. The unit is to be taken as failed, except after `Memory` and
+/// `Unsupported`, which change nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitError {
+    /// A wait passed its deadline.
+    Timeout {
+        /// What was waited for.
+        what: &'static str,
+    },
+    /// The invalidation queue or command ring reported an error that could not be cleared.
+    Queue {
+        /// What happened.
+        what: &'static str,
+        /// The status register then.
+        status: u64,
+    },
+    /// Registers read all ones: the unit is not there or lost power.
+    Dead,
+    /// A capability that is needed is missing, or a value is outside what the unit can hold.
+    Unsupported {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// No memory for a table.
+    Memory(MemoryError),
+}
+
+impl From<MemoryError> for UnitError {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl core::fmt::Display for UnitError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Timeout { what } => write!(f, "timed out waiting for {what}"),
+            Self::Queue { what, status } => write!(f, "{what} (status {status:#x})"),
+            Self::Dead => f.write_str("registers read all ones"),
+            Self::Unsupported { what } => write!(f, "unsupported: {what}"),
+            Self::Memory(MemoryError::Exhausted) => f.write_str("no memory for tables"),
+            Self::Memory(MemoryError::Constraints) => {
+                f.write_str("no memory that meets the constraints")
+            }
+        }
+    }
+}
+
+/// A fault as a unit reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HardwareFault {
+    /// Who tried.
+    pub source: RequesterId,
+    /// Where, if the unit says.
+    pub address: Option<Iova>,
+    /// What it tried.
+    pub access: FaultAccess,
+    /// The unit's own code.
+    pub reason: u16,
+    /// The code in words.
+    pub words: &'static str,
+}
+
+/// A running unit: the object exists only while the hardware translates or is about to (bring-up ends with
+/// [`Unit::enable`]). Constructors are the backends' own, since they differ in what firmware gives them.
+///
+/// Writing an entry and making the unit forget the old one are separate operations, because their order is
+/// the plan's business: see `policy::plan::Step`.
+pub trait Unit {
+    /// The memory that this unit's tables live in.
+    type Memory: TableMemory;
+    /// The format of this unit's page table entries.
+    type Format: PteFormat;
+
+    /// What the unit can do.
+    fn capabilities(&self) -> UnitCapabilities;
+
+    /// Writes the entry of `source`, cleaned for hardware that does not snoop. An entry that translates is
+    /// replaced by going through one that denies. What the unit has cached of the old entry stays until
+    /// [`Unit::invalidate_entry`].
+    ///
+    /// # Errors
+    /// `Memory` when a context table cannot be allocated, `Unsupported`; the entry is as before.
+    fn write_entry(
+        &mut self,
+        memory: &mut Self::Memory,
+        source: RequesterId,
+        entry: Entry,
+    ) -> Result<(), UnitError>;
+
+    /// Makes the unit forget what it cached of the entry of `source`, and of the translations of `old`
+    /// when the entry translated before. Returns when the unit has done so. When the entry was absent or
+    /// denied before (`old` is `None`), a unit that never caches such entries does nothing but make the
+    /// new one visible.
+    ///
+    /// # Errors
+    /// `Timeout`, `Queue`: nothing is known of what the unit still has cached.
+    fn invalidate_entry(
+        &mut self,
+        memory: &mut Self::Memory,
+        source: RequesterId,
+        old: Option<DomainTag>,
+    ) -> Result<(), UnitError>;
+
+    /// Makes new translations of a domain visible: does nothing unless the unit caches absent entries or
+    /// needs its write buffer flushed.
+    ///
+    /// # Errors
+    /// As [`Unit::invalidate_entry`].
+    fn publish_pages(
+        &mut self,
+        memory: &mut Self::Memory,
+        tag: DomainTag,
+        range: IovaRange,
+    ) -> Result<(), UnitError>;
+
+    /// Makes the unit forget translations of a domain: one invalidation that covers `range` and one wait.
+    /// `tables_freed` says that page tables, not only leaves, were unlinked. Returns when done.
+    ///
+    /// # Errors
+    /// As [`Unit::invalidate_entry`].
+    fn invalidate_pages(
+        &mut self,
+        memory: &mut Self::Memory,
+        tag: DomainTag,
+        range: IovaRange,
+        tables_freed: bool,
+    ) -> Result<(), UnitError>;
+
+    /// Turns translation on; every source without an entry is denied from then on. Idempotent. On a unit
+    /// that was taken over with translation on, this is where its root pointer is swapped.
+    ///
+    /// # Errors
+    /// `Timeout`, `Queue`.
+    fn enable(&mut self, memory: &mut Self::Memory) -> Result<(), UnitError>;
+
+    /// Takes the waiting fault records, oldest first, at most `limit` of them, and clears them in the unit.
+    /// Returns the number of faults the unit is known to have lost (at least; overflow counts as one).
+    ///
+    /// # Errors
+    /// `Dead`, `Timeout`.
+    fn take_faults(
+        &mut self,
+        memory: &mut Self::Memory,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError>;
+
+    /// Registers in words, for `units/N`.
+    fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result;
+}

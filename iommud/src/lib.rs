@@ -1,0 +1,25 @@
+//! A userspace IOMMU server. See `README.md` for what it does and `CONTRIBUTING.md` for where what lives.
+//!
+//! ```text
+//! main -> platform -> server -> engine -> hw -> seams (RegisterIo, TableMemory, Clock)
+//!                     server, engine -> policy -> protocol ids, topology
+//!                     acpi -> topology
+//! ```
+//!
+//! Data moves one way: bytes -> operation -> event -> plan -> unit -> outcome -> commit or abort -> reply.
+//! One thread takes one event at a time and runs it to completion; nothing here locks, awaits or calls
+//! back into the loop.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+pub mod acpi;
+pub mod addr;
+pub mod engine;
+pub mod hw;
+pub mod policy;
+pub mod server;
+pub mod topology;
+
+#[cfg(feature = "std")]
+pub mod platform;

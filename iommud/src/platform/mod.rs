@@ -1,0 +1,1 @@
+//! The seams over real machines. The only place with `unsafe`.

@@ -1,0 +1,139 @@
+//! What can happen, and what comes of it.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::{PciAddress, Slot};
+use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
+
+use crate::addr::{Iova, PhysRange};
+use crate::policy::ids::{BufferId, ClientId, SessionId, UnitIndex};
+use crate::topology::capabilities::UnitCapabilities;
+use crate::topology::pci::PciFunction;
+
+/// Something that happened. Requests of clients, units coming up and failing, functions coming and going
+/// and the deaths of clients enter the same queue.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A unit was brought up as far as taking entries. Its plan ends with turning translation on.
+    UnitReady(UnitIndex, UnitCapabilities),
+    /// A unit can no longer be relied on.
+    UnitFailed(UnitIndex),
+    /// A function appeared (the first walk, or hot-plug).
+    FunctionAdded(PciFunction),
+    /// A function went away.
+    FunctionRemoved(PciAddress),
+    /// The server took memory that domains of policy `compat` map: it is removed from them.
+    MemoryTaken(PhysRange),
+    /// The server gave such memory back to the system.
+    MemoryReturned(PhysRange),
+    /// A device was opened for writing; under a session, when its owner opens another member.
+    Claim {
+        /// Whose quota it counts against.
+        client: ClientId,
+        /// The device.
+        address: PciAddress,
+        /// The session it was opened under.
+        parent: Option<SessionId>,
+    },
+    /// Attach, detach: into the session's domain, back to policy.
+    Attach(SessionId),
+    /// See `Attach`.
+    Detach(SessionId),
+    /// A buffer was allocated for a session.
+    Allocate(SessionId, AllocateRequest),
+    /// A session gives up a buffer.
+    Release(SessionId, Slot),
+    /// Another session of the same client is given a buffer.
+    Import(SessionId, BufferId),
+    /// Maps and unmaps, all or none. A single one is a batch of one.
+    Batch(SessionId, Vec<BatchRequest>),
+    /// A buffer's descriptor was opened, and closed again.
+    Hold(SessionId, Slot),
+    /// See `Hold`.
+    Drop(BufferId),
+    /// A session was closed, or its process died.
+    Close(SessionId),
+    /// The server stops: every group goes back to policy.
+    Shutdown,
+}
+
+/// A buffer to be entered.
+#[derive(Clone, Debug)]
+pub struct AllocateRequest {
+    /// Its number, not in use.
+    pub buffer: BufferId,
+    /// Its memory, in order.
+    pub segments: Vec<PhysRange>,
+    /// Length in bytes: the sum of the segments.
+    pub length: u64,
+    /// Alignment of the I/O virtual address, a power of two from 4096 on.
+    pub alignment: u64,
+    /// Boundary that the range may not cross, 0 for none.
+    pub boundary: u64,
+    /// What devices may do.
+    pub access: Access,
+    /// How.
+    pub flags: AllocateFlags,
+}
+
+/// One element of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchRequest {
+    /// Map.
+    Map(MapRequest),
+    /// Unmap exactly one mapping.
+    Unmap {
+        /// Its first address.
+        iova: Iova,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// Map at the buffer's own reserved address.
+    Grant(MapRequest),
+    /// Undo exactly one grant.
+    Revoke {
+        /// The buffer.
+        slot: Slot,
+        /// First byte in the buffer.
+        offset: u64,
+        /// Length in bytes.
+        length: u64,
+    },
+}
+
+/// A range of a buffer to be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapRequest {
+    /// The buffer.
+    pub slot: Slot,
+    /// First byte in the buffer.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Where, with `MapFlags::FIXED`.
+    pub iova: Iova,
+    /// What devices may do.
+    pub access: Access,
+    /// How.
+    pub flags: MapFlags,
+}
+
+/// What came of an event that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; there is nothing to tell.
+    Done,
+    /// A new session.
+    Session(SessionId),
+    /// A buffer was entered, at this address.
+    Buffer {
+        /// Its slot in the session.
+        slot: Slot,
+        /// Where it is mapped or will be.
+        iova: Iova,
+    },
+    /// A buffer is held, or was imported under this slot.
+    Held(BufferId, Slot),
+    /// One address an element of the batch (0 for an unmap).
+    Batch(Vec<Iova>),
+}

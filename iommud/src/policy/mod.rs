@@ -1,0 +1,18 @@
+//! Decisions, and nothing else: no input or output, no log, no clock, no hardware type.
+//!
+//! ```text
+//!            decide(event)                    run by the engine
+//!  Registry ---------------> Plan (ordered) ---------------------> commit(plan) -> Outcome
+//!     |                                      \
+//!     +--> Refusal (nothing changed)          +-- a step failed, its predecessors undone --> abort(plan)
+//! ```
+//!
+//! A plan is complete before the first register is touched, and consumed by `commit` or `abort`.
+
+mod event;
+mod ids;
+mod plan;
+
+pub use event::{AllocateRequest, BatchRequest, Event, MapRequest, Outcome};
+pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
+pub use plan::{Binding, Step};

@@ -1,0 +1,138 @@
+//! Plans. All ordering of the server lives in the sequences of [`Step`] that policy builds.
+//!
+//! What each step assumes of the ones before it:
+//!
+//! ```text
+//! unmap      Unmap -> Invalidate (every unit of the domain) -> ReleaseTables -> ReleaseBuffer
+//! map        Map -> Publish (every unit of the domain)
+//! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
+//! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
+//! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
+//! ```
+
+use iommu_protocol::ids::RequesterId;
+use iommu_protocol::wire::Access;
+
+use crate::addr::{IovaRange, PhysAddr};
+use crate::policy::ids::{BufferId, DomainId, UnitIndex};
+use crate::topology::capabilities::DomainTag;
+
+/// One step of a plan. The engine runs steps in order; when one fails it undoes the ones before it, last
+/// first, and the plan is aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Makes the empty page table of a domain. Undone by destroying it: nothing has pointed to it.
+    CreateTable {
+        /// The domain.
+        domain: DomainId,
+        /// Its tag in every unit.
+        tag: DomainTag,
+    },
+    /// Frees a domain's page table. No entry points to it and every unit has forgotten it. Cannot fail.
+    DestroyTable {
+        /// The domain.
+        domain: DomainId,
+    },
+    /// Enters translations, all or none. Undone by removing them, invalidating and freeing what was added.
+    Map {
+        /// The domain.
+        domain: DomainId,
+        /// Where.
+        range: IovaRange,
+        /// Memory of the first byte; the rest follows.
+        phys: PhysAddr,
+        /// What devices may do.
+        access: Access,
+    },
+    /// Removes translations. Tables that become empty are unlinked but kept until `ReleaseTables`. Undone
+    /// by linking them again and entering the same leaves.
+    Unmap {
+        /// The domain.
+        domain: DomainId,
+        /// Where.
+        range: IovaRange,
+        /// Memory of the first byte, as it was mapped.
+        phys: PhysAddr,
+        /// What devices could do.
+        access: Access,
+    },
+    /// Makes translations just entered visible where a unit caches absent entries.
+    Publish {
+        /// The unit.
+        unit: UnitIndex,
+        /// The domain.
+        domain: DomainId,
+        /// A range around all that was mapped.
+        range: IovaRange,
+    },
+    /// Makes a unit forget translations: one invalidation, one wait. When the step returns, it has.
+    Invalidate {
+        /// The unit.
+        unit: UnitIndex,
+        /// The domain.
+        domain: DomainId,
+        /// A range around all that was unmapped.
+        range: IovaRange,
+    },
+    /// Frees the tables that `Unmap` steps of this plan unlinked. Cannot fail.
+    ReleaseTables {
+        /// The domain.
+        domain: DomainId,
+    },
+    /// Writes an entry that denies.
+    Block {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+        /// What the entry is now, for undoing.
+        was: Binding,
+    },
+    /// Writes an entry that lets the requester into a domain. The entry denied before.
+    Translate {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+        /// The domain.
+        domain: DomainId,
+    },
+    /// Writes an entry that lets the requester through untranslated (policy `off`). The entry denied before.
+    PassThrough {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+    },
+    /// Makes a unit forget what it cached of a requester's entry, and of its old domain's translations.
+    InvalidateEntry {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+        /// What the entry was before it was last written.
+        was: Binding,
+    },
+    /// Turns a unit's translation on. Every function behind it has its entry.
+    Enable {
+        /// The unit.
+        unit: UnitIndex,
+    },
+    /// Gives a buffer's memory back. No translation reaches it and every unit has forgotten those that
+    /// did. Cannot fail.
+    ReleaseBuffer {
+        /// The buffer.
+        buffer: BufferId,
+    },
+}
+
+/// What a requester's entry lets it do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// Nothing: blocked, or never written.
+    Blocked,
+    /// What a domain maps.
+    Domain(DomainId),
+    /// Everything, untranslated.
+    PassThrough,
+}

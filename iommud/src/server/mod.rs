@@ -1,0 +1,1 @@
+//! Protocol bytes to events and back; handles.

@@ -1,0 +1,56 @@
+//! What units can do, as plain data: what policy needs to know of hardware.
+
+use bitflags::bitflags;
+
+/// The number under which hardware caches a domain's translations (VT-d domain-id, AMD-Vi DomainID).
+/// 0 is never used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainTag(pub u16);
+
+bitflags! {
+    /// Depths of page tables that a unit walks.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct LevelSet: u8 {
+        /// 3 levels, 39 bits.
+        const THREE = 1 << 3;
+        /// 4 levels, 48 bits.
+        const FOUR = 1 << 4;
+        /// 5 levels, 57 bits.
+        const FIVE = 1 << 5;
+        /// 6 levels, 64 bits (AMD-Vi).
+        const SIX = 1 << 6;
+    }
+}
+
+bitflags! {
+    /// Sizes of leaves. The bit's value is the size in bytes.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PageSizes: u64 {
+        /// 4 KiB.
+        const SIZE_4K = 1 << 12;
+        /// 2 MiB.
+        const SIZE_2M = 1 << 21;
+        /// 1 GiB.
+        const SIZE_1G = 1 << 30;
+    }
+}
+
+/// What a unit can do. A domain over several units uses the intersection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitCapabilities {
+    /// Depths of page tables. Never empty.
+    pub levels: LevelSet,
+    /// Sizes of leaves. Contains 4 KiB.
+    pub page_sizes: PageSizes,
+    /// The unit snoops caches when it walks tables; else stores must be cleaned.
+    pub coherent: bool,
+    /// The unit caches non-present entries too: making an entry present needs an invalidation
+    /// (VT-d CAP.CM, AMD-Vi NpCache).
+    pub caches_absent: bool,
+    /// Highest domain tag.
+    pub last_tag: u16,
+    /// Entries may let requests through untranslated.
+    pub pass_through: bool,
+    /// Bits of a physical address that tables can hold.
+    pub physical_bits: u8,
+}

@@ -1,0 +1,82 @@
+//! PCI functions, and the seam through which configuration space is read.
+
+use iommu_protocol::ids::PciAddress;
+
+/// Reads configuration space. Nothing in the server writes it.
+pub trait ConfigSpace {
+    /// The 32 bits at `offset` (a multiple of 4, below 4096) of a function; all ones where no function
+    /// answers or the offset cannot be reached.
+    fn read(&mut self, address: PciAddress, offset: u16) -> u32;
+}
+
+/// Kind of a function, from its header type and PCI Express capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FunctionKind {
+    /// PCI Express endpoint, or an endpoint integrated in the root complex.
+    Endpoint,
+    /// Endpoint integrated in the root complex.
+    RootComplexEndpoint,
+    /// A function on a conventional PCI bus.
+    Conventional,
+    /// Root port, with the buses behind it.
+    RootPort(Buses),
+    /// Upstream port of a switch.
+    UpstreamPort(Buses),
+    /// Downstream port of a switch.
+    DownstreamPort(Buses),
+    /// Bridge from PCI Express to conventional PCI: takes its secondary bus's requester id `bus:00.0`.
+    ExpressToConventional(Buses),
+    /// Bridge from conventional PCI to PCI Express.
+    ConventionalToExpress(Buses),
+    /// Conventional PCI-to-PCI bridge: puts its own requester id on requests from behind.
+    ConventionalBridge(Buses),
+    /// Event collector of the root complex.
+    EventCollector,
+}
+
+/// Buses behind a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buses {
+    /// The bus directly behind.
+    pub secondary: u8,
+    /// The highest bus behind (inclusive).
+    pub subordinate: u8,
+}
+
+/// One function of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// Class, subclass, programming interface: bits 23:16, 15:8, 7:0.
+    pub class: u32,
+    /// What it is.
+    pub kind: FunctionKind,
+    /// The device has more than one function.
+    pub multifunction: bool,
+    /// The ACS control bits that are in force, as in the ACS control register; `None` without the
+    /// capability (PCI Express Base 6.0 section 7.7.11).
+    pub acs: Option<u16>,
+    /// The ACS capability bits.
+    pub acs_capability: u16,
+}
+
+impl FunctionKind {
+    /// The buses behind, for any bridge.
+    #[must_use]
+    pub const fn buses(self) -> Option<Buses> {
+        match self {
+            Self::RootPort(buses)
+            | Self::UpstreamPort(buses)
+            | Self::DownstreamPort(buses)
+            | Self::ExpressToConventional(buses)
+            | Self::ConventionalToExpress(buses)
+            | Self::ConventionalBridge(buses) => Some(buses),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! What a driver and `iommud` say to each other.
+//!
+//! The crate holds names and bytes only: identities ([`ids`]), scheme paths ([`path`]), one structure per
+//! operation ([`wire`]), refusals ([`status`]), fault records ([`fault`]) and the frames that carry scheme
+//! operations over a Unix socket where there is no scheme ([`frame`]). It does no input or output.
+//!
+//! No structure of this crate has room for a physical address: a client names memory by the slot of a
+//! buffer it owns and learns only I/O virtual addresses.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod fault;
+pub mod frame;
+pub mod ids;
+pub mod path;
+pub mod status;
+pub mod wire;
+
+pub use ids::{PciAddress, RequesterId};
+pub use status::{Errno, Refusal};

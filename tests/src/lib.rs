@@ -1,0 +1,1 @@
+//! Software units and what the tests share.
