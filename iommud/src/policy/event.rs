@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, Slot};
+use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 
 use crate::addr::{Iova, PhysRange};
@@ -134,6 +135,29 @@ pub enum Outcome {
     },
     /// A buffer is held, or was imported under this slot.
     Held(BufferId, Slot),
+    /// A batch of one was carried out: its address (0 for an unmap).
+    Single(Iova),
     /// One address an element of the batch (0 for an unmap).
     Batch(Vec<Iova>),
+}
+
+/// An event was refused; nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// Index of the element of a batch that was refused; else 0.
+    pub item: u32,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, item: 0 }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        refused.refusal
+    }
 }

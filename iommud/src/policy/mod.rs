@@ -9,10 +9,19 @@
 //!
 //! A plan is complete before the first register is touched, and consumed by `commit` or `abort`.
 
+mod config;
 mod event;
 mod ids;
 mod plan;
+mod registry;
+mod view;
 
-pub use event::{AllocateRequest, BatchRequest, Event, MapRequest, Outcome};
+pub use config::{Config, Matcher, Mode, Quotas, Rule};
+pub use event::{AllocateRequest, BatchRequest, Event, MapRequest, Outcome, Refused};
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-pub use plan::{Binding, Step};
+pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Step};
+pub use registry::Registry;
+pub use view::{
+    BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
+    UnitView,
+};

@@ -10,12 +10,18 @@
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
 //! ```
 
+use alloc::vec::Vec;
+
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::Access;
 
 use crate::addr::{IovaRange, PhysAddr};
+use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, DomainId, UnitIndex};
-use crate::topology::capabilities::DomainTag;
+use crate::topology::capabilities::{DomainTag, TableFormat};
+
+/// The tag under which units cache requests that go through untranslated. No domain has it.
+pub const PASS_THROUGH_TAG: DomainTag = DomainTag(1);
 
 /// One step of a plan. The engine runs steps in order; when one fails it undoes the ones before it, last
 /// first, and the plan is aborted.
@@ -27,6 +33,8 @@ pub enum Step {
         domain: DomainId,
         /// Its tag in every unit.
         tag: DomainTag,
+        /// What every unit that may use it can walk.
+        format: TableFormat,
     },
     /// Frees a domain's page table. No entry points to it and every unit has forgotten it. Cannot fail.
     DestroyTable {
@@ -88,6 +96,14 @@ pub enum Step {
         /// What the entry is now, for undoing.
         was: Binding,
     },
+    /// Writes an entry that denies into the tables of a unit that has failed. A precaution: nobody can say
+    /// whether the unit honours it, so nothing is ever freed on its account. Cannot fail the plan.
+    Deny {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+    },
     /// Writes an entry that lets the requester into a domain. The entry denied before.
     Translate {
         /// The unit.
@@ -135,4 +151,26 @@ pub enum Binding {
     Domain(DomainId),
     /// Everything, untranslated.
     PassThrough,
+}
+
+/// A decision, complete before the first register is touched. [`Registry::commit`] or
+/// [`Registry::abort`] consumes it; there is at most one at a time.
+///
+/// Steps that cannot fail come after all that can, so that a failure can always be undone.
+///
+/// [`Registry::commit`]: crate::policy::Registry::commit
+/// [`Registry::abort`]: crate::policy::Registry::abort
+#[derive(Debug)]
+#[must_use = "a plan is consumed by commit or abort"]
+pub struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) outcome: Outcome,
+}
+
+impl Plan {
+    /// What is to be done, in order.
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
 }

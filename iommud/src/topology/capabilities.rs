@@ -54,3 +54,14 @@ pub struct UnitCapabilities {
     /// Bits of a physical address that tables can hold.
     pub physical_bits: u8,
 }
+
+/// What the page table of a domain is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFormat {
+    /// Levels, 3 to 6.
+    pub levels: u8,
+    /// Sizes of leaves that may be used. Contains 4 KiB.
+    pub page_sizes: PageSizes,
+    /// Every unit snoops; else every store is cleaned.
+    pub coherent: bool,
+}

@@ -1,0 +1,115 @@
+//! What the administrator decides: the mode of each unclaimed device, and what a client may use up.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::PciAddress;
+
+use crate::topology::pci::PciFunction;
+
+/// What a device may do while nobody has claimed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Mode {
+    /// Untranslated, where the unit can do that; else as `Compat`.
+    Off,
+    /// All memory one to one, except what is the server's own.
+    #[default]
+    Compat,
+    /// Nothing but the regions that firmware reserves for it.
+    Strict,
+}
+
+/// Which devices a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matcher {
+    /// The function at this address.
+    Address(PciAddress),
+    /// Every function with this vendor and device id.
+    Device {
+        /// Vendor id.
+        vendor: u16,
+        /// Device id.
+        device: u16,
+    },
+    /// Every function whose class, under the mask, is this.
+    Class {
+        /// Class, subclass, programming interface: bits 23:16, 15:8, 7:0.
+        class: u32,
+        /// Bits that are compared.
+        mask: u32,
+    },
+}
+
+impl Matcher {
+    /// Whether the rule is about this function.
+    #[must_use]
+    pub fn matches(self, function: &PciFunction) -> bool {
+        match self {
+            Self::Address(address) => address == function.address,
+            Self::Device { vendor, device } => {
+                vendor == function.vendor && device == function.device
+            }
+            Self::Class { class, mask } => class & mask == function.class & mask,
+        }
+    }
+}
+
+/// A mode for some devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Which devices.
+    pub matcher: Matcher,
+    /// Their mode.
+    pub mode: Mode,
+}
+
+/// What one client may use at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// Bytes of buffers.
+    pub memory: u64,
+    /// Mappings and grants.
+    pub mappings: u32,
+    /// Sessions.
+    pub sessions: u32,
+    /// Buffers and imports of buffers.
+    pub buffers: u32,
+    /// Domains: devices claimed independently of each other.
+    pub domains: u32,
+    /// Regions of 2 MiB in which mappings begin or end, in each domain: what its page tables may use.
+    pub regions: u32,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            memory: 1 << 30,
+            mappings: 1 << 16,
+            sessions: 64,
+            buffers: 4096,
+            domains: 16,
+            regions: 1 << 14,
+        }
+    }
+}
+
+/// The policy of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Config {
+    /// Mode of devices that no rule is about.
+    pub default: Mode,
+    /// The first rule that matches decides.
+    pub rules: Vec<Rule>,
+    /// Limits of each client.
+    pub quotas: Quotas,
+}
+
+impl Config {
+    /// The mode of a function.
+    #[must_use]
+    pub fn mode(&self, function: &PciFunction) -> Mode {
+        self.rules
+            .iter()
+            .find(|rule| rule.matcher.matches(function))
+            .map_or(self.default, |rule| rule.mode)
+    }
+}
