@@ -1,2 +1,52 @@
 //! What the README and CI call.
-fn main() {}
+
+mod build;
+mod cpio;
+mod demo;
+mod guest;
+mod kernel;
+mod options;
+mod packages;
+mod qemu;
+mod report;
+mod workspace;
+
+use std::process::ExitCode;
+
+use options::Command;
+
+/// Exit code when something is missing that this program cannot or may not bring.
+const EXIT_MISSING: u8 = 2;
+
+fn main() -> ExitCode {
+    let command = match options::parse() {
+        Ok(command) => command,
+        Err(error) => {
+            eprintln!("{error}\n\n{}", options::USAGE);
+            return ExitCode::from(EXIT_MISSING);
+        }
+    };
+    let result = match command {
+        Command::Help => {
+            println!("{}", options::USAGE);
+            Ok(true)
+        }
+        Command::Demo(options) => demo::run(&options),
+        Command::NotBuilt(name) => {
+            eprintln!("xtask {name}: not built yet");
+            return ExitCode::from(EXIT_MISSING);
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if error.is::<packages::Missing>() => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_MISSING)
+        }
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Lines to the machine that runs the guest, over the second serial port.
+//!
+//! ```text
+//! @@ok NUMBER | detail      a check passed
+//! @@fail NUMBER | detail    a check failed
+//! @@log text                progress
+//! @@end                     every check was tried
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::Mutex;
+use std::time::Instant;
+
+static PORT: Mutex<Option<File>> = Mutex::new(None);
+
+/// Opens the port. Before, and if that fails, lines go to the console.
+pub(crate) fn open() {
+    if let Ok(file) = OpenOptions::new().write(true).open("/dev/ttyS1")
+        && let Ok(mut port) = PORT.lock()
+    {
+        *port = Some(file);
+    }
+}
+
+fn line(text: &str) {
+    let text = format!("{}\n", text.replace(['\n', '\r'], " / "));
+    let Ok(mut port) = PORT.lock() else { return };
+    let sent = match port.as_mut() {
+        Some(file) => file.write_all(text.as_bytes()),
+        None => std::io::stdout().write_all(text.as_bytes()),
+    };
+    // There is nobody left to tell: the host counts the line as missing.
+    drop(sent);
+}
+
+/// Progress.
+pub(crate) fn log(text: &str) {
+    line(&format!("@@log {text}"));
+}
+
+/// Ends the report.
+pub(crate) fn end() {
+    line("@@end");
+}
+
+/// Runs check `number` and reports what came of it: the detail it returns, or its error.
+pub(crate) fn check(number: usize, body: impl FnOnce() -> anyhow::Result<String>) -> bool {
+    let start = Instant::now();
+    let result = body();
+    let ms = start.elapsed().as_millis();
+    match &result {
+        Ok(detail) => line(&format!("@@ok {number} | {detail} [{ms} ms]")),
+        Err(error) => line(&format!("@@fail {number} | {error:#} [{ms} ms]")),
+    }
+    result.is_ok()
+}

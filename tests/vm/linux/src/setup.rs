@@ -1,0 +1,70 @@
+//! What a first process does before anything else, and last.
+
+use anyhow::{Context, Result, ensure};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::RebootCommand;
+
+use crate::checks::Scenario;
+use crate::memory::HUGE_MOUNT;
+
+/// Huge pages asked of the kernel, 2 MiB each.
+const HUGE_PAGES: usize = 128;
+
+/// Mounts what programs expect.
+pub(crate) fn mount_all() -> Result<()> {
+    for (kind, target) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/tmp"),
+        ("hugetlbfs", HUGE_MOUNT),
+    ] {
+        std::fs::create_dir_all(target).with_context(|| format!("creating {target}"))?;
+        mount(kind, target, kind, MountFlags::empty(), None)
+            .with_context(|| format!("mounting {target}"))?;
+    }
+    Ok(())
+}
+
+/// Reserves huge pages; returns how many there are.
+pub(crate) fn huge_pages() -> Result<usize> {
+    let path = "/proc/sys/vm/nr_hugepages";
+    std::fs::write(path, HUGE_PAGES.to_string()).context(path)?;
+    let pages = std::fs::read_to_string(path).context(path)?.trim().parse().context(path)?;
+    ensure!(pages >= HUGE_PAGES, "only {pages} of {HUGE_PAGES} huge pages");
+    Ok(pages)
+}
+
+/// The scenario that the kernel's command line names.
+pub(crate) fn scenario() -> Result<Scenario> {
+    let line = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+    let name = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("iommud.scenario="))
+        .context("the command line names no scenario")?;
+    Scenario::from_name(name).with_context(|| format!("unknown scenario {name}"))
+}
+
+/// The kernel's release, and how long it took to get here.
+pub(crate) fn kernel() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let uptime = read("/proc/uptime");
+    let seconds = uptime.split_whitespace().next().unwrap_or("?");
+    format!("Linux {}, up {seconds} s", read("/proc/sys/kernel/osrelease").trim())
+}
+
+/// Ends the machine.
+pub(crate) fn power_off() {
+    rustix::fs::sync();
+    if let Err(error) = rustix::system::reboot(RebootCommand::PowerOff) {
+        report_and_hang(&error.to_string());
+    }
+}
+
+fn report_and_hang(error: &str) {
+    crate::report::log(&format!("power-off failed: {error}"));
+    loop {
+        std::thread::park();
+    }
+}

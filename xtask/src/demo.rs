@@ -1,0 +1,107 @@
+//! `xtask demo`: the story in a Linux guest.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::guest::{self, Parts, Scenario};
+use crate::options::{DemoOptions, Iommu};
+use crate::packages::{self, QEMU};
+use crate::qemu::End;
+use crate::report::Report;
+use crate::{build, kernel};
+
+/// The story takes about a minute; a guest that takes this long hangs.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// Lines of the console that are shown after a failure.
+const CONSOLE_TAIL: usize = 30;
+
+/// Runs the demo; says whether every check passed.
+///
+/// # Errors
+/// The guest could not be made or started.
+pub(crate) fn run(options: &DemoOptions) -> Result<bool> {
+    let (passed, failed) = run_counted(options)?;
+    println!("demo: {passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+/// As [`run`], without the closing line; returns the checks passed and failed.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize)> {
+    let scenario = match (options.machine, options.iommu) {
+        (true, _) => Scenario::Machine,
+        (false, Iommu::Intel) => Scenario::Intel,
+        (false, Iommu::None) => Scenario::None,
+    };
+    let started = Instant::now();
+    let parts = prepare(scenario)?;
+    println!("set up in {:.1} s", started.elapsed().as_secs_f32());
+
+    let machine = guest::machine(&parts, scenario, options.iommu, options.caching_mode, DEADLINE);
+    println!("booting: {}", describe(options));
+    let started = Instant::now();
+    let mut report = Report::new(scenario.checks());
+    let end = machine.run(|line| {
+        if let Some(text) = report.take(line) {
+            println!("{text}");
+        }
+    })?;
+    println!("ran for {:.1} s", started.elapsed().as_secs_f32());
+    conclude(&report, end, &parts, options)?;
+    Ok(report.counts())
+}
+
+fn prepare(scenario: Scenario) -> Result<Parts> {
+    packages::require(&[QEMU])?;
+    let kernel = kernel::image()?;
+    let binaries = build::linux_guest()?;
+    let directory = guest::directory(scenario.name())?;
+    let initramfs = directory.join("initramfs.cpio");
+    guest::initramfs(&binaries, &initramfs)?;
+    Ok(Parts { kernel, initramfs, directory })
+}
+
+fn describe(options: &DemoOptions) -> String {
+    match (options.iommu, options.caching_mode) {
+        (Iommu::Intel, true) => "intel-iommu, caching mode on".into(),
+        (Iommu::Intel, false) => "intel-iommu, caching mode off".into(),
+        (Iommu::None, _) => "no unit".into(),
+    }
+}
+
+fn conclude(report: &Report, end: End, parts: &Parts, options: &DemoOptions) -> Result<()> {
+    for (number, title) in report.silent() {
+        println!("FAILED {number} - {title}: did not report");
+    }
+    match end {
+        End::Deadline => println!("the guest was stopped after {} s", DEADLINE.as_secs()),
+        End::Exit(status) if !status.success() => println!("QEMU ended with {status}"),
+        End::Exit(_) if !report.ended() => println!("the guest ended before its report did"),
+        End::Exit(_) => {}
+    }
+    let console = std::fs::read(parts.directory.join("console.log")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let lines: Vec<_> = console.lines().map(str::trim_end).collect();
+    let shown = match (options.verbose, report.counts().1) {
+        (true, _) => lines.len(),
+        (false, 0) => 0,
+        (false, _) => CONSOLE_TAIL,
+    };
+    for line in lines.iter().skip(lines.len().saturating_sub(shown)) {
+        println!("  console | {line}");
+    }
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&report.json())?;
+        std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+    }
+    if options.keep {
+        println!("kept: {}", parts.directory.display());
+    } else {
+        std::fs::remove_dir_all(&parts.directory)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use lexopt::{Arg, Parser, ValueExt};
+
+/// What is printed for `--help` and after a mistake.
+pub(crate) const USAGE: &str = "\
+usage: cargo xtask COMMAND [OPTIONS]
+
+commands:
+  demo    boot a guest in QEMU and watch iommud confine real driver processes
+  test    everything CI runs
+  bench   measurements
+  redox   an image of Redox with iommud in it
+
+options of demo:
+  --iommu intel|amd|none   the unit of the guest's machine (default: intel)
+  --caching-mode on|off    VT-d CAP.CM of that unit (default: off)
+  --machine                check what the story takes for granted, not the story
+  --keep                   keep the guest's files, and say where they are
+  --verbose                show the guest's console too
+  --json FILE              also write the checks to FILE: an array of {name, ok, detail}";
+
+/// The unit of a guest's machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Iommu {
+    /// QEMU's intel-iommu.
+    Intel,
+    /// No unit.
+    None,
+}
+
+/// Options of `demo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DemoOptions {
+    /// The unit.
+    pub(crate) iommu: Iommu,
+    /// VT-d CAP.CM.
+    pub(crate) caching_mode: bool,
+    /// Only what the story takes for granted.
+    pub(crate) machine: bool,
+    /// Keep the guest's files.
+    pub(crate) keep: bool,
+    /// Show the guest's console.
+    pub(crate) verbose: bool,
+    /// Where the checks are written, too.
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl Default for DemoOptions {
+    fn default() -> Self {
+        Self {
+            iommu: Iommu::Intel,
+            caching_mode: false,
+            machine: false,
+            keep: false,
+            verbose: false,
+            json: None,
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Print the usage.
+    Help,
+    /// The demo.
+    Demo(DemoOptions),
+    /// A command that is named but does not exist yet.
+    NotBuilt(&'static str),
+}
+
+/// Reads the program's arguments.
+pub(crate) fn parse() -> Result<Command, lexopt::Error> {
+    parse_from(Parser::from_env())
+}
+
+fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    match parser.next()? {
+        Some(Arg::Value(name)) => match name.string()?.as_str() {
+            "demo" => demo(parser),
+            "bench" => Ok(Command::NotBuilt("bench")),
+            "redox" => Ok(Command::NotBuilt("redox")),
+            "test" => Ok(Command::NotBuilt("test")),
+            other => Err(format!("unknown command {other}").into()),
+        },
+        None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
+        Some(argument) => Err(argument.unexpected()),
+    }
+}
+
+fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = DemoOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
+                "intel" => options.iommu = Iommu::Intel,
+                "none" => options.iommu = Iommu::None,
+                "amd" => return Ok(Command::NotBuilt("demo --iommu amd")),
+                other => return Err(format!("--iommu {other}: intel, amd or none").into()),
+            },
+            Arg::Long("caching-mode") => match parser.value()?.string()?.as_str() {
+                "on" => options.caching_mode = true,
+                "off" => options.caching_mode = false,
+                other => return Err(format!("--caching-mode {other}: on or off").into()),
+            },
+            Arg::Long("machine") => options.machine = true,
+            Arg::Long("keep") => options.keep = true,
+            Arg::Long("verbose") => options.verbose = true,
+            Arg::Long("json") => options.json = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if options.machine && options.iommu == Iommu::None {
+        return Err("--machine needs a unit".into());
+    }
+    Ok(Command::Demo(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Result<Command, lexopt::Error> {
+        parse_from(Parser::from_args(text.split_whitespace()))
+    }
+
+    #[test]
+    fn demo_options_are_read() {
+        let Ok(Command::Demo(options)) =
+            words("demo --iommu none --caching-mode=on --keep --verbose --json x.json")
+        else {
+            panic!("not a demo")
+        };
+        assert_eq!(
+            options,
+            DemoOptions {
+                iommu: Iommu::None,
+                caching_mode: true,
+                machine: false,
+                keep: true,
+                verbose: true,
+                json: Some("x.json".into()),
+            }
+        );
+        assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for bad in
+            ["dem", "demo x", "demo --iommu", "demo --iommu arm", "demo --caching-mode 1", "--x"]
+        {
+            assert!(words(bad).is_err(), "{bad}");
+        }
+    }
+}

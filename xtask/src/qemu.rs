@@ -1,0 +1,97 @@
+//! Runs QEMU, with a deadline.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::packages::QEMU;
+
+/// A machine to be started.
+pub(crate) struct Machine {
+    /// Arguments of QEMU.
+    arguments: Vec<OsString>,
+    /// File that gets the first serial port, the console.
+    pub(crate) console: PathBuf,
+    /// How long it may run.
+    pub(crate) deadline: Duration,
+}
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// QEMU ended by itself.
+    Exit(ExitStatus),
+    /// It was stopped at its deadline.
+    Deadline,
+}
+
+impl Machine {
+    /// A q35 machine with one processor, software-emulated, without default devices. The first serial port
+    /// goes to the file `console`, the second is the one whose lines [`Machine::run`] delivers.
+    pub(crate) fn new(memory: &str, console: PathBuf, deadline: Duration) -> Self {
+        let mut machine = Self { arguments: Vec::new(), console, deadline };
+        machine.args(["-machine", "q35", "-accel", "tcg", "-smp", "1", "-m", memory]);
+        machine.args(["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"]);
+        let mut file = OsString::from("file:");
+        file.push(&machine.console);
+        machine.arguments.extend(["-serial".into(), file]);
+        machine.args(["-serial", "stdio"]);
+        machine
+    }
+
+    /// Adds arguments.
+    pub(crate) fn args<T: Into<OsString>>(&mut self, arguments: impl IntoIterator<Item = T>) {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+    }
+
+    /// Runs the machine to its end and gives each line of its second serial port to `sink`.
+    pub(crate) fn run(&self, mut sink: impl FnMut(&str)) -> Result<End> {
+        let mut child = Command::new(QEMU.name)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting QEMU")?;
+        let lines = reader(&mut child)?;
+        let mut child = KillOnDrop(child);
+        let end = Instant::now() + self.deadline;
+        loop {
+            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => sink(line.trim_end()),
+                Err(RecvTimeoutError::Disconnected) => return Ok(End::Exit(child.0.wait()?)),
+                Err(RecvTimeoutError::Timeout) => return Ok(End::Deadline),
+            }
+        }
+    }
+}
+
+fn reader(child: &mut Child) -> Result<Receiver<String>> {
+    let output = child.stdout.take().context("QEMU has no output")?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut output = BufReader::new(output);
+        let mut bytes = Vec::new();
+        while output.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
+            if sender.send(String::from_utf8_lossy(&bytes).into_owned()).is_err() {
+                return;
+            }
+            bytes.clear();
+        }
+    });
+    Ok(receiver)
+}
+
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Both fail only for a child that is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

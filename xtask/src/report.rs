@@ -1,0 +1,158 @@
+//! What guests report, checked against the list of checks fixed in advance.
+
+use serde_json::{Value, json};
+
+/// A line of a guest (see tests/vm/linux/src/report.rs).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Line<'a> {
+    /// A check and what came of it.
+    Check {
+        /// Its number, from 1.
+        number: usize,
+        /// Whether it passed.
+        ok: bool,
+        /// What was seen.
+        detail: &'a str,
+    },
+    /// Progress.
+    Log(&'a str),
+    /// The guest tried every check.
+    End,
+    /// Something else.
+    Other(&'a str),
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line.
+    pub(crate) fn parse(text: &'a str) -> Self {
+        let check = |rest: &'a str, ok| {
+            let (number, detail) = rest.split_once(" | ")?;
+            Some(Self::Check { number: number.parse().ok()?, ok, detail })
+        };
+        if text == "@@end" {
+            return Self::End;
+        }
+        if let Some(rest) = text.strip_prefix("@@log ") {
+            return Self::Log(rest);
+        }
+        text.strip_prefix("@@ok ")
+            .and_then(|rest| check(rest, true))
+            .or_else(|| text.strip_prefix("@@fail ").and_then(|rest| check(rest, false)))
+            .unwrap_or(Self::Other(text))
+    }
+}
+
+/// The results of one guest.
+#[derive(Debug)]
+pub(crate) struct Report {
+    titles: &'static [&'static str],
+    results: Vec<Option<(bool, String)>>,
+    ended: bool,
+    stray: usize,
+}
+
+impl Report {
+    /// A report on checks of these titles; none has passed.
+    pub(crate) fn new(titles: &'static [&'static str]) -> Self {
+        Self { titles, results: vec![None; titles.len()], ended: false, stray: 0 }
+    }
+
+    /// Takes a line in and returns what to show of it.
+    pub(crate) fn take(&mut self, text: &str) -> Option<String> {
+        match Line::parse(text) {
+            Line::Check { number, ok, detail } => Some(self.check(number, ok, detail)),
+            Line::Log(text) => Some(format!("      {text}")),
+            Line::End => {
+                self.ended = true;
+                None
+            }
+            Line::Other("") => None,
+            Line::Other(text) => Some(format!("      ? {text}")),
+        }
+    }
+
+    fn check(&mut self, number: usize, ok: bool, detail: &str) -> String {
+        let slot = number.checked_sub(1).and_then(|index| self.results.get_mut(index));
+        let title = number.checked_sub(1).and_then(|index| self.titles.get(index));
+        let word = if ok { "ok" } else { "FAILED" };
+        match (slot, title) {
+            (Some(slot), Some(title)) if slot.is_none() => {
+                *slot = Some((ok, detail.into()));
+                format!("{word} {number} - {title}: {detail}")
+            }
+            // Unknown, or reported twice: neither is a pass.
+            _ => {
+                self.stray += 1;
+                format!("FAILED {number} - not an open check of this run: {detail}")
+            }
+        }
+    }
+
+    /// Whether the guest said that it tried everything.
+    pub(crate) const fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Numbers and titles of the checks that did not report.
+    pub(crate) fn silent(&self) -> impl Iterator<Item = (usize, &'static str)> {
+        self.results
+            .iter()
+            .zip(self.titles)
+            .zip(1..)
+            .filter(|((result, _), _)| result.is_none())
+            .map(|((_, title), number)| (number, *title))
+    }
+
+    /// Checks passed and failed. Silence and lines that belong to no check are failures.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let passed = self.results.iter().flatten().filter(|(ok, _)| *ok).count();
+        (passed, self.results.len() - passed + self.stray)
+    }
+
+    /// The checks as an array of objects `name`, `ok`, `detail`.
+    pub(crate) fn json(&self) -> Value {
+        let object = |(title, result): (&&str, &Option<(bool, String)>)| match result {
+            Some((ok, detail)) => json!({ "name": title, "ok": ok, "detail": detail }),
+            None => json!({ "name": title, "ok": false, "detail": "did not report" }),
+        };
+        Value::Array(self.titles.iter().zip(&self.results).map(object).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_repetition_and_strangers_fail() {
+        let mut report = Report::new(&["a", "b", "c"]);
+        assert_eq!(report.counts(), (0, 3));
+        report.take("@@ok 1 | fine");
+        assert_eq!(report.counts(), (1, 2));
+        report.take("@@fail 2 | wrong");
+        assert_eq!(report.counts(), (1, 2));
+        report.take("@@ok 2 | fine after all");
+        report.take("@@ok 4 | unknown");
+        report.take("@@ok 0 | unknown");
+        assert_eq!(report.counts(), (1, 5));
+        assert_eq!(report.silent().collect::<Vec<_>>(), [(3, "c")]);
+        assert!(!report.ended());
+        report.take("@@end");
+        assert!(report.ended());
+        assert_eq!(
+            report.json(),
+            json!([
+                { "name": "a", "ok": true, "detail": "fine" },
+                { "name": "b", "ok": false, "detail": "wrong" },
+                { "name": "c", "ok": false, "detail": "did not report" },
+            ])
+        );
+    }
+
+    #[test]
+    fn broken_lines_are_no_checks() {
+        for text in ["@@ok", "@@ok 1", "@@ok x | y", "ok 1 | y", " @@ok 1 | y"] {
+            assert_eq!(Line::parse(text), Line::Other(text));
+        }
+    }
+}
