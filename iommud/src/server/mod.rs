@@ -1,1 +1,324 @@
-//! Protocol bytes to events and back; handles.
+//! The scheme: handles, texts and operations, the same on every platform.
+//!
+//! A platform calls one method of [`Server`] at a time; each runs to completion. A request becomes an
+//! [`Event`], policy makes a plan of it, the engine runs the plan, and the outcome is committed or aborted
+//! before the method returns.
+
+mod call;
+mod decode;
+mod faults;
+mod handles;
+mod machine;
+mod text;
+
+pub use handles::Handle;
+pub use machine::{Startup, UnitStart, UnitState};
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use iommu_protocol::frame::READABLE;
+use iommu_protocol::ids::{PciAddress, Slot};
+use iommu_protocol::path::{Path, SessionPath};
+use iommu_protocol::{Refusal, fault};
+
+use crate::engine::Engine;
+use crate::hw::{BufferMemory, Unit};
+use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
+use faults::Faults;
+use handles::{Handles, Object};
+use machine::Machine;
+
+/// Who opens a handle. Looked at when the handle is opened and never again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Whose quota counts.
+    pub client: ClientId,
+    /// User id.
+    pub uid: u32,
+}
+
+/// What `fstat` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Bytes of a text or buffer; 0 for directories and sessions.
+    pub size: u64,
+    /// File type and permission bits, as POSIX numbers them.
+    pub mode: u32,
+}
+
+const MODE_DIRECTORY: u32 = 0o040_500;
+const MODE_TEXT: u32 = 0o100_400;
+const MODE_DEVICE: u32 = 0o100_600;
+
+/// Counts of what the scheme did, for `metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    opens: u64,
+    calls: u64,
+    refusals: u64,
+    faults_lost_in_hardware: u64,
+}
+
+/// The server of one machine.
+pub struct Server<U: Unit, B: BufferMemory> {
+    registry: Registry,
+    engine: Engine<U>,
+    buffers: B,
+    handles: Handles,
+    faults: Faults,
+    machine: Machine,
+    counts: Counts,
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Opens `path`, relative to the handle `at` or to the scheme's root. Opening a device for writing
+    /// claims its group and opens a session.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`, `Quota`, `BadHandle`, and what claiming refuses.
+    pub fn open(
+        &mut self,
+        caller: Caller,
+        at: Option<Handle>,
+        path: &str,
+        write: bool,
+    ) -> Result<Handle, Refusal> {
+        self.counts.opens += 1;
+        let opened = self.open_checked(caller, at, path, write);
+        self.counted(opened)
+    }
+
+    fn open_checked(
+        &mut self,
+        caller: Caller,
+        at: Option<Handle>,
+        path: &str,
+        write: bool,
+    ) -> Result<Handle, Refusal> {
+        self.handles.admit(caller.client)?;
+        let object = match at.map(|handle| self.handles.object(handle).cloned()).transpose()? {
+            Some(Object::Session(session)) => self.open_below(caller, session, path, write)?,
+            Some(Object::Directory(base)) => self.open_top(caller, &join(base, path), write)?,
+            Some(_) => return Err(Refusal::NotFound),
+            None => self.open_top(caller, path, write)?,
+        };
+        Ok(self.handles.insert(caller.client, object))
+    }
+
+    fn open_top(&mut self, caller: Caller, path: &str, write: bool) -> Result<Object, Refusal> {
+        let path = Path::parse(path).ok_or(Refusal::NotFound)?;
+        if caller.uid != 0 {
+            return Err(Refusal::Permission);
+        }
+        match path {
+            Path::Device(address) if write => self.claim(caller.client, address, None),
+            _ if write => Err(Refusal::Permission),
+            _ if path.is_directory() => Ok(Object::Directory(path)),
+            _ => self.text(path).map(Object::Text).ok_or(Refusal::NotFound),
+        }
+    }
+
+    /// A session handle is the right to open what lies below it, whoever holds it.
+    fn open_below(
+        &mut self,
+        caller: Caller,
+        session: SessionId,
+        path: &str,
+        write: bool,
+    ) -> Result<Object, Refusal> {
+        match SessionPath::parse(path).ok_or(Refusal::NotFound)? {
+            SessionPath::Buffer(slot) => self.hold(session, slot),
+            SessionPath::Member(address) if write => {
+                self.claim(caller.client, address, Some(session))
+            }
+            SessionPath::Member(_) => Err(Refusal::Permission),
+        }
+    }
+
+    fn claim(
+        &mut self,
+        client: ClientId,
+        address: PciAddress,
+        parent: Option<SessionId>,
+    ) -> Result<Object, Refusal> {
+        match self.run(&Event::Claim { client, address, parent })? {
+            Outcome::Session(session) => Ok(Object::Session(session)),
+            _ => Err(Refusal::NotProbed),
+        }
+    }
+
+    fn hold(&mut self, session: SessionId, slot: Slot) -> Result<Object, Refusal> {
+        match self.run(&Event::Hold(session, slot))? {
+            Outcome::Held(buffer, _) => {
+                let length = self.registry.buffer_length(buffer).unwrap_or(0);
+                Ok(Object::Buffer { buffer, length })
+            }
+            _ => Err(Refusal::BadHandle),
+        }
+    }
+
+    /// Closes a handle: the end of a session takes its device back to policy, then gives its memory back.
+    /// A handle that is not open is ignored.
+    pub fn close(&mut self, handle: Handle) {
+        match self.handles.remove(handle) {
+            Some(Object::Session(session)) => {
+                self.run_to_the_end(&Event::Close(session));
+                self.faults.forget(session);
+            }
+            Some(Object::Buffer { buffer, .. }) => self.run_to_the_end(&Event::Drop(buffer)),
+            Some(Object::Directory(_) | Object::Text(_)) | None => {}
+        }
+    }
+
+    /// Reads fault records from a session (whole records only) or the bytes of a text from `offset` on.
+    ///
+    /// # Errors
+    /// `NotReady` when a session has no unread record, `BadLength` when `out` cannot hold one,
+    /// `BadHandle`, `BadOperation`.
+    pub fn read(&mut self, handle: Handle, offset: u64, out: &mut [u8]) -> Result<usize, Refusal> {
+        match self.handles.object(handle)? {
+            Object::Session(_) if out.len() < fault::RECORD_SIZE => Err(Refusal::BadLength),
+            Object::Session(session) => match self.faults.read(*session, out) {
+                0 => Err(Refusal::NotReady),
+                length => Ok(length),
+            },
+            Object::Text(text) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let rest = text.as_bytes().get(start..).unwrap_or_default();
+                let length = rest.len().min(out.len());
+                for (to, from) in out.iter_mut().zip(rest) {
+                    *to = *from;
+                }
+                Ok(length)
+            }
+            Object::Directory(_) | Object::Buffer { .. } => Err(Refusal::BadOperation),
+        }
+    }
+
+    /// Hands the names in a directory to `sink`, from the `first`-th on, until it returns false.
+    ///
+    /// # Errors
+    /// `BadHandle`, `BadOperation` when the handle is not a directory.
+    pub fn names(
+        &mut self,
+        handle: Handle,
+        first: usize,
+        sink: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<(), Refusal> {
+        let Object::Directory(path) = *self.handles.object(handle)? else {
+            return Err(Refusal::BadOperation);
+        };
+        for name in self.entries(path).iter().skip(first) {
+            if !sink(name) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Size and mode of what a handle is open on.
+    ///
+    /// # Errors
+    /// `BadHandle`.
+    pub fn stat(&mut self, handle: Handle) -> Result<Stat, Refusal> {
+        Ok(match self.handles.object(handle)? {
+            Object::Directory(_) => Stat { size: 0, mode: MODE_DIRECTORY },
+            Object::Text(text) => Stat { size: length_of(text.len()), mode: MODE_TEXT },
+            Object::Session(_) => Stat { size: 0, mode: MODE_DEVICE },
+            Object::Buffer { length, .. } => Stat { size: *length, mode: MODE_DEVICE },
+        })
+    }
+
+    /// Announces through [`Server::next_ready`] when the handle becomes readable, if `bits` has
+    /// [`READABLE`]; returns the bits that hold now.
+    ///
+    /// # Errors
+    /// `BadHandle`.
+    pub fn watch(&mut self, handle: Handle, bits: u64) -> Result<u64, Refusal> {
+        let readable = match self.handles.object(handle)? {
+            Object::Session(session) => self.faults.pending(*session),
+            Object::Text(_) | Object::Directory(_) => true,
+            Object::Buffer { .. } => false,
+        };
+        self.handles.watch(handle, bits & READABLE != 0);
+        Ok(if readable { READABLE & bits } else { 0 })
+    }
+
+    /// The next watched handle that became readable since it was last told.
+    pub fn next_ready(&mut self) -> Option<Handle> {
+        self.handles.next_ready()
+    }
+
+    /// A share of a buffer's memory, and its length in bytes.
+    ///
+    /// # Errors
+    /// `BadHandle`, `BadOperation` when the handle is not a buffer, `NoMemory` when no share can be made.
+    pub fn share(&mut self, handle: Handle) -> Result<(B::Share, u64), Refusal> {
+        match *self.handles.object(handle)? {
+            Object::Buffer { buffer, length } => {
+                let share = self.buffers.share(buffer.0).ok_or(Refusal::NoMemory)?;
+                Ok((share, length))
+            }
+            _ => Err(Refusal::BadOperation),
+        }
+    }
+
+    /// Gives another session a buffer. Both handles are capabilities the caller holds.
+    ///
+    /// # Errors
+    /// `BadHandle`, `BadOperation`, `Quota`.
+    pub fn import(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
+        let target = self.handles.session(session)?;
+        let Object::Buffer { buffer, .. } = *self.handles.object(buffer)? else {
+            return Err(Refusal::BadOperation);
+        };
+        match self.run(&Event::Import(target, buffer))? {
+            Outcome::Held(_, Slot(slot)) => Ok(slot),
+            _ => Err(Refusal::BadHandle),
+        }
+    }
+
+    /// Closes every session and puts every group back under policy. Translation stays on.
+    pub fn shutdown(&mut self) {
+        for handle in self.handles.all() {
+            self.close(handle);
+        }
+        self.run_to_the_end(&Event::Shutdown);
+    }
+
+    fn entries(&self, path: Path) -> Vec<alloc::string::String> {
+        let numbers = |count: usize| (0..count).map(|n| n.to_string()).collect();
+        match path {
+            Path::Root => ["status", "units", "groups", "devices", "faults", "metrics"]
+                .map(ToString::to_string)
+                .into(),
+            Path::Units => numbers(self.machine.units().len()),
+            Path::Groups => self.registry.groups().map(|group| group.id.0.to_string()).collect(),
+            Path::Devices => {
+                self.registry.functions().map(|function| function.address.to_string()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn counted<T>(&mut self, result: Result<T, Refusal>) -> Result<T, Refusal> {
+        if result.is_err() {
+            self.counts.refusals += 1;
+        }
+        result
+    }
+}
+
+fn length_of(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+/// The path `rest` below a directory.
+fn join(base: Path, rest: &str) -> alloc::string::String {
+    match base {
+        Path::Root => rest.to_string(),
+        _ if rest.is_empty() => base.to_string(),
+        _ => alloc::format!("{base}/{rest}"),
+    }
+}

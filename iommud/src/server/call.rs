@@ -1,0 +1,256 @@
+//! Calls on a session: a request in, a reply out, in the same payload.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::Slot;
+use iommu_protocol::wire::{
+    AllocateFlags, AllocateResult, BufferResult, Empty, MapResult, Operation, QueryResult, Region,
+    RegionsResult, ReplyHeader, RequestHeader, SessionFlags, Short, VERSION, Wire, parse_header,
+};
+
+use crate::addr::Iova;
+use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
+use crate::policy::{AllocateRequest, BatchRequest, Event, Outcome, SessionId};
+use crate::server::decode::{self, AllocateArguments, Request};
+use crate::server::handles::Handle;
+use crate::server::Server;
+
+/// A refused call: why, and which item of a batch.
+#[derive(Clone, Copy)]
+struct Refused {
+    refusal: Refusal,
+    item: u32,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, item: 0 }
+    }
+}
+
+/// Writes structures one after another behind the reply header.
+struct Body<'a> {
+    payload: &'a mut [u8],
+    length: usize,
+}
+
+impl Body<'_> {
+    fn put<W: Wire>(&mut self, structure: &W) -> Result<(), Refusal> {
+        let out = self.payload.get_mut(self.length..).ok_or(Refusal::BadLength)?;
+        structure.encode(out).map_err(|Short| Refusal::BadLength)?;
+        self.length += W::SIZE;
+        Ok(())
+    }
+
+    /// Refuses unless `bytes` more fit. Asked before anything is done.
+    fn room(&self, bytes: usize) -> Result<(), Refusal> {
+        let left = self.payload.len().saturating_sub(self.length);
+        if left >= bytes { Ok(()) } else { Err(Refusal::BadLength) }
+    }
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Carries out the request in the first `request_length` bytes of `payload` and puts the reply in its
+    /// place. Returns the reply's length. A refused request has a reply too, which says why.
+    ///
+    /// # Errors
+    /// `BadHandle`, `BadOperation` (the handle is not a session), `BadLength` (no room for a reply's
+    /// header): then there is no reply.
+    pub fn call(
+        &mut self,
+        handle: Handle,
+        payload: &mut [u8],
+        request_length: usize,
+    ) -> Result<usize, Refusal> {
+        self.counts.calls += 1;
+        let session = self.handles.session(handle)?;
+        if payload.len() < ReplyHeader::SIZE || request_length > payload.len() {
+            return Err(Refusal::BadLength);
+        }
+        let bytes = payload.get(..request_length).unwrap_or_default();
+        let asked = RequestHeader::decode(bytes).unwrap_or_default();
+        let parsed = parse_header(bytes).map_err(Refused::from).and_then(|(_, operation, body)| {
+            Ok((operation, decode_request(operation, body)?))
+        });
+        let mut body = Body { payload, length: ReplyHeader::SIZE };
+        let result = parsed
+            .and_then(|(operation, request)| self.answer(session, operation, request, &mut body));
+        let (refusal, item, length) = match result {
+            Ok(()) => (0, 0, body.length),
+            Err(refused) => {
+                self.counts.refusals += 1;
+                (refused.refusal.code(), refused.item, ReplyHeader::SIZE)
+            }
+        };
+        let header = ReplyHeader {
+            version: VERSION,
+            operation: asked.operation,
+            length: u32::try_from(length).unwrap_or(u32::MAX),
+            cookie: asked.cookie,
+            refusal,
+            reserved: 0,
+            item,
+        };
+        header.encode(payload).map_err(|Short| Refusal::BadLength)?;
+        Ok(length)
+    }
+
+    fn answer(
+        &mut self,
+        session: SessionId,
+        operation: Operation,
+        request: Request,
+        body: &mut Body<'_>,
+    ) -> Result<(), Refused> {
+        body.room(operation.result_size())?;
+        match request {
+            Request::Query => Ok(body.put(&self.query(session)?)?),
+            Request::Attach => self.plain(&Event::Attach(session), body),
+            Request::Detach => self.plain(&Event::Detach(session), body),
+            Request::Release(slot) => self.plain(&Event::Release(session, slot), body),
+            Request::QueryBuffer(slot) => Ok(body.put(&self.query_buffer(session, slot)?)?),
+            Request::Regions => self.regions(session, body),
+            Request::Allocate(arguments) => Ok(body.put(&self.allocate(session, &arguments)?)?),
+            Request::Change(items) => self.change(session, operation, items, body),
+        }
+    }
+
+    fn plain(&mut self, event: &Event, body: &mut Body<'_>) -> Result<(), Refused> {
+        self.run(event)?;
+        Ok(body.put(&Empty::default())?)
+    }
+
+    fn query(&self, session: SessionId) -> Result<QueryResult, Refusal> {
+        let view = self.registry.session(session).ok_or(Refusal::NotProbed)?;
+        let mut flags = SessionFlags::empty();
+        flags.set(SessionFlags::ATTACHED, view.attached);
+        flags.set(SessionFlags::CONFINED, view.confined);
+        flags.set(SessionFlags::UNIT_FAILED, view.unit_failed);
+        flags.set(SessionFlags::FAULTS, self.faults.pending(session));
+        Ok(QueryResult {
+            flags: flags.bits(),
+            group: view.group.0,
+            generation: view.generation,
+            segment: view.address.segment,
+            requester: view.address.requester.0,
+            iova_first: view.iova_first.0,
+            iova_last: view.iova_last.0,
+            page_sizes: view.page_sizes.bits(),
+            memory_left: view.memory_left,
+            mappings_left: view.mappings_left,
+            faults_lost: self.faults.lost(session),
+        })
+    }
+
+    fn query_buffer(&self, session: SessionId, slot: Slot) -> Result<BufferResult, Refusal> {
+        let view = self.registry.buffer(session, slot).ok_or(Refusal::BadHandle)?;
+        Ok(BufferResult {
+            iova: view.iova.0,
+            length: view.length,
+            mappings: view.mappings,
+            reserved: 0,
+        })
+    }
+
+    fn regions(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
+        let regions = self.registry.reserved_of(session);
+        body.room(RegionsResult::SIZE + regions.len() * Region::SIZE)?;
+        let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
+        body.put(&RegionsResult { count, reserved: 0 })?;
+        for region in regions {
+            body.put(&Region {
+                first: region.range.first().0,
+                last: region.range.last().0,
+                kind: region.kind as u32,
+                reserved: 0,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The memory is the server's until policy has accepted it; refused memory was never mapped and goes
+    /// straight back.
+    fn allocate(
+        &mut self,
+        session: SessionId,
+        arguments: &AllocateArguments,
+    ) -> Result<AllocateResult, Refusal> {
+        self.registry.admit_buffer(session, arguments.length)?;
+        let confined = self.registry.session(session).is_some_and(|view| view.confined);
+        let buffer = self.registry.next_buffer();
+        let segments = self
+            .buffers
+            .allocate(buffer.0, arguments.length, constraints(arguments, confined))
+            .map_err(|MemoryError::Exhausted | MemoryError::Constraints| Refusal::NoMemory)?;
+        let request = AllocateRequest {
+            buffer,
+            segments,
+            length: arguments.length,
+            alignment: arguments.alignment,
+            boundary: arguments.boundary,
+            access: arguments.access,
+            flags: arguments.flags,
+        };
+        match self.run(&Event::Allocate(session, request)) {
+            Ok(Outcome::Buffer { slot, iova }) => Ok(AllocateResult {
+                iova: iova.0,
+                length: arguments.length,
+                slot: slot.0,
+                reserved: 0,
+            }),
+            Ok(_) => Err(Refusal::NoMemory),
+            Err(refusal) => {
+                self.buffers.release(buffer.0);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn change(
+        &mut self,
+        session: SessionId,
+        operation: Operation,
+        items: Vec<BatchRequest>,
+        body: &mut Body<'_>,
+    ) -> Result<(), Refused> {
+        if matches!(operation, Operation::Batch) {
+            body.room(Empty::SIZE + items.len() * MapResult::SIZE)?;
+        }
+        let Outcome::Batch(addresses) = self.run(&Event::Batch(session, items))? else {
+            return Err(Refusal::BadOperation.into());
+        };
+        if matches!(operation, Operation::Unmap | Operation::Revoke | Operation::Batch) {
+            body.put(&Empty::default())?;
+        }
+        if !matches!(operation, Operation::Unmap | Operation::Revoke) {
+            for Iova(iova) in addresses {
+                body.put(&MapResult { iova })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn decode_request(operation: Operation, body: &[u8]) -> Result<Request, Refused> {
+    if matches!(operation, Operation::Batch) {
+        return decode::batch(body)
+            .map(Request::Change)
+            .map_err(|refused| Refused { refusal: refused.refusal, item: refused.item });
+    }
+    Ok(decode::decode(operation, body)?)
+}
+
+/// A unit makes any memory look contiguous and low; without one the memory itself must be.
+fn constraints(arguments: &AllocateArguments, confined: bool) -> Constraints {
+    if confined {
+        return Constraints { alignment: crate::addr::PAGE_SIZE, ..Constraints::default() };
+    }
+    Constraints {
+        below_4g: !arguments.flags.contains(AllocateFlags::ABOVE_4G),
+        contiguous: true,
+        alignment: arguments.alignment,
+        boundary: arguments.boundary,
+    }
+}
+

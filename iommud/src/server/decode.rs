@@ -1,0 +1,273 @@
+//! Request bytes to requests. Everything is copied out of the payload and checked before anything is done,
+//! so that bytes a client changes later change nothing.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::Slot;
+use iommu_protocol::wire::{
+    Access, Allocate, AllocateFlags, Batch, BatchItem, BufferRequest, Empty, Grant, MAX_BATCH, Map,
+    MapFlags, Operation, Short, Unmap, Wire,
+};
+
+use crate::addr::{Iova, PAGE_SIZE};
+use crate::policy::{BatchRequest, MapRequest};
+
+/// A request with all its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Query,
+    Attach,
+    Detach,
+    Regions,
+    Allocate(AllocateArguments),
+    Release(Slot),
+    QueryBuffer(Slot),
+    /// Map, unmap, grant, revoke or batch. One item answers as the single operation does.
+    Change(Vec<BatchRequest>),
+}
+
+/// Arguments of an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AllocateArguments {
+    pub(super) length: u64,
+    /// A power of two from 4096 on.
+    pub(super) alignment: u64,
+    pub(super) boundary: u64,
+    pub(super) access: Access,
+    pub(super) flags: AllocateFlags,
+}
+
+/// Reads the body of a request.
+///
+/// # Errors
+/// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
+/// is neither map nor unmap.
+pub(super) fn decode(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
+    Ok(match operation {
+        Operation::Query => empty(body, Request::Query)?,
+        Operation::Attach => empty(body, Request::Attach)?,
+        Operation::Detach => empty(body, Request::Detach)?,
+        Operation::Regions => empty(body, Request::Regions)?,
+        Operation::Allocate => Request::Allocate(allocate(&read(body)?)?),
+        Operation::Release => Request::Release(slot(body)?),
+        Operation::QueryBuffer => Request::QueryBuffer(slot(body)?),
+        Operation::Map => Request::Change(one(map(&read(body)?)?)),
+        Operation::Unmap => Request::Change(one(unmap(&read(body)?)?)),
+        Operation::Grant => Request::Change(one(grant(&read(body)?)?)),
+        Operation::Revoke => Request::Change(one(revoke(&read(body)?)?)),
+        Operation::Batch => Request::Change(batch(body).map_err(|refused| refused.refusal)?),
+    })
+}
+
+/// A batch that does not decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BatchRefusal {
+    pub(super) item: u32,
+    pub(super) refusal: Refusal,
+}
+
+fn one(request: BatchRequest) -> Vec<BatchRequest> {
+    alloc::vec![request]
+}
+
+fn read<W: Wire>(body: &[u8]) -> Result<W, Refusal> {
+    W::decode(body).map_err(|Short| Refusal::BadLength)
+}
+
+fn empty(body: &[u8], request: Request) -> Result<Request, Refusal> {
+    zero(read::<Empty>(body)?.reserved)?;
+    Ok(request)
+}
+
+fn slot(body: &[u8]) -> Result<Slot, Refusal> {
+    let request: BufferRequest = read(body)?;
+    zero(request.reserved)?;
+    Ok(Slot(request.slot))
+}
+
+fn zero(reserved: impl Into<u64>) -> Result<(), Refusal> {
+    if reserved.into() == 0 { Ok(()) } else { Err(Refusal::BadReserved) }
+}
+
+fn access(bits: u32) -> Result<Access, Refusal> {
+    Access::from_bits(bits).filter(|access| !access.is_empty()).ok_or(Refusal::BadAccess)
+}
+
+/// An offset and length that are whole pages, not empty, and do not overflow.
+fn pages(start: u64, length: u64) -> Result<(), Refusal> {
+    if length == 0 || start.checked_add(length - 1).is_none() {
+        return Err(Refusal::Range);
+    }
+    if (start | length) % PAGE_SIZE == 0 { Ok(()) } else { Err(Refusal::Alignment) }
+}
+
+fn allocate(request: &Allocate) -> Result<AllocateArguments, Refusal> {
+    pages(0, request.length)?;
+    let alignment = request.alignment.max(PAGE_SIZE);
+    let boundary_fits = request.boundary == 0
+        || (request.boundary.is_power_of_two() && request.boundary >= request.length);
+    if !alignment.is_power_of_two() || !boundary_fits {
+        return Err(Refusal::Alignment);
+    }
+    Ok(AllocateArguments {
+        length: request.length,
+        alignment,
+        boundary: request.boundary,
+        access: access(request.access)?,
+        flags: AllocateFlags::from_bits(request.flags).ok_or(Refusal::BadReserved)?,
+    })
+}
+
+fn map(request: &Map) -> Result<BatchRequest, Refusal> {
+    zero(request.reserved)?;
+    let flags = MapFlags::from_bits(request.flags).ok_or(Refusal::BadReserved)?;
+    pages(request.offset, request.length)?;
+    if flags.contains(MapFlags::FIXED) {
+        pages(request.iova, request.length)?;
+    } else {
+        zero(request.iova)?;
+    }
+    Ok(BatchRequest::Map(MapRequest {
+        slot: Slot(request.slot),
+        offset: request.offset,
+        length: request.length,
+        iova: Iova(request.iova),
+        access: access(request.access)?,
+        flags,
+    }))
+}
+
+fn unmap(request: &Unmap) -> Result<BatchRequest, Refusal> {
+    pages(request.iova, request.length)?;
+    Ok(BatchRequest::Unmap { iova: Iova(request.iova), length: request.length })
+}
+
+fn grant(request: &Grant) -> Result<BatchRequest, Refusal> {
+    pages(request.offset, request.length)?;
+    Ok(BatchRequest::Grant(MapRequest {
+        slot: Slot(request.slot),
+        offset: request.offset,
+        length: request.length,
+        iova: Iova(0),
+        access: access(request.access)?,
+        flags: MapFlags::empty(),
+    }))
+}
+
+fn revoke(request: &Grant) -> Result<BatchRequest, Refusal> {
+    pages(request.offset, request.length)?;
+    zero(request.access)?;
+    Ok(BatchRequest::Revoke {
+        slot: Slot(request.slot),
+        offset: request.offset,
+        length: request.length,
+    })
+}
+
+/// Reads the items of a batch.
+///
+/// # Errors
+/// The first item that does not decode, by its index; index 0 when the batch as a whole is malformed.
+pub(super) fn batch(body: &[u8]) -> Result<Vec<BatchRequest>, BatchRefusal> {
+    let whole = |refusal| BatchRefusal { item: 0, refusal };
+    let header: Batch = read(body).map_err(whole)?;
+    zero(header.reserved).map_err(whole)?;
+    let count = usize::try_from(header.count).map_err(|_| whole(Refusal::BadLength))?;
+    if count == 0 || count > MAX_BATCH {
+        return Err(whole(Refusal::Range));
+    }
+    let items = body.get(Batch::SIZE..).unwrap_or_default();
+    if items.len() != count * BatchItem::SIZE {
+        return Err(whole(Refusal::BadLength));
+    }
+    items
+        .chunks_exact(BatchItem::SIZE)
+        .zip(0..)
+        .map(|(bytes, item)| {
+            read(bytes).and_then(|fields| batch_item(&fields)).map_err(|refusal| BatchRefusal { item, refusal })
+        })
+        .collect()
+}
+
+fn batch_item(item: &BatchItem) -> Result<BatchRequest, Refusal> {
+    zero(item.reserved)?;
+    match Operation::from_code(item.operation) {
+        Some(Operation::Map) => map(&Map {
+            slot: item.slot,
+            access: item.access,
+            offset: item.offset,
+            length: item.length,
+            iova: item.iova,
+            flags: item.flags,
+            reserved: 0,
+        }),
+        Some(Operation::Unmap) => {
+            zero(item.flags | item.slot | item.access)?;
+            zero(item.offset)?;
+            unmap(&Unmap { iova: item.iova, length: item.length })
+        }
+        _ => Err(Refusal::BadOperation),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes<W: Wire>(structure: &W) -> Vec<u8> {
+        let mut out = alloc::vec![0; W::SIZE];
+        structure.encode(&mut out).unwrap();
+        out
+    }
+
+    fn map_of(change: impl FnOnce(&mut Map)) -> Result<Request, Refusal> {
+        let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
+        change(&mut request);
+        decode(Operation::Map, &bytes(&request))
+    }
+
+    #[test]
+    fn each_malformed_map_has_its_own_refusal() {
+        assert!(map_of(|_| ()).is_ok());
+        assert_eq!(map_of(|m| m.length = 0), Err(Refusal::Range));
+        assert!(map_of(|m| m.offset = !0xfff).is_ok());
+        assert_eq!(map_of(|m| (m.offset, m.length) = (!0xfff, 0x2000)), Err(Refusal::Range));
+        assert_eq!(map_of(|m| m.length = 0x1001), Err(Refusal::Alignment));
+        assert_eq!(map_of(|m| m.offset = 8), Err(Refusal::Alignment));
+        assert_eq!(map_of(|m| m.access = 0), Err(Refusal::BadAccess));
+        assert_eq!(map_of(|m| m.access = 4), Err(Refusal::BadAccess));
+        assert_eq!(map_of(|m| m.flags = 8), Err(Refusal::BadReserved));
+        assert_eq!(map_of(|m| m.reserved = 1), Err(Refusal::BadReserved));
+        assert_eq!(map_of(|m| m.iova = 0x1000), Err(Refusal::BadReserved));
+        assert_eq!(map_of(|m| (m.flags, m.iova) = (1, !0xfff)).map(|_| ()), Ok(()));
+        assert_eq!(map_of(|m| (m.flags, m.iova) = (1, 0x10)), Err(Refusal::Alignment));
+    }
+
+    #[test]
+    fn a_batch_is_refused_by_the_index_of_its_item() {
+        let good = BatchItem { operation: 7, slot: 1, access: 1, length: 0x1000, ..BatchItem::default() };
+        let bad = BatchItem { operation: 8, slot: 1, length: 0x1000, ..BatchItem::default() };
+        let mut body = bytes(&Batch { count: 2, reserved: 0 });
+        body.extend(bytes(&good));
+        body.extend(bytes(&bad));
+        assert_eq!(batch(&body), Err(BatchRefusal { item: 1, refusal: Refusal::BadReserved }));
+        body.truncate(body.len() - 1);
+        assert_eq!(batch(&body), Err(BatchRefusal { item: 0, refusal: Refusal::BadLength }));
+        let none = bytes(&Batch::default());
+        assert_eq!(batch(&none), Err(BatchRefusal { item: 0, refusal: Refusal::Range }));
+    }
+
+    #[test]
+    fn alignment_and_boundary_are_powers_of_two() {
+        let with = |alignment, boundary| {
+            let request = Allocate { length: 0x2000, alignment, boundary, access: 1, flags: 0 };
+            decode(Operation::Allocate, &bytes(&request)).map(|_| ())
+        };
+        assert_eq!(with(0, 0), Ok(()));
+        assert_eq!(with(0x10000, 0x10000), Ok(()));
+        assert_eq!(with(0x3000, 0), Err(Refusal::Alignment));
+        assert_eq!(with(0, 0x1000), Err(Refusal::Alignment));
+        assert_eq!(with(0, 0x3000), Err(Refusal::Alignment));
+    }
+}

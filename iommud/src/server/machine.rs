@@ -1,0 +1,257 @@
+//! The machine as it was found at start, and how its units are doing; running events on it.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use iommu_protocol::Refusal;
+
+use crate::addr::PhysRange;
+use crate::engine::Engine;
+use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
+use crate::policy::{Config, Event, Outcome, Registry, UnitIndex};
+use crate::server::faults::Faults;
+use crate::server::handles::Handles;
+use crate::server::{Counts, Server};
+use crate::topology::firmware::{Firmware, UnitDescription};
+use crate::topology::pci::PciFunction;
+
+/// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
+const FAULTS_A_TICK: usize = 16;
+
+/// Everything the server is started with.
+pub struct Startup<U: Unit, B: BufferMemory> {
+    /// The policy.
+    pub config: Config,
+    /// The firmware's table, or why there is none.
+    pub table: TableState,
+    /// What the table says; empty without one.
+    pub firmware: Firmware,
+    /// One for each unit of `firmware`, in its order. Every unit is brought up before the first one
+    /// translates.
+    pub units: Vec<UnitStart<U>>,
+    /// Every function of the machine.
+    pub functions: Vec<PciFunction>,
+    /// Memory of the machine.
+    pub ram: Vec<PhysRange>,
+    /// Memory of the server, which no device may reach.
+    pub own: Vec<PhysRange>,
+    /// Where tables live.
+    pub memory: U::Memory,
+    /// Where buffers live.
+    pub buffers: B,
+}
+
+/// The firmware's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableState {
+    /// The machine has none.
+    Absent,
+    /// It has one that cannot be read: signature and reason.
+    Failed(&'static str, String),
+    /// It was read: signature.
+    Parsed(&'static str),
+}
+
+/// How bringing up a unit went.
+pub enum UnitStart<U> {
+    /// It takes entries and waits to be enabled.
+    Ready(U),
+    /// It did not come up.
+    Failed(UnitError),
+    /// Policy leaves it alone.
+    Off,
+}
+
+/// How a unit is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnitState {
+    /// Known from the table, and left alone.
+    Parsed,
+    /// Translating.
+    Enabled,
+    /// Not to be relied on, and why.
+    Failed(String),
+}
+
+/// A unit as `status` shows it.
+pub(super) struct UnitStatus {
+    pub(super) description: UnitDescription,
+    pub(super) state: UnitState,
+}
+
+/// What was found at start.
+pub(super) struct Machine {
+    pub(super) table: TableState,
+    pub(super) anomalies: Vec<String>,
+    pub(super) units: Vec<UnitStatus>,
+}
+
+impl Machine {
+    pub(super) fn units(&self) -> &[UnitStatus] {
+        &self.units
+    }
+
+    fn set(&mut self, unit: UnitIndex, state: UnitState) {
+        let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get_mut(index));
+        if let Some(status) = status {
+            log::info!("unit {}: {}", unit.0, state);
+            status.state = state;
+        }
+    }
+}
+
+impl core::fmt::Display for UnitState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Parsed => f.write_str("parsed"),
+            Self::Enabled => f.write_str("enabled"),
+            Self::Failed(reason) => write!(f, "failed({reason})"),
+        }
+    }
+}
+
+impl core::fmt::Display for TableState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Absent => f.write_str("absent"),
+            Self::Failed(signature, reason) => write!(f, "{signature} failed({reason})"),
+            Self::Parsed(signature) => write!(f, "{signature} parsed"),
+        }
+    }
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Puts every function under its group's policy and then turns translation on, unit by unit. When this
+    /// returns the scheme may be announced.
+    pub fn start(startup: Startup<U, B>) -> Self {
+        let quotas = startup.config.quotas;
+        let Startup { config, table, firmware, units, functions, ram, own, memory, buffers } = startup;
+        let anomalies = firmware.anomalies.clone();
+        let descriptions = firmware.units.clone();
+        let registry = Registry::new(config, firmware, ram, own);
+        let (ready, states) = sort_out(units);
+        let units = descriptions
+            .into_iter()
+            .zip(states)
+            .map(|(description, state)| UnitStatus { description, state })
+            .collect();
+        let mut server = Self {
+            registry,
+            engine: Engine::new(ready, memory),
+            buffers,
+            handles: Handles::new(quotas.handles),
+            faults: Faults::new(quotas.faults),
+            machine: Machine { table, anomalies, units },
+            counts: Counts::default(),
+        };
+        server.bring_up(&functions);
+        server
+    }
+
+    fn bring_up(&mut self, functions: &[PciFunction]) {
+        for function in functions {
+            self.run_to_the_end(&Event::FunctionAdded(*function));
+        }
+        for index in 0..self.machine.units.len() {
+            let Ok(number) = u32::try_from(index) else { break };
+            let unit = UnitIndex(number);
+            if let Some(capabilities) = self.engine.capabilities(unit) {
+                match self.run(&Event::UnitReady(unit, capabilities)) {
+                    Ok(_) => self.machine.set(unit, UnitState::Enabled),
+                    Err(refusal) => self.not_enabled(unit, refusal),
+                }
+            } else if !matches!(self.machine.units.get(index), Some(UnitStatus { state: UnitState::Parsed, .. })) {
+                self.run_to_the_end(&Event::UnitFailed(unit));
+            }
+        }
+    }
+
+    fn not_enabled(&mut self, unit: UnitIndex, refusal: Refusal) {
+        let known = usize::try_from(unit.0).ok().and_then(|index| self.machine.units.get(index));
+        if !matches!(known, Some(UnitStatus { state: UnitState::Failed(_), .. })) {
+            self.fail(unit, refusal.to_string());
+        }
+    }
+
+    fn fail(&mut self, unit: UnitIndex, reason: String) {
+        self.machine.set(unit, UnitState::Failed(reason));
+        // The plan of this event touches no failed unit: it cannot fail in turn.
+        if let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) {
+            match self.engine.run(&plan, &mut self.buffers) {
+                Ok(()) => drop(self.registry.commit(plan)),
+                Err(failure) => {
+                    log::error!("unit {}: {}", unit.0, failure);
+                    self.registry.abort(plan);
+                }
+            }
+        }
+    }
+
+    /// Runs one event from decision to commit or abort.
+    ///
+    /// # Errors
+    /// Policy's refusal; or what the failure of a step means to the client. Either way the state is as
+    /// before, except that a unit that failed is marked so.
+    pub(super) fn run(&mut self, event: &Event) -> Result<Outcome, Refusal> {
+        let plan = self.registry.decide(event)?;
+        match self.engine.run(&plan, &mut self.buffers) {
+            Ok(()) => Ok(self.registry.commit(plan)),
+            Err(failure) => {
+                self.registry.abort(plan);
+                if let Some(unit) = failure.lost_unit() {
+                    self.fail(unit, failure.to_string());
+                }
+                Err(failure.refusal())
+            }
+        }
+    }
+
+    /// Runs an event that nobody can be refused: the end of a session, a function that is gone. A unit
+    /// that fails on the way is left out the next time; each time at least one more is.
+    pub(super) fn run_to_the_end(&mut self, event: &Event) {
+        for _ in 0..=self.machine.units.len() {
+            match self.run(event) {
+                Ok(_) => return,
+                Err(refusal) => log::error!("{event:?}: {refusal}"),
+            }
+        }
+    }
+
+    /// Takes waiting fault records from every unit. Called when idle and at least every 10 ms.
+    pub fn tick(&mut self) {
+        for index in 0..self.machine.units.len() {
+            let Ok(number) = u32::try_from(index) else { break };
+            let unit = UnitIndex(number);
+            let mut taken: Vec<HardwareFault> = Vec::new();
+            match self.engine.take_faults(unit, FAULTS_A_TICK, &mut |fault| taken.push(fault)) {
+                Ok(lost) => self.counts.faults_lost_in_hardware += u64::from(lost),
+                Err(error) => self.fail(unit, error.to_string()),
+            }
+            for fault in taken {
+                self.route(index, &fault);
+            }
+        }
+    }
+
+    fn route(&mut self, unit: usize, fault: &HardwareFault) {
+        let segment = self.machine.units.get(unit).map_or(0, |status| status.description.segment);
+        let source = iommu_protocol::PciAddress { segment, requester: fault.source };
+        let owner = self.registry.session_of(source);
+        self.faults.record(segment, fault, owner);
+        if let Some(session) = owner {
+            self.handles.session_readable(session);
+        }
+    }
+}
+
+/// Splits the units that are up from what is known of all of them.
+fn sort_out<U>(units: Vec<UnitStart<U>>) -> (Vec<Option<U>>, Vec<UnitState>) {
+    units
+        .into_iter()
+        .map(|unit| match unit {
+            UnitStart::Ready(unit) => (Some(unit), UnitState::Parsed),
+            UnitStart::Failed(error) => (None, UnitState::Failed(error.to_string())),
+            UnitStart::Off => (None, UnitState::Parsed),
+        })
+        .unzip()
+}
