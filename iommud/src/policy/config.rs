@@ -75,6 +75,10 @@ pub struct Quotas {
     pub buffers: u32,
     /// Domains: devices claimed independently of each other.
     pub domains: u32,
+    /// Open handles of the scheme.
+    pub handles: u32,
+    /// Unread fault records of one session.
+    pub faults: u32,
     /// Regions of 2 MiB in which mappings begin or end, in each domain: what its page tables may use.
     pub regions: u32,
 }
@@ -87,6 +91,8 @@ impl Default for Quotas {
             sessions: 64,
             buffers: 4096,
             domains: 16,
+            handles: 256,
+            faults: 64,
             regions: 1 << 14,
         }
     }

@@ -9,25 +9,13 @@ use iommu_protocol::wire::{
     RegionsResult, ReplyHeader, RequestHeader, SessionFlags, Short, VERSION, Wire, parse_header,
 };
 
-use crate::addr::Iova;
+use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
-use crate::policy::{AllocateRequest, BatchRequest, Event, Outcome, SessionId};
+use crate::policy::{AllocateRequest, BatchRequest, Event, Outcome, Refused, SessionId};
+use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, Request};
 use crate::server::handles::Handle;
-use crate::server::Server;
-
-/// A refused call: why, and which item of a batch.
-#[derive(Clone, Copy)]
-struct Refused {
-    refusal: Refusal,
-    item: u32,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Self { refusal, item: 0 }
-    }
-}
+use crate::topology::capabilities::PageSizes;
 
 /// Writes structures one after another behind the reply header.
 struct Body<'a> {
@@ -70,9 +58,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let bytes = payload.get(..request_length).unwrap_or_default();
         let asked = RequestHeader::decode(bytes).unwrap_or_default();
-        let parsed = parse_header(bytes).map_err(Refused::from).and_then(|(_, operation, body)| {
-            Ok((operation, decode_request(operation, body)?))
-        });
+        let parsed = parse_header(bytes)
+            .map_err(Refused::from)
+            .and_then(|(_, operation, body)| Ok((operation, decode::decode(operation, body)?)));
         let mut body = Body { payload, length: ReplyHeader::SIZE };
         let result = parsed
             .and_then(|(operation, request)| self.answer(session, operation, request, &mut body));
@@ -125,18 +113,21 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let view = self.registry.session(session).ok_or(Refusal::NotProbed)?;
         let mut flags = SessionFlags::empty();
         flags.set(SessionFlags::ATTACHED, view.attached);
-        flags.set(SessionFlags::CONFINED, view.confined);
+        flags.set(SessionFlags::CONFINED, view.domain.is_some());
         flags.set(SessionFlags::UNIT_FAILED, view.unit_failed);
         flags.set(SessionFlags::FAULTS, self.faults.pending(session));
+        let (space, sizes) = view.domain.map_or((BUS_ADDRESSES, PageSizes::SIZE_4K), |domain| {
+            (domain.space, domain.page_sizes)
+        });
         Ok(QueryResult {
             flags: flags.bits(),
             group: view.group.0,
             generation: view.generation,
             segment: view.address.segment,
             requester: view.address.requester.0,
-            iova_first: view.iova_first.0,
-            iova_last: view.iova_last.0,
-            page_sizes: view.page_sizes.bits(),
+            iova_first: space.first().0,
+            iova_last: space.last().0,
+            page_sizes: sizes.bits(),
             memory_left: view.memory_left,
             mappings_left: view.mappings_left,
             faults_lost: self.faults.lost(session),
@@ -154,7 +145,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn regions(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
-        let regions = self.registry.reserved_of(session);
+        let regions = self.registry.regions(session);
         body.room(RegionsResult::SIZE + regions.len() * Region::SIZE)?;
         let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
         body.put(&RegionsResult { count, reserved: 0 })?;
@@ -176,13 +167,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         session: SessionId,
         arguments: &AllocateArguments,
     ) -> Result<AllocateResult, Refusal> {
-        self.registry.admit_buffer(session, arguments.length)?;
-        let confined = self.registry.session(session).is_some_and(|view| view.confined);
+        let confined = self.registry.admit_buffer(session, arguments.length)?;
         let buffer = self.registry.next_buffer();
         let segments = self
             .buffers
             .allocate(buffer.0, arguments.length, constraints(arguments, confined))
-            .map_err(|MemoryError::Exhausted | MemoryError::Constraints| Refusal::NoMemory)?;
+            .map_err(|_: MemoryError| Refusal::NoMemory)?;
         let request = AllocateRequest {
             buffer,
             segments,
@@ -192,7 +182,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             access: arguments.access,
             flags: arguments.flags,
         };
-        match self.run(&Event::Allocate(session, request)) {
+        match self.run_marked(&Event::Allocate(session, request)) {
             Ok(Outcome::Buffer { slot, iova }) => Ok(AllocateResult {
                 iova: iova.0,
                 length: arguments.length,
@@ -200,9 +190,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 reserved: 0,
             }),
             Ok(_) => Err(Refusal::NoMemory),
-            Err(refusal) => {
-                self.buffers.release(buffer.0);
-                Err(refusal)
+            Err(failed) => {
+                if !failed.quarantined {
+                    self.buffers.release(buffer.0);
+                }
+                Err(failed.refused.refusal)
             }
         }
     }
@@ -217,29 +209,31 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         if matches!(operation, Operation::Batch) {
             body.room(Empty::SIZE + items.len() * MapResult::SIZE)?;
         }
-        let Outcome::Batch(addresses) = self.run(&Event::Batch(session, items))? else {
-            return Err(Refusal::BadOperation.into());
-        };
+        let outcome =
+            self.run_marked(&Event::Batch(session, items)).map_err(|failed| failed.refused)?;
         if matches!(operation, Operation::Unmap | Operation::Revoke | Operation::Batch) {
             body.put(&Empty::default())?;
         }
         if !matches!(operation, Operation::Unmap | Operation::Revoke) {
-            for Iova(iova) in addresses {
-                body.put(&MapResult { iova })?;
+            match outcome {
+                Outcome::Single(Iova(iova)) => body.put(&MapResult { iova })?,
+                Outcome::Batch(addresses) => {
+                    for Iova(iova) in addresses {
+                        body.put(&MapResult { iova })?;
+                    }
+                }
+                _ => return Err(Refusal::BadOperation.into()),
             }
         }
         Ok(())
     }
 }
 
-fn decode_request(operation: Operation, body: &[u8]) -> Result<Request, Refused> {
-    if matches!(operation, Operation::Batch) {
-        return decode::batch(body)
-            .map(Request::Change)
-            .map_err(|refused| Refused { refusal: refused.refusal, item: refused.item });
-    }
-    Ok(decode::decode(operation, body)?)
-}
+/// What a session without a unit uses: any bus address.
+const BUS_ADDRESSES: IovaRange = match IovaRange::inclusive(Iova(0), Iova(u64::MAX)) {
+    Some(range) => range,
+    None => unreachable!(),
+};
 
 /// A unit makes any memory look contiguous and low; without one the memory itself must be.
 fn constraints(arguments: &AllocateArguments, confined: bool) -> Constraints {
@@ -253,4 +247,3 @@ fn constraints(arguments: &AllocateArguments, confined: bool) -> Constraints {
         boundary: arguments.boundary,
     }
 }
-

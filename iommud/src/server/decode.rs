@@ -11,7 +11,7 @@ use iommu_protocol::wire::{
 };
 
 use crate::addr::{Iova, PAGE_SIZE};
-use crate::policy::{BatchRequest, MapRequest};
+use crate::policy::{BatchRequest, MapRequest, Refused};
 
 /// A request with all its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ pub(super) struct AllocateArguments {
 ///
 /// # Errors
 /// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
-/// is neither map nor unmap.
-pub(super) fn decode(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
+/// is neither map nor unmap; with the index of the item, in a batch.
+pub(super) fn decode(operation: Operation, body: &[u8]) -> Result<Request, Refused> {
     Ok(match operation {
         Operation::Query => empty(body, Request::Query)?,
         Operation::Attach => empty(body, Request::Attach)?,
@@ -56,15 +56,8 @@ pub(super) fn decode(operation: Operation, body: &[u8]) -> Result<Request, Refus
         Operation::Unmap => Request::Change(one(unmap(&read(body)?)?)),
         Operation::Grant => Request::Change(one(grant(&read(body)?)?)),
         Operation::Revoke => Request::Change(one(revoke(&read(body)?)?)),
-        Operation::Batch => Request::Change(batch(body).map_err(|refused| refused.refusal)?),
+        Operation::Batch => Request::Change(batch(body)?),
     })
-}
-
-/// A batch that does not decode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BatchRefusal {
-    pub(super) item: u32,
-    pub(super) refusal: Refusal,
 }
 
 fn one(request: BatchRequest) -> Vec<BatchRequest> {
@@ -99,7 +92,7 @@ fn pages(start: u64, length: u64) -> Result<(), Refusal> {
     if length == 0 || start.checked_add(length - 1).is_none() {
         return Err(Refusal::Range);
     }
-    if (start | length) % PAGE_SIZE == 0 { Ok(()) } else { Err(Refusal::Alignment) }
+    if (start | length).is_multiple_of(PAGE_SIZE) { Ok(()) } else { Err(Refusal::Alignment) }
 }
 
 fn allocate(request: &Allocate) -> Result<AllocateArguments, Refusal> {
@@ -169,23 +162,24 @@ fn revoke(request: &Grant) -> Result<BatchRequest, Refusal> {
 ///
 /// # Errors
 /// The first item that does not decode, by its index; index 0 when the batch as a whole is malformed.
-pub(super) fn batch(body: &[u8]) -> Result<Vec<BatchRequest>, BatchRefusal> {
-    let whole = |refusal| BatchRefusal { item: 0, refusal };
-    let header: Batch = read(body).map_err(whole)?;
-    zero(header.reserved).map_err(whole)?;
-    let count = usize::try_from(header.count).map_err(|_| whole(Refusal::BadLength))?;
+fn batch(body: &[u8]) -> Result<Vec<BatchRequest>, Refused> {
+    let header: Batch = read(body)?;
+    zero(header.reserved)?;
+    let count = usize::try_from(header.count).map_err(|_| Refusal::BadLength)?;
     if count == 0 || count > MAX_BATCH {
-        return Err(whole(Refusal::Range));
+        return Err(Refusal::Range.into());
     }
     let items = body.get(Batch::SIZE..).unwrap_or_default();
     if items.len() != count * BatchItem::SIZE {
-        return Err(whole(Refusal::BadLength));
+        return Err(Refusal::BadLength.into());
     }
     items
         .chunks_exact(BatchItem::SIZE)
         .zip(0..)
         .map(|(bytes, item)| {
-            read(bytes).and_then(|fields| batch_item(&fields)).map_err(|refusal| BatchRefusal { item, refusal })
+            read(bytes)
+                .and_then(|fields| batch_item(&fields))
+                .map_err(|refusal| Refused { item, refusal })
         })
         .collect()
 }
@@ -224,7 +218,7 @@ mod tests {
     fn map_of(change: impl FnOnce(&mut Map)) -> Result<Request, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
         change(&mut request);
-        decode(Operation::Map, &bytes(&request))
+        decode(Operation::Map, &bytes(&request)).map_err(Refusal::from)
     }
 
     #[test]
@@ -246,23 +240,24 @@ mod tests {
 
     #[test]
     fn a_batch_is_refused_by_the_index_of_its_item() {
-        let good = BatchItem { operation: 7, slot: 1, access: 1, length: 0x1000, ..BatchItem::default() };
+        let good =
+            BatchItem { operation: 7, slot: 1, access: 1, length: 0x1000, ..BatchItem::default() };
         let bad = BatchItem { operation: 8, slot: 1, length: 0x1000, ..BatchItem::default() };
         let mut body = bytes(&Batch { count: 2, reserved: 0 });
         body.extend(bytes(&good));
         body.extend(bytes(&bad));
-        assert_eq!(batch(&body), Err(BatchRefusal { item: 1, refusal: Refusal::BadReserved }));
+        assert_eq!(batch(&body), Err(Refused { item: 1, refusal: Refusal::BadReserved }));
         body.truncate(body.len() - 1);
-        assert_eq!(batch(&body), Err(BatchRefusal { item: 0, refusal: Refusal::BadLength }));
+        assert_eq!(batch(&body), Err(Refused { item: 0, refusal: Refusal::BadLength }));
         let none = bytes(&Batch::default());
-        assert_eq!(batch(&none), Err(BatchRefusal { item: 0, refusal: Refusal::Range }));
+        assert_eq!(batch(&none), Err(Refused { item: 0, refusal: Refusal::Range }));
     }
 
     #[test]
     fn alignment_and_boundary_are_powers_of_two() {
         let with = |alignment, boundary| {
             let request = Allocate { length: 0x2000, alignment, boundary, access: 1, flags: 0 };
-            decode(Operation::Allocate, &bytes(&request)).map(|_| ())
+            decode(Operation::Allocate, &bytes(&request)).map(|_| ()).map_err(Refusal::from)
         };
         assert_eq!(with(0, 0), Ok(()));
         assert_eq!(with(0x10000, 0x10000), Ok(()));

@@ -25,12 +25,12 @@ pub(super) struct Faults {
     sequence: u64,
     log: VecDeque<FaultRecord>,
     queues: BTreeMap<SessionId, Queue>,
-    queue_limit: usize,
+    queue_limit: u32,
 }
 
 impl Faults {
     /// None yet; each session may have `queue_limit` unread records.
-    pub(super) const fn new(queue_limit: usize) -> Self {
+    pub(super) const fn new(queue_limit: u32) -> Self {
         Self { sequence: 0, log: VecDeque::new(), queues: BTreeMap::new(), queue_limit }
     }
 
@@ -56,7 +56,7 @@ impl Faults {
 
     fn enqueue(&mut self, session: SessionId, mut record: FaultRecord) {
         let queue = self.queues.entry(session).or_default();
-        if queue.records.len() >= self.queue_limit {
+        if u32::try_from(queue.records.len()).is_ok_and(|unread| unread >= self.queue_limit) {
             queue.lost = queue.lost.saturating_add(1);
             queue.lost_total = queue.lost_total.saturating_add(1);
             return;

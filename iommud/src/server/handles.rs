@@ -39,16 +39,16 @@ struct Open {
 /// All open handles.
 pub(super) struct Handles {
     open: BTreeMap<Handle, Open>,
-    per_client: BTreeMap<ClientId, usize>,
+    per_client: BTreeMap<ClientId, u32>,
     of_session: BTreeMap<SessionId, Handle>,
     ready: VecDeque<Handle>,
     next: u32,
-    limit: usize,
+    limit: u32,
 }
 
 impl Handles {
     /// No handles; each client may open `limit`.
-    pub(super) const fn new(limit: usize) -> Self {
+    pub(super) const fn new(limit: u32) -> Self {
         Self {
             open: BTreeMap::new(),
             per_client: BTreeMap::new(),
@@ -102,14 +102,6 @@ impl Handles {
     /// `BadHandle`.
     pub(super) fn object(&self, handle: Handle) -> Result<&Object, Refusal> {
         self.open.get(&handle).map(|open| &open.object).ok_or(Refusal::BadHandle)
-    }
-
-    /// The client that opened a handle.
-    ///
-    /// # Errors
-    /// `BadHandle`.
-    pub(super) fn client(&self, handle: Handle) -> Result<ClientId, Refusal> {
-        self.open.get(&handle).map(|open| open.client).ok_or(Refusal::BadHandle)
     }
 
     /// The session behind a handle.

@@ -8,7 +8,7 @@ use iommu_protocol::Refusal;
 use crate::addr::PhysRange;
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{Config, Event, Outcome, Registry, UnitIndex};
+use crate::policy::{Config, Event, Outcome, Refused, Registry, UnitIndex};
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::{Counts, Server};
@@ -79,6 +79,14 @@ pub(super) struct UnitStatus {
     pub(super) state: UnitState,
 }
 
+/// An event that was not carried out.
+pub(super) struct Failed {
+    /// Why.
+    pub(super) refused: Refused,
+    /// Memory that the event brought may still be reached: it must not be given back.
+    pub(super) quarantined: bool,
+}
+
 /// What was found at start.
 pub(super) struct Machine {
     pub(super) table: TableState,
@@ -125,11 +133,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// returns the scheme may be announced.
     pub fn start(startup: Startup<U, B>) -> Self {
         let quotas = startup.config.quotas;
-        let Startup { config, table, firmware, units, functions, ram, own, memory, buffers } = startup;
+        let Startup { config, table, firmware, units, functions, ram, own, memory, buffers } =
+            startup;
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
-        let registry = Registry::new(config, firmware, ram, own);
-        let (ready, states) = sort_out(units);
+        let registry = Registry::new(config, firmware, &ram, &own);
+        let (engine, states) = sort_out(units, memory);
         let units = descriptions
             .into_iter()
             .zip(states)
@@ -137,7 +146,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             .collect();
         let mut server = Self {
             registry,
-            engine: Engine::new(ready, memory),
+            engine,
             buffers,
             handles: Handles::new(quotas.handles),
             faults: Faults::new(quotas.faults),
@@ -160,7 +169,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                     Ok(_) => self.machine.set(unit, UnitState::Enabled),
                     Err(refusal) => self.not_enabled(unit, refusal),
                 }
-            } else if !matches!(self.machine.units.get(index), Some(UnitStatus { state: UnitState::Parsed, .. })) {
+            } else if !matches!(
+                self.machine.units.get(index),
+                Some(UnitStatus { state: UnitState::Parsed, .. })
+            ) {
                 self.run_to_the_end(&Event::UnitFailed(unit));
             }
         }
@@ -176,13 +188,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn fail(&mut self, unit: UnitIndex, reason: String) {
         self.machine.set(unit, UnitState::Failed(reason));
         // The plan of this event touches no failed unit: it cannot fail in turn.
-        if let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) {
-            match self.engine.run(&plan, &mut self.buffers) {
-                Ok(()) => drop(self.registry.commit(plan)),
-                Err(failure) => {
-                    log::error!("unit {}: {}", unit.0, failure);
-                    self.registry.abort(plan);
-                }
+        let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) else { return };
+        match self.engine.run(&plan, &mut self.buffers) {
+            Ok(()) => drop(self.registry.commit(plan)),
+            Err(failure) => {
+                log::error!("unit {}: step {}: {}", unit.0, failure.step, failure.error);
+                self.registry.quarantine(plan);
             }
         }
     }
@@ -193,17 +204,30 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Policy's refusal; or what the failure of a step means to the client. Either way the state is as
     /// before, except that a unit that failed is marked so.
     pub(super) fn run(&mut self, event: &Event) -> Result<Outcome, Refusal> {
-        let plan = self.registry.decide(event)?;
-        match self.engine.run(&plan, &mut self.buffers) {
-            Ok(()) => Ok(self.registry.commit(plan)),
-            Err(failure) => {
-                self.registry.abort(plan);
-                if let Some(unit) = failure.lost_unit() {
-                    self.fail(unit, failure.to_string());
-                }
-                Err(failure.refusal())
-            }
+        self.run_marked(event).map_err(|failed| failed.refused.refusal)
+    }
+
+    /// As [`Server::run`], for those who must know what exactly was refused.
+    pub(super) fn run_marked(&mut self, event: &Event) -> Result<Outcome, Failed> {
+        let plan = self
+            .registry
+            .decide(event)
+            .map_err(|refused| Failed { refused, quarantined: false })?;
+        self.counts.plans += 1;
+        let failure = match self.engine.run(&plan, &mut self.buffers) {
+            Ok(()) => return Ok(self.registry.commit(plan)),
+            Err(failure) => failure,
+        };
+        self.counts.plans_undone += 1;
+        if failure.unproved {
+            self.registry.quarantine(plan);
+        } else {
+            self.registry.abort(plan);
         }
+        for unit in &failure.lost {
+            self.fail(*unit, failure.error.to_string());
+        }
+        Err(Failed { refused: failure.refusal().into(), quarantined: failure.unproved })
     }
 
     /// Runs an event that nobody can be refused: the end of a session, a function that is gone. A unit
@@ -235,8 +259,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     fn route(&mut self, unit: usize, fault: &HardwareFault) {
         let segment = self.machine.units.get(unit).map_or(0, |status| status.description.segment);
-        let source = iommu_protocol::PciAddress { segment, requester: fault.source };
-        let owner = self.registry.session_of(source);
+        let owner = u32::try_from(unit)
+            .ok()
+            .and_then(|unit| self.registry.session_of(UnitIndex(unit), fault.source));
         self.faults.record(segment, fault, owner);
         if let Some(session) = owner {
             self.handles.session_readable(session);
@@ -245,13 +270,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 }
 
 /// Splits the units that are up from what is known of all of them.
-fn sort_out<U>(units: Vec<UnitStart<U>>) -> (Vec<Option<U>>, Vec<UnitState>) {
-    units
+fn sort_out<U: Unit>(units: Vec<UnitStart<U>>, memory: U::Memory) -> (Engine<U>, Vec<UnitState>) {
+    let mut engine = Engine::new(memory);
+    let states = units
         .into_iter()
-        .map(|unit| match unit {
-            UnitStart::Ready(unit) => (Some(unit), UnitState::Parsed),
-            UnitStart::Failed(error) => (None, UnitState::Failed(error.to_string())),
-            UnitStart::Off => (None, UnitState::Parsed),
+        .zip(0..)
+        .map(|(unit, index)| match unit {
+            UnitStart::Ready(unit) => {
+                engine.install(UnitIndex(index), unit);
+                UnitState::Parsed
+            }
+            UnitStart::Failed(error) => UnitState::Failed(error.to_string()),
+            UnitStart::Off => UnitState::Parsed,
         })
-        .unzip()
+        .collect();
+    (engine, states)
 }

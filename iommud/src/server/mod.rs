@@ -12,7 +12,7 @@ mod machine;
 mod text;
 
 pub use handles::Handle;
-pub use machine::{Startup, UnitStart, UnitState};
+pub use machine::{Startup, TableState, UnitStart, UnitState};
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -58,6 +58,8 @@ struct Counts {
     calls: u64,
     refusals: u64,
     faults_lost_in_hardware: u64,
+    plans: u64,
+    plans_undone: u64,
 }
 
 /// The server of one machine.
@@ -151,7 +153,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn hold(&mut self, session: SessionId, slot: Slot) -> Result<Object, Refusal> {
         match self.run(&Event::Hold(session, slot))? {
             Outcome::Held(buffer, _) => {
-                let length = self.registry.buffer_length(buffer).unwrap_or(0);
+                let length = self.registry.buffer(session, slot).map_or(0, |view| view.length);
                 Ok(Object::Buffer { buffer, length })
             }
             _ => Err(Refusal::BadHandle),
@@ -294,10 +296,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 .map(ToString::to_string)
                 .into(),
             Path::Units => numbers(self.machine.units().len()),
-            Path::Groups => self.registry.groups().map(|group| group.id.0.to_string()).collect(),
-            Path::Devices => {
-                self.registry.functions().map(|function| function.address.to_string()).collect()
-            }
+            Path::Groups => self.registry.groups().map(|group| group.0.to_string()).collect(),
+            Path::Devices => self.registry.functions().map(|address| address.to_string()).collect(),
             _ => Vec::new(),
         }
     }

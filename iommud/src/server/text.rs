@@ -3,10 +3,11 @@
 use alloc::string::String;
 use core::fmt::{self, Write};
 
+use iommu_protocol::PciAddress;
 use iommu_protocol::path::Path;
 
-use crate::hw::{BufferMemory, Unit};
-use crate::policy::{GroupId, UnitIndex};
+use crate::hw::{BufferMemory, TableMemory, Unit};
+use crate::policy::{Binding, FunctionView, GroupId, Mode, UnitIndex};
 use crate::server::Server;
 use crate::server::machine::UnitState;
 use crate::topology::firmware::UnitKind;
@@ -44,10 +45,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         } else {
             writeln!(out, "confinement: NOT CONFINED, every device reaches all memory")?;
         }
-        writeln!(out, "policy: {}", self.registry.default_mode())?;
+        writeln!(out, "policy: {}", mode(self.registry.config().default))?;
         writeln!(out, "groups: {}", self.registry.groups().count())?;
         writeln!(out, "devices: {}", self.registry.functions().count())?;
-        let totals = self.registry.totals();
+        let totals = self.registry.counts();
         writeln!(out, "sessions: {}", totals.sessions)?;
         if totals.quarantined_bytes > 0 {
             writeln!(out, "quarantine: {} bytes", totals.quarantined_bytes)?;
@@ -62,35 +63,50 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "state: {}", unit.state)?;
         writeln!(out, "segment: {:04x}", unit.description.segment)?;
         writeln!(out, "all other devices: {}", unit.description.include_all)?;
-        if let Some(unit) = self.engine.unit_mut(UnitIndex(index)) {
-            unit.describe(out)?;
-        }
-        writeln!(out, "domains: {}", self.registry.totals().domains)
+        self.engine.describe(UnitIndex(index), out)?;
+        let view = self.registry.unit(UnitIndex(index)).ok_or(fmt::Error)?;
+        writeln!(out, "devices: {}", view.functions)?;
+        writeln!(out, "domains: {}", view.domains)
     }
 
     fn group(&self, id: GroupId, out: &mut String) -> fmt::Result {
-        let group = self.registry.groups().find(|group| group.id == id).ok_or(fmt::Error)?;
+        let group = self.registry.group(id).ok_or(fmt::Error)?;
         for member in &group.members {
             writeln!(out, "member: {member}")?;
         }
-        writeln!(out, "policy: {}", group.mode)?;
-        writeln!(out, "owner: {}", if group.owned { "claimed" } else { "none" })?;
-        writeln!(out, "state: {}", group.state)
+        match group.owner {
+            Some(_) => writeln!(out, "owner: claimed, {} attached", group.attached),
+            None => writeln!(out, "owner: none"),
+        }
     }
 
-    fn device(&self, address: iommu_protocol::PciAddress, out: &mut String) -> fmt::Result {
+    fn device(&self, address: PciAddress, out: &mut String) -> fmt::Result {
         let device = self.registry.function(address).ok_or(fmt::Error)?;
         writeln!(out, "device: {address}")?;
-        writeln!(out, "id: {:04x}:{:04x}", device.vendor, device.device)?;
-        writeln!(out, "class: {:06x}", device.class)?;
+        writeln!(out, "id: {:04x}:{:04x}", device.function.vendor, device.function.device)?;
+        writeln!(out, "class: {:06x}", device.function.class)?;
         writeln!(out, "generation: {}", device.generation)?;
         writeln!(out, "group: {}", device.group.0)?;
         match device.unit {
             Some(UnitIndex(unit)) => writeln!(out, "unit: {unit}")?,
             None => writeln!(out, "unit: none, NOT CONFINED")?,
         }
-        writeln!(out, "policy: {}", device.mode)?;
-        writeln!(out, "state: {}", device.state)
+        writeln!(out, "policy: {}", mode(device.mode))?;
+        writeln!(out, "claimed: {}", device.session.is_some())?;
+        writeln!(out, "reaches: {}", self.reach(&device))
+    }
+
+    fn reach(&self, device: &FunctionView) -> &'static str {
+        let attached = device
+            .session
+            .and_then(|session| self.registry.session(session))
+            .is_some_and(|session| session.attached);
+        match device.binding {
+            Binding::Blocked => "nothing",
+            Binding::PassThrough => "all memory, untranslated",
+            Binding::Domain(_) if attached => "what its session maps",
+            Binding::Domain(_) => "what policy maps",
+        }
     }
 
     fn fault_log(&self, out: &mut String) -> fmt::Result {
@@ -101,25 +117,25 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn metrics(&self, out: &mut String) -> fmt::Result {
-        let totals = self.registry.totals();
-        let engine = self.engine.counts();
+        let counts = self.registry.counts();
+        let number = super::length_of;
         let rows: [(&str, u64); 18] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
-            ("handles", super::length_of(self.handles.count())),
-            ("sessions", totals.sessions),
-            ("groups_claimed", totals.groups_claimed),
-            ("domains", totals.domains),
-            ("buffers", totals.buffers),
-            ("buffer_bytes", totals.buffer_bytes),
-            ("mappings", totals.mappings),
-            ("quarantined_bytes", totals.quarantined_bytes),
-            ("table_frames", super::length_of(self.engine.frames_in_use())),
-            ("plans", engine.plans),
-            ("plans_undone", engine.undone),
-            ("invalidations", engine.invalidations),
-            ("entry_writes", engine.entry_writes),
+            ("handles", number(self.handles.count())),
+            ("clients", number(counts.clients)),
+            ("sessions", number(counts.sessions)),
+            ("sessions_attached", number(counts.attached)),
+            ("groups_claimed", number(counts.groups_claimed)),
+            ("domains", number(counts.domains)),
+            ("buffers", number(counts.buffers)),
+            ("buffer_bytes", counts.buffer_bytes),
+            ("mappings", number(counts.mappings)),
+            ("quarantined_bytes", counts.quarantined_bytes),
+            ("table_frames", number(self.engine.memory().frames_in_use())),
+            ("plans", self.counts.plans),
+            ("plans_undone", self.counts.plans_undone),
             ("faults", self.faults.total()),
             ("faults_lost_in_hardware", self.counts.faults_lost_in_hardware),
         ];
@@ -127,6 +143,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             writeln!(out, "{name} {value}")?;
         }
         Ok(())
+    }
+}
+
+const fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Compat => "compat",
+        Mode::Strict => "strict",
+        Mode::Off => "off",
     }
 }
 
