@@ -109,8 +109,13 @@ pub trait BufferMemory {
         constraints: Constraints,
     ) -> Result<Vec<PhysRange>, MemoryError>;
 
-    /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. Its content
-    /// is cleared before anyone else gets it. An unknown id is ignored.
+    /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. When this
+    /// returns no client sees it either: mappings that clients still have are revoked (on Linux the
+    /// buffer's hugetlbfs file is cut to length 0, so that the kernel takes its pages out of every
+    /// process). Its content is cleared before anyone else gets it. An unknown id is ignored.
+    ///
+    /// Memory that was not the server's from the start (`Registry::new`, `own`) goes back to the system
+    /// here; the plan has mapped it into the domain of policy again one step earlier.
     fn release(&mut self, id: u32);
 
     /// A new share of the memory of buffer `id`; `None` when there is no such buffer or no descriptor left.

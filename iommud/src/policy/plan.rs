@@ -134,7 +134,9 @@ pub enum Step {
         /// The unit.
         unit: UnitIndex,
     },
-    /// Gives a buffer's memory back. No translation reaches it and every unit has forgotten those that
+    /// Gives a buffer's memory back. What the allocation took out of the compat domain was entered there
+    /// again by a step before this one, since the system may hand the memory out at once.
+    /// No translation reaches it and every unit has forgotten those that
     /// did. Cannot fail.
     ReleaseBuffer {
         /// The buffer.
