@@ -1,0 +1,49 @@
+//! What compiled code takes for granted and the C library provides elsewhere.
+
+use core::arch::asm;
+
+/// Copies `length` bytes that do not overlap.
+///
+/// # Safety
+/// As `memcpy` in C.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
+    // SAFETY: the caller's promise; the direction flag is clear (System V ABI).
+    unsafe {
+        asm!("rep movsb", inout("rcx") length => _, inout("rdi") to => _, inout("rsi") from => _)
+    };
+    to
+}
+
+/// Fills `length` bytes.
+///
+/// # Safety
+/// As `memset` in C.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memset(to: *mut u8, value: i32, length: usize) -> *mut u8 {
+    // SAFETY: the caller's promise; the direction flag is clear (System V ABI).
+    unsafe {
+        asm!("rep stosb", inout("rcx") length => _, inout("rdi") to => _, in("al") value as u8)
+    };
+    to
+}
+
+/// Compares `length` bytes.
+///
+/// # Safety
+/// As `memcmp` in C.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) -> i32 {
+    for at in 0..length {
+        // SAFETY: the caller's promise.
+        let (a, b) = unsafe { (left.add(at).read_volatile(), right.add(at).read_volatile()) };
+        if a != b {
+            return i32::from(a) - i32::from(b);
+        }
+    }
+    0
+}
+
+/// Named by the core library's unwind tables, which this program never uses.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}

@@ -1,0 +1,94 @@
+//! What the loader before us says (Multiboot 0.6.96 section 3.3).
+
+/// `eax` at the start.
+pub(crate) const LOADED: u32 = 0x2bad_b002;
+
+const HAS_MODULES: u32 = 1 << 3;
+const HAS_MEMORY: u32 = 1 << 6;
+
+/// Physical memory, end excluded.
+#[derive(Clone, Copy)]
+pub(crate) struct Range {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Range {
+    /// The bytes.
+    ///
+    /// # Safety
+    /// The range is readable memory that nobody writes.
+    pub(crate) unsafe fn bytes(self) -> &'static [u8] {
+        // SAFETY: the caller's promise; the first 4 GiB are identity mapped.
+        unsafe {
+            core::slice::from_raw_parts(self.start as *const u8, (self.end - self.start) as usize)
+        }
+    }
+}
+
+/// The information structure.
+pub(crate) struct Information {
+    address: u64,
+}
+
+impl Information {
+    /// The structure at `address`.
+    ///
+    /// # Safety
+    /// There is such a structure, and it stays.
+    pub(crate) const unsafe fn at(address: u32) -> Self {
+        Self { address: address as u64 }
+    }
+
+    fn word(&self, offset: u64) -> u32 {
+        word(self.address + offset)
+    }
+
+    /// The module with this number.
+    pub(crate) fn module(&self, number: u32) -> Option<Range> {
+        if self.word(0) & HAS_MODULES == 0 || number >= self.word(20) {
+            return None;
+        }
+        let entry = u64::from(self.word(24)) + 16 * u64::from(number);
+        let (start, end) = (u64::from(word(entry)), u64::from(word(entry + 4)));
+        (start <= end).then_some(Range { start, end })
+    }
+
+    /// The memory map: ranges and whether they are free. `None` without one.
+    pub(crate) fn memory(&self) -> Option<impl Iterator<Item = (Range, bool)>> {
+        if self.word(0) & HAS_MEMORY == 0 {
+            return None;
+        }
+        let mut at = u64::from(self.word(48));
+        let end = at + u64::from(self.word(44));
+        Some(core::iter::from_fn(move || {
+            if at + 24 > end {
+                return None;
+            }
+            let start = long(at + 4);
+            let range = Range { start, end: start.saturating_add(long(at + 12)) };
+            let free = word(at + 20) == 1;
+            at += u64::from(word(at)) + 4;
+            Some((range, free))
+        }))
+    }
+
+    /// The first free address from `from` on with `size` bytes behind it, below 4 GiB. `from` is a multiple
+    /// of a large page; a later area is entered at its next such multiple.
+    pub(crate) fn room(&self, from: u64, size: u64) -> Option<u64> {
+        self.memory()?.filter(|(_, free)| *free).find_map(|(range, _)| {
+            let start = range.start.next_multiple_of(super::LARGE_PAGE).max(from);
+            let end = start.checked_add(size)?;
+            (end <= range.end && end <= 1 << 32).then_some(start)
+        })
+    }
+}
+
+fn word(address: u64) -> u32 {
+    // SAFETY: called for parts of the information structure only, which lies below 4 GiB.
+    unsafe { (address as *const u32).read_unaligned() }
+}
+
+fn long(address: u64) -> u64 {
+    u64::from(word(address)) | u64::from(word(address + 4)) << 32
+}
