@@ -1,1 +1,15 @@
 //! Software units and what the tests share.
+//!
+//! [`machine`] is physical memory with CPU caches, a clock and the seams of `iommud::hw` over them; [`vtd`]
+//! is a VT-d unit that decodes raw bits with its own constants. A machine that saw a rule broken records a
+//! [`machine::Violation`], and fails the test that drops it without having looked.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
+
+pub mod machine;
+pub mod vtd;

@@ -1,0 +1,202 @@
+//! Devices: accesses through a unit, and accesses that are tried after every step of the server.
+
+use super::{Denied, FRAME, Machine, Reach, Request, State, Through, Use, Violation};
+
+/// An access that is tried after every step. It leaves no fault record but fills the unit's caches, as a
+/// device that never stops would.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// The unit.
+    pub unit: usize,
+    /// The requester.
+    pub source: u16,
+    /// The address.
+    pub iova: u64,
+    /// A write; else a read.
+    pub write: bool,
+    /// Physical memory that it may lead to: first byte and length. When empty it must be denied.
+    pub granted: Vec<(u64, u64)>,
+    /// It may not be denied either.
+    pub must_pass: bool,
+}
+
+impl State {
+    /// A step that cannot make anything due is over.
+    pub(super) fn observe(&mut self) {
+        self.steps += 1;
+        self.try_watches();
+    }
+
+    pub(super) fn try_watches(&mut self) {
+        let watches = std::mem::take(&mut self.watches);
+        for watch in &watches {
+            let Watch { unit, source, iova, write, .. } = *watch;
+            let request = Request { source, iova, write, record: false };
+            let step = self.steps;
+            let (device, mut bus) = self.unit(unit);
+            match device.translate(&mut bus, request) {
+                Ok(physical) => {
+                    let fine = |(start, length): &(u64, u64)| {
+                        physical >= *start && physical - start < *length
+                    };
+                    if !watch.granted.iter().any(fine) {
+                        bus.report(Violation::Passed { step, unit, source, iova, physical });
+                    }
+                }
+                Err(Denied { reason, .. }) if watch.must_pass => {
+                    bus.report(Violation::Denied { step, unit, source, iova, reason });
+                }
+                Err(_) => {}
+            }
+        }
+        self.watches = watches;
+    }
+
+    fn translate(&mut self, unit: usize, request: Request) -> Result<u64, Denied> {
+        let (device, mut bus) = self.unit(unit);
+        let physical = device.translate(&mut bus, request)?;
+        if matches!(bus.memory.purpose(physical), Some(Use::Table | Use::FreeTable)) {
+            let Request { source, iova, .. } = request;
+            bus.report(Violation::DeviceInTables { source, iova, physical });
+        }
+        Ok(physical)
+    }
+
+    /// Translates an access page by page, as a device whose transfer stops at the first denial.
+    fn access(
+        &mut self,
+        unit: Option<usize>,
+        mut request: Request,
+        length: u64,
+    ) -> (Vec<(u64, u64)>, Option<Denied>) {
+        let mut pieces = Vec::new();
+        let mut left = length;
+        while left > 0 {
+            let piece = left.min(FRAME - request.iova % FRAME);
+            let physical = match unit {
+                Some(unit) => self.translate(unit, request),
+                None => Ok(request.iova),
+            };
+            match physical {
+                Ok(physical) => pieces.push((physical, piece)),
+                Err(denied) => return (pieces, Some(denied)),
+            }
+            request.iova = request.iova.wrapping_add(piece);
+            left -= piece;
+        }
+        (pieces, None)
+    }
+}
+
+impl Machine {
+    /// Where an access of `length` bytes leads, page by page. `unit` is `None` for a device that no unit
+    /// stands in front of.
+    ///
+    /// # Errors
+    /// The first denial; the unit has recorded the fault.
+    pub fn access(
+        &self,
+        unit: impl Into<Option<usize>>,
+        source: u16,
+        iova: u64,
+        length: u64,
+        write: bool,
+    ) -> Result<Vec<(u64, u64)>, Denied> {
+        let request = Request { source, iova, write, record: true };
+        let (pieces, denied) = self.state().access(unit.into(), request, length);
+        denied.map_or(Ok(pieces), Err)
+    }
+
+    /// A device writes `bytes`; what comes before a denied page is written.
+    ///
+    /// # Errors
+    /// The first denial; the unit has recorded the fault.
+    pub fn device_write(
+        &self,
+        unit: impl Into<Option<usize>>,
+        source: u16,
+        iova: u64,
+        bytes: &[u8],
+    ) -> Result<(), Denied> {
+        let mut state = self.state();
+        let request = Request { source, iova, write: true, record: true };
+        let length = u64::try_from(bytes.len()).unwrap();
+        let (pieces, denied) = state.access(unit.into(), request, length);
+        let mut rest = bytes;
+        for (physical, piece) in pieces {
+            let (now, later) = rest.split_at(usize::try_from(piece).unwrap());
+            state.memory.write_bytes(physical, now);
+            rest = later;
+        }
+        denied.map_or(Ok(()), Err)
+    }
+
+    /// A device reads into `out`; what comes before a denied page is read.
+    ///
+    /// # Errors
+    /// The first denial; the unit has recorded the fault.
+    pub fn device_read(
+        &self,
+        unit: impl Into<Option<usize>>,
+        source: u16,
+        iova: u64,
+        out: &mut [u8],
+    ) -> Result<(), Denied> {
+        let mut state = self.state();
+        let request = Request { source, iova, write: false, record: true };
+        let length = u64::try_from(out.len()).unwrap();
+        let (pieces, denied) = state.access(unit.into(), request, length);
+        let mut rest = out;
+        for (physical, piece) in pieces {
+            let (now, later) = rest.split_at_mut(usize::try_from(piece).unwrap());
+            state.memory.read_bytes(physical, now);
+            rest = later;
+        }
+        denied.map_or(Ok(()), Err)
+    }
+
+    /// Where an access leads, without a fault record; fills the unit's caches.
+    #[must_use]
+    pub fn probe(&self, unit: usize, source: u16, iova: u64, write: bool) -> Option<u64> {
+        self.state().translate(unit, Request { source, iova, write, record: false }).ok()
+    }
+
+    /// Tries an access after every step from now on.
+    pub fn watch(&self, watch: Watch) {
+        self.state().watches.push(watch);
+    }
+
+    /// Ends all watches.
+    pub fn clear_watches(&self) {
+        self.state().watches.clear();
+    }
+
+    /// Everything a requester could reach.
+    #[must_use]
+    pub fn reach(&self, unit: usize, source: u16, through: Through) -> Vec<Reach> {
+        let state = self.state();
+        let (device, view) = state.view(unit);
+        device.reach(view, source, through)
+    }
+
+    /// Requesters that reach something through a unit.
+    #[must_use]
+    pub fn sources(&self, unit: usize, through: Through) -> Vec<u16> {
+        let state = self.state();
+        let (device, view) = state.view(unit);
+        device.sources(view, through)
+    }
+
+    /// Frames that a unit reads as tables, with their content as the CPU sees it: what must be the same
+    /// before and after a refused request.
+    #[must_use]
+    pub fn table_content(&self, unit: usize) -> Vec<(u64, Vec<u64>)> {
+        let state = self.state();
+        let (device, view) = state.view(unit);
+        let tables = device.tables(view, Through::Tables).into_iter();
+        let mut frames: Vec<u64> = tables.map(|(frame, _)| frame).collect();
+        frames.sort_unstable();
+        frames.dedup();
+        frames.into_iter().map(|frame| (frame, state.memory.content(frame))).collect()
+    }
+}

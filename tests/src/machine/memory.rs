@@ -1,0 +1,294 @@
+//! Physical memory in frames of 4096 bytes, each seen twice: as the CPU sees it and as it stands in memory.
+//! A store changes the CPU's view; memory follows when the cache line is cleaned (or evicted).
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::Violation;
+
+/// Bytes of a frame.
+pub const FRAME: u64 = 4096;
+/// 64-bit words of a frame.
+pub const WORDS: usize = 512;
+/// 64-bit words of a cache line of 64 bytes.
+const LINE: usize = 8;
+
+/// What a frame serves for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Memory of the system at large.
+    Ram,
+    /// A table, ring or status word of the server.
+    Table,
+    /// A frame that the server gave back, or never took, of the memory kept for tables.
+    FreeTable,
+    /// Tables of whoever owned the units before.
+    Firmware,
+    /// Part of this buffer.
+    Buffer(u32),
+}
+
+struct Frame {
+    cpu: [u64; WORDS],
+    memory: [u64; WORDS],
+    purpose: Use,
+}
+
+/// How a unit sees memory.
+struct View {
+    coherent: bool,
+    /// What the unit still sees of words that were written since the last write-buffer flush; `None`
+    /// for a unit without such a buffer.
+    buffered: Option<Map<u64, u64>>,
+}
+
+/// When lines that were stored to reach memory on their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// Never: only `clean` writes them. Shows a missing clean.
+    Never,
+    /// Each store with a chance of one in two, from this seed. Shows stores in an unsafe order.
+    Random(u64),
+}
+
+/// Hashes addresses; the standard hasher costs more than the rest of a walk.
+#[derive(Default)]
+pub struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+}
+
+/// A map keyed by addresses.
+pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// All physical memory.
+pub struct Memory {
+    frames: Map<u64, Frame>,
+    ram: Vec<(u64, u64)>,
+    views: Vec<View>,
+    eviction: Eviction,
+    pub(super) violations: Vec<Violation>,
+}
+
+impl Memory {
+    /// Memory that exists in the given ranges (first byte, length in bytes).
+    #[must_use]
+    pub fn new(ram: Vec<(u64, u64)>) -> Self {
+        Self {
+            frames: Map::default(),
+            ram,
+            views: Vec::new(),
+            eviction: Eviction::Never,
+            violations: Vec::new(),
+        }
+    }
+
+    /// Adds the view of the next unit.
+    pub(super) fn add_view(&mut self, coherent: bool, write_buffer: bool) {
+        self.views.push(View { coherent, buffered: write_buffer.then(Map::default) });
+    }
+
+    /// Sets when lines are evicted.
+    pub fn set_eviction(&mut self, eviction: Eviction) {
+        self.eviction = eviction;
+    }
+
+    /// Whether there is memory at `address`.
+    #[must_use]
+    pub fn exists(&self, address: u64) -> bool {
+        self.ram.iter().any(|(start, length)| address >= *start && address - start < *length)
+    }
+
+    fn frame(&mut self, address: u64) -> Option<&mut Frame> {
+        if !self.exists(address) {
+            return None;
+        }
+        Some(self.frames.entry(address / FRAME).or_insert_with(|| Frame {
+            cpu: [0; WORDS],
+            memory: [0; WORDS],
+            purpose: Use::Ram,
+        }))
+    }
+
+    /// What the frame around `address` serves for; `None` where there is no memory.
+    #[must_use]
+    pub fn purpose(&self, address: u64) -> Option<Use> {
+        self.exists(address)
+            .then(|| self.frames.get(&(address / FRAME)).map_or(Use::Ram, |frame| frame.purpose))
+    }
+
+    /// Sets what a frame serves for.
+    pub fn set_purpose(&mut self, address: u64, purpose: Use) {
+        if let Some(frame) = self.frame(address) {
+            frame.purpose = purpose;
+        }
+    }
+
+    /// Fills a frame with `value`, in the CPU's view and in memory.
+    pub fn fill(&mut self, address: u64, value: u64) {
+        if let Some(frame) = self.frame(address) {
+            frame.cpu = [value; WORDS];
+            frame.memory = [value; WORDS];
+        }
+        for view in &mut self.views {
+            if let Some(buffered) = &mut view.buffered {
+                buffered.retain(|word, _| word / FRAME != address / FRAME);
+            }
+        }
+    }
+
+    /// The word at `address` (a multiple of 8) as the CPU sees it; all ones where there is no memory.
+    #[must_use]
+    pub fn cpu_load(&self, address: u64) -> u64 {
+        if !self.exists(address) {
+            return u64::MAX;
+        }
+        self.frames.get(&(address / FRAME)).map_or(0, |frame| frame.cpu[word(address)])
+    }
+
+    /// The word at `address` as it stands in memory.
+    #[must_use]
+    pub fn memory_load(&self, address: u64) -> u64 {
+        if !self.exists(address) {
+            return u64::MAX;
+        }
+        self.frames.get(&(address / FRAME)).map_or(0, |frame| frame.memory[word(address)])
+    }
+
+    /// Stores a word from the CPU.
+    pub fn cpu_store(&mut self, address: u64, value: u64) {
+        let Some(frame) = self.frame(address) else { return };
+        let old = std::mem::replace(&mut frame.cpu[word(address)], value);
+        self.buffer(address, old, true);
+        if self.evicts() {
+            self.clean(address);
+        }
+    }
+
+    fn evicts(&mut self) -> bool {
+        let Eviction::Random(seed) = &mut self.eviction else { return false };
+        // xorshift64 (Marsaglia 2003).
+        *seed ^= *seed << 13;
+        *seed ^= *seed >> 7;
+        *seed ^= *seed << 17;
+        *seed & 1 == 1
+    }
+
+    /// Writes the cache line around `address` to memory.
+    pub fn clean(&mut self, address: u64) {
+        let Some(frame) = self.frame(address) else { return };
+        let line = word(address) / LINE * LINE;
+        let mut changed = Vec::new();
+        for index in line..line + LINE {
+            if frame.memory[index] != frame.cpu[index] {
+                changed.push((index, frame.memory[index]));
+                frame.memory[index] = frame.cpu[index];
+            }
+        }
+        let base = address & !(FRAME - 1);
+        for (index, old) in changed {
+            self.buffer(base + 8 * u64::try_from(index).unwrap(), old, false);
+        }
+    }
+
+    /// Remembers what units with a write buffer see of a word that changed.
+    fn buffer(&mut self, address: u64, old: u64, coherent: bool) {
+        for view in self.views.iter_mut().filter(|view| view.coherent == coherent) {
+            if let Some(buffered) = &mut view.buffered {
+                buffered.entry(address & !7).or_insert(old);
+            }
+        }
+    }
+
+    /// Empties the write buffer in front of a unit.
+    pub fn flush_write_buffer(&mut self, unit: usize) {
+        if let Some(buffered) = &mut self.views[unit].buffered {
+            buffered.clear();
+        }
+    }
+
+    /// The word at `address` (a multiple of 8) as the page walks of a unit see it; all ones where there
+    /// is no memory.
+    #[must_use]
+    pub fn walk_load(&self, unit: usize, address: u64) -> u64 {
+        let view = &self.views[unit];
+        if let Some(old) = view.buffered.as_ref().and_then(|words| words.get(&address)) {
+            return *old;
+        }
+        if view.coherent { self.cpu_load(address) } else { self.memory_load(address) }
+    }
+
+    /// A store that snoops: a device's DMA, a unit's status write. The line is written back first.
+    pub fn snooped_store(&mut self, address: u64, value: u64) {
+        self.clean(address);
+        let Some(frame) = self.frame(address) else { return };
+        frame.cpu[word(address)] = value;
+        frame.memory[word(address)] = value;
+        for view in &mut self.views {
+            if let Some(buffered) = &mut view.buffered {
+                buffered.remove(&(address & !7));
+            }
+        }
+    }
+
+    /// Writes bytes as a device does.
+    pub fn write_bytes(&mut self, address: u64, bytes: &[u8]) {
+        for (at, byte) in (address..).zip(bytes) {
+            let shift = at % 8 * 8;
+            let old = self.cpu_load(at & !7);
+            self.snooped_store(at & !7, old & !(0xff << shift) | u64::from(*byte) << shift);
+        }
+    }
+
+    /// Reads bytes as a device or the CPU does.
+    pub fn read_bytes(&self, address: u64, out: &mut [u8]) {
+        for (at, byte) in (address..).zip(out) {
+            *byte = self.cpu_load(at & !7).to_le_bytes()[usize::try_from(at % 8).unwrap()];
+        }
+    }
+
+    /// Records that a rule was broken.
+    pub fn report(&mut self, violation: Violation) {
+        if self.violations.len() < 1000 {
+            self.violations.push(violation);
+        }
+    }
+
+    /// The words of a frame as the CPU sees them.
+    #[must_use]
+    pub fn content(&self, address: u64) -> Vec<u64> {
+        self.frames.get(&(address / FRAME)).map_or(vec![0; WORDS], |frame| frame.cpu.to_vec())
+    }
+
+    /// The first word of a frame that is not 0, for the CPU or for a unit that does not snoop.
+    #[must_use]
+    pub fn nonzero(&self, address: u64) -> Option<(usize, u64)> {
+        let frame = self.frames.get(&(address / FRAME))?;
+        let find = |words: &[u64; WORDS]| {
+            words.iter().enumerate().find(|(_, word)| **word != 0).map(|(at, word)| (at, *word))
+        };
+        let uncleaned = || find(&frame.memory).filter(|_| self.views.iter().any(|v| !v.coherent));
+        find(&frame.cpu).or_else(uncleaned)
+    }
+}
+
+fn word(address: u64) -> usize {
+    usize::try_from(address % FRAME / 8).unwrap()
+}

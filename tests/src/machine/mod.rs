@@ -1,0 +1,235 @@
+//! A machine in software: memory with CPU caches, a clock, units, devices that do DMA. [`Machine`] is a
+//! handle; the seams of `iommud::hw` over it are [`Tables`], [`Buffers`], [`Registers`] and [`SoftClock`].
+
+mod buffers;
+mod config;
+mod device;
+mod memory;
+mod seams;
+mod tables;
+mod unit;
+mod violation;
+
+use std::cell::{RefCell, RefMut};
+use std::rc::Rc;
+
+pub use buffers::{BufferShare, Buffers};
+pub use config::PciBus;
+pub use device::Watch;
+pub use memory::{AddressHasher, Eviction, FRAME, Map, Memory, Use, WORDS};
+pub use seams::{Registers, SoftClock};
+pub use tables::Tables;
+pub use unit::{Bus, Denied, Reach, Request, SoftwareUnit, Through, Trouble, View, join};
+pub use violation::Violation;
+
+/// What memory a machine has. Addresses and lengths in bytes, multiples of 4096.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// All memory: first byte and length of each range.
+    pub ram: Vec<(u64, u64)>,
+    /// The part of it that tables come from.
+    pub tables: (u64, u64),
+    /// The part of it that buffers come from.
+    pub buffers: (u64, u64),
+    /// The longest piece of a buffer that does not have to be contiguous.
+    pub segment: u64,
+}
+
+impl Default for Layout {
+    /// 1 GiB below 4 GiB and 1 GiB above; 16 MiB for tables, 256 MiB for buffers in pieces of 16 KiB.
+    fn default() -> Self {
+        Self {
+            ram: vec![(0, 1 << 30), (1 << 32, 1 << 30)],
+            tables: (0x1000_0000, 16 << 20),
+            buffers: (0x2000_0000, 256 << 20),
+            segment: 16 << 10,
+        }
+    }
+}
+
+struct State {
+    layout: Layout,
+    memory: Memory,
+    units: Vec<Box<dyn SoftwareUnit>>,
+    now: u64,
+    /// Nanoseconds that one `Clock::relax` takes.
+    relax: u64,
+    steps: u64,
+    reads: u64,
+    writes: u64,
+    watches: Vec<Watch>,
+    /// Whether memory given back is checked against all that units reach.
+    audit: bool,
+    tables: tables::Pool,
+    buffers: buffers::Pool,
+    config: config::Space,
+}
+
+impl State {
+    /// The unit and the machine as it sees it.
+    fn unit(&mut self, unit: usize) -> (&mut dyn SoftwareUnit, Bus<'_>) {
+        let bus = Bus { memory: &mut self.memory, now: self.now, unit };
+        (self.units[unit].as_mut(), bus)
+    }
+
+    /// The unit and the machine as it sees it, to be looked at only.
+    fn view(&self, unit: usize) -> (&dyn SoftwareUnit, View<'_>) {
+        (self.units[unit].as_ref(), View { memory: &self.memory, unit })
+    }
+
+    /// One action of the CPU is over: what is due happens, and every watched access is tried after each
+    /// single thing.
+    fn acted(&mut self) {
+        self.steps += 1;
+        self.try_watches();
+        for unit in 0..self.units.len() {
+            loop {
+                let (device, mut bus) = self.unit(unit);
+                if !device.step(&mut bus) {
+                    break;
+                }
+                self.try_watches();
+            }
+        }
+    }
+
+    fn pass_time(&mut self, nanoseconds: u64) {
+        self.now += nanoseconds;
+        self.acted();
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        let violations = std::mem::take(&mut self.memory.violations);
+        if !violations.is_empty() && !std::thread::panicking() {
+            panic!("rules were broken and nobody looked: {violations:#x?}");
+        }
+    }
+}
+
+/// A handle on a machine; clones name the same one.
+#[derive(Clone)]
+pub struct Machine(Rc<RefCell<State>>);
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new(Layout::default())
+    }
+}
+
+impl Machine {
+    /// A machine without units, its clock at 0.
+    #[must_use]
+    pub fn new(layout: Layout) -> Self {
+        let memory = Memory::new(layout.ram.clone());
+        Self(Rc::new(RefCell::new(State {
+            memory,
+            units: Vec::new(),
+            now: 0,
+            relax: 1_000,
+            steps: 0,
+            reads: 0,
+            writes: 0,
+            watches: Vec::new(),
+            audit: true,
+            tables: tables::Pool::new(layout.tables),
+            buffers: buffers::Pool::new(layout.buffers, layout.segment),
+            config: config::Space::default(),
+            layout,
+        })))
+    }
+
+    fn state(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+
+    /// Adds a unit and gives its number. `coherent`: its walks snoop caches. `write_buffer`: stores wait
+    /// in front of it until flushed.
+    pub fn add(&self, unit: Box<dyn SoftwareUnit>, coherent: bool, write_buffer: bool) -> usize {
+        let mut state = self.state();
+        state.memory.add_view(coherent, write_buffer);
+        state.units.push(unit);
+        state.units.len() - 1
+    }
+
+    /// What memory there is.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.state().layout.clone()
+    }
+
+    /// Looks at or changes memory directly, behind the server's back.
+    pub fn with_memory<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
+        act(&mut self.state().memory)
+    }
+
+    /// Does to unit `unit` what only a `U` can do.
+    ///
+    /// # Panics
+    /// When the unit is of another type.
+    pub fn with_unit<U: 'static, T>(
+        &self,
+        unit: usize,
+        act: impl FnOnce(&mut U, &mut Bus<'_>) -> T,
+    ) -> T {
+        let mut state = self.state();
+        let (device, mut bus) = state.unit(unit);
+        act(device.as_any().downcast_mut::<U>().expect("a unit of that type"), &mut bus)
+    }
+
+    /// Makes a unit misbehave.
+    pub fn trouble(&self, unit: usize, trouble: Trouble) {
+        self.state().units[unit].trouble(trouble);
+    }
+
+    /// The rules broken since the last call.
+    #[must_use]
+    pub fn take_violations(&self) -> Vec<Violation> {
+        std::mem::take(&mut self.state().memory.violations)
+    }
+
+    /// Fails when a rule was broken since the last look.
+    ///
+    /// # Panics
+    /// With the violations.
+    pub fn assert_clean(&self) {
+        let violations = self.take_violations();
+        assert!(violations.is_empty(), "rules were broken: {violations:#x?}");
+    }
+
+    /// Whether memory given back is checked against all that units reach (it is, at first). Costs a walk
+    /// of all tables for each frame.
+    pub fn set_audit(&self, audit: bool) {
+        self.state().audit = audit;
+    }
+
+    /// Nanoseconds that one `Clock::relax` takes (1000 at first).
+    pub fn set_relax(&self, nanoseconds: u64) {
+        self.state().relax = nanoseconds;
+    }
+
+    /// Lets time pass while the server does nothing.
+    pub fn pass_time(&self, nanoseconds: u64) {
+        self.state().pass_time(nanoseconds);
+    }
+
+    /// Nanoseconds since start.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.state().now
+    }
+
+    /// Register reads and writes so far, of all units.
+    #[must_use]
+    pub fn register_accesses(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.reads, state.writes)
+    }
+
+    /// Actions of the CPU so far: stores, cleans, register accesses, looks at the clock.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.state().steps
+    }
+}

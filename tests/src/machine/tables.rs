@@ -1,0 +1,199 @@
+//! Memory for tables: frames are handed out again at once, last in first out, and their use after that is
+//! seen.
+
+use iommud::addr::PhysAddr;
+use iommud::hw::{MemoryError, TableMemory};
+
+use super::{FRAME, Machine, Map, State, Through, Use, Violation, WORDS};
+
+/// What a frame that was given back holds until it is handed out: entries that seem to let everything
+/// through, to an address that has no memory.
+const POISON: u64 = 0x000f_dead_bad0_0003;
+
+/// Frames for tables.
+pub(super) struct Pool {
+    next: u64,
+    end: u64,
+    free: Vec<u64>,
+    in_use: usize,
+    allocations: u64,
+    fail_from: Option<(u64, u64)>,
+}
+
+impl Pool {
+    pub(super) fn new((start, length): (u64, u64)) -> Self {
+        Self {
+            next: start,
+            end: start + length,
+            free: Vec::new(),
+            in_use: 0,
+            allocations: 0,
+            fail_from: None,
+        }
+    }
+
+    /// Counts an allocation; whether it is to fail.
+    fn fails(&mut self) -> bool {
+        self.allocations += 1;
+        let index = self.allocations - 1;
+        self.fail_from.is_some_and(|(first, count)| index >= first && index - first < count)
+    }
+
+    fn run(&mut self, count: usize) -> Result<u64, MemoryError> {
+        let bytes = u64::try_from(count).map_err(|_| MemoryError::Exhausted)? * FRAME;
+        let start = self.next.next_multiple_of(bytes);
+        if self.end - self.next.min(self.end) < bytes || start > self.end - bytes {
+            return Err(MemoryError::Exhausted);
+        }
+        self.free.extend((self.next..start).step_by(4096));
+        self.next = start + bytes;
+        Ok(start)
+    }
+}
+
+impl State {
+    fn hand_out(&mut self, start: u64, count: usize) -> PhysAddr {
+        for index in 0..u64::try_from(count).unwrap() {
+            let frame = start + index * FRAME;
+            self.memory.fill(frame, 0);
+            self.memory.set_purpose(frame, Use::Table);
+        }
+        self.tables.in_use += count;
+        PhysAddr(start)
+    }
+
+    fn take_back(&mut self, frame: u64, is_zero: bool) -> bool {
+        if !frame.is_multiple_of(FRAME) || self.memory.purpose(frame) != Some(Use::Table) {
+            self.memory.report(Violation::FreedTwice { frame });
+            return false;
+        }
+        if is_zero && let Some((word, value)) = self.memory.nonzero(frame) {
+            self.memory.report(Violation::FreedNotZero { frame, word, value });
+        }
+        for unit in 0..self.units.len() {
+            if self.audit && self.units[unit].translating() {
+                let (device, view) = self.view(unit);
+                let tables = device.tables(view, Through::TablesAndCaches);
+                if let Some((_, how)) = tables.into_iter().find(|(table, _)| *table == frame) {
+                    self.memory.report(Violation::FreedInUse { unit, address: frame, how });
+                }
+            }
+        }
+        self.memory.fill(frame, POISON);
+        self.memory.set_purpose(frame, Use::FreeTable);
+        self.tables.free.push(frame);
+        self.tables.in_use -= 1;
+        true
+    }
+
+    /// The word's address if the server holds its frame as a table.
+    fn table_word(&mut self, frame: PhysAddr, index: usize) -> Option<u64> {
+        let frame = frame.0;
+        if !frame.is_multiple_of(FRAME)
+            || index >= WORDS
+            || self.memory.purpose(frame) != Some(Use::Table)
+        {
+            self.memory.report(Violation::NotATable { frame });
+            return None;
+        }
+        Some(frame + 8 * u64::try_from(index).unwrap())
+    }
+}
+
+/// `TableMemory` over a machine.
+pub struct Tables {
+    machine: Machine,
+    live: Map<u64, u16>,
+}
+
+impl Machine {
+    /// The memory for tables. To be asked for once: software's counters live in it.
+    #[must_use]
+    pub fn tables(&self) -> Tables {
+        Tables { machine: self.clone(), live: Map::default() }
+    }
+
+    /// Lets allocations of table memory fail: `count` of them, after `after` more have succeeded.
+    pub fn fail_table_allocations(&self, after: u64, count: u64) {
+        let mut state = self.state();
+        let first = state.tables.allocations + after;
+        state.tables.fail_from = (count > 0).then_some((first, count));
+    }
+
+    /// Allocations of table memory so far, failed ones included.
+    #[must_use]
+    pub fn table_allocations(&self) -> u64 {
+        self.state().tables.allocations
+    }
+
+    /// Frames of table memory in the server's hands.
+    #[must_use]
+    pub fn table_frames(&self) -> usize {
+        self.state().tables.in_use
+    }
+}
+
+impl TableMemory for Tables {
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+        let mut state = self.machine.state();
+        if state.tables.fails() {
+            return Err(MemoryError::Exhausted);
+        }
+        let frame = match state.tables.free.pop() {
+            Some(frame) => frame,
+            None => state.tables.run(1)?,
+        };
+        self.live.insert(frame, 0);
+        Ok(state.hand_out(frame, 1))
+    }
+
+    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+        assert!(count.is_power_of_two(), "a run of {count} frames");
+        let mut state = self.machine.state();
+        if state.tables.fails() {
+            return Err(MemoryError::Exhausted);
+        }
+        let start = state.tables.run(count)?;
+        Ok(state.hand_out(start, count))
+    }
+
+    fn free(&mut self, frame: PhysAddr, is_zero: bool) {
+        if self.machine.state().take_back(frame.0, is_zero) {
+            self.live.remove(&frame.0);
+        }
+    }
+
+    fn load(&self, frame: PhysAddr, index: usize) -> u64 {
+        let mut state = self.machine.state();
+        let word = state.table_word(frame, index);
+        word.map_or(0, |address| state.memory.cpu_load(address))
+    }
+
+    fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
+        let mut state = self.machine.state();
+        let Some(address) = state.table_word(frame, index) else { return };
+        state.memory.cpu_store(address, value);
+        for unit in 0..state.units.len() {
+            let (device, mut bus) = state.unit(unit);
+            device.stored(&mut bus, address);
+        }
+        state.observe();
+    }
+
+    fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
+        let mut state = self.machine.state();
+        for index in first..first.saturating_add(count) {
+            let Some(address) = state.table_word(frame, index) else { break };
+            state.memory.clean(address);
+        }
+        state.observe();
+    }
+
+    fn live(&mut self, frame: PhysAddr) -> &mut u16 {
+        self.live.entry(frame.0).or_insert(0)
+    }
+
+    fn frames_in_use(&self) -> usize {
+        self.machine.state().tables.in_use
+    }
+}

@@ -1,0 +1,149 @@
+//! What the machine asks of a software unit, whatever its vendor.
+
+use std::any::Any;
+
+use super::{Memory, Violation};
+
+/// The machine as a unit sees it.
+pub struct Bus<'a> {
+    /// Physical memory.
+    pub memory: &'a mut Memory,
+    /// Nanoseconds since start.
+    pub now: u64,
+    /// The unit's number: its view of memory.
+    pub unit: usize,
+}
+
+impl Bus<'_> {
+    /// Records that a rule was broken.
+    pub fn report(&mut self, violation: Violation) {
+        self.memory.report(violation);
+    }
+
+    /// Records that a register was misused.
+    pub fn misused(&mut self, offset: u32, value: u64, rule: &'static str) {
+        self.report(Violation::Register { unit: self.unit, offset, value, rule });
+    }
+}
+
+/// The machine as a unit sees it, to be looked at only.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// Physical memory.
+    pub memory: &'a Memory,
+    /// The unit's number: its view of memory.
+    pub unit: usize,
+}
+
+/// One access of a device, within one page of 4096 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Requester id.
+    pub source: u16,
+    /// Address that the device put on the bus.
+    pub iova: u64,
+    /// A write; else a read.
+    pub write: bool,
+    /// Whether the unit records a fault. Probes that no device makes leave no record.
+    pub record: bool,
+}
+
+/// Why an access was denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// The vendor's reason code; 0 when the unit is dead or the address is an interrupt's.
+    pub reason: u16,
+    /// The first address that was denied.
+    pub iova: u64,
+}
+
+/// A run of addresses that a requester can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reach {
+    /// First I/O virtual address.
+    pub iova: u64,
+    /// Last I/O virtual address (inclusive).
+    pub last: u64,
+    /// Physical address of the first byte.
+    pub physical: u64,
+    /// The device may read.
+    pub read: bool,
+    /// The device may write.
+    pub write: bool,
+}
+
+/// Appends a run, joining it to the one before when it continues it.
+pub fn join(runs: &mut Vec<Reach>, run: Reach) {
+    if let Some(end) = runs.last_mut()
+        && end.last.checked_add(1) == Some(run.iova)
+        && end.physical.wrapping_add(run.iova - end.iova) == run.physical
+        && (end.read, end.write) == (run.read, run.write)
+    {
+        end.last = run.last;
+    } else {
+        runs.push(run);
+    }
+}
+
+/// What to include when listing what a requester reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// The tables as they stand in memory.
+    Tables,
+    /// The tables and all that the unit has cached, in any mixture that hardware may use.
+    TablesAndCaches,
+}
+
+/// Ways in which a unit can be made to misbehave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The queue takes no further descriptor after this many.
+    StallQueueAfter(u64),
+    /// Commands in the global command register never complete.
+    StallCommands,
+    /// All registers read as ones and ignore writes; every access of a device is denied.
+    Dead,
+    /// All is well again (a dead unit stays dead).
+    None,
+}
+
+/// A remapping unit in software.
+pub trait SoftwareUnit: Any {
+    /// Reads `width` bytes (4 or 8) of registers.
+    fn read(&mut self, bus: &mut Bus<'_>, offset: u32, width: u8) -> u64;
+
+    /// Writes `width` bytes (4 or 8) of registers.
+    fn write(&mut self, bus: &mut Bus<'_>, offset: u32, width: u8, value: u64);
+
+    /// Does one thing that is due by now (completes a command, executes a descriptor); false when
+    /// nothing is.
+    fn step(&mut self, bus: &mut Bus<'_>) -> bool;
+
+    /// Told of each store of the CPU to a table frame.
+    fn stored(&mut self, bus: &mut Bus<'_>, address: u64);
+
+    /// Translates an access through the caches, filling them.
+    ///
+    /// # Errors
+    /// `Denied`, after the fault was recorded.
+    fn translate(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Denied>;
+
+    /// Everything a requester could reach now, in the order of the tables. Reads no caches unless asked
+    /// to, and changes nothing.
+    fn reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach>;
+
+    /// Requesters whose entry lets something through, in ascending order.
+    fn sources(&self, view: View<'_>, through: Through) -> Vec<u16>;
+
+    /// Frames that the unit could still read as tables, each with how.
+    fn tables(&self, view: View<'_>, through: Through) -> Vec<(u64, String)>;
+
+    /// Whether accesses are translated (else they pass, or all are denied by a dead unit).
+    fn translating(&self) -> bool;
+
+    /// Makes the unit misbehave.
+    fn trouble(&mut self, trouble: Trouble);
+
+    /// For what only one vendor's unit can do.
+    fn as_any(&mut self) -> &mut dyn Any;
+}

@@ -1,0 +1,177 @@
+//! A VT-d unit in software, legacy mode: registers, caches that stay stale until invalidated, invalidation
+//! queue, fault records. It knows the specification and nothing of the code under test.
+//!
+//! ```text
+//! registers.rs  reads and writes       command.rs  global commands       queue.rs  descriptors
+//! walk.rs       address translation    caches.rs   what is remembered    faults.rs records
+//! reach.rs      what a requester can reach, without and with what the caches may still hold
+//! firmware.rs   tables of a previous owner, written bit by bit
+//! ```
+
+pub mod bits;
+mod caches;
+mod command;
+mod config;
+mod faults;
+pub mod firmware;
+mod queue;
+mod reach;
+mod registers;
+mod walk;
+
+use std::any::Any;
+use std::collections::BTreeSet;
+
+pub use config::Config;
+
+use crate::machine::{Bus, Denied, Machine, Reach, Request, SoftwareUnit, Through, Trouble, View};
+use caches::Caches;
+use walk::{Fault, Target};
+
+/// First and last address of the interrupt window (section 3.14).
+const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
+
+/// A VT-d unit.
+pub struct Vtd {
+    config: Config,
+    caches: Caches,
+    /// The root table in use: `RTADDR` as it was when the last SRTP completed.
+    root: u64,
+    status: u32,
+    root_register: u64,
+    command: Option<command::Pending>,
+    protection: command::Protection,
+    queue: queue::Queue,
+    invalidation: command::RegisterInvalidation,
+    faults: faults::Log,
+    dead: bool,
+    commands_stall: bool,
+    /// Devices that never answer a device-TLB invalidation.
+    silent_devices: BTreeSet<u16>,
+}
+
+impl Vtd {
+    /// A unit after reset: translation off, caches empty.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            faults: faults::Log::new(usize::from(config.fault_records)),
+            caches: Caches::default(),
+            root: 0,
+            status: 0,
+            root_register: 0,
+            command: None,
+            protection: command::Protection::default(),
+            queue: queue::Queue::default(),
+            invalidation: command::RegisterInvalidation::default(),
+            dead: false,
+            commands_stall: false,
+            silent_devices: BTreeSet::new(),
+            config,
+        }
+    }
+
+    /// Adds a unit to a machine and gives its number.
+    pub fn add(machine: &Machine, config: Config) -> usize {
+        let (coherent, write_buffer) = (config.coherent, config.write_buffer);
+        machine.add(Box::new(Self::new(config)), coherent, write_buffer)
+    }
+
+    /// What the unit can do.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where an access leads and which fault it causes.
+    fn resolve(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Fault> {
+        let Request { source, iova, write, .. } = request;
+        let context = self.context(bus, source)?;
+        let fault = |reason| Fault { reason, silent: context.no_faults };
+        let (root, levels) = match context.target {
+            Target::Pass if iova & !bits::below(self.config.host_width) == 0 => return Ok(iova),
+            Target::Pass => return Err(fault(bits::reason::ADDRESS_WIDTH)),
+            Target::Table { root, levels } => (root, levels),
+        };
+        let width = self.config.guest_width.min(12 + 9 * u32::from(levels));
+        if iova & !bits::below(width) != 0 {
+            return Err(fault(bits::reason::ADDRESS_WIDTH));
+        }
+        self.page(bus, context.domain, (root, levels), iova, write).map_err(fault)
+    }
+}
+
+impl SoftwareUnit for Vtd {
+    fn read(&mut self, bus: &mut Bus<'_>, offset: u32, width: u8) -> u64 {
+        self.read_register(bus, offset, width)
+    }
+
+    fn write(&mut self, bus: &mut Bus<'_>, offset: u32, width: u8, value: u64) {
+        self.write_register(bus, offset, width, value);
+    }
+
+    fn step(&mut self, bus: &mut Bus<'_>) -> bool {
+        !self.dead && (self.step_command(bus) || self.step_queue(bus))
+    }
+
+    fn stored(&mut self, bus: &mut Bus<'_>, address: u64) {
+        self.check_overwrite(bus, address);
+    }
+
+    fn translate(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Denied> {
+        let Request { iova, .. } = request;
+        let nowhere = Denied { reason: 0, iova };
+        if self.dead || INTERRUPTS.contains(&iova) {
+            return Err(nowhere);
+        }
+        if self.protection.covers(iova) && !self.translating() {
+            return Err(nowhere);
+        }
+        if !self.translating() {
+            return Ok(iova);
+        }
+        match self.resolve(bus, request) {
+            // Section 10.4.16: what protected memory does once translation is on is up to the hardware.
+            Ok(physical) if self.protection.covers(physical) => Err(nowhere),
+            Ok(physical) => Ok(physical),
+            Err(Fault { reason, silent }) => {
+                if request.record && !silent {
+                    self.record_fault(request, reason);
+                }
+                Err(Denied { reason, iova })
+            }
+        }
+    }
+
+    fn reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach> {
+        self.list_reach(view, source, through)
+    }
+
+    fn sources(&self, view: View<'_>, through: Through) -> Vec<u16> {
+        self.list_sources(view, through)
+    }
+
+    fn tables(&self, view: View<'_>, through: Through) -> Vec<(u64, String)> {
+        self.list_tables(view, through)
+    }
+
+    fn translating(&self) -> bool {
+        self.status & bits::global::TRANSLATION != 0
+    }
+
+    fn trouble(&mut self, trouble: Trouble) {
+        match trouble {
+            Trouble::StallQueueAfter(count) => self.queue.left = Some(count),
+            Trouble::StallCommands => self.commands_stall = true,
+            Trouble::Dead => self.dead = true,
+            Trouble::None => {
+                self.queue.left = None;
+                self.commands_stall = false;
+            }
+        }
+    }
+
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}

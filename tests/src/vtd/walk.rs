@@ -1,0 +1,241 @@
+//! From requester and address to memory (VT-d 4.1 chapters 3, 7 and 9, legacy mode): through the caches as
+//! the hardware goes, or through the tables alone.
+
+use super::bits::{self, below, reason};
+use super::caches::{CachedContext, Leaf, Upper, shift};
+use super::config::Config;
+use crate::machine::{Bus, Use, Violation};
+
+/// What a present context entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Context {
+    pub(super) domain: u16,
+    pub(super) no_faults: bool,
+    pub(super) target: Target,
+}
+
+/// Where a context entry leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// To a page table.
+    Table { root: u64, levels: u8 },
+    /// To memory, untranslated.
+    Pass,
+}
+
+/// A fault before it is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) reason: u16,
+    /// Fault processing is disabled for it.
+    pub(super) silent: bool,
+}
+
+impl Fault {
+    pub(super) const fn loud(reason: u16) -> Self {
+        Self { reason, silent: false }
+    }
+}
+
+/// Reads one 64-bit word of a table.
+pub(super) type Load<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
+
+/// The entry of `source` by the tables below `root`.
+pub(super) fn find_context(
+    config: &Config,
+    root: u64,
+    source: u16,
+    load: &mut Load<'_>,
+) -> Result<([u64; 2], Context), Fault> {
+    let [bus, devfn] = source.to_be_bytes().map(u64::from);
+    let mut pair = |at: u64| Some([load(at)?, load(at + 8)?]);
+    let [low, high] = pair(root + 16 * bus).ok_or(Fault::loud(reason::ROOT_TABLE_ACCESS))?;
+    if low & bits::PRESENT == 0 {
+        return Err(Fault::loud(reason::ROOT_ABSENT));
+    }
+    // Section 9.1: bits 11:1, above the host address width, and the second word are reserved.
+    if low & 0xffe != 0 || low & !below(config.host_width) != 0 || high != 0 {
+        return Err(Fault::loud(reason::ROOT_RESERVED));
+    }
+    let table = low & bits::ADDRESS;
+    let entry = pair(table + 16 * devfn).ok_or(Fault::loud(reason::CONTEXT_TABLE_ACCESS))?;
+    Ok((entry, decode_context(config, entry)?))
+}
+
+/// What a context entry says (section 9.3).
+pub(super) fn decode_context(config: &Config, [low, high]: [u64; 2]) -> Result<Context, Fault> {
+    let no_faults = low & bits::NO_FAULTS != 0;
+    let fault = |reason| Fault { reason, silent: no_faults };
+    if low & bits::PRESENT == 0 {
+        return Err(fault(reason::CONTEXT_ABSENT));
+    }
+    // Low word: bits 11:4 and above the host address width; high word: bit 7 and bits 63:24.
+    let reserved = low & 0xff0 | low & !below(config.host_width) | high & !0xff_ff7f;
+    if reserved != 0 {
+        return Err(Fault::loud(reason::CONTEXT_RESERVED));
+    }
+    let domain = u16::try_from(high >> 8 & 0xffff).unwrap() & domain_mask(config);
+    // AW: 1 for 39 bits (3 levels), 2 for 48 (4), 3 for 57 (5).
+    let levels = u8::try_from(high & 7).unwrap() + 2;
+    if !config.levels.contains(&levels) {
+        return Err(fault(reason::CONTEXT_INVALID));
+    }
+    let target = match low >> 2 & 3 {
+        0 => Target::Table { root: low & bits::ADDRESS, levels },
+        1 if config.device_tlb => Target::Table { root: low & bits::ADDRESS, levels },
+        2 if config.pass_through && config.levels.iter().max() == Some(&levels) => Target::Pass,
+        _ => return Err(fault(reason::CONTEXT_INVALID)),
+    };
+    Ok(Context { domain, no_faults, target })
+}
+
+/// The domain ids that the unit tells apart.
+pub(super) fn domain_mask(config: &Config) -> u16 {
+    u16::try_from(below(u32::from(config.domain_bits))).unwrap()
+}
+
+/// One entry of a second-level table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    Absent,
+    Reserved,
+    Table(Upper),
+    Page(Leaf),
+}
+
+/// What an entry found at `level` (1: maps 4 KiB) says (section 9.8).
+pub(super) fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
+    let (read, write) = (entry & bits::READ != 0, entry & bits::WRITE != 0);
+    if !read && !write {
+        return Slot::Absent;
+    }
+    let large = entry & bits::LARGE != 0;
+    let allowed = match level {
+        2 => config.large_2m,
+        3 => config.large_1g,
+        _ => false,
+    };
+    let leaf = level == 1 || large;
+    let mut reserved = bits::ADDRESS & !below(config.host_width);
+    if large && !allowed {
+        reserved |= bits::LARGE;
+    }
+    if leaf {
+        reserved |= below(shift(level)) & bits::ADDRESS;
+    }
+    if !leaf || !config.snoop_control {
+        reserved |= bits::SNOOP;
+    }
+    if !leaf || !config.device_tlb {
+        reserved |= bits::TRANSIENT;
+    }
+    // Bits 10:8, 61:52 and 63 are ignored. Bits 6:2 gained meanings in later revisions and scalable mode;
+    // to legacy-mode units of the first revisions they are reserved.
+    reserved |= 0x7c;
+    if entry & reserved != 0 {
+        Slot::Reserved
+    } else if leaf {
+        Slot::Page(Leaf { physical: entry & bits::ADDRESS, read, write })
+    } else {
+        Slot::Table(Upper { table: entry & bits::ADDRESS, read, write })
+    }
+}
+
+impl super::Vtd {
+    /// Reads a word as this unit's walks see it, and checks that it is a table's.
+    fn load_table(bus: &mut Bus<'_>, address: u64) -> Option<u64> {
+        let purpose = bus.memory.purpose(address)?;
+        if !matches!(purpose, Use::Table | Use::Firmware) {
+            bus.report(Violation::WalkedForeign { unit: bus.unit, address });
+        }
+        Some(bus.memory.walk_load(bus.unit, address))
+    }
+
+    /// The context entry of `source`, cached or read, and cached from now on.
+    pub(super) fn context(&mut self, bus: &mut Bus<'_>, source: u16) -> Result<Context, Fault> {
+        if let Some(cached) = self.caches.contexts.get(&source) {
+            return cached.entry;
+        }
+        let mut load = |at| Self::load_table(bus, at);
+        let found = find_context(&self.config, self.root, source, &mut load);
+        if let Ok((entry, context)) = found {
+            self.check_domain(bus, source, entry, context);
+        }
+        let entry = found.map(|(_, context)| context);
+        if entry.is_ok() || self.config.caching_mode {
+            let tag = entry.map_or(0, |context| context.domain);
+            self.caches.contexts.insert(source, CachedContext { entry, tag });
+        }
+        entry
+    }
+
+    /// Rules on domain ids that hardware does not enforce (sections 9.3 and 6.1).
+    fn check_domain(&self, bus: &mut Bus<'_>, source: u16, entry: [u64; 2], context: Context) {
+        let unit = bus.unit;
+        if entry[1] >> 8 & 0xffff & !u64::from(domain_mask(&self.config)) != 0 {
+            let rule = "the domain id is wider than CAP.ND says";
+            bus.report(Violation::Entry { unit, source, entry, rule });
+        }
+        if context.domain == 0 && self.config.caching_mode {
+            let rule = "domain id 0 is reserved with CAP.CM";
+            bus.report(Violation::Entry { unit, source, entry, rule });
+        }
+    }
+
+    /// Translates one page of a domain through the caches.
+    pub(super) fn page(
+        &mut self,
+        bus: &mut Bus<'_>,
+        domain: u16,
+        (root, levels): (u64, u8),
+        iova: u64,
+        write: bool,
+    ) -> Result<u64, u16> {
+        let denied = if write { reason::WRITE } else { reason::READ };
+        let finish = |level: u8, leaf: Leaf| {
+            let may = if write { leaf.write } else { leaf.read };
+            if may { Ok(leaf.physical | iova & below(shift(level))) } else { Err(denied) }
+        };
+        if let Some((level, leaf)) = self.caches.leaf(domain, iova) {
+            return finish(level, leaf);
+        }
+        if let Some(why) = self.caches.absence(domain, iova) {
+            return Err(why.unwrap_or(denied));
+        }
+        let (mut level, mut at) = self
+            .caches
+            .deepest(domain, iova, levels)
+            .unwrap_or((levels, Upper { table: root, read: true, write: true }));
+        loop {
+            let address = at.table + 8 * (iova >> shift(level) & 511);
+            let entry = Self::load_table(bus, address).ok_or(reason::PAGE_TABLE_ACCESS)?;
+            let key = (domain, level, iova >> shift(level));
+            match decode_slot(&self.config, entry, level) {
+                Slot::Absent => {
+                    if self.config.caching_mode {
+                        self.caches.absent.insert(key, None);
+                    }
+                    return Err(denied);
+                }
+                Slot::Reserved => {
+                    if self.config.caching_mode {
+                        self.caches.absent.insert(key, Some(reason::PAGE_RESERVED));
+                    }
+                    return Err(reason::PAGE_RESERVED);
+                }
+                Slot::Page(leaf) => {
+                    let (read, write) = (leaf.read && at.read, leaf.write && at.write);
+                    let leaf = Leaf { physical: leaf.physical, read, write };
+                    self.caches.leaves.insert(key, leaf);
+                    return finish(level, leaf);
+                }
+                Slot::Table(next) => {
+                    let (read, write) = (next.read && at.read, next.write && at.write);
+                    at = Upper { table: next.table, read, write };
+                    self.caches.uppers.insert(key, at);
+                    level -= 1;
+                }
+            }
+        }
+    }
+}
