@@ -4,6 +4,10 @@
 pub mod radix;
 mod seams;
 mod unit;
+pub mod vtd;
+
+#[cfg(test)]
+mod testing;
 
 pub use seams::{BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory};
 pub use unit::{Entry, HardwareFault, Unit, UnitError};

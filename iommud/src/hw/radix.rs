@@ -1,8 +1,46 @@
 //! Page tables of 512 entries a level, the same walker for every format.
+//!
+//! What hardware may see is never half done:
+//!
+//! ```text
+//! map      look at every slot, build new subtrees beside the live ones  -> only then store into live tables
+//! unmap    build the tables of a split                                  -> only then store into live tables
+//!          unlinked tables keep their content in `Detached`: `relink` puts them back, `release` frees
+//!          them once every unit has forgotten them
+//! ```
+//!
+//! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked.
+//! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
+//! contiguous run of stores is cleaned once.
+
+mod detached;
+mod map;
+mod unmap;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
 
 use iommu_protocol::wire::Access;
 
-use crate::addr::PhysAddr;
+pub use detached::Detached;
+
+use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
+use crate::hw::seams::{MemoryError, TableMemory};
+use crate::topology::capabilities::PageSizes;
+
+use detached::{Run, RunKind};
+
+/// Slots of a table.
+const SLOTS: usize = 512;
+
+/// Bits of a physical address that an entry of any supported format holds.
+const PHYSICAL_BITS: u32 = 52;
 
 /// What one entry of a table means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +58,7 @@ pub enum PteSlot {
     },
 }
 
-/// The format of page table entries. Levels count from 1 (entries that map 4 KiB).
+/// The format of page table entries. Levels count from 1 (entries that map 4 KiB). An empty slot is 0.
 pub trait PteFormat {
     /// The entry at `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) that maps the page at `phys`, aligned to its size.
     fn leaf(phys: PhysAddr, access: Access, level: u8) -> u64;
@@ -30,4 +68,246 @@ pub trait PteFormat {
 
     /// What an entry found at `level` means.
     fn decode(entry: u64, level: u8) -> PteSlot;
+}
+
+/// Why a page table did not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The page table would have fewer than 3 or more than 6 levels.
+    Levels(u8),
+    /// The range or the memory does not begin or end at a multiple of 4096.
+    Unaligned {
+        /// The range.
+        range: IovaRange,
+        /// The memory of its first byte.
+        phys: PhysAddr,
+    },
+    /// The range lies outside what the levels translate, or the memory outside what an entry can hold.
+    OutOfReach {
+        /// The range.
+        range: IovaRange,
+        /// The memory of its first byte.
+        phys: PhysAddr,
+    },
+    /// Neither reading nor writing was asked for: such an entry would be an absent one.
+    NoAccess,
+    /// Something is mapped there already.
+    Overlap(Iova),
+    /// No memory for a table.
+    Memory(MemoryError),
+}
+
+impl From<MemoryError> for MapError {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Levels(levels) => write!(f, "a page table cannot have {levels} levels"),
+            Self::Unaligned { range, phys } => {
+                write!(f, "{range:?} at {phys:?} is not whole pages")
+            }
+            Self::OutOfReach { range, phys } => {
+                write!(f, "{range:?} at {phys:?} is beyond what the page table can translate")
+            }
+            Self::NoAccess => f.write_str("a mapping must allow reading or writing"),
+            Self::Overlap(iova) => write!(f, "{iova:?} is mapped already"),
+            Self::Memory(MemoryError::Exhausted) => f.write_str("no memory for a page table"),
+            Self::Memory(MemoryError::Constraints) => {
+                f.write_str("no memory for a page table that meets the constraints")
+            }
+        }
+    }
+}
+
+/// Bits of an address below the ones that index a table at `level` (1 to 6).
+const fn shift(level: u8) -> u32 {
+    3 + 9 * level as u32
+}
+
+/// Bytes that one slot of a table at `level` (1 to 6) translates.
+const fn slot_size(level: u8) -> u64 {
+    1 << shift(level)
+}
+
+/// Index of the slot that translates `iova` in a table at `level`.
+const fn slot_of(iova: u64, level: u8) -> usize {
+    ((iova >> shift(level)) & 511) as usize
+}
+
+/// A number of slots, at most 512, as [`TableMemory::live`] counts them.
+fn slot_count(slots: usize) -> u16 {
+    u16::try_from(slots).unwrap_or(u16::MAX)
+}
+
+/// A page table of format `F`. It owns its tables; they are given back by [`PageTable::destroy`].
+///
+/// Translations do not change until a method says so, and every method either does all of what was asked or
+/// leaves each word of each table as it was. Making units forget is the caller's business.
+pub struct PageTable<F: PteFormat> {
+    root: PhysAddr,
+    levels: u8,
+    page_sizes: PageSizes,
+    coherent: bool,
+    /// Stores into live tables that `map` will do; empty between calls, kept for its capacity.
+    pending: Vec<Run>,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: PteFormat> PageTable<F> {
+    /// An empty page table of `levels` levels (3 to 6) with leaves of `page_sizes`; 4 KiB are always
+    /// allowed. `coherent` says that every unit that will walk it snoops caches.
+    ///
+    /// # Errors
+    /// `Levels`, `Memory`.
+    pub fn new<M: TableMemory>(
+        memory: &mut M,
+        levels: u8,
+        page_sizes: PageSizes,
+        coherent: bool,
+    ) -> Result<Self, MapError> {
+        if !(3..=6).contains(&levels) {
+            return Err(MapError::Levels(levels));
+        }
+        Ok(Self {
+            root: memory.allocate()?,
+            levels,
+            page_sizes: page_sizes | PageSizes::SIZE_4K,
+            coherent,
+            pending: Vec::new(),
+            format: PhantomData,
+        })
+    }
+
+    /// The frame of the topmost table.
+    #[must_use]
+    pub const fn root(&self) -> PhysAddr {
+        self.root
+    }
+
+    /// Number of levels, 3 to 6.
+    #[must_use]
+    pub const fn levels(&self) -> u8 {
+        self.levels
+    }
+
+    /// What `iova` translates to, and what a device may do there.
+    pub fn lookup<M: TableMemory>(&self, memory: &M, iova: Iova) -> Option<(PhysAddr, Access)> {
+        if !self.reaches(iova) {
+            return None;
+        }
+        let leaf = self.leaf_at(memory, iova)?;
+        Some((PhysAddr(leaf.phys.0 | iova.0 & (slot_size(leaf.level) - 1)), leaf.access))
+    }
+
+    /// Gives all tables back. No entry points to the root and every unit has forgotten it.
+    pub fn destroy<M: TableMemory>(self, memory: &mut M) {
+        free_subtree::<F, M>(memory, self.root, self.levels);
+    }
+
+    /// Whether the levels translate `iova`.
+    fn reaches(&self, iova: Iova) -> bool {
+        let bits = shift(self.levels + 1);
+        bits >= u64::BITS || iova.0 >> bits == 0
+    }
+
+    /// The leaf that translates `iova`, which is in reach.
+    fn leaf_at<M: TableMemory>(&self, memory: &M, iova: Iova) -> Option<Leaf> {
+        let (mut table, mut level) = (self.root, self.levels);
+        loop {
+            match F::decode(memory.load(table, slot_of(iova.0, level)), level) {
+                PteSlot::Empty => return None,
+                PteSlot::Leaf { phys, access } => return Some(Leaf { phys, access, level }),
+                PteSlot::Table(next) if level > 1 => table = next,
+                PteSlot::Table(_) => return None,
+            }
+            level -= 1;
+        }
+    }
+
+    /// Whether a leaf at `level` is allowed.
+    fn leaf_allowed(&self, level: u8) -> bool {
+        level <= 3 && self.page_sizes.bits() & slot_size(level) != 0
+    }
+
+    /// Checks what does not depend on what is mapped.
+    fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
+        let whole = range.first().is_aligned(PAGE_SIZE)
+            && range.last().0 & (PAGE_SIZE - 1) == PAGE_SIZE - 1
+            && phys.is_aligned(PAGE_SIZE);
+        if !whole {
+            return Err(MapError::Unaligned { range, phys });
+        }
+        let last = phys.checked_add(range.last().0 - range.first().0);
+        if !self.reaches(range.last()) || last.is_none_or(|last| last.0 >> PHYSICAL_BITS != 0) {
+            return Err(MapError::OutOfReach { range, phys });
+        }
+        Ok(())
+    }
+
+    /// Cleans slots just written, for hardware that does not snoop.
+    fn clean<M: TableMemory>(&self, memory: &mut M, table: PhysAddr, first: usize, count: usize) {
+        if !self.coherent && count > 0 {
+            memory.clean(table, first, count);
+        }
+    }
+
+    /// Stores what `run` describes into its empty slots, counts them and cleans them.
+    fn enter<M: TableMemory>(&self, memory: &mut M, run: Run) {
+        let index = usize::from(run.index);
+        match (run.kind, F::decode(run.entry, run.level)) {
+            (RunKind::Leaves, PteSlot::Leaf { phys, access }) => {
+                fill::<F, M>(memory, run.table, index, run.count.into(), phys, access, run.level);
+            }
+            _ => memory.store(run.table, index, run.entry),
+        }
+        *memory.live(run.table) += run.count;
+        self.clean(memory, run.table, index, run.count.into());
+    }
+}
+
+/// A page, found in a table at `level`.
+#[derive(Clone, Copy)]
+struct Leaf {
+    phys: PhysAddr,
+    access: Access,
+    level: u8,
+}
+
+/// Stores `count` leaves from slot `index` on that map memory from `phys` on.
+fn fill<F: PteFormat, M: TableMemory>(
+    memory: &mut M,
+    table: PhysAddr,
+    index: usize,
+    count: usize,
+    phys: PhysAddr,
+    access: Access,
+    level: u8,
+) {
+    let mut next = phys.0;
+    for slot in index..index + count {
+        memory.store(table, slot, F::leaf(PhysAddr(next), access, level));
+        next = next.wrapping_add(slot_size(level));
+    }
+}
+
+/// Frees a table at `level` and all tables below it.
+fn free_subtree<F: PteFormat, M: TableMemory>(memory: &mut M, table: PhysAddr, level: u8) {
+    let live = core::mem::take(memory.live(table));
+    let mut left = if level > 1 { live } else { 0 };
+    for index in 0..SLOTS {
+        if left == 0 {
+            break;
+        }
+        match F::decode(memory.load(table, index), level) {
+            PteSlot::Empty => continue,
+            PteSlot::Table(next) => free_subtree::<F, M>(memory, next, level - 1),
+            PteSlot::Leaf { .. } => {}
+        }
+        left -= 1;
+    }
+    memory.free(table, live == 0);
 }

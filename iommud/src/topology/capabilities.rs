@@ -53,6 +53,9 @@ pub struct UnitCapabilities {
     pub pass_through: bool,
     /// Bits of a physical address that tables can hold.
     pub physical_bits: u8,
+    /// Bits of the I/O virtual addresses that the unit lets through (VT-d CAP.MGAW, AMD-Vi VASize); may be
+    /// fewer than the levels translate.
+    pub iova_bits: u8,
 }
 
 /// What the page table of a domain is made of.

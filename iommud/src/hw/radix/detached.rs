@@ -1,0 +1,111 @@
+//! What an unmapped page table still owns.
+
+use alloc::vec::Vec;
+
+use super::{PteFormat, PteSlot, free_subtree, slot_count, slot_size};
+use crate::addr::PhysAddr;
+use crate::hw::seams::TableMemory;
+
+/// What a run of slots holds, or held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RunKind {
+    /// Leaves of one size that map consecutive memory with the same access.
+    Leaves,
+    /// One link to a table.
+    Table,
+    /// One leaf that was replaced by a link to a table of smaller leaves.
+    Split,
+}
+
+/// Consecutive slots of one table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) table: PhysAddr,
+    /// The entry of the first slot.
+    pub(super) entry: u64,
+    /// The first slot.
+    pub(super) index: u16,
+    /// Number of slots.
+    pub(super) count: u16,
+    /// Level of the table.
+    pub(super) level: u8,
+    pub(super) kind: RunKind,
+    /// The first run of a call.
+    pub(super) first: bool,
+}
+
+impl Run {
+    pub(super) fn new(
+        table: PhysAddr,
+        index: usize,
+        count: usize,
+        level: u8,
+        entry: u64,
+        kind: RunKind,
+    ) -> Self {
+        let (index, count) = (slot_count(index), slot_count(count));
+        Self { table, entry, index, count, level, kind, first: false }
+    }
+
+    /// Whether `next`, one leaf, is the next page of the same table with the same access.
+    pub(super) fn continues<F: PteFormat>(&self, next: &Self) -> bool {
+        let adjoins = self.kind == RunKind::Leaves
+            && next.kind == RunKind::Leaves
+            && self.table == next.table
+            && self.index + self.count == next.index;
+        match F::decode(self.entry, self.level) {
+            PteSlot::Leaf { phys, access } if adjoins => {
+                let bytes = slot_size(self.level) * u64::from(self.count);
+                F::leaf(PhysAddr(phys.0.wrapping_add(bytes)), access, self.level) == next.entry
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What `PageTable::unmap` took out of a page table: tables that units may still walk through, and what is
+/// needed to put everything back. It belongs to the page table it came from.
+///
+/// It ends empty, by `PageTable::release` after every unit has forgotten the translations, or by
+/// `PageTable::relink`; dropped before, the tables in it are lost.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Detached {
+    pub(super) runs: Vec<Run>,
+    /// Tables of splits that were undone, with their level.
+    pub(super) tables: Vec<(PhysAddr, u8)>,
+}
+
+impl Detached {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self { runs: Vec::new(), tables: Vec::new() }
+    }
+
+    /// Whether there is nothing to release.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.tables.is_empty()
+    }
+
+    /// Whether tables, not only leaves, were unlinked or replaced: caches of upper levels are stale too.
+    #[must_use]
+    pub fn tables_freed(&self) -> bool {
+        !self.tables.is_empty() || self.runs.iter().any(|run| run.kind != RunKind::Leaves)
+    }
+
+    /// Frees all tables in it.
+    pub(super) fn release<F: PteFormat, M: TableMemory>(&mut self, memory: &mut M) {
+        for run in self.runs.drain(..) {
+            if run.kind != RunKind::Table {
+                continue;
+            }
+            if let PteSlot::Table(table) = F::decode(run.entry, run.level) {
+                free_subtree::<F, M>(memory, table, run.level - 1);
+            }
+        }
+        for (table, level) in self.tables.drain(..) {
+            free_subtree::<F, M>(memory, table, level);
+        }
+    }
+}

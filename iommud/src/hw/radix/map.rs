@@ -1,0 +1,196 @@
+//! Entering translations.
+
+use iommu_protocol::wire::Access;
+
+use super::{
+    Iova, IovaRange, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Run, RunKind, SLOTS,
+    TableMemory, fill, free_subtree, slot_count, slot_of, slot_size,
+};
+
+/// Consecutive I/O virtual addresses over consecutive memory.
+#[derive(Clone, Copy)]
+struct Mapping {
+    /// First byte.
+    first: u64,
+    /// Last byte.
+    last: u64,
+    /// Memory of the first byte.
+    phys: u64,
+    access: Access,
+}
+
+impl Mapping {
+    /// The part that the slot of `self.first` in a table at `level` translates, and the rest.
+    fn split(self, level: u8) -> (Self, Option<Self>) {
+        let slot_last = self.first | (slot_size(level) - 1);
+        if slot_last >= self.last {
+            return (self, None);
+        }
+        let rest = Self {
+            first: slot_last + 1,
+            phys: self.phys.wrapping_add(slot_last + 1 - self.first),
+            ..self
+        };
+        (Self { last: slot_last, ..self }, Some(rest))
+    }
+
+    /// Number of leaves at `level`, from the first byte on, that fit in one table.
+    fn leaves(self, level: u8) -> usize {
+        let size = slot_size(level);
+        if (self.first | self.phys) & (size - 1) != 0 {
+            return 0;
+        }
+        let whole = (self.last - self.first).saturating_add(1) / size;
+        let room = SLOTS - slot_of(self.first, level);
+        usize::try_from(whole).map_or(room, |whole| whole.min(room))
+    }
+
+    /// What is left after `bytes`.
+    fn after(self, bytes: u64) -> Option<Self> {
+        if bytes > self.last - self.first {
+            return None;
+        }
+        Some(Self { first: self.first + bytes, phys: self.phys.wrapping_add(bytes), ..self })
+    }
+}
+
+impl<F: PteFormat> PageTable<F> {
+    /// Enters translations of `range` to the memory from `phys` on, with the largest leaves that alignment
+    /// allows. Hardware sees nothing of them before all tables are built, so a failure leaves every table
+    /// as it was, and no unit can have cached anything of it.
+    ///
+    /// # Errors
+    /// `Unaligned`, `OutOfReach`, `NoAccess`, `Overlap` with the first page that is mapped already,
+    /// `Memory`. Nothing has changed then.
+    pub fn map<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        phys: PhysAddr,
+        access: Access,
+    ) -> Result<(), MapError> {
+        self.check(range, phys)?;
+        if !access.intersects(Access::READ | Access::WRITE) {
+            return Err(MapError::NoAccess);
+        }
+        let mapping =
+            Mapping { first: range.first().0, last: range.last().0, phys: phys.0, access };
+        let prepared = self.prepare(memory, self.root, self.levels, mapping);
+        // Taken out so that its capacity survives: a call that changes one table never allocates.
+        let mut pending = core::mem::take(&mut self.pending);
+        for run in pending.drain(..) {
+            match prepared {
+                Ok(()) => self.enter(memory, run),
+                Err(_) => discard::<F, M>(memory, run),
+            }
+        }
+        self.pending = pending;
+        prepared
+    }
+
+    /// Notes in `self.pending` what to store into `table`, which is live, and the tables below it.
+    fn prepare<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        table: PhysAddr,
+        level: u8,
+        mapping: Mapping,
+    ) -> Result<(), MapError> {
+        if level == 1 {
+            return self.prepare_pages(memory, table, mapping);
+        }
+        let mut rest = Some(mapping);
+        while let Some(next) = rest {
+            let (part, after) = next.split(level);
+            rest = after;
+            let index = slot_of(part.first, level);
+            match F::decode(memory.load(table, index), level) {
+                PteSlot::Leaf { .. } => return Err(MapError::Overlap(Iova(part.first))),
+                PteSlot::Table(child) => self.prepare(memory, child, level - 1, part)?,
+                PteSlot::Empty if self.leaf_allowed(level) && part.leaves(level) > 0 => {
+                    let entry = F::leaf(PhysAddr(part.phys), part.access, level);
+                    self.add(table, index, level, entry, RunKind::Leaves);
+                }
+                PteSlot::Empty => {
+                    let child = self.build(memory, level - 1, part)?;
+                    self.add(table, index, level, F::table(child, level), RunKind::Table);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As `prepare`, for a table of 4 KiB pages.
+    fn prepare_pages<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        table: PhysAddr,
+        mapping: Mapping,
+    ) -> Result<(), MapError> {
+        let index = slot_of(mapping.first, 1);
+        let count = mapping.leaves(1);
+        for slot in index..index + count {
+            if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
+                let bytes = slot_size(1) * (slot - index) as u64;
+                return Err(MapError::Overlap(Iova(mapping.first + bytes)));
+            }
+        }
+        let entry = F::leaf(PhysAddr(mapping.phys), mapping.access, 1);
+        self.pending.push(Run::new(table, index, count, 1, entry, RunKind::Leaves));
+        Ok(())
+    }
+
+    /// Notes one slot; a leaf that continues the last run is added to it.
+    fn add(&mut self, table: PhysAddr, index: usize, level: u8, entry: u64, kind: RunKind) {
+        let run = Run::new(table, index, 1, level, entry, kind);
+        match self.pending.last_mut() {
+            Some(last) if last.continues::<F>(&run) => last.count += 1,
+            _ => self.pending.push(run),
+        }
+    }
+
+    /// A new table at `level`, with all below it, that no other table points to yet. It is cleaned.
+    fn build<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        level: u8,
+        mapping: Mapping,
+    ) -> Result<PhysAddr, MapError> {
+        let table = memory.allocate()?;
+        let start = slot_of(mapping.first, level);
+        let mut index = start;
+        let mut rest = Some(mapping);
+        while let Some(next) = rest {
+            let leaves = if self.leaf_allowed(level) { next.leaves(level) } else { 0 };
+            if leaves > 0 {
+                fill::<F, M>(memory, table, index, leaves, PhysAddr(next.phys), next.access, level);
+                index += leaves;
+                rest = next.after(slot_size(level) * leaves as u64);
+                continue;
+            }
+            let (part, after) = next.split(level);
+            match self.build(memory, level - 1, part) {
+                Ok(child) => memory.store(table, index, F::table(child, level)),
+                Err(error) => {
+                    *memory.live(table) = slot_count(index - start);
+                    free_subtree::<F, M>(memory, table, level);
+                    return Err(error);
+                }
+            }
+            index += 1;
+            rest = after;
+        }
+        *memory.live(table) = slot_count(index - start);
+        self.clean(memory, table, start, index - start);
+        Ok(table)
+    }
+}
+
+/// Frees what a run that was never stored would have linked.
+fn discard<F: PteFormat, M: TableMemory>(memory: &mut M, run: Run) {
+    if let PteSlot::Table(table) = F::decode(run.entry, run.level)
+        && run.kind == RunKind::Table
+    {
+        free_subtree::<F, M>(memory, table, run.level - 1);
+    }
+}

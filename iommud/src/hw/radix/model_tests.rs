@@ -1,0 +1,178 @@
+//! Random sequences against a map of single pages.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::hw::testing::TestMemory;
+use crate::hw::vtd::spec::SecondStage;
+
+#[derive(Clone, Debug)]
+enum Action {
+    Map { page: u64, pages: u64, phys: u64, access: Access },
+    Unmap { page: u64, pages: u64, undo: bool },
+}
+
+/// Pages where tables of each level begin and end, so that sequences meet.
+fn page() -> impl Strategy<Value = u64> {
+    let around = |centre: u64| (0u64..6).prop_map(move |n| (centre + n).saturating_sub(3));
+    prop_oneof![
+        around(0),
+        around(512),
+        around(1024),
+        around(512 * 512),
+        around(512 * 512 * 512),
+        (0u64..4).prop_map(|n| n * 512),
+        (0u64..3).prop_map(|n| n * 512 * 512),
+    ]
+}
+
+fn pages() -> impl Strategy<Value = u64> {
+    prop_oneof![6 => 1u64..8, 6 => 500u64..530, 4 => Just(512), 1 => Just(1024), 1 => Just(512 * 512)]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let access = prop_oneof![Just(Access::READ), Just(Access::WRITE), Just(Access::all())];
+    prop_oneof![
+        (page(), pages(), page(), access).prop_map(|(page, pages, phys, access)| Action::Map {
+            page,
+            pages,
+            phys,
+            access
+        }),
+        (page(), pages(), any::<bool>()).prop_map(|(page, pages, undo)| Action::Unmap {
+            page,
+            pages,
+            undo
+        }),
+    ]
+}
+
+/// Mappings by first page: number of pages, first page of memory, access.
+type Model = BTreeMap<u64, (u64, u64, Access)>;
+
+/// Cuts the model so that no mapping crosses `page`.
+fn cut(model: &mut Model, page: u64) {
+    let Some((&first, &(pages, phys, access))) = model.range(..page).next_back() else { return };
+    if first + pages > page {
+        model.insert(first, (page - first, phys, access));
+        model.insert(page, (first + pages - page, phys + (page - first), access));
+    }
+}
+
+fn expected(model: &Model, page: u64) -> Option<(u64, Access)> {
+    let (&first, &(pages, phys, access)) = model.range(..=page).next_back()?;
+    (page < first + pages).then_some((phys + (page - first), access))
+}
+
+fn overlaps(model: &Model, page: u64, pages: u64) -> bool {
+    model.range(..page + pages).next_back().is_some_and(|(first, held)| first + held.0 > page)
+}
+
+fn range(page: u64, pages: u64) -> IovaRange {
+    IovaRange::new(Iova(page * PAGE_SIZE), pages * PAGE_SIZE).unwrap()
+}
+
+fn compare(memory: &TestMemory, table: &PageTable<SecondStage>, model: &Model, probes: &[u64]) {
+    let edges = model.iter().flat_map(|(first, held)| [*first, first + held.0]);
+    for page in edges.chain(probes.iter().copied()) {
+        for near in page.saturating_sub(1)..=page + 1 {
+            let found = table.lookup(memory, Iova(near * PAGE_SIZE + 0x123));
+            let found = found.map(|(phys, access)| ((phys.0 - 0x123) / PAGE_SIZE, access));
+            assert_eq!(found, expected(model, near), "page {near:#x}");
+        }
+    }
+}
+
+/// Every counter is the number of slots in use, no table but the root is empty, no frame is lost.
+fn check_tables(memory: &mut TestMemory, root: PhysAddr, levels: u8) {
+    let mut reached = 0;
+    let mut waiting = vec![(root, levels)];
+    while let Some((frame, level)) = waiting.pop() {
+        reached += 1;
+        let words: Vec<u64> = memory.frames[&frame.0].words.clone();
+        let used = words.iter().filter(|word| **word != 0).count();
+        assert_eq!(usize::from(*memory.live(frame)), used);
+        assert!(used > 0 || frame == root, "an empty table is linked");
+        let links = words.iter().filter(|w| level > 1 && **w & 0x83 != 0 && **w & 0x80 == 0);
+        waiting.extend(links.map(|word| (PhysAddr(word & !0xfff), level - 1)));
+    }
+    assert_eq!(reached, memory.frames_in_use());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn behaves_like_a_map_of_pages(
+        actions in proptest::collection::vec(action(), 1..40),
+        levels in 3u8..=5,
+        two_m in any::<bool>(),
+        one_g in any::<bool>(),
+        failing in proptest::option::of(0usize..8),
+    ) {
+        let mut sizes = PageSizes::SIZE_4K;
+        sizes.set(PageSizes::SIZE_2M, two_m);
+        sizes.set(PageSizes::SIZE_1G, one_g && two_m);
+        let mut memory = TestMemory::new();
+        let mut table = PageTable::<SecondStage>::new(&mut memory, levels, sizes, false).unwrap();
+        let mut model = Model::new();
+        for (n, action) in actions.iter().enumerate() {
+            memory.budget = match failing { Some(k) if n % 3 == 0 => k, _ => usize::MAX };
+            let before = memory.snapshot();
+            match *action {
+                Action::Map { page, pages, phys, access } => {
+                    let limit = 1u64 << (9 * levels);
+                    let phys_address = PhysAddr(phys * PAGE_SIZE);
+                    let result = table.map(&mut memory, range(page, pages), phys_address, access);
+                    let reachable = page + pages <= limit;
+                    match result {
+                        Ok(()) => {
+                            prop_assert!(reachable && !overlaps(&model, page, pages));
+                            model.insert(page, (pages, phys, access));
+                        }
+                        Err(error) => {
+                            prop_assert_eq!(memory.snapshot(), before);
+                            match error {
+                                MapError::OutOfReach { .. } => prop_assert!(!reachable),
+                                MapError::Overlap(iova) => {
+                                    let there = expected(&model, iova.0 / PAGE_SIZE);
+                                    prop_assert!(there.is_some());
+                                }
+                                MapError::Memory(_) => prop_assert!(memory.budget == 0),
+                                other => prop_assert!(false, "{:?}", other),
+                            }
+                        }
+                    }
+                    compare(&memory, &table, &model, &[page, page + pages]);
+                }
+                Action::Unmap { page, pages, undo } => {
+                    let mut detached = Detached::new();
+                    let result = table.unmap(&mut memory, range(page, pages), &mut detached);
+                    if result.is_err() {
+                        prop_assert_eq!(memory.snapshot(), before);
+                        prop_assert!(detached.is_empty());
+                        continue;
+                    }
+                    if undo {
+                        table.relink(&mut memory, &mut detached);
+                    } else {
+                        cut(&mut model, page);
+                        cut(&mut model, page + pages);
+                        model.retain(|first, _| *first < page || *first >= page + pages);
+                    }
+                    compare(&memory, &table, &model, &[page, page + pages]);
+                    PageTable::<SecondStage>::release(&mut memory, &mut detached);
+                    if undo {
+                        prop_assert_eq!(memory.snapshot(), before);
+                    }
+                }
+            }
+            prop_assert_eq!((memory.dirty_links, memory.dirty.len()), (0, 0));
+            check_tables(&mut memory, table.root(), levels);
+        }
+        table.destroy(&mut memory);
+        prop_assert_eq!(memory.frames_in_use(), 0);
+    }
+}

@@ -1,0 +1,249 @@
+//! Taking translations out, and putting them back.
+
+use super::{
+    Detached, Iova, IovaRange, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Run,
+    RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size,
+};
+
+/// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
+#[derive(Clone, Copy)]
+struct Split {
+    /// First byte that the superpage translates.
+    first: u64,
+    /// Level of the table that holds the superpage.
+    level: u8,
+    table: PhysAddr,
+}
+
+/// What one `unmap` works with.
+struct Removal<'a> {
+    splits: [Option<Split>; 2],
+    detached: &'a mut Detached,
+    /// Runs in `detached` before the call.
+    start: usize,
+}
+
+impl Removal<'_> {
+    /// Notes a slot that changed. A leaf that goes on where the last one of this call ended joins its run.
+    fn note<F: PteFormat>(&mut self, run: Run) {
+        let same_call = self.detached.runs.len() > self.start;
+        match self.detached.runs.last_mut() {
+            Some(last) if same_call && last.continues::<F>(&run) => last.count += 1,
+            _ => self.detached.runs.push(run),
+        }
+    }
+
+    /// The table that replaces the superpage at `level` around `iova`.
+    fn split_at(&self, iova: u64, level: u8) -> Option<PhysAddr> {
+        let first = iova & !(slot_size(level) - 1);
+        let found = self.splits.iter().flatten().find(|s| s.level == level && s.first == first);
+        found.map(|split| split.table)
+    }
+}
+
+impl<F: PteFormat> PageTable<F> {
+    /// Takes all translations of `range` out; pages in it that are not mapped are no error. A table that
+    /// the range covers is unlinked by one store with all below it, a table that becomes empty is unlinked
+    /// too, and a superpage that is covered partly is replaced by a table of smaller pages. Nothing is
+    /// freed: `detached` gets what [`PageTable::release`] frees or [`PageTable::relink`] puts back.
+    ///
+    /// # Errors
+    /// `Unaligned`, `OutOfReach`, and `Memory` when there is none for a split. Nothing has changed then.
+    pub fn unmap<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        detached: &mut Detached,
+    ) -> Result<(), MapError> {
+        self.check(range, PhysAddr(0))?;
+        let splits = self.prepare_splits(memory, range)?;
+        let start = detached.runs.len();
+        let mut removal = Removal { splits, detached, start };
+        let (first, last) = (range.first().0, range.last().0);
+        self.remove(memory, self.root, self.levels, first, last, &mut removal);
+        // A call that found nothing is still a call that `relink` undoes.
+        match detached.runs.get_mut(start) {
+            Some(run) => run.first = true,
+            None => detached.runs.push(Run {
+                first: true,
+                ..Run::new(self.root, 0, 0, self.levels, 0, RunKind::Leaves)
+            }),
+        }
+        Ok(())
+    }
+
+    /// Undoes the last [`PageTable::unmap`] that put something into `detached`, provided that the page
+    /// table is as that call left it: each word of each table is as before the call. The tables of a
+    /// split, which a unit may have walked through by now, stay in `detached` to be released after an
+    /// invalidation; when `detached` is empty afterwards, nothing needs one.
+    pub fn relink<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
+        while let Some(run) = detached.runs.pop() {
+            let index = usize::from(run.index);
+            match run.kind {
+                RunKind::Leaves | RunKind::Table if run.count > 0 => self.enter(memory, run),
+                RunKind::Leaves | RunKind::Table => {}
+                RunKind::Split => {
+                    let entry = memory.load(run.table, index);
+                    if let PteSlot::Table(table) = F::decode(entry, run.level) {
+                        detached.tables.push((table, run.level - 1));
+                    }
+                    memory.store(run.table, index, run.entry);
+                    self.clean(memory, run.table, index, 1);
+                }
+            }
+            if run.first {
+                break;
+            }
+        }
+    }
+
+    /// Frees the tables in `detached`. Every unit that walks this page table has forgotten what was
+    /// unmapped.
+    pub fn release<M: TableMemory>(memory: &mut M, detached: &mut Detached) {
+        detached.release::<F, M>(memory);
+    }
+
+    /// Takes `first` to `last` out of `table`, which translates them, and unlinks tables below it that
+    /// the range covers or that become empty.
+    fn remove<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        level: u8,
+        first: u64,
+        last: u64,
+        removal: &mut Removal<'_>,
+    ) {
+        let size = slot_size(level);
+        let mut changed = Changed::default();
+        let mut at = first;
+        loop {
+            let part_last = last.min(at | (size - 1));
+            let covered = part_last - at == size - 1;
+            let index = slot_of(at, level);
+            let entry = memory.load(table, index);
+            let mut replacement = 0;
+            let kind = match F::decode(entry, level) {
+                PteSlot::Empty => None,
+                PteSlot::Leaf { .. } if covered => Some(RunKind::Leaves),
+                // Only at the ends of the range, so `prepare_splits` found it.
+                PteSlot::Leaf { .. } => removal.split_at(at, level).map(|smaller| {
+                    replacement = F::table(smaller, level);
+                    RunKind::Split
+                }),
+                PteSlot::Table(_) if covered => Some(RunKind::Table),
+                PteSlot::Table(next) => {
+                    self.remove(memory, next, level - 1, at, part_last, removal);
+                    (*memory.live(next) == 0).then_some(RunKind::Table)
+                }
+            };
+            if let Some(kind) = kind {
+                memory.store(table, index, replacement);
+                removal.note::<F>(Run::new(table, index, 1, level, entry, kind));
+                changed.add(index, kind);
+            }
+            if part_last == last {
+                break;
+            }
+            at = part_last + 1;
+        }
+        *memory.live(table) -= changed.gone;
+        self.clean(memory, table, changed.first, changed.end - changed.first);
+    }
+
+    /// Builds the tables that replace superpages at either end of `range` that it covers partly. Nothing
+    /// points to them yet.
+    fn prepare_splits<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        range: IovaRange,
+    ) -> Result<[Option<Split>; 2], MapError> {
+        let left = self.prepare_split(memory, range.first(), range)?;
+        let same = |split: Split| split.first | (slot_size(split.level) - 1) >= range.last().0;
+        if left.is_some_and(same) {
+            return Ok([left, None]);
+        }
+        match self.prepare_split(memory, range.last(), range) {
+            Ok(right) => Ok([left, right]),
+            Err(error) => {
+                if let Some(split) = left {
+                    free_subtree::<F, M>(memory, split.table, split.level - 1);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// As `prepare_splits`, for the superpage around `iova`, if there is one.
+    fn prepare_split<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        iova: Iova,
+        range: IovaRange,
+    ) -> Result<Option<Split>, MapError> {
+        let Some(leaf) = self.leaf_at(memory, iova) else { return Ok(None) };
+        let size = slot_size(leaf.level);
+        let first = iova.0 & !(size - 1);
+        if range.first().0 <= first && first | (size - 1) <= range.last().0 {
+            return Ok(None);
+        }
+        let smaller = Leaf { level: leaf.level - 1, ..leaf };
+        let table = self.build_split(memory, smaller, first, range)?;
+        Ok(Some(Split { first, level: leaf.level, table }))
+    }
+
+    /// A new table at `page.level` for the addresses from `first` on, which maps them to the memory from
+    /// `page.phys` on except for what lies in `hole`. It is cleaned.
+    fn build_split<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        page: Leaf,
+        first: u64,
+        hole: IovaRange,
+    ) -> Result<PhysAddr, MapError> {
+        let table = memory.allocate()?;
+        let size = slot_size(page.level);
+        let (mut at, mut phys) = (first, page.phys);
+        for index in 0..SLOTS {
+            let (below, above) = (at | (size - 1) < hole.first().0, at > hole.last().0);
+            let covered = hole.first().0 <= at && at | (size - 1) <= hole.last().0;
+            if (below || above) && self.leaf_allowed(page.level) {
+                fill::<F, M>(memory, table, index, 1, phys, page.access, page.level);
+                *memory.live(table) += 1;
+            } else if !covered {
+                let smaller = Leaf { phys, level: page.level - 1, ..page };
+                match self.build_split(memory, smaller, at, hole) {
+                    Ok(child) => memory.store(table, index, F::table(child, page.level)),
+                    Err(error) => {
+                        free_subtree::<F, M>(memory, table, page.level);
+                        return Err(error);
+                    }
+                }
+                *memory.live(table) += 1;
+            }
+            at = at.wrapping_add(size);
+            phys = PhysAddr(phys.0.wrapping_add(size));
+        }
+        self.clean(memory, table, 0, SLOTS);
+        Ok(table)
+    }
+}
+
+/// Slots of one table that changed.
+#[derive(Default)]
+struct Changed {
+    first: usize,
+    end: usize,
+    /// How many became empty.
+    gone: u16,
+}
+
+impl Changed {
+    fn add(&mut self, index: usize, kind: RunKind) {
+        if self.end == 0 {
+            self.first = index;
+        }
+        self.end = index + 1;
+        self.gone += u16::from(kind != RunKind::Split);
+    }
+}
