@@ -1,0 +1,65 @@
+//! The heap: blocks of powers of two, each size with a list of free ones.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+/// First byte.
+pub const START: u64 = 8 << 20;
+
+/// First byte after it.
+pub const END: u64 = crate::phys::FREE_START;
+
+const CLASSES: usize = 25;
+
+struct State {
+    free: [*mut u8; CLASSES],
+    next: u64,
+}
+
+struct Heap(UnsafeCell<State>);
+
+// SAFETY: there is one processor, and interrupt handlers do not allocate.
+unsafe impl Sync for Heap {}
+
+#[global_allocator]
+static HEAP: Heap = Heap(UnsafeCell::new(State { free: [null_mut(); CLASSES], next: START }));
+
+/// The class of blocks that fit `layout`: 2^class bytes, aligned to as many.
+fn class(layout: Layout) -> usize {
+    let size = layout.size().max(layout.align()).max(16);
+    size.next_power_of_two().trailing_zeros() as usize
+}
+
+// SAFETY: blocks come from memory that nothing else uses, are aligned to their size, and are on at most one
+// list while free.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let class = class(layout);
+        // SAFETY: one processor; no reference to the state outlives a call.
+        let state = unsafe { &mut *self.0.get() };
+        let Some(head) = state.free.get_mut(class) else { return null_mut() };
+        if !head.is_null() {
+            let block = *head;
+            // SAFETY: a free block begins with the pointer to the next one.
+            *head = unsafe { block.cast::<*mut u8>().read() };
+            return block;
+        }
+        let block = state.next.next_multiple_of(1 << class);
+        if block + (1 << class) > END {
+            return null_mut();
+        }
+        state.next = block + (1 << class);
+        with_exposed_provenance_mut(block as usize)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as in `alloc`.
+        let state = unsafe { &mut *self.0.get() };
+        if let Some(head) = state.free.get_mut(class(layout)) {
+            // SAFETY: the block is at least 16 bytes long, aligned, and its owner has given it up.
+            unsafe { block.cast::<*mut u8>().write(*head) };
+            *head = block;
+        }
+    }
+}

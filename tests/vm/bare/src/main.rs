@@ -1,0 +1,35 @@
+//! The register-level suite: iommud's hardware layer on a bare machine. One processor, one thread, and
+//! QEMU's instruction counter as the only clock, so that every count is repeatable.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod boot;
+mod checks;
+mod cpu;
+mod edu;
+mod firmware;
+mod heap;
+mod pci;
+mod phys;
+mod runtime;
+mod serial;
+mod suite;
+
+/// Called once by `boot`, with the address of the PVH start info.
+#[unsafe(no_mangle)]
+extern "C" fn start(start_info: u64) -> ! {
+    cpu::start();
+    let info = firmware::StartInfo::read(start_info);
+    let (passed, failed) = suite::run(&info);
+    println!("@@end");
+    println!("bare: {passed} passed, {failed} failed");
+    serial::exit(failed == 0)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    println!("@@log panic: {info}");
+    serial::exit(false)
+}
