@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::guest::{self, Parts, Scenario};
 use crate::options::{DemoOptions, Iommu};
 use crate::packages::{self, QEMU};
-use crate::qemu::End;
+use crate::qemu::{End, show_console};
 use crate::report::Report;
 use crate::{build, kernel};
 
@@ -83,17 +83,14 @@ fn conclude(report: &Report, end: End, parts: &Parts, options: &DemoOptions) -> 
         End::Exit(_) if !report.ended() => println!("the guest ended before its report did"),
         End::Exit(_) => {}
     }
-    let console = std::fs::read(parts.directory.join("console.log")).unwrap_or_default();
-    let console = String::from_utf8_lossy(&console);
-    let lines: Vec<_> = console.lines().map(str::trim_end).collect();
-    let shown = match (options.verbose, report.counts().1) {
-        (true, _) => lines.len(),
-        (false, 0) => 0,
-        (false, _) => CONSOLE_TAIL,
-    };
-    for line in lines.iter().skip(lines.len().saturating_sub(shown)) {
-        println!("  console | {line}");
-    }
+    show_console(
+        &parts.directory.join("console.log"),
+        match (options.verbose, report.counts().1) {
+            (true, _) => usize::MAX,
+            (false, 0) => 0,
+            (false, _) => CONSOLE_TAIL,
+        },
+    );
     if let Some(file) = &options.json {
         let text = serde_json::to_string_pretty(&report.json())?;
         std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;

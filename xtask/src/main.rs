@@ -1,5 +1,6 @@
 //! What the README and CI call.
 
+mod bare;
 mod build;
 mod cpio;
 mod demo;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Demo(options) => demo::run(&options),
+        Command::Bare(caching_mode) => bare::run(caching_mode),
         Command::NotBuilt(name) => {
             eprintln!("xtask {name}: not built yet");
             return ExitCode::from(EXIT_MISSING);

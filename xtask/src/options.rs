@@ -10,9 +10,13 @@ usage: cargo xtask COMMAND [OPTIONS]
 
 commands:
   demo    boot a guest in QEMU and watch iommud confine real driver processes
+  bare    the register-level suite, on a machine without an operating system
   test    everything CI runs
   bench   measurements
   redox   an image of Redox with iommud in it
+
+options of bare:
+  --caching-mode on|off    as of demo
 
 options of demo:
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
@@ -68,6 +72,8 @@ pub(crate) enum Command {
     Help,
     /// The demo.
     Demo(DemoOptions),
+    /// The register-level suite, with VT-d CAP.CM as given.
+    Bare(bool),
     /// A command that is named but does not exist yet.
     NotBuilt(&'static str),
 }
@@ -81,6 +87,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
     match parser.next()? {
         Some(Arg::Value(name)) => match name.string()?.as_str() {
             "demo" => demo(parser),
+            "bare" => bare(parser),
             "bench" => Ok(Command::NotBuilt("bench")),
             "redox" => Ok(Command::NotBuilt("redox")),
             "test" => Ok(Command::NotBuilt("test")),
@@ -89,6 +96,26 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
         None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
         Some(argument) => Err(argument.unexpected()),
     }
+}
+
+fn on_or_off(parser: &mut Parser) -> Result<bool, lexopt::Error> {
+    match parser.value()?.string()?.as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(format!("{other}: on or off").into()),
+    }
+}
+
+fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut caching_mode = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("caching-mode") => caching_mode = on_or_off(&mut parser)?,
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Bare(caching_mode))
 }
 
 fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
@@ -101,11 +128,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
                 "amd" => return Ok(Command::NotBuilt("demo --iommu amd")),
                 other => return Err(format!("--iommu {other}: intel, amd or none").into()),
             },
-            Arg::Long("caching-mode") => match parser.value()?.string()?.as_str() {
-                "on" => options.caching_mode = true,
-                "off" => options.caching_mode = false,
-                other => return Err(format!("--caching-mode {other}: on or off").into()),
-            },
+            Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
             Arg::Long("machine") => options.machine = true,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
@@ -146,6 +169,8 @@ mod tests {
                 json: Some("x.json".into()),
             }
         );
+        assert_eq!(words("bare --caching-mode on").unwrap(), Command::Bare(true));
+        assert_eq!(words("bare").unwrap(), Command::Bare(false));
         assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));
     }
 

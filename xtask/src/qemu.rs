@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -67,6 +67,16 @@ impl Machine {
                 Err(RecvTimeoutError::Timeout) => return Ok(End::Deadline),
             }
         }
+    }
+}
+
+/// Prints the last `lines` lines of a console's file.
+pub(crate) fn show_console(file: &Path, lines: usize) {
+    let console = std::fs::read(file).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let all: Vec<_> = console.lines().map(str::trim_end).collect();
+    for line in all.iter().skip(all.len().saturating_sub(lines)) {
+        println!("  console | {line}");
     }
 }
 

@@ -16,6 +16,13 @@ pub(crate) enum Line<'a> {
     },
     /// Progress.
     Log(&'a str),
+    /// A measured number, the same in every run.
+    Count {
+        /// What was counted.
+        name: &'a str,
+        /// How many.
+        value: u64,
+    },
     /// The guest tried every check.
     End,
     /// Something else.
@@ -35,6 +42,12 @@ impl<'a> Line<'a> {
         if let Some(rest) = text.strip_prefix("@@log ") {
             return Self::Log(rest);
         }
+        if let Some((value, name)) =
+            text.strip_prefix("@@count ").and_then(|rest| rest.split_once(' '))
+            && let Ok(value) = value.parse()
+        {
+            return Self::Count { name, value };
+        }
         text.strip_prefix("@@ok ")
             .and_then(|rest| check(rest, true))
             .or_else(|| text.strip_prefix("@@fail ").and_then(|rest| check(rest, false)))
@@ -47,6 +60,7 @@ impl<'a> Line<'a> {
 pub(crate) struct Report {
     titles: &'static [&'static str],
     results: Vec<Option<(bool, String)>>,
+    counts: Vec<(String, u64)>,
     ended: bool,
     stray: usize,
 }
@@ -54,7 +68,13 @@ pub(crate) struct Report {
 impl Report {
     /// A report on checks of these titles; none has passed.
     pub(crate) fn new(titles: &'static [&'static str]) -> Self {
-        Self { titles, results: vec![None; titles.len()], ended: false, stray: 0 }
+        Self {
+            titles,
+            results: vec![None; titles.len()],
+            counts: Vec::new(),
+            ended: false,
+            stray: 0,
+        }
     }
 
     /// Takes a line in and returns what to show of it.
@@ -62,6 +82,10 @@ impl Report {
         match Line::parse(text) {
             Line::Check { number, ok, detail } => Some(self.check(number, ok, detail)),
             Line::Log(text) => Some(format!("      {text}")),
+            Line::Count { name, value } => {
+                self.counts.push((name.into(), value));
+                Some(format!("      {value:>8} {name}"))
+            }
             Line::End => {
                 self.ended = true;
                 None
@@ -101,6 +125,11 @@ impl Report {
             .zip(1..)
             .filter(|((result, _), _)| result.is_none())
             .map(|((_, title), number)| (number, *title))
+    }
+
+    /// What was counted.
+    pub(crate) fn measured(&self) -> &[(String, u64)] {
+        &self.counts
     }
 
     /// Checks passed and failed. Silence and lines that belong to no check are failures.

@@ -134,8 +134,7 @@ unsafe extern "C" {
 
 /// A 64-bit interrupt gate to `entry` on interrupt stack `stack` (Intel SDM volume 3 figure 6-8).
 const fn gate(entry: u64, stack: u64) -> Gate {
-    let low =
-        entry & 0xffff | 8 << 16 | stack << 32 | 0x8e << 40 | (entry >> 16 & 0xffff) << 48;
+    let low = entry & 0xffff | 8 << 16 | stack << 32 | 0x8e << 40 | (entry >> 16 & 0xffff) << 48;
     Gate { low, high: entry >> 32 }
 }
 

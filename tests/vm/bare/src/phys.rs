@@ -41,7 +41,6 @@ macro_rules! accessors {
 
 accessors! {
     read8 write8 u8;
-    read16 write16 u16;
     read32 write32 u32;
     read64 write64 u64;
 }

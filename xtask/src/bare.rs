@@ -1,0 +1,127 @@
+//! `xtask bare`: the register-level suite, twice, because its counts must be the same each time.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::packages::{self, QEMU};
+use crate::qemu::{End, Machine};
+use crate::report::Report;
+use crate::{build, guest};
+
+#[path = "../../tests/vm/bare/src/checks.rs"]
+mod checks;
+
+use checks::CHECKS;
+
+/// A run takes a second or two.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of the disk behind the NVMe controller.
+const DISK: u64 = 1 << 20;
+
+/// Runs the suite; says whether every check passed.
+///
+/// # Errors
+/// The guest could not be made or started.
+pub(crate) fn run(caching_mode: bool) -> Result<bool> {
+    let (passed, failed) = run_counted(caching_mode)?;
+    println!("bare: {passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+/// As [`run`], without the closing line; returns the checks passed and failed.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_counted(caching_mode: bool) -> Result<(usize, usize)> {
+    packages::require(&[QEMU])?;
+    let image = build::bare_guest()?;
+    let directory = guest::directory("bare")?;
+    let started = Instant::now();
+    let first = boot(&image, &directory, caching_mode, true)?;
+    let second = boot(&image, &directory, caching_mode, false)?;
+    println!("two runs took {:.1} s", started.elapsed().as_secs_f32());
+    let (mut passed, mut failed) = first.counts();
+    for (number, title) in first.silent() {
+        println!("FAILED {number} - {title}: did not report");
+    }
+    let number = CHECKS.len() + 1;
+    match compare(&first, &second) {
+        Ok(counts) => {
+            println!("ok {number} - {counts} counts are the same in two runs");
+            passed += 1;
+        }
+        Err(what) => {
+            println!("FAILED {number} - counts are the same in two runs: {what}");
+            failed += 1;
+        }
+    }
+    std::fs::remove_dir_all(&directory)?;
+    Ok((passed, failed))
+}
+
+fn compare(first: &Report, second: &Report) -> Result<usize, String> {
+    if !first.ended() || !second.ended() {
+        return Err("a run did not end".into());
+    }
+    if second.counts() != first.counts() {
+        return Err(format!("checks: {:?}, then {:?}", first.counts(), second.counts()));
+    }
+    let pairs = first.measured().iter().zip(second.measured());
+    if let Some((a, b)) = pairs.into_iter().find(|(a, b)| a != b) {
+        return Err(format!("{}: {}, then {}: {}", a.0, a.1, b.0, b.1));
+    }
+    if first.measured().len() != second.measured().len() {
+        return Err("one run counted more".into());
+    }
+    Ok(first.measured().len())
+}
+
+fn boot(image: &Path, directory: &Path, caching_mode: bool, show: bool) -> Result<Report> {
+    let disk = directory.join("disk");
+    write_disk(&disk)?;
+    let machine = machine(image, directory, &disk, caching_mode);
+    let mut report = Report::new(&CHECKS);
+    let end = machine.run(|line| {
+        if let Some(text) = report.take(line)
+            && show
+        {
+            println!("{text}");
+        }
+    })?;
+    // The guest ends QEMU through isa-debug-exit, with status 1 for success.
+    match end {
+        End::Deadline => println!("the guest was stopped after {} s", DEADLINE.as_secs()),
+        End::Exit(status) if status.code() != Some(1) => println!("QEMU ended with {status}"),
+        End::Exit(_) => {}
+    }
+    Ok(report)
+}
+
+/// Block n of the disk (512 bytes) holds the 64-bit word `0x1000 + n` all over.
+fn write_disk(path: &Path) -> Result<()> {
+    let words =
+        (0..DISK / 512).flat_map(|block| (0..64).flat_map(move |_| (0x1000 + block).to_le_bytes()));
+    std::fs::write(path, words.collect::<Vec<u8>>()).with_context(|| path.display().to_string())
+}
+
+fn machine(image: &Path, directory: &Path, disk: &Path, caching_mode: bool) -> Machine {
+    let mut machine = Machine::new("256M", directory.join("console.log"), DEADLINE);
+    let mode = if caching_mode { "on" } else { "off" };
+    machine.args(["-icount", "shift=10,sleep=off", "-device", "isa-debug-exit,iobase=0xf4"]);
+    machine.args(["-device", &format!("intel-iommu,intremap=off,caching-mode={mode}")]);
+    for place in ["addr=04.0", "addr=05.0", "bus=rootport,addr=00.0"] {
+        if place.starts_with("bus") {
+            machine.args(["-device", "pcie-root-port,id=rootport,chassis=1,addr=06.0"]);
+        }
+        machine.args(["-device", &format!("edu,{place},dma_mask=0xffffffff")]);
+    }
+    let drive =
+        format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", disk.display());
+    machine.args(["-blockdev", &drive, "-device", "nvme,addr=07.0,serial=bare,drive=disk"]);
+    machine.args(["-kernel".as_ref(), image.as_os_str()]);
+    machine.args(["-append", &format!("caching-mode={mode}")]);
+    machine
+}
