@@ -165,8 +165,9 @@ fn prepare(magic: u32, information: u32) -> Result<u64, Failure> {
 /// Maps `size` bytes of physical memory from `base` at `KERNEL_OFFSET`.
 fn map_kernel(base: u64, size: u64) {
     let pages = size.div_ceil(LARGE_PAGE);
+    let directory = &raw mut kernel_directory;
     // SAFETY: the directory is this loader's and covers 1 GiB; one processor runs.
-    let directory = unsafe { &mut *(&raw mut kernel_directory) };
+    let directory = unsafe { &mut *directory };
     for (page, entry) in (0..pages).zip(directory) {
         *entry = (base + page * LARGE_PAGE) | 0x83;
     }
@@ -176,8 +177,9 @@ fn map_kernel(base: u64, size: u64) {
 
 /// Writes the memory map; returns its length in entries.
 fn fill_areas(given: &Information) -> Result<usize, Failure> {
+    let areas = &raw mut AREAS;
     // SAFETY: one processor runs; nothing else refers to AREAS.
-    let areas = unsafe { &mut *(&raw mut AREAS) };
+    let areas = unsafe { &mut *areas };
     let own = Area {
         base: &raw const loader_start as u64,
         size: &raw const loader_end as u64 - &raw const loader_start as u64,
