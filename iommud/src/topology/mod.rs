@@ -1,6 +1,13 @@
 //! What the machine consists of, as plain data: units and reserved regions from the firmware's tables,
 //! PCI functions from a walk of configuration space.
 
+pub mod alias;
 pub mod capabilities;
 pub mod firmware;
+pub mod groups;
 pub mod pci;
+pub mod scope;
+pub mod table;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod walk;

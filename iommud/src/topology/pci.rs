@@ -65,8 +65,33 @@ pub struct PciFunction {
     pub acs_capability: u16,
 }
 
+impl Buses {
+    /// Whether a bus is behind.
+    #[must_use]
+    pub const fn contains(self, bus: u8) -> bool {
+        self.secondary <= bus && bus <= self.subordinate
+    }
+}
+
+impl PciFunction {
+    /// The buses behind a bridge that is set up; `None` for other functions, and for a bridge whose bus
+    /// numbers cannot be: what is behind has a higher number than the bus the bridge is on.
+    #[must_use]
+    pub const fn buses(&self) -> Option<Buses> {
+        match self.kind.buses() {
+            Some(buses)
+                if buses.secondary > self.address.requester.bus()
+                    && buses.subordinate >= buses.secondary =>
+            {
+                Some(buses)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl FunctionKind {
-    /// The buses behind, for any bridge.
+    /// The buses behind, for any bridge, as its registers say.
     #[must_use]
     pub const fn buses(self) -> Option<Buses> {
         match self {

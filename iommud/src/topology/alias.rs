@@ -1,0 +1,191 @@
+//! Requester ids under which the requests of a function may arrive at a unit.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::RequesterId;
+
+use crate::topology::firmware::UnitDescription;
+use crate::topology::pci::{FunctionKind, PciFunction};
+use crate::topology::table::View;
+
+/// Functions whose requests carry the id of another function of the same device.
+struct FunctionAlias {
+    vendor: u16,
+    devices: &'static [u16],
+    /// Function number on the requests.
+    arrives_as: u8,
+    #[expect(dead_code, reason = "says where the fact is from")]
+    source: &'static str,
+}
+
+/// Known devices of that kind. Facts: Linux `drivers/pci/quirks.c`, "function 0/1 DMA alias".
+const FUNCTION_ALIASES: &[FunctionAlias] = &[
+    FunctionAlias {
+        vendor: 0x1180,
+        devices: &[0xe832, 0xe476],
+        arrives_as: 0,
+        source: "Ricoh card readers, Linux bug 605888",
+    },
+    FunctionAlias {
+        vendor: 0x6766,
+        devices: &[0x3d40, 0x3d41],
+        arrives_as: 0,
+        source: "Glenfly graphics and sound, Linux 6.12",
+    },
+    FunctionAlias {
+        vendor: 0x1b4b,
+        devices: &[
+            0x9120, 0x9123, 0x9125, 0x9128, 0x9130, 0x9172, 0x917a, 0x9182, 0x9183, 0x91a0, 0x9215,
+            0x9220, 0x9230,
+        ],
+        arrives_as: 1,
+        source: "Marvell 88SE91xx and 88SE92xx SATA, Linux bug 42679",
+    },
+    FunctionAlias {
+        vendor: 0x1103,
+        devices: &[0x0642],
+        arrives_as: 1,
+        source: "HighPoint RocketRAID 642L, Linux bug 42679",
+    },
+];
+
+/// Bridges without a PCI Express capability that nevertheless answer for what is behind with the id
+/// `secondary:00.0` (Linux `drivers/pci/quirks.c`, "PCIe bridge DMA alias"). They are given both ids.
+const SECONDARY_ALIASES: &[(u16, u16)] =
+    &[(0x1b21, 0x1080), (0x10e3, 0x8113), (0x1283, 0x8892), (0x8086, 0x244e)];
+
+/// The requester ids of a function, its own first, each once.
+///
+/// Conventional bridges put an id of theirs on requests from behind: `secondary:00.0` when they lead from PCI
+/// Express to PCI (PCI Express to PCI/PCI-X Bridge Specification 1.0 section 2.3), else their own. The
+/// unit's firmware table may name one more (IVRS alias entries).
+#[must_use]
+pub fn sources(
+    view: View<'_>,
+    unit: Option<&UnitDescription>,
+    function: &PciFunction,
+) -> Vec<RequesterId> {
+    let own = function.address.requester;
+    let mut found = Vec::with_capacity(1);
+    found.push(own);
+    let mut add = |id: RequesterId| {
+        if !found.contains(&id) {
+            found.push(id);
+        }
+    };
+    if let Some(id) = quirk(function) {
+        add(id);
+    }
+    for bridge in view.path(function.address) {
+        let secondary = bridge.buses().and_then(|buses| RequesterId::new(buses.secondary, 0, 0));
+        match bridge.kind {
+            FunctionKind::ExpressToConventional(_) => secondary.into_iter().for_each(&mut add),
+            FunctionKind::ConventionalToExpress(_) => add(bridge.address.requester),
+            FunctionKind::ConventionalBridge(_) => {
+                add(bridge.address.requester);
+                if SECONDARY_ALIASES.contains(&(bridge.vendor, bridge.device)) {
+                    secondary.into_iter().for_each(&mut add);
+                }
+            }
+            _ => {}
+        }
+    }
+    for entry in unit.map_or(&[][..], |unit| &unit.entries) {
+        if entry.first <= own && own <= entry.last {
+            entry.alias.into_iter().for_each(&mut add);
+        }
+    }
+    found
+}
+
+fn quirk(function: &PciFunction) -> Option<RequesterId> {
+    let known = FUNCTION_ALIASES.iter().find(|known| {
+        known.vendor == function.vendor && known.devices.contains(&function.device)
+    })?;
+    let own = function.address.requester;
+    RequesterId::new(own.bus(), own.device(), known.arrives_as)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{PhysAddr, PhysRange};
+    use crate::topology::firmware::{EntryRange, UnitKind};
+    use crate::topology::pci::Buses;
+    use crate::topology::table::FunctionTable;
+    use crate::topology::testing::{address, bridge, endpoint, function};
+
+    fn ids(table: &FunctionTable, of: &PciFunction) -> Vec<u16> {
+        sources(table.view(), None, of).into_iter().map(|id| id.0).collect()
+    }
+
+    const BUSES: Buses = Buses { secondary: 2, subordinate: 3 };
+
+    #[test]
+    fn behind_express_to_pci_requests_come_from_the_secondary_bus() {
+        let mut table = FunctionTable::default();
+        table.insert(bridge(0, 1, 0, 1, 4));
+        table.insert(function(address(1, 0, 0), FunctionKind::ExpressToConventional(BUSES)));
+        let device = function(address(2, 5, 1), FunctionKind::Conventional);
+        table.insert(device);
+        assert_eq!(ids(&table, &device), [0x0229, 0x0200]);
+    }
+
+    #[test]
+    fn behind_a_conventional_bridge_requests_come_from_the_bridge() {
+        let mut table = FunctionTable::default();
+        let mut up = function(address(0, 30, 0), FunctionKind::ConventionalBridge(BUSES));
+        table.insert(up);
+        let device = function(address(2, 1, 0), FunctionKind::Conventional);
+        assert_eq!(ids(&table, &device), [0x0208, 0x00f0]);
+
+        (up.vendor, up.device) = (0x8086, 0x244e);
+        table.remove(up.address);
+        table.insert(up);
+        assert_eq!(ids(&table, &device), [0x0208, 0x00f0, 0x0200]);
+    }
+
+    #[test]
+    fn express_ports_keep_the_id_and_a_function_is_not_its_own_alias() {
+        let mut table = FunctionTable::default();
+        table.insert(bridge(0, 1, 0, 1, 4));
+        assert_eq!(ids(&table, &endpoint(1, 0, 0)), [0x0100]);
+        let to_pci = function(address(0, 2, 0), FunctionKind::ExpressToConventional(BUSES));
+        table.insert(to_pci);
+        assert_eq!(ids(&table, &function(address(2, 0, 0), FunctionKind::Conventional)), [0x0200]);
+    }
+
+    #[test]
+    fn a_known_device_arrives_as_another_function() {
+        let table = FunctionTable::default();
+        let mut sata = endpoint(3, 0, 0);
+        (sata.vendor, sata.device) = (0x1b4b, 0x9230);
+        assert_eq!(ids(&table, &sata), [0x0300, 0x0301]);
+    }
+
+    #[test]
+    fn firmware_names_an_alias() {
+        let entry = |first, last, alias| EntryRange {
+            first: RequesterId(first),
+            last: RequesterId(last),
+            alias,
+            settings: 0,
+        };
+        let unit = UnitDescription {
+            kind: UnitKind::Vtd,
+            segment: 0,
+            registers: PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap(),
+            include_all: false,
+            scopes: Vec::new(),
+            entries: [
+                entry(0, 0xffff, None),
+                entry(0x0300, 0x03ff, Some(RequesterId(0x00a4))),
+                entry(0x0400, 0x04ff, Some(RequesterId(0x00a5))),
+            ]
+            .into(),
+        };
+        let table = FunctionTable::default();
+        let found = sources(table.view(), Some(&unit), &endpoint(3, 1, 0));
+        assert_eq!(found, [RequesterId(0x0308), RequesterId(0x00a4)]);
+    }
+}

@@ -1,0 +1,302 @@
+//! The PCI functions of the machine, found by address, and the bridges above them.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::{PciAddress, RequesterId};
+
+use crate::topology::pci::{Buses, PciFunction};
+
+/// Number of a function in a [`FunctionTable`]. Numbers of removed functions are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FunctionIndex(pub u32);
+
+/// No function has this index: a table of 65,536 segments is full long before.
+const NONE: u32 = u32::MAX;
+
+/// All functions known, and what leads to them.
+#[derive(Clone, Debug, Default)]
+pub struct FunctionTable {
+    functions: Vec<Option<PciFunction>>,
+    free: Vec<u32>,
+    buses: BTreeMap<(u16, u8), Box<[u32; 256]>>,
+    bridges: BTreeMap<(u16, u8), Vec<PciAddress>>,
+}
+
+impl FunctionTable {
+    /// The index that [`FunctionTable::insert`] will give next.
+    #[must_use]
+    pub fn next_index(&self) -> FunctionIndex {
+        let fresh = u32::try_from(self.functions.len()).unwrap_or(NONE);
+        FunctionIndex(self.free.last().copied().unwrap_or(fresh))
+    }
+
+    /// Enters a function. One with the same address is kept, and its index returned.
+    pub fn insert(&mut self, function: PciFunction) -> FunctionIndex {
+        let address = function.address;
+        if let Some(present) = self.index(address) {
+            return present;
+        }
+        let index = self.next_index();
+        self.free.pop();
+        let at = index.0 as usize;
+        if at == self.functions.len() {
+            self.functions.push(Some(function));
+        } else if let Some(place) = self.functions.get_mut(at) {
+            *place = Some(function);
+        }
+        let bus = (address.segment, address.requester.bus());
+        let slots = self.buses.entry(bus).or_insert_with(|| Box::new([NONE; 256]));
+        if let Some(slot) = slots.get_mut(usize::from(address.requester.devfn())) {
+            *slot = index.0;
+        }
+        if let Some(buses) = function.buses() {
+            let claims = self.bridges.entry((address.segment, buses.secondary)).or_default();
+            let at = claims.partition_point(|other| *other < address);
+            claims.insert(at, address);
+        }
+        index
+    }
+
+    /// Removes a function and returns it.
+    pub fn remove(&mut self, address: PciAddress) -> Option<PciFunction> {
+        let index = self.index(address)?;
+        let function = self.functions.get_mut(index.0 as usize)?.take()?;
+        self.free.push(index.0);
+        let bus = (address.segment, address.requester.bus());
+        if let Some(slots) = self.buses.get_mut(&bus) {
+            if let Some(slot) = slots.get_mut(usize::from(address.requester.devfn())) {
+                *slot = NONE;
+            }
+            if slots.iter().all(|slot| *slot == NONE) {
+                self.buses.remove(&bus);
+            }
+        }
+        if let Some(buses) = function.buses() {
+            let key = (address.segment, buses.secondary);
+            if let Some(claims) = self.bridges.get_mut(&key) {
+                claims.retain(|other| *other != address);
+                if claims.is_empty() {
+                    self.bridges.remove(&key);
+                }
+            }
+        }
+        Some(function)
+    }
+
+    /// The index of the function at an address.
+    #[must_use]
+    pub fn index(&self, address: PciAddress) -> Option<FunctionIndex> {
+        let slots = self.buses.get(&(address.segment, address.requester.bus()))?;
+        let index = *slots.get(usize::from(address.requester.devfn()))?;
+        (index != NONE).then_some(FunctionIndex(index))
+    }
+
+    /// The function with an index.
+    #[must_use]
+    pub fn get(&self, index: FunctionIndex) -> Option<&PciFunction> {
+        self.functions.get(index.0 as usize)?.as_ref()
+    }
+
+    /// The function at an address.
+    #[must_use]
+    pub fn find(&self, address: PciAddress) -> Option<&PciFunction> {
+        self.get(self.index(address)?)
+    }
+
+    /// All functions, in order of address.
+    pub fn iter(&self) -> impl Iterator<Item = &PciFunction> + '_ {
+        self.buses
+            .values()
+            .flat_map(|slots| slots.iter())
+            .filter(|index| **index != NONE)
+            .filter_map(|index| self.get(FunctionIndex(*index)))
+    }
+
+    /// Number of functions.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.functions.len() - self.free.len()
+    }
+
+    /// Whether there is no function.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The table as it is.
+    #[must_use]
+    pub const fn view(&self) -> View<'_> {
+        View { table: self, plus: None, minus: None }
+    }
+
+    /// The table as it would be with one more function.
+    #[must_use]
+    pub const fn with<'a>(&'a self, function: &'a PciFunction) -> View<'a> {
+        View { table: self, plus: Some(function), minus: None }
+    }
+
+    /// The table as it would be without a function.
+    #[must_use]
+    pub const fn without(&self, address: PciAddress) -> View<'_> {
+        View { table: self, plus: None, minus: Some(address) }
+    }
+}
+
+/// A table, perhaps with one function more or less: what a decision about hot-plug looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    table: &'a FunctionTable,
+    plus: Option<&'a PciFunction>,
+    minus: Option<PciAddress>,
+}
+
+impl<'a> View<'a> {
+    /// The function at an address.
+    #[must_use]
+    pub fn find(self, address: PciAddress) -> Option<&'a PciFunction> {
+        if self.minus == Some(address) {
+            return None;
+        }
+        match self.plus {
+            Some(plus) if plus.address == address => Some(plus),
+            _ => self.table.find(address),
+        }
+    }
+
+    /// The other functions of the same device.
+    pub fn siblings(self, address: PciAddress) -> impl Iterator<Item = &'a PciFunction> {
+        let RequesterId(id) = address.requester;
+        (0..8)
+            .map(move |n| PciAddress {
+                segment: address.segment,
+                requester: RequesterId(id & !7 | n),
+            })
+            .filter(move |other| *other != address)
+            .filter_map(move |other| self.find(other))
+    }
+
+    /// The bridges whose secondary bus is this, by address. One on any sane machine.
+    pub fn claims(self, segment: u16, bus: u8) -> impl Iterator<Item = &'a PciFunction> {
+        let known = self.table.bridges.get(&(segment, bus)).map_or(&[][..], Vec::as_slice);
+        let plus = self.plus.filter(move |function| {
+            function.address.segment == segment
+                && function.buses().is_some_and(|buses| buses.secondary == bus)
+        });
+        known.iter().filter_map(move |address| self.find(*address)).chain(plus)
+    }
+
+    /// The bridge directly above a bus: the one whose secondary bus it is (the lowest address, should several
+    /// claim it), or else the innermost one whose range holds it.
+    #[must_use]
+    pub fn bridge_above(self, segment: u16, bus: u8) -> Option<&'a PciFunction> {
+        if let Some(direct) = self.claims(segment, bus).min_by_key(|bridge| bridge.address) {
+            return Some(direct);
+        }
+        let around = |bridge: &&PciFunction| {
+            bridge.address.segment == segment
+                && bridge.buses().is_some_and(|buses| buses.contains(bus))
+        };
+        let known = self
+            .table
+            .bridges
+            .range((segment, 0)..=(segment, bus))
+            .rev()
+            .flat_map(|(_, addresses)| addresses.iter())
+            .filter_map(|address| self.find(*address))
+            .find(around);
+        known
+            .into_iter()
+            .chain(self.plus.filter(around))
+            .max_by_key(|bridge| bridge.buses().map(|buses| buses.secondary))
+    }
+
+    /// The bridges above a function, from the nearest to the root. Ends: each bridge sits on a lower bus than
+    /// the one behind it.
+    pub fn path(self, address: PciAddress) -> impl Iterator<Item = &'a PciFunction> {
+        let above = move |of: PciAddress| self.bridge_above(of.segment, of.requester.bus());
+        core::iter::successors(above(address), move |bridge| above(bridge.address))
+    }
+
+    /// The functions on the buses behind a bridge, at any depth, by address.
+    pub fn behind(self, segment: u16, buses: Buses) -> impl Iterator<Item = &'a PciFunction> {
+        let range = (segment, buses.secondary)..=(segment, buses.subordinate);
+        let known = self
+            .table
+            .buses
+            .range(range)
+            .flat_map(|(_, slots)| slots.iter())
+            .filter(|index| **index != NONE)
+            .filter_map(move |index| self.table.get(FunctionIndex(*index)))
+            .filter(move |function| self.minus != Some(function.address));
+        let plus = self.plus.filter(move |function| {
+            function.address.segment == segment
+                && buses.contains(function.address.requester.bus())
+                && self.table.index(function.address).is_none()
+        });
+        known.chain(plus)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::testing::{address, bridge, endpoint};
+
+    #[test]
+    fn what_is_entered_is_found_until_removed() {
+        let mut table = FunctionTable::default();
+        let a = endpoint(0, 3, 0);
+        let index = table.insert(a);
+        assert_eq!(table.insert(a), index, "entered once");
+        assert_eq!(table.find(a.address), Some(&a));
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.remove(a.address), Some(a));
+        assert_eq!((table.len(), table.remove(a.address)), (0, None));
+        assert_eq!(table.next_index(), index, "numbers are used again");
+    }
+
+    #[test]
+    fn path_leads_from_the_nearest_bridge_to_the_root() {
+        let mut table = FunctionTable::default();
+        for function in [bridge(0, 1, 0, 1, 4), bridge(1, 0, 0, 2, 3), endpoint(2, 0, 0)] {
+            table.insert(function);
+        }
+        let path: Vec<_> =
+            table.view().path(address(2, 0, 0)).map(|bridge| bridge.address).collect();
+        assert_eq!(path, [address(1, 0, 0), address(0, 1, 0)]);
+        assert_eq!(table.view().path(address(0, 1, 0)).count(), 0);
+        let nearest = table.view().bridge_above(0, 4).map(|bridge| bridge.address);
+        assert_eq!(
+            nearest,
+            Some(address(0, 1, 0)),
+            "a bus inside a range has the innermost bridge"
+        );
+    }
+
+    #[test]
+    fn a_view_adds_and_hides_one_function() {
+        let mut table = FunctionTable::default();
+        table.insert(endpoint(2, 0, 0));
+        let up = bridge(0, 1, 0, 1, 4);
+        assert_eq!(table.with(&up).path(address(2, 0, 0)).count(), 1);
+        assert_eq!(table.with(&up).behind(0, Buses { secondary: 1, subordinate: 4 }).count(), 1);
+        table.insert(up);
+        assert_eq!(table.without(up.address).path(address(2, 0, 0)).count(), 0);
+        assert_eq!(table.view().path(address(2, 0, 0)).count(), 1);
+    }
+
+    #[test]
+    fn bridges_that_point_upwards_or_at_themselves_lead_nowhere() {
+        let mut table = FunctionTable::default();
+        table.insert(bridge(2, 0, 0, 1, 9));
+        table.insert(bridge(1, 0, 0, 2, 9));
+        table.insert(bridge(3, 0, 0, 3, 3));
+        table.insert(bridge(4, 0, 0, 9, 5));
+        for bus in 0..=255 {
+            assert!(table.view().path(address(bus, 5, 0)).count() <= 1);
+        }
+    }
+}
