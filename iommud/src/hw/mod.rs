@@ -1,7 +1,10 @@
 //! Remapping hardware: the seams it is reached through, what every unit can do, and what VT-d and AMD-Vi
 //! share (page tables, rings, bounded polls).
 
+pub mod amdvi;
+mod poll;
 pub mod radix;
+mod ring;
 mod seams;
 mod unit;
 pub mod vtd;

@@ -1,0 +1,64 @@
+//! Waiting for hardware: always with a deadline.
+
+use super::seams::{Clock, Nanos};
+
+/// Looks until there is something or `limit` has passed. It looks at least twice, the last time after the
+/// deadline, so that a server that was not running in between does not take a unit for dead.
+pub(crate) fn until<C: Clock, T>(
+    clock: &mut C,
+    limit: Nanos,
+    mut look: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let start = clock.now();
+    loop {
+        if let Some(seen) = look() {
+            return Some(seen);
+        }
+        if clock.now().0.saturating_sub(start.0) >= limit.0 {
+            return look();
+        }
+        clock.relax();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Steps(u64);
+
+    impl Clock for Steps {
+        fn now(&mut self) -> Nanos {
+            Nanos(self.0)
+        }
+        fn relax(&mut self) {
+            self.0 += 10;
+        }
+    }
+
+    #[test]
+    fn ends_with_what_was_seen_or_after_the_deadline() {
+        let mut looks = 0;
+        let seen = until(&mut Steps(0), Nanos(100), || {
+            looks += 1;
+            (looks == 5).then_some(looks)
+        });
+        assert_eq!(seen, Some(5));
+        let mut looks = 0;
+        let none = until(&mut Steps(7), Nanos(100), || {
+            looks += 1;
+            None::<()>
+        });
+        assert_eq!((none, looks), (None, 12));
+    }
+
+    #[test]
+    fn looks_once_more_after_the_deadline() {
+        let mut looks = 0;
+        let seen = until(&mut Steps(0), Nanos(0), || {
+            looks += 1;
+            (looks == 2).then_some(())
+        });
+        assert_eq!(seen, Some(()));
+    }
+}

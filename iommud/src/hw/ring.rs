@@ -1,0 +1,140 @@
+//! Rings of 16-byte entries in memory, and the word in which a unit says how far it came. Both vendors'
+//! queues and logs have this shape, with head and tail as byte offsets.
+
+use super::seams::{MemoryError, TableMemory};
+use crate::addr::{PAGE_SIZE, PhysAddr};
+
+/// Bytes of an entry.
+const ENTRY: u64 = 16;
+
+/// Entries in a frame.
+const PER_FRAME: usize = 256;
+
+/// A ring and the position of software in it: where it writes next (a queue) or reads next (a log).
+/// Hardware's position is in a register; the two are equal when the ring is empty.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    base: PhysAddr,
+    entries: usize,
+    next: usize,
+}
+
+impl Ring {
+    /// A ring of `frames` frames (a power of two) of 256 entries, all zero.
+    ///
+    /// # Errors
+    /// `Exhausted`.
+    pub(crate) fn allocate<M: TableMemory>(
+        memory: &mut M,
+        frames: usize,
+    ) -> Result<Self, MemoryError> {
+        Ok(Self { base: memory.allocate_run(frames)?, entries: frames * PER_FRAME, next: 0 })
+    }
+
+    /// Where it is.
+    pub(crate) const fn base(&self) -> PhysAddr {
+        self.base
+    }
+
+    /// Number of entries. One fewer can be used at a time, since a full ring would look empty.
+    pub(crate) const fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// The byte offset of software's position, as pointer registers hold it.
+    pub(crate) const fn offset(&self) -> u64 {
+        self.next as u64 * ENTRY
+    }
+
+    /// Moves software's position to the byte offset that a register holds.
+    pub(crate) fn set_offset(&mut self, offset: u64) {
+        self.next = self.index(offset);
+    }
+
+    /// Entries from software's position up to hardware's, a byte offset: for a log, how many wait.
+    pub(crate) fn ahead(&self, hardware: u64) -> usize {
+        (self.index(hardware) + self.entries - self.next) % self.entries
+    }
+
+    /// The entry at a byte offset. A unit may show the end of the ring for its start.
+    fn index(&self, offset: u64) -> usize {
+        usize::try_from(offset / ENTRY).unwrap_or(0) % self.entries
+    }
+
+    /// The frame and first word of the entry at software's position.
+    const fn place(&self) -> (PhysAddr, usize) {
+        let frame = self.base.0 + (self.next / PER_FRAME) as u64 * PAGE_SIZE;
+        (PhysAddr(frame), self.next % PER_FRAME * 2)
+    }
+
+    const fn advance(&mut self) {
+        self.next = (self.next + 1) % self.entries;
+    }
+
+    /// Writes an entry and moves on. `coherent` says whether the unit snoops. The caller knows that there
+    /// is room, and tells the unit afterwards.
+    pub(crate) fn put<M: TableMemory>(&mut self, memory: &mut M, entry: [u64; 2], coherent: bool) {
+        let (frame, word) = self.place();
+        memory.store(frame, word, entry[0]);
+        memory.store(frame, word + 1, entry[1]);
+        if !coherent {
+            memory.clean(frame, word, 2);
+        }
+        self.advance();
+    }
+
+    /// The entry at software's position.
+    pub(crate) fn peek<M: TableMemory>(&self, memory: &M) -> [u64; 2] {
+        let (frame, word) = self.place();
+        [memory.load(frame, word), memory.load(frame, word + 1)]
+    }
+
+    /// Clears the entry at software's position and moves on: an entry that the unit has announced but not
+    /// yet written is told by its zeros.
+    pub(crate) fn consume<M: TableMemory>(&mut self, memory: &mut M) {
+        let (frame, word) = self.place();
+        memory.store(frame, word, 0);
+        memory.store(frame, word + 1, 0);
+        memory.clean(frame, word, 2);
+        self.advance();
+    }
+}
+
+/// A word of memory that a unit writes when it has finished everything before a wait. Values count up and
+/// are not used twice, so that a late answer to an earlier wait is not taken for the one expected.
+#[derive(Debug)]
+pub(crate) struct Semaphore {
+    frame: PhysAddr,
+    /// Bits that the unit writes.
+    mask: u64,
+    value: u64,
+}
+
+impl Semaphore {
+    /// A word of its own, in which units write the bits of `mask` (all 64, or the low 32).
+    ///
+    /// # Errors
+    /// `Exhausted`.
+    pub(crate) fn allocate<M: TableMemory>(memory: &mut M, mask: u64) -> Result<Self, MemoryError> {
+        Ok(Self { frame: memory.allocate_run(1)?, mask, value: 0 })
+    }
+
+    /// Where the unit writes.
+    pub(crate) const fn address(&self) -> PhysAddr {
+        self.frame
+    }
+
+    /// The value that the next wait is to write; never 0.
+    pub(crate) const fn advance(&mut self) -> u64 {
+        self.value = self.value.wrapping_add(1) & self.mask;
+        if self.value == 0 {
+            self.value = 1;
+        }
+        self.value
+    }
+
+    /// Whether the unit has written the last value given out.
+    pub(crate) fn reached<M: TableMemory>(&self, memory: &M) -> bool {
+        memory.load(self.frame, 0) & self.mask == self.value
+    }
+}
