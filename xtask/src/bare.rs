@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::packages::{self, QEMU};
+use crate::emulator::Emulator;
+use crate::options::BareOptions;
 use crate::qemu::{End, Machine};
 use crate::report::Report;
 use crate::{build, guest};
@@ -25,8 +26,8 @@ const DISK: u64 = 1 << 20;
 ///
 /// # Errors
 /// The guest could not be made or started.
-pub(crate) fn run(caching_mode: bool) -> Result<bool> {
-    let (passed, failed) = run_counted(caching_mode)?;
+pub(crate) fn run(options: BareOptions) -> Result<bool> {
+    let (passed, failed) = run_counted(options)?;
     println!("bare: {passed} passed, {failed} failed");
     Ok(failed == 0)
 }
@@ -35,13 +36,13 @@ pub(crate) fn run(caching_mode: bool) -> Result<bool> {
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn run_counted(caching_mode: bool) -> Result<(usize, usize)> {
-    packages::require(&[QEMU])?;
+pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize)> {
+    let emulator = options.qemu.get()?;
     let image = build::bare_guest()?;
     let directory = guest::directory("bare")?;
     let started = Instant::now();
-    let first = boot(&image, &directory, caching_mode, true)?;
-    let second = boot(&image, &directory, caching_mode, false)?;
+    let first = boot(&emulator, &image, &directory, options.caching_mode, true)?;
+    let second = boot(&emulator, &image, &directory, options.caching_mode, false)?;
     println!("two runs took {:.1} s", started.elapsed().as_secs_f32());
     let (mut passed, mut failed) = first.counts();
     for (number, title) in first.silent() {
@@ -79,12 +80,18 @@ fn compare(first: &Report, second: &Report) -> Result<usize, String> {
     Ok(first.measured().len())
 }
 
-fn boot(image: &Path, directory: &Path, caching_mode: bool, show: bool) -> Result<Report> {
+fn boot(
+    emulator: &Emulator,
+    image: &Path,
+    directory: &Path,
+    caching_mode: bool,
+    show: bool,
+) -> Result<Report> {
     let disk = directory.join("disk");
     write_disk(&disk)?;
     let machine = machine(image, directory, &disk, caching_mode);
     let mut report = Report::new(&CHECKS);
-    let end = machine.run(|line| {
+    let end = machine.run(emulator, |line| {
         if let Some(text) = report.take(line)
             && show
         {

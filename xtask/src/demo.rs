@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 
 use crate::guest::{self, Parts, Scenario};
 use crate::options::{DemoOptions, Iommu};
-use crate::packages::{self, QEMU};
 use crate::qemu::{End, show_console};
 use crate::report::Report;
 use crate::{build, kernel};
@@ -38,14 +37,15 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize)> {
         (false, Iommu::None) => Scenario::None,
     };
     let started = Instant::now();
+    let emulator = options.qemu.get()?;
     let parts = prepare(scenario)?;
     println!("set up in {:.1} s", started.elapsed().as_secs_f32());
 
     let machine = guest::machine(&parts, scenario, options.iommu, options.caching_mode, DEADLINE);
-    println!("booting: {}", describe(options));
+    println!("booting: {}, {}", emulator.version()?, describe(options));
     let started = Instant::now();
     let mut report = Report::new(scenario.checks());
-    let end = machine.run(|line| {
+    let end = machine.run(&emulator, |line| {
         if let Some(text) = report.take(line) {
             println!("{text}");
         }
@@ -56,7 +56,6 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize)> {
 }
 
 fn prepare(scenario: Scenario) -> Result<Parts> {
-    packages::require(&[QEMU])?;
     let kernel = kernel::image()?;
     let binaries = build::linux_guest()?;
     let directory = guest::directory(scenario.name())?;

@@ -4,6 +4,7 @@ mod bare;
 mod build;
 mod cpio;
 mod demo;
+mod emulator;
 mod guest;
 mod kernel;
 mod options;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Demo(options) => demo::run(&options),
-        Command::Bare(caching_mode) => bare::run(caching_mode),
+        Command::Bare(options) => bare::run(options),
         Command::NotBuilt(name) => {
             eprintln!("xtask {name}: not built yet");
             return ExitCode::from(EXIT_MISSING);

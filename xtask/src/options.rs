@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::emulator::Emulator;
 use lexopt::{Arg, Parser, ValueExt};
 
 /// What is printed for `--help` and after a mistake.
@@ -16,11 +17,12 @@ commands:
   redox   an image of Redox with iommud in it
 
 options of bare:
-  --caching-mode on|off    as of demo
+  --caching-mode, --qemu   as of demo
 
 options of demo:
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
   --caching-mode on|off    VT-d CAP.CM of that unit (default: off)
+  --qemu installed|newer   newer: QEMU 11 or later, unpacked into the cache
   --machine                check what the story takes for granted, not the story
   --keep                   keep the guest's files, and say where they are
   --verbose                show the guest's console too
@@ -35,6 +37,35 @@ pub(crate) enum Iommu {
     None,
 }
 
+/// Which QEMU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Qemu {
+    /// The installed one.
+    #[default]
+    Installed,
+    /// See [`Emulator::newer`].
+    Newer,
+}
+
+impl Qemu {
+    /// Makes sure that it is there.
+    pub(crate) fn get(self) -> anyhow::Result<Emulator> {
+        match self {
+            Self::Installed => Emulator::installed(),
+            Self::Newer => Emulator::newer(),
+        }
+    }
+}
+
+/// Options of `bare`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BareOptions {
+    /// VT-d CAP.CM.
+    pub(crate) caching_mode: bool,
+    /// Which QEMU.
+    pub(crate) qemu: Qemu,
+}
+
 /// Options of `demo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DemoOptions {
@@ -42,6 +73,8 @@ pub(crate) struct DemoOptions {
     pub(crate) iommu: Iommu,
     /// VT-d CAP.CM.
     pub(crate) caching_mode: bool,
+    /// Which QEMU.
+    pub(crate) qemu: Qemu,
     /// Only what the story takes for granted.
     pub(crate) machine: bool,
     /// Keep the guest's files.
@@ -57,6 +90,7 @@ impl Default for DemoOptions {
         Self {
             iommu: Iommu::Intel,
             caching_mode: false,
+            qemu: Qemu::Installed,
             machine: false,
             keep: false,
             verbose: false,
@@ -72,8 +106,8 @@ pub(crate) enum Command {
     Help,
     /// The demo.
     Demo(DemoOptions),
-    /// The register-level suite, with VT-d CAP.CM as given.
-    Bare(bool),
+    /// The register-level suite.
+    Bare(BareOptions),
     /// A command that is named but does not exist yet.
     NotBuilt(&'static str),
 }
@@ -106,16 +140,25 @@ fn on_or_off(parser: &mut Parser) -> Result<bool, lexopt::Error> {
     }
 }
 
+fn qemu(parser: &mut Parser) -> Result<Qemu, lexopt::Error> {
+    match parser.value()?.string()?.as_str() {
+        "installed" => Ok(Qemu::Installed),
+        "newer" => Ok(Qemu::Newer),
+        other => Err(format!("--qemu {other}: installed or newer").into()),
+    }
+}
+
 fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
-    let mut caching_mode = false;
+    let mut options = BareOptions::default();
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long("caching-mode") => caching_mode = on_or_off(&mut parser)?,
+            Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
+            Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
             other => return Err(other.unexpected()),
         }
     }
-    Ok(Command::Bare(caching_mode))
+    Ok(Command::Bare(options))
 }
 
 fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
@@ -129,6 +172,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
                 other => return Err(format!("--iommu {other}: intel, amd or none").into()),
             },
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
+            Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
             Arg::Long("machine") => options.machine = true,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
@@ -153,9 +197,9 @@ mod tests {
 
     #[test]
     fn demo_options_are_read() {
-        let Ok(Command::Demo(options)) =
-            words("demo --iommu none --caching-mode=on --keep --verbose --json x.json")
-        else {
+        let Ok(Command::Demo(options)) = words(
+            "demo --iommu none --caching-mode=on --keep --qemu newer --verbose --json x.json",
+        ) else {
             panic!("not a demo")
         };
         assert_eq!(
@@ -163,14 +207,18 @@ mod tests {
             DemoOptions {
                 iommu: Iommu::None,
                 caching_mode: true,
+                qemu: Qemu::Newer,
                 machine: false,
                 keep: true,
                 verbose: true,
                 json: Some("x.json".into()),
             }
         );
-        assert_eq!(words("bare --caching-mode on").unwrap(), Command::Bare(true));
-        assert_eq!(words("bare").unwrap(), Command::Bare(false));
+        assert_eq!(
+            words("bare --caching-mode on").unwrap(),
+            Command::Bare(BareOptions { caching_mode: true, qemu: Qemu::Installed })
+        );
+        assert_eq!(words("bare").unwrap(), Command::Bare(BareOptions::default()));
         assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));
     }
 

@@ -13,6 +13,13 @@ use crate::workspace::quietly;
 #[derive(Debug)]
 pub(crate) struct Missing(String);
 
+impl Missing {
+    /// Says what.
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -32,6 +39,9 @@ pub(crate) struct Program {
 
 /// The emulator.
 pub(crate) const QEMU: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
+
+/// What unpacks packages of another release, with all they need, into a directory.
+pub(crate) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "mmdebstrap" };
 
 /// Makes sure that the programs can be started: installs what is missing as root, else says what is.
 ///

@@ -3,13 +3,13 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::packages::QEMU;
+use crate::emulator::Emulator;
 
 /// A machine to be started.
 pub(crate) struct Machine {
@@ -50,8 +50,9 @@ impl Machine {
     }
 
     /// Runs the machine to its end and gives each line of its second serial port to `sink`.
-    pub(crate) fn run(&self, mut sink: impl FnMut(&str)) -> Result<End> {
-        let mut child = Command::new(QEMU.name)
+    pub(crate) fn run(&self, emulator: &Emulator, mut sink: impl FnMut(&str)) -> Result<End> {
+        let mut child = emulator
+            .command()
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
