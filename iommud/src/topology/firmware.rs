@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use iommu_protocol::ids::RequesterId;
 
@@ -48,14 +49,75 @@ pub struct UnitDescription {
     pub kind: UnitKind,
     /// PCI segment of all devices behind it.
     pub segment: u16,
-    /// Its registers.
-    pub registers: PhysRange,
-    /// The unit takes every device of the segment that no other unit names (DRHD INCLUDE_PCI_ALL).
+    /// Its registers; or why the unit cannot be used. Such a unit keeps its place and its scopes, so that
+    /// the devices behind it are told that their unit failed and not that they have none.
+    pub registers: Result<PhysRange, UnitDefect>,
+    /// The unit takes every device of the segment that no other unit names (DRHD INCLUDE_PCI_ALL). Also
+    /// set where a defect leaves open which devices the unit takes. See [`Firmware::default_unit`].
     pub include_all: bool,
     /// Devices named.
     pub scopes: Vec<DeviceScope>,
-    /// AMD-Vi: requester ids named, with their aliases.
+    /// AMD-Vi: requester ids named, with their aliases. Where two overlap, the later one holds.
     pub entries: Vec<EntryRange>,
+}
+
+/// Why a unit that a table describes cannot be used. Offsets are bytes from the start of the table, units
+/// are indices into [`Firmware::units`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitDefect {
+    /// The structure at `offset` is too short for its fields.
+    TooShort {
+        /// Where the structure starts.
+        offset: usize,
+    },
+    /// The table cannot be walked past `offset`: what follows may describe units.
+    RestUnreadable {
+        /// Where the walk ended.
+        offset: usize,
+    },
+    /// The address of the registers is zero, all ones, unaligned, or not an address of this machine.
+    BadAddress {
+        /// The address as the table gives it.
+        address: u64,
+    },
+    /// The registers overlap those of another unit.
+    SharedRegisters {
+        /// The unit that has them.
+        unit: usize,
+    },
+    /// A device scope cannot be read, so it is not known which devices are behind the unit.
+    BadScope {
+        /// Where the scope starts.
+        offset: usize,
+    },
+    /// Another unit takes all other devices of the segment already.
+    SecondIncludeAll {
+        /// That unit.
+        unit: usize,
+    },
+}
+
+impl fmt::Display for UnitDefect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::TooShort { offset } => {
+                write!(f, "its structure at offset {offset} is too short")
+            }
+            Self::RestUnreadable { offset } => {
+                write!(f, "the table cannot be read from offset {offset} on")
+            }
+            Self::BadAddress { address } => write!(f, "{address:#x} cannot be its registers"),
+            Self::SharedRegisters { unit } => {
+                write!(f, "its registers overlap those of unit {unit}")
+            }
+            Self::BadScope { offset } => {
+                write!(f, "its device scope at offset {offset} cannot be read")
+            }
+            Self::SecondIncludeAll { unit } => {
+                write!(f, "unit {unit} takes the other devices of the segment already")
+            }
+        }
+    }
 }
 
 /// What a scope names.
@@ -116,10 +178,33 @@ pub struct ReservedRegion {
     pub entries: Vec<EntryRange>,
 }
 
-impl UnitDescription {
-    /// Address of the unit's registers.
+impl Firmware {
+    /// Index of the unit behind which a device of `segment` is that no unit names. A unit that cannot be
+    /// used comes before one that can: the device may be behind it, and must not be called confined.
     #[must_use]
-    pub const fn base(&self) -> PhysAddr {
-        self.registers.first()
+    pub fn default_unit(&self, segment: u16) -> Option<usize> {
+        let takes = |unit: &UnitDescription| {
+            unit.include_all && (unit.segment == segment || unit.may_be_in_any_segment())
+        };
+        self.units
+            .iter()
+            .position(|unit| takes(unit) && unit.registers.is_err())
+            .or_else(|| self.units.iter().position(takes))
+    }
+}
+
+impl UnitDescription {
+    /// Address of the unit's registers, of a unit that can be used.
+    #[must_use]
+    pub fn base(&self) -> Option<PhysAddr> {
+        self.registers.ok().map(PhysRange::first)
+    }
+
+    /// Whether not even the segment could be read.
+    const fn may_be_in_any_segment(&self) -> bool {
+        matches!(
+            self.registers,
+            Err(UnitDefect::TooShort { .. } | UnitDefect::RestUnreadable { .. })
+        )
     }
 }
