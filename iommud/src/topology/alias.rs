@@ -174,7 +174,7 @@ mod tests {
         let unit = UnitDescription {
             kind: UnitKind::Vtd,
             segment: 0,
-            registers: PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap(),
+            registers: Ok(PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap()),
             include_all: false,
             scopes: Vec::new(),
             entries: [

@@ -112,11 +112,8 @@ impl Scopes {
             if let Some(span) = in_entries(&unit.entries, function) {
                 offer(0x1_0000 - u32::from(span), index);
             }
-            if unit.include_all {
-                offer(0, index);
-            }
         }
-        best.map(|(_, index)| index)
+        best.map(|(_, index)| index).or_else(|| firmware.default_unit(segment))
     }
 
     /// The regions that firmware reserves for a function.
@@ -139,7 +136,7 @@ impl Scopes {
 mod tests {
     use super::*;
     use crate::addr::{PhysAddr, PhysRange};
-    use crate::topology::firmware::UnitDescription;
+    use crate::topology::firmware::{UnitDefect, UnitDescription};
     use crate::topology::table::FunctionTable;
     use crate::topology::testing::{bridge, endpoint};
     use iommu_protocol::ids::RequesterId;
@@ -148,7 +145,7 @@ mod tests {
         UnitDescription {
             kind: UnitKind::Vtd,
             segment: 0,
-            registers: PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap(),
+            registers: Ok(PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap()),
             include_all,
             scopes,
             entries: Vec::new(),
@@ -179,6 +176,16 @@ mod tests {
 
     fn unit_of(firmware: &Firmware, function: &PciFunction) -> Option<usize> {
         Scopes::new(firmware, machine().view()).unit(firmware, function)
+    }
+
+    #[test]
+    fn what_no_unit_names_may_be_behind_a_unit_that_cannot_be_used() {
+        let mut broken = unit(true, Vec::new());
+        broken.registers = Err(UnitDefect::BadScope { offset: 64 });
+        let firmware = units(vec![unit(true, Vec::new()), broken]);
+        let functions = FunctionTable::default();
+        let scopes = Scopes::new(&firmware, functions.view());
+        assert_eq!(scopes.unit(&firmware, &endpoint(0, 4, 0)), Some(1));
     }
 
     #[test]
