@@ -1,0 +1,125 @@
+//! Writing cache lines back to memory, for units that do not snoop caches when they walk tables.
+#![allow(unsafe_code)]
+
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid, __cpuid_count, _mm_mfence, _mm_sfence};
+
+/// The instruction that writes a line back (Intel SDM volume 2, CLFLUSH, CLFLUSHOPT, CLWB).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instruction {
+    /// Ordered by MFENCE only, as AMD documents it; drops the line.
+    Clflush,
+    /// Ordered by SFENCE; drops the line.
+    Clflushopt,
+    /// Ordered by SFENCE; may keep the line.
+    Clwb,
+}
+
+/// How this processor writes lines back.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLines {
+    instruction: Instruction,
+    /// Bytes of a line, a power of two.
+    size: usize,
+}
+
+impl CacheLines {
+    /// Asks the processor. CPUID leaf 1: EBX 15:8 the line in units of 8 bytes; leaf 7: EBX bit 23
+    /// CLFLUSHOPT, bit 24 CLWB (Intel SDM volume 2, CPUID). CLFLUSH is part of x86-64.
+    #[must_use]
+    pub fn detect() -> Self {
+        let highest = __cpuid(0).eax;
+        let extended = if highest >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
+        Self::from_cpuid(__cpuid(1).ebx, extended)
+    }
+
+    fn from_cpuid(leaf_1_ebx: u32, leaf_7_ebx: u32) -> Self {
+        let instruction = if leaf_7_ebx & 1 << 24 != 0 {
+            Instruction::Clwb
+        } else if leaf_7_ebx & 1 << 23 != 0 {
+            Instruction::Clflushopt
+        } else {
+            Instruction::Clflush
+        };
+        let [_, units, ..] = leaf_1_ebx.to_le_bytes();
+        let size = usize::from(units) * 8;
+        // Flushing too often is harmless, skipping lines is not: anything odd is taken as 16 bytes.
+        let size = if size.is_power_of_two() && size >= 16 { size } else { 16 };
+        Self { instruction, size }
+    }
+
+    /// Writes back every line that holds a byte of the range. When this returns, all of them are in
+    /// memory before any later store, to registers of hardware too.
+    ///
+    /// # Safety
+    /// All `length` bytes from `start` on are mapped and readable.
+    pub unsafe fn write_back(self, start: *const u8, length: usize) {
+        if length == 0 {
+            return;
+        }
+        let skew = start.addr() & (self.size - 1);
+        let mut done = 0;
+        while done < skew + length {
+            let line = start.wrapping_sub(skew).wrapping_add(done);
+            // SAFETY: a line is aligned to its size, so it lies in the same page as the byte of the range
+            // that it holds; flushing it changes no value.
+            unsafe { self.write_back_line(line) };
+            done += self.size;
+        }
+        if self.instruction == Instruction::Clflush {
+            // SAFETY: SSE2 is part of x86-64.
+            unsafe { _mm_mfence() }
+        } else {
+            // SAFETY: SSE is part of x86-64.
+            unsafe { _mm_sfence() }
+        }
+    }
+
+    /// # Safety
+    /// The address is mapped.
+    unsafe fn write_back_line(self, line: *const u8) {
+        match self.instruction {
+            // SAFETY: part of x86-64, on a mapped address. The asm block counts as reading and writing
+            // memory, so the compiler keeps earlier stores before it.
+            Instruction::Clflush => unsafe {
+                asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));
+            },
+            // SAFETY: as above, and CPUID says the processor has it.
+            Instruction::Clflushopt => unsafe {
+                asm!("clflushopt [{}]", in(reg) line, options(nostack, preserves_flags));
+            },
+            // SAFETY: as above, and CPUID says the processor has it.
+            Instruction::Clwb => unsafe {
+                asm!("clwb [{}]", in(reg) line, options(nostack, preserves_flags));
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpuid_bits_choose_the_instruction() {
+        // EBX of leaf 1 on a processor with 64-byte lines: 8 in bits 15:8.
+        let lines = |leaf_7| CacheLines::from_cpuid(0x0010_0800, leaf_7);
+        assert_eq!(lines(0).instruction, Instruction::Clflush);
+        assert_eq!(lines(0x0080_0000).instruction, Instruction::Clflushopt);
+        assert_eq!(lines(0x0180_0000).instruction, Instruction::Clwb);
+        assert_eq!(lines(0).size, 64);
+        assert_eq!(CacheLines::from_cpuid(0, 0).size, 16);
+    }
+
+    #[test]
+    fn every_instruction_this_processor_has_leaves_memory_as_it_is() {
+        let detected = CacheLines::detect();
+        let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let copy = bytes.clone();
+        for (start, length) in [(0, 1000), (1, 999), (63, 2), (64, 64), (999, 1), (500, 0)] {
+            // SAFETY: the range lies in `bytes`.
+            unsafe { detected.write_back(bytes.as_ptr().wrapping_add(start), length) }
+        }
+        assert_eq!(bytes, copy);
+    }
+}

@@ -1,0 +1,35 @@
+//! Log lines on standard error: `iommud: LEVEL message`, one a state change.
+
+use std::io::Write;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+struct StandardError;
+
+impl Log for StandardError {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info | Level::Debug | Level::Trace => "",
+        };
+        // Nobody is left to tell when standard error is gone.
+        let _ = writeln!(std::io::stderr(), "iommud: {level}{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends the log of this process to standard error from now on.
+pub fn install() {
+    if log::set_logger(&StandardError).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}

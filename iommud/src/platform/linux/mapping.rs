@@ -1,0 +1,165 @@
+//! Files mapped into this process: registers and memory that hardware uses. Every access is volatile and
+//! checked against the mapping.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::cache::CacheLines;
+
+/// A shared, writable mapping of a file; ends when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is reached through this value alone.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps `length` bytes of `file` from `offset` on, a multiple of the page size. With `populate` the
+    /// pages are entered at once, as far as they can be had.
+    ///
+    /// # Errors
+    /// What mmap(2) reports.
+    pub fn new(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        populate: bool,
+    ) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let populate = if populate { MapFlags::POPULATE } else { MapFlags::empty() };
+        let flags = MapFlags::SHARED | populate;
+        // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
+        let base = unsafe { mmap(std::ptr::null_mut(), length, access, flags, file, offset) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { base, length })
+    }
+
+    /// The virtual address of the first byte.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr().addr() as u64
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Reads 32 bits at `offset`, a multiple of 4; `None` outside.
+    #[must_use]
+    pub fn read32(&self, offset: usize) -> Option<u32> {
+        let from = self.place::<u32>(offset)?;
+        // SAFETY: `place` gives aligned addresses inside the mapping, which lives as long as `self`. Any
+        // bit pattern is a u32. Other writers (hardware, clients) are why the read is volatile.
+        Some(unsafe { from.read_volatile() })
+    }
+
+    /// Reads 64 bits at `offset`, a multiple of 8; `None` outside.
+    #[must_use]
+    pub fn read64(&self, offset: usize) -> Option<u64> {
+        let from = self.place::<u64>(offset)?;
+        // SAFETY: as in `read32`.
+        Some(unsafe { from.read_volatile() })
+    }
+
+    /// Writes 32 bits at `offset`, a multiple of 4; nothing outside.
+    pub fn write32(&mut self, offset: usize, value: u32) {
+        if let Some(to) = self.place(offset) {
+            // SAFETY: as in `read32`; the mapping is writable and holds no Rust object.
+            unsafe { to.write_volatile(value) }
+        }
+    }
+
+    /// Writes 64 bits at `offset`, a multiple of 8, in one store; nothing outside.
+    pub fn write64(&mut self, offset: usize, value: u64) {
+        if let Some(to) = self.place(offset) {
+            // SAFETY: as in `write32`.
+            unsafe { to.write_volatile(value) }
+        }
+    }
+
+    /// Fills `length` bytes from `offset` on with zeros; nothing when they do not all lie inside.
+    pub fn clear(&mut self, offset: usize, length: usize) {
+        if let Some(to) = self.range(offset, length) {
+            // SAFETY: the range lies inside the mapping, which is writable and holds no Rust object.
+            unsafe { to.write_bytes(0, length) }
+        }
+    }
+
+    /// Writes the cache lines of `length` bytes from `offset` on back to memory and waits until they are
+    /// there; nothing when they do not all lie inside.
+    pub fn clean(&self, lines: CacheLines, offset: usize, length: usize) {
+        if let Some(from) = self.range(offset, length) {
+            // SAFETY: the range lies inside the mapping, which is readable as long as `self` lives.
+            unsafe { lines.write_back(from.as_ptr(), length) }
+        }
+    }
+
+    fn range(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(length)?;
+        if end > self.length {
+            return None;
+        }
+        // SAFETY: `offset` is at most the length of the mapping, which is one allocation.
+        Some(unsafe { self.base.add(offset) })
+    }
+
+    fn place<T>(&self, offset: usize) -> Option<NonNull<T>> {
+        let place = self.range(offset, size_of::<T>())?.cast::<T>();
+        place.is_aligned().then_some(place)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped; nothing borrows from it, since accesses copy.
+        let ended = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
+        debug_assert!(ended.is_ok());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn page() -> Mapping {
+        let file = rustix::fs::memfd_create("mapping", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        Mapping::new(file.as_fd(), 0, 4096, true).unwrap()
+    }
+
+    #[test]
+    fn accesses_outside_or_unaligned_do_nothing() {
+        let mut page = page();
+        for offset in [4093, 4096, usize::MAX, 2] {
+            page.write32(offset, 1);
+            assert_eq!(page.read32(offset), None, "{offset}");
+        }
+        for offset in [4092, 4096, usize::MAX - 7, 4] {
+            page.write64(offset, 1);
+            assert_eq!(page.read64(offset), None, "{offset}");
+        }
+        page.clear(4095, 2);
+        assert!((0..512).all(|word| page.read64(word * 8) == Some(0)));
+    }
+
+    #[test]
+    fn words_are_little_endian_bytes_of_the_file() {
+        let mut page = page();
+        page.write64(4088, 0x0102_0304_0506_0708);
+        assert_eq!(page.read32(4088), Some(0x0506_0708));
+        page.write32(4092, 0);
+        assert_eq!(page.read64(4088), Some(0x0506_0708));
+        page.clear(4088, 8);
+        assert_eq!(page.read64(4088), Some(0));
+    }
+}

@@ -1,0 +1,279 @@
+//! Frames of 4 KiB out of huge pages, for tables.
+
+use super::{HUGE_PAGE, Page};
+use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::hw::{MemoryError, TableMemory};
+use crate::platform::linux::cache::CacheLines;
+use crate::platform::linux::mapping::Mapping;
+
+/// Bytes of a frame.
+const FRAME: usize = 4096;
+
+/// Frames of a huge page.
+const FRAMES: usize = 512;
+
+/// Table memory of the process. What the trait says of other frames holds for frames that were not handed
+/// out, too.
+#[derive(Debug)]
+pub struct HugeTables {
+    /// Sorted by physical address.
+    pages: Vec<TablePage>,
+    /// Frames that were taken back: all zero, but perhaps not yet in memory.
+    free: Vec<PhysAddr>,
+    in_use: usize,
+    lines: CacheLines,
+    /// What `live` gives for a frame that was not handed out.
+    nobody: u16,
+}
+
+#[derive(Debug)]
+struct TablePage {
+    phys: u64,
+    mapping: Mapping,
+    frames: Vec<Frame>,
+    /// Frames from here on were never handed out.
+    fresh: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Frame {
+    used: bool,
+    live: u16,
+}
+
+impl HugeTables {
+    /// Tables live in these pages, all of which are zero.
+    #[must_use]
+    pub fn new(mut pages: Vec<Page>) -> Self {
+        pages.sort_by_key(|page| page.phys);
+        let table_page = |page: Page| TablePage {
+            phys: page.phys.0,
+            mapping: page.mapping,
+            frames: vec![Frame::default(); FRAMES],
+            fresh: 0,
+        };
+        Self {
+            pages: pages.into_iter().map(table_page).collect(),
+            free: Vec::new(),
+            in_use: 0,
+            lines: CacheLines::detect(),
+            nobody: 0,
+        }
+    }
+
+    /// The page of a frame, and the frame's number in it.
+    fn find(&self, frame: PhysAddr) -> Option<(usize, usize)> {
+        let start = frame.0 & !(HUGE_PAGE - 1);
+        let page = self.pages.binary_search_by_key(&start, |page| page.phys).ok()?;
+        let number = usize::try_from((frame.0 - start) / PAGE_SIZE).ok()?;
+        frame.is_aligned(PAGE_SIZE).then_some((page, number))
+    }
+
+    fn handed_out(&self, frame: PhysAddr) -> Option<(&TablePage, usize)> {
+        let (page, number) = self.find(frame)?;
+        let page = self.pages.get(page)?;
+        page.frames.get(number)?.used.then_some((page, number))
+    }
+
+    fn handed_out_mut(&mut self, frame: PhysAddr) -> Option<(&mut TablePage, usize)> {
+        let (page, number) = self.find(frame)?;
+        let page = self.pages.get_mut(page)?;
+        page.frames.get(number)?.used.then_some((page, number))
+    }
+
+    /// Marks `count` frames as handed out and writes their zeros back to memory.
+    fn hand_out(&mut self, page: usize, first: usize, count: usize) -> Option<PhysAddr> {
+        let lines = self.lines;
+        let page = self.pages.get_mut(page)?;
+        for frame in page.frames.get_mut(first..first + count)? {
+            *frame = Frame { used: true, live: 0 };
+        }
+        page.mapping.clean(lines, first * FRAME, count * FRAME);
+        self.in_use += count;
+        page.address(first)
+    }
+}
+
+impl TablePage {
+    fn address(&self, number: usize) -> Option<PhysAddr> {
+        let offset = u64::try_from(number * FRAME).ok()?;
+        PhysAddr(self.phys).checked_add(offset)
+    }
+}
+
+impl TableMemory for HugeTables {
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+        let Some(frame) = self.free.pop() else { return self.allocate_run(1) };
+        self.find(frame)
+            .and_then(|(page, number)| self.hand_out(page, number, 1))
+            .ok_or(MemoryError::Exhausted)
+    }
+
+    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+        if !count.is_power_of_two() || count > FRAMES {
+            return Err(MemoryError::Exhausted);
+        }
+        for (index, page) in self.pages.iter_mut().enumerate() {
+            let first = page.fresh.next_multiple_of(count);
+            if first + count > FRAMES {
+                continue;
+            }
+            let skipped = page.fresh..first;
+            page.fresh = first + count;
+            for number in skipped {
+                self.free.extend(page.address(number));
+            }
+            return self.hand_out(index, first, count).ok_or(MemoryError::Exhausted);
+        }
+        Err(MemoryError::Exhausted)
+    }
+
+    fn free(&mut self, frame: PhysAddr, is_zero: bool) {
+        let Some((page, number)) = self.handed_out_mut(frame) else { return };
+        if !is_zero {
+            page.mapping.clear(number * FRAME, FRAME);
+        }
+        if let Some(slot) = page.frames.get_mut(number) {
+            *slot = Frame::default();
+        }
+        self.in_use -= 1;
+        self.free.push(frame);
+    }
+
+    fn load(&self, frame: PhysAddr, index: usize) -> u64 {
+        let word = self.handed_out(frame).filter(|_| index < FRAME / 8);
+        word.and_then(|(page, number)| page.mapping.read64(number * FRAME + index * 8)).unwrap_or(0)
+    }
+
+    fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
+        if index < FRAME / 8
+            && let Some((page, number)) = self.handed_out_mut(frame)
+        {
+            page.mapping.write64(number * FRAME + index * 8, value);
+        }
+    }
+
+    fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
+        let lines = self.lines;
+        let words = FRAME / 8;
+        if let Some((page, number)) = self.handed_out_mut(frame)
+            && first < words
+        {
+            let count = count.min(words - first);
+            page.mapping.clean(lines, number * FRAME + first * 8, count * 8);
+        }
+    }
+
+    fn live(&mut self, frame: PhysAddr) -> &mut u16 {
+        self.nobody = 0;
+        match self.find(frame).filter(|_| self.handed_out(frame).is_some()) {
+            Some((page, number)) => self
+                .pages
+                .get_mut(page)
+                .and_then(|page| page.frames.get_mut(number))
+                .map_or(&mut self.nobody, |frame| &mut frame.live),
+            None => &mut self.nobody,
+        }
+    }
+
+    fn frames_in_use(&self) -> usize {
+        self.in_use
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::linux::memory::testing::FakePages;
+
+    const LOW: u64 = 0x4000_0000;
+    const HIGH: u64 = 0x1_8000_0000;
+
+    fn tables() -> HugeTables {
+        let mut source = FakePages::default();
+        HugeTables::new(vec![source.page(HIGH), source.page(LOW)])
+    }
+
+    #[test]
+    fn frames_are_zero_aligned_and_distinct_until_there_are_none() {
+        let mut tables = tables();
+        let mut seen = std::collections::BTreeSet::new();
+        while let Ok(frame) = tables.allocate() {
+            assert!(frame.is_aligned(4096) && seen.insert(frame.0));
+            assert!((0..512).all(|word| tables.load(frame, word) == 0));
+            tables.store(frame, 0, u64::MAX);
+        }
+        assert_eq!((seen.len(), tables.frames_in_use()), (1024, 1024));
+        assert_eq!(seen.first(), Some(&LOW));
+        assert_eq!(seen.last(), Some(&(HIGH + 511 * 4096)));
+        assert_eq!(tables.allocate(), Err(MemoryError::Exhausted));
+    }
+
+    #[test]
+    fn runs_are_aligned_to_their_size_and_the_gap_is_not_lost() {
+        let mut tables = tables();
+        let first = tables.allocate().unwrap();
+        let run = tables.allocate_run(8).unwrap();
+        assert_eq!((first.0, run.0), (LOW, LOW + 8 * 4096));
+        assert_eq!(tables.allocate_run(512), Ok(PhysAddr(HIGH)));
+        let rest: Vec<_> = std::iter::from_fn(|| tables.allocate().ok()).collect();
+        assert_eq!(rest.len(), 512 - 9);
+        assert!(rest.contains(&PhysAddr(LOW + 4096)));
+        for bad in [0, 3, 1024] {
+            assert_eq!(tables.allocate_run(bad), Err(MemoryError::Exhausted));
+        }
+    }
+
+    #[test]
+    fn a_frame_taken_back_is_cleared_and_forgotten() {
+        let mut tables = tables();
+        let frame = tables.allocate().unwrap();
+        tables.store(frame, 511, 0x1234);
+        *tables.live(frame) = 9;
+        tables.free(frame, false);
+        tables.free(frame, false);
+        assert_eq!(tables.frames_in_use(), 0);
+        tables.store(frame, 3, 1);
+        assert_eq!((tables.load(frame, 511), *tables.live(frame)), (0, 0));
+        let again = tables.allocate().unwrap();
+        assert_eq!(again, frame);
+        assert!((0..512).all(|word| tables.load(again, word) == 0));
+        assert_eq!(*tables.live(again), 0);
+        assert_ne!(tables.allocate().unwrap(), again, "freed twice, handed out once");
+    }
+
+    #[test]
+    fn other_frames_and_indices_do_nothing() {
+        let mut tables = tables();
+        let frame = tables.allocate().unwrap();
+        let next = tables.allocate().unwrap();
+        tables.store(frame, 512, 7);
+        tables.clean(frame, 511, 2);
+        tables.clean(frame, 512, 1);
+        assert_eq!(tables.load(next, 0), 0);
+        for other in
+            [PhysAddr(frame.0 + 8), PhysAddr(0), PhysAddr(LOW + 2 * 4096), PhysAddr(u64::MAX)]
+        {
+            tables.store(other, 0, 7);
+            *tables.live(other) = 7;
+            tables.free(other, false);
+            assert_eq!((tables.load(other, 0), *tables.live(other)), (0, 0), "{other:?}");
+        }
+        assert_eq!(tables.frames_in_use(), 2);
+        assert_eq!(tables.load(frame, 0), 0);
+    }
+
+    #[test]
+    fn stores_are_seen_through_the_page_itself() {
+        let mut source = FakePages::default();
+        let page = source.page(LOW);
+        let file = std::fs::File::from(source.files.pop_first().unwrap().1);
+        let mut tables = HugeTables::new(vec![page]);
+        tables.allocate().unwrap();
+        let second = tables.allocate().unwrap();
+        tables.store(second, 2, 0x8877_6655_4433_2211);
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4096 + 16).unwrap();
+        assert_eq!(bytes, [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
+    }
+}

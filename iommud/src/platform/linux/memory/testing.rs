@@ -1,0 +1,53 @@
+//! Pages for tests on machines without huge pages: anonymous files at made-up physical addresses.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+use super::{DirectoryError, HUGE_PAGE_LENGTH, Page, PageSource};
+use crate::addr::PhysAddr;
+use crate::platform::linux::mapping::Mapping;
+
+#[derive(Default)]
+pub(super) struct FakePages {
+    /// Addresses to hand out, last first.
+    pub(super) addresses: Vec<u64>,
+    pub(super) files: BTreeMap<String, OwnedFd>,
+    /// Renewing loses the page.
+    pub(super) lossy: bool,
+    serial: u32,
+}
+
+impl FakePages {
+    pub(super) fn at(addresses: &[u64]) -> Self {
+        Self { addresses: addresses.iter().rev().copied().collect(), ..Self::default() }
+    }
+
+    pub(super) fn page(&mut self, phys: u64) -> Page {
+        self.serial += 1;
+        let name = format!("{}", self.serial);
+        let file = memfd_create("page", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, HUGE_PAGE_LENGTH as u64).unwrap();
+        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, false).unwrap();
+        self.files.insert(name.clone(), file);
+        Page::new(PhysAddr(phys), mapping, name)
+    }
+}
+
+impl PageSource for FakePages {
+    fn take(&mut self) -> Result<Page, DirectoryError> {
+        let phys = self.addresses.pop().ok_or(DirectoryError::NoPages { taken: 0 })?;
+        Ok(self.page(phys))
+    }
+
+    fn renew(&mut self, page: Page) -> Option<Page> {
+        let old = self.files.remove(page.name()).unwrap();
+        ftruncate(&old, 0).unwrap();
+        (!self.lossy).then(|| self.page(page.phys.0))
+    }
+
+    fn share(&self, page: &Page) -> Option<OwnedFd> {
+        self.files.get(page.name())?.try_clone().ok()
+    }
+}

@@ -1,0 +1,19 @@
+//! The seams on a stock Linux kernel, for development and continuous integration: an ordinary privileged
+//! process owns the units. Registers come through `/dev/mem`, configuration space and tables through sysfs,
+//! memory from huge pages with known addresses, and clients through a Unix socket.
+
+mod cache;
+mod clock;
+mod logger;
+mod mapping;
+pub mod memory;
+mod pci;
+mod ram;
+mod registers;
+mod signals;
+mod tables;
+
+pub use clock::MonotonicClock;
+pub use mapping::Mapping;
+pub use pci::SysfsConfig;
+pub use registers::Registers;

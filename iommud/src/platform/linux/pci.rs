@@ -1,0 +1,97 @@
+//! PCI configuration space through sysfs.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use iommu_protocol::ids::PciAddress;
+
+use crate::topology::pci::ConfigSpace;
+
+/// Where the kernel lists functions.
+const DEVICES: &str = "/sys/bus/pci/devices";
+
+/// Configuration space of every function the kernel knows, bridges included.
+#[derive(Debug, Default)]
+pub struct SysfsConfig {
+    files: BTreeMap<PciAddress, File>,
+}
+
+impl SysfsConfig {
+    /// Opens the configuration space of every function. A machine without PCI has none.
+    ///
+    /// # Errors
+    /// The list or a function of it cannot be read.
+    pub fn open() -> io::Result<Self> {
+        Self::open_below(Path::new(DEVICES))
+    }
+
+    fn open_below(devices: &Path) -> io::Result<Self> {
+        let entries = match fs::read_dir(devices) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            entries => entries?,
+        };
+        let mut files = BTreeMap::new();
+        for entry in entries {
+            let entry = entry?;
+            if let Some(address) = entry.file_name().to_str().and_then(parse_name) {
+                files.insert(address, File::open(entry.path().join("config"))?);
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// Every function, in the order of their addresses.
+    #[must_use]
+    pub fn functions(&self) -> Vec<PciAddress> {
+        self.files.keys().copied().collect()
+    }
+}
+
+impl ConfigSpace for SysfsConfig {
+    fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
+        let mut bytes = [0; 4];
+        let read =
+            self.files.get(&address).map(|file| file.read_exact_at(&mut bytes, offset.into()));
+        if matches!(read, Some(Ok(()))) { u32::from_le_bytes(bytes) } else { u32::MAX }
+    }
+}
+
+/// The name `SSSS:BB:DD.F` that the kernel gives a function. Segments above `ffff`, which some virtual
+/// machines make up, have no requester ids of their own and are left out.
+fn parse_name(name: &str) -> Option<PciAddress> {
+    let &[_, _, _, _, b':', _, _, b':', _, _, b'.', _] = name.as_bytes() else { return None };
+    name.replace(':', "--").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_kernels() {
+        assert_eq!(parse_name("0000:3a:1f.7"), PciAddress::new(0, 0x3a, 0x1f, 7));
+        for bad in ["10000:00:01.0", "0000:3a:20.0", "0000-3a:1f.7", "0000--3a--1f.7", ""] {
+            assert_eq!(parse_name(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_all_ones() {
+        let directory = std::env::temp_dir().join(format!("iommud-pci-{}", std::process::id()));
+        let function = directory.join("0000:00:04.0");
+        fs::create_dir_all(&function).unwrap();
+        fs::write(function.join("config"), [0x34, 0x12, 0xe8, 0x11, 7, 0]).unwrap();
+        let mut config = SysfsConfig::open_below(&directory).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        let address = PciAddress::new(0, 0, 4, 0).unwrap();
+        assert_eq!(config.functions(), [address]);
+        assert_eq!(config.read(address, 0), 0x11e8_1234);
+        assert_eq!(config.read(address, 4), u32::MAX);
+        assert_eq!(config.read(address, 0x100), u32::MAX);
+        assert_eq!(config.read(PciAddress::new(0, 0, 5, 0).unwrap(), 0), u32::MAX);
+        assert!(SysfsConfig::open_below(&directory).unwrap().functions().is_empty());
+    }
+}
