@@ -12,6 +12,7 @@ mod ram;
 mod registers;
 mod signals;
 mod tables;
+pub mod transport;
 
 pub use clock::MonotonicClock;
 pub use mapping::Mapping;

@@ -1,0 +1,165 @@
+//! One client: its socket, its handles, and what it has not taken yet.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use iommu_protocol::frame::{HEADER_SIZE, MAX_FRAME, Reply};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
+
+use crate::server::{Caller, Handle};
+
+/// The most bytes that wait for a client to read: a reply and an event for each of many handles.
+pub const QUEUE_LIMIT: usize = 2 * MAX_FRAME;
+
+/// A frame on its way to a client, with descriptors.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) bytes: Vec<u8>,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl Outgoing {
+    pub(super) fn new(reply: Reply, payload: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_SIZE + payload.len());
+        bytes.extend_from_slice(&reply.encode());
+        bytes.extend_from_slice(payload);
+        Self { bytes, descriptors: Vec::new() }
+    }
+}
+
+/// The connection is of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The client closed it or died.
+    HangUp,
+    /// What the client sent is not a frame.
+    Garbage,
+    /// The client does not read.
+    Overflow,
+    /// The socket failed.
+    Socket(Errno),
+}
+
+/// An open handle of a client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opened {
+    pub(super) handle: Handle,
+    /// Where the next read starts.
+    pub(super) position: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
+    pub(super) caller: Caller,
+    /// By the numbers the client knows them by: the lowest free one is used next.
+    handles: Vec<Option<Opened>>,
+    queue: VecDeque<Outgoing>,
+    queued: usize,
+}
+
+impl Connection {
+    /// `socket` does not block.
+    pub(super) fn new(socket: OwnedFd, caller: Caller) -> Self {
+        Self { socket, caller, handles: Vec::new(), queue: VecDeque::new(), queued: 0 }
+    }
+
+    /// Whether everything the client was told has left.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The handle that the client calls `number`.
+    pub(super) fn handle(&mut self, number: u32) -> Option<&mut Opened> {
+        self.handles.get_mut(usize::try_from(number).ok()?)?.as_mut()
+    }
+
+    /// Gives a handle a number.
+    pub(super) fn add(&mut self, handle: Handle) -> Option<u32> {
+        let opened = Some(Opened { handle, position: 0 });
+        let free = self.handles.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.handles.len());
+        let number = u32::try_from(index).ok().filter(|number| *number != u32::MAX)?;
+        match self.handles.get_mut(index) {
+            Some(place) => *place = opened,
+            None => self.handles.push(opened),
+        }
+        Some(number)
+    }
+
+    /// Ends a number.
+    pub(super) fn remove(&mut self, number: u32) -> Option<Handle> {
+        let place = self.handles.get_mut(usize::try_from(number).ok()?)?;
+        place.take().map(|opened| opened.handle)
+    }
+
+    /// The number of a handle of this client.
+    pub(super) fn number(&self, handle: Handle) -> Option<u32> {
+        let same = |place: &Option<Opened>| place.is_some_and(|opened| opened.handle == handle);
+        self.handles.iter().position(same).and_then(|index| u32::try_from(index).ok())
+    }
+
+    /// Every open handle.
+    pub(super) fn handles(&self) -> impl Iterator<Item = Handle> + '_ {
+        self.handles.iter().flatten().map(|opened| opened.handle)
+    }
+
+    /// The next frame, in `room`; `None` when there is none.
+    pub(super) fn receive<'room>(
+        &self,
+        room: &'room mut [u8],
+    ) -> Result<Option<&'room [u8]>, Ended> {
+        match recv(&self.socket, &mut *room, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => Err(Ended::HangUp),
+            Ok((kept, sent)) if kept == sent => Ok(room.get(..kept)),
+            Ok(_) => Err(Ended::Garbage),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+            Err(Errno::CONNRESET) => Err(Ended::HangUp),
+            Err(error) => Err(Ended::Socket(error)),
+        }
+    }
+
+    /// Queues a frame and sends what can be sent now.
+    pub(super) fn send(&mut self, frame: Outgoing) -> Result<(), Ended> {
+        self.queued += frame.bytes.len();
+        self.queue.push_back(frame);
+        self.flush()?;
+        if self.queued > QUEUE_LIMIT { Err(Ended::Overflow) } else { Ok(()) }
+    }
+
+    /// Sends what can be sent now.
+    pub(super) fn flush(&mut self) -> Result<(), Ended> {
+        while let Some(frame) = self.queue.front() {
+            match send_frame(&self.socket, frame) {
+                Ok(()) => {
+                    self.queued -= frame.bytes.len();
+                    self.queue.pop_front();
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => break,
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Ended::HangUp),
+                Err(error) => return Err(Ended::Socket(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn send_frame(socket: &OwnedFd, frame: &Outgoing) -> rustix::io::Result<()> {
+    let descriptors: Vec<BorrowedFd<'_>> = frame.descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(descriptors.len()))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(Errno::TOOBIG);
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(socket, &[IoSlice::new(&frame.bytes)], &mut ancillary, flags).map(drop)
+}
