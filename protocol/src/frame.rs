@@ -1,7 +1,8 @@
 //! Scheme operations as frames of a Unix sequenced-packet socket, for platforms without schemes.
 //!
 //! One frame, one operation; each is answered by exactly one reply frame with the same tag. A reply to
-//! [`Kind::Mmap`] carries the buffer's memory as one descriptor. The server also sends [`EVENT_TAG`]
+//! [`Kind::Mmap`] carries the buffer's memory as descriptors of files: mapped whole, one behind the other,
+//! they begin with the buffer's bytes. The server also sends [`EVENT_TAG`]
 //! frames, unasked, when a handle for which readiness was requested becomes readable. Handle numbers are
 //! local to the connection; its end closes all of them, and is how the death of a client is seen.
 
@@ -12,6 +13,9 @@ pub const HEADER_SIZE: usize = 32;
 
 /// The longest frame: header and payload.
 pub const MAX_FRAME: usize = HEADER_SIZE + crate::wire::MAX_PAYLOAD;
+
+/// The most descriptors that come with one reply (unix(7), SCM_MAX_FD).
+pub const MAX_DESCRIPTORS: usize = 253;
 
 /// The tag of frames that announce readiness; no request may use it.
 pub const EVENT_TAG: u64 = u64::MAX;
@@ -58,7 +62,7 @@ kinds! {
     Stat = 6;
     /// Asks for event frames. `argument`: the bits wanted. Result: the bits that hold now.
     Fevent = 7;
-    /// `handle` is a buffer. Result: its length; one descriptor comes with the reply.
+    /// `handle` is a buffer. Result: its length; 1 to [`MAX_DESCRIPTORS`] descriptors come with the reply.
     Mmap = 8;
     /// `handle` is a session, `argument` a buffer handle of this connection. Result: the buffer's slot in
     /// that session.

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use iommu_protocol::frame::MAX_DESCRIPTORS;
+
 use super::{HUGE_PAGE, Page, PageSource};
 use crate::addr::PhysRange;
 use crate::hw::{BufferMemory, Constraints, MemoryError};
-
-/// Most pages of one buffer: as many descriptors as the kernel passes in one message (unix(7), SCM_MAX_FD).
-pub const MOST_PAGES: usize = 253;
 
 /// Buffer memory of the process. A share is one descriptor a page, in the order of the buffer's bytes.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ impl<S: PageSource> HugeBuffers<S> {
     /// pages if there is one, since long runs need few table entries.
     fn choose(&self, length: u64, constraints: Constraints) -> Result<Vec<usize>, MemoryError> {
         let count = usize::try_from(length.div_ceil(HUGE_PAGE)).unwrap_or(usize::MAX);
-        if length == 0 || count > MOST_PAGES {
+        if length == 0 || count > MAX_DESCRIPTORS {
             return Err(MemoryError::Constraints);
         }
         let runs = (0..self.free.len()).filter_map(|first| self.free.get(first..first + count));
@@ -190,7 +189,7 @@ mod tests {
         check(MIB, Constraints { alignment: GIB, ..ANY }, Some(4 * GIB));
         check(MIB, Constraints { alignment: GIB, below_4g: true, ..ANY }, None);
         check(0, ANY, None);
-        check((MOST_PAGES as u64 + 1) * 2 * MIB, ANY, None);
+        check((MAX_DESCRIPTORS as u64 + 1) * 2 * MIB, ANY, None);
         let low = Constraints { below_4g: true, ..ANY };
         let mut found = memory();
         assert_eq!(

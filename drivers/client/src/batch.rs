@@ -1,0 +1,79 @@
+//! Several maps and unmaps in one call.
+
+use std::ops::Range;
+
+use iommu_protocol::wire::{self, Access, BatchItem, Empty, MapFlags, MapResult, Operation, Wire};
+
+use crate::device::Device;
+use crate::error::{Breach, Error};
+use crate::mapping::{BufferSlot, Placement};
+
+/// Maps and unmaps that take effect together or not at all, with one invalidation.
+///
+/// What a batch maps stays mapped until a batch unmaps it or its buffer's slot ends.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    items: Vec<BatchItem>,
+}
+
+impl Batch {
+    /// No items.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a mapping of a range of a buffer, as [`BufferSlot::map`].
+    #[must_use]
+    pub fn map(
+        mut self,
+        buffer: BufferSlot<'_>,
+        range: Range<u64>,
+        access: Access,
+        placement: Placement,
+    ) -> Self {
+        let (flags, iova) = placement.encode();
+        self.items.push(BatchItem {
+            operation: Operation::Map.code(),
+            flags: flags.bits(),
+            slot: buffer.number,
+            access: access.bits(),
+            offset: range.start,
+            length: range.end.saturating_sub(range.start),
+            iova,
+            ..BatchItem::default()
+        });
+        self
+    }
+
+    /// Adds the end of one mapping, given exactly as it was made.
+    #[must_use]
+    pub fn unmap(mut self, iova: u64, length: u64) -> Self {
+        let operation = Operation::Unmap.code();
+        let flags = MapFlags::empty().bits();
+        self.items.push(BatchItem { operation, flags, iova, length, ..BatchItem::default() });
+        self
+    }
+
+    /// Carries the batch out for a device's session. Returns one I/O virtual address an item, 0 for an
+    /// unmap.
+    ///
+    /// # Errors
+    /// [`Error::RefusedItem`] says which item and why; then nothing has changed.
+    pub fn run(&self, device: &Device) -> Result<Vec<u64>, Error> {
+        let count = u32::try_from(self.items.len()).map_err(|_| crate::Refusal::BadLength)?;
+        let mut items = vec![0; self.items.len() * BatchItem::SIZE];
+        for (item, out) in self.items.iter().zip(items.chunks_exact_mut(BatchItem::SIZE)) {
+            item.encode(out)?;
+        }
+        let request = wire::Batch { count, reserved: 0 };
+        let extra = self.items.len() * MapResult::SIZE;
+        device.session.call_with(Operation::Batch, &request, &items, extra, |body| {
+            let results = body.get(Empty::SIZE..).ok_or(Breach::Length)?;
+            if results.len() != extra {
+                return Err(Breach::Length.into());
+            }
+            results.chunks_exact(MapResult::SIZE).map(|r| Ok(MapResult::decode(r)?.iova)).collect()
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! The way to the server, and the texts it shows.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::transport::{Handle, Transport};
+
+/// A way to the server. Clones share it; all sessions opened over it end with the process.
+#[derive(Clone)]
+pub struct Connection(pub(crate) Arc<dyn Transport>);
+
+impl Connection {
+    /// The server of this machine.
+    ///
+    /// # Errors
+    /// There is none, or it does not take this process.
+    pub fn system() -> Result<Self, Error> {
+        crate::platform::connect().map(Self)
+    }
+
+    /// A server reached in some other way.
+    pub fn over(transport: impl Transport + 'static) -> Self {
+        Self(Arc::new(transport))
+    }
+
+    /// The whole of a text: `status`, `units/0`, `groups/0`, `devices/…`, `faults`, `metrics`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`; [`Error::Breach`] when it is not UTF-8.
+    pub fn text(&self, path: &str) -> Result<String, Error> {
+        let handle = self.open(path)?;
+        let mut text = Vec::new();
+        let mut part = vec![0; 16 * 1024];
+        loop {
+            let length = self.0.read(handle.0, &mut part)?;
+            let Some(read) = part.get(..length).filter(|read| !read.is_empty()) else { break };
+            text.extend_from_slice(read);
+        }
+        String::from_utf8(text).map_err(|_| crate::Breach::Value.into())
+    }
+
+    /// The names in a directory; the empty path is the root.
+    ///
+    /// # Errors
+    /// As [`Connection::text`].
+    pub fn names(&self, path: &str) -> Result<Vec<String>, Error> {
+        self.0.names(self.open(path)?.0)
+    }
+
+    fn open(&self, path: &str) -> Result<Closing<'_>, Error> {
+        Ok(Closing(self.0.open(None, path, false)?, self))
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connection")
+    }
+}
+
+/// Closes a handle when dropped.
+struct Closing<'a>(Handle, &'a Connection);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.1.0.close(self.0);
+    }
+}

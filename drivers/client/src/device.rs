@@ -1,0 +1,232 @@
+//! A device and its session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iommu_protocol::fault::{FaultRecord, RECORD_SIZE};
+use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommu_protocol::path::{Path, SessionPath};
+use iommu_protocol::status::Refusal;
+use iommu_protocol::wire::{
+    Empty, MAX_PAYLOAD, Operation, QueryResult, Region, RegionKind, RegionsResult, ReplyHeader,
+    SessionFlags, Wire,
+};
+
+use crate::buffer::{BufferOptions, DmaBuffer};
+use crate::connection::Connection;
+use crate::error::{Breach, Error};
+use crate::mapping::Imported;
+use crate::session::Session;
+
+/// A device that this process has claimed. Its group has no other owner; the device goes back under the
+/// policy of its group when the last thing that came from it is dropped, or when the process ends.
+#[derive(Debug)]
+pub struct Device {
+    pub(crate) session: Arc<Session>,
+    address: PciAddress,
+}
+
+/// The device's requests are confined to what its session mapped (or, on a machine without an IOMMU, there
+/// is nothing to confine them): bus mastering may be enabled.
+#[derive(Debug)]
+#[must_use = "the permission is what bus mastering is enabled with"]
+pub struct BusMasterPermission {
+    address: PciAddress,
+}
+
+impl BusMasterPermission {
+    /// The device it is for.
+    #[must_use]
+    pub const fn address(&self) -> PciAddress {
+        self.address
+    }
+}
+
+/// What a session knows of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// State of the session. Without `CONFINED` the device reaches all memory.
+    pub flags: SessionFlags,
+    /// The device's group.
+    pub group: u32,
+    /// How often this address was taken by a new device, from 1.
+    pub generation: u32,
+    /// The device.
+    pub address: PciAddress,
+    /// Lowest I/O virtual address that allocation hands out.
+    pub iova_first: u64,
+    /// Highest I/O virtual address (inclusive) that a mapping may cover.
+    pub iova_last: u64,
+    /// Bit n set: leaves of 2^n bytes exist.
+    pub page_sizes: u64,
+    /// Bytes of buffers that may still be allocated.
+    pub memory_left: u64,
+    /// Mappings that may still be made.
+    pub mappings_left: u32,
+    /// Faults of the device that were lost.
+    pub faults_lost: u32,
+}
+
+/// I/O virtual addresses that cannot be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// First address.
+    pub first: u64,
+    /// Last address (inclusive).
+    pub last: u64,
+    /// Why.
+    pub kind: RegionKind,
+}
+
+impl Device {
+    /// Claims the device of this name, `SSSS--BB--DD.F`.
+    ///
+    /// # Errors
+    /// `NotOwner` when somebody else owns its group, `NotProbed` when there is none, `NotReady` when its
+    /// unit is not up yet, `Permission`; [`Error::BadName`].
+    pub fn open(connection: &Connection, name: &str) -> Result<Self, Error> {
+        Self::claim(connection, name.parse().map_err(|_| Error::BadName)?)
+    }
+
+    /// Claims the device at this address.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn claim(connection: &Connection, address: PciAddress) -> Result<Self, Error> {
+        let handle = connection.0.open(None, &Path::Device(address).to_string(), true)?;
+        Ok(Self { session: Arc::new(Session::new(connection.0.clone(), handle)), address })
+    }
+
+    /// Claims another member of this device's group, for the same owner. Its addresses are those of this
+    /// session: members of a group share one domain.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; `SplitGroup` when it is not in this group.
+    pub fn open_member(&self, address: PciAddress) -> Result<Self, Error> {
+        let transport = &self.session.transport;
+        let path = SessionPath::Member(address).to_string();
+        let handle = transport.open(Some(self.session.handle), &path, true)?;
+        Ok(Self { session: Arc::new(Session::new(transport.clone(), handle)), address })
+    }
+
+    /// Which device it is.
+    #[must_use]
+    pub const fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// Puts the device into its session's domain. It reaches what the session mapped, and nothing else.
+    ///
+    /// # Errors
+    /// `UnitFailed`, `NoUnit`, `NotReady`.
+    pub fn attach(&self) -> Result<BusMasterPermission, Error> {
+        let Empty { .. } = self.session.call(Operation::Attach, &Empty::default())?;
+        Ok(BusMasterPermission { address: self.address })
+    }
+
+    /// Puts the device back under the policy of its group. Bus mastering is to be disabled before.
+    ///
+    /// # Errors
+    /// `NotAttached`.
+    pub fn detach(&self, permission: BusMasterPermission) -> Result<(), Error> {
+        let BusMasterPermission { .. } = permission;
+        let Empty { .. } = self.session.call(Operation::Detach, &Empty::default())?;
+        Ok(())
+    }
+
+    /// What the session is and may do.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn query(&self) -> Result<Query, Error> {
+        let result: QueryResult = self.session.call(Operation::Query, &Empty::default())?;
+        Ok(Query {
+            flags: SessionFlags::from_bits_truncate(result.flags),
+            group: result.group,
+            generation: result.generation,
+            address: PciAddress {
+                segment: result.segment,
+                requester: RequesterId(result.requester),
+            },
+            iova_first: result.iova_first,
+            iova_last: result.iova_last,
+            page_sizes: result.page_sizes,
+            memory_left: result.memory_left,
+            mappings_left: result.mappings_left,
+            faults_lost: result.faults_lost,
+        })
+    }
+
+    /// The addresses that this device's domain cannot map, in order.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn regions(&self) -> Result<Vec<ReservedRegion>, Error> {
+        let room = MAX_PAYLOAD - ReplyHeader::SIZE - RegionsResult::SIZE;
+        self.session.call_with(Operation::Regions, &Empty::default(), &[], room, |body| {
+            let count = RegionsResult::decode(body)?.count;
+            let regions = body.get(RegionsResult::SIZE..).unwrap_or_default();
+            let regions: Vec<_> =
+                regions.chunks(Region::SIZE).map(read_region).collect::<Result<_, _>>()?;
+            let complete = usize::try_from(count) == Ok(regions.len());
+            if complete { Ok(regions) } else { Err(Breach::Length.into()) }
+        })
+    }
+
+    /// Allocates a buffer of `length` bytes, a multiple of 4096, filled with zeros.
+    ///
+    /// # Errors
+    /// `Quota`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; memory that cannot be mapped here.
+    pub fn allocate(&self, length: u64, options: BufferOptions) -> Result<DmaBuffer, Error> {
+        DmaBuffer::allocate(&self.session, length, options)
+    }
+
+    /// Gives this session a buffer of another session of this process. Nothing is mapped yet.
+    ///
+    /// # Errors
+    /// `Quota`, `BadHandle`.
+    pub fn import<'buffer>(&self, buffer: &'buffer DmaBuffer) -> Result<Imported<'buffer>, Error> {
+        Imported::new(&self.session, buffer)
+    }
+
+    /// The oldest unread fault of the device; `None` when there is none.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn next_fault(&self) -> Result<Option<FaultRecord>, Error> {
+        let mut bytes = [0; RECORD_SIZE];
+        match self.session.transport.read(self.session.handle, &mut bytes) {
+            Ok(RECORD_SIZE) => Ok(Some(FaultRecord::decode(&bytes)?)),
+            Ok(_) => Err(Breach::Length.into()),
+            Err(Error::Refused(Refusal::NotReady)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The oldest unread fault of the device, waited for at most `timeout`.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn wait_fault(&self, timeout: Duration) -> Result<Option<FaultRecord>, Error> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(fault) = self.next_fault()? {
+                return Ok(Some(fault));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let readable = self.session.transport.wait_readable(self.session.handle, left)?;
+            if !readable {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn read_region(bytes: &[u8]) -> Result<ReservedRegion, Error> {
+    let region = Region::decode(bytes)?;
+    let kind = [RegionKind::Firmware, RegionKind::Interrupt, RegionKind::Exclusion]
+        .into_iter()
+        .find(|kind| *kind as u32 == region.kind)
+        .ok_or(Breach::Value)?;
+    Ok(ReservedRegion { first: region.first, last: region.last, kind })
+}

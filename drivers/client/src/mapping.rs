@@ -1,0 +1,147 @@
+//! Buffers of one session in the domain of another.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use iommu_protocol::wire::{Access, Empty, Map, MapFlags, MapResult, Operation, Unmap};
+
+use crate::buffer::{DmaBuffer, release};
+use crate::error::Error;
+use crate::session::Session;
+
+/// Where a mapping lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// Anywhere below 4 GiB.
+    #[default]
+    Below4G,
+    /// Anywhere the device reaches.
+    Anywhere,
+    /// Exactly here.
+    At(u64),
+}
+
+impl Placement {
+    pub(crate) const fn encode(self) -> (MapFlags, u64) {
+        match self {
+            Self::Below4G => (MapFlags::empty(), 0),
+            Self::Anywhere => (MapFlags::ABOVE_4G, 0),
+            Self::At(iova) => (MapFlags::FIXED, iova),
+        }
+    }
+}
+
+/// A buffer that a second session was given. Its mappings there end when it is dropped.
+#[derive(Debug)]
+pub struct Imported<'buffer> {
+    session: Arc<Session>,
+    slot: u32,
+    buffer: &'buffer DmaBuffer,
+}
+
+impl<'buffer> Imported<'buffer> {
+    pub(crate) fn new(session: &Arc<Session>, buffer: &'buffer DmaBuffer) -> Result<Self, Error> {
+        let slot = session.transport.import(session.handle, buffer.handle())?;
+        Ok(Self { session: session.clone(), slot, buffer })
+    }
+
+    /// The buffer.
+    #[must_use]
+    pub const fn buffer(&self) -> &'buffer DmaBuffer {
+        self.buffer
+    }
+
+    /// Where the session knows the buffer.
+    #[must_use]
+    pub fn slot(&self) -> BufferSlot<'_> {
+        BufferSlot { session: &self.session, number: self.slot }
+    }
+}
+
+/// A buffer as a session knows it: what mappings are made of.
+#[derive(Clone, Copy, Debug)]
+pub struct BufferSlot<'owner> {
+    pub(crate) session: &'owner Session,
+    pub(crate) number: u32,
+}
+
+impl<'owner> BufferSlot<'owner> {
+    /// Maps a range of the buffer into the session's domain. Both ends are multiples of 4096.
+    ///
+    /// # Errors
+    /// `Range`, `Alignment`, `Reserved`, `Mapped`, `NoSpace`, `Quota`.
+    pub fn map(
+        self,
+        range: Range<u64>,
+        access: Access,
+        placement: Placement,
+    ) -> Result<Mapping<'owner>, Error> {
+        let (flags, iova) = placement.encode();
+        let length = range.end.saturating_sub(range.start);
+        let request = Map {
+            slot: self.number,
+            access: access.bits(),
+            offset: range.start,
+            length,
+            iova,
+            flags: flags.bits(),
+            reserved: 0,
+        };
+        let MapResult { iova } = self.session.call(Operation::Map, &request)?;
+        Ok(Mapping { session: self.session, iova, length })
+    }
+}
+
+impl Drop for Imported<'_> {
+    fn drop(&mut self) {
+        release(&self.session, self.slot);
+    }
+}
+
+/// A range that the device reaches, until this is dropped.
+#[derive(Debug)]
+pub struct Mapping<'owner> {
+    session: &'owner Session,
+    iova: u64,
+    length: u64,
+}
+
+impl Mapping<'_> {
+    /// First I/O virtual address.
+    #[must_use]
+    pub const fn iova(&self) -> u64 {
+        self.iova
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Ends the mapping: when this returns, the device does not reach the range any more.
+    ///
+    /// # Errors
+    /// `UnitFailed`: it is not known whether the device still reaches it.
+    pub fn unmap(self) -> Result<(), Error> {
+        let result = self.end();
+        std::mem::forget(self);
+        result
+    }
+
+    fn end(&self) -> Result<(), Error> {
+        unmap(self.session, self.iova, self.length)
+    }
+}
+
+impl Drop for Mapping<'_> {
+    fn drop(&mut self) {
+        // A driver that wants to know calls `unmap`; the end of the import unmaps all the same.
+        let _ = self.end();
+    }
+}
+
+pub(crate) fn unmap(session: &Session, iova: u64, length: u64) -> Result<(), Error> {
+    let Empty { .. } = session.call(Operation::Unmap, &Unmap { iova, length })?;
+    Ok(())
+}

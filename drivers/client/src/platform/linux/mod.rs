@@ -1,0 +1,22 @@
+//! Linux: a Unix socket, memory by descriptors, PCI functions through sysfs.
+
+mod memory;
+pub mod pci;
+mod socket;
+
+use std::path::PathBuf;
+
+pub use memory::Memory;
+pub use socket::Socket;
+
+/// Where iommud listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/iommu.sock";
+
+/// Environment variable that says where iommud listens.
+pub const SOCKET_VARIABLE: &str = "IOMMU_SOCKET";
+
+/// Where iommud listens.
+#[must_use]
+pub fn socket_path() -> PathBuf {
+    std::env::var_os(SOCKET_VARIABLE).map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from)
+}

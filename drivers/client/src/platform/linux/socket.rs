@@ -1,0 +1,261 @@
+//! The scheme over iommud's Unix socket.
+
+use std::collections::BTreeSet;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use iommu_protocol::frame::{
+    EVENT_TAG, Kind, MAX_DESCRIPTORS, MAX_FRAME, OPEN_WRITE, READABLE, ROOT, Reply, Request,
+};
+use iommu_protocol::status::{Errno, Refusal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
+};
+
+use super::Memory;
+use crate::error::{Breach, Error};
+use crate::transport::{Handle, Transport};
+
+/// How often a waiting thread looks whether another one has received its event.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// What opening is refused for, where numbers are shared.
+const OPENING: &[Refusal] = &[
+    Refusal::NotOwner,
+    Refusal::NotFound,
+    Refusal::SplitGroup,
+    Refusal::BadHandle,
+    Refusal::Permission,
+];
+
+/// A connection to iommud. Requests of several threads take turns.
+#[derive(Debug)]
+pub struct Socket {
+    socket: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    next_tag: u64,
+    /// Handles of event frames that nobody has waited for yet.
+    readable: BTreeSet<u32>,
+    room: Vec<u8>,
+}
+
+/// What came back.
+struct Answer {
+    tag: u64,
+    /// Not negative in what [`Socket::request`] returns.
+    result: i64,
+    payload: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Socket {
+    /// Connects to the server that listens at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] when none does; what connect(2) reports.
+    pub fn connect(path: &Path) -> Result<Self, Error> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(std::io::Error::from)?;
+        let address = SocketAddrUnix::new(path).map_err(std::io::Error::from)?;
+        match connect(&socket, &address) {
+            Ok(()) => Ok(Self::over(socket)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => {
+                Err(Error::Disconnected)
+            }
+            Err(error) => Err(std::io::Error::from(error).into()),
+        }
+    }
+
+    /// Uses a sequenced-packet socket whose other end the server has.
+    #[must_use]
+    pub fn over(socket: OwnedFd) -> Self {
+        let state = State { next_tag: 1, readable: BTreeSet::new(), room: vec![0; MAX_FRAME] };
+        Self { socket, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two statements that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request(
+        &self,
+        kind: Kind,
+        handle: u32,
+        argument: u64,
+        payload: &[u8],
+        likely: &[Refusal],
+    ) -> Result<Answer, Error> {
+        let mut state = self.state();
+        let tag = state.next_tag;
+        state.next_tag = if tag + 1 == EVENT_TAG { 1 } else { tag + 1 };
+        let header = Request { kind: kind as u16, handle, tag, argument }.encode();
+        self.send(&header, payload)?;
+        let answer = loop {
+            if let Some(answer) = self.receive(&mut state, RecvFlags::empty())? {
+                break answer;
+            }
+        };
+        if answer.tag != tag {
+            return Err(Breach::Mismatch.into());
+        }
+        match i32::try_from(answer.result.saturating_neg()) {
+            _ if answer.result >= 0 => Ok(answer),
+            Ok(number) => Err(Error::from_errno(Errno(number), likely)),
+            Err(_) => Err(Breach::Value.into()),
+        }
+    }
+
+    fn send(&self, header: &[u8], payload: &[u8]) -> Result<(), Error> {
+        let parts = [IoSlice::new(header), IoSlice::new(payload)];
+        loop {
+            let mut nothing = SendAncillaryBuffer::default();
+            match sendmsg(&self.socket, &parts, &mut nothing, SendFlags::NOSIGNAL) {
+                Ok(_) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(lost(error)),
+            }
+        }
+    }
+
+    /// The next frame that is not an event; `None` after an event, an interruption, or when there is none.
+    fn receive(&self, state: &mut State, flags: RecvFlags) -> Result<Option<Answer>, Error> {
+        let mut space =
+            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = flags | RecvFlags::CMSG_CLOEXEC;
+        let mut parts = [IoSliceMut::new(&mut state.room)];
+        let length = match recvmsg(&self.socket, &mut parts, &mut ancillary, flags) {
+            Ok(message) if message.bytes == 0 => return Err(Error::Disconnected),
+            Ok(message) => message.bytes,
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(lost(error)),
+        };
+        let mut descriptors = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        let frame = state.room.get(..length).ok_or(Breach::Length)?;
+        let (reply, payload) = Reply::decode(frame)?;
+        if reply.tag == EVENT_TAG {
+            state.readable.insert(reply.handle);
+            return Ok(None);
+        }
+        let Reply { tag, result, .. } = reply;
+        Ok(Some(Answer { tag, result, payload: payload.to_vec(), descriptors }))
+    }
+
+    /// Waits for a frame.
+    fn wait(&self, longest: Duration) -> Result<(), Error> {
+        let timeout = Timespec::try_from(longest).map_err(std::io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(std::io::Error::from(error).into()),
+        }
+    }
+}
+
+fn lost(error: rustix::io::Errno) -> Error {
+    match error {
+        rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => Error::Disconnected,
+        error => std::io::Error::from(error).into(),
+    }
+}
+
+fn number<T: TryFrom<i64>>(result: i64) -> Result<T, Error> {
+    T::try_from(result).map_err(|_| Breach::Value.into())
+}
+
+fn copy(payload: &[u8], out: &mut [u8]) -> Result<usize, Error> {
+    out.get_mut(..payload.len()).ok_or(Breach::Length)?.copy_from_slice(payload);
+    Ok(payload.len())
+}
+
+impl Transport for Socket {
+    fn open(&self, at: Option<Handle>, path: &str, write: bool) -> Result<Handle, Error> {
+        let at = at.map_or(ROOT, |Handle(number)| number);
+        let flags = if write { OPEN_WRITE } else { 0 };
+        let answer = self.request(Kind::Open, at, flags, path.as_bytes(), OPENING)?;
+        Ok(Handle(number(answer.result)?))
+    }
+
+    fn close(&self, Handle(handle): Handle) {
+        // Whatever goes wrong, the handle is closed: with the connection, at the latest.
+        let _ = self.request(Kind::Close, handle, 0, &[], &[]);
+        self.state().readable.remove(&handle);
+    }
+
+    fn read(&self, Handle(handle): Handle, out: &mut [u8]) -> Result<usize, Error> {
+        let wanted = u64::try_from(out.len()).unwrap_or(u64::MAX);
+        copy(&self.request(Kind::Read, handle, wanted, &[], &[])?.payload, out)
+    }
+
+    fn call(
+        &self,
+        Handle(handle): Handle,
+        payload: &mut [u8],
+        request: usize,
+    ) -> Result<usize, Error> {
+        let room = u64::try_from(payload.len()).unwrap_or(u64::MAX);
+        let request = payload.get(..request).ok_or(Refusal::BadLength)?;
+        copy(&self.request(Kind::Call, handle, room, request, &[])?.payload, payload)
+    }
+
+    fn names(&self, Handle(handle): Handle) -> Result<Vec<String>, Error> {
+        let mut names: Vec<String> = Vec::new();
+        loop {
+            let first = u64::try_from(names.len()).unwrap_or(u64::MAX);
+            let answer = self.request(Kind::GetDents, handle, first, &[], &[])?;
+            let text = String::from_utf8(answer.payload).map_err(|_| Breach::Value)?;
+            if text.is_empty() {
+                return Ok(names);
+            }
+            names.extend(text.lines().map(str::to_owned));
+        }
+    }
+
+    fn wait_readable(&self, Handle(handle): Handle, timeout: Duration) -> Result<bool, Error> {
+        let deadline = Instant::now() + timeout;
+        self.state().readable.remove(&handle);
+        let now = self.request(Kind::Fevent, handle, READABLE, &[], &[])?;
+        if number::<u64>(now.result)? & READABLE != 0 {
+            return Ok(true);
+        }
+        loop {
+            if self.state().readable.remove(&handle) {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.wait(left.min(SLICE))?;
+            let mut state = self.state();
+            if self.receive(&mut state, RecvFlags::DONTWAIT)?.is_some() {
+                return Err(Breach::Mismatch.into());
+            }
+        }
+    }
+
+    fn map(&self, Handle(handle): Handle) -> Result<Memory, Error> {
+        let answer = self.request(Kind::Mmap, handle, 0, &[], &[])?;
+        Memory::map(&answer.descriptors, number(answer.result)?)
+    }
+
+    fn import(&self, Handle(session): Handle, Handle(buffer): Handle) -> Result<u32, Error> {
+        number(self.request(Kind::Import, session, buffer.into(), &[], &[])?.result)
+    }
+}

@@ -1,0 +1,19 @@
+//! What differs between operating systems: the way to the server, mapped memory, and registers of devices.
+//! The only place of this crate with `unsafe`.
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::transport::Transport;
+
+#[cfg(target_os = "linux")]
+pub mod linux;
+
+#[cfg(target_os = "linux")]
+pub use linux::Memory;
+
+/// The transport to the server of this machine.
+#[cfg(target_os = "linux")]
+pub(crate) fn connect() -> Result<Arc<dyn Transport>, Error> {
+    Ok(Arc::new(linux::Socket::connect(&linux::socket_path())?))
+}

@@ -1,0 +1,60 @@
+//! How requests reach the server.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::platform::Memory;
+
+/// An open handle of the scheme, as this transport numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Handle(pub u32);
+
+/// The scheme's operations. Implemented over a Unix socket, over a scheme of the operating system, and by
+/// tests over a server in the same process. Each method returns when the server has answered.
+pub trait Transport: Send + Sync {
+    /// Opens `path` relative to a handle, or to the scheme's root. `write` claims a device.
+    ///
+    /// # Errors
+    /// The server refuses, or is gone.
+    fn open(&self, at: Option<Handle>, path: &str, write: bool) -> Result<Handle, Error>;
+
+    /// Closes a handle; a server that is gone has closed it.
+    fn close(&self, handle: Handle);
+
+    /// Reads on: bytes of a text, whole fault records of a session.
+    ///
+    /// # Errors
+    /// `NotReady` when a session has no unread record.
+    fn read(&self, handle: Handle, out: &mut [u8]) -> Result<usize, Error>;
+
+    /// Makes a call: the first `request` bytes of `payload` are the request, then its start is the reply.
+    /// Returns the reply's length.
+    ///
+    /// # Errors
+    /// The server is gone. What it refuses is in the reply.
+    fn call(&self, handle: Handle, payload: &mut [u8], request: usize) -> Result<usize, Error>;
+
+    /// The names in a directory.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    fn names(&self, handle: Handle) -> Result<Vec<String>, Error>;
+
+    /// Waits until the handle can be read, at most `timeout`; returns whether it can.
+    ///
+    /// # Errors
+    /// The server is gone.
+    fn wait_readable(&self, handle: Handle, timeout: Duration) -> Result<bool, Error>;
+
+    /// The memory of a buffer handle, mapped into this process.
+    ///
+    /// # Errors
+    /// The server refuses, or the memory cannot be mapped.
+    fn map(&self, handle: Handle) -> Result<Memory, Error>;
+
+    /// Gives a session the buffer of another session; returns its slot there.
+    ///
+    /// # Errors
+    /// The server refuses.
+    fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error>;
+}
