@@ -12,7 +12,7 @@ use crate::policy::{Config, Event, Outcome, Refused, Registry, UnitIndex};
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::{Counts, Server};
-use crate::topology::firmware::{Firmware, UnitDescription};
+use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
 use crate::topology::pci::PciFunction;
 
 /// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
@@ -58,6 +58,8 @@ pub enum UnitStart<U> {
     Ready(U),
     /// It did not come up.
     Failed(UnitError),
+    /// The firmware's table does not describe it well enough to try.
+    Unusable(UnitDefect),
     /// Policy leaves it alone.
     Off,
 }
@@ -281,6 +283,7 @@ fn sort_out<U: Unit>(units: Vec<UnitStart<U>>, memory: U::Memory) -> (Engine<U>,
                 UnitState::Parsed
             }
             UnitStart::Failed(error) => UnitState::Failed(error.to_string()),
+            UnitStart::Unusable(defect) => UnitState::Failed(defect.to_string()),
             UnitStart::Off => UnitState::Parsed,
         })
         .collect();
