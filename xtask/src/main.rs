@@ -11,6 +11,7 @@ mod options;
 mod packages;
 mod qemu;
 mod report;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         }
         Command::Demo(options) => demo::run(&options),
         Command::Bare(options) => bare::run(options),
+        Command::Test => Ok(test::run()),
         Command::NotBuilt(name) => {
             eprintln!("xtask {name}: not built yet");
             return ExitCode::from(EXIT_MISSING);

@@ -108,6 +108,8 @@ pub(crate) enum Command {
     Demo(DemoOptions),
     /// The register-level suite.
     Bare(BareOptions),
+    /// Everything CI runs.
+    Test,
     /// A command that is named but does not exist yet.
     NotBuilt(&'static str),
 }
@@ -124,10 +126,17 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "bare" => bare(parser),
             "bench" => Ok(Command::NotBuilt("bench")),
             "redox" => Ok(Command::NotBuilt("redox")),
-            "test" => Ok(Command::NotBuilt("test")),
+            "test" => no_more(parser, Command::Test),
             other => Err(format!("unknown command {other}").into()),
         },
         None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
+        Some(argument) => Err(argument.unexpected()),
+    }
+}
+
+fn no_more(mut parser: Parser, command: Command) -> Result<Command, lexopt::Error> {
+    match parser.next()? {
+        None => Ok(command),
         Some(argument) => Err(argument.unexpected()),
     }
 }
@@ -224,9 +233,15 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused() {
-        for bad in
-            ["dem", "demo x", "demo --iommu", "demo --iommu arm", "demo --caching-mode 1", "--x"]
-        {
+        for bad in [
+            "dem",
+            "demo x",
+            "demo --iommu",
+            "demo --iommu arm",
+            "demo --caching-mode 1",
+            "test x",
+            "--x",
+        ] {
             assert!(words(bad).is_err(), "{bad}");
         }
     }

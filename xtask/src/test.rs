@@ -1,0 +1,173 @@
+//! `xtask test`: everything CI runs. Each stage runs whatever came of the ones before.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::options::{BareOptions, DemoOptions, Iommu};
+use crate::workspace::{cargo, root};
+use crate::{bare, demo};
+
+/// What came of a stage, or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    const fn one(passed: bool) -> Self {
+        if passed { Self { passed: 1, failed: 0, skipped: 0 } } else { Self::failure() }
+    }
+
+    const fn failure() -> Self {
+        Self { passed: 0, failed: 1, skipped: 0 }
+    }
+
+    const fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 { write!(f, ", {} skipped", self.skipped) } else { Ok(()) }
+    }
+}
+
+type Stage = (&'static str, fn() -> Result<Counts>);
+
+const STAGES: [Stage; 11] = [
+    ("format", || format(cargo())),
+    ("format of the bare guest", || format(in_bare_guest(cargo()))),
+    ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
+    ("lints of the library without std", || {
+        lints(cargo().args(["clippy", "--package", "iommud", "--no-default-features", "--lib"]))
+    }),
+    ("lints of the bare guest", || lints(in_bare_guest(cargo()).arg("clippy"))),
+    ("unit and model tests", tests),
+    ("bare guest, caching mode off", || bare_guest(false)),
+    ("bare guest, caching mode on", || bare_guest(true)),
+    ("demo, caching mode off", || story(Iommu::Intel, false)),
+    ("demo, caching mode on", || story(Iommu::Intel, true)),
+    ("demo without a unit", || story(Iommu::None, false)),
+];
+
+/// Runs every stage; says whether all passed.
+pub(crate) fn run() -> bool {
+    let mut total = Counts::default();
+    let mut summary = Vec::new();
+    for (name, stage) in STAGES {
+        println!("== {name}");
+        let started = Instant::now();
+        let counts = stage().unwrap_or_else(|error| {
+            println!("{error:#}");
+            Counts::failure()
+        });
+        total.add(counts);
+        let seconds = started.elapsed().as_secs_f32();
+        summary.push(format!("{seconds:7.1} s  {name}: {counts}"));
+    }
+    println!("== summary");
+    for line in summary {
+        println!("{line}");
+    }
+    println!("test: {total}");
+    total.failed == 0
+}
+
+fn in_bare_guest(mut command: Command) -> Command {
+    command.current_dir(root().join("tests/vm/bare"));
+    command
+}
+
+fn format(mut command: Command) -> Result<Counts> {
+    let status = command.args(["fmt", "--all", "--check"]).status().context("cargo fmt")?;
+    Ok(Counts::one(status.success()))
+}
+
+fn lints(command: &mut Command) -> Result<Counts> {
+    let command = command.args(["--quiet", "--locked", "--no-deps"]);
+    let all = if command.get_args().any(|argument| argument == "--workspace") {
+        command.arg("--all-targets")
+    } else {
+        command
+    };
+    let status = all.args(["--", "--deny", "warnings"]).status().context("cargo clippy")?;
+    Ok(Counts::one(status.success()))
+}
+
+/// Runs `cargo test` and adds up what the test programs count.
+fn tests() -> Result<Counts> {
+    let mut child = cargo()
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo test")?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if let Some(part) = result(&line) {
+            counts.add(part);
+        }
+        if !line.is_empty() && !line.ends_with("... ok") {
+            println!("{line}");
+        }
+    }
+    let success = child.wait()?.success();
+    // A test program that was not built or that crashed counts nothing.
+    if !success && counts.failed == 0 || counts.passed == 0 {
+        counts.failed += 1;
+    }
+    Ok(counts)
+}
+
+/// Reads a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; ...`.
+fn result(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |word: &str| {
+        numbers.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
+    };
+    Some(Counts { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
+}
+
+fn bare_guest(caching_mode: bool) -> Result<Counts> {
+    let options = BareOptions { caching_mode, ..BareOptions::default() };
+    let (passed, failed) = bare::run_counted(options)?;
+    Ok(Counts { passed, failed, skipped: 0 })
+}
+
+fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
+    let options = DemoOptions { iommu, caching_mode, ..DemoOptions::default() };
+    let (passed, failed) = demo::run_counted(&options)?;
+    Ok(Counts { passed, failed, skipped: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_test_programs_are_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 0 filtered \
+                    out; finished in 0.05s";
+        assert_eq!(result(line), Some(Counts { passed: 12, failed: 3, skipped: 4 }));
+        assert_eq!(result("test a ... ok"), None);
+        assert_eq!(result("test result: ok."), None);
+    }
+
+    #[test]
+    fn totals_are_written_as_ci_reads_them() {
+        let mut total = Counts { passed: 2, failed: 0, skipped: 0 };
+        assert_eq!(total.to_string(), "2 passed, 0 failed");
+        total.add(Counts { passed: 1, failed: 1, skipped: 1 });
+        assert_eq!(total.to_string(), "3 passed, 1 failed, 1 skipped");
+    }
+}
