@@ -166,17 +166,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for index in 0..self.machine.units.len() {
             let Ok(number) = u32::try_from(index) else { break };
             let unit = UnitIndex(number);
-            if let Some(capabilities) = self.engine.capabilities(unit) {
-                match self.run(&Event::UnitReady(unit, capabilities)) {
-                    Ok(_) => self.machine.set(unit, UnitState::Enabled),
-                    Err(refusal) => self.not_enabled(unit, refusal),
-                }
-            } else if !matches!(
-                self.machine.units.get(index),
-                Some(UnitStatus { state: UnitState::Parsed, .. })
-            ) {
-                self.run_to_the_end(&Event::UnitFailed(unit));
+            match self.machine.units.get(index).map(|status| &status.state) {
+                Some(UnitState::Failed(_)) => self.run_to_the_end(&Event::UnitFailed(unit)),
+                _ => self.enable(unit),
             }
+        }
+    }
+
+    /// Turns a unit on that was installed; one that was not stays as it is.
+    pub(super) fn enable(&mut self, unit: UnitIndex) {
+        let Some(capabilities) = self.engine.capabilities(unit) else { return };
+        match self.run(&Event::UnitReady(unit, capabilities)) {
+            Ok(_) => self.machine.set(unit, UnitState::Enabled),
+            Err(refusal) => self.not_enabled(unit, refusal),
         }
     }
 

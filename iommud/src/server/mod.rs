@@ -8,6 +8,7 @@ mod call;
 mod decode;
 mod faults;
 mod handles;
+mod hotplug;
 mod machine;
 mod text;
 

@@ -1,0 +1,37 @@
+//! Units and functions that come and go while the server runs.
+
+use iommu_protocol::{PciAddress, Refusal};
+
+use crate::hw::{BufferMemory, Unit};
+use crate::policy::{Event, UnitIndex};
+use crate::server::Server;
+use crate::topology::pci::PciFunction;
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// The memory that a unit is brought up in, for [`Server::unit_arrived`].
+    pub fn table_memory(&mut self) -> &mut U::Memory {
+        self.engine.memory_mut()
+    }
+
+    /// Takes a unit that firmware describes and that was not up at start ([`UnitStart::Off`]): puts the
+    /// functions behind it under policy and turns it on. Until then their devices are refused `NotReady`.
+    ///
+    /// [`UnitStart::Off`]: crate::server::UnitStart::Off
+    pub fn unit_arrived(&mut self, unit: UnitIndex, hardware: U) {
+        self.engine.install(unit, hardware);
+        self.enable(unit);
+    }
+
+    /// Puts a new function under policy.
+    ///
+    /// # Errors
+    /// A function is there already, or its entry cannot be written: then the unit goes on denying it.
+    pub fn function_arrived(&mut self, function: PciFunction) -> Result<(), Refusal> {
+        self.run(&Event::FunctionAdded(function)).map(|_| ())
+    }
+
+    /// Cuts a function off that is gone. Its sessions stay open and are refused everything.
+    pub fn function_gone(&mut self, address: PciAddress) {
+        self.run_to_the_end(&Event::FunctionRemoved(address));
+    }
+}
