@@ -1,0 +1,88 @@
+//! The edu device of QEMU: its registers, and DMA between its own buffer and memory.
+//!
+//! Register layout: QEMU docs/specs/edu.rst.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use iommu_client::platform::Memory;
+use iommu_client::platform::linux::pci::Function;
+use iommu_client::{BusMasterPermission, Device, Error};
+
+/// Vendor and device id.
+const IDS: (u16, u16) = (0x1234, 0x11e8);
+/// Low half of the identification register: `0xRRrr00ed`, with the version in the high half.
+const IDENTIFICATION: u32 = 0x00ed;
+const DMA_SOURCE: u64 = 0x80;
+const DMA_DESTINATION: u64 = 0x88;
+const DMA_COUNT: u64 = 0x90;
+const DMA_COMMAND: u64 = 0x98;
+const COMMAND_START: u64 = 1;
+const COMMAND_TO_MEMORY: u64 = 2;
+/// Where the device's own buffer lies, as its DMA registers name it.
+const DEVICE_BUFFER: u64 = 0x40000;
+
+/// Longest DMA in bytes. The device's buffer has 4096, but QEMU before 10 ends the machine when a DMA
+/// touches the last of them.
+pub(crate) const MOST: u64 = 4088;
+
+/// Which way a DMA goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The device reads memory.
+    FromMemory,
+    /// The device writes memory.
+    ToMemory,
+}
+
+/// An edu device that may master the bus.
+pub(crate) struct Edu {
+    function: Function,
+    registers: Memory,
+}
+
+impl Edu {
+    /// Takes the device into use. Bus mastering is enabled last, with the permission that attaching gave.
+    pub(crate) fn start(device: &Device, permission: &BusMasterPermission) -> Result<Self, Error> {
+        let function = Function::open(device.address())?;
+        let registers = function.registers(0)?;
+        let edu = registers.read_u32(0).is_some_and(|id| id & 0xffff == IDENTIFICATION);
+        if function.ids()? != IDS || !edu {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "not an edu device").into());
+        }
+        function.enable_bus_mastering(permission)?;
+        Ok(Self { function, registers })
+    }
+
+    /// Copies `count` bytes (at most [`MOST`]) between the device's buffer and memory. Returns when the
+    /// device says it is done, which it also does when the DMA was blocked.
+    pub(crate) fn dma(&mut self, iova: u64, count: u64, direction: Direction) -> Result<(), Error> {
+        let (source, destination, command) = match direction {
+            Direction::FromMemory => (iova, DEVICE_BUFFER, COMMAND_START),
+            Direction::ToMemory => (DEVICE_BUFFER, iova, COMMAND_START | COMMAND_TO_MEMORY),
+        };
+        self.write(DMA_SOURCE, source)?;
+        self.write(DMA_DESTINATION, destination)?;
+        self.write(DMA_COUNT, count.min(MOST))?;
+        self.write(DMA_COMMAND, command)?;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.registers.read_u64(DMA_COMMAND).ok_or(Error::Outside)? & COMMAND_START != 0 {
+            if Instant::now() > deadline {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, register: u64, value: u64) -> Result<(), Error> {
+        self.registers.write_u64(register, value).ok_or(Error::Outside)
+    }
+}
+
+impl Drop for Edu {
+    /// The mirror of the start: no bus mastering before the device leaves the session's domain.
+    fn drop(&mut self) {
+        let _ = self.function.disable_bus_mastering();
+    }
+}

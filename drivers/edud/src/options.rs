@@ -1,0 +1,110 @@
+//! The command line.
+
+use std::fmt;
+
+pub(crate) const USAGE: &str = "\
+usage: edud --device SSSS--BB--DD.F [--iova HEX [--read] | --unmap-then-dma | --loop | --hold]
+
+Copies a pattern to the edu device and back by DMA through its IOVA, and checks it.
+  --iova HEX        then lets the device write (or --read) 64 bytes at an address it was not
+                    granted, and expects the fault
+  --unmap-then-dma  then ends the mapping, lets the device write there once more, and expects
+                    the fault and untouched memory
+  --loop            copies and checks until it is killed, a line a hundred rounds
+  --hold            prints its IOVA and lets the device write its buffer until it is killed
+exit: 0 as expected, 1 could not run, 2 usage, 3 refused by iommud, 4 wrong data,
+      5 an expected fault did not come, 6 a fault that was not expected";
+
+/// What to do after the first copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Nothing.
+    Once,
+    /// DMA to an address that was not granted.
+    Rogue { iova: u64, read: bool },
+    /// DMA after the end of the mapping.
+    UnmapThenDma,
+    /// Copy and check for ever.
+    Loop,
+    /// DMA for ever.
+    Hold,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) device: String,
+    pub(crate) task: Task,
+}
+
+/// The word that cannot be understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BadUsage(String);
+
+impl fmt::Display for BadUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bad usage: {}\n{USAGE}", self.0)
+    }
+}
+
+impl Options {
+    pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, BadUsage> {
+        let mut words = words.into_iter();
+        let (mut device, mut task, mut read) = (None, Task::Once, false);
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| BadUsage(format!("{word} what?")));
+            let chosen = match word.as_str() {
+                "--device" => {
+                    device = Some(value()?);
+                    continue;
+                }
+                "--read" => {
+                    read = true;
+                    continue;
+                }
+                "--iova" => Task::Rogue { iova: hexadecimal(&value()?)?, read: false },
+                "--unmap-then-dma" => Task::UnmapThenDma,
+                "--loop" => Task::Loop,
+                "--hold" => Task::Hold,
+                _ => return Err(BadUsage(word)),
+            };
+            if task != Task::Once {
+                return Err(BadUsage(word));
+            }
+            task = chosen;
+        }
+        match &mut task {
+            Task::Rogue { read: wanted, .. } => *wanted = read,
+            _ if read => return Err(BadUsage("--read".into())),
+            _ => {}
+        }
+        let device = device.ok_or_else(|| BadUsage("--device is missing".into()))?;
+        Ok(Self { device, task })
+    }
+}
+
+fn hexadecimal(text: &str) -> Result<u64, BadUsage> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|_| BadUsage(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, BadUsage> {
+        Options::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn tasks_are_read_and_exclude_each_other() {
+        let task = |line: &str| parse(&format!("--device x {line}")).map(|options| options.task);
+        assert_eq!(task(""), Ok(Task::Once));
+        assert_eq!(task("--iova 0xfee00000"), Ok(Task::Rogue { iova: 0xfee0_0000, read: false }));
+        assert_eq!(task("--read --iova 10"), Ok(Task::Rogue { iova: 16, read: true }));
+        assert_eq!(task("--unmap-then-dma"), Ok(Task::UnmapThenDma));
+        for bad in ["--read", "--iova", "--iova x", "--loop --hold", "--what"] {
+            assert!(task(bad).is_err(), "{bad}");
+        }
+        assert!(parse("--loop").is_err());
+    }
+}
