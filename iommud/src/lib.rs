@@ -22,4 +22,6 @@ pub mod server;
 pub mod topology;
 
 #[cfg(feature = "std")]
+pub mod config;
+#[cfg(feature = "std")]
 pub mod platform;
