@@ -1,0 +1,233 @@
+//! The dependency law of the workspace, read off the source: who may name whom, where `unsafe` may stand,
+//! how long a file may be. Every path in every file counts, in `use` items, in code and in macros.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
+
+mod source;
+
+use source::{File, files};
+
+/// Each part of the workspace and what else it may name. A module belongs to the longest row that its path
+/// starts with, and may always name itself and what lies below it. A part that no row covers is a breach.
+///
+/// ```text
+/// drivers/* -> drivers/client -> protocol <- server
+/// main -> platform -> server -> engine -> hw -> seams
+/// server, engine -> policy        policy -> protocol, topology, addr        acpi -> topology
+/// ```
+const LAW: &[(&str, &[&str])] = &[
+    ("iommu_protocol", &["core", "bitflags"]),
+    // The library, from the bottom up. Only the platforms and the binaries may use `std`.
+    ("iommud::addr", &["core"]),
+    ("iommud::topology", &["core", "alloc", "bitflags", "iommu_protocol", "iommud::addr"]),
+    ("iommud::acpi", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology"]),
+    ("iommud::policy", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology"]),
+    ("iommud::hw", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology"]),
+    (
+        "iommud::hw::vtd",
+        &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology", "iommud::hw"],
+    ),
+    (
+        "iommud::hw::amdvi",
+        &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology", "iommud::hw"],
+    ),
+    (
+        "iommud::hw::vtd::spec",
+        &["core", "bitflags", "iommu_protocol", "iommud::addr", "iommud::hw"],
+    ),
+    (
+        "iommud::hw::amdvi::spec",
+        &["core", "bitflags", "iommu_protocol", "iommud::addr", "iommud::hw"],
+    ),
+    (
+        "iommud::engine",
+        &[
+            "core",
+            "alloc",
+            "iommu_protocol",
+            "iommud::addr",
+            "iommud::topology",
+            "iommud::policy",
+            "iommud::hw",
+        ],
+    ),
+    (
+        "iommud::server",
+        &[
+            "core",
+            "alloc",
+            "log",
+            "iommu_protocol",
+            "iommud::addr",
+            "iommud::topology",
+            "iommud::policy",
+            "iommud::hw",
+            "iommud::engine",
+        ],
+    ),
+    ("iommud::platform", &["*"]),
+    ("iommud", &["core", "alloc"]),
+    ("iommud.bin", &["*"]),
+    // Clients.
+    ("iommu_client", &["core", "alloc", "std", "libc", "iommu_protocol"]),
+    ("drivers", &["core", "alloc", "std", "libc", "iommu_client"]),
+    // Tests and tools.
+    ("iommud_tests", &["*"]),
+    ("iommud_tests.tests", &["*"]),
+    ("guests", &["*"]),
+    ("xtask", &["core", "std", "anyhow", "lexopt", "serde", "serde_json", "toml", "rustix"]),
+];
+
+/// What no file of a part may name, whatever the law allows it.
+const NEVER: &[(&str, &str, &str)] = &[
+    (
+        "iommud_tests",
+        "iommud::hw::vtd::spec",
+        "the software units decode bits with their own constants",
+    ),
+    (
+        "iommud_tests",
+        "iommud::hw::amdvi::spec",
+        "the software units decode bits with their own constants",
+    ),
+    ("iommud_tests.tests", "iommud::hw::vtd::spec", "bytes are compared with literal ones"),
+    ("iommud_tests.tests", "iommud::hw::amdvi::spec", "bytes are compared with literal ones"),
+];
+
+/// Where `unsafe` may stand.
+const UNSAFE: &[&str] = &["iommud::platform", "iommu_client::platform", "guests"];
+
+/// Lines that a file may have, test modules not counted.
+const LINES: usize = 450;
+
+/// Files that may be longer, and why.
+const LONG: &[(&str, &str)] =
+    &[("protocol/src/wire.rs", "one table: the layout of each structure")];
+
+/// The row of the law that a path belongs to.
+fn part<'a>(path: &str, rows: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    rows.filter(|row| covers(row, path)).max_by_key(|row| row.len())
+}
+
+fn covers(row: &str, path: &str) -> bool {
+    path.strip_prefix(row).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+/// What is wrong with the paths of a file.
+fn breaches(file: &File) -> Vec<String> {
+    let rows = || LAW.iter().map(|(row, _)| *row);
+    let Some(own) = part(&file.module, rows()) else {
+        return vec![format!("{}: no row of the law covers `{}`", file.path, file.module)];
+    };
+    let allowed = LAW.iter().find(|(row, _)| *row == own).unwrap().1;
+    let mut out = Vec::new();
+    for name in &file.names {
+        let at = format!("{}:{}", file.path, name.line);
+        for (of, never, why) in NEVER {
+            if own == *of && covers(never, &name.path) {
+                out.push(format!("{at}: `{}`: {why}", name.path));
+            }
+        }
+        // A dependency of tests only is not part of the design; a layer is, in tests too.
+        let target = part(&name.path, rows());
+        let outside = target.is_none();
+        let target = target.unwrap_or(name.path.split("::").next().unwrap());
+        let fine = covers(own, target)
+            || allowed.contains(&"*")
+            || allowed.contains(&target)
+            || outside && name.in_test;
+        if !fine {
+            out.push(format!("{at}: {own} may not name {target} (`{}`)", name.path));
+        }
+    }
+    out
+}
+
+fn report(breaches: &[String]) {
+    assert!(breaches.is_empty(), "\n{}\n", breaches.join("\n"));
+}
+
+#[test]
+fn every_path_keeps_the_dependency_law() {
+    let files = files();
+    assert!(files.len() > 50, "only {} files were found", files.len());
+    let names: usize = files.iter().map(|file| file.names.len()).sum();
+    assert!(names > 500, "only {names} paths were found");
+    report(&files.iter().flat_map(breaches).collect::<Vec<_>>());
+}
+
+#[test]
+fn unsafe_stands_in_platform_modules_only() {
+    let mut out = Vec::new();
+    for file in files() {
+        if !UNSAFE.iter().any(|part| covers(part, &file.module)) {
+            out.extend(file.unsafe_lines.iter().map(|line| format!("{}:{line}", file.path)));
+        }
+    }
+    report(&out);
+}
+
+#[test]
+fn files_are_short() {
+    let exempt = |file: &File| LONG.iter().any(|(path, _)| *path == file.path);
+    let long = |file: &File| {
+        (file.lines > LINES && !exempt(file)).then(|| format!("{}: {}", file.path, file.lines))
+    };
+    report(&files().iter().filter_map(long).collect::<Vec<_>>());
+}
+
+/// The rules bite: each of these sources breaks one.
+#[test]
+fn a_breach_is_seen() {
+    let cases = [
+        ("iommud::policy::x", "use crate::hw::Unit;", "iommud::policy may not name iommud::hw"),
+        ("iommud::policy::x", "fn f() { log::info!(\"\"); }", "iommud::policy may not name log"),
+        (
+            "iommud::hw::x",
+            "use crate::{addr::Iova, policy::{Step, Plan}};",
+            "may not name iommud::policy",
+        ),
+        ("iommud::hw::vtd::x", "use super::super::amdvi::Thing;", "may not name iommud::hw::amdvi"),
+        ("iommud::server::x", "type T = std::vec::Vec<u8>;", "may not name std"),
+        (
+            "iommud::engine",
+            "fn f() { vec![crate::server::Handle(1)]; }",
+            "may not name iommud::server",
+        ),
+        ("drivers", "use iommu_protocol::wire::Map;", "may not name iommu_protocol"),
+        ("drivers", "use iommud::server::Server;", "may not name iommud::server"),
+        ("iommu_client", "use iommud::server::Server;", "may not name iommud::server"),
+        ("iommud_tests::vtd", "use iommud::hw::vtd::spec::Pte;", "their own constants"),
+        ("iommud_tests::vtd", "use iommud::hw::{vtd::{spec}, Unit};", "their own constants"),
+        (
+            "iommud::policy::x",
+            "#[cfg(test)] mod tests { use crate::hw::Unit; }",
+            "may not name iommud::hw",
+        ),
+        ("somewhere", "", "no row of the law covers"),
+    ];
+    for (module, text, expected) in cases {
+        let file = File::parse("x.rs", module, text);
+        let found = breaches(&file);
+        assert!(found.iter().any(|breach| breach.contains(expected)), "{text}: {found:?}");
+    }
+    let fine = [
+        ("iommud::hw::vtd::x", "use super::super::unit::Unit; use super::spec::Pte;"),
+        (
+            "iommud::policy::x",
+            "// crate::hw\nconst T: &str = \"crate::hw\"; #[cfg(test)] mod t { use std::vec; }",
+        ),
+        ("iommud::server::x", "use crate::policy::{self, Step}; fn f() { log::info!(\"\"); }"),
+    ];
+    for (module, text) in fine {
+        assert_eq!(breaches(&File::parse("x.rs", module, text)), Vec::<String>::new(), "{text}");
+    }
+    let text =
+        "fn f() {\n    unsafe { g() }\n} // unsafe\n#[cfg(test)]\nmod t {\n    fn h() {}\n}\n";
+    let file = File::parse("x.rs", "iommud::hw::x", text);
+    assert_eq!((file.unsafe_lines, file.lines), (vec![2], 5));
+}
