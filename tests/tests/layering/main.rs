@@ -74,6 +74,10 @@ const LAW: &[(&str, &[&str])] = &[
     ("iommud.bin", &["*"]),
     // Clients.
     ("iommu_client", &["core", "alloc", "std", "libc", "iommu_protocol"]),
+    (
+        "iommu_client::platform",
+        &["core", "alloc", "std", "libc", "rustix", "iommu_protocol", "iommu_client"],
+    ),
     ("drivers", &["core", "alloc", "std", "libc", "iommu_client"]),
     // Tests and tools.
     ("iommud_tests", &["*"]),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
@@ -33,9 +34,9 @@ pub(crate) struct File {
 
 /// All source files of the workspace.
 pub(crate) fn files() -> Vec<File> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf();
+    let root = root();
     let mut paths = Vec::new();
-    collect(&root, &mut paths);
+    collect(&root, ".rs", &mut paths);
     let mut files: Vec<File> = paths
         .iter()
         .map(|path| {
@@ -55,7 +56,12 @@ pub(crate) fn files() -> Vec<File> {
     files
 }
 
-fn collect(folder: &Path, out: &mut Vec<PathBuf>) {
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+/// Files below a folder whose names end so, in order.
+fn collect(folder: &Path, end: &str, out: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -63,9 +69,9 @@ fn collect(folder: &Path, out: &mut Vec<PathBuf>) {
         let name = path.file_name().unwrap().to_string_lossy().to_string();
         if path.is_dir() {
             if name != "target" && !name.starts_with('.') {
-                collect(&path, out);
+                collect(&path, end, out);
             }
-        } else if name.ends_with(".rs") {
+        } else if name.ends_with(end) {
             out.push(path);
         }
     }
@@ -238,24 +244,29 @@ fn is_path_separator(tokens: &[TokenTree], at: usize) -> bool {
     colon(at, Some(Spacing::Joint)) && colon(at + 1, None)
 }
 
-/// Crates that paths may start with, besides those of the workspace.
-const OUTSIDE: &[&str] = &[
-    "core",
-    "alloc",
-    "std",
-    "anyhow",
-    "bitflags",
-    "lexopt",
-    "libc",
-    "log",
-    "proc_macro2",
-    "proptest",
-    "rustix",
-    "serde",
-    "serde_json",
-    "toml",
-];
-const INSIDE: &[&str] = &["iommu_protocol", "iommud", "iommu_client", "iommud_tests"];
+/// Crates that a path may start with: every dependency of every manifest, and those of the language.
+fn crates() -> &'static BTreeSet<String> {
+    static CRATES: OnceLock<BTreeSet<String>> = OnceLock::new();
+    CRATES.get_or_init(|| {
+        let mut manifests = Vec::new();
+        collect(&root(), "Cargo.toml", &mut manifests);
+        let mut names: BTreeSet<String> =
+            ["core", "alloc", "std", "iommud_tests"].map(String::from).into();
+        for manifest in manifests {
+            let text = fs::read_to_string(manifest).unwrap();
+            let mut inside = false;
+            for line in text.lines() {
+                if line.starts_with('[') {
+                    inside = line.contains("dependencies");
+                } else if inside && !line.is_empty() && !line.starts_with('#') {
+                    let end = line.find(['=', '.', ' ']).unwrap_or(line.len());
+                    names.insert(line[..end].replace('-', "_"));
+                }
+            }
+        }
+        names
+    })
+}
 
 /// The path from the crate's name on; `None` for one that is relative to the module, and for single words.
 fn resolve(steps: &[String], module: &str, whole: bool) -> Option<String> {
@@ -277,7 +288,7 @@ fn resolve(steps: &[String], module: &str, whole: bool) -> Option<String> {
                 from.pop();
             }
         }
-        first if OUTSIDE.contains(&first) || INSIDE.contains(&first) => from.clear(),
+        first if crates().contains(first) => from.clear(),
         _ => return None,
     }
     from.extend(rest.filter(|step| *step != "self"));
