@@ -78,7 +78,7 @@ const LAW: &[(&str, &[&str])] = &[
         "iommu_client::platform",
         &["core", "alloc", "std", "libc", "rustix", "iommu_protocol", "iommu_client"],
     ),
-    ("drivers", &["core", "alloc", "std", "libc", "iommu_client"]),
+    ("drivers", &["core", "alloc", "std", "libc", "iommu_client", "iommu_client::platform"]),
     // Tests and tools.
     ("iommud_tests", &["*"]),
     ("iommud_tests.tests", &["*"]),
