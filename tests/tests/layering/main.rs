@@ -21,7 +21,8 @@ use source::{File, files};
 /// ```
 const LAW: &[(&str, &[&str])] = &[
     ("iommu_protocol", &["core", "bitflags"]),
-    // The library, from the bottom up. Only the platforms and the binaries may use `std`.
+    // The library, from the bottom up. Only the platforms, the policy file and the
+    // binaries may use `std`.
     ("iommud::addr", &["core"]),
     ("iommud::topology", &["core", "alloc", "bitflags", "iommu_protocol", "iommud::addr"]),
     ("iommud::acpi", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology"]),
@@ -68,6 +69,11 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::hw",
             "iommud::engine",
         ],
+    ),
+    // The policy file: text to policy, with feature `std`.
+    (
+        "iommud::config",
+        &["core", "std", "serde", "toml", "iommu_protocol", "iommud::addr", "iommud::policy"],
     ),
     ("iommud::platform", &["*"]),
     ("iommud", &["core", "alloc"]),
