@@ -1,6 +1,6 @@
 //! Software units and what the tests share.
 //!
-//! [`machine`] is physical memory with CPU caches, a clock and the seams of `iommud::hw` over them; [`vtd`]
+//! [`conformance`] is what every backend must do; [`machine`] is physical memory with CPU caches, a clock and the seams of `iommud::hw` over them; [`vtd`]
 //! is a VT-d unit that decodes raw bits with its own constants. A machine that saw a rule broken records a
 //! [`machine::Violation`], and fails the test that drops it without having looked.
 #![allow(
@@ -11,5 +11,6 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+pub mod conformance;
 pub mod machine;
 pub mod vtd;

@@ -1,0 +1,173 @@
+//! Who reaches what: entries of requesters.
+
+use iommu_protocol::RequesterId;
+use iommud::hw::{Entry, Unit};
+
+use super::{Bench, SOURCES, TARGET, UnderTest, run};
+use crate::machine::{Through, Watch};
+
+const IOVA: u64 = 0x20_0000;
+
+/// After enabling, a requester without an entry reaches nothing, on any bus.
+pub fn nothing_passes_without_an_entry<T: UnderTest>(subject: &T) {
+    let bench = Bench::start(subject);
+    assert_eq!(bench.machine.sources(bench.number, Through::TablesAndCaches), Vec::<u16>::new());
+    for source in [0x0000, 0x0018, 0x00ff, 0x0500, 0xffff] {
+        for iova in [0, 0x1000, TARGET, 0xfee0_0000, 0xffff_f000, 1 << 38] {
+            assert_eq!(bench.probe(RequesterId(source), iova, true), None);
+            assert_eq!(bench.probe(RequesterId(source), iova, false), None);
+        }
+    }
+    bench.machine.assert_clean();
+}
+
+/// An entry lets its requester through to its domain, and nobody else.
+pub fn an_entry_is_one_requesters<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let (mut first, mut second) = (bench.domain(1), bench.domain(2));
+    bench.map(&mut first, IOVA, TARGET, 0x3000);
+    bench.map(&mut second, IOVA, TARGET + 0x10_0000, 0x1000);
+    bench.attach(SOURCES[0], &first);
+    bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x3000)]);
+    bench.expect(SOURCES[1], &[]);
+    bench.expect(SOURCES[2], &[]);
+    bench.attach(SOURCES[1], &second);
+    bench.attach(SOURCES[2], &first);
+    bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x3000)]);
+    bench.expect(SOURCES[1], &[run(IOVA, TARGET + 0x10_0000, 0x1000)]);
+    bench.expect(SOURCES[2], &[run(IOVA, TARGET, 0x3000)]);
+    bench.detach(SOURCES[0], &first);
+    bench.expect(SOURCES[0], &[]);
+    bench.expect(SOURCES[1], &[run(IOVA, TARGET + 0x10_0000, 0x1000)]);
+    bench.expect(SOURCES[2], &[run(IOVA, TARGET, 0x3000)]);
+}
+
+/// A requester that goes on trying while it is moved to another domain reaches, at every step, nothing but
+/// the old domain's memory until it was blocked, and nothing but the new one's from then on.
+pub fn a_move_never_opens_anything<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let (mut old, mut new) = (bench.domain(1), bench.domain(2));
+    // The same address in both, one address in each alone.
+    bench.map(&mut old, IOVA, TARGET, 0x2000);
+    bench.map(&mut new, IOVA, TARGET + 0x10_0000, 0x1000);
+    bench.map(&mut new, IOVA + 0x4000, TARGET + 0x20_0000, 0x1000);
+    bench.attach(SOURCES[0], &old);
+    let watch = |bench: &Bench<T>, granted: &[(u64, u64)]| {
+        bench.machine.clear_watches();
+        for iova in [IOVA, IOVA + 0x1000, IOVA + 0x4000] {
+            bench.machine.watch(Watch {
+                unit: bench.number,
+                source: SOURCES[0].0,
+                iova,
+                write: true,
+                granted: granted.to_vec(),
+                must_pass: false,
+            });
+        }
+    };
+    let (before, after) = ((TARGET, 0x2000), (TARGET + 0x10_0000, 0x20_0000));
+    watch(&bench, &[before]);
+    bench.touch(SOURCES[0], IOVA, 0x5000);
+    bench.detach(SOURCES[0], &old);
+    watch(&bench, &[after]);
+    bench.attach(SOURCES[0], &new);
+    bench.machine.clear_watches();
+    bench.expect(
+        SOURCES[0],
+        &[run(IOVA, TARGET + 0x10_0000, 0x1000), run(IOVA + 0x4000, TARGET + 0x20_0000, 0x1000)],
+    );
+    old.pages.destroy(&mut bench.tables);
+    bench.machine.assert_clean();
+}
+
+/// An entry written over one that translates goes through one that denies, so that hardware never reads
+/// half of each; and the old domain's memory is out of reach once the entry was invalidated.
+pub fn overwriting_an_entry_never_mixes<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let (mut old, mut new) = (bench.domain(1), bench.domain(2));
+    bench.map(&mut old, IOVA, TARGET, 0x1000);
+    bench.map(&mut new, IOVA, TARGET + 0x10_0000, 0x1000);
+    bench.attach(SOURCES[0], &old);
+    bench.machine.watch(Watch {
+        unit: bench.number,
+        source: SOURCES[0].0,
+        iova: IOVA,
+        write: false,
+        granted: vec![(TARGET, 0x1000), (TARGET + 0x10_0000, 0x1000)],
+        must_pass: false,
+    });
+    bench.unit.write_entry(&mut bench.tables, SOURCES[0], new.entry()).expect("entry");
+    bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], Some(old.tag)).expect("invalidate");
+    bench.machine.clear_watches();
+    bench.expect(SOURCES[0], &[run(IOVA, TARGET + 0x10_0000, 0x1000)]);
+}
+
+/// A silenced requester is denied without a fault record; a blocked one with.
+pub fn a_silenced_requester_leaves_no_record<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let count = |bench: &mut Bench<T>, entry| {
+        bench.unit.write_entry(&mut bench.tables, SOURCES[0], entry).expect("entry");
+        bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], None).expect("invalidate");
+        let denied = bench.machine.access(bench.number, SOURCES[0].0, IOVA, 1, true);
+        assert!(denied.is_err(), "{entry:?}");
+        let mut records = 0;
+        bench.unit.take_faults(&mut bench.tables, 16, &mut |_| records += 1).expect("faults");
+        records
+    };
+    assert_eq!(count(&mut bench, Entry::Blocked), 1);
+    assert_eq!(count(&mut bench, Entry::Silenced), 0);
+    assert_eq!(count(&mut bench, Entry::Blocked), 1);
+    bench.machine.assert_clean();
+}
+
+/// A requester in passing mode reaches memory untranslated; others still do not.
+pub fn passing_through_is_one_requesters<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let tag = iommud::topology::capabilities::DomainTag(3);
+    let entry = Entry::PassThrough { tag };
+    let written = bench.unit.write_entry(&mut bench.tables, SOURCES[0], entry);
+    if !bench.capabilities().pass_through {
+        assert!(written.is_err(), "the unit cannot let anything pass");
+        bench.expect(SOURCES[0], &[]);
+        return;
+    }
+    written.expect("entry");
+    bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], None).expect("invalidate");
+    assert_eq!(bench.probe(SOURCES[0], TARGET + 0x123, true), Some(TARGET + 0x123));
+    bench.expect(SOURCES[1], &[]);
+    bench.unit.write_entry(&mut bench.tables, SOURCES[0], Entry::Blocked).expect("entry");
+    bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], Some(tag)).expect("invalidate");
+    bench.expect(SOURCES[0], &[]);
+}
+
+/// Enabling twice is enabling once.
+pub fn enabling_is_idempotent<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, IOVA, TARGET, 0x1000);
+    bench.attach(SOURCES[0], &domain);
+    bench.machine.watch(Watch {
+        unit: bench.number,
+        source: SOURCES[0].0,
+        iova: IOVA,
+        write: true,
+        granted: vec![(TARGET, 0x1000)],
+        must_pass: true,
+    });
+    bench.unit.enable(&mut bench.tables).expect("enable");
+    bench.machine.clear_watches();
+    bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x1000)]);
+}
+
+/// Entries written before enabling hold from the first instant of translation.
+pub fn entries_come_before_translation<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start_disabled(subject);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, IOVA, TARGET, 0x1000);
+    bench.attach(SOURCES[0], &domain);
+    bench.unit.write_entry(&mut bench.tables, SOURCES[1], Entry::Blocked).expect("entry");
+    bench.unit.invalidate_entry(&mut bench.tables, SOURCES[1], None).expect("invalidate");
+    bench.unit.enable(&mut bench.tables).expect("enable");
+    bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x1000)]);
+    bench.expect(SOURCES[1], &[]);
+}

@@ -1,0 +1,266 @@
+//! What every backend must do, whatever its vendor: checks over [`Unit`] and a software unit that keeps what
+//! it cached. A check panics when the backend breaks a promise; the machine reports what the backend does
+//! against the hardware's rules.
+//!
+//! ```text
+//! entries.rs   who reaches what: entries, moves between domains, failures on the way
+//! pages.rs     page tables and invalidations: sizes, ranges, tags, counts
+//! faults.rs    fault records
+//! trouble.rs   time-outs, dead units, memory that runs out
+//! random.rs    long random runs against a list of what was granted
+//! ```
+
+pub mod entries;
+pub mod faults;
+pub mod pages;
+pub mod random;
+pub mod trouble;
+
+use iommu_protocol::RequesterId;
+use iommu_protocol::wire::Access;
+use iommud::addr::{Iova, IovaRange, PhysAddr};
+use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::{Entry, Unit, UnitError};
+use iommud::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
+
+use crate::machine::{Machine, Reach, Tables, Through};
+
+/// Requesters that the checks use: two functions of one bus, one of another.
+pub const SOURCES: [RequesterId; 3] =
+    [RequesterId(0x0018), RequesterId(0x0019), RequesterId(0x0500)];
+
+/// Memory that the checks map, aligned to 1 GiB, 1 GiB long.
+pub const TARGET: u64 = 1 << 32;
+
+/// A backend with a kind of hardware to run on.
+pub trait UnderTest {
+    /// The backend.
+    type Unit: Unit<Memory = Tables>;
+
+    /// What to call it in messages.
+    fn name(&self) -> String;
+
+    /// Adds the software unit to a machine and gives its number.
+    fn add(&self, machine: &Machine) -> usize;
+
+    /// Brings the unit up as far as taking entries; [`Unit::enable`] comes later.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn bring_up(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        tables: &mut Tables,
+    ) -> Result<Self::Unit, UnitError>;
+
+    /// Invalidations of pages, invalidations of entries and waits that the unit has executed.
+    fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64);
+
+    /// Whether new entries and pages need nothing of the unit to become visible.
+    fn shows_new_at_once(&self) -> bool;
+
+    /// Fault records that the unit holds before it drops some.
+    fn fault_capacity(&self) -> usize;
+}
+
+/// A machine with one unit that is up, and the backend that runs it.
+pub struct Bench<T: UnderTest> {
+    /// The machine.
+    pub machine: Machine,
+    /// Number of the software unit.
+    pub number: usize,
+    /// Memory for tables.
+    pub tables: Tables,
+    /// The backend.
+    pub unit: T::Unit,
+}
+
+/// A page table with its tag.
+pub struct Domain<T: UnderTest> {
+    /// Under which the unit caches its translations.
+    pub tag: DomainTag,
+    /// Its translations.
+    pub pages: PageTable<<T::Unit as Unit>::Format>,
+}
+
+impl<T: UnderTest> Domain<T> {
+    /// The entry that lets a requester into the domain.
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        Entry::Translate { tag: self.tag, root: self.pages.root(), levels: self.pages.levels() }
+    }
+}
+
+/// The range of `length` bytes at `iova`.
+///
+/// # Panics
+/// When it is empty or wraps.
+#[must_use]
+pub fn range(iova: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(iova), length).expect("a range")
+}
+
+/// A run of addresses that may be read and written.
+#[must_use]
+pub fn run(iova: u64, physical: u64, length: u64) -> Reach {
+    Reach { iova, last: iova + (length - 1), physical, read: true, write: true }
+}
+
+/// Depths of page tables in a set.
+#[must_use]
+pub fn depths(levels: LevelSet) -> Vec<u8> {
+    (3..=6).filter(|level| levels.bits() & 1 << level != 0).collect()
+}
+
+impl<T: UnderTest> Bench<T> {
+    /// A unit that is up and translates.
+    ///
+    /// # Panics
+    /// When the backend cannot bring it up.
+    #[must_use]
+    pub fn start(subject: &T) -> Self {
+        let mut bench = Self::start_disabled(subject);
+        bench.unit.enable(&mut bench.tables).expect("enable");
+        bench.machine.assert_clean();
+        bench
+    }
+
+    /// A unit that takes entries and does not translate yet.
+    ///
+    /// # Panics
+    /// When the backend cannot bring it up.
+    #[must_use]
+    pub fn start_disabled(subject: &T) -> Self {
+        let machine = Machine::default();
+        let number = subject.add(&machine);
+        Self::take(subject, machine, number)
+    }
+
+    /// Brings up a unit of a machine that others have used before.
+    ///
+    /// # Panics
+    /// When the backend cannot.
+    #[must_use]
+    pub fn take(subject: &T, machine: Machine, number: usize) -> Self {
+        let mut tables = machine.tables();
+        let unit = subject.bring_up(&machine, number, &mut tables).expect("bring-up");
+        Self { machine, number, tables, unit }
+    }
+
+    /// What the unit can do.
+    pub fn capabilities(&self) -> UnitCapabilities {
+        self.unit.capabilities()
+    }
+
+    /// An empty domain of the greatest depth.
+    ///
+    /// # Panics
+    /// When there is no memory.
+    pub fn domain(&mut self, tag: u16) -> Domain<T> {
+        let levels = *depths(self.capabilities().levels).last().expect("a depth");
+        self.domain_of(tag, levels)
+    }
+
+    /// An empty domain of `levels` levels.
+    ///
+    /// # Panics
+    /// When there is no memory.
+    pub fn domain_of(&mut self, tag: u16, levels: u8) -> Domain<T> {
+        let UnitCapabilities { page_sizes, coherent, .. } = self.capabilities();
+        let pages = PageTable::new(&mut self.tables, levels, page_sizes, coherent);
+        Domain { tag: DomainTag(tag), pages: pages.expect("a root table") }
+    }
+
+    /// Maps for reading and writing, and makes it visible.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn map(&mut self, domain: &mut Domain<T>, iova: u64, physical: u64, length: u64) {
+        self.map_as(domain, iova, physical, length, Access::READ | Access::WRITE);
+    }
+
+    /// Maps and makes it visible.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn map_as(
+        &mut self,
+        domain: &mut Domain<T>,
+        iova: u64,
+        physical: u64,
+        length: u64,
+        access: Access,
+    ) {
+        let range = range(iova, length);
+        domain.pages.map(&mut self.tables, range, PhysAddr(physical), access).expect("map");
+        self.unit.publish_pages(&mut self.tables, domain.tag, range).expect("publish");
+    }
+
+    /// Unmaps, makes the unit forget, and only then frees tables.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn unmap(&mut self, domain: &mut Domain<T>, iova: u64, length: u64) {
+        let range = range(iova, length);
+        let mut detached = Detached::new();
+        domain.pages.unmap(&mut self.tables, range, &mut detached).expect("unmap");
+        self.unit
+            .invalidate_pages(&mut self.tables, domain.tag, range, detached.tables_freed())
+            .expect("invalidate");
+        PageTable::<<T::Unit as Unit>::Format>::release(&mut self.tables, &mut detached);
+    }
+
+    /// Lets a requester that is denied into a domain.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn attach(&mut self, source: RequesterId, domain: &Domain<T>) {
+        self.unit.write_entry(&mut self.tables, source, domain.entry()).expect("entry");
+        self.unit.invalidate_entry(&mut self.tables, source, None).expect("invalidate");
+    }
+
+    /// Denies a requester that is in a domain.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn detach(&mut self, source: RequesterId, domain: &Domain<T>) {
+        self.unit.write_entry(&mut self.tables, source, Entry::Blocked).expect("entry");
+        self.unit.invalidate_entry(&mut self.tables, source, Some(domain.tag)).expect("invalidate");
+    }
+
+    /// The requester reaches exactly this, whatever the unit has cached, and no rule was broken.
+    ///
+    /// # Panics
+    /// When it reaches anything else.
+    pub fn expect(&self, source: RequesterId, expected: &[Reach]) {
+        self.machine.assert_clean();
+        for through in [Through::Tables, Through::TablesAndCaches] {
+            let reach = self.machine.reach(self.number, source.0, through);
+            assert_eq!(reach, expected, "{source:?} by {through:?}");
+        }
+        for run in expected {
+            for iova in [run.iova, run.last] {
+                let physical = run.physical + (iova - run.iova);
+                let (read, write) =
+                    (self.probe(source, iova, false), self.probe(source, iova, true));
+                assert_eq!(read, run.read.then_some(physical), "{source:?} reads {iova:#x}");
+                assert_eq!(write, run.write.then_some(physical), "{source:?} writes {iova:#x}");
+            }
+        }
+        self.machine.assert_clean();
+    }
+
+    /// Where an access leads.
+    #[must_use]
+    pub fn probe(&self, source: RequesterId, iova: u64, write: bool) -> Option<u64> {
+        self.machine.probe(self.number, source.0, iova, write)
+    }
+
+    /// Reads every page of a range, so that the unit has it cached.
+    pub fn touch(&self, source: RequesterId, iova: u64, length: u64) {
+        for at in (iova..iova + length).step_by(4096) {
+            let _ = self.probe(source, at, false);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Page tables and their invalidation.
+
+use iommu_protocol::wire::Access;
+use iommud::hw::Unit;
+use iommud::hw::radix::{Detached, PageTable};
+use iommud::topology::capabilities::PageSizes;
+
+use super::{Bench, Domain, SOURCES, TARGET, UnderTest, depths, range, run};
+use crate::machine::Reach;
+
+const PAGE: u64 = 4096;
+const LARGE: u64 = 2 << 20;
+const HUGE: u64 = 1 << 30;
+
+/// A page of each size at both ends of what each depth translates; every byte of it and none beside it.
+pub fn every_size_at_every_depth<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    for (tag, levels) in (1..).zip(depths(bench.capabilities().levels)) {
+        let width = 12 + 9 * u32::from(levels);
+        for size in [PAGE, LARGE, HUGE] {
+            if bench.capabilities().page_sizes & PageSizes::from_bits_retain(size)
+                == PageSizes::empty()
+            {
+                continue;
+            }
+            let frames = bench.machine.table_frames();
+            let mut domain = bench.domain_of(tag, levels);
+            bench.attach(SOURCES[0], &domain);
+            let end = if width < 64 { (1 << width) - size } else { 0_u64.wrapping_sub(size) };
+            // One page at each end, one somewhere between that is a neighbour of nothing.
+            let places = [(0, TARGET), (5 * HUGE, TARGET), (end, TARGET)];
+            for (iova, physical) in places {
+                bench.map(&mut domain, iova, physical, size);
+            }
+            let expected = places.map(|(iova, physical)| run(iova, physical, size));
+            bench.expect(SOURCES[0], &expected);
+            for (index, (iova, _)) in places.into_iter().enumerate() {
+                bench.unmap(&mut domain, iova, size);
+                bench.expect(SOURCES[0], &expected[index + 1..]);
+            }
+            bench.detach(SOURCES[0], &domain);
+            domain.pages.destroy(&mut bench.tables);
+            assert_eq!(bench.machine.table_frames(), frames, "tables are given back");
+        }
+    }
+    bench.machine.assert_clean();
+}
+
+/// Permission to read or write is what was mapped, one without the other too.
+pub fn permissions_are_what_was_mapped<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    let cases = [(0x1000, Access::READ), (0x3000, Access::WRITE), (0x5000, Access::all())];
+    for (iova, access) in cases {
+        bench.map_as(&mut domain, iova, TARGET + iova, PAGE, access);
+    }
+    let expected = cases.map(|(iova, access)| Reach {
+        read: access.contains(Access::READ),
+        write: access.contains(Access::WRITE),
+        ..run(iova, TARGET + iova, PAGE)
+    });
+    bench.expect(SOURCES[0], &expected);
+}
+
+/// The test bed itself: without the invalidation the old translation does stay, so that what other checks
+/// find gone was made to go.
+pub fn without_invalidation_it_stays<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, LARGE, TARGET, PAGE);
+    bench.attach(SOURCES[0], &domain);
+    bench.touch(SOURCES[0], LARGE, PAGE);
+    let mut detached = Detached::new();
+    domain.pages.unmap(&mut bench.tables, range(LARGE, PAGE), &mut detached).expect("unmap");
+    assert_eq!(bench.probe(SOURCES[0], LARGE, true), Some(TARGET), "cached");
+    let freed = detached.tables_freed();
+    bench
+        .unit
+        .invalidate_pages(&mut bench.tables, domain.tag, range(LARGE, PAGE), freed)
+        .expect("invalidate");
+    assert_eq!(bench.probe(SOURCES[0], LARGE, true), None);
+    PageTable::<<T::Unit as Unit>::Format>::release(&mut bench.tables, &mut detached);
+    bench.expect(SOURCES[0], &[]);
+}
+
+/// Ranges that no single address mask covers well: odd starts, odd lengths, across boundaries of tables and
+/// of all that one invalidation can cover.
+pub fn ranges_of_any_shape_are_forgotten<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    let shapes = [
+        (0, PAGE),
+        (PAGE, PAGE),
+        (PAGE, 2 * PAGE),
+        (7 * PAGE, 9 * PAGE),
+        (LARGE - PAGE, 2 * PAGE),
+        (LARGE - PAGE, LARGE + 2 * PAGE),
+        (3 * PAGE, 511 * PAGE),
+        (HUGE - 3 * PAGE, 6 * PAGE),
+        (HUGE - LARGE, 2 * LARGE),
+        (64 * LARGE, 5 * LARGE),
+    ];
+    // Pages around each range stay mapped and stay reachable.
+    for (iova, length) in shapes {
+        let base = 4 * HUGE + iova;
+        for at in [base - PAGE, base + length] {
+            bench.map(&mut domain, at, TARGET + 0x100_0000, PAGE);
+        }
+        bench.map(&mut domain, base, TARGET + 0x200_0000, length);
+        bench.touch(SOURCES[0], base - PAGE, length + 2 * PAGE);
+        bench.unmap(&mut domain, base, length);
+        let neighbours = [base - PAGE, base + length].map(|at| run(at, TARGET + 0x100_0000, PAGE));
+        bench.expect(SOURCES[0], &neighbours);
+        for at in [base - PAGE, base + length] {
+            bench.unmap(&mut domain, at, PAGE);
+        }
+        bench.expect(SOURCES[0], &[]);
+    }
+}
+
+/// Invalidating one domain does not touch another's translations, with any tag the unit has.
+pub fn tags_keep_domains_apart<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let last = bench.capabilities().last_tag;
+    assert!(last >= 15, "{last}");
+    let (mut low, mut high) = (bench.domain(1), bench.domain(last));
+    bench.map(&mut low, LARGE, TARGET, PAGE);
+    bench.map(&mut high, LARGE, TARGET + PAGE, PAGE);
+    bench.attach(SOURCES[0], &low);
+    bench.attach(SOURCES[1], &high);
+    bench.expect(SOURCES[0], &[run(LARGE, TARGET, PAGE)]);
+    bench.expect(SOURCES[1], &[run(LARGE, TARGET + PAGE, PAGE)]);
+    bench.unmap(&mut high, LARGE, PAGE);
+    bench.expect(SOURCES[0], &[run(LARGE, TARGET, PAGE)]);
+    bench.expect(SOURCES[1], &[]);
+    bench.detach(SOURCES[1], &high);
+    bench.detach(SOURCES[0], &low);
+    bench.expect(SOURCES[0], &[]);
+}
+
+/// One invalidation and one wait a call, none for new pages where the unit shows them at once.
+pub fn a_call_costs_one_invalidation<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    let cost = |bench: &mut Bench<T>, act: &mut dyn FnMut(&mut Bench<T>)| {
+        let before = subject.counts(&bench.machine, bench.number);
+        act(bench);
+        let after = subject.counts(&bench.machine, bench.number);
+        (after.0 - before.0, after.1 - before.1, after.2 - before.2)
+    };
+    for length in [PAGE, 2 * PAGE, 33 * PAGE, LARGE, 3 * LARGE + PAGE] {
+        let mapped = cost(&mut bench, &mut |bench| bench.map(&mut domain, LARGE, TARGET, length));
+        if subject.shows_new_at_once() {
+            assert_eq!(mapped, (0, 0, 0), "mapping {length:#x} bytes");
+        }
+        assert!(mapped.0 <= 1 && mapped.1 == 0 && mapped.2 <= 1, "{mapped:?}");
+        let unmapped = cost(&mut bench, &mut |bench| bench.unmap(&mut domain, LARGE, length));
+        assert_eq!(unmapped, (1, 0, 1), "unmapping {length:#x} bytes");
+    }
+    bench.machine.assert_clean();
+}
+
+/// A page that was found absent is found once it was mapped and published.
+pub fn new_pages_show_after_publishing<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    for (iova, length) in [(0, PAGE), (LARGE, 3 * PAGE), (HUGE, LARGE), (5 * HUGE, 2 * LARGE)] {
+        bench.touch(SOURCES[0], iova, length);
+        bench.map(&mut domain, iova, TARGET, length);
+        let all = run(iova, TARGET, length);
+        bench.expect(SOURCES[0], &[all]);
+        bench.unmap(&mut domain, iova, length);
+        bench.expect(SOURCES[0], &[]);
+    }
+}
+
+/// A large page that is cut keeps what was not cut, and is forgotten where it was.
+pub fn a_large_page_can_be_cut<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, HUGE, TARGET, HUGE);
+    bench.attach(SOURCES[0], &domain);
+    bench.expect(SOURCES[0], &[run(HUGE, TARGET, HUGE)]);
+    bench.machine.set_audit(false);
+    let hole = HUGE + 7 * LARGE + 3 * PAGE;
+    bench.unmap(&mut domain, hole, PAGE);
+    let (below, above) = (hole - HUGE, hole + PAGE - HUGE);
+    bench.expect(
+        SOURCES[0],
+        &[run(HUGE, TARGET, below), run(HUGE + above, TARGET + above, HUGE - above)],
+    );
+    bench.unmap(&mut domain, HUGE, HUGE);
+    bench.expect(SOURCES[0], &[]);
+}
+
+/// More invalidations than any ring holds, without waiting for the ring to be empty by chance.
+pub fn rings_wrap<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    for round in 0..1500_u64 {
+        let iova = LARGE + (round % 7) * PAGE;
+        bench.map(&mut domain, iova, TARGET + round * PAGE, PAGE);
+        assert_eq!(bench.probe(SOURCES[0], iova, true), Some(TARGET + round * PAGE));
+        bench.unmap(&mut domain, iova, PAGE);
+        assert_eq!(bench.probe(SOURCES[0], iova, true), None, "round {round}");
+    }
+    bench.machine.assert_clean();
+}
+
+/// A domain that two requesters share is changed for both at once.
+pub fn sharers_see_the_same<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain: Domain<T> = bench.domain(4);
+    bench.attach(SOURCES[0], &domain);
+    bench.attach(SOURCES[2], &domain);
+    bench.map(&mut domain, LARGE, TARGET, 2 * PAGE);
+    let both = [run(LARGE, TARGET, 2 * PAGE)];
+    bench.expect(SOURCES[0], &both);
+    bench.expect(SOURCES[2], &both);
+    bench.unmap(&mut domain, LARGE, 2 * PAGE);
+    bench.expect(SOURCES[0], &[]);
+    bench.expect(SOURCES[2], &[]);
+}
