@@ -91,11 +91,13 @@ impl Ring {
 
     /// Clears the entry at software's position and moves on: an entry that the unit has announced but not
     /// yet written is told by its zeros.
-    pub(crate) fn consume<M: TableMemory>(&mut self, memory: &mut M) {
+    pub(crate) fn consume<M: TableMemory>(&mut self, memory: &mut M, coherent: bool) {
         let (frame, word) = self.place();
         memory.store(frame, word, 0);
         memory.store(frame, word + 1, 0);
-        memory.clean(frame, word, 2);
+        if !coherent {
+            memory.clean(frame, word, 2);
+        }
         self.advance();
     }
 }

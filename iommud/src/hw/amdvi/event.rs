@@ -29,11 +29,6 @@ pub(super) fn fault(entry: [u64; 2], unit: RequesterId) -> HardwareFault {
     }
 }
 
-/// Whether the entry says of itself that the unit stopped taking commands.
-pub(super) fn stops_commands(entry: [u64; 2]) -> bool {
-    matches!(event::code_of(entry[0]), code::ILLEGAL_COMMAND | code::COMMAND_ERROR)
-}
-
 /// The address the device used. Entries whose address is one of memory have none here.
 fn address(code: u8, first: u64, second: u64) -> Option<Iova> {
     let at = match code {
@@ -262,9 +257,6 @@ mod tests {
             let fault = decode(words);
             assert_eq!((fault.source, fault.address, fault.reason), (UNIT, None, code));
         }
-        assert!(stops_commands(entry([0, 0x5000_0000, 0, 0])));
-        assert!(stops_commands(entry([0, 0x6000_0000, 0, 0])));
-        assert!(!stops_commands(entry([0, 0x2000_0000, 0, 0])));
     }
 
     #[test]

@@ -1,7 +1,36 @@
 //! AMD-Vi units: device table, command ring, event and page request logs, page tables of version 1.
+//!
+//! ```text
+//! bring_up   memory for everything; every entry of the device table denies
+//!   unit off: all off, flags, bases and pointers; rings armed (the unit looks at none of them while IommuEn
+//!             is 0, so no command can run yet)
+//!   unit on:  only the rings and logs are replaced; the old device table goes on to rule
+//! write_entry ..            into the new device table, which nothing reads yet
+//! enable
+//!   unit off: IommuEn
+//!   unit on:  the device table register is swapped in one store, IommuEn stays 1
+//!   both:     exclusion range off, INVALIDATE_IOMMU_ALL, every entry written is invalidated, wait
+//! ```
+//!
+//! While IommuEn is 0 there are no commands and nothing is cached: what must be invalidated before
+//! `enable` is invalidated by it.
 
+mod bringup;
+mod capability;
+mod command;
+mod device;
 mod event;
 mod format;
+mod log;
+mod port;
 mod spec;
+mod unit;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use capability::Capability;
 pub use format::AmdFormat;
+pub use unit::AmdUnit;

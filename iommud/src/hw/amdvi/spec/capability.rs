@@ -56,6 +56,12 @@ pub(crate) const fn physical_bits(miscellaneous: u32) -> u8 {
     second & 0x7f
 }
 
+/// VASize of Miscellaneous Information Register 0: bits 21:15.
+pub(crate) const fn virtual_bits(miscellaneous: u32) -> u8 {
+    let [first, ..] = (miscellaneous >> 15).to_le_bytes();
+    first & 0x7f
+}
+
 bitflags! {
     /// Flags of an IVHD (48882 section 5.2.2.1) as they concern the control register.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +98,15 @@ mod tests {
         assert_eq!(Features::HOST_LEVELS.bits(), 0xc00);
     }
 
-    /// VirtualBox iommu-amd.h IOMMU_BF_MISCINFO_0_PA_SIZE_MASK is 0x7f00. QEMU's register (40 bits physical, but
+    /// VirtualBox iommu-amd.h IOMMU_BF_MISCINFO_0_PA_SIZE_MASK is 0x7f00, VA_SIZE_MASK 0x3f8000. QEMU's register (40 bits physical, but
     /// its virtual size is too wide for its field and runs into this one) reads as 46.
     #[test]
     fn sizes() {
         assert_eq!(physical_bits(40 << 8), 40);
         assert_eq!(physical_bits(48 << 15 | 40 << 8 | 48 << 5), 46);
         assert_eq!(physical_bits(0xffff_80ff), 0);
+        assert_eq!(virtual_bits(48 << 15 | 40 << 8 | 48 << 5), 48);
+        assert_eq!((virtual_bits(64 << 15), virtual_bits(0xffc0_7fff)), (64, 0));
     }
 
     /// Linux amd_iommu/init.c IVHD_FLAG_HT_TUN_EN_MASK, _PASSPW_, _RESPASSPW_, _ISOC_: 1, 2, 4, 8.

@@ -19,6 +19,12 @@ pub(crate) const SUPPRESS_ALL: u64 = 1 << 34;
 /// SysMgt, word 1, bits 41:40 (105:104 of the entry).
 const SYSTEM_MANAGEMENT_SHIFT: u32 = 40;
 
+/// SysMgt in place.
+pub(crate) const MANAGEMENT_BITS: u64 = 0b11 << SYSTEM_MANAGEMENT_SHIFT;
+
+/// INITPass, EIntPass, NMIPass, Lint0Pass, Lint1Pass, word 2.
+pub(crate) const PASS_BITS: u64 = 0b111 << 56 | 0b11 << 62;
+
 /// Bits of word 2 that belong to interrupt remapping: IV, IntTabLen, IG, the table's address, IntCtl.
 pub(crate) const INTERRUPT_BITS: u64 = 0x300f_ffff_ffff_ffff;
 

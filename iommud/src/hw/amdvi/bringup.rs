@@ -1,0 +1,260 @@
+//! Bringing a unit up, as far as taking entries; and turning it on. The order is the module's head.
+
+use alloc::collections::BTreeSet;
+use core::marker::PhantomData;
+
+use super::capability::Capability;
+use super::command::Commands;
+use super::device::DeviceTable;
+use super::log::Log;
+use super::port::Port;
+use super::spec::capability::{Features, HeaderFlags, host_levels};
+use super::spec::command;
+use super::spec::registers::{self, Control, Status};
+use super::unit::{AmdUnit, State};
+use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::unit::UnitError;
+use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+use crate::topology::firmware::{UnitDescription, UnitKind};
+
+/// All that a unit runs, but for its translation.
+const RINGS: Control = Control::COMMANDS.union(Control::EVENT_LOG);
+
+/// Page requests, where the unit takes them.
+const REQUESTS: Control = Control::PPR_LOG.union(Control::PPR);
+
+/// What shows that a ring or log runs.
+const RUNNING: Status = Status::COMMANDS_RUN.union(Status::EVENTS_RUN).union(Status::PPR_RUN);
+
+/// What a previous owner's interrupt tables need.
+const INTERRUPTS: Control = Control::GUEST_APIC
+    .union(Control::GUEST_APIC_MODE)
+    .union(Control::X2APIC)
+    .union(Control::INTERRUPTS_X2APIC)
+    .union(Control::INTERRUPT_CACHE_OFF);
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
+    /// Brings the unit up as far as taking entries: rings and logs in place, every entry denying. A unit
+    /// that is off stays off; one that is on goes on translating with its old device table.
+    ///
+    /// # Errors
+    /// `Dead`, `Unsupported`, `Memory`: nothing changed. `Timeout`: the rings of a unit that was on cannot
+    /// be replaced; it translates as before.
+    pub fn bring_up(
+        registers: R,
+        clock: C,
+        memory: &mut M,
+        description: &UnitDescription,
+        capability: Option<Capability>,
+    ) -> Result<Self, UnitError> {
+        let UnitKind::AmdVi { function, flags, features, .. } = description.kind else {
+            return Err(UnitError::Unsupported { what: "not an AMD-Vi unit" });
+        };
+        check_registers(description, capability)?;
+        let mut port = Port::open(registers, clock)?;
+        let features = read_features(&mut port, features, capability)?;
+        let levels = supported_levels(features)?;
+        let on = port.control.contains(Control::ENABLE);
+        let coherent = make_coherent(&mut port, on);
+
+        let devices = DeviceTable::new(memory, coherent, &description.entries)?;
+        let commands = Commands::allocate(memory, coherent)?;
+        let events = Log::events(memory, coherent)?;
+        let requests = match features.contains(Features::PPR) {
+            true => Some(Log::requests(memory, coherent)?),
+            false => None,
+        };
+        let mut unit = Self {
+            function,
+            capabilities: UnitCapabilities {
+                levels,
+                page_sizes: PageSizes::all(),
+                coherent,
+                // Unknown is taken for yes: one invalidation too many does no harm.
+                caches_absent: capability.is_none_or(|block| block.caches_absent()),
+                last_tag: u16::MAX,
+                pass_through: true,
+                physical_bits: capability.and_then(|block| block.physical_bits()).unwrap_or(52),
+                // What every unit has that has four levels.
+                iova_bits: capability.and_then(|block| block.virtual_bits()).unwrap_or(48),
+            },
+            features,
+            port,
+            devices,
+            commands,
+            events,
+            requests,
+            state: State::Off {
+                entered: BTreeSet::new(),
+                control: running_control(flags, features),
+            },
+            memory: PhantomData,
+        };
+        match on {
+            true => unit.replace_rings(memory)?,
+            false => unit.arm()?,
+        }
+        Ok(unit)
+    }
+
+    /// A unit that is off: everything that firmware may have left is turned off, then bases and pointers.
+    fn arm(&mut self) -> Result<(), UnitError> {
+        let State::Off { control, .. } = self.state else { return Ok(()) };
+        self.port.set_control(Control::empty());
+        self.port.wait_clear(RUNNING, "rings to stop")?;
+        self.port.set_control(control & flag_bits());
+        self.port.write(registers::DEVICE_TABLE_BASE, self.devices.register());
+        self.install_rings();
+        self.port.write(registers::EXCLUSION_BASE, 0);
+        self.port.write(registers::EXCLUSION_LIMIT, 0);
+        self.port.set_control(control - Control::ENABLE);
+        Ok(())
+    }
+
+    /// A unit that is on: rings and logs are stopped, replaced and started; IommuEn stays, and the device
+    /// table of the previous owner.
+    fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        let old = self.port.control;
+        self.port.set_control(old - RINGS - REQUESTS);
+        self.port.wait_clear(RUNNING, "rings of the previous owner to stop")?;
+        self.install_rings();
+        let table = self.port.read(registers::DEVICE_TABLE_BASE);
+        let interrupts = self.devices.adopt_interrupts(memory, table);
+        if let State::Off { control, .. } = &mut self.state {
+            if interrupts {
+                *control |= old & INTERRUPTS;
+            }
+            let rings = *control & (RINGS | REQUESTS);
+            self.port.set_control((old - RINGS - REQUESTS) | rings);
+        }
+        self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")
+    }
+
+    fn install_rings(&mut self) {
+        self.commands.install(&mut self.port);
+        self.events.install(&mut self.port);
+        if let Some(requests) = &mut self.requests {
+            requests.install(&mut self.port);
+        }
+        let stale = Status::EVENT_OVERFLOW
+            | Status::EVENT_INTERRUPT
+            | Status::WAIT_INTERRUPT
+            | Status::PPR_OVERFLOW
+            | Status::PPR_INTERRUPT;
+        self.port.write(registers::STATUS, stale.bits());
+    }
+
+    /// Turns the unit on, or over to the new device table; then makes it forget everything. The unit is on
+    /// when this fails: what its device table denies, it denies.
+    pub(super) fn turn_on(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        let State::Off { entered, control } = &self.state else { return Ok(()) };
+        let (entered, control) = (entered.clone(), *control);
+        let old = self.port.control;
+        if old.intersects(Control::TABLE_SEGMENTS) {
+            // The first part of a table in parts alone: requesters of the others are denied.
+            self.port.set_control(old - Control::TABLE_SEGMENTS);
+        }
+        if old.contains(Control::ENABLE) {
+            // The store that swaps tables under a unit that is on.
+            self.port.write(registers::DEVICE_TABLE_BASE, self.devices.register());
+        }
+        self.port.set_control(control);
+        self.port.write(registers::EXCLUSION_BASE, 0);
+        self.port.write(registers::EXCLUSION_LIMIT, 0);
+        self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
+        self.forget_everything(memory)?;
+        // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named.
+        let named = entered.into_iter().map(command::invalidate_device);
+        self.commands.execute(&mut self.port, memory, named)?;
+        self.state = State::On;
+        Ok(())
+    }
+
+    /// Makes the unit forget everything it caches. Without INVALIDATE_IOMMU_ALL each entry and each domain
+    /// is named, in this order: what is walked after an entry was forgotten comes from the new one.
+    fn forget_everything(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        let Self { port, commands, .. } = self;
+        if self.features.contains(Features::INVALIDATE_ALL) {
+            return commands.round(port, memory, &[command::invalidate_all()]);
+        }
+        commands.execute(port, memory, (0..=u16::MAX).map(command::invalidate_device))?;
+        let domains = (0..=u16::MAX).map(|tag| super::command::whole_domain(DomainTag(tag)));
+        commands.execute(port, memory, domains)
+    }
+}
+
+/// The registers that firmware's table and the capability block name must be the same, and reachable.
+fn check_registers(
+    description: &UnitDescription,
+    capability: Option<Capability>,
+) -> Result<(), UnitError> {
+    match capability {
+        Some(block) if !block.enabled() => {
+            Err(UnitError::Unsupported { what: "firmware did not enable the unit's registers" })
+        }
+        Some(block) if Some(block.base()) != description.base() => Err(UnitError::Unsupported {
+            what: "firmware table and unit disagree on its registers",
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The extended features: the register where there is one, else none. Firmware's copy tells that there is
+/// a register, too.
+fn read_features<R: RegisterIo, C: Clock>(
+    port: &mut Port<R, C>,
+    firmware: Option<u64>,
+    capability: Option<Capability>,
+) -> Result<Features, UnitError> {
+    let exists = capability.map_or(firmware.is_some(), |block| block.extended());
+    if !exists {
+        return Ok(Features::empty());
+    }
+    match port.read(registers::EXTENDED_FEATURES) {
+        u64::MAX => Err(UnitError::Dead),
+        features => Ok(Features::from_bits_retain(features)),
+    }
+}
+
+fn supported_levels(features: Features) -> Result<LevelSet, UnitError> {
+    let basic = LevelSet::THREE | LevelSet::FOUR;
+    match host_levels(features.bits()) {
+        0 => Ok(basic),
+        1 => Ok(basic | LevelSet::FIVE),
+        2 => Ok(LevelSet::all()),
+        _ => Err(UnitError::Unsupported { what: "the unit has no page tables for DMA" }),
+    }
+}
+
+/// Asks for coherent reads of the tables, and says whether the unit does them. Page tables are always read
+/// so (SD is 0 in every entry), except by a unit that cannot.
+fn make_coherent<R: RegisterIo, C: Clock>(port: &mut Port<R, C>, on: bool) -> bool {
+    let wanted = match on {
+        true => port.control | Control::COHERENT,
+        false => Control::COHERENT,
+    };
+    port.set_control(wanted);
+    let control = port.read(registers::CONTROL);
+    Control::from_bits_retain(control).contains(Control::COHERENT)
+}
+
+/// The control bits that firmware decides.
+const fn flag_bits() -> Control {
+    Control::HT_TUNNEL
+        .union(Control::PASS_PW)
+        .union(Control::RESPONSE_PASS_PW)
+        .union(Control::ISOCHRONOUS)
+        .union(Control::COHERENT)
+}
+
+/// The control register of the unit when it runs: no guest features, no interrupts of its own.
+fn running_control(flags: u8, features: Features) -> Control {
+    let flags = HeaderFlags::from_bits_retain(flags);
+    let mut control = Control::ENABLE | RINGS | Control::COHERENT;
+    control.set(Control::HT_TUNNEL, flags.contains(HeaderFlags::HT_TUNNEL));
+    control.set(Control::PASS_PW, flags.contains(HeaderFlags::PASS_PW));
+    control.set(Control::RESPONSE_PASS_PW, flags.contains(HeaderFlags::RESPONSE_PASS_PW));
+    control.set(Control::ISOCHRONOUS, flags.contains(HeaderFlags::ISOCHRONOUS));
+    control.set(REQUESTS, features.contains(Features::PPR));
+    control
+}

@@ -1,0 +1,160 @@
+//! The event log and the log of page requests.
+
+use super::port::Port;
+use super::spec::event as layout;
+use super::spec::registers::{self, Control, Status};
+use crate::hw::poll;
+use crate::hw::ring::Ring;
+use crate::hw::seams::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
+use crate::hw::unit::UnitError;
+
+/// Frames of a log, and the log2 of its entries: 4096. One DMA of a kilobyte that is blocked can fill 256.
+const FRAMES: usize = 16;
+const LENGTH: u8 = 12;
+
+/// How long an entry may stay unwritten after the unit has announced it.
+const ENTRY_LIMIT: Nanos = Nanos(1_000_000);
+
+/// Where a log's registers are, and its bits in the control and status registers.
+#[derive(Debug)]
+struct Place {
+    base: u32,
+    head: u32,
+    tail: u32,
+    on: Control,
+    running: Status,
+    overflow: Status,
+    what: &'static str,
+}
+
+/// A log that a unit writes.
+#[derive(Debug)]
+pub(super) struct Log {
+    ring: Ring,
+    place: &'static Place,
+    coherent: bool,
+}
+
+/// What reading a log came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Entries read.
+    pub(super) entries: usize,
+    /// Entries known to be lost, an overflow counting as one.
+    pub(super) lost: u32,
+}
+
+impl Log {
+    /// The event log.
+    ///
+    /// # Errors
+    /// `Exhausted`.
+    pub(super) fn events<M: TableMemory>(
+        memory: &mut M,
+        coherent: bool,
+    ) -> Result<Self, MemoryError> {
+        const PLACE: Place = Place {
+            base: registers::EVENT_BASE,
+            head: registers::EVENT_HEAD,
+            tail: registers::EVENT_TAIL,
+            on: Control::EVENT_LOG,
+            running: Status::EVENTS_RUN,
+            overflow: Status::EVENT_OVERFLOW,
+            what: "event log to stop",
+        };
+        Ok(Self { ring: Ring::allocate(memory, FRAMES)?, place: &PLACE, coherent })
+    }
+
+    /// The log of page requests.
+    ///
+    /// # Errors
+    /// `Exhausted`.
+    pub(super) fn requests<M: TableMemory>(
+        memory: &mut M,
+        coherent: bool,
+    ) -> Result<Self, MemoryError> {
+        const PLACE: Place = Place {
+            base: registers::PPR_BASE,
+            head: registers::PPR_HEAD,
+            tail: registers::PPR_TAIL,
+            on: Control::PPR_LOG,
+            running: Status::PPR_RUN,
+            overflow: Status::PPR_OVERFLOW,
+            what: "page request log to stop",
+        };
+        Ok(Self { ring: Ring::allocate(memory, FRAMES)?, place: &PLACE, coherent })
+    }
+
+    /// Gives the log to a unit that is not writing any.
+    pub(super) fn install<R: RegisterIo, C: Clock>(&mut self, port: &mut Port<R, C>) {
+        port.write(self.place.base, registers::ring_base(self.ring.base().0, LENGTH));
+        self.ring.set_offset(0);
+        port.write(self.place.head, 0);
+        port.write(self.place.tail, 0);
+    }
+
+    /// Hands at most `limit` entries to `sink`, oldest first. One register is read when there are none.
+    ///
+    /// # Errors
+    /// `Dead`, `Timeout`.
+    pub(super) fn take<R: RegisterIo, C: Clock, M: TableMemory>(
+        &mut self,
+        port: &mut Port<R, C>,
+        memory: &mut M,
+        limit: usize,
+        sink: &mut dyn FnMut([u64; 2]),
+    ) -> Result<Taken, UnitError> {
+        let tail = match port.read(self.place.tail) {
+            u64::MAX => return Err(UnitError::Dead),
+            tail => registers::pointer(tail),
+        };
+        let waiting = self.ring.ahead(tail);
+        let mut taken = Taken::default();
+        if waiting == 0 {
+            return Ok(taken);
+        }
+        let full = waiting + 1 >= self.ring.entries();
+        for _ in 0..waiting.min(limit) {
+            match self.entry(port, memory) {
+                Some(entry) => {
+                    sink(entry);
+                    taken.entries += 1;
+                }
+                None => taken.lost += 1,
+            }
+            self.ring.consume(memory, self.coherent);
+        }
+        port.write(self.place.head, self.ring.offset());
+        let overflowed = waiting <= limit && port.status()?.intersects(self.place.overflow);
+        if overflowed {
+            self.restart(port)?;
+        }
+        // A full log drops what comes next. QEMU does so without a word.
+        taken.lost += u32::from(overflowed || full);
+        Ok(taken)
+    }
+
+    /// The next entry. The unit may move its pointer before the entry is in memory: an entry is there when
+    /// it has a code, since those read before were cleared. `None` when it does not come.
+    fn entry<R: RegisterIo, C: Clock, M: TableMemory>(
+        &self,
+        port: &mut Port<R, C>,
+        memory: &M,
+    ) -> Option<[u64; 2]> {
+        poll::until(&mut port.clock, ENTRY_LIMIT, || {
+            let entry = self.ring.peek(memory);
+            (layout::code_of(entry[0]) != 0).then_some(entry)
+        })
+    }
+
+    /// Starts a log that overflowed (48882 section 2.5.1, "Event Log Restart Procedure"): off, wait until it
+    /// stopped, clear the overflow, on. Everything that was in it has been read; the pointers stay.
+    fn restart<R: RegisterIo, C: Clock>(&self, port: &mut Port<R, C>) -> Result<(), UnitError> {
+        let control = port.control;
+        port.set_control(control - self.place.on);
+        let stopped = port.wait_clear(self.place.running, self.place.what);
+        port.write(registers::STATUS, self.place.overflow.bits());
+        port.set_control(control);
+        stopped
+    }
+}

@@ -1,0 +1,195 @@
+//! An AMD-Vi unit as the server drives it.
+
+use alloc::collections::BTreeSet;
+use core::fmt::Write;
+use core::marker::PhantomData;
+
+use iommu_protocol::ids::RequesterId;
+
+use super::command::{Commands, pages, whole_domain};
+use super::device::DeviceTable;
+use super::event;
+use super::format::AmdFormat;
+use super::log::Log;
+use super::port::Port;
+use super::spec::capability::Features;
+use super::spec::command;
+use super::spec::registers::{self, Control, Status};
+use crate::addr::IovaRange;
+use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
+use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
+
+/// The answer to every page request: "invalid request" (PCI Express Base 6.0, page request response codes).
+const REFUSED: u8 = 1;
+
+/// Whether the unit reads the device table that is written here.
+#[derive(Debug)]
+pub(super) enum State {
+    /// It does not: there is nothing to invalidate, and everything will be.
+    Off {
+        /// Requesters whose entries were written.
+        entered: BTreeSet<u16>,
+        /// The control register as it will be.
+        control: Control,
+    },
+    /// It does.
+    On,
+}
+
+/// One AMD-Vi unit. Made by [`AmdUnit::bring_up`].
+pub struct AmdUnit<R, C, M> {
+    pub(super) function: RequesterId,
+    pub(super) capabilities: UnitCapabilities,
+    pub(super) features: Features,
+    pub(super) port: Port<R, C>,
+    pub(super) devices: DeviceTable,
+    pub(super) commands: Commands,
+    pub(super) events: Log,
+    pub(super) requests: Option<Log>,
+    pub(super) state: State,
+    pub(super) memory: PhantomData<fn() -> M>,
+}
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
+    /// Carries out commands and waits, unless the unit has nothing cached yet.
+    fn run(&mut self, memory: &mut M, commands: &[[u64; 2]]) -> Result<(), UnitError> {
+        match self.state {
+            State::Off { .. } => Ok(()),
+            State::On => self.commands.round(&mut self.port, memory, commands),
+        }
+    }
+
+    fn check(&self, entry: Entry) -> Result<(), UnitError> {
+        let Entry::Translate { root, levels, .. } = entry else { return Ok(()) };
+        let depth =
+            1u8.checked_shl(levels.into()).map_or(LevelSet::empty(), LevelSet::from_bits_retain);
+        if depth.is_empty() || !self.capabilities.levels.contains(depth) {
+            return Err(UnitError::Unsupported { what: "page table of this depth" });
+        }
+        if root.0 & !super::spec::ADDRESS_BITS != 0 {
+            return Err(UnitError::Unsupported { what: "page table at this address" });
+        }
+        Ok(())
+    }
+
+    /// Reads page requests and refuses each.
+    fn refuse_requests(
+        &mut self,
+        memory: &mut M,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        let Some(log) = &mut self.requests else { return Ok(0) };
+        let mut answers = alloc::vec::Vec::new();
+        let taken = log.take(&mut self.port, memory, limit, &mut |entry| {
+            if let Some(request) = event::page_request(entry) {
+                let (source, process) = (request.source.0, request.process);
+                answers.push(command::complete_request(source, process, request.tag, REFUSED));
+                sink(request.fault);
+            }
+        })?;
+        self.commands.execute(&mut self.port, memory, answers)?;
+        Ok(taken.lost)
+    }
+}
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
+    type Memory = M;
+    type Format = AmdFormat;
+
+    fn capabilities(&self) -> UnitCapabilities {
+        self.capabilities
+    }
+
+    fn write_entry(
+        &mut self,
+        memory: &mut M,
+        source: RequesterId,
+        entry: Entry,
+    ) -> Result<(), UnitError> {
+        self.check(entry)?;
+        self.devices.write(memory, source, entry);
+        if let State::Off { entered, .. } = &mut self.state {
+            entered.insert(source.0);
+        }
+        Ok(())
+    }
+
+    /// The entry first and by itself, then the domain: a unit may carry commands out in any order up to a
+    /// wait, and a walk in between must not bring the old domain's translations back.
+    fn invalidate_entry(
+        &mut self,
+        memory: &mut M,
+        source: RequesterId,
+        old: Option<DomainTag>,
+    ) -> Result<(), UnitError> {
+        self.run(memory, &[command::invalidate_device(source.0)])?;
+        match old {
+            Some(tag) => self.run(memory, &[whole_domain(tag)]),
+            None => Ok(()),
+        }
+    }
+
+    fn publish_pages(
+        &mut self,
+        memory: &mut M,
+        tag: DomainTag,
+        range: IovaRange,
+    ) -> Result<(), UnitError> {
+        match self.capabilities.caches_absent {
+            true => self.run(memory, &[pages(tag, range, true)]),
+            false => Ok(()),
+        }
+    }
+
+    fn invalidate_pages(
+        &mut self,
+        memory: &mut M,
+        tag: DomainTag,
+        range: IovaRange,
+        tables_freed: bool,
+    ) -> Result<(), UnitError> {
+        self.run(memory, &[pages(tag, range, tables_freed)])
+    }
+
+    fn enable(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        self.turn_on(memory)
+    }
+
+    fn take_faults(
+        &mut self,
+        memory: &mut M,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        let function = self.function;
+        let events = self.events.take(&mut self.port, memory, limit, &mut |entry| {
+            sink(event::fault(entry, function));
+        })?;
+        let left = limit.saturating_sub(events.entries);
+        Ok(events.lost + self.refuse_requests(memory, left, sink)?)
+    }
+
+    fn describe(&mut self, out: &mut dyn Write) -> core::fmt::Result {
+        let control = self.port.read(registers::CONTROL);
+        if control == u64::MAX {
+            return writeln!(out, "registers read all ones");
+        }
+        let control = Control::from_bits_retain(control);
+        let status = Status::from_bits_retain(self.port.read(registers::STATUS));
+        let word = |set: bool| if set { "on" } else { "off" };
+        writeln!(out, "translation {}", word(control.contains(Control::ENABLE)))?;
+        writeln!(out, "command ring {}", word(status.contains(Status::COMMANDS_RUN)))?;
+        writeln!(out, "event log {}", word(status.contains(Status::EVENTS_RUN)))?;
+        writeln!(out, "page request log {}", word(self.requests.is_some()))?;
+        let one = self.features.contains(Features::INVALIDATE_ALL);
+        writeln!(
+            out,
+            "invalidates everything by {}",
+            if one { "one command" } else { "many commands" }
+        )?;
+        writeln!(out, "extended features {:#018x}", self.features.bits())?;
+        writeln!(out, "control {:#018x}, status {:#06x}", control.bits(), status.bits())
+    }
+}
