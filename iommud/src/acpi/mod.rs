@@ -25,7 +25,7 @@ use crate::topology::firmware::Firmware;
 
 pub use anomaly::{Anomaly, RegionProblem, ScopeProblem, UnitProblem};
 pub use scope::{BadScopeLength, Scope, Scopes};
-pub use table::{Header, Table, TableError};
+pub use table::{Header, LONGEST, Table, TableError};
 
 /// Reads a DMAR (VT-d).
 ///

@@ -8,6 +8,10 @@ use super::bytes::{array, u8_at, u16_at, u32_at};
 /// Bytes of the header of every table.
 const HEADER_SIZE: usize = 36;
 
+/// Longest table that is read, in bytes. Real ones have some hundred; the limit bounds the work, which is
+/// quadratic in places.
+pub const LONGEST: usize = 64 * 1024;
+
 /// The table as a whole cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableError {
@@ -17,6 +21,11 @@ pub enum TableError {
         available: usize,
         /// Bytes of the fixed part.
         needed: usize,
+    },
+    /// There are more than [`LONGEST`] bytes.
+    TooLong {
+        /// Bytes of the table.
+        length: usize,
     },
     /// It is another table.
     Signature([u8; 4]),
@@ -39,6 +48,9 @@ impl fmt::Display for TableError {
         match self {
             Self::Short { available, needed } => {
                 write!(f, "{available} bytes where the fixed part of the table has {needed}")
+            }
+            Self::TooLong { length } => {
+                write!(f, "{length} bytes; tables above {LONGEST} bytes are not read")
             }
             Self::Signature(found) => write!(f, "signature \"{}\"", found.escape_ascii()),
             Self::Length { stated, available } => {
@@ -85,12 +97,15 @@ impl<'a> Table<'a> {
     /// Reads the header. The table ends where its length says, or where `bytes` end.
     ///
     /// # Errors
-    /// `Short` when not even the header is there.
+    /// `Short` when not even the header is there; `TooLong`.
     pub fn read(bytes: &'a [u8]) -> Result<Self, TableError> {
         let header = Self::header(bytes)
             .ok_or(TableError::Short { available: bytes.len(), needed: HEADER_SIZE })?;
         let stated = usize::try_from(header.length).unwrap_or(usize::MAX);
         let used = bytes.get(..stated).unwrap_or(bytes);
+        if used.len() > LONGEST {
+            return Err(TableError::TooLong { length: used.len() });
+        }
         Ok(Self { header, bytes: used, available: bytes.len() })
     }
 

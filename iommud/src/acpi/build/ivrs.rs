@@ -243,22 +243,22 @@ impl Builder {
     }
 }
 
-/// The devices of all blocks. What the richer say comes after what only the poorer say: later entries
-/// take precedence.
+/// The devices of all blocks, each once. What the richer blocks say comes last: later entries hold.
 fn union(blocks: &[Block]) -> (Vec<DeviceScope>, Vec<EntryRange>) {
     let mut scopes: Vec<DeviceScope> = Vec::new();
     let mut entries: Vec<EntryRange> = Vec::new();
-    for (index, block) in blocks.iter().enumerate() {
-        let richer = blocks.iter().skip(index + 1);
-        let said = |entry: &EntryRange| {
-            richer.clone().any(|block| block.named.entries.iter().any(|e| e == entry))
-        };
-        entries.extend(block.named.entries.iter().filter(|entry| !said(entry)));
+    for block in blocks.iter().rev() {
+        for entry in block.named.entries.iter().rev() {
+            if !entries.contains(entry) {
+                entries.push(*entry);
+            }
+        }
         for scope in &block.named.scopes {
             if !scopes.contains(scope) {
                 scopes.push(scope.clone());
             }
         }
     }
+    entries.reverse();
     (scopes, entries)
 }
