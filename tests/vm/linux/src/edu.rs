@@ -36,6 +36,11 @@ impl Edu {
     /// Maps the registers of a function and lets it start DMA.
     pub(crate) fn open(function: Function) -> Result<Self> {
         function.enable(true)?;
+        Self::new(function)
+    }
+
+    /// Maps the registers of a function. Whether it may start DMA is as it was.
+    pub(crate) fn new(function: Function) -> Result<Self> {
         let bar = function.bar(0, BAR_LENGTH)?;
         Ok(Self { function, bar })
     }

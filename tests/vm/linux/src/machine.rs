@@ -1,44 +1,25 @@
 //! What the other scenarios take for granted about the machine.
 
-use std::fs::OpenOptions;
-
 use anyhow::{Context, Result, ensure};
 
 use crate::edu::{Edu, MAX_COUNT};
-use crate::map::Mapping;
 use crate::memory::{HUGE_PAGE, HugePage};
 use crate::report::check;
+use crate::unit::Registers;
 
 /// Runs the scenario.
 pub(crate) fn run() {
-    let mut base = 0;
-    check(1, || {
-        base = drhd_base()?;
-        Ok(format!("DRHD at {base:#x}"))
-    });
-    check(2, || unit_version(base));
+    check(1, || Ok(format!("DRHD at {:#x}", Registers::open()?.base)));
+    check(2, unit_version);
     check(3, huge_pages);
     check(4, devices);
     check(5, copy);
     check(6, drivers);
 }
 
-/// Register base of the first DRHD (VT-d 4.1 section 8.3): the DMAR header has 48 bytes, the structure's
-/// type is 0, its base is at byte 8.
-fn drhd_base() -> Result<u64> {
-    let table = std::fs::read("/sys/firmware/acpi/tables/DMAR").context("DMAR")?;
-    ensure!(table.get(..4) == Some(b"DMAR"), "bad signature");
-    ensure!(table.get(48..50) == Some(&[0, 0]), "the first structure is not a DRHD");
-    let base = table.get(56..64).context("the table is too short")?;
-    Ok(u64::from_le_bytes(base.try_into()?))
-}
-
-/// VER_REG is at offset 0: major version in bits 7:4, minor in 3:0 (VT-d 4.1 section 11.4.1).
-fn unit_version(base: u64) -> Result<String> {
-    ensure!(base != 0, "no unit was named");
-    let file = OpenOptions::new().read(true).write(true).open("/dev/mem").context("/dev/mem")?;
-    let registers = Mapping::new(&file, base, 4096, true)?;
-    let (version, capabilities) = (registers.read32(0)?, registers.read64(8)?);
+fn unit_version() -> Result<String> {
+    let unit = Registers::open()?;
+    let (version, capabilities) = (unit.version()?, unit.capabilities()?);
     ensure!(version == 0x10, "VER is {version:#x}");
     Ok(format!("VER {version:#x}, CAP {capabilities:#x}"))
 }

@@ -7,12 +7,40 @@ mod machine;
 mod map;
 mod memory;
 mod pci;
+mod process;
 mod report;
+mod role;
+mod server;
 mod setup;
+mod story;
+mod unit;
+
+use std::process::ExitCode;
 
 use checks::Scenario;
 
-fn main() {
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.split_first() {
+        Some((role, _)) if role == "puppet" => {
+            role::puppet();
+            ExitCode::SUCCESS
+        }
+        Some((role, [seed, devices @ ..])) if role == "churn" => {
+            match process::number(seed).and_then(|seed| story::churn(seed, devices)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    println!("{error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        // What the kernel could not make sense of on its command line also arrives here.
+        _ => first_process(),
+    }
+}
+
+fn first_process() -> ExitCode {
     if let Err(error) = setup::mount_all() {
         report::log(&format!("set-up failed: {error:#}"));
     }
@@ -26,6 +54,7 @@ fn main() {
         Err(error) => report::log(&format!("{error:#}")),
     }
     setup::power_off();
+    ExitCode::FAILURE
 }
 
 fn run(scenario: Scenario) {
@@ -35,6 +64,7 @@ fn run(scenario: Scenario) {
     }
     match scenario {
         Scenario::Machine => machine::run(),
-        Scenario::Intel | Scenario::None => report::log("not written yet"),
+        Scenario::Intel => story::run_with_unit(),
+        Scenario::None => story::run_without_unit(),
     }
 }

@@ -14,6 +14,12 @@ pub(crate) struct Mapping {
     length: usize,
 }
 
+// SAFETY: the mapping belongs to the process, not to a thread; every access is a volatile one of memory that
+// devices and other processes change at any time anyway.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// Maps `length` bytes of `file` from `offset` (a multiple of the page size) for reading and, if
     /// `write`, writing.
@@ -26,11 +32,6 @@ impl Mapping {
         .with_context(|| format!("mmap of {length:#x} bytes at {offset:#x}"))?;
         let base = NonNull::new(base.cast()).context("mmap gave a null pointer")?;
         Ok(Self { base, length })
-    }
-
-    /// Bytes mapped.
-    pub(crate) const fn length(&self) -> usize {
-        self.length
     }
 
     /// Where the mapping is in this process.

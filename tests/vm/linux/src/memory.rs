@@ -53,3 +53,76 @@ pub(crate) fn physical_address(address: usize) -> Result<u64> {
     ensure!(frame != 0, "pagemap hides the frame numbers");
     Ok(frame * 4096 + address as u64 % 4096)
 }
+
+/// The server's memory, as its files show it to whoever is root: what no device may change.
+pub(crate) struct ServerMemory {
+    pages: Vec<HugePage>,
+}
+
+impl ServerMemory {
+    /// Maps every file of the server's directory.
+    pub(crate) fn open(directory: &str) -> Result<Self> {
+        let mut pages = Vec::new();
+        for entry in std::fs::read_dir(directory).with_context(|| directory.to_owned())? {
+            let path = entry?.path();
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            // The server gives memory back by cutting its file to nothing.
+            if file.metadata()?.len() != HUGE_PAGE as u64 {
+                continue;
+            }
+            let memory = Mapping::new(&file, 0, HUGE_PAGE, true)?;
+            // Puts the page into this process's table, where its number can be read.
+            memory.read64(0)?;
+            let physical = physical_address(memory.address())?;
+            pages.push(HugePage { memory, physical });
+        }
+        ensure!(!pages.is_empty(), "{directory} holds no memory");
+        pages.sort_by_key(|page| page.physical);
+        Ok(Self { pages })
+    }
+
+    /// Every page.
+    pub(crate) fn pages(&self) -> &[HugePage] {
+        &self.pages
+    }
+
+    /// Whether this physical address lies in it.
+    pub(crate) fn contains(&self, physical: u64) -> bool {
+        self.pages
+            .iter()
+            .any(|page| (0..HUGE_PAGE as u64).contains(&physical.wrapping_sub(page.physical)))
+    }
+
+    /// The 64-bit word at a physical address.
+    pub(crate) fn word(&self, physical: u64) -> Result<u64> {
+        let (page, offset) = self.find(physical)?;
+        page.memory.read64(offset)
+    }
+
+    fn find(&self, physical: u64) -> Result<(&HugePage, usize)> {
+        self.pages
+            .iter()
+            .find_map(|page| {
+                let offset = usize::try_from(physical.checked_sub(page.physical)?).ok()?;
+                (offset < HUGE_PAGE).then_some((page, offset))
+            })
+            .with_context(|| format!("{physical:#x} is not the server's"))
+    }
+
+    /// A copy of the page of 4096 bytes at a physical address.
+    pub(crate) fn frame(&self, physical: u64) -> Result<Vec<u8>> {
+        let (page, offset) = self.find(physical & !0xfff)?;
+        page.memory.bytes(offset, 4096)
+    }
+
+    /// Physical addresses of the huge pages that begin with this word.
+    pub(crate) fn starting_with(&self, word: u64) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for page in &self.pages {
+            if page.memory.read64(0)? == word {
+                found.push(page.physical);
+            }
+        }
+        Ok(found)
+    }
+}

@@ -36,6 +36,11 @@ impl Function {
         Ok(found)
     }
 
+    /// The function that iommud calls by this name.
+    pub(crate) fn from_scheme_name(name: &str) -> Self {
+        Self { name: name.replace("--", ":") }
+    }
+
     /// As iommud names it, `0000--00--04.0`.
     pub(crate) fn scheme_name(&self) -> String {
         self.name.replace(':', "--")

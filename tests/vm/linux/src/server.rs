@@ -1,0 +1,117 @@
+//! iommud, as the story starts, asks and stops it.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use iommu_client::Connection;
+
+use crate::memory::{HUGE_MOUNT, ServerMemory};
+use crate::process::{Process, until};
+
+const SOCKET: &str = "/run/iommu.sock";
+
+/// Memory of the server.
+const MEMORY: &str = "128M";
+
+/// A running iommud.
+pub(crate) struct Server {
+    process: Process,
+    /// Where every byte to and from clients is logged.
+    pub(crate) wire_log: String,
+}
+
+impl Server {
+    /// Starts iommud with a default policy and waits until it takes requests.
+    pub(crate) fn start(policy: &str) -> Result<Self> {
+        let wire_log = format!("/tmp/wire-{policy}.log");
+        let policy_file = format!("/tmp/{policy}.toml");
+        std::fs::write(&policy_file, format!("default = \"{policy}\"\n"))?;
+        let directory = Self::directory();
+        let arguments = [
+            "--memory-dir",
+            &directory,
+            "--socket",
+            SOCKET,
+            "--memory",
+            MEMORY,
+            "--policy",
+            &policy_file,
+            "--wire-log",
+            &wire_log,
+        ];
+        let mut process = Process::start("/bin/iommud", &arguments, None)?;
+        let ready = until(Duration::from_secs(15), || {
+            let ended = process.ended()?;
+            ensure!(ended.is_none(), "iommud ended: {}", ended.unwrap_or_default());
+            Ok(Connection::system().ok())
+        })?;
+        ready.context("iommud takes no requests")?;
+        Ok(Self { process, wire_log })
+    }
+
+    /// Where its memory is.
+    pub(crate) fn directory() -> String {
+        format!("{HUGE_MOUNT}/iommud")
+    }
+
+    /// Its memory.
+    pub(crate) fn memory(&self) -> Result<ServerMemory> {
+        ServerMemory::open(&Self::directory())
+    }
+
+    /// A text of the scheme.
+    pub(crate) fn text(&self, path: &str) -> Result<String> {
+        Connection::system().and_then(|c| c.text(path)).with_context(|| format!("reading {path}"))
+    }
+
+    /// The names in a directory of the scheme.
+    pub(crate) fn names(&self, path: &str) -> Result<Vec<String>> {
+        Connection::system().and_then(|c| c.names(path)).with_context(|| format!("listing {path}"))
+    }
+
+    /// The text `metrics`, as numbers.
+    pub(crate) fn metrics(&self) -> Result<BTreeMap<String, u64>> {
+        let text = self.text("metrics")?;
+        text.lines()
+            .map(|line| {
+                let (name, value) = line.split_once(' ').context("a metric without a value")?;
+                Ok((name.to_owned(), value.parse().context("a metric is no number")?))
+            })
+            .collect()
+    }
+
+    /// One of the metrics.
+    pub(crate) fn metric(&self, name: &str) -> Result<u64> {
+        self.metrics()?.get(name).copied().with_context(|| format!("no metric {name}"))
+    }
+
+    /// The lines of the text `faults` that are not among the first `before`.
+    pub(crate) fn faults_since(&self, before: usize) -> Result<Vec<String>> {
+        Ok(self.text("faults")?.lines().skip(before).map(Into::into).collect())
+    }
+
+    /// How many lines the text `faults` has.
+    pub(crate) fn fault_lines(&self) -> Result<usize> {
+        Ok(self.text("faults")?.lines().count())
+    }
+
+    /// Waits for a fault that `faults` tells after its first `before` lines.
+    pub(crate) fn wait_fault(&self, before: usize, source: &str) -> Result<String> {
+        let found = until(Duration::from_secs(2), || {
+            Ok(self.faults_since(before)?.into_iter().find(|line| line.contains(source)))
+        })?;
+        found.with_context(|| format!("no fault of {source} was reported"))
+    }
+
+    /// Stops it with SIGTERM; it must end by itself, with success.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.process.terminate()?;
+        let status = self.process.wait(Duration::from_secs(10))?;
+        ensure!(status.success(), "iommud ended with {status} ({:?})", status.signal());
+        ensure!(!Path::new(SOCKET).exists(), "the socket's name stays");
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! What a claimed device reaches, and what it does not.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{OTHER_OUTPUT, Story, edud};
+use crate::edu::MAX_COUNT;
+use crate::process::{number, until};
+
+/// An address below 4 GiB that no allocation of the story reaches: in the middle of the guest's memory, so a
+/// write that went through would do harm.
+const NEVER_GRANTED: u64 = 0x2000_0000;
+
+/// Check 4.
+pub(super) fn edud_works(story: &mut Story) -> Result<String> {
+    let output = edud(&story.first, &[], 0)?;
+    ensure!(output.contains(", confined"), "{output}");
+    ensure!(output.contains("bytes to the device and back: same data, no fault"), "{output}");
+    let iova = buffer_address(&output)?;
+    story.seen_iova = iova;
+    story.start_other()?;
+    Ok(format!("{MAX_COUNT} bytes both ways at iova {iova:#x}; the other driver starts its loop"))
+}
+
+/// The address that edud says its buffer has.
+pub(super) fn buffer_address(output: &str) -> Result<u64> {
+    let word = output.split_once("at iova ").and_then(|(_, rest)| rest.split_whitespace().next());
+    number(word.with_context(|| format!("no buffer in: {output}"))?)
+}
+
+/// Check 6: edud itself checks source and page of the fault that it is told.
+pub(super) fn never_granted(story: &Story) -> Result<String> {
+    let server = story.server()?;
+    let before = server.fault_lines()?;
+    let mut told = Vec::new();
+    for task in [&["--iova", "0x20000000"][..], &["--iova", "0x20000000", "--read"]] {
+        let output = edud(&story.first, task, 0)?;
+        let fault = output.lines().find_map(|line| line.strip_prefix("edud: fault "));
+        let fault = fault.with_context(|| format!("edud told no fault: {output}"))?;
+        let access = if task.len() == 3 { "read" } else { "write" };
+        for part in [&story.first, access, &format!("iova {NEVER_GRANTED:#x}"), "reason"] {
+            ensure!(fault.contains(part), "no \"{part}\" in: {fault}");
+        }
+        told.push(fault.to_owned());
+    }
+    // The log has the same faults and no others: nobody else was disturbed.
+    let logged = server.faults_since(before)?;
+    ensure!(logged == told, "logged {logged:?}, told {told:?}");
+    Ok(told.join("; "))
+}
+
+/// Check 7: by the other driver's own address, and by where its memory really is.
+pub(super) fn others_buffer(story: &Story) -> Result<String> {
+    let server = story.server()?;
+    let iova = other_address()?;
+    let physical = other_memory(story)?;
+    let mut rogue = Story::driver(&story.first)?;
+    // Its own buffer gets the address that the other driver's has; it moves on to the next.
+    let own = rogue.ask("allocate 0 4096")?;
+    for target in [iova, physical] {
+        let before = server.fault_lines()?;
+        if target == own {
+            continue;
+        }
+        rogue.tell(&format!("store {target:#x} {MAX_COUNT}"))?;
+        server.wait_fault(before, &story.first)?;
+        let fault = rogue.tell("fault 1000")?;
+        ensure!(fault.first() == Some(&story.first), "the rogue was told {fault:?}");
+    }
+    ensure!(rogue.tell("fault 0")? == ["none"], "the rogue was told more than it did");
+    // The other driver checks every byte of every round, and ends when one is wrong.
+    std::thread::sleep(Duration::from_millis(500));
+    ensure!(other_memory(story)? == physical, "the other driver moved");
+    let both =
+        if own == iova { "by its bus address (its iova is also our own)" } else { "by both" };
+    Ok(format!("iova {iova:#x}: {both} denied, its loop goes on"))
+}
+
+fn other_address() -> Result<u64> {
+    let found = until(Duration::from_secs(10), || {
+        Ok(buffer_address(&std::fs::read_to_string(OTHER_OUTPUT)?).ok())
+    })?;
+    found.context("the other driver told no address")
+}
+
+/// Physical address of the other driver's buffer: the page that it overwrites with 0xee between its copies.
+fn other_memory(story: &Story) -> Result<u64> {
+    let memory = story.server()?.memory()?;
+    let found = until(Duration::from_secs(5), || {
+        let pages = memory.starting_with(u64::from_le_bytes([0xee; 8]))?;
+        Ok(if let [page] = *pages { Some(page) } else { None })
+    })?;
+    found.context("the other driver's buffer was not found")
+}
+
+/// Check 8.
+pub(super) fn unmapped(story: &Story) -> Result<String> {
+    let output = edud(&story.first, &["--unmap-then-dma"], 0)?;
+    ensure!(output.contains("edud: memory untouched"), "{output}");
+    let fault = output.lines().find_map(|line| line.strip_prefix("edud: fault "));
+    Ok(fault.context("edud told no fault")?.to_owned())
+}

@@ -1,0 +1,81 @@
+//! Stopping and starting anew.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::legacy::copy_both_ways;
+use super::{Story, edud, field};
+use crate::edu::{Edu, MAX_COUNT};
+use crate::memory::HugePage;
+use crate::role::word;
+use crate::unit::Registers;
+
+/// Check 12: the legacy device writes all the time while a strict iommud starts. Once a write is denied,
+/// none passes any more, and none passes after iommud takes requests.
+pub(super) fn strict(story: &mut Story) -> Result<String> {
+    story.server.take().context("iommud does not run")?.stop()?;
+    let page = HugePage::new("strict")?;
+    copy_both_ways(story, &page)?;
+    let stop = AtomicBool::new(false);
+    let (legacy, page) = (Edu::open(story.legacy.function.clone())?, &page);
+    let passes = thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(&legacy, page, &stop));
+        let started = story.serve("strict");
+        stop.store(true, Ordering::SeqCst);
+        let passes = writer.join().map_err(|_| anyhow!("the writer panicked"))??;
+        started.map(|()| passes)
+    })?;
+    let first_denied = passes.iter().position(|passed| !passed);
+    let (before, after) = passes.split_at(first_denied.context("no write was denied")?);
+    ensure!(!after.contains(&true), "a write passed after one was denied: {passes:?}");
+    let server = story.server()?;
+    for device in [&story.first, &story.other, &story.legacy_name()] {
+        let reach = field(&server.text(&format!("devices/{device}"))?, "reaches")?;
+        ensure!(reach == "nothing", "{device} reaches {reach}");
+    }
+    let lines = server.fault_lines()?;
+    ensure!(!write_passes(&legacy, page, 99)?, "a write passed under strict");
+    server.wait_fault(lines, &story.legacy_name())?;
+    edud(&story.first, &[], 0).context("a driver that claims its device works under strict")?;
+    Ok(format!("{} writes passed before, then {} denied", before.len(), after.len() + 1))
+}
+
+/// Writes and looks, again and again, and once after `stop`: which writes passed.
+fn write_until(edu: &Edu, page: &HugePage, stop: &AtomicBool) -> Result<Vec<bool>> {
+    let mut passes = Vec::new();
+    loop {
+        let last = stop.load(Ordering::SeqCst);
+        passes.push(write_passes(edu, page, passes.len() as u64)?);
+        if last {
+            return Ok(passes);
+        }
+    }
+}
+
+/// Whether a write of the device's buffer arrives.
+fn write_passes(edu: &Edu, page: &HugePage, round: u64) -> Result<bool> {
+    let before = word(1000 + round, 0);
+    page.memory.write64(8192, before)?;
+    edu.write_memory(page.physical + 8192, MAX_COUNT)?;
+    Ok(page.memory.read64(8192)? != before)
+}
+
+/// Check 14: a driver is at work when SIGTERM comes.
+pub(super) fn stop(story: &mut Story) -> Result<String> {
+    story.server.take().context("iommud does not run")?.stop()?;
+    story.serve("compat")?;
+    let mut driver = Story::driver(&story.first)?;
+    let iova = driver.ask("allocate 0 4096")?;
+    driver.tell(&format!("store {iova:#x} 8"))?;
+    let memory = story.server()?.memory()?;
+    story.server.take().context("iommud does not run")?.stop()?;
+    // Translation stays on, and so do the tables, in files that outlive the server.
+    let registers = Registers::open()?;
+    ensure!(registers.translates()?, "translation is off");
+    ensure!(memory.contains(registers.root_table()?), "the root table is elsewhere");
+    copy_both_ways(story, &HugePage::new("after")?).context("the legacy device, after the end")?;
+    let after = driver.expect_gone();
+    Ok(format!("translation stays on, compat stays in force; its client is told: {after}"))
+}

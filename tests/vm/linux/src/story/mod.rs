@@ -1,0 +1,140 @@
+//! The story on a machine with a unit. Three edu devices: one driven by whoever the check needs, one whose
+//! driver works undisturbed throughout, and one driven the old way, with bus addresses.
+
+mod churn;
+mod confinement;
+mod death;
+mod ending;
+mod legacy;
+mod open;
+mod ownership;
+mod secrecy;
+
+pub(crate) use churn::churn;
+pub(crate) use open::run as run_without_unit;
+
+use std::fs::File;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::edu::{EDU, Edu};
+use crate::pci::Function;
+use crate::process::{Process, Puppet, run};
+use crate::report::{check, log};
+use crate::server::Server;
+
+use std::time::Duration;
+
+/// How long edud may take for one of its tasks.
+const EDUD: Duration = Duration::from_secs(20);
+
+/// Where the undisturbed driver writes.
+const OTHER_OUTPUT: &str = "/tmp/other.log";
+
+/// What the checks share.
+pub(crate) struct Story {
+    server: Option<Server>,
+    /// Wire logs of all servers so far.
+    wire_logs: Vec<String>,
+    /// The first device, as iommud calls it.
+    first: String,
+    /// The other driver's device.
+    other: String,
+    /// The device that is driven the old way.
+    legacy: Edu,
+    other_driver: Option<Process>,
+    /// An address that a client was told.
+    seen_iova: u64,
+}
+
+impl Story {
+    fn new() -> Result<Self> {
+        let mut functions = Function::find(EDU.0, EDU.1)?.into_iter();
+        let mut next = || functions.next().context("an edu device is missing");
+        let (first, other) = (next()?.scheme_name(), next()?.scheme_name());
+        let legacy = Edu::open(next()?)?;
+        Ok(Self {
+            server: None,
+            wire_logs: Vec::new(),
+            first,
+            other,
+            legacy,
+            other_driver: None,
+            seen_iova: 0,
+        })
+    }
+
+    /// Starts iommud.
+    fn serve(&mut self, policy: &str) -> Result<()> {
+        let server = Server::start(policy)?;
+        self.wire_logs.push(server.wire_log.clone());
+        self.server = Some(server);
+        Ok(())
+    }
+
+    fn server(&self) -> Result<&Server> {
+        self.server.as_ref().context("iommud does not run")
+    }
+
+    /// The legacy device, as iommud calls it.
+    fn legacy_name(&self) -> String {
+        self.legacy.function.scheme_name()
+    }
+
+    /// Starts edud on the other device: copies and checks until it is stopped.
+    fn start_other(&mut self) -> Result<()> {
+        let arguments = ["--device", &self.other, "--loop"];
+        let output = File::create(OTHER_OUTPUT)?;
+        self.other_driver = Some(Process::start("/bin/edud", &arguments, Some(output))?);
+        Ok(())
+    }
+
+    /// A puppet that has claimed and attached this device.
+    fn driver(device: &str) -> Result<Puppet> {
+        let mut driver = Puppet::start()?;
+        driver.tell(&format!("claim {device}"))?;
+        driver.tell("attach")?;
+        Ok(driver)
+    }
+}
+
+/// Runs edud on a device; its output, if it ends with `code`.
+fn edud(device: &str, task: &[&str], code: i32) -> Result<String> {
+    let arguments = [&["--device", device], task].concat();
+    let (ended, output) = run("/bin/edud", &arguments, EDUD)?;
+    ensure!(ended == code, "edud {} ended with {ended}: {output}", task.join(" "));
+    Ok(output)
+}
+
+/// The line of a text that begins with `label: `.
+fn field(text: &str, label: &str) -> Result<String> {
+    let value = |line: &str| Some(line.strip_prefix(label)?.strip_prefix(": ")?.to_owned());
+    text.lines().find_map(value).with_context(|| format!("no line \"{label}: \" in: {text}"))
+}
+
+/// Tells the whole story.
+pub(crate) fn run_with_unit() {
+    let mut story = match Story::new() {
+        Ok(story) => story,
+        Err(error) => return log(&format!("{error:#}")),
+    };
+    let s = &mut story;
+    check(1, || {
+        s.serve("compat")?;
+        legacy::status(s)
+    });
+    check(2, || legacy::works(s));
+    check(3, || legacy::attacks(s));
+    check(4, || confinement::edud_works(s));
+    check(6, || confinement::never_granted(s));
+    check(7, || confinement::others_buffer(s));
+    check(8, || confinement::unmapped(s));
+    check(9, || ownership::refused(s));
+    check(10, || death::kill_in_dma(s));
+    check(11, || ownership::undisturbed(s));
+    check(12, || ending::strict(s));
+    check(13, || churn::check(s));
+    // The search comes late: what was said until here is in the logs.
+    check(5, || secrecy::search(s));
+    check(14, || ending::stop(s));
+}

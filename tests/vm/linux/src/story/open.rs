@@ -1,0 +1,53 @@
+//! The story on a machine without a unit: the same drivers, and no false promises.
+
+use anyhow::{Result, ensure};
+
+use super::{Story, edud, field};
+use crate::edu::MAX_COUNT;
+use crate::process::Puppet;
+use crate::report::{check, log};
+
+/// Tells it.
+pub(crate) fn run() {
+    let mut story = match Story::new() {
+        Ok(story) => story,
+        Err(error) => return log(&format!("{error:#}")),
+    };
+    let s = &mut story;
+    check(1, || {
+        s.serve("compat")?;
+        status(s)
+    });
+    check(2, || {
+        let output = edud(&s.first, &[], 0)?;
+        ensure!(output.contains(", NOT CONFINED"), "{output}");
+        Ok(format!("{MAX_COUNT} bytes both ways"))
+    });
+    check(3, || query(s));
+    check(4, || {
+        let mut second = Puppet::start()?;
+        s.start_other()?;
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        second.expect_refusal(&format!("claim {}", s.other), "NotOwner")?;
+        Ok(s.other.clone())
+    });
+}
+
+fn status(story: &Story) -> Result<String> {
+    let text = story.server()?.text("status")?;
+    let confinement = field(&text, "confinement")?;
+    ensure!(confinement.starts_with("NOT CONFINED"), "confinement: {confinement}");
+    Ok(format!("table: {}; confinement: {confinement}", field(&text, "table")?))
+}
+
+/// The address of a buffer is where its memory is: nothing stands in between.
+fn query(story: &Story) -> Result<String> {
+    let mut driver = Story::driver(&story.first)?;
+    let words = driver.tell("query")?;
+    ensure!(words.first().is_some_and(|word| word == "open"), "{words:?}");
+    let iova = driver.ask("allocate 0 4096")?;
+    driver.tell("fill 0 77")?;
+    let pages = story.server()?.memory()?.starting_with(crate::role::word(77, 0))?;
+    ensure!(pages == [iova], "the address is {iova:#x}, the memory is at {pages:x?}");
+    Ok("not confined; addresses are bus addresses".into())
+}

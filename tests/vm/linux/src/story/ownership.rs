@@ -1,0 +1,55 @@
+//! Who owns what.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{OTHER_OUTPUT, Story, edud, field};
+use crate::process::Puppet;
+
+/// Check 9: the device of the running driver, and another member of a claimed group.
+pub(super) fn refused(story: &Story) -> Result<String> {
+    let output = edud(&story.other, &[], 3)?;
+    ensure!(output.contains("another owner"), "{output}");
+    let mut second = Puppet::start()?;
+    second.expect_refusal(&format!("claim {}", story.other), "NotOwner")?;
+
+    let (owned, wanted) = same_group(story)?;
+    let mut first = Puppet::start()?;
+    first.tell(&format!("claim {owned}"))?;
+    second.expect_refusal(&format!("claim {wanted}"), "NotOwner")?;
+    drop(first);
+    Ok(format!("{}; {wanted}, whose group's {owned} is claimed", story.other))
+}
+
+/// Two devices of one group.
+fn same_group(story: &Story) -> Result<(String, String)> {
+    let server = story.server()?;
+    for group in server.names("groups")? {
+        let text = server.text(&format!("groups/{group}"))?;
+        let mut members = text.lines().filter_map(|line| line.strip_prefix("member: "));
+        if let (Some(first), Some(second)) = (members.next(), members.next()) {
+            ensure!(field(&text, "owner")? == "none", "group {group}: {text}");
+            return Ok((first.into(), second.into()));
+        }
+    }
+    anyhow::bail!("no group has two members")
+}
+
+/// Check 11.
+pub(super) fn undisturbed(story: &mut Story) -> Result<String> {
+    let mut driver = story.other_driver.take().context("the other driver was not started")?;
+    let output = std::fs::read_to_string(OTHER_OUTPUT)?;
+    ensure!(driver.ended()?.is_none(), "it ended: {output}");
+    let server = story.server()?;
+    let faults = server.text("faults")?;
+    let own = faults.lines().filter(|line| line.contains(&story.other)).count();
+    ensure!(own == 0, "{own} faults of its device");
+    // Still at work, not only alive: two rounds take 400 ms.
+    let calls = server.metric("calls")?;
+    std::thread::sleep(Duration::from_millis(1000));
+    let progress = server.metric("calls")? - calls;
+    ensure!(driver.ended()?.is_none(), "it ended");
+    driver.kill()?;
+    Ok(format!("no fault, no wrong byte; {progress} calls in its last second"))
+}
