@@ -49,6 +49,8 @@ pub(super) struct Opened {
     pub(super) handle: Handle,
     /// Where the next read starts.
     pub(super) position: u64,
+    /// An event frame was sent, and the client has not looked since.
+    pub(super) told: bool,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,7 @@ impl Connection {
 
     /// Gives a handle a number.
     pub(super) fn add(&mut self, handle: Handle) -> Option<u32> {
-        let opened = Some(Opened { handle, position: 0 });
+        let opened = Some(Opened { handle, position: 0, told: false });
         let free = self.handles.iter().position(Option::is_none);
         let index = free.unwrap_or(self.handles.len());
         let number = u32::try_from(index).ok().filter(|number| *number != u32::MAX)?;

@@ -75,6 +75,9 @@ fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     }
     let opened = connection.handle(request.handle).ok_or(Refusal::BadHandle)?;
     let handle = opened.handle;
+    if matches!(kind, Kind::Read | Kind::Fevent) {
+        opened.told = false;
+    }
     match kind {
         Kind::Open => Err(Refusal::BadOperation),
         Kind::Close => {

@@ -87,15 +87,24 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.connections.len()
     }
 
-    /// Serves a client that is connected to the other end of `socket`, as whom the kernel says it is.
+    /// Serves a client that is connected to the other end of `socket`, as the user whom the kernel saw
+    /// connect.
     ///
     /// # Errors
     /// The socket is not a Unix socket, or there are [`MOST_CONNECTIONS`] clients already.
     pub fn adopt(&mut self, socket: OwnedFd) -> io::Result<ClientId> {
+        let uid = socket_peercred(&socket)?.uid.as_raw();
+        self.adopt_as(socket, uid)
+    }
+
+    /// As [`Transport::adopt`], for a client whose user is known in another way.
+    ///
+    /// # Errors
+    /// As [`Transport::adopt`].
+    pub fn adopt_as(&mut self, socket: OwnedFd, uid: u32) -> io::Result<ClientId> {
         if self.connections.len() >= MOST_CONNECTIONS {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let uid = socket_peercred(&socket)?.uid.as_raw();
         rustix::io::ioctl_fionbio(&socket, true)?;
         let client = self.free_number();
         self.connections.insert(client, Connection::new(socket, Caller { client, uid }));
@@ -207,10 +216,12 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Tells clients of handles that became readable.
     fn announce(&mut self) {
         while let Some(handle) = self.server.next_ready() {
-            let found = self.connections.iter().find_map(|(client, connection)| {
-                connection.number(handle).map(|number| (*client, number))
+            let found = self.connections.iter_mut().find_map(|(client, connection)| {
+                let number = connection.number(handle)?;
+                let opened = connection.handle(number)?;
+                Some((*client, number, std::mem::replace(&mut opened.told, true)))
             });
-            if let Some((client, number)) = found {
+            if let Some((client, number, false)) = found {
                 let result = i64::try_from(READABLE).unwrap_or(i64::MAX);
                 let event = Reply { tag: EVENT_TAG, result, handle: number };
                 self.send(client, Outgoing::new(event, &[]));

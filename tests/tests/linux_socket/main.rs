@@ -1,0 +1,6 @@
+//! The server behind its Unix socket, without hardware, privileges or huge pages.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+mod clients;
+mod frames;
+mod harness;
