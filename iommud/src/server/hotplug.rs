@@ -1,10 +1,11 @@
-//! Units and functions that come and go while the server runs.
+//! Units, functions and memory that come and go while the server runs.
 
 use iommu_protocol::{PciAddress, Refusal};
 
+use crate::addr::PhysRange;
 use crate::hw::{BufferMemory, Unit};
 use crate::policy::{Event, UnitIndex};
-use crate::server::Server;
+use crate::server::{Server, UnitState};
 use crate::topology::pci::PciFunction;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
@@ -33,5 +34,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Cuts a function off that is gone. Its sessions stay open and are refused everything.
     pub fn function_gone(&mut self, address: PciAddress) {
         self.run_to_the_end(&Event::FunctionRemoved(address));
+    }
+
+    /// Lets domains of policy map memory that was kept from them at start ([`Startup::own`]) and is the
+    /// system's again: no unit uses it any more.
+    ///
+    /// [`Startup::own`]: crate::server::Startup::own
+    pub fn memory_returned(&mut self, range: PhysRange) {
+        self.run_to_the_end(&Event::MemoryReturned(range));
+    }
+
+    /// Whether every unit of the firmware's table translates through tables of this server.
+    #[must_use]
+    pub fn all_units_enabled(&self) -> bool {
+        self.machine.units().iter().all(|unit| unit.state == UnitState::Enabled)
     }
 }

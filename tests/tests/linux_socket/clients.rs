@@ -4,9 +4,7 @@ use std::time::{Duration, Instant};
 
 use iommu_client::platform::linux::Socket;
 use iommu_client::transport::Transport;
-use iommu_client::{
-    BufferOptions, Connection, Device, Error, Refusal, RegionKind, SessionFlags,
-};
+use iommu_client::{BufferOptions, Connection, Device, Error, Refusal, RegionKind, SessionFlags};
 use iommud::platform::linux::transport::WireLog;
 
 use crate::harness::{DEVICES, MEMORY, PAGES, Running};
@@ -212,5 +210,7 @@ fn the_wire_log_has_every_byte_of_every_frame() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let opens = log.lines().filter(|line| line.contains(" > 0100"));
     assert_eq!(opens.map(|line| line.ends_with(&hex(b"status"))).collect::<Vec<_>>(), [true]);
-    assert!(log.lines().any(|line| line.contains(" < ") && line.ends_with(&hex(status.as_bytes()))));
+    assert!(
+        log.lines().any(|line| line.contains(" < ") && line.ends_with(&hex(status.as_bytes())))
+    );
 }

@@ -32,17 +32,17 @@ use rustix::net::{
 };
 
 /// Physical address of the first page of memory.
-pub const MEMORY: u64 = 0x4_0000_0000 / 16;
+pub(crate) const MEMORY: u64 = 0x4_0000_0000 / 16;
 
 /// Pages of the machine.
-pub const PAGES: u64 = 8;
+pub(crate) const PAGES: u64 = 8;
 
 /// Names of the devices of the machine.
-pub const DEVICES: [&str; 3] = ["0000--00--04.0", "0000--00--05.0", "0000--00--06.0"];
+pub(crate) const DEVICES: [&str; 3] = ["0000--00--04.0", "0000--00--05.0", "0000--00--06.0"];
 
 /// Memory in anonymous files, at made-up addresses.
 #[derive(Default)]
-pub struct Pages {
+pub(crate) struct Pages {
     files: BTreeMap<String, OwnedFd>,
     serial: u32,
     taken: u64,
@@ -71,16 +71,20 @@ impl PageSource for Pages {
         Some(self.page(page.range()?.first().0))
     }
 
+    fn discard(&mut self, page: Page) {
+        self.files.remove(page.name());
+    }
+
     fn share(&self, page: &Page) -> Option<OwnedFd> {
         self.files.get(page.name())?.try_clone().ok()
     }
 }
 
 /// There is none.
-pub enum NoUnit {}
+pub(crate) enum NoUnit {}
 
 /// Its format.
-pub struct NoFormat;
+pub(crate) struct NoFormat;
 
 impl PteFormat for NoFormat {
     fn leaf(_: PhysAddr, _: Access, _: u8) -> u64 {
@@ -142,10 +146,10 @@ impl Unit for NoUnit {
     }
 }
 
-pub type Loop = Transport<NoUnit, HugeBuffers<Pages>>;
+pub(crate) type Loop = Transport<NoUnit, HugeBuffers<Pages>>;
 
 /// A server without clients.
-pub fn server(wire: WireLog) -> Loop {
+pub(crate) fn server(wire: WireLog) -> Loop {
     let Taken { tables, buffers, ranges } =
         Taken::take(Pages::default(), PAGES * HUGE_PAGE).unwrap();
     let functions = DEVICES.map(|name| function(name.parse().unwrap()));
@@ -177,24 +181,24 @@ fn function(address: PciAddress) -> PciFunction {
 }
 
 /// Both ends of a connection.
-pub fn pair() -> (OwnedFd, OwnedFd) {
+pub(crate) fn pair() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::CLOEXEC;
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
 
 /// The loop in a thread of its own, for clients that wait for replies. Every client is user 0.
-pub struct Running {
+pub(crate) struct Running {
     clients: Sender<OwnedFd>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Running {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(|| WireLog::off())
     }
 
-    pub fn start_with(wire: impl FnOnce() -> WireLog + Send + 'static) -> Self {
+    pub(crate) fn start_with(wire: impl FnOnce() -> WireLog + Send + 'static) -> Self {
         let (clients, arriving) = channel::<OwnedFd>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -211,14 +215,14 @@ impl Running {
     }
 
     /// A new client's socket.
-    pub fn socket(&self) -> OwnedFd {
+    pub(crate) fn socket(&self) -> OwnedFd {
         let (ours, theirs) = pair();
         self.clients.send(theirs).unwrap();
         ours
     }
 
     /// A new client.
-    pub fn connect(&self) -> Connection {
+    pub(crate) fn connect(&self) -> Connection {
         Connection::over(Socket::over(self.socket()))
     }
 }
@@ -232,27 +236,27 @@ impl Drop for Running {
 }
 
 /// A client that sends and receives raw frames, on a loop that the test turns itself.
-pub struct Raw(pub OwnedFd);
+pub(crate) struct Raw(pub(crate) OwnedFd);
 
 impl Raw {
-    pub fn join(looped: &mut Loop) -> Self {
+    pub(crate) fn join(looped: &mut Loop) -> Self {
         let (ours, theirs) = pair();
         looped.adopt_as(theirs, 0).unwrap();
         Self(ours)
     }
 
-    pub fn send(&self, bytes: &[u8]) {
+    pub(crate) fn send(&self, bytes: &[u8]) {
         assert_eq!(send(&self.0, bytes, SendFlags::NOSIGNAL), Ok(bytes.len()));
     }
 
-    pub fn request(&self, kind: u16, handle: u32, argument: u64, payload: &[u8]) {
+    pub(crate) fn request(&self, kind: u16, handle: u32, argument: u64, payload: &[u8]) {
         let header = Request { kind, handle, tag: 7, argument }.encode();
         self.send(&[&header, payload].concat());
     }
 
     /// What has come: a reply and its payload; `None` when there is nothing; `Some(Err)` when the connection
     /// has ended.
-    pub fn receive(&self) -> Option<Result<(Reply, Vec<u8>), ()>> {
+    pub(crate) fn receive(&self) -> Option<Result<(Reply, Vec<u8>), ()>> {
         let mut room = vec![0; MAX_FRAME];
         match recv(&self.0, &mut room, RecvFlags::DONTWAIT) {
             Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => Some(Err(())),
@@ -266,7 +270,7 @@ impl Raw {
     }
 
     /// The reply to one request, on a loop that has nothing else to do.
-    pub fn ask(
+    pub(crate) fn ask(
         &self,
         looped: &mut Loop,
         kind: u16,
@@ -283,7 +287,7 @@ impl Raw {
 }
 
 /// One turn that must not take long.
-pub fn turn(looped: &mut Loop) {
+pub(crate) fn turn(looped: &mut Loop) {
     let start = Instant::now();
     looped.turn(Some(Duration::from_millis(1))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(2), "the loop was held up");

@@ -5,12 +5,16 @@
 mod cache;
 mod clock;
 mod logger;
+mod machine;
 mod mapping;
 pub mod memory;
+mod no_unit;
+mod options;
 mod pci;
 mod ram;
 mod registers;
 mod signals;
+mod start;
 mod tables;
 pub mod transport;
 
@@ -18,3 +22,4 @@ pub use clock::MonotonicClock;
 pub use mapping::Mapping;
 pub use pci::SysfsConfig;
 pub use registers::Registers;
+pub use start::main;

@@ -1,41 +1,29 @@
 //! The signals that end the server, as something to poll for.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Readable once SIGTERM or SIGINT has come. Both are blocked from then on: nothing is cut short.
-#[derive(Debug)]
-pub struct Signals(File);
-
-impl Signals {
-    /// Blocks SIGTERM and SIGINT for the calling thread and the threads it makes later.
-    ///
-    /// # Errors
-    /// What sigprocmask(2) and signalfd(2) report.
-    pub fn block() -> io::Result<Self> {
-        // SAFETY: sigset_t is plain data; the calls below get a set that sigemptyset has initialised.
-        let descriptor = unsafe {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, libc::SIGTERM);
-            libc::sigaddset(&raw mut set, libc::SIGINT);
-            check(libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
-            libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
-        };
-        if descriptor < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(descriptor) })))
+/// Blocks SIGTERM and SIGINT for the calling thread and the threads it makes later: nothing is cut short. The
+/// descriptor becomes readable when one of them comes.
+///
+/// # Errors
+/// What pthread_sigmask(3) and signalfd(2) report.
+pub(super) fn block() -> io::Result<OwnedFd> {
+    // SAFETY: sigset_t is plain data; the calls below get a set that sigemptyset has initialised.
+    let descriptor = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        check(libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
     }
-}
-
-impl AsFd for Signals {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 fn check(error: i32) -> io::Result<()> {

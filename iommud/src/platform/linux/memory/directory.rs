@@ -120,10 +120,16 @@ impl HugeDirectory {
         match filled {
             Ok((mapping, range)) => Ok(Page::new(range.first(), mapping, name)),
             Err(error) => {
-                // An empty file holds no memory: one that cannot be removed costs nothing but its name.
-                let _ = unlinkat(&self.directory, &name, AtFlags::empty());
+                self.unlink(&name);
                 Err(error)
             }
+        }
+    }
+
+    /// A file that cannot be removed now is one of those that the next server finds and removes.
+    fn unlink(&self, name: &str) {
+        if let Err(error) = unlinkat(&self.directory, name, AtFlags::empty()) {
+            log::warn!("a huge page stays taken: {name}: {error}");
         }
     }
 }
@@ -149,11 +155,15 @@ impl PageSource for HugeDirectory {
         match self.fill(&file, name) {
             Ok(page) if page.phys == phys => Some(page),
             Ok(other) => {
-                let _ = unlinkat(&self.directory, other.name(), AtFlags::empty());
+                self.unlink(other.name());
                 None
             }
             Err(_) => None,
         }
+    }
+
+    fn discard(&mut self, page: Page) {
+        self.unlink(page.name());
     }
 
     fn share(&self, page: &Page) -> Option<OwnedFd> {

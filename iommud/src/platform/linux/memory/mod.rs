@@ -70,9 +70,12 @@ pub trait PageSource {
     /// There is none, or its physical address cannot be had.
     fn take(&mut self) -> Result<Page, DirectoryError>;
 
-    /// The same physical memory as a new page of zeros. Whoever had a share of the old one loses it: its
+    /// The same physical memory as a new page of zeros, which takes about half a millisecond. Whoever had a share of the old one loses it: its
     /// accesses fail from then on. `None` when the memory could not be had back; the page is lost then.
     fn renew(&mut self, page: Page) -> Option<Page>;
+
+    /// Gives a page back to the system that no unit and no client ever knew.
+    fn discard(&mut self, page: Page);
 
     /// A descriptor of the page's memory; `None` when there is no descriptor left.
     fn share(&self, page: &Page) -> Option<OwnedFd>;
@@ -93,12 +96,18 @@ impl<S: PageSource> Taken<S> {
     /// buffers.
     ///
     /// # Errors
-    /// Not all of it could be had. What was taken stays taken until the server starts again.
+    /// Not all of it could be had; nothing stays taken.
     pub fn take(mut source: S, bytes: u64) -> Result<Self, DirectoryError> {
         let count = bytes.div_ceil(HUGE_PAGE).max(2);
         let mut pages = Vec::new();
         for _ in 0..count {
-            pages.push(source.take()?);
+            match source.take() {
+                Ok(page) => pages.push(page),
+                Err(error) => {
+                    pages.into_iter().for_each(|page| source.discard(page));
+                    return Err(error);
+                }
+            }
         }
         pages.sort_by_key(|page| page.phys);
         let ranges = pages.iter().filter_map(Page::range).collect();
@@ -112,3 +121,31 @@ impl<S: PageSource> Taken<S> {
 
 #[cfg(test)]
 mod testing;
+
+#[cfg(test)]
+mod tests {
+    use super::testing::FakePages;
+    use super::*;
+    use crate::hw::{BufferMemory, Constraints, TableMemory};
+
+    #[test]
+    fn a_quarter_is_for_tables_and_all_of_it_is_reported() {
+        let pages = FakePages::at(&[0x80_0000, 0x20_0000, 0x60_0000, 0x40_0000, 0xa0_0000]);
+        let mut taken = Taken::take(pages, 5 * HUGE_PAGE - 1).unwrap();
+        assert_eq!(taken.ranges.len(), 5);
+        let frames: Vec<_> = std::iter::from_fn(|| taken.tables.allocate().ok()).collect();
+        assert_eq!(frames.len(), 1024);
+        assert!(frames.iter().all(|frame| frame.0 >= 0x80_0000), "the highest pages");
+        let all = Constraints { contiguous: true, ..Constraints::default() };
+        assert!(taken.buffers.allocate(1, 6 * 0x10_0000, all).is_ok());
+        assert!(taken.buffers.allocate(2, 4096, Constraints::default()).is_err());
+    }
+
+    #[test]
+    fn what_cannot_all_be_had_is_not_kept() {
+        let pages = FakePages::at(&[0x20_0000, 0x40_0000]);
+        let files = pages.files.clone();
+        assert!(Taken::take(pages, 3 * HUGE_PAGE).is_err());
+        assert!(files.borrow().is_empty());
+    }
+}

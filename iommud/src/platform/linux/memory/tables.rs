@@ -267,7 +267,7 @@ mod tests {
     fn stores_are_seen_through_the_page_itself() {
         let mut source = FakePages::default();
         let page = source.page(LOW);
-        let file = std::fs::File::from(source.files.pop_first().unwrap().1);
+        let file = std::fs::File::from(source.files.borrow_mut().pop_first().unwrap().1);
         let mut tables = HugeTables::new(vec![page]);
         tables.allocate().unwrap();
         let second = tables.allocate().unwrap();

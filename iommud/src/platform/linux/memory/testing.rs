@@ -1,7 +1,9 @@
 //! Pages for tests on machines without huge pages: anonymous files at made-up physical addresses.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -13,7 +15,7 @@ use crate::platform::linux::mapping::Mapping;
 pub(super) struct FakePages {
     /// Addresses to hand out, last first.
     pub(super) addresses: Vec<u64>,
-    pub(super) files: BTreeMap<String, OwnedFd>,
+    pub(super) files: Rc<RefCell<BTreeMap<String, OwnedFd>>>,
     /// Renewing loses the page.
     pub(super) lossy: bool,
     serial: u32,
@@ -30,7 +32,7 @@ impl FakePages {
         let file = memfd_create("page", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, HUGE_PAGE_LENGTH as u64).unwrap();
         let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, false).unwrap();
-        self.files.insert(name.clone(), file);
+        self.files.borrow_mut().insert(name.clone(), file);
         Page::new(PhysAddr(phys), mapping, name)
     }
 }
@@ -42,12 +44,16 @@ impl PageSource for FakePages {
     }
 
     fn renew(&mut self, page: Page) -> Option<Page> {
-        let old = self.files.remove(page.name()).unwrap();
+        let old = self.files.borrow_mut().remove(page.name()).unwrap();
         ftruncate(&old, 0).unwrap();
         (!self.lossy).then(|| self.page(page.phys.0))
     }
 
+    fn discard(&mut self, page: Page) {
+        self.files.borrow_mut().remove(page.name());
+    }
+
     fn share(&self, page: &Page) -> Option<OwnedFd> {
-        self.files.get(page.name())?.try_clone().ok()
+        self.files.borrow().get(page.name())?.try_clone().ok()
     }
 }

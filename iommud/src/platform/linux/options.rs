@@ -1,0 +1,121 @@
+//! The command line of `iommud`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use lexopt::Arg::Long;
+use lexopt::ValueExt;
+
+/// What `--help` prints.
+pub(super) const USAGE: &str = "\
+usage: iommud [options]
+
+  --policy FILE      policy of unclaimed devices and limits of clients (TOML);
+                     without it: compat for every device
+  --memory BYTES     memory for tables and buffers, taken at start; K, M and G
+                     are understood (default 64M)
+  --memory-dir DIR   where its huge pages are kept: a directory in a hugetlbfs
+                     with pages of 2 MiB (default /dev/hugepages/iommud)
+  --socket PATH      where clients connect (default /run/iommu.sock)
+  --wire-log FILE    every byte to and from clients, in hexadecimal
+
+The socket appears when every device is under its policy. SIGTERM and SIGINT
+end the server: sessions are closed, their devices go back under policy, units
+go on translating, and the memory stays taken. The next iommud takes it over.
+exit: 0 ended by a signal, 1 could not run, 2 usage";
+
+/// What the command line says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Options {
+    pub(super) policy: Option<PathBuf>,
+    /// In bytes.
+    pub(super) memory: u64,
+    pub(super) memory_dir: PathBuf,
+    pub(super) socket: PathBuf,
+    pub(super) wire_log: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            policy: None,
+            memory: 64 << 20,
+            memory_dir: "/dev/hugepages/iommud".into(),
+            socket: "/run/iommu.sock".into(),
+            wire_log: None,
+        }
+    }
+}
+
+impl Options {
+    /// Reads the words after the program's name; `None` asks for help.
+    ///
+    /// # Errors
+    /// A word that is not understood.
+    pub(super) fn parse(
+        words: impl IntoIterator<Item = OsString>,
+    ) -> Result<Option<Self>, lexopt::Error> {
+        let mut options = Self::default();
+        let mut parser = lexopt::Parser::from_args(words);
+        while let Some(word) = parser.next()? {
+            match word {
+                Long("policy") => options.policy = Some(parser.value()?.into()),
+                Long("memory") => options.memory = parser.value()?.parse_with(parse_bytes)?,
+                Long("memory-dir") => options.memory_dir = parser.value()?.into(),
+                Long("socket") => options.socket = parser.value()?.into(),
+                Long("wire-log") => options.wire_log = Some(parser.value()?.into()),
+                Long("help") => return Ok(None),
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(Some(options))
+    }
+}
+
+/// A number of bytes with an optional K, M or G.
+fn parse_bytes(text: &str) -> Result<u64, &'static str> {
+    let (digits, unit) = match text.split_at_checked(text.len().saturating_sub(1)) {
+        Some((digits, "K")) => (digits, 1 << 10),
+        Some((digits, "M")) => (digits, 1 << 20),
+        Some((digits, "G")) => (digits, 1 << 30),
+        _ => (text, 1),
+    };
+    let bytes = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+    bytes.filter(|bytes| *bytes > 0).ok_or("not a number of bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Option<Options>, lexopt::Error> {
+        Options::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_option_has_its_place() {
+        assert_eq!(parse("").unwrap(), Some(Options::default()));
+        let all = "--policy p --memory 3M --memory-dir d --socket=s --wire-log w";
+        let expected = Options {
+            policy: Some("p".into()),
+            memory: 3 << 20,
+            memory_dir: "d".into(),
+            socket: "s".into(),
+            wire_log: Some("w".into()),
+        };
+        assert_eq!(parse(all).unwrap(), Some(expected));
+        assert_eq!(parse("--help").unwrap(), None);
+        for bad in ["x", "--memory", "--what", "--memory 1T", "--memory 0", "--memory -1"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_exact() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("2G"), Ok(0x8000_0000));
+        for bad in ["", "K", "1.5M", "18446744073709551616", "17179869184G"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! From the command line to the loop, in the one order that leaves no device unconfined for an instant.
+//!
+//! ```text
+//! signals blocked -> policy file, memory map, functions and table read
+//!  -> leftovers of an earlier server found, memory taken
+//!  -> every unit brought up: queues run, translation as it was found
+//!  -> Server::start: every function under its group's policy, then translation on, unit by unit
+//!  -> leftovers given back, if no unit can still be using them
+//!  -> socket bound
+//! ```
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::logger;
+use super::machine;
+use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, HugeTables, LeftOver, Taken};
+use super::options::{Options, USAGE};
+use super::pci::SysfsConfig;
+use super::ram::{RamError, system_ram};
+use super::signals;
+use super::transport::{Listener, Transport, WireLog};
+use crate::addr::PhysRange;
+use crate::config::{self, ConfigError};
+use crate::hw::Unit;
+use crate::policy::Config;
+use crate::server::{Server, Startup, TableState, UnitStart};
+use crate::topology::firmware::{Firmware, UnitDescription};
+use crate::topology::pci::PciFunction;
+
+/// Why the server does not run.
+enum StartError {
+    Policy(PathBuf, ConfigError),
+    Memory(DirectoryError),
+    Ram(RamError),
+    Pci(io::Error),
+    WireLog(PathBuf, io::Error),
+    Socket(PathBuf, io::Error),
+    Signals(io::Error),
+    Loop(io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Policy(path, error) => write!(f, "policy {}: {error}", path.display()),
+            Self::Memory(error) => write!(f, "memory: {error}"),
+            Self::Ram(error) => write!(f, "memory map: {error}"),
+            Self::Pci(error) => write!(f, "PCI: {error}"),
+            Self::WireLog(path, error) => write!(f, "wire log {}: {error}", path.display()),
+            Self::Socket(path, error) => write!(f, "socket {}: {error}", path.display()),
+            Self::Signals(error) => write!(f, "signals: {error}"),
+            Self::Loop(error) => write!(f, "loop: {error}"),
+        }
+    }
+}
+
+impl StartError {
+    /// How devices are left.
+    fn aftermath(&self) -> &'static str {
+        match self {
+            Self::Socket(..) | Self::Loop(_) => AFTERMATH,
+            _ => "devices are as firmware or an earlier server left them",
+        }
+    }
+}
+
+/// How the server leaves the machine once it has run.
+const AFTERMATH: &str =
+    "devices are under policy, units go on translating, their memory stays taken";
+
+/// Brings one unit up as far as taking entries.
+type BringUp<U> = fn(usize, &UnitDescription, &mut HugeTables) -> UnitStart<U>;
+
+/// The `iommud` program.
+#[must_use]
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    logger::install();
+    let options = match Options::parse(words) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("iommud: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options, machine::bring_up) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            log::error!("not running: {}", error.aftermath());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run<U: Unit<Memory = HugeTables>>(
+    options: &Options,
+    bring_up: BringUp<U>,
+) -> Result<(), StartError> {
+    let stop = signals::block().map_err(StartError::Signals)?;
+    let config = policy(options)?;
+    let wire = match &options.wire_log {
+        Some(path) => {
+            WireLog::create(path).map_err(|error| StartError::WireLog(path.clone(), error))?
+        }
+        None => WireLog::off(),
+    };
+    let machine = Machine::read()?;
+    let (directory, left) = HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
+    let memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
+    let server = start(config, machine, memory, left, bring_up);
+    let mut transport = Transport::new(server, wire);
+    transport.stop_on(stop);
+    let listener = Listener::bind(&options.socket)
+        .map_err(|error| StartError::Socket(options.socket.clone(), error))?;
+    transport.listen(listener);
+    log::info!("listening on {}", options.socket.display());
+    let ended = transport.run().map_err(StartError::Loop);
+    if ended.is_ok() {
+        log::info!("ended: {AFTERMATH}");
+    }
+    ended
+}
+
+fn policy(options: &Options) -> Result<Config, StartError> {
+    options.policy.as_ref().map_or_else(
+        || Ok(Config::default()),
+        |path| config::load(path).map_err(|error| StartError::Policy(path.clone(), error)),
+    )
+}
+
+type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;
+
+/// What is read before anything is changed.
+struct Machine {
+    ram: Vec<PhysRange>,
+    functions: Vec<PciFunction>,
+    table: TableState,
+    firmware: Firmware,
+}
+
+impl Machine {
+    fn read() -> Result<Self, StartError> {
+        let ram = system_ram().map_err(StartError::Ram)?;
+        let mut space = SysfsConfig::open().map_err(StartError::Pci)?;
+        let functions = machine::functions(&mut space);
+        let (table, firmware) = machine::firmware();
+        Ok(Self { ram, functions, table, firmware })
+    }
+}
+
+fn start<U: Unit<Memory = HugeTables>>(
+    config: Config,
+    machine: Machine,
+    memory: Taken<HugeDirectory>,
+    left: LeftOver,
+    bring_up: BringUp<U>,
+) -> LinuxServer<U> {
+    let Machine { ram, functions, table, firmware } = machine;
+    let Taken { mut tables, buffers, ranges } = memory;
+    let units = firmware.units.iter().enumerate();
+    let units = units.map(|(index, unit)| bring_up(index, unit, &mut tables)).collect();
+    let own = ranges.iter().chain(left.ranges()).copied().collect();
+    let mut server = Server::start(Startup {
+        config,
+        table,
+        firmware,
+        units,
+        functions,
+        ram,
+        own,
+        memory: tables,
+        buffers,
+    });
+    give_back(&mut server, left);
+    server
+}
+
+/// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
+/// not may still translate through the old ones: then they stay, out of every device's reach.
+fn give_back<U: Unit<Memory = HugeTables>>(server: &mut LinuxServer<U>, left: LeftOver) {
+    if left.ranges().is_empty() {
+        return;
+    }
+    if !server.all_units_enabled() {
+        log::warn!("a unit is not enabled: memory of an earlier server is kept from all devices");
+        return;
+    }
+    let ranges = left.ranges().to_vec();
+    left.remove();
+    for range in ranges {
+        server.memory_returned(range);
+    }
+    log::info!("memory of an earlier server given back");
+}
