@@ -1,4 +1,26 @@
 //! The seams over real machines. The only place with `unsafe`.
 
+#[cfg(target_arch = "x86_64")]
+mod cache;
+mod clock;
+mod logger;
+#[cfg(target_arch = "x86_64")]
+mod mapping;
+#[cfg(target_arch = "x86_64")]
+mod registers;
+#[cfg(target_arch = "x86_64")]
+mod tables;
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod linux;
+#[cfg(any(target_os = "redox", test))]
+pub mod redox;
+
+pub use clock::MonotonicClock;
+pub use logger::install as install_logger;
+#[cfg(target_arch = "x86_64")]
+pub use mapping::{Mapping, Sharing};
+#[cfg(target_arch = "x86_64")]
+pub use registers::Registers;
+#[cfg(target_arch = "x86_64")]
+pub use tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};

@@ -14,7 +14,6 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::logger;
 use super::machine;
 use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, HugeTables, LeftOver, Taken};
 use super::options::{Options, USAGE};
@@ -25,6 +24,7 @@ use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
 use crate::hw::Unit;
+use crate::platform::logger;
 use crate::policy::Config;
 use crate::server::{Server, Startup, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription};

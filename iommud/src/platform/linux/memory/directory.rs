@@ -12,7 +12,7 @@ use rustix::fs::{fallocate, flock, fstatfs, ftruncate, openat, unlinkat};
 use super::pagemap::{PagemapError, physical_address};
 use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, Page, PageSource};
 use crate::addr::PhysRange;
-use crate::platform::linux::mapping::Mapping;
+use crate::platform::mapping::{Mapping, Sharing};
 
 /// File system type of hugetlbfs (statfs(2), HUGETLBFS_MAGIC).
 const HUGETLBFS_MAGIC: u64 = 0x958_458f6;
@@ -203,7 +203,7 @@ impl LeftOver {
 }
 
 fn map(file: &OwnedFd) -> Result<(Mapping, PhysRange), DirectoryError> {
-    let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, true)
+    let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Populated)
         .map_err(|error| DirectoryError::Unusable(PathBuf::new(), error))?;
     let first = physical_address(&mapping).map_err(DirectoryError::Address)?;
     let range =

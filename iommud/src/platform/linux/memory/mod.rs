@@ -15,23 +15,16 @@
 mod buffers;
 mod directory;
 mod pagemap;
-mod tables;
 
 use std::os::fd::OwnedFd;
 
 pub use buffers::HugeBuffers;
 pub use directory::{DirectoryError, HugeDirectory, LeftOver};
 pub use pagemap::PagemapError;
-pub use tables::HugeTables;
 
-use super::mapping::Mapping;
 use crate::addr::{PhysAddr, PhysRange};
-
-/// Bytes of a huge page.
-pub const HUGE_PAGE: u64 = 1 << 21;
-
-/// [`HUGE_PAGE`] as a length in memory.
-pub const HUGE_PAGE_LENGTH: usize = 1 << 21;
+use crate::platform::mapping::Mapping;
+use crate::platform::tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};
 
 /// A huge page, mapped into this process.
 #[derive(Debug)]
@@ -53,6 +46,12 @@ impl Page {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its memory alone.
+    #[must_use]
+    pub fn into_mapping(self) -> Mapping {
+        self.mapping
     }
 
     /// Where it is; `None` when it would end past the last address, which no real page does.
@@ -114,13 +113,14 @@ impl<S: PageSource> Taken<S> {
         let for_tables = usize::try_from(count.div_ceil(4)).unwrap_or(pages.len());
         // Low pages are kept for buffers of devices that are not translated and reach only 4 GiB.
         let tables = pages.split_off(pages.len().saturating_sub(for_tables));
-        let tables = HugeTables::new(tables);
+        let tables =
+            HugeTables::new(tables.into_iter().map(|page| (page.phys, page.into_mapping())));
         Ok(Self { tables, buffers: HugeBuffers::new(source, pages), ranges })
     }
 }
 
 #[cfg(test)]
-mod testing;
+pub(in crate::platform) mod testing;
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::HUGE_PAGE;
 use crate::addr::{PAGE_SIZE, PhysAddr};
-use crate::platform::linux::mapping::Mapping;
+use crate::platform::mapping::Mapping;
 
 /// Small pages of a huge page.
 const ENTRIES: usize = 512;

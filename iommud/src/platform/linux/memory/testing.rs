@@ -9,29 +9,29 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::{DirectoryError, HUGE_PAGE_LENGTH, Page, PageSource};
 use crate::addr::PhysAddr;
-use crate::platform::linux::mapping::Mapping;
+use crate::platform::mapping::{Mapping, Sharing};
 
 #[derive(Default)]
-pub(super) struct FakePages {
+pub(in crate::platform) struct FakePages {
     /// Addresses to hand out, last first.
-    pub(super) addresses: Vec<u64>,
-    pub(super) files: Rc<RefCell<BTreeMap<String, OwnedFd>>>,
+    pub(in crate::platform) addresses: Vec<u64>,
+    pub(in crate::platform) files: Rc<RefCell<BTreeMap<String, OwnedFd>>>,
     /// Renewing loses the page.
-    pub(super) lossy: bool,
+    pub(in crate::platform) lossy: bool,
     serial: u32,
 }
 
 impl FakePages {
-    pub(super) fn at(addresses: &[u64]) -> Self {
+    pub(in crate::platform) fn at(addresses: &[u64]) -> Self {
         Self { addresses: addresses.iter().rev().copied().collect(), ..Self::default() }
     }
 
-    pub(super) fn page(&mut self, phys: u64) -> Page {
+    pub(in crate::platform) fn page(&mut self, phys: u64) -> Page {
         self.serial += 1;
         let name = format!("{}", self.serial);
         let file = memfd_create("page", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, HUGE_PAGE_LENGTH as u64).unwrap();
-        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, false).unwrap();
+        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Shared).unwrap();
         self.files.borrow_mut().insert(name.clone(), file);
         Page::new(PhysAddr(phys), mapping, name)
     }

@@ -1,10 +1,15 @@
 //! Frames of 4 KiB out of huge pages, for tables.
 
-use super::{HUGE_PAGE, Page};
+use super::cache::CacheLines;
+use super::mapping::Mapping;
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::hw::{MemoryError, TableMemory};
-use crate::platform::linux::cache::CacheLines;
-use crate::platform::linux::mapping::Mapping;
+
+/// Bytes of a huge page.
+pub const HUGE_PAGE: u64 = 1 << 21;
+
+/// [`HUGE_PAGE`] as a length in memory.
+pub const HUGE_PAGE_LENGTH: usize = 1 << 21;
 
 /// Bytes of a frame.
 const FRAME: usize = 4096;
@@ -44,21 +49,18 @@ struct Frame {
 impl HugeTables {
     /// Tables live in these pages, all of which are zero.
     #[must_use]
-    pub fn new(mut pages: Vec<Page>) -> Self {
+    pub fn new(pages: impl IntoIterator<Item = (PhysAddr, Mapping)>) -> Self {
+        let mut pages: Vec<TablePage> = pages
+            .into_iter()
+            .map(|(phys, mapping)| TablePage {
+                phys: phys.0,
+                mapping,
+                frames: vec![Frame::default(); FRAMES],
+                fresh: 0,
+            })
+            .collect();
         pages.sort_by_key(|page| page.phys);
-        let table_page = |page: Page| TablePage {
-            phys: page.phys.0,
-            mapping: page.mapping,
-            frames: vec![Frame::default(); FRAMES],
-            fresh: 0,
-        };
-        Self {
-            pages: pages.into_iter().map(table_page).collect(),
-            free: Vec::new(),
-            in_use: 0,
-            lines: CacheLines::detect(),
-            nobody: 0,
-        }
+        Self { pages, free: Vec::new(), in_use: 0, lines: CacheLines::detect(), nobody: 0 }
     }
 
     /// The page of a frame, and the frame's number in it.
@@ -181,7 +183,7 @@ impl TableMemory for HugeTables {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use crate::platform::linux::memory::testing::FakePages;
@@ -191,7 +193,8 @@ mod tests {
 
     fn tables() -> HugeTables {
         let mut source = FakePages::default();
-        HugeTables::new(vec![source.page(HIGH), source.page(LOW)])
+        let mut page = |phys| (PhysAddr(phys), source.page(phys).into_mapping());
+        HugeTables::new([page(HIGH), page(LOW)])
     }
 
     #[test]
@@ -268,7 +271,7 @@ mod tests {
         let mut source = FakePages::default();
         let page = source.page(LOW);
         let file = std::fs::File::from(source.files.borrow_mut().pop_first().unwrap().1);
-        let mut tables = HugeTables::new(vec![page]);
+        let mut tables = HugeTables::new([(PhysAddr(LOW), page.into_mapping())]);
         tables.allocate().unwrap();
         let second = tables.allocate().unwrap();
         tables.store(second, 2, 0x8877_6655_4433_2211);

@@ -6,11 +6,20 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-
 use super::cache::CacheLines;
 
-/// A shared, writable mapping of a file; ends when dropped.
+/// Whose memory a mapping shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// The file's, with the pages entered at once, as far as they can be had.
+    Populated,
+    /// The file's.
+    Shared,
+    /// Memory of this process alone, of the kind that the file stands for (Redox).
+    Private,
+}
+
+/// A writable mapping of a file; ends when dropped.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
@@ -21,24 +30,17 @@ pub struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes of `file` from `offset` on, a multiple of the page size. With `populate` the
-    /// pages are entered at once, as far as they can be had.
+    /// Maps `length` bytes of `file` from `offset` on, a multiple of the page size.
     ///
     /// # Errors
-    /// What mmap(2) reports.
+    /// What the system's mmap reports.
     pub fn new(
         file: BorrowedFd<'_>,
         offset: u64,
         length: usize,
-        populate: bool,
+        sharing: Sharing,
     ) -> io::Result<Self> {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        let populate = if populate { MapFlags::POPULATE } else { MapFlags::empty() };
-        let flags = MapFlags::SHARED | populate;
-        // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
-        let base = unsafe { mmap(std::ptr::null_mut(), length, access, flags, file, offset) }?;
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { base, length })
+        Ok(Self { base: system::map(file, offset, length, sharing)?, length })
     }
 
     /// The virtual address of the first byte.
@@ -121,12 +123,75 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly what `new` mapped; nothing borrows from it, since accesses copy.
-        let ended = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
+        let ended = unsafe { system::unmap(self.base, self.length) };
         debug_assert!(ended.is_ok());
     }
 }
 
-#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod system {
+    use super::{BorrowedFd, NonNull, Sharing, io};
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+    pub(super) fn map(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        sharing: Sharing,
+    ) -> io::Result<NonNull<u8>> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = match sharing {
+            Sharing::Populated => MapFlags::SHARED | MapFlags::POPULATE,
+            Sharing::Shared => MapFlags::SHARED,
+            Sharing::Private => MapFlags::PRIVATE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
+        let base = unsafe { mmap(std::ptr::null_mut(), length, access, flags, file, offset) }?;
+        NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData.into())
+    }
+
+    /// # Safety
+    /// The range is a mapping of [`map`], and nothing refers to it any more.
+    pub(super) unsafe fn unmap(base: NonNull<u8>, length: usize) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { munmap(base.as_ptr().cast(), length) }?;
+        Ok(())
+    }
+}
+
+#[cfg(target_os = "redox")]
+mod system {
+    use super::{BorrowedFd, NonNull, Sharing, io};
+    use libredox::call::{MmapArgs, mmap, munmap};
+    use libredox::flag::{MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+    use std::os::fd::AsRawFd;
+
+    pub(super) fn map(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        sharing: Sharing,
+    ) -> io::Result<NonNull<u8>> {
+        let flags = if sharing == Sharing::Private { MAP_PRIVATE } else { MAP_SHARED };
+        let fd = usize::try_from(file.as_raw_fd())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let prot = PROT_READ | PROT_WRITE;
+        let request = MmapArgs { addr: std::ptr::null_mut(), length, prot, flags, fd, offset };
+        // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
+        let base = unsafe { mmap(request) }?;
+        NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData.into())
+    }
+
+    /// # Safety
+    /// The range is a mapping of [`map`], and nothing refers to it any more.
+    pub(super) unsafe fn unmap(base: NonNull<u8>, length: usize) -> io::Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { munmap(base.as_ptr().cast(), length) }?;
+        Ok(())
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
@@ -134,7 +199,7 @@ mod tests {
     fn page() -> Mapping {
         let file = rustix::fs::memfd_create("mapping", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, 4096).unwrap();
-        Mapping::new(file.as_fd(), 0, 4096, true).unwrap()
+        Mapping::new(file.as_fd(), 0, 4096, Sharing::Populated).unwrap()
     }
 
     #[test]

@@ -1,0 +1,272 @@
+//! The scheme's operations, as the kernel asks for them, carried out by the [`Server`].
+
+use std::collections::BTreeMap;
+
+use iommu_protocol::Refusal;
+use iommu_protocol::frame::READABLE;
+use redox_scheme::scheme::SchemeSync;
+use redox_scheme::{CallerCtx, OpenResult};
+use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
+use syscall::error::{EACCES, EBADF, EINVAL, ENOTDIR, Error, Result};
+use syscall::flag::{EventFlags, MapFlags, MunmapFlags, O_DIRECTORY, O_WRONLY};
+use syscall::schemev2::NewFdFlags;
+
+use crate::addr::PAGE_SIZE;
+use crate::hw::{BufferMemory, Unit};
+use crate::policy::ClientId;
+use crate::server::{Caller, Handle, Server};
+
+/// The scheme's own number of its root directory, which no handle has.
+pub const ROOT: usize = iommu_protocol::frame::ROOT as usize;
+
+/// Set in the number of clients that are sessions; clear in those that are processes.
+const SESSION_CLIENT: u32 = 1 << 31;
+
+const MODE_TYPE: u32 = 0o170_000;
+const MODE_DIRECTORY: u32 = 0o040_000;
+
+/// Where a buffer lies in this process: what is answered to a request to map it. The kernel gives the
+/// client the same frames, and keeps the buffer's handle open as long as they are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Virtual address of the first byte, a multiple of the page size.
+    pub address: usize,
+}
+
+/// The scheme `iommu`.
+///
+/// Who asks is looked at when a device is opened and never again: on Redox later requests do not carry a
+/// user id to be relied on. Paths reach the scheme through the name space's server, so the process id of an
+/// absolute open is 0; every session therefore counts as a client of its own.
+pub struct IommuScheme<U: Unit, B: BufferMemory> {
+    server: Server<U, B>,
+    /// The client of each session, which whatever is opened below counts against too.
+    clients: BTreeMap<Handle, ClientId>,
+    sessions_opened: u32,
+}
+
+impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
+    /// The scheme over a server that has been started.
+    #[must_use]
+    pub const fn new(server: Server<U, B>) -> Self {
+        Self { server, clients: BTreeMap::new(), sessions_opened: 0 }
+    }
+
+    /// The server.
+    pub const fn server_mut(&mut self) -> &mut Server<U, B> {
+        &mut self.server
+    }
+
+    fn open(&mut self, at: usize, path: &str, write: bool, caller: &CallerCtx) -> Result<Handle> {
+        let at = if at == ROOT { None } else { Some(handle(at)?) };
+        let session = at.and_then(|at| self.clients.get(&at).copied());
+        let client = match session {
+            Some(client) => client,
+            None if write => ClientId(SESSION_CLIENT | self.sessions_opened),
+            None => ClientId(u32::try_from(caller.pid).unwrap_or(0) & !SESSION_CLIENT),
+        };
+        let who = Caller { client, uid: caller.uid };
+        // The name space's server leaves a slash in front; programs put one behind names of directories.
+        let opened = self.server.open(who, at, path.trim_matches('/'), write).map_err(refused)?;
+        if write {
+            self.clients.insert(opened, client);
+            if session.is_none() {
+                self.sessions_opened = (self.sessions_opened + 1) & !SESSION_CLIENT;
+            }
+        }
+        Ok(opened)
+    }
+
+    fn is_directory(&mut self, handle: Handle) -> Result<bool> {
+        let mode = self.server.stat(handle).map_err(refused)?.mode;
+        Ok(mode & MODE_TYPE == MODE_DIRECTORY)
+    }
+
+    fn close(&mut self, handle: Handle) {
+        self.clients.remove(&handle);
+        self.server.close(handle);
+    }
+}
+
+impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> {
+    fn scheme_root(&mut self) -> Result<usize> {
+        Ok(ROOT)
+    }
+
+    /// Opens for writing claim a device; all other opens are of texts, directories and buffers.
+    fn openat(
+        &mut self,
+        at: usize,
+        path: &str,
+        flags: usize,
+        _fcntl_flags: u32,
+        caller: &CallerCtx,
+    ) -> Result<OpenResult> {
+        let opened = self.open(at, path, flags & O_WRONLY != 0, caller)?;
+        if flags & O_DIRECTORY != 0 && !self.is_directory(opened)? {
+            self.close(opened);
+            return Err(Error::new(ENOTDIR));
+        }
+        result(opened)
+    }
+
+    /// A descriptor of a session is all that a driver needs: what lies below it is opened by `dup`.
+    fn dup(&mut self, id: usize, path: &[u8], caller: &CallerCtx) -> Result<OpenResult> {
+        let session = handle(id)?;
+        if !self.clients.contains_key(&session) {
+            return Err(Error::new(EBADF));
+        }
+        let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
+        let member = path.trim_matches('/').starts_with("devices/");
+        result(self.open(id, path, member, caller)?)
+    }
+
+    /// Blocks until there is a fault record to read, unless the descriptor says otherwise: the event loop
+    /// asks again as long as this says EAGAIN.
+    fn read(
+        &mut self,
+        id: usize,
+        out: &mut [u8],
+        offset: u64,
+        _fcntl_flags: u32,
+        _caller: &CallerCtx,
+    ) -> Result<usize> {
+        self.server.read(handle(id)?, offset, out).map_err(refused)
+    }
+
+    fn fstat(&mut self, id: usize, stat: &mut syscall::Stat, _caller: &CallerCtx) -> Result<()> {
+        if id == ROOT {
+            stat.st_mode = syscall::flag::MODE_DIR | 0o500;
+            return Ok(());
+        }
+        let found = self.server.stat(handle(id)?).map_err(refused)?;
+        stat.st_mode = u16::try_from(found.mode).map_err(|_| Error::new(EBADF))?;
+        stat.st_nlink = 1;
+        stat.st_size = found.size;
+        stat.st_blksize = u32::try_from(PAGE_SIZE).unwrap_or(0);
+        Ok(())
+    }
+
+    fn getdents<'buf>(
+        &mut self,
+        id: usize,
+        mut entries: DirentBuf<&'buf mut [u8]>,
+        first: u64,
+    ) -> Result<DirentBuf<&'buf mut [u8]>> {
+        let first = usize::try_from(first).map_err(|_| Error::new(EINVAL))?;
+        let mut next = u64::try_from(first).map_err(|_| Error::new(EINVAL))?;
+        let mut written = Ok(());
+        let mut sink = |name: &str| {
+            next += 1;
+            let kind = DirentKind::Unspecified;
+            let put = entries.entry(DirEntry { inode: 0, next_opaque_id: next, name, kind });
+            if put.is_err() && next == u64::try_from(first).unwrap_or(0) + 1 {
+                written = put;
+            }
+            put.is_ok()
+        };
+        self.server.names(handle(id)?, first, &mut sink).map_err(|refusal| match refusal {
+            Refusal::BadOperation => Error::new(ENOTDIR),
+            other => refused(other),
+        })?;
+        written.map(|()| entries)
+    }
+
+    fn fevent(&mut self, id: usize, flags: EventFlags, _caller: &CallerCtx) -> Result<EventFlags> {
+        let bits = if flags.contains(EventFlags::EVENT_READ) { READABLE } else { 0 };
+        let now = self.server.watch(handle(id)?, bits).map_err(refused)?;
+        Ok(if now & READABLE != 0 { EventFlags::EVENT_READ } else { EventFlags::empty() })
+    }
+
+    /// A request of the protocol in `payload`, which the reply replaces.
+    fn call(
+        &mut self,
+        id: usize,
+        payload: &mut [u8],
+        metadata: &[u64],
+        _caller: &CallerCtx,
+    ) -> Result<usize> {
+        if metadata.iter().any(|word| *word != 0) {
+            return Err(Error::new(EINVAL));
+        }
+        let length = payload.len();
+        self.server.call(handle(id)?, payload, length).map_err(refused)
+    }
+
+    /// On a session and a buffer, in this order: gives the session the buffer; the result is its slot.
+    fn call_multiple_ids(
+        &mut self,
+        ids: &[usize],
+        _payload: &mut [u8],
+        metadata: &[u64],
+        _caller: &CallerCtx,
+    ) -> Result<usize> {
+        let [session, buffer] = *ids else { return Err(Error::new(EINVAL)) };
+        if metadata.iter().any(|word| *word != 0) {
+            return Err(Error::new(EINVAL));
+        }
+        let slot = self.server.import(handle(session)?, handle(buffer)?).map_err(refused)?;
+        usize::try_from(slot).map_err(|_| Error::new(EINVAL))
+    }
+
+    /// Only shared mappings without execution. A private one would make the kernel copy a frame at the next
+    /// store of either side, behind the back of the device.
+    fn mmap_prep(
+        &mut self,
+        id: usize,
+        offset: u64,
+        size: usize,
+        flags: MapFlags,
+        _caller: &CallerCtx,
+    ) -> Result<usize> {
+        if !flags.contains(MapFlags::MAP_SHARED) {
+            return Err(Error::new(EINVAL));
+        }
+        if flags.contains(MapFlags::PROT_EXEC) {
+            return Err(Error::new(EACCES));
+        }
+        let (window, length) = self.server.share(handle(id)?).map_err(refused)?;
+        let size = u64::try_from(size).unwrap_or(u64::MAX);
+        let end = offset.checked_add(size).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
+        if size == 0 || end.is_none_or(|end| end > length) || !offset.is_multiple_of(PAGE_SIZE) {
+            return Err(refused(Refusal::Range));
+        }
+        let offset = usize::try_from(offset).map_err(|_| refused(Refusal::Range))?;
+        window.address.checked_add(offset).ok_or(refused(Refusal::Range))
+    }
+
+    /// The kernel has taken the frames out of the client; the handle's close does the rest.
+    fn munmap(
+        &mut self,
+        id: usize,
+        _offset: u64,
+        _size: usize,
+        _flags: MunmapFlags,
+        _caller: &CallerCtx,
+    ) -> Result<()> {
+        handle(id).map(|_| ())
+    }
+
+    /// The last descriptor is gone, in whatever way: the end of the process looks the same.
+    fn on_close(&mut self, id: usize) {
+        if let Ok(handle) = handle(id) {
+            self.close(handle);
+        }
+    }
+}
+
+fn handle(id: usize) -> Result<Handle> {
+    match u32::try_from(id) {
+        Ok(id) if id != iommu_protocol::frame::ROOT => Ok(Handle(id)),
+        _ => Err(Error::new(EBADF)),
+    }
+}
+
+fn result(handle: Handle) -> Result<OpenResult> {
+    let number = usize::try_from(handle.0).map_err(|_| Error::new(EBADF))?;
+    Ok(OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED })
+}
+
+fn refused(refusal: Refusal) -> Error {
+    Error::new(refusal.errno().0)
+}

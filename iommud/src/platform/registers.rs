@@ -1,0 +1,94 @@
+//! Registers of a unit.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{Ordering, fence};
+
+use super::mapping::{Mapping, Sharing};
+use crate::addr::{PAGE_SIZE, PhysRange};
+use crate::hw::RegisterIo;
+
+/// The registers of one unit, uncached. An access that is not aligned to its size counts as outside.
+#[derive(Debug)]
+pub struct Registers {
+    mapping: Mapping,
+    /// Bytes from the start of the mapping to the first register.
+    skew: usize,
+    /// Bytes from the first register to the end.
+    length: usize,
+}
+
+impl Registers {
+    /// Maps `range` of `memory`, a file whose offsets are physical addresses and whose mappings are uncached.
+    ///
+    /// # Errors
+    /// What the system's mmap reports.
+    pub fn over(memory: BorrowedFd<'_>, range: PhysRange) -> io::Result<Self> {
+        let start = range.first().0 & !(PAGE_SIZE - 1);
+        let skew = to_usize(range.first().0 - start)?;
+        let length = to_usize(range.length())?;
+        let whole = (skew + length).next_multiple_of(to_usize(PAGE_SIZE)?);
+        let mapping = Mapping::new(memory, start, whole, Sharing::Shared)?;
+        Ok(Self { mapping, skew, length })
+    }
+
+    /// Where `offset` lies in the mapping; `None` when `size` bytes there are not all registers.
+    fn at(&self, offset: u32, size: usize) -> Option<usize> {
+        let offset = usize::try_from(offset).ok()?;
+        (offset.checked_add(size)? <= self.length).then_some(self.skew + offset)
+    }
+}
+
+fn to_usize(value: u64) -> io::Result<usize> {
+    usize::try_from(value).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+impl RegisterIo for Registers {
+    fn read32(&mut self, offset: u32) -> u32 {
+        self.at(offset, 4).and_then(|at| self.mapping.read32(at)).unwrap_or(u32::MAX)
+    }
+
+    fn read64(&mut self, offset: u32) -> u64 {
+        self.at(offset, 8).and_then(|at| self.mapping.read64(at)).unwrap_or(u64::MAX)
+    }
+
+    fn write32(&mut self, offset: u32, value: u32) {
+        // The processor keeps stores in order, to uncached memory too; the compiler is told to.
+        fence(Ordering::SeqCst);
+        if let Some(at) = self.at(offset, 4) {
+            self.mapping.write32(at, value);
+        }
+    }
+
+    fn write64(&mut self, offset: u32, value: u64) {
+        fence(Ordering::SeqCst);
+        if let Some(at) = self.at(offset, 8) {
+            self.mapping.write64(at, value);
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn outside_reads_ones_and_ignores_writes() {
+        let file = rustix::fs::memfd_create("registers", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 8192).unwrap();
+        let mapping = Mapping::new(file.as_fd(), 0, 8192, Sharing::Shared).unwrap();
+        let mut registers = Registers { mapping, skew: 0x100, length: 0x1000 };
+        registers.write64(0xff8, 0x1122_3344_5566_7788);
+        assert_eq!(registers.read64(0xff8), 0x1122_3344_5566_7788);
+        assert_eq!(registers.mapping.read64(0x10f8), Some(0x1122_3344_5566_7788));
+        registers.write32(0x1000, 7);
+        registers.write64(0xffc, 7);
+        registers.write32(u32::MAX, 7);
+        assert_eq!(registers.mapping.read32(0x1100), Some(0));
+        assert_eq!(registers.read32(0xffc), 0x1122_3344);
+        assert_eq!(registers.read32(0x1000), u32::MAX);
+        assert_eq!(registers.read64(0xffc), u64::MAX);
+        assert_eq!(registers.read64(u32::MAX), u64::MAX);
+    }
+}
