@@ -10,7 +10,7 @@ mod unit;
 pub mod vtd;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use seams::{BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory};
 pub use unit::{Entry, HardwareFault, Unit, UnitError};

@@ -175,4 +175,10 @@ impl Plan {
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
+
+    /// A plan of these steps, for tests of the engine.
+    #[cfg(test)]
+    pub(crate) fn of(steps: &[Step]) -> Self {
+        Self { steps: steps.into(), outcome: Outcome::Done }
+    }
 }

@@ -88,6 +88,12 @@ impl Detached {
         self.runs.is_empty() && self.tables.is_empty()
     }
 
+    /// Whether every unmap in it was undone, and only tables of splits are left to be released.
+    #[must_use]
+    pub fn is_undone(&self) -> bool {
+        self.runs.is_empty()
+    }
+
     /// Whether tables, not only leaves, were unlinked or replaced: caches of upper levels are stale too.
     #[must_use]
     pub fn tables_freed(&self) -> bool {

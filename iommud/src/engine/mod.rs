@@ -1,0 +1,201 @@
+//! Runs plans on units; undoes the steps of a plan that fails.
+//!
+//! ```text
+//! run   step 0, step 1, .. step k fails
+//! undo                     step k-1, .. step 0   each by its inverse, and the unit told to forget it
+//! ```
+//!
+//! After a failure every word of every table is as before the plan, unless a unit cannot be told to forget:
+//! then its entry stays denied, nothing it might walk is freed, and the failure says so (`lost`, `unproved`).
+
+mod step;
+mod undo;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::hw::radix::{Detached, MapError, PageTable};
+use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
+use crate::policy::{Plan, UnitIndex};
+use crate::topology::capabilities::{DomainTag, UnitCapabilities};
+
+/// The units of the machine and the page tables of all domains.
+pub struct Engine<U: Unit> {
+    units: Vec<Option<U>>,
+    tables: Vec<Option<Table<U>>>,
+    memory: U::Memory,
+    /// Tables that a unit which cannot be told to forget may still walk. Kept for good.
+    abandoned: Vec<Detached>,
+}
+
+/// The page table of a domain.
+struct Table<U: Unit> {
+    pages: PageTable<U::Format>,
+    tag: DomainTag,
+    /// Unlinked by `Unmap` steps of the plan that runs, until `ReleaseTables`.
+    detached: Detached,
+}
+
+/// A plan was not carried out. What could be undone was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepFailure {
+    /// Index of the step that failed.
+    pub step: usize,
+    /// The unit it was for.
+    pub unit: Option<UnitIndex>,
+    /// Why.
+    pub error: UnitError,
+    /// Units that can no longer be relied on: each is to become an `Event::UnitFailed`.
+    pub lost: Vec<UnitIndex>,
+    /// A unit may still reach what the plan mapped: the plan goes to `Registry::quarantine`, not `abort`.
+    pub unproved: bool,
+}
+
+impl StepFailure {
+    /// What the client is told.
+    #[must_use]
+    pub const fn refusal(&self) -> Refusal {
+        match self.error {
+            UnitError::Memory(_) => Refusal::NoMemory,
+            UnitError::Unsupported { .. } => Refusal::Unsupported,
+            UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead => {
+                Refusal::UnitFailed
+            }
+        }
+    }
+}
+
+/// A step that did not work: for which unit, and why.
+struct Fault {
+    unit: Option<UnitIndex>,
+    error: UnitError,
+}
+
+impl Fault {
+    const fn of(unit: UnitIndex, error: UnitError) -> Self {
+        Self { unit: Some(unit), error }
+    }
+}
+
+impl From<MapError> for Fault {
+    fn from(error: MapError) -> Self {
+        let error = match error {
+            MapError::Memory(error) => UnitError::Memory(error),
+            MapError::Overlap(_) => UnitError::Unsupported { what: "a range that is mapped" },
+            MapError::OutOfReach { .. } => UnitError::Unsupported { what: "an address this high" },
+            MapError::Levels(_) => UnitError::Unsupported { what: "a table this deep" },
+            MapError::Unaligned { .. } => UnitError::Unsupported { what: "part of a page" },
+            MapError::NoAccess => UnitError::Unsupported { what: "a mapping without access" },
+        };
+        Self { unit: None, error }
+    }
+}
+
+/// Whether a unit that reported this can no longer be relied on.
+const fn is_fatal(error: &UnitError) -> bool {
+    matches!(error, UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead)
+}
+
+impl<U: Unit> Engine<U> {
+    /// An engine without units, with the memory that all tables live in.
+    #[must_use]
+    pub const fn new(memory: U::Memory) -> Self {
+        Self { units: Vec::new(), tables: Vec::new(), memory, abandoned: Vec::new() }
+    }
+
+    /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.
+    pub fn install(&mut self, index: UnitIndex, unit: U) {
+        place(&mut self.units, index.0, unit);
+    }
+
+    /// Carries out the steps of a plan, in order.
+    ///
+    /// # Errors
+    /// The first step that failed; the ones before it were undone.
+    pub fn run<B: BufferMemory>(
+        &mut self,
+        plan: &Plan,
+        buffers: &mut B,
+    ) -> Result<(), StepFailure> {
+        for (index, step) in plan.steps().iter().enumerate() {
+            if let Err(fault) = self.carry_out(step, buffers) {
+                let done = plan.steps().get(..index).unwrap_or_default();
+                return Err(self.undo(done, index, fault));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a unit can do; `None` when it was never brought up.
+    #[must_use]
+    pub fn capabilities(&self, unit: UnitIndex) -> Option<UnitCapabilities> {
+        Some(at(&self.units, unit.0)?.as_ref()?.capabilities())
+    }
+
+    /// Takes fault records of a unit; see [`Unit::take_faults`]. A unit that was never brought up has none.
+    ///
+    /// # Errors
+    /// As [`Unit::take_faults`].
+    pub fn take_faults(
+        &mut self,
+        unit: UnitIndex,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        match at_mut(&mut self.units, unit.0) {
+            Some(Some(hardware)) => hardware.take_faults(&mut self.memory, limit, sink),
+            _ => Ok(0),
+        }
+    }
+
+    /// A unit's registers in words.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn describe(
+        &mut self,
+        unit: UnitIndex,
+        out: &mut dyn core::fmt::Write,
+    ) -> core::fmt::Result {
+        match at_mut(&mut self.units, unit.0) {
+            Some(Some(hardware)) => hardware.describe(out),
+            _ => Ok(()),
+        }
+    }
+
+    /// The memory of tables.
+    #[must_use]
+    pub const fn memory(&self) -> &U::Memory {
+        &self.memory
+    }
+
+    /// The memory of tables, for bringing up units.
+    pub const fn memory_mut(&mut self) -> &mut U::Memory {
+        &mut self.memory
+    }
+}
+
+/// Element `index`, whose number is a `u32`.
+fn at<T>(list: &[T], index: u32) -> Option<&T> {
+    usize::try_from(index).ok().and_then(|index| list.get(index))
+}
+
+/// As [`at`].
+fn at_mut<T>(list: &mut [T], index: u32) -> Option<&mut T> {
+    usize::try_from(index).ok().and_then(|index| list.get_mut(index))
+}
+
+/// Puts `value` at `index`, whatever was there.
+fn place<T>(list: &mut Vec<Option<T>>, index: u32, value: T) {
+    let Ok(index) = usize::try_from(index) else { return };
+    if list.len() <= index {
+        list.resize_with(index + 1, || None);
+    }
+    if let Some(slot) = list.get_mut(index) {
+        *slot = Some(value);
+    }
+}

@@ -1,0 +1,170 @@
+//! One step, forwards.
+
+use iommu_protocol::ids::RequesterId;
+
+use super::{Engine, Fault, Table, at_mut, place};
+use crate::addr::IovaRange;
+use crate::hw::radix::{Detached, PageTable};
+use crate::hw::{BufferMemory, Entry, Unit, UnitError};
+use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Step, UnitIndex};
+use crate::topology::capabilities::{DomainTag, TableFormat};
+
+impl<U: Unit> Engine<U> {
+    pub(super) fn carry_out<B: BufferMemory>(
+        &mut self,
+        step: &Step,
+        buffers: &mut B,
+    ) -> Result<(), Fault> {
+        match *step {
+            Step::Map { domain, range, phys, access } => {
+                let table = table_of(&mut self.tables, domain)?;
+                Ok(table.pages.map(&mut self.memory, range, phys, access)?)
+            }
+            Step::Unmap { domain, range, .. } => {
+                let table = table_of(&mut self.tables, domain)?;
+                Ok(table.pages.unmap(&mut self.memory, range, &mut table.detached)?)
+            }
+            Step::Publish { unit, domain, range } => self.publish(unit, domain, range),
+            Step::Invalidate { unit, domain, range } => self.invalidate(unit, domain, range),
+            Step::ReleaseTables { domain } => {
+                let table = table_of(&mut self.tables, domain)?;
+                PageTable::<U::Format>::release(&mut self.memory, &mut table.detached);
+                Ok(())
+            }
+            Step::CreateTable { domain, tag, format } => self.create(domain, tag, format),
+            Step::DestroyTable { domain } => {
+                self.destroy(domain);
+                Ok(())
+            }
+            Step::Block { unit, source, .. } => self.write(unit, source, Entry::Blocked),
+            Step::Deny { unit, source } => {
+                // Nobody relies on it: the unit has failed.
+                let _ = self.write(unit, source, Entry::Blocked);
+                Ok(())
+            }
+            Step::Translate { unit, source, domain } => {
+                let entry = self.entry(Binding::Domain(domain))?;
+                self.write(unit, source, entry)
+            }
+            Step::PassThrough { unit, source } => {
+                let entry = self.entry(Binding::PassThrough)?;
+                self.write(unit, source, entry)
+            }
+            Step::InvalidateEntry { unit, source, was } => self.forget(unit, source, was),
+            Step::Enable { unit } => {
+                let hardware = unit_of(&mut self.units, unit)?;
+                hardware.enable(&mut self.memory).map_err(|error| Fault::of(unit, error))
+            }
+            Step::ReleaseBuffer { buffer } => {
+                buffers.release(buffer.0);
+                Ok(())
+            }
+        }
+    }
+
+    fn create(
+        &mut self,
+        domain: DomainId,
+        tag: DomainTag,
+        format: TableFormat,
+    ) -> Result<(), Fault> {
+        let pages =
+            PageTable::new(&mut self.memory, format.levels, format.page_sizes, format.coherent)?;
+        place(&mut self.tables, domain.0, Table { pages, tag, detached: Detached::new() });
+        Ok(())
+    }
+
+    pub(super) fn destroy(&mut self, domain: DomainId) {
+        let Some(table) = at_mut(&mut self.tables, domain.0).and_then(Option::take) else { return };
+        let Table { pages, mut detached, .. } = table;
+        PageTable::<U::Format>::release(&mut self.memory, &mut detached);
+        pages.destroy(&mut self.memory);
+    }
+
+    /// The entry that lets a requester do what `binding` says.
+    pub(super) fn entry(&mut self, binding: Binding) -> Result<Entry, Fault> {
+        Ok(match binding {
+            Binding::Blocked => Entry::Blocked,
+            Binding::PassThrough => Entry::PassThrough { tag: PASS_THROUGH_TAG },
+            Binding::Domain(domain) => {
+                let table = table_of(&mut self.tables, domain)?;
+                Entry::Translate {
+                    tag: table.tag,
+                    root: table.pages.root(),
+                    levels: table.pages.levels(),
+                }
+            }
+        })
+    }
+
+    pub(super) fn write(
+        &mut self,
+        unit: UnitIndex,
+        source: RequesterId,
+        entry: Entry,
+    ) -> Result<(), Fault> {
+        let hardware = unit_of(&mut self.units, unit)?;
+        hardware
+            .write_entry(&mut self.memory, source, entry)
+            .map_err(|error| Fault::of(unit, error))
+    }
+
+    pub(super) fn forget(
+        &mut self,
+        unit: UnitIndex,
+        source: RequesterId,
+        was: Binding,
+    ) -> Result<(), Fault> {
+        let old = match was {
+            Binding::Blocked => None,
+            Binding::PassThrough => Some(PASS_THROUGH_TAG),
+            Binding::Domain(domain) => Some(table_of(&mut self.tables, domain)?.tag),
+        };
+        let hardware = unit_of(&mut self.units, unit)?;
+        hardware
+            .invalidate_entry(&mut self.memory, source, old)
+            .map_err(|error| Fault::of(unit, error))
+    }
+
+    pub(super) fn publish(
+        &mut self,
+        unit: UnitIndex,
+        domain: DomainId,
+        range: IovaRange,
+    ) -> Result<(), Fault> {
+        let tag = table_of(&mut self.tables, domain)?.tag;
+        let hardware = unit_of(&mut self.units, unit)?;
+        hardware.publish_pages(&mut self.memory, tag, range).map_err(|error| Fault::of(unit, error))
+    }
+
+    pub(super) fn invalidate(
+        &mut self,
+        unit: UnitIndex,
+        domain: DomainId,
+        range: IovaRange,
+    ) -> Result<(), Fault> {
+        let table = table_of(&mut self.tables, domain)?;
+        let (tag, tables_freed) = (table.tag, table.detached.tables_freed());
+        let hardware = unit_of(&mut self.units, unit)?;
+        hardware
+            .invalidate_pages(&mut self.memory, tag, range, tables_freed)
+            .map_err(|error| Fault::of(unit, error))
+    }
+}
+
+pub(super) fn unit_of<U>(units: &mut [Option<U>], unit: UnitIndex) -> Result<&mut U, Fault> {
+    match at_mut(units, unit.0) {
+        Some(Some(hardware)) => Ok(hardware),
+        _ => Err(Fault::of(unit, UnitError::Unsupported { what: "no such unit" })),
+    }
+}
+
+pub(super) fn table_of<U: Unit>(
+    tables: &mut [Option<Table<U>>],
+    domain: DomainId,
+) -> Result<&mut Table<U>, Fault> {
+    match at_mut(tables, domain.0) {
+        Some(Some(table)) => Ok(table),
+        _ => Err(Fault { unit: None, error: UnitError::Unsupported { what: "no such domain" } }),
+    }
+}

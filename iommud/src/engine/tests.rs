@@ -1,0 +1,347 @@
+//! Plans that fail at every step, over a unit that fails on command.
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use iommu_protocol::ids::RequesterId;
+use iommu_protocol::wire::Access;
+
+use super::Engine;
+use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
+use crate::hw::radix::{PteFormat, PteSlot};
+use crate::hw::testing::TestMemory;
+use crate::hw::{
+    BufferMemory, Constraints, Entry, HardwareFault, MemoryError, TableMemory, Unit, UnitError,
+};
+use crate::policy::{Binding, BufferId, DomainId, Plan, Step, UnitIndex};
+use crate::topology::capabilities::{
+    DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
+};
+
+const UNIT: UnitIndex = UnitIndex(0);
+const OTHER: UnitIndex = UnitIndex(1);
+const OLD: DomainId = DomainId(0);
+const NEW: DomainId = DomainId(1);
+const SOURCE: RequesterId = RequesterId(0x20);
+const ALL: Access = Access::all();
+
+enum Format {}
+
+impl PteFormat for Format {
+    fn leaf(phys: PhysAddr, access: Access, _: u8) -> u64 {
+        phys.0 | 4 | u64::from(access.bits())
+    }
+
+    fn table(next: PhysAddr, _: u8) -> u64 {
+        next.0 | 8
+    }
+
+    fn decode(entry: u64, _: u8) -> PteSlot {
+        let phys = PhysAddr(entry & !0xfff);
+        match entry & 0xc {
+            0 => PteSlot::Empty,
+            8 => PteSlot::Table(phys),
+            _ => PteSlot::Leaf { phys, access: Access::from_bits_truncate((entry & 3) as u32) },
+        }
+    }
+}
+
+/// A unit whose `budget`-th hardware operation, and all after it, time out.
+struct FakeUnit {
+    entries: BTreeMap<u16, Entry>,
+    /// Frames in use when translations were invalidated.
+    frames_at_invalidation: Vec<usize>,
+    budget: usize,
+}
+
+impl FakeUnit {
+    fn new(budget: usize) -> Self {
+        Self { entries: BTreeMap::new(), frames_at_invalidation: Vec::new(), budget }
+    }
+
+    fn spend(&mut self) -> Result<(), UnitError> {
+        self.budget = self.budget.checked_sub(1).ok_or(UnitError::Timeout { what: "test" })?;
+        Ok(())
+    }
+}
+
+impl Unit for FakeUnit {
+    type Memory = TestMemory;
+    type Format = Format;
+
+    fn capabilities(&self) -> UnitCapabilities {
+        UnitCapabilities {
+            levels: LevelSet::FOUR,
+            page_sizes: PageSizes::SIZE_4K,
+            coherent: true,
+            caches_absent: true,
+            last_tag: 9,
+            pass_through: true,
+            physical_bits: 52,
+            iova_bits: 48,
+        }
+    }
+
+    fn write_entry(
+        &mut self,
+        _: &mut TestMemory,
+        source: RequesterId,
+        entry: Entry,
+    ) -> Result<(), UnitError> {
+        let old = self.entries.insert(source.0, entry);
+        assert!(entry == Entry::Blocked || old == Some(Entry::Blocked) || old.is_none());
+        Ok(())
+    }
+
+    fn invalidate_entry(
+        &mut self,
+        _: &mut TestMemory,
+        _: RequesterId,
+        _: Option<DomainTag>,
+    ) -> Result<(), UnitError> {
+        self.spend()
+    }
+
+    fn publish_pages(
+        &mut self,
+        _: &mut TestMemory,
+        _: DomainTag,
+        _: IovaRange,
+    ) -> Result<(), UnitError> {
+        self.spend()
+    }
+
+    fn invalidate_pages(
+        &mut self,
+        memory: &mut TestMemory,
+        _: DomainTag,
+        _: IovaRange,
+        _: bool,
+    ) -> Result<(), UnitError> {
+        self.frames_at_invalidation.push(memory.frames_in_use());
+        self.spend()
+    }
+
+    fn enable(&mut self, _: &mut TestMemory) -> Result<(), UnitError> {
+        self.spend()
+    }
+
+    fn take_faults(
+        &mut self,
+        _: &mut TestMemory,
+        _: usize,
+        _: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        Ok(0)
+    }
+
+    fn describe(&mut self, _: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Buffers(Vec<u32>);
+
+impl BufferMemory for Buffers {
+    type Share = ();
+
+    fn allocate(&mut self, _: u32, _: u64, _: Constraints) -> Result<Vec<PhysRange>, MemoryError> {
+        Err(MemoryError::Exhausted)
+    }
+
+    fn release(&mut self, id: u32) {
+        self.0.push(id);
+    }
+
+    fn share(&mut self, _: u32) -> Option<()> {
+        None
+    }
+}
+
+fn range(iova: u64, length: u64) -> IovaRange {
+    IovaRange::new(Iova(iova), length).unwrap()
+}
+
+fn create(domain: DomainId, tag: u16) -> Step {
+    let format = TableFormat { levels: 4, page_sizes: PageSizes::all(), coherent: true };
+    Step::CreateTable { domain, tag: DomainTag(tag), format }
+}
+
+fn map(domain: DomainId, iova: u64, length: u64) -> Step {
+    Step::Map { domain, range: range(iova, length), phys: PhysAddr(iova), access: ALL }
+}
+
+fn unmap(domain: DomainId, iova: u64, length: u64) -> Step {
+    Step::Unmap { domain, range: range(iova, length), phys: PhysAddr(iova), access: ALL }
+}
+
+fn publish(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step {
+    Step::Publish { unit, domain, range: range(iova, length) }
+}
+
+fn invalidate(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step {
+    Step::Invalidate { unit, domain, range: range(iova, length) }
+}
+
+/// Two units; the source is in domain `OLD`, which maps 2 MiB, and a page alone in its tables.
+fn machine() -> Engine<FakeUnit> {
+    let mut engine = Engine::new(TestMemory::new());
+    engine.install(UNIT, FakeUnit::new(usize::MAX));
+    engine.install(OTHER, FakeUnit::new(usize::MAX));
+    let plan = Plan::of(&[
+        create(OLD, 2),
+        map(OLD, 0x20_0000, 0x20_0000),
+        map(OLD, 0x8000_0000, 0x1000),
+        Step::Translate { unit: UNIT, source: SOURCE, domain: OLD },
+    ]);
+    assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
+    engine
+}
+
+fn unit(engine: &mut Engine<FakeUnit>, index: usize) -> &mut FakeUnit {
+    engine.units[index].as_mut().unwrap()
+}
+
+/// A move into a new domain: everything that attaching does.
+fn moving() -> Plan {
+    Plan::of(&[
+        create(NEW, 3),
+        map(NEW, 0x1000, 0x3000),
+        map(OLD, 0x4000_0000, 0x1000),
+        publish(UNIT, OLD, 0x4000_0000, 0x1000),
+        Step::Block { unit: UNIT, source: SOURCE, was: Binding::Domain(OLD) },
+        Step::InvalidateEntry { unit: UNIT, source: SOURCE, was: Binding::Domain(OLD) },
+        Step::Translate { unit: UNIT, source: SOURCE, domain: NEW },
+        Step::InvalidateEntry { unit: UNIT, source: SOURCE, was: Binding::Blocked },
+        invalidate(OTHER, OLD, 0x4000_0000, 0x1000),
+    ])
+}
+
+#[test]
+fn without_memory_everything_is_as_before_at_every_allocation() {
+    let mut refused = 0;
+    for budget in 0.. {
+        let mut engine = machine();
+        let before = engine.memory.snapshot();
+        let entries = unit(&mut engine, 0).entries.clone();
+        engine.memory.budget = budget;
+        match engine.run(&moving(), &mut Buffers::default()) {
+            Ok(()) => break,
+            Err(failure) => {
+                refused += 1;
+                assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
+                assert_eq!(engine.memory.snapshot(), before);
+                assert_eq!(unit(&mut engine, 0).entries, entries);
+            }
+        }
+    }
+    assert!(refused >= 6, "{refused} allocations were refused");
+}
+
+#[test]
+fn a_unit_that_stops_answering_reaches_nothing_new_and_nothing_is_freed() {
+    for budget in 0..3 {
+        let mut engine = machine();
+        let frames = engine.memory.frames_in_use();
+        unit(&mut engine, 0).budget = budget;
+        let failure = engine.run(&moving(), &mut Buffers::default()).unwrap_err();
+        assert_eq!(failure.lost, [UNIT], "{budget}");
+        assert!(failure.unproved, "{budget}");
+        assert!(engine.memory.frames_in_use() > frames, "{budget}: freed what it may walk");
+        let entry = unit(&mut engine, 0).entries[&SOURCE.0];
+        let old = Entry::Translate { tag: DomainTag(2), root: engine_root(&engine), levels: 4 };
+        assert!(entry == Entry::Blocked || (budget == 0 && entry == old), "{budget}: {entry:?}");
+    }
+}
+
+fn engine_root(engine: &Engine<FakeUnit>) -> PhysAddr {
+    engine.tables[0].as_ref().unwrap().pages.root()
+}
+
+#[test]
+fn the_other_unit_is_told_and_goes_on() {
+    let mut engine = machine();
+    let before = engine.memory.snapshot();
+    let entries = unit(&mut engine, 0).entries.clone();
+    unit(&mut engine, 1).budget = 0;
+    let failure = engine.run(&moving(), &mut Buffers::default()).unwrap_err();
+    assert_eq!((failure.unit, &failure.lost[..]), (Some(OTHER), &[OTHER][..]));
+    assert_eq!(unit(&mut engine, 0).entries, entries);
+    for (frame, content) in before {
+        assert_eq!(engine.memory.snapshot().get(&frame), Some(&content));
+    }
+}
+
+#[test]
+fn an_unmap_that_fails_is_bit_identical_whichever_unit_fails() {
+    for index in 0..2 {
+        let mut engine = machine();
+        let before = engine.memory.snapshot();
+        unit(&mut engine, index).budget = 0;
+        let plan = Plan::of(&[
+            unmap(OLD, 0x20_0000, 0x20_0000),
+            unmap(OLD, 0x8000_0000, 0x1000),
+            invalidate(UNIT, OLD, 0x20_0000, 0x7fe0_1000),
+            invalidate(OTHER, OLD, 0x20_0000, 0x7fe0_1000),
+            Step::ReleaseTables { domain: OLD },
+            Step::ReleaseBuffer { buffer: BufferId(7) },
+        ]);
+        let mut buffers = Buffers::default();
+        let failure = engine.run(&plan, &mut buffers).unwrap_err();
+        assert_eq!(failure.step, 2 + index);
+        assert!(!failure.unproved);
+        assert_eq!(engine.memory.snapshot(), before);
+        assert!(buffers.0.is_empty());
+    }
+}
+
+#[test]
+fn tables_and_buffers_are_freed_after_the_invalidation() {
+    let mut engine = machine();
+    let frames = engine.memory.frames_in_use();
+    let plan = Plan::of(&[
+        unmap(OLD, 0x8000_0000, 0x1000),
+        invalidate(UNIT, OLD, 0x8000_0000, 0x1000),
+        Step::ReleaseTables { domain: OLD },
+        Step::ReleaseBuffer { buffer: BufferId(7) },
+    ]);
+    let mut buffers = Buffers::default();
+    assert!(engine.run(&plan, &mut buffers).is_ok());
+    assert_eq!(unit(&mut engine, 0).frames_at_invalidation, [frames]);
+    assert_eq!(engine.memory.frames_in_use(), frames - 2);
+    assert_eq!(buffers.0, [7]);
+}
+
+#[test]
+fn a_split_that_is_undone_is_bit_identical() {
+    let mut engine = machine();
+    let before = engine.memory.snapshot();
+    unit(&mut engine, 1).budget = 0;
+    let plan = Plan::of(&[
+        unmap(OLD, 0x21_0000, 0x1000),
+        invalidate(UNIT, OLD, 0x21_0000, 0x1000),
+        invalidate(OTHER, OLD, 0x21_0000, 0x1000),
+    ]);
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert!(!failure.unproved);
+    for (frame, content) in &before {
+        assert_eq!(engine.memory.snapshot().get(frame), Some(content));
+    }
+}
+
+#[test]
+fn what_does_not_exist_is_an_error_and_changes_nothing() {
+    let mut engine = machine();
+    let before = engine.memory.snapshot();
+    for step in [
+        map(DomainId(9), 0x1000, 0x1000),
+        map(OLD, 0x20_0000, 0x1000),
+        Step::Enable { unit: UnitIndex(9) },
+        Step::Translate { unit: UNIT, source: SOURCE, domain: DomainId(u32::MAX) },
+    ] {
+        let failure = engine.run(&Plan::of(&[step]), &mut Buffers::default()).unwrap_err();
+        assert!(failure.lost.is_empty(), "{step:?}");
+        assert_eq!(engine.memory.snapshot(), before, "{step:?}");
+    }
+}

@@ -1,0 +1,194 @@
+//! Steps, backwards.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::RequesterId;
+
+use super::step::table_of;
+use super::{Engine, Fault, StepFailure, Table, is_fatal};
+use crate::addr::IovaRange;
+use crate::hw::radix::{Detached, PageTable};
+use crate::hw::{Entry, Unit, UnitError};
+use crate::policy::{Binding, DomainId, Step, UnitIndex};
+
+/// What undoing has found out so far.
+struct Undo {
+    lost: Vec<UnitIndex>,
+    unproved: bool,
+}
+
+impl Undo {
+    fn note(&mut self, fault: &Fault) {
+        let Some(unit) = fault.unit else { return };
+        if is_fatal(&fault.error) && !self.lost.contains(&unit) {
+            self.lost.push(unit);
+        }
+    }
+
+    /// Takes note of what a unit answered; false when it cannot be relied on to have done it.
+    fn proved(&mut self, result: Result<(), Fault>) -> bool {
+        match result {
+            Ok(()) => true,
+            Err(fault) => {
+                self.note(&fault);
+                false
+            }
+        }
+    }
+}
+
+impl<U: Unit> Engine<U> {
+    /// Undoes `done`, last step first, after the step behind it failed.
+    pub(super) fn undo(&mut self, done: &[Step], failed: usize, fault: Fault) -> StepFailure {
+        let mut undo = Undo { lost: Vec::new(), unproved: false };
+        undo.note(&fault);
+        for step in done.iter().rev() {
+            self.take_back(step, &mut undo);
+        }
+        StepFailure {
+            step: failed,
+            unit: fault.unit,
+            error: fault.error,
+            lost: undo.lost,
+            unproved: undo.unproved,
+        }
+    }
+
+    fn take_back(&mut self, step: &Step, undo: &mut Undo) {
+        match *step {
+            Step::CreateTable { domain, .. } => self.take_back_table(domain, undo),
+            Step::Map { domain, range, .. } => self.take_back_map(domain, range, undo),
+            Step::Unmap { domain, range, .. } => self.take_back_unmap(domain, range, undo),
+            Step::Block { unit, source, was } => self.take_back_block(unit, source, was, undo),
+            Step::Translate { unit, source, domain } => {
+                self.take_back_entry(unit, source, Binding::Domain(domain), undo);
+            }
+            Step::PassThrough { unit, source } => {
+                self.take_back_entry(unit, source, Binding::PassThrough, undo);
+            }
+            // What a unit was told to forget it may look up again; what cannot fail comes last in a plan,
+            // behind everything that can.
+            Step::Publish { .. }
+            | Step::Invalidate { .. }
+            | Step::InvalidateEntry { .. }
+            | Step::Enable { .. }
+            | Step::Deny { .. }
+            | Step::ReleaseTables { .. }
+            | Step::ReleaseBuffer { .. }
+            | Step::DestroyTable { .. } => {}
+        }
+    }
+
+    /// Nothing points to the table any longer. If a unit may still walk it, it stays.
+    fn take_back_table(&mut self, domain: DomainId, undo: &Undo) {
+        if !undo.unproved {
+            self.destroy(domain);
+        }
+    }
+
+    fn take_back_map(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
+        let Ok(table) = table_of(&mut self.tables, domain) else { return };
+        let mut detached = Detached::new();
+        let unmapped = table.pages.unmap(&mut self.memory, range, &mut detached);
+        // Exactly what was mapped needs no table for a split: this does not fail.
+        undo.unproved |= unmapped.is_err();
+        self.settle(domain, range, detached, undo);
+    }
+
+    fn take_back_unmap(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
+        let Ok(table) = table_of(&mut self.tables, domain) else { return };
+        table.pages.relink(&mut self.memory, &mut table.detached);
+        for unit in self.reliable(undo) {
+            undo.proved(self.publish(unit, domain, range));
+        }
+        let Ok(Table { detached, .. }) = table_of(&mut self.tables, domain) else { return };
+        // Tables of a split that was undone: the same translations as before, but the unit may be
+        // walking through them.
+        if !detached.is_empty() && detached.is_undone() {
+            let split = core::mem::take(detached);
+            let unproved = undo.unproved;
+            self.settle(domain, range, split, undo);
+            undo.unproved = unproved;
+        }
+    }
+
+    /// Frees unlinked tables when every unit has forgotten them; else keeps them for good.
+    fn settle(
+        &mut self,
+        domain: DomainId,
+        range: IovaRange,
+        mut detached: Detached,
+        undo: &mut Undo,
+    ) {
+        let mut proved = undo.lost.is_empty();
+        for unit in self.reliable(undo) {
+            let told = self.invalidate_all(unit, domain, range);
+            proved &= undo.proved(told);
+        }
+        if proved {
+            PageTable::<U::Format>::release(&mut self.memory, &mut detached);
+        } else {
+            undo.unproved = true;
+            self.abandoned.push(detached);
+        }
+    }
+
+    fn invalidate_all(
+        &mut self,
+        unit: UnitIndex,
+        domain: DomainId,
+        range: IovaRange,
+    ) -> Result<(), Fault> {
+        let tag = table_of(&mut self.tables, domain)?.tag;
+        let hardware = super::step::unit_of(&mut self.units, unit)?;
+        hardware
+            .invalidate_pages(&mut self.memory, tag, range, true)
+            .map_err(|error| Fault::of(unit, error))
+    }
+
+    fn take_back_block(
+        &mut self,
+        unit: UnitIndex,
+        source: RequesterId,
+        was: Binding,
+        undo: &mut Undo,
+    ) {
+        if undo.lost.contains(&unit) {
+            return;
+        }
+        let restored = self
+            .entry(was)
+            .and_then(|entry| self.write(unit, source, entry))
+            .and_then(|()| self.forget(unit, source, Binding::Blocked));
+        undo.proved(restored);
+    }
+
+    /// The entry denied before it was written: it does again, whatever the unit says.
+    fn take_back_entry(
+        &mut self,
+        unit: UnitIndex,
+        source: RequesterId,
+        binding: Binding,
+        undo: &mut Undo,
+    ) {
+        let blocked = self.write(unit, source, Entry::Blocked);
+        let forgotten = if undo.lost.contains(&unit) {
+            Err(Fault { unit: None, error: UnitError::Dead })
+        } else {
+            self.forget(unit, source, binding)
+        };
+        let proved = undo.proved(blocked) & undo.proved(forgotten);
+        undo.unproved |= !proved;
+    }
+
+    /// Units that are up and did not fail in this plan.
+    fn reliable(&self, undo: &Undo) -> Vec<UnitIndex> {
+        self.units
+            .iter()
+            .zip(0..)
+            .filter(|(unit, _)| unit.is_some())
+            .map(|(_, index)| UnitIndex(index))
+            .filter(|unit| !undo.lost.contains(unit))
+            .collect()
+    }
+}
