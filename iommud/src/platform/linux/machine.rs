@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::memory::HugeTables;
 use super::pci::SysfsConfig;
 use super::tables;
 use crate::acpi;
 use crate::hw::UnitError;
+use crate::platform::HugeTables;
 use crate::server::{TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::PciFunction;

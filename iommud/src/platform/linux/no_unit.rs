@@ -3,10 +3,10 @@
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::Access;
 
-use super::memory::HugeTables;
 use crate::addr::{IovaRange, PhysAddr};
 use crate::hw::radix::{PteFormat, PteSlot};
 use crate::hw::{Entry, HardwareFault, Unit, UnitError};
+use crate::platform::HugeTables;
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// There is none.

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::machine;
-use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, HugeTables, LeftOver, Taken};
+use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, Taken};
 use super::options::{Options, USAGE};
 use super::pci::SysfsConfig;
 use super::ram::{RamError, system_ram};
@@ -24,7 +24,7 @@ use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
 use crate::hw::Unit;
-use crate::platform::logger;
+use crate::platform::{HugeTables, logger};
 use crate::policy::Config;
 use crate::server::{Server, Startup, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription};
