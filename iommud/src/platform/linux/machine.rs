@@ -14,26 +14,25 @@ use crate::topology::walk::{Roots, walk};
 
 /// The firmware's table: a DMAR, or else an IVRS. No machine has both.
 pub(super) fn firmware() -> (TableState, Firmware) {
-    let readers: [(&'static str, fn(&[u8]) -> Result<Firmware, acpi::TableError>); 2] =
-        [("DMAR", acpi::parse_dmar), ("IVRS", acpi::parse_ivrs)];
-    for (signature, parse) in readers {
-        let (state, firmware) = match tables::read(signature) {
-            Ok(None) => continue,
-            Ok(Some(bytes)) => match parse(&bytes) {
-                Ok(firmware) => (TableState::Parsed(signature), firmware),
-                Err(error) => failed(signature, error.to_string()),
-            },
-            Err(error) => failed(signature, error.to_string()),
-        };
-        log::info!("table: {state}");
-        return (state, firmware);
-    }
-    log::info!("table: {}", TableState::Absent);
-    (TableState::Absent, Firmware::default())
+    let found = read_table("DMAR", acpi::parse_dmar);
+    let found = found.or_else(|| read_table("IVRS", acpi::parse_ivrs));
+    let (state, firmware) = found.unwrap_or((TableState::Absent, Firmware::default()));
+    log::info!("table: {state}");
+    (state, firmware)
 }
 
-fn failed(signature: &'static str, reason: String) -> (TableState, Firmware) {
-    (TableState::Failed(signature, reason), Firmware::default())
+fn read_table(
+    signature: &'static str,
+    parse: fn(&[u8]) -> Result<Firmware, acpi::TableError>,
+) -> Option<(TableState, Firmware)> {
+    let parsed = match tables::read(signature) {
+        Ok(bytes) => parse(&bytes?).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    Some(match parsed {
+        Ok(firmware) => (TableState::Parsed(signature), firmware),
+        Err(reason) => (TableState::Failed(signature, reason), Firmware::default()),
+    })
 }
 
 /// Every function, bridges included, from a walk that begins at every bus the kernel knows.

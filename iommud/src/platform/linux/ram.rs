@@ -7,7 +7,7 @@ use crate::addr::{PhysAddr, PhysRange};
 
 /// Why the memory of the machine is not known.
 #[derive(Debug)]
-pub enum RamError {
+pub(super) enum RamError {
     /// The list cannot be read.
     Unreadable(io::Error),
     /// Addresses are hidden from this process (it lacks CAP_SYS_ADMIN), or there is no memory in the list.
@@ -27,7 +27,7 @@ impl std::fmt::Display for RamError {
 ///
 /// # Errors
 /// The list cannot be read, or hides addresses.
-pub fn system_ram() -> Result<Vec<PhysRange>, RamError> {
+pub(super) fn system_ram() -> Result<Vec<PhysRange>, RamError> {
     let text = fs::read_to_string("/proc/iomem").map_err(RamError::Unreadable)?;
     let ranges: Vec<PhysRange> = text.lines().filter_map(parse_line).collect();
     // Hidden addresses are shown as 0-0.

@@ -11,7 +11,7 @@ const LONGEST: u64 = 1 << 20;
 ///
 /// # Errors
 /// It cannot be read, or is longer than 1 MiB.
-pub fn read(signature: &str) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read(signature: &str) -> io::Result<Option<Vec<u8>>> {
     read_file(&Path::new("/sys/firmware/acpi/tables").join(signature))
 }
 

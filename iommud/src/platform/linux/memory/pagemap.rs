@@ -49,7 +49,7 @@ impl std::fmt::Display for PagemapError {
 ///
 /// # Errors
 /// The page is not in memory as one piece, or its address is hidden.
-pub fn physical_address(mapping: &Mapping) -> Result<PhysAddr, PagemapError> {
+pub(super) fn physical_address(mapping: &Mapping) -> Result<PhysAddr, PagemapError> {
     let mut bytes = [0; ENTRIES * 8];
     File::open("/proc/self/pagemap")
         .and_then(|file| file.read_exact_at(&mut bytes, mapping.address() / PAGE_SIZE * 8))
