@@ -21,7 +21,8 @@ usage: iommud [options]
 
 The socket appears when every device is under its policy. SIGTERM and SIGINT
 end the server: sessions are closed, their devices go back under policy, units
-go on translating, and the memory stays taken. The next iommud takes it over.
+go on translating, and the memory stays taken. The next iommud takes as much
+again, takes the units over, and then gives the old memory back.
 exit: 0 ended by a signal, 1 could not run, 2 usage";
 
 /// What the command line says.

@@ -11,6 +11,10 @@
 //! whatever way it does: hardware may go on using tables and buffers, and as long as their files exist the
 //! kernel gives their memory to nobody. The next server takes the units over and then removes them
 //! ([`LeftOver`]).
+//!
+//! A client maps its buffer through a writable descriptor of the buffer's files. With it a hostile client
+//! could cut a file while its device still reaches the page, and the kernel would give the page to somebody
+//! else. Only user 0 gets descriptors, and user 0 can reach all memory anyway.
 
 mod buffers;
 mod directory;
