@@ -63,8 +63,17 @@ impl Ring {
 
     /// The frame and first word of the entry at software's position.
     const fn place(&self) -> (PhysAddr, usize) {
-        let frame = self.base.0 + (self.next / PER_FRAME) as u64 * PAGE_SIZE;
-        (PhysAddr(frame), self.next % PER_FRAME * 2)
+        self.place_of(self.next)
+    }
+
+    /// The frame and first word of the entry at a byte offset.
+    pub(crate) fn place_at(&self, offset: u64) -> (PhysAddr, usize) {
+        self.place_of(self.index(offset))
+    }
+
+    const fn place_of(&self, index: usize) -> (PhysAddr, usize) {
+        let frame = self.base.0 + (index / PER_FRAME) as u64 * PAGE_SIZE;
+        (PhysAddr(frame), index % PER_FRAME * 2)
     }
 
     const fn advance(&mut self) {
@@ -124,6 +133,11 @@ impl Semaphore {
     /// Where the unit writes.
     pub(crate) const fn address(&self) -> PhysAddr {
         self.frame
+    }
+
+    /// A word that units may write and nobody reads.
+    pub(crate) const fn spare(&self) -> PhysAddr {
+        PhysAddr(self.frame.0 + 8)
     }
 
     /// The value that the next wait is to write; never 0.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::hw::testing::TestMemory;
-use crate::hw::vtd::spec::SecondStage;
+use crate::hw::vtd::SecondStage;
 
 #[derive(Clone, Debug)]
 enum Action {

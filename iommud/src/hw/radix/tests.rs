@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::hw::testing::TestMemory;
-use crate::hw::vtd::spec::SecondStage;
+use crate::hw::vtd::SecondStage;
 
 type Table = PageTable<SecondStage>;
 

@@ -1,3 +1,22 @@
 //! Intel VT-d units in legacy mode: root and context tables, second-stage page tables, queued invalidation.
+//!
+//! ```text
+//!            bring_up                           enable
+//! (powered) ----------> [entries can be       --------> [translating]
+//!                        written, hardware               every write needs its invalidation
+//!                        sees none of them]
+//! ```
+//!
+//! Sections are those of the "Intel Virtualization Technology for Directed I/O Architecture Specification",
+//! D51397, revision 5.1.
 
-pub mod spec;
+mod bringup;
+mod describe;
+mod fault;
+mod port;
+mod queue;
+mod spec;
+mod unit;
+
+pub use spec::SecondStage;
+pub use unit::VtdUnit;

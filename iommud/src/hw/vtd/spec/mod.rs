@@ -1,6 +1,27 @@
-//! Bit layouts, and nothing else. Sections are those of the Intel Virtualization Technology for Directed
-//! I/O Architecture Specification, revision 4.1 (order number D51397).
+//! Bit layouts, and nothing else. Names in the comments are the specification's.
 
-mod pte;
+#![allow(dead_code, reason = "the layouts are complete; what is used of them is not")]
 
-pub use pte::SecondStage;
+pub(super) mod capability;
+pub(super) mod descriptor;
+pub(super) mod entry;
+pub(super) mod fault;
+mod page;
+pub(super) mod register;
+
+pub use page::SecondStage;
+
+/// Bits 51:12 of a word: every table address of VT-d. Bits from the host address width on are reserved.
+pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// The low 16 bits of `word >> low`.
+const fn half(word: u64, low: u32) -> u16 {
+    let [first, second, ..] = (word >> low).to_le_bytes();
+    u16::from_le_bytes([first, second])
+}
+
+/// The low 8 bits of `word >> low`.
+const fn byte(word: u64, low: u32) -> u8 {
+    let [first, ..] = (word >> low).to_le_bytes();
+    first
+}

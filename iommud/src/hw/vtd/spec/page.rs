@@ -1,7 +1,8 @@
-//! Second-stage paging entries (VT-d 4.1 section 9.8, "Second-Stage Paging Entries").
+//! Second-stage paging entries (section 9.8).
 
 use iommu_protocol::wire::Access;
 
+use super::ADDRESS;
 use crate::addr::PhysAddr;
 use crate::hw::radix::{PteFormat, PteSlot};
 
@@ -11,9 +12,6 @@ const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 /// PS: the entry maps a page, at levels 2 and 3. At level 1 the bit is ignored; it stays 0.
 const PAGE_SIZE: u64 = 1 << 7;
-/// ADDR: bits 51:12.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
 /// The format of second-stage entries in legacy mode. SNP (bit 11), XD and the memory type fields stay 0.
 #[derive(Debug)]
 pub enum SecondStage {}
@@ -52,7 +50,7 @@ mod tests {
 
     const PAGE: PhysAddr = PhysAddr(0x0000_0012_4000_0000);
 
-    /// VT-d 4.1 tables 9-37 to 9-43; the same bits in Linux (`DMA_PTE_READ` 1, `DMA_PTE_WRITE` 2,
+    /// VT-d 5.1 tables 43 to 47; the same bits in Linux (`DMA_PTE_READ` 1, `DMA_PTE_WRITE` 2,
     /// `DMA_PTE_LARGE_PAGE` 1 << 7) and QEMU (`VTD_SL_R` 1, `VTD_SL_W` 2, `VTD_SL_PT_PAGE_SIZE_MASK` 1 << 7).
     #[test]
     fn entries_are_the_specification_s() {

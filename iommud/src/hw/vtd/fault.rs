@@ -1,0 +1,96 @@
+//! Faults: the ring of recording registers (section 7.2.1) and the interrupt that tells of them.
+
+use super::spec::fault::{CLEAR, FAULT, RECORD, decode};
+use super::spec::register::{
+    COMPLETION_ERROR, FAULT_ADDRESS, FAULT_CONTROL, FAULT_DATA, FAULT_STATUS, FAULT_UPPER_ADDRESS,
+    INTERRUPT_MASK, LOG_FAULTS, OVERFLOW, PENDING, QUEUE_ERROR, TIMEOUT_ERROR, first_record,
+};
+use super::unit::VtdUnit;
+use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::unit::{HardwareFault, UnitError};
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
+    /// Makes the unit send the message `data` to `address` when it records a fault while none is pending,
+    /// and unmasks it. A fault recorded while the interrupt was masked is told at once.
+    pub fn program_fault_interrupt(&mut self, address: u64, data: u32) {
+        let (high, low) = (address >> 32, address & u64::from(u32::MAX));
+        let registers = &mut self.port.registers;
+        registers.write32(FAULT_CONTROL, INTERRUPT_MASK);
+        registers.write32(FAULT_DATA, data);
+        registers.write32(FAULT_ADDRESS, u32::try_from(low).unwrap_or(0));
+        registers.write32(FAULT_UPPER_ADDRESS, u32::try_from(high).unwrap_or(0));
+        self.mask_fault_interrupt(false);
+    }
+
+    /// Masks or unmasks the fault interrupt. It is masked after bring-up.
+    pub fn mask_fault_interrupt(&mut self, masked: bool) {
+        let value = if masked { INTERRUPT_MASK } else { 0 };
+        self.port.registers.write32(FAULT_CONTROL, value);
+        // The read pushes the write, and interrupts on their way, ahead of itself.
+        self.port.registers.read32(FAULT_CONTROL);
+    }
+
+    /// The offset of a fault record.
+    fn record(&self, index: usize) -> u32 {
+        self.capability.fault_records() + RECORD * u32::try_from(index).unwrap_or(0)
+    }
+
+    /// See [`crate::hw::Unit::take_faults`]. Records are read in the order they were written, from FRI on
+    /// and around the end, until one is empty. The index is the unit's own only when the first fault
+    /// becomes pending, so a call that leaves records behind remembers where it was.
+    pub(super) fn drain_faults(
+        &mut self,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        let status = self.port.fault_status()?;
+        if status & PENDING != 0 {
+            let start = self.next_fault.take().unwrap_or_else(|| first_record(status));
+            let count = self.capability.fault_count();
+            let mut index = start % count;
+            for _ in 0..limit.min(count) {
+                let Some(fault) = self.take_record(index) else { return self.end_overflow(status) };
+                sink(fault);
+                index = (index + 1) % count;
+            }
+            if self.port.fault_status()? & PENDING != 0 {
+                self.next_fault = Some(index);
+                return Ok(0);
+            }
+        }
+        self.next_fault = None;
+        self.end_overflow(status)
+    }
+
+    /// The fault in a record, which is then free. The word with F is read first: the unit writes it last.
+    fn take_record(&mut self, index: usize) -> Option<HardwareFault> {
+        let offset = self.record(index);
+        let high = self.port.registers.read64(offset + 8);
+        if high & FAULT == 0 {
+            return None;
+        }
+        let low = self.port.registers.read64(offset);
+        self.port.registers.write32(offset + 12, CLEAR);
+        Some(decode(low, high))
+    }
+
+    /// Makes the unit record again after an overflow. How many faults it dropped is not known: at least 1.
+    fn end_overflow(&mut self, status: u32) -> Result<u32, UnitError> {
+        if status & OVERFLOW == 0 {
+            return Ok(0);
+        }
+        self.port.registers.write32(FAULT_STATUS, OVERFLOW);
+        Ok(1)
+    }
+
+    /// Clears all records and errors of a previous owner.
+    pub(super) fn forget_faults(&mut self) -> Result<(), UnitError> {
+        for index in 0..self.capability.fault_count() {
+            let offset = self.record(index);
+            self.port.registers.write32(offset + 12, CLEAR);
+        }
+        let errors = QUEUE_ERROR | COMPLETION_ERROR | TIMEOUT_ERROR | LOG_FAULTS | OVERFLOW;
+        self.port.registers.write32(FAULT_STATUS, errors);
+        self.port.fault_status().map(drop)
+    }
+}

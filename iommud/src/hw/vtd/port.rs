@@ -1,0 +1,91 @@
+//! Registers with the rules of their use: one command at a time, every wait with a deadline, and a unit
+//! that reads all ones is dead, not ready.
+
+use super::spec::register::{
+    COMMAND, FAULT_STATUS, FLUSH_WRITE_BUFFER, PERSISTENT, PROTECT, PROTECTED, PROTECTED_MEMORY,
+    STATUS,
+};
+use crate::hw::poll;
+use crate::hw::seams::{Clock, Nanos, RegisterIo};
+use crate::hw::unit::UnitError;
+
+/// How long a unit may take over anything. Commands take microseconds; drains wait for devices.
+pub(super) const LIMIT: Nanos = Nanos(1_000_000_000);
+
+/// The registers of a unit and the time.
+#[derive(Debug)]
+pub(super) struct Port<R, C> {
+    pub(super) registers: R,
+    pub(super) clock: C,
+}
+
+impl<R: RegisterIo, C: Clock> Port<R, C> {
+    /// The global status. Its bits 22:0 are reserved and zero.
+    pub(super) fn status(&mut self) -> Result<u32, UnitError> {
+        alive(self.registers.read32(STATUS))
+    }
+
+    /// The fault status. Its bits 31:16 are reserved and zero.
+    pub(super) fn fault_status(&mut self) -> Result<u32, UnitError> {
+        alive(self.registers.read32(FAULT_STATUS))
+    }
+
+    /// Reads a register until `done` says so; returns what it read then.
+    pub(super) fn wait_for(
+        &mut self,
+        offset: u32,
+        what: &'static str,
+        done: impl Fn(u32) -> bool,
+    ) -> Result<u32, UnitError> {
+        let Self { registers, clock } = self;
+        let seen = poll::until(clock, LIMIT, || match alive(registers.read32(offset)) {
+            Ok(value) if done(value) => Some(Ok(value)),
+            Ok(_) => None,
+            Err(dead) => Some(Err(dead)),
+        });
+        seen.unwrap_or(Err(UnitError::Timeout { what }))
+    }
+
+    /// Changes one bit of the global command register (section 11.4.4.1), and nothing else.
+    fn command(&mut self, bit: u32, on: bool) -> Result<(), UnitError> {
+        let kept = self.status()? & PERSISTENT;
+        let value = if on { kept | bit } else { kept & !bit };
+        self.registers.write32(COMMAND, value);
+        Ok(())
+    }
+
+    /// Sets a bit and waits for it to show: an enable, or the one-shot that takes a table pointer.
+    pub(super) fn switch_on(&mut self, bit: u32, what: &'static str) -> Result<(), UnitError> {
+        self.command(bit, true)?;
+        self.wait_for(STATUS, what, |status| status & bit != 0).map(drop)
+    }
+
+    /// Clears an enable and waits for it to go.
+    pub(super) fn switch_off(&mut self, bit: u32, what: &'static str) -> Result<(), UnitError> {
+        self.command(bit, false)?;
+        self.wait_for(STATUS, what, |status| status & bit == 0).map(drop)
+    }
+
+    /// Makes stores visible that a write buffer between processor and memory may hold (section 6.8).
+    pub(super) fn flush_write_buffer(&mut self) -> Result<(), UnitError> {
+        self.command(FLUSH_WRITE_BUFFER, true)?;
+        let done = |status| status & FLUSH_WRITE_BUFFER == 0;
+        self.wait_for(STATUS, "the write buffer to be flushed", done).map(drop)
+    }
+
+    /// Ends the protection of fixed memory ranges that firmware set up (section 11.4.8.1).
+    pub(super) fn unprotect_memory(&mut self) -> Result<(), UnitError> {
+        let value = alive(self.registers.read32(PROTECTED_MEMORY))?;
+        if value & (PROTECT | PROTECTED) == 0 {
+            return Ok(());
+        }
+        self.registers.write32(PROTECTED_MEMORY, value & !PROTECT);
+        let done = |value| value & PROTECTED == 0;
+        self.wait_for(PROTECTED_MEMORY, "memory protection to end", done).map(drop)
+    }
+}
+
+/// A register that has reserved bits never reads all ones on a unit that is there.
+fn alive(value: u32) -> Result<u32, UnitError> {
+    if value == u32::MAX { Err(UnitError::Dead) } else { Ok(value) }
+}

@@ -1,0 +1,170 @@
+//! The invalidation queue (section 6.5.2): requests are put in, followed by one wait, and are done when the
+//! unit has written the wait's value.
+//!
+//! The queue is empty between requests, since each is waited for. A request never fills more than half of
+//! it, so that one that was cut short fits in again behind its own remains. The unit executes IOTLB
+//! invalidations only after the context-cache invalidations before them (section 6.5.2.12), so that no
+//! fence is needed in between.
+
+use super::port::{LIMIT, Port};
+use super::spec::descriptor::{self, Descriptor};
+use super::spec::register::{
+    COMPLETION_ERROR, FAULT_STATUS, QUEUE_ERROR, QUEUE_HEAD, QUEUE_TAIL, TIMEOUT_ERROR,
+};
+use crate::addr::PhysAddr;
+use crate::hw::poll;
+use crate::hw::ring::{Ring, Semaphore};
+use crate::hw::seams::{Clock, MemoryError, RegisterIo, TableMemory};
+use crate::hw::unit::UnitError;
+
+/// Most descriptors of a request, its wait included.
+const LONGEST: usize = 127;
+
+/// Looks at the status word before the error bits are read too.
+const PATIENCE: u32 = 8;
+
+/// How a wait ended.
+enum Outcome {
+    Done,
+    /// A device TLB did not answer, and the unit dropped the waits it had pending.
+    Aborted {
+        /// The fault status then.
+        status: u32,
+    },
+}
+
+/// A queue of 256 descriptors and the word its waits write.
+#[derive(Debug)]
+pub(super) struct Queue {
+    ring: Ring,
+    done: Semaphore,
+}
+
+impl Queue {
+    /// A queue that the unit does not know yet.
+    pub(super) fn allocate<M: TableMemory>(memory: &mut M) -> Result<Self, MemoryError> {
+        let ring = Ring::allocate(memory, 1)?;
+        Ok(Self { ring, done: Semaphore::allocate(memory, u32::MAX.into())? })
+    }
+
+    /// Where it is.
+    pub(super) const fn base(&self) -> PhysAddr {
+        self.ring.base()
+    }
+
+    /// Puts `request` in and waits until the unit has done it.
+    ///
+    /// # Errors
+    /// `Timeout`, `Dead`; `Queue` when the unit refused a descriptor or a device did not answer twice.
+    pub(super) fn submit<R: RegisterIo, C: Clock, M: TableMemory>(
+        &mut self,
+        port: &mut Port<R, C>,
+        memory: &mut M,
+        request: &[Descriptor],
+    ) -> Result<(), UnitError> {
+        if request.len() >= LONGEST {
+            return Err(UnitError::Unsupported { what: "a request longer than half the queue" });
+        }
+        self.put(port, memory, request);
+        match self.wait(port, memory)? {
+            Outcome::Done => return Ok(()),
+            Outcome::Aborted { .. } => self.put(port, memory, request),
+        }
+        match self.wait(port, memory)? {
+            Outcome::Done => Ok(()),
+            Outcome::Aborted { status } => Err(UnitError::Queue {
+                what: "a device did not answer an invalidation",
+                status: status.into(),
+            }),
+        }
+    }
+
+    /// Writes the descriptors and their wait, and shows them to the unit. The unit always reads the queue
+    /// through the caches, whatever it does with tables (ECAP.C, section 11.4.3).
+    fn put<R: RegisterIo, C, M: TableMemory>(
+        &mut self,
+        port: &mut Port<R, C>,
+        memory: &mut M,
+        request: &[Descriptor],
+    ) {
+        for descriptor in request {
+            self.ring.put(memory, *descriptor, true);
+        }
+        // The mask keeps it in 32 bits.
+        let value = u32::try_from(self.done.advance()).unwrap_or(0);
+        self.ring.put(memory, descriptor::wait(self.done.address(), value), true);
+        port.registers.write32(QUEUE_TAIL, self.tail());
+    }
+
+    /// Waits for the last value given out.
+    fn wait<R: RegisterIo, C: Clock, M: TableMemory>(
+        &self,
+        port: &mut Port<R, C>,
+        memory: &mut M,
+    ) -> Result<Outcome, UnitError> {
+        let mut looks = 0;
+        let mut refused = None;
+        let Port { registers, clock } = port;
+        let seen = poll::until(clock, LIMIT, || {
+            if self.done.reached(memory) {
+                return Some(Ok(Outcome::Done));
+            }
+            looks += 1;
+            if looks < PATIENCE { None } else { self.check(registers, memory, &mut refused) }
+        });
+        match (seen, refused) {
+            (Some(Ok(Outcome::Aborted { status })), _) => Ok(Outcome::Aborted { status }),
+            (Some(Err(error)), _) => Err(error),
+            (_, Some(status)) => {
+                Err(UnitError::Queue { what: "the unit refused an invalidation", status })
+            }
+            (Some(Ok(done)), None) => Ok(done),
+            (None, None) => Err(UnitError::Timeout { what: "an invalidation" }),
+        }
+    }
+
+    /// Looks for errors (section 6.5.2.11) and clears them, so that the queue goes on.
+    fn check<R: RegisterIo, M: TableMemory>(
+        &self,
+        registers: &mut R,
+        memory: &mut M,
+        refused: &mut Option<u64>,
+    ) -> Option<Result<Outcome, UnitError>> {
+        let status = registers.read32(FAULT_STATUS);
+        if status == u32::MAX {
+            return Some(Err(UnitError::Dead));
+        }
+        if status & QUEUE_ERROR != 0 {
+            *refused = Some(self.replace_head(registers, memory));
+            registers.write32(FAULT_STATUS, QUEUE_ERROR);
+        }
+        if status & COMPLETION_ERROR != 0 {
+            registers.write32(FAULT_STATUS, COMPLETION_ERROR);
+        }
+        if status & TIMEOUT_ERROR != 0 {
+            registers.write32(FAULT_STATUS, TIMEOUT_ERROR);
+            return Some(Ok(Outcome::Aborted { status }));
+        }
+        None
+    }
+
+    /// Replaces the descriptor that the unit stands at by one that does nothing of interest: it writes a
+    /// word nobody reads. Returns the low word of what was there.
+    fn replace_head<R: RegisterIo, M: TableMemory>(
+        &self,
+        registers: &mut R,
+        memory: &mut M,
+    ) -> u64 {
+        let (frame, word) = self.ring.place_at(registers.read32(QUEUE_HEAD).into());
+        let bad = memory.load(frame, word);
+        let [low, high] = descriptor::wait(self.done.spare(), 0);
+        memory.store(frame, word, low);
+        memory.store(frame, word + 1, high);
+        bad
+    }
+
+    /// IQT, a byte offset below 4096.
+    fn tail(&self) -> u32 {
+        u32::try_from(self.ring.offset()).unwrap_or(0)
+    }
+}

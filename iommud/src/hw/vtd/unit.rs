@@ -1,0 +1,314 @@
+//! A VT-d unit that takes entries: context tables, and what has to be invalidated when.
+//!
+//! Blocked is a context entry with P clear. It denies with fault reason 2, and so does an absent one (with
+//! reason 1 where the bus has no context table yet), so that denying never needs memory. FPD in such an
+//! entry is honoured and silences the source.
+//!
+//! Between `bring_up` and `enable` hardware knows none of these tables: it translates nothing, or it walks
+//! the tables of whoever owned it before. Nothing written here can be cached then, and invalidations would
+//! only cost the old owner's devices time; they are left out, and `enable` ends with global ones.
+
+use core::marker::PhantomData;
+
+use iommu_protocol::ids::RequesterId;
+
+use super::port::Port;
+use super::queue::Queue;
+use super::spec::SecondStage;
+use super::spec::capability::{Capability, ExtendedCapability};
+use super::spec::descriptor::{self, Descriptor, Drain};
+use super::spec::entry;
+use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
+use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
+use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+
+/// Whether hardware walks this unit object's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Not yet: see the module's description.
+    Preparing,
+    /// It does.
+    Translating,
+}
+
+/// A VT-d unit whose queue runs. Made by [`VtdUnit::bring_up`].
+///
+/// Device TLBs stay off: context entries have TT 00, which blocks translation requests and translated
+/// requests. Whoever turns them on adds a device TLB invalidation behind each IOTLB invalidation here.
+#[derive(Debug)]
+pub struct VtdUnit<R, C, M> {
+    pub(super) port: Port<R, C>,
+    pub(super) queue: Queue,
+    pub(super) version: u32,
+    pub(super) capability: Capability,
+    pub(super) extended: ExtendedCapability,
+    /// Width of physical addresses in bits.
+    pub(super) host_bits: u8,
+    /// The root table's frame.
+    pub(super) root: PhysAddr,
+    pub(super) phase: Phase,
+    /// A root entry became present and the unit may have cached its absence (caching mode).
+    pub(super) root_changed: bool,
+    /// The fault record to go on at, when the last call left some.
+    pub(super) next_fault: Option<usize>,
+    pub(super) memory: PhantomData<fn(&mut M)>,
+}
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
+    /// What IOTLB invalidations wait for: all that the unit can.
+    pub(super) const fn drain(&self) -> Drain {
+        Drain { reads: self.capability.drains_reads(), writes: self.capability.drains_writes() }
+    }
+
+    fn highest_tag(&self) -> u16 {
+        u16::try_from((1u32 << self.capability.domain_bits()) - 1).unwrap_or(u16::MAX)
+    }
+
+    fn levels(&self) -> LevelSet {
+        let mut levels = LevelSet::empty();
+        levels.set(LevelSet::THREE, self.capability.widths() & 1 << 1 != 0);
+        levels.set(LevelSet::FOUR, self.capability.widths() & 1 << 2 != 0);
+        levels.set(LevelSet::FIVE, self.capability.widths() & 1 << 3 != 0);
+        levels
+    }
+
+    /// The words of a context entry.
+    fn encode(&self, entry: Entry) -> Result<[u64; 2], UnitError> {
+        let tag_fits = |tag: DomainTag| tag.0 != 0 && tag.0 <= self.highest_tag();
+        match entry {
+            Entry::Blocked => Ok([0, 0]),
+            Entry::Silenced => Ok([entry::FAULTS_SILENT, 0]),
+            Entry::Translate { tag, .. } | Entry::PassThrough { tag } if !tag_fits(tag) => {
+                Err(UnitError::Unsupported { what: "domain tag" })
+            }
+            Entry::Translate { tag, root, levels } => {
+                let set = 1u8.checked_shl(levels.into()).unwrap_or(0);
+                if !self.levels().intersects(LevelSet::from_bits_retain(set)) {
+                    return Err(UnitError::Unsupported { what: "number of page table levels" });
+                }
+                if !root.is_aligned(PAGE_SIZE) || root.0 >> self.host_bits != 0 {
+                    return Err(UnitError::Unsupported { what: "address of a page table" });
+                }
+                Ok(entry::translating(root, levels, tag.0))
+            }
+            Entry::PassThrough { .. } if !self.extended.pass_through() => {
+                Err(UnitError::Unsupported { what: "pass-through" })
+            }
+            Entry::PassThrough { tag } => Ok(entry::passing(self.most_levels(), tag.0)),
+        }
+    }
+
+    /// The deepest page table that the unit walks.
+    fn most_levels(&self) -> u8 {
+        match self.levels() {
+            levels if levels.contains(LevelSet::FIVE) => 5,
+            levels if levels.contains(LevelSet::FOUR) => 4,
+            _ => 3,
+        }
+    }
+
+    fn clean(&self, memory: &mut M, frame: PhysAddr, first: usize, count: usize) {
+        if !self.extended.coherent() {
+            memory.clean(frame, first, count);
+        }
+    }
+
+    /// The context table of a bus, if there is one.
+    fn context_table(&self, memory: &M, bus: u8) -> Option<PhysAddr> {
+        entry::context_table(memory.load(self.root, 2 * usize::from(bus)))
+    }
+
+    /// The context table of a bus. A new one is empty: it denies, as its absence did.
+    fn make_context_table(&mut self, memory: &mut M, bus: u8) -> Result<PhysAddr, UnitError> {
+        if let Some(table) = self.context_table(memory, bus) {
+            return Ok(table);
+        }
+        let table = memory.allocate()?;
+        let word = 2 * usize::from(bus);
+        memory.store(self.root, word, entry::root(table));
+        self.clean(memory, self.root, word, 1);
+        self.root_changed |= self.capability.caching_mode() && self.phase == Phase::Translating;
+        Ok(table)
+    }
+
+    /// The context entry of a source as it is in memory.
+    fn context_entry(&self, memory: &M, source: RequesterId) -> [u64; 2] {
+        let Some(table) = self.context_table(memory, source.bus()) else { return [0, 0] };
+        let word = 2 * usize::from(source.devfn());
+        [memory.load(table, word), memory.load(table, word + 1)]
+    }
+
+    /// Replaces a context entry. The words of an entry that is present are never mixed with those of
+    /// another: it is made absent first, and the word with P is the last one written.
+    fn replace_entry(&self, memory: &mut M, table: PhysAddr, devfn: u8, new: [u64; 2]) {
+        let word = 2 * usize::from(devfn);
+        let old = [memory.load(table, word), memory.load(table, word + 1)];
+        if old == new {
+            return;
+        }
+        if old[0] & entry::PRESENT != 0 {
+            memory.store(table, word, new[0] & entry::FAULTS_SILENT);
+            self.clean(memory, table, word, 1);
+        }
+        memory.store(table, word + 1, new[1]);
+        memory.store(table, word, new[0]);
+        self.clean(memory, table, word, 2);
+    }
+
+    /// Submits invalidations, once hardware knows the tables.
+    pub(super) fn invalidate(
+        &mut self,
+        memory: &mut M,
+        request: &[Descriptor],
+    ) -> Result<(), UnitError> {
+        self.queue.submit(&mut self.port, memory, request)
+    }
+
+    /// The one invalidation that covers `range`: of the smallest aligned power of two of pages around it, or
+    /// of the whole domain where the unit cannot do that.
+    fn range_invalidation(
+        &self,
+        tag: DomainTag,
+        range: IovaRange,
+        leaves_only: bool,
+    ) -> Descriptor {
+        let (first, last) = (range.first().0 / PAGE_SIZE, range.last().0 / PAGE_SIZE);
+        // The mask is the number of low bits in which the page numbers of both ends differ.
+        let mask = u64::BITS - (first ^ last).leading_zeros();
+        let mask = u8::try_from(mask).unwrap_or(u8::MAX);
+        if !self.capability.page_selective() || mask > self.capability.max_mask() {
+            return descriptor::iotlb_domain(tag.0, self.drain());
+        }
+        let start = Iova((first >> mask << mask) * PAGE_SIZE);
+        descriptor::iotlb_pages(tag.0, start, mask, leaves_only, self.drain())
+    }
+
+    /// What makes an entry visible that was absent before.
+    fn publish_entry(&mut self, memory: &mut M, source: RequesterId) -> Result<(), UnitError> {
+        if !self.capability.caching_mode() {
+            return self.publish_stores();
+        }
+        if core::mem::take(&mut self.root_changed) {
+            let drain = self.drain();
+            let request = [descriptor::context_global(), descriptor::iotlb_global(drain)];
+            return self.invalidate(memory, &request);
+        }
+        // Caching mode files entries that are not present under domain 0 (section 6.2.2.1).
+        let domain = entry::domain(self.context_entry(memory, source)).unwrap_or(0);
+        let request = [
+            descriptor::context_device(0, source.0),
+            descriptor::iotlb_domain(domain, self.drain()),
+        ];
+        self.invalidate(memory, &request)
+    }
+
+    /// Makes stores visible that need no invalidation.
+    fn publish_stores(&mut self) -> Result<(), UnitError> {
+        if self.capability.write_buffer() { self.port.flush_write_buffer() } else { Ok(()) }
+    }
+}
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
+    type Memory = M;
+    type Format = SecondStage;
+
+    fn capabilities(&self) -> UnitCapabilities {
+        let mut page_sizes = PageSizes::SIZE_4K;
+        page_sizes.set(PageSizes::SIZE_2M, self.capability.large_pages() & 1 != 0);
+        page_sizes.set(PageSizes::SIZE_1G, self.capability.large_pages() & 2 != 0);
+        UnitCapabilities {
+            levels: self.levels(),
+            page_sizes,
+            coherent: self.extended.coherent(),
+            caches_absent: self.capability.caching_mode(),
+            last_tag: self.highest_tag(),
+            pass_through: self.extended.pass_through(),
+            physical_bits: self.host_bits,
+            iova_bits: self.capability.address_bits(),
+        }
+    }
+
+    fn write_entry(
+        &mut self,
+        memory: &mut M,
+        source: RequesterId,
+        entry: Entry,
+    ) -> Result<(), UnitError> {
+        let new = self.encode(entry)?;
+        let table = match self.make_context_table(memory, source.bus()) {
+            Ok(table) => table,
+            // The bus has no context table, which denies: a block never fails.
+            Err(_) if entry == Entry::Blocked => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        self.replace_entry(memory, table, source.devfn(), new);
+        Ok(())
+    }
+
+    fn invalidate_entry(
+        &mut self,
+        memory: &mut M,
+        source: RequesterId,
+        old: Option<DomainTag>,
+    ) -> Result<(), UnitError> {
+        match (self.phase, old) {
+            (Phase::Preparing, _) => Ok(()),
+            (Phase::Translating, None) => self.publish_entry(memory, source),
+            (Phase::Translating, Some(tag)) => {
+                let request = [
+                    descriptor::context_device(tag.0, source.0),
+                    descriptor::iotlb_domain(tag.0, self.drain()),
+                ];
+                self.invalidate(memory, &request)
+            }
+        }
+    }
+
+    fn publish_pages(
+        &mut self,
+        memory: &mut M,
+        tag: DomainTag,
+        range: IovaRange,
+    ) -> Result<(), UnitError> {
+        match self.phase {
+            Phase::Preparing => Ok(()),
+            Phase::Translating if self.capability.caching_mode() => {
+                self.invalidate(memory, &[self.range_invalidation(tag, range, false)])
+            }
+            Phase::Translating => self.publish_stores(),
+        }
+    }
+
+    fn invalidate_pages(
+        &mut self,
+        memory: &mut M,
+        tag: DomainTag,
+        range: IovaRange,
+        tables_freed: bool,
+    ) -> Result<(), UnitError> {
+        match self.phase {
+            Phase::Preparing => Ok(()),
+            Phase::Translating => {
+                self.invalidate(memory, &[self.range_invalidation(tag, range, !tables_freed)])
+            }
+        }
+    }
+
+    fn enable(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        self.start_translation(memory)
+    }
+
+    fn take_faults(
+        &mut self,
+        _memory: &mut M,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        self.drain_faults(limit, sink)
+    }
+
+    fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        self.write_description(out)
+    }
+}
