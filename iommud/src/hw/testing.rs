@@ -1,7 +1,9 @@
 //! Table memory for the unit tests of this folder. It notices what hardware would suffer from: frames
 //! freed twice or not zero as promised, stores to freed frames, lines that were not cleaned.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::vec::Vec;
 
 use super::{MemoryError, TableMemory};
@@ -16,6 +18,9 @@ pub(crate) struct Frame {
     pub(crate) live: u16,
 }
 
+/// Words by physical address, as a fake unit reads and writes them.
+pub(crate) type Bus = Rc<RefCell<BTreeMap<u64, u64>>>;
+
 /// Frames by address. `budget` is how many more allocations succeed.
 pub(crate) struct TestMemory {
     pub(crate) frames: BTreeMap<u64, Frame>,
@@ -27,6 +32,9 @@ pub(crate) struct TestMemory {
     pub(crate) stores: usize,
     /// Table links that were stored while a line of the table they point to was dirty.
     pub(crate) dirty_links: usize,
+    /// Words that units see; what a unit writes into it is what `load` gives. Frames of
+    /// `allocate_run` are in it.
+    pub(crate) bus: Bus,
     /// A run handed out by `allocate_run` starts here.
     next: u64,
 }
@@ -40,6 +48,7 @@ impl TestMemory {
             cleans: Vec::new(),
             stores: 0,
             dirty_links: 0,
+            bus: Bus::default(),
             next: BASE,
         }
     }
@@ -53,17 +62,7 @@ impl TestMemory {
         frame.0 + ((index as u64 * 8) & !63)
     }
 
-    fn is_dirty(&self, frame: u64) -> bool {
-        self.dirty.range(frame..frame + 4096).next().is_some()
-    }
-}
-
-impl TableMemory for TestMemory {
-    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
-        self.allocate_run(1)
-    }
-
-    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+    fn take(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
         self.budget = self.budget.checked_sub(1).ok_or(MemoryError::Exhausted)?;
         let bytes = 4096 * count as u64;
         let first = self.next.next_multiple_of(bytes);
@@ -74,6 +73,22 @@ impl TableMemory for TestMemory {
         Ok(PhysAddr(first))
     }
 
+    fn is_dirty(&self, frame: u64) -> bool {
+        self.dirty.range(frame..frame + 4096).next().is_some()
+    }
+}
+
+impl TableMemory for TestMemory {
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+        self.take(1)
+    }
+
+    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+        let first = self.take(count)?;
+        let words = (first.0..self.next).step_by(8).map(|address| (address, 0));
+        self.bus.borrow_mut().extend(words);
+        Ok(first)
+    }
     fn free(&mut self, frame: PhysAddr, is_zero: bool) {
         let old = self.frames.remove(&frame.0).expect("frame freed twice");
         assert!(!is_zero || old.words.iter().all(|word| *word == 0), "{frame:?} is not zero");
@@ -81,7 +96,8 @@ impl TableMemory for TestMemory {
     }
 
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
-        self.frames[&frame.0].words[index]
+        let written = self.bus.borrow().get(&(frame.0 + index as u64 * 8)).copied();
+        written.unwrap_or(self.frames[&frame.0].words[index])
     }
 
     fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
@@ -92,6 +108,9 @@ impl TableMemory for TestMemory {
         }
         self.dirty.insert(Self::line(frame, index));
         self.frames.get_mut(&frame.0).expect("store to a freed frame").words[index] = value;
+        if let Some(word) = self.bus.borrow_mut().get_mut(&(frame.0 + index as u64 * 8)) {
+            *word = value;
+        }
     }
 
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {

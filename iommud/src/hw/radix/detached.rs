@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{PteFormat, PteSlot, free_subtree, slot_count, slot_size};
-use crate::addr::PhysAddr;
+use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::seams::TableMemory;
 
 /// What a run of slots holds, or held.
@@ -74,12 +74,14 @@ pub struct Detached {
     pub(super) runs: Vec<Run>,
     /// Tables of splits that were undone, with their level.
     pub(super) tables: Vec<(PhysAddr, u8)>,
+    /// First and last byte of what units may have cached.
+    stale: Option<(Iova, Iova)>,
 }
 
 impl Detached {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { runs: Vec::new(), tables: Vec::new() }
+        Self { runs: Vec::new(), tables: Vec::new(), stale: None }
     }
 
     /// Whether there is nothing to release.
@@ -100,6 +102,19 @@ impl Detached {
         !self.tables.is_empty() || self.runs.iter().any(|run| run.kind != RunKind::Leaves)
     }
 
+    /// What units have to forget before the release: a range around everything that was unmapped, and
+    /// around all of each superpage that was split, since a unit may hold it as one translation.
+    #[must_use]
+    pub fn stale(&self) -> Option<IovaRange> {
+        self.stale.and_then(|(first, last)| IovaRange::inclusive(first, last))
+    }
+
+    /// Adds a range that units may have cached.
+    pub(super) fn spoil(&mut self, range: IovaRange) {
+        let (first, last) = self.stale.unwrap_or((range.first(), range.last()));
+        self.stale = Some((first.min(range.first()), last.max(range.last())));
+    }
+
     /// Frees all tables in it.
     pub(super) fn release<F: PteFormat, M: TableMemory>(&mut self, memory: &mut M) {
         for run in self.runs.drain(..) {
@@ -113,5 +128,6 @@ impl Detached {
         for (table, level) in self.tables.drain(..) {
             free_subtree::<F, M>(memory, table, level);
         }
+        self.stale = None;
     }
 }

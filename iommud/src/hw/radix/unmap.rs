@@ -57,6 +57,13 @@ impl<F: PteFormat> PageTable<F> {
     ) -> Result<(), MapError> {
         self.check(range, PhysAddr(0))?;
         let splits = self.prepare_splits(memory, range)?;
+        detached.spoil(range);
+        for split in splits.iter().flatten() {
+            let size = slot_size(split.level);
+            if let Some(whole) = IovaRange::new(Iova(split.first), size) {
+                detached.spoil(whole);
+            }
+        }
         let start = detached.runs.len();
         let mut removal = Removal { splits, detached, start };
         let (first, last) = (range.first().0, range.last().0);

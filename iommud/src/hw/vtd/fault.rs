@@ -44,22 +44,32 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError> {
         let status = self.port.fault_status()?;
-        if status & PENDING != 0 {
-            let start = self.next_fault.take().unwrap_or_else(|| first_record(status));
-            let count = self.capability.fault_count();
-            let mut index = start % count;
-            for _ in 0..limit.min(count) {
-                let Some(fault) = self.take_record(index) else { return self.end_overflow(status) };
-                sink(fault);
-                index = (index + 1) % count;
-            }
-            if self.port.fault_status()? & PENDING != 0 {
-                self.next_fault = Some(index);
-                return Ok(0);
-            }
+        let count = self.capability.fault_count();
+        let mut index = self.next_fault.take().unwrap_or_else(|| first_record(status)) % count;
+        let mut taken = 0;
+        if status & PENDING == 0 {
+            return self.end_overflow(status);
         }
-        self.next_fault = None;
-        self.end_overflow(status)
+        for _ in 0..count {
+            if taken == limit {
+                break;
+            }
+            match self.take_record(index) {
+                Some(fault) => {
+                    sink(fault);
+                    taken += 1;
+                }
+                None if taken > 0 => return self.end_overflow(status),
+                // The first one must hold a fault; a unit that says otherwise is searched.
+                None => {}
+            }
+            index = (index + 1) % count;
+        }
+        if self.port.fault_status()? & PENDING == 0 {
+            return self.end_overflow(status);
+        }
+        self.next_fault = Some(index);
+        Ok(0)
     }
 
     /// The fault in a record, which is then free. The word with F is read first: the unit writes it last.

@@ -18,5 +18,10 @@ mod queue;
 mod spec;
 mod unit;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 pub use spec::SecondStage;
 pub use unit::VtdUnit;
