@@ -152,6 +152,8 @@ fn entry(entry: &Entry<'_>) -> Record {
             record.push("hardware_id", Value::Text(text(&hardware_id)));
             record.push("compatible_id", Value::Text(text(&compatible_id)));
             record.push("uid_format", Value::Number(uid_format.into()));
+            let length = u64::try_from(uid.len()).unwrap_or(u64::MAX);
+            record.push("uid_length", Value::Number(length));
             record.push("uid", unique_id(uid_format, uid));
         }
         EntryBody::Unknown => record.push("raw", Value::Raw(entry.bytes.to_vec())),
