@@ -160,5 +160,11 @@ fn report(tally: &Tally, tables: usize) -> ExitCode {
         "corpus: {tables} tables, {equal} fields equal, {} different",
         tally.differences.len()
     );
-    if tally.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let failed = tally.failed.len();
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "test result: {verdict}. {} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out",
+        tables - failed
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
