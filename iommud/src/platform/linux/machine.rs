@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use super::pci::SysfsConfig;
 use super::tables;
 use crate::acpi;
+use crate::addr::PhysRange;
 use crate::hw::UnitError;
-use crate::platform::HugeTables;
+use crate::hw::vtd::VtdUnit;
+use crate::platform::{HugeTables, MonotonicClock, Registers};
 use crate::server::{TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::PciFunction;
@@ -46,21 +48,48 @@ pub(super) fn functions(config: &mut SysfsConfig) -> Vec<PciFunction> {
     walk(config, Roots::Known(&roots))
 }
 
+/// The units of this platform.
+pub(super) type LinuxUnit = VtdUnit<Registers, MonotonicClock, HugeTables>;
+
 /// Brings one unit up as far as taking entries; a unit that translates goes on doing so.
 pub(super) fn bring_up(
     index: usize,
+    firmware: &Firmware,
     description: &UnitDescription,
-    _tables: &mut HugeTables,
-) -> UnitStart<super::no_unit::NoUnit> {
-    match (description.registers, description.kind) {
-        (Err(defect), _) => {
+    tables: &mut HugeTables,
+) -> UnitStart<LinuxUnit> {
+    let range = match description.registers {
+        Ok(range) => range,
+        Err(defect) => {
             log::error!("unit {index}: failed({defect})");
-            UnitStart::Unusable(defect)
+            return UnitStart::Unusable(defect);
         }
-        (Ok(_), UnitKind::Vtd | UnitKind::AmdVi { .. }) => {
-            let error = UnitError::Unsupported { what: "units in this build" };
+    };
+    let started = match description.kind {
+        UnitKind::Vtd => bring_up_vtd(index, range, firmware.host_address_width, tables),
+        UnitKind::AmdVi { .. } => Err(UnitError::Unsupported { what: "AMD-Vi on this platform" }),
+    };
+    match started {
+        Ok(unit) => {
+            log::info!("unit {index}: parsed");
+            UnitStart::Ready(unit)
+        }
+        Err(error) => {
             log::error!("unit {index}: failed({error})");
             UnitStart::Failed(error)
         }
     }
+}
+
+fn bring_up_vtd(
+    index: usize,
+    range: PhysRange,
+    host_bits: Option<u8>,
+    tables: &mut HugeTables,
+) -> Result<LinuxUnit, UnitError> {
+    let registers = Registers::map(range).map_err(|error| {
+        log::error!("unit {index}: registers: {error}");
+        UnitError::Unsupported { what: "registers that cannot be mapped" }
+    })?;
+    VtdUnit::bring_up(registers, MonotonicClock::new(), tables, host_bits.unwrap_or(u8::MAX))
 }

@@ -4,7 +4,6 @@
 
 mod machine;
 pub mod memory;
-mod no_unit;
 mod options;
 mod pci;
 mod ram;

@@ -14,7 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::machine;
+use super::machine::{self, LinuxUnit};
 use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, Taken};
 use super::options::{Options, USAGE};
 use super::pci::SysfsConfig;
@@ -23,11 +23,10 @@ use super::signals;
 use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
-use crate::hw::Unit;
-use crate::platform::{HugeTables, logger};
+use crate::platform::logger;
 use crate::policy::Config;
-use crate::server::{Server, Startup, TableState, UnitStart};
-use crate::topology::firmware::{Firmware, UnitDescription};
+use crate::server::{Server, Startup, TableState};
+use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
 /// Why the server does not run.
@@ -71,9 +70,6 @@ impl StartError {
 const AFTERMATH: &str =
     "devices are under policy, units go on translating, their memory stays taken";
 
-/// Brings one unit up as far as taking entries.
-type BringUp<U> = fn(usize, &UnitDescription, &mut HugeTables) -> UnitStart<U>;
-
 /// The `iommud` program.
 #[must_use]
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -89,7 +85,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(&options, machine::bring_up) {
+    match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
@@ -99,10 +95,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run<U: Unit<Memory = HugeTables>>(
-    options: &Options,
-    bring_up: BringUp<U>,
-) -> Result<(), StartError> {
+fn run(options: &Options) -> Result<(), StartError> {
     let stop = signals::block().map_err(StartError::Signals)?;
     let config = policy(options)?;
     let wire = match &options.wire_log {
@@ -114,7 +107,7 @@ fn run<U: Unit<Memory = HugeTables>>(
     let machine = Machine::read()?;
     let (directory, left) = HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
     let memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
-    let server = start(config, machine, memory, left, bring_up);
+    let server = start(config, machine, memory, left);
     let mut transport = Transport::new(server, wire);
     transport.stop_on(stop);
     let listener = Listener::bind(&options.socket)
@@ -135,7 +128,7 @@ fn policy(options: &Options) -> Result<Config, StartError> {
     )
 }
 
-type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;
+type LinuxServer = Server<LinuxUnit, HugeBuffers<HugeDirectory>>;
 
 /// What is read before anything is changed.
 struct Machine {
@@ -155,17 +148,18 @@ impl Machine {
     }
 }
 
-fn start<U: Unit<Memory = HugeTables>>(
+fn start(
     config: Config,
     machine: Machine,
     memory: Taken<HugeDirectory>,
     left: LeftOver,
-    bring_up: BringUp<U>,
-) -> LinuxServer<U> {
+) -> LinuxServer {
     let Machine { ram, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = memory;
-    let units = firmware.units.iter().enumerate();
-    let units = units.map(|(index, unit)| bring_up(index, unit, &mut tables)).collect();
+    let descriptions = firmware.units.iter().enumerate();
+    let units = descriptions
+        .map(|(index, unit)| machine::bring_up(index, &firmware, unit, &mut tables))
+        .collect();
     let own = ranges.iter().chain(left.ranges()).copied().collect();
     let mut server = Server::start(Startup {
         config,
@@ -184,7 +178,7 @@ fn start<U: Unit<Memory = HugeTables>>(
 
 /// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
 /// not may still translate through the old ones: then they stay, out of every device's reach.
-fn give_back<U: Unit<Memory = HugeTables>>(server: &mut LinuxServer<U>, left: LeftOver) {
+fn give_back(server: &mut LinuxServer, left: LeftOver) {
     if left.ranges().is_empty() {
         return;
     }
