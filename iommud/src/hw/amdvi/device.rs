@@ -1,7 +1,8 @@
 //! The device table: one entry for each of the 65536 requester ids, from the first instant.
 //!
 //! An entry that denies is valid, has a page table without a single page, and no permissions. A zero entry
-//! would let the device through; so would an entry without V, and units disagree on one without TV.
+//! would let the device through; so would an entry without V. On one without TV implementations disagree, and
+//! on one with mode 0 and no permissions too: QEMU lets it through.
 //!
 //! Units read an entry as a whole line or two halves of one. Only words 0 and 1 ever change, in this order:
 //!
@@ -130,10 +131,7 @@ impl DeviceTable {
     const fn words(&self, entry: Entry) -> (u64, u64) {
         match entry {
             Entry::Blocked => (self.deny(), 0),
-            Entry::Silenced => {
-                // Without a page table: QEMU reports what a page table refuses, and knows no suppression.
-                (device::translation(0, 0, 0), device::SUPPRESS | device::SUPPRESS_ALL)
-            }
+            Entry::Silenced => (self.deny(), device::SUPPRESS | device::SUPPRESS_ALL),
             Entry::Translate { tag, root, levels } => {
                 let permissions = device::READ | device::WRITE;
                 (device::translation(root.0, levels, permissions), tag.0 as u64)

@@ -205,7 +205,7 @@ fn an_entry_changes_by_way_of_one_that_denies() {
     unit.write_entry(&mut shared, SOURCE, Entry::PassThrough { tag: DomainTag(9) }).unwrap();
     assert_eq!(stores(&shared), [(at, deny), (at + 8, 9), (at, 0x6000_0000_0000_0003)]);
     unit.write_entry(&mut shared, SOURCE, Entry::Silenced).unwrap();
-    assert_eq!(stores(&shared), [(at, deny), (at + 8, 0x6_0000_0000), (at, 3)]);
+    assert_eq!(stores(&shared), [(at, deny), (at + 8, 0x6_0000_0000), (at, deny)]);
     unit.write_entry(&mut shared, SOURCE, Entry::Blocked).unwrap();
     assert_eq!(stores(&shared), [(at, deny), (at + 8, 0), (at, deny)]);
 }
