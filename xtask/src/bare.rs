@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::emulator::Emulator;
 use crate::options::BareOptions;
-use crate::qemu::{End, Machine};
+use crate::qemu::{End, Machine, show_logs};
 use crate::report::Report;
 use crate::{build, guest};
 
@@ -18,6 +18,9 @@ use checks::CHECKS;
 
 /// A run takes a second or two.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Lines of each log that are shown after a failure.
+const LOG_TAIL: usize = 20;
 
 /// Bytes of the disk behind the NVMe controller.
 const DISK: u64 = 1 << 20;
@@ -58,6 +61,9 @@ pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize)> {
             println!("FAILED {number} - counts are the same in two runs: {what}");
             failed += 1;
         }
+    }
+    if failed > 0 {
+        show_logs(&directory, LOG_TAIL);
     }
     std::fs::remove_dir_all(&directory)?;
     Ok((passed, failed))
@@ -115,7 +121,7 @@ fn write_disk(path: &Path) -> Result<()> {
 }
 
 fn machine(image: &Path, directory: &Path, disk: &Path, caching_mode: bool) -> Machine {
-    let mut machine = Machine::new("256M", directory.join("console.log"), DEADLINE);
+    let mut machine = Machine::new("256M", directory, DEADLINE);
     let mode = if caching_mode { "on" } else { "off" };
     machine.args(["-icount", "shift=10,sleep=off", "-device", "isa-debug-exit,iobase=0xf4"]);
     machine.args(["-device", &format!("intel-iommu,intremap=off,caching-mode={mode}")]);

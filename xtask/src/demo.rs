@@ -6,15 +6,15 @@ use anyhow::{Context, Result};
 
 use crate::guest::{self, Parts, Scenario};
 use crate::options::{DemoOptions, Iommu};
-use crate::qemu::{End, show_console};
+use crate::qemu::{End, show_logs};
 use crate::report::Report;
 use crate::{build, kernel};
 
 /// The story takes about a minute; a guest that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Lines of the console that are shown after a failure.
-const CONSOLE_TAIL: usize = 30;
+/// Lines of each log that are shown after a failure.
+const LOG_TAIL: usize = 30;
 
 /// Runs the demo; says whether every check passed.
 ///
@@ -82,12 +82,12 @@ fn conclude(report: &Report, end: End, parts: &Parts, options: &DemoOptions) -> 
         End::Exit(_) if !report.ended() => println!("the guest ended before its report did"),
         End::Exit(_) => {}
     }
-    show_console(
-        &parts.directory.join("console.log"),
+    show_logs(
+        &parts.directory,
         match (options.verbose, report.counts().1) {
             (true, _) => usize::MAX,
             (false, 0) => 0,
-            (false, _) => CONSOLE_TAIL,
+            (false, _) => LOG_TAIL,
         },
     );
     if let Some(file) = &options.json {

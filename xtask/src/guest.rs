@@ -69,7 +69,7 @@ pub(crate) fn machine(
     caching_mode: bool,
     deadline: Duration,
 ) -> Machine {
-    let mut machine = Machine::new(MEMORY, parts.directory.join("console.log"), deadline);
+    let mut machine = Machine::new(MEMORY, &parts.directory, deadline);
     // The unit goes first: QEMU puts devices under it as they are added.
     match iommu {
         Iommu::Intel => {

@@ -1,6 +1,7 @@
 //! Runs QEMU, with a deadline.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -11,12 +12,15 @@ use anyhow::{Context, Result};
 
 use crate::emulator::Emulator;
 
+const CONSOLE: &str = "console.log";
+const COMPLAINTS: &str = "qemu.log";
+
 /// A machine to be started.
 pub(crate) struct Machine {
     /// Arguments of QEMU.
     arguments: Vec<OsString>,
-    /// File that gets the first serial port, the console.
-    pub(crate) console: PathBuf,
+    /// Directory of the files `console.log`, the first serial port, and `qemu.log`, what QEMU says.
+    directory: PathBuf,
     /// How long it may run.
     pub(crate) deadline: Duration,
 }
@@ -32,13 +36,13 @@ pub(crate) enum End {
 
 impl Machine {
     /// A q35 machine with one processor, software-emulated, without default devices. The first serial port
-    /// goes to the file `console`, the second is the one whose lines [`Machine::run`] delivers.
-    pub(crate) fn new(memory: &str, console: PathBuf, deadline: Duration) -> Self {
-        let mut machine = Self { arguments: Vec::new(), console, deadline };
+    /// goes to a file in `directory`, the second is the one whose lines [`Machine::run`] delivers.
+    pub(crate) fn new(memory: &str, directory: &Path, deadline: Duration) -> Self {
+        let mut machine = Self { arguments: Vec::new(), directory: directory.into(), deadline };
         machine.args(["-machine", "q35", "-accel", "tcg", "-smp", "1", "-m", memory]);
         machine.args(["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot"]);
         let mut file = OsString::from("file:");
-        file.push(&machine.console);
+        file.push(directory.join(CONSOLE));
         machine.arguments.extend(["-serial".into(), file]);
         machine.args(["-serial", "stdio"]);
         machine
@@ -56,6 +60,7 @@ impl Machine {
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(File::create(self.directory.join(COMPLAINTS))?)
             .spawn()
             .context("starting QEMU")?;
         let lines = reader(&mut child)?;
@@ -71,13 +76,15 @@ impl Machine {
     }
 }
 
-/// Prints the last `lines` lines of a console's file.
-pub(crate) fn show_console(file: &Path, lines: usize) {
-    let console = std::fs::read(file).unwrap_or_default();
-    let console = String::from_utf8_lossy(&console);
-    let all: Vec<_> = console.lines().map(str::trim_end).collect();
-    for line in all.iter().skip(all.len().saturating_sub(lines)) {
-        println!("  console | {line}");
+/// Prints the last `lines` lines of the console, and of what QEMU said.
+pub(crate) fn show_logs(directory: &Path, lines: usize) {
+    for (name, label) in [(CONSOLE, "console"), (COMPLAINTS, "qemu")] {
+        let text = std::fs::read(directory.join(name)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<_> = text.lines().map(str::trim_end).collect();
+        for line in all.iter().skip(all.len().saturating_sub(lines)) {
+            println!("  {label} | {line}");
+        }
     }
 }
 

@@ -2,8 +2,29 @@
 //! `xtask` compiles this file too.
 
 /// Titles; the first is number 1.
-pub(crate) const CHECKS: [&str; 3] = [
-    "64-bit mode: exceptions and interrupts have stacks of their own",
+pub(crate) const CHECKS: [&str; 24] = [
+    "the counter counts instructions",
     "edu copies memory both ways with translation off",
     "an interrupt of a device arrives exactly once",
+    "the firmware's DMAR names one unit, and the devices behind it",
+    "bring-up leaves translation off and every device as it was",
+    "enabled: a device without an entry is denied, with reason 1 (no root entry)",
+    "a blocked device is denied, with reason 2 (no context entry)",
+    "a mapped page is reached, both ways, and nothing around it",
+    "fault records are exact: source, page, access and reason 5 (write) or 6 (read)",
+    "a silenced device is denied without a record",
+    "the fault interrupt arrives, once while a fault is pending, and at once after unmasking",
+    "interrupts of devices pass",
+    "stale page: without the invalidation the DMA passes, with it it is denied",
+    "stale entry: without the invalidation the DMA passes, with it it is denied",
+    "a device moves between domains and sees one at a time",
+    "two devices, one address, two domains: each has its own page",
+    "2 MiB in one entry; a hole in the middle leaves the rest reachable",
+    "unlinked tables are freed after their invalidation, and frames return to what they were",
+    "a device behind a root port is told apart from others",
+    "nvme writes through its mapping; denied, it still says success",
+    "take-over of our own tables: translation never goes off",
+    "take-over of a stranger's tables: the old mapping holds until the new tables do",
+    "a completion interrupt arrives where a wait asks for it",
+    "register accesses: none to map without caching mode, one tail write to unmap",
 ];

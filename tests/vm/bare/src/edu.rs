@@ -61,6 +61,11 @@ impl Edu {
         }
     }
 
+    /// Fills the device's buffer with memory at bus address `address`.
+    pub fn load_from(self, address: u64) {
+        self.read_memory(address, MAX_COUNT);
+    }
+
     /// Fills the device's buffer with `value`, through memory at `scratch`, which must be reachable.
     pub fn load(self, scratch: u64, value: u64) {
         phys::fill(scratch, 4096, value);

@@ -11,9 +11,12 @@ mod cpu;
 mod edu;
 mod firmware;
 mod heap;
+mod nvme;
+mod owner;
 mod pci;
 mod phys;
 mod runtime;
+mod seams;
 mod serial;
 mod suite;
 

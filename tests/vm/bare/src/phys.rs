@@ -6,9 +6,6 @@ use core::ptr::{addr_of, with_exposed_provenance_mut};
 /// First byte after this program's image and heap; see [`crate::heap`].
 pub const FREE_START: u64 = 32 << 20;
 
-/// Size of the machine's memory; xtask starts it with as much.
-pub const MEMORY_END: u64 = 256 << 20;
-
 unsafe extern "C" {
     static image_end: u8;
 }
@@ -41,6 +38,7 @@ macro_rules! accessors {
 
 accessors! {
     read8 write8 u8;
+    read16 write16 u16;
     read32 write32 u32;
     read64 write64 u64;
 }
