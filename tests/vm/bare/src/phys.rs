@@ -18,15 +18,19 @@ fn check(address: u64, size: u64) {
     assert!(addr_of!(image_end) as u64 <= crate::heap::START, "the image is too large");
 }
 
-macro_rules! accessors {
-    ($($read:ident $write:ident $type:ty;)*) => {$(
+macro_rules! readers {
+    ($($read:ident $type:ty;)*) => {$(
         /// Reads a value at a multiple of its size.
         pub fn $read(address: u64) -> $type {
             check(address, size_of::<$type>() as u64);
             // SAFETY: mapped, aligned and outside of anything Rust knows of (`check`).
             unsafe { with_exposed_provenance_mut::<$type>(address as usize).read_volatile() }
         }
+    )*};
+}
 
+macro_rules! writers {
+    ($($write:ident $type:ty;)*) => {$(
         /// Writes a value at a multiple of its size.
         pub fn $write(address: u64, value: $type) {
             check(address, size_of::<$type>() as u64);
@@ -36,11 +40,16 @@ macro_rules! accessors {
     )*};
 }
 
-accessors! {
-    read8 write8 u8;
-    read16 write16 u16;
-    read32 write32 u32;
-    read64 write64 u64;
+readers! {
+    read8 u8;
+    read16 u16;
+    read32 u32;
+    read64 u64;
+}
+
+writers! {
+    write32 u32;
+    write64 u64;
 }
 
 /// Writes `value` to every 64-bit word of a range.

@@ -10,7 +10,7 @@ use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::hw::vtd::{SecondStage, VtdUnit};
-use iommud::hw::{Entry, HardwareFault, Unit, UnitError};
+use iommud::hw::{Entry, HardwareFault, Unit};
 use iommud::topology::capabilities::{DomainTag, PageSizes};
 
 use crate::edu::Edu;

@@ -9,7 +9,6 @@ mod lab;
 mod pages;
 mod takeover;
 
-use alloc::format;
 use alloc::string::String;
 
 use crate::checks::CHECKS;
