@@ -13,4 +13,5 @@
 
 pub mod conformance;
 pub mod machine;
+pub mod stack;
 pub mod vtd;

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use iommud::hw::Unit;
-
 use super::{Bench, Domain, SOURCES, TARGET, UnderTest, run};
 use crate::machine::{Eviction, Reach, join};
 

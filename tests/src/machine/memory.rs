@@ -1,6 +1,7 @@
 //! Physical memory in frames of 4096 bytes, each seen twice: as the CPU sees it and as it stands in memory.
 //! A store changes the CPU's view; memory follows when the cache line is cleaned (or evicted).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -27,6 +28,8 @@ pub enum Use {
     /// Part of this buffer.
     Buffer(u32),
 }
+
+static NOTHING: [u64; WORDS] = [0; WORDS];
 
 struct Frame {
     cpu: [u64; WORDS],
@@ -233,6 +236,29 @@ impl Memory {
             return *old;
         }
         if view.coherent { self.cpu_load(address) } else { self.memory_load(address) }
+    }
+
+    /// A whole frame as the page walks of a unit see it; `None` where there is no memory.
+    #[must_use]
+    pub fn walk_frame(&self, unit: usize, address: u64) -> Option<Cow<'_, [u64]>> {
+        if !self.exists(address) {
+            return None;
+        }
+        let view = &self.views[unit];
+        let Some(frame) = self.frames.get(&(address / FRAME)) else {
+            return Some(Cow::Borrowed(&NOTHING));
+        };
+        let words = if view.coherent { &frame.cpu } else { &frame.memory };
+        match &view.buffered {
+            Some(buffered) if !buffered.is_empty() => {
+                let mut words = words.to_vec();
+                for (at, old) in buffered.iter().filter(|(at, _)| *at / FRAME == address / FRAME) {
+                    words[word(*at)] = *old;
+                }
+                Some(Cow::Owned(words))
+            }
+            _ => Some(Cow::Borrowed(words)),
+        }
     }
 
     /// A store that snoops: a device's DMA, a unit's status write. The line is written back first.

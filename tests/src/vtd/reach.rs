@@ -51,9 +51,11 @@ impl Vtd {
     ) {
         enter(table.at, table.level);
         let span = bits::below(shift(table.level));
-        for index in 0..512 {
-            let address = table.at + 8 * index;
-            let Some(entry) = Self::read_table(view, address) else { return };
+        let Some(frame) = view.memory.walk_frame(view.unit, table.at) else { return };
+        for (index, entry) in (0..).zip(frame.iter().copied()) {
+            if entry == 0 {
+                continue;
+            }
             let iova = table.iova | index << shift(table.level);
             match decode_slot(&self.config, entry, table.level) {
                 Slot::Absent | Slot::Reserved => {}
@@ -148,12 +150,17 @@ impl Vtd {
         if self.status & bits::global::ROOT_POINTER == 0 {
             return out;
         }
-        for bus in 0..=255_u8 {
-            let root = Self::read_table(view, self.root + 16 * u64::from(bus));
-            if root.is_none_or(|entry| entry & bits::PRESENT == 0) {
+        let table = |at| view.memory.walk_frame(view.unit, at);
+        let Some(root) = table(self.root) else { return out };
+        for (bus, root) in (0..=255_u8).zip(root.chunks(2)) {
+            if root[0] & bits::PRESENT == 0 {
                 continue;
             }
-            for devfn in 0..=255_u8 {
+            let Some(entries) = table(root[0] & bits::ADDRESS) else { continue };
+            for (devfn, entry) in (0..=255_u8).zip(entries.chunks(2)) {
+                if entry[0] & bits::PRESENT == 0 {
+                    continue;
+                }
                 let source = u16::from_be_bytes([bus, devfn]);
                 let mut load = |at| Self::read_table(view, at);
                 let found = find_context(&self.config, self.root, source, &mut load);

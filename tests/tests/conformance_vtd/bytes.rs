@@ -1,0 +1,143 @@
+//! What the backend writes, compared with bytes taken from the specification (VT-d 4.1 chapters 6 and 9).
+
+use iommud::hw::{Entry, Unit};
+use iommud_tests::conformance::{Bench, SOURCES, TARGET};
+use iommud_tests::vtd::{Config, Vtd};
+
+use super::Subject;
+
+fn server() -> Subject {
+    Subject { name: "server", config: Config::default() }
+}
+
+fn word(bench: &Bench<Subject>, address: u64) -> u64 {
+    bench.machine.with_memory(|memory| memory.cpu_load(address))
+}
+
+/// The descriptors executed while `act` runs, both words of each.
+fn descriptors(bench: &mut Bench<Subject>, act: impl FnOnce(&mut Bench<Subject>)) -> Vec<[u64; 2]> {
+    use iommud::hw::RegisterIo;
+    let mut registers = bench.machine.registers(bench.number);
+    // IQA: base in bits 63:12; IQH and IQT: byte offsets.
+    let base = registers.read64(0x90) & !0xfff;
+    let start = registers.read64(0x80);
+    act(bench);
+    let end = registers.read64(0x88);
+    assert_eq!(registers.read64(0x80), end, "all were executed");
+    (start..end)
+        .step_by(16)
+        .map(|at| [word(bench, base + at), word(bench, base + at + 8)])
+        .collect()
+}
+
+/// Zero but for the status data and address of a wait, which are the backend's to choose.
+fn without_choice([low, high]: [u64; 2]) -> [u64; 2] {
+    if low & 0xf == 5 { [low & 0xffff_ffff, high & 3] } else { [low, high] }
+}
+
+#[test]
+fn root_and_context_entries() {
+    use iommud::hw::RegisterIo;
+    let mut bench = Bench::start(&server());
+    let root = bench.machine.registers(bench.number).read64(0x20);
+    assert_eq!(root & 0xfff, 0, "legacy mode");
+    let domain = bench.domain_of(0x1234, 4);
+    bench.attach(SOURCES[2], &domain);
+    // Requester 05:00.0: root entry 5, 16 bytes each: P, the table's address, and a zero word.
+    let entry = word(&bench, root + 5 * 16);
+    assert_eq!((entry & 0xfff, word(&bench, root + 5 * 16 + 8)), (1, 0));
+    let table = entry & !0xfff;
+    // Context entry 0: P, TT 00, second-level table; AW 2 (4 levels), domain id 0x1234.
+    let page_table = domain.pages.root().0;
+    assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0012_3402]);
+    let deep = bench.domain_of(0x0007, 5);
+    bench.detach(SOURCES[2], &domain);
+    assert_eq!(word(&bench, table) & 3, 0, "blocked: P and FPD clear");
+    bench.attach(SOURCES[2], &deep);
+    let page_table = deep.pages.root().0;
+    assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0000_0703]);
+    bench.detach(SOURCES[2], &deep);
+    bench.unit.write_entry(&mut bench.tables, SOURCES[2], Entry::Silenced).unwrap();
+    assert_eq!(word(&bench, table) & 3, 2, "silenced: P clear, FPD set");
+    // Requester 00:03.1: root entry 0, context entry 0x19; TT 10, AW of the deepest table (5 levels).
+    let tag = iommud::topology::capabilities::DomainTag(9);
+    bench.unit.write_entry(&mut bench.tables, SOURCES[1], Entry::PassThrough { tag }).unwrap();
+    let table = word(&bench, root) & !0xfff;
+    let at = table + 0x19 * 16;
+    assert_eq!([word(&bench, at), word(&bench, at + 8)], [0x9, 0x0903]);
+}
+
+#[test]
+fn second_level_entries() {
+    let mut bench = Bench::start(&server());
+    let mut domain = bench.domain_of(1, 4);
+    // 0x80_4060_5000: entries 1, 1, 3, 5 from the top.
+    bench.map(&mut domain, 0x80_4060_5000, TARGET + 0x7000, 0x1000);
+    let mut table = domain.pages.root().0;
+    for index in [1, 1, 3] {
+        let entry = word(&bench, table + 8 * index);
+        assert_eq!(entry & 0xfff, 3, "read and write, nothing else");
+        table = entry & !0xfff;
+    }
+    assert_eq!(word(&bench, table + 8 * 5), 0x1_0000_7003);
+    // 2 MiB: PS (bit 7) at level 2. 1 GiB: PS at level 3.
+    bench.map(&mut domain, 0x20_0000, TARGET + 0x20_0000, 0x20_0000);
+    bench.map(&mut domain, 0x4000_0000, TARGET, 0x4000_0000);
+    let level3 = word(&bench, domain.pages.root().0) & !0xfff;
+    assert_eq!(word(&bench, level3 + 8), 0x1_0000_0083);
+    let level2 = word(&bench, level3) & !0xfff;
+    assert_eq!(word(&bench, level2 + 8), 0x1_0020_0083);
+    let read = iommu_protocol::wire::Access::READ;
+    bench.map_as(&mut domain, 0x40_0000, TARGET, 0x1000, read);
+    let level1 = word(&bench, level2 + 16) & !0xfff;
+    assert_eq!(word(&bench, level1), 0x1_0000_0001);
+}
+
+#[test]
+fn invalidation_descriptors() {
+    let mut bench = Bench::start(&server());
+    let mut domain = bench.domain(0x1234);
+    bench.map(&mut domain, 0x5000, TARGET, 0x1000);
+    bench.map(&mut domain, 0x6000, TARGET, 0x1000);
+    bench.attach(SOURCES[2], &domain);
+    // A wait: type 5, SW, no IF, address in bits 63:2 of the second word.
+    let wait = [0x25, 0];
+    // Page-selective (3 << 4), DW, DR, domain id; address, IH because only a leaf went, AM 0.
+    let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x5000, 0x1000));
+    let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
+    assert_eq!(seen, [[0x1234_00f2, 0x5040], wait]);
+    // The last page takes its table along: IH clear.
+    let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x6000, 0x1000));
+    let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
+    assert_eq!(seen, [[0x1234_00f2, 0x6000], wait]);
+    // Seven pages from 0x9000: sixteen pages from 0x0, AM 4.
+    bench.map(&mut domain, 0x1000, TARGET, 0x1000);
+    bench.map(&mut domain, 0x9000, TARGET, 0x7000);
+    let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x9000, 0x7000));
+    let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
+    assert_eq!(seen, [[0x1234_00f2, 0x8000 | 0x40 | 3], wait]);
+    // More than MAMV (9) covers: domain-selective (2 << 4).
+    bench.map(&mut domain, 0x20_0000, TARGET, 0x40_1000);
+    let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x20_0000, 0x40_1000));
+    let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
+    assert_eq!(seen, [[0x1234_00e2, 0], wait]);
+    // Device-selective context (type 1, 3 << 4, domain id, source id 0x0500), then the domain's IOTLB.
+    let seen = descriptors(&mut bench, |bench| bench.detach(SOURCES[2], &domain));
+    let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
+    assert_eq!(seen, [[0x0000_0500_1234_0031, 0], [0x1234_00e2, 0], wait]);
+}
+
+#[test]
+fn counts_are_those_of_the_descriptors() {
+    let mut bench = Bench::start(&server());
+    let before = bench.machine.with_unit(bench.number, |unit: &mut Vtd, _| unit.counts());
+    let mut domain = bench.domain(3);
+    bench.map(&mut domain, 0x5000, TARGET, 0x1000);
+    bench.attach(SOURCES[0], &domain);
+    bench.unmap(&mut domain, 0x5000, 0x1000);
+    bench.detach(SOURCES[0], &domain);
+    let after = bench.machine.with_unit(bench.number, |unit: &mut Vtd, _| unit.counts());
+    assert_eq!(after.contexts - before.contexts, 1, "an absent entry is not cached");
+    assert_eq!(after.pages - before.pages, 2);
+    assert_eq!(after.waits - before.waits, 2);
+}

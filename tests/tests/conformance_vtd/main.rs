@@ -1,0 +1,146 @@
+//! The VT-d backend against the software unit: what every backend must do over a matrix of capabilities, and
+//! what only VT-d has ([`takeover`], [`queue`], [`bytes`]).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
+
+mod bytes;
+mod queue;
+mod takeover;
+
+use iommud::hw::UnitError;
+use iommud::hw::vtd::VtdUnit;
+use iommud_tests::conformance::{self, UnderTest};
+use iommud_tests::machine::{Machine, Registers, SoftClock, Tables};
+use iommud_tests::vtd::{Config, Vtd};
+
+/// The VT-d backend on a unit of these capabilities.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    name: &'static str,
+    config: Config,
+}
+
+impl UnderTest for Subject {
+    type Unit = VtdUnit<Registers, SoftClock, Tables>;
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn add(&self, machine: &Machine) -> usize {
+        Vtd::add(machine, self.config.clone())
+    }
+
+    fn bring_up(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        tables: &mut Tables,
+    ) -> Result<Self::Unit, UnitError> {
+        let bits = u8::try_from(self.config.host_width).unwrap();
+        VtdUnit::bring_up(machine.registers(unit), machine.clock(), tables, bits)
+    }
+
+    fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64) {
+        let counts = machine.with_unit(unit, |unit: &mut Vtd, _| unit.counts());
+        (counts.pages, counts.contexts, counts.waits)
+    }
+
+    fn shows_new_at_once(&self) -> bool {
+        !self.config.caching_mode
+    }
+
+    fn fault_capacity(&self) -> usize {
+        usize::from(self.config.fault_records)
+    }
+}
+
+/// Units of different ages and kinds.
+pub(crate) fn matrix() -> Vec<Subject> {
+    let base = Config::default;
+    let of = |name, config| Subject { name, config };
+    vec![
+        of("server", base()),
+        of("server, caching mode", Config { caching_mode: true, ..base() }),
+        of("server, root pointer flushes", Config { root_flush: true, ..base() }),
+        of("server, 64 fault records", Config { fault_records: 64, ..base() }),
+        of("qemu", Config::qemu()),
+        of("qemu, caching mode", Config { caching_mode: true, ..Config::qemu() }),
+        of("early", Config::early()),
+        of("early, caching mode", Config { caching_mode: true, ..Config::early() }),
+        of("one page at a time", Config { max_mask: 0, ..base() }),
+        of("16 domains, 2 MiB", Config { domain_bits: 4, large_1g: false, ..base() }),
+        of(
+            "write buffer, snooping, 3 levels",
+            Config { write_buffer: true, levels: vec![3], guest_width: 39, ..base() },
+        ),
+        of("5 levels only, slow", Config { levels: vec![5], descriptor_time: 30_000, ..base() }),
+    ]
+}
+
+/// One test a check, each over the whole matrix.
+macro_rules! conformance {
+    ($($module:ident: $($check:ident,)*;)*) => {$($(
+        #[test]
+        fn $check() {
+            for subject in matrix() {
+                println!("subject: {}", subject.name());
+                conformance::$module::$check(&subject);
+            }
+        }
+    )*)*};
+}
+
+conformance! {
+    entries:
+        nothing_passes_without_an_entry,
+        an_entry_is_one_requesters,
+        a_move_never_opens_anything,
+        overwriting_an_entry_never_mixes,
+        a_silenced_requester_leaves_no_record,
+        passing_through_is_one_requesters,
+        enabling_is_idempotent,
+        entries_come_before_translation,;
+    pages:
+        every_size_at_every_depth,
+        permissions_are_what_was_mapped,
+        without_invalidation_it_stays,
+        ranges_of_any_shape_are_forgotten,
+        tags_keep_domains_apart,
+        a_call_costs_one_invalidation,
+        new_pages_show_after_publishing,
+        a_large_page_can_be_cut,
+        rings_wrap,
+        sharers_see_the_same,;
+    faults:
+        a_record_tells_what_happened,
+        reasons_differ,
+        records_come_in_order_around_the_ring,
+        an_overflow_is_told_and_over,
+        a_limit_leaves_the_rest,
+        untaken_faults_do_not_hinder,;
+    trouble:
+        a_stopped_queue_is_an_error,
+        a_command_that_never_ends_is_an_error,
+        a_dead_unit_is_not_brought_up,
+        a_unit_that_dies_is_an_error,
+        an_entry_without_memory_changes_nothing,
+        a_bring_up_without_memory_is_an_error,
+        a_mapping_without_memory_changes_nothing,
+        an_undone_unmap_changes_nothing,;
+}
+
+#[test]
+fn random_runs_reach_what_was_granted() {
+    for subject in matrix() {
+        for seed in 1..=4 {
+            println!("subject: {}, seed {seed}", subject.name());
+            conformance::random::run_of(&subject, seed * 0x9e37_79b9, 150);
+        }
+    }
+}

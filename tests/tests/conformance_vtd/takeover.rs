@@ -1,0 +1,303 @@
+//! Units that firmware or a previous owner left running: taken over without an instant in which a device
+//! reaches what nobody granted.
+
+use iommud::addr::PhysAddr;
+use iommud::hw::{Clock, RegisterIo, Unit};
+use iommud_tests::conformance::{Bench, Domain, SOURCES, TARGET, UnderTest, run};
+use iommud_tests::machine::{Machine, Reach, Through, Trouble, Use, Watch};
+use iommud_tests::vtd::firmware::Firmware;
+use iommud_tests::vtd::{Config, Vtd};
+
+use super::{Subject, matrix};
+
+/// Memory of the previous owner's tables.
+const TABLES: u64 = 0x0300_0000;
+/// What the previous owner and the new policy both grant, one to one (a reserved region).
+const SHARED: u64 = 0x0700_0000;
+/// What only the previous owner granted.
+const OLD: u64 = 0x0710_0000;
+/// What nobody ever granted.
+const FOREIGN: u64 = 0x0720_0000;
+
+/// The previous owner's domain id: one that the new owner uses too, for something else.
+const OLD_DOMAIN: u16 = 1;
+
+struct Left {
+    machine: Machine,
+    unit: usize,
+    firmware: Firmware,
+}
+
+/// A unit as a previous owner leaves it: translation on, `SOURCES[0]` and `SOURCES[2]` in a domain that maps
+/// `SHARED` and `OLD` one to one, their translations cached.
+fn left(subject: &Subject, queue: bool) -> Left {
+    let machine = Machine::default();
+    let unit = subject.add(&machine);
+    let levels = subject.config.levels[0];
+    let mut firmware = Firmware::new(&machine, unit, TABLES);
+    let table = firmware.frame();
+    firmware.map(table, levels, SHARED, SHARED);
+    firmware.map(table, levels, OLD, OLD);
+    for source in [SOURCES[0], SOURCES[2]] {
+        firmware.attach(source.0, OLD_DOMAIN, table, levels);
+    }
+    firmware.set_root();
+    if queue {
+        firmware.start_queue();
+    }
+    firmware.translate();
+    for source in SOURCES {
+        for iova in [SHARED, OLD, FOREIGN] {
+            let _ = machine.probe(unit, source.0, iova, true);
+        }
+    }
+    machine.assert_clean();
+    Left { machine, unit, firmware }
+}
+
+/// Tries after every step: `SHARED` must pass, `OLD` may until the take-over is complete, nothing else may.
+fn watch(left: &Left) {
+    let base = Watch {
+        unit: left.unit,
+        source: SOURCES[0].0,
+        iova: SHARED,
+        write: true,
+        granted: vec![(SHARED, 0x1000)],
+        must_pass: true,
+    };
+    left.machine.watch(base.clone());
+    let old = Watch { iova: OLD, granted: vec![(OLD, 0x1000)], must_pass: false, ..base.clone() };
+    left.machine.watch(old.clone());
+    left.machine.watch(Watch { source: SOURCES[2].0, ..old });
+    for source in SOURCES {
+        for iova in [FOREIGN, TARGET, TABLES, 0] {
+            let (source, granted) = (source.0, Vec::new());
+            let must_pass = false;
+            left.machine.watch(Watch { source, iova, granted, must_pass, ..base.clone() });
+        }
+    }
+}
+
+/// Brings up, grants `SHARED` to `SOURCES[0]` in domain 1, enables, and checks what remains.
+fn take_over(subject: &Subject, left: Left) -> (Bench<Subject>, Domain<Subject>, Firmware) {
+    let Left { machine, unit, firmware } = left;
+    let mut bench = Bench::take(subject, machine, unit);
+    let mut domain = bench.domain(OLD_DOMAIN);
+    bench.map(&mut domain, SHARED, SHARED, 0x1000);
+    bench.attach(SOURCES[0], &domain);
+    for source in [SOURCES[1], SOURCES[2]] {
+        use iommud::hw::Entry;
+        bench.unit.write_entry(&mut bench.tables, source, Entry::Blocked).unwrap();
+        bench.unit.invalidate_entry(&mut bench.tables, source, None).unwrap();
+    }
+    bench.unit.enable(&mut bench.tables).unwrap();
+    bench.machine.assert_clean();
+    bench.machine.clear_watches();
+    bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
+    bench.expect(SOURCES[1], &[]);
+    bench.expect(SOURCES[2], &[]);
+    // Nothing of the previous owner's is read any more.
+    let firmwares = bench.machine.with_memory(|memory| {
+        (TABLES..TABLES + 0x10_0000)
+            .step_by(4096)
+            .filter(|frame| memory.purpose(*frame) == Some(Use::Firmware))
+            .collect::<Vec<_>>()
+    });
+    let content = bench.machine.table_content(unit);
+    assert!(content.iter().all(|(frame, _)| !firmwares.contains(frame)));
+    (bench, domain, firmware)
+}
+
+#[test]
+fn translation_stays_on_while_a_unit_is_taken_over() {
+    for subject in matrix() {
+        for queue in [false, true] {
+            let left = left(&subject, queue);
+            watch(&left);
+            take_over(&subject, left);
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_still_works_is_drained() {
+    for subject in matrix() {
+        let mut left = left(&subject, true);
+        let queue = left.firmware.frame() - 4096;
+        for at in 0..40 {
+            left.firmware.put(queue + 16 * at, 0x2 | 1 << 4);
+        }
+        left.machine.registers(left.unit).write64(0x88, 40 * 16);
+        watch(&left);
+        take_over(&subject, left);
+    }
+}
+
+#[test]
+fn a_queue_with_an_error_is_replaced() {
+    for subject in matrix() {
+        let mut left = left(&subject, true);
+        let queue = left.firmware.frame() - 4096;
+        // Type 15 does not exist.
+        left.firmware.put(queue, 0xf);
+        left.machine.registers(left.unit).write64(0x88, 16);
+        left.machine.pass_time(1_000_000);
+        assert_eq!(left.machine.registers(left.unit).read32(0x34) & 0x10, 0x10, "IQE");
+        watch(&left);
+        left.machine.set_relax(1_000_000);
+        take_over(&subject, left);
+    }
+}
+
+#[test]
+fn a_queue_that_hangs_fails_in_bounded_time_or_is_replaced() {
+    for subject in matrix() {
+        let mut left = left(&subject, true);
+        let queue = left.firmware.frame() - 4096;
+        left.firmware.put(queue, 0x2 | 1 << 4);
+        left.machine.trouble(left.unit, Trouble::StallQueueAfter(0));
+        left.machine.registers(left.unit).write64(0x88, 16);
+        left.machine.set_relax(1_000_000);
+        watch(&left);
+        let mut tables = left.machine.tables();
+        let unit = subject.bring_up(&left.machine, left.unit, &mut tables);
+        if let Ok(mut unit) = unit {
+            assert!(unit.enable(&mut tables).is_err(), "the new queue hangs too");
+        }
+        assert!(left.machine.now() < 20_000_000_000);
+        left.machine.assert_clean();
+    }
+}
+
+#[test]
+fn old_faults_are_cleared_and_new_ones_told() {
+    for subject in matrix() {
+        let left = left(&subject, true);
+        for at in 0..=subject.config.fault_records {
+            let denied = left.machine.access(left.unit, 0x2000 + at, FOREIGN, 1, true);
+            assert!(denied.is_err());
+        }
+        assert_eq!(left.machine.registers(left.unit).read32(0x34) & 3, 3, "PFO and PPF");
+        let (mut bench, _domain, _firmware) = take_over(&subject, left);
+        let take = |bench: &mut Bench<Subject>| {
+            let mut sources = Vec::new();
+            let mut sink = |fault: iommud::hw::HardwareFault| sources.push(fault.source);
+            let lost = bench.unit.take_faults(&mut bench.tables, 300, &mut sink).unwrap();
+            (sources, lost)
+        };
+        assert_eq!(take(&mut bench), (Vec::new(), 0), "the previous owner's");
+        assert!(bench.machine.access(bench.number, SOURCES[0].0, OLD, 1, true).is_err());
+        assert_eq!(take(&mut bench), (vec![SOURCES[0]], 0));
+        bench.machine.assert_clean();
+    }
+}
+
+#[test]
+fn caches_filled_before_translation_was_off_are_emptied() {
+    for subject in matrix() {
+        let left = left(&subject, true);
+        // The previous owner turned translation off, which this machine rightly complains of.
+        left.firmware.command(1 << 31, false);
+        assert_eq!(left.machine.take_violations().len(), 1);
+        take_over(&subject, left);
+    }
+}
+
+#[test]
+fn protected_memory_is_released_at_the_end() {
+    for subject in matrix().into_iter().filter(|subject| subject.config.protected) {
+        let machine = Machine::default();
+        let unit = subject.add(&machine);
+        let mut registers = machine.registers(unit);
+        // Everything below 4 GiB is protected: PLMBASE, PLMLIMIT, EPM of PMEN.
+        registers.write32(0x68, 0);
+        registers.write32(0x6c, 0xffe0_0000);
+        registers.write32(0x64, 1 << 31);
+        machine.pass_time(1_000_000);
+        assert_eq!(registers.read32(0x64), 0x8000_0001);
+        assert_eq!(machine.probe(unit, SOURCES[0].0, SHARED, true), None);
+        // While it is on, DMA is denied; nothing passes before the tables decide.
+        for iova in [FOREIGN, OLD] {
+            machine.watch(Watch {
+                unit,
+                source: SOURCES[0].0,
+                iova,
+                write: true,
+                granted: Vec::new(),
+                must_pass: false,
+            });
+        }
+        let mut bench = Bench::take(&subject, machine, unit);
+        let mut domain = bench.domain(1);
+        bench.map(&mut domain, SHARED, SHARED, 0x1000);
+        bench.attach(SOURCES[0], &domain);
+        bench.unit.enable(&mut bench.tables).unwrap();
+        bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
+        assert_eq!(registers.read32(0x64) & 1, 0, "PRS");
+    }
+}
+
+#[test]
+fn a_take_over_that_fails_leaves_the_old_tables_in_force() {
+    for subject in matrix() {
+        for k in 0..4 {
+            let left = left(&subject, true);
+            watch(&left);
+            let mut tables = left.machine.tables();
+            left.machine.fail_table_allocations(k, 1);
+            let unit = subject.bring_up(&left.machine, left.unit, &mut tables);
+            left.machine.clear_watches();
+            let page = |iova| Reach { last: iova + 0xfff, ..run(iova, iova, 0x1000) };
+            let reach = left.machine.reach(left.unit, SOURCES[0].0, Through::Tables);
+            assert_eq!(reach, [page(SHARED), page(OLD)]);
+            left.machine.assert_clean();
+            if unit.is_ok() {
+                assert!(k > 0);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cold_unit_translates_only_what_was_granted_from_the_first_instant() {
+    for subject in matrix() {
+        let machine = Machine::default();
+        let number = subject.add(&machine);
+        let mut bench = Bench::take(&subject, machine, number);
+        let mut domain = bench.domain(1);
+        bench.map(&mut domain, SHARED, SHARED, 0x1000);
+        bench.attach(SOURCES[0], &domain);
+        // Before enabling everything passes, as since power-on. Right behind, only the grant does.
+        let off = bench.machine.reach(bench.number, SOURCES[1].0, Through::Tables);
+        assert_eq!(off.len(), 1, "translation is off: {off:x?}");
+        assert_eq!(bench.probe(SOURCES[1], FOREIGN, true), Some(FOREIGN));
+        bench.unit.enable(&mut bench.tables).unwrap();
+        bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
+        bench.expect(SOURCES[1], &[]);
+    }
+}
+
+#[test]
+fn an_unusable_unit_is_refused_untouched() {
+    let base = Config::default;
+    for config in
+        [Config { queue: false, ..base() }, Config { levels: vec![2], guest_width: 30, ..base() }]
+    {
+        let machine = Machine::default();
+        let unit = Vtd::add(&machine, config);
+        let mut tables = machine.tables();
+        let result = iommud::hw::vtd::VtdUnit::bring_up(
+            machine.registers(unit),
+            machine.clock(),
+            &mut tables,
+            46,
+        );
+        assert!(matches!(result, Err(iommud::hw::UnitError::Unsupported { .. })));
+        assert_eq!(machine.register_accesses().1, 0, "nothing was written");
+        assert_eq!(machine.table_frames(), 0);
+        machine.clock().relax();
+        machine.assert_clean();
+    }
+    let _ = PhysAddr(0);
+}
