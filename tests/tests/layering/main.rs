@@ -21,8 +21,8 @@ use source::{File, files};
 /// ```
 const LAW: &[(&str, &[&str])] = &[
     ("iommu_protocol", &["core", "bitflags"]),
-    // The library, from the bottom up. Only the platforms, the policy file and the
-    // binaries may use `std`.
+    // The library, from the bottom up. Only the platforms, the binaries and what
+    // serves them may use `std`.
     ("iommud::addr", &["core"]),
     ("iommud::topology", &["core", "alloc", "bitflags", "iommu_protocol", "iommud::addr"]),
     ("iommud::acpi", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology"]),
@@ -68,6 +68,19 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::policy",
             "iommud::hw",
             "iommud::engine",
+        ],
+    ),
+    // The administrator's command, with feature `std`: reads tables and texts, never a unit.
+    (
+        "iommud::ctl",
+        &[
+            "core",
+            "std",
+            "serde_json",
+            "iommu_protocol",
+            "iommud::addr",
+            "iommud::topology",
+            "iommud::acpi",
         ],
     ),
     // The policy file: text to policy, with feature `std`.
