@@ -33,7 +33,7 @@ pub(crate) fn run(options: &DemoOptions) -> Result<bool> {
 pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize)> {
     let scenario = match (options.machine, options.iommu) {
         (true, _) => Scenario::Machine,
-        (false, Iommu::Intel) => Scenario::Intel,
+        (false, Iommu::Intel | Iommu::Amd) => Scenario::Intel,
         (false, Iommu::None) => Scenario::None,
     };
     let started = Instant::now();
@@ -68,6 +68,7 @@ fn describe(options: &DemoOptions) -> String {
     match (options.iommu, options.caching_mode) {
         (Iommu::Intel, true) => "intel-iommu, caching mode on".into(),
         (Iommu::Intel, false) => "intel-iommu, caching mode off".into(),
+        (Iommu::Amd, _) => "amd-iommu".into(),
         (Iommu::None, _) => "no unit".into(),
     }
 }

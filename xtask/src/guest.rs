@@ -61,6 +61,9 @@ pub(crate) fn initramfs(binaries: &Path, to: &Path) -> Result<()> {
     std::fs::write(to, archive.finish()?).with_context(|| format!("writing {}", to.display()))
 }
 
+/// QEMU's AMD-Vi unit, from 10.2 on; before, or without `dma-remap`, it translates nothing.
+pub(crate) const AMD_UNIT: &str = "amd-iommu,intremap=off,dma-remap=on";
+
 /// The machine that runs a scenario.
 pub(crate) fn machine(
     parts: &Parts,
@@ -76,6 +79,7 @@ pub(crate) fn machine(
             let mode = if caching_mode { "on" } else { "off" };
             machine.args(["-device", &format!("intel-iommu,intremap=off,caching-mode={mode}")]);
         }
+        Iommu::Amd => machine.args(["-device", AMD_UNIT]),
         Iommu::None => {}
     }
     for slot in [4, 5, 6] {

@@ -17,6 +17,7 @@ commands:
   redox   an image of Redox with iommud in it
 
 options of bare:
+  --iommu intel|amd        amd: AMD-Vi, on a newer QEMU (default: intel)
   --caching-mode, --qemu   as of demo
 
 options of demo:
@@ -29,10 +30,13 @@ options of demo:
   --json FILE              also write the checks to FILE: an array of {name, ok, detail}";
 
 /// The unit of a guest's machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Iommu {
     /// QEMU's intel-iommu.
+    #[default]
     Intel,
+    /// QEMU's amd-iommu.
+    Amd,
     /// No unit.
     None,
 }
@@ -60,6 +64,8 @@ impl Qemu {
 /// Options of `bare`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BareOptions {
+    /// The unit.
+    pub(crate) iommu: Iommu,
     /// VT-d CAP.CM.
     pub(crate) caching_mode: bool,
     /// Which QEMU.
@@ -161,6 +167,12 @@ fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut options = BareOptions::default();
     while let Some(argument) = parser.next()? {
         match argument {
+            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
+                "intel" => options.iommu = Iommu::Intel,
+                // The installed QEMU's unit never translates.
+                "amd" => (options.iommu, options.qemu) = (Iommu::Amd, Qemu::Newer),
+                other => return Err(format!("--iommu {other}: intel or amd").into()),
+            },
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
             Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
@@ -225,7 +237,15 @@ mod tests {
         );
         assert_eq!(
             words("bare --caching-mode on").unwrap(),
-            Command::Bare(BareOptions { caching_mode: true, qemu: Qemu::Installed })
+            Command::Bare(BareOptions { caching_mode: true, ..BareOptions::default() })
+        );
+        assert_eq!(
+            words("bare --iommu amd").unwrap(),
+            Command::Bare(BareOptions {
+                iommu: Iommu::Amd,
+                caching_mode: false,
+                qemu: Qemu::Newer
+            })
         );
         assert_eq!(words("bare").unwrap(), Command::Bare(BareOptions::default()));
         assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));

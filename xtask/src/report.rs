@@ -14,6 +14,8 @@ pub(crate) enum Line<'a> {
         /// What was seen.
         detail: &'a str,
     },
+    /// Something that this machine cannot show; neither a pass nor a failure.
+    Unchecked(&'a str),
     /// Progress.
     Log(&'a str),
     /// A measured number, the same in every run.
@@ -39,6 +41,9 @@ impl<'a> Line<'a> {
         if text == "@@end" {
             return Self::End;
         }
+        if let Some(rest) = text.strip_prefix("@@unchecked ") {
+            return Self::Unchecked(rest);
+        }
         if let Some(rest) = text.strip_prefix("@@log ") {
             return Self::Log(rest);
         }
@@ -61,6 +66,7 @@ pub(crate) struct Report {
     titles: &'static [&'static str],
     results: Vec<Option<(bool, String)>>,
     counts: Vec<(String, u64)>,
+    unchecked: Vec<String>,
     ended: bool,
     stray: usize,
 }
@@ -72,6 +78,7 @@ impl Report {
             titles,
             results: vec![None; titles.len()],
             counts: Vec::new(),
+            unchecked: Vec::new(),
             ended: false,
             stray: 0,
         }
@@ -81,6 +88,10 @@ impl Report {
     pub(crate) fn take(&mut self, text: &str) -> Option<String> {
         match Line::parse(text) {
             Line::Check { number, ok, detail } => Some(self.check(number, ok, detail)),
+            Line::Unchecked(text) => {
+                self.unchecked.push(text.into());
+                Some(format!("not checked: {text}"))
+            }
             Line::Log(text) => Some(format!("      {text}")),
             Line::Count { name, value } => {
                 self.counts.push((name.into(), value));
@@ -125,6 +136,11 @@ impl Report {
             .zip(1..)
             .filter(|((result, _), _)| result.is_none())
             .map(|((_, title), number)| (number, *title))
+    }
+
+    /// What this machine could not show.
+    pub(crate) fn unchecked(&self) -> &[String] {
+        &self.unchecked
     }
 
     /// What was counted.
@@ -176,6 +192,13 @@ mod tests {
                 { "name": "c", "ok": false, "detail": "did not report" },
             ])
         );
+    }
+
+    #[test]
+    fn what_was_not_checked_is_no_pass() {
+        let mut report = Report::new(&["a"]);
+        report.take("@@unchecked the colour");
+        assert_eq!((report.counts(), report.unchecked()), ((0, 1), &["the colour".into()][..]));
     }
 
     #[test]

@@ -28,3 +28,25 @@ pub(crate) const CHECKS: [&str; 24] = [
     "a completion interrupt arrives where a wait asks for it",
     "register accesses: none to map without caching mode, one tail write to unmap",
 ];
+
+/// Titles for a machine with AMD-Vi; the first three are the same.
+pub(crate) const AMD_CHECKS: [&str; 18] = [
+    CHECKS[0],
+    CHECKS[1],
+    CHECKS[2],
+    "the IVRS describes one unit, and its capability block agrees",
+    "brought up, the unit is off, every entry denies, and devices go on as before",
+    "enabling turns translation, command ring and event log on",
+    "a blocked device reaches no memory",
+    "a fault names its source and what happened",
+    "a device reaches what its domain maps, and nothing once detached",
+    "page tables of every depth, leaves of every size",
+    "read-only and write-only pages are",
+    "a page unmapped stays reachable until invalidated, and not after",
+    "a device that changes domain reaches the new one alone",
+    "pass-through lets a device through, and can be taken back",
+    "a silenced device is denied",
+    "a log that fills up says so and goes on",
+    "a second owner takes the unit over without an open instant",
+    "costs are counted",
+];

@@ -1,5 +1,6 @@
 //! The checks.
 
+mod amd;
 mod basics;
 mod counts;
 mod devices;
@@ -11,7 +12,7 @@ mod takeover;
 
 use alloc::string::String;
 
-use crate::checks::CHECKS;
+use crate::checks::{AMD_CHECKS, CHECKS};
 use crate::firmware::StartInfo;
 use crate::{cpu, println};
 
@@ -70,6 +71,10 @@ pub fn run(info: &StartInfo) -> usize {
     t.check(basics::processor);
     t.check(basics::copy);
     t.check(basics::interrupt);
+    if info.command_line.contains("iommu=amd") {
+        amd::run(info, t);
+        return AMD_CHECKS.len() - tally.passed;
+    }
     let mut base = 0;
     t.check(|| basics::table(info, &mut base));
     let caching = info.command_line.contains("caching-mode=on");
