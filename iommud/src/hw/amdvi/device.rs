@@ -51,8 +51,8 @@ impl DeviceTable {
         coherent: bool,
         ranges: &[EntryRange],
     ) -> Result<Self, MemoryError> {
-        let nothing = memory.allocate_run(1)?;
         let base = memory.allocate_run(FRAMES)?;
+        let nothing = memory.allocate_run(1)?;
         let table = Self { base, nothing, coherent };
         for source in 0..=u16::MAX {
             table.store(memory, RequesterId(source), 0, table.deny());

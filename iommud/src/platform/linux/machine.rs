@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use iommu_protocol::ids::PciAddress;
+
 use super::pci::SysfsConfig;
 use super::tables;
 use crate::acpi;
-use crate::addr::PhysRange;
-use crate::hw::UnitError;
+use crate::hw::amdvi::{AmdUnit, Capability};
 use crate::hw::vtd::VtdUnit;
+use crate::hw::{Unit, UnitError};
 use crate::platform::{HugeTables, MonotonicClock, Registers};
 use crate::server::{TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
@@ -48,16 +50,65 @@ pub(super) fn functions(config: &mut SysfsConfig) -> Vec<PciFunction> {
     walk(config, Roots::Known(&roots))
 }
 
-/// The units of this platform.
-pub(super) type LinuxUnit = VtdUnit<Registers, MonotonicClock, HugeTables>;
+/// A family of units on this platform.
+pub(super) trait LinuxUnit: Unit<Memory = HugeTables> + Sized {
+    /// Brings a unit up as far as taking entries; one that translates goes on doing so.
+    fn start(
+        registers: Registers,
+        around: &mut Surroundings<'_>,
+        description: &UnitDescription,
+    ) -> Result<Self, UnitError>;
+}
+
+/// What bringing a unit up looks at besides its registers.
+pub(super) struct Surroundings<'a> {
+    pub(super) firmware: &'a Firmware,
+    pub(super) space: &'a mut SysfsConfig,
+    pub(super) tables: &'a mut HugeTables,
+}
+
+/// VT-d on this platform.
+pub(super) type LinuxVtd = VtdUnit<Registers, MonotonicClock, HugeTables>;
+
+impl LinuxUnit for LinuxVtd {
+    fn start(
+        registers: Registers,
+        around: &mut Surroundings<'_>,
+        description: &UnitDescription,
+    ) -> Result<Self, UnitError> {
+        let UnitKind::Vtd = description.kind else { return Err(OTHER_FAMILY) };
+        let bits = around.firmware.host_address_width.unwrap_or(u8::MAX);
+        Self::bring_up(registers, MonotonicClock::new(), around.tables, bits)
+    }
+}
+
+/// AMD-Vi on this platform.
+pub(super) type LinuxAmd = AmdUnit<Registers, MonotonicClock, HugeTables>;
+
+impl LinuxUnit for LinuxAmd {
+    fn start(
+        registers: Registers,
+        around: &mut Surroundings<'_>,
+        description: &UnitDescription,
+    ) -> Result<Self, UnitError> {
+        let UnitKind::AmdVi { function, capability, .. } = description.kind else {
+            return Err(OTHER_FAMILY);
+        };
+        let address = PciAddress { segment: description.segment, requester: function };
+        let block = Capability::read(around.space, address, capability);
+        Self::bring_up(registers, MonotonicClock::new(), around.tables, description, block)
+    }
+}
+
+/// No table describes units of both families.
+const OTHER_FAMILY: UnitError = UnitError::Unsupported { what: "a unit of another family" };
 
 /// Brings one unit up as far as taking entries; a unit that translates goes on doing so.
-pub(super) fn bring_up(
+pub(super) fn bring_up<U: LinuxUnit>(
     index: usize,
-    firmware: &Firmware,
+    around: &mut Surroundings<'_>,
     description: &UnitDescription,
-    tables: &mut HugeTables,
-) -> UnitStart<LinuxUnit> {
+) -> UnitStart<U> {
     let range = match description.registers {
         Ok(range) => range,
         Err(defect) => {
@@ -65,11 +116,11 @@ pub(super) fn bring_up(
             return UnitStart::Unusable(defect);
         }
     };
-    let started = match description.kind {
-        UnitKind::Vtd => bring_up_vtd(index, range, firmware.host_address_width, tables),
-        UnitKind::AmdVi { .. } => Err(UnitError::Unsupported { what: "AMD-Vi on this platform" }),
-    };
-    match started {
+    let mapped = Registers::map(range).map_err(|error| {
+        log::error!("unit {index}: registers: {error}");
+        UnitError::Unsupported { what: "registers that cannot be mapped" }
+    });
+    match mapped.and_then(|registers| U::start(registers, around, description)) {
         Ok(unit) => {
             log::info!("unit {index}: parsed");
             UnitStart::Ready(unit)
@@ -79,17 +130,4 @@ pub(super) fn bring_up(
             UnitStart::Failed(error)
         }
     }
-}
-
-fn bring_up_vtd(
-    index: usize,
-    range: PhysRange,
-    host_bits: Option<u8>,
-    tables: &mut HugeTables,
-) -> Result<LinuxUnit, UnitError> {
-    let registers = Registers::map(range).map_err(|error| {
-        log::error!("unit {index}: registers: {error}");
-        UnitError::Unsupported { what: "registers that cannot be mapped" }
-    })?;
-    VtdUnit::bring_up(registers, MonotonicClock::new(), tables, host_bits.unwrap_or(u8::MAX))
 }

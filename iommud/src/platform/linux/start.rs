@@ -11,10 +11,11 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::machine::{self, LinuxUnit};
+use super::machine::{self, LinuxAmd, LinuxUnit, LinuxVtd};
 use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, Taken};
 use super::options::{Options, USAGE};
 use super::pci::SysfsConfig;
@@ -23,6 +24,7 @@ use super::signals;
 use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
+use crate::hw::Unit;
 use crate::platform::logger;
 use crate::policy::Config;
 use crate::server::{Server, Startup, TableState};
@@ -105,9 +107,23 @@ fn run(options: &Options) -> Result<(), StartError> {
         None => WireLog::off(),
     };
     let machine = Machine::read()?;
+    match machine.table {
+        TableState::Parsed("IVRS") => serve::<LinuxAmd>(options, stop, config, wire, machine),
+        _ => serve::<LinuxVtd>(options, stop, config, wire, machine),
+    }
+}
+
+/// Serves a machine whose units, if any, are of one family.
+fn serve<U: LinuxUnit>(
+    options: &Options,
+    stop: OwnedFd,
+    config: Config,
+    wire: WireLog,
+    machine: Machine,
+) -> Result<(), StartError> {
     let (directory, left) = HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
     let memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
-    let server = start(config, machine, memory, left);
+    let server = start::<U>(config, machine, memory, left);
     let mut transport = Transport::new(server, wire);
     transport.stop_on(stop);
     let listener = Listener::bind(&options.socket)
@@ -128,11 +144,12 @@ fn policy(options: &Options) -> Result<Config, StartError> {
     )
 }
 
-type LinuxServer = Server<LinuxUnit, HugeBuffers<HugeDirectory>>;
+type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;
 
 /// What is read before anything is changed.
 struct Machine {
     ram: Vec<PhysRange>,
+    space: SysfsConfig,
     functions: Vec<PciFunction>,
     table: TableState,
     firmware: Firmware,
@@ -144,22 +161,23 @@ impl Machine {
         let mut space = SysfsConfig::open().map_err(StartError::Pci)?;
         let functions = machine::functions(&mut space);
         let (table, firmware) = machine::firmware();
-        Ok(Self { ram, functions, table, firmware })
+        Ok(Self { ram, space, functions, table, firmware })
     }
 }
 
-fn start(
+fn start<U: LinuxUnit>(
     config: Config,
     machine: Machine,
     memory: Taken<HugeDirectory>,
     left: LeftOver,
-) -> LinuxServer {
-    let Machine { ram, functions, table, firmware } = machine;
+) -> LinuxServer<U> {
+    let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = memory;
+    let mut around =
+        machine::Surroundings { firmware: &firmware, space: &mut space, tables: &mut tables };
     let descriptions = firmware.units.iter().enumerate();
-    let units = descriptions
-        .map(|(index, unit)| machine::bring_up(index, &firmware, unit, &mut tables))
-        .collect();
+    let units =
+        descriptions.map(|(index, unit)| machine::bring_up(index, &mut around, unit)).collect();
     let own = ranges.iter().chain(left.ranges()).copied().collect();
     let mut server = Server::start(Startup {
         config,
@@ -178,7 +196,7 @@ fn start(
 
 /// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
 /// not may still translate through the old ones: then they stay, out of every device's reach.
-fn give_back(server: &mut LinuxServer, left: LeftOver) {
+fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver) {
     if left.ranges().is_empty() {
         return;
     }
