@@ -30,16 +30,18 @@ const DISK: u64 = 1 << 20;
 /// # Errors
 /// The guest could not be made or started.
 pub(crate) fn run(options: BareOptions) -> Result<bool> {
-    let (passed, failed) = run_counted(options)?;
-    println!("bare: {passed} passed, {failed} failed");
+    let (passed, failed, unchecked) = run_counted(options)?;
+    let note = if unchecked > 0 { format!(", {unchecked} not checked") } else { String::new() };
+    println!("bare: {passed} passed, {failed} failed{note}");
     Ok(failed == 0)
 }
 
-/// As [`run`], without the closing line; returns the checks passed and failed.
+/// As [`run`], without the closing line; returns the checks passed, failed, and what the
+/// machine could not show.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize)> {
+pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize, usize)> {
     let emulator = options.qemu.get()?;
     let image = build::bare_guest()?;
     let directory = guest::directory("bare")?;
@@ -69,7 +71,7 @@ pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize)> {
         show_logs(&directory, LOG_TAIL);
     }
     std::fs::remove_dir_all(&directory)?;
-    Ok((passed, failed))
+    Ok((passed, failed, first.unchecked().len()))
 }
 
 fn compare(first: &Report, second: &Report) -> Result<usize, String> {

@@ -72,6 +72,13 @@ pub(crate) struct BareOptions {
     pub(crate) qemu: Qemu,
 }
 
+impl BareOptions {
+    /// A machine with AMD-Vi. The installed QEMU's unit never translates.
+    pub(crate) const fn amd() -> Self {
+        Self { iommu: Iommu::Amd, caching_mode: false, qemu: Qemu::Newer }
+    }
+}
+
 /// Options of `demo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DemoOptions {
@@ -169,8 +176,7 @@ fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match argument {
             Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
                 "intel" => options.iommu = Iommu::Intel,
-                // The installed QEMU's unit never translates.
-                "amd" => (options.iommu, options.qemu) = (Iommu::Amd, Qemu::Newer),
+                "amd" => options = BareOptions::amd(),
                 other => return Err(format!("--iommu {other}: intel or amd").into()),
             },
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
@@ -239,14 +245,7 @@ mod tests {
             words("bare --caching-mode on").unwrap(),
             Command::Bare(BareOptions { caching_mode: true, ..BareOptions::default() })
         );
-        assert_eq!(
-            words("bare --iommu amd").unwrap(),
-            Command::Bare(BareOptions {
-                iommu: Iommu::Amd,
-                caching_mode: false,
-                qemu: Qemu::Newer
-            })
-        );
+        assert_eq!(words("bare --iommu amd").unwrap(), Command::Bare(BareOptions::amd()));
         assert_eq!(words("bare").unwrap(), Command::Bare(BareOptions::default()));
         assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));
     }

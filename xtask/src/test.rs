@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 11] = [
+const STAGES: [Stage; 12] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -52,8 +52,11 @@ const STAGES: [Stage; 11] = [
     }),
     ("lints of the bare guest", || lints(in_bare_guest(cargo()).arg("clippy"))),
     ("unit and model tests", tests),
-    ("bare guest, caching mode off", || bare_guest(false)),
-    ("bare guest, caching mode on", || bare_guest(true)),
+    ("bare guest, caching mode off", || bare_guest(BareOptions::default())),
+    ("bare guest, caching mode on", || {
+        bare_guest(BareOptions { caching_mode: true, ..BareOptions::default() })
+    }),
+    ("bare guest, AMD-Vi", || bare_guest(BareOptions::amd())),
     ("demo, caching mode off", || story(Iommu::Intel, false)),
     ("demo, caching mode on", || story(Iommu::Intel, true)),
     ("demo without a unit", || story(Iommu::None, false)),
@@ -138,10 +141,9 @@ fn result(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed")?, failed: count("failed")?, skipped: count("ignored")? })
 }
 
-fn bare_guest(caching_mode: bool) -> Result<Counts> {
-    let options = BareOptions { caching_mode, ..BareOptions::default() };
-    let (passed, failed) = bare::run_counted(options)?;
-    Ok(Counts { passed, failed, skipped: 0 })
+fn bare_guest(options: BareOptions) -> Result<Counts> {
+    let (passed, failed, skipped) = bare::run_counted(options)?;
+    Ok(Counts { passed, failed, skipped })
 }
 
 fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
