@@ -43,6 +43,12 @@ impl Mapping {
         Ok(Self { base: system::map(file, offset, length, sharing)?, length })
     }
 
+    /// The first byte.
+    #[must_use]
+    pub const fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// The virtual address of the first byte.
     #[must_use]
     pub fn address(&self) -> u64 {

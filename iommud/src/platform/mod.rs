@@ -10,6 +10,8 @@ mod mapping;
 mod registers;
 #[cfg(target_arch = "x86_64")]
 mod tables;
+#[cfg(target_arch = "x86_64")]
+mod units;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod linux;
@@ -17,7 +19,6 @@ pub mod linux;
 pub mod redox;
 
 pub use clock::MonotonicClock;
-pub use logger::install as install_logger;
 #[cfg(target_arch = "x86_64")]
 pub use mapping::{Mapping, Sharing};
 #[cfg(target_arch = "x86_64")]

@@ -15,17 +15,19 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::machine::{self, LinuxAmd, LinuxUnit, LinuxVtd};
+use super::machine;
 use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, Taken};
 use super::options::{Options, USAGE};
 use super::pci::SysfsConfig;
 use super::ram::{RamError, system_ram};
 use super::signals;
+use super::tables;
 use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
 use crate::hw::Unit;
-use crate::platform::logger;
+use crate::platform::units::{self, AmdVi, Family, Vtd};
+use crate::platform::{Registers, logger};
 use crate::policy::Config;
 use crate::server::{Server, Startup, TableState};
 use crate::topology::firmware::Firmware;
@@ -108,13 +110,13 @@ fn run(options: &Options) -> Result<(), StartError> {
     };
     let machine = Machine::read()?;
     match machine.table {
-        TableState::Parsed("IVRS") => serve::<LinuxAmd>(options, stop, config, wire, machine),
-        _ => serve::<LinuxVtd>(options, stop, config, wire, machine),
+        TableState::Parsed("IVRS") => serve::<AmdVi>(options, stop, config, wire, machine),
+        _ => serve::<Vtd>(options, stop, config, wire, machine),
     }
 }
 
 /// Serves a machine whose units, if any, are of one family.
-fn serve<U: LinuxUnit>(
+fn serve<U: Family>(
     options: &Options,
     stop: OwnedFd,
     config: Config,
@@ -160,12 +162,12 @@ impl Machine {
         let ram = system_ram().map_err(StartError::Ram)?;
         let mut space = SysfsConfig::open().map_err(StartError::Pci)?;
         let functions = machine::functions(&mut space);
-        let (table, firmware) = machine::firmware();
+        let (table, firmware) = units::firmware(tables::read);
         Ok(Self { ram, space, functions, table, firmware })
     }
 }
 
-fn start<U: LinuxUnit>(
+fn start<U: Family>(
     config: Config,
     machine: Machine,
     memory: Taken<HugeDirectory>,
@@ -173,11 +175,15 @@ fn start<U: LinuxUnit>(
 ) -> LinuxServer<U> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = memory;
-    let mut around =
-        machine::Surroundings { firmware: &firmware, space: &mut space, tables: &mut tables };
+    let mut around = units::Surroundings {
+        firmware: &firmware,
+        space: &mut space,
+        tables: &mut tables,
+        map: Registers::map,
+    };
     let descriptions = firmware.units.iter().enumerate();
     let units =
-        descriptions.map(|(index, unit)| machine::bring_up(index, &mut around, unit)).collect();
+        descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
     let own = ranges.iter().chain(left.ranges()).copied().collect();
     let mut server = Server::start(Startup {
         config,

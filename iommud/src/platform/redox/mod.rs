@@ -3,11 +3,30 @@
 //! ```text
 //!  acpi, pci, memory schemes -> start -> Server -> scheme (SchemeSync) <- requests
 //!                                          ^         one loop, one event at a time
-//!  timer, fault interrupt -----------------+
+//!  timer ----------------------------------+
 //! ```
 //!
 //! Everything is opened by path before the scheme is announced; after that the process has no name space
 //! and opens nothing. [`scheme`] and [`pool`] use nothing of the system and are tested on every host.
 
+#[cfg(target_os = "redox")]
+mod events;
+#[cfg(target_os = "redox")]
+mod machine;
+#[cfg(target_os = "redox")]
+mod memory;
+#[cfg(target_os = "redox")]
+mod options;
+#[cfg(target_os = "redox")]
+mod pci;
 pub mod pool;
+#[cfg(target_os = "redox")]
+mod ready;
 pub mod scheme;
+#[cfg(target_os = "redox")]
+mod start;
+#[cfg(target_os = "redox")]
+mod tables;
+
+#[cfg(target_os = "redox")]
+pub use start::main;

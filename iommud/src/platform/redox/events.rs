@@ -1,0 +1,122 @@
+//! The loop: one event at a time, run to completion.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use event::{EventFlags, RawEventQueue};
+use redox_scheme::wrappers::ReadinessBased;
+use redox_scheme::{Response, SignalBehavior, Socket};
+use syscall::data::TimeSpec;
+use syscall::flag::CLOCK_MONOTONIC;
+
+use super::ready::Announce;
+use super::scheme::{IommuScheme, Window};
+use crate::hw::{BufferMemory, Unit};
+
+/// Requests taken from the kernel at a time.
+const REQUESTS: usize = 32;
+
+/// A timer of the time scheme.
+struct Timer {
+    file: File,
+    period: Duration,
+}
+
+impl Timer {
+    fn open(period: Duration) -> io::Result<Self> {
+        let path = format!("/scheme/time/{CLOCK_MONOTONIC}");
+        let file = File::options().read(true).write(true).open(path)?;
+        Ok(Self { file, period })
+    }
+
+    /// One event, a period from now.
+    fn arm(&mut self) -> io::Result<()> {
+        let mut now = TimeSpec::default();
+        self.file.read_exact(&mut now)?;
+        let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
+        let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), nanos);
+        let then = now.saturating_add(self.period);
+        let then = TimeSpec {
+            tv_sec: i64::try_from(then.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i32::try_from(then.subsec_nanos()).unwrap_or(0),
+        };
+        self.file.write_all(&then)
+    }
+}
+
+/// What the loop waits for, all of it opened.
+pub(super) struct Loop {
+    socket: Socket,
+    queue: RawEventQueue,
+    timer: Timer,
+}
+
+impl Loop {
+    /// Opens what the loop needs. `period` is how often units are asked for faults.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn open(period: Duration) -> io::Result<Self> {
+        let socket = Socket::nonblock().map_err(from)?;
+        let timer = Timer::open(period)?;
+        let queue = RawEventQueue::new()?;
+        queue.subscribe(socket.inner().raw(), 0, EventFlags::READ)?;
+        let clock =
+            usize::try_from(timer.file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidData)?;
+        queue.subscribe(clock, 0, EventFlags::READ)?;
+        Ok(Self { socket, queue, timer })
+    }
+
+    /// Makes the scheme known and serves it; ends when the kernel has no more requests, or with an error.
+    ///
+    /// # Errors
+    /// The kernel refuses to register the scheme, or one of its files fails.
+    pub(super) fn run<U: Unit, B: BufferMemory<Share = Window>>(
+        mut self,
+        mut scheme: IommuScheme<U, B>,
+        announce: Announce,
+    ) -> io::Result<()> {
+        self.timer.arm()?;
+        announce.announce(&self.socket, &mut scheme).map_err(from)?;
+        log::info!("serving /scheme/iommu");
+        let scheme = RefCell::new(scheme);
+        let mut requests = ReadinessBased::new(&self.socket, REQUESTS);
+        loop {
+            // Which file woke the loop does not matter: all are looked at, and none of them blocks.
+            let woken = self.queue.next_event()?;
+            if woken.fd != self.socket.inner().raw() {
+                scheme.borrow_mut().server_mut().tick();
+                self.timer.arm()?;
+            }
+            if !requests.read_requests().map_err(from)? {
+                return Ok(());
+            }
+            requests.process_requests(|| scheme.borrow_mut());
+            requests.poll_all_requests(|| scheme.borrow_mut()).map_err(from)?;
+            requests.write_responses().map_err(from)?;
+            tell_readable(&self.socket, &mut scheme.borrow_mut())?;
+        }
+    }
+}
+
+/// Tells the kernel which watched sessions have something to read now.
+fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
+    socket: &Socket,
+    scheme: &mut IommuScheme<U, B>,
+) -> io::Result<()> {
+    while let Some(handle) = scheme.server_mut().next_ready() {
+        let id = usize::try_from(handle.0).map_err(|_| io::ErrorKind::InvalidData)?;
+        let readable = syscall::flag::EventFlags::EVENT_READ.bits();
+        socket
+            .write_response(Response::post_fevent(id, readable), SignalBehavior::Restart)
+            .map_err(from)?;
+    }
+    Ok(())
+}
+
+fn from(error: syscall::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno)
+}

@@ -1,0 +1,73 @@
+//! Making the scheme's name known, in the two ways that images use.
+#![allow(unsafe_code)]
+
+use std::env;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+
+use libredox::call::{call_wo, setrens};
+use redox_daemon::Daemon;
+use redox_scheme::Socket;
+use redox_scheme::scheme::{SchemeSync, register_sync_scheme};
+use syscall::flag::CallFlags;
+
+/// The scheme's name.
+const NAME: &str = "iommu";
+
+/// Who is told that the scheme answers.
+pub(super) enum Announce {
+    /// A unit of type `scheme`: init waits at this pipe for the scheme's root and registers the name.
+    Init(File),
+    /// A oneshot unit: this process registers the name and its parent ends.
+    Parent(Daemon),
+}
+
+impl Announce {
+    /// The pipe that init passed, if it did.
+    pub(super) fn from_init() -> Option<Self> {
+        let number: RawFd = env::var("INIT_NOTIFY").ok()?.parse().ok().filter(|fd| *fd > 2)?;
+        // SAFETY: init gives the number of a pipe that is this process's alone; it is taken once.
+        Some(Self::Init(unsafe { File::from_raw_fd(number) }))
+    }
+
+    /// Gives up the name space and then makes the scheme known: nothing is opened by path any more when the
+    /// first request can arrive.
+    ///
+    /// # Errors
+    /// The kernel or init refuse; nobody can reach the scheme.
+    pub(super) fn announce(
+        self,
+        socket: &Socket,
+        scheme: &mut impl SchemeSync,
+    ) -> Result<(), syscall::Error> {
+        match self {
+            Self::Init(pipe) => {
+                let root = scheme.scheme_root()?;
+                let root = socket.create_this_scheme_fd(0, root, 0, 0)?;
+                setrens(0, 0)?;
+                let pipe = usize::try_from(pipe.as_raw_fd())
+                    .map_err(|_| syscall::Error::new(syscall::error::EBADF))?;
+                call_wo(pipe, &root.to_ne_bytes(), CallFlags::FD, &[])?;
+            }
+            Self::Parent(daemon) => {
+                register_sync_scheme(socket, NAME, scheme)?;
+                setrens(0, 0)?;
+                daemon.ready()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs `child` in a child process; this one ends when the child is ready, or with an error.
+///
+/// # Errors
+/// There is no pipe or no process to be had, or the child ended early.
+pub(super) fn in_child(child: impl FnOnce(Announce) -> std::process::ExitCode) -> io::Error {
+    let run = |daemon| -> ! { child(Announce::Parent(daemon)).exit_process() };
+    match Daemon::new(run) {
+        Ok(never) => never,
+        Err(error) => error.into(),
+    }
+}

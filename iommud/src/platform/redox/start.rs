@@ -1,0 +1,163 @@
+//! From the command line to the loop.
+//!
+//! ```text
+//! policy file, functions, table read -> memory taken -> every unit brought up
+//!  -> socket, timer, queue opened
+//!  -> Server::start: every function under its group's policy, then translation on, unit by unit
+//!  -> name space given up -> scheme made known
+//! ```
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::events::Loop;
+use super::machine::Machine;
+use super::memory::{self, Taken};
+use super::options::{Options, USAGE};
+use super::ready::{Announce, in_child};
+use super::scheme::IommuScheme;
+use crate::addr::PhysRange;
+use crate::config::{self, ConfigError};
+use crate::platform::units::{self, AmdVi, Family, Surroundings, Vtd};
+use crate::platform::{Registers, logger};
+use crate::policy::Config;
+use crate::server::{Server, Startup, TableState};
+
+/// How often units are asked for faults.
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// How often the loop wakes when there is no unit.
+const IDLE_PERIOD: Duration = Duration::from_secs(1);
+
+const MIB: u64 = 1 << 20;
+
+/// Why the server does not run.
+enum StartError {
+    Policy(PathBuf, ConfigError),
+    Machine(io::Error),
+    Memory(io::Error),
+    Files(io::Error),
+    Loop(io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Policy(path, error) => write!(f, "policy {}: {error}", path.display()),
+            Self::Machine(error) => write!(f, "memory or PCI scheme: {error}"),
+            Self::Memory(error) => write!(f, "memory: {error}"),
+            Self::Files(error) => write!(f, "scheme, timer, event queue: {error}"),
+            Self::Loop(error) => write!(f, "loop: {error}"),
+        }
+    }
+}
+
+impl StartError {
+    /// How devices are left. Boot goes on without the scheme: these are the last words about it.
+    fn aftermath(&self) -> &'static str {
+        match self {
+            Self::Loop(_) => "devices are under policy, units go on translating",
+            _ => "boot goes on WITHOUT DMA protection: devices are as firmware left them",
+        }
+    }
+}
+
+/// The `iommud` program.
+#[must_use]
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    logger::install();
+    let options = match Options::parse(words) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("iommud: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match Announce::from_init() {
+        Some(init) if !options.oneshot => serve(&options, init),
+        _ => {
+            let error = in_child(|parent| serve(&options, parent));
+            log::error!("background process: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: &Options, announce: Announce) -> ExitCode {
+    match run(options, announce) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            log::error!("not running: {}", error.aftermath());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
+    let config = policy(options)?;
+    let machine = Machine::read().map_err(StartError::Machine)?;
+    let mib = |number| u64::from(number) * MIB;
+    let taken = memory::take(mib(options.tables), mib(options.buffers));
+    let taken = taken.map_err(StartError::Memory)?;
+    match machine.table {
+        TableState::Parsed("IVRS") => serve_units::<AmdVi>(config, machine, taken, announce),
+        _ => serve_units::<Vtd>(config, machine, taken, announce),
+    }
+}
+
+/// Serves a machine whose units, if any, are of one family.
+fn serve_units<U: Family>(
+    config: Config,
+    machine: Machine,
+    taken: Taken,
+    announce: Announce,
+) -> Result<(), StartError> {
+    let Machine { ram, mut space, functions, table, firmware } = machine;
+    let Taken { mut tables, buffers, ranges } = taken;
+    let period = if firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
+    let events = Loop::open(period).map_err(StartError::Files)?;
+    let mut around = Surroundings {
+        firmware: &firmware,
+        space: &mut space,
+        tables: &mut tables,
+        map: registers,
+    };
+    let descriptions = firmware.units.iter().enumerate();
+    let units = descriptions
+        .map(|(index, unit)| units::bring_up::<U, _>(index, &mut around, unit))
+        .collect();
+    let server = Server::start(Startup {
+        config,
+        table,
+        firmware,
+        units,
+        functions,
+        ram,
+        own: ranges,
+        memory: tables,
+        buffers,
+    });
+    events.run(IommuScheme::new(server), announce).map_err(StartError::Loop)
+}
+
+fn policy(options: &Options) -> Result<Config, StartError> {
+    options.policy.as_ref().map_or_else(
+        || Ok(Config::default()),
+        |path| config::load(path).map_err(|error| StartError::Policy(path.clone(), error)),
+    )
+}
+
+fn registers(range: PhysRange) -> io::Result<Registers> {
+    let memory = File::options().read(true).write(true).open("/scheme/memory/physical@uc")?;
+    Registers::over(memory.as_fd(), range)
+}
