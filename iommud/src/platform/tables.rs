@@ -183,7 +183,8 @@ impl TableMemory for HugeTables {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use crate::platform::linux::memory::testing::FakePages;
