@@ -142,6 +142,12 @@ impl Decoded {
         self.table.json()
     }
 
+    /// What the server would do with the table, one sentence each.
+    #[must_use]
+    pub fn outlook(&self) -> &[String] {
+        &self.outlook
+    }
+
     /// Text for people, which ends with what the server would do.
     #[must_use]
     pub fn text(&self) -> String {
