@@ -12,8 +12,11 @@
 mod config;
 mod event;
 mod ids;
+mod mappings;
 mod plan;
+mod ranges;
 mod registry;
+pub mod space;
 mod view;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};

@@ -1,0 +1,479 @@
+//! The live mappings of a domain: found by address, and listed by the buffer slot they belong to.
+//!
+//! A mapping is a record of 24 bytes. The index has the geometry of the page tables: the mapping is found
+//! at the level whose slots its first page is aligned to and its length fills, in a leaf that holds the
+//! records of 512 slots in order, with a bit for each slot where a mapping begins.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::wire::Access;
+
+use crate::addr::{Iova, IovaRange, PAGE_SIZE};
+
+/// No record, leaf or directory.
+const NONE: u32 = u32::MAX;
+/// Records that are allocated together, so that growing never moves many.
+const CHUNK: usize = 1024;
+const PAGE_MASK: u32 = (1 << 27) - 1;
+const LEAVING: u32 = 1 << 31;
+const GRANT: u32 = 1 << 30;
+const ACCESS_SHIFT: u32 = 28;
+
+/// Number of a mapping in its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MappingIndex(u32);
+
+/// A mapping, unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mapping {
+    /// Where.
+    pub(super) range: IovaRange,
+    /// Index of the slot of the buffer it maps.
+    pub(super) slot: u32,
+    /// First byte in the buffer.
+    pub(super) offset: u64,
+    /// What devices may do.
+    pub(super) access: Access,
+    /// Made by a grant: ended by a revoke.
+    pub(super) grant: bool,
+}
+
+/// The mappings of one slot, oldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MappingList {
+    first: u32,
+    last: u32,
+    /// How many.
+    pub(super) count: u32,
+}
+
+impl Default for MappingList {
+    fn default() -> Self {
+        Self { first: NONE, last: NONE, count: 0 }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    /// First page, and flags in the upper five bits.
+    page: u32,
+    pages: u32,
+    slot: u32,
+    offset: u32,
+    previous: u32,
+    /// The next of the list; in a free record, the next free one.
+    next: u32,
+}
+
+const _: () = assert!(size_of::<Record>() == 24);
+
+#[derive(Clone, Debug, Default)]
+struct Leaf {
+    starts: [u64; 8],
+    /// Number of records before each word of `starts`.
+    before: [u16; 8],
+    records: Vec<u32>,
+}
+
+type Directory = Box<[u32; 512]>;
+
+/// All mappings of one domain.
+#[derive(Clone, Debug)]
+pub(super) struct Mappings {
+    records: Vec<Vec<Record>>,
+    free: u32,
+    count: u32,
+    leaves: Vec<Leaf>,
+    free_leaves: Vec<u32>,
+    /// A leaf that became empty and is kept for the next mapping, with the place that points to it.
+    idle: Option<(u32, Place)>,
+    /// Level 0: by GiB, then by 2 MiB.
+    pages: Vec<Option<Directory>>,
+    /// Level 1: by GiB.
+    blocks: Option<Directory>,
+    /// Level 2.
+    whole: u32,
+}
+
+/// Which leaf, and which slot in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    level: u8,
+    /// Number of the leaf among those of its level.
+    leaf: u32,
+    slot: u32,
+}
+
+impl Place {
+    fn new(page: u32, pages: u32) -> Self {
+        let level = if page.is_multiple_of(1 << 18) && pages >= 1 << 18 {
+            2
+        } else {
+            u8::from(page.is_multiple_of(512) && pages >= 512)
+        };
+        let slot = page >> (9 * u32::from(level));
+        Self { level, leaf: slot >> 9, slot: slot & 511 }
+    }
+}
+
+impl Default for Mappings {
+    fn default() -> Self {
+        Self {
+            records: Vec::new(),
+            free: NONE,
+            count: 0,
+            leaves: Vec::new(),
+            free_leaves: Vec::new(),
+            idle: None,
+            pages: Vec::new(),
+            blocks: None,
+            whole: NONE,
+        }
+    }
+}
+
+impl Mappings {
+    /// Number of mappings.
+    pub(super) const fn len(&self) -> u32 {
+        self.count
+    }
+
+    /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
+    /// first 2^39 bytes; offset and length are multiples of 4096.
+    pub(super) fn insert(&mut self, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
+        let pages = |bytes: u64| u32::try_from(bytes / PAGE_SIZE).unwrap_or(PAGE_MASK);
+        let page = pages(mapping.range.first().0);
+        let mut flags = (mapping.access.bits() & 3) << ACCESS_SHIFT;
+        if mapping.grant {
+            flags |= GRANT;
+        }
+        let record = Record {
+            page: page | flags,
+            pages: pages(mapping.range.length()),
+            slot: mapping.slot,
+            offset: pages(mapping.offset),
+            previous: list.last,
+            next: NONE,
+        };
+        let place = Place::new(page, record.pages);
+        let index = self.add(record);
+        if let Some(last) = self.record_mut(list.last) {
+            last.next = index;
+        } else {
+            list.first = index;
+        }
+        list.last = index;
+        list.count += 1;
+        let leaf = self.leaf_at(place);
+        if let Some(leaf) = self.leaves.get_mut(leaf as usize) {
+            leaf.insert(place.slot, index);
+        }
+        MappingIndex(index)
+    }
+
+    /// The mapping of exactly this range that is not leaving.
+    pub(super) fn find(&self, iova: Iova, length: u64) -> Option<MappingIndex> {
+        let page = u32::try_from(iova.0 / PAGE_SIZE).ok().filter(|page| *page <= PAGE_MASK)?;
+        let pages = u32::try_from(length / PAGE_SIZE).ok()?;
+        if !iova.is_aligned(PAGE_SIZE) || !length.is_multiple_of(PAGE_SIZE) {
+            return None;
+        }
+        let place = Place::new(page, pages);
+        let leaf = self.leaves.get(self.leaf_of(place)? as usize)?;
+        let index = *leaf.records.get(leaf.rank(place.slot)?)?;
+        let record = self.record(index)?;
+        (record.pages == pages && record.page & LEAVING == 0).then_some(MappingIndex(index))
+    }
+
+    /// A mapping.
+    pub(super) fn get(&self, index: MappingIndex) -> Option<Mapping> {
+        let record = self.record(index.0)?;
+        let first = Iova(u64::from(record.page & PAGE_MASK) * PAGE_SIZE);
+        Some(Mapping {
+            range: IovaRange::new(first, u64::from(record.pages) * PAGE_SIZE)?,
+            slot: record.slot,
+            offset: u64::from(record.offset) * PAGE_SIZE,
+            access: Access::from_bits_truncate(record.page >> ACCESS_SHIFT & 3),
+            grant: record.page & GRANT != 0,
+        })
+    }
+
+    /// Marks a mapping as about to be removed, or not.
+    pub(super) fn set_leaving(&mut self, index: MappingIndex, leaving: bool) {
+        if let Some(record) = self.record_mut(index.0) {
+            record.page = if leaving { record.page | LEAVING } else { record.page & !LEAVING };
+        }
+    }
+
+    /// Removes a mapping from the table and from its slot's list.
+    pub(super) fn remove(&mut self, index: MappingIndex, list: &mut MappingList) {
+        let Some(&Record { page, pages, previous, next, .. }) = self.record(index.0) else {
+            return;
+        };
+        match self.record_mut(previous) {
+            Some(record) => record.next = next,
+            None => list.first = next,
+        }
+        match self.record_mut(next) {
+            Some(record) => record.previous = previous,
+            None => list.last = previous,
+        }
+        list.count -= 1;
+        self.unlink(Place::new(page & PAGE_MASK, pages));
+        let free = self.free;
+        if let Some(record) = self.record_mut(index.0) {
+            record.next = free;
+        }
+        self.free = index.0;
+        self.count -= 1;
+        if self.count == 0 && (self.records.len() > 1 || self.leaves.len() > 64) {
+            *self = Self::default();
+        }
+    }
+
+    /// The mappings of a list, oldest first.
+    pub(super) fn list(&self, list: &MappingList) -> impl Iterator<Item = (MappingIndex, Mapping)> {
+        let next = |index: u32| (index != NONE).then_some(index);
+        core::iter::successors(next(list.first), move |index| {
+            self.record(*index).and_then(|record| next(record.next))
+        })
+        .filter_map(|index| Some((MappingIndex(index), self.get(MappingIndex(index))?)))
+    }
+
+    fn record(&self, index: u32) -> Option<&Record> {
+        self.records.get(index as usize / CHUNK)?.get(index as usize % CHUNK)
+    }
+
+    fn record_mut(&mut self, index: u32) -> Option<&mut Record> {
+        self.records.get_mut(index as usize / CHUNK)?.get_mut(index as usize % CHUNK)
+    }
+
+    fn add(&mut self, record: Record) -> u32 {
+        self.count += 1;
+        let free = self.free;
+        if let Some(place) = self.record_mut(free) {
+            let next = place.next;
+            *place = record;
+            self.free = next;
+            return free;
+        }
+        if self.records.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+            // The first chunk grows with what is used, so that a small domain stays small.
+            let capacity = if self.records.is_empty() { 0 } else { CHUNK };
+            self.records.push(Vec::with_capacity(capacity));
+        }
+        let chunk = self.records.len() - 1;
+        let within = self.records.last_mut().map_or(0, |last| {
+            last.push(record);
+            last.len() - 1
+        });
+        u32::try_from(chunk * CHUNK + within).unwrap_or(NONE)
+    }
+
+    /// The pointer to a leaf, if the directory it is in exists.
+    fn pointer(&self, place: Place) -> Option<&u32> {
+        match place.level {
+            0 => self.pages.get(place.leaf as usize >> 9)?.as_ref()?.get(place.leaf as usize & 511),
+            1 => self.blocks.as_ref()?.get(place.leaf as usize & 511),
+            _ => Some(&self.whole),
+        }
+    }
+
+    fn pointer_mut(&mut self, place: Place) -> Option<&mut u32> {
+        match place.level {
+            0 => {
+                let at = place.leaf as usize >> 9;
+                if self.pages.len() <= at {
+                    self.pages.resize_with(at + 1, || None);
+                }
+                self.pages
+                    .get_mut(at)?
+                    .get_or_insert_with(|| Box::new([NONE; 512]))
+                    .get_mut(place.leaf as usize & 511)
+            }
+            1 => self
+                .blocks
+                .get_or_insert_with(|| Box::new([NONE; 512]))
+                .get_mut(place.leaf as usize & 511),
+            _ => Some(&mut self.whole),
+        }
+    }
+
+    fn leaf_of(&self, place: Place) -> Option<u32> {
+        self.pointer(place).copied().filter(|leaf| *leaf != NONE)
+    }
+
+    /// The leaf of a place, made if there is none.
+    fn leaf_at(&mut self, place: Place) -> u32 {
+        if let Some(leaf) = self.leaf_of(place) {
+            if self.idle.is_some_and(|(idle, _)| idle == leaf) {
+                self.idle = None;
+            }
+            return leaf;
+        }
+        let leaf = self.free_leaves.pop().unwrap_or_else(|| {
+            self.leaves.push(Leaf::default());
+            u32::try_from(self.leaves.len() - 1).unwrap_or(NONE)
+        });
+        if let Some(pointer) = self.pointer_mut(place) {
+            *pointer = leaf;
+        }
+        leaf
+    }
+
+    /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
+    fn unlink(&mut self, place: Place) {
+        let Some(at) = self.leaf_of(place) else { return };
+        let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
+        leaf.remove(place.slot);
+        if !leaf.records.is_empty() {
+            return;
+        }
+        if let Some((old, place)) = self.idle.replace((at, place))
+            && old != at
+        {
+            if let Some(pointer) = self.pointer_mut(place) {
+                *pointer = NONE;
+            }
+            if let Some(leaf) = self.leaves.get_mut(old as usize) {
+                *leaf = Leaf::default();
+            }
+            self.free_leaves.push(old);
+        }
+    }
+}
+
+impl Leaf {
+    /// Position among the records of the one that begins at a slot.
+    fn rank(&self, slot: u32) -> Option<usize> {
+        let word = *self.starts.get(slot as usize >> 6)?;
+        (word >> (slot & 63) & 1 != 0).then_some(self.position(slot))
+    }
+
+    /// Number of records that begin before a slot.
+    fn position(&self, slot: u32) -> usize {
+        let word = self.starts.get(slot as usize >> 6).copied().unwrap_or(0);
+        let before = self.before.get(slot as usize >> 6).copied().unwrap_or(0);
+        let below = word & ((1 << (slot & 63)) - 1);
+        usize::from(before) + below.count_ones() as usize
+    }
+
+    fn insert(&mut self, slot: u32, record: u32) {
+        let position = self.position(slot);
+        if position <= self.records.len() {
+            self.records.insert(position, record);
+        }
+        if let Some(word) = self.starts.get_mut(slot as usize >> 6) {
+            *word |= 1 << (slot & 63);
+        }
+        for before in self.before.iter_mut().skip((slot as usize >> 6) + 1) {
+            *before += 1;
+        }
+    }
+
+    fn remove(&mut self, slot: u32) {
+        let Some(position) = self.rank(slot) else { return };
+        if position < self.records.len() {
+            self.records.remove(position);
+        }
+        if let Some(word) = self.starts.get_mut(slot as usize >> 6) {
+            *word &= !(1 << (slot & 63));
+        }
+        for before in self.before.iter_mut().skip((slot as usize >> 6) + 1) {
+            *before -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeMap;
+    use proptest::prelude::*;
+
+    fn mapping(first: u64, length: u64, slot: u32) -> Mapping {
+        Mapping {
+            range: IovaRange::new(Iova(first), length).unwrap(),
+            slot,
+            offset: u64::from(slot) * PAGE_SIZE,
+            access: Access::READ,
+            grant: slot.is_multiple_of(2),
+        }
+    }
+
+    #[test]
+    fn a_mapping_is_found_by_its_exact_range_only() {
+        let mut table = Mappings::default();
+        let mut list = MappingList::default();
+        let m = mapping(0x20_0000, 0x20_0000, 3);
+        let index = table.insert(m, &mut list);
+        assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), Some(index));
+        assert_eq!(table.get(index), Some(m));
+        for (iova, length) in [
+            (0x20_0000, 0x1000),
+            (0x20_0000, 0x40_0000),
+            (0x20_1000, 0x20_0000),
+            (0x20_0001, 0x20_0000),
+            (0x20_0000, 0x20_0001),
+            (1 << 39 | 0x20_0000, 0x20_0000),
+            (0, 0),
+        ] {
+            assert_eq!(table.find(Iova(iova), length), None, "{iova:#x} {length:#x}");
+        }
+        table.set_leaving(index, true);
+        assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
+        table.set_leaving(index, false);
+        assert_eq!(table.get(index), Some(m));
+        table.remove(index, &mut list);
+        assert_eq!((table.len(), list), (0, MappingList::default()));
+        assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
+    }
+
+    #[test]
+    fn a_list_keeps_its_order_when_one_leaves() {
+        let mut table = Mappings::default();
+        let mut list = MappingList::default();
+        let all: Vec<_> =
+            (0..5).map(|n| table.insert(mapping(n * 0x1000, 0x1000, 1), &mut list)).collect();
+        for gone in [2, 0, 4] {
+            table.remove(all[gone], &mut list);
+        }
+        let left: Vec<_> = table.list(&list).map(|(_, m)| m.range.first().0).collect();
+        assert_eq!((left, list.count), (vec![0x1000, 0x3000], 2));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn behaves_as_a_sorted_map(actions in proptest::collection::vec((any::<bool>(), 0_u64..600, 0_u32..5, 0_u32..3), 1..800)) {
+            let mut table = Mappings::default();
+            let mut lists = [MappingList::default(); 3];
+            let mut model: BTreeMap<u64, Mapping> = BTreeMap::new();
+            for (insert, place, size, slot) in actions {
+                let length = [0x1000, 0x3000, 0x20_0000, 0x20_1000, 0x4000_0000][size as usize];
+                let first = if size < 2 { place * 0x8000 } else { (place + 600) * 0x4000_0000 % (1 << 38) };
+                if insert && !model.contains_key(&first) {
+                    let m = mapping(first, length, slot);
+                    table.insert(m, &mut lists[slot as usize]);
+                    model.insert(first, m);
+                } else if let Some(m) = model.remove(&first) {
+                    let index = table.find(m.range.first(), m.range.length()).unwrap();
+                    prop_assert_eq!(table.get(index), Some(m));
+                    table.remove(index, &mut lists[m.slot as usize]);
+                }
+                prop_assert_eq!(table.len() as usize, model.len());
+            }
+            for m in model.values() {
+                let index = table.find(m.range.first(), m.range.length()).unwrap();
+                prop_assert_eq!(table.get(index), Some(*m));
+            }
+            for (slot, list) in lists.iter().enumerate() {
+                let listed: Vec<_> = table.list(list).map(|(_, m)| m).collect();
+                prop_assert_eq!(listed.len(), list.count as usize);
+                prop_assert!(listed.iter().all(|m| m.slot as usize == slot && model.get(&m.range.first().0) == Some(m)));
+                prop_assert_eq!(listed.len(), model.values().filter(|m| m.slot as usize == slot).count());
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Sets of addresses as sorted, disjoint ranges.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::wire::Access;
+
+use crate::addr::{Iova, IovaRange};
+
+/// A set of addresses. Ranges that touch are one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ranges {
+    /// First and last byte.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Ranges {
+    /// Adds a range.
+    pub(super) fn insert(&mut self, first: u64, last: u64) {
+        let from = self.ranges.partition_point(|r| r.1.saturating_add(1) < first);
+        let to = self.ranges.partition_point(|r| r.0 <= last.saturating_add(1));
+        let low = self.ranges.get(from).map_or(first, |r| r.0.min(first));
+        let high = match to.checked_sub(1).and_then(|at| self.ranges.get(at)) {
+            Some(r) if to > from => r.1.max(last),
+            _ => last,
+        };
+        let low = if to > from { low } else { first };
+        self.ranges.splice(from..to.max(from), [(low, high)]);
+    }
+
+    /// Takes a range out.
+    pub(super) fn remove(&mut self, first: u64, last: u64) {
+        let from = self.ranges.partition_point(|r| r.1 < first);
+        let to = self.ranges.partition_point(|r| r.0 <= last);
+        if from >= to {
+            return;
+        }
+        let left = self.ranges.get(from).filter(|r| r.0 < first).map(|r| (r.0, first - 1));
+        let right = self.ranges.get(to - 1).filter(|r| r.1 > last).map(|r| (last + 1, r.1));
+        self.ranges.splice(from..to, left.into_iter().chain(right));
+    }
+
+    /// The parts of a range that are in the set.
+    pub(super) fn within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+        let from = self.ranges.partition_point(|r| r.1 < first);
+        let to = self.ranges.partition_point(|r| r.0 <= last);
+        let found = self.ranges.get(from..to.max(from)).unwrap_or_default();
+        found.iter().map(move |r| (r.0.max(first), r.1.min(last)))
+    }
+
+    /// All ranges, lowest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.ranges.iter().copied()
+    }
+}
+
+/// A range and what devices may do there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Piece {
+    pub(super) range: IovaRange,
+    access: u32,
+}
+
+impl Piece {
+    pub(super) const fn new(range: IovaRange, access: Access) -> Self {
+        Self { range, access: access.bits() }
+    }
+
+    pub(super) const fn access(self) -> Access {
+        Access::from_bits_truncate(self.access)
+    }
+}
+
+/// What is in `to` and not the same in `from` (to be entered), and what is in `from` and not the same in `to`
+/// (to be removed). Pieces may overlap: their accesses add up.
+pub(super) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece>) {
+    let mut cuts: Vec<u64> = Vec::new();
+    for piece in from.iter().chain(to) {
+        cuts.push(piece.range.first().0);
+        cuts.extend(piece.range.last().0.checked_add(1));
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    let (mut enter, mut remove) = (Vec::new(), Vec::new());
+    for (at, &first) in cuts.iter().enumerate() {
+        let last = cuts.get(at + 1).map_or(u64::MAX, |next| next - 1);
+        let (before, after) = (access_at(from, first), access_at(to, first));
+        if before == after {
+            continue;
+        }
+        push(&mut remove, first, last, before);
+        push(&mut enter, first, last, after);
+    }
+    (enter, remove)
+}
+
+/// The same addresses and accesses, without overlap, lowest first.
+pub(super) fn normal(pieces: &[Piece]) -> Vec<Piece> {
+    difference(&[], pieces).0
+}
+
+fn access_at(pieces: &[Piece], address: u64) -> u32 {
+    let here = |piece: &&Piece| piece.range.first().0 <= address && address <= piece.range.last().0;
+    pieces.iter().filter(here).fold(0, |access, piece| access | piece.access)
+}
+
+/// Adds a piece behind the others, joined with the last one if it goes on with the same access.
+fn push(pieces: &mut Vec<Piece>, first: u64, last: u64, access: u32) {
+    if access == 0 {
+        return;
+    }
+    let start = match pieces.last() {
+        Some(piece)
+            if piece.access == access && piece.range.last().0.checked_add(1) == Some(first) =>
+        {
+            let start = piece.range.first();
+            pieces.pop();
+            start
+        }
+        _ => Iova(first),
+    };
+    if let Some(range) = IovaRange::inclusive(start, Iova(last)) {
+        pieces.push(Piece { range, access });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bits(set: &Ranges) -> u64 {
+        set.iter().flat_map(|(first, last)| first..=last).fold(0, |bits, n| bits | 1 << n)
+    }
+
+    fn span(first: u64, last: u64) -> u64 {
+        (first..=last).fold(0, |bits, n| bits | 1 << n)
+    }
+
+    #[test]
+    fn the_whole_space_is_a_range() {
+        let mut set = Ranges::default();
+        set.insert(0, u64::MAX);
+        set.remove(5, u64::MAX);
+        set.insert(u64::MAX, u64::MAX);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [(0, 4), (u64::MAX, u64::MAX)]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_behaves_as_a_bitmap(actions in proptest::collection::vec((any::<bool>(), 0_u64..64, 0_u64..20), 1..40)) {
+            let mut set = Ranges::default();
+            let mut model = 0_u64;
+            for (insert, first, length) in actions {
+                let last = (first + length).min(63);
+                let within: u64 = set.within(first, last).map(|(a, b)| span(a, b)).fold(0, |a, b| a | b);
+                prop_assert_eq!(within, model & span(first, last));
+                if insert {
+                    set.insert(first, last);
+                    model |= span(first, last);
+                } else {
+                    set.remove(first, last);
+                    model &= !span(first, last);
+                }
+                prop_assert_eq!(bits(&set), model);
+                let all: Vec<_> = set.iter().collect();
+                prop_assert!(all.windows(2).all(|w| w[0].1 + 1 < w[1].0), "{:?}", all);
+            }
+        }
+
+        #[test]
+        fn differences_lead_from_one_to_the_other(
+            from in proptest::collection::vec((0_u64..30, 0_u64..9, 1_u32..4), 0..6),
+            to in proptest::collection::vec((0_u64..30, 0_u64..9, 1_u32..4), 0..6),
+        ) {
+            let pieces = |raw: &[(u64, u64, u32)]| -> Vec<Piece> {
+                raw.iter().map(|(first, length, access)| Piece {
+                    range: IovaRange::inclusive(Iova(*first), Iova(first + length)).unwrap(),
+                    access: *access,
+                }).collect()
+            };
+            let (from, to) = (pieces(&from), pieces(&to));
+            let (enter, remove) = difference(&from, &to);
+            for at in 0..40 {
+                let (before, after) = (access_at(&from, at), access_at(&to, at));
+                let (removed, entered) = (access_at(&remove, at), access_at(&enter, at));
+                prop_assert_eq!(removed, if before == after { 0 } else { before });
+                prop_assert_eq!(entered, if before == after { 0 } else { after });
+            }
+            let normal = normal(&to);
+            prop_assert!(normal.windows(2).all(|w| w[0].range.last() < w[1].range.first()));
+            prop_assert_eq!(difference(&normal, &to), (Vec::new(), Vec::new()));
+        }
+    }
+}
