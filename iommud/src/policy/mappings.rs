@@ -79,7 +79,7 @@ struct Leaf {
 type Directory = Box<[u32; 512]>;
 
 /// All mappings of one domain.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Mappings {
     records: Vec<Vec<Record>>,
     free: u32,
@@ -130,6 +130,18 @@ impl Default for Mappings {
             blocks: None,
             whole: NONE,
         }
+    }
+}
+
+impl core::fmt::Debug for Mappings {
+    /// The mappings, by number: all there is to know from outside.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let mut live: Vec<u32> =
+            self.leaves.iter().flat_map(|leaf| &leaf.records).copied().collect();
+        live.sort_unstable();
+        let flags = |index: &u32| self.record(*index).map(|record| record.page & LEAVING != 0);
+        let all = live.iter().map(|index| (index, flags(index), self.get(MappingIndex(*index))));
+        f.debug_list().entries(all).finish()
     }
 }
 

@@ -9,15 +9,26 @@
 //!
 //! A plan is complete before the first register is touched, and consumed by `commit` or `abort`.
 
+mod apply;
+mod batch;
+mod buffers;
+mod claims;
 mod config;
+mod draft;
 mod event;
+mod functions;
 mod ids;
+mod machine;
 mod mappings;
 mod plan;
 mod ranges;
 mod registry;
+mod slab;
 pub mod space;
+mod state;
+mod units;
 mod view;
+mod views;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
 pub use event::{AllocateRequest, BatchRequest, Event, MapRequest, Outcome, Refused};

@@ -16,6 +16,7 @@ use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::Access;
 
 use crate::addr::{IovaRange, PhysAddr};
+use crate::policy::draft::Effect;
 use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, DomainId, UnitIndex};
 use crate::topology::capabilities::{DomainTag, TableFormat};
@@ -166,6 +167,7 @@ pub enum Binding {
 #[must_use = "a plan is consumed by commit or abort"]
 pub struct Plan {
     pub(super) steps: Vec<Step>,
+    pub(super) effects: Vec<Effect>,
     pub(super) outcome: Outcome,
 }
 

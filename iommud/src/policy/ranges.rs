@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use iommu_protocol::wire::Access;
 
 use crate::addr::{Iova, IovaRange};
+use crate::topology::firmware::ReservedRegion;
 
 /// A set of addresses. Ranges that touch are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +64,20 @@ pub(super) struct Piece {
 impl Piece {
     pub(super) const fn new(range: IovaRange, access: Access) -> Self {
         Self { range, access: access.bits() }
+    }
+
+    /// A range that is mapped to the same addresses.
+    pub(super) fn identity((first, last): (u64, u64), access: Access) -> Option<Self> {
+        Some(Self::new(IovaRange::inclusive(Iova(first), Iova(last))?, access))
+    }
+
+    /// A part of a region, with what the region allows; an excluded region allows all.
+    pub(super) fn of_region((first, last): (u64, u64), region: &ReservedRegion) -> Option<Self> {
+        let mut access = Access::empty();
+        access.set(Access::READ, region.read || region.exclusion);
+        access.set(Access::WRITE, region.write || region.exclusion);
+        let range = IovaRange::inclusive(Iova(first), Iova(last))?;
+        (!access.is_empty()).then(|| Self::new(range, access))
     }
 
     pub(super) const fn access(self) -> Access {

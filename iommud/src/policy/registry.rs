@@ -1,25 +1,72 @@
 //! The registry: all that is known of units, functions, groups, domains, buffers and sessions.
+//!
+//! ```text
+//! unit      parsed --UnitReady--> enabled --UnitFailed--> failed (for good)
+//!              +------------------------UnitFailed----------^
+//! group     free --Claim--> claimed <--Attach, Detach--> attached --last Close--> free  (see `machine`)
+//! session   open --Attach--> attached --Detach--> open --Close--> gone
+//!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
+//! buffer    known to sessions, held by handles --last of both--> released
+//!                                              +--> quarantined, when a unit failed that may reach it
+//! mapping   (decided: addresses taken) --commit--> live --(decided: leaving)--> commit --> gone
+//! ```
+//!
+//! `decide` looks, and marks only what a second request in the same event must see: addresses taken, mappings
+//! about to leave, members attached. `commit` makes all other changes, `abort` takes the marks back.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::status::Refusal;
 
-use crate::addr::PhysRange;
+use crate::addr::{INTERRUPT_WINDOW, PhysRange};
 use crate::policy::config::Config;
+use crate::policy::draft::{Draft, Effect};
 use crate::policy::event::{Event, Outcome, Refused};
-use crate::policy::ids::{BufferId, GroupId, SessionId, UnitIndex};
-use crate::policy::plan::Plan;
-use crate::policy::view::{
-    BufferView, Counts, FunctionView, GroupView, RegionView, SessionView, UnitView,
+use crate::policy::ids::{ClientId, DomainId};
+use crate::policy::machine::Machine;
+use crate::policy::plan::{Plan, Step};
+use crate::policy::ranges::Ranges;
+use crate::policy::slab::Slab;
+use crate::policy::state::{
+    Account, Buffer, Domain, MemoryMap, Session, SlotRecord, Tags, insert_pages,
 };
 use crate::topology::firmware::Firmware;
+
+/// 4 GiB: policy `compat` maps at least all below.
+const FOUR_GIB: u64 = 1 << 32;
 
 /// The state of everything, and what may become of it.
 #[derive(Debug)]
 pub struct Registry {
-    config: Config,
-    firmware: Firmware,
+    pub(super) machine: Machine,
+    /// Memory that policy `compat` maps when none of it is taken.
+    pub(super) base: Ranges,
+    /// Memory that policy `compat` maps now.
+    pub(super) compat: Ranges,
+    pub(super) tags: Tags,
+    pub(super) domains: Slab<Domain>,
+    pub(super) sessions: Slab<Session>,
+    pub(super) buffers: Slab<Buffer>,
+    pub(super) slots: Slab<SlotRecord>,
+    pub(super) memory: MemoryMap,
+    pub(super) accounts: Slab<Account>,
+    pub(super) clients: BTreeMap<ClientId, u32>,
+    spare: Spare,
+}
+
+/// Empty lists of earlier plans, kept for their capacity.
+#[derive(Default)]
+struct Spare {
+    steps: Vec<Step>,
+    last: Vec<Step>,
+    effects: Vec<Effect>,
+}
+
+impl core::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("..")
+    }
 }
 
 impl Registry {
@@ -29,8 +76,34 @@ impl Registry {
     /// queues, pools of buffers. No domain of policy maps `own`.
     #[must_use]
     pub fn new(config: Config, firmware: Firmware, ram: &[PhysRange], own: &[PhysRange]) -> Self {
-        let _ = (ram, own);
-        Self { config, firmware }
+        let mut forbidden = Ranges::default();
+        let registers = firmware.units.iter().filter_map(|unit| unit.registers.ok());
+        for range in own.iter().copied().chain(registers).chain([INTERRUPT_WINDOW.identity()]) {
+            insert_pages(&mut forbidden, range);
+        }
+        let top = ram.iter().map(|range| range.last().0 | 0xfff).max().unwrap_or(0);
+        let mut base = Ranges::default();
+        base.insert(0, top.max(FOUR_GIB - 1));
+        for region in &firmware.reserved {
+            insert_pages(&mut base, region.range);
+        }
+        for (first, last) in forbidden.iter() {
+            base.remove(first, last);
+        }
+        Self {
+            machine: Machine::new(config, firmware, forbidden),
+            compat: base.clone(),
+            base,
+            tags: Tags::new(),
+            domains: Slab::small(),
+            sessions: Slab::distinct(),
+            buffers: Slab::distinct(),
+            slots: Slab::small(),
+            memory: MemoryMap::default(),
+            accounts: Slab::small(),
+            clients: BTreeMap::new(),
+            spare: Spare::default(),
+        }
     }
 
     /// Decides what comes of an event. Until the plan is consumed, no other event may be decided.
@@ -38,131 +111,90 @@ impl Registry {
     /// # Errors
     /// What the event is refused for; nothing has changed.
     pub fn decide(&mut self, event: &Event) -> Result<Plan, Refused> {
-        let _ = event;
-        Err(Refusal::Unsupported.into())
+        let mut draft = Draft {
+            steps: core::mem::take(&mut self.spare.steps),
+            last: core::mem::take(&mut self.spare.last),
+            effects: core::mem::take(&mut self.spare.effects),
+            ..Draft::default()
+        };
+        match self.draft(event, &mut draft) {
+            Ok(outcome) => {
+                let (plan, last) = draft.finish(outcome);
+                self.spare.last = last;
+                Ok(plan)
+            }
+            Err(refused) => {
+                self.take_back(&mut draft.effects);
+                draft.last.clear();
+                self.spare.last = draft.last;
+                self.recycle(draft.steps, draft.effects);
+                Err(refused)
+            }
+        }
+    }
+
+    fn draft(&mut self, event: &Event, draft: &mut Draft) -> Result<Outcome, Refused> {
+        match event {
+            Event::Batch(session, items) => return self.batch(draft, *session, items),
+            Event::UnitReady(unit, capabilities) => self.unit_ready(draft, *unit, capabilities)?,
+            Event::UnitFailed(unit) => self.unit_failed(draft, *unit)?,
+            Event::FunctionAdded(function) => self.function_added(draft, function)?,
+            Event::FunctionRemoved(address) => self.function_removed(draft, *address)?,
+            Event::MemoryTaken(range) => self.memory_taken(draft, *range)?,
+            Event::MemoryReturned(range) => self.memory_returned(draft, *range)?,
+            Event::Claim { client, address, parent } => {
+                return Ok(self.claim(draft, *client, *address, *parent)?);
+            }
+            Event::Attach(session) => self.attach(draft, *session)?,
+            Event::Detach(session) => self.detach(draft, *session)?,
+            Event::Allocate(session, request) => {
+                return Ok(self.allocate(draft, *session, request)?);
+            }
+            Event::Release(session, slot) => self.release(draft, *session, *slot)?,
+            Event::Import(session, buffer) => return Ok(self.import(draft, *session, *buffer)?),
+            Event::Hold(session, slot) => return Ok(self.hold(draft, *session, *slot)?),
+            Event::Drop(buffer) => self.drop_hold(draft, *buffer)?,
+            Event::Close(session) => self.close(draft, &[*session])?,
+            Event::Shutdown => {
+                let all: Vec<_> = self.sessions.iter().map(|(number, _)| number).collect();
+                let all: Vec<_> = all.into_iter().map(crate::policy::SessionId).collect();
+                self.close(draft, &all)?;
+            }
+        }
+        Ok(Outcome::Done)
     }
 
     /// Takes note that every step of the plan was carried out.
-    pub fn commit(&mut self, plan: Plan) -> Outcome {
+    pub fn commit(&mut self, mut plan: Plan) -> Outcome {
+        for effect in plan.effects.drain(..) {
+            self.apply(effect);
+        }
+        self.recycle(plan.steps, plan.effects);
         plan.outcome
     }
 
     /// Takes note that the plan was not carried out and its steps were undone: everything is as before
     /// [`Registry::decide`].
-    pub fn abort(&mut self, plan: Plan) {
-        drop(plan);
+    pub fn abort(&mut self, mut plan: Plan) {
+        self.take_back(&mut plan.effects);
+        self.recycle(plan.steps, plan.effects);
     }
 
     /// As [`Registry::abort`], when undoing could not be proved (`StepFailure::unproved`): memory that the
     /// plan entered into a domain may still be reached by a device. It goes to quarantine; the memory of a
     /// refused [`Event::Allocate`] must not be given back either.
-    pub fn quarantine(&mut self, plan: Plan) {
-        drop(plan);
+    pub fn quarantine(&mut self, mut plan: Plan) {
+        self.keep_unproved(&mut plan.effects);
+        self.abort(plan);
     }
 
-    /// The policy of the machine.
-    #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.config
+    fn recycle(&mut self, mut steps: Vec<Step>, effects: Vec<Effect>) {
+        steps.clear();
+        self.spare.steps = steps;
+        self.spare.effects = effects;
     }
 
-    /// What firmware says.
-    #[must_use]
-    pub fn firmware(&self) -> &Firmware {
-        &self.firmware
-    }
-
-    /// Whether a buffer of `length` bytes may be allocated for a session now, before memory is looked for.
-    /// Returns whether a unit confines the device: else the memory must be one segment, and meet the
-    /// request's alignment, boundary and reach with its own address.
-    ///
-    /// # Errors
-    /// As [`Event::Allocate`] would be refused.
-    pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<bool, Refusal> {
-        let _ = (session, length);
-        Err(Refusal::Unsupported)
-    }
-
-    /// The number that the next buffer must have.
-    #[must_use]
-    pub fn next_buffer(&self) -> BufferId {
-        BufferId(0)
-    }
-
-    /// All units, in firmware order.
-    pub fn units(&self) -> impl Iterator<Item = UnitView> + '_ {
-        core::iter::empty()
-    }
-
-    /// One unit.
-    #[must_use]
-    pub fn unit(&self, unit: UnitIndex) -> Option<UnitView> {
-        self.units().find(|view| view.index == unit)
-    }
-
-    /// The addresses of all functions, in order.
-    pub fn functions(&self) -> impl Iterator<Item = PciAddress> + '_ {
-        core::iter::empty()
-    }
-
-    /// One function.
-    #[must_use]
-    pub fn function(&self, address: PciAddress) -> Option<FunctionView> {
-        let _ = address;
-        None
-    }
-
-    /// All groups, in order of their numbers.
-    pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
-        core::iter::empty()
-    }
-
-    /// One group.
-    #[must_use]
-    pub fn group(&self, group: GroupId) -> Option<GroupView> {
-        let _ = group;
-        None
-    }
-
-    /// One session.
-    #[must_use]
-    pub fn session(&self, session: SessionId) -> Option<SessionView> {
-        let _ = session;
-        None
-    }
-
-    /// The session that a fault of this requester behind this unit is told to: that of the function, or, when
-    /// several functions share the requester id, of one that is attached.
-    #[must_use]
-    pub fn session_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
-        let _ = (unit, source);
-        None
-    }
-
-    /// A buffer as the session names it.
-    #[must_use]
-    pub fn buffer(&self, session: SessionId, slot: Slot) -> Option<BufferView> {
-        let _ = (session, slot);
-        None
-    }
-
-    /// The slot under which a session knows a buffer.
-    #[must_use]
-    pub fn slot_of(&self, session: SessionId, buffer: BufferId) -> Option<Slot> {
-        let _ = (session, buffer);
-        None
-    }
-
-    /// I/O virtual addresses that clients may not use in the domains of this session's device.
-    #[must_use]
-    pub fn regions(&self, session: SessionId) -> Vec<RegionView> {
-        let _ = session;
-        Vec::new()
-    }
-
-    /// Numbers of live objects.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        Counts::default()
+    pub(super) fn domain(&self, domain: DomainId) -> Result<&Domain, Refusal> {
+        self.domains.get(domain.0).ok_or(Refusal::BadHandle)
     }
 }

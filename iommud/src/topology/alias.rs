@@ -54,25 +54,36 @@ const FUNCTION_ALIASES: &[FunctionAlias] = &[
 const SECONDARY_ALIASES: &[(u16, u16)] =
     &[(0x1b21, 0x1080), (0x10e3, 0x8113), (0x1283, 0x8892), (0x8086, 0x244e)];
 
-/// The requester ids of a function, its own first, each once.
+/// The requester ids of a function: its own first, each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    own: RequesterId,
+    others: Vec<RequesterId>,
+}
+
+impl Sources {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = RequesterId> + '_ {
+        core::iter::once(self.own).chain(self.others.iter().copied())
+    }
+
+    fn add(&mut self, id: RequesterId) {
+        if id != self.own && !self.others.contains(&id) {
+            self.others.push(id);
+        }
+    }
+}
+
+/// The requester ids of a function.
 ///
 /// Conventional bridges put an id of theirs on requests from behind: `secondary:00.0` when they lead from PCI
 /// Express to PCI (PCI Express to PCI/PCI-X Bridge Specification 1.0 section 2.3), else their own. The
 /// unit's firmware table may name one more (IVRS alias entries).
 #[must_use]
-pub fn sources(
-    view: View<'_>,
-    unit: Option<&UnitDescription>,
-    function: &PciFunction,
-) -> Vec<RequesterId> {
+pub fn sources(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFunction) -> Sources {
     let own = function.address.requester;
-    let mut found = Vec::with_capacity(1);
-    found.push(own);
-    let mut add = |id: RequesterId| {
-        if !found.contains(&id) {
-            found.push(id);
-        }
-    };
+    let mut found = Sources { own, others: Vec::new() };
+    let mut add = |id| found.add(id);
     if let Some(id) = quirk(function) {
         add(id);
     }
@@ -90,11 +101,9 @@ pub fn sources(
             _ => {}
         }
     }
-    for entry in unit.map_or(&[][..], |unit| &unit.entries) {
-        if entry.first <= own && own <= entry.last {
-            entry.alias.into_iter().for_each(&mut add);
-        }
-    }
+    let entries = unit.map_or(&[][..], |unit| &unit.entries);
+    let names = entries.iter().rev().find(|entry| entry.first <= own && own <= entry.last);
+    names.and_then(|entry| entry.alias).into_iter().for_each(&mut add);
     found
 }
 
@@ -116,7 +125,7 @@ mod tests {
     use crate::topology::testing::{address, bridge, endpoint, function};
 
     fn ids(table: &FunctionTable, of: &PciFunction) -> Vec<u16> {
-        sources(table.view(), None, of).into_iter().map(|id| id.0).collect()
+        sources(table.view(), None, of).iter().map(|id| id.0).collect()
     }
 
     const BUSES: Buses = Buses { secondary: 2, subordinate: 3 };
@@ -186,6 +195,7 @@ mod tests {
         };
         let table = FunctionTable::default();
         let found = sources(table.view(), Some(&unit), &endpoint(3, 1, 0));
+        let found: Vec<_> = found.iter().collect();
         assert_eq!(found, [RequesterId(0x0308), RequesterId(0x00a4)]);
     }
 }

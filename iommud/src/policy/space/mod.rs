@@ -66,7 +66,7 @@ struct Lists {
 }
 
 /// The free addresses of a domain, from 0 to 2^39.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Space {
     nodes: Vec<Vec<Node>>,
     free_nodes: Vec<u32>,
@@ -510,6 +510,13 @@ impl Lists {
         } else {
             self.orders |= 1 << order;
         }
+    }
+}
+
+impl core::fmt::Debug for Space {
+    /// The free ranges: all there is to know from outside.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_list().entries(self.free_ranges()).finish()
     }
 }
 

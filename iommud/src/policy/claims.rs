@@ -1,0 +1,404 @@
+//! Sessions: claim, attach, detach, close.
+//!
+//! ```text
+//! attach   Block every member that policy lets through, forget; then open the attached member's entries
+//! detach   Block, forget; the last one: then open what policy says
+//! close    unmap what the session mapped, forget; detach; give memory back to policy; free it
+//! end      detach; destroy the page table; free memory
+//! ```
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::PciAddress;
+use iommu_protocol::status::Refusal;
+
+use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
+use crate::policy::config::Mode;
+use crate::policy::draft::{Claimant, Draft, Effect, full, hull_of};
+use crate::policy::event::Outcome;
+use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::plan::Step;
+use crate::policy::ranges::{Piece, Ranges, difference};
+use crate::policy::registry::Registry;
+use crate::policy::space::SPACE_BITS;
+use crate::policy::state::{OwnerId, Purpose, Session, Unit};
+use crate::policy::units::last_tag;
+use crate::topology::firmware::UnitKind;
+use crate::topology::table::FunctionIndex;
+
+impl Registry {
+    /// A session that is open.
+    pub(super) fn open_session(&self, session: SessionId) -> Result<&Session, Refusal> {
+        self.sessions.get(session.0).ok_or(Refusal::BadHandle)
+    }
+
+    /// Refuses unless a unit is up.
+    pub(super) fn check_unit(&self, unit: UnitIndex) -> Result<(), Refusal> {
+        match self.machine.unit(unit) {
+            Some(Unit::Enabled { .. }) => Ok(()),
+            Some(Unit::Failed) => Err(Refusal::UnitFailed),
+            Some(Unit::Parsed) | None => Err(Refusal::NotReady),
+        }
+    }
+
+    pub(super) fn claim(
+        &mut self,
+        draft: &mut Draft,
+        client: ClientId,
+        address: PciAddress,
+        parent: Option<SessionId>,
+    ) -> Result<Outcome, Refusal> {
+        let (index, function) = self.machine.find(address).ok_or(Refusal::NotProbed)?;
+        let (unit, group, generation) = (function.unit, function.group, function.generation);
+        match unit {
+            Some(unit) => self.check_unit(unit)?,
+            None if function.mode == Mode::Strict => return Err(Refusal::NoUnit),
+            None if self.is_unit(address) => return Err(Refusal::Permission),
+            None => {}
+        }
+        let claimant = self.claimant(client, group, parent)?;
+        if function.session.is_some() {
+            return Err(Refusal::Busy);
+        }
+        let account = match self.clients.get(&client) {
+            Some(account) => *account,
+            None => full(self.accounts.upcoming(0))?,
+        };
+        self.check_session_quota(account, claimant)?;
+        let (owner, domain) = match claimant {
+            Claimant::New(_) => (OwnerId(full(self.machine.owners.upcoming(0))?), None),
+            Claimant::Join(owner) | Claimant::Member(owner) => {
+                (owner, self.machine.owner(owner).and_then(|owner| owner.domain))
+            }
+        };
+        let id = SessionId(full(self.sessions.upcoming(0))?);
+        let domain = match unit {
+            Some(unit) => Some(self.domain_for(draft, unit, owner, group, domain)?),
+            None => None,
+        };
+        let session = Session {
+            address,
+            generation,
+            function: Some(index),
+            group,
+            owner,
+            client: account,
+            unit,
+            domain,
+            slots: Vec::new(),
+        };
+        draft.effects.push(Effect::Claim(Box::new(session), claimant));
+        Ok(Outcome::Session(id))
+    }
+
+    /// Whether the function is a unit itself (AMD-Vi).
+    fn is_unit(&self, address: PciAddress) -> bool {
+        self.machine.firmware.units.iter().any(|unit| {
+            matches!(unit.kind, UnitKind::AmdVi { function, .. }
+                if function == address.requester && unit.segment == address.segment)
+        })
+    }
+
+    /// In whose name a group is claimed.
+    fn claimant(
+        &self,
+        client: ClientId,
+        group: GroupId,
+        parent: Option<SessionId>,
+    ) -> Result<Claimant, Refusal> {
+        let held = self.machine.group(group).ok_or(Refusal::NotProbed)?.owner;
+        let Some(parent) = parent else {
+            return if held.is_some() { Err(Refusal::NotOwner) } else { Ok(Claimant::New(client)) };
+        };
+        let parent = self.open_session(parent)?;
+        let account = self.accounts.get(parent.client).ok_or(Refusal::BadHandle)?;
+        if account.client != client {
+            return Err(Refusal::BadHandle);
+        }
+        if parent.function.is_none() {
+            return Err(Refusal::NotProbed);
+        }
+        match held {
+            None => Ok(Claimant::Join(parent.owner)),
+            Some(owner) if owner == parent.owner => Ok(Claimant::Member(owner)),
+            Some(_) => Err(Refusal::NotOwner),
+        }
+    }
+
+    fn check_session_quota(&self, account: u32, claimant: Claimant) -> Result<(), Refusal> {
+        let quotas = &self.machine.config.quotas;
+        let (sessions, domains) = self
+            .accounts
+            .get(account)
+            .map_or((0, 0), |account| (account.sessions, account.domains));
+        let new = matches!(claimant, Claimant::New(_));
+        if sessions >= quotas.sessions || new && domains >= quotas.domains {
+            return Err(Refusal::Quota);
+        }
+        Ok(())
+    }
+
+    /// The owner's domain, with what firmware reserves for `group`; a new one for a new owner.
+    fn domain_for(
+        &mut self,
+        draft: &mut Draft,
+        unit: UnitIndex,
+        owner: OwnerId,
+        group: GroupId,
+        known: Option<DomainId>,
+    ) -> Result<DomainId, Refusal> {
+        let owned = self.machine.owner(owner).map_or(&[][..], |owner| owner.groups.as_slice());
+        let groups: Vec<GroupId> = owned.iter().copied().chain([group]).collect();
+        let needed = self.reserved_of_groups(&groups);
+        let Some(id) = known else {
+            let shape = self.shape_for(unit, &needed)?;
+            let tag = last_tag(&self.machine);
+            let id = self.new_domain(draft, Purpose::Client, shape, tag, &needed)?;
+            if let Some(Effect::Domain(domain)) = draft.effects.last_mut() {
+                let mut closed = addresses(&needed);
+                closed.insert(0, PAGE_SIZE - 1);
+                closed.insert(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
+                for range in in_space(&closed) {
+                    domain.space.allocate_at(range);
+                }
+            }
+            return Ok(id);
+        };
+        self.widen(draft, unit, id, needed)?;
+        Ok(id)
+    }
+
+    pub(super) fn reserved_of_groups(&self, groups: &[GroupId]) -> Vec<Piece> {
+        let members = groups.iter().filter_map(|group| self.machine.group(*group));
+        self.machine.reserved_of_all(members.flat_map(|group| group.members.iter().copied()))
+    }
+
+    /// Lets a domain that is in use map what firmware reserves for one more device.
+    fn widen(
+        &mut self,
+        draft: &mut Draft,
+        unit: UnitIndex,
+        id: DomainId,
+        needed: Vec<Piece>,
+    ) -> Result<(), Refusal> {
+        let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
+        if domain.tainted {
+            return Err(Refusal::UnitFailed);
+        }
+        if let Some(Unit::Enabled { capabilities, .. }) = self.machine.unit(unit)
+            && !(domain.shape().serves(capabilities) && domain.tag.0 <= capabilities.last_tag)
+        {
+            return Err(Refusal::Unsupported);
+        }
+        if needed.iter().any(|piece| piece.range.last().0 > domain.reach()) {
+            return Err(Refusal::Unsupported);
+        }
+        let mut new = addresses(&needed);
+        for (first, last) in addresses(&domain.reserved).iter() {
+            new.remove(first, last);
+        }
+        new.remove(0, PAGE_SIZE - 1);
+        for range in in_space(&new) {
+            if !domain.space.allocate_at(range) {
+                return Err(Refusal::Reserved);
+            }
+            draft.effects.push(Effect::Space(id, range));
+        }
+        self.change_reserved(draft, id, needed)
+    }
+
+    /// Makes a domain map just these pieces for firmware.
+    fn change_reserved(
+        &self,
+        draft: &mut Draft,
+        id: DomainId,
+        needed: Vec<Piece>,
+    ) -> Result<(), Refusal> {
+        let domain = self.domain(id)?;
+        let (enter, remove) = difference(&domain.reserved, &needed);
+        draft.unmap_pieces(id, &remove);
+        if let Some(range) = hull_of(&remove) {
+            draft.invalidate(id, domain, range);
+            draft.last.push(Step::ReleaseTables { domain: id });
+        }
+        draft.map_pieces(id, &enter);
+        if let Some(range) = hull_of(&enter) {
+            draft.publish(id, domain, range);
+        }
+        if !(enter.is_empty() && remove.is_empty()) {
+            draft.effects.push(Effect::Reserved(id, needed));
+        }
+        Ok(())
+    }
+
+    /// The function of a session, and whether it is attached.
+    fn movable(&self, session: SessionId) -> Result<(FunctionIndex, bool), Refusal> {
+        let session = self.open_session(session)?;
+        let index = session.function.ok_or(Refusal::NotProbed)?;
+        let attached = self.machine.function(index).is_some_and(|function| function.attached);
+        Ok((index, attached))
+    }
+
+    pub(super) fn attach(&mut self, draft: &mut Draft, id: SessionId) -> Result<(), Refusal> {
+        let (index, attached) = self.movable(id)?;
+        if attached {
+            return Ok(());
+        }
+        let group = self.usable(id)?.group;
+        self.machine.set_attached(index, true);
+        draft.effects.push(Effect::Attached(index, true));
+        self.rebind_groups(draft, &[group])
+    }
+
+    pub(super) fn detach(&mut self, draft: &mut Draft, id: SessionId) -> Result<(), Refusal> {
+        let (index, attached) = self.movable(id)?;
+        if !attached {
+            return Ok(());
+        }
+        let group = self.open_session(id)?.group;
+        self.machine.set_attached(index, false);
+        draft.effects.push(Effect::Attached(index, false));
+        self.rebind_groups(draft, &[group])
+    }
+
+    pub(super) fn close(
+        &mut self,
+        draft: &mut Draft,
+        closing: &[SessionId],
+    ) -> Result<(), Refusal> {
+        let mut groups: Vec<(GroupId, u32)> = Vec::new();
+        let mut owners: Vec<(OwnerId, u32)> = Vec::new();
+        let mut buffers: Vec<(BufferId, u32)> = Vec::new();
+        for id in closing {
+            let session = self.open_session(*id)?;
+            count(&mut groups, session.group);
+            count(&mut owners, session.owner);
+            for slot in session.slots.iter().flatten() {
+                if let Some(slot) = self.slots.get(*slot) {
+                    count(&mut buffers, slot.buffer);
+                }
+            }
+        }
+        let ends = |owner: OwnerId| {
+            let closing = owners.iter().find(|(id, _)| *id == owner).map_or(0, |(_, n)| *n);
+            self.machine.owner(owner).is_none_or(|owner| owner.sessions <= closing)
+        };
+        let lasting: Vec<_> = closing
+            .iter()
+            .copied()
+            .filter(|id| self.open_session(*id).is_ok_and(|session| !ends(session.owner)))
+            .collect();
+        let ended: Vec<OwnerId> =
+            owners.iter().map(|(owner, _)| *owner).filter(|owner| ends(*owner)).collect();
+        for id in lasting {
+            self.unmap_session(draft, id)?;
+        }
+        self.mark_closing(draft, closing, &groups);
+        let touched: Vec<GroupId> = groups.iter().map(|(group, _)| *group).collect();
+        self.rebind_groups(draft, &touched)?;
+        self.narrow(draft, &owners, &ended)?;
+        for owner in ended {
+            self.end_domain(draft, owner)?;
+        }
+        draft.effects.extend(closing.iter().map(|id| Effect::Close(*id)));
+        for (buffer, slots) in buffers {
+            self.release_if_last(draft, buffer, slots, closing)?;
+        }
+        Ok(())
+    }
+
+    /// Marks members as detached and groups as free, as they will be.
+    fn mark_closing(
+        &mut self,
+        draft: &mut Draft,
+        closing: &[SessionId],
+        groups: &[(GroupId, u32)],
+    ) {
+        for id in closing {
+            let index = self.sessions.get(id.0).and_then(|session| session.function);
+            let Some(index) = index else { continue };
+            if self.machine.function(index).is_some_and(|function| function.attached) {
+                self.machine.set_attached(index, false);
+                draft.effects.push(Effect::Attached(index, false));
+            }
+        }
+        for (id, sessions) in groups {
+            let Some(group) = self.machine.groups.get_mut(id.0) else { continue };
+            if group.sessions > *sessions {
+                continue;
+            }
+            let Some(owner) = group.owner.take() else { continue };
+            let members = group.members.clone();
+            let mut late = Vec::new();
+            for member in members {
+                if let Some(function) = self.machine.function_mut(member)
+                    && core::mem::take(&mut function.late)
+                {
+                    late.push(member);
+                }
+            }
+            draft.effects.push(Effect::Freed(*id, owner, late));
+        }
+    }
+
+    /// Takes out of the domains of owners that go on what was reserved for groups they no longer hold.
+    fn narrow(
+        &self,
+        draft: &mut Draft,
+        owners: &[(OwnerId, u32)],
+        ended: &[OwnerId],
+    ) -> Result<(), Refusal> {
+        for (id, _) in owners.iter().filter(|(id, _)| !ended.contains(id)) {
+            let Some(owner) = self.machine.owner(*id) else { continue };
+            let Some(domain) = owner.domain.filter(|_| !self.machine.firmware.reserved.is_empty())
+            else {
+                continue;
+            };
+            if self.domain(domain)?.tainted {
+                continue;
+            }
+            let still = |group: &GroupId| {
+                self.machine.group(*group).is_some_and(|group| group.owner == Some(*id))
+            };
+            let groups: Vec<GroupId> = owner.groups.iter().copied().filter(still).collect();
+            self.change_reserved(draft, domain, self.reserved_of_groups(&groups))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the domain of an owner; one that a failed unit may still use is kept for good.
+    fn end_domain(&self, draft: &mut Draft, owner: OwnerId) -> Result<(), Refusal> {
+        let domain = self.machine.owner(owner).and_then(|owner| owner.domain);
+        if let Some(id) = domain
+            && !self.domain(id)?.tainted
+        {
+            draft.last.push(Step::DestroyTable { domain: id });
+            draft.effects.push(Effect::DropDomain(id));
+        }
+        Ok(())
+    }
+}
+
+/// One more of these.
+fn count<T: PartialEq>(counts: &mut Vec<(T, u32)>, of: T) {
+    match counts.iter_mut().find(|(known, _)| *known == of) {
+        Some((_, count)) => *count += 1,
+        None => counts.push((of, 1)),
+    }
+}
+
+/// The addresses of pieces.
+pub(super) fn addresses(pieces: &[Piece]) -> Ranges {
+    let mut all = Ranges::default();
+    for piece in pieces {
+        all.insert(piece.range.first().0, piece.range.last().0);
+    }
+    all
+}
+
+/// The ranges of a set that a space hands out.
+pub(super) fn in_space(set: &Ranges) -> impl Iterator<Item = IovaRange> {
+    set.within(0, (1 << SPACE_BITS) - 1)
+        .filter_map(|(first, last)| IovaRange::inclusive(Iova(first), Iova(last)))
+}

@@ -1,0 +1,189 @@
+//! A plan in the making: its steps, and what is to become of the registry.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::RequesterId;
+use iommu_protocol::status::Refusal;
+
+use crate::addr::{IovaRange, PhysRange};
+use crate::policy::event::Outcome;
+use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::machine::{Key, Machine};
+use crate::policy::mappings::{Mapping, MappingIndex};
+use crate::policy::plan::{Binding, Plan, Step};
+use crate::policy::ranges::Piece;
+use crate::policy::state::{Buffer, Domain, OwnerId, Session, SlotRecord};
+use crate::topology::capabilities::DomainTag;
+use crate::topology::pci::PciFunction;
+use crate::topology::table::FunctionIndex;
+
+/// One change of the registry. Those marked "done" were made when the plan was drawn up and are taken back by
+/// abort; all others are made by commit.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// A function is entered, while no unit is up and no group is claimed.
+    AddFunction(Box<PciFunction>),
+    /// Units, functions and groups are these.
+    Machine(Box<Machine>),
+    /// A session's device is gone.
+    Orphan(SessionId),
+    /// An entry points elsewhere.
+    Bind { key: Key, was: Binding, now: Binding },
+    /// A domain exists.
+    Domain(Box<Domain>),
+    /// A domain exists no more.
+    DropDomain(DomainId),
+    /// A unit that failed may still use a domain.
+    Taint(DomainId),
+    /// A domain maps these for firmware.
+    Reserved(DomainId, Vec<Piece>),
+    /// A domain for devices of policy `strict` maps these.
+    Strict((usize, Vec<Piece>), DomainId),
+    /// Policy `compat` maps these, or no longer.
+    Compat(Vec<(u64, u64)>, bool),
+    /// Done: a range of a domain's addresses was taken.
+    Space(DomainId, IovaRange),
+    /// Done: a function was attached, or detached.
+    Attached(FunctionIndex, bool),
+    /// Done: a group lost its owner; these members were late.
+    Freed(GroupId, OwnerId, Vec<FunctionIndex>),
+    /// A session is open. Without an owner it is the first of a new one, with this client.
+    Claim(Box<Session>, Claimant),
+    /// A session is closed.
+    Close(SessionId),
+    /// A buffer is entered, under a slot of a session.
+    Buffer(Box<Buffer>, Box<SlotRecord>),
+    /// A session knows a buffer.
+    Import(Box<SlotRecord>),
+    /// A session gave up a slot.
+    DropSlot(u32),
+    /// A buffer is held once more, or once less.
+    Hold(BufferId, bool),
+    /// A buffer's memory is free.
+    Release(BufferId),
+    /// A mapping exists. Done: if it is a grant, its pages are marked.
+    Map(DomainId, Mapping),
+    /// Done: a mapping is marked as leaving.
+    Unmap(DomainId, MappingIndex),
+    /// Without a unit: a part of a buffer is used once more, or once less.
+    Direct { slot: u32, offset: u64, length: u64, more: bool },
+}
+
+/// Who opens a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claimant {
+    /// A client, for a group of its own.
+    New(ClientId),
+    /// An owner, for a group that is free.
+    Join(OwnerId),
+    /// An owner, for another member of its group.
+    Member(OwnerId),
+}
+
+/// A plan in the making.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    /// Steps that may fail, in order.
+    pub(super) steps: Vec<Step>,
+    /// Steps that cannot fail nor be undone: they come last.
+    pub(super) last: Vec<Step>,
+    pub(super) effects: Vec<Effect>,
+    /// Domains it makes.
+    pub(super) domains: usize,
+    /// The last tag it took.
+    pub(super) tag: Option<DomainTag>,
+    /// Domains for policy `strict` it makes.
+    pub(super) strict: Vec<((usize, Vec<Piece>), DomainId)>,
+}
+
+impl Draft {
+    /// The plan, and the empty list of last steps.
+    pub(super) fn finish(mut self, outcome: Outcome) -> (Plan, Vec<Step>) {
+        self.steps.append(&mut self.last);
+        (Plan { steps: self.steps, effects: self.effects, outcome }, self.last)
+    }
+
+    /// Moves entries: all that let something through are blocked and forgotten before any is opened, so
+    /// that no two members of a group are ever in different domains.
+    pub(super) fn move_entries(&mut self, moves: &[(Key, Binding, Binding)]) {
+        let closing = || moves.iter().filter(|(_, was, _)| *was != Binding::Blocked);
+        let opening = || moves.iter().filter(|(_, _, now)| *now != Binding::Blocked);
+        for &((unit, source), was, _) in closing() {
+            self.steps.push(Step::Block { unit, source, was });
+        }
+        for &((unit, source), was, _) in closing() {
+            self.steps.push(Step::InvalidateEntry { unit, source, was });
+        }
+        for &((unit, source), _, now) in opening() {
+            self.steps.extend(entry(unit, source, now));
+        }
+        for &((unit, source), _, _) in opening() {
+            self.steps.push(Step::InvalidateEntry { unit, source, was: Binding::Blocked });
+        }
+        let binds = moves.iter().map(|&(key, was, now)| Effect::Bind { key, was, now });
+        self.effects.extend(binds);
+    }
+
+    /// One invalidation for each unit that has an entry of the domain.
+    pub(super) fn invalidate(&mut self, id: DomainId, domain: &Domain, range: IovaRange) {
+        let units = domain.active.iter();
+        self.steps.extend(units.map(|&(unit, _)| Step::Invalidate { unit, domain: id, range }));
+    }
+
+    /// Makes new translations visible to each unit that has an entry of the domain.
+    pub(super) fn publish(&mut self, id: DomainId, domain: &Domain, range: IovaRange) {
+        let units = domain.active.iter();
+        self.steps.extend(units.map(|&(unit, _)| Step::Publish { unit, domain: id, range }));
+    }
+
+    /// Maps pieces one to one.
+    pub(super) fn map_pieces(&mut self, domain: DomainId, pieces: &[Piece]) {
+        self.steps.extend(pieces.iter().map(|piece| Step::Map {
+            domain,
+            range: piece.range,
+            phys: piece.range.identity().first(),
+            access: piece.access(),
+        }));
+    }
+
+    /// Unmaps pieces mapped one to one.
+    pub(super) fn unmap_pieces(&mut self, domain: DomainId, pieces: &[Piece]) {
+        self.steps.extend(pieces.iter().map(|piece| Step::Unmap {
+            domain,
+            range: piece.range,
+            phys: piece.range.identity().first(),
+            access: piece.access(),
+        }));
+    }
+}
+
+/// The step that writes an entry which denied before; none that denies.
+pub(super) const fn entry(unit: UnitIndex, source: RequesterId, now: Binding) -> Option<Step> {
+    match now {
+        Binding::Blocked => None,
+        Binding::Domain(domain) => Some(Step::Translate { unit, source, domain }),
+        Binding::PassThrough => Some(Step::PassThrough { unit, source }),
+    }
+}
+
+/// The smallest range around two.
+pub(super) fn hull(a: Option<IovaRange>, b: IovaRange) -> IovaRange {
+    let Some(a) = a else { return b };
+    IovaRange::inclusive(a.first().min(b.first()), a.last().max(b.last())).unwrap_or(b)
+}
+
+/// The smallest range around some pieces.
+pub(super) fn hull_of(pieces: &[Piece]) -> Option<IovaRange> {
+    pieces.iter().fold(None, |all, piece| Some(hull(all, piece.range)))
+}
+
+/// As many as the number of an object can say.
+pub(super) fn full<T>(number: Option<T>) -> Result<T, Refusal> {
+    number.ok_or(Refusal::NoMemory)
+}
+
+/// First and last byte.
+pub(super) const fn bounds(range: PhysRange) -> (u64, u64) {
+    (range.first().0, range.last().0)
+}

@@ -1,0 +1,510 @@
+//! Units, functions and groups: what the machine consists of, and what each entry is to be.
+//!
+//! The entry of a requester id is a function of the state of its group:
+//!
+//! ```text
+//!                       claim                      attach of any member
+//!          +------------------------> claimed ------------------------------> attached
+//!   free --+                             |  ^                                    |
+//!    ^     policy of each function       |  +------------------------------------+
+//!    |     (off, compat, strict)         |    detach of the last member
+//!    |                                   |    policy of each function; late members blocked
+//!    +-----------------------------------+
+//!       last session closed                   attached: the owner's domain for attached members,
+//!                                                       blocked for all others
+//! ```
+//!
+//! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
+//! neighbours' owner does not grant.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::{PciAddress, RequesterId};
+
+use crate::addr::IovaRange;
+use crate::policy::config::{Config, Mode};
+use crate::policy::ids::{DomainId, GroupId, UnitIndex};
+use crate::policy::plan::Binding;
+use crate::policy::ranges::{Piece, Ranges, normal};
+use crate::policy::slab::Slab;
+use crate::policy::state::{Class, Function, Group, Owner, OwnerId, Source, Unit};
+use crate::topology::alias::{self, Sources};
+use crate::topology::firmware::Firmware;
+use crate::topology::groups;
+use crate::topology::pci::PciFunction;
+use crate::topology::scope::Scopes;
+use crate::topology::table::{FunctionIndex, FunctionTable};
+
+/// An entry: a requester id in a unit.
+pub(super) type Key = (UnitIndex, RequesterId);
+
+/// What the machine consists of.
+#[derive(Clone, Debug)]
+pub(super) struct Machine {
+    pub(super) config: Config,
+    pub(super) firmware: Firmware,
+    /// What nobody may be given by the firmware's word: the server's memory, registers, the interrupt
+    /// window.
+    pub(super) forbidden: Ranges,
+    pub(super) units: Vec<Unit>,
+    pub(super) classes: Vec<Class>,
+    pub(super) table: FunctionTable,
+    scopes: Scopes,
+    functions: Vec<Option<Function>>,
+    generations: BTreeMap<PciAddress, u32>,
+    pub(super) sources: BTreeMap<Key, Source>,
+    pub(super) groups: Slab<Group>,
+    pub(super) owners: Slab<Owner>,
+    /// Domains for devices of policy `strict`, by class and by what they map.
+    pub(super) reserved: BTreeMap<(usize, Vec<Piece>), DomainId>,
+}
+
+/// A function that was entered.
+pub(super) struct Added {
+    pub(super) group: GroupId,
+    /// Groups that are part of its group now.
+    pub(super) merged: Vec<GroupId>,
+    /// Functions behind it whose unit or requester ids changed.
+    pub(super) changed: Vec<FunctionIndex>,
+}
+
+/// What an entry is to be, before domains have been looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Blocked,
+    PassThrough,
+    /// This domain.
+    Domain(DomainId),
+    /// The domain that maps just these, for this class of units.
+    Reserved(usize, Vec<Piece>),
+}
+
+impl Machine {
+    pub(super) fn new(config: Config, firmware: Firmware, forbidden: Ranges) -> Self {
+        let units = firmware.units.iter().map(|_| Unit::Parsed).collect();
+        let table = FunctionTable::default();
+        let scopes = Scopes::new(&firmware, table.view());
+        Self {
+            config,
+            firmware,
+            forbidden,
+            units,
+            classes: Vec::new(),
+            table,
+            scopes,
+            functions: Vec::new(),
+            generations: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            groups: Slab::small(),
+            owners: Slab::distinct(),
+            reserved: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn unit(&self, unit: UnitIndex) -> Option<&Unit> {
+        self.units.get(unit.0 as usize)
+    }
+
+    /// Index of the class of a unit that is up.
+    pub(super) fn class_of(&self, unit: UnitIndex) -> Option<usize> {
+        match self.unit(unit)? {
+            Unit::Enabled { class, .. } => Some(*class),
+            _ => None,
+        }
+    }
+
+    pub(super) fn function(&self, index: FunctionIndex) -> Option<&Function> {
+        self.functions.get(index.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn function_mut(&mut self, index: FunctionIndex) -> Option<&mut Function> {
+        self.functions.get_mut(index.0 as usize)?.as_mut()
+    }
+
+    /// The function at an address.
+    pub(super) fn find(&self, address: PciAddress) -> Option<(FunctionIndex, &Function)> {
+        let index = self.table.index(address)?;
+        Some((index, self.function(index)?))
+    }
+
+    pub(super) fn group(&self, group: GroupId) -> Option<&Group> {
+        self.groups.get(group.0)
+    }
+
+    pub(super) fn owner(&self, owner: OwnerId) -> Option<&Owner> {
+        self.owners.get(owner.0)
+    }
+
+    /// Notes that a function is in its owner's domain, or is no longer.
+    pub(super) fn set_attached(&mut self, index: FunctionIndex, attached: bool) {
+        let Some(function) = self.function_mut(index) else { return };
+        if function.attached == attached {
+            return;
+        }
+        function.attached = attached;
+        let group = function.group;
+        if let Some(group) = self.groups.get_mut(group.0) {
+            group.attached = if attached { group.attached + 1 } else { group.attached - 1 };
+        }
+    }
+
+    /// Enters a function that is not there yet.
+    pub(super) fn add(&mut self, new: PciFunction) -> Added {
+        let index = self.table.insert(new);
+        if new.buses().is_some() {
+            self.scopes = Scopes::new(&self.firmware, self.table.view());
+        }
+        let address = new.address;
+        let generation = self.generations.entry(address).or_insert(0);
+        *generation = generation.saturating_add(1);
+        let (unit, sources) = self.resolve(&new);
+        let group = GroupId(self.groups.insert(Group::default()).unwrap_or(u32::MAX));
+        if let Some(group) = self.groups.get_mut(group.0) {
+            group.members.push(index);
+        }
+        let function = Function {
+            address,
+            generation: *self.generations.get(&address).unwrap_or(&1),
+            group,
+            unit,
+            sources,
+            mode: self.config.mode(&new),
+            session: None,
+            attached: false,
+            late: false,
+        };
+        let at = index.0 as usize;
+        if self.functions.len() <= at {
+            self.functions.resize_with(at + 1, || None);
+        }
+        if let Some(place) = self.functions.get_mut(at) {
+            *place = Some(function);
+        }
+        let changed = self.resolve_behind(&new);
+        let mut merged = Vec::new();
+        for each in core::iter::once(index).chain(changed.iter().copied()) {
+            self.enter_sources(each, &mut merged);
+        }
+        self.join_neighbours(&new, &mut merged);
+        let group = self.function(index).map_or(group, |function| function.group);
+        // The group made for the function alone was never anybody else's.
+        merged.retain(|other| *other != group);
+        Added { group, merged, changed }
+    }
+
+    fn resolve(&self, function: &PciFunction) -> (Option<UnitIndex>, Sources) {
+        let unit = self.scopes.unit(&self.firmware, function);
+        let description = unit.and_then(|unit| self.firmware.units.get(unit));
+        let sources = alias::sources(self.table.view(), description, function);
+        (unit.and_then(|unit| u32::try_from(unit).ok()).map(UnitIndex), sources)
+    }
+
+    /// A new bridge may stand between functions behind it and their unit. Takes back what is entered of those
+    /// that it changes.
+    fn resolve_behind(&mut self, bridge: &PciFunction) -> Vec<FunctionIndex> {
+        let Some(buses) = bridge.buses() else { return Vec::new() };
+        let behind: Vec<PciFunction> =
+            self.table.view().behind(bridge.address.segment, buses).copied().collect();
+        let mut changed = Vec::new();
+        for function in behind {
+            let Some(index) = self.table.index(function.address) else { continue };
+            let (unit, sources) = self.resolve(&function);
+            let Some(known) = self.function(index) else { continue };
+            if known.unit == unit && known.sources == sources {
+                continue;
+            }
+            self.leave_sources(index);
+            if let Some(known) = self.function_mut(index) {
+                known.unit = unit;
+                known.sources = sources;
+            }
+            changed.push(index);
+        }
+        changed
+    }
+
+    /// Makes a function a user of its requester ids. Functions that share one are in one group.
+    fn enter_sources(&mut self, index: FunctionIndex, merged: &mut Vec<GroupId>) {
+        let Some(function) = self.function(index) else { return };
+        let Some(unit) = function.unit else { return };
+        for source in function.sources.clone().iter() {
+            let entry = self
+                .sources
+                .entry((unit, source))
+                .or_insert(Source { users: Vec::new(), binding: Binding::Blocked });
+            let other = entry.users.first().copied();
+            entry.users.push(index);
+            if let Some(other) = other {
+                self.join(index, other, merged);
+            }
+        }
+    }
+
+    fn leave_sources(&mut self, index: FunctionIndex) {
+        let Some(function) = self.function(index) else { return };
+        let Some(unit) = function.unit else { return };
+        for source in function.sources.clone().iter() {
+            if let Some(entry) = self.sources.get_mut(&(unit, source)) {
+                entry.users.retain(|user| *user != index);
+                if entry.users.is_empty() {
+                    self.sources.remove(&(unit, source));
+                }
+            }
+        }
+    }
+
+    /// Follows the edges of a new function and of those behind it.
+    fn join_neighbours(&mut self, new: &PciFunction, merged: &mut Vec<GroupId>) {
+        let mut pairs = Vec::new();
+        let view = self.table.view();
+        groups::edges(view, new, &mut |to| pairs.push((new.address, to)));
+        if let Some(buses) = new.buses() {
+            for function in view.behind(new.address.segment, buses) {
+                groups::edges(view, function, &mut |to| pairs.push((function.address, to)));
+            }
+        }
+        for (a, b) in pairs {
+            if let (Some(a), Some(b)) = (self.table.index(a), self.table.index(b)) {
+                self.join(a, b, merged);
+            }
+        }
+    }
+
+    /// Makes the groups of two functions one. A claimed group keeps its number, else the lower one stays.
+    fn join(&mut self, a: FunctionIndex, b: FunctionIndex, merged: &mut Vec<GroupId>) {
+        let (Some(a), Some(b)) = (self.function(a), self.function(b)) else { return };
+        if a.group == b.group {
+            return;
+        }
+        let claimed = |group: GroupId| self.group(group).is_some_and(|group| group.owner.is_some());
+        let rank = |group: GroupId| (!claimed(group), group);
+        let (keep, gone) =
+            if rank(a.group) < rank(b.group) { (a.group, b.group) } else { (b.group, a.group) };
+        let Some(old) = self.groups.remove(gone.0) else { return };
+        for member in &old.members {
+            if let Some(function) = self.function_mut(*member) {
+                function.group = keep;
+            }
+        }
+        if let Some(group) = self.groups.get_mut(keep.0) {
+            group.members.extend(old.members);
+            group.attached += old.attached;
+            group.sessions += old.sessions;
+        }
+        for group in [keep, gone] {
+            if !merged.contains(&group) {
+                merged.push(group);
+            }
+        }
+    }
+
+    /// Takes functions out, with all that is behind those of them that are bridges; returns their groups.
+    /// A free group that falls apart becomes several.
+    pub(super) fn remove(&mut self, gone: &[FunctionIndex]) -> Vec<GroupId> {
+        let mut touched = Vec::new();
+        let mut bridges = false;
+        for index in gone {
+            self.leave_sources(*index);
+            let Some(function) = self.functions.get_mut(index.0 as usize).and_then(Option::take)
+            else {
+                continue;
+            };
+            let removed = self.table.remove(function.address);
+            bridges |= removed.is_some_and(|function| function.kind.buses().is_some());
+            if let Some(group) = self.groups.get_mut(function.group.0) {
+                group.members.retain(|member| member != index);
+                group.attached -= u32::from(function.attached);
+                group.stale = group.owner.is_some();
+            }
+            if !touched.contains(&function.group) {
+                touched.push(function.group);
+            }
+        }
+        if bridges {
+            self.scopes = Scopes::new(&self.firmware, self.table.view());
+        }
+        let groups = touched.clone();
+        for group in groups {
+            touched.extend(self.fall_apart(group));
+        }
+        touched
+    }
+
+    /// Makes a free group what its members are now; returns the groups that are new. Drops an empty one.
+    pub(super) fn fall_apart(&mut self, id: GroupId) -> Vec<GroupId> {
+        let Some(group) = self.groups.get(id.0).filter(|group| group.owner.is_none()) else {
+            return Vec::new();
+        };
+        let mut left = group.members.clone();
+        if left.is_empty() {
+            self.groups.remove(id.0);
+            return Vec::new();
+        }
+        let mut new = Vec::new();
+        let mut keep = Some(id);
+        while let Some(first) = left.first().copied() {
+            let part = self.connected(first, &left);
+            left.retain(|member| !part.contains(member));
+            let id = match keep.take() {
+                Some(id) => id,
+                None => {
+                    let Some(id) = self.groups.insert(Group::default()) else { break };
+                    new.push(GroupId(id));
+                    GroupId(id)
+                }
+            };
+            for member in &part {
+                if let Some(function) = self.function_mut(*member) {
+                    function.group = id;
+                }
+            }
+            if let Some(group) = self.groups.get_mut(id.0) {
+                *group = Group { members: part, ..Group::default() };
+            }
+        }
+        new
+    }
+
+    /// The members of a group that edges and shared requester ids lead to from one of them.
+    fn connected(&self, first: FunctionIndex, members: &[FunctionIndex]) -> Vec<FunctionIndex> {
+        let mut found = alloc::vec![first];
+        let mut at = 0;
+        while let Some(index) = found.get(at).copied() {
+            at += 1;
+            for other in members {
+                if !found.contains(other)
+                    && (self.is_edge(index, *other) || self.is_edge(*other, index))
+                {
+                    found.push(*other);
+                }
+            }
+        }
+        found
+    }
+
+    fn is_edge(&self, from: FunctionIndex, to: FunctionIndex) -> bool {
+        let (Some(pci), Some(a), Some(b)) =
+            (self.table.get(from), self.function(from), self.function(to))
+        else {
+            return false;
+        };
+        let mut found = a.unit == b.unit
+            && a.sources.iter().any(|source| b.sources.iter().any(|s| s == source));
+        groups::edges(self.table.view(), pci, &mut |address| found |= address == b.address);
+        found
+    }
+
+    /// The functions that go when this one does: itself and what is behind it.
+    pub(super) fn with_behind(&self, index: FunctionIndex) -> Vec<FunctionIndex> {
+        let mut all = alloc::vec![index];
+        if let Some(function) = self.table.get(index)
+            && let Some(buses) = function.buses()
+        {
+            let behind = self.table.view().behind(function.address.segment, buses);
+            all.extend(behind.filter_map(|function| self.table.index(function.address)));
+        }
+        all
+    }
+
+    /// What firmware reserves for a function, without what nobody may be given.
+    pub(super) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
+        let Some(function) = self.table.get(index) else { return Vec::new() };
+        let mut pieces = Vec::new();
+        for region in self.scopes.reserved(&self.firmware, function) {
+            let mut left = Ranges::default();
+            let range = region.range.page_aligned();
+            left.insert(range.first().0, range.last().0);
+            for (first, last) in self.forbidden.within(range.first().0, range.last().0) {
+                left.remove(first, last);
+            }
+            pieces.extend(left.iter().filter_map(|part| Piece::of_region(part, region)));
+        }
+        pieces
+    }
+
+    /// The regions that firmware names for a function, and whether they are excluded from all use.
+    pub(super) fn regions_of(
+        &self,
+        index: FunctionIndex,
+    ) -> impl Iterator<Item = (IovaRange, bool)> {
+        let function = self.table.get(index).into_iter();
+        function
+            .flat_map(|function| self.scopes.reserved(&self.firmware, function))
+            .map(|region| (region.range.page_aligned().identity(), region.exclusion))
+    }
+
+    /// What firmware reserves for some functions, without overlap.
+    pub(super) fn reserved_of_all(
+        &self,
+        functions: impl Iterator<Item = FunctionIndex>,
+    ) -> Vec<Piece> {
+        if self.firmware.reserved.is_empty() {
+            return Vec::new();
+        }
+        let all: Vec<Piece> = functions.flat_map(|index| self.reserved_of(index)).collect();
+        normal(&all)
+    }
+
+    /// What the entry of a source is to be; blocked when nobody uses it.
+    pub(super) fn wish(&self, key: Key) -> Wish {
+        let Some(source) = self.sources.get(&key) else { return Wish::Blocked };
+        let users = || source.users.iter().filter_map(|user| self.function(*user));
+        let Some(first) = users().next() else { return Wish::Blocked };
+        let Some(group) = self.group(first.group) else { return Wish::Blocked };
+        if group.attached > 0 {
+            let domain = group.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);
+            return match domain {
+                Some(domain) if users().any(|user| user.attached) => Wish::Domain(domain),
+                _ => Wish::Blocked,
+            };
+        }
+        if users().any(|user| user.late) {
+            return Wish::Blocked;
+        }
+        self.wish_of_policy(key.0, group, users().map(|user| user.mode).max(), &source.users)
+    }
+
+    /// The strictest mode of all that use a requester id decides.
+    fn wish_of_policy(
+        &self,
+        unit: UnitIndex,
+        group: &Group,
+        mode: Option<Mode>,
+        users: &[FunctionIndex],
+    ) -> Wish {
+        let Some(Unit::Enabled { capabilities, class }) = self.unit(unit) else {
+            return Wish::Blocked;
+        };
+        match mode {
+            Some(Mode::Off) if capabilities.pass_through => Wish::PassThrough,
+            Some(Mode::Off | Mode::Compat) => {
+                let compat = self.classes.get(*class).map(|class| class.compat);
+                compat.map_or(Wish::Blocked, Wish::Domain)
+            }
+            Some(Mode::Strict) | None => {
+                let strict = |index: &FunctionIndex| {
+                    self.function(*index).is_some_and(|function| function.mode == Mode::Strict)
+                };
+                let own = users.iter().filter(|user| strict(user)).any(|user| {
+                    !self.firmware.reserved.is_empty() && !self.reserved_of(*user).is_empty()
+                });
+                if !own {
+                    return Wish::Blocked;
+                }
+                let all = group.members.iter().filter(|member| strict(member)).copied();
+                Wish::Reserved(*class, self.reserved_of_all(all))
+            }
+        }
+    }
+
+    /// All entries of the functions of a group.
+    pub(super) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
+        let members = self.group(group).map_or(&[][..], |group| group.members.as_slice());
+        for function in members.iter().filter_map(|member| self.function(*member)) {
+            if let Some(unit) = function.unit {
+                keys.extend(function.sources.iter().map(|source| (unit, source)));
+            }
+        }
+    }
+}

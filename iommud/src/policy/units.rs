@@ -1,0 +1,290 @@
+//! Units coming up and failing; domains, and where entries point.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::policy::draft::{Draft, Effect, entry, full};
+use crate::policy::ids::{DomainId, UnitIndex};
+use crate::policy::machine::{Key, Machine, Wish};
+use crate::policy::mappings::Mappings;
+use crate::policy::plan::{Binding, Step};
+use crate::policy::ranges::{Piece, Ranges};
+use crate::policy::registry::Registry;
+use crate::policy::space::Space;
+use crate::policy::state::{Class, Domain, Purpose, Unit, all_sources, reach, read_write};
+use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
+
+/// What a domain is made of, and the memory it can map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) format: TableFormat,
+    pub(super) physical_bits: u8,
+}
+
+impl Shape {
+    /// What all of these units can walk, with as few levels as reach `top`, or else as many as there are.
+    /// `None` when they have no depth in common.
+    fn common<'a>(units: impl Iterator<Item = &'a UnitCapabilities>, top: u64) -> Option<Self> {
+        let mut levels = LevelSet::all();
+        let mut page_sizes = PageSizes::all();
+        let (mut coherent, mut physical_bits) = (true, 64);
+        for unit in units {
+            levels &= unit.levels;
+            page_sizes &= unit.page_sizes;
+            coherent &= unit.coherent;
+            physical_bits = physical_bits.min(unit.physical_bits);
+        }
+        let depths = || (3..=6).filter(|depth| levels.bits() & 1 << depth != 0);
+        let enough = depths().find(|depth| reach(*depth, physical_bits) >= top);
+        let levels = enough.or_else(|| depths().next_back())?;
+        Some(Self { format: TableFormat { levels, page_sizes, coherent }, physical_bits })
+    }
+
+    /// Whether a unit can walk such a table.
+    pub(super) fn serves(self, unit: &UnitCapabilities) -> bool {
+        unit.levels.bits() & 1 << self.format.levels != 0
+            && unit.page_sizes.contains(self.format.page_sizes)
+            && (unit.coherent || !self.format.coherent)
+            && unit.physical_bits >= self.physical_bits
+    }
+
+    pub(super) const fn reach(self) -> u64 {
+        reach(self.format.levels, self.physical_bits)
+    }
+}
+
+impl Domain {
+    pub(super) const fn shape(&self) -> Shape {
+        Shape { format: self.format, physical_bits: self.physical_bits }
+    }
+}
+
+impl Registry {
+    pub(super) fn unit_ready(
+        &self,
+        draft: &mut Draft,
+        unit: UnitIndex,
+        capabilities: &UnitCapabilities,
+    ) -> Result<(), Refusal> {
+        match self.machine.unit(unit).ok_or(Refusal::NotFound)? {
+            Unit::Enabled { .. } => return Ok(()),
+            Unit::Failed => return Err(Refusal::UnitFailed),
+            Unit::Parsed => {}
+        }
+        let mut after = Box::new(self.machine.clone());
+        let class = self.class(draft, &mut after, capabilities)?;
+        if let Some(place) = after.units.get_mut(unit.0 as usize) {
+            *place = Unit::Enabled { capabilities: *capabilities, class };
+        }
+        let keys: Vec<Key> = after.sources.range(all_sources(unit)).map(|(key, _)| *key).collect();
+        let mut binds = Vec::with_capacity(keys.len());
+        for key in keys {
+            let now = self.binding(draft, &after, key)?;
+            let was = Binding::Blocked;
+            let block = Step::Block { unit, source: key.1, was };
+            draft.steps.push(entry(unit, key.1, now).unwrap_or(block));
+            binds.push(Effect::Bind { key, was, now });
+        }
+        draft.steps.push(Step::Enable { unit });
+        after.reserved.extend(draft.strict.drain(..));
+        draft.effects.push(Effect::Machine(after));
+        draft.effects.append(&mut binds);
+        Ok(())
+    }
+
+    /// The class of a unit: the first whose table it can walk, or a new one.
+    fn class(
+        &self,
+        draft: &mut Draft,
+        after: &mut Machine,
+        capabilities: &UnitCapabilities,
+    ) -> Result<usize, Refusal> {
+        for (index, class) in self.machine.classes.iter().enumerate() {
+            let domain = self.domain(class.compat)?;
+            if domain.shape().serves(capabilities) && domain.tag.0 <= capabilities.last_tag {
+                return Ok(index);
+            }
+        }
+        let top = self.compat.iter().map(|(_, last)| last).max().unwrap_or(0);
+        let shape = Shape::common(core::iter::once(capabilities), top);
+        let shape = shape.ok_or(Refusal::Unsupported)?;
+        let pieces = identity(self.compat.iter(), shape.reach());
+        let last_tag = last_tag(&self.machine).min(capabilities.last_tag);
+        let compat = self.new_domain(draft, Purpose::Compat, shape, last_tag, &pieces)?;
+        let Shape { format, physical_bits } = shape;
+        after.classes.push(Class { compat, format, physical_bits });
+        Ok(self.machine.classes.len())
+    }
+
+    /// A domain that maps these pieces one to one.
+    pub(super) fn new_domain(
+        &self,
+        draft: &mut Draft,
+        purpose: Purpose,
+        shape: Shape,
+        last_tag: u16,
+        pieces: &[Piece],
+    ) -> Result<DomainId, Refusal> {
+        let id = DomainId(full(self.domains.upcoming(draft.domains))?);
+        let tag = full(self.tags.next(draft.tag, last_tag))?;
+        draft.domains += 1;
+        draft.tag = Some(tag);
+        draft.steps.push(Step::CreateTable { domain: id, tag, format: shape.format });
+        draft.map_pieces(id, pieces);
+        draft.effects.push(Effect::Domain(Box::new(Domain {
+            purpose,
+            tag,
+            format: shape.format,
+            physical_bits: shape.physical_bits,
+            space: Space::new(),
+            mappings: Mappings::default(),
+            reserved: if purpose == Purpose::Compat { Vec::new() } else { pieces.to_vec() },
+            active: Vec::new(),
+            tainted: false,
+        })));
+        Ok(id)
+    }
+
+    /// Where an entry is to point in `after`; a domain that this needs is made.
+    fn binding(&self, draft: &mut Draft, after: &Machine, key: Key) -> Result<Binding, Refusal> {
+        let (class, pieces) = match after.wish(key) {
+            Wish::Blocked => return Ok(Binding::Blocked),
+            Wish::PassThrough => return Ok(Binding::PassThrough),
+            Wish::Domain(domain) => return Ok(Binding::Domain(domain)),
+            Wish::Reserved(class, pieces) => (class, pieces),
+        };
+        let wanted = (class, pieces);
+        let known = after.reserved.get(&wanted).copied();
+        let made = || draft.strict.iter().find(|(made, _)| *made == wanted).map(|(_, id)| *id);
+        if let Some(domain) = known.or_else(made) {
+            return Ok(Binding::Domain(domain));
+        }
+        let shape = after.classes.get(class).ok_or(Refusal::NotReady)?;
+        let shape = Shape { format: shape.format, physical_bits: shape.physical_bits };
+        let within: Vec<Piece> =
+            wanted.1.iter().filter(|p| p.range.last().0 <= shape.reach()).copied().collect();
+        let id = self.new_domain(draft, Purpose::Reserved, shape, last_tag(after), &within)?;
+        draft.strict.push((wanted, id));
+        Ok(Binding::Domain(id))
+    }
+
+    /// Moves these entries from where they point now to where they are to point in `after`. An entry that
+    /// is new and denies is written too: an absent one does not deny on every unit.
+    pub(super) fn rebind(
+        &self,
+        draft: &mut Draft,
+        after: &Machine,
+        mut keys: Vec<Key>,
+    ) -> Result<(), Refusal> {
+        keys.sort_unstable();
+        keys.dedup();
+        let mut moves = Vec::new();
+        for key in keys {
+            if after.class_of(key.0).is_none() {
+                continue;
+            }
+            let before = self.machine.sources.get(&key).map(|source| source.binding);
+            let was = before.unwrap_or(Binding::Blocked);
+            let now = self.binding(draft, after, key)?;
+            let noted = after.sources.get(&key).map_or(Binding::Blocked, |source| source.binding);
+            if before.is_none() && now == Binding::Blocked {
+                draft.steps.push(Step::Block { unit: key.0, source: key.1, was });
+                draft.steps.push(Step::InvalidateEntry { unit: key.0, source: key.1, was });
+            }
+            if was != now {
+                moves.push((key, was, now));
+            } else if noted != now {
+                draft.effects.push(Effect::Bind { key, was, now });
+            }
+        }
+        draft.move_entries(&moves);
+        Ok(())
+    }
+
+    /// Moves the entries of groups to where they are to point now.
+    pub(super) fn rebind_groups(
+        &self,
+        draft: &mut Draft,
+        groups: &[crate::policy::GroupId],
+    ) -> Result<(), Refusal> {
+        let mut keys = Vec::new();
+        groups.iter().for_each(|group| self.machine.keys(*group, &mut keys));
+        self.rebind(draft, &self.machine, keys)?;
+        let made = draft.strict.drain(..).map(|(wanted, id)| Effect::Strict(wanted, id));
+        draft.effects.extend(made);
+        Ok(())
+    }
+
+    /// A unit that failed may go on using what it has cached. Clients' devices behind it are denied as far as
+    /// its tables reach; the others go on as they are, since nothing is ever given to them.
+    pub(super) fn unit_failed(&self, draft: &mut Draft, unit: UnitIndex) -> Result<(), Refusal> {
+        if matches!(self.machine.unit(unit).ok_or(Refusal::NotFound)?, Unit::Failed) {
+            return Ok(());
+        }
+        let mut after = Box::new(self.machine.clone());
+        if let Some(place) = after.units.get_mut(unit.0 as usize) {
+            *place = Unit::Failed;
+        }
+        let mut groups = Vec::new();
+        let mut effects = Vec::new();
+        for (key, source) in self.machine.sources.range(all_sources(unit)) {
+            for user in &source.users {
+                if let Some(function) = self.machine.function(*user).filter(|f| f.attached) {
+                    after.set_attached(*user, false);
+                    groups.push(function.group);
+                }
+            }
+            let Binding::Domain(domain) = source.binding else { continue };
+            if self.domain(domain)?.purpose == Purpose::Client {
+                draft.steps.push(Step::Deny { unit, source: key.1 });
+                effects.push(Effect::Taint(domain));
+                let (was, now) = (source.binding, Binding::Blocked);
+                effects.push(Effect::Bind { key: *key, was, now });
+            }
+        }
+        let mut keys = Vec::new();
+        groups.iter().for_each(|group| after.keys(*group, &mut keys));
+        keys.retain(|key| key.0 != unit);
+        let at = draft.effects.len();
+        self.rebind(draft, &after, keys)?;
+        after.reserved.extend(draft.strict.drain(..));
+        draft.effects.insert(at, Effect::Machine(after));
+        draft.effects.append(&mut effects);
+        Ok(())
+    }
+
+    /// The shape of a new domain for a device behind `unit`: what all units that are up can walk, or at least
+    /// those of its class.
+    pub(super) fn shape_for(&self, unit: UnitIndex, pieces: &[Piece]) -> Result<Shape, Refusal> {
+        let class = self.machine.class_of(unit).ok_or(Refusal::NotReady)?;
+        let top = pieces.iter().map(|piece| piece.range.last().0).max().unwrap_or(0);
+        let up = self.machine.units.iter().filter_map(|unit| match unit {
+            Unit::Enabled { capabilities, .. } => Some(capabilities),
+            _ => None,
+        });
+        let of_class = || {
+            let class = self.machine.classes.get(class)?;
+            Some(Shape { format: class.format, physical_bits: class.physical_bits })
+        };
+        let shape = Shape::common(up, top).or_else(of_class).ok_or(Refusal::Unsupported)?;
+        if shape.reach() < top { Err(Refusal::Unsupported) } else { Ok(shape) }
+    }
+}
+
+/// The highest tag that every unit that is up can hold.
+pub(super) fn last_tag(machine: &Machine) -> u16 {
+    let up = machine.units.iter().filter_map(|unit| match unit {
+        Unit::Enabled { capabilities, .. } => Some(capabilities.last_tag),
+        _ => None,
+    });
+    up.min().unwrap_or(u16::MAX)
+}
+
+/// Pieces for all access, one to one, as far as a table reaches.
+pub(super) fn identity(ranges: impl Iterator<Item = (u64, u64)>, reach: u64) -> Vec<Piece> {
+    let mut all = Ranges::default();
+    ranges.for_each(|(first, last)| all.insert(first, last));
+    all.within(0, reach).filter_map(|part| Piece::identity(part, read_write())).collect()
+}

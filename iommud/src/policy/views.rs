@@ -1,0 +1,261 @@
+//! The views of the registry.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
+use iommu_protocol::wire::RegionKind;
+
+use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
+use crate::policy::config::Config;
+use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::plan::Binding;
+use crate::policy::registry::Registry;
+use crate::policy::space::SPACE_BITS;
+use crate::policy::state::{Memory, Purpose, Unit, all_sources};
+use crate::policy::view::{
+    BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
+    UnitView,
+};
+use crate::topology::firmware::Firmware;
+use crate::topology::table::FunctionIndex;
+
+impl Registry {
+    /// The policy of the machine.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.machine.config
+    }
+
+    /// What firmware says.
+    #[must_use]
+    pub fn firmware(&self) -> &Firmware {
+        &self.machine.firmware
+    }
+
+    /// All units, in firmware order.
+    pub fn units(&self) -> impl Iterator<Item = UnitView> + '_ {
+        (0..).map(UnitIndex).map_while(|index| self.unit(index))
+    }
+
+    /// One unit.
+    #[must_use]
+    pub fn unit(&self, index: UnitIndex) -> Option<UnitView> {
+        let state = match self.machine.unit(index)? {
+            Unit::Parsed => UnitState::Parsed,
+            Unit::Enabled { capabilities, .. } => UnitState::Enabled(*capabilities),
+            Unit::Failed => UnitState::Failed,
+        };
+        let behind =
+            self.machine.sources.range(all_sources(index)).filter(|((_, source), entry)| {
+                let own = |user: &FunctionIndex| {
+                    self.machine.function(*user).is_some_and(|f| f.address.requester == *source)
+                };
+                entry.users.iter().any(own)
+            });
+        let points_to = |id: u32| {
+            let domain = self.domains.get(id);
+            domain.is_some_and(|d| d.active.iter().any(|(unit, _)| *unit == index))
+        };
+        let functions = behind.count();
+        let domains = self.domains.iter().filter(|(id, _)| points_to(*id)).count();
+        Some(UnitView { index, state, functions, domains })
+    }
+
+    /// The addresses of all functions, in order.
+    pub fn functions(&self) -> impl Iterator<Item = PciAddress> + '_ {
+        self.machine.table.iter().map(|function| function.address)
+    }
+
+    /// One function.
+    #[must_use]
+    pub fn function(&self, address: PciAddress) -> Option<FunctionView> {
+        let (index, known) = self.machine.find(address)?;
+        let own = known.unit.map(|unit| (unit, address.requester));
+        let binding = match own {
+            Some(key) => self.machine.sources.get(&key).map_or(Binding::Blocked, |s| s.binding),
+            None => Binding::PassThrough,
+        };
+        Some(FunctionView {
+            function: *self.machine.table.get(index)?,
+            generation: known.generation,
+            group: known.group,
+            unit: known.unit,
+            mode: known.mode,
+            binding,
+            sources: known.sources.iter().collect(),
+            session: known.session,
+        })
+    }
+
+    /// All groups, in order of their numbers.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
+        self.machine.groups.iter().map(|(number, _)| GroupId(number))
+    }
+
+    /// One group.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<GroupView> {
+        let group = self.machine.group(id)?;
+        let owner = group.owner.and_then(|owner| self.machine.owner(owner));
+        let account = owner.and_then(|owner| self.accounts.get(owner.client));
+        let members = group.members.iter().filter_map(|member| self.machine.function(*member));
+        let mut members: Vec<_> = members.map(|function| function.address).collect();
+        members.sort_unstable();
+        Some(GroupView {
+            id,
+            members,
+            owner: account.map(|account| account.client),
+            domain: owner.and_then(|owner| owner.domain),
+            attached: group.attached as usize,
+        })
+    }
+
+    /// One session.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> Option<SessionView> {
+        let session = self.sessions.get(id.0)?;
+        let account = self.accounts.get(session.client)?;
+        let function = session.function.and_then(|index| self.machine.function(index));
+        let quotas = &self.machine.config.quotas;
+        let failed = session.unit.and_then(|unit| self.machine.unit(unit));
+        let domain = session.domain.and_then(|domain| self.domain_view(domain));
+        let tainted = session.domain.and_then(|domain| self.domains.get(domain.0));
+        Some(SessionView {
+            address: session.address,
+            generation: session.generation,
+            removed: session.function.is_none(),
+            group: session.group,
+            client: account.client,
+            unit: session.unit,
+            unit_failed: matches!(failed, Some(Unit::Failed))
+                || tainted.is_some_and(|domain| domain.tainted),
+            attached: function.is_some_and(|function| function.attached),
+            domain,
+            memory_left: quotas.memory.saturating_sub(account.memory),
+            mappings_left: quotas.mappings.saturating_sub(account.mappings),
+        })
+    }
+
+    fn domain_view(&self, id: DomainId) -> Option<DomainView> {
+        let domain = self.domains.get(id.0)?;
+        Some(DomainView {
+            id,
+            tag: domain.tag,
+            space: IovaRange::inclusive(Iova(PAGE_SIZE), Iova((1 << SPACE_BITS) - 1))?,
+            page_sizes: domain.format.page_sizes,
+            mappings: domain.mappings.len(),
+        })
+    }
+
+    /// The session that a fault of this requester behind this unit is told to: that of the function, or, when
+    /// several functions share the requester id, of one that is attached.
+    #[must_use]
+    pub fn session_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
+        let users = || {
+            let users = self.machine.sources.get(&(unit, source)).map(|source| &source.users);
+            users.into_iter().flatten().filter_map(|user| self.machine.function(*user))
+        };
+        users()
+            .find(|user| user.attached && user.session.is_some())
+            .or_else(|| users().find(|user| user.session.is_some()))
+            .and_then(|user| user.session)
+    }
+
+    /// A buffer as the session names it.
+    #[must_use]
+    pub fn buffer(&self, session: SessionId, slot: Slot) -> Option<BufferView> {
+        let session = self.sessions.get(session.0)?;
+        let record = self.slots.get(session.slots.get(slot.0 as usize).copied().flatten()?)?;
+        let buffer = self.buffers.get(record.buffer.0)?;
+        let (first, mappings) = match session.domain.and_then(|d| self.domains.get(d.0)) {
+            Some(domain) => {
+                let first = domain.mappings.list(&record.mappings).next();
+                (first.map(|(_, mapping)| mapping.range.first()), record.mappings.count)
+            }
+            None => {
+                let count = record.direct.values().fold(0, |sum: u32, n| sum.saturating_add(*n));
+                let first = match &buffer.memory {
+                    Memory::One(range) => Some(Iova(range.first().0)),
+                    Memory::Many(_) => None,
+                };
+                (first, count)
+            }
+        };
+        let reserved = record.granted.as_ref().map(|grants| grants.range.first());
+        let iova = reserved.or(first).unwrap_or_default();
+        Some(BufferView { id: record.buffer, length: buffer.length, iova, mappings })
+    }
+
+    /// I/O virtual addresses that clients may not use in the domains of this session's device.
+    #[must_use]
+    pub fn regions(&self, session: SessionId) -> Vec<RegionView> {
+        let Some(session) = self.sessions.get(session.0) else { return Vec::new() };
+        let mut found =
+            alloc::vec![RegionView { range: INTERRUPT_WINDOW, kind: RegionKind::Interrupt }];
+        let owner = self.machine.owner(session.owner);
+        let groups = owner.map_or(&[][..], |owner| owner.groups.as_slice());
+        let members = groups.iter().filter_map(|group| self.machine.group(*group));
+        for member in members.flat_map(|group| group.members.iter()) {
+            for (range, exclusion) in self.machine.regions_of(*member) {
+                let kind = if exclusion { RegionKind::Exclusion } else { RegionKind::Firmware };
+                let region = RegionView { range, kind };
+                if !found.contains(&region) {
+                    found.push(region);
+                }
+            }
+        }
+        found.sort_unstable_by_key(|region| region.range);
+        found
+    }
+
+    /// Numbers of live objects.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            functions: self.machine.table.len(),
+            groups: self.machine.groups.len(),
+            sessions: self.sessions.len(),
+            domains: self.domains.len(),
+            clients: self.accounts.len(),
+            ..Counts::default()
+        };
+        for (_, group) in self.machine.groups.iter() {
+            counts.groups_claimed += usize::from(group.owner.is_some());
+            counts.attached += group.attached as usize;
+        }
+        for (_, account) in self.accounts.iter() {
+            counts.mappings += account.mappings as usize;
+        }
+        for (id, buffer) in self.buffers.iter() {
+            if self.is_quarantined(BufferId(id)) {
+                counts.quarantined += 1;
+                counts.quarantined_bytes += buffer.length;
+            } else {
+                counts.buffers += 1;
+                counts.buffer_bytes += buffer.length;
+            }
+        }
+        counts
+    }
+
+    /// Nobody knows the buffer any more, and it cannot be freed.
+    fn is_quarantined(&self, id: BufferId) -> bool {
+        self.buffers
+            .get(id.0)
+            .is_some_and(|buffer| buffer.unproved && buffer.slots == 0 && buffer.holds == 0)
+    }
+
+    /// Domains that are kept because a failed unit may still use them.
+    #[must_use]
+    pub fn domains_kept(&self) -> usize {
+        let owned = |id: u32| {
+            self.machine.owners.iter().any(|(_, owner)| owner.domain == Some(DomainId(id)))
+        };
+        self.domains
+            .iter()
+            .filter(|(id, domain)| {
+                domain.purpose == Purpose::Client && domain.tainted && !owned(*id)
+            })
+            .count()
+    }
+}
