@@ -95,6 +95,7 @@ pub fn run(info: &StartInfo) -> usize {
     t.lab(l, faults::interrupt);
     t.lab(l, devices::interrupts);
     t.lab(l, pages::stale);
+    t.lab(l, pages::stale_range);
     t.lab(l, entries::stale);
     t.lab(l, entries::moves);
     t.lab(l, entries::two_domains);

@@ -30,6 +30,35 @@ pub fn stale(lab: &mut Lab) -> Outcome {
     Ok("passed before, denied after".into())
 }
 
+/// Pages 5 to 10 of a run: one invalidation must cover an aligned power of two around them.
+pub fn stale_range(lab: &mut Lab) -> Outcome {
+    const FIRST: u64 = 0x50_5000;
+    const COUNT: u64 = 6;
+    let source = lab.edu[0].id;
+    let mut space = lab.space(15)?;
+    lab.map(&mut space, range(FIRST - 4096, (COUNT + 2) * 4096), ARENA, READ_WRITE)?;
+    lab.attach(source, &space)?;
+    for index in 0..COUNT + 2 {
+        let offset = index * 4096;
+        ensure!(
+            lab.arrives(0, FIRST - 4096 + offset, ARENA + offset)?,
+            "page {index} is not reached"
+        );
+    }
+    lab.unmap(&mut space, range(FIRST, COUNT * 4096))?;
+    for index in 0..COUNT {
+        let iova = FIRST + index * 4096;
+        ensure!(!lab.arrives(0, iova, ARENA + (index + 1) * 4096)?, "page {index} is reached");
+        lab.expect_fault(source, iova, Write, 5)?;
+    }
+    ensure!(lab.arrives(0, FIRST - 4096, ARENA)?, "the page before is lost");
+    let after = (COUNT + 1) * 4096;
+    ensure!(lab.arrives(0, FIRST - 4096 + after, ARENA + after)?, "the page behind is lost");
+    lab.detach(source, &space)?;
+    lab.destroy(space);
+    Ok(format!("{COUNT} pages from {FIRST:#x}"))
+}
+
 pub fn superpage(lab: &mut Lab) -> Outcome {
     const SIZE: u64 = 2 << 20;
     let source = lab.edu[0].id;
