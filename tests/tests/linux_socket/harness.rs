@@ -16,11 +16,9 @@ use iommu_protocol::wire::Access;
 use iommud::addr::{IovaRange, PhysAddr};
 use iommud::hw::radix::{PteFormat, PteSlot};
 use iommud::hw::{Entry, HardwareFault, Unit, UnitError};
-use iommud::platform::linux::Mapping;
-use iommud::platform::linux::memory::{
-    DirectoryError, HUGE_PAGE, HUGE_PAGE_LENGTH, HugeBuffers, HugeTables, Page, PageSource, Taken,
-};
+use iommud::platform::linux::memory::{DirectoryError, HugeBuffers, Page, PageSource, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};
+use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use iommud::policy::Config;
 use iommud::server::{Server, Startup, TableState};
 use iommud::topology::capabilities::{DomainTag, UnitCapabilities};
@@ -53,7 +51,7 @@ impl Pages {
         self.serial += 1;
         let file = memfd_create("page", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, HUGE_PAGE).unwrap();
-        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, false).unwrap();
+        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Shared).unwrap();
         let name = self.serial.to_string();
         self.files.insert(name.clone(), file);
         Page::new(PhysAddr(phys), mapping, name)

@@ -197,6 +197,9 @@ mod tests {
             Ok(vec![range(2 * MIB, 6 * MIB), range(4 * GIB - 2 * MIB, 2 * MIB)])
         );
         assert_eq!(found.allocate(2, 4096, low), Err(MemoryError::Constraints));
+        let mut scattered = buffers(&[2 * MIB, 6 * MIB, 4 * GIB, 4 * GIB + 8 * MIB]);
+        assert_eq!(scattered.allocate(1, 6 * MIB, low), Err(MemoryError::Constraints));
+        assert!(scattered.allocate(1, 4 * MIB, low).is_ok());
         assert_eq!(found.allocate(2, 4096, ANY), Ok(vec![range(4 * GIB, 4096)]));
     }
 
