@@ -7,6 +7,7 @@
 //! pages.rs     page tables and invalidations: sizes, ranges, tags, counts
 //! faults.rs    fault records
 //! trouble.rs   time-outs, dead units, memory that runs out
+//! vtd.rs       the VT-d backend and units to run it on
 //! random.rs    long random runs against a list of what was granted
 //! ```
 
@@ -15,6 +16,7 @@ pub mod faults;
 pub mod pages;
 pub mod random;
 pub mod trouble;
+pub mod vtd;
 
 use iommu_protocol::RequesterId;
 use iommu_protocol::wire::Access;

@@ -4,7 +4,7 @@ use iommud::hw::{Entry, Unit};
 use iommud_tests::conformance::{Bench, SOURCES, TARGET};
 use iommud_tests::vtd::{Config, Vtd};
 
-use super::Subject;
+use iommud_tests::conformance::vtd::Subject;
 
 fn server() -> Subject {
     Subject { name: "server", config: Config::default() }

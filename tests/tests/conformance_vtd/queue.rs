@@ -6,7 +6,7 @@ use iommud::hw::{Entry, Unit, UnitError};
 use iommud_tests::conformance::{Bench, Domain, SOURCES, TARGET, range, run};
 use iommud_tests::vtd::Vtd;
 
-use super::{Subject, matrix};
+use iommud_tests::conformance::vtd::{Subject, matrix};
 
 /// A device that has a page cached which is unmapped but not invalidated yet.
 fn stale(subject: &Subject) -> (Bench<Subject>, Domain<Subject>, Detached) {

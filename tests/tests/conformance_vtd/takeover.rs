@@ -8,7 +8,7 @@ use iommud_tests::machine::{Machine, Reach, Through, Trouble, Use, Watch};
 use iommud_tests::vtd::firmware::Firmware;
 use iommud_tests::vtd::{Config, Vtd};
 
-use super::{Subject, matrix};
+use iommud_tests::conformance::vtd::{Subject, matrix};
 
 /// Memory of the previous owner's tables.
 const TABLES: u64 = 0x0300_0000;
