@@ -28,7 +28,7 @@ impl Log for StandardError {
 }
 
 /// Sends the log of this process to standard error from now on.
-pub fn install() {
+pub(super) fn install() {
     if log::set_logger(&StandardError).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
