@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use iommu_client::platform::Memory;
-use iommu_client::platform::linux::pci::Function;
+use iommu_client::platform::pci::Function;
 use iommu_client::{BusMasterPermission, Device, Error};
 
 /// Vendor and device id.

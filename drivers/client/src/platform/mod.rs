@@ -6,14 +6,29 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::transport::Transport;
 
-#[cfg(target_os = "linux")]
-pub mod linux;
+mod memory;
 
 #[cfg(target_os = "linux")]
-pub use linux::Memory;
+pub mod linux;
+#[cfg(target_os = "redox")]
+pub mod redox;
+
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "redox")]
+use redox as system;
+
+pub use memory::Memory;
+pub use system::pci;
 
 /// The transport to the server of this machine.
 #[cfg(target_os = "linux")]
 pub(crate) fn connect() -> Result<Arc<dyn Transport>, Error> {
     Ok(Arc::new(linux::Socket::connect(&linux::socket_path())?))
+}
+
+/// The transport to the server of this machine.
+#[cfg(target_os = "redox")]
+pub(crate) fn connect() -> Result<Arc<dyn Transport>, Error> {
+    Ok(Arc::new(redox::Scheme::connect()?))
 }

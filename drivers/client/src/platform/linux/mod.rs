@@ -6,7 +6,7 @@ mod socket;
 
 use std::path::PathBuf;
 
-pub use memory::Memory;
+pub(super) use memory::end;
 pub use socket::Socket;
 
 /// Where iommud listens unless told otherwise.

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use iommu_protocol::ids::PciAddress;
 
-use super::Memory;
 use crate::device::BusMasterPermission;
 use crate::error::Error;
+use crate::platform::Memory;
 
 /// Offset of the command register (PCI Local Bus Specification 3.0, section 6.2.2).
 const COMMAND: u64 = 4;

@@ -18,8 +18,8 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 
-use super::Memory;
 use crate::error::{Breach, Error};
+use crate::platform::Memory;
 use crate::transport::{Handle, Transport};
 
 /// How often a waiting thread looks whether another one has received its event.

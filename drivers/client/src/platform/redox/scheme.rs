@@ -1,0 +1,183 @@
+//! Operations of the scheme as the kernel carries them. A handle is a descriptor of this process.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use event::{EventFlags, RawEventQueue};
+use iommu_protocol::status::{Errno, Refusal};
+use libredox::call::{self, MmapArgs, mmap, munmap};
+use libredox::flag::{
+    MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ, PROT_WRITE,
+};
+use syscall::flag::{CLOCK_MONOTONIC, CallFlags};
+
+use crate::error::{Breach, Error};
+use crate::platform::Memory;
+use crate::transport::{Handle, Transport};
+
+const SCHEME: &str = "/scheme/iommu";
+
+/// What opening is refused for, where numbers are shared.
+const OPENING: &[Refusal] = &[
+    Refusal::NotOwner,
+    Refusal::NotFound,
+    Refusal::SplitGroup,
+    Refusal::BadHandle,
+    Refusal::Permission,
+];
+
+/// The way to the scheme.
+#[derive(Debug)]
+pub struct Scheme(());
+
+impl Scheme {
+    /// Makes sure that there is one.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] when there is none.
+    pub fn connect() -> Result<Self, Error> {
+        match call::open(SCHEME, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0) {
+            Ok(fd) => {
+                let _ = call::close(fd);
+                Ok(Self(()))
+            }
+            Err(_) => Err(Error::Disconnected),
+        }
+    }
+}
+
+impl Transport for Scheme {
+    fn open(&self, at: Option<Handle>, path: &str, write: bool) -> Result<Handle, Error> {
+        // Sessions are read when there is something: waiting is what events are for.
+        let access = if write { O_RDWR | O_NONBLOCK } else { O_RDONLY };
+        let opened = match at {
+            Some(at) => call::openat(fd(at)?, path, access | O_CLOEXEC, 0),
+            None => call::open(format!("{SCHEME}/{path}"), access | O_CLOEXEC, 0),
+        };
+        handle(opened.map_err(|error| refused(error, OPENING))?)
+    }
+
+    fn close(&self, handle: Handle) {
+        if let Ok(fd) = fd(handle) {
+            let _ = call::close(fd);
+        }
+    }
+
+    fn read(&self, handle: Handle, out: &mut [u8]) -> Result<usize, Error> {
+        call::read(fd(handle)?, out).map_err(|error| refused(error, &[Refusal::NotReady]))
+    }
+
+    fn call(&self, handle: Handle, payload: &mut [u8], request: usize) -> Result<usize, Error> {
+        // The request's own header says where it ends.
+        let _ = request;
+        call::call_rw(fd(handle)?, payload, CallFlags::empty(), &[])
+            .map_err(|error| refused(error, &[]))
+    }
+
+    fn names(&self, handle: Handle) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        let mut entries = vec![0; 16 * 1024];
+        let mut next = 0;
+        loop {
+            let length = call::getdents(fd(handle)?, &mut entries, next)
+                .map_err(|error| refused(error, &[Refusal::BadOperation]))?;
+            let mut rest = entries.get(..length).unwrap_or_default();
+            if rest.is_empty() {
+                return Ok(names);
+            }
+            while !rest.is_empty() {
+                let (entry, after) = entry(rest).ok_or(Breach::Value)?;
+                names.push(entry.1);
+                next = entry.0;
+                rest = after;
+            }
+        }
+    }
+
+    fn wait_readable(&self, handle: Handle, timeout: Duration) -> Result<bool, Error> {
+        let queue = RawEventQueue::new().map_err(io::Error::from)?;
+        let session = fd(handle)?;
+        let mut timer = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/scheme/time/{CLOCK_MONOTONIC}"))?;
+        let clock = usize::try_from(timer.as_raw_fd()).map_err(|_| Breach::Value)?;
+        let subscribe = |fd| queue.subscribe(fd, 0, EventFlags::READ).map_err(io::Error::from);
+        subscribe(session)?;
+        subscribe(clock)?;
+        let now = call::clock_gettime(libredox::flag::CLOCK_MONOTONIC).map_err(io::Error::from)?;
+        let now = Duration::new(
+            u64::try_from(now.tv_sec).unwrap_or(0),
+            u32::try_from(now.tv_nsec).unwrap_or(0),
+        );
+        let end = now.saturating_add(timeout);
+        let end = syscall::TimeSpec {
+            tv_sec: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i32::try_from(end.subsec_nanos()).unwrap_or(0),
+        };
+        timer.write_all(&end)?;
+        Ok(queue.next_event().map_err(io::Error::from)?.fd == session)
+    }
+
+    fn map(&self, handle: Handle) -> Result<Memory, Error> {
+        let fd = fd(handle)?;
+        let stat = call::fstat(fd).map_err(io::Error::from)?;
+        let length = usize::try_from(stat.st_size).ok().filter(|length| *length > 0);
+        Memory::of(fd, 0, length.ok_or(Breach::Memory)?)
+    }
+
+    fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
+        let _ = (session, buffer);
+        Err(Error::Refused(Refusal::Unsupported))
+    }
+}
+
+/// The first entry of a directory's bytes: the number of the next one and the name; and what is behind it.
+/// 8 bytes inode, 8 bytes next, 2 bytes length of the entry, 1 byte kind, the name, a zero
+/// (redox_syscall, `DirentHeader`).
+fn entry(bytes: &[u8]) -> Option<((u64, String), &[u8])> {
+    let next = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
+    let length = usize::from(u16::from_le_bytes(bytes.get(16..18)?.try_into().ok()?));
+    let (this, after) = bytes.split_at_checked(length)?;
+    let name = CStr::from_bytes_until_nul(this.get(19..)?).ok()?.to_str().ok()?;
+    Some(((next, name.to_owned()), after))
+}
+
+fn fd(handle: Handle) -> Result<usize, Error> {
+    usize::try_from(handle.0).map_err(|_| Breach::Value.into())
+}
+
+fn handle(fd: usize) -> Result<Handle, Error> {
+    u32::try_from(fd).map(Handle).map_err(|_| Breach::Value.into())
+}
+
+fn refused(error: libredox::error::Error, likely: &[Refusal]) -> Error {
+    // A scheme whose server is gone answers ENODEV, which is what a device without a record is refused with.
+    Error::from_errno(Errno(error.errno()), likely)
+}
+
+impl Memory {
+    /// Maps `length` bytes of what `fd` stands for, from `offset` on.
+    pub(super) fn of(fd: usize, offset: u64, length: usize) -> Result<Self, Error> {
+        let (prot, flags) = (PROT_READ | PROT_WRITE, MAP_SHARED);
+        let request = MmapArgs { addr: std::ptr::null_mut(), length, prot, flags, fd, offset };
+        // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
+        let base = unsafe { mmap(request) }.map_err(io::Error::from)?;
+        let base = NonNull::new(base.cast()).ok_or(Breach::Memory)?;
+        Ok(Self { base, length })
+    }
+}
+
+/// Ends a mapping. A piece that cannot be ended stays.
+///
+/// # Safety
+/// The range is a mapping that nothing refers to.
+pub(in crate::platform) unsafe fn end(start: NonNull<u8>, length: usize) {
+    // SAFETY: the caller's promise.
+    let _ = unsafe { munmap(start.as_ptr().cast(), length) };
+}
