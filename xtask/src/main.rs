@@ -10,6 +10,7 @@ mod kernel;
 mod options;
 mod packages;
 mod qemu;
+mod redox;
 mod report;
 mod test;
 mod workspace;
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
         }
         Command::Demo(options) => demo::run(&options),
         Command::Bare(options) => bare::run(options),
+        Command::Redox(options) => redox::run(&options),
+        Command::CheckRedox => redox::check(),
         Command::Test => Ok(test::run()),
         Command::NotBuilt(name) => {
             eprintln!("xtask {name}: not built yet");

@@ -14,11 +14,19 @@ commands:
   bare    the register-level suite, on a machine without an operating system
   test    everything CI runs
   bench   measurements
-  redox   an image of Redox with iommud in it
+  redox   an image of Redox with iommud in it, booted
+  check-redox
+          everything that Redox gets compiles for it
 
 options of bare:
   --iommu intel|amd        amd: AMD-Vi, on a newer QEMU (default: intel)
   --caching-mode, --qemu   as of demo
+
+options of redox:
+  --tree DIR               a finished Redox tree; without it: what one consists of
+  --iommu intel|amd|none   the unit of the machine (default: intel)
+  --keep, --verbose, --json FILE
+                           as of demo
 
 options of demo:
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
@@ -112,6 +120,21 @@ impl Default for DemoOptions {
     }
 }
 
+/// Options of `redox`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RedoxOptions {
+    /// The tree.
+    pub(crate) tree: Option<PathBuf>,
+    /// The unit.
+    pub(crate) iommu: Iommu,
+    /// Keep the image.
+    pub(crate) keep: bool,
+    /// Show the console.
+    pub(crate) verbose: bool,
+    /// Where the checks are written, too.
+    pub(crate) json: Option<PathBuf>,
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -121,6 +144,10 @@ pub(crate) enum Command {
     Demo(DemoOptions),
     /// The register-level suite.
     Bare(BareOptions),
+    /// Redox, booted.
+    Redox(RedoxOptions),
+    /// Redox, compiled for.
+    CheckRedox,
     /// Everything CI runs.
     Test,
     /// A command that is named but does not exist yet.
@@ -138,7 +165,8 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "demo" => demo(parser),
             "bare" => bare(parser),
             "bench" => Ok(Command::NotBuilt("bench")),
-            "redox" => Ok(Command::NotBuilt("redox")),
+            "redox" => redox(parser),
+            "check-redox" => no_more(parser, Command::CheckRedox),
             "test" => no_more(parser, Command::Test),
             other => Err(format!("unknown command {other}").into()),
         },
@@ -186,6 +214,27 @@ fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::Bare(options))
+}
+
+fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = RedoxOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("tree") => options.tree = Some(parser.value()?.into()),
+            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
+                "intel" => options.iommu = Iommu::Intel,
+                "amd" => options.iommu = Iommu::Amd,
+                "none" => options.iommu = Iommu::None,
+                other => return Err(format!("--iommu {other}: intel, amd or none").into()),
+            },
+            Arg::Long("keep") => options.keep = true,
+            Arg::Long("verbose") => options.verbose = true,
+            Arg::Long("json") => options.json = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Redox(options))
 }
 
 fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {

@@ -49,10 +49,14 @@ pub(crate) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "m
 /// `Missing` with the packages' names; a failed installation.
 pub(crate) fn require(programs: &[Program]) -> Result<()> {
     let missing: Vec<_> = programs.iter().filter(|program| find(program.name).is_none()).collect();
-    if missing.is_empty() {
+    let names: Vec<_> = missing.iter().map(|program| program.package).collect();
+    bring(&names)
+}
+
+fn bring(names: &[&str]) -> Result<()> {
+    if names.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = missing.iter().map(|program| program.package).collect();
     if !is_root() || find("apt-get").is_none() {
         let names = names.join(" ");
         return Err(Missing(format!(
@@ -64,11 +68,21 @@ pub(crate) fn require(programs: &[Program]) -> Result<()> {
     if !have_lists() {
         update()?;
     }
-    install(&names).or_else(|_| {
+    install(names).or_else(|_| {
         // The lists may name versions that the archive no longer has.
         update()?;
-        install(&names)
+        install(names)
     })
+}
+
+/// As [`require`], for packages that are known by a file: pairs of file and package.
+///
+/// # Errors
+/// As [`require`].
+pub(crate) fn require_files(files: &[(&str, &'static str)]) -> Result<()> {
+    let missing = files.iter().filter(|(file, _)| !Path::new(file).exists());
+    let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    bring(&missing)
 }
 
 fn install(names: &[&str]) -> Result<()> {

@@ -48,6 +48,20 @@ impl Machine {
         machine
     }
 
+    /// Delivers the lines of the first serial port, not of the second.
+    pub(crate) fn swap_serial(&mut self) {
+        let serial: Vec<usize> = self
+            .arguments
+            .iter()
+            .enumerate()
+            .filter(|(_, argument)| *argument == "-serial")
+            .map(|(index, _)| index + 1)
+            .collect();
+        if let [first, second] = *serial {
+            self.arguments.swap(first, second);
+        }
+    }
+
     /// Adds arguments.
     pub(crate) fn args<T: Into<OsString>>(&mut self, arguments: impl IntoIterator<Item = T>) {
         self.arguments.extend(arguments.into_iter().map(Into::into));

@@ -1,0 +1,112 @@
+//! Programs of this project for Redox, from Debian's compiler and the standard library's sources.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use super::tree::Tree;
+use crate::packages;
+use crate::workspace::{cargo, root, target};
+
+const TARGET: &str = "x86_64-unknown-redox";
+
+/// Debian's compiler: the one that comes with the library's sources. The package `rust-web-src` has no
+/// program, so its presence is looked at by a file.
+const CARGO: &str = "/usr/bin/cargo";
+const RUSTC: &str = "/usr/bin/rustc";
+const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
+
+/// The crates that Redox gets.
+const PACKAGES: [&str; 3] = ["iommud", "edud", "redox-guest"];
+
+/// The programs among what they build.
+const PROGRAMS: [&str; 4] = ["iommud", "iommuctl", "edud", "redox-guest"];
+
+/// The loader, for a machine without an operating system.
+///
+/// # Errors
+/// It does not compile.
+pub(crate) fn loader() -> Result<PathBuf> {
+    let triple = "x86_64-unknown-linux-gnu";
+    let directory = target().join("redox-loader");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--locked", "--target", triple, "--target-dir"]);
+    command.arg(&directory).arg("--manifest-path").arg(root().join("tests/vm/redox/Cargo.toml"));
+    command.env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.env("RUSTFLAGS", "-Crelocation-model=static -Ctarget-feature=+crt-static");
+    ensure!(command.status()?.success(), "building the loader failed");
+    Ok(directory.join(triple).join("debug/redox-loader"))
+}
+
+fn debian_cargo(command: &str) -> Result<Command> {
+    let files = [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
+    packages::require_files(&files)?;
+    let mut cargo = Command::new(CARGO);
+    cargo.current_dir(root()).env("RUSTC", RUSTC).env("RUSTC_BOOTSTRAP", "1");
+    cargo.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo.args([command, "--quiet", "--locked", "--target", TARGET]);
+    cargo.args(["-Z", "build-std=std,panic_abort", "--target-dir"]);
+    cargo.arg(target().join("redox"));
+    Ok(cargo)
+}
+
+/// Compiles everything that Redox gets, without linking it: no tree is needed.
+///
+/// # Errors
+/// `Missing` packages; it does not compile.
+pub(crate) fn check() -> Result<bool> {
+    let mut cargo = debian_cargo("check")?;
+    for package in ["iommu-protocol", "iommu-client"].iter().chain(&PACKAGES) {
+        cargo.args(["-p", package]);
+    }
+    let passed = cargo.status()?.success();
+    println!("redox: {} passed, {} failed", u8::from(passed), u8::from(!passed));
+    Ok(passed)
+}
+
+/// Builds the programs and links them with the tree's library.
+///
+/// # Errors
+/// `Missing` packages; it does not compile or link.
+pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
+    let mut cargo = debian_cargo("build")?;
+    cargo.arg("--release");
+    for package in PACKAGES {
+        cargo.args(["-p", package]);
+    }
+    for (key, value) in
+        [("OPT_LEVEL", "s"), ("PANIC", "abort"), ("LTO", "false"), ("DEBUG", "false")]
+    {
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
+    }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", link_flags(&tree.libraries()));
+    ensure!(cargo.status()?.success(), "building for Redox failed");
+    let built = target().join("redox").join(TARGET).join("release");
+    Ok(PROGRAMS.iter().map(|name| built.join(name)).collect())
+}
+
+/// What makes gcc, which is for Linux, link a static program of Redox: the tree's start files and library,
+/// and nothing of this system but libgcc.
+fn link_flags(libraries: &Path) -> OsString {
+    let mut arguments: Vec<OsString> =
+        ["-nostartfiles", "-nostdlib", "-static", "-no-pie"].map(OsString::from).into();
+    let mut search = OsString::from("-L");
+    search.push(libraries);
+    arguments.push(search);
+    for file in ["crt0.o", "crti.o"] {
+        arguments.push(libraries.join(file).into());
+    }
+    for file in ["libgcc_eh.a", "libc.a"] {
+        arguments.push(libraries.join(file).into());
+    }
+    arguments.push("-lgcc".into());
+    arguments.push(libraries.join("crtn.o").into());
+    let mut flags = OsString::from("-Clinker=gcc");
+    for argument in arguments {
+        flags.push("\u{1f}-Clink-arg=");
+        flags.push(argument);
+    }
+    flags
+}
