@@ -207,7 +207,11 @@ impl Batch<'_> {
         if !range.first().is_aligned(PAGE_SIZE) {
             return Err(Refusal::Alignment);
         }
-        if range.first().0 < PAGE_SIZE || range.last().0 >> SPACE_BITS != 0 {
+        let last = range.last().0;
+        if range.first().0 < PAGE_SIZE
+            || last >> SPACE_BITS != 0
+            || last > self.domain.shape.last_iova()
+        {
             return Err(Refusal::Range);
         }
         let reserved = self.domain.reserved.iter().map(|piece| piece.range);

@@ -133,7 +133,7 @@ impl Registry {
     ) -> Result<(Iova, Option<IovaRange>), Refusal> {
         let regions = self.machine.config.quotas.regions;
         let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
-        if memory.segments().any(|range| range.last().0 > domain.reach()) {
+        if memory.segments().any(|range| range.last().0 > domain.shape.last_memory()) {
             return Err(Refusal::NoMemory);
         }
         let range = take(
@@ -299,7 +299,7 @@ impl Registry {
             return Err(Refusal::Quota);
         }
         if let Some(domain) = session.domain {
-            let reach = self.domain(domain)?.reach();
+            let reach = self.domain(domain)?.shape.last_memory();
             if known.memory.segments().any(|range| range.last().0 > reach) {
                 return Err(Refusal::NoMemory);
             }

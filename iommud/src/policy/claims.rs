@@ -159,6 +159,9 @@ impl Registry {
                 let mut closed = addresses(&needed);
                 closed.insert(0, PAGE_SIZE - 1);
                 closed.insert(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
+                if let Some(beyond) = domain.shape.last_iova().checked_add(1) {
+                    closed.insert(beyond, u64::MAX);
+                }
                 for range in in_space(&closed) {
                     domain.space.allocate_at(range);
                 }
@@ -187,11 +190,11 @@ impl Registry {
             return Err(Refusal::UnitFailed);
         }
         if let Some(Unit::Enabled { capabilities, .. }) = self.machine.unit(unit)
-            && !(domain.shape().serves(capabilities) && domain.tag.0 <= capabilities.last_tag)
+            && !(domain.shape.serves(capabilities) && domain.tag.0 <= capabilities.last_tag)
         {
             return Err(Refusal::Unsupported);
         }
-        if needed.iter().any(|piece| piece.range.last().0 > domain.reach()) {
+        if needed.iter().any(|piece| piece.range.last().0 > domain.shape.reach()) {
             return Err(Refusal::Unsupported);
         }
         let mut new = addresses(&needed);

@@ -137,7 +137,7 @@ impl Registry {
             if domain.active.iter().any(|(unit, _)| failed(*unit)) {
                 return Err(Refusal::UnitFailed);
             }
-            let pieces = identity(taken.iter().copied(), domain.reach());
+            let pieces = identity(taken.iter().copied(), domain.shape.reach());
             draft.unmap_pieces(class.compat, &pieces);
             if let Some(range) = hull_of(&pieces) {
                 draft.invalidate(class.compat, domain, range);
@@ -159,7 +159,7 @@ impl Registry {
         }
         for class in &self.machine.classes {
             let domain = self.domain(class.compat)?;
-            let pieces = identity(ranges.iter().copied(), domain.reach());
+            let pieces = identity(ranges.iter().copied(), domain.shape.reach());
             draft.map_pieces(class.compat, &pieces);
             for &(unit, _) in &domain.active {
                 if let (Some(range), Some(_)) = (hull_of(&pieces), self.machine.class_of(unit)) {

@@ -26,6 +26,8 @@ mod registry;
 mod slab;
 pub mod space;
 mod state;
+#[cfg(test)]
+mod tests;
 mod units;
 mod view;
 mod views;

@@ -181,6 +181,6 @@ impl Plan {
     /// A plan of these steps, for tests of the engine.
     #[cfg(test)]
     pub(crate) fn of(steps: &[Step]) -> Self {
-        Self { steps: steps.into(), outcome: Outcome::Done }
+        Self { steps: steps.into(), effects: Vec::new(), outcome: Outcome::Done }
     }
 }

@@ -36,8 +36,7 @@ pub(super) enum Unit {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Class {
     pub(super) compat: DomainId,
-    pub(super) format: TableFormat,
-    pub(super) physical_bits: u8,
+    pub(super) shape: Shape,
 }
 
 /// What policy knows of a function, beside what the walk found.
@@ -123,8 +122,7 @@ pub(super) enum Purpose {
 pub(super) struct Domain {
     pub(super) purpose: Purpose,
     pub(super) tag: DomainTag,
-    pub(super) format: TableFormat,
-    pub(super) physical_bits: u8,
+    pub(super) shape: Shape,
     pub(super) space: Space,
     pub(super) mappings: Mappings,
     /// What is mapped one to one for firmware, without overlap.
@@ -278,11 +276,6 @@ impl Grants {
 }
 
 impl Domain {
-    /// Last address that its page table translates and its memory can have.
-    pub(super) const fn reach(&self) -> u64 {
-        reach(self.format.levels, self.physical_bits)
-    }
-
     /// Notes one entry more or less of a unit.
     pub(super) fn count_entry(&mut self, unit: UnitIndex, more: bool) {
         let at = self.active.iter().position(|(known, _)| *known == unit);
@@ -301,10 +294,35 @@ impl Domain {
     }
 }
 
-/// Last identity-mapped address that a page table of so many levels can hold.
-pub(super) const fn reach(levels: u8, physical_bits: u8) -> u64 {
-    let bits = 12 + 9 * levels as u32;
-    let bits = if bits < physical_bits as u32 { bits } else { physical_bits as u32 };
+/// What a domain is made of, and the addresses it can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) format: TableFormat,
+    /// Bits of memory addresses.
+    pub(super) physical_bits: u8,
+    /// Bits of I/O virtual addresses that every unit lets through.
+    pub(super) iova_bits: u8,
+}
+
+impl Shape {
+    /// Last I/O virtual address.
+    pub(super) fn last_iova(&self) -> u64 {
+        last_of(self.iova_bits.min(12 + 9 * self.format.levels))
+    }
+
+    /// Last address of memory.
+    pub(super) const fn last_memory(&self) -> u64 {
+        last_of(self.physical_bits)
+    }
+
+    /// Last address that can be mapped to itself.
+    pub(super) fn reach(&self) -> u64 {
+        self.last_iova().min(self.last_memory())
+    }
+}
+
+/// Last address of so many bits.
+const fn last_of(bits: u8) -> u64 {
     if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
 }
 
@@ -395,6 +413,7 @@ pub(super) const fn all_sources(
 mod tests {
     use super::*;
     use crate::addr::Iova;
+    use crate::topology::capabilities::PageSizes;
 
     fn phys(first: u64, length: u64) -> PhysRange {
         PhysRange::new(PhysAddr(first), length).unwrap()
@@ -455,8 +474,15 @@ mod tests {
 
     #[test]
     fn reach_is_what_levels_and_memory_allow() {
-        assert_eq!(reach(3, 46), (1 << 39) - 1);
-        assert_eq!(reach(4, 39), (1 << 39) - 1);
-        assert_eq!(reach(6, 64), u64::MAX);
+        let shape = |levels, physical_bits, iova_bits| Shape {
+            format: TableFormat { levels, page_sizes: PageSizes::SIZE_4K, coherent: true },
+            physical_bits,
+            iova_bits,
+        };
+        assert_eq!(shape(3, 46, 48).reach(), (1 << 39) - 1);
+        assert_eq!(shape(4, 39, 48).reach(), (1 << 39) - 1);
+        assert_eq!(shape(4, 46, 36).reach(), (1 << 36) - 1);
+        assert_eq!(shape(6, 64, 64).reach(), u64::MAX);
+        assert_eq!(shape(3, 46, 48).last_memory(), (1 << 46) - 1);
     }
 }

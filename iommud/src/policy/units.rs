@@ -13,15 +13,8 @@ use crate::policy::plan::{Binding, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
 use crate::policy::space::Space;
-use crate::policy::state::{Class, Domain, Purpose, Unit, all_sources, reach, read_write};
+use crate::policy::state::{Class, Domain, Purpose, Shape, Unit, all_sources, read_write};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
-
-/// What a domain is made of, and the memory it can map.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    pub(super) format: TableFormat,
-    pub(super) physical_bits: u8,
-}
 
 impl Shape {
     /// What all of these units can walk, with as few levels as reach `top`, or else as many as there are.
@@ -29,17 +22,22 @@ impl Shape {
     fn common<'a>(units: impl Iterator<Item = &'a UnitCapabilities>, top: u64) -> Option<Self> {
         let mut levels = LevelSet::all();
         let mut page_sizes = PageSizes::all();
-        let (mut coherent, mut physical_bits) = (true, 64);
+        let (mut coherent, mut physical_bits, mut iova_bits) = (true, 64, 64);
         for unit in units {
             levels &= unit.levels;
             page_sizes &= unit.page_sizes;
             coherent &= unit.coherent;
             physical_bits = physical_bits.min(unit.physical_bits);
+            iova_bits = iova_bits.min(unit.iova_bits);
         }
         let depths = || (3..=6).filter(|depth| levels.bits() & 1 << depth != 0);
-        let enough = depths().find(|depth| reach(*depth, physical_bits) >= top);
-        let levels = enough.or_else(|| depths().next_back())?;
-        Some(Self { format: TableFormat { levels, page_sizes, coherent }, physical_bits })
+        let shape = |levels| Self {
+            format: TableFormat { levels, page_sizes, coherent },
+            physical_bits,
+            iova_bits,
+        };
+        let enough = depths().map(shape).find(|shape| shape.reach() >= top);
+        enough.or_else(|| depths().next_back().map(shape))
     }
 
     /// Whether a unit can walk such a table.
@@ -48,16 +46,7 @@ impl Shape {
             && unit.page_sizes.contains(self.format.page_sizes)
             && (unit.coherent || !self.format.coherent)
             && unit.physical_bits >= self.physical_bits
-    }
-
-    pub(super) const fn reach(self) -> u64 {
-        reach(self.format.levels, self.physical_bits)
-    }
-}
-
-impl Domain {
-    pub(super) const fn shape(&self) -> Shape {
-        Shape { format: self.format, physical_bits: self.physical_bits }
+            && unit.iova_bits >= self.iova_bits
     }
 }
 
@@ -103,7 +92,7 @@ impl Registry {
     ) -> Result<usize, Refusal> {
         for (index, class) in self.machine.classes.iter().enumerate() {
             let domain = self.domain(class.compat)?;
-            if domain.shape().serves(capabilities) && domain.tag.0 <= capabilities.last_tag {
+            if domain.shape.serves(capabilities) && domain.tag.0 <= capabilities.last_tag {
                 return Ok(index);
             }
         }
@@ -113,8 +102,7 @@ impl Registry {
         let pieces = identity(self.compat.iter(), shape.reach());
         let last_tag = last_tag(&self.machine).min(capabilities.last_tag);
         let compat = self.new_domain(draft, Purpose::Compat, shape, last_tag, &pieces)?;
-        let Shape { format, physical_bits } = shape;
-        after.classes.push(Class { compat, format, physical_bits });
+        after.classes.push(Class { compat, shape });
         Ok(self.machine.classes.len())
     }
 
@@ -136,8 +124,7 @@ impl Registry {
         draft.effects.push(Effect::Domain(Box::new(Domain {
             purpose,
             tag,
-            format: shape.format,
-            physical_bits: shape.physical_bits,
+            shape,
             space: Space::new(),
             mappings: Mappings::default(),
             reserved: if purpose == Purpose::Compat { Vec::new() } else { pieces.to_vec() },
@@ -161,8 +148,7 @@ impl Registry {
         if let Some(domain) = known.or_else(made) {
             return Ok(Binding::Domain(domain));
         }
-        let shape = after.classes.get(class).ok_or(Refusal::NotReady)?;
-        let shape = Shape { format: shape.format, physical_bits: shape.physical_bits };
+        let shape = after.classes.get(class).ok_or(Refusal::NotReady)?.shape;
         let within: Vec<Piece> =
             wanted.1.iter().filter(|p| p.range.last().0 <= shape.reach()).copied().collect();
         let id = self.new_domain(draft, Purpose::Reserved, shape, last_tag(after), &within)?;
@@ -264,10 +250,7 @@ impl Registry {
             Unit::Enabled { capabilities, .. } => Some(capabilities),
             _ => None,
         });
-        let of_class = || {
-            let class = self.machine.classes.get(class)?;
-            Some(Shape { format: class.format, physical_bits: class.physical_bits })
-        };
+        let of_class = || Some(self.machine.classes.get(class)?.shape);
         let shape = Shape::common(up, top).or_else(of_class).ok_or(Refusal::Unsupported)?;
         if shape.reach() < top { Err(Refusal::Unsupported) } else { Ok(shape) }
     }

@@ -141,8 +141,11 @@ impl Registry {
         Some(DomainView {
             id,
             tag: domain.tag,
-            space: IovaRange::inclusive(Iova(PAGE_SIZE), Iova((1 << SPACE_BITS) - 1))?,
-            page_sizes: domain.format.page_sizes,
+            space: IovaRange::inclusive(
+                Iova(PAGE_SIZE),
+                Iova(domain.shape.last_iova().min((1 << SPACE_BITS) - 1)),
+            )?,
+            page_sizes: domain.shape.format.page_sizes,
             mappings: domain.mappings.len(),
         })
     }

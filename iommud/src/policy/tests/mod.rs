@@ -1,0 +1,5 @@
+//! The registry as a whole: scenarios and random sequences, over a machine that remembers everything it ever
+//! let a device see.
+
+mod scenarios;
+mod world;

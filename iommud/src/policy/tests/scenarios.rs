@@ -1,0 +1,27 @@
+//! The scenarios of the ordering contract that policy alone decides, by number.
+
+use super::world::*;
+use crate::policy::{Binding, Event, Outcome};
+use crate::topology::testing::{address, endpoint};
+
+#[test]
+fn a_device_is_claimed_attached_used_and_given_back() {
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let d = address(0, 4, 0);
+    let compat = bench.world.entry(0, d);
+    assert!(matches!(compat, Binding::Domain(_)));
+    let session = bench.claim(1, d);
+    assert_eq!(bench.world.entry(0, d), compat, "a claim changes no entry");
+    bench.run(&Event::Attach(session)).unwrap();
+    let Binding::Domain(own) = bench.world.entry(0, d) else { panic!("translated") };
+    assert_ne!(Binding::Domain(own), compat);
+    let (slot, iova, _) = bench.buffer(session, 4);
+    assert_eq!(bench.world.mapped(own), [(iova, iova + 0x3fff, OWN)]);
+    let second = bench.batch(session, &[map(slot, 1, 2)]).unwrap()[0];
+    bench.batch(session, &[unmap(second, 2)]).unwrap();
+    bench.run(&Event::Release(session, slot)).unwrap();
+    assert_eq!(bench.world.released.len(), 1);
+    assert_eq!(bench.run(&Event::Close(session)), Ok(Outcome::Done));
+    assert_eq!(bench.world.entry(0, d), compat);
+    assert_eq!(bench.world.domain_count(), 1);
+}
