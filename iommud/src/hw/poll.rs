@@ -9,15 +9,19 @@ pub(crate) fn until<C: Clock, T>(
     limit: Nanos,
     mut look: impl FnMut() -> Option<T>,
 ) -> Option<T> {
+    // The clock is not asked when there is nothing to wait for.
+    if let Some(seen) = look() {
+        return Some(seen);
+    }
     let start = clock.now();
     loop {
-        if let Some(seen) = look() {
-            return Some(seen);
-        }
         if clock.now().0.saturating_sub(start.0) >= limit.0 {
             return look();
         }
         clock.relax();
+        if let Some(seen) = look() {
+            return Some(seen);
+        }
     }
 }
 

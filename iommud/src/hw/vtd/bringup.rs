@@ -112,7 +112,9 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             Err(error) => return Err(error),
             Ok(_) => {}
         }
-        self.port.switch_off(QUEUE, "the old invalidation queue to stop")
+        self.port.switch_off(QUEUE, "the old invalidation queue to stop")?;
+        // What it was stopped at must not be taken for an error of ours.
+        self.forget_errors()
     }
 
     /// Starts our queue: 256 descriptors of 128 bits, which is QS 0 and DW 0.

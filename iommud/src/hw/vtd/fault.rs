@@ -44,6 +44,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError> {
         let status = self.port.fault_status()?;
+        if status & COMPLETION_ERROR != 0 {
+            // A stray answer of a device TLB: nobody waits for it, and nothing stands still.
+            self.port.registers.write32(FAULT_STATUS, COMPLETION_ERROR);
+        }
         let count = self.capability.fault_count();
         let mut index = self.next_fault.take().unwrap_or_else(|| first_record(status)) % count;
         let mut taken = 0;
@@ -54,7 +58,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             if taken == limit {
                 break;
             }
-            match self.take_record(index) {
+            match self.take_record(index)? {
                 Some(fault) => {
                     sink(fault);
                     taken += 1;
@@ -73,15 +77,18 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     }
 
     /// The fault in a record, which is then free. The word with F is read first: the unit writes it last.
-    fn take_record(&mut self, index: usize) -> Option<HardwareFault> {
+    fn take_record(&mut self, index: usize) -> Result<Option<HardwareFault>, UnitError> {
         let offset = self.record(index);
         let high = self.port.registers.read64(offset + 8);
         if high & FAULT == 0 {
-            return None;
+            return Ok(None);
         }
         let low = self.port.registers.read64(offset);
+        if (low, high) == (u64::MAX, u64::MAX) {
+            return Err(UnitError::Dead);
+        }
         self.port.registers.write32(offset + 12, CLEAR);
-        Some(decode(low, high))
+        Ok(Some(decode(low, high)))
     }
 
     /// Makes the unit record again after an overflow. How many faults it dropped is not known: at least 1.
@@ -93,12 +100,18 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         Ok(1)
     }
 
-    /// Clears all records and errors of a previous owner.
+    /// Clears all records of a previous owner.
     pub(super) fn forget_faults(&mut self) -> Result<(), UnitError> {
         for index in 0..self.capability.fault_count() {
             let offset = self.record(index);
             self.port.registers.write32(offset + 12, CLEAR);
         }
+        self.forget_errors()
+    }
+
+    /// Clears what the fault status holds but records. A queue that stands at a bad descriptor meets it
+    /// again at once.
+    pub(super) fn forget_errors(&mut self) -> Result<(), UnitError> {
         let errors = QUEUE_ERROR | COMPLETION_ERROR | TIMEOUT_ERROR | LOG_FAULTS | OVERFLOW;
         self.port.registers.write32(FAULT_STATUS, errors);
         self.port.fault_status().map(drop)

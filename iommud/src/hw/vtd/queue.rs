@@ -135,7 +135,8 @@ impl Queue {
             return Some(Err(UnitError::Dead));
         }
         if status & QUEUE_ERROR != 0 {
-            *refused = Some(self.replace_head(registers, memory));
+            let bad = self.replace_head(registers, memory);
+            refused.get_or_insert(bad);
             registers.write32(FAULT_STATUS, QUEUE_ERROR);
         }
         if status & COMPLETION_ERROR != 0 {

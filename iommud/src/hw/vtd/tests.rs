@@ -141,6 +141,24 @@ fn a_stuck_queue_of_the_previous_owner_is_given_up() {
 }
 
 #[test]
+fn a_bad_descriptor_of_the_previous_owner_is_not_ours() {
+    let mut memory = TestMemory::new();
+    let fake = Fake::new(memory.bus.clone());
+    {
+        let mut state = fake.0.borrow_mut();
+        state.status = 0xc400_0000;
+        // At its head, a descriptor of the reserved type 0.
+        state.queue = memory.allocate_run(1).unwrap().0;
+        state.refused = Some(0);
+        (state.head, state.tail) = (0x40, 0x90);
+        state.fault_status = 0x10;
+    }
+    let mut unit = bring_up(&fake, &mut memory).unwrap();
+    assert_eq!(fake.0.borrow().fault_status, 0);
+    unit.enable(&mut memory).unwrap();
+}
+
+#[test]
 fn what_cannot_be_driven_is_refused_before_it_is_touched() {
     let refused = |change: &dyn Fn(&Fake)| {
         let mut memory = TestMemory::new();
@@ -290,7 +308,9 @@ fn caching_mode_forgets_absent_entries_too() {
     assert_eq!(fake.did(), [[0x11, 0], [0xd2, 0]], "the root entry was absent");
     unit.write_entry(&mut memory, device, Entry::Blocked).unwrap();
     unit.invalidate_entry(&mut memory, device, Some(DomainTag(3))).unwrap();
-    fake.acts();
+    // On its way from old to new the entry was absent, and the device may have tried then.
+    let both = [[0x0000_0100_0003_0031, 0], [0x0000_0100_0000_0031, 0], [0x0003_00e2, 0]];
+    assert_eq!(fake.did(), both);
     unit.write_entry(&mut memory, device, translate(4)).unwrap();
     unit.invalidate_entry(&mut memory, device, None).unwrap();
     assert_eq!(fake.did(), [[0x0000_0100_0000_0031, 0], [0x0004_00e2, 0]]);
@@ -368,7 +388,9 @@ fn a_refused_descriptor_is_replaced_and_reported() {
     assert_eq!(error, UnitError::Queue { what, status: 0x0000_0008_0005_0031 });
     // The queue ran on: the descriptor was replaced by a write to a word beside the status word.
     let expected = [
-        W32(0x88, 0x70),
+        W32(0x88, 0x80),
+        W32(0x34, 0x10),
+        Did([0x25, STATUS + 8]),
         W32(0x34, 0x10),
         Did([0x25, STATUS + 8]),
         Did([0x0005_00e2, 0]),
@@ -473,6 +495,22 @@ fn one_record_takes_one_fault_a_call() {
         assert_eq!((faults.len(), faults[0].source.0, lost), (1, n, 0));
         assert_eq!(faults[0].access, FaultAccess::Write);
     }
+}
+
+#[test]
+fn an_answer_nobody_waits_for_is_cleared_with_the_faults() {
+    let (fake, mut memory, mut unit) = translating(|_| ());
+    fake.0.borrow_mut().fault_status = 0x20;
+    assert_eq!(take(&mut unit, &mut memory, 8), (vec![], 0));
+    assert_eq!(fake.acts(), [W32(0x34, 0x20)]);
+}
+
+#[test]
+fn a_record_of_ones_is_no_fault() {
+    let (fake, mut memory, mut unit) = translating(|_| ());
+    fake.0.borrow_mut().records[0] = [u64::MAX; 2];
+    let result = unit.take_faults(&mut memory, 8, &mut |_| panic!("a fault"));
+    assert_eq!(result, Err(UnitError::Dead));
 }
 
 #[test]

@@ -256,11 +256,14 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
             (Phase::Preparing, _) => Ok(()),
             (Phase::Translating, None) => self.publish_entry(memory, source),
             (Phase::Translating, Some(tag)) => {
-                let request = [
-                    descriptor::context_device(tag.0, source.0),
-                    descriptor::iotlb_domain(tag.0, self.drain()),
-                ];
-                self.invalidate(memory, &request)
+                let context = descriptor::context_device(tag.0, source.0);
+                let pages = descriptor::iotlb_domain(tag.0, self.drain());
+                if !self.capability.caching_mode() {
+                    return self.invalidate(memory, &[context, pages]);
+                }
+                // While the entry was absent, on its way from old to new, that may have been cached.
+                let absent = descriptor::context_device(0, source.0);
+                self.invalidate(memory, &[context, absent, pages])
             }
         }
     }
