@@ -244,7 +244,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
                 "intel" => options.iommu = Iommu::Intel,
                 "none" => options.iommu = Iommu::None,
-                "amd" => return Ok(Command::NotBuilt("demo --iommu amd")),
+                "amd" => (options.iommu, options.qemu) = (Iommu::Amd, Qemu::Newer),
                 other => return Err(format!("--iommu {other}: intel, amd or none").into()),
             },
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,

@@ -4,7 +4,7 @@ use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
 
 use super::spec::event::{self, code};
-use crate::addr::{INTERRUPT_WINDOW, Iova};
+use crate::addr::{INTERRUPT_WINDOW, Iova, PAGE_SIZE};
 use crate::hw::unit::HardwareFault;
 
 /// Added to the code of an entry of the PPR log, to tell it from an event of the same number.
@@ -27,6 +27,13 @@ pub(super) fn fault(entry: [u64; 2], unit: RequesterId) -> HardwareFault {
         reason: u16::from(code),
         words: words(code, first, second),
     }
+}
+
+/// Whether two faults differ in nothing but the place in a page.
+pub(super) fn tells_the_same(one: &HardwareFault, other: &HardwareFault) -> bool {
+    let page = |fault: &HardwareFault| fault.address.map(|address| address.0 & !(PAGE_SIZE - 1));
+    let rest = |fault: &HardwareFault| (fault.source, fault.access, fault.reason, fault.words);
+    page(one) == page(other) && rest(one) == rest(other)
 }
 
 /// The address the device used. Entries whose address is one of memory have none here.

@@ -35,15 +35,6 @@ pub(super) struct Log {
     coherent: bool,
 }
 
-/// What reading a log came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Taken {
-    /// Entries read.
-    pub(super) entries: usize,
-    /// Entries known to be lost, an overflow counting as one.
-    pub(super) lost: u32,
-}
-
 impl Log {
     /// The event log.
     ///
@@ -93,7 +84,8 @@ impl Log {
         port.write(self.place.tail, 0);
     }
 
-    /// Hands at most `limit` entries to `sink`, oldest first. One register is read when there are none.
+    /// Hands entries to `sink`, oldest first, until it refuses one, which stays for the next time. One register
+    /// is read when there are none. Returns how many are known to be lost, an overflow counting as one.
     ///
     /// # Errors
     /// `Dead`, `Timeout`.
@@ -101,37 +93,34 @@ impl Log {
         &mut self,
         port: &mut Port<R, C>,
         memory: &mut M,
-        limit: usize,
-        sink: &mut dyn FnMut([u64; 2]),
-    ) -> Result<Taken, UnitError> {
+        sink: &mut dyn FnMut([u64; 2]) -> bool,
+    ) -> Result<u32, UnitError> {
         let tail = match port.read(self.place.tail) {
             u64::MAX => return Err(UnitError::Dead),
             tail => registers::pointer(tail),
         };
         let waiting = self.ring.ahead(tail);
-        let mut taken = Taken::default();
         if waiting == 0 {
-            return Ok(taken);
+            return Ok(0);
         }
-        let full = waiting + 1 >= self.ring.entries();
-        for _ in 0..waiting.min(limit) {
+        let (mut lost, mut left) = (0, waiting);
+        while left > 0 {
             match self.entry(port, memory) {
-                Some(entry) => {
-                    sink(entry);
-                    taken.entries += 1;
-                }
-                None => taken.lost += 1,
+                Some(entry) if !sink(entry) => break,
+                Some(_) => {}
+                None => lost += 1,
             }
             self.ring.consume(memory, self.coherent);
+            left -= 1;
         }
         port.write(self.place.head, self.ring.offset());
-        let overflowed = waiting <= limit && port.status()?.intersects(self.place.overflow);
+        let overflowed = left == 0 && port.status()?.intersects(self.place.overflow);
         if overflowed {
             self.restart(port)?;
         }
         // A full log drops what comes next. QEMU does so without a word.
-        taken.lost += u32::from(overflowed || full);
-        Ok(taken)
+        let full = waiting + 1 >= self.ring.entries();
+        Ok(lost + u32::from(overflowed || full))
     }
 
     /// The next entry. The unit may move its pointer before the entry is in memory: an entry is there when

@@ -429,6 +429,31 @@ fn faults_come_in_order_around_the_end_of_the_log() {
 }
 
 #[test]
+fn events_of_one_page_in_a_row_are_one_fault() {
+    let (mut shared, mut unit) = running();
+    let mut log = |number: u64, offset: u64| {
+        let [first, second] = fault_entry(number);
+        shared.machine.borrow_mut().log(0x10, EVENT_TAIL, [first, second + offset]);
+    };
+    for (page, events) in [(1, 1000), (2, 3), (1, 2), (3, 1)] {
+        for event in 0..events {
+            log(page, event * 4);
+        }
+    }
+    // What belongs to the last one goes with it; the rest stays.
+    assert_eq!(take(&mut shared, &mut unit, 2), (vec![1, 2], 0));
+    assert_eq!(take(&mut shared, &mut unit, 2), (vec![1, 3], 0));
+    assert_eq!(take(&mut shared, &mut unit, 2), (vec![], 0));
+    // Another source, or another kind of access, is another fault.
+    shared.machine.borrow_mut().log(0x10, EVENT_TAIL, [0x2020_0005_0000_00a8, 0x1000]);
+    shared.machine.borrow_mut().log(0x10, EVENT_TAIL, [0x2000_0005_0000_00a8, 0x1000]);
+    shared.machine.borrow_mut().log(0x10, EVENT_TAIL, [0x2000_0005_0000_00a9, 0x1000]);
+    let mut seen = 0;
+    unit.take_faults(&mut shared, 10, &mut |_| seen += 1).unwrap();
+    assert_eq!(seen, 3);
+}
+
+#[test]
 fn an_overflowing_log_is_started_again() {
     let (mut shared, mut unit) = running();
     for number in 0..4095 {

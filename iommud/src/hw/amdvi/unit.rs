@@ -73,7 +73,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         Ok(())
     }
 
-    /// Reads page requests and refuses each.
+    /// Reads page requests, at most `limit` of them, and refuses each.
     fn refuse_requests(
         &mut self,
         memory: &mut M,
@@ -82,15 +82,19 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     ) -> Result<u32, UnitError> {
         let Some(log) = &mut self.requests else { return Ok(0) };
         let mut answers = alloc::vec::Vec::new();
-        let taken = log.take(&mut self.port, memory, limit, &mut |entry| {
+        let lost = log.take(&mut self.port, memory, &mut |entry| {
+            if answers.len() >= limit {
+                return false;
+            }
             if let Some(request) = event::page_request(entry) {
                 let (source, process) = (request.source.0, request.process);
                 answers.push(command::complete_request(source, process, request.tag, REFUSED));
                 sink(request.fault);
             }
+            true
         })?;
         self.commands.execute(&mut self.port, memory, answers)?;
-        Ok(taken.lost)
+        Ok(lost)
     }
 }
 
@@ -157,6 +161,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         self.turn_on(memory)
     }
 
+    /// One DMA over a page can leave hundreds of events: those that follow each other and tell the same are
+    /// one fault.
     fn take_faults(
         &mut self,
         memory: &mut M,
@@ -164,11 +170,21 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError> {
         let function = self.function;
-        let events = self.events.take(&mut self.port, memory, limit, &mut |entry| {
-            sink(event::fault(entry, function));
+        let (mut last, mut taken) = (None, 0);
+        let lost = self.events.take(&mut self.port, memory, &mut |entry| {
+            let fault = event::fault(entry, function);
+            if last.is_some_and(|last| event::tells_the_same(&last, &fault)) {
+                return true;
+            }
+            if taken >= limit {
+                return false;
+            }
+            taken += 1;
+            last = Some(fault);
+            sink(fault);
+            true
         })?;
-        let left = limit.saturating_sub(events.entries);
-        Ok(events.lost + self.refuse_requests(memory, left, sink)?)
+        Ok(lost + self.refuse_requests(memory, limit - taken, sink)?)
     }
 
     fn describe(&mut self, out: &mut dyn Write) -> core::fmt::Result {

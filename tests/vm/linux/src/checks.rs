@@ -8,19 +8,22 @@ pub(crate) enum Scenario {
     Machine,
     /// The story on a machine with a VT-d unit.
     Intel,
+    /// The story on a machine with an AMD-Vi unit.
+    Amd,
     /// The story on a machine without a unit.
     None,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub(crate) const ALL: [Self; 3] = [Self::Machine, Self::Intel, Self::None];
+    pub(crate) const ALL: [Self; 4] = [Self::Machine, Self::Intel, Self::Amd, Self::None];
 
     /// Its name on the command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Machine => "machine",
             Self::Intel => "intel",
+            Self::Amd => "amd",
             Self::None => "none",
         }
     }
@@ -34,7 +37,7 @@ impl Scenario {
     pub(crate) const fn checks(self) -> &'static [&'static str] {
         match self {
             Self::Machine => &MACHINE,
-            Self::Intel => &INTEL,
+            Self::Intel | Self::Amd => &UNIT,
             Self::None => &NONE,
         }
     }
@@ -49,7 +52,7 @@ const MACHINE: [&str; 6] = [
     "no kernel driver holds an edu device or the unit",
 ];
 
-const INTEL: [&str; 14] = [
+const UNIT: [&str; 14] = [
     "status: table parsed, unit enabled, policy compat, groups listed",
     "an unclaimed device works as before under compat",
     "under compat it can't write iommud's tables or registers",

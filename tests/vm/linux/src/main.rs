@@ -64,7 +64,7 @@ fn run(scenario: Scenario) {
     }
     match scenario {
         Scenario::Machine => machine::run(),
-        Scenario::Intel => story::run_with_unit(),
+        Scenario::Intel | Scenario::Amd => story::run_with_unit(),
         Scenario::None => story::run_without_unit(),
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! @@ok NUMBER | detail      a check passed
 //! @@fail NUMBER | detail    a check failed
+//! @@unchecked text          something that this machine cannot show: neither passed nor failed
 //! @@log text                progress
 //! @@end                     every check was tried
 //! ```
@@ -37,6 +38,11 @@ fn line(text: &str) {
 /// Progress.
 pub(crate) fn log(text: &str) {
     line(&format!("@@log {text}"));
+}
+
+/// Something that this machine cannot show. May be said again and again.
+pub(crate) fn unchecked(text: &str) {
+    line(&format!("@@unchecked {text}"));
 }
 
 /// Ends the report.

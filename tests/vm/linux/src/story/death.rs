@@ -60,7 +60,7 @@ pub(super) fn kill_in_dma(story: &Story) -> Result<String> {
         "the write landed at the physical address that equals its iova"
     );
     let fault = server.wait_fault(before, &story.first)?;
-    ensure!(fault.contains("write"), "{fault}");
+    super::tells(&fault, "write", None)?;
     Ok(format!("its memory was buffer {taken} of the next driver when the write came: {fault}"))
 }
 

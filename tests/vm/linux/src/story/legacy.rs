@@ -6,14 +6,16 @@ use super::{Story, field};
 use crate::edu::MAX_COUNT;
 use crate::memory::HugePage;
 use crate::role::pattern;
-use crate::unit::Registers;
+use crate::unit::{Family, Registers};
 
 /// Check 1.
 pub(super) fn status(story: &Story) -> Result<String> {
     let server = story.server()?;
     let text = server.text("status")?;
+    let (table, unit) = Family::of_machine().names();
+    let unit = format!("{unit} enabled");
     for (label, wanted) in
-        [("table", "DMAR"), ("unit 0", "vt-d enabled"), ("confinement", "on"), ("policy", "compat")]
+        [("table", table), ("unit 0", unit.as_str()), ("confinement", "on"), ("policy", "compat")]
     {
         let value = field(&text, label)?;
         ensure!(value.starts_with(wanted), "{label}: {value}");
@@ -58,33 +60,26 @@ pub(super) fn copy_both_ways(story: &Story, page: &HugePage) -> Result<()> {
     Ok(())
 }
 
-/// Check 3: root table, a context table, the root of a page table, a buffer page and the unit's registers,
-/// each written to and read from.
+/// Check 3: the unit's tables down to the root of a page table, a buffer page and the unit's registers, each
+/// written to and read from.
 pub(super) fn attacks(story: &Story) -> Result<String> {
     let server = story.server()?;
     let (memory, registers) = (server.memory()?, Registers::open()?);
-    let root = registers.root_table()?;
-    let context = memory.word(root)? & !0xfff;
-    let slot = u64::from(6_u8) << 3;
-    // Context entry: presence in bit 0, the page table's root in bits 63:12 of the first word.
-    let table = memory.word(context + slot * 16)? & !0xfff;
     let buffer = memory.pages().first().map_or(0, |page| page.physical);
     let own = HugePage::new("loot")?;
-    for (name, target) in [
-        ("root table", root),
-        ("context table", context),
-        ("page table", table),
-        ("buffer memory", buffer),
-        ("registers", registers.base),
-    ] {
-        ensure!(name == "registers" || memory.contains(target), "{name} at {target:#x}?");
+    let mut targets = registers.tables_of(&memory, 6)?;
+    targets.extend([("buffer memory", buffer), ("registers", registers.base)]);
+    for (name, target) in &targets {
+        let target = *target;
+        ensure!(*name == "registers" || memory.contains(target), "{name} at {target:#x}?");
         let before = (contents(&memory, target)?, registers.state()?);
         story.write_denied(&own, target)?;
         let after = (contents(&memory, target)?, registers.state()?);
         ensure!(before == after, "{name}: the write went through");
         story.read_denied(&own, target)?;
     }
-    Ok("root, context and page table, buffer memory, registers: denied, unchanged".into())
+    let names: Vec<_> = targets.iter().map(|(name, _)| *name).collect();
+    Ok(format!("{}: denied, unchanged", names.join(", ")))
 }
 
 fn contents(memory: &crate::memory::ServerMemory, target: u64) -> Result<Vec<u8>> {
@@ -101,7 +96,7 @@ impl Story {
         let before = server.fault_lines()?;
         self.legacy.write_memory(target, MAX_COUNT)?;
         let fault = server.wait_fault(before, &self.legacy_name())?;
-        ensure!(fault.contains("write") && fault.contains(&format!("{target:#x}")), "{fault}");
+        super::tells(&fault, "write", Some(target))?;
         Ok(())
     }
 
@@ -111,7 +106,7 @@ impl Story {
         let before = server.fault_lines()?;
         self.legacy.read_memory(target, MAX_COUNT)?;
         let fault = server.wait_fault(before, &self.legacy_name())?;
-        ensure!(fault.contains("read") && fault.contains(&format!("{target:#x}")), "{fault}");
+        super::tells(&fault, "read", Some(target))?;
         own.memory.fill(0, 4096, |_| u64::MAX)?;
         self.legacy.write_memory(own.physical, MAX_COUNT)?;
         let loot = own.memory.bytes(0, usize::try_from(MAX_COUNT)?)?;
