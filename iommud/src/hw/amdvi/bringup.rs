@@ -1,6 +1,7 @@
 //! Bringing a unit up, as far as taking entries; and turning it on. The order is the module's head.
 
 use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 use core::marker::PhantomData;
 
 use super::capability::Capability;
@@ -22,6 +23,10 @@ const RINGS: Control = Control::COMMANDS.union(Control::EVENT_LOG);
 
 /// Page requests, where the unit takes them.
 const REQUESTS: Control = Control::PPR_LOG.union(Control::PPR);
+
+/// Interrupts of the unit itself: nobody takes them.
+const OWN_INTERRUPTS: Control =
+    Control::EVENT_INTERRUPT.union(Control::WAIT_INTERRUPT).union(Control::PPR_INTERRUPT);
 
 /// What shows that a ring or log runs.
 const RUNNING: Status = Status::COMMANDS_RUN.union(Status::EVENTS_RUN).union(Status::PPR_RUN);
@@ -121,7 +126,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     /// A unit that is on: rings and logs are stopped, replaced and started; IommuEn stays, and the device
     /// table of the previous owner.
     fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
-        let old = self.port.control;
+        let old = self.port.control - OWN_INTERRUPTS;
         self.port.set_control(old - RINGS - REQUESTS);
         self.port.wait_clear(RUNNING, "rings of the previous owner to stop")?;
         self.install_rings();
@@ -154,8 +159,23 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     /// Turns the unit on, or over to the new device table; then makes it forget everything. The unit is on
     /// when this fails: what its device table denies, it denies.
     pub(super) fn turn_on(&mut self, memory: &mut M) -> Result<(), UnitError> {
-        let State::Off { entered, control } = &self.state else { return Ok(()) };
-        let (entered, control) = (entered.clone(), *control);
+        if let State::Off { entered, control } = &mut self.state {
+            let (entered, control) = (core::mem::take(entered), *control);
+            self.switch(control);
+            self.state = State::Stale { entered };
+        }
+        let State::Stale { entered } = &self.state else { return Ok(()) };
+        // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named.
+        let named: Vec<_> = entered.iter().copied().map(command::invalidate_device).collect();
+        self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
+        self.forget_everything(memory)?;
+        self.commands.execute(&mut self.port, memory, named)?;
+        self.state = State::On;
+        Ok(())
+    }
+
+    /// Makes the unit read the new device table.
+    fn switch(&mut self, control: Control) {
         let old = self.port.control;
         if old.intersects(Control::TABLE_SEGMENTS) {
             // The first part of a table in parts alone: requesters of the others are denied.
@@ -168,13 +188,6 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         self.port.set_control(control);
         self.port.write(registers::EXCLUSION_BASE, 0);
         self.port.write(registers::EXCLUSION_LIMIT, 0);
-        self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
-        self.forget_everything(memory)?;
-        // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named.
-        let named = entered.into_iter().map(command::invalidate_device);
-        self.commands.execute(&mut self.port, memory, named)?;
-        self.state = State::On;
-        Ok(())
     }
 
     /// Makes the unit forget everything it caches. Without INVALIDATE_IOMMU_ALL each entry and each domain

@@ -110,7 +110,7 @@ impl Machine {
         self.set(STATUS, rest | run);
     }
 
-    fn run_commands(&mut self) {
+    pub(super) fn run_commands(&mut self) {
         while self.get(STATUS) & 0x10 != 0 && !self.hangs {
             let register = self.get(8);
             let bytes = 16 << (register >> 56);

@@ -129,8 +129,8 @@ fn a_unit_that_is_on_is_taken_over_without_being_off() {
     let old_table = 0x1_0000_01ff;
     {
         let mut machine = shared.machine.borrow_mut();
-        // On, with rings, guest translation and an exclusion range, as a previous owner left it.
-        machine.set(CONTROL, 0x1_1405);
+        // On, with rings, interrupts, guest translation and an exclusion range, as a previous owner left it.
+        machine.set(CONTROL, 0x1_541d);
         machine.set(STATUS, 0x18);
         machine.set(0, old_table);
         machine.set(0x20, 0x5000_0001);
@@ -313,6 +313,27 @@ fn a_stopped_ring_is_started_and_given_the_commands_again() {
 }
 
 #[test]
+fn enabling_that_fails_can_be_tried_again_and_hides_nothing() {
+    let mut shared = Shared::new();
+    let mut unit = bring_up(&mut shared).unwrap();
+    unit.write_entry(&mut shared, SOURCE, Entry::Blocked).unwrap();
+    shared.machine.borrow_mut().hangs = true;
+    unit.enable(&mut shared).unwrap_err();
+    assert_eq!(shared.machine.borrow().get(CONTROL) & 1, 1, "on, and what is denied is denied");
+    unit.invalidate_entry(&mut shared, SOURCE, None).unwrap_err();
+    unit.invalidate_pages(&mut shared, DomainTag(5), page(1), false).unwrap_err();
+    unit.enable(&mut shared).unwrap_err();
+    {
+        let mut machine = shared.machine.borrow_mut();
+        machine.hangs = false;
+        machine.run_commands();
+        machine.commands.clear();
+    }
+    unit.enable(&mut shared).unwrap();
+    assert_eq!(shared.machine.borrow().commands, [INVALIDATE_ALL, device(0xa8)]);
+}
+
+#[test]
 fn a_unit_that_hangs_or_dies_ends_the_wait() {
     let (mut shared, mut unit) = running();
     shared.machine.borrow_mut().hangs = true;
@@ -431,7 +452,7 @@ fn faults_come_in_order_around_the_end_of_the_log() {
 #[test]
 fn events_of_one_page_in_a_row_are_one_fault() {
     let (mut shared, mut unit) = running();
-    let mut log = |number: u64, offset: u64| {
+    let log = |number: u64, offset: u64| {
         let [first, second] = fault_entry(number);
         shared.machine.borrow_mut().log(0x10, EVENT_TAIL, [first, second + offset]);
     };

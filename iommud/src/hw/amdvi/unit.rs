@@ -33,6 +33,11 @@ pub(super) enum State {
         /// The control register as it will be.
         control: Control,
     },
+    /// It does, but may still have something cached from before; [`Unit::enable`] is under way or failed.
+    Stale {
+        /// Requesters whose entries were written before.
+        entered: BTreeSet<u16>,
+    },
     /// It does.
     On,
 }
@@ -56,7 +61,9 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     fn run(&mut self, memory: &mut M, commands: &[[u64; 2]]) -> Result<(), UnitError> {
         match self.state {
             State::Off { .. } => Ok(()),
-            State::On => self.commands.round(&mut self.port, memory, commands),
+            State::Stale { .. } | State::On => {
+                self.commands.round(&mut self.port, memory, commands)
+            }
         }
     }
 

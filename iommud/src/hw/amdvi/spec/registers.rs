@@ -49,6 +49,10 @@ bitflags! {
         const HT_TUNNEL = 1 << 1;
         /// EventLogEn.
         const EVENT_LOG = 1 << 2;
+        /// EventIntEn.
+        const EVENT_INTERRUPT = 1 << 3;
+        /// ComWaitIntEn.
+        const WAIT_INTERRUPT = 1 << 4;
         /// PassPW.
         const PASS_PW = 1 << 8;
         /// ResPassPW.
@@ -61,6 +65,8 @@ bitflags! {
         const COMMANDS = 1 << 12;
         /// PprLogEn.
         const PPR_LOG = 1 << 13;
+        /// PprIntEn.
+        const PPR_INTERRUPT = 1 << 14;
         /// PprEn.
         const PPR = 1 << 15;
         /// GAEn: entries of interrupt tables are 128 bits.
@@ -150,8 +156,8 @@ mod tests {
         );
     }
 
-    /// FreeBSD amd_reg.h AMDIOMMU_CTRL_* (EN, HTTUN_EN, EVNTLOG_EN, PASSPW, REPASSPW, COHERENT, ISOC,
-    /// CMDBUF_EN, PPRLOG_EN, PPR_EN, GA_EN, GAM_EN_MASK, DEVTABSEG_MASK, XT_EN, INTCAPXT_EN,
+    /// FreeBSD amd_reg.h AMDIOMMU_CTRL_* (EN, HTTUN_EN, EVNTLOG_EN, EVENTINT_EN, COMWINT_EN, PASSPW, REPASSPW, COHERENT, ISOC,
+    /// CMDBUF_EN, PPRLOG_EN, PPRINT_EN, PPR_EN, GA_EN, GAM_EN_MASK, DEVTABSEG_MASK, XT_EN, INTCAPXT_EN,
     /// IRTCACHE_DIS); Linux CONTROL_* agree.
     #[test]
     fn control_bits() {
@@ -162,12 +168,15 @@ mod tests {
                 0x1,
                 0x2,
                 0x4,
+                0x8,
+                0x10,
                 0x100,
                 0x200,
                 0x400,
                 0x800,
                 0x1000,
                 0x2000,
+                0x4000,
                 0x8000,
                 0x2_0000,
                 0x0e00_0000,
