@@ -7,8 +7,8 @@ use rustix::system::RebootCommand;
 use crate::checks::Scenario;
 use crate::memory::HUGE_MOUNT;
 
-/// Huge pages asked of the kernel, 2 MiB each.
-const HUGE_PAGES: usize = 128;
+/// Huge pages asked of the kernel, 2 MiB each: for two servers, since one takes over from another.
+const HUGE_PAGES: usize = 192;
 
 /// Mounts what programs expect.
 pub(crate) fn mount_all() -> Result<()> {

@@ -16,8 +16,8 @@ use crate::role::pattern;
 
 const PROCESSES: usize = 16;
 const TIME: Duration = Duration::from_secs(20);
-/// A process is killed this often.
-const PAUSE: Duration = Duration::from_millis(60);
+/// A process is killed this often, on average.
+const PAUSE: Duration = Duration::from_millis(150);
 
 /// Numbers of the text `metrics` that must be as before when everybody is gone.
 const SETTLE: [&str; 9] = [
@@ -61,7 +61,7 @@ pub(super) fn check(story: &Story) -> Result<String> {
     }
     let (end, mut killed, mut finished) = (Instant::now() + TIME, 0_usize, 0_usize);
     while Instant::now() < end {
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(PAUSE.mul_f64(random.below(1000) as f64 / 500.0));
         let victim = random.below(PROCESSES);
         for (index, child) in children.iter_mut().enumerate() {
             match child.process.ended()? {
@@ -85,7 +85,7 @@ pub(super) fn check(story: &Story) -> Result<String> {
     // The only fault that can be explained is a DMA under way when its driver was killed.
     ensure!(faults <= killed as u64, "{faults} faults, but only {killed} killed");
     let rounds = rounds(started)?;
-    ensure!(rounds > 50, "only {rounds} rounds of DMA");
+    ensure!(rounds >= 10 && killed >= 10, "only {rounds} rounds of DMA, {killed} killed");
     Ok(format!(
         "{started} processes, {killed} killed, {finished} done, {rounds} rounds of DMA, {calls} calls, {faults} \
          faults of killed drivers"

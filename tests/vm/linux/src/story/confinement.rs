@@ -52,10 +52,11 @@ pub(super) fn never_granted(story: &Story) -> Result<String> {
 }
 
 /// Check 7: by the other driver's own address, and by where its memory really is.
-pub(super) fn others_buffer(story: &Story) -> Result<String> {
-    let server = story.server()?;
+pub(super) fn others_buffer(story: &mut Story) -> Result<String> {
     let iova = other_address()?;
     let physical = other_memory(story)?;
+    story.asked.push(physical);
+    let server = story.server()?;
     let mut rogue = Story::driver(&story.first)?;
     // Its own buffer gets the address that the other driver's has; it moves on to the next.
     let own = rogue.ask("allocate 0 4096")?;
@@ -86,7 +87,7 @@ fn other_address() -> Result<u64> {
 }
 
 /// Physical address of the other driver's buffer: the page that it overwrites with 0xee between its copies.
-fn other_memory(story: &Story) -> Result<u64> {
+pub(super) fn other_memory(story: &Story) -> Result<u64> {
     let memory = story.server()?.memory()?;
     let found = until(Duration::from_secs(5), || {
         let pages = memory.starting_with(u64::from_le_bytes([0xee; 8]))?;

@@ -52,19 +52,24 @@ pub(super) fn works(story: &Story) -> Result<String> {
 /// Memory to device and back, to the next page.
 pub(super) fn copy_both_ways(story: &Story, page: &HugePage) -> Result<()> {
     let length = usize::try_from(MAX_COUNT)?;
+    // Drivers of other checks have had the device, and left its bus mastering off.
+    story.legacy.function.enable(true)?;
     page.memory.fill(0, length, |index| crate::role::word(1, index))?;
     page.memory.fill(4096, length, |_| 0)?;
     story.legacy.read_memory(page.physical, MAX_COUNT)?;
     story.legacy.write_memory(page.physical + 4096, MAX_COUNT)?;
-    ensure!(page.memory.bytes(4096, length)? == pattern(1, length), "the copy differs");
+    let place = page.physical;
+    ensure!(
+        page.memory.bytes(4096, length)? == pattern(1, length),
+        "the copy at {place:#x} differs"
+    );
     Ok(())
 }
 
 /// Check 3: the unit's tables down to the root of a page table, a buffer page and the unit's registers, each
 /// written to and read from.
-pub(super) fn attacks(story: &Story) -> Result<String> {
-    let server = story.server()?;
-    let (memory, registers) = (server.memory()?, Registers::open()?);
+pub(super) fn attacks(story: &mut Story) -> Result<String> {
+    let (memory, registers) = (story.server()?.memory()?, Registers::open()?);
     let buffer = memory.pages().first().map_or(0, |page| page.physical);
     let own = HugePage::new("loot")?;
     let mut targets = registers.tables_of(&memory, 6)?;
@@ -72,6 +77,7 @@ pub(super) fn attacks(story: &Story) -> Result<String> {
     for (name, target) in &targets {
         let target = *target;
         ensure!(*name == "registers" || memory.contains(target), "{name} at {target:#x}?");
+        story.asked.push(target);
         let before = (contents(&memory, target)?, registers.state()?);
         story.write_denied(&own, target)?;
         let after = (contents(&memory, target)?, registers.state()?);

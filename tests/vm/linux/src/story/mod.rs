@@ -46,6 +46,8 @@ pub(crate) struct Story {
     other_driver: Option<Process>,
     /// An address that a client was told.
     seen_iova: u64,
+    /// Addresses in the server's memory that checks told devices to use: fault records name them.
+    asked: Vec<u64>,
 }
 
 impl Story {
@@ -62,6 +64,7 @@ impl Story {
             legacy,
             other_driver: None,
             seen_iova: 0,
+            asked: Vec::new(),
         })
     }
 
