@@ -70,7 +70,7 @@ impl Registry {
                 }
             }
             Effect::Release(buffer) => self.apply_release(buffer),
-            Effect::Space(..) | Effect::Attached(..) | Effect::Freed(..) => {}
+            Effect::Space(..) | Effect::Attached(..) | Effect::Cut(..) | Effect::Freed(..) => {}
         }
     }
 
@@ -100,6 +100,9 @@ impl Registry {
                 }
                 Effect::Attached(function, attached) => {
                     self.machine.set_attached(function, !attached);
+                }
+                Effect::Cut(function, cut) => {
+                    self.machine.set_cut(function, !cut);
                 }
                 Effect::Freed(group, owner, late) => {
                     if let Some(group) = self.machine.groups.get_mut(group.0) {

@@ -3,7 +3,7 @@
 //! ```text
 //! attach   Block every member that policy lets through, forget; then open the attached member's entries
 //! detach   Block, forget; the last one: then open what policy says
-//! close    unmap what the session mapped, forget; detach; give memory back to policy; free it
+//! close    unmap what the session mapped, forget; block what is attached; give memory back to policy; free it
 //! end      detach; destroy the page table; free memory
 //! ```
 
@@ -251,6 +251,9 @@ impl Registry {
         let group = self.usable(id)?.group;
         self.machine.set_attached(index, true);
         draft.effects.push(Effect::Attached(index, true));
+        if self.machine.set_cut(index, false) {
+            draft.effects.push(Effect::Cut(index, false));
+        }
         self.rebind_groups(draft, &[group])
     }
 
@@ -324,6 +327,9 @@ impl Registry {
             if self.machine.function(index).is_some_and(|function| function.attached) {
                 self.machine.set_attached(index, false);
                 draft.effects.push(Effect::Attached(index, false));
+                if !self.machine.set_cut(index, true) {
+                    draft.effects.push(Effect::Cut(index, true));
+                }
             }
         }
         for (id, sessions) in groups {

@@ -46,6 +46,8 @@ pub(super) enum Effect {
     Space(DomainId, IovaRange),
     /// Done: a function was attached, or detached.
     Attached(FunctionIndex, bool),
+    /// Done: a function was cut off, or is driven again.
+    Cut(FunctionIndex, bool),
     /// Done: a group lost its owner; these members were late.
     Freed(GroupId, OwnerId, Vec<FunctionIndex>),
     /// A session is open. Without an owner it is the first of a new one, with this client.

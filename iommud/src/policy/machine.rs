@@ -14,6 +14,11 @@
 //!                                                       blocked for all others
 //! ```
 //!
+//! A session that ends with its device attached cuts the device off: nobody has said that the device is quiet,
+//! and under `compat` a write that is under way would land at the physical address that equals its I/O virtual
+//! one. Its group stays blocked until an owner has attached the device again and detached it, which is the word
+//! that it is quiet.
+//!
 //! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
 //! neighbours' owner does not grant.
 
@@ -149,6 +154,12 @@ impl Machine {
         }
     }
 
+    /// Notes that a function was cut off, or is driven again; returns what was noted before.
+    pub(super) fn set_cut(&mut self, index: FunctionIndex, cut: bool) -> bool {
+        let function = self.function_mut(index);
+        function.is_some_and(|function| core::mem::replace(&mut function.cut, cut))
+    }
+
     /// Enters a function that is not there yet.
     pub(super) fn add(&mut self, new: PciFunction) -> Added {
         let index = self.table.insert(new);
@@ -173,6 +184,7 @@ impl Machine {
             session: None,
             attached: false,
             late: false,
+            cut: false,
         };
         let at = index.0 as usize;
         if self.functions.len() <= at {
@@ -459,7 +471,8 @@ impl Machine {
                 _ => Wish::Blocked,
             };
         }
-        if users().any(|user| user.late) {
+        let mut members = group.members.iter().filter_map(|member| self.function(*member));
+        if users().any(|user| user.late) || members.any(|member| member.cut) {
             return Wish::Blocked;
         }
         self.wish_of_policy(key.0, group, users().map(|user| user.mode).max(), &source.users)

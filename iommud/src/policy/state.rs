@@ -52,6 +52,9 @@ pub(super) struct Function {
     pub(super) attached: bool,
     /// Added to a claimed group: blocked until the group is free, unless attached.
     pub(super) late: bool,
+    /// Its session ended while it was attached: what it was told to do may be under way, with addresses of
+    /// a domain that is gone. Its group is blocked until it was attached again and detached.
+    pub(super) cut: bool,
 }
 
 /// The entry of one requester id in one unit.

@@ -55,6 +55,8 @@ pub struct FunctionView {
     pub sources: Vec<RequesterId>,
     /// The session on it.
     pub session: Option<SessionId>,
+    /// Its last session ended while it was attached: its group is blocked.
+    pub cut: bool,
 }
 
 /// One group.

@@ -84,6 +84,7 @@ impl Registry {
             binding,
             sources: known.sources.iter().collect(),
             session: known.session,
+            cut: known.cut,
         })
     }
 

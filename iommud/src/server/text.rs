@@ -102,6 +102,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             .and_then(|session| self.registry.session(session))
             .is_some_and(|session| session.attached);
         match device.binding {
+            Binding::Blocked if device.cut => "nothing: its owner ended while it was attached",
             Binding::Blocked => "nothing",
             Binding::PassThrough => "all memory, untranslated",
             Binding::Domain(_) if attached => "what its session maps",

@@ -21,7 +21,29 @@ fn a_device_is_claimed_attached_used_and_given_back() {
     bench.batch(session, &[unmap(second, 2)]).unwrap();
     bench.run(&Event::Release(session, slot)).unwrap();
     assert_eq!(bench.world.released.len(), 1);
+    bench.run(&Event::Detach(session)).unwrap();
+    assert_eq!(bench.world.entry(0, d), compat);
     assert_eq!(bench.run(&Event::Close(session)), Ok(Outcome::Done));
     assert_eq!(bench.world.entry(0, d), compat);
     assert_eq!(bench.world.domain_count(), 1);
+}
+
+#[test]
+fn s16_a_device_whose_owner_dies_is_cut_off_until_somebody_says_it_is_quiet() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let d = address(0, 4, 0);
+    let compat = bench.world.entry(0, d);
+    let session = bench.claim(1, d);
+    bench.run(&Event::Attach(session)).unwrap();
+    bench.run(&Event::Close(session)).unwrap();
+    assert_eq!(bench.world.entry(0, d), Binding::Blocked, "what is under way lands nowhere");
+    let next = bench.claim(2, d);
+    bench.run(&Event::Close(next)).unwrap();
+    assert_eq!(bench.world.entry(0, d), Binding::Blocked, "a claim says nothing of the device");
+    let next = bench.claim(2, d);
+    bench.run(&Event::Attach(next)).unwrap();
+    bench.run(&Event::Detach(next)).unwrap();
+    assert_eq!(bench.world.entry(0, d), compat);
+    bench.run(&Event::Close(next)).unwrap();
+    assert_eq!(bench.world.entry(0, d), compat);
 }
