@@ -69,9 +69,12 @@ const UNIT: [&str; 14] = [
     "SIGTERM: every device is left as policy says",
 ];
 
-const NONE: [&str; 4] = [
+const NONE: [&str; 7] = [
     "status says loudly that nothing is confined",
     "edud runs unchanged: DMA both ways through its buffer's address",
     "query says not confined",
     "a second process asking for the same device is refused: NotOwner",
+    "a device that nobody claims works",
+    "kill -9 of a driver: its device can be claimed again, its memory is counted back",
+    "SIGTERM ends iommud",
 ];

@@ -1,10 +1,14 @@
 //! The story on a machine without a unit: the same drivers, and no false promises.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
 
+use anyhow::{Context, Result, ensure};
+
+use super::legacy::copy_both_ways;
 use super::{Story, edud, field};
 use crate::edu::MAX_COUNT;
-use crate::process::Puppet;
+use crate::memory::HugePage;
+use crate::process::{Puppet, until};
 use crate::report::{check, log};
 
 /// Tells it.
@@ -31,6 +35,38 @@ pub(crate) fn run() {
         second.expect_refusal(&format!("claim {}", s.other), "NotOwner")?;
         Ok(s.other.clone())
     });
+    check(5, || {
+        copy_both_ways(s, &HugePage::new("legacy")?)?;
+        Ok(s.legacy_name())
+    });
+    check(6, || death(s));
+    check(7, || {
+        s.server.take().context("iommud does not run")?.stop()?;
+        Ok("status 0".into())
+    });
+}
+
+/// Without a unit nothing cuts the device off; the driver dies between two DMAs.
+fn death(story: &mut Story) -> Result<String> {
+    story.other_driver.take().context("the other driver was not started")?.kill()?;
+    let server = story.server()?;
+    settled(story, 0, 0)?;
+    let mut driver = Story::driver(&story.first)?;
+    driver.ask("allocate 0 8192")?;
+    ensure!(server.metric("buffers")? == 1, "{:?}", server.metrics()?);
+    driver.kill()?;
+    settled(story, 0, 0)?;
+    edud(&story.first, &[], 0)?;
+    Ok(format!("{} is claimed again", story.first))
+}
+
+fn settled(story: &Story, sessions: u64, buffers: u64) -> Result<()> {
+    let server = story.server()?;
+    let settled = until(Duration::from_secs(2), || {
+        let now = (server.metric("sessions")?, server.metric("buffers")?);
+        Ok((now == (sessions, buffers)).then_some(()))
+    })?;
+    settled.with_context(|| format!("{:?}", server.metrics()))
 }
 
 fn status(story: &Story) -> Result<String> {
