@@ -60,12 +60,13 @@ impl Announce {
     }
 }
 
-/// Runs `child` in a child process; this one ends when the child is ready, or with an error.
+/// Runs `child` in a child process, which ends with 0 if it says true; this one ends when the child is ready,
+/// or with an error.
 ///
 /// # Errors
 /// There is no pipe or no process to be had, or the child ended early.
-pub(super) fn in_child(child: impl FnOnce(Announce) -> std::process::ExitCode) -> io::Error {
-    let run = |daemon| -> ! { child(Announce::Parent(daemon)).exit_process() };
+pub(super) fn in_child(child: impl FnOnce(Announce) -> bool) -> io::Error {
+    let run = |daemon| -> ! { std::process::exit(i32::from(!child(Announce::Parent(daemon)))) };
     match Daemon::new(run) {
         Ok(never) => never,
         Err(error) => error.into(),

@@ -83,7 +83,10 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match Announce::from_init() {
-        Some(init) if !options.oneshot => serve(&options, init),
+        Some(init) if !options.oneshot => match serve(&options, init) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
         _ => {
             let error = in_child(|parent| serve(&options, parent));
             log::error!("background process: {error}");
@@ -92,15 +95,14 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn serve(options: &Options, announce: Announce) -> ExitCode {
-    match run(options, announce) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::error!("{error}");
-            log::error!("not running: {}", error.aftermath());
-            ExitCode::FAILURE
-        }
+/// Serves until the end; says whether it was a good one.
+fn serve(options: &Options, announce: Announce) -> bool {
+    let ended = run(options, announce);
+    if let Err(error) = &ended {
+        log::error!("{error}");
+        log::error!("not running: {}", error.aftermath());
     }
+    ended.is_ok()
 }
 
 fn run(options: &Options, announce: Announce) -> Result<(), StartError> {

@@ -51,7 +51,7 @@ fn run(report: &mut Report) -> Result<(), String> {
     for line in status.lines() {
         println!("@@log status: {line}");
     }
-    let confined = status.contains("enabled");
+    let confined = status.contains("confinement: on");
     report.check(unit(&status, confined));
     report.check(disk());
     let device = edu(&connection)?;
