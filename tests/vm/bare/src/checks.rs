@@ -2,7 +2,7 @@
 //! `xtask` compiles this file too.
 
 /// Titles; the first is number 1.
-pub(crate) const CHECKS: [&str; 25] = [
+pub(crate) const CHECKS: [&str; 28] = [
     "the counter counts instructions",
     "edu copies memory both ways with translation off",
     "an interrupt of a device arrives exactly once",
@@ -28,6 +28,9 @@ pub(crate) const CHECKS: [&str; 25] = [
     "take-over of a stranger's tables: the old mapping holds until the new tables do",
     "a completion interrupt arrives where a wait asks for it",
     "register accesses: none to map without caching mode, one tail write to unmap",
+    "the whole server: compat, a claim, a buffer, a fault told to its owner",
+    "the whole server: what a call costs, decoded to answered",
+    "the whole server: the end of a session cuts the device off",
 ];
 
 /// Titles for a machine with AMD-Vi; the first three are the same.

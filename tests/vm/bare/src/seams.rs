@@ -89,6 +89,9 @@ pub const FRAMES: u64 = 32 << 20;
 /// How many frames there are.
 const COUNT: usize = 4096;
 
+/// Bytes of all of them.
+pub const FRAMES_LENGTH: u64 = COUNT as u64 * 4096;
+
 /// Frames of table memory, from [`FRAMES`] on.
 pub struct Frames {
     next: usize,

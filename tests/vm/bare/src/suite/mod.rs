@@ -8,6 +8,7 @@ mod entries;
 mod faults;
 mod lab;
 mod pages;
+mod server;
 mod takeover;
 
 use alloc::string::String;
@@ -107,5 +108,13 @@ pub fn run(info: &StartInfo) -> usize {
     t.lab(l, takeover::stranger);
     t.check(|| takeover::completion(base));
     t.check(|| counts::accesses(base, caching));
+    match server::Served::start(info, base) {
+        Ok(mut served) => {
+            t.check(|| server::confines(&mut served));
+            t.check(|| server::costs(&mut served));
+            t.check(|| server::ends(&mut served));
+        }
+        Err(reason) => println!("@@log the server does not start: {reason}"),
+    }
     CHECKS.len() - tally.passed
 }

@@ -1,0 +1,304 @@
+//! The whole server over the unit: policy, engine and backend, from the bytes of a request to the bytes of
+//! its reply.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use iommu_protocol::fault::{FaultAccess, FaultRecord, RECORD_SIZE};
+use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommu_protocol::wire::{
+    Allocate, AllocateResult, Batch, BatchItem, Empty, Map, MapFlags, MapResult, Operation,
+    ReplyHeader, RequestHeader, Unmap, VERSION, Wire,
+};
+use iommud::acpi;
+use iommud::addr::{PhysAddr, PhysRange};
+use iommud::hw::vtd::VtdUnit;
+use iommud::hw::{BufferMemory, Constraints, MemoryError};
+use iommud::policy::{ClientId, Config};
+use iommud::server::{Caller, Handle, Server, Startup, TableState, UnitStart};
+use iommud::topology::pci::ConfigSpace;
+use iommud::topology::walk::{Roots, walk};
+
+use super::lab::{ARENA, HOST_BITS, LENGTH, TheUnit, pattern, words};
+use super::{Outcome, ensure};
+use crate::edu::Edu;
+use crate::firmware::{StartInfo, table};
+use crate::owner::Owner;
+use crate::seams::{FRAMES, FRAMES_LENGTH, Frames, Registers, Time};
+use crate::{cpu, pci, phys, println};
+
+/// Memory of buffers.
+const BUFFERS: u64 = 128 << 20;
+const BUFFERS_LENGTH: u64 = 64 << 20;
+
+/// Pages of a large batch, each at its own place.
+const PAGES: u32 = 512;
+
+/// Rounds before a measurement: the first ones make tables and grow lists.
+const WARM_UP: usize = 4;
+
+/// Configuration space through the ports; extended registers are out of reach.
+struct Ports;
+
+impl ConfigSpace for Ports {
+    fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
+        match u8::try_from(offset) {
+            Ok(offset) if address.segment == 0 => pci::read(address.requester, offset),
+            _ => u32::MAX,
+        }
+    }
+}
+
+/// Buffers, one behind the other; what is given back is used again when it has the same length.
+#[derive(Default)]
+struct Pool {
+    next: u64,
+    free: Vec<PhysRange>,
+    taken: BTreeMap<u32, PhysRange>,
+}
+
+impl BufferMemory for Pool {
+    type Share = ();
+
+    fn allocate(
+        &mut self,
+        id: u32,
+        length: u64,
+        _: Constraints,
+    ) -> Result<Vec<PhysRange>, MemoryError> {
+        let same = self.free.iter().position(|range| range.length() == length);
+        let range = match same {
+            Some(index) => self.free.remove(index),
+            None => {
+                let start = PhysAddr(BUFFERS + self.next);
+                if self.next + length > BUFFERS_LENGTH {
+                    return Err(MemoryError::Exhausted);
+                }
+                self.next += length;
+                PhysRange::new(start, length).ok_or(MemoryError::Constraints)?
+            }
+        };
+        phys::fill(range.first().0, length, 0);
+        self.taken.insert(id, range);
+        Ok(vec![range])
+    }
+
+    fn release(&mut self, id: u32) {
+        self.free.extend(self.taken.remove(&id));
+    }
+
+    fn share(&mut self, _: u32) -> Option<()> {
+        Some(())
+    }
+}
+
+pub struct Served {
+    server: Server<TheUnit, Pool>,
+    registers: Registers,
+    edu: Vec<Edu>,
+    payload: Vec<u8>,
+    session: Option<Handle>,
+    slot: u32,
+    iova: u64,
+}
+
+const CALLER: Caller = Caller { client: ClientId(1), uid: 0 };
+
+impl Served {
+    /// Starts a server, policy compat, on a unit that is off.
+    pub fn start(info: &StartInfo, base: u64) -> Result<Self, String> {
+        Owner::new(base);
+        let edu: Vec<Edu> = Edu::all().collect();
+        for (index, edu) in edu.iter().enumerate() {
+            edu.load(ARENA, pattern(index));
+        }
+        let bytes = table(info.rsdp, b"DMAR").ok_or("no DMAR")?;
+        let firmware = acpi::parse_dmar(&bytes).map_err(words)?;
+        let (mut memory, registers) = (Frames::new(), Registers::new(base));
+        let unit = VtdUnit::bring_up(registers.clone(), Time, &mut memory, HOST_BITS);
+        let range = |start, length| PhysRange::new(PhysAddr(start), length).ok_or("bad range");
+        let server = Server::start(Startup {
+            config: Config::default(),
+            table: TableState::Parsed("DMAR"),
+            firmware,
+            units: vec![UnitStart::Ready(unit.map_err(words)?)],
+            functions: walk(&mut Ports, Roots::Known(&[(0, 0)])),
+            ram: vec![range(0, 256 << 20)?],
+            own: vec![range(FRAMES, FRAMES_LENGTH)?, range(BUFFERS, BUFFERS_LENGTH)?],
+            memory,
+            buffers: Pool::default(),
+        });
+        let payload = vec![0; 64 * 1024];
+        Ok(Self { server, registers, edu, payload, session: None, slot: 0, iova: 0 })
+    }
+
+    /// One call on the session, from the bytes of the request to the bytes of the reply.
+    fn call(&mut self, operation: Operation, request: &[u8]) -> Result<(), String> {
+        let handle = self.session.ok_or("no session")?;
+        let length = RequestHeader::SIZE + request.len();
+        let header = RequestHeader {
+            version: VERSION,
+            operation: operation.code(),
+            length: u32::try_from(length).map_err(words)?,
+            cookie: 7,
+        };
+        header.encode(&mut self.payload).map_err(words)?;
+        self.payload[RequestHeader::SIZE..length].copy_from_slice(request);
+        self.server.call(handle, &mut self.payload, length).map_err(words)?;
+        let reply = ReplyHeader::decode(&self.payload).map_err(words)?;
+        ensure!(reply.refusal == 0 && reply.cookie == 7, "{operation:?}: {reply:?}");
+        Ok(())
+    }
+
+    fn result<T: Wire>(&self) -> Result<T, String> {
+        T::decode(&self.payload[ReplyHeader::SIZE..]).map_err(words)
+    }
+
+    fn text(&mut self, path: &str) -> Result<String, String> {
+        let handle = self.server.open(CALLER, None, path, false).map_err(words)?;
+        let mut bytes = vec![0; 4096];
+        let length = self.server.read(handle, 0, &mut bytes).map_err(words)?;
+        self.server.close(handle);
+        bytes.truncate(length);
+        String::from_utf8(bytes).map_err(words)
+    }
+
+    /// Whether the first edu device's pattern arrives at `place` when it writes to `address`.
+    fn arrives(&self, address: u64, place: u64) -> bool {
+        phys::fill(place, LENGTH, 0x6d6d);
+        self.edu[0].write_memory(address, LENGTH);
+        phys::is_filled(place, LENGTH, pattern(0))
+    }
+}
+
+fn encoded<T: Wire>(value: &T) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; T::SIZE];
+    value.encode(&mut bytes).map_err(words)?;
+    Ok(bytes)
+}
+
+pub fn confines(served: &mut Served) -> Outcome {
+    let status = served.text("status")?;
+    ensure!(
+        status.contains("unit 0: vt-d enabled") && status.contains("confinement: on"),
+        "{status}"
+    );
+    ensure!(served.arrives(ARENA, ARENA), "an unclaimed device does not reach memory");
+    ensure!(!served.arrives(FRAMES, FRAMES + FRAMES_LENGTH - 4096), "tables are within reach");
+    let device = PciAddress { segment: 0, requester: served.edu[0].id };
+    served.server.tick();
+    let faults = served.text("faults")?;
+    let wanted = format!("{device} write at iova {FRAMES:#x}");
+    ensure!(faults.contains(&wanted), "no \"{wanted}\" in: {faults}");
+
+    let path = format!("devices/{device}");
+    served.session = Some(served.server.open(CALLER, None, &path, true).map_err(words)?);
+    let empty = encoded(&Empty::default())?;
+    served.call(Operation::Attach, &empty)?;
+    ensure!(!served.arrives(ARENA, ARENA), "a claimed device still reaches memory");
+    let length = u64::from(PAGES) * 4096;
+    let request = Allocate { length, access: 3, ..Allocate::default() };
+    served.call(Operation::Allocate, &encoded(&request)?)?;
+    let buffer: AllocateResult = served.result()?;
+    (served.slot, served.iova) = (buffer.slot, buffer.iova);
+    ensure!(served.arrives(buffer.iova, BUFFERS), "the buffer is not reached");
+    served.server.tick();
+    let fault = told(served)?;
+    ensure!(
+        (fault.source, fault.address, fault.access) == (device, Some(ARENA), FaultAccess::Write),
+        "the session was told {fault}"
+    );
+    let second = served.server.open(Caller { client: ClientId(2), uid: 0 }, None, &path, true);
+    ensure!(second.is_err(), "the device was claimed twice");
+    Ok(format!("{device}: buffer at iova {:#x}; told: {fault}", buffer.iova))
+}
+
+fn told(served: &mut Served) -> Result<FaultRecord, String> {
+    let handle = served.session.ok_or("no session")?;
+    let mut bytes = [0; RECORD_SIZE];
+    served.server.read(handle, 0, &mut bytes).map_err(words)?;
+    FaultRecord::decode(&bytes).map_err(words)
+}
+
+/// Instructions from the first byte of a request to the last of its reply, and what reaches the registers.
+pub fn costs(served: &mut Served) -> Outcome {
+    let map = Map { slot: served.slot, access: 3, length: 4096, ..Map::default() };
+    let (mut mapping, mut unmapping) = (0, 0);
+    let mut writes = 0;
+    for _ in 0..=WARM_UP {
+        let request = encoded(&map)?;
+        served.registers.take_counts();
+        let start = cpu::instructions();
+        served.call(Operation::Map, &request)?;
+        mapping = cpu::instructions() - start;
+        let MapResult { iova } = served.result()?;
+        let request = encoded(&Unmap { iova, length: 4096 })?;
+        let start = cpu::instructions();
+        served.call(Operation::Unmap, &request)?;
+        unmapping = cpu::instructions() - start;
+        writes = served.registers.take_counts().writes;
+    }
+    println!("@@count {mapping} instructions of the server to map 4 KiB");
+    println!("@@count {unmapping} instructions of the server to unmap 4 KiB");
+    println!("@@count {writes} register writes of the server to map and unmap 4 KiB");
+    let (mapping, unmapping) = batch(served)?;
+    println!("@@count {mapping} instructions of the server to map {PAGES} scattered pages");
+    println!("@@count {unmapping} instructions of the server to unmap {PAGES} scattered pages");
+    Ok(format!("{PAGES} pages: {} a page for the pair", (mapping + unmapping) / u64::from(PAGES)))
+}
+
+/// Maps pages of the buffer in reverse order, each to an address of its own, in one call; then unmaps them.
+fn batch(served: &mut Served) -> Result<(u64, u64), String> {
+    const AT: u64 = 0x1000_0000;
+    let item = |operation: Operation, slot: u32, page: u64| {
+        let iova = AT + page * 8192;
+        let item =
+            BatchItem { operation: operation.code(), length: 4096, iova, ..Default::default() };
+        if operation == Operation::Unmap {
+            return item;
+        }
+        let offset = (u64::from(PAGES) - 1 - page) * 4096;
+        BatchItem { flags: MapFlags::FIXED.bits(), slot, access: 3, offset, ..item }
+    };
+    let request = |operation: Operation, slot: u32| -> Result<Vec<u8>, String> {
+        let mut bytes = encoded(&Batch { count: PAGES, reserved: 0 })?;
+        for page in 0..u64::from(PAGES) {
+            bytes.extend(encoded(&item(operation, slot, page))?);
+        }
+        Ok(bytes)
+    };
+    let (map, unmap) = (request(Operation::Map, served.slot)?, request(Operation::Unmap, 0)?);
+    let mut costs = (0, 0);
+    for _ in 0..=WARM_UP {
+        let start = cpu::instructions();
+        served.call(Operation::Batch, &map)?;
+        costs.0 = cpu::instructions() - start;
+        served.registers.take_counts();
+        let start = cpu::instructions();
+        served.call(Operation::Batch, &unmap)?;
+        costs.1 = cpu::instructions() - start;
+        let writes = served.registers.take_counts().writes;
+        ensure!(writes == 1, "{writes} register writes to unmap {PAGES} pages in one call");
+    }
+    Ok(costs)
+}
+
+pub fn ends(served: &mut Served) -> Outcome {
+    let handle = served.session.take().ok_or("no session")?;
+    ensure!(served.arrives(served.iova, BUFFERS), "the buffer is not reached");
+    served.server.close(handle);
+    ensure!(!served.arrives(served.iova, BUFFERS), "the buffer is still reached");
+    let metrics = served.text("metrics")?;
+    for line in ["sessions 0", "buffers 0", "mappings 0", "quarantined_bytes 0"] {
+        ensure!(metrics.lines().any(|found| found == line), "no \"{line}\" in: {metrics}");
+    }
+    served.server.shutdown();
+    let other: RequesterId = served.edu[1].id;
+    phys::fill(ARENA, LENGTH, 0);
+    served.edu[1].write_memory(ARENA, LENGTH);
+    ensure!(phys::is_filled(ARENA, LENGTH, pattern(1)), "{other:?}, unclaimed, lost its memory");
+    Ok("cut off; counted back; the unclaimed device goes on".into())
+}
