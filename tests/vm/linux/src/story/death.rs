@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Story;
+use super::{Story, field};
 use crate::edu::MAX_COUNT;
 use crate::memory::HugePage;
 use crate::process::until;
@@ -61,6 +61,10 @@ pub(super) fn kill_in_dma(story: &Story) -> Result<String> {
     );
     let fault = server.wait_fault(before, &story.first)?;
     super::tells(&fault, "write", None)?;
+    let reach = field(&server.text(&format!("devices/{}", story.first))?, "reaches")?;
+    ensure!(reach.starts_with("nothing"), "its device reaches {reach}");
+    // The word that this driver's own device is quiet: it goes back to policy, and to its old driver.
+    next.tell("detach")?;
     Ok(format!("its memory was buffer {taken} of the next driver when the write came: {fault}"))
 }
 

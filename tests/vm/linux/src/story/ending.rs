@@ -15,6 +15,7 @@ use crate::unit::Registers;
 /// Check 12: the legacy device writes all the time while a strict iommud starts. Once a write is denied,
 /// none passes any more, and none passes after iommud takes requests.
 pub(super) fn strict(story: &mut Story) -> Result<String> {
+    under_compat(story)?;
     story.server.take().context("iommud does not run")?.stop()?;
     let page = HugePage::new("strict")?;
     copy_both_ways(story, &page)?;
@@ -42,6 +43,14 @@ pub(super) fn strict(story: &mut Story) -> Result<String> {
     Ok(format!("{} writes passed before, then {} denied", before.len(), after.len() + 1))
 }
 
+/// The legacy device reaches what policy maps.
+fn under_compat(story: &Story) -> Result<()> {
+    let text = story.server()?.text(&format!("devices/{}", story.legacy_name()))?;
+    let reach = field(&text, "reaches")?;
+    ensure!(reach == "what policy maps", "the legacy device reaches {reach}");
+    Ok(())
+}
+
 /// Writes and looks, again and again, and once after `stop`: which writes passed.
 fn write_until(edu: &Edu, page: &HugePage, stop: &AtomicBool) -> Result<Vec<bool>> {
     let mut passes = Vec::new();
@@ -66,6 +75,7 @@ fn write_passes(edu: &Edu, page: &HugePage, round: u64) -> Result<bool> {
 pub(super) fn stop(story: &mut Story) -> Result<String> {
     story.server.take().context("iommud does not run")?.stop()?;
     story.serve("compat")?;
+    under_compat(story)?;
     let mut driver = Story::driver(&story.first)?;
     let iova = driver.ask("allocate 0 4096")?;
     driver.tell(&format!("store {iova:#x} 8"))?;
