@@ -110,10 +110,17 @@ fn boot(
         }
     })?;
     // The guest ends QEMU through isa-debug-exit, with status 1 for success.
-    match end {
-        End::Deadline => println!("the guest was stopped after {} s", DEADLINE.as_secs()),
-        End::Exit(status) if status.code() != Some(1) => println!("QEMU ended with {status}"),
-        End::Exit(_) => {}
+    let wrong = match end {
+        End::Deadline => Some(format!("the guest was stopped after {} s", DEADLINE.as_secs())),
+        End::Exit(status) => match status.code() {
+            Some(1) => None,
+            // Its own way of saying that checks failed.
+            Some(3) if report.counts().1 > 0 => None,
+            _ => Some(format!("QEMU ended with {status}")),
+        },
+    };
+    if let Some(text) = report.close(wrong) {
+        println!("{text}");
     }
     Ok(report)
 }

@@ -1,5 +1,6 @@
 //! `xtask demo`: the story in a Linux guest.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -44,7 +45,7 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
     };
     let started = Instant::now();
     let emulator = options.qemu.get()?;
-    let parts = prepare(scenario)?;
+    let parts = prepare(scenario, options.kernel.clone())?;
     println!("set up in {:.1} s", started.elapsed().as_secs_f32());
 
     let machine = guest::machine(&parts, scenario, options.iommu, options.caching_mode, DEADLINE);
@@ -57,13 +58,13 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
         }
     })?;
     println!("ran for {:.1} s", started.elapsed().as_secs_f32());
-    conclude(&report, end, &parts, options)?;
+    conclude(&mut report, end, &parts, options)?;
     let (passed, failed) = report.counts();
     Ok((passed, failed, report.unchecked().len()))
 }
 
-fn prepare(scenario: Scenario) -> Result<Parts> {
-    let kernel = kernel::image()?;
+fn prepare(scenario: Scenario, kernel: Option<PathBuf>) -> Result<Parts> {
+    let kernel = kernel.map_or_else(kernel::image, Ok)?;
     let binaries = build::linux_guest()?;
     let directory = guest::directory(scenario.name())?;
     let initramfs = directory.join("initramfs.cpio");
@@ -80,15 +81,17 @@ fn describe(options: &DemoOptions) -> String {
     }
 }
 
-fn conclude(report: &Report, end: End, parts: &Parts, options: &DemoOptions) -> Result<()> {
+fn conclude(report: &mut Report, end: End, parts: &Parts, options: &DemoOptions) -> Result<()> {
     for (number, title) in report.silent() {
         println!("FAILED {number} - {title}: did not report");
     }
-    match end {
-        End::Deadline => println!("the guest was stopped after {} s", DEADLINE.as_secs()),
-        End::Exit(status) if !status.success() => println!("QEMU ended with {status}"),
-        End::Exit(_) if !report.ended() => println!("the guest ended before its report did"),
-        End::Exit(_) => {}
+    let wrong = match end {
+        End::Deadline => Some(format!("the guest was stopped after {} s", DEADLINE.as_secs())),
+        End::Exit(status) if !status.success() => Some(format!("QEMU ended with {status}")),
+        End::Exit(_) => None,
+    };
+    if let Some(text) = report.close(wrong) {
+        println!("{text}");
     }
     show_logs(
         &parts.directory,

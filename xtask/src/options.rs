@@ -32,6 +32,7 @@ options of demo:
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
   --caching-mode on|off    VT-d CAP.CM of that unit (default: off)
   --qemu installed|newer   newer: QEMU 11 or later, unpacked into the cache
+  --kernel FILE            this kernel's image; without it: Debian's, unpacked into the cache
   --machine                check what the story takes for granted, not the story
   --keep                   keep the guest's files, and say where they are
   --verbose                show the guest's console too
@@ -96,6 +97,8 @@ pub(crate) struct DemoOptions {
     pub(crate) caching_mode: bool,
     /// Which QEMU.
     pub(crate) qemu: Qemu,
+    /// A kernel's image, instead of Debian's.
+    pub(crate) kernel: Option<PathBuf>,
     /// Only what the story takes for granted.
     pub(crate) machine: bool,
     /// Keep the guest's files.
@@ -112,6 +115,7 @@ impl Default for DemoOptions {
             iommu: Iommu::Intel,
             caching_mode: false,
             qemu: Qemu::Installed,
+            kernel: None,
             machine: false,
             keep: false,
             verbose: false,
@@ -249,6 +253,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             },
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
             Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
+            Arg::Long("kernel") => options.kernel = Some(parser.value()?.into()),
             Arg::Long("machine") => options.machine = true,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
@@ -274,7 +279,7 @@ mod tests {
     #[test]
     fn demo_options_are_read() {
         let Ok(Command::Demo(options)) = words(
-            "demo --iommu none --caching-mode=on --keep --qemu newer --verbose --json x.json",
+            "demo --iommu none --caching-mode=on --keep --qemu newer --kernel k --verbose --json x.json",
         ) else {
             panic!("not a demo")
         };
@@ -284,6 +289,7 @@ mod tests {
                 iommu: Iommu::None,
                 caching_mode: true,
                 qemu: Qemu::Newer,
+                kernel: Some("k".into()),
                 machine: false,
                 keep: true,
                 verbose: true,

@@ -69,6 +69,8 @@ pub(crate) struct Report {
     unchecked: Vec<String>,
     ended: bool,
     stray: usize,
+    /// How the guest ended, when not as it should.
+    bad_end: Option<String>,
 }
 
 impl Report {
@@ -81,6 +83,7 @@ impl Report {
             unchecked: Vec::new(),
             ended: false,
             stray: 0,
+            bad_end: None,
         }
     }
 
@@ -126,6 +129,14 @@ impl Report {
         }
     }
 
+    /// Notes how QEMU ended: `wrong` says how if not as it should. A guest that did not end its report is
+    /// one that died, whatever QEMU says. Returns what to show.
+    pub(crate) fn close(&mut self, wrong: Option<String>) -> Option<String> {
+        let early = (!self.ended).then(|| "the guest ended before its report did".into());
+        self.bad_end = wrong.or(early);
+        self.bad_end.as_ref().map(|what| format!("FAILED - {what}"))
+    }
+
     /// Whether the guest said that it tried everything.
     pub(crate) const fn ended(&self) -> bool {
         self.ended
@@ -154,16 +165,19 @@ impl Report {
     /// Checks passed and failed. Silence and lines that belong to no check are failures.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let passed = self.results.iter().flatten().filter(|(ok, _)| *ok).count();
-        (passed, self.results.len() - passed + self.stray)
+        (passed, self.results.len() - passed + self.stray + usize::from(self.bad_end.is_some()))
     }
 
-    /// The checks as an array of objects `name`, `ok`, `detail`.
+    /// The checks as an array of objects `name`, `ok`, `detail`; one more when the guest ended badly.
     pub(crate) fn json(&self) -> Value {
         let object = |(title, result): (&&str, &Option<(bool, String)>)| match result {
             Some((ok, detail)) => json!({ "name": title, "ok": ok, "detail": detail }),
             None => json!({ "name": title, "ok": false, "detail": "did not report" }),
         };
-        Value::Array(self.titles.iter().zip(&self.results).map(object).collect())
+        let end = self.bad_end.iter();
+        let end =
+            end.map(|what| json!({ "name": "end of the guest", "ok": false, "detail": what }));
+        Value::Array(self.titles.iter().zip(&self.results).map(object).chain(end).collect())
     }
 }
 
@@ -187,6 +201,7 @@ mod tests {
         assert!(!report.ended());
         report.take("@@end");
         assert!(report.ended());
+        assert_eq!(report.close(None), None);
         assert_eq!(
             report.json(),
             json!([
@@ -203,6 +218,23 @@ mod tests {
         report.take("@@unchecked the colour");
         assert_eq!(report.take("@@unchecked the colour"), None);
         assert_eq!((report.counts(), report.unchecked()), ((0, 1), &["the colour".into()][..]));
+    }
+
+    #[test]
+    fn a_bad_end_fails_a_run_whose_checks_all_passed() {
+        let passed = || {
+            let mut report = Report::new(&["a"]);
+            report.take("@@ok 1 | fine");
+            report
+        };
+        let mut report = passed();
+        assert!(report.close(None).is_some());
+        assert_eq!(report.counts(), (1, 1));
+        let mut report = passed();
+        report.take("@@end");
+        assert!(report.close(Some("QEMU died".into())).is_some());
+        assert_eq!(report.counts(), (1, 1));
+        assert_eq!(report.json()[1]["detail"], "QEMU died");
     }
 
     #[test]
