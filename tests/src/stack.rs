@@ -154,6 +154,7 @@ impl<T: UnderTest> Stack<T> {
             functions: setup.functions.clone(),
             ram: ranges(&setup.layout.ram),
             own: ranges(&own),
+            left: Vec::new(),
             memory,
             buffers: machine.buffers(),
         });

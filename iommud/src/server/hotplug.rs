@@ -36,10 +36,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.run_to_the_end(&Event::FunctionRemoved(address));
     }
 
-    /// Lets domains of policy map memory that was kept from them at start ([`Startup::own`]) and is the
+    /// Lets domains of policy map memory that was kept from them at start ([`Startup::left`]) and is the
     /// system's again: no unit uses it any more.
     ///
-    /// [`Startup::own`]: crate::server::Startup::own
+    /// [`Startup::left`]: crate::server::Startup::left
     pub fn memory_returned(&mut self, range: PhysRange) {
         self.run_to_the_end(&Event::MemoryReturned(range));
     }

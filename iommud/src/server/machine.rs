@@ -35,6 +35,9 @@ pub struct Startup<U: Unit, B: BufferMemory> {
     pub ram: Vec<PhysRange>,
     /// Memory of the server, which no device may reach.
     pub own: Vec<PhysRange>,
+    /// Memory of an earlier server, which units may use until they translate with new tables. No device may
+    /// reach it until [`Server::memory_returned`].
+    pub left: Vec<PhysRange>,
     /// Where tables live.
     pub memory: U::Memory,
     /// Where buffers live.
@@ -135,7 +138,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// returns the scheme may be announced.
     pub fn start(startup: Startup<U, B>) -> Self {
         let quotas = startup.config.quotas;
-        let Startup { config, table, firmware, units, functions, ram, own, memory, buffers } =
+        let Startup { config, table, firmware, units, functions, ram, own, left, memory, buffers } =
             startup;
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
@@ -155,6 +158,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             machine: Machine { table, anomalies, units },
             counts: Counts::default(),
         };
+        for range in left {
+            server.run_to_the_end(&Event::MemoryTaken(range));
+        }
         server.bring_up(&functions);
         server
     }

@@ -182,6 +182,18 @@ fn connections_are_limited_and_a_place_becomes_free() {
 }
 
 #[test]
+fn the_end_of_a_client_comes_before_requests_of_the_same_turn() {
+    let mut looped = server(WireLog::off());
+    // The lower number would be served first.
+    let (heir, owner) = (Raw::join(&mut looped), Raw::join(&mut looped));
+    let path = format!("devices/{}", DEVICES[0]);
+    assert_eq!(owner.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, 0);
+    assert_eq!(heir.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, -16);
+    drop(owner);
+    assert_eq!(heir.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, 0);
+}
+
+#[test]
 fn ten_thousand_opens_end_in_a_quota_and_a_hang_up_returns_everything() {
     let mut looped = server(WireLog::off());
     let greedy = Raw::join(&mut looped);

@@ -146,23 +146,32 @@ impl Unit for NoUnit {
 
 pub(crate) type Loop = Transport<NoUnit, HugeBuffers<Pages>>;
 
-/// A server without clients.
+/// A server without clients or units.
 pub(crate) fn server(wire: WireLog) -> Loop {
-    let Taken { tables, buffers, ranges } =
-        Taken::take(Pages::default(), PAGES * HUGE_PAGE).unwrap();
-    let functions = DEVICES.map(|name| function(name.parse().unwrap()));
+    let Taken { tables, buffers, ranges } = take();
     let server = Server::start(Startup {
         config: Config::default(),
         table: TableState::Absent,
         firmware: Firmware::default(),
         units: Vec::new(),
-        functions: functions.into(),
+        functions: functions(),
         ram: Vec::new(),
         own: ranges,
+        left: Vec::new(),
         memory: tables,
         buffers,
     });
     Transport::new(server, wire)
+}
+
+/// The memory of the machine.
+pub(crate) fn take() -> Taken<Pages> {
+    Taken::take(Pages::default(), PAGES * HUGE_PAGE).unwrap()
+}
+
+/// The devices of the machine.
+pub(crate) fn functions() -> Vec<PciFunction> {
+    DEVICES.map(|name| function(name.parse().unwrap())).into()
 }
 
 fn function(address: PciAddress) -> PciFunction {
@@ -237,7 +246,7 @@ impl Drop for Running {
 pub(crate) struct Raw(pub(crate) OwnedFd);
 
 impl Raw {
-    pub(crate) fn join(looped: &mut Loop) -> Self {
+    pub(crate) fn join<U: Unit>(looped: &mut Transport<U, HugeBuffers<Pages>>) -> Self {
         let (ours, theirs) = pair();
         looped.adopt_as(theirs, 0).unwrap();
         Self(ours)
@@ -268,9 +277,9 @@ impl Raw {
     }
 
     /// The reply to one request, on a loop that has nothing else to do.
-    pub(crate) fn ask(
+    pub(crate) fn ask<U: Unit>(
         &self,
-        looped: &mut Loop,
+        looped: &mut Transport<U, HugeBuffers<Pages>>,
         kind: u16,
         handle: u32,
         argument: u64,
@@ -285,7 +294,7 @@ impl Raw {
 }
 
 /// One turn that must not take long.
-pub(crate) fn turn(looped: &mut Loop) {
+pub(crate) fn turn<U: Unit>(looped: &mut Transport<U, HugeBuffers<Pages>>) {
     let start = Instant::now();
     looped.turn(Some(Duration::from_millis(1))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(2), "the loop was held up");

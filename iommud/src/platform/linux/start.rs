@@ -184,7 +184,6 @@ fn start<U: Family>(
     let descriptions = firmware.units.iter().enumerate();
     let units =
         descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
-    let own = ranges.iter().chain(left.ranges()).copied().collect();
     let mut server = Server::start(Startup {
         config,
         table,
@@ -192,7 +191,8 @@ fn start<U: Family>(
         units,
         functions,
         ram,
-        own,
+        own: ranges,
+        left: left.ranges().to_vec(),
         memory: tables,
         buffers,
     });

@@ -146,6 +146,7 @@ fn serve_units<U: Family>(
         functions,
         ram,
         own: ranges,
+        left: Vec::new(),
         memory: tables,
         buffers,
     });
