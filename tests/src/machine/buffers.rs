@@ -90,24 +90,28 @@ fn frames(range: &PhysRange) -> impl Iterator<Item = u64> + use<> {
 
 impl State {
     /// Reports units through which a device still reaches memory that is being given back.
-    fn audit_buffer(&mut self, range: PhysRange) {
+    fn audit_buffer(&mut self, segments: &[PhysRange]) {
         for unit in 0..self.units.len() {
             if !self.audit || !self.units[unit].translating() {
                 continue;
             }
             let (device, view) = self.view(unit);
+            let mut hits = Vec::new();
             for source in device.sources(view, Through::TablesAndCaches) {
-                let (device, view) = self.view(unit);
-                let reach = device.reach(view, source, Through::TablesAndCaches);
-                let hit = reach.into_iter().find(|run| {
+                for run in device.reach(view, source, Through::TablesAndCaches) {
                     let last = run.physical + (run.last - run.iova);
-                    run.physical <= range.last().0 && last >= range.first().0
-                });
-                if let Some(run) = hit {
-                    let how = format!("requester {source:#06x} by {run:x?}");
-                    let address = range.first().0;
-                    self.memory.report(Violation::FreedInUse { unit, address, how });
+                    let hit = segments.iter().find(|segment| {
+                        run.physical <= segment.last().0 && last >= segment.first().0
+                    });
+                    if let Some(segment) = hit {
+                        let how = format!("requester {source:#06x} by {run:x?}");
+                        hits.push((segment.first().0, how));
+                        break;
+                    }
                 }
+            }
+            for (address, how) in hits {
+                self.memory.report(Violation::FreedInUse { unit, address, how });
             }
         }
     }
@@ -219,8 +223,8 @@ impl BufferMemory for Buffers {
     fn release(&mut self, id: u32) {
         let mut state = self.machine.state();
         let segments = state.buffers.held.remove(&u64::from(id)).unwrap_or_default();
+        state.audit_buffer(&segments);
         for segment in segments {
-            state.audit_buffer(segment);
             for frame in frames(&segment) {
                 state.memory.fill(frame, POISON);
                 state.memory.set_purpose(frame, Use::Ram);

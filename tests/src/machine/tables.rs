@@ -182,7 +182,9 @@ impl TableMemory for Tables {
 
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
         let mut state = self.machine.state();
-        for index in first..first.saturating_add(count) {
+        // One word of each line: eight words of 8 bytes.
+        let end = first.saturating_add(count);
+        for index in (first & !7..end).step_by(8) {
             let Some(address) = state.table_word(frame, index) else { break };
             state.memory.clean(address);
         }

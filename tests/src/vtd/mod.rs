@@ -20,6 +20,7 @@ mod registers;
 mod walk;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 pub use config::Config;
@@ -48,6 +49,8 @@ pub struct Vtd {
     commands_stall: bool,
     /// Devices that never answer a device-TLB invalidation.
     silent_devices: BTreeSet<u16>,
+    /// Tables visited by the listing under way.
+    walked: Cell<usize>,
 }
 
 impl Vtd {
@@ -67,6 +70,7 @@ impl Vtd {
             dead: false,
             commands_stall: false,
             silent_devices: BTreeSet::new(),
+            walked: Cell::new(0),
             config,
         }
     }

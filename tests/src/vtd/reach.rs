@@ -42,6 +42,10 @@ impl Vtd {
     }
 
     /// Calls `visit` for every leaf below a table, `enter` for every table, in order of address.
+    ///
+    /// # Panics
+    /// When there are more tables than any test makes: a stale table that is taken for one of another level
+    /// can seem to hold billions.
     fn descend(
         &self,
         view: View<'_>,
@@ -49,6 +53,9 @@ impl Vtd {
         enter: &mut dyn FnMut(u64, u8),
         visit: &mut dyn FnMut(Reach),
     ) {
+        let walked = self.walked.get() + 1;
+        self.walked.set(walked);
+        assert!(walked < 200_000, "more tables than there can be: a stale one is walked");
         enter(table.at, table.level);
         let span = bits::below(shift(table.level));
         let Some(frame) = view.memory.walk_frame(view.unit, table.at) else { return };
@@ -94,6 +101,7 @@ impl Vtd {
     }
 
     pub(super) fn list_reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach> {
+        self.walked.set(0);
         let everything = Reach {
             iova: 0,
             last: bits::below(self.config.host_width),
@@ -173,6 +181,7 @@ impl Vtd {
     }
 
     pub(super) fn list_tables(&self, view: View<'_>, through: Through) -> Vec<(u64, String)> {
+        self.walked.set(0);
         let mut out = Vec::new();
         if self.queue.on && through == Through::TablesAndCaches {
             let frames = self.queue.size() / 4096;

@@ -1,0 +1,180 @@
+//! The whole server over software units: what a client does goes in as the bytes of scheme calls, what its
+//! device does goes through the unit.
+
+mod client;
+mod snapshot;
+
+pub use client::request;
+pub use snapshot::Snapshot;
+
+use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommud::addr::{PhysAddr, PhysRange};
+use iommud::policy::Config;
+use iommud::server::{Server, Startup, TableState, UnitStart};
+use iommud::topology::firmware::{
+    DeviceScope, Firmware, ReservedRegion, ScopeKind, UnitDescription, UnitKind,
+};
+use iommud::topology::pci::{FunctionKind, PciFunction};
+
+use crate::conformance::UnderTest;
+use crate::machine::{Buffers, Layout, Machine};
+
+/// Space between the register pages of units.
+const REGISTERS: u64 = 0xfed9_0000;
+
+/// What a stack is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// The policy.
+    pub config: Config,
+    /// The functions of the machine.
+    pub functions: Vec<PciFunction>,
+    /// Devices behind the first unit; all others are behind the last. One unit when empty.
+    pub behind_first: Vec<PciAddress>,
+    /// What firmware reserves.
+    pub reserved: Vec<ReservedRegion>,
+    /// Memory of buffers is the system's until it is taken; else it is the server's from the start.
+    pub take_memory: bool,
+    /// Memory of an earlier server.
+    pub left: Vec<(u64, u64)>,
+    /// What memory there is.
+    pub layout: Layout,
+}
+
+/// An endpoint integrated in the root complex: a group of its own.
+///
+/// # Panics
+/// When there is no such address.
+#[must_use]
+pub fn endpoint(bus: u8, device: u8, function: u8) -> PciFunction {
+    PciFunction {
+        address: PciAddress::new(0, bus, device, function).unwrap(),
+        vendor: 0x1234,
+        device: 0x11e8,
+        class: 0x00_ff00,
+        kind: FunctionKind::RootComplexEndpoint,
+        multifunction: false,
+        acs: None,
+        acs_capability: 0,
+    }
+}
+
+/// A scope that names one endpoint on its own bus.
+#[must_use]
+pub fn scope(address: PciAddress) -> DeviceScope {
+    let RequesterId(_) = address.requester;
+    DeviceScope {
+        kind: ScopeKind::Endpoint,
+        start_bus: address.requester.bus(),
+        path: vec![(address.requester.device(), address.requester.function())],
+    }
+}
+
+/// A machine with a running server.
+pub struct Stack<T: UnderTest> {
+    /// The machine.
+    pub machine: Machine,
+    /// The server.
+    pub server: Server<T::Unit, Buffers>,
+    /// The setup it was started with.
+    pub setup: Setup,
+}
+
+fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
+    pairs.iter().map(|(start, length)| PhysRange::new(PhysAddr(*start), *length).unwrap()).collect()
+}
+
+/// What firmware says of the units of a setup.
+fn firmware(setup: &Setup) -> Firmware {
+    let unit = |index: u64, include_all, scopes| UnitDescription {
+        kind: UnitKind::Vtd,
+        segment: 0,
+        registers: Ok(PhysRange::new(PhysAddr(REGISTERS + index * 0x1000), 0x1000).unwrap()),
+        include_all,
+        scopes,
+        entries: Vec::new(),
+    };
+    let mut units = Vec::new();
+    if !setup.behind_first.is_empty() {
+        units.push(unit(0, false, setup.behind_first.iter().map(|at| scope(*at)).collect()));
+    }
+    units.push(unit(u64::try_from(units.len()).unwrap(), true, Vec::new()));
+    Firmware { units, reserved: setup.reserved.clone(), ..Firmware::default() }
+}
+
+impl<T: UnderTest> Stack<T> {
+    /// Starts a server on a machine of this setup, with one subject a unit (the last is repeated).
+    #[must_use]
+    pub fn start(subjects: &[T], setup: Setup) -> Self {
+        Self::start_prepared(subjects, setup, |_| ())
+    }
+
+    /// As [`Stack::start`], after something was done to the machine.
+    ///
+    /// # Panics
+    /// When there are more units than subjects, and none.
+    #[must_use]
+    pub fn start_prepared(subjects: &[T], setup: Setup, prepare: impl FnOnce(&Machine)) -> Self {
+        let machine = Machine::new(setup.layout.clone());
+        let units = 1 + usize::from(!setup.behind_first.is_empty());
+        for index in 0..units {
+            subjects.get(index).or(subjects.last()).unwrap().add(&machine);
+        }
+        prepare(&machine);
+        let server = Self::serve(subjects, &setup, &machine);
+        Self { machine, server, setup }
+    }
+
+    /// Ends the server without a word, as a crash does, and starts another one on the machine as it is.
+    #[must_use]
+    pub fn restart(self, subjects: &[T]) -> Self {
+        let Self { machine, server, setup } = self;
+        drop(server);
+        let server = Self::serve(subjects, &setup, &machine);
+        Self { machine, server, setup }
+    }
+
+    fn serve(subjects: &[T], setup: &Setup, machine: &Machine) -> Server<T::Unit, Buffers> {
+        let firmware = firmware(setup);
+        let mut memory = machine.tables();
+        let units = (0..firmware.units.len())
+            .map(|index| {
+                let subject = subjects.get(index).or(subjects.last()).unwrap();
+                match subject.bring_up(machine, index, &mut memory) {
+                    Ok(unit) => UnitStart::Ready(unit),
+                    Err(error) => UnitStart::Failed(error),
+                }
+            })
+            .collect();
+        let mut own = vec![setup.layout.tables];
+        if !setup.take_memory {
+            own.push(setup.layout.buffers);
+        }
+        Server::start(Startup {
+            config: setup.config.clone(),
+            table: TableState::Parsed("DMAR"),
+            firmware,
+            units,
+            functions: setup.functions.clone(),
+            ram: ranges(&setup.layout.ram),
+            own: ranges(&own),
+            left: ranges(&setup.left),
+            memory,
+            buffers: machine.buffers(),
+        })
+    }
+
+    /// First byte and length of the registers of each unit.
+    #[must_use]
+    pub fn registers(&self) -> Vec<(u64, u64)> {
+        let units = 1 + u64::from(!self.setup.behind_first.is_empty());
+        (0..units).map(|unit| (REGISTERS + unit * 0x1000, 0x1000)).collect()
+    }
+
+    /// The unit in front of a device.
+    #[must_use]
+    pub fn unit_of(&self, device: PciAddress) -> usize {
+        let first = self.setup.behind_first.contains(&device);
+        usize::from(!first && !self.setup.behind_first.is_empty())
+    }
+}

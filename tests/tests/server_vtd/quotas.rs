@@ -1,0 +1,156 @@
+//! One client cannot use up what others need.
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::PciAddress;
+use iommud::policy::{ClientId, Mode};
+use iommud::server::Caller;
+
+use super::{Vtd, devices, setup, start};
+use iommud_tests::conformance::vtd::matrix;
+use iommud_tests::stack::endpoint;
+
+fn caller(client: u32) -> Caller {
+    Caller { client: ClientId(client), uid: 0 }
+}
+
+#[test]
+fn ten_thousand_opens_hit_the_quota_of_one_client_alone() {
+    let mut stack = start(Mode::Compat);
+    let before = stack.snapshot();
+    let limit = usize::try_from(stack.setup.config.quotas.handles).unwrap();
+    let mut open = Vec::new();
+    for _ in 0..10_000 {
+        match stack.server.open(caller(1), None, "status", false) {
+            Ok(handle) => open.push(handle),
+            Err(refusal) => assert_eq!(refusal, Refusal::Quota),
+        }
+    }
+    assert_eq!(open.len(), limit);
+    // Another client goes on.
+    let [device, ..] = devices();
+    let session = stack.claim(2, device).unwrap();
+    stack.attach(session).unwrap();
+    let buffer = stack.allocate(session, 0x1000).unwrap();
+    stack.device_write(device, buffer.iova, b"fine").unwrap();
+    stack.give_back(session);
+    for handle in open {
+        stack.server.close(handle);
+    }
+    stack.snapshot().assert_same(&before, "");
+    assert_eq!(stack.metric("handles"), 0);
+    let again = stack.server.open(caller(1), None, "status", false).unwrap();
+    stack.server.close(again);
+}
+
+#[test]
+fn ten_thousand_claims_of_a_claimed_device_change_nothing() {
+    let mut stack = start(Mode::Compat);
+    let [device, ..] = devices();
+    let session = stack.claim(1, device).unwrap();
+    stack.attach(session).unwrap();
+    let before = stack.snapshot();
+    for _ in 0..10_000 {
+        assert_eq!(stack.claim(2, device), Err(Refusal::NotOwner));
+    }
+    stack.snapshot().assert_same(&before, "");
+    stack.machine.assert_clean();
+}
+
+#[test]
+fn memory_is_bounded_for_each_client() {
+    let mut setup = setup(Mode::Compat);
+    setup.config.quotas.memory = 0x10_0000;
+    let mut stack = Vtd::start(&[matrix().remove(0)], setup);
+    let [device, other, ..] = devices();
+    let session = stack.claim(1, device).unwrap();
+    stack.attach(session).unwrap();
+    let empty = stack.snapshot();
+    assert_eq!(stack.query(session).unwrap().memory_left, 0x10_0000);
+    assert_eq!(stack.allocate(session, 0x10_1000).err(), Some(Refusal::Quota));
+    let first = stack.allocate(session, 0xf_0000).unwrap();
+    assert_eq!(stack.query(session).unwrap().memory_left, 0x1_0000);
+    let full = stack.snapshot();
+    assert_eq!(stack.allocate(session, 0x1_1000).err(), Some(Refusal::Quota));
+    stack.snapshot().assert_same(&full, "");
+    let second = stack.allocate(session, 0x1_0000).unwrap();
+    assert_eq!(stack.allocate(session, 0x1000).err(), Some(Refusal::Quota));
+    // Another client has its own.
+    let neighbour = stack.claim(2, other).unwrap();
+    stack.attach(neighbour).unwrap();
+    stack.allocate(neighbour, 0x10_0000).unwrap();
+    stack.give_back(neighbour);
+    stack.release(session, first.slot).unwrap();
+    stack.release(session, second.slot).unwrap();
+    assert_eq!(stack.query(session).unwrap().memory_left, 0x10_0000);
+    stack.snapshot().assert_same(&empty, "");
+}
+
+#[test]
+fn mappings_are_bounded_for_each_client() {
+    let mut setup = setup(Mode::Compat);
+    setup.config.quotas.mappings = 10;
+    let mut stack = Vtd::start(&[matrix().remove(0)], setup);
+    let [device, ..] = devices();
+    let session = stack.claim(1, device).unwrap();
+    stack.attach(session).unwrap();
+    let buffer = stack.allocate(session, 0x4000).unwrap();
+    let mut mapped = Vec::new();
+    while let Ok(iova) = stack.map(session, buffer.slot, 0x1000, 0x1000) {
+        mapped.push(iova);
+        assert!(mapped.len() <= 10);
+    }
+    assert_eq!(mapped.len(), 9, "the buffer's own mapping is one");
+    assert_eq!(stack.query(session).unwrap().mappings_left, 0);
+    let full = stack.snapshot();
+    let refused = stack.map(session, buffer.slot, 0, 0x1000);
+    assert_eq!(refused.err(), Some(Refusal::Quota));
+    assert_eq!(stack.allocate(session, 0x1000).err(), Some(Refusal::Quota));
+    stack.snapshot().assert_same(&full, "");
+    stack.unmap(session, mapped[3], 0x1000).unwrap();
+    stack.map(session, buffer.slot, 0, 0x1000).unwrap();
+    stack.server.close(session);
+    assert_eq!(stack.metric("mappings"), 0);
+}
+
+#[test]
+fn sessions_and_domains_are_bounded_for_each_client() {
+    let mut setup = setup(Mode::Compat);
+    setup.functions = (0..30).map(|device| endpoint(1, device, 0)).collect();
+    setup.config.quotas.domains = 4;
+    setup.config.quotas.sessions = 6;
+    let mut stack = Vtd::start(&[matrix().remove(0)], setup);
+    let before = stack.snapshot();
+    let device = |device| PciAddress::new(0, 1, device, 0).unwrap();
+    let mut sessions = Vec::new();
+    for at in 0..30 {
+        match stack.claim(1, device(at)) {
+            Ok(session) => sessions.push(session),
+            Err(refusal) => assert_eq!(refusal, Refusal::Quota),
+        }
+    }
+    assert_eq!(sessions.len(), 4);
+    let other = stack.claim(2, device(29)).unwrap();
+    stack.server.close(other);
+    for session in sessions {
+        stack.server.close(session);
+    }
+    stack.snapshot().assert_same(&before, "");
+}
+
+#[test]
+fn unread_faults_are_bounded_and_the_loss_is_told() {
+    let mut stack = start(Mode::Compat);
+    let [device, ..] = devices();
+    let session = stack.claim(1, device).unwrap();
+    stack.attach(session).unwrap();
+    for at in 0..200_u64 {
+        assert!(stack.device_write(device, 0x5000_0000 + 0x1000 * at, &[1]).is_err());
+        stack.server.tick();
+    }
+    let lost = stack.query(session).unwrap().faults_lost;
+    let records = stack.faults(session);
+    assert!(records.len() <= usize::try_from(stack.setup.config.quotas.faults).unwrap());
+    assert!(lost > 0 && records.len() > 4, "{lost} {}", records.len());
+    assert_eq!(stack.faults(session), []);
+    stack.machine.assert_clean();
+}

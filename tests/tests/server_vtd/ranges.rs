@@ -1,0 +1,192 @@
+//! Requests that are well-formed and ask for what cannot be: refused as documented, and everything is as it was.
+
+use iommu_protocol::Refusal;
+use iommu_protocol::wire::{
+    Allocate, BatchItem, BufferRequest, MapFlags, Operation, ReplyHeader, Unmap, Wire,
+};
+
+use super::input::{Scene, batch, item, scene};
+use iommud_tests::stack::request;
+
+#[test]
+fn bad_ranges_are_refused() {
+    let mut scene = scene();
+    let fixed = MapFlags::FIXED.bits();
+    let last = scene.stack.query(scene.session).unwrap().iova_last;
+    let mapped = scene.iova;
+    let at = |scene: &Scene, iova, length| {
+        scene.map(|map| (map.flags, map.iova, map.length) = (fixed, iova, length))
+    };
+    let of = |scene: &Scene, offset, length| {
+        scene.map(|map| (map.offset, map.length) = (offset, length))
+    };
+    let cases = [
+        ("empty", of(&scene, 0, 0), Refusal::Range),
+        ("one byte", of(&scene, 0, 1), Refusal::Alignment),
+        ("unaligned length", of(&scene, 0, 0x1001), Refusal::Alignment),
+        ("unaligned offset", of(&scene, 0x800, 0x1000), Refusal::Alignment),
+        ("behind the buffer", of(&scene, 0x5000, 0x1000), Refusal::Range),
+        ("across its end", of(&scene, 0x4000, 0x2000), Refusal::Range),
+        ("more than all", of(&scene, 0, 0x6000), Refusal::Range),
+        ("far beyond", of(&scene, 1 << 62, 0x1000), Refusal::Range),
+        ("overflow", of(&scene, !0xfff, 0x2000), Refusal::Range),
+        ("overflow by length", of(&scene, 0x1000, !0xfff), Refusal::Range),
+        ("unaligned address", at(&scene, 0x4000_0800, 0x1000), Refusal::Alignment),
+        ("address overflow", at(&scene, !0xfff, 0x2000), Refusal::Range),
+        ("beyond the space", at(&scene, (last & !0xfff) + 0x1000, 0x1000), Refusal::Range),
+        ("across its end", at(&scene, last & !0xfff, 0x2000), Refusal::Range),
+        ("the interrupt window", at(&scene, 0xfee0_0000, 0x1000), Refusal::Reserved),
+        ("into the window", at(&scene, 0xfedf_f000, 0x2000), Refusal::Reserved),
+        ("out of the window", at(&scene, 0xfeef_f000, 0x2000), Refusal::Reserved),
+        ("mapped already", at(&scene, mapped, 0x1000), Refusal::Mapped),
+        ("partly mapped", at(&scene, mapped + 0x4000, 0x2000), Refusal::Mapped),
+    ];
+    for (what, map, expected) in cases {
+        scene.refused(what, Operation::Map, &map, expected);
+        let item = BatchItem {
+            operation: Operation::Map.code(),
+            reserved: 0,
+            flags: map.flags,
+            slot: map.slot,
+            access: map.access,
+            offset: map.offset,
+            length: map.length,
+            iova: map.iova,
+        };
+        // The same as the second item of a batch whose first would do.
+        let first = self::item(&scene, 0x1000);
+        scene.refused_at(what, &batch(&[first, item]), expected, 1);
+    }
+    let unmaps = [
+        (0, 0x1000, Refusal::NotMapped),
+        (mapped, 0x1000, Refusal::NotMapped),
+        (mapped + 0x1000, 0x4000, Refusal::NotMapped),
+        (mapped, 0x6000, Refusal::NotMapped),
+        (mapped, 0, Refusal::Range),
+        (mapped, !0xfff, Refusal::Range),
+        (mapped + 1, 0x5000, Refusal::Alignment),
+        (mapped, 0x4fff, Refusal::Alignment),
+        (!0xfff, 0x2000, Refusal::Range),
+    ];
+    for (iova, length, expected) in unmaps {
+        let what = format!("unmap {iova:#x} + {length:#x}");
+        scene.refused(&what, Operation::Unmap, &Unmap { iova, length }, expected);
+    }
+    for iova in [0xfee0_0000, 0xfedf_f000] {
+        let what = "unmap of the interrupt window";
+        let bytes = request(Operation::Unmap, &Unmap { iova, length: 0x2000 });
+        let reply = scene.stack.raw(scene.session, &bytes, 64).unwrap();
+        let refusal = Refusal::from_code(ReplyHeader::decode(&reply).unwrap().refusal);
+        assert!(matches!(refusal, Some(Refusal::Reserved | Refusal::NotMapped)), "{what}");
+    }
+    scene.stack.snapshot().assert_same(&scene.before, "");
+}
+
+#[test]
+fn bad_allocations_are_refused() {
+    let mut scene = scene();
+    let of = |length, alignment, boundary, access, flags| Allocate {
+        length,
+        alignment,
+        boundary,
+        access,
+        flags,
+    };
+    let cases = [
+        (of(0, 0, 0, 3, 0), Refusal::Range),
+        (of(1, 0, 0, 3, 0), Refusal::Alignment),
+        (of(0x1800, 0, 0, 3, 0), Refusal::Alignment),
+        (of(u64::MAX, 0, 0, 3, 0), Refusal::Alignment),
+        (of(!0xfff, 0, 0, 3, 0), Refusal::Quota),
+        (of(1 << 50, 0, 0, 3, 0), Refusal::Quota),
+        (of(0x1000, 0x3000, 0, 3, 0), Refusal::Alignment),
+        (of(0x1000, u64::MAX, 0, 3, 0), Refusal::Alignment),
+        (of(0x2000, 0, 0x1000, 3, 0), Refusal::Alignment),
+        (of(0x1000, 0, 0x3000, 3, 0), Refusal::Alignment),
+        (of(0x1000, 0, 0, 0, 0), Refusal::BadAccess),
+        (of(0x1000, 0, 0, 4, 0), Refusal::BadAccess),
+        (of(0x1000, 0, 0, u32::MAX, 0), Refusal::BadAccess),
+        (of(0x1000, 0, 0, 3, 4), Refusal::BadReserved),
+        // No address below 4 GiB is a multiple of 1 TiB but 0, which is not handed out.
+        (of(0x1000, 1 << 40, 0, 3, 0), Refusal::NoSpace),
+    ];
+    for (allocate, expected) in cases {
+        scene.refused(&format!("{allocate:x?}"), Operation::Allocate, &allocate, expected);
+    }
+}
+
+#[test]
+fn a_batch_is_all_or_nothing() {
+    let mut scene = scene();
+    let good = item(&scene, 0x2000);
+    let unmap = |iova, length| BatchItem {
+        operation: Operation::Unmap.code(),
+        iova,
+        length,
+        ..BatchItem::default()
+    };
+    let cases: [(Vec<BatchItem>, Refusal, u32); 6] = [
+        (vec![good, good, unmap(0x1000, 0x1000)], Refusal::NotMapped, 2),
+        (vec![good, BatchItem { slot: 77, ..good }], Refusal::BadHandle, 1),
+        (vec![unmap(scene.iova, 0x5000), unmap(scene.iova, 0x5000)], Refusal::NotMapped, 1),
+        (vec![good, BatchItem { operation: 4, ..good }], Refusal::BadOperation, 1),
+        (
+            vec![good; 40].into_iter().chain([BatchItem { access: 0, ..good }]).collect(),
+            Refusal::BadAccess,
+            40,
+        ),
+        (
+            vec![
+                unmap(scene.iova, 0x5000),
+                good,
+                BatchItem { flags: 1, iova: 0xfee0_0000, ..good },
+            ],
+            Refusal::Reserved,
+            2,
+        ),
+    ];
+    for (items, expected, index) in cases {
+        scene.refused_at(&format!("{expected:?}"), &batch(&items), expected, index);
+    }
+    // Too many, none, or another number than said.
+    scene.refused_at("too many", &batch(&vec![good; 1025]), Refusal::Range, 0);
+    scene.refused_at("none", &batch(&[]), Refusal::Range, 0);
+    let mut lying = batch(&[good, good]);
+    lying[16] = 3;
+    scene.refused_at("one more", &lying, Refusal::BadLength, 0);
+    lying[16] = 1;
+    scene.refused_at("one fewer", &lying, Refusal::BadLength, 0);
+    // Addresses that an item unmaps are free when the batch is done, and not before: until the unit was made
+    // to forget them they lead to the old memory.
+    let again =
+        BatchItem { flags: MapFlags::FIXED.bits(), iova: scene.iova, ..item(&scene, 0x5000) };
+    let bytes = batch(&[unmap(scene.iova, 0x5000), again]);
+    scene.refused_at("mapped again", &bytes, Refusal::Mapped, 1);
+}
+
+#[test]
+fn a_replayed_request_changes_nothing_more() {
+    let mut scene = scene();
+    scene.stack.attach(scene.session).unwrap();
+    scene.stack.snapshot().assert_same(&scene.before, "attached already");
+    let map = scene.map(|map| {
+        (map.flags, map.iova, map.length) = (MapFlags::FIXED.bits(), 0x4000_0000, 0x2000);
+    });
+    let bytes = request(Operation::Map, &map);
+    scene.stack.raw(scene.session, &bytes, 64).unwrap();
+    scene.before = scene.stack.snapshot();
+    scene.refused_at("map again", &bytes, Refusal::Mapped, 0);
+    scene.stack.unmap(scene.session, 0x4000_0000, 0x2000).unwrap();
+    scene.before = scene.stack.snapshot();
+    let unmap = Unmap { iova: 0x4000_0000, length: 0x2000 };
+    scene.refused("unmap again", Operation::Unmap, &unmap, Refusal::NotMapped);
+    scene.stack.release(scene.session, scene.slot).unwrap();
+    scene.before = scene.stack.snapshot();
+    let release = BufferRequest { slot: scene.slot, reserved: 0 };
+    scene.refused("release again", Operation::Release, &release, Refusal::BadHandle);
+    scene.stack.detach(scene.session).unwrap();
+    scene.before = scene.stack.snapshot();
+    let again = scene.stack.detach(scene.session);
+    assert!(matches!(again, Ok(()) | Err(Refusal::NotAttached)), "{again:?}");
+    scene.stack.snapshot().assert_same(&scene.before, "");
+}
