@@ -154,3 +154,61 @@ impl Semaphore {
         memory.load(self.frame, 0) & self.mask == self.value
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hw::testing::TestMemory;
+
+    #[test]
+    fn entries_go_around_over_all_frames() {
+        let mut memory = TestMemory::new();
+        let mut ring = Ring::allocate(&mut memory, 2).unwrap();
+        assert_eq!((ring.entries(), ring.offset()), (512, 0));
+        for number in 0..600 {
+            ring.put(&mut memory, [number, !number], true);
+        }
+        // Entry 300 lies in the second frame, entry 599 overwrote entry 87.
+        assert_eq!(ring.offset(), 88 * 16);
+        assert_eq!(memory.load(PhysAddr(ring.base().0 + 4096), (300 - 256) * 2), 300);
+        assert_eq!(memory.load(ring.base(), 87 * 2), 599);
+        assert_eq!(memory.load(ring.base(), 87 * 2 + 1), !599);
+    }
+
+    #[test]
+    fn a_log_is_read_around_its_end() {
+        let mut memory = TestMemory::new();
+        let mut ring = Ring::allocate(&mut memory, 1).unwrap();
+        ring.set_offset(254 * 16);
+        for (offset, value) in [(254, 7), (255, 8), (0, 9)] {
+            memory.store(ring.base(), offset * 2, value);
+        }
+        assert_eq!(ring.ahead(16), 3);
+        for value in [7, 8, 9] {
+            assert_eq!(ring.peek(&memory), [value, 0]);
+            ring.consume(&mut memory, true);
+        }
+        assert_eq!((ring.ahead(16), ring.offset()), (0, 16));
+        assert!(
+            (0..512).all(|word| memory.load(ring.base(), word) == 0),
+            "what was read is cleared"
+        );
+        // QEMU shows the ring's end for its start.
+        ring.set_offset(256 * 16);
+        assert_eq!((ring.offset(), ring.ahead(256 * 16)), (0, 0));
+    }
+
+    #[test]
+    fn late_answers_are_not_taken_for_the_one_expected() {
+        let mut memory = TestMemory::new();
+        let mut done = Semaphore::allocate(&mut memory, u32::MAX.into()).unwrap();
+        let first = done.advance();
+        let second = done.advance();
+        memory.store(done.address(), 0, first);
+        assert!(!done.reached(&memory));
+        memory.store(done.address(), 0, 0xdead_beef_0000_0000 | second);
+        assert!(done.reached(&memory), "only the low 32 bits are the unit's");
+        done.value = u64::from(u32::MAX);
+        assert_eq!(done.advance(), 1, "0 is what a new word holds");
+    }
+}

@@ -105,7 +105,9 @@ impl Log {
         }
         let (mut lost, mut left) = (0, waiting);
         while left > 0 {
-            match self.entry(port, memory) {
+            // One that does not come is waited for; the ones after it are not.
+            let limit = if lost == 0 { ENTRY_LIMIT } else { Nanos(0) };
+            match self.entry(port, memory, limit) {
                 Some(entry) if !sink(entry) => break,
                 Some(_) => {}
                 None => lost += 1,
@@ -129,8 +131,9 @@ impl Log {
         &self,
         port: &mut Port<R, C>,
         memory: &M,
+        limit: Nanos,
     ) -> Option<[u64; 2]> {
-        poll::until(&mut port.clock, ENTRY_LIMIT, || {
+        poll::until(&mut port.clock, limit, || {
             let entry = self.ring.peek(memory);
             (layout::code_of(entry[0]) != 0).then_some(entry)
         })
