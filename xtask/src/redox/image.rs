@@ -47,7 +47,7 @@ pub(crate) fn pack(tree: &Tree, programs: &[PathBuf], directory: &Path) -> Resul
     }
     let units = initfs.join("lib/init.d");
     for unit in UNITS {
-        fs::copy(root().join("image").join(unit), units.join(unit))?;
+        fs::copy(root().join("iommud/image").join(unit), units.join(unit))?;
     }
     fs::write(units.join("50_rootfs.service"), CHECKS)?;
     if initfs.join("lib/drivers/e1000d").exists() {
