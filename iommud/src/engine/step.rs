@@ -145,6 +145,8 @@ impl<U: Unit> Engine<U> {
     ) -> Result<(), Fault> {
         let table = table_of(&mut self.tables, domain)?;
         let (tag, tables_freed) = (table.tag, table.detached.tables_freed());
+        // A superpage that was split may be cached as a whole.
+        let range = table.detached.around(range);
         let hardware = unit_of(&mut self.units, unit)?;
         hardware
             .invalidate_pages(&mut self.memory, tag, range, tables_freed)

@@ -49,14 +49,20 @@ impl PteFormat for Format {
 /// A unit whose `budget`-th hardware operation, and all after it, time out.
 struct FakeUnit {
     entries: BTreeMap<u16, Entry>,
-    /// Frames in use when translations were invalidated.
+    /// Frames in use when translations were invalidated, and which.
     frames_at_invalidation: Vec<usize>,
+    invalidated: Vec<IovaRange>,
     budget: usize,
 }
 
 impl FakeUnit {
     fn new(budget: usize) -> Self {
-        Self { entries: BTreeMap::new(), frames_at_invalidation: Vec::new(), budget }
+        Self {
+            entries: BTreeMap::new(),
+            frames_at_invalidation: Vec::new(),
+            invalidated: Vec::new(),
+            budget,
+        }
     }
 
     fn spend(&mut self) -> Result<(), UnitError> {
@@ -115,9 +121,10 @@ impl Unit for FakeUnit {
         &mut self,
         memory: &mut TestMemory,
         _: DomainTag,
-        _: IovaRange,
+        range: IovaRange,
         _: bool,
     ) -> Result<(), UnitError> {
+        self.invalidated.push(range);
         self.frames_at_invalidation.push(memory.frames_in_use());
         self.spend()
     }
@@ -325,6 +332,8 @@ fn a_split_that_is_undone_is_bit_identical() {
     ]);
     let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
     assert!(!failure.unproved);
+    // A unit may hold the superpage as one translation: all of it is forgotten.
+    assert_eq!(unit(&mut engine, 0).invalidated[0], range(0x20_0000, 0x20_0000));
     for (frame, content) in &before {
         assert_eq!(engine.memory.snapshot().get(frame), Some(content));
     }

@@ -120,6 +120,7 @@ impl<U: Unit> Engine<U> {
         mut detached: Detached,
         undo: &mut Undo,
     ) {
+        let range = detached.around(range);
         let mut proved = undo.lost.is_empty();
         for unit in self.reliable(undo) {
             let told = self.invalidate_all(unit, domain, range);

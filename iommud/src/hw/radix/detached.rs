@@ -109,6 +109,13 @@ impl Detached {
         self.stale.and_then(|(first, last)| IovaRange::inclusive(first, last))
     }
 
+    /// `range` and what else units have to forget: see [`Detached::stale`].
+    #[must_use]
+    pub fn around(&self, range: IovaRange) -> IovaRange {
+        let (first, last) = self.stale.unwrap_or((range.first(), range.last()));
+        IovaRange::inclusive(first.min(range.first()), last.max(range.last())).unwrap_or(range)
+    }
+
     /// Adds a range that units may have cached.
     pub(super) fn spoil(&mut self, range: IovaRange) {
         let (first, last) = self.stale.unwrap_or((range.first(), range.last()));
