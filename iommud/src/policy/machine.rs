@@ -27,11 +27,10 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
-use crate::addr::IovaRange;
-use crate::policy::config::{Config, Mode};
+use crate::policy::config::Config;
 use crate::policy::ids::{DomainId, GroupId, UnitIndex};
 use crate::policy::plan::Binding;
-use crate::policy::ranges::{Piece, Ranges, normal};
+use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::slab::Slab;
 use crate::policy::state::{Class, Function, Group, Owner, OwnerId, Source, Unit};
 use crate::topology::alias::{self, Sources};
@@ -55,7 +54,7 @@ pub(super) struct Machine {
     pub(super) units: Vec<Unit>,
     pub(super) classes: Vec<Class>,
     pub(super) table: FunctionTable,
-    scopes: Scopes,
+    pub(super) scopes: Scopes,
     functions: Vec<Option<Function>>,
     generations: BTreeMap<PciAddress, u32>,
     pub(super) sources: BTreeMap<Key, Source>,
@@ -156,8 +155,15 @@ impl Machine {
 
     /// Notes that a function was cut off, or is driven again; returns what was noted before.
     pub(super) fn set_cut(&mut self, index: FunctionIndex, cut: bool) -> bool {
-        let function = self.function_mut(index);
-        function.is_some_and(|function| core::mem::replace(&mut function.cut, cut))
+        let Some(function) = self.function_mut(index) else { return false };
+        let before = core::mem::replace(&mut function.cut, cut);
+        let group = function.group;
+        if before != cut
+            && let Some(group) = self.groups.get_mut(group.0)
+        {
+            group.cut = if cut { group.cut + 1 } else { group.cut - 1 };
+        }
+        before
     }
 
     /// Enters a function that is not there yet.
@@ -302,6 +308,7 @@ impl Machine {
         if let Some(group) = self.groups.get_mut(keep.0) {
             group.members.extend(old.members);
             group.attached += old.attached;
+            group.cut += old.cut;
             group.sessions += old.sessions;
         }
         for group in [keep, gone] {
@@ -327,6 +334,7 @@ impl Machine {
             if let Some(group) = self.groups.get_mut(function.group.0) {
                 group.members.retain(|member| member != index);
                 group.attached -= u32::from(function.attached);
+                group.cut -= u32::from(function.cut);
                 group.stale = group.owner.is_some();
             }
             if !touched.contains(&function.group) {
@@ -366,13 +374,15 @@ impl Machine {
                     GroupId(id)
                 }
             };
+            let mut cut = 0;
             for member in &part {
                 if let Some(function) = self.function_mut(*member) {
                     function.group = id;
+                    cut += u32::from(function.cut);
                 }
             }
             if let Some(group) = self.groups.get_mut(id.0) {
-                *group = Group { members: part, ..Group::default() };
+                *group = Group { members: part, cut, ..Group::default() };
             }
         }
         new
@@ -417,107 +427,5 @@ impl Machine {
             all.extend(behind.filter_map(|function| self.table.index(function.address)));
         }
         all
-    }
-
-    /// What firmware reserves for a function, without what nobody may be given.
-    pub(super) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
-        let Some(function) = self.table.get(index) else { return Vec::new() };
-        let mut pieces = Vec::new();
-        for region in self.scopes.reserved(&self.firmware, function) {
-            let mut left = Ranges::default();
-            let range = region.range.page_aligned();
-            left.insert(range.first().0, range.last().0);
-            for (first, last) in self.forbidden.within(range.first().0, range.last().0) {
-                left.remove(first, last);
-            }
-            pieces.extend(left.iter().filter_map(|part| Piece::of_region(part, region)));
-        }
-        pieces
-    }
-
-    /// The regions that firmware names for a function, and whether they are excluded from all use.
-    pub(super) fn regions_of(
-        &self,
-        index: FunctionIndex,
-    ) -> impl Iterator<Item = (IovaRange, bool)> {
-        let function = self.table.get(index).into_iter();
-        function
-            .flat_map(|function| self.scopes.reserved(&self.firmware, function))
-            .map(|region| (region.range.page_aligned().identity(), region.exclusion))
-    }
-
-    /// What firmware reserves for some functions, without overlap.
-    pub(super) fn reserved_of_all(
-        &self,
-        functions: impl Iterator<Item = FunctionIndex>,
-    ) -> Vec<Piece> {
-        if self.firmware.reserved.is_empty() {
-            return Vec::new();
-        }
-        let all: Vec<Piece> = functions.flat_map(|index| self.reserved_of(index)).collect();
-        normal(&all)
-    }
-
-    /// What the entry of a source is to be; blocked when nobody uses it.
-    pub(super) fn wish(&self, key: Key) -> Wish {
-        let Some(source) = self.sources.get(&key) else { return Wish::Blocked };
-        let users = || source.users.iter().filter_map(|user| self.function(*user));
-        let Some(first) = users().next() else { return Wish::Blocked };
-        let Some(group) = self.group(first.group) else { return Wish::Blocked };
-        if group.attached > 0 {
-            let domain = group.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);
-            return match domain {
-                Some(domain) if users().any(|user| user.attached) => Wish::Domain(domain),
-                _ => Wish::Blocked,
-            };
-        }
-        let mut members = group.members.iter().filter_map(|member| self.function(*member));
-        if users().any(|user| user.late) || members.any(|member| member.cut) {
-            return Wish::Blocked;
-        }
-        self.wish_of_policy(key.0, group, users().map(|user| user.mode).max(), &source.users)
-    }
-
-    /// The strictest mode of all that use a requester id decides.
-    fn wish_of_policy(
-        &self,
-        unit: UnitIndex,
-        group: &Group,
-        mode: Option<Mode>,
-        users: &[FunctionIndex],
-    ) -> Wish {
-        let Some(Unit::Enabled { capabilities, class }) = self.unit(unit) else {
-            return Wish::Blocked;
-        };
-        match mode {
-            Some(Mode::Off) if capabilities.pass_through => Wish::PassThrough,
-            Some(Mode::Off | Mode::Compat) => {
-                let compat = self.classes.get(*class).map(|class| class.compat);
-                compat.map_or(Wish::Blocked, Wish::Domain)
-            }
-            Some(Mode::Strict) | None => {
-                let strict = |index: &FunctionIndex| {
-                    self.function(*index).is_some_and(|function| function.mode == Mode::Strict)
-                };
-                let own = users.iter().filter(|user| strict(user)).any(|user| {
-                    !self.firmware.reserved.is_empty() && !self.reserved_of(*user).is_empty()
-                });
-                if !own {
-                    return Wish::Blocked;
-                }
-                let all = group.members.iter().filter(|member| strict(member)).copied();
-                Wish::Reserved(*class, self.reserved_of_all(all))
-            }
-        }
-    }
-
-    /// All entries of the functions of a group.
-    pub(super) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
-        let members = self.group(group).map_or(&[][..], |group| group.members.as_slice());
-        for function in members.iter().filter_map(|member| self.function(*member)) {
-            if let Some(unit) = function.unit {
-                keys.extend(function.sources.iter().map(|source| (unit, source)));
-            }
-        }
     }
 }

@@ -74,6 +74,8 @@ pub(super) struct Group {
     pub(super) sessions: u32,
     /// Members attached.
     pub(super) attached: u32,
+    /// Members cut off.
+    pub(super) cut: u32,
     /// A member was removed while the group was claimed: it may fall apart when it is free.
     pub(super) stale: bool,
 }

@@ -168,10 +168,16 @@ impl Registry {
         keys.dedup();
         let mut moves = Vec::new();
         for key in keys {
+            let before = self.machine.sources.get(&key).map(|source| source.binding);
             if after.class_of(key.0).is_none() {
+                // A unit that failed is told as far as its tables reach; what it may have cached of the
+                // domain goes on counting as used by it.
+                let failed = matches!(after.unit(key.0), Some(Unit::Failed));
+                if failed && before.is_some() && !after.sources.contains_key(&key) {
+                    draft.steps.push(Step::Deny { unit: key.0, source: key.1 });
+                }
                 continue;
             }
-            let before = self.machine.sources.get(&key).map(|source| source.binding);
             let was = before.unwrap_or(Binding::Blocked);
             let now = self.binding(draft, after, key)?;
             let noted = after.sources.get(&key).map_or(Binding::Blocked, |source| source.binding);

@@ -151,7 +151,7 @@ fn memory_of_an_earlier_server_is_out_of_reach_until_it_is_returned() {
     const LEFT: u64 = 0x30_0000;
     let left = PhysRange::new(PhysAddr(LEFT), 0x20_0000).unwrap();
     let (machine, mut looped) = confined(vec![left]);
-    let mut write = |at| machine.device_write(0, SOURCE, at, &[1; 8]).is_ok();
+    let write = |at| machine.device_write(0, SOURCE, at, &[1; 8]).is_ok();
     assert!(write(LEFT - 8) && write(LEFT + 0x20_0000), "compat maps what is around");
     assert!(!write(LEFT) && !write(LEFT + 0x20_0000 - 8));
     looped.server().memory_returned(left);

@@ -202,7 +202,7 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start() -> Self {
-        Self::start_with(|| WireLog::off())
+        Self::start_with(WireLog::off)
     }
 
     pub(crate) fn start_with(wire: impl FnOnce() -> WireLog + Send + 'static) -> Self {

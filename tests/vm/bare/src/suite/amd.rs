@@ -1,5 +1,7 @@
 //! The checks of AMD-Vi: iommud's unit on QEMU's amd-iommu, looked at through edu devices.
 
+mod tools;
+
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -20,6 +22,7 @@ use crate::edu::{Edu, MAX_COUNT};
 use crate::firmware::{StartInfo, table};
 use crate::seams::{Frames, Registers, Time};
 use crate::{cpu, pci, phys, println};
+use tools::{denied, discover, new_unit, range, reaches, reads, writes};
 
 type TestUnit = AmdUnit<Registers, Time, Frames>;
 type Table = PageTable<AmdFormat>;
@@ -92,21 +95,6 @@ pub fn run(info: &StartInfo, tally: &mut Tally) {
     ] {
         tally.check(|| check(&mut suite));
     }
-}
-
-fn discover(info: &StartInfo) -> Result<(UnitDescription, Capability), String> {
-    let bytes = table(info.rsdp, b"IVRS").ok_or("no IVRS")?;
-    let firmware = acpi::parse_ivrs(&bytes).map_err(|error| format!("IVRS: {error:?}"))?;
-    let [unit] = &firmware.units[..] else {
-        return Err(format!("{} units", firmware.units.len()));
-    };
-    let UnitKind::AmdVi { function, capability, .. } = unit.kind else {
-        return Err("not AMD-Vi".into());
-    };
-    let address = PciAddress { segment: unit.segment, requester: function };
-    let block = Capability::read(&mut Configuration, address, capability)
-        .ok_or("the unit's function does not answer")?;
-    Ok((unit.clone(), block))
 }
 
 impl Suite {
@@ -412,107 +400,4 @@ impl Suite {
         println!("@@count {idle} instructions of a look for faults when there are none");
         Ok(format!("{page}, {entry}, {idle}"))
     }
-
-    fn registers(&self) -> Registers {
-        Registers::new(self.description.base().map_or(0, |base| base.0))
-    }
-
-    fn edu(&self) -> Result<Edu, String> {
-        self.edus.last().copied().ok_or_else(|| "no edu device".into())
-    }
-
-    fn table(&mut self, levels: u8, sizes: PageSizes) -> Result<Table, String> {
-        let coherent = self.unit.capabilities().coherent;
-        let mut table = Table::new(&mut self.memory, levels, sizes, coherent)
-            .map_err(|error| format!("{error}"))?;
-        self.map(&mut table, WINDOW_IOVA, WINDOW, 4096, READ_WRITE)?;
-        Ok(table)
-    }
-
-    fn map(
-        &mut self,
-        table: &mut Table,
-        iova: u64,
-        phys: u64,
-        length: u64,
-        access: Access,
-    ) -> Result<(), String> {
-        table
-            .map(&mut self.memory, range(iova, length)?, PhysAddr(phys), access)
-            .map_err(|error| format!("{error}"))
-    }
-
-    fn write(&mut self, source: RequesterId, entry: Entry) -> Result<(), String> {
-        self.unit.write_entry(&mut self.memory, source, entry).map_err(|error| format!("{error}"))
-    }
-
-    fn forget(&mut self, source: RequesterId, old: Option<DomainTag>) -> Result<(), String> {
-        self.unit
-            .invalidate_entry(&mut self.memory, source, old)
-            .map_err(|error| format!("{error}"))
-    }
-
-    fn attach(&mut self, edu: Edu, table: &Table, tag: DomainTag) -> Result<(), String> {
-        let entry = Entry::Translate { tag, root: table.root(), levels: table.levels() };
-        self.write(edu.id, entry)?;
-        self.forget(edu.id, None)
-    }
-
-    fn detach(&mut self, edu: Edu, tag: DomainTag) -> Result<(), String> {
-        self.write(edu.id, Entry::Blocked)?;
-        self.forget(edu.id, Some(tag))
-    }
-
-    /// Takes all waiting faults; returns their number and how many were lost.
-    fn take(&mut self) -> (usize, u32) {
-        self.faults.clear();
-        let faults = &mut self.faults;
-        let taken = self.unit.take_faults(&mut self.memory, usize::MAX, &mut |fault| {
-            faults.push(fault);
-        });
-        self.lost = taken.unwrap_or(u32::MAX);
-        (self.faults.len(), self.lost)
-    }
-}
-
-fn new_unit(
-    description: &UnitDescription,
-    capability: Capability,
-    memory: &mut Frames,
-) -> Result<TestUnit, String> {
-    let base = description.base().ok_or("no registers")?.0;
-    TestUnit::bring_up(Registers::new(base), Time, memory, description, Some(capability))
-        .map_err(|error| format!("{error}"))
-}
-
-fn range(iova: u64, length: u64) -> Result<IovaRange, String> {
-    IovaRange::new(Iova(iova), length).ok_or_else(|| "bad range".into())
-}
-
-/// Whether the device, told to write at `iova`, changes the memory at `phys`.
-fn writes(edu: Edu, iova: u64, phys: u64) -> bool {
-    phys::fill(phys, 4096, !PATTERN);
-    edu.write_memory(iova, MAX_COUNT);
-    !phys::is_filled(phys, 4096, !PATTERN)
-}
-
-/// Whether the device, told to read at `iova`, gets what the memory at `phys` holds: it then copies what it
-/// has to the window, which every page table maps.
-fn reads(edu: Edu, iova: u64, phys: u64) -> bool {
-    phys::fill(WINDOW, 4096, !PATTERN);
-    edu.read_memory(WINDOW_IOVA, MAX_COUNT);
-    phys::fill(phys, 4096, PATTERN);
-    edu.read_memory(iova, MAX_COUNT);
-    edu.write_memory(WINDOW_IOVA, MAX_COUNT);
-    phys::is_filled(WINDOW, MAX_COUNT, PATTERN)
-}
-
-/// Whether the device reaches the memory at `phys` both ways through `iova`.
-fn reaches(edu: Edu, iova: u64, phys: u64) -> bool {
-    reads(edu, iova, phys) && writes(edu, iova, phys)
-}
-
-/// Whether the device reaches nothing of the memory at `phys` through `iova`.
-fn denied(edu: Edu, iova: u64, phys: u64) -> bool {
-    !reads(edu, iova, phys) && !writes(edu, iova, phys)
 }

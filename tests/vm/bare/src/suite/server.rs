@@ -128,6 +128,7 @@ impl Served {
             functions: walk(&mut Ports, Roots::Known(&[(0, 0)])),
             ram: vec![range(0, 256 << 20)?],
             own: vec![range(FRAMES, FRAMES_LENGTH)?, range(BUFFERS, BUFFERS_LENGTH)?],
+            left: Vec::new(),
             memory,
             buffers: Pool::default(),
         });

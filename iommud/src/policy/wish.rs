@@ -1,0 +1,109 @@
+//! What each entry is to be: the table at the head of [`crate::policy::machine`], as code.
+
+use alloc::vec::Vec;
+
+use crate::addr::IovaRange;
+use crate::policy::config::Mode;
+use crate::policy::ids::{GroupId, UnitIndex};
+use crate::policy::machine::{Key, Machine, Wish};
+use crate::policy::ranges::{Piece, Ranges, normal};
+use crate::policy::state::{Group, Unit};
+use crate::topology::table::FunctionIndex;
+
+impl Machine {
+    /// What firmware reserves for a function, without what nobody may be given.
+    pub(super) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
+        let Some(function) = self.table.get(index) else { return Vec::new() };
+        let mut pieces = Vec::new();
+        for region in self.scopes.reserved(&self.firmware, function) {
+            let mut left = Ranges::default();
+            let range = region.range.page_aligned();
+            left.insert(range.first().0, range.last().0);
+            for (first, last) in self.forbidden.within(range.first().0, range.last().0) {
+                left.remove(first, last);
+            }
+            pieces.extend(left.iter().filter_map(|part| Piece::of_region(part, region)));
+        }
+        pieces
+    }
+
+    /// The regions that firmware names for a function, and whether they are excluded from all use.
+    pub(super) fn regions_of(
+        &self,
+        index: FunctionIndex,
+    ) -> impl Iterator<Item = (IovaRange, bool)> {
+        let function = self.table.get(index).into_iter();
+        function
+            .flat_map(|function| self.scopes.reserved(&self.firmware, function))
+            .map(|region| (region.range.page_aligned().identity(), region.exclusion))
+    }
+
+    /// What firmware reserves for some functions, without overlap.
+    pub(super) fn reserved_of_all(
+        &self,
+        functions: impl Iterator<Item = FunctionIndex>,
+    ) -> Vec<Piece> {
+        if self.firmware.reserved.is_empty() {
+            return Vec::new();
+        }
+        let all: Vec<Piece> = functions.flat_map(|index| self.reserved_of(index)).collect();
+        normal(&all)
+    }
+
+    /// What the entry of a source is to be; blocked when nobody uses it.
+    pub(super) fn wish(&self, key: Key) -> Wish {
+        let Some(source) = self.sources.get(&key) else { return Wish::Blocked };
+        let users = || source.users.iter().filter_map(|user| self.function(*user));
+        let Some(first) = users().next() else { return Wish::Blocked };
+        let Some(group) = self.group(first.group) else { return Wish::Blocked };
+        if group.attached > 0 {
+            let domain = group.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);
+            return match domain {
+                Some(domain) if users().any(|user| user.attached) => Wish::Domain(domain),
+                _ => Wish::Blocked,
+            };
+        }
+        if users().any(|user| user.late) {
+            return Wish::Blocked;
+        }
+        self.wish_of_policy(key.0, group, &source.users)
+    }
+
+    /// The strictest mode of all that use a requester id decides. For a group that was cut off that is
+    /// `Strict`, whatever is configured: firmware's own regions stay where they are.
+    fn wish_of_policy(&self, unit: UnitIndex, group: &Group, users: &[FunctionIndex]) -> Wish {
+        let Some(Unit::Enabled { capabilities, class }) = self.unit(unit) else {
+            return Wish::Blocked;
+        };
+        let members = || group.members.iter().copied();
+        let mode = |index: &FunctionIndex| match self.function(*index) {
+            Some(function) if group.cut == 0 => function.mode,
+            _ => Mode::Strict,
+        };
+        match users.iter().map(mode).max().unwrap_or(Mode::Strict) {
+            Mode::Off if capabilities.pass_through => Wish::PassThrough,
+            Mode::Off | Mode::Compat => {
+                let compat = self.classes.get(*class).map(|class| class.compat);
+                compat.map_or(Wish::Blocked, Wish::Domain)
+            }
+            Mode::Strict => {
+                let strict = |index: &FunctionIndex| mode(index) == Mode::Strict;
+                let own = users.iter().copied().filter(strict);
+                if self.reserved_of_all(own).is_empty() {
+                    return Wish::Blocked;
+                }
+                Wish::Reserved(*class, self.reserved_of_all(members().filter(strict)))
+            }
+        }
+    }
+
+    /// All entries of the functions of a group.
+    pub(super) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
+        let members = self.group(group).map_or(&[][..], |group| group.members.as_slice());
+        for function in members.iter().filter_map(|member| self.function(*member)) {
+            if let Some(unit) = function.unit {
+                keys.extend(function.sources.iter().map(|source| (unit, source)));
+            }
+        }
+    }
+}
