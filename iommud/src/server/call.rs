@@ -94,7 +94,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         body.room(operation.result_size())?;
         match request {
             Request::Query => Ok(body.put(&self.query(session)?)?),
-            Request::Attach => self.plain(&Event::Attach(session), body),
+            Request::Attach => {
+                // What the device did before is not this owner's: a dead driver's last DMA, for one.
+                self.tick();
+                self.plain(&Event::Attach(session), body)
+            }
             Request::Detach => self.plain(&Event::Detach(session), body),
             Request::Release(slot) => self.plain(&Event::Release(session, slot), body),
             Request::QueryBuffer(slot) => Ok(body.put(&self.query_buffer(session, slot)?)?),

@@ -271,7 +271,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let segment = self.machine.units.get(unit).map_or(0, |status| status.description.segment);
         let owner = u32::try_from(unit)
             .ok()
-            .and_then(|unit| self.registry.session_of(UnitIndex(unit), fault.source));
+            .and_then(|unit| self.registry.session_of(UnitIndex(unit), fault.source))
+            .filter(|session| self.registry.session(*session).is_some_and(|view| view.attached));
         self.faults.record(segment, fault, owner);
         if let Some(session) = owner {
             self.handles.session_readable(session);
