@@ -76,25 +76,23 @@ impl Registry {
     /// queues, pools of buffers. No domain of policy maps `own`.
     #[must_use]
     pub fn new(config: Config, firmware: Firmware, ram: &[PhysRange], own: &[PhysRange]) -> Self {
+        let mut forbidden = Ranges::default();
         let registers = firmware.units.iter().filter_map(|unit| unit.registers.ok());
-        let mut never = Ranges::default();
-        registers
-            .chain([INTERRUPT_WINDOW.identity()])
-            .for_each(|range| insert_pages(&mut never, range));
-        let mut forbidden = never.clone();
-        own.iter().for_each(|range| insert_pages(&mut forbidden, *range));
+        for range in own.iter().copied().chain(registers).chain([INTERRUPT_WINDOW.identity()]) {
+            insert_pages(&mut forbidden, range);
+        }
         let top = ram.iter().map(|range| range.last().0 | 0xfff).max().unwrap_or(0);
         let mut base = Ranges::default();
         base.insert(0, top.max(FOUR_GIB - 1));
         for region in &firmware.reserved {
             insert_pages(&mut base, region.range);
         }
-        let mut compat = base.clone();
-        never.iter().for_each(|(first, last)| base.remove(first, last));
-        forbidden.iter().for_each(|(first, last)| compat.remove(first, last));
+        for (first, last) in forbidden.iter() {
+            base.remove(first, last);
+        }
         Self {
             machine: Machine::new(config, firmware, forbidden),
-            compat,
+            compat: base.clone(),
             base,
             tags: Tags::new(),
             domains: Slab::small(),

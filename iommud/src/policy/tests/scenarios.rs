@@ -1109,16 +1109,3 @@ fn s16_a_device_whose_owner_dies_is_cut_off_until_somebody_says_it_is_quiet() {
     bench.run(&Event::Close(next)).unwrap();
     assert_eq!(bench.world.entry(0, d), compat);
 }
-
-#[test]
-fn memory_of_an_earlier_server_is_under_compat_again_when_it_is_given_back() {
-    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
-    let Binding::Domain(compat) = bench.world.entry(0, address(0, 4, 0)) else { panic!("compat") };
-    let own = phys(OWN, 2 << 20);
-    let mapped = |bench: &Bench, at: u64| {
-        bench.world.mapped(compat).iter().any(|(first, last, _)| *first <= at && at <= *last)
-    };
-    assert!(!mapped(&bench, own.first().0));
-    bench.run(&Event::MemoryReturned(own)).unwrap();
-    assert!(mapped(&bench, own.first().0) && mapped(&bench, own.last().0));
-}
