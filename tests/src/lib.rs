@@ -1,7 +1,7 @@
 //! Software units and what the tests share.
 //!
 //! [`conformance`] is what every backend must do; [`machine`] is physical memory with CPU caches, a clock and the seams of `iommud::hw` over them; [`vtd`]
-//! is a VT-d unit that decodes raw bits with its own constants. A machine that saw a rule broken records a
+//! is a VT-d unit that decodes raw bits with its own constants; [`fuzz`] is what may come from outside. A machine that saw a rule broken records a
 //! [`machine::Violation`], and fails the test that drops it without having looked.
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 )]
 
 pub mod conformance;
+pub mod fuzz;
 pub mod machine;
 pub mod stack;
 pub mod vtd;

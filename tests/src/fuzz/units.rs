@@ -1,0 +1,328 @@
+//! Units whose registers answer with anything: every read is the next bytes of the input, and between two
+//! reads the unit may write anything to its logs and to the words that it was told to write. Whatever it does, the driver
+//! neither panics nor waits for ever, and never writes to memory that is not its own.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use iommu_protocol::ids::RequesterId;
+use iommud::addr::{Iova, IovaRange, PhysAddr, PhysRange};
+use iommud::hw::amdvi::{AmdUnit, Capability};
+use iommud::hw::vtd::VtdUnit;
+use iommud::hw::{
+    Clock, Entry, HardwareFault, MemoryError, Nanos, RegisterIo, TableMemory, Unit, UnitError,
+};
+use iommud::topology::capabilities::DomainTag;
+use iommud::topology::firmware::{EntryRange, UnitDescription, UnitKind};
+
+use super::Bytes;
+
+/// Where frames begin.
+const BASE: u64 = 0x10_0000;
+/// Frames there are: a device table takes 512.
+const FRAMES: u64 = 768;
+/// Words of a frame.
+const WORDS: usize = 512;
+/// Faults asked for at a time.
+const LIMIT: usize = 16;
+
+/// Where a vendor's unit is told of memory that it writes to. Offsets are those of the specifications:
+/// VT-d 4.1 section 10.4 (IQT, IQA), 48882 rev 3.10 section 3.4.
+struct Vendor {
+    /// Register with the base of the invalidation queue or command ring.
+    queue: u32,
+    /// Register with its tail, in bytes.
+    tail: u32,
+    /// Registers with bases of logs that the unit fills; bits 59:56 are the length as a power of two of
+    /// 16 bytes.
+    logs: &'static [u32],
+    /// The word that a wait command writes and its value, when the two words of a command are one.
+    wait: fn(u64, u64) -> Option<(u64, u64)>,
+}
+
+/// Wait descriptors have type 5; SW is bit 5, status data are bits 63:32 (section 6.5.2.8).
+const VTD: Vendor = Vendor {
+    queue: 0x90,
+    tail: 0x88,
+    logs: &[],
+    wait: |low, high| (low & 0x2f == 0x25).then_some((high & !3, low >> 32)),
+};
+
+/// COMPLETION_WAIT has opcode 1 in bits 63:60; S is bit 0, the address bits 51:3 (section 2.4.1).
+const AMDVI: Vendor = Vendor {
+    queue: 0x08,
+    tail: 0x2008,
+    logs: &[0x10, 0x38],
+    wait: |low, high| (low >> 60 == 1 && low & 1 != 0).then_some((low & 0xf_ffff_ffff_fff8, high)),
+};
+
+/// The machine that a hostile unit sits in.
+struct Machine<'a> {
+    vendor: &'static Vendor,
+    input: Bytes<'a>,
+    words: Vec<u64>,
+    next: u64,
+    now: u64,
+    queue: u64,
+    /// Words the unit was told to write, and the values that mean completion.
+    waits: Vec<(u64, u64)>,
+    /// Logs: first address and words.
+    logs: Vec<(u64, u64)>,
+}
+
+impl Machine<'_> {
+    fn place(&self, frame: PhysAddr, index: usize) -> Option<usize> {
+        let number = frame.0.checked_sub(BASE)? / 4096;
+        let used = frame.is_aligned(4096) && number < self.next && index < WORDS;
+        used.then(|| usize::try_from(number).unwrap() * WORDS + index)
+    }
+
+    fn word(&mut self, address: u64) -> &mut u64 {
+        let index = usize::try_from(address % 4096 / 8).unwrap();
+        let place = self.place(PhysAddr(address & !4095), index);
+        &mut self.words[place.unwrap_or_else(|| panic!("the unit was sent to {address:#x}"))]
+    }
+
+    /// What the unit does between two reads of the driver: nothing, what it was told to, or anything that
+    /// it could.
+    fn disturb(&mut self) {
+        let choice = self.input.byte();
+        if choice & 1 != 0 {
+            for (address, value) in std::mem::take(&mut self.waits) {
+                *self.word(address) = value;
+            }
+        }
+        if choice & 2 != 0 && !self.logs.is_empty() {
+            let [log, low, high] = self.input.take();
+            let (base, words) = self.logs[usize::from(log) % self.logs.len()];
+            let value = u64::from_le_bytes(self.input.take());
+            *self.word(base + u64::from(u16::from_le_bytes([low, high])) % words * 8) = value;
+        }
+        if choice & 4 != 0
+            && let Some((address, _)) = self.waits.first().copied()
+        {
+            *self.word(address) = u64::from_le_bytes(self.input.take());
+        }
+    }
+
+    fn written(&mut self, offset: u32, value: u64) {
+        let base = value & 0xf_ffff_ffff_f000;
+        if offset == self.vendor.queue {
+            self.queue = base;
+        } else if self.vendor.logs.contains(&offset) {
+            self.logs.push((base, 2 << (value >> 56 & 0xf)));
+        } else if offset == self.vendor.tail {
+            // One command back from the tail is the wait, wherever the ring wraps.
+            let Some(at) = value.checked_sub(16).map(|last| self.queue + last) else { return };
+            // The driver may let the old owner's queue run dry before it gives the unit its own.
+            let index = usize::try_from(at % 4096 / 8).unwrap();
+            if let Some(place) = self.place(PhysAddr(at & !4095), index) {
+                self.waits.extend((self.vendor.wait)(self.words[place], self.words[place + 1]));
+            }
+        }
+        self.disturb();
+    }
+}
+
+#[derive(Clone)]
+struct Seam<'a>(Rc<RefCell<Machine<'a>>>);
+
+impl<'a> Seam<'a> {
+    fn new(vendor: &'static Vendor, input: Bytes<'a>) -> Self {
+        let words = vec![0; usize::try_from(FRAMES).unwrap() * WORDS];
+        let (waits, logs) = (Vec::new(), Vec::new());
+        let machine = Machine { vendor, input, words, next: 0, now: 0, queue: 0, waits, logs };
+        Self(Rc::new(RefCell::new(machine)))
+    }
+}
+
+impl RegisterIo for Seam<'_> {
+    fn read32(&mut self, _: u32) -> u32 {
+        let mut machine = self.0.borrow_mut();
+        machine.disturb();
+        u32::from_le_bytes(machine.input.take())
+    }
+
+    fn read64(&mut self, _: u32) -> u64 {
+        let mut machine = self.0.borrow_mut();
+        machine.disturb();
+        u64::from_le_bytes(machine.input.take())
+    }
+
+    fn write32(&mut self, offset: u32, value: u32) {
+        self.0.borrow_mut().written(offset, value.into());
+    }
+
+    fn write64(&mut self, offset: u32, value: u64) {
+        self.0.borrow_mut().written(offset, value);
+    }
+}
+
+impl Clock for Seam<'_> {
+    fn now(&mut self) -> Nanos {
+        Nanos(self.0.borrow().now)
+    }
+
+    /// A tenth of a second, so that no wait takes long here.
+    fn relax(&mut self) {
+        self.0.borrow_mut().now += 100_000_000;
+    }
+}
+
+/// Frames. They are never taken back: a hostile unit may keep their addresses.
+struct Frames<'a> {
+    machine: Seam<'a>,
+    /// Page tables count here; units have none.
+    counter: u16,
+}
+
+impl TableMemory for Frames<'_> {
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+        self.allocate_run(1)
+    }
+
+    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+        let mut machine = self.machine.0.borrow_mut();
+        let count = u64::try_from(count).unwrap();
+        let first = machine.next.next_multiple_of(count);
+        if first + count > FRAMES {
+            return Err(MemoryError::Exhausted);
+        }
+        machine.next = first + count;
+        Ok(PhysAddr(BASE + first * 4096))
+    }
+
+    fn free(&mut self, frame: PhysAddr, _: bool) {
+        assert!(self.machine.0.borrow().place(frame, 0).is_some(), "{frame:?} freed");
+    }
+
+    /// A driver may look for what an earlier one left where a register says, and finds nothing.
+    fn load(&self, frame: PhysAddr, index: usize) -> u64 {
+        let machine = self.machine.0.borrow();
+        machine.place(frame, index).map_or(0, |place| machine.words[place])
+    }
+
+    fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
+        let mut machine = self.machine.0.borrow_mut();
+        let place = machine.place(frame, index);
+        machine.words[place.unwrap_or_else(|| panic!("store to {frame:?} {index}"))] = value;
+    }
+
+    fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
+        assert!(self.machine.0.borrow().place(frame, first).is_some() && first + count <= WORDS);
+    }
+
+    fn live(&mut self, _: PhysAddr) -> &mut u16 {
+        &mut self.counter
+    }
+
+    fn frames_in_use(&self) -> usize {
+        usize::try_from(self.machine.0.borrow().next).unwrap()
+    }
+}
+
+/// A VT-d unit: brought up, then whatever the input asks for.
+pub fn vtd(data: &[u8]) {
+    let seam = Seam::new(&VTD, Bytes(data));
+    let mut memory = Frames { machine: seam.clone(), counter: 0 };
+    let bits = seam.0.borrow_mut().input.byte();
+    if let Ok(unit) = VtdUnit::bring_up(seam.clone(), seam.clone(), &mut memory, bits) {
+        use_unit(&seam, unit, &mut memory);
+    }
+}
+
+/// An AMD-Vi unit: brought up, then whatever the input asks for.
+pub fn amdvi(data: &[u8]) {
+    let mut input = Bytes(data);
+    let [flags, with_features, with_capability] = input.take::<3>();
+    let features = (with_features & 1 != 0).then(|| u64::from_le_bytes(input.take()));
+    let registers = PhysRange::new(PhysAddr(0xfeb8_0000), 0x4000).unwrap();
+    let capability = (with_capability & 1 != 0).then(|| {
+        let mut next = || u32::from_le_bytes(input.take());
+        let (header, low, miscellaneous) = (next(), next(), next());
+        // Of another unit's registers nothing is accepted: that would end most inputs here.
+        Capability::new(header, 0xfeb8_0000 | low & 1, 0, miscellaneous)
+    });
+    let mut entries = Vec::new();
+    for _ in 0..input.byte() % 4 {
+        let [a, b] = [u16::from_le_bytes(input.take()), u16::from_le_bytes(input.take())];
+        let alias = RequesterId(u16::from_le_bytes(input.take()));
+        let (first, last) = (RequesterId(a.min(b)), RequesterId(a.max(b)));
+        entries.push(EntryRange { first, last, alias: Some(alias), settings: input.byte() });
+    }
+    let function = RequesterId(2);
+    let kind = UnitKind::AmdVi { function, capability: 0x40, flags, features };
+    let description = UnitDescription {
+        kind,
+        segment: 0,
+        registers: Ok(registers),
+        include_all: false,
+        scopes: Vec::new(),
+        entries,
+    };
+    let seam = Seam::new(&AMDVI, input);
+    let mut memory = Frames { machine: seam.clone(), counter: 0 };
+    let unit = AmdUnit::bring_up(seam.clone(), seam.clone(), &mut memory, &description, capability);
+    if let Ok(unit) = unit {
+        use_unit(&seam, unit, &mut memory);
+    }
+}
+
+fn use_unit<'a, U: Unit<Memory = Frames<'a>>>(
+    seam: &Seam<'a>,
+    mut unit: U,
+    memory: &mut Frames<'a>,
+) {
+    let capabilities = unit.capabilities();
+    assert!(!capabilities.levels.is_empty());
+    while !seam.0.borrow().input.is_empty() {
+        let [operation, low, high, pages] = seam.0.borrow_mut().input.take();
+        let source = RequesterId(u16::from_le_bytes([low, high]));
+        let tag = DomainTag(u16::from(low).max(1).min(capabilities.last_tag));
+        let range =
+            IovaRange::new(Iova(u64::from(high) << 21), (u64::from(pages) + 1) << 12).unwrap();
+        let result = match operation % 8 {
+            0 => unit.write_entry(memory, source, Entry::Blocked),
+            1 => {
+                let levels = 3 + pages % 4;
+                unit.write_entry(
+                    memory,
+                    source,
+                    Entry::Translate { tag, root: PhysAddr(BASE), levels },
+                )
+            }
+            2 => unit.invalidate_entry(memory, source, (pages & 1 != 0).then_some(tag)),
+            3 => unit.publish_pages(memory, tag, range),
+            4 => unit.invalidate_pages(memory, tag, range, pages & 1 != 0),
+            5 => unit.enable(memory),
+            6 => faults(&mut unit, memory),
+            _ => describe(&mut unit),
+        };
+        // After a failure the engine uses a unit no more, but for these two that change nothing.
+        if let Err(UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead) = result {
+            let _ = faults(&mut unit, memory);
+            return;
+        }
+    }
+}
+
+fn faults<M: TableMemory, U: Unit<Memory = M>>(
+    unit: &mut U,
+    memory: &mut M,
+) -> Result<(), UnitError> {
+    let mut count = 0;
+    let mut sink = |fault: HardwareFault| {
+        assert!(!fault.words.is_empty() && fault.words.len() <= iommu_protocol::fault::WORDS_SIZE);
+        count += 1;
+    };
+    let result = unit.take_faults(memory, LIMIT, &mut sink);
+    assert!(count <= LIMIT);
+    result.map(drop)
+}
+
+fn describe<U: Unit>(unit: &mut U) -> Result<(), UnitError> {
+    let mut text = String::new();
+    unit.describe(&mut text).unwrap();
+    assert!(!text.is_empty());
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! The fuzzing targets over kept inputs, over random bytes, and over damaged tables.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+use std::path::{Path, PathBuf};
+
+use iommud_tests::fuzz::tables::repaired;
+use iommud_tests::fuzz::{TARGETS, files, pci, protocol, tables, units};
+use proptest::prelude::*;
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
+}
+
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// What once failed, and what the fuzzer starts from.
+#[test]
+fn kept_inputs_of_every_target() {
+    for (name, target) in TARGETS {
+        let inputs = files_in(&data().join("fuzz").join(name));
+        assert!(!inputs.is_empty(), "{name} has no inputs");
+        for input in inputs {
+            println!("{}", input.display());
+            target(&std::fs::read(&input).unwrap());
+        }
+    }
+}
+
+/// Good tables: those of QEMU, and of real machines where they are at hand.
+fn good_tables() -> Vec<Vec<u8>> {
+    let mut found = files_in(&data().join("acpi/qemu"));
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/acpi-tables");
+    if real.is_dir() {
+        found.extend(files_in(&real));
+    }
+    let tables = found.iter().filter(|path| path.extension().is_some_and(|name| name == "bin"));
+    tables.map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// What happens to a table.
+#[derive(Clone, Debug)]
+enum Damage {
+    Set(prop::sample::Index, u8),
+    Flip(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Remove(prop::sample::Index, u8),
+    Repeat(prop::sample::Index, u8),
+    Add(Vec<u8>),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    use any as a;
+    let interesting = prop_oneof![Just(0u8), Just(1), Just(4), Just(0xff), Just(0xf0), a::<u8>()];
+    prop_oneof![
+        4 => (a::<prop::sample::Index>(), interesting).prop_map(|(at, to)| Damage::Set(at, to)),
+        2 => (a::<prop::sample::Index>(), 0..8u8).prop_map(|(at, bit)| Damage::Flip(at, bit)),
+        1 => a::<prop::sample::Index>().prop_map(Damage::Cut),
+        1 => (a::<prop::sample::Index>(), 1..24u8).prop_map(|(at, n)| Damage::Remove(at, n)),
+        1 => (a::<prop::sample::Index>(), 1..64u8).prop_map(|(at, n)| Damage::Repeat(at, n)),
+        1 => prop::collection::vec(a::<u8>(), 1..40).prop_map(Damage::Add),
+    ]
+}
+
+impl Damage {
+    /// Damages what follows the fixed part.
+    fn apply(&self, table: &mut Vec<u8>) {
+        let places = table.len() - 48;
+        if places == 0 {
+            return;
+        }
+        let place = |index: &prop::sample::Index| 48 + index.index(places);
+        match self {
+            Self::Set(at, value) => table[place(at)] = *value,
+            Self::Flip(at, bit) => table[place(at)] ^= 1 << bit,
+            Self::Cut(at) => table.truncate(place(at)),
+            Self::Remove(at, count) => {
+                let from = place(at);
+                let to = table.len().min(from + usize::from(*count));
+                table.drain(from..to);
+            }
+            Self::Repeat(at, count) => {
+                let from = place(at);
+                let to = table.len().min(from + usize::from(*count));
+                let again = table[from..to].to_vec();
+                table.splice(to..to, again);
+            }
+            Self::Add(bytes) => table.extend(bytes),
+        }
+    }
+}
+
+fn run(table: &[u8]) {
+    if table.starts_with(b"DMAR") { tables::dmar(table) } else { tables::ivrs(table) }
+}
+
+fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..most)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_tables(index: prop::sample::Index, damages in prop::collection::vec(damage(), 1..8)) {
+        let good = good_tables();
+        let mut table = index.get(&good).clone();
+        for damage in damages {
+            damage.apply(&mut table);
+        }
+        let signature = table[..4].try_into().unwrap();
+        run(&table);
+        run(&repaired(signature, &table));
+    }
+
+    #[test]
+    fn tables_cut_anywhere(index: prop::sample::Index, length: prop::sample::Index) {
+        let good = good_tables();
+        let table = index.get(&good);
+        let cut = &table[..length.index(table.len())];
+        tables::dmar(cut);
+        tables::ivrs(cut);
+        files::decode(cut);
+    }
+
+    #[test]
+    fn random_tables(bytes in bytes(600)) {
+        tables::dmar(&bytes);
+        tables::ivrs(&bytes);
+        files::decode(&bytes);
+    }
+
+    #[test]
+    fn random_messages(bytes in bytes(300)) {
+        protocol::messages(&bytes);
+        protocol::paths(&bytes);
+        files::policy(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_configuration_space(bytes in bytes(4000)) {
+        pci::walk(&bytes);
+    }
+
+    #[test]
+    fn random_units(bytes in bytes(2000)) {
+        units::vtd(&bytes);
+        units::amdvi(&bytes);
+    }
+}
+
+/// The largest tables that are read, built so that everything is compared with everything.
+#[test]
+fn the_largest_tables_take_no_long_time() {
+    let started = std::time::Instant::now();
+    let units: Vec<u8> = (0..4092u64)
+        .flat_map(|index| {
+            let mut unit = vec![0, 0, 16, 0, 0, 0, 0, 0];
+            unit.extend((0x1_0000_0000 + (index << 12)).to_le_bytes());
+            unit
+        })
+        .collect();
+    tables::dmar(&[&[0; 48][..], &units].concat());
+    let mut scopes = Vec::new();
+    for unit in 0..2u64 {
+        scopes.extend([0, 0]);
+        scopes.extend(32_744u16.to_le_bytes());
+        scopes.extend([0; 4]);
+        scopes.extend((0xfed9_0000 + (unit << 12)).to_le_bytes());
+        for index in 0..4091u16 {
+            let [bus, function] = index.to_be_bytes();
+            scopes.extend([1, 8, 0, 0, 0, bus | u8::try_from(unit).unwrap() << 7]);
+            scopes.extend([function >> 3, function & 7]);
+        }
+    }
+    tables::dmar(&[&[0; 48][..], &scopes].concat());
+    let mut entries = vec![0x10, 0, 0, 0, 2, 0, 0x40, 0, 0, 0, 0xb8, 0xfe];
+    entries.resize(24, 0);
+    for id in 0..16_361u16 {
+        entries.push(2);
+        entries.extend(id.to_le_bytes());
+        entries.push(0);
+    }
+    let length = u16::try_from(entries.len()).unwrap();
+    entries[2..4].copy_from_slice(&length.to_le_bytes());
+    tables::ivrs(&[&[0; 48][..], &entries].concat());
+    println!("{:?}", started.elapsed());
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
