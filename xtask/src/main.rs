@@ -5,6 +5,7 @@ mod build;
 mod cpio;
 mod demo;
 mod emulator;
+mod fuzz;
 mod guest;
 mod kernel;
 mod options;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Bare(options) => bare::run(options),
         Command::Redox(options) => redox::run(&options),
         Command::CheckRedox => redox::check(),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Test => Ok(test::run()),
         Command::NotBuilt(name) => {
             eprintln!("xtask {name}: not built yet");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::emulator::Emulator;
+use crate::fuzz::TARGETS;
 use lexopt::{Arg, Parser, ValueExt};
 
 /// What is printed for `--help` and after a mistake.
@@ -13,6 +14,7 @@ commands:
   demo    boot a guest in QEMU and watch iommud confine real driver processes
   bare    the register-level suite, on a machine without an operating system
   test    everything CI runs
+  fuzz    look for inputs from outside that break something
   bench   measurements
   redox   an image of Redox with iommud in it, booted
   check-redox
@@ -27,6 +29,10 @@ options of redox:
   --iommu intel|amd|none   the unit of the machine (default: intel)
   --keep, --verbose, --json FILE
                            as of demo
+
+options of fuzz:
+  TARGET ...               only these (default: all)
+  --seconds N              time for each target (default: 60)
 
 options of demo:
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
@@ -139,6 +145,21 @@ pub(crate) struct RedoxOptions {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// Options of `fuzz`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FuzzOptions {
+    /// Time for each target.
+    pub(crate) seconds: u32,
+    /// Which targets; all when there are none.
+    pub(crate) targets: Vec<String>,
+}
+
+impl Default for FuzzOptions {
+    fn default() -> Self {
+        Self { seconds: 60, targets: Vec::new() }
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -154,6 +175,8 @@ pub(crate) enum Command {
     CheckRedox,
     /// Everything CI runs.
     Test,
+    /// The fuzzer.
+    Fuzz(FuzzOptions),
     /// A command that is named but does not exist yet.
     NotBuilt(&'static str),
 }
@@ -172,6 +195,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "redox" => redox(parser),
             "check-redox" => no_more(parser, Command::CheckRedox),
             "test" => no_more(parser, Command::Test),
+            "fuzz" => fuzz(parser),
             other => Err(format!("unknown command {other}").into()),
         },
         None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
@@ -241,6 +265,25 @@ fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
     Ok(Command::Redox(options))
 }
 
+fn fuzz(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = FuzzOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("seconds") => options.seconds = parser.value()?.parse()?,
+            Arg::Value(name) => {
+                let name = name.string()?;
+                if !TARGETS.contains(&name.as_str()) {
+                    return Err(format!("{name}: one of {}", TARGETS.join(", ")).into());
+                }
+                options.targets.push(name);
+            }
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Fuzz(options))
+}
+
 fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut options = DemoOptions::default();
     while let Some(argument) = parser.next()? {
@@ -306,6 +349,13 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_options_are_read() {
+        let some = FuzzOptions { seconds: 5, targets: vec!["dmar".into(), "pci".into()] };
+        assert_eq!(words("fuzz dmar --seconds 5 pci").unwrap(), Command::Fuzz(some));
+        assert_eq!(words("fuzz").unwrap(), Command::Fuzz(FuzzOptions::default()));
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for bad in [
             "dem",
@@ -314,6 +364,8 @@ mod tests {
             "demo --iommu arm",
             "demo --caching-mode 1",
             "test x",
+            "fuzz x",
+            "fuzz --seconds -1",
             "--x",
         ] {
             assert!(words(bad).is_err(), "{bad}");

@@ -43,6 +43,9 @@ pub(crate) const QEMU: Program = Program { name: "qemu-system-x86_64", package: 
 /// What unpacks packages of another release, with all they need, into a directory.
 pub(crate) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "mmdebstrap" };
 
+/// The C++ compiler: libFuzzer is built from source.
+pub(crate) const CXX: Program = Program { name: "c++", package: "g++" };
+
 /// Makes sure that the programs can be started: installs what is missing as root, else says what is.
 ///
 /// # Errors

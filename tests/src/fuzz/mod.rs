@@ -11,7 +11,7 @@ pub mod units;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: &[Target] = &[
+pub const TARGETS: [Target; 9] = [
     ("dmar", tables::dmar),
     ("ivrs", tables::ivrs),
     ("decode", files::decode),

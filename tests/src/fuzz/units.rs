@@ -1,8 +1,9 @@
-//! Units whose registers answer with anything: every read is the next bytes of the input, and between two
-//! reads the unit may write anything to its logs and to the words that it was told to write. Whatever it does, the driver
-//! neither panics nor waits for ever, and never writes to memory that is not its own.
+//! Units that work until the input says otherwise: then a register answers with anything, a wait does not
+//! complete, or the unit writes anything to its logs and to the words that it was told to write. Whatever
+//! it does, the driver neither panics nor waits for ever, and never writes to memory that is not its own.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use iommu_protocol::ids::RequesterId;
@@ -26,34 +27,50 @@ const WORDS: usize = 512;
 /// Faults asked for at a time.
 const LIMIT: usize = 16;
 
-/// Where a vendor's unit is told of memory that it writes to. Offsets are those of the specifications:
-/// VT-d 4.1 section 10.4 (IQT, IQA), 48882 rev 3.10 section 3.4.
+/// How a vendor's unit works, as far as a driver waits for it. Offsets and bits are those of the
+/// specifications: VT-d 4.1 section 10.4, 48882 rev 3.10 section 3.4.
 struct Vendor {
     /// Register with the base of the invalidation queue or command ring.
     queue: u32,
-    /// Register with its tail, in bytes.
-    tail: u32,
+    /// Bytes of the queue, from that register.
+    size: fn(u64) -> u64,
+    /// Registers with its tail and its head, in bytes.
+    pointers: (u32, u32),
     /// Registers with bases of logs that the unit fills; bits 59:56 are the length as a power of two of
     /// 16 bytes.
     logs: &'static [u32],
+    /// Registers that are not 0 at first, and their values.
+    initial: &'static [(u32, u64)],
     /// The word that a wait command writes and its value, when the two words of a command are one.
     wait: fn(u64, u64) -> Option<(u64, u64)>,
+    /// A status register, the control register it follows, and how.
+    status: (u32, u32, fn(u64) -> u64),
 }
 
-/// Wait descriptors have type 5; SW is bit 5, status data are bits 63:32 (section 6.5.2.8).
+/// GSTS (1ch) follows GCMD (18h) bit for bit. CAP and ECAP are those of QEMU's unit with 48 bits. Wait
+/// descriptors have type 5; SW is bit 5, status data are bits 63:32 (section 6.5.2.8).
 const VTD: Vendor = Vendor {
     queue: 0x90,
-    tail: 0x88,
+    size: |base| 4096 << (base & 7),
+    pointers: (0x88, 0x80),
     logs: &[],
+    initial: &[(0x00, 0x10), (0x08, 0x00d2_008c_222f_0686), (0x10, 0x00f0_0f5a)],
     wait: |low, high| (low & 0x2f == 0x25).then_some((high & !3, low >> 32)),
+    status: (0x1c, 0x18, |command| command),
 };
 
-/// COMPLETION_WAIT has opcode 1 in bits 63:60; S is bit 0, the address bits 51:3 (section 2.4.1).
+/// Status (2020h) says what runs: commands (bit 4), events (3), page requests (7), by control (18h) bits 12,
+/// 2 and 13. COMPLETION_WAIT has opcode 1 in bits 63:60; S is bit 0, the address bits 51:3 (section 2.4.1).
 const AMDVI: Vendor = Vendor {
     queue: 0x08,
-    tail: 0x2008,
+    size: |base| 16 << (base >> 56 & 0xf),
+    pointers: (0x2008, 0x2000),
     logs: &[0x10, 0x38],
+    initial: &[(0x30, 0x29d3)],
     wait: |low, high| (low >> 60 == 1 && low & 1 != 0).then_some((low & 0xf_ffff_ffff_fff8, high)),
+    status: (0x2020, 0x18, |control| {
+        (control >> 12 & 1) << 4 | (control >> 2 & 1) << 3 | (control >> 13 & 1) << 7
+    }),
 };
 
 /// The machine that a hostile unit sits in.
@@ -63,6 +80,8 @@ struct Machine<'a> {
     words: Vec<u64>,
     next: u64,
     now: u64,
+    /// What was last written to each register.
+    registers: BTreeMap<u32, u64>,
     queue: u64,
     /// Words the unit was told to write, and the values that mean completion.
     waits: Vec<(u64, u64)>,
@@ -83,11 +102,11 @@ impl Machine<'_> {
         &mut self.words[place.unwrap_or_else(|| panic!("the unit was sent to {address:#x}"))]
     }
 
-    /// What the unit does between two reads of the driver: nothing, what it was told to, or anything that
-    /// it could.
-    fn disturb(&mut self) {
+    /// What the unit does at an access of the driver: what it was told to, or anything that it could.
+    /// The value that a register then reads as, if it is not the one it should have.
+    fn act(&mut self) -> Option<u64> {
         let choice = self.input.byte();
-        if choice & 1 != 0 {
+        if choice & 1 == 0 {
             for (address, value) in std::mem::take(&mut self.waits) {
                 *self.word(address) = value;
             }
@@ -103,24 +122,44 @@ impl Machine<'_> {
         {
             *self.word(address) = u64::from_le_bytes(self.input.take());
         }
+        (choice & 8 != 0).then(|| u64::from_le_bytes(self.input.take()))
+    }
+
+    fn read(&mut self, offset: u32) -> u64 {
+        self.act().unwrap_or_else(|| {
+            let (status, control, follows) = self.vendor.status;
+            let (tail, head) = self.vendor.pointers;
+            let written = |register| self.registers.get(&register).copied().unwrap_or(0);
+            match offset {
+                _ if offset == status => follows(written(control)),
+                _ if offset == head => written(tail),
+                _ => written(offset),
+            }
+        })
     }
 
     fn written(&mut self, offset: u32, value: u64) {
+        self.registers.insert(offset, value);
         let base = value & 0xf_ffff_ffff_f000;
         if offset == self.vendor.queue {
             self.queue = base;
         } else if self.vendor.logs.contains(&offset) {
             self.logs.push((base, 2 << (value >> 56 & 0xf)));
-        } else if offset == self.vendor.tail {
-            // One command back from the tail is the wait, wherever the ring wraps.
-            let Some(at) = value.checked_sub(16).map(|last| self.queue + last) else { return };
-            // The driver may let the old owner's queue run dry before it gives the unit its own.
-            let index = usize::try_from(at % 4096 / 8).unwrap();
-            if let Some(place) = self.place(PhysAddr(at & !4095), index) {
-                self.waits.extend((self.vendor.wait)(self.words[place], self.words[place + 1]));
-            }
+        } else if offset == self.vendor.pointers.0 {
+            self.last_command(value);
         }
-        self.disturb();
+        self.act();
+    }
+
+    /// Notes the wait that is the last command before the tail, if it is one.
+    fn last_command(&mut self, tail: u64) {
+        let size = (self.vendor.size)(self.registers.get(&self.vendor.queue).copied().unwrap_or(0));
+        let at = self.queue + tail.checked_sub(16).unwrap_or(size - 16);
+        // The driver may let the old owner's queue run dry before it gives the unit its own.
+        let index = usize::try_from(at % 4096 / 8).unwrap();
+        if let Some(place) = self.place(PhysAddr(at & !4095), index) {
+            self.waits.extend((self.vendor.wait)(self.words[place], self.words[place + 1]));
+        }
     }
 }
 
@@ -131,22 +170,21 @@ impl<'a> Seam<'a> {
     fn new(vendor: &'static Vendor, input: Bytes<'a>) -> Self {
         let words = vec![0; usize::try_from(FRAMES).unwrap() * WORDS];
         let (waits, logs) = (Vec::new(), Vec::new());
-        let machine = Machine { vendor, input, words, next: 0, now: 0, queue: 0, waits, logs };
+        let registers = vendor.initial.iter().copied().collect();
+        let (next, now, queue) = (0, 0, 0);
+        let machine = Machine { vendor, input, words, next, now, registers, queue, waits, logs };
         Self(Rc::new(RefCell::new(machine)))
     }
 }
 
 impl RegisterIo for Seam<'_> {
-    fn read32(&mut self, _: u32) -> u32 {
-        let mut machine = self.0.borrow_mut();
-        machine.disturb();
-        u32::from_le_bytes(machine.input.take())
+    fn read32(&mut self, offset: u32) -> u32 {
+        let [a, b, c, d, ..] = self.0.borrow_mut().read(offset).to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
     }
 
-    fn read64(&mut self, _: u32) -> u64 {
-        let mut machine = self.0.borrow_mut();
-        machine.disturb();
-        u64::from_le_bytes(machine.input.take())
+    fn read64(&mut self, offset: u32) -> u64 {
+        self.0.borrow_mut().read(offset)
     }
 
     fn write32(&mut self, offset: u32, value: u32) {
@@ -223,19 +261,35 @@ impl TableMemory for Frames<'_> {
 
 /// A VT-d unit: brought up, then whatever the input asks for.
 pub fn vtd(data: &[u8]) {
+    let _ = run_vtd(data);
+}
+
+/// As [`vtd`]; how many operations went well, or why the unit did not come up.
+///
+/// # Errors
+/// Of the unit.
+pub fn run_vtd(data: &[u8]) -> Result<usize, UnitError> {
     let seam = Seam::new(&VTD, Bytes(data));
     let mut memory = Frames { machine: seam.clone(), counter: 0 };
-    let bits = seam.0.borrow_mut().input.byte();
-    if let Ok(unit) = VtdUnit::bring_up(seam.clone(), seam.clone(), &mut memory, bits) {
-        use_unit(&seam, unit, &mut memory);
-    }
+    // 39 bits for a zero.
+    let bits = seam.0.borrow_mut().input.byte() ^ 39;
+    let unit = VtdUnit::bring_up(seam.clone(), seam.clone(), &mut memory, bits)?;
+    Ok(use_unit(&seam, unit, &mut memory))
 }
 
 /// An AMD-Vi unit: brought up, then whatever the input asks for.
 pub fn amdvi(data: &[u8]) {
+    let _ = run_amdvi(data);
+}
+
+/// As [`amdvi`]; how many operations went well, or why the unit did not come up.
+///
+/// # Errors
+/// Of the unit.
+pub fn run_amdvi(data: &[u8]) -> Result<usize, UnitError> {
     let mut input = Bytes(data);
     let [flags, with_features, with_capability] = input.take::<3>();
-    let features = (with_features & 1 != 0).then(|| u64::from_le_bytes(input.take()));
+    let features = (with_features & 1 == 0).then(|| u64::from_le_bytes(input.take()) ^ 0x29d3);
     let registers = PhysRange::new(PhysAddr(0xfeb8_0000), 0x4000).unwrap();
     let capability = (with_capability & 1 != 0).then(|| {
         let mut next = || u32::from_le_bytes(input.take());
@@ -262,47 +316,54 @@ pub fn amdvi(data: &[u8]) {
     };
     let seam = Seam::new(&AMDVI, input);
     let mut memory = Frames { machine: seam.clone(), counter: 0 };
-    let unit = AmdUnit::bring_up(seam.clone(), seam.clone(), &mut memory, &description, capability);
-    if let Ok(unit) = unit {
-        use_unit(&seam, unit, &mut memory);
-    }
+    let (registers, clock) = (seam.clone(), seam.clone());
+    let unit = AmdUnit::bring_up(registers, clock, &mut memory, &description, capability)?;
+    Ok(use_unit(&seam, unit, &mut memory))
 }
 
 fn use_unit<'a, U: Unit<Memory = Frames<'a>>>(
     seam: &Seam<'a>,
     mut unit: U,
     memory: &mut Frames<'a>,
-) {
+) -> usize {
     let capabilities = unit.capabilities();
     assert!(!capabilities.levels.is_empty());
+    let mut done = 0;
     while !seam.0.borrow().input.is_empty() {
-        let [operation, low, high, pages] = seam.0.borrow_mut().input.take();
-        let source = RequesterId(u16::from_le_bytes([low, high]));
-        let tag = DomainTag(u16::from(low).max(1).min(capabilities.last_tag));
-        let range =
-            IovaRange::new(Iova(u64::from(high) << 21), (u64::from(pages) + 1) << 12).unwrap();
-        let result = match operation % 8 {
-            0 => unit.write_entry(memory, source, Entry::Blocked),
-            1 => {
-                let levels = 3 + pages % 4;
-                unit.write_entry(
-                    memory,
-                    source,
-                    Entry::Translate { tag, root: PhysAddr(BASE), levels },
-                )
+        let chosen = seam.0.borrow_mut().input.take();
+        match operate(&mut unit, memory, capabilities.last_tag, chosen) {
+            Ok(()) => done += 1,
+            // After a failure the engine uses a unit no more, but for reading its faults.
+            Err(UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead) => {
+                let _ = faults(&mut unit, memory);
+                return done;
             }
-            2 => unit.invalidate_entry(memory, source, (pages & 1 != 0).then_some(tag)),
-            3 => unit.publish_pages(memory, tag, range),
-            4 => unit.invalidate_pages(memory, tag, range, pages & 1 != 0),
-            5 => unit.enable(memory),
-            6 => faults(&mut unit, memory),
-            _ => describe(&mut unit),
-        };
-        // After a failure the engine uses a unit no more, but for these two that change nothing.
-        if let Err(UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead) = result {
-            let _ = faults(&mut unit, memory);
-            return;
+            Err(UnitError::Memory(_) | UnitError::Unsupported { .. }) => {}
         }
+    }
+    done
+}
+
+fn operate<M: TableMemory, U: Unit<Memory = M>>(
+    unit: &mut U,
+    memory: &mut M,
+    last_tag: u16,
+    [operation, low, high, pages]: [u8; 4],
+) -> Result<(), UnitError> {
+    let source = RequesterId(u16::from_le_bytes([low, high]));
+    let tag = DomainTag(u16::from(low).max(1).min(last_tag));
+    let start = Iova(u64::from(high) << 21);
+    let range = IovaRange::new(start, (u64::from(pages) + 1) << 12).unwrap();
+    let translate = Entry::Translate { tag, root: PhysAddr(BASE), levels: 3 + pages % 4 };
+    match operation % 8 {
+        0 => unit.enable(memory),
+        1 => unit.write_entry(memory, source, translate),
+        2 => unit.invalidate_entry(memory, source, (pages & 1 != 0).then_some(tag)),
+        3 => unit.publish_pages(memory, tag, range),
+        4 => unit.invalidate_pages(memory, tag, range, pages & 1 != 0),
+        5 => unit.write_entry(memory, source, Entry::Blocked),
+        6 => faults(unit, memory),
+        _ => describe(unit),
     }
 }
 

@@ -98,6 +98,7 @@ const LAW: &[(&str, &[&str])] = &[
     // Tests and tools.
     ("iommud_tests", &["*"]),
     ("iommud_tests.tests", &["*"]),
+    ("iommud_fuzz", &["*"]),
     ("guests", &["*"]),
     ("xtask", &["core", "std", "anyhow", "lexopt", "serde", "serde_json", "toml", "rustix"]),
 ];
