@@ -49,9 +49,12 @@ pub(crate) fn run_counted(options: &FuzzOptions) -> Result<(usize, usize)> {
 fn build() -> Result<()> {
     packages::require(&[CXX])?;
     println!("building the fuzzer");
+    let folder = root().join("tests/fuzz");
+    // It is not a member of the workspace, but what it shares with it has the same versions.
+    std::fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).context("Cargo.lock")?;
     let status = cargo()
-        .current_dir(root().join("tests/fuzz"))
-        .args(["build", "--quiet", "--release", "--locked", "--target", TRIPLE])
+        .current_dir(folder)
+        .args(["build", "--quiet", "--release", "--target", TRIPLE])
         .env("RUSTFLAGS", INSTRUMENTATION)
         .env("CARGO_TARGET_DIR", target().join("fuzz"))
         .status()

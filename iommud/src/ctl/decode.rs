@@ -12,6 +12,7 @@ use crate::topology::firmware::Firmware;
 
 use super::acpidump::{self, BadDump};
 use super::outlook::outlook;
+use super::present::Functions;
 use super::record::{Record, Value, text};
 use super::{dmar, ivrs};
 
@@ -63,11 +64,14 @@ pub fn file(path: &Path) -> Result<Vec<Decoded>, DecodeError> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(DecodeError::Read)?;
     file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(DecodeError::Read)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length <= LONGEST) {
-        tables(&bytes)
-    } else {
-        Err(DecodeError::TooLong)
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > LONGEST) {
+        return Err(DecodeError::TooLong);
     }
+    let mut decoded = tables(&bytes)?;
+    if let (Some(functions), [only]) = (Functions::of(path), &mut decoded[..]) {
+        only.compare(&functions, &bytes);
+    }
+    Ok(decoded)
 }
 
 /// As [`file`], of bytes.
@@ -134,6 +138,14 @@ impl Decoded {
         let anomalies = anomalies.iter().map(ToString::to_string).collect();
         record.push("anomalies", Value::Lines(anomalies));
         Self { table: record, outlook: outlook(table.verify(), &firmware) }
+    }
+
+    /// Adds what is wrong with the table only on the machine that it describes.
+    fn compare(&mut self, functions: &Functions, bytes: &[u8]) {
+        let Ok(table) = Table::read(bytes).and_then(Dmar::new) else { return };
+        if let Some((_, Value::Lines(anomalies))) = self.table.fields.last_mut() {
+            anomalies.extend(functions.missing(&table));
+        }
     }
 
     /// One object.

@@ -5,6 +5,7 @@ pub mod decode;
 mod dmar;
 mod ivrs;
 mod outlook;
+mod present;
 mod record;
 
 use std::fmt;

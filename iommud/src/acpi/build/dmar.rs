@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, PhysRange};
 use crate::topology::firmware::{
     DeviceScope, Firmware, ReservedRegion, ScopeKind, UnitDefect, UnitDescription, UnitKind,
 };
@@ -72,7 +72,7 @@ impl Builder {
         &mut self,
         offset: usize,
         segment: u16,
-        registers: Result<crate::addr::PhysRange, UnitDefect>,
+        registers: Result<PhysRange, UnitDefect>,
         include_all: bool,
         scopes: Vec<DeviceScope>,
     ) {
@@ -181,14 +181,11 @@ impl Builder {
     /// Two structures for the same registers are one unit: the first takes the devices of both.
     fn merge_duplicate(&mut self, index: usize) {
         let Some(first) = self.overlapped(index) else { return };
-        let defect = UnitDefect::SharedRegisters { unit: first };
-        let [Some(range), Some(_)] = [first, index].map(|i| self.firmware.units.get(i)) else {
-            return;
-        };
-        let same = range.base();
-        let segment = range.segment;
+        let place = |unit: &UnitDescription| (unit.segment, unit.base());
+        let earlier = self.firmware.units.get(first).map(place);
         let Some(unit) = self.firmware.units.get_mut(index) else { return };
-        let same = same == unit.base() && segment == unit.segment;
+        let same = earlier == Some(place(unit));
+        let defect = UnitDefect::SharedRegisters { unit: first };
         unit.registers = Err(defect);
         if same {
             let scopes = core::mem::take(&mut unit.scopes);
