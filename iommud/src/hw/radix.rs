@@ -143,6 +143,9 @@ fn slot_count(slots: usize) -> u16 {
     u16::try_from(slots).unwrap_or(u16::MAX)
 }
 
+/// No region of 2 MiB.
+const NOT_RECENT: (u64, PhysAddr) = (u64::MAX, PhysAddr(0));
+
 /// A page table of format `F`. It owns its tables; they are given back by [`PageTable::destroy`].
 ///
 /// Translations do not change until a method says so, and every method either does all of what was asked or
@@ -152,6 +155,8 @@ pub struct PageTable<F: PteFormat> {
     levels: u8,
     page_sizes: PageSizes,
     coherent: bool,
+    /// The last 2 MiB region that was looked up (its address over 2 MiB) and its table of pages.
+    recent: (u64, PhysAddr),
     /// Stores into live tables that `map` will do; empty between calls, kept for its capacity.
     pending: Vec<Run>,
     format: PhantomData<fn() -> F>,
@@ -177,6 +182,7 @@ impl<F: PteFormat> PageTable<F> {
             levels,
             page_sizes: page_sizes | PageSizes::SIZE_4K,
             coherent,
+            recent: NOT_RECENT,
             pending: Vec::new(),
             format: PhantomData,
         })
@@ -226,6 +232,25 @@ impl<F: PteFormat> PageTable<F> {
             }
             level -= 1;
         }
+    }
+
+    /// The table of pages that translates all of `range`, if there is one.
+    fn page_table<M: TableMemory>(&mut self, memory: &M, range: IovaRange) -> Option<PhysAddr> {
+        let region = range.first().0 >> shift(2);
+        if range.last().0 >> shift(2) != region {
+            return None;
+        }
+        if self.recent.0 == region {
+            return Some(self.recent.1);
+        }
+        let mut table = self.root;
+        for level in (2..=self.levels).rev() {
+            let entry = memory.load(table, slot_of(range.first().0, level));
+            let PteSlot::Table(next) = F::decode(entry, level) else { return None };
+            table = next;
+        }
+        self.recent = (region, table);
+        Some(table)
     }
 
     /// Whether a leaf at `level` is allowed.

@@ -76,12 +76,14 @@ pub struct Detached {
     pub(super) tables: Vec<(PhysAddr, u8)>,
     /// First and last byte of what units may have cached.
     stale: Option<(Iova, Iova)>,
+    /// Tables were unlinked or replaced.
+    structure: bool,
 }
 
 impl Detached {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { runs: Vec::new(), tables: Vec::new(), stale: None }
+        Self { runs: Vec::new(), tables: Vec::new(), stale: None, structure: false }
     }
 
     /// Whether there is nothing to release.
@@ -98,12 +100,12 @@ impl Detached {
 
     /// Whether tables, not only leaves, were unlinked or replaced: caches of upper levels are stale too.
     #[must_use]
-    pub fn tables_freed(&self) -> bool {
-        !self.tables.is_empty() || self.runs.iter().any(|run| run.kind != RunKind::Leaves)
+    pub const fn tables_freed(&self) -> bool {
+        self.structure
     }
 
-    /// What units have to forget before the release: a range around everything that was unmapped, and
-    /// around all of each superpage that was split, since a unit may hold it as one translation.
+    /// What units have to forget before the release: a range around all that was unmapped, and around all
+    /// of each superpage that was split, which a unit may hold as one translation.
     #[must_use]
     pub fn stale(&self) -> Option<IovaRange> {
         self.stale.and_then(|(first, last)| IovaRange::inclusive(first, last))
@@ -118,8 +120,14 @@ impl Detached {
 
     /// Adds a range that units may have cached.
     pub(super) fn spoil(&mut self, range: IovaRange) {
-        let (first, last) = self.stale.unwrap_or((range.first(), range.last()));
-        self.stale = Some((first.min(range.first()), last.max(range.last())));
+        let around = self.around(range);
+        self.stale = Some((around.first(), around.last()));
+    }
+
+    /// Notes slots that changed.
+    pub(super) fn note(&mut self, run: Run) {
+        self.structure |= run.kind != RunKind::Leaves;
+        self.runs.push(run);
     }
 
     /// Frees all tables in it.
@@ -135,6 +143,6 @@ impl Detached {
         for (table, level) in self.tables.drain(..) {
             free_subtree::<F, M>(memory, table, level);
         }
-        self.stale = None;
+        (self.stale, self.structure) = (None, false);
     }
 }

@@ -75,6 +75,9 @@ impl<F: PteFormat> PageTable<F> {
         }
         let mapping =
             Mapping { first: range.first().0, last: range.last().0, phys: phys.0, access };
+        if let Some(table) = self.page_table(memory, range) {
+            return self.enter_pages(memory, table, mapping);
+        }
         let prepared = self.prepare(memory, self.root, self.levels, mapping);
         // Taken out so that its capacity survives: a call that changes one table never allocates.
         let mut pending = core::mem::take(&mut self.pending);
@@ -127,16 +130,23 @@ impl<F: PteFormat> PageTable<F> {
         table: PhysAddr,
         mapping: Mapping,
     ) -> Result<(), MapError> {
-        let index = slot_of(mapping.first, 1);
-        let count = mapping.leaves(1);
-        for slot in index..index + count {
-            if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
-                let bytes = slot_size(1) * (slot - index) as u64;
-                return Err(MapError::Overlap(Iova(mapping.first + bytes)));
-            }
-        }
+        let (index, count) = free_pages::<F, M>(memory, table, mapping)?;
         let entry = F::leaf(PhysAddr(mapping.phys), mapping.access, 1);
         self.pending.push(Run::new(table, index, count, 1, entry, RunKind::Leaves));
+        Ok(())
+    }
+
+    /// Maps pages of one table, which is live.
+    fn enter_pages<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        mapping: Mapping,
+    ) -> Result<(), MapError> {
+        let (index, count) = free_pages::<F, M>(memory, table, mapping)?;
+        fill::<F, M>(memory, table, index, count, PhysAddr(mapping.phys), mapping.access, 1);
+        *memory.live(table) += slot_count(count);
+        self.clean(memory, table, index, count);
         Ok(())
     }
 
@@ -184,6 +194,23 @@ impl<F: PteFormat> PageTable<F> {
         self.clean(memory, table, start, index - start);
         Ok(table)
     }
+}
+
+/// The slots of a table of pages that a mapping takes: the first and their number. All are empty.
+fn free_pages<F: PteFormat, M: TableMemory>(
+    memory: &M,
+    table: PhysAddr,
+    mapping: Mapping,
+) -> Result<(usize, usize), MapError> {
+    let index = slot_of(mapping.first, 1);
+    let count = mapping.leaves(1);
+    for slot in index..index + count {
+        if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
+            let bytes = slot_size(1) * (slot - index) as u64;
+            return Err(MapError::Overlap(Iova(mapping.first + bytes)));
+        }
+    }
+    Ok((index, count))
 }
 
 /// Frees what a run that was never stored would have linked.

@@ -176,7 +176,7 @@ fn a_subtree_is_cleaned_before_it_is_linked_and_each_run_once() {
     table.unmap(&mut memory, range(0x1000, 0x10_0000), &mut detached).unwrap();
     assert_eq!(memory.cleans, [(frame(3), 1, 256)]);
     assert!(!detached.tables_freed());
-    assert_eq!(detached.stale(), Some(range(0x1000, 0x10_0000)));
+    assert_eq!(detached.around(range(0, 0x1000)), range(0, 0x10_1000));
     Table::release(&mut memory, &mut detached);
     table.map(&mut memory, range(0x1000, 0x10_0000), PhysAddr(0x1000), BOTH).unwrap();
     assert_eq!(memory.cleans[1..], [(frame(3), 1, 256)]);
@@ -230,7 +230,7 @@ fn a_superpage_is_split_around_a_hole() {
     // Two tables of 512 and two of 511 slots in use, two superpages replaced.
     assert_eq!(memory.stores - stores, 2 * 512 + 2 * 511 + 2);
     assert!(detached.tables_freed());
-    assert_eq!(detached.stale(), Some(range(0, 0x8000_0000)), "both superpages may be cached");
+    assert_eq!(detached.around(hole), range(0, 0x8000_0000), "both superpages may be cached");
     table.relink(&mut memory, &mut detached);
     assert!(!detached.is_empty(), "a unit may have walked through the split tables");
     Table::release(&mut memory, &mut detached);

@@ -1,8 +1,8 @@
 //! Taking translations out, and putting them back.
 
 use super::{
-    Detached, Iova, IovaRange, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Run,
-    RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size,
+    Detached, Iova, IovaRange, Leaf, MapError, NOT_RECENT, PageTable, PhysAddr, PteFormat, PteSlot,
+    Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -15,24 +15,20 @@ struct Split {
     table: PhysAddr,
 }
 
+impl Split {
+    /// What the superpage translates.
+    fn range(&self) -> Option<IovaRange> {
+        IovaRange::new(Iova(self.first), slot_size(self.level))
+    }
+}
+
 /// What one `unmap` works with.
 struct Removal<'a> {
     splits: [Option<Split>; 2],
     detached: &'a mut Detached,
-    /// Runs in `detached` before the call.
-    start: usize,
 }
 
 impl Removal<'_> {
-    /// Notes a slot that changed. A leaf that goes on where the last one of this call ended joins its run.
-    fn note<F: PteFormat>(&mut self, run: Run) {
-        let same_call = self.detached.runs.len() > self.start;
-        match self.detached.runs.last_mut() {
-            Some(last) if same_call && last.continues::<F>(&run) => last.count += 1,
-            _ => self.detached.runs.push(run),
-        }
-    }
-
     /// The table that replaces the superpage at `level` around `iova`.
     fn split_at(&self, iova: u64, level: u8) -> Option<PhysAddr> {
         let first = iova & !(slot_size(level) - 1);
@@ -56,18 +52,24 @@ impl<F: PteFormat> PageTable<F> {
         detached: &mut Detached,
     ) -> Result<(), MapError> {
         self.check(range, PhysAddr(0))?;
-        let splits = self.prepare_splits(memory, range)?;
-        detached.spoil(range);
-        for split in splits.iter().flatten() {
-            let size = slot_size(split.level);
-            if let Some(whole) = IovaRange::new(Iova(split.first), size) {
-                detached.spoil(whole);
-            }
-        }
-        let start = detached.runs.len();
-        let mut removal = Removal { splits, detached, start };
         let (first, last) = (range.first().0, range.last().0);
-        self.remove(memory, self.root, self.levels, first, last, &mut removal);
+        let start = detached.runs.len();
+        if let Some(table) = self.page_table(memory, range) {
+            detached.spoil(range);
+            self.remove_pages(memory, table, first, last, detached);
+            if *memory.live(table) == 0 {
+                self.prune(memory, self.root, self.levels, first, detached);
+                self.recent = NOT_RECENT;
+            }
+        } else {
+            let splits = self.prepare_splits(memory, range)?;
+            detached.spoil(range);
+            let wholes = splits.iter().flatten().filter_map(Split::range);
+            wholes.for_each(|whole| detached.spoil(whole));
+            let mut removal = Removal { splits, detached };
+            self.remove(memory, self.root, self.levels, first, last, &mut removal);
+            self.recent = NOT_RECENT;
+        }
         // A call that found nothing is still a call that `relink` undoes.
         match detached.runs.get_mut(start) {
             Some(run) => run.first = true,
@@ -84,6 +86,7 @@ impl<F: PteFormat> PageTable<F> {
     /// split, which a unit may have walked through by now, stay in `detached` to be released after an
     /// invalidation; when `detached` is empty afterwards, nothing needs one.
     pub fn relink<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
+        self.recent = NOT_RECENT;
         while let Some(run) = detached.runs.pop() {
             let index = usize::from(run.index);
             match run.kind {
@@ -121,6 +124,9 @@ impl<F: PteFormat> PageTable<F> {
         last: u64,
         removal: &mut Removal<'_>,
     ) {
+        if level == 1 {
+            return self.remove_pages(memory, table, first, last, removal.detached);
+        }
         let size = slot_size(level);
         let mut changed = Changed::default();
         let mut at = first;
@@ -146,7 +152,7 @@ impl<F: PteFormat> PageTable<F> {
             };
             if let Some(kind) = kind {
                 memory.store(table, index, replacement);
-                removal.note::<F>(Run::new(table, index, 1, level, entry, kind));
+                removal.detached.note(Run::new(table, index, 1, level, entry, kind));
                 changed.add(index, kind);
             }
             if part_last == last {
@@ -156,6 +162,68 @@ impl<F: PteFormat> PageTable<F> {
         }
         *memory.live(table) -= changed.gone;
         self.clean(memory, table, changed.first, changed.end - changed.first);
+    }
+
+    /// Takes the pages from `first` to `last` out of a table of pages, which translates them.
+    fn remove_pages<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        first: u64,
+        last: u64,
+        detached: &mut Detached,
+    ) {
+        let (start, end) = (slot_of(first, 1), slot_of(last, 1) + 1);
+        let mut run = Run::new(table, start, 0, 1, 0, RunKind::Leaves);
+        // The entry that would continue the run; 0 continues nothing.
+        let mut next = 0;
+        let mut gone = 0;
+        for slot in start..end {
+            let entry = memory.load(table, slot);
+            let PteSlot::Leaf { phys, access } = F::decode(entry, 1) else {
+                next = 0;
+                continue;
+            };
+            memory.store(table, slot, 0);
+            gone += 1;
+            if entry == next {
+                run.count += 1;
+            } else {
+                if run.count > 0 {
+                    detached.note(run);
+                }
+                run = Run::new(table, slot, 1, 1, entry, RunKind::Leaves);
+            }
+            next = F::leaf(PhysAddr(phys.0.wrapping_add(slot_size(1))), access, 1);
+        }
+        if run.count > 0 {
+            detached.note(run);
+        }
+        *memory.live(table) -= gone;
+        self.clean(memory, table, start, if gone > 0 { end - start } else { 0 });
+    }
+
+    /// Unlinks the tables on the way to `iova` that have become empty, from the lowest up.
+    fn prune<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        level: u8,
+        iova: u64,
+        detached: &mut Detached,
+    ) {
+        let index = slot_of(iova, level);
+        let entry = memory.load(table, index);
+        let PteSlot::Table(next) = F::decode(entry, level) else { return };
+        if level > 2 {
+            self.prune(memory, next, level - 1, iova, detached);
+        }
+        if *memory.live(next) == 0 {
+            memory.store(table, index, 0);
+            detached.note(Run::new(table, index, 1, level, entry, RunKind::Table));
+            *memory.live(table) -= 1;
+            self.clean(memory, table, index, 1);
+        }
     }
 
     /// Builds the tables that replace superpages at either end of `range` that it covers partly. Nothing
