@@ -132,16 +132,17 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         if self.capability.write_buffer() {
             self.port.flush_write_buffer()?;
         }
+        self.phase = Phase::Told;
         self.set_root(self.root)?;
         let drain = self.drain();
         self.invalidate(memory, &[descriptor::context_global(), descriptor::iotlb_global(drain)])?;
         if self.port.status()? & TRANSLATION == 0 {
             self.port.switch_on(TRANSLATION, "translation to start")?;
         }
-        self.phase = Phase::Translating;
         if self.capability.protected_memory() {
             self.port.unprotect_memory()?;
         }
+        self.phase = Phase::Translating;
         Ok(())
     }
 

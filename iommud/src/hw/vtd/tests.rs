@@ -202,6 +202,24 @@ fn commands_that_never_finish_end_with_their_deadline() {
 }
 
 #[test]
+fn nothing_is_taken_for_forgotten_once_hardware_was_told_of_the_tables() {
+    let mut memory = TestMemory::new();
+    let fake = Fake::new(memory.bus.clone());
+    let mut unit = bring_up(&fake, &mut memory).unwrap();
+    fake.0.borrow_mut().stuck = 1 << 31;
+    let what = "translation to start";
+    assert_eq!(unit.enable(&mut memory), Err(UnitError::Timeout { what }));
+    fake.acts();
+    unit.invalidate_entry(&mut memory, source(0, 1, 0), Some(DomainTag(5))).unwrap();
+    unit.invalidate_pages(&mut memory, DomainTag(5), pages(0x1000, 1), false).unwrap();
+    assert_eq!(fake.did().len(), 3);
+    fake.0.borrow_mut().stuck = 0;
+    unit.enable(&mut memory).unwrap();
+    assert_eq!(fake.did(), [[0x11, 0], [0xd2, 0]]);
+    assert_eq!(fake.0.borrow().status >> 31, 1);
+}
+
+#[test]
 fn capabilities_are_the_registers_in_words() {
     let (_, _, mut unit) = translating(|_| ());
     let found = unit.capabilities();

@@ -26,8 +26,10 @@ use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabili
 /// Whether hardware walks this unit object's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Not yet: see the module's description.
+    /// It has not been told of them: see the module's description.
     Preparing,
+    /// It has been told, and `enable` has not got to its end: it may or may not.
+    Told,
     /// It does.
     Translating,
 }
@@ -128,7 +130,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         let word = 2 * usize::from(bus);
         memory.store(self.root, word, entry::root(table));
         self.clean(memory, self.root, word, 1);
-        self.root_changed |= self.capability.caching_mode() && self.phase == Phase::Translating;
+        self.root_changed |= self.capability.caching_mode() && self.phase != Phase::Preparing;
         Ok(table)
     }
 
@@ -254,8 +256,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     ) -> Result<(), UnitError> {
         match (self.phase, old) {
             (Phase::Preparing, _) => Ok(()),
-            (Phase::Translating, None) => self.publish_entry(memory, source),
-            (Phase::Translating, Some(tag)) => {
+            (_, None) => self.publish_entry(memory, source),
+            (_, Some(tag)) => {
                 let context = descriptor::context_device(tag.0, source.0);
                 let pages = descriptor::iotlb_domain(tag.0, self.drain());
                 if !self.capability.caching_mode() {
@@ -276,10 +278,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     ) -> Result<(), UnitError> {
         match self.phase {
             Phase::Preparing => Ok(()),
-            Phase::Translating if self.capability.caching_mode() => {
+            _ if self.capability.caching_mode() => {
                 self.invalidate(memory, &[self.range_invalidation(tag, range, false)])
             }
-            Phase::Translating => self.publish_stores(),
+            _ => self.publish_stores(),
         }
     }
 
@@ -292,7 +294,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     ) -> Result<(), UnitError> {
         match self.phase {
             Phase::Preparing => Ok(()),
-            Phase::Translating => {
+            Phase::Told | Phase::Translating => {
                 self.invalidate(memory, &[self.range_invalidation(tag, range, !tables_freed)])
             }
         }
