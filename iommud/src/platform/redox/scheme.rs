@@ -270,3 +270,6 @@ fn result(handle: Handle) -> Result<OpenResult> {
 fn refused(refusal: Refusal) -> Error {
     Error::new(refusal.errno().0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,362 @@
+//! The scheme's methods, called as the kernel's requests call them, over a machine without a unit.
+
+use super::*;
+
+use std::convert::Infallible;
+
+use iommu_protocol::fault::RECORD_SIZE;
+use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommu_protocol::wire::Access;
+use syscall::error::{EAGAIN, EMSGSIZE, ENODEV, ENOENT, EPERM, ERANGE};
+use syscall::flag::{O_RDONLY, O_RDWR};
+
+use crate::addr::{IovaRange, PhysAddr, PhysRange};
+use crate::hw::radix::{PteFormat, PteSlot};
+use crate::hw::{Constraints, Entry, HardwareFault, MemoryError, UnitError};
+use crate::platform::HugeTables;
+use crate::policy::Config;
+use crate::server::{Startup, TableState};
+use crate::topology::capabilities::{DomainTag, UnitCapabilities};
+use crate::topology::firmware::Firmware;
+use crate::topology::pci::{FunctionKind, PciFunction};
+
+/// The unit of a machine that has none.
+struct NoUnit(Infallible);
+
+impl PteFormat for NoUnit {
+    fn leaf(_: PhysAddr, _: Access, _: u8) -> u64 {
+        0
+    }
+    fn table(_: PhysAddr, _: u8) -> u64 {
+        0
+    }
+    fn decode(_: u64, _: u8) -> PteSlot {
+        PteSlot::Empty
+    }
+}
+
+impl Unit for NoUnit {
+    type Memory = HugeTables;
+    type Format = Self;
+
+    fn capabilities(&self) -> UnitCapabilities {
+        match self.0 {}
+    }
+    fn write_entry(
+        &mut self,
+        _: &mut HugeTables,
+        _: RequesterId,
+        _: Entry,
+    ) -> Result<(), UnitError> {
+        match self.0 {}
+    }
+    fn invalidate_entry(
+        &mut self,
+        _: &mut HugeTables,
+        _: RequesterId,
+        _: Option<DomainTag>,
+    ) -> Result<(), UnitError> {
+        match self.0 {}
+    }
+    fn publish_pages(
+        &mut self,
+        _: &mut HugeTables,
+        _: DomainTag,
+        _: IovaRange,
+    ) -> Result<(), UnitError> {
+        match self.0 {}
+    }
+    fn invalidate_pages(
+        &mut self,
+        _: &mut HugeTables,
+        _: DomainTag,
+        _: IovaRange,
+        _: bool,
+    ) -> Result<(), UnitError> {
+        match self.0 {}
+    }
+    fn enable(&mut self, _: &mut HugeTables) -> Result<(), UnitError> {
+        match self.0 {}
+    }
+    fn take_faults(
+        &mut self,
+        _: &mut HugeTables,
+        _: usize,
+        _: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        match self.0 {}
+    }
+    fn describe(&mut self, _: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        match self.0 {}
+    }
+}
+
+/// Buffers at made-up addresses.
+#[derive(Default)]
+struct Buffers(BTreeMap<u32, u64>);
+
+impl BufferMemory for Buffers {
+    type Share = Window;
+
+    fn allocate(
+        &mut self,
+        id: u32,
+        length: u64,
+        _: Constraints,
+    ) -> Result<Vec<PhysRange>, MemoryError> {
+        self.0.insert(id, length);
+        PhysRange::new(PhysAddr(0x4000_0000), length)
+            .map(|range| vec![range])
+            .ok_or(MemoryError::Exhausted)
+    }
+    fn release(&mut self, id: u32) {
+        self.0.remove(&id);
+    }
+    fn share(&mut self, id: u32) -> Option<Window> {
+        self.0.contains_key(&id).then_some(Window { address: 0x7f00_0000 })
+    }
+}
+
+type Scheme = IommuScheme<NoUnit, Buffers>;
+
+const DEVICE: &str = "/devices/0000--00--04.0";
+
+fn scheme() -> Scheme {
+    let function = PciFunction {
+        address: PciAddress::new(0, 0, 4, 0).unwrap(),
+        vendor: 0x1234,
+        device: 0x11e8,
+        class: 0x00ff_0000,
+        kind: FunctionKind::Conventional,
+        multifunction: false,
+        acs: None,
+        acs_capability: 0,
+    };
+    IommuScheme::new(Server::start(Startup {
+        config: Config::default(),
+        table: TableState::Absent,
+        firmware: Firmware::default(),
+        units: Vec::new(),
+        functions: vec![function],
+        ram: Vec::new(),
+        own: Vec::new(),
+        memory: HugeTables::new([]),
+        buffers: Buffers::default(),
+    }))
+}
+
+/// The crate makes callers out of requests only.
+fn caller(pid: usize, uid: u32) -> CallerCtx {
+    match redox_scheme::Request::default().kind() {
+        redox_scheme::RequestKind::Call(call) => CallerCtx { pid, uid, gid: uid, ..call.caller() },
+        _ => panic!("an empty request is a call"),
+    }
+}
+
+fn number(result: Result<OpenResult>) -> core::result::Result<usize, i32> {
+    match result {
+        Ok(OpenResult::ThisScheme { number, .. }) => Ok(number),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.errno),
+    }
+}
+
+fn open(
+    scheme: &mut Scheme,
+    path: &str,
+    flags: usize,
+    uid: u32,
+) -> core::result::Result<usize, i32> {
+    let root = scheme.scheme_root().unwrap();
+    number(scheme.openat(root, path, flags, 0, &caller(0, uid)))
+}
+
+fn errno<T: core::fmt::Debug>(result: Result<T>) -> i32 {
+    result.unwrap_err().errno
+}
+
+/// A request of the protocol as bytes: version 1, the operation, the whole length, a cookie, the structure.
+fn request(operation: u16, body: &[u64], room: usize) -> Vec<u8> {
+    let length = 16 + 8 * u32::try_from(body.len()).unwrap();
+    let mut bytes = vec![1, 0];
+    bytes.extend(operation.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(0x55u64.to_le_bytes());
+    bytes.extend(body.iter().flat_map(|word| word.to_le_bytes()));
+    bytes.resize(bytes.len().max(room), 0);
+    bytes
+}
+
+/// Allocates one page in a session; returns the handle of its memory.
+fn buffer(scheme: &mut Scheme, session: usize) -> usize {
+    // Allocate (4): length, alignment, boundary, access and flags. Reply header 24, then iova, length, slot.
+    let mut payload = request(4, &[4096, 4096, 0, 3], 48);
+    assert_eq!(scheme.call(session, &mut payload, &[], &caller(9, 7)).unwrap(), 48);
+    assert_eq!(&payload[16..18], [0, 0], "not refused");
+    assert_eq!(payload[24..32], 0x4000_0000u64.to_le_bytes(), "a bus address without a unit");
+    let slot = u32::from_le_bytes(payload[40..44].try_into().unwrap());
+    number(scheme.dup(session, format!("buffers/{slot}").as_bytes(), &caller(9, 7))).unwrap()
+}
+
+#[test]
+fn texts_are_for_uid_0_and_read_at_offsets() {
+    let mut scheme = scheme();
+    assert_eq!(open(&mut scheme, "status", O_RDONLY, 1000), Err(EPERM));
+    assert_eq!(open(&mut scheme, "nothing", O_RDONLY, 0), Err(ENOENT));
+    let status = open(&mut scheme, "/status", O_RDONLY, 0).unwrap();
+    let mut whole = vec![0; 4096];
+    let length = scheme.read(status, &mut whole, 0, 0, &caller(1, 0)).unwrap();
+    let mut stat = syscall::Stat::default();
+    scheme.fstat(status, &mut stat, &caller(1, 0)).unwrap();
+    assert_eq!((stat.st_size, stat.st_mode), (length as u64, 0o100_400));
+    let mut tail = vec![0; 4096];
+    assert_eq!(scheme.read(status, &mut tail, 3, 0, &caller(1, 0)).unwrap(), length - 3);
+    assert_eq!(tail[..length - 3], whole[3..length]);
+    assert_eq!(scheme.read(status, &mut tail, length as u64, 0, &caller(1, 0)).unwrap(), 0);
+    assert_eq!(
+        scheme.fevent(status, EventFlags::EVENT_READ, &caller(1, 0)).unwrap(),
+        EventFlags::EVENT_READ
+    );
+}
+
+/// The names in an answer of getdents: u64 inode, u64 next, u16 length of the record, u8 kind, the name and
+/// a zero, as relibc's dirent has it.
+fn names(bytes: &[u8]) -> Vec<(u64, String)> {
+    let mut found = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let next = u64::from_le_bytes(rest[8..16].try_into().unwrap());
+        let length = usize::from(u16::from_le_bytes(rest[16..18].try_into().unwrap()));
+        let name = rest[19..length].split(|byte| *byte == 0).next().unwrap();
+        found.push((next, String::from_utf8(name.to_vec()).unwrap()));
+        rest = &rest[length..];
+    }
+    found
+}
+
+#[test]
+fn directories_are_listed_in_as_many_parts_as_it_takes() {
+    let mut scheme = scheme();
+    assert_eq!(open(&mut scheme, "status", O_RDONLY | O_DIRECTORY, 0), Err(ENOTDIR));
+    let root = open(&mut scheme, "/", O_RDONLY | O_DIRECTORY, 0).unwrap();
+    let mut seen = Vec::new();
+    let mut first = 0;
+    loop {
+        let mut space = [0xaa; 64];
+        let entries = DirentBuf::new(&mut space[..], 19).unwrap();
+        let written = scheme.getdents(root, entries, first).unwrap().finalize();
+        let part = names(&space[..written]);
+        let Some((next, _)) = part.last() else { break };
+        first = *next;
+        seen.extend(part.into_iter().map(|(_, name)| name));
+    }
+    assert_eq!(seen, ["status", "units", "groups", "devices", "faults", "metrics"]);
+    let mut small = [0; 8];
+    assert_eq!(
+        errno(scheme.getdents(root, DirentBuf::new(&mut small[..], 19).unwrap(), 0).map(|_| ())),
+        EINVAL
+    );
+    let devices = open(&mut scheme, "/devices/", O_RDONLY | O_DIRECTORY, 0).unwrap();
+    let mut space = [0; 256];
+    let entries = DirentBuf::new(&mut space[..], 19).unwrap();
+    let written = scheme.getdents(devices, entries, 0).unwrap().finalize();
+    assert_eq!(names(&space[..written]), [(1, "0000--00--04.0".to_owned())]);
+    let status = open(&mut scheme, "status", O_RDONLY, 0).unwrap();
+    let entries = DirentBuf::new(&mut space[..], 19).unwrap();
+    assert_eq!(errno(scheme.getdents(status, entries, 0).map(|_| ())), ENOTDIR);
+}
+
+#[test]
+fn only_uid_0_claims_and_only_one_owner() {
+    let mut scheme = scheme();
+    assert_eq!(open(&mut scheme, DEVICE, O_RDWR, 1000), Err(EPERM));
+    let first = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    assert_eq!(open(&mut scheme, DEVICE, O_RDWR, 0), Err(syscall::error::EBUSY));
+    assert!(open(&mut scheme, DEVICE, O_RDONLY, 0).is_ok(), "the text is not a claim");
+    scheme.on_close(first);
+    assert!(open(&mut scheme, DEVICE, O_RDWR, 0).is_ok());
+    assert_eq!(open(&mut scheme, "/devices/0000--00--05.0", O_RDWR, 0), Err(ENODEV));
+}
+
+#[test]
+fn a_session_descriptor_is_all_its_holder_needs() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let below = buffer(&mut scheme, session);
+    let again = number(scheme.openat(session, "buffers/0", O_RDWR, 0, &caller(9, 1000))).unwrap();
+    assert_ne!(below, again);
+    let mut stat = syscall::Stat::default();
+    scheme.fstat(below, &mut stat, &caller(9, 1000)).unwrap();
+    assert_eq!(stat.st_size, 4096);
+    assert_eq!(number(scheme.dup(session, b"buffers/1", &caller(9, 7))), Err(EBADF));
+    assert_eq!(number(scheme.dup(below, b"buffers/0", &caller(9, 7))), Err(EBADF));
+    assert_eq!(number(scheme.dup(ROOT, b"status", &caller(9, 0))), Err(EBADF));
+    assert_eq!(number(scheme.dup(session, b"\xff", &caller(9, 7))), Err(EINVAL));
+}
+
+#[test]
+fn mappings_are_shared_and_inside() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let memory = buffer(&mut scheme, session);
+    let who = caller(9, 0);
+    let shared = MapFlags::MAP_SHARED | MapFlags::PROT_READ | MapFlags::PROT_WRITE;
+    assert_eq!(scheme.mmap_prep(memory, 0, 4096, shared, &who).unwrap(), 0x7f00_0000);
+    assert_eq!(scheme.mmap_prep(memory, 0, 1, shared, &who).unwrap(), 0x7f00_0000);
+    for (offset, size) in
+        [(0, 0), (0, 4097), (4096, 1), (8, 8), (u64::MAX, 1), (u64::MAX - 4095, 4096)]
+    {
+        assert_eq!(
+            errno(scheme.mmap_prep(memory, offset, size, shared, &who)),
+            ERANGE,
+            "{offset} {size}"
+        );
+    }
+    assert_eq!(errno(scheme.mmap_prep(memory, 0, 4096, MapFlags::MAP_PRIVATE, &who)), EINVAL);
+    assert_eq!(
+        errno(scheme.mmap_prep(memory, 0, 4096, shared | MapFlags::PROT_EXEC, &who)),
+        EACCES
+    );
+    assert!(scheme.mmap_prep(session, 0, 4096, shared, &who).is_err());
+    assert!(scheme.munmap(memory, 0, 4096, MunmapFlags::empty(), &who).is_ok());
+    scheme.on_close(memory);
+    assert_eq!(errno(scheme.mmap_prep(memory, 0, 4096, shared, &who)), EBADF);
+}
+
+#[test]
+fn the_end_of_a_client_ends_its_buffers() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let memory = buffer(&mut scheme, session);
+    scheme.on_close(session);
+    assert!(
+        scheme.server_mut().share(Handle(u32::try_from(memory).unwrap())).is_ok(),
+        "still mapped"
+    );
+    scheme.on_close(memory);
+    scheme.on_close(memory);
+    scheme.on_close(ROOT);
+    scheme.on_close(usize::MAX);
+    let metrics = open(&mut scheme, "metrics", O_RDONLY, 0).unwrap();
+    let mut text = vec![0; 8192];
+    let length = scheme.read(metrics, &mut text, 0, 0, &caller(0, 0)).unwrap();
+    let text = String::from_utf8(text[..length].to_vec()).unwrap();
+    assert!(text.lines().any(|line| line == "buffers 0"), "{text}");
+}
+
+#[test]
+fn calls_and_reads_that_make_no_sense_are_refused() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let who = caller(9, 0);
+    let mut record = [0; RECORD_SIZE];
+    assert_eq!(errno(scheme.read(session, &mut record, 0, 0, &who)), EAGAIN);
+    assert_eq!(errno(scheme.read(session, &mut record[1..], 0, 0, &who)), EMSGSIZE);
+    assert_eq!(scheme.fevent(session, EventFlags::EVENT_READ, &who).unwrap(), EventFlags::empty());
+    assert_eq!(errno(scheme.call(session, &mut [0; 23], &[], &who)), EMSGSIZE);
+    assert_eq!(errno(scheme.call(session, &mut request(1, &[0], 128), &[1], &who)), EINVAL);
+    assert_eq!(errno(scheme.call(ROOT, &mut request(1, &[0], 128), &[], &who)), EBADF);
+    assert_eq!(errno(scheme.call_multiple_ids(&[session], &mut [], &[], &who)), EINVAL);
+    let memory = buffer(&mut scheme, session);
+    assert!(scheme.call_multiple_ids(&[memory, session], &mut [], &[], &who).is_err());
+}
