@@ -120,6 +120,37 @@ pub fn a_silenced_requester_leaves_no_record<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
+/// A requester that is silenced while it goes on trying leaves no record from then on, and reaches nothing.
+pub fn silencing_holds_against_what_was_cached<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, IOVA, TARGET, 0x1000);
+    bench.attach(SOURCES[0], &domain);
+    for iova in [IOVA, IOVA + 0x1000] {
+        bench.machine.watch(Watch {
+            unit: bench.number,
+            source: SOURCES[0].0,
+            iova,
+            write: true,
+            granted: vec![(TARGET, 0x1000)],
+            must_pass: false,
+        });
+    }
+    bench.unit.write_entry(&mut bench.tables, SOURCES[0], Entry::Silenced).expect("entry");
+    bench.unit
+        .invalidate_entry(&mut bench.tables, SOURCES[0], Some(domain.tag))
+        .expect("invalidate");
+    bench.machine.clear_watches();
+    for iova in [IOVA, IOVA + 0x1000] {
+        let denied = bench.machine.access(bench.number, SOURCES[0].0, iova, 1, true);
+        assert!(denied.is_err());
+    }
+    let mut records = 0;
+    bench.unit.take_faults(&mut bench.tables, 16, &mut |_| records += 1).expect("faults");
+    assert_eq!(records, 0);
+    bench.expect(SOURCES[0], &[]);
+}
+
 /// A requester in passing mode reaches memory untranslated; others still do not.
 pub fn passing_through_is_one_requesters<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);

@@ -35,6 +35,7 @@ conformance! {
         a_move_never_opens_anything,
         overwriting_an_entry_never_mixes,
         a_silenced_requester_leaves_no_record,
+        silencing_holds_against_what_was_cached,
         passing_through_is_one_requesters,
         enabling_is_idempotent,
         entries_come_before_translation,;

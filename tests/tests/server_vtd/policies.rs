@@ -9,7 +9,7 @@ use iommud::topology::firmware::ReservedRegion;
 use super::{Vtd, compat, devices, each, reach, setup, subjects};
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Reach, Watch};
-use iommud_tests::stack::scope;
+use iommud_tests::stack::{Setup, scope};
 use iommud_tests::vtd::firmware::Firmware;
 
 /// What firmware reserves for the first device.
@@ -178,29 +178,44 @@ fn a_machine_is_taken_over_without_an_open_instant() {
     }
 }
 
-/// Memory of buffers that was the system's leaves the domains of policy before it is used, and comes back.
+/// Memory of buffers that was the system's leaves the domains of policy before it is used, behind every unit,
+/// and comes back.
 #[test]
 fn memory_that_is_taken_leaves_compat_first() {
     for subject in subjects() {
-        let mut setup = setup(Mode::Compat);
-        setup.take_memory = true;
-        let mut stack = Vtd::start(std::slice::from_ref(&subject), setup);
-        stack.machine.set_audit(false);
-        let [device, legacy, ..] = devices();
-        let all = reach(&stack, legacy);
-        assert_eq!(all, compat(&stack), "{}", subject.name());
-        let session = stack.claim(1, device).unwrap();
-        stack.attach(session).unwrap();
-        let buffer = stack.allocate(session, 0x6000).unwrap();
-        let share = stack.share(1, session, buffer.slot).unwrap();
-        for segment in &share.segments {
-            let at = segment.first().0;
-            assert!(stack.device_write(legacy, at, &[0xee]).is_err(), "{at:#x}");
-            assert!(stack.device_read(legacy, at + 0xfff, 1).is_err(), "{at:#x}");
+        for behind_first in [Vec::new(), vec![devices()[1]]] {
+            println!("subject: {}, {behind_first:?}", subject.name());
+            let setup = Setup { take_memory: true, behind_first, ..setup(Mode::Compat) };
+            let mut stack = Vtd::start(std::slice::from_ref(&subject), setup);
+            // What comes back is reached by policy before its owner has given it back, one to one.
+            stack.machine.set_audit(false);
+            let [device, first, second, ..] = devices();
+            let all = reach(&stack, first);
+            assert_eq!(all, compat(&stack));
+            let session = stack.claim(1, device).unwrap();
+            stack.attach(session).unwrap();
+            // Devices that nobody claimed have it all cached.
+            let (start, length) = stack.setup.layout.buffers;
+            for legacy in [first, second] {
+                let unit = stack.unit_of(legacy);
+                for at in (start..start + length).step_by(4096) {
+                    assert!(stack.machine.probe(unit, legacy.requester.0, at, true).is_some());
+                }
+            }
+            let buffer = stack.allocate(session, 0x6000).unwrap();
+            let share = stack.share(1, session, buffer.slot).unwrap();
+            for segment in &share.segments {
+                let at = segment.first().0;
+                for legacy in [first, second] {
+                    assert!(stack.device_write(legacy, at, &[0xee]).is_err(), "{at:#x}");
+                    assert!(stack.device_read(legacy, at + 0xfff, 1).is_err(), "{at:#x}");
+                }
+            }
+            stack.server.close(session);
+            assert_eq!(reach(&stack, first), all, "it comes back");
+            assert_eq!(reach(&stack, second), all, "it comes back");
+            stack.machine.assert_clean();
         }
-        stack.server.close(session);
-        assert_eq!(reach(&stack, legacy), all, "it comes back");
-        stack.machine.assert_clean();
     }
 }
 
