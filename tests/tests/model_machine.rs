@@ -8,9 +8,7 @@
 
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::PhysAddr;
-use iommud::hw::{
-    BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory,
-};
+use iommud::hw::{BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory};
 use iommud::topology::pci::FunctionKind;
 use iommud::topology::walk::{Roots, walk};
 use iommud_tests::machine::{Layout, Machine, Violation, Watch};

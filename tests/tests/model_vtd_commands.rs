@@ -147,9 +147,7 @@ fn protected_memory_is_denied_while_it_is_on() {
 
 #[test]
 fn pass_through_needs_the_capability_and_the_deepest_width() {
-    for (pass_through, width, passes) in
-        [(true, 3, true), (true, 2, false), (false, 3, false)]
-    {
+    for (pass_through, width, passes) in [(true, 3, true), (true, 2, false), (false, 3, false)] {
         let mut rig = rig(Config { pass_through, ..Config::default() });
         let entry = rig.firmware.context_entry(SOURCE);
         // TT 10; AW 3 is 5 levels, the deepest of this unit.
@@ -205,5 +203,8 @@ fn a_device_that_does_not_answer_aborts_the_wait_behind_it() {
     assert_eq!(registers.read64(0xb0) >> 32 & 0xffff, u64::from(SOURCE), "ITESID");
     // The first wait wrote its status to memory that is no table, which is a report of its own.
     let seen = rig.machine.take_violations();
-    assert!(matches!(seen[..], [Violation::StatusForeign { address: 0x0390_0000, .. }]), "{seen:?}");
+    assert!(
+        matches!(seen[..], [Violation::StatusForeign { address: 0x0390_0000, .. }]),
+        "{seen:?}"
+    );
 }

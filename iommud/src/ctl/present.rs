@@ -31,7 +31,9 @@ impl Functions {
     pub(super) fn missing(&self, table: &Dmar<'_>) -> Vec<String> {
         let mut missing = Vec::new();
         for structure in table.structures() {
-            let Some((segment, scopes)) = segment(&structure).zip(structure.scopes()) else { continue };
+            let Some((segment, scopes)) = segment(&structure).zip(structure.scopes()) else {
+                continue;
+            };
             let pci = scopes.flatten().filter(|scope| matches!(scope.kind, 1 | 2));
             missing.extend(pci.filter_map(|scope| self.look(segment, &scope)));
         }

@@ -42,8 +42,8 @@ impl Registry {
                 }
             }
             Effect::Reserved(domain, pieces) => self.apply_reserved(domain, pieces),
-            Effect::Strict(wanted, domain) => {
-                self.machine.reserved.insert(wanted, domain);
+            Effect::Shared(shared, domain) => {
+                self.machine.shared.insert(shared, domain);
             }
             Effect::Compat(ranges, mapped) => {
                 for (first, last) in ranges {

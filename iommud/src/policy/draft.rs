@@ -13,7 +13,7 @@ use crate::policy::machine::{Key, Machine};
 use crate::policy::mappings::{Mapping, MappingIndex};
 use crate::policy::plan::{Binding, Plan, Step};
 use crate::policy::ranges::Piece;
-use crate::policy::state::{Buffer, Domain, OwnerId, Session, SlotRecord};
+use crate::policy::state::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
 use crate::topology::capabilities::DomainTag;
 use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
@@ -22,7 +22,7 @@ use crate::topology::table::FunctionIndex;
 /// abort; all others are made by commit.
 #[derive(Debug)]
 pub(super) enum Effect {
-    /// A function is entered, while no unit is up and no group is claimed.
+    /// A function is entered, while no unit was ever up and no group is claimed.
     AddFunction(Box<PciFunction>),
     /// Units, functions and groups are these.
     Machine(Box<Machine>),
@@ -38,8 +38,8 @@ pub(super) enum Effect {
     Taint(DomainId),
     /// A domain maps these for firmware.
     Reserved(DomainId, Vec<Piece>),
-    /// A domain for devices of policy `strict` maps these.
-    Strict((usize, Vec<Piece>), DomainId),
+    /// A domain is one of policy's.
+    Shared(Shared, DomainId),
     /// Policy `compat` maps these, or no longer.
     Compat(Vec<(u64, u64)>, bool),
     /// Done: a range of a domain's addresses was taken.
@@ -95,8 +95,8 @@ pub(super) struct Draft {
     pub(super) domains: usize,
     /// The last tag it took.
     pub(super) tag: Option<DomainTag>,
-    /// Domains for policy `strict` it makes.
-    pub(super) strict: Vec<((usize, Vec<Piece>), DomainId)>,
+    /// Domains of policy that it makes.
+    pub(super) shared: Vec<(Shared, DomainId)>,
 }
 
 impl Draft {

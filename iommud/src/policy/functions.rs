@@ -8,10 +8,11 @@ use iommu_protocol::status::Refusal;
 
 use crate::addr::PhysRange;
 use crate::policy::draft::{Draft, Effect, bounds, hull_of};
+use crate::policy::ids::DomainId;
 use crate::policy::machine::{Added, Key};
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
-use crate::policy::state::Unit;
+use crate::policy::state::{Shared, Unit};
 use crate::policy::units::identity;
 use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
@@ -25,8 +26,8 @@ impl Registry {
         if let Some(known) = self.machine.table.find(function.address) {
             return if known == function { Ok(()) } else { Err(Refusal::Busy) };
         }
-        let up = self.machine.units.iter().any(|unit| matches!(unit, Unit::Enabled { .. }));
-        if !up && self.machine.owners.len() == 0 {
+        let untouched = self.machine.units.iter().all(|unit| matches!(unit, Unit::Parsed));
+        if untouched && self.machine.owners.len() == 0 {
             draft.effects.push(Effect::AddFunction(Box::new(*function)));
             return Ok(());
         }
@@ -47,7 +48,7 @@ impl Registry {
         }
         let at = draft.effects.len();
         self.rebind(draft, &after, keys)?;
-        after.reserved.extend(draft.strict.drain(..));
+        after.shared.extend(draft.shared.drain(..));
         draft.effects.insert(at, Effect::Machine(after));
         Ok(())
     }
@@ -92,7 +93,7 @@ impl Registry {
         }
         let at = draft.effects.len();
         self.rebind(draft, &after, keys)?;
-        after.reserved.extend(draft.strict.drain(..));
+        after.shared.extend(draft.shared.drain(..));
         draft.effects.insert(at, Effect::Machine(after));
         draft.effects.append(&mut orphans);
         Ok(())
@@ -119,6 +120,11 @@ impl Registry {
         self.give_to_compat(draft, back.iter().collect())
     }
 
+    fn compat_domains(&self) -> impl Iterator<Item = DomainId> {
+        let shared = self.machine.shared.iter();
+        shared.filter(|(shared, _)| matches!(shared, Shared::Compat(_))).map(|(_, id)| *id)
+    }
+
     /// Takes memory out of every domain of policy `compat`, and makes every unit forget it. Returns the parts
     /// that were mapped.
     pub(super) fn take_from_compat(
@@ -131,17 +137,17 @@ impl Registry {
         if taken.is_empty() {
             return Ok(taken);
         }
-        for class in &self.machine.classes {
-            let domain = self.domain(class.compat)?;
+        for id in self.compat_domains() {
+            let domain = self.domain(id)?;
             let failed = |unit| matches!(self.machine.unit(unit), Some(Unit::Failed));
             if domain.active.iter().any(|(unit, _)| failed(*unit)) {
                 return Err(Refusal::UnitFailed);
             }
             let pieces = identity(taken.iter().copied(), domain.shape.reach());
-            draft.unmap_pieces(class.compat, &pieces);
+            draft.unmap_pieces(id, &pieces);
             if let Some(range) = hull_of(&pieces) {
-                draft.invalidate(class.compat, domain, range);
-                draft.last.push(Step::ReleaseTables { domain: class.compat });
+                draft.invalidate(id, domain, range);
+                draft.last.push(Step::ReleaseTables { domain: id });
             }
         }
         draft.effects.push(Effect::Compat(taken.clone(), false));
@@ -157,13 +163,13 @@ impl Registry {
         if ranges.is_empty() {
             return Ok(());
         }
-        for class in &self.machine.classes {
-            let domain = self.domain(class.compat)?;
+        for id in self.compat_domains() {
+            let domain = self.domain(id)?;
             let pieces = identity(ranges.iter().copied(), domain.shape.reach());
-            draft.map_pieces(class.compat, &pieces);
+            draft.map_pieces(id, &pieces);
             for &(unit, _) in &domain.active {
                 if let (Some(range), Some(_)) = (hull_of(&pieces), self.machine.class_of(unit)) {
-                    draft.steps.push(Step::Publish { unit, domain: class.compat, range });
+                    draft.steps.push(Step::Publish { unit, domain: id, range });
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! The live mappings of a domain: found by address, and listed by the buffer slot they belong to.
 //!
 //! A mapping is a record of 24 bytes. The index has the geometry of the page tables: the mapping is found
-//! at the level whose slots its first page is aligned to and its length fills, in a leaf that holds the
-//! records of 512 slots in order, with a bit for each slot where a mapping begins.
+//! at the level whose slots its first page is aligned to and its length fills, in a leaf for the records that
+//! begin in 512 slots: a short list while they are few, one place for each slot when they are many.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -68,13 +68,17 @@ struct Record {
 
 const _: () = assert!(size_of::<Record>() == 24);
 
-#[derive(Clone, Debug, Default)]
-struct Leaf {
-    starts: [u64; 8],
-    /// Number of records before each word of `starts`.
-    before: [u16; 8],
-    records: Vec<u32>,
+/// The records that begin in 512 consecutive slots.
+#[derive(Clone, Debug)]
+enum Leaf {
+    /// A few, by slot.
+    Few(Vec<(u16, u32)>),
+    /// One place for each slot, and how many are taken.
+    Many(Directory, u16),
 }
+
+/// Most records of a leaf that are kept as a list, so that none of its changes moves much.
+const FEW: usize = 32;
 
 type Directory = Box<[u32; 512]>;
 
@@ -136,8 +140,7 @@ impl Default for Mappings {
 impl core::fmt::Debug for Mappings {
     /// The mappings, by number: all there is to know from outside.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let mut live: Vec<u32> =
-            self.leaves.iter().flat_map(|leaf| &leaf.records).copied().collect();
+        let mut live: Vec<u32> = self.leaves.iter().flat_map(Leaf::iter).collect();
         live.sort_unstable();
         let flags = |index: &u32| self.record(*index).map(|record| record.page & LEAVING != 0);
         let all = live.iter().map(|index| (index, flags(index), self.get(MappingIndex(*index))));
@@ -193,7 +196,7 @@ impl Mappings {
         }
         let place = Place::new(page, pages);
         let leaf = self.leaves.get(self.leaf_of(place)? as usize)?;
-        let index = *leaf.records.get(leaf.rank(place.slot)?)?;
+        let index = leaf.get(place.slot)?;
         let record = self.record(index)?;
         (record.pages == pages && record.page & LEAVING == 0).then_some(MappingIndex(index))
     }
@@ -339,7 +342,7 @@ impl Mappings {
         let Some(at) = self.leaf_of(place) else { return };
         let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
         leaf.remove(place.slot);
-        if !leaf.records.is_empty() {
+        if !leaf.is_empty() {
             return;
         }
         if let Some((old, place)) = self.idle.replace((at, place))
@@ -356,45 +359,88 @@ impl Mappings {
     }
 }
 
+impl Default for Leaf {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
 impl Leaf {
-    /// Position among the records of the one that begins at a slot.
-    fn rank(&self, slot: u32) -> Option<usize> {
-        let word = *self.starts.get(slot as usize >> 6)?;
-        (word >> (slot & 63) & 1 != 0).then_some(self.position(slot))
+    fn get(&self, slot: u32) -> Option<u32> {
+        match self {
+            Self::Few(list) => {
+                let at = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known)).ok()?;
+                list.get(at).map(|(_, record)| *record)
+            }
+            Self::Many(slots, _) => {
+                slots.get(slot as usize).copied().filter(|record| *record != NONE)
+            }
+        }
     }
 
-    /// Number of records that begin before a slot.
-    fn position(&self, slot: u32) -> usize {
-        let word = self.starts.get(slot as usize >> 6).copied().unwrap_or(0);
-        let before = self.before.get(slot as usize >> 6).copied().unwrap_or(0);
-        let below = word & ((1 << (slot & 63)) - 1);
-        usize::from(before) + below.count_ones() as usize
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Few(list) => list.is_empty(),
+            Self::Many(_, count) => *count == 0,
+        }
     }
 
     fn insert(&mut self, slot: u32, record: u32) {
-        let position = self.position(slot);
-        if position <= self.records.len() {
-            self.records.insert(position, record);
-        }
-        if let Some(word) = self.starts.get_mut(slot as usize >> 6) {
-            *word |= 1 << (slot & 63);
-        }
-        for before in self.before.iter_mut().skip((slot as usize >> 6) + 1) {
-            *before += 1;
+        match self {
+            Self::Few(list) => {
+                let place = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known));
+                if let (Err(at), Ok(slot)) = (place, u16::try_from(slot)) {
+                    list.insert(at, (slot, record));
+                }
+                if list.len() > FEW {
+                    let mut slots: Directory = Box::new([NONE; 512]);
+                    for (slot, record) in list.iter() {
+                        if let Some(place) = slots.get_mut(usize::from(*slot)) {
+                            *place = *record;
+                        }
+                    }
+                    let count = u16::try_from(list.len()).unwrap_or(0);
+                    *self = Self::Many(slots, count);
+                }
+            }
+            Self::Many(slots, count) => {
+                if let Some(place) = slots.get_mut(slot as usize) {
+                    *count += u16::from(*place == NONE);
+                    *place = record;
+                }
+            }
         }
     }
 
     fn remove(&mut self, slot: u32) {
-        let Some(position) = self.rank(slot) else { return };
-        if position < self.records.len() {
-            self.records.remove(position);
+        match self {
+            Self::Few(list) => {
+                let place = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known));
+                if let Ok(at) = place {
+                    list.remove(at);
+                }
+            }
+            Self::Many(slots, count) => {
+                if let Some(place) = slots.get_mut(slot as usize) {
+                    *count -= u16::from(*place != NONE);
+                    *place = NONE;
+                }
+                if usize::from(*count) <= FEW / 4 {
+                    let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);
+                    *self = Self::Few(left.map(|(slot, record)| (slot, *record)).collect());
+                }
+            }
         }
-        if let Some(word) = self.starts.get_mut(slot as usize >> 6) {
-            *word &= !(1 << (slot & 63));
-        }
-        for before in self.before.iter_mut().skip((slot as usize >> 6) + 1) {
-            *before -= 1;
-        }
+    }
+
+    /// Every record.
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        let (list, slots): (&[(u16, u32)], &[u32]) = match self {
+            Self::Few(list) => (list, &[]),
+            Self::Many(slots, _) => (&[], slots.as_slice()),
+        };
+        let slots = slots.iter().copied().filter(|record| *record != NONE);
+        list.iter().map(|(_, record)| *record).chain(slots)
     }
 }
 

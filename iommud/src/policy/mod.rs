@@ -31,7 +31,6 @@ mod tests;
 mod units;
 mod view;
 mod views;
-mod wish;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
 pub use event::{AllocateRequest, BatchRequest, Event, MapRequest, Outcome, Refused};

@@ -32,11 +32,22 @@ pub(super) enum Unit {
     Failed,
 }
 
-/// Units that walk the same page table for policy `compat`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Class {
-    pub(super) compat: DomainId,
-    pub(super) shape: Shape,
+/// A domain of policy, for a class of units.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Shared {
+    /// All memory that policy `compat` maps.
+    Compat(usize),
+    /// Just these pieces.
+    Reserved(usize, Vec<Piece>),
+}
+
+impl Shared {
+    /// The class.
+    pub(super) const fn class(&self) -> usize {
+        match self {
+            Self::Compat(class) | Self::Reserved(class, _) => *class,
+        }
+    }
 }
 
 /// What policy knows of a function, beside what the walk found.

@@ -13,7 +13,7 @@ use crate::policy::plan::{Binding, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
 use crate::policy::space::Space;
-use crate::policy::state::{Class, Domain, Purpose, Shape, Unit, all_sources, read_write};
+use crate::policy::state::{Domain, Purpose, Shape, Shared, Unit, all_sources, read_write};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
 
 impl Shape {
@@ -63,7 +63,7 @@ impl Registry {
             Unit::Parsed => {}
         }
         let mut after = Box::new(self.machine.clone());
-        let class = self.class(draft, &mut after, capabilities)?;
+        let class = self.class(&mut after, capabilities)?;
         if let Some(place) = after.units.get_mut(unit.0 as usize) {
             *place = Unit::Enabled { capabilities: *capabilities, class };
         }
@@ -77,32 +77,31 @@ impl Registry {
             binds.push(Effect::Bind { key, was, now });
         }
         draft.steps.push(Step::Enable { unit });
-        after.reserved.extend(draft.strict.drain(..));
+        after.shared.extend(draft.shared.drain(..));
         draft.effects.push(Effect::Machine(after));
         draft.effects.append(&mut binds);
         Ok(())
     }
 
-    /// The class of a unit: the first whose table it can walk, or a new one.
+    /// The class of a unit: the first whose tables it can walk, or a new one.
     fn class(
         &self,
-        draft: &mut Draft,
         after: &mut Machine,
         capabilities: &UnitCapabilities,
     ) -> Result<usize, Refusal> {
-        for (index, class) in self.machine.classes.iter().enumerate() {
-            let domain = self.domain(class.compat)?;
-            if domain.shape.serves(capabilities) && domain.tag.0 <= capabilities.last_tag {
-                return Ok(index);
-            }
+        let fits = |(index, shape): &(usize, &Shape)| {
+            let mut domains = self.machine.shared.iter().filter(|(of, _)| of.class() == *index);
+            let holds = |id: &DomainId| {
+                self.domains.get(id.0).is_some_and(|d| d.tag.0 <= capabilities.last_tag)
+            };
+            shape.serves(capabilities) && domains.all(|(_, id)| holds(id))
+        };
+        if let Some((index, _)) = self.machine.classes.iter().enumerate().find(fits) {
+            return Ok(index);
         }
         let top = self.compat.iter().map(|(_, last)| last).max().unwrap_or(0);
         let shape = Shape::common(core::iter::once(capabilities), top);
-        let shape = shape.ok_or(Refusal::Unsupported)?;
-        let pieces = identity(self.compat.iter(), shape.reach());
-        let last_tag = last_tag(&self.machine).min(capabilities.last_tag);
-        let compat = self.new_domain(draft, Purpose::Compat, shape, last_tag, &pieces)?;
-        after.classes.push(Class { compat, shape });
+        after.classes.push(shape.ok_or(Refusal::Unsupported)?);
         Ok(self.machine.classes.len())
     }
 
@@ -136,23 +135,26 @@ impl Registry {
 
     /// Where an entry is to point in `after`; a domain that this needs is made.
     fn binding(&self, draft: &mut Draft, after: &Machine, key: Key) -> Result<Binding, Refusal> {
-        let (class, pieces) = match after.wish(key) {
+        let shared = match after.wish(key) {
             Wish::Blocked => return Ok(Binding::Blocked),
             Wish::PassThrough => return Ok(Binding::PassThrough),
             Wish::Domain(domain) => return Ok(Binding::Domain(domain)),
-            Wish::Reserved(class, pieces) => (class, pieces),
+            Wish::Shared(shared) => shared,
         };
-        let wanted = (class, pieces);
-        let known = after.reserved.get(&wanted).copied();
-        let made = || draft.strict.iter().find(|(made, _)| *made == wanted).map(|(_, id)| *id);
-        if let Some(domain) = known.or_else(made) {
+        let made = || draft.shared.iter().find(|(made, _)| *made == shared).map(|(_, id)| *id);
+        if let Some(domain) = after.shared.get(&shared).copied().or_else(made) {
             return Ok(Binding::Domain(domain));
         }
-        let shape = after.classes.get(class).ok_or(Refusal::NotReady)?.shape;
-        let within: Vec<Piece> =
-            wanted.1.iter().filter(|p| p.range.last().0 <= shape.reach()).copied().collect();
-        let id = self.new_domain(draft, Purpose::Reserved, shape, last_tag(after), &within)?;
-        draft.strict.push((wanted, id));
+        let shape = *after.classes.get(shared.class()).ok_or(Refusal::NotReady)?;
+        let (purpose, pieces) = match &shared {
+            Shared::Compat(_) => (Purpose::Compat, identity(self.compat.iter(), shape.reach())),
+            Shared::Reserved(_, pieces) => {
+                let within = pieces.iter().filter(|p| p.range.last().0 <= shape.reach());
+                (Purpose::Reserved, within.copied().collect())
+            }
+        };
+        let id = self.new_domain(draft, purpose, shape, last_tag(after), &pieces)?;
+        draft.shared.push((shared, id));
         Ok(Binding::Domain(id))
     }
 
@@ -172,9 +174,12 @@ impl Registry {
             if after.class_of(key.0).is_none() {
                 // A unit that failed is told as far as its tables reach; what it may have cached of the
                 // domain goes on counting as used by it.
-                let failed = matches!(after.unit(key.0), Some(Unit::Failed));
-                if failed && before.is_some() && !after.sources.contains_key(&key) {
-                    draft.steps.push(Step::Deny { unit: key.0, source: key.1 });
+                if let (Some(Unit::Failed), Some(was)) = (after.unit(key.0), before) {
+                    if after.sources.contains_key(&key) {
+                        draft.effects.push(Effect::Bind { key, was, now: was });
+                    } else {
+                        draft.steps.push(Step::Deny { unit: key.0, source: key.1 });
+                    }
                 }
                 continue;
             }
@@ -204,7 +209,7 @@ impl Registry {
         let mut keys = Vec::new();
         groups.iter().for_each(|group| self.machine.keys(*group, &mut keys));
         self.rebind(draft, &self.machine, keys)?;
-        let made = draft.strict.drain(..).map(|(wanted, id)| Effect::Strict(wanted, id));
+        let made = draft.shared.drain(..).map(|(shared, id)| Effect::Shared(shared, id));
         draft.effects.extend(made);
         Ok(())
     }
@@ -241,7 +246,7 @@ impl Registry {
         keys.retain(|key| key.0 != unit);
         let at = draft.effects.len();
         self.rebind(draft, &after, keys)?;
-        after.reserved.extend(draft.strict.drain(..));
+        after.shared.extend(draft.shared.drain(..));
         draft.effects.insert(at, Effect::Machine(after));
         draft.effects.append(&mut effects);
         Ok(())
@@ -256,7 +261,7 @@ impl Registry {
             Unit::Enabled { capabilities, .. } => Some(capabilities),
             _ => None,
         });
-        let of_class = || Some(self.machine.classes.get(class)?.shape);
+        let of_class = || self.machine.classes.get(class).copied();
         let shape = Shape::common(up, top).or_else(of_class).ok_or(Refusal::Unsupported)?;
         if shape.reach() < top { Err(Refusal::Unsupported) } else { Ok(shape) }
     }

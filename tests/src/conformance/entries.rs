@@ -137,7 +137,8 @@ pub fn silencing_holds_against_what_was_cached<T: UnderTest>(subject: &T) {
         });
     }
     bench.unit.write_entry(&mut bench.tables, SOURCES[0], Entry::Silenced).expect("entry");
-    bench.unit
+    bench
+        .unit
         .invalidate_entry(&mut bench.tables, SOURCES[0], Some(domain.tag))
         .expect("invalidate");
     bench.machine.clear_watches();

@@ -17,14 +17,15 @@
 //! of 2 MiB are searched for any run.
 
 mod node;
-mod run;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use alloc::vec::Vec;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
-use node::{Links, NONE, Node, SLOTS, TOP};
+use node::{NONE, Node, SLOTS, TOP};
+use tree::child;
 
 /// Number of the page, 4096 bytes each.
 type Page = u32;
@@ -196,130 +197,6 @@ impl Space {
         }
     }
 
-    fn node(&self, at: u32) -> Option<&Node> {
-        self.nodes.get(at as usize / CHUNK)?.get(at as usize % CHUNK)
-    }
-
-    fn node_mut(&mut self, at: u32) -> Option<&mut Node> {
-        self.nodes.get_mut(at as usize / CHUNK)?.get_mut(at as usize % CHUNK)
-    }
-
-    fn add(&mut self, node: Node) -> u32 {
-        self.count += 1;
-        if let Some(at) = self.free_nodes.pop() {
-            if let Some(place) = self.node_mut(at) {
-                *place = node;
-            }
-            return at;
-        }
-        if self.nodes.last().is_none_or(|chunk| chunk.len() == CHUNK) {
-            self.nodes.push(Vec::with_capacity(CHUNK));
-        }
-        let chunk = self.nodes.len() - 1;
-        let within = self.nodes.last_mut().map_or(0, |last| {
-            last.push(node);
-            last.len() - 1
-        });
-        u32::try_from(chunk * CHUNK + within).unwrap_or(NONE)
-    }
-
-    /// A new node in place of the slot at `position` of its level's parent, free or not.
-    fn new_node(&mut self, level: usize, position: u32, empty: bool) -> u32 {
-        let children = level > 0;
-        let node =
-            if empty { Node::empty(position, children) } else { Node::full(position, children) };
-        let at = self.add(node);
-        let parent = if level == 1 { Some(ROOT) } else { self.child_of_root(position / SLOTS) };
-        if let Some(parent) = parent {
-            self.set_child(parent, position % SLOTS, at);
-        }
-        self.relist(level, at);
-        at
-    }
-
-    fn set_child(&mut self, parent: u32, slot: u32, at: u32) {
-        if let Some(children) = self.node_mut(parent).and_then(|node| node.children.as_mut())
-            && let Some(place) = children.get_mut(slot as usize)
-        {
-            *place = at;
-        }
-    }
-
-    fn child_of_root(&self, slot: u32) -> Option<u32> {
-        child(self.node(ROOT)?, slot)
-    }
-
-    /// The node of `level` (0 or 1) that holds a page, if its parts exist.
-    fn find(&self, level: usize, page: Page) -> Option<u32> {
-        let upper = self.child_of_root(page / PAGES_1G)?;
-        if level == 1 { Some(upper) } else { child(self.node(upper)?, page / SLOTS % SLOTS) }
-    }
-
-    /// The node of `level` that holds a page; made, where the whole slot is free or is not.
-    fn find_or_make(&mut self, level: usize, page: Page) -> u32 {
-        let slot = page / PAGES_1G;
-        let upper = match self.child_of_root(slot) {
-            Some(upper) => upper,
-            None => self.split(2, ROOT, slot),
-        };
-        if level == 1 {
-            return upper;
-        }
-        let slot = page / SLOTS % SLOTS;
-        match self.node(upper).and_then(|node| child(node, slot)) {
-            Some(lower) => lower,
-            None => self.split(1, upper, slot),
-        }
-    }
-
-    /// Puts a node in place of a slot of `parent`, which has `level`.
-    fn split(&mut self, level: usize, parent: u32, slot: u32) -> u32 {
-        let Some(node) = self.node_mut(parent) else { return NONE };
-        let position = node.position * SLOTS + slot;
-        let free = node.is_slot_free(slot);
-        if free {
-            node.occupy(slot, 1);
-            self.relist(level, parent);
-        }
-        self.new_node(level - 1, position, free)
-    }
-
-    /// Lists a node of level 0 or 1 by its largest free block.
-    fn relist(&mut self, level: usize, at: u32) {
-        let Some(node) = self.node(at) else { return };
-        let (now, Links { previous, next, order: before }) = (node.largest(), node.links);
-        if level == 2 || now == before {
-            return;
-        }
-        let position = node.position;
-        if let Some(order) = before {
-            if let Some(node) = self.node_mut(next) {
-                node.links.previous = previous;
-            }
-            if let Some(node) = self.node_mut(previous) {
-                node.links.next = next;
-            } else if let Some(lists) = self.lists(level, position) {
-                lists.set(order, next);
-            }
-        }
-        let mut head = NONE;
-        if let (Some(order), Some(lists)) = (now, self.lists(level, position)) {
-            head = lists.heads.get(order as usize).copied().unwrap_or(NONE);
-            lists.set(order, at);
-        }
-        if let Some(node) = self.node_mut(head) {
-            node.links.previous = at;
-        }
-        if let Some(node) = self.node_mut(at) {
-            node.links = Links { previous: NONE, next: head, order: now };
-        }
-    }
-
-    fn lists(&mut self, level: usize, position: u32) -> Option<&mut Lists> {
-        let low = position < LOW_SLOTS * if level == 0 { SLOTS } else { 1 };
-        self.lists.get_mut(usize::from(!low))?.get_mut(level)
-    }
-
     /// Takes a free block of `2^order` pages, aligned to its size.
     fn take(&mut self, zone: Zone, order: u32) -> Option<Page> {
         if order >= TOP {
@@ -370,17 +247,97 @@ impl Space {
         self.relist(level, at);
         Some(first)
     }
-}
 
-impl Lists {
-    fn set(&mut self, order: u32, head: u32) {
-        if let Some(place) = self.heads.get_mut(order as usize) {
-            *place = head;
+    /// Takes the first run of whole slots of 2 MiB below 4 GiB that holds `pages` and satisfies the rest.
+    fn take_run(&mut self, pages: Page, alignment: Page, boundary: u64) -> Option<Page> {
+        if pages <= SLOTS {
+            return None;
         }
-        if head == NONE {
-            self.orders &= !(1 << order);
-        } else {
-            self.orders |= 1 << order;
+        let needed = pages.div_ceil(SLOTS);
+        let step = (alignment / SLOTS).max(1);
+        // Slots between two places that may not be crossed.
+        let end = LOW_SLOTS * SLOTS;
+        let limit = match boundary / (PAGE_SIZE * u64::from(SLOTS)) {
+            0 => end,
+            slots => u32::try_from(slots).map_or(end, |slots| slots.min(end)),
+        };
+        let mut start = 0;
+        let mut at = 0;
+        while start + needed <= end {
+            let crossed = (start / limit + 1) * limit;
+            if start + needed > crossed {
+                start = crossed.next_multiple_of(step);
+                at = start;
+            } else if at == start + needed {
+                let first = start * SLOTS;
+                self.occupy(first, pages);
+                return Some(first);
+            } else if self.is_block_free(at) {
+                at += 1;
+            } else {
+                start = (at + 1).next_multiple_of(step);
+                at = start;
+            }
+        }
+        None
+    }
+
+    /// Whether a slot of 2 MiB is free, counted from 0.
+    fn is_block_free(&self, block: u32) -> bool {
+        self.find(1, block * SLOTS)
+            .and_then(|at| self.node(at))
+            .is_some_and(|node| node.is_slot_free(block % SLOTS))
+    }
+
+    fn is_free(&self, first: Page, count: Page) -> bool {
+        parts(first, count).all(|part| {
+            let at = match part.level {
+                2 => Some(ROOT),
+                level => self.find(level, part.page),
+            };
+            match at.and_then(|at| self.node(at)) {
+                Some(node) => node.is_free(part.slot, part.count),
+                // No node: the slot above is free as a whole, or not at all.
+                None => {
+                    let upper = self.find(1, part.page);
+                    match (part.level, upper) {
+                        (0, Some(upper)) => self
+                            .node(upper)
+                            .is_some_and(|node| node.is_slot_free(part.page / SLOTS % SLOTS)),
+                        _ => self
+                            .node(ROOT)
+                            .is_some_and(|root| root.is_slot_free(part.page / PAGES_1G)),
+                    }
+                }
+            }
+        })
+    }
+
+    /// Takes pages that are free. No node is idle.
+    fn occupy(&mut self, first: Page, count: Page) {
+        for part in parts(first, count) {
+            let at = if part.level == 2 { ROOT } else { self.find_or_make(part.level, part.page) };
+            if let Some(node) = self.node_mut(at) {
+                node.occupy(part.slot, part.count);
+            }
+            self.relist(part.level, at);
+        }
+    }
+
+    /// Frees pages that are not free.
+    fn vacate(&mut self, first: Page, count: Page) {
+        for part in parts(first, count) {
+            let at = if part.level == 2 { ROOT } else { self.find_or_make(part.level, part.page) };
+            let Some(node) = self.node_mut(at) else { continue };
+            node.vacate(part.slot, part.count);
+            let empty = node.is_empty();
+            self.relist(part.level, at);
+            if empty && part.level == 0 {
+                self.settle();
+                self.idle = Some(at);
+            } else if empty && part.level == 1 {
+                self.dissolve(1, at);
+            }
         }
     }
 }
@@ -397,11 +354,6 @@ impl PartialEq for Space {
     fn eq(&self, other: &Self) -> bool {
         self.free_ranges() == other.free_ranges()
     }
-}
-
-fn child(node: &Node, slot: u32) -> Option<u32> {
-    let child = *node.children.as_ref()?.get(slot as usize)?;
-    (child != NONE).then_some(child)
 }
 
 fn pages_of(range: IovaRange) -> Option<(Page, Page)> {

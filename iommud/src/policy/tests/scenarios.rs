@@ -1109,3 +1109,39 @@ fn s16_a_device_whose_owner_dies_is_cut_off_until_somebody_says_it_is_quiet() {
     bench.run(&Event::Close(next)).unwrap();
     assert_eq!(bench.world.entry(0, d), compat);
 }
+
+#[test]
+fn hot_plug_behind_a_failed_unit_leaves_its_entries_as_known() {
+    let functions = tree();
+    let mut bench = Bench::compat(&functions[..1]);
+    let below = functions[3];
+    bench.run(&Event::FunctionAdded(below)).unwrap();
+    let compat = bench.world.entry(0, below.address);
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    // A bridge that gives the device another requester id.
+    bench.run(&Event::FunctionAdded(functions[1])).unwrap();
+    assert_eq!(bench.world.entry(0, below.address), compat);
+    bench.run(&Event::FunctionRemoved(below.address)).unwrap();
+    assert_eq!(bench.world.entry(0, below.address), Binding::Blocked);
+    bench.run(&Event::FunctionAdded(below)).unwrap();
+    assert_eq!(bench.registry.function(below.address).unwrap().binding, Binding::Blocked);
+}
+
+#[test]
+fn a_domain_of_policy_is_made_when_the_first_device_needs_it() {
+    let mut bench = Bench::new(strict(), one_unit(), &[endpoint(0, 4, 0)]);
+    assert_eq!(bench.world.domain_count(), 0, "nothing under compat");
+    let session = bench.claim(1, address(0, 4, 0));
+    let event = bench.allocation(session, &[phys(MIB, PAGE)], AllocateFlags::empty());
+    bench.allocated(&event).unwrap();
+    let config = Config {
+        rules: vec![Rule { matcher: Matcher::Address(address(0, 5, 0)), mode: Mode::Compat }],
+        ..strict()
+    };
+    let mut bench = Bench::new(config, one_unit(), &[endpoint(0, 4, 0)]);
+    bench.run(&Event::MemoryTaken(phys(MIB, MIB))).unwrap();
+    bench.run(&Event::FunctionAdded(endpoint(0, 5, 0))).unwrap();
+    let Binding::Domain(compat) = bench.world.entry(0, address(0, 5, 0)) else { panic!() };
+    let holes = bench.world.mapped(compat);
+    assert!(holes.iter().all(|(first, last, _)| *last < MIB || *first >= 2 * MIB), "{holes:?}");
+}

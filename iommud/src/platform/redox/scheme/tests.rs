@@ -140,6 +140,7 @@ fn scheme() -> Scheme {
         functions: vec![function],
         ram: Vec::new(),
         own: Vec::new(),
+        left: Vec::new(),
         memory: HugeTables::new([]),
         buffers: Buffers::default(),
     }))

@@ -1,18 +1,29 @@
-//! What each entry is to be: the table at the head of [`crate::policy::machine`], as code.
+//! What each entry is to be.
 
 use alloc::vec::Vec;
 
 use crate::addr::IovaRange;
 use crate::policy::config::Mode;
-use crate::policy::ids::{GroupId, UnitIndex};
-use crate::policy::machine::{Key, Machine, Wish};
+use crate::policy::ids::{DomainId, GroupId, UnitIndex};
+use crate::policy::machine::{Key, Machine};
 use crate::policy::ranges::{Piece, Ranges, normal};
-use crate::policy::state::{Group, Unit};
+use crate::policy::state::{Group, Shared, Unit};
 use crate::topology::table::FunctionIndex;
+
+/// What an entry is to be, before domains have been looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Wish {
+    Blocked,
+    PassThrough,
+    /// This domain.
+    Domain(DomainId),
+    /// This domain of policy.
+    Shared(Shared),
+}
 
 impl Machine {
     /// What firmware reserves for a function, without what nobody may be given.
-    pub(super) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
+    pub(in crate::policy) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
         let Some(function) = self.table.get(index) else { return Vec::new() };
         let mut pieces = Vec::new();
         for region in self.scopes.reserved(&self.firmware, function) {
@@ -28,7 +39,7 @@ impl Machine {
     }
 
     /// The regions that firmware names for a function, and whether they are excluded from all use.
-    pub(super) fn regions_of(
+    pub(in crate::policy) fn regions_of(
         &self,
         index: FunctionIndex,
     ) -> impl Iterator<Item = (IovaRange, bool)> {
@@ -39,7 +50,7 @@ impl Machine {
     }
 
     /// What firmware reserves for some functions, without overlap.
-    pub(super) fn reserved_of_all(
+    pub(in crate::policy) fn reserved_of_all(
         &self,
         functions: impl Iterator<Item = FunctionIndex>,
     ) -> Vec<Piece> {
@@ -51,7 +62,7 @@ impl Machine {
     }
 
     /// What the entry of a source is to be; blocked when nobody uses it.
-    pub(super) fn wish(&self, key: Key) -> Wish {
+    pub(in crate::policy) fn wish(&self, key: Key) -> Wish {
         let Some(source) = self.sources.get(&key) else { return Wish::Blocked };
         let users = || source.users.iter().filter_map(|user| self.function(*user));
         let Some(first) = users().next() else { return Wish::Blocked };
@@ -82,23 +93,21 @@ impl Machine {
         };
         match users.iter().map(mode).max().unwrap_or(Mode::Strict) {
             Mode::Off if capabilities.pass_through => Wish::PassThrough,
-            Mode::Off | Mode::Compat => {
-                let compat = self.classes.get(*class).map(|class| class.compat);
-                compat.map_or(Wish::Blocked, Wish::Domain)
-            }
+            Mode::Off | Mode::Compat => Wish::Shared(Shared::Compat(*class)),
             Mode::Strict => {
                 let strict = |index: &FunctionIndex| mode(index) == Mode::Strict;
                 let own = users.iter().copied().filter(strict);
                 if self.reserved_of_all(own).is_empty() {
                     return Wish::Blocked;
                 }
-                Wish::Reserved(*class, self.reserved_of_all(members().filter(strict)))
+                let all = self.reserved_of_all(members().filter(strict));
+                Wish::Shared(Shared::Reserved(*class, all))
             }
         }
     }
 
     /// All entries of the functions of a group.
-    pub(super) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
+    pub(in crate::policy) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
         let members = self.group(group).map_or(&[][..], |group| group.members.as_slice());
         for function in members.iter().filter_map(|member| self.function(*member)) {
             if let Some(unit) = function.unit {

@@ -1,173 +1,29 @@
-//! Units, functions and groups: what the machine consists of, and what each entry is to be.
-//!
-//! The entry of a requester id is a function of the state of its group:
-//!
-//! ```text
-//!                       claim                      attach of any member
-//!          +------------------------> claimed ------------------------------> attached
-//!   free --+                             |  ^                                    |
-//!    ^     policy of each function       |  +------------------------------------+
-//!    |     (off, compat, strict)         |    detach of the last member
-//!    |                                   |    policy of each function; late members blocked
-//!    +-----------------------------------+
-//!       last session closed                   attached: the owner's domain for attached members,
-//!                                                       blocked for all others
-//! ```
-//!
-//! A session that ends with its device attached cuts the device off: nobody has said that the device is quiet,
-//! and under `compat` a write that is under way would land at the physical address that equals its I/O virtual
-//! one. Its group stays blocked until an owner has attached the device again and detached it, which is the word
-//! that it is quiet.
-//!
-//! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
-//! neighbours' owner does not grant.
+//! Functions that are entered and taken out, and the groups that come of it.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use iommu_protocol::ids::{PciAddress, RequesterId};
-
-use crate::policy::config::Config;
-use crate::policy::ids::{DomainId, GroupId, UnitIndex};
+use crate::policy::ids::{GroupId, UnitIndex};
+use crate::policy::machine::Machine;
 use crate::policy::plan::Binding;
-use crate::policy::ranges::{Piece, Ranges};
-use crate::policy::slab::Slab;
-use crate::policy::state::{Class, Function, Group, Owner, OwnerId, Source, Unit};
+use crate::policy::state::{Function, Group, Source};
 use crate::topology::alias::{self, Sources};
-use crate::topology::firmware::Firmware;
 use crate::topology::groups;
 use crate::topology::pci::PciFunction;
 use crate::topology::scope::Scopes;
-use crate::topology::table::{FunctionIndex, FunctionTable};
-
-/// An entry: a requester id in a unit.
-pub(super) type Key = (UnitIndex, RequesterId);
-
-/// What the machine consists of.
-#[derive(Clone, Debug)]
-pub(super) struct Machine {
-    pub(super) config: Config,
-    pub(super) firmware: Firmware,
-    /// What nobody may be given by the firmware's word: the server's memory, registers, the interrupt
-    /// window.
-    pub(super) forbidden: Ranges,
-    pub(super) units: Vec<Unit>,
-    pub(super) classes: Vec<Class>,
-    pub(super) table: FunctionTable,
-    pub(super) scopes: Scopes,
-    functions: Vec<Option<Function>>,
-    generations: BTreeMap<PciAddress, u32>,
-    pub(super) sources: BTreeMap<Key, Source>,
-    pub(super) groups: Slab<Group>,
-    pub(super) owners: Slab<Owner>,
-    /// Domains for devices of policy `strict`, by class and by what they map.
-    pub(super) reserved: BTreeMap<(usize, Vec<Piece>), DomainId>,
-}
+use crate::topology::table::FunctionIndex;
 
 /// A function that was entered.
-pub(super) struct Added {
-    pub(super) group: GroupId,
+pub(in crate::policy) struct Added {
+    pub(in crate::policy) group: GroupId,
     /// Groups that are part of its group now.
-    pub(super) merged: Vec<GroupId>,
+    pub(in crate::policy) merged: Vec<GroupId>,
     /// Functions behind it whose unit or requester ids changed.
-    pub(super) changed: Vec<FunctionIndex>,
-}
-
-/// What an entry is to be, before domains have been looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    Blocked,
-    PassThrough,
-    /// This domain.
-    Domain(DomainId),
-    /// The domain that maps just these, for this class of units.
-    Reserved(usize, Vec<Piece>),
+    pub(in crate::policy) changed: Vec<FunctionIndex>,
 }
 
 impl Machine {
-    pub(super) fn new(config: Config, firmware: Firmware, forbidden: Ranges) -> Self {
-        let units = firmware.units.iter().map(|_| Unit::Parsed).collect();
-        let table = FunctionTable::default();
-        let scopes = Scopes::new(&firmware, table.view());
-        Self {
-            config,
-            firmware,
-            forbidden,
-            units,
-            classes: Vec::new(),
-            table,
-            scopes,
-            functions: Vec::new(),
-            generations: BTreeMap::new(),
-            sources: BTreeMap::new(),
-            groups: Slab::small(),
-            owners: Slab::distinct(),
-            reserved: BTreeMap::new(),
-        }
-    }
-
-    pub(super) fn unit(&self, unit: UnitIndex) -> Option<&Unit> {
-        self.units.get(unit.0 as usize)
-    }
-
-    /// Index of the class of a unit that is up.
-    pub(super) fn class_of(&self, unit: UnitIndex) -> Option<usize> {
-        match self.unit(unit)? {
-            Unit::Enabled { class, .. } => Some(*class),
-            _ => None,
-        }
-    }
-
-    pub(super) fn function(&self, index: FunctionIndex) -> Option<&Function> {
-        self.functions.get(index.0 as usize)?.as_ref()
-    }
-
-    pub(super) fn function_mut(&mut self, index: FunctionIndex) -> Option<&mut Function> {
-        self.functions.get_mut(index.0 as usize)?.as_mut()
-    }
-
-    /// The function at an address.
-    pub(super) fn find(&self, address: PciAddress) -> Option<(FunctionIndex, &Function)> {
-        let index = self.table.index(address)?;
-        Some((index, self.function(index)?))
-    }
-
-    pub(super) fn group(&self, group: GroupId) -> Option<&Group> {
-        self.groups.get(group.0)
-    }
-
-    pub(super) fn owner(&self, owner: OwnerId) -> Option<&Owner> {
-        self.owners.get(owner.0)
-    }
-
-    /// Notes that a function is in its owner's domain, or is no longer.
-    pub(super) fn set_attached(&mut self, index: FunctionIndex, attached: bool) {
-        let Some(function) = self.function_mut(index) else { return };
-        if function.attached == attached {
-            return;
-        }
-        function.attached = attached;
-        let group = function.group;
-        if let Some(group) = self.groups.get_mut(group.0) {
-            group.attached = if attached { group.attached + 1 } else { group.attached - 1 };
-        }
-    }
-
-    /// Notes that a function was cut off, or is driven again; returns what was noted before.
-    pub(super) fn set_cut(&mut self, index: FunctionIndex, cut: bool) -> bool {
-        let Some(function) = self.function_mut(index) else { return false };
-        let before = core::mem::replace(&mut function.cut, cut);
-        let group = function.group;
-        if before != cut
-            && let Some(group) = self.groups.get_mut(group.0)
-        {
-            group.cut = if cut { group.cut + 1 } else { group.cut - 1 };
-        }
-        before
-    }
-
     /// Enters a function that is not there yet.
-    pub(super) fn add(&mut self, new: PciFunction) -> Added {
+    pub(in crate::policy) fn add(&mut self, new: PciFunction) -> Added {
         let index = self.table.insert(new);
         if new.buses().is_some() {
             self.scopes = Scopes::new(&self.firmware, self.table.view());
@@ -320,7 +176,7 @@ impl Machine {
 
     /// Takes functions out, with all that is behind those of them that are bridges; returns their groups.
     /// A free group that falls apart becomes several.
-    pub(super) fn remove(&mut self, gone: &[FunctionIndex]) -> Vec<GroupId> {
+    pub(in crate::policy) fn remove(&mut self, gone: &[FunctionIndex]) -> Vec<GroupId> {
         let mut touched = Vec::new();
         let mut bridges = false;
         for index in gone {
@@ -352,7 +208,7 @@ impl Machine {
     }
 
     /// Makes a free group what its members are now; returns the groups that are new. Drops an empty one.
-    pub(super) fn fall_apart(&mut self, id: GroupId) -> Vec<GroupId> {
+    pub(in crate::policy) fn fall_apart(&mut self, id: GroupId) -> Vec<GroupId> {
         let Some(group) = self.groups.get(id.0).filter(|group| group.owner.is_none()) else {
             return Vec::new();
         };
@@ -418,7 +274,7 @@ impl Machine {
     }
 
     /// The functions that go when this one does: itself and what is behind it.
-    pub(super) fn with_behind(&self, index: FunctionIndex) -> Vec<FunctionIndex> {
+    pub(in crate::policy) fn with_behind(&self, index: FunctionIndex) -> Vec<FunctionIndex> {
         let mut all = alloc::vec![index];
         if let Some(function) = self.table.get(index)
             && let Some(buses) = function.buses()

@@ -1,0 +1,186 @@
+//! The nodes of a space: where they are, which lists they are in, how they come and go.
+
+use alloc::vec::Vec;
+
+use super::node::{Links, NONE, Node, SLOTS};
+use super::{CHUNK, LOW_SLOTS, Lists, PAGES_1G, Page, ROOT, Space};
+
+impl Space {
+    pub(super) fn node(&self, at: u32) -> Option<&Node> {
+        self.nodes.get(at as usize / CHUNK)?.get(at as usize % CHUNK)
+    }
+
+    pub(super) fn node_mut(&mut self, at: u32) -> Option<&mut Node> {
+        self.nodes.get_mut(at as usize / CHUNK)?.get_mut(at as usize % CHUNK)
+    }
+
+    pub(super) fn add(&mut self, node: Node) -> u32 {
+        self.count += 1;
+        if let Some(at) = self.free_nodes.pop() {
+            if let Some(place) = self.node_mut(at) {
+                *place = node;
+            }
+            return at;
+        }
+        if self.nodes.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+            self.nodes.push(Vec::with_capacity(CHUNK));
+        }
+        let chunk = self.nodes.len() - 1;
+        let within = self.nodes.last_mut().map_or(0, |last| {
+            last.push(node);
+            last.len() - 1
+        });
+        u32::try_from(chunk * CHUNK + within).unwrap_or(NONE)
+    }
+
+    /// A new node in place of the slot at `position` of its level's parent, free or not.
+    pub(super) fn new_node(&mut self, level: usize, position: u32, empty: bool) -> u32 {
+        let children = level > 0;
+        let node =
+            if empty { Node::empty(position, children) } else { Node::full(position, children) };
+        let at = self.add(node);
+        let parent = if level == 1 { Some(ROOT) } else { self.child_of_root(position / SLOTS) };
+        if let Some(parent) = parent {
+            self.set_child(parent, position % SLOTS, at);
+        }
+        self.relist(level, at);
+        at
+    }
+
+    pub(super) fn set_child(&mut self, parent: u32, slot: u32, at: u32) {
+        if let Some(children) = self.node_mut(parent).and_then(|node| node.children.as_mut())
+            && let Some(place) = children.get_mut(slot as usize)
+        {
+            *place = at;
+        }
+    }
+
+    pub(super) fn child_of_root(&self, slot: u32) -> Option<u32> {
+        child(self.node(ROOT)?, slot)
+    }
+
+    /// The node of `level` (0 or 1) that holds a page, if its parts exist.
+    pub(super) fn find(&self, level: usize, page: Page) -> Option<u32> {
+        let upper = self.child_of_root(page / PAGES_1G)?;
+        if level == 1 { Some(upper) } else { child(self.node(upper)?, page / SLOTS % SLOTS) }
+    }
+
+    /// The node of `level` that holds a page; made, where the whole slot is free or is not.
+    pub(super) fn find_or_make(&mut self, level: usize, page: Page) -> u32 {
+        let slot = page / PAGES_1G;
+        let upper = match self.child_of_root(slot) {
+            Some(upper) => upper,
+            None => self.split(2, ROOT, slot),
+        };
+        if level == 1 {
+            return upper;
+        }
+        let slot = page / SLOTS % SLOTS;
+        match self.node(upper).and_then(|node| child(node, slot)) {
+            Some(lower) => lower,
+            None => self.split(1, upper, slot),
+        }
+    }
+
+    /// Puts a node in place of a slot of `parent`, which has `level`.
+    pub(super) fn split(&mut self, level: usize, parent: u32, slot: u32) -> u32 {
+        let Some(node) = self.node_mut(parent) else { return NONE };
+        let position = node.position * SLOTS + slot;
+        let free = node.is_slot_free(slot);
+        if free {
+            node.occupy(slot, 1);
+            self.relist(level, parent);
+        }
+        self.new_node(level - 1, position, free)
+    }
+
+    /// Lists a node of level 0 or 1 by its largest free block.
+    pub(super) fn relist(&mut self, level: usize, at: u32) {
+        let Some(node) = self.node(at) else { return };
+        let (now, Links { previous, next, order: before }) = (node.largest(), node.links);
+        if level == 2 || now == before {
+            return;
+        }
+        let position = node.position;
+        if let Some(order) = before {
+            if let Some(node) = self.node_mut(next) {
+                node.links.previous = previous;
+            }
+            if let Some(node) = self.node_mut(previous) {
+                node.links.next = next;
+            } else if let Some(lists) = self.lists(level, position) {
+                lists.set(order, next);
+            }
+        }
+        let mut head = NONE;
+        if let (Some(order), Some(lists)) = (now, self.lists(level, position)) {
+            head = lists.heads.get(order as usize).copied().unwrap_or(NONE);
+            lists.set(order, at);
+        }
+        if let Some(node) = self.node_mut(head) {
+            node.links.previous = at;
+        }
+        if let Some(node) = self.node_mut(at) {
+            node.links = Links { previous: NONE, next: head, order: now };
+        }
+    }
+
+    pub(super) fn lists(&mut self, level: usize, position: u32) -> Option<&mut Lists> {
+        let low = position < LOW_SLOTS * if level == 0 { SLOTS } else { 1 };
+        self.lists.get_mut(usize::from(!low))?.get_mut(level)
+    }
+
+    /// Gives up the node that was kept.
+    pub(super) fn settle(&mut self) {
+        if let Some(at) = self.idle.take()
+            && self.node(at).is_some_and(Node::is_empty)
+        {
+            self.dissolve(0, at);
+        }
+    }
+
+    /// Makes an empty node a free slot of its parent again.
+    pub(super) fn dissolve(&mut self, level: usize, at: u32) {
+        let Some(position) = self.node(at).map(|node| node.position) else { return };
+        if level == 1 && position < LOW_SLOTS {
+            return;
+        }
+        let parent = if level == 1 { Some(ROOT) } else { self.child_of_root(position / SLOTS) };
+        let Some(parent) = parent else { return };
+        if let Some(node) = self.node_mut(at) {
+            node.occupy(0, SLOTS);
+        }
+        self.relist(level, at);
+        self.set_child(parent, position % SLOTS, NONE);
+        if let Some(node) = self.node_mut(at) {
+            node.children = None;
+        }
+        self.free_nodes.push(at);
+        self.count -= 1;
+        let Some(node) = self.node_mut(parent) else { return };
+        node.vacate(position % SLOTS, 1);
+        let empty = node.is_empty();
+        self.relist(level + 1, parent);
+        if empty && level == 0 {
+            self.dissolve(1, parent);
+        }
+    }
+}
+
+impl Lists {
+    fn set(&mut self, order: u32, head: u32) {
+        if let Some(place) = self.heads.get_mut(order as usize) {
+            *place = head;
+        }
+        if head == NONE {
+            self.orders &= !(1 << order);
+        } else {
+            self.orders |= 1 << order;
+        }
+    }
+}
+
+pub(super) fn child(node: &Node, slot: u32) -> Option<u32> {
+    let child = *node.children.as_ref()?.get(slot as usize)?;
+    (child != NONE).then_some(child)
+}
