@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::guest::{self, Parts, Scenario};
-use crate::options::{DemoOptions, Iommu};
+use crate::options::{DemoOptions, Iommu, Story};
 use crate::qemu::{End, show_logs};
 use crate::report::Report;
 use crate::{build, kernel};
@@ -37,11 +37,12 @@ pub(crate) fn run(options: &DemoOptions) -> Result<bool> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)> {
-    let scenario = match (options.machine, options.iommu) {
-        (true, _) => Scenario::Machine,
-        (false, Iommu::Intel) => Scenario::Intel,
-        (false, Iommu::Amd) => Scenario::Amd,
-        (false, Iommu::None) => Scenario::None,
+    let scenario = match (options.story, options.iommu) {
+        (Story::Machine, _) => Scenario::Machine,
+        (Story::DamagedTable, _) => Scenario::Table,
+        (Story::Whole, Iommu::Intel) => Scenario::Intel,
+        (Story::Whole, Iommu::Amd) => Scenario::Amd,
+        (Story::Whole, Iommu::None) => Scenario::None,
     };
     let started = Instant::now();
     let emulator = options.qemu.get()?;

@@ -40,6 +40,7 @@ options of demo:
   --qemu installed|newer   newer: QEMU 11 or later, unpacked into the cache
   --kernel FILE            this kernel's image; without it: Debian's, unpacked into the cache
   --machine                check what the story takes for granted, not the story
+  --damaged-table          another story: what iommud does with a broken DMAR
   --keep                   keep the guest's files, and say where they are
   --verbose                show the guest's console too
   --json FILE              also write the checks to FILE: an array of {name, ok, detail}";
@@ -94,6 +95,18 @@ impl BareOptions {
     }
 }
 
+/// What the guest is booted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Story {
+    /// The story, as it goes with the machine's unit.
+    #[default]
+    Whole,
+    /// Only what it takes for granted.
+    Machine,
+    /// What comes of a damaged DMAR.
+    DamagedTable,
+}
+
 /// Options of `demo`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DemoOptions {
@@ -105,8 +118,8 @@ pub(crate) struct DemoOptions {
     pub(crate) qemu: Qemu,
     /// A kernel's image, instead of Debian's.
     pub(crate) kernel: Option<PathBuf>,
-    /// Only what the story takes for granted.
-    pub(crate) machine: bool,
+    /// What is told.
+    pub(crate) story: Story,
     /// Keep the guest's files.
     pub(crate) keep: bool,
     /// Show the guest's console.
@@ -122,7 +135,7 @@ impl Default for DemoOptions {
             caching_mode: false,
             qemu: Qemu::Installed,
             kernel: None,
-            machine: false,
+            story: Story::Whole,
             keep: false,
             verbose: false,
             json: None,
@@ -297,7 +310,8 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
             Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
             Arg::Long("kernel") => options.kernel = Some(parser.value()?.into()),
-            Arg::Long("machine") => options.machine = true,
+            Arg::Long("machine") => options.story = Story::Machine,
+            Arg::Long("damaged-table") => options.story = Story::DamagedTable,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
@@ -305,8 +319,11 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             other => return Err(other.unexpected()),
         }
     }
-    if options.machine && options.iommu == Iommu::None {
+    if options.story == Story::Machine && options.iommu == Iommu::None {
         return Err("--machine needs a unit".into());
+    }
+    if options.story == Story::DamagedTable && options.iommu != Iommu::Intel {
+        return Err("--damaged-table is about VT-d's table: --iommu intel".into());
     }
     Ok(Command::Demo(options))
 }
@@ -333,7 +350,7 @@ mod tests {
                 caching_mode: true,
                 qemu: Qemu::Newer,
                 kernel: Some("k".into()),
-                machine: false,
+                story: Story::Whole,
                 keep: true,
                 verbose: true,
                 json: Some("x.json".into()),
@@ -346,6 +363,18 @@ mod tests {
         assert_eq!(words("bare --iommu amd").unwrap(), Command::Bare(BareOptions::amd()));
         assert_eq!(words("bare").unwrap(), Command::Bare(BareOptions::default()));
         assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));
+    }
+
+    #[test]
+    fn stories_go_with_their_units() {
+        let story = |text| match words(text) {
+            Ok(Command::Demo(options)) => Some(options.story),
+            _ => None,
+        };
+        assert_eq!(story("demo --machine"), Some(Story::Machine));
+        assert_eq!(story("demo --damaged-table"), Some(Story::DamagedTable));
+        assert_eq!(story("demo --damaged-table --iommu amd"), None);
+        assert_eq!(story("demo --machine --iommu none"), None);
     }
 
     #[test]

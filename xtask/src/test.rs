@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::options::{BareOptions, DemoOptions, Iommu};
+use crate::options::{BareOptions, DemoOptions, Iommu, Story};
 use crate::workspace::{cargo, root};
 use crate::{bare, demo};
 
@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 13] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -60,6 +60,7 @@ const STAGES: [Stage; 12] = [
     ("demo, caching mode off", || story(Iommu::Intel, false)),
     ("demo, caching mode on", || story(Iommu::Intel, true)),
     ("demo without a unit", || story(Iommu::None, false)),
+    ("demo with a damaged DMAR", damaged_table),
 ];
 
 /// Runs every stage; says whether all passed.
@@ -147,8 +148,15 @@ fn bare_guest(options: BareOptions) -> Result<Counts> {
 }
 
 fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
-    let options = DemoOptions { iommu, caching_mode, ..DemoOptions::default() };
-    let (passed, failed, skipped) = demo::run_counted(&options)?;
+    tell(&DemoOptions { iommu, caching_mode, ..DemoOptions::default() })
+}
+
+fn damaged_table() -> Result<Counts> {
+    tell(&DemoOptions { story: Story::DamagedTable, ..DemoOptions::default() })
+}
+
+fn tell(options: &DemoOptions) -> Result<Counts> {
+    let (passed, failed, skipped) = demo::run_counted(options)?;
     Ok(Counts { passed, failed, skipped })
 }
 

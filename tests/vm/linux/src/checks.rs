@@ -12,11 +12,14 @@ pub(crate) enum Scenario {
     Amd,
     /// The story on a machine without a unit.
     None,
+    /// The story on a machine with a VT-d unit and a damaged DMAR.
+    Table,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub(crate) const ALL: [Self; 4] = [Self::Machine, Self::Intel, Self::Amd, Self::None];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Machine, Self::Intel, Self::Amd, Self::None, Self::Table];
 
     /// Its name on the command line.
     pub(crate) const fn name(self) -> &'static str {
@@ -25,6 +28,7 @@ impl Scenario {
             Self::Intel => "intel",
             Self::Amd => "amd",
             Self::None => "none",
+            Self::Table => "table",
         }
     }
 
@@ -39,6 +43,7 @@ impl Scenario {
             Self::Machine => &MACHINE,
             Self::Intel | Self::Amd => &UNIT,
             Self::None => &NONE,
+            Self::Table => &TABLE,
         }
     }
 }
@@ -77,4 +82,14 @@ const NONE: [&str; 7] = [
     "a device that nobody claims works",
     "kill -9 of a driver: its device can be claimed again, its memory is counted back",
     "SIGTERM ends iommud",
+];
+
+const TABLE: [&str; 7] = [
+    "a DMAR with a wrong checksum: iommud runs, and says failed, why, and that nothing is confined",
+    "edud and an unclaimed device work there, and edud is told",
+    "strict policy there: what nothing confines is handed to nobody: NoUnit",
+    "a DMAR cut short: failed, and why",
+    "a DRHD that lies about its length: that unit failed, its devices are refused: UnitFailed",
+    "noise instead of structures: the same",
+    "the table as it was: the unit is enabled, edud is confined",
 ];

@@ -66,5 +66,6 @@ fn run(scenario: Scenario) {
         Scenario::Machine => machine::run(),
         Scenario::Intel | Scenario::Amd => story::run_with_unit(),
         Scenario::None => story::run_without_unit(),
+        Scenario::Table => story::run_with_damaged_table(),
     }
 }

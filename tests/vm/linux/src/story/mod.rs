@@ -9,9 +9,11 @@ mod legacy;
 mod open;
 mod ownership;
 mod secrecy;
+mod table;
 
 pub(crate) use churn::churn;
 pub(crate) use open::run as run_without_unit;
+pub(crate) use table::run as run_with_damaged_table;
 
 use std::fs::File;
 
