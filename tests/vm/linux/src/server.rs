@@ -19,14 +19,12 @@ const MEMORY: &str = "128M";
 /// A running iommud.
 pub(crate) struct Server {
     process: Process,
-    /// Where every byte to and from clients is logged.
-    pub(crate) wire_log: String,
 }
 
 impl Server {
-    /// Starts iommud with a default policy and waits until it takes requests.
-    pub(crate) fn start(policy: &str) -> Result<Self> {
-        let wire_log = format!("/tmp/wire-{policy}.log");
+    /// Starts iommud with a default policy and waits until it takes requests. Every byte to and from clients goes to
+    /// `wire_log` too.
+    pub(crate) fn start(policy: &str, wire_log: &str) -> Result<Self> {
         let policy_file = format!("/tmp/{policy}.toml");
         std::fs::write(&policy_file, format!("default = \"{policy}\"\n"))?;
         let directory = Self::directory();
@@ -40,7 +38,7 @@ impl Server {
             "--policy",
             &policy_file,
             "--wire-log",
-            &wire_log,
+            wire_log,
         ];
         let mut process = Process::start("/bin/iommud", &arguments, None)?;
         let ready = until(Duration::from_secs(15), || {
@@ -49,7 +47,7 @@ impl Server {
             Ok(Connection::system().ok())
         })?;
         ready.context("iommud takes no requests")?;
-        Ok(Self { process, wire_log })
+        Ok(Self { process })
     }
 
     /// Where its memory is.

@@ -16,7 +16,7 @@ use crate::unit::Registers;
 /// none passes any more, and none passes after iommud takes requests.
 pub(super) fn strict(story: &mut Story) -> Result<String> {
     under_compat(story)?;
-    story.server.take().context("iommud does not run")?.stop()?;
+    story.stop()?;
     let page = HugePage::new("strict")?;
     copy_both_ways(story, &page)?;
     let stop = AtomicBool::new(false);
@@ -73,14 +73,14 @@ fn write_passes(edu: &Edu, page: &HugePage, round: u64) -> Result<bool> {
 
 /// Check 14: a driver is at work when SIGTERM comes.
 pub(super) fn stop(story: &mut Story) -> Result<String> {
-    story.server.take().context("iommud does not run")?.stop()?;
+    story.stop()?;
     story.serve("compat")?;
     under_compat(story)?;
     let mut driver = Story::driver(&story.first)?;
     let iova = driver.ask("allocate 0 4096")?;
     driver.tell(&format!("store {iova:#x} 8"))?;
     let memory = story.server()?.memory()?;
-    story.server.take().context("iommud does not run")?.stop()?;
+    story.stop()?;
     // Translation stays on, and so do the tables, in files that outlive the server.
     let registers = Registers::open()?;
     ensure!(registers.translates()?, "translation is off");
