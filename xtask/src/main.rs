@@ -1,6 +1,7 @@
 //! What the README and CI call.
 
 mod bare;
+mod bench;
 mod build;
 mod cpio;
 mod demo;
@@ -41,11 +42,8 @@ fn main() -> ExitCode {
         Command::Redox(options) => redox::run(&options),
         Command::CheckRedox => redox::check(),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Test => Ok(test::run()),
-        Command::NotBuilt(name) => {
-            eprintln!("xtask {name}: not built yet");
-            return ExitCode::from(EXIT_MISSING);
-        }
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

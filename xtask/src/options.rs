@@ -15,7 +15,7 @@ commands:
   bare    the register-level suite, on a machine without an operating system
   test    everything CI runs
   fuzz    look for inputs from outside that break something
-  bench   measurements
+  bench   the targets of performance: measured, wanted, and what peers do in the same run
   redox   an image of Redox with iommud in it, booted
   check-redox
           everything that Redox gets compiles for it
@@ -23,6 +23,10 @@ commands:
 options of bare:
   --iommu intel|amd        amd: AMD-Vi, on a newer QEMU (default: intel)
   --caching-mode, --qemu   as of demo
+
+options of bench:
+  --json FILE              also write the table to FILE: an array of objects
+  ROW...                   only these, on this machine: core range iova sockets probe memory storm
 
 options of redox:
   --tree DIR               a finished Redox tree; without it: what one consists of
@@ -143,6 +147,15 @@ impl Default for DemoOptions {
     }
 }
 
+/// Options of `bench`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BenchOptions {
+    /// What is measured on the host; everything, and the bare guest too, when empty.
+    pub(crate) rows: Vec<String>,
+    /// Where the table is written, too.
+    pub(crate) json: Option<PathBuf>,
+}
+
 /// Options of `redox`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RedoxOptions {
@@ -190,8 +203,8 @@ pub(crate) enum Command {
     Test,
     /// The fuzzer.
     Fuzz(FuzzOptions),
-    /// A command that is named but does not exist yet.
-    NotBuilt(&'static str),
+    /// Measurements.
+    Bench(BenchOptions),
 }
 
 /// Reads the program's arguments.
@@ -204,7 +217,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
         Some(Arg::Value(name)) => match name.string()?.as_str() {
             "demo" => demo(parser),
             "bare" => bare(parser),
-            "bench" => Ok(Command::NotBuilt("bench")),
+            "bench" => bench(parser),
             "redox" => redox(parser),
             "check-redox" => no_more(parser, Command::CheckRedox),
             "test" => no_more(parser, Command::Test),
@@ -255,6 +268,19 @@ fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::Bare(options))
+}
+
+fn bench(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = BenchOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => options.json = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Value(row) => options.rows.push(row.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Bench(options))
 }
 
 fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {

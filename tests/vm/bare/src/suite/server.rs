@@ -110,11 +110,13 @@ const CALLER: Caller = Caller { client: ClientId(1), uid: 0 };
 impl Served {
     /// Starts a server, policy compat, on a unit that is off.
     pub fn start(info: &StartInfo, base: u64) -> Result<Self, String> {
+        // What an owner before left running: units start off.
         Owner::new(base);
         let edu: Vec<Edu> = Edu::all().collect();
         for (index, edu) in edu.iter().enumerate() {
             edu.load(ARENA, pattern(index));
         }
+        let start = cpu::instructions();
         let bytes = table(info.rsdp, b"DMAR").ok_or("no DMAR")?;
         let firmware = acpi::parse_dmar(&bytes).map_err(words)?;
         let (mut memory, registers) = (Frames::new(), Registers::new(base));
@@ -132,12 +134,15 @@ impl Served {
             memory,
             buffers: Pool::default(),
         });
+        let spent = cpu::instructions() - start;
+        println!("@@count {spent} instructions to start the server");
         let payload = vec![0; 64 * 1024];
         Ok(Self { server, registers, edu, payload, session: None, slot: 0, iova: 0 })
     }
 
-    /// One call on the session, from the bytes of the request to the bytes of the reply.
-    fn call(&mut self, operation: Operation, request: &[u8]) -> Result<(), String> {
+    /// One call on the session, from the bytes of the request to the bytes of the reply; the instructions
+    /// that the server took for it.
+    fn call(&mut self, operation: Operation, request: &[u8]) -> Result<u64, String> {
         let handle = self.session.ok_or("no session")?;
         let length = RequestHeader::SIZE + request.len();
         let header = RequestHeader {
@@ -148,10 +153,13 @@ impl Served {
         };
         header.encode(&mut self.payload).map_err(words)?;
         self.payload[RequestHeader::SIZE..length].copy_from_slice(request);
-        self.server.call(handle, &mut self.payload, length).map_err(words)?;
+        let start = cpu::instructions();
+        let answered = self.server.call(handle, &mut self.payload, length);
+        let spent = cpu::instructions() - start;
+        answered.map_err(words)?;
         let reply = ReplyHeader::decode(&self.payload).map_err(words)?;
         ensure!(reply.refusal == 0 && reply.cookie == 7, "{operation:?}: {reply:?}");
-        Ok(())
+        Ok(spent)
     }
 
     fn result<T: Wire>(&self) -> Result<T, String> {
@@ -232,27 +240,24 @@ pub fn costs(served: &mut Served) -> Outcome {
     for _ in 0..=WARM_UP {
         let request = encoded(&map)?;
         served.registers.take_counts();
-        let start = cpu::instructions();
-        served.call(Operation::Map, &request)?;
-        mapping = cpu::instructions() - start;
+        mapping = served.call(Operation::Map, &request)?;
         let MapResult { iova } = served.result()?;
         let request = encoded(&Unmap { iova, length: 4096 })?;
-        let start = cpu::instructions();
-        served.call(Operation::Unmap, &request)?;
-        unmapping = cpu::instructions() - start;
+        unmapping = served.call(Operation::Unmap, &request)?;
         writes = served.registers.take_counts().writes;
     }
     println!("@@count {mapping} instructions of the server to map 4 KiB");
     println!("@@count {unmapping} instructions of the server to unmap 4 KiB");
     println!("@@count {writes} register writes of the server to map and unmap 4 KiB");
-    let (mapping, unmapping) = batch(served)?;
+    let (mapping, unmapping, writes) = batch(served)?;
+    println!("@@count {writes} register writes of the server to unmap {PAGES} scattered pages");
     println!("@@count {mapping} instructions of the server to map {PAGES} scattered pages");
     println!("@@count {unmapping} instructions of the server to unmap {PAGES} scattered pages");
     Ok(format!("{PAGES} pages: {} a page for the pair", (mapping + unmapping) / u64::from(PAGES)))
 }
 
 /// Maps pages of the buffer in reverse order, each to an address of its own, in one call; then unmaps them.
-fn batch(served: &mut Served) -> Result<(u64, u64), String> {
+fn batch(served: &mut Served) -> Result<(u64, u64, u32), String> {
     const AT: u64 = 0x1000_0000;
     let item = |operation: Operation, slot: u32, page: u64| {
         let iova = AT + page * 8192;
@@ -272,17 +277,13 @@ fn batch(served: &mut Served) -> Result<(u64, u64), String> {
         Ok(bytes)
     };
     let (map, unmap) = (request(Operation::Map, served.slot)?, request(Operation::Unmap, 0)?);
-    let mut costs = (0, 0);
+    let mut costs = (0, 0, 0);
     for _ in 0..=WARM_UP {
-        let start = cpu::instructions();
-        served.call(Operation::Batch, &map)?;
-        costs.0 = cpu::instructions() - start;
+        costs.0 = served.call(Operation::Batch, &map)?;
         served.registers.take_counts();
-        let start = cpu::instructions();
-        served.call(Operation::Batch, &unmap)?;
-        costs.1 = cpu::instructions() - start;
-        let writes = served.registers.take_counts().writes;
-        ensure!(writes == 1, "{writes} register writes to unmap {PAGES} pages in one call");
+        costs.1 = served.call(Operation::Batch, &unmap)?;
+        costs.2 = served.registers.take_counts().writes;
+        ensure!(costs.2 == 1, "{} register writes to unmap {PAGES} pages in one call", costs.2);
     }
     Ok(costs)
 }

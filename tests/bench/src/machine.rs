@@ -1,0 +1,304 @@
+//! A machine to measure on: table memory as the daemon has it, a unit that does nothing but count, devices.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
+use iommu_protocol::wire::{Access, AllocateFlags};
+use iommud::addr::{IovaRange, PhysAddr, PhysRange};
+use iommud::engine::Engine;
+use iommud::hw::vtd::VtdUnit;
+use iommud::hw::{
+    BufferMemory, Clock, Constraints, Entry, HardwareFault, MemoryError, Nanos, RegisterIo, Unit,
+    UnitError,
+};
+use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
+use iommud::policy::{
+    AllocateRequest, ClientId, Config, Event, Outcome, Quotas, Registry, SessionId, UnitIndex,
+};
+use iommud::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
+use iommud::topology::pci::{FunctionKind, PciFunction};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+/// Physical address of the first byte of table memory.
+pub const TABLES: u64 = 1 << 40;
+
+/// Physical address of the first byte of buffers.
+pub const BUFFERS: u64 = 1 << 41;
+
+/// Registers and a clock that are never used: they name the type of a VT-d unit's page table entries.
+pub enum Never {}
+
+impl RegisterIo for Never {
+    fn read32(&mut self, _: u32) -> u32 {
+        match *self {}
+    }
+    fn read64(&mut self, _: u32) -> u64 {
+        match *self {}
+    }
+    fn write32(&mut self, _: u32, _: u32) {
+        match *self {}
+    }
+    fn write64(&mut self, _: u32, _: u64) {
+        match *self {}
+    }
+}
+
+impl Clock for Never {
+    fn now(&mut self) -> Nanos {
+        match *self {}
+    }
+    fn relax(&mut self) {
+        match *self {}
+    }
+}
+
+/// VT-d second-stage entries.
+pub type Format = <VtdUnit<Never, Never, HugeTables> as Unit>::Format;
+
+/// `count` huge pages' worth of table memory, as the daemon's, in anonymous files.
+pub fn tables(count: u64) -> HugeTables {
+    let page = |number: u64| {
+        let file: OwnedFd = memfd_create("tables", MemfdFlags::CLOEXEC).expect("memfd");
+        ftruncate(&file, HUGE_PAGE).expect("memory");
+        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Populated);
+        (PhysAddr(TABLES + number * HUGE_PAGE), mapping.expect("mapping"))
+    };
+    HugeTables::new((0..count).map(page))
+}
+
+/// A unit without hardware: it counts what it is told to forget.
+#[derive(Default)]
+pub struct Counting {
+    /// Invalidations of pages.
+    pub invalidations: u64,
+    /// Sizes of leaves.
+    pub small_pages_only: bool,
+    /// Faults to be taken.
+    pub faults: Vec<HardwareFault>,
+}
+
+impl Unit for Counting {
+    type Memory = HugeTables;
+    type Format = Format;
+
+    fn capabilities(&self) -> UnitCapabilities {
+        let all = PageSizes::SIZE_4K | PageSizes::SIZE_2M | PageSizes::SIZE_1G;
+        UnitCapabilities {
+            levels: LevelSet::FOUR,
+            page_sizes: if self.small_pages_only { PageSizes::SIZE_4K } else { all },
+            coherent: true,
+            caches_absent: false,
+            last_tag: u16::MAX,
+            pass_through: true,
+            physical_bits: 46,
+            iova_bits: 48,
+        }
+    }
+    fn write_entry(
+        &mut self,
+        _: &mut HugeTables,
+        _: RequesterId,
+        _: Entry,
+    ) -> Result<(), UnitError> {
+        Ok(())
+    }
+    fn invalidate_entry(
+        &mut self,
+        _: &mut HugeTables,
+        _: RequesterId,
+        _: Option<DomainTag>,
+    ) -> Result<(), UnitError> {
+        Ok(())
+    }
+    fn publish_pages(
+        &mut self,
+        _: &mut HugeTables,
+        _: DomainTag,
+        _: IovaRange,
+    ) -> Result<(), UnitError> {
+        Ok(())
+    }
+    fn invalidate_pages(
+        &mut self,
+        _: &mut HugeTables,
+        _: DomainTag,
+        _: IovaRange,
+        _: bool,
+    ) -> Result<(), UnitError> {
+        self.invalidations += 1;
+        Ok(())
+    }
+    fn enable(&mut self, _: &mut HugeTables) -> Result<(), UnitError> {
+        Ok(())
+    }
+    fn take_faults(
+        &mut self,
+        _: &mut HugeTables,
+        limit: usize,
+        sink: &mut dyn FnMut(HardwareFault),
+    ) -> Result<u32, UnitError> {
+        let count = limit.min(self.faults.len());
+        self.faults.drain(..count).for_each(sink);
+        Ok(0)
+    }
+    fn describe(&mut self, _: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        Ok(())
+    }
+}
+
+/// Buffers at made-up addresses: nobody touches their memory.
+#[derive(Default)]
+pub struct Buffers {
+    next: u64,
+    /// Buffers are given out in pieces of this many bytes that do not follow each other; 0: in one piece.
+    pub piece: u64,
+    taken: BTreeMap<u32, u64>,
+}
+
+impl BufferMemory for Buffers {
+    type Share = ();
+
+    fn allocate(
+        &mut self,
+        id: u32,
+        length: u64,
+        _: Constraints,
+    ) -> Result<Vec<PhysRange>, MemoryError> {
+        self.taken.insert(id, length);
+        let piece = if self.piece == 0 { length } else { self.piece };
+        let step = if self.piece == 0 { length.next_power_of_two() } else { 2 * piece };
+        self.next = self.next.next_multiple_of(step.min(1 << 30));
+        let ranges = (0..length / piece).map(|_| {
+            let first = PhysAddr(BUFFERS + self.next);
+            self.next += step;
+            PhysRange::new(first, piece).ok_or(MemoryError::Constraints)
+        });
+        ranges.collect()
+    }
+
+    fn release(&mut self, id: u32) {
+        self.taken.remove(&id);
+    }
+
+    fn share(&mut self, _: u32) -> Option<()> {
+        Some(())
+    }
+}
+
+/// Function `number` of bus 0, alone in its group.
+pub fn function(number: u16) -> PciFunction {
+    PciFunction {
+        address: PciAddress { segment: 0, requester: RequesterId(number) },
+        vendor: 0x1234,
+        device: 0x11e8,
+        class: 0x00ff_0000,
+        kind: FunctionKind::RootComplexEndpoint,
+        multifunction: false,
+        acs: None,
+        acs_capability: 0,
+    }
+}
+
+/// One unit in front of everything.
+pub fn firmware() -> Firmware {
+    let registers = PhysRange::new(PhysAddr(0xfed9_0000), 0x1000).expect("a range");
+    let unit = UnitDescription {
+        kind: UnitKind::Vtd,
+        segment: 0,
+        registers: Ok(registers),
+        include_all: true,
+        scopes: Vec::new(),
+        entries: Vec::new(),
+    };
+    Firmware { units: vec![unit], ..Firmware::default() }
+}
+
+/// Quotas that no measurement meets.
+pub fn config() -> Config {
+    let quotas = Quotas {
+        memory: 1 << 40,
+        mappings: 1 << 24,
+        sessions: 1 << 12,
+        domains: 1 << 12,
+        handles: 1 << 12,
+        regions: 1 << 20,
+        ..Quotas::default()
+    };
+    Config { quotas, ..Config::default() }
+}
+
+/// Policy and engine, with one attached session and its first buffer.
+pub struct Core {
+    pub registry: Registry,
+    pub engine: Engine<Counting>,
+    pub buffers: Buffers,
+    pub session: SessionId,
+}
+
+impl Core {
+    pub fn new(unit: Counting, table_pages: u64) -> Self {
+        let ram = PhysRange::new(PhysAddr(0), 1 << 32).expect("a range");
+        let mut registry = Registry::new(config(), firmware(), &[ram], &[]);
+        let mut engine = Engine::new(tables(table_pages));
+        let mut buffers = Buffers::default();
+        engine.install(UnitIndex(0), unit);
+        let capabilities = engine.capabilities(UnitIndex(0)).expect("installed");
+        let device = function(0x20);
+        let client = ClientId(1);
+        let claim = Event::Claim { client, address: device.address, parent: None };
+        let mut session = None;
+        for event in
+            [Event::FunctionAdded(device), Event::UnitReady(UnitIndex(0), capabilities), claim]
+        {
+            if let Outcome::Session(new) = carry(&mut registry, &mut engine, &mut buffers, &event) {
+                session = Some(new);
+            }
+        }
+        let session = session.expect("claimed");
+        let mut core = Self { registry, engine, buffers, session };
+        core.run(&Event::Attach(session));
+        core
+    }
+
+    /// Runs one event.
+    pub fn run(&mut self, event: &Event) -> Outcome {
+        carry(&mut self.registry, &mut self.engine, &mut self.buffers, event)
+    }
+
+    /// A buffer that is not mapped by itself when `flags` say so; the slot and its address.
+    pub fn allocate(&mut self, length: u64, flags: AllocateFlags) -> (Slot, u64) {
+        let buffer = self.registry.next_buffer();
+        let segments = self.buffers.allocate(buffer.0, length, Constraints::default());
+        let request = AllocateRequest {
+            buffer,
+            segments: segments.expect("memory"),
+            length,
+            alignment: 4096,
+            boundary: 0,
+            access: Access::READ | Access::WRITE,
+            flags,
+        };
+        match self.run(&Event::Allocate(self.session, request)) {
+            Outcome::Buffer { slot, iova } => (slot, iova.0),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn carry(
+    registry: &mut Registry,
+    engine: &mut Engine<Counting>,
+    buffers: &mut Buffers,
+    event: &Event,
+) -> Outcome {
+    let plan = match registry.decide(event) {
+        Ok(plan) => plan,
+        Err(refused) => panic!("{event:?}: {refused:?}"),
+    };
+    match engine.run(&plan, buffers) {
+        Ok(()) => registry.commit(plan),
+        Err(failure) => panic!("{event:?}: {failure:?}"),
+    }
+}

@@ -1,0 +1,9 @@
+//! The rows, by the number of their target.
+
+pub mod core;
+pub mod iova;
+pub mod memory;
+pub mod probe;
+pub mod range;
+pub mod sockets;
+pub mod storm;

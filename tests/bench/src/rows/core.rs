@@ -1,0 +1,171 @@
+//! Row 1: map and unmap 4 KiB in a ring, with all checks of ownership and quota.
+
+use iommu_protocol::ids::Slot;
+use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
+use iommud::addr::Iova;
+use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
+
+use crate::machine::{Core, Counting};
+use crate::peers::{Multiarch, X86};
+use crate::report::Line;
+use crate::timing::{median, nanos, ratio, rounds};
+
+/// Mappings alive at a time.
+const RING: u64 = 256;
+
+/// Turns of the ring in a round.
+const TURNS: u64 = 40;
+
+/// Where peers map.
+const BASE: u64 = 0x10_0000_0000;
+
+const READ_WRITE: Access = Access::READ.union(Access::WRITE);
+
+fn request(slot: Slot, page: u64) -> MapRequest {
+    let flags = MapFlags::empty();
+    let (offset, length) = (page * 4096, 4096);
+    MapRequest { slot, offset, length, iova: Iova(0), access: READ_WRITE, flags }
+}
+
+/// Policy and engine with a ring of mappings.
+pub struct Ring {
+    core: Core,
+    slot: Slot,
+    live: Vec<u64>,
+    events: [Event; 2],
+}
+
+impl Ring {
+    pub fn new() -> Self {
+        let mut core = Core::new(Counting::default(), 4);
+        let (slot, _) = core.allocate(RING * 4096, AllocateFlags::empty());
+        let event = |item| Event::Batch(core.session, vec![item]);
+        let unmap = BatchRequest::Unmap { iova: Iova(0), length: 4096 };
+        let events = [event(BatchRequest::Map(request(slot, 0))), event(unmap)];
+        Self { core, slot, live: Vec::new(), events }
+    }
+
+    /// Once around: ends the oldest mapping, makes a new one, for each page.
+    pub fn turn(&mut self) -> u64 {
+        let [map, unmap] = &mut self.events;
+        for page in 0..RING {
+            let old = self.live.get(page as usize).copied();
+            if let (Some(old), Event::Batch(_, items)) = (old, &mut *unmap) {
+                items[0] = BatchRequest::Unmap { iova: Iova(old), length: 4096 };
+                self.core.run(unmap);
+            }
+            if let Event::Batch(_, items) = &mut *map {
+                items[0] = BatchRequest::Map(request(self.slot, page));
+            }
+            let Outcome::Single(iova) = self.core.run(map) else { panic!("no address") };
+            match self.live.get_mut(page as usize) {
+                Some(place) => *place = iova.0,
+                None => self.live.push(iova.0),
+            }
+        }
+        RING
+    }
+}
+
+/// The same with grants of a buffer whose addresses are reserved.
+struct Grants {
+    core: Core,
+    slot: Slot,
+    granted: bool,
+    events: [Event; 2],
+}
+
+impl Grants {
+    fn new() -> Self {
+        let mut core = Core::new(Counting::default(), 4);
+        let (slot, _) = core.allocate(RING * 4096, AllocateFlags::UNMAPPED);
+        let event = |item| Event::Batch(core.session, vec![item]);
+        let revoke = BatchRequest::Revoke { slot, offset: 0, length: 4096 };
+        let events = [event(BatchRequest::Grant(request(slot, 0))), event(revoke)];
+        Self { core, slot, granted: false, events }
+    }
+
+    fn turn(&mut self) -> u64 {
+        let [grant, revoke] = &mut self.events;
+        for page in 0..RING {
+            if let (true, Event::Batch(_, items)) = (self.granted, &mut *revoke) {
+                items[0] =
+                    BatchRequest::Revoke { slot: self.slot, offset: page * 4096, length: 4096 };
+                self.core.run(revoke);
+            }
+            if let Event::Batch(_, items) = &mut *grant {
+                items[0] = BatchRequest::Grant(request(self.slot, page));
+            }
+            self.core.run(grant);
+        }
+        self.granted = true;
+        RING
+    }
+}
+
+fn peer(live: &mut bool, mut map: impl FnMut(u64), mut unmap: impl FnMut(u64)) -> u64 {
+    for page in 0..RING {
+        if *live {
+            unmap(page);
+        }
+        map(page);
+    }
+    *live = true;
+    RING
+}
+
+fn repeated(mut turn: impl FnMut() -> u64) -> u64 {
+    (0..TURNS).map(|_| turn()).sum()
+}
+
+pub fn run() {
+    let (mut ours, mut grants) = (Ring::new(), Grants::new());
+    let (x86, multiarch) =
+        (&std::cell::RefCell::new(X86::new()), &std::cell::RefCell::new(Multiarch::new()));
+    let (mut live_x86, mut live_multiarch) = (false, false);
+    let phys = |page: u64| 0x20_0000_0000 + page * 8192;
+    let [core, grant, x86, multiarch] = rounds([
+        &mut || repeated(|| ours.turn()),
+        &mut || repeated(|| grants.turn()),
+        &mut || {
+            repeated(|| {
+                let map = |page| x86.borrow_mut().map(BASE + page * 4096, phys(page));
+                peer(&mut live_x86, map, |page| x86.borrow_mut().unmap(BASE + page * 4096))
+            })
+        },
+        &mut || {
+            repeated(|| {
+                let map = |page| multiarch.borrow_mut().map(BASE + page * 4096, phys(page));
+                peer(&mut live_multiarch, map, |page| {
+                    multiarch.borrow_mut().unmap(BASE + page * 4096);
+                })
+            })
+        },
+    ]);
+    let against = ratio(&core, &x86);
+    Line::note(
+        1,
+        "core map + unmap 4 KiB, ring: policy, plan, page table, commit",
+        nanos(median(&core)),
+    )
+    .peer(format!("x86_64 {}", nanos(median(&x86))), against)
+    .target("<= 0.8x", against <= 0.8)
+    .print();
+    Line::note(1, "core grant + revoke 4 KiB, the same", nanos(median(&grant)))
+        .peer(format!("x86_64 {}", nanos(median(&x86))), ratio(&grant, &x86))
+        .print();
+    Line::note(1, "core map + unmap 4 KiB, another peer", nanos(median(&core)))
+        .peer(
+            format!("page_table_multiarch {}", nanos(median(&multiarch))),
+            ratio(&core, &multiarch),
+        )
+        .print();
+}
+
+/// Works for a profiler to look at.
+pub fn profile() {
+    let mut ring = Ring::new();
+    for _ in 0..400 {
+        ring.turn();
+    }
+}

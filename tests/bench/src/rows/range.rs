@@ -1,0 +1,199 @@
+//! Rows 2 and 3: 1 GiB of 4 KiB pages, mapped and unmapped.
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
+use iommud::addr::{Iova, IovaRange, PhysAddr};
+use iommud::hw::TableMemory;
+use iommud::hw::radix::{Detached, PageTable};
+use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
+use iommud::topology::capabilities::PageSizes;
+
+use crate::machine::{Core, Counting, Format, tables};
+use crate::peers::{Aarch64, Multiarch};
+use crate::report::Line;
+use crate::timing::{ROUNDS, median, nanos, ratio};
+
+const GIB: u64 = 1 << 30;
+const ENTRIES: u64 = GIB / 4096;
+const AT: u64 = 4 * GIB;
+const READ_WRITE: Access = Access::READ.union(Access::WRITE);
+
+/// What a store of each entry costs, in the frames that a page table would use.
+struct Floor {
+    words: Vec<u64>,
+    clean: bool,
+}
+
+impl Floor {
+    fn new(clean: bool) -> Self {
+        Self { words: vec![1; ENTRIES as usize], clean }
+    }
+
+    fn run(&mut self) -> f64 {
+        let start = Instant::now();
+        for (word, value) in self.words.iter_mut().zip(0_u64..) {
+            // SAFETY: a reference is valid for a store; the compiler may not leave it out or join it.
+            unsafe { std::ptr::from_mut(word).write_volatile(value << 12 | 3) };
+        }
+        if self.clean {
+            clean(&self.words);
+        }
+        start.elapsed().as_secs_f64() * 1e9 / ENTRIES as f64
+    }
+}
+
+/// Writes lines back as the daemon does on a processor with CLWB, or CLFLUSHOPT, or neither.
+fn clean(words: &[u64]) {
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid_count, _mm_mfence};
+    let features = __cpuid_count(7, 0).ebx;
+    for line in words.chunks(8) {
+        let line = line.as_ptr();
+        // SAFETY: the line is mapped, and CPUID says that the processor has the instruction.
+        unsafe {
+            if features & 1 << 24 != 0 {
+                asm!("clwb [{}]", in(reg) line, options(nostack));
+            } else if features & 1 << 23 != 0 {
+                asm!("clflushopt [{}]", in(reg) line, options(nostack));
+            } else {
+                asm!("clflush [{}]", in(reg) line, options(nostack));
+            }
+        }
+    }
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe { _mm_mfence() };
+}
+
+fn range() -> IovaRange {
+    IovaRange::new(Iova(AT), GIB).expect("a range")
+}
+
+/// Nanoseconds: map an entry, detach all, free all; frames in use after and before.
+struct Once {
+    map: f64,
+    detach: f64,
+    free: f64,
+}
+
+fn ours<M: TableMemory>(memory: &mut M, coherent: bool) -> Once {
+    let frames = memory.frames_in_use();
+    let mut table =
+        PageTable::<Format>::new(memory, 4, PageSizes::SIZE_4K, coherent).expect("a table");
+    // A neighbour keeps the upper tables in place.
+    let neighbour = IovaRange::new(Iova(AT - 4096), 4096).expect("a range");
+    table.map(memory, neighbour, PhysAddr(0), READ_WRITE).expect("mapped");
+    let start = Instant::now();
+    table.map(memory, range(), PhysAddr(GIB + 4096), READ_WRITE).expect("mapped");
+    let map = start.elapsed().as_secs_f64() * 1e9 / ENTRIES as f64;
+    let mut detached = Detached::new();
+    let start = Instant::now();
+    table.unmap(memory, range(), &mut detached).expect("unmapped");
+    let detach = start.elapsed().as_secs_f64() * 1e9;
+    let start = Instant::now();
+    PageTable::<Format>::release(memory, &mut detached);
+    let free = start.elapsed().as_secs_f64() * 1e9;
+    table.destroy(memory);
+    assert_eq!(memory.frames_in_use(), frames, "a table was lost");
+    Once { map, detach, free }
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64() * 1e9
+}
+
+pub fn run() {
+    let memory = &RefCell::new(tables(4));
+    for coherent in [true, false] {
+        let (mut floor, mut all) = (Floor::new(!coherent), [const { Vec::new() }; 4]);
+        for round in 0..=ROUNDS {
+            let once = ours(&mut *memory.borrow_mut(), coherent);
+            let least = floor.run();
+            if round > 0 {
+                for (list, value) in all.iter_mut().zip([once.map, least, once.detach, once.free]) {
+                    list.push(value);
+                }
+            }
+        }
+        let [map, least, detach, free] = all;
+        let against = ratio(&map, &least);
+        let (what, floor) = if coherent {
+            ("map 1 GiB of 4 KiB, per entry", "store floor")
+        } else {
+            ("the same where the unit does not snoop (C=0)", "store + write-back floor")
+        };
+        Line::note(2, what, nanos(median(&map)))
+            .peer(format!("{floor} {}", nanos(median(&least))), against)
+            .target("<= 1.5x", against <= 1.5)
+            .print();
+        if coherent {
+            unmapped(&detach, &free);
+        }
+    }
+    peers();
+    whole();
+}
+
+fn unmapped(detach: &[f64], free: &[f64]) {
+    Line::note(
+        3,
+        "unmap 1 GiB of 4 KiB: tables detached, ready for the invalidation",
+        nanos(median(detach)),
+    )
+    .target("<= 5 us", median(detach) <= 5000.0)
+    .print();
+    Line::note(3, "the same: tables freed and cleared after it", nanos(median(free))).print();
+}
+
+fn peers() {
+    let (mut multiarch, mut aarch64) = (Multiarch::new(), Aarch64::new());
+    let mut all = [const { Vec::new() }; 4];
+    for round in 0..=ROUNDS {
+        let times = [
+            timed(|| multiarch.map_range(AT, 0x20_0000_0000, GIB)) / ENTRIES as f64,
+            timed(|| multiarch.unmap_range(AT, GIB)),
+            timed(|| aarch64.map_range(AT, GIB)) / ENTRIES as f64,
+            timed(|| aarch64.unmap_range(AT, GIB)),
+        ];
+        if round > 0 {
+            all.iter_mut().zip(times).for_each(|(list, value)| list.push(value));
+        }
+    }
+    let [map_multiarch, unmap_multiarch, map_aarch64, unmap_aarch64] =
+        all.map(|l| nanos(median(&l)));
+    let names = ["page_table_multiarch", "aarch64-paging"];
+    for (name, map) in names.iter().zip([map_multiarch, map_aarch64]) {
+        Line::note(2, format!("peer {name}: map 1 GiB of 4 KiB, per entry"), map).print();
+    }
+    for (name, unmap) in names.iter().zip([unmap_multiarch, unmap_aarch64]) {
+        Line::note(3, format!("peer {name}: unmap 1 GiB of 4 KiB"), unmap).print();
+    }
+}
+
+/// One buffer of 1 GiB through policy and engine, on a unit without large pages: what the whole request costs.
+fn whole() {
+    let mut core = Core::new(Counting { small_pages_only: true, ..Counting::default() }, 8);
+    let (slot, _) = core.allocate(GIB, AllocateFlags::UNMAPPED);
+    let map = MapRequest {
+        slot,
+        offset: 0,
+        length: GIB,
+        iova: Iova(0),
+        access: READ_WRITE,
+        flags: MapFlags::ABOVE_4G,
+    };
+    let map = Event::Batch(core.session, vec![BatchRequest::Map(map)]);
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let Outcome::Single(iova) = core.run(&map) else { panic!("no address") };
+        let unmap = Event::Batch(core.session, vec![BatchRequest::Unmap { iova, length: GIB }]);
+        times.push(timed(|| {
+            core.run(&unmap);
+        }));
+    }
+    Line::note(3, "the whole request, decided to committed, tables freed", nanos(median(&times)))
+        .print();
+}

@@ -1,0 +1,2 @@
+//! Row 9.
+pub fn run() {}

@@ -1,0 +1,2 @@
+//! Row 12.
+pub fn run() {}

@@ -1,0 +1,67 @@
+//! Rounds in which contestants take turns, so that what disturbs the machine disturbs all of them.
+
+use std::time::Instant;
+
+/// Rounds of every measurement.
+pub const ROUNDS: usize = 9;
+
+/// A contestant: does its work once and returns how many units of work that were.
+pub type Work<'a> = &'a mut dyn FnMut() -> u64;
+
+/// Nanoseconds a unit of work, by contestant, then by round. One round before is not counted.
+pub fn rounds<const N: usize>(mut work: [Work<'_>; N]) -> [Vec<f64>; N] {
+    let mut times = [const { Vec::new() }; N];
+    for round in 0..=ROUNDS {
+        for (work, times) in work.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            let units = work();
+            let nanos = start.elapsed().as_secs_f64() * 1e9;
+            if round > 0 {
+                times.push(nanos / units as f64);
+            }
+        }
+    }
+    times
+}
+
+/// The middle one.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The median of what each round's ratio is.
+pub fn ratio(ours: &[f64], peer: &[f64]) -> f64 {
+    let ratios: Vec<f64> = ours.iter().zip(peer).map(|(ours, peer)| ours / peer).collect();
+    median(&ratios)
+}
+
+/// A time in words.
+pub fn nanos(value: f64) -> String {
+    match value {
+        value if value < 10.0 => format!("{value:.2} ns"),
+        value if value < 10_000.0 => format!("{value:.0} ns"),
+        value if value < 1e7 => format!("{:.1} us", value / 1e3),
+        value => format!("{:.1} ms", value / 1e6),
+    }
+}
+
+/// Numbers that look random and are the same in every run (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next one.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// One below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        (u128::from(self.next()) * end as u128 >> 64) as usize
+    }
+}

@@ -1,0 +1,208 @@
+//! `xtask bench`: every target of performance that this machine can measure, in one table.
+//!
+//! What runs on the host is the program in `tests/bench`, with its peers in the same run. Instructions and
+//! register accesses are counted in the bare guest, where they are the same in every run.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::bare;
+use crate::options::{BareOptions, BenchOptions};
+use crate::report::Report;
+use crate::workspace::{cargo, root, target};
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub(crate) struct Line {
+    row: u32,
+    what: String,
+    measured: String,
+    target: String,
+    peer: String,
+    ratio: Option<f64>,
+    /// `met`, `missed`, `not measured`, or nothing for a line that only informs.
+    verdict: String,
+}
+
+/// What no part of this command measures, and why.
+const ELSEWHERE: [(u32, &str, &str, &str); 3] = [
+    (6, "pool buffer take + give back", "<= 5 ns", "the client has no pool yet"),
+    (12, "fault storm of 100k/s", "<= 2x quiet", "no measurement yet"),
+    (14, "NVMe 4 KiB random reads", ">= 0.97x untranslated", "no NVMe driver yet"),
+];
+
+/// Measures and prints the table; says whether everything could be run. A target that is missed is no failure of
+/// the command.
+///
+/// # Errors
+/// Something could not be built or started.
+pub(crate) fn run(options: &BenchOptions) -> Result<bool> {
+    let mut lines = host(&options.rows)?;
+    let mut complete = true;
+    if options.rows.is_empty() {
+        let (guest, passed) = bare::measured(BareOptions::default())?;
+        complete = passed;
+        lines.extend(counted(&guest));
+    }
+    for (row, what, target, why) in ELSEWHERE {
+        if options.rows.is_empty() && !lines.iter().any(|line| line.row == row) {
+            lines.push(not_measured(row, what, target, why));
+        }
+    }
+    lines.sort_by_key(|line| line.row);
+    print!("{}", table(&lines));
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&lines)?;
+        std::fs::write(file, text + "\n").with_context(|| file.display().to_string())?;
+    }
+    Ok(complete)
+}
+
+/// Runs the program on the host.
+fn host(rows: &[String]) -> Result<Vec<Line>> {
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--manifest-path"]);
+    command.arg(root().join("tests/bench/Cargo.toml"));
+    command.arg("--target-dir").arg(target().join("bench")).arg("--").args(rows);
+    let output = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "the measurements ended with {}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
+}
+
+fn not_measured(row: u32, what: &str, target: &str, why: &str) -> Line {
+    Line {
+        row,
+        what: what.into(),
+        measured: format!("not measured: {why}"),
+        target: target.into(),
+        peer: String::new(),
+        ratio: None,
+        verdict: "not measured".into(),
+    }
+}
+
+/// The rows that are counted in the bare guest.
+fn counted(guest: &Report) -> Vec<Line> {
+    let count = |name: &str| {
+        let found = guest.measured().iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| *value)
+    };
+    let mut lines = Vec::new();
+    let mut line = |row, what: &str, target: &str, limit: u64, unit: &str, value: Option<u64>| {
+        lines.push(match value {
+            Some(value) => Line {
+                row,
+                what: what.into(),
+                measured: format!("{value} {unit}"),
+                target: target.into(),
+                peer: String::new(),
+                ratio: None,
+                verdict: if value <= limit { "met" } else { "missed" }.into(),
+            },
+            None => not_measured(row, what, target, "the guest did not count it"),
+        });
+    };
+    let sum = |a: &str, b: &str| Some(count(a)? + count(b)?);
+    let writes = count("register writes of the server to map and unmap 4 KiB");
+    line(
+        5,
+        "register writes, one call to map, one to unmap 4 KiB",
+        "1: one invalidation, one wait",
+        1,
+        "",
+        writes,
+    );
+    let writes = count("register writes of the server to unmap 512 scattered pages");
+    line(5, "the same, 512 scattered pages unmapped in one call", "1", 1, "", writes);
+    let pair =
+        sum("instructions of the server to map 4 KiB", "instructions of the server to unmap 4 KiB");
+    line(
+        7,
+        "server, map + unmap 4 KiB, decoded to answered",
+        "<= 1500 instructions",
+        1500,
+        "instructions",
+        pair,
+    );
+    let pages = sum(
+        "instructions of the server to map 512 scattered pages",
+        "instructions of the server to unmap 512 scattered pages",
+    );
+    line(
+        8,
+        "server, 512 scattered pages in one call, map + unmap, a page",
+        "<= 60 instructions",
+        60,
+        "instructions",
+        pages.map(|all| all / 512),
+    );
+    let start = count("instructions to start the server");
+    line(
+        13,
+        "server started: table read, units up, devices under policy (1 instruction = 1 ns)",
+        "<= 50,000,000",
+        50_000_000,
+        "instructions",
+        start,
+    );
+    lines
+}
+
+/// The lines as a table of words.
+fn table(lines: &[Line]) -> String {
+    let ratio = |line: &Line| line.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x"));
+    let cells = |line: &Line| {
+        [
+            line.row.to_string(),
+            line.what.clone(),
+            line.measured.clone(),
+            line.target.clone(),
+            line.peer.clone(),
+            ratio(line),
+            line.verdict.clone(),
+        ]
+    };
+    let heads = ["#", "what", "measured", "target", "peer", "ratio", ""].map(String::from);
+    let rows: Vec<_> = std::iter::once(heads).chain(lines.iter().map(cells)).collect();
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..7).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text += cells.collect::<Vec<_>>().join(" | ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_counted_is_not_met() {
+        let mut guest = Report::new(&[]);
+        guest.take("@@count 400 instructions of the server to map 4 KiB");
+        let lines = counted(&guest);
+        assert!(lines.iter().all(|line| line.verdict == "not measured"), "{lines:?}");
+        guest.take("@@count 1101 instructions of the server to unmap 4 KiB");
+        let lines = counted(&guest);
+        let pair = lines.iter().find(|line| line.row == 7).unwrap();
+        assert_eq!(
+            (pair.measured.as_str(), pair.verdict.as_str()),
+            ("1501 instructions", "missed")
+        );
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_longest_cell() {
+        let text = table(&[not_measured(14, "NVMe", "x", "no driver")]);
+        let mut lines = text.lines().map(|line| line.find(" | "));
+        assert_eq!(lines.next(), lines.next());
+    }
+}
