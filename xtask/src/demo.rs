@@ -49,7 +49,8 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
     let parts = prepare(scenario, options.kernel.clone())?;
     println!("set up in {:.1} s", started.elapsed().as_secs_f32());
 
-    let machine = guest::machine(&parts, scenario, options.iommu, options.caching_mode, DEADLINE);
+    let mut machine = guest::machine(&parts, options.iommu, options.caching_mode, DEADLINE);
+    guest::start(&mut machine, scenario, &emulator.number()?);
     println!("booting: {}, {}", emulator.version()?, describe(options));
     let started = Instant::now();
     let mut report = Report::new(scenario.checks());

@@ -54,6 +54,14 @@ impl Emulator {
         let text = quietly(self.command().arg("--version"))?;
         Ok(text.lines().next().unwrap_or_default().into())
     }
+
+    /// Its version in numbers, such as `11.1.3`.
+    pub(crate) fn number(&self) -> Result<String> {
+        let text = self.version()?;
+        let digits = |word: &&str| word.starts_with(|first: char| first.is_ascii_digit());
+        let number = text.split_whitespace().find(digits);
+        Ok(number.with_context(|| format!("no version in: {text}"))?.into())
+    }
 }
 
 fn unpack(root: &Path) -> Result<()> {

@@ -46,6 +46,20 @@ pub(crate) fn scenario() -> Result<Scenario> {
     Scenario::from_name(name).with_context(|| format!("unknown scenario {name}"))
 }
 
+/// Version of the emulator (first and second number), as the kernel's command line says.
+pub(crate) fn emulator() -> Result<(u32, u32)> {
+    let line = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+    let version = line
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("iommud.emulator="))
+        .context("the command line names no emulator")?;
+    let mut numbers = version.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(second))) => Ok((first, second)),
+        _ => anyhow::bail!("emulator {version}?"),
+    }
+}
+
 /// The kernel's release, and how long it took to get here.
 pub(crate) fn kernel() -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();

@@ -24,18 +24,20 @@ pub(super) fn refused(story: &Story) -> Result<String> {
     Ok(format!("{}; {wanted}, whose group's {owned} is claimed", story.other))
 }
 
-/// Two devices of one group.
+/// Two devices of one group that nobody has claimed.
 fn same_group(story: &Story) -> Result<(String, String)> {
     let server = story.server()?;
     for group in server.names("groups")? {
         let text = server.text(&format!("groups/{group}"))?;
+        if field(&text, "owner")? != "none" {
+            continue;
+        }
         let mut members = text.lines().filter_map(|line| line.strip_prefix("member: "));
         if let (Some(first), Some(second)) = (members.next(), members.next()) {
-            ensure!(field(&text, "owner")? == "none", "group {group}: {text}");
             return Ok((first.into(), second.into()));
         }
     }
-    anyhow::bail!("no group has two members")
+    anyhow::bail!("no group that is free has two members")
 }
 
 /// Check 11.
