@@ -11,8 +11,10 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+pub mod amdvi;
 pub mod conformance;
 pub mod fuzz;
 pub mod machine;
+pub(crate) mod paging;
 pub mod stack;
 pub mod vtd;

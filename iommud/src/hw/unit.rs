@@ -168,7 +168,8 @@ pub trait Unit {
     fn enable(&mut self, memory: &mut Self::Memory) -> Result<(), UnitError>;
 
     /// Takes the waiting fault records, oldest first, at most `limit` of them, and clears them in the unit.
-    /// Returns the number of faults the unit is known to have lost (at least; overflow counts as one).
+    /// Returns the number of faults the unit is known to have lost (at least; overflow counts as one, and
+    /// so does a log that is full and does not tell).
     ///
     /// # Errors
     /// `Dead`, `Timeout`.

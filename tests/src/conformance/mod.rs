@@ -7,14 +7,17 @@
 //! pages.rs     page tables and invalidations: sizes, ranges, tags, counts
 //! faults.rs    fault records
 //! trouble.rs   time-outs, dead units, memory that runs out
-//! vtd.rs       the VT-d backend and units to run it on
+//! vtd.rs       the VT-d backend and units to run it on; amdvi.rs the same of AMD-Vi
+//! suite.rs     the list of all checks
 //! random.rs    long random runs against a list of what was granted
 //! ```
 
+pub mod amdvi;
 pub mod entries;
 pub mod faults;
 pub mod pages;
 pub mod random;
+mod suite;
 pub mod trouble;
 pub mod vtd;
 
@@ -24,6 +27,7 @@ use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::hw::{Entry, Unit, UnitError};
 use iommud::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
+use iommud::topology::firmware::UnitDescription;
 
 use crate::machine::{Machine, Reach, Tables, Through};
 
@@ -38,6 +42,12 @@ pub const TARGET: u64 = 1 << 32;
 pub trait UnderTest {
     /// The backend.
     type Unit: Unit<Memory = Tables>;
+
+    /// Firmware's table that describes such units.
+    const TABLE: &'static str;
+
+    /// What the server calls such units.
+    const FAMILY: &'static str;
 
     /// What to call it in messages.
     fn name(&self) -> String;
@@ -56,6 +66,9 @@ pub trait UnderTest {
         tables: &mut Tables,
     ) -> Result<Self::Unit, UnitError>;
 
+    /// What firmware says of unit `unit`: these devices are behind it, or all that no other unit names.
+    fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription;
+
     /// Invalidations of pages, invalidations of entries and waits that the unit has executed.
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64);
 
@@ -64,6 +77,9 @@ pub trait UnderTest {
 
     /// Fault records that the unit holds before it drops some.
     fn fault_capacity(&self) -> usize;
+
+    /// Records that exactly fill the unit count as one lost: nothing tells whether more came.
+    fn full_counts_as_lost(&self) -> bool;
 }
 
 /// A machine with one unit that is up, and the backend that runs it.

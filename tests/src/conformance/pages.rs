@@ -208,6 +208,7 @@ pub fn rings_wrap<T: UnderTest>(subject: &T) {
     let mut domain = bench.domain(1);
     bench.attach(SOURCES[0], &domain);
     for round in 0..1500_u64 {
+        bench.machine.set_audit(round < 50);
         let iova = LARGE + (round % 7) * PAGE;
         bench.map(&mut domain, iova, TARGET + round * PAGE, PAGE);
         assert_eq!(bench.probe(SOURCES[0], iova, true), Some(TARGET + round * PAGE));

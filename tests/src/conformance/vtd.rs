@@ -1,11 +1,28 @@
 //! The VT-d backend on the software unit.
 
+use iommu_protocol::ids::RequesterId;
+use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::UnitError;
 use iommud::hw::vtd::VtdUnit;
+use iommud::topology::firmware::{DeviceScope, ScopeKind, UnitDescription, UnitKind};
 
 use super::UnderTest;
 use crate::machine::{Machine, Registers, SoftClock, Tables};
 use crate::vtd::{Config, Vtd};
+
+/// Where the registers of the first unit are, and how far apart those of two units.
+const REGISTERS: u64 = 0xfed9_0000;
+const LENGTH: u64 = 0x1000;
+
+/// A scope that names one endpoint on its own bus.
+#[must_use]
+pub fn scope(device: RequesterId) -> DeviceScope {
+    DeviceScope {
+        kind: ScopeKind::Endpoint,
+        start_bus: device.bus(),
+        path: vec![(device.device(), device.function())],
+    }
+}
 
 /// The VT-d backend on a unit of these capabilities.
 #[derive(Clone, Debug)]
@@ -18,6 +35,9 @@ pub struct Subject {
 
 impl UnderTest for Subject {
     type Unit = VtdUnit<Registers, SoftClock, Tables>;
+
+    const TABLE: &'static str = "DMAR";
+    const FAMILY: &'static str = "vt-d";
 
     fn name(&self) -> String {
         self.name.to_string()
@@ -37,6 +57,18 @@ impl UnderTest for Subject {
         VtdUnit::bring_up(machine.registers(unit), machine.clock(), tables, bits)
     }
 
+    fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription {
+        let start = REGISTERS + u64::try_from(unit).unwrap() * LENGTH;
+        UnitDescription {
+            kind: UnitKind::Vtd,
+            segment: 0,
+            registers: Ok(PhysRange::new(PhysAddr(start), LENGTH).unwrap()),
+            include_all: devices.is_none(),
+            scopes: devices.unwrap_or_default().iter().copied().map(scope).collect(),
+            entries: Vec::new(),
+        }
+    }
+
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64) {
         let counts = machine.with_unit(unit, |unit: &mut Vtd, _| unit.counts());
         (counts.pages, counts.contexts, counts.waits)
@@ -48,6 +80,10 @@ impl UnderTest for Subject {
 
     fn fault_capacity(&self) -> usize {
         usize::from(self.config.fault_records)
+    }
+
+    fn full_counts_as_lost(&self) -> bool {
+        false
     }
 }
 

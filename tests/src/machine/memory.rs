@@ -261,6 +261,13 @@ impl Memory {
         }
     }
 
+    /// A whole frame as it stands in memory; `None` where there is no memory.
+    #[must_use]
+    pub fn unsnooped_frame(&self, address: u64) -> Option<Cow<'_, [u64]>> {
+        let frame = || self.frames.get(&(address / FRAME)).map_or(&NOTHING, |frame| &frame.memory);
+        self.exists(address).then(|| Cow::Borrowed(&frame()[..]))
+    }
+
     /// A store that snoops: a device's DMA, a unit's status write. The line is written back first.
     pub fn snooped_store(&mut self, address: u64, value: u64) {
         self.clean(address);

@@ -15,6 +15,12 @@ pub struct Bus<'a> {
 }
 
 impl Bus<'_> {
+    /// The machine to be looked at only.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        View { memory: self.memory, unit: self.unit }
+    }
+
     /// Records that a rule was broken.
     pub fn report(&mut self, violation: Violation) {
         self.memory.report(violation);

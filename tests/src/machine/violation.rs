@@ -101,6 +101,13 @@ pub enum Violation {
         /// The rule.
         rule: &'static str,
     },
+    /// A page that takes several entries has entries that differ.
+    Replicas {
+        /// The unit.
+        unit: usize,
+        /// The first entry that differs.
+        address: u64,
+    },
     /// A table entry breaks a rule for which hardware has no fault.
     Entry {
         /// The unit.

@@ -7,20 +7,16 @@ mod snapshot;
 pub use client::request;
 pub use snapshot::Snapshot;
 
-use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::policy::Config;
 use iommud::server::{Server, Startup, TableState, UnitStart};
-use iommud::topology::firmware::{
-    DeviceScope, Firmware, ReservedRegion, ScopeKind, UnitDescription, UnitKind,
-};
+use iommud::topology::firmware::{Firmware, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 
 use crate::conformance::UnderTest;
+pub use crate::conformance::vtd::scope;
 use crate::machine::{Buffers, Layout, Machine};
-
-/// Space between the register pages of units.
-const REGISTERS: u64 = 0xfed9_0000;
 
 /// What a stack is made of.
 #[derive(Clone, Debug, Default)]
@@ -59,17 +55,6 @@ pub fn endpoint(bus: u8, device: u8, function: u8) -> PciFunction {
     }
 }
 
-/// A scope that names one endpoint on its own bus.
-#[must_use]
-pub fn scope(address: PciAddress) -> DeviceScope {
-    let RequesterId(_) = address.requester;
-    DeviceScope {
-        kind: ScopeKind::Endpoint,
-        start_bus: address.requester.bus(),
-        path: vec![(address.requester.device(), address.requester.function())],
-    }
-}
-
 /// A machine with a running server.
 pub struct Stack<T: UnderTest> {
     /// The machine.
@@ -78,6 +63,7 @@ pub struct Stack<T: UnderTest> {
     pub server: Server<T::Unit, Buffers>,
     /// The setup it was started with.
     pub setup: Setup,
+    registers: Vec<PhysRange>,
 }
 
 fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
@@ -85,20 +71,14 @@ fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
 }
 
 /// What firmware says of the units of a setup.
-fn firmware(setup: &Setup) -> Firmware {
-    let unit = |index: u64, include_all, scopes| UnitDescription {
-        kind: UnitKind::Vtd,
-        segment: 0,
-        registers: Ok(PhysRange::new(PhysAddr(REGISTERS + index * 0x1000), 0x1000).unwrap()),
-        include_all,
-        scopes,
-        entries: Vec::new(),
-    };
+fn firmware<T: UnderTest>(subjects: &[T], setup: &Setup) -> Firmware {
+    let subject = |index| subjects.get(index).or(subjects.last()).unwrap();
     let mut units = Vec::new();
     if !setup.behind_first.is_empty() {
-        units.push(unit(0, false, setup.behind_first.iter().map(|at| scope(*at)).collect()));
+        let devices: Vec<_> = setup.behind_first.iter().map(|device| device.requester).collect();
+        units.push(subject(0).describe(0, Some(&devices)));
     }
-    units.push(unit(u64::try_from(units.len()).unwrap(), true, Vec::new()));
+    units.push(subject(units.len()).describe(units.len(), None));
     Firmware { units, reserved: setup.reserved.clone(), ..Firmware::default() }
 }
 
@@ -122,20 +102,22 @@ impl<T: UnderTest> Stack<T> {
         }
         prepare(&machine);
         let server = Self::serve(subjects, &setup, &machine);
-        Self { machine, server, setup }
+        let units = firmware(subjects, &setup).units.into_iter();
+        let registers = units.filter_map(|unit| unit.registers.ok()).collect();
+        Self { machine, server, setup, registers }
     }
 
     /// Ends the server without a word, as a crash does, and starts another one on the machine as it is.
     #[must_use]
     pub fn restart(self, subjects: &[T]) -> Self {
-        let Self { machine, server, setup } = self;
+        let Self { machine, server, setup, registers } = self;
         drop(server);
         let server = Self::serve(subjects, &setup, &machine);
-        Self { machine, server, setup }
+        Self { machine, server, setup, registers }
     }
 
     fn serve(subjects: &[T], setup: &Setup, machine: &Machine) -> Server<T::Unit, Buffers> {
-        let firmware = firmware(setup);
+        let firmware = firmware(subjects, setup);
         let mut memory = machine.tables();
         let units = (0..firmware.units.len())
             .map(|index| {
@@ -152,7 +134,7 @@ impl<T: UnderTest> Stack<T> {
         }
         Server::start(Startup {
             config: setup.config.clone(),
-            table: TableState::Parsed("DMAR"),
+            table: TableState::Parsed(T::TABLE),
             firmware,
             units,
             functions: setup.functions.clone(),
@@ -167,8 +149,8 @@ impl<T: UnderTest> Stack<T> {
     /// First byte and length of the registers of each unit.
     #[must_use]
     pub fn registers(&self) -> Vec<(u64, u64)> {
-        let units = 1 + u64::from(!self.setup.behind_first.is_empty());
-        (0..units).map(|unit| (REGISTERS + unit * 0x1000, 0x1000)).collect()
+        let of = |range: PhysRange| (range.first().0, range.length());
+        self.registers.iter().copied().map(of).collect()
     }
 
     /// The unit in front of a device.

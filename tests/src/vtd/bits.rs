@@ -139,8 +139,4 @@ pub const SNOOP: u64 = 1 << 11;
 /// Second-level leaf: transient mapping; reserved without ECAP.DT.
 pub const TRANSIENT: u64 = 1 << 62;
 
-/// Mask of the bits below `width`.
-#[must_use]
-pub const fn below(width: u32) -> u64 {
-    if width >= 64 { u64::MAX } else { (1 << width) - 1 }
-}
+pub use crate::paging::below;

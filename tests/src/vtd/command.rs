@@ -1,8 +1,8 @@
 //! Global commands, protected memory, register-based invalidation.
 
-use super::caches::Pages;
 use super::{Vtd, bits};
 use crate::machine::{Bus, Violation};
+use crate::paging::Pages;
 use bits::{global, granularity, register};
 
 /// A global command on its way.
@@ -106,7 +106,7 @@ impl Vtd {
             global::ROOT_POINTER => {
                 self.root = self.root_register & bits::ADDRESS;
                 if self.config.root_flush {
-                    self.caches.drop_all_contexts();
+                    self.contexts.clear();
                     self.caches.drop_pages(Pages::Global);
                 }
             }
@@ -204,9 +204,11 @@ impl Vtd {
         // The mask hides the low bits of the function number: bit 2, bits 2:1, bits 2:0.
         let mask = [0, 0b100, 0b110, 0b111][usize::try_from(function_mask).unwrap()];
         match kind {
-            granularity::GLOBAL => self.caches.drop_all_contexts(),
-            granularity::DOMAIN => self.caches.drop_domain_contexts(domain),
-            granularity::SELECTIVE => self.caches.drop_device_contexts(domain, source, mask),
+            granularity::GLOBAL => self.contexts.clear(),
+            granularity::DOMAIN => self.contexts.retain(|_, cached| cached.tag != domain),
+            granularity::SELECTIVE => self
+                .contexts
+                .retain(|of, cached| cached.tag != domain || (of ^ source) & !mask != 0),
             _ => {
                 let rule = "a context invalidation without granularity";
                 bus.report(Violation::Queue { unit: bus.unit, value: kind, rule });

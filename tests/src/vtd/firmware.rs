@@ -3,14 +3,13 @@
 
 use iommud::hw::{Clock, RegisterIo};
 
-use super::bits::{ADDRESS, global, register};
-use crate::machine::{Machine, Use};
+use super::bits::{global, register};
+use crate::machine::Machine;
+use crate::paging::Frames;
 
 /// What a previous owner left behind.
 pub struct Firmware {
-    machine: Machine,
-    unit: usize,
-    next: u64,
+    frames: Frames,
     root: u64,
 }
 
@@ -18,9 +17,9 @@ impl Firmware {
     /// An empty root table; all tables come from frames at `start` on, memory of the system.
     #[must_use]
     pub fn new(machine: &Machine, unit: usize, start: u64) -> Self {
-        let mut firmware = Self { machine: machine.clone(), unit, next: start, root: 0 };
-        firmware.root = firmware.frame();
-        firmware
+        let mut frames = Frames::new(machine, unit, start);
+        let root = frames.frame();
+        Self { frames, root }
     }
 
     /// First byte of the root table.
@@ -31,43 +30,18 @@ impl Firmware {
 
     /// A new frame of zeros.
     pub fn frame(&mut self) -> u64 {
-        let frame = self.next;
-        self.next += 4096;
-        self.machine.with_memory(|memory| {
-            memory.fill(frame, 0);
-            memory.set_purpose(frame, Use::Firmware);
-        });
-        frame
+        self.frames.frame()
     }
 
     /// Writes a word of a table so that hardware sees it.
     pub fn put(&self, address: u64, value: u64) {
-        self.machine.with_memory(|memory| {
-            memory.cpu_store(address, value);
-            memory.clean(address);
-            memory.flush_write_buffer(self.unit);
-        });
-    }
-
-    fn load(&self, address: u64) -> u64 {
-        self.machine.with_memory(|memory| memory.cpu_load(address))
-    }
-
-    /// The table that an entry points to, made when there is none; `flags` are set in a new entry.
-    fn next_table(&mut self, entry: u64, flags: u64) -> u64 {
-        let old = self.load(entry);
-        if old & 3 != 0 {
-            return old & ADDRESS;
-        }
-        let table = self.frame();
-        self.put(entry, table | flags);
-        table
+        self.frames.put(address, value);
     }
 
     /// Address of the context entry of `source`.
     pub fn context_entry(&mut self, source: u16) -> u64 {
         let [bus, devfn] = source.to_be_bytes().map(u64::from);
-        self.next_table(self.root + 16 * bus, 1) + 16 * devfn
+        self.frames.next_table(self.root + 16 * bus, 1) + 16 * devfn
     }
 
     /// Lets `source` through a page table of `levels` levels at `table`, as domain `domain`.
@@ -79,28 +53,23 @@ impl Firmware {
 
     /// Maps the page of 4 KiB at `iova` to `physical`, for reading and writing.
     pub fn map(&mut self, table: u64, levels: u8, iova: u64, physical: u64) {
-        let mut at = table;
-        for level in (2..=levels).rev() {
-            let index = iova >> (12 + 9 * (u32::from(level) - 1)) & 511;
-            at = self.next_table(at + 8 * index, 3);
-        }
-        self.put(at + 8 * (iova >> 12 & 511), physical | 3);
+        self.frames.map((table, levels), iova, |_| 3, physical | 3);
     }
 
     /// Gives one command to the unit and waits.
     pub fn command(&self, bit: u32, set: bool) {
-        let mut registers = self.machine.registers(self.unit);
+        let mut registers = self.frames.machine().registers(self.frames.unit());
         let standing = registers.read32(register::GSTS) & global::STANDING;
         let value = if set { standing | bit } else { standing & !bit };
         registers.write32(register::GCMD, value);
         for _ in 0..100 {
-            self.machine.clock().relax();
+            self.frames.machine().clock().relax();
         }
     }
 
     /// Makes the unit use the root table; its caches are emptied by register.
     pub fn set_root(&self) {
-        let mut registers = self.machine.registers(self.unit);
+        let mut registers = self.frames.machine().registers(self.frames.unit());
         registers.write64(register::RTADDR, self.root);
         self.command(global::ROOT_POINTER, true);
     }
@@ -108,7 +77,7 @@ impl Firmware {
     /// Turns the queue on, with one frame, and leaves it empty.
     pub fn start_queue(&mut self) -> u64 {
         let queue = self.frame();
-        let mut registers = self.machine.registers(self.unit);
+        let mut registers = self.frames.machine().registers(self.frames.unit());
         registers.write64(register::IQT, 0);
         registers.write64(register::IQA, queue);
         self.command(global::QUEUE, true);

@@ -3,13 +3,12 @@
 //!
 //! ```text
 //! registers.rs  reads and writes       command.rs  global commands       queue.rs  descriptors
-//! walk.rs       address translation    caches.rs   what is remembered    faults.rs records
+//! walk.rs       what entries say       faults.rs   records
 //! reach.rs      what a requester can reach, without and with what the caches may still hold
 //! firmware.rs   tables of a previous owner, written bit by bit
 //! ```
 
 pub mod bits;
-mod caches;
 mod command;
 mod config;
 mod faults;
@@ -20,14 +19,15 @@ mod registers;
 mod walk;
 
 use std::any::Any;
-use std::cell::Cell;
 use std::collections::BTreeSet;
 
 pub use config::Config;
 
-use crate::machine::{Bus, Denied, Machine, Reach, Request, SoftwareUnit, Through, Trouble, View};
-use caches::Caches;
-use walk::{Fault, Target};
+use crate::machine::{
+    Bus, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
+};
+use crate::paging::{Caches, Upper, Why, translate};
+use walk::{CachedContext, Fault, Target};
 
 /// First and last address of the interrupt window (section 3.14).
 const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
@@ -35,6 +35,7 @@ const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 /// A VT-d unit.
 pub struct Vtd {
     config: Config,
+    contexts: Map<u16, CachedContext>,
     caches: Caches,
     /// The root table in use: `RTADDR` as it was when the last SRTP completed.
     root: u64,
@@ -49,8 +50,6 @@ pub struct Vtd {
     commands_stall: bool,
     /// Devices that never answer a device-TLB invalidation.
     silent_devices: BTreeSet<u16>,
-    /// Tables visited by the listing under way.
-    walked: Cell<usize>,
 }
 
 impl Vtd {
@@ -59,6 +58,7 @@ impl Vtd {
     pub fn new(config: Config) -> Self {
         Self {
             faults: faults::Log::new(usize::from(config.fault_records)),
+            contexts: Map::default(),
             caches: Caches::default(),
             root: 0,
             status: 0,
@@ -70,7 +70,6 @@ impl Vtd {
             dead: false,
             commands_stall: false,
             silent_devices: BTreeSet::new(),
-            walked: Cell::new(0),
             config,
         }
     }
@@ -101,7 +100,16 @@ impl Vtd {
         if iova & !bits::below(width) != 0 {
             return Err(fault(bits::reason::ADDRESS_WIDTH));
         }
-        self.page(bus, context.domain, (root, levels), iova, write).map_err(fault)
+        let root = Upper { table: root, level: levels, read: true, write: true };
+        let Self { config, caches, .. } = self;
+        translate(config, caches, bus, context.domain, root, iova, write).map_err(|why| {
+            fault(match why {
+                Why::Absent | Why::Forbidden if write => bits::reason::WRITE,
+                Why::Absent | Why::Forbidden => bits::reason::READ,
+                Why::Reserved => bits::reason::PAGE_RESERVED,
+                Why::Unreadable => bits::reason::PAGE_TABLE_ACCESS,
+            })
+        })
     }
 }
 

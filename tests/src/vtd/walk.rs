@@ -1,10 +1,17 @@
-//! From requester and address to memory (VT-d 4.1 chapters 3, 7 and 9, legacy mode): through the caches as
-//! the hardware goes, or through the tables alone.
+//! What entries say (VT-d 4.1 chapters 3, 7 and 9, legacy mode).
 
-use super::bits::{self, below, reason};
-use super::caches::{CachedContext, Leaf, Upper, shift};
+use super::bits::{self, reason};
 use super::config::Config;
-use crate::machine::{Bus, Use, Violation};
+use crate::machine::{Bus, Violation};
+use crate::paging::{Format, Leaf, Slot, Upper, below, load_table, shift};
+
+/// A cached context entry; with caching mode also one that could not be had.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CachedContext {
+    pub(super) entry: Result<Context, Fault>,
+    /// The domain id it is invalidated by: 0 for entries that are absent or faulty.
+    pub(super) tag: u16,
+}
 
 /// What a present context entry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,17 +101,8 @@ pub(super) fn domain_mask(config: &Config) -> u16 {
     u16::try_from(below(u32::from(config.domain_bits))).unwrap()
 }
 
-/// One entry of a second-level table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Slot {
-    Absent,
-    Reserved,
-    Table(Upper),
-    Page(Leaf),
-}
-
 /// What an entry found at `level` (1: maps 4 KiB) says (section 9.8).
-pub(super) fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
+fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
     let (read, write) = (entry & bits::READ != 0, entry & bits::WRITE != 0);
     if !read && !write {
         return Slot::Absent;
@@ -135,28 +133,30 @@ pub(super) fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
     if entry & reserved != 0 {
         Slot::Reserved
     } else if leaf {
-        Slot::Page(Leaf { physical: entry & bits::ADDRESS, read, write })
+        let leaf = Leaf { physical: entry & bits::ADDRESS, read, write };
+        Slot::Page { leaf, bits: shift(level) }
     } else {
-        Slot::Table(Upper { table: entry & bits::ADDRESS, read, write })
+        Slot::Table(Upper { table: entry & bits::ADDRESS, level: level - 1, read, write })
+    }
+}
+
+impl Format for Config {
+    fn decode(&self, entry: u64, level: u8) -> Slot {
+        decode_slot(self, entry, level)
+    }
+
+    fn caches_absent(&self) -> bool {
+        self.caching_mode
     }
 }
 
 impl super::Vtd {
-    /// Reads a word as this unit's walks see it, and checks that it is a table's.
-    fn load_table(bus: &mut Bus<'_>, address: u64) -> Option<u64> {
-        let purpose = bus.memory.purpose(address)?;
-        if !matches!(purpose, Use::Table | Use::Firmware) {
-            bus.report(Violation::WalkedForeign { unit: bus.unit, address });
-        }
-        Some(bus.memory.walk_load(bus.unit, address))
-    }
-
     /// The context entry of `source`, cached or read, and cached from now on.
     pub(super) fn context(&mut self, bus: &mut Bus<'_>, source: u16) -> Result<Context, Fault> {
-        if let Some(cached) = self.caches.contexts.get(&source) {
+        if let Some(cached) = self.contexts.get(&source) {
             return cached.entry;
         }
-        let mut load = |at| Self::load_table(bus, at);
+        let mut load = |at| load_table(bus, at);
         let found = find_context(&self.config, self.root, source, &mut load);
         if let Ok((entry, context)) = found {
             self.check_domain(bus, source, entry, context);
@@ -164,7 +164,7 @@ impl super::Vtd {
         let entry = found.map(|(_, context)| context);
         if entry.is_ok() || self.config.caching_mode {
             let tag = entry.map_or(0, |context| context.domain);
-            self.caches.contexts.insert(source, CachedContext { entry, tag });
+            self.contexts.insert(source, CachedContext { entry, tag });
         }
         entry
     }
@@ -179,63 +179,6 @@ impl super::Vtd {
         if context.domain == 0 && self.config.caching_mode {
             let rule = "domain id 0 is reserved with CAP.CM";
             bus.report(Violation::Entry { unit, source, entry, rule });
-        }
-    }
-
-    /// Translates one page of a domain through the caches.
-    pub(super) fn page(
-        &mut self,
-        bus: &mut Bus<'_>,
-        domain: u16,
-        (root, levels): (u64, u8),
-        iova: u64,
-        write: bool,
-    ) -> Result<u64, u16> {
-        let denied = if write { reason::WRITE } else { reason::READ };
-        let finish = |level: u8, leaf: Leaf| {
-            let may = if write { leaf.write } else { leaf.read };
-            if may { Ok(leaf.physical | iova & below(shift(level))) } else { Err(denied) }
-        };
-        if let Some((level, leaf)) = self.caches.leaf(domain, iova) {
-            return finish(level, leaf);
-        }
-        if let Some(why) = self.caches.absence(domain, iova) {
-            return Err(why.unwrap_or(denied));
-        }
-        let (mut level, mut at) = self
-            .caches
-            .deepest(domain, iova, levels)
-            .unwrap_or((levels, Upper { table: root, read: true, write: true }));
-        loop {
-            let address = at.table + 8 * (iova >> shift(level) & 511);
-            let entry = Self::load_table(bus, address).ok_or(reason::PAGE_TABLE_ACCESS)?;
-            let key = (domain, level, iova >> shift(level));
-            match decode_slot(&self.config, entry, level) {
-                Slot::Absent => {
-                    if self.config.caching_mode {
-                        self.caches.absent.insert(key, None);
-                    }
-                    return Err(denied);
-                }
-                Slot::Reserved => {
-                    if self.config.caching_mode {
-                        self.caches.absent.insert(key, Some(reason::PAGE_RESERVED));
-                    }
-                    return Err(reason::PAGE_RESERVED);
-                }
-                Slot::Page(leaf) => {
-                    let (read, write) = (leaf.read && at.read, leaf.write && at.write);
-                    let leaf = Leaf { physical: leaf.physical, read, write };
-                    self.caches.leaves.insert(key, leaf);
-                    return finish(level, leaf);
-                }
-                Slot::Table(next) => {
-                    let (read, write) = (next.read && at.read, next.write && at.write);
-                    at = Upper { table: next.table, read, write };
-                    self.caches.uppers.insert(key, at);
-                    level -= 1;
-                }
-            }
         }
     }
 }

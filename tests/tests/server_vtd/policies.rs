@@ -22,7 +22,7 @@ fn reserved() -> ReservedRegion {
         read: true,
         write: true,
         exclusion: false,
-        scopes: vec![scope(devices()[0])],
+        scopes: vec![scope(devices()[0].requester)],
         entries: Vec::new(),
     }
 }

@@ -24,7 +24,8 @@ struct Place {
     on: Control,
     running: Status,
     overflow: Status,
-    what: &'static str,
+    stop: &'static str,
+    start: &'static str,
 }
 
 /// A log that a unit writes.
@@ -51,7 +52,8 @@ impl Log {
             on: Control::EVENT_LOG,
             running: Status::EVENTS_RUN,
             overflow: Status::EVENT_OVERFLOW,
-            what: "event log to stop",
+            stop: "event log to stop",
+            start: "event log to start",
         };
         Ok(Self { ring: Ring::allocate(memory, FRAMES)?, place: &PLACE, coherent })
     }
@@ -71,7 +73,8 @@ impl Log {
             on: Control::PPR_LOG,
             running: Status::PPR_RUN,
             overflow: Status::PPR_OVERFLOW,
-            what: "page request log to stop",
+            stop: "page request log to stop",
+            start: "page request log to start",
         };
         Ok(Self { ring: Ring::allocate(memory, FRAMES)?, place: &PLACE, coherent })
     }
@@ -140,13 +143,15 @@ impl Log {
     }
 
     /// Starts a log that overflowed (48882 section 2.5.1, "Event Log Restart Procedure"): off, wait until it
-    /// stopped, clear the overflow, on. Everything that was in it has been read; the pointers stay.
+    /// stopped, clear the overflow, on, wait until it runs. Everything that was in it has been read; the
+    /// pointers stay.
     fn restart<R: RegisterIo, C: Clock>(&self, port: &mut Port<R, C>) -> Result<(), UnitError> {
         let control = port.control;
         port.set_control(control - self.place.on);
-        let stopped = port.wait_clear(self.place.running, self.place.what);
+        let stopped = port.wait_clear(self.place.running, self.place.stop);
         port.write(registers::STATUS, self.place.overflow.bits());
         port.set_control(control);
-        stopped
+        stopped?;
+        port.wait_set(self.place.running, self.place.start)
     }
 }

@@ -1,0 +1,118 @@
+//! The AMD-Vi backend on the software unit.
+
+use iommu_protocol::ids::RequesterId;
+use iommud::addr::{PhysAddr, PhysRange};
+use iommud::hw::UnitError;
+use iommud::hw::amdvi::{AmdUnit, Capability};
+use iommud::topology::firmware::{EntryRange, UnitDescription, UnitKind};
+
+use super::UnderTest;
+use crate::amdvi::{Amdvi, Config};
+use crate::machine::{Machine, Registers, SoftClock, Tables};
+
+/// Where the registers of the first unit are, and how far apart those of two units.
+const REGISTERS: u64 = 0xfeb8_0000;
+const LENGTH: u64 = 0x4000;
+
+/// The AMD-Vi backend on a unit of these capabilities.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// What to call it.
+    pub name: &'static str,
+    /// What the unit can do.
+    pub config: Config,
+    /// What firmware says of its devices, besides that all 65536 are behind it.
+    pub entries: Vec<EntryRange>,
+    /// Firmware's flags for the unit.
+    pub flags: u8,
+}
+
+impl UnderTest for Subject {
+    type Unit = AmdUnit<Registers, SoftClock, Tables>;
+
+    const TABLE: &'static str = "IVRS";
+    const FAMILY: &'static str = "amd-vi";
+
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn add(&self, machine: &Machine) -> usize {
+        Amdvi::add(machine, self.config.clone())
+    }
+
+    fn bring_up(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        tables: &mut Tables,
+    ) -> Result<Self::Unit, UnitError> {
+        let index = u64::try_from(unit).unwrap();
+        let [header, low, high, sizes] = self.config.block(REGISTERS + index * LENGTH);
+        let block = Capability::new(header, low, high, sizes);
+        let description = self.describe(unit, None);
+        let registers = machine.registers(unit);
+        AmdUnit::bring_up(registers, machine.clock(), tables, &description, Some(block))
+    }
+
+    fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription {
+        let of = |first, last| EntryRange { first, last, alias: None, settings: 0 };
+        let mut entries: Vec<EntryRange> = match devices {
+            Some(devices) => devices.iter().map(|device| of(*device, *device)).collect(),
+            None => vec![of(RequesterId(0), RequesterId(u16::MAX))],
+        };
+        entries.extend(self.entries.iter().copied());
+        let start = REGISTERS + u64::try_from(unit).unwrap() * LENGTH;
+        let function = RequesterId(u16::try_from(unit).unwrap() << 3 | 2);
+        UnitDescription {
+            kind: UnitKind::AmdVi {
+                function,
+                capability: 0x40,
+                flags: self.flags,
+                features: self.config.extended.then(|| self.config.features()),
+            },
+            segment: 0,
+            registers: Ok(PhysRange::new(PhysAddr(start), LENGTH).unwrap()),
+            include_all: false,
+            scopes: Vec::new(),
+            entries,
+        }
+    }
+
+    fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64) {
+        let counts = machine.with_unit(unit, |unit: &mut Amdvi, _| unit.counts());
+        (counts.pages, counts.devices, counts.waits)
+    }
+
+    fn shows_new_at_once(&self) -> bool {
+        !self.config.caches_absent
+    }
+
+    fn fault_capacity(&self) -> usize {
+        // 16 frames of 16-byte entries, less the one that would make a full log look empty.
+        4095
+    }
+
+    fn full_counts_as_lost(&self) -> bool {
+        true
+    }
+}
+
+/// Units of different ages and kinds.
+#[must_use]
+pub fn matrix() -> Vec<Subject> {
+    let base = Config::default;
+    let of = |name, config| Subject { name, config, entries: Vec::new(), flags: 0 };
+    vec![
+        of("server", base()),
+        of("server, absent entries cached", Config { caches_absent: true, ..base() }),
+        of("server, not snooping", Config { coherent: false, ..base() }),
+        of("qemu", Config::qemu()),
+        of("early", Config::early()),
+        of(
+            "early, not snooping, absent entries cached",
+            Config { coherent: false, caches_absent: true, ..Config::early() },
+        ),
+        of("5 levels, slow", Config { levels: 5, command_time: 30_000, ..base() }),
+    ]
+}

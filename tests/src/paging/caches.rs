@@ -1,0 +1,118 @@
+//! What a unit remembers of page tables. Nothing is ever evicted: what is not invalidated stays.
+
+use super::{Leaf, Upper, Why, below};
+use crate::machine::Map;
+
+/// Domain id, what the entry covers as a power of two of bytes, address above that.
+type Key = (u16, u32, u64);
+
+/// The caches of page tables of a unit.
+#[derive(Default)]
+pub(crate) struct Caches {
+    leaves: Map<Key, Leaf>,
+    /// Where absent entries are cached: those that were absent or faulty.
+    absent: Map<Key, Why>,
+    uppers: Map<Key, Upper>,
+    /// The powers of two that occur in keys, as a set of bits.
+    sizes: u64,
+}
+
+/// What an invalidation is to drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    Global,
+    Domain(u16),
+    Selective { domain: u16, first: u64, last: u64, leaves_only: bool },
+}
+
+const fn above(iova: u64, bits: u32) -> u64 {
+    if bits >= 64 { 0 } else { iova >> bits }
+}
+
+impl Caches {
+    pub(crate) fn drop_pages(&mut self, pages: Pages) {
+        let (domain, first, last, leaves_only) = match pages {
+            Pages::Global => {
+                *self = Self::default();
+                return;
+            }
+            Pages::Domain(domain) => (domain, 0, u64::MAX, false),
+            Pages::Selective { domain, first, last, leaves_only } => {
+                (domain, first, last, leaves_only)
+            }
+        };
+        let stays = |(of, bits, page): &Key| {
+            let start = page.checked_shl(*bits).unwrap_or(0);
+            let end = start | below(*bits);
+            *of != domain || end < first || start > last
+        };
+        self.leaves.retain(|key, _| stays(key));
+        // An absent entry of an upper level is one of the upper levels', which may be told to stay.
+        self.absent.retain(|key, _| stays(key) || leaves_only && key.1 > 12);
+        if !leaves_only {
+            self.uppers.retain(|key, _| stays(key));
+        }
+    }
+
+    fn sizes(&self) -> impl Iterator<Item = u32> + use<> {
+        let sizes = self.sizes;
+        (12..64).filter(move |bits| sizes & 1 << bits != 0)
+    }
+
+    fn key(&mut self, domain: u16, bits: u32, iova: u64) -> Key {
+        self.sizes |= 1_u64.checked_shl(bits).unwrap_or(0);
+        (domain, bits, above(iova, bits))
+    }
+
+    pub(super) fn keep_leaf(&mut self, domain: u16, bits: u32, iova: u64, leaf: Leaf) {
+        let key = self.key(domain, bits, iova);
+        self.leaves.insert(key, leaf);
+    }
+
+    pub(super) fn keep_absence(&mut self, domain: u16, bits: u32, iova: u64, why: Why) {
+        let key = self.key(domain, bits, iova);
+        self.absent.insert(key, why);
+    }
+
+    pub(super) fn keep_upper(&mut self, domain: u16, bits: u32, iova: u64, upper: Upper) {
+        let key = self.key(domain, bits, iova);
+        self.uppers.insert(key, upper);
+    }
+
+    /// The cached translation of an address, whatever the page's size.
+    pub(super) fn leaf(&self, domain: u16, iova: u64) -> Option<(u32, Leaf)> {
+        self.sizes().find_map(|bits| {
+            let key = (domain, bits, above(iova, bits));
+            self.leaves.get(&key).map(|leaf| (bits, *leaf))
+        })
+    }
+
+    /// Whether the address was found absent, and why.
+    pub(super) fn absence(&self, domain: u16, iova: u64) -> Option<Why> {
+        if self.absent.is_empty() {
+            return None;
+        }
+        self.sizes().find_map(|bits| self.absent.get(&(domain, bits, above(iova, bits))).copied())
+    }
+
+    /// The deepest cached table on the way to an address, by an entry that covers at most 2^`most` bytes.
+    pub(super) fn deepest(&self, domain: u16, iova: u64, most: u32) -> Option<Upper> {
+        self.sizes()
+            .take_while(|bits| *bits <= most)
+            .find_map(|bits| self.uppers.get(&(domain, bits, above(iova, bits))).copied())
+    }
+
+    /// Every cached table of a domain, with the first address that it translates.
+    pub(super) fn uppers(&self, domain: u16) -> impl Iterator<Item = (u64, Upper)> {
+        let of = move |((_, bits, page), upper): (&Key, &Upper)| (page << bits, *upper);
+        self.uppers.iter().filter(move |(key, _)| key.0 == domain).map(of)
+    }
+
+    /// Every cached translation of a domain: first address, size as a power of two, page.
+    pub(super) fn leaves(&self, domain: u16) -> impl Iterator<Item = (u64, u32, Leaf)> {
+        let of = |((_, bits, page), leaf): (&Key, &Leaf)| {
+            (page.checked_shl(*bits).unwrap_or(0), *bits, *leaf)
+        };
+        self.leaves.iter().filter(move |(key, _)| key.0 == domain).map(of)
+    }
+}

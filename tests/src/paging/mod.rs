@@ -1,0 +1,84 @@
+//! What units of every vendor have in common: page tables, walked through caches that forget nothing by
+//! themselves. A vendor brings the meaning of an entry ([`Format`]).
+//!
+//! ```text
+//! caches.rs   what is remembered       walk.rs   from address to memory, filling the caches
+//! reach.rs    all that a requester can reach, without and with what the caches may still hold
+//! previous.rs tables of a previous owner, written word by word
+//! ```
+
+mod caches;
+mod previous;
+mod reach;
+mod walk;
+
+pub(crate) use caches::{Caches, Pages};
+pub(crate) use previous::Frames;
+pub(crate) use reach::{Listing, Start};
+pub(crate) use walk::{load_table, read_table, translate};
+
+/// A cached translation of one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leaf {
+    /// Its first byte.
+    pub(crate) physical: u64,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+/// A table below another, and what the entries on the way to it allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Upper {
+    pub(crate) table: u64,
+    /// Its level; entries of level 1 map 4 KiB.
+    pub(crate) level: u8,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+/// What an entry of a page table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Absent,
+    Reserved,
+    Table(Upper),
+    /// A page of 2^`bits` bytes, in as many equal entries as that takes.
+    Page {
+        leaf: Leaf,
+        bits: u32,
+    },
+}
+
+/// Why an address is not translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// An entry on the way is absent.
+    Absent,
+    /// All are there, and one forbids it.
+    Forbidden,
+    /// An entry on the way has reserved bits set.
+    Reserved,
+    /// A table lies where there is no memory.
+    Unreadable,
+}
+
+/// Page tables of a vendor's unit.
+pub(crate) trait Format {
+    /// What an entry found at `level` (1: maps 4 KiB) says.
+    fn decode(&self, entry: u64, level: u8) -> Slot;
+
+    /// Absent entries are cached too.
+    fn caches_absent(&self) -> bool;
+}
+
+/// Bytes that an entry at `level` covers, as a power of two.
+#[must_use]
+pub(crate) const fn shift(level: u8) -> u32 {
+    12 + 9 * (level as u32 - 1)
+}
+
+/// Mask of the bits below `width`.
+#[must_use]
+pub const fn below(width: u32) -> u64 {
+    if width >= 64 { u64::MAX } else { (1 << width) - 1 }
+}

@@ -1,0 +1,79 @@
+//! Tables of a previous owner (firmware, or a kernel before `kexec`), written bit by bit into memory of the
+//! system.
+
+use super::shift;
+use crate::machine::{Machine, Use};
+
+/// Frames of memory of the system, taken one after the other.
+pub(crate) struct Frames {
+    machine: Machine,
+    unit: usize,
+    next: u64,
+}
+
+impl Frames {
+    /// All frames come from `start` on.
+    pub(crate) fn new(machine: &Machine, unit: usize, start: u64) -> Self {
+        Self { machine: machine.clone(), unit, next: start }
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(crate) fn unit(&self) -> usize {
+        self.unit
+    }
+
+    /// A new frame of zeros.
+    pub(crate) fn frame(&mut self) -> u64 {
+        let frame = self.next;
+        self.next += 4096;
+        self.machine.with_memory(|memory| {
+            memory.fill(frame, 0);
+            memory.set_purpose(frame, Use::Firmware);
+        });
+        frame
+    }
+
+    /// Writes a word of a table so that hardware sees it.
+    pub(crate) fn put(&self, address: u64, value: u64) {
+        self.machine.with_memory(|memory| {
+            memory.cpu_store(address, value);
+            memory.clean(address);
+            memory.flush_write_buffer(self.unit);
+        });
+    }
+
+    fn load(&self, address: u64) -> u64 {
+        self.machine.with_memory(|memory| memory.cpu_load(address))
+    }
+
+    /// The table that an entry (bits 51:12) points to, made when the entry is 0; `flags` are set in a new one.
+    pub(crate) fn next_table(&mut self, entry: u64, flags: u64) -> u64 {
+        let old = self.load(entry);
+        if old != 0 {
+            return old & 0x000f_ffff_ffff_f000;
+        }
+        let table = self.frame();
+        self.put(entry, table | flags);
+        table
+    }
+
+    /// Maps the page of 4 KiB at `iova`: `link` are the flags of an entry found at a level that points to a
+    /// table, `leaf` is the last entry.
+    pub(crate) fn map(
+        &mut self,
+        (table, levels): (u64, u8),
+        iova: u64,
+        link: impl Fn(u8) -> u64,
+        leaf: u64,
+    ) {
+        let mut at = table;
+        for level in (2..=levels).rev() {
+            let index = iova >> shift(level) & 511;
+            at = self.next_table(at + 8 * index, link(level));
+        }
+        self.put(at + 8 * (iova >> 12 & 511), leaf);
+    }
+}

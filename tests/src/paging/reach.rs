@@ -1,0 +1,115 @@
+//! Lists what a domain's tables lead to, without changing anything: by the tables as they stand, or by any
+//! mixture of tables and what the caches still hold.
+
+use std::cell::Cell;
+
+use super::{Caches, Format, Slot, Upper, below, shift};
+use crate::machine::{Reach, Through, View, join};
+
+/// A listing under way.
+pub(crate) struct Listing<'a, F> {
+    pub(crate) format: &'a F,
+    pub(crate) caches: &'a Caches,
+    pub(crate) view: View<'a>,
+    pub(crate) through: Through,
+    /// Tables visited by this listing.
+    pub(crate) walked: Cell<usize>,
+}
+
+/// A table to be listed, and the first I/O virtual address it translates.
+#[derive(Clone, Copy)]
+struct Table {
+    at: Upper,
+    iova: u64,
+}
+
+/// Where the translations of a requester start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) domain: u16,
+    pub(crate) root: Upper,
+}
+
+impl<F: Format> Listing<'_, F> {
+    /// Calls `visit` for every leaf below a table, `enter` for every table, in order of address.
+    ///
+    /// # Panics
+    /// When there are more tables than any test makes: a stale table that is taken for one of another level
+    /// can seem to hold billions.
+    fn descend(&self, table: Table, enter: &mut dyn FnMut(u64, u8), visit: &mut dyn FnMut(Reach)) {
+        let walked = self.walked.get() + 1;
+        self.walked.set(walked);
+        assert!(walked < 200_000, "more tables than there can be: a stale one is walked");
+        let Upper { table: frame, level, read, write } = table.at;
+        enter(frame, level);
+        let span = below(shift(level));
+        let Some(words) = self.view.memory.walk_frame(self.view.unit, frame) else { return };
+        for (index, entry) in (0..).zip(words.iter().copied()) {
+            if entry == 0 {
+                continue;
+            }
+            let iova = table.iova | index << shift(level);
+            match self.format.decode(entry, level) {
+                Slot::Absent | Slot::Reserved => {}
+                Slot::Page { leaf, bits } => visit(Reach {
+                    iova,
+                    last: iova | span,
+                    physical: leaf.physical | iova & below(bits),
+                    read: leaf.read && read,
+                    write: leaf.write && write,
+                }),
+                Slot::Table(next) => {
+                    let at = Upper { read: next.read && read, write: next.write && write, ..next };
+                    self.descend(Table { at, iova }, enter, visit);
+                }
+            }
+        }
+    }
+
+    /// All tables that translations of a domain may start from.
+    fn starts(&self, start: Start) -> Vec<Table> {
+        let mut starts = vec![Table { at: start.root, iova: 0 }];
+        if self.through == Through::TablesAndCaches {
+            let cached = self.caches.uppers(start.domain);
+            starts.extend(cached.map(|(iova, at)| Table { at, iova }));
+        }
+        starts
+    }
+
+    /// Appends everything that a domain leads to, piece by piece.
+    pub(crate) fn pieces(&self, start: Start, out: &mut Vec<Reach>) {
+        for table in self.starts(start) {
+            self.descend(table, &mut |_, _| {}, &mut |leaf| out.push(leaf));
+        }
+        if self.through == Through::TablesAndCaches {
+            let cached = self.caches.leaves(start.domain);
+            out.extend(cached.map(|(iova, bits, leaf)| {
+                let (last, physical) = (iova | below(bits), leaf.physical);
+                Reach { iova, last, physical, read: leaf.read, write: leaf.write }
+            }));
+        }
+    }
+
+    /// Pieces joined to runs.
+    pub(crate) fn runs(&self, mut pieces: Vec<Reach>) -> Vec<Reach> {
+        if self.through == Through::TablesAndCaches {
+            pieces.sort_unstable();
+            pieces.dedup();
+        }
+        let mut runs = Vec::new();
+        for piece in pieces.into_iter().filter(|piece| piece.read || piece.write) {
+            join(&mut runs, piece);
+        }
+        runs
+    }
+
+    /// Appends the frames of a domain's tables, each with what it is.
+    pub(crate) fn tables(&self, start: Start, out: &mut Vec<(u64, String)>) {
+        for table in self.starts(start) {
+            let mut enter = |at, level| {
+                out.push((at, format!("level {level} of domain {}", start.domain)));
+            };
+            self.descend(table, &mut enter, &mut |_| {});
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! From address to memory, as the hardware goes: through the caches, filling them.
+
+use super::{Caches, Format, Leaf, Slot, Upper, Why, below, shift};
+use crate::machine::{Bus, Use, View, Violation};
+
+/// Reads a word as walks of the unit see it, and checks that it is a table's. `None` where there is no memory.
+pub(crate) fn load_table(bus: &mut Bus<'_>, address: u64) -> Option<u64> {
+    let purpose = bus.memory.purpose(address)?;
+    if !matches!(purpose, Use::Table | Use::Firmware) {
+        bus.report(Violation::WalkedForeign { unit: bus.unit, address });
+    }
+    Some(bus.memory.walk_load(bus.unit, address))
+}
+
+/// As [`load_table`], without looking whose it is.
+pub(crate) fn read_table(view: View<'_>, address: u64) -> Option<u64> {
+    view.memory.exists(address).then(|| view.memory.walk_load(view.unit, address))
+}
+
+/// Translates one address of a domain, whose tables begin at `root`.
+pub(crate) fn translate(
+    format: &impl Format,
+    caches: &mut Caches,
+    bus: &mut Bus<'_>,
+    domain: u16,
+    root: Upper,
+    iova: u64,
+    write: bool,
+) -> Result<u64, Why> {
+    let finish = |bits: u32, leaf: Leaf| {
+        let may = if write { leaf.write } else { leaf.read };
+        if may { Ok(leaf.physical | iova & below(bits)) } else { Err(Why::Forbidden) }
+    };
+    if let Some((bits, leaf)) = caches.leaf(domain, iova) {
+        return finish(bits, leaf);
+    }
+    if let Some(why) = caches.absence(domain, iova) {
+        return Err(why);
+    }
+    let mut at = caches.deepest(domain, iova, shift(root.level)).unwrap_or(root);
+    loop {
+        let bits = shift(at.level);
+        let address = at.table + 8 * (iova >> bits & 511);
+        let entry = load_table(bus, address).ok_or(Why::Unreadable)?;
+        let fails = |caches: &mut Caches, why| {
+            if format.caches_absent() {
+                caches.keep_absence(domain, bits, iova, why);
+            }
+            Err(why)
+        };
+        match format.decode(entry, at.level) {
+            Slot::Absent => return fails(caches, Why::Absent),
+            Slot::Reserved => return fails(caches, Why::Reserved),
+            Slot::Page { leaf, bits: size } => {
+                check_replicas(bus, at.table, address, entry, size.saturating_sub(bits));
+                let (read, write) = (leaf.read && at.read, leaf.write && at.write);
+                let leaf = Leaf { physical: leaf.physical, read, write };
+                caches.keep_leaf(domain, size, iova, leaf);
+                return finish(size, leaf);
+            }
+            // Levels that are left out translate nothing but zeros.
+            Slot::Table(next) if iova & below(bits) & !below(shift(next.level + 1)) != 0 => {
+                return fails(caches, Why::Absent);
+            }
+            Slot::Table(next) => {
+                let (read, write) = (next.read && at.read, next.write && at.write);
+                at = Upper { read, write, ..next };
+                caches.keep_upper(domain, bits, iova, at);
+            }
+        }
+    }
+}
+
+/// A page in 2^`power` entries: all of them must be the same.
+fn check_replicas(bus: &mut Bus<'_>, table: u64, address: u64, entry: u64, power: u32) {
+    let count = 1_u64 << power;
+    let first = table + ((address - table) & !(8 * count - 1));
+    for at in (0..count).map(|index| first + 8 * index) {
+        if bus.memory.exists(at) && bus.memory.walk_load(bus.unit, at) != entry {
+            bus.report(Violation::Replicas { unit: bus.unit, address: at });
+            return;
+        }
+    }
+}

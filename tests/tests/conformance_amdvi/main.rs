@@ -1,0 +1,13 @@
+//! The AMD-Vi backend against the software unit: what every backend must do over a matrix of capabilities, and
+//! what only AMD-Vi has.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
+
+use iommud_tests::conformance::amdvi::matrix;
+
+iommud_tests::conformance_suite!(matrix);
