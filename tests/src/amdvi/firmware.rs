@@ -53,6 +53,16 @@ impl Firmware {
         }
     }
 
+    /// Denies everybody everything: a page table without a page, no permissions.
+    pub fn deny_all(&mut self) {
+        let nothing = self.frame();
+        let mode = 4 << device::MODE_SHIFT;
+        for source in 0..=u16::MAX {
+            let word = nothing | mode | device::VALID | device::TRANSLATION_VALID;
+            self.put(self.table + 32 * u64::from(source), word);
+        }
+    }
+
     /// Lets `source` through a page table of `levels` levels at `table`, as domain `domain`.
     pub fn attach(&self, source: u16, domain: u16, table: u64, levels: u8) {
         let mode = u64::from(levels) << device::MODE_SHIFT;

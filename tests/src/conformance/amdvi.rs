@@ -6,7 +6,8 @@ use iommud::hw::UnitError;
 use iommud::hw::amdvi::{AmdUnit, Capability};
 use iommud::topology::firmware::{EntryRange, UnitDescription, UnitKind};
 
-use super::UnderTest;
+use super::{Inherited, UnderTest};
+use crate::amdvi::firmware::Firmware;
 use crate::amdvi::{Amdvi, Config};
 use crate::machine::{Machine, Registers, SoftClock, Tables};
 
@@ -77,6 +78,17 @@ impl UnderTest for Subject {
             scopes: Vec::new(),
             entries,
         }
+    }
+
+    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
+        let mut firmware = Firmware::new(machine, unit, start);
+        firmware.deny_all();
+        for (source, pages) in reaches {
+            let table = firmware.frame();
+            pages.iter().for_each(|page| firmware.map(table, 4, *page, *page));
+            firmware.attach(source.0, 7, table, 4);
+        }
+        firmware.start(0);
     }
 
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64) {

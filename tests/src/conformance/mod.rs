@@ -38,6 +38,9 @@ pub const SOURCES: [RequesterId; 3] =
 /// Memory that the checks map, aligned to 1 GiB, 1 GiB long.
 pub const TARGET: u64 = 1 << 32;
 
+/// Requesters, each with the pages that it reaches.
+pub type Inherited = [(RequesterId, Vec<u64>)];
+
 /// A backend with a kind of hardware to run on.
 pub trait UnderTest {
     /// The backend.
@@ -68,6 +71,10 @@ pub trait UnderTest {
 
     /// What firmware says of unit `unit`: these devices are behind it, or all that no other unit names.
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription;
+
+    /// Leaves the unit translating with tables of a previous owner, in memory of the system from `start` on:
+    /// each of these requesters reaches these pages, one to one, as domain 7; nobody else reaches anything.
+    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited);
 
     /// Invalidations of pages, invalidations of entries and waits that the unit has executed.
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64);

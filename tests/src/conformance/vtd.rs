@@ -6,8 +6,9 @@ use iommud::hw::UnitError;
 use iommud::hw::vtd::VtdUnit;
 use iommud::topology::firmware::{DeviceScope, ScopeKind, UnitDescription, UnitKind};
 
-use super::UnderTest;
+use super::{Inherited, UnderTest};
 use crate::machine::{Machine, Registers, SoftClock, Tables};
+use crate::vtd::firmware::Firmware;
 use crate::vtd::{Config, Vtd};
 
 /// Where the registers of the first unit are, and how far apart those of two units.
@@ -67,6 +68,19 @@ impl UnderTest for Subject {
             scopes: devices.unwrap_or_default().iter().copied().map(scope).collect(),
             entries: Vec::new(),
         }
+    }
+
+    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
+        let levels = self.config.levels[0];
+        let mut firmware = Firmware::new(machine, unit, start);
+        for (source, pages) in reaches {
+            let table = firmware.frame();
+            pages.iter().for_each(|page| firmware.map(table, levels, *page, *page));
+            firmware.attach(source.0, 7, table, levels);
+        }
+        firmware.set_root();
+        firmware.start_queue();
+        firmware.translate();
     }
 
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64) {

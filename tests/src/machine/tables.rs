@@ -165,6 +165,10 @@ impl TableMemory for Tables {
 
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
         let mut state = self.machine.state();
+        // A previous owner's tables may be asked for; they cannot be seen.
+        if state.memory.purpose(frame.0) == Some(Use::Firmware) {
+            return 0;
+        }
         let word = state.table_word(frame, index);
         word.map_or(0, |address| state.memory.cpu_load(address))
     }

@@ -1,5 +1,4 @@
-//! The whole server over the VT-d backend over the software unit, through the scheme's calls: the story that
-//! the demo tells on a real machine, in miniature; bad input; lives and deaths of clients.
+//! The whole server over the VT-d backend over the software unit.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,109 +7,35 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
-mod input;
-mod lives;
-mod policies;
-mod quotas;
-mod ranges;
-mod story;
-mod units;
+#[path = "../server/mod.rs"]
+mod server;
 
-use iommu_protocol::ids::PciAddress;
-use iommud::policy::{Config as Policy, Mode};
-use iommud_tests::conformance::UnderTest;
-use iommud_tests::conformance::vtd::{Subject, matrix};
-use iommud_tests::machine::{Layout, Reach, Through};
-use iommud_tests::stack::{Setup, Stack, endpoint};
-use iommud_tests::vtd::Config;
+/// VT-d.
+mod vendor {
+    pub(crate) use iommud_tests::conformance::vtd::{Subject, matrix};
+    use iommud_tests::vtd::Config;
 
-/// A stack over VT-d.
-pub(crate) type Vtd = Stack<Subject>;
-
-/// The functions of the machine: three that are alone in their group, and one device with two functions.
-pub(crate) fn devices() -> [PciAddress; 5] {
-    [(3, 0), (4, 0), (5, 0), (6, 0), (6, 1)]
-        .map(|(device, function)| PciAddress::new(0, 0, device, function).unwrap())
-}
-
-pub(crate) fn setup(mode: Mode) -> Setup {
-    let mut functions = vec![endpoint(0, 3, 0), endpoint(0, 4, 0), endpoint(0, 5, 0)];
-    for function in [0, 1] {
-        let mut pair = endpoint(0, 6, function);
-        pair.multifunction = true;
-        functions.push(pair);
+    /// A few units that differ in what the server must do for them.
+    pub(crate) fn subjects() -> Vec<Subject> {
+        let names = ["server", "qemu", "qemu, caching mode"];
+        let mut all = matrix();
+        all.retain(|subject| names.contains(&subject.name));
+        // Without large pages the domain of `compat` alone would be a million entries.
+        all.push(Subject {
+            name: "early, 2 MiB",
+            config: Config { large_2m: true, ..Config::early() },
+        });
+        all
     }
-    let config = Policy { default: mode, ..Policy::default() };
-    // Small, so that a unit without large pages is not most of the test.
-    let layout = Layout {
-        ram: vec![(0, 64 << 20)],
-        tables: (16 << 20, 8 << 20),
-        buffers: (32 << 20, 16 << 20),
-        ..Layout::default()
-    };
-    Setup { config, functions, layout, ..Setup::default() }
-}
 
-/// A few units that differ in what the server must do for them.
-pub(crate) fn subjects() -> Vec<Subject> {
-    let names = ["server", "qemu", "qemu, caching mode"];
-    let mut all = matrix();
-    all.retain(|subject| names.contains(&subject.name));
-    // Without large pages the domain of `compat` alone would be a million entries.
-    all.push(Subject {
-        name: "early, 2 MiB",
-        config: Config { large_2m: true, ..Config::early() },
-    });
-    all
-}
-
-pub(crate) fn start(mode: Mode) -> Vtd {
-    Vtd::start(&[matrix().remove(0)], setup(mode))
-}
-
-/// Runs a test over the subjects.
-pub(crate) fn each(mode: Mode, test: impl Fn(&mut Vtd)) {
-    for subject in subjects() {
-        println!("subject: {}", subject.name());
-        let mut stack = Vtd::start(&[subject], setup(mode));
-        test(&mut stack);
-        stack.machine.assert_clean();
+    /// Two units of one machine, of different kinds.
+    pub(crate) fn pair() -> [Subject; 2] {
+        ["server", "qemu, caching mode"]
+            .map(|name| matrix().into_iter().find(|subject| subject.name == name).unwrap())
     }
-}
 
-/// What a device reaches, whatever its unit may have cached.
-pub(crate) fn reach(stack: &Vtd, device: PciAddress) -> Vec<Reach> {
-    let unit = stack.unit_of(device);
-    let source = device.requester.0;
-    let all = stack.machine.reach(unit, source, Through::TablesAndCaches);
-    assert_eq!(stack.machine.reach(unit, source, Through::Tables), all, "stale caches");
-    all
-}
-
-/// What `compat` grants: every address from 0 to the end of memory, and to 4 GiB at least, one to one, but for
-/// the server's own memory, the registers of units and the window of interrupts.
-pub(crate) fn compat(stack: &Vtd) -> Vec<Reach> {
-    let layout = &stack.setup.layout;
-    let mut own = vec![layout.tables, (0xfee0_0000, 0x10_0000)];
-    if !stack.setup.take_memory {
-        own.push(layout.buffers);
+    /// The reason of a fault at a page that is not there (VT-d 4.1 chapter 7: 5h for writes, 6h for reads).
+    pub(crate) const fn absent_page(write: bool) -> u16 {
+        if write { 5 } else { 6 }
     }
-    own.extend(stack.registers());
-    own.sort_unstable();
-    let end = layout.ram.iter().map(|(start, length)| start + length).max().unwrap();
-    let end = end.max(1 << 32);
-    let (mut runs, mut at) = (Vec::new(), 0);
-    for (hole, size) in own.into_iter().filter(|(hole, _)| *hole < end) {
-        runs.push((at, hole - at));
-        at = hole + size;
-    }
-    runs.push((at, end - at));
-    let identity = |(start, length): (u64, u64)| Reach {
-        iova: start,
-        last: start + length - 1,
-        physical: start,
-        read: true,
-        write: true,
-    };
-    runs.into_iter().filter(|(_, length)| *length > 0).map(identity).collect()
 }

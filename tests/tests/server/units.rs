@@ -3,17 +3,14 @@
 use iommu_protocol::Refusal;
 use iommud::policy::Mode;
 
-use super::{Vtd, compat, devices, reach, setup};
-use iommud_tests::conformance::vtd::{Subject, matrix};
+use super::{Bed, FAMILY, compat, devices, matrix, pair, reach, setup};
 use iommud_tests::machine::{Trouble, Watch};
 
 /// Two units of different kinds; the first device is behind the first.
-fn two(mode: Mode) -> Vtd {
+fn two(mode: Mode) -> Bed {
     let mut setup = setup(mode);
     setup.behind_first = vec![devices()[0]];
-    let find = |name| matrix().into_iter().find(|subject| subject.name == name).unwrap();
-    let subjects: [Subject; 2] = [find("server"), find("qemu, caching mode")];
-    let stack = Vtd::start(&subjects, setup);
+    let stack = Bed::start(&pair(), setup);
     stack.machine.assert_clean();
     stack
 }
@@ -23,7 +20,11 @@ fn each_unit_confines_its_own_devices() {
     let mut stack = two(Mode::Compat);
     let [device, other, third, ..] = devices();
     assert_eq!(stack.names("units").len(), 2);
-    assert!(stack.text("status").contains("unit 1: vt-d enabled"), "{}", stack.text("status"));
+    assert!(
+        stack.text("status").contains(&format!("unit 1: {FAMILY} enabled")),
+        "{}",
+        stack.text("status")
+    );
     for device in [device, other, third] {
         assert_eq!(reach(&stack, device), compat(&stack));
     }
@@ -82,7 +83,7 @@ fn a_unit_that_fails_takes_only_its_own_devices_along() {
         if after < 2 {
             assert_eq!(result, Err(Refusal::UnitFailed), "stalled after {after}");
             let status = stack.text("status");
-            assert!(status.contains("unit 0: vt-d failed("), "{status}");
+            assert!(status.contains(&format!("unit 0: {FAMILY} failed(")), "{status}");
             assert_eq!(stack.map(first, mine.slot, 0, 0x1000).err(), Some(Refusal::UnitFailed));
         }
         // The client gives up; its memory is not handed out as long as the device may reach it.
@@ -105,13 +106,16 @@ fn a_unit_that_fails_takes_only_its_own_devices_along() {
 fn a_unit_that_does_not_come_up_is_told_apart_from_none() {
     let mut setup = setup(Mode::Compat);
     setup.behind_first = vec![devices()[0]];
-    let mut stack = Vtd::start_prepared(&matrix()[..1], setup, |machine| {
+    let mut stack = Bed::start_prepared(&matrix()[..1], setup, |machine| {
         machine.set_relax(1_000_000);
         machine.trouble(0, Trouble::Dead);
     });
     stack.machine.set_relax(1_000);
     let status = stack.text("status");
-    assert!(status.contains("unit 0: vt-d failed(") && status.contains("unit 1: vt-d enabled"));
+    assert!(
+        status.contains(&format!("unit 0: {FAMILY} failed("))
+            && status.contains(&format!("unit 1: {FAMILY} enabled"))
+    );
     let [device, other, ..] = devices();
     assert_eq!(stack.claim(1, device), Err(Refusal::UnitFailed));
     let session = stack.claim(1, other).unwrap();
@@ -134,7 +138,7 @@ fn a_unit_that_dies_is_noticed_when_idle() {
     stack.machine.trouble(0, Trouble::Dead);
     stack.server.tick();
     let status = stack.text("status");
-    assert!(status.contains("unit 0: vt-d failed("), "{status}");
+    assert!(status.contains(&format!("unit 0: {FAMILY} failed(")), "{status}");
     assert_eq!(stack.text("metrics").lines().filter(|l| l.starts_with("faults ")).count(), 1);
     assert_eq!(stack.metric("faults"), 0, "all ones are no faults");
     assert_eq!(stack.allocate(session, 0x1000).err(), Some(Refusal::UnitFailed));

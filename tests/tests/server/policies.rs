@@ -6,11 +6,10 @@ use iommud::addr::{PhysAddr, PhysRange};
 use iommud::policy::{Matcher, Mode, Rule};
 use iommud::topology::firmware::ReservedRegion;
 
-use super::{Vtd, compat, devices, each, reach, setup, subjects};
+use super::{Bed, compat, devices, each, reach, setup, subjects};
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Reach, Watch};
 use iommud_tests::stack::{Setup, scope};
-use iommud_tests::vtd::firmware::Firmware;
 
 /// What firmware reserves for the first device.
 const RESERVED: (u64, u64) = (0x0380_0000, 0x3000);
@@ -61,7 +60,7 @@ fn each_device_has_its_own_mode() {
         let [device, other, third, ..] = devices();
         let rule = |address, mode| Rule { matcher: Matcher::Address(address), mode };
         setup.config.rules = vec![rule(device, Mode::Strict), rule(other, Mode::Off)];
-        let mut stack = Vtd::start(std::slice::from_ref(&subject), setup);
+        let mut stack = Bed::start(std::slice::from_ref(&subject), setup);
         assert_eq!(reach(&stack, device), [], "{}", subject.name());
         assert_eq!(reach(&stack, third), compat(&stack));
         // `off` lets everything pass where the unit can, and is `compat` where it cannot.
@@ -81,7 +80,7 @@ fn what_firmware_reserves_is_reached_at_every_step() {
         for subject in subjects() {
             let mut setup = setup(mode);
             setup.reserved = vec![reserved()];
-            let mut stack = Vtd::start(std::slice::from_ref(&subject), setup);
+            let mut stack = Bed::start(std::slice::from_ref(&subject), setup);
             let [device, other, ..] = devices();
             stack.machine.watch(Watch {
                 unit: 0,
@@ -119,7 +118,7 @@ fn what_firmware_reserves_is_reached_at_every_step() {
 }
 
 fn fixed(
-    stack: &mut Vtd,
+    stack: &mut Bed,
     session: iommud::server::Handle,
     slot: u32,
     iova: u64,
@@ -138,17 +137,8 @@ fn a_machine_is_taken_over_without_an_open_instant() {
         setup.reserved = vec![reserved()];
         let [device, other, ..] = devices();
         let prepared = |machine: &iommud_tests::machine::Machine| {
-            let levels = subject.config.levels[0];
-            let mut firmware = Firmware::new(machine, 0, 0x0300_0000);
-            let table = firmware.frame();
-            for page in 0..3 {
-                let at = RESERVED.0 + 0x1000 * page;
-                firmware.map(table, levels, at, at);
-            }
-            firmware.attach(device.requester.0, 7, table, levels);
-            firmware.set_root();
-            firmware.start_queue();
-            firmware.translate();
+            let pages = (0..3).map(|page| RESERVED.0 + 0x1000 * page).collect();
+            subject.inherit(machine, 0, 0x0080_0000, &[(device.requester, pages)]);
             let base = Watch {
                 unit: 0,
                 source: device.requester.0,
@@ -159,7 +149,7 @@ fn a_machine_is_taken_over_without_an_open_instant() {
             };
             machine.watch(base.clone());
             for source in [device, other] {
-                for iova in [0, 0x0300_0000, 0x0390_0000, 0x0100_0000, 0x0200_0000] {
+                for iova in [0, 0x0080_0000, 0x0390_0000, 0x0100_0000, 0x0200_0000] {
                     machine.watch(Watch {
                         source: source.requester.0,
                         iova,
@@ -170,7 +160,7 @@ fn a_machine_is_taken_over_without_an_open_instant() {
                 }
             }
         };
-        let stack = Vtd::start_prepared(std::slice::from_ref(&subject), setup, prepared);
+        let stack = Bed::start_prepared(std::slice::from_ref(&subject), setup, prepared);
         stack.machine.clear_watches();
         stack.machine.assert_clean();
         assert_eq!(reach(&stack, device), [region()], "{}", subject.name());
@@ -186,7 +176,7 @@ fn memory_that_is_taken_leaves_compat_first() {
         for behind_first in [Vec::new(), vec![devices()[1]]] {
             println!("subject: {}, {behind_first:?}", subject.name());
             let setup = Setup { take_memory: true, behind_first, ..setup(Mode::Compat) };
-            let mut stack = Vtd::start(std::slice::from_ref(&subject), setup);
+            let mut stack = Bed::start(std::slice::from_ref(&subject), setup);
             // What comes back is reached by policy before its owner has given it back, one to one.
             stack.machine.set_audit(false);
             let [device, first, second, ..] = devices();
@@ -227,7 +217,7 @@ fn memory_of_an_earlier_server_is_out_of_reach_until_it_is_given_back() {
         let mut setup = setup(Mode::Compat);
         let left = (0x0390_0000, 0x20_0000);
         setup.left = vec![left];
-        let mut stack = Vtd::start(std::slice::from_ref(&subject), setup);
+        let mut stack = Bed::start(std::slice::from_ref(&subject), setup);
         let [device, ..] = devices();
         for at in [left.0, left.0 + left.1 - 1] {
             assert!(stack.device_write(device, at, &[1]).is_err(), "{}", subject.name());
@@ -247,7 +237,7 @@ fn a_server_that_is_restarted_takes_its_units_over() {
     for mode in [Mode::Strict, Mode::Compat] {
         for subject in subjects() {
             println!("subject: {}, {mode:?}", subject.name());
-            let mut stack = Vtd::start(std::slice::from_ref(&subject), setup(mode));
+            let mut stack = Bed::start(std::slice::from_ref(&subject), setup(mode));
             let [device, other, ..] = devices();
             let session = stack.claim(1, device).unwrap();
             stack.attach(session).unwrap();

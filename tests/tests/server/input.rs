@@ -8,13 +8,13 @@ use iommu_protocol::wire::{
 use iommud::policy::Mode;
 use iommud::server::Handle;
 
-use super::{Vtd, devices, start};
+use super::{Bed, devices, start};
 use iommud_tests::machine::Watch;
 use iommud_tests::stack::{Snapshot, request};
 
 /// A client with a buffer of five pages, mapped; a neighbour whose device must not notice anything.
 pub(crate) struct Scene {
-    pub(crate) stack: Vtd,
+    pub(crate) stack: Bed,
     pub(crate) session: Handle,
     pub(crate) slot: u32,
     pub(crate) iova: u64,

@@ -5,8 +5,7 @@ use iommu_protocol::ids::PciAddress;
 use iommud::policy::{ClientId, Mode};
 use iommud::server::Caller;
 
-use super::{Vtd, devices, setup, start};
-use iommud_tests::conformance::vtd::matrix;
+use super::{Bed, devices, matrix, setup, start};
 use iommud_tests::stack::endpoint;
 
 fn caller(client: u32) -> Caller {
@@ -60,7 +59,7 @@ fn ten_thousand_claims_of_a_claimed_device_change_nothing() {
 fn memory_is_bounded_for_each_client() {
     let mut setup = setup(Mode::Compat);
     setup.config.quotas.memory = 0x10_0000;
-    let mut stack = Vtd::start(&[matrix().remove(0)], setup);
+    let mut stack = Bed::start(&[matrix().remove(0)], setup);
     let [device, other, ..] = devices();
     let session = stack.claim(1, device).unwrap();
     stack.attach(session).unwrap();
@@ -89,7 +88,7 @@ fn memory_is_bounded_for_each_client() {
 fn mappings_are_bounded_for_each_client() {
     let mut setup = setup(Mode::Compat);
     setup.config.quotas.mappings = 10;
-    let mut stack = Vtd::start(&[matrix().remove(0)], setup);
+    let mut stack = Bed::start(&[matrix().remove(0)], setup);
     let [device, ..] = devices();
     let session = stack.claim(1, device).unwrap();
     stack.attach(session).unwrap();
@@ -118,7 +117,7 @@ fn sessions_and_domains_are_bounded_for_each_client() {
     setup.functions = (0..30).map(|device| endpoint(1, device, 0)).collect();
     setup.config.quotas.domains = 4;
     setup.config.quotas.sessions = 6;
-    let mut stack = Vtd::start(&[matrix().remove(0)], setup);
+    let mut stack = Bed::start(&[matrix().remove(0)], setup);
     let before = stack.snapshot();
     let device = |device| PciAddress::new(0, 1, device, 0).unwrap();
     let mut sessions = Vec::new();

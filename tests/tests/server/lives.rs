@@ -5,7 +5,7 @@ use iommu_protocol::ids::PciAddress;
 use iommud::policy::Mode;
 use iommud::server::Handle;
 
-use super::{Vtd, compat, devices, each, reach, setup, start, subjects};
+use super::{Bed, compat, devices, each, reach, setup, start, subjects};
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::Watch;
 
@@ -107,7 +107,7 @@ fn random_lives_leave_nothing_behind() {
     for subject in subjects() {
         for seed in 1..=2_u64 {
             println!("subject: {}, seed {seed}", subject.name());
-            let mut stack = Vtd::start(std::slice::from_ref(&subject), setup(Mode::Strict));
+            let mut stack = Bed::start(std::slice::from_ref(&subject), setup(Mode::Strict));
             let before = stack.snapshot();
             random_lives(&mut stack, seed * 0x1234_5677, 150);
             stack.snapshot().assert_same(&before, &format!("{} seed {seed}", subject.name()));
@@ -116,7 +116,7 @@ fn random_lives_leave_nothing_behind() {
     }
 }
 
-fn random_lives(stack: &mut Vtd, mut seed: u64, steps: usize) {
+fn random_lives(stack: &mut Bed, mut seed: u64, steps: usize) {
     let mut random = move |end: u64| {
         seed ^= seed << 13;
         seed ^= seed >> 7;
@@ -162,7 +162,7 @@ fn random_lives(stack: &mut Vtd, mut seed: u64, steps: usize) {
 }
 
 fn act(
-    stack: &mut Vtd,
+    stack: &mut Bed,
     client: &mut Client,
     number: u32,
     device: PciAddress,
@@ -225,7 +225,7 @@ fn act(
 #[test]
 fn running_out_of_memory_leaves_everything_as_it_was() {
     for subject in subjects() {
-        let mut stack = Vtd::start(std::slice::from_ref(&subject), setup(Mode::Compat));
+        let mut stack = Bed::start(std::slice::from_ref(&subject), setup(Mode::Compat));
         let [device, ..] = devices();
         let session = retried(&mut stack, |stack| stack.claim(1, device));
         retried(&mut stack, |stack| stack.attach(session));
@@ -245,7 +245,7 @@ fn running_out_of_memory_leaves_everything_as_it_was() {
 }
 
 /// Runs a request with the k-th allocation of a table failing, for k from 0 on, until it succeeds.
-fn retried<R>(stack: &mut Vtd, mut request: impl FnMut(&mut Vtd) -> Result<R, Refusal>) -> R {
+fn retried<R>(stack: &mut Bed, mut request: impl FnMut(&mut Bed) -> Result<R, Refusal>) -> R {
     let before = stack.snapshot();
     for k in 0..100 {
         stack.machine.fail_table_allocations(k, 1);

@@ -1,0 +1,35 @@
+//! The whole server over the AMD-Vi backend over the software unit.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
+
+#[path = "../server/mod.rs"]
+mod server;
+
+/// AMD-Vi.
+mod vendor {
+    pub(crate) use iommud_tests::conformance::amdvi::{Subject, matrix};
+
+    /// A few units that differ in what the server must do for them.
+    pub(crate) fn subjects() -> Vec<Subject> {
+        let names = ["server", "qemu", "early, not snooping, absent entries cached"];
+        let mut all = matrix();
+        all.retain(|subject| names.contains(&subject.name));
+        all
+    }
+
+    /// Two units of one machine, of different kinds.
+    pub(crate) fn pair() -> [Subject; 2] {
+        ["server", "server, not snooping"]
+            .map(|name| matrix().into_iter().find(|subject| subject.name == name).unwrap())
+    }
+
+    /// The reason of a fault at a page that is not there: IO_PAGE_FAULT, code 2 (48882 section 2.5.2).
+    pub(crate) const fn absent_page(_write: bool) -> u16 {
+        2
+    }
+}
