@@ -12,7 +12,7 @@ use iommu_protocol::wire::{
     SessionFlags, Wire,
 };
 
-use crate::buffer::{BufferOptions, DmaBuffer};
+use crate::buffer::{Allocation, BufferOptions, DmaBuffer};
 use crate::connection::Connection;
 use crate::error::{Breach, Error};
 use crate::mapping::Imported;
@@ -178,14 +178,17 @@ impl Device {
     /// # Errors
     /// `Quota`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; memory that cannot be mapped here.
     pub fn allocate(&self, length: u64, options: BufferOptions) -> Result<DmaBuffer, Error> {
-        DmaBuffer::allocate(&self.session, length, options)
+        Allocation::new(&self.session, length, options)?.bytes()
     }
 
     /// Gives this session a buffer of another session of this process. Nothing is mapped yet.
     ///
     /// # Errors
     /// `Quota`, `BadHandle`.
-    pub fn import<'buffer>(&self, buffer: &'buffer DmaBuffer) -> Result<Imported<'buffer>, Error> {
+    pub fn import<'buffer, T: ?Sized>(
+        &self,
+        buffer: &'buffer DmaBuffer<T>,
+    ) -> Result<Imported<'buffer, T>, Error> {
         Imported::new(&self.session, buffer)
     }
 
@@ -201,6 +204,11 @@ impl Device {
             Err(Error::Refused(Refusal::NotReady)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The unread faults of the device, oldest first, until there are none.
+    pub fn faults(&self) -> impl Iterator<Item = Result<FaultRecord, Error>> + '_ {
+        std::iter::from_fn(|| self.next_fault().transpose())
     }
 
     /// The oldest unread fault of the device, waited for at most `timeout`.

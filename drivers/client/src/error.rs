@@ -29,6 +29,29 @@ pub enum Error {
     Outside,
     /// The text is not the name of a device.
     BadName,
+    /// A block of a pool cannot be that long.
+    TooLong {
+        /// What was asked for, in bytes.
+        length: u64,
+        /// The largest block of the pool.
+        most: u64,
+    },
+    /// The pool has handed out all of its memory and may not take more.
+    PoolLimit {
+        /// What it has, in bytes.
+        taken: u64,
+        /// What it may have.
+        limit: u64,
+    },
+    /// Sizes of a pool that are no powers of two, or the smallest above the largest.
+    PoolOptions {
+        /// The smallest block, in bytes.
+        smallest: u64,
+        /// The largest block.
+        largest: u64,
+        /// What is taken from the server at a time.
+        chunk: u64,
+    },
 }
 
 /// What is wrong with an answer of the server.
@@ -80,6 +103,15 @@ impl fmt::Display for Error {
             Self::Breach(breach) => write!(f, "iommud breaks the protocol: {breach:?}"),
             Self::Outside => f.write_str("outside of the memory"),
             Self::BadName => f.write_str("not the name of a device (SSSS--BB--DD.F)"),
+            Self::TooLong { length, most } => {
+                write!(f, "a block of {length} bytes; the pool's largest has {most}")
+            }
+            Self::PoolLimit { taken, limit } => {
+                write!(f, "the pool has {taken} bytes of at most {limit}, all in use")
+            }
+            Self::PoolOptions { smallest, largest, chunk } => {
+                write!(f, "blocks of {smallest} to {largest} bytes, {chunk} at a time")
+            }
         }
     }
 }

@@ -1,19 +1,35 @@
 //! DMA memory and device sessions for drivers, served by iommud.
 //!
-//! ```no_run
-//! use iommu_client::{Access, BufferOptions, Connection, Device};
+//! ```
+//! use iommu_client::{Connection, Device, DmaBuffer, DmaPool, PoolOptions};
 //!
-//! # fn main() -> Result<(), iommu_client::Error> {
-//! let connection = Connection::system()?;
+//! # let model = iommud_tests::model::Model::new();
+//! # fn system(model: &iommud_tests::model::Model) -> Result<Connection, iommu_client::Error> {
+//! #     Ok(model.connection())
+//! # }
+//! let connection = system(&model)?; // in a driver: Connection::system()
 //! let device = Device::open(&connection, "0000--00--04.0")?;
 //! let permission = device.attach()?; // only now may the device master the bus
-//! let mut buffer = device.allocate(4096, BufferOptions::default())?;
-//! buffer.write(0, b"hello")?;
-//! let address = buffer.iova(); // what the device is told: never a physical address
-//! # let _ = (permission, address, Access::READ);
-//! # Ok(())
-//! # }
+//!
+//! let mut ring = DmaBuffer::<[u64]>::zeroed_slice(&device, 512)?;
+//! let pool = DmaPool::new(&device, PoolOptions::default())?; // many small blocks, no request for any
+//! let mut block = pool.take(1500)?;
+//! block[..5].copy_from_slice(b"hello");
+//! ring[0] = block.iova(); // what the device is told: never a physical address
+//! # assert_eq!(model.device_read(device.address(), ring[0], 5), Ok(b"hello".to_vec()));
+//!
+//! drop((ring, pool, block));
+//! device.detach(permission)?; // the word that the device is quiet
+//! # Ok::<(), iommu_client::Error>(())
 //! ```
+//!
+//! | wanted | use |
+//! |---|---|
+//! | one value or array for the device's lifetime: a ring, a table | [`DmaBuffer`] |
+//! | many transfers | [`DmaPool`] |
+//! | the device reaches memory only while a transfer runs | [`DmaBuffer::grant`] |
+//! | descriptors of a length or alignment | [`ScatterList`] |
+//! | many mappings at once | [`Batch`] |
 //!
 //! What a driver may rely on: its device reaches the buffers it was granted and nothing else; a fault of its
 //! device is told to it ([`Device::wait_fault`]); when it dies, its device is cut off before any of its
@@ -29,19 +45,25 @@ mod buffer;
 mod connection;
 mod device;
 mod error;
+mod grant;
 mod mapping;
+mod pool;
+mod scatter;
 mod session;
 pub mod transport;
 
 pub mod platform;
 
 pub use batch::Batch;
-pub use buffer::{BufferOptions, DmaBuffer, Grant};
+pub use buffer::{BufferOptions, DmaBuffer, PAGE};
 pub use connection::Connection;
 pub use device::{BusMasterPermission, Device, Query, ReservedRegion};
 pub use error::{Breach, Error};
+pub use grant::Grant;
 pub use iommu_protocol::fault::{FaultAccess, FaultRecord};
 pub use iommu_protocol::ids::PciAddress;
 pub use iommu_protocol::status::Refusal;
 pub use iommu_protocol::wire::{Access, RegionKind, SessionFlags};
 pub use mapping::{BufferSlot, Imported, Mapping, Placement};
+pub use pool::{DmaBlock, DmaPool, PoolOptions};
+pub use scatter::{DeviceMemory, ScatterList, Segment, SegmentLimits};

@@ -7,6 +7,7 @@ use iommu_protocol::wire::{Access, Empty, Map, MapFlags, MapResult, Operation, U
 
 use crate::buffer::{DmaBuffer, release};
 use crate::error::Error;
+use crate::scatter::DeviceMemory;
 use crate::session::Session;
 
 /// Where a mapping lies.
@@ -33,21 +34,24 @@ impl Placement {
 
 /// A buffer that a second session was given. Its mappings there end when it is dropped.
 #[derive(Debug)]
-pub struct Imported<'buffer> {
+pub struct Imported<'buffer, T: ?Sized = [u8]> {
     session: Arc<Session>,
     slot: u32,
-    buffer: &'buffer DmaBuffer,
+    buffer: &'buffer DmaBuffer<T>,
 }
 
-impl<'buffer> Imported<'buffer> {
-    pub(crate) fn new(session: &Arc<Session>, buffer: &'buffer DmaBuffer) -> Result<Self, Error> {
+impl<'buffer, T: ?Sized> Imported<'buffer, T> {
+    pub(crate) fn new(
+        session: &Arc<Session>,
+        buffer: &'buffer DmaBuffer<T>,
+    ) -> Result<Self, Error> {
         let slot = session.transport.import(session.handle, buffer.handle())?;
         Ok(Self { session: session.clone(), slot, buffer })
     }
 
     /// The buffer.
     #[must_use]
-    pub const fn buffer(&self) -> &'buffer DmaBuffer {
+    pub const fn buffer(&self) -> &'buffer DmaBuffer<T> {
         self.buffer
     }
 
@@ -92,7 +96,7 @@ impl<'owner> BufferSlot<'owner> {
     }
 }
 
-impl Drop for Imported<'_> {
+impl<T: ?Sized> Drop for Imported<'_, T> {
     fn drop(&mut self) {
         release(&self.session, self.slot);
     }
@@ -131,6 +135,16 @@ impl Mapping<'_> {
 
     fn end(&self) -> Result<(), Error> {
         unmap(self.session, self.iova, self.length)
+    }
+}
+
+impl DeviceMemory for Mapping<'_> {
+    fn iova(&self) -> u64 {
+        self.iova
+    }
+
+    fn length(&self) -> u64 {
+        self.length
     }
 }
 

@@ -45,7 +45,7 @@ impl Edu {
     /// Takes the device into use. Bus mastering is enabled last, with the permission that attaching gave.
     pub(crate) fn start(device: &Device, permission: &BusMasterPermission) -> Result<Self, Error> {
         let function = Function::open(device.address())?;
-        let registers = function.registers(0)?;
+        let registers = function.registers(0, 4096)?;
         let edu = registers.read_u32(0).is_some_and(|id| id & 0xffff == IDENTIFICATION);
         if function.ids()? != IDS || !edu {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "not an edu device").into());

@@ -92,9 +92,15 @@ const LAW: &[(&str, &[&str])] = &[
     ("iommud", &["core", "alloc"]),
     ("iommud.bin", &["*"]),
     // Clients.
-    ("iommu_client", &["core", "alloc", "std", "libc", "iommu_protocol"]),
+    ("iommu_client", &["core", "alloc", "std", "libc", "iommu_protocol", "zerocopy"]),
     ("iommu_client::platform", &["*"]),
-    ("drivers", &["core", "alloc", "std", "libc", "iommu_client", "iommu_client::platform"]),
+    (
+        "drivers",
+        &["core", "alloc", "std", "libc", "lexopt", "iommu_client", "iommu_client::platform"],
+    ),
+    // Their tests run on the software unit.
+    ("iommu_client.tests", &["*"]),
+    ("drivers.tests", &["*"]),
     // Tests and tools.
     ("iommud_tests", &["*"]),
     ("iommud_tests.tests", &["*"]),

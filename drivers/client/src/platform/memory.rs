@@ -96,7 +96,7 @@ impl Memory {
         self.aligned(offset).map(|to| unsafe { to.write_volatile(value) })
     }
 
-    fn range(&self, offset: u64, length: usize) -> Option<NonNull<u8>> {
+    pub(super) fn range(&self, offset: u64, length: usize) -> Option<NonNull<u8>> {
         let offset = usize::try_from(offset).ok()?;
         if offset.checked_add(length)? > self.length {
             return None;
@@ -105,7 +105,7 @@ impl Memory {
         Some(unsafe { self.base.add(offset) })
     }
 
-    fn aligned<T>(&self, offset: u64) -> Option<NonNull<T>> {
+    pub(super) fn aligned<T>(&self, offset: u64) -> Option<NonNull<T>> {
         let place = self.range(offset, size_of::<T>())?.cast::<T>();
         place.is_aligned().then_some(place)
     }

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::transport::Transport;
 
 mod memory;
+mod view;
 
 #[cfg(target_os = "linux")]
 pub mod linux;
@@ -20,6 +21,7 @@ use redox as system;
 
 pub use memory::Memory;
 pub use system::pci;
+pub(crate) use view::{Piece, View, split};
 
 /// The transport to the server of this machine.
 #[cfg(target_os = "linux")]

@@ -74,14 +74,14 @@ impl Function {
         self.change_command(0, BUS_MASTER)
     }
 
-    /// The registers behind a base address register, 0 to 5.
+    /// The first `length` bytes, at least, of the registers behind a base address register, 0 to 5.
     ///
     /// # Errors
-    /// There is none, or it cannot be mapped.
-    pub fn registers(&self, bar: u8) -> Result<Memory, Error> {
+    /// There is none, it is shorter, or it cannot be mapped.
+    pub fn registers(&self, bar: u8, length: u64) -> Result<Memory, Error> {
         let path = self.directory.join(format!("resource{bar}"));
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Memory::map(&[file], 1)
+        Memory::map(&[file], length)
     }
 
     fn change_command(&self, set: u16, clear: u16) -> io::Result<()> {

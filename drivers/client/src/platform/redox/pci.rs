@@ -18,9 +18,6 @@ const READ: u64 = 1;
 /// Offset of the first base address register (PCI Local Bus Specification 3.0, section 6.2.5).
 const BARS: u16 = 0x10;
 
-/// Bytes of registers that are mapped.
-const LENGTH: usize = 4096;
-
 /// A function that no other driver uses. Opening its channel makes pcid enable it, bus mastering included:
 /// that is done when the permission is there, and not before.
 #[derive(Debug)]
@@ -73,11 +70,13 @@ impl Function {
         Ok(())
     }
 
-    /// The registers behind a memory base address register, 0 to 5.
+    /// The first `length` bytes of the registers behind a memory base address register, 0 to 5. It is the
+    /// caller who knows that the device has as many.
     ///
     /// # Errors
     /// There is none, or it cannot be mapped.
-    pub fn registers(&self, bar: u8) -> Result<Memory, Error> {
+    pub fn registers(&self, bar: u8, length: u64) -> Result<Memory, Error> {
+        let length = usize::try_from(length).map_err(|_| Error::Outside)?.next_multiple_of(4096);
         let low = self.read(BARS + 4 * u16::from(bar))?;
         if low & 1 != 0 {
             return Err(io::Error::from(io::ErrorKind::Unsupported).into());
@@ -85,7 +84,7 @@ impl Function {
         let high = if low & 6 == 4 { self.read(BARS + 4 * u16::from(bar) + 4)? } else { 0 };
         let address = u64::from(low & !0xf) | u64::from(high) << 32;
         let memory = File::options().read(true).write(true).open("/scheme/memory/physical@uc")?;
-        Memory::of(descriptor(&memory)?, address, LENGTH)
+        Memory::of(descriptor(&memory)?, address, length)
     }
 
     fn read(&self, offset: u16) -> io::Result<u32> {

@@ -1,0 +1,269 @@
+//! DMA memory in small blocks, taken and given back without a request to the server.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use iommu_protocol::wire::Access;
+
+use crate::buffer::{BufferOptions, DmaBuffer, PAGE};
+use crate::device::Device;
+use crate::error::Error;
+use crate::platform::{Piece, split};
+use crate::scatter::DeviceMemory;
+
+/// The sizes of a pool's blocks, and how it grows. All sizes are powers of two, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// The smallest block.
+    pub smallest: u64,
+    /// The largest block.
+    pub largest: u64,
+    /// Memory asked of the server at a time; a block that is larger gets its own.
+    pub chunk: u64,
+    /// The most memory that the pool takes altogether.
+    pub limit: u64,
+    /// What the device may do.
+    pub access: Access,
+    /// The device takes addresses of 4 GiB and more.
+    pub above_4g: bool,
+}
+
+impl Default for PoolOptions {
+    /// Blocks of 64 bytes to 128 KiB below 4 GiB, 256 KiB at a time, 64 MiB at most.
+    fn default() -> Self {
+        Self {
+            smallest: 64,
+            largest: 128 << 10,
+            chunk: 256 << 10,
+            limit: 64 << 20,
+            access: Access::READ | Access::WRITE,
+            above_4g: false,
+        }
+    }
+}
+
+/// Memory that stays mapped for the device, handed out in blocks whose sizes are powers of two.
+///
+/// Taking a block and giving it back are a few instructions: no request to the server, no atomic operation,
+/// no lock. A pool belongs to one thread; a driver with several has one for each. The server is asked only
+/// when a size has run out, once for many blocks, and by [`DmaPool::reserve`] ahead of time.
+///
+/// The device reaches all of a pool all the time. Where that is too much, see
+/// [`DmaBuffer::grant`].
+///
+/// ```
+/// use iommu_client::{Device, DmaPool, PoolOptions};
+///
+/// # let model = iommud_tests::model::Model::new();
+/// # let connection = model.connection();
+/// let device = Device::open(&connection, "0000--00--04.0")?;
+/// let permission = device.attach()?;
+/// let pool = DmaPool::new(&device, PoolOptions::default())?;
+/// pool.reserve(1500, 1)?; // one request, for many blocks of this size
+///
+/// let requests = model.counts().requests();
+/// let mut block = pool.take(1500)?;
+/// block[..5].copy_from_slice(b"hello");
+/// assert_eq!(model.device_read(device.address(), block.iova(), 5), Ok(b"hello".to_vec()));
+/// drop(block);
+/// assert_eq!(model.counts().requests(), requests);
+/// # let _ = permission;
+/// # Ok::<(), iommu_client::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct DmaPool {
+    /// Blocks of `smallest << index` bytes.
+    classes: Box<[Rc<Class>]>,
+    source: RefCell<Source>,
+    /// Logarithm of the smallest size.
+    shift: u32,
+}
+
+/// Where new memory comes from.
+#[derive(Debug)]
+struct Source {
+    session: std::sync::Arc<crate::session::Session>,
+    options: PoolOptions,
+    taken: u64,
+}
+
+/// The blocks of one size that are not in use.
+#[derive(Debug)]
+struct Class {
+    size: u64,
+    free: RefCell<Vec<Piece<DmaBuffer>>>,
+}
+
+impl DmaPool {
+    /// A pool without memory.
+    ///
+    /// # Errors
+    /// [`Error::PoolOptions`] when a size is not a power of two, or the smallest is larger than the largest.
+    pub fn new(device: &Device, options: PoolOptions) -> Result<Self, Error> {
+        let PoolOptions { smallest, largest, chunk, .. } = options;
+        let sizes = [smallest, largest, chunk];
+        if smallest > largest || !sizes.iter().all(|size| size.is_power_of_two()) {
+            return Err(Error::PoolOptions { smallest, largest, chunk });
+        }
+        let shift = smallest.trailing_zeros();
+        let class = |bit| Rc::new(Class { size: 1_u64 << bit, free: RefCell::default() });
+        Ok(Self {
+            classes: (shift..=largest.trailing_zeros()).map(class).collect(),
+            source: RefCell::new(Source { session: device.session.clone(), options, taken: 0 }),
+            shift,
+        })
+    }
+
+    /// A block of at least `length` bytes, aligned to its size. Its content is what its last user left.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`]; when its size has run out: [`Error::PoolLimit`], and as [`Device::allocate`].
+    #[inline]
+    pub fn take(&self, length: u64) -> Result<DmaBlock, Error> {
+        let class = self.class(length)?;
+        match class.take(length) {
+            Some(block) => Ok(block),
+            None => self.take_after_growth(class, length),
+        }
+    }
+
+    /// As [`DmaPool::take`], without ever asking the server; `None` when none of its size is there.
+    #[must_use]
+    #[inline]
+    pub fn take_ready(&self, length: u64) -> Option<DmaBlock> {
+        self.class(length).ok()?.take(length)
+    }
+
+    /// Makes sure that at least `count` blocks of this length are there to be taken.
+    ///
+    /// # Errors
+    /// As [`DmaPool::take`].
+    pub fn reserve(&self, length: u64, count: usize) -> Result<(), Error> {
+        let class = self.class(length)?;
+        while class.free.borrow().len() < count {
+            self.grow(class)?;
+        }
+        Ok(())
+    }
+
+    /// Memory taken from the server, in bytes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.source.borrow().taken
+    }
+
+    /// The class of the smallest size that holds `length` bytes.
+    #[inline]
+    fn class(&self, length: u64) -> Result<&Rc<Class>, Error> {
+        let bits = u64::BITS - length.saturating_sub(1).leading_zeros();
+        let index = usize::try_from(bits.saturating_sub(self.shift)).unwrap_or(usize::MAX);
+        self.classes.get(index).ok_or_else(|| {
+            let most = self.classes.last().map_or(0, |class| class.size);
+            Error::TooLong { length, most }
+        })
+    }
+
+    #[cold]
+    fn take_after_growth(&self, class: &Rc<Class>, length: u64) -> Result<DmaBlock, Error> {
+        self.grow(class)?;
+        class.take(length).ok_or(Error::Outside)
+    }
+
+    #[cold]
+    fn grow(&self, class: &Class) -> Result<(), Error> {
+        let mut source = self.source.borrow_mut();
+        let Source { options, taken, .. } = *source;
+        let length = options.chunk.max(class.size).max(PAGE);
+        let after = taken.saturating_add(length);
+        if after > options.limit {
+            return Err(Error::PoolLimit { taken, limit: options.limit });
+        }
+        let size = usize::try_from(class.size).map_err(|_| Error::Outside)?;
+        let options = BufferOptions {
+            access: options.access,
+            above_4g: options.above_4g,
+            alignment: class.size.max(PAGE),
+            ..BufferOptions::default()
+        };
+        let buffer = crate::buffer::Allocation::new(&source.session, length, options)?.bytes()?;
+        source.taken = after;
+        let iova = buffer.iova();
+        class.free.borrow_mut().extend(split(buffer, DmaBuffer::memory, iova, size));
+        Ok(())
+    }
+}
+
+impl Class {
+    #[inline]
+    fn take(self: &Rc<Self>, length: u64) -> Option<DmaBlock> {
+        let piece = self.free.borrow_mut().pop()?;
+        Some(DmaBlock { piece: Some(piece), length, home: self.clone() })
+    }
+}
+
+/// Memory of a pool, given back when dropped. It may outlive its pool.
+#[derive(Debug)]
+pub struct DmaBlock {
+    /// Present until the drop.
+    piece: Option<Piece<DmaBuffer>>,
+    length: u64,
+    home: Rc<Class>,
+}
+
+impl DmaBlock {
+    /// The I/O virtual address of the first byte: what the device is told.
+    #[must_use]
+    #[inline]
+    pub fn iova(&self) -> u64 {
+        self.piece.as_ref().map_or(0, Piece::address)
+    }
+
+    /// The length that was asked for, in bytes.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn count(&self) -> usize {
+        usize::try_from(self.length).unwrap_or(usize::MAX)
+    }
+}
+
+impl DeviceMemory for DmaBlock {
+    fn iova(&self) -> u64 {
+        Self::iova(self)
+    }
+
+    fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl Deref for DmaBlock {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        let bytes = self.piece.as_ref().map(Piece::bytes);
+        bytes.and_then(|bytes| bytes.get(..self.count())).unwrap_or_default()
+    }
+}
+
+impl DerefMut for DmaBlock {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let count = self.count();
+        let bytes = self.piece.as_mut().map(Piece::bytes_mut);
+        bytes.and_then(|bytes| bytes.get_mut(..count)).unwrap_or_default()
+    }
+}
+
+impl Drop for DmaBlock {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(piece) = self.piece.take() {
+            self.home.free.borrow_mut().push(piece);
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! DMA memory over the whole server and a software unit: what the device reaches, what it costs, and in which
+//! order things end.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use iommu_client::platform::Memory;
+use iommu_client::transport::{Handle, Transport};
+use iommu_client::{
+    Access, Batch, BufferOptions, BusMasterPermission, Connection, Device, DmaBuffer, DmaPool,
+    Error, Placement, PoolOptions, Refusal, SessionFlags,
+};
+use iommu_protocol::wire::{Operation, RequestHeader, Wire};
+use iommud_tests::model::{InProcess, Model};
+
+const NAME: &str = "0000--00--04.0";
+
+fn attached(model: &Model) -> (Device, BusMasterPermission) {
+    let device = Device::open(&model.connection(), NAME).unwrap();
+    let permission = device.attach().unwrap();
+    (device, permission)
+}
+
+#[test]
+fn a_typed_buffer_is_the_devices_memory() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let at = device.address();
+    let mut table = DmaBuffer::<[u64; 8]>::zeroed(&device).unwrap();
+    let words = DmaBuffer::<[AtomicU32]>::zeroed_slice(&device, 3000).unwrap();
+    assert_eq!((*table, table.length()), ([0; 8], 4096));
+    assert_eq!((words.len(), words.length()), (3000, 12288));
+
+    table[2] = 0x1122_3344_5566_7788;
+    let seen = model.device_read(at, table.iova() + 16, 8).unwrap();
+    assert_eq!(seen, [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+    // The 2048th word, which lies on another page.
+    model.device_write(at, words.iova() + 8192, &[1, 2, 0, 0]).unwrap();
+    assert_eq!(words[2048].load(Ordering::Acquire), 0x0201);
+    assert_eq!(words[2047].load(Ordering::Acquire), 0);
+    let value = DmaBuffer::new(&device, [7_u8; 5]).unwrap();
+    assert_eq!(model.device_read(at, value.iova(), 6).unwrap(), [7, 7, 7, 7, 7, 0]);
+}
+
+#[test]
+fn constraints_are_met() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let high = BufferOptions { above_4g: true, ..BufferOptions::default() };
+    for _ in 0..20 {
+        let options =
+            BufferOptions { alignment: 1 << 20, boundary: 1 << 16, ..BufferOptions::default() };
+        let ring = DmaBuffer::<[u64]>::zeroed_slice_with(&device, 4096, options).unwrap();
+        assert!(ring.iova().is_multiple_of(1 << 20) && ring.iova() + ring.length() <= 1 << 32);
+        assert_eq!(ring.iova() >> 16, (ring.iova() + ring.length() - 1) >> 16);
+        std::mem::forget(ring);
+    }
+    assert!(DmaBuffer::<[u8]>::zeroed_slice_with(&device, 10, high).is_ok());
+    let bad = BufferOptions { alignment: 5000, ..BufferOptions::default() };
+    let refused = DmaBuffer::<u64>::zeroed_with(&device, bad).unwrap_err();
+    assert_eq!(refused.refusal(), Some(Refusal::Alignment));
+}
+
+/// Take and give back ask nothing of anybody.
+#[test]
+fn a_pool_makes_no_requests() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
+    for length in [64, 4096, 65536] {
+        pool.reserve(length, 4).unwrap();
+    }
+    let before = model.counts();
+    for round in 0..10_000_u32 {
+        let (small, page) = (pool.take(1).unwrap(), pool.take(3000).unwrap());
+        let mut large = pool.take(65536).unwrap();
+        large[0] = 1;
+        assert!(pool.take_ready(4096).is_some(), "round {round}");
+        drop((page, large, small));
+    }
+    assert_eq!(model.counts(), before);
+}
+
+/// Blocks that are out at once share no byte, of this process or of the device.
+#[test]
+fn blocks_do_not_overlap() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
+    let mut blocks = Vec::new();
+    let mut seed = 12345_u64;
+    for step in 0..3000_u64 {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        if seed >> 62 == 0 && !blocks.is_empty() {
+            let index = usize::try_from(seed >> 20).unwrap() % blocks.len();
+            blocks.swap_remove(index);
+            continue;
+        }
+        let length = 1 + (seed >> 33) % [64, 500, 5000][usize::try_from(step % 3).unwrap()];
+        let mut block = pool.take(length).unwrap();
+        let size = length.next_power_of_two().max(64);
+        assert_eq!(u64::try_from(block.len()).unwrap(), length);
+        assert!(block.iova().is_multiple_of(size), "{:#x} of {length}", block.iova());
+        block.fill(step.to_le_bytes()[0]);
+        blocks.push((block, step.to_le_bytes()[0]));
+        if blocks.len() > 200 {
+            blocks.clear();
+        }
+    }
+    let mut ranges = Vec::new();
+    for (block, fill) in &blocks {
+        assert!(block.iter().all(|byte| byte == fill), "another block wrote here");
+        let seen = model.device_read(device.address(), block.iova(), block.len()).unwrap();
+        assert!(seen.iter().all(|byte| byte == fill), "the device sees something else");
+        ranges.push((block.iova(), block.iova() + block.length()));
+    }
+    ranges.sort_unstable();
+    assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ranges:x?}");
+    assert!(ranges.len() > 50);
+}
+
+#[test]
+fn a_pool_says_why_not() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let options = PoolOptions { limit: 512 << 10, ..PoolOptions::default() };
+    let pool = DmaPool::new(&device, options).unwrap();
+    assert!(matches!(pool.take(200_000), Err(Error::TooLong { length: 200_000, most: 131_072 })));
+    let held: Vec<_> = (0..4).map(|_| pool.take(128 << 10).unwrap()).collect();
+    assert!(matches!(pool.take(1), Err(Error::PoolLimit { taken: 524_288, limit: 524_288 })));
+    assert!(pool.take_ready(1).is_none());
+    // A block may outlive its pool; the memory goes with the last one.
+    drop(pool);
+    model.device_write(device.address(), held[3].iova(), &[9]).unwrap();
+    assert_eq!(held[3][0], 9);
+    drop(held);
+    assert_eq!(model.reach(device.address()), []);
+    for bad in [
+        PoolOptions { smallest: 100, ..options },
+        PoolOptions { smallest: 1 << 20, ..options },
+        PoolOptions { chunk: 0, ..options },
+    ] {
+        assert!(matches!(DmaPool::new(&device, bad), Err(Error::PoolOptions { .. })));
+    }
+}
+
+/// One call, one invalidation of pages and one wait, whatever the size.
+#[test]
+fn the_end_of_a_mapping_costs_one_call_and_one_wait() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
+    for length in [4096, 65536, 1 << 20] {
+        let access = Access::READ | Access::WRITE;
+        let before = model.counts();
+        let mapping = buffer.slot().map(0..length, access, Placement::Anywhere).unwrap();
+        let mapped = model.counts();
+        assert_eq!(mapped.requests() - before.requests(), 1);
+        assert_eq!(
+            (mapped.page_invalidations, mapped.waits),
+            (before.page_invalidations, before.waits)
+        );
+        model.device_write(device.address(), mapping.iova() + length - 1, &[1]).unwrap();
+        let iova = mapping.iova();
+        mapping.unmap().unwrap();
+        let after = model.counts();
+        assert_eq!(after.requests() - mapped.requests(), 1);
+        assert_eq!(after.of(Operation::Unmap) - mapped.of(Operation::Unmap), 1);
+        assert_eq!(after.waits - mapped.waits, 1, "{length} bytes");
+        assert_eq!(after.page_invalidations - mapped.page_invalidations, 1, "{length} bytes");
+        assert!(model.device_read(device.address(), iova, 1).is_err());
+    }
+    assert_eq!(device.faults().count(), 3);
+}
+
+#[test]
+fn a_batch_is_one_call_and_one_wait() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
+    let before = model.counts();
+    let ranges = (0..100_u64).map(|page| page * 8192..page * 8192 + 4096);
+    let map = ranges.fold(Batch::new(), |batch, range| {
+        batch.map(buffer.slot(), range, Access::READ, Placement::Below4G)
+    });
+    let iovas = map.run(&device).unwrap();
+    let unmap = iovas.iter().fold(Batch::new(), |batch, iova| batch.unmap(*iova, 4096));
+    unmap.run(&device).unwrap();
+    let after = model.counts();
+    assert_eq!(after.requests() - before.requests(), 2);
+    assert_eq!(after.waits - before.waits, 1);
+}
+
+/// The same driver code where nothing confines its device.
+#[test]
+fn without_a_unit_addresses_are_bus_addresses() {
+    let model = Model::without_unit();
+    let (device, permission) = attached(&model);
+    assert!(!device.query().unwrap().flags.contains(SessionFlags::CONFINED));
+    let mut buffer = DmaBuffer::<[u32; 1000]>::zeroed(&device).unwrap();
+    buffer[999] = 0x0a0b_0c0d;
+    let seen = model.device_read(device.address(), buffer.iova() + 3996, 4).unwrap();
+    assert_eq!(seen, [0x0d, 0x0c, 0x0b, 0x0a]);
+    let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
+    let block = pool.take(5000).unwrap();
+    model.device_write(device.address(), block.iova(), &[5; 5000]).unwrap();
+    assert!(block.iter().all(|byte| *byte == 5));
+    drop((buffer, block, pool));
+    device.detach(permission).unwrap();
+}
+
+/// What a client did, in order, and whether this process had the buffer's memory mapped then.
+#[derive(Clone)]
+struct Order {
+    to: Arc<InProcess>,
+    log: Arc<Mutex<Vec<(String, bool)>>>,
+    file: Arc<Mutex<String>>,
+}
+
+fn mapped_files() -> Vec<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines()
+        .filter_map(|line| Some(line.split_once("/memfd:")?.1.split(' ').next()?.to_owned()))
+        .collect()
+}
+
+impl Order {
+    fn note(&self, what: String) {
+        let file = self.file.lock().unwrap().clone();
+        let mapped = mapped_files().contains(&file);
+        self.log.lock().unwrap().push((what, mapped));
+    }
+}
+
+impl Transport for Order {
+    fn open(&self, at: Option<Handle>, path: &str, write: bool) -> Result<Handle, Error> {
+        self.to.open(at, path, write)
+    }
+
+    fn close(&self, handle: Handle) {
+        self.note(format!("close {}", handle.0));
+        self.to.close(handle);
+    }
+
+    fn read(&self, handle: Handle, out: &mut [u8]) -> Result<usize, Error> {
+        self.to.read(handle, out)
+    }
+
+    fn call(&self, handle: Handle, payload: &mut [u8], request: usize) -> Result<usize, Error> {
+        let operation = RequestHeader::decode(payload).unwrap().operation;
+        self.note(format!("{:?}", Operation::from_code(operation).unwrap()));
+        self.to.call(handle, payload, request)
+    }
+
+    fn names(&self, handle: Handle) -> Result<Vec<String>, Error> {
+        self.to.names(handle)
+    }
+
+    fn wait_readable(&self, handle: Handle, timeout: Duration) -> Result<bool, Error> {
+        self.to.wait_readable(handle, timeout)
+    }
+
+    fn map(&self, handle: Handle) -> Result<Memory, Error> {
+        let before = mapped_files();
+        let memory = self.to.map(handle)?;
+        // Other tests map memory at the same time; that of this one is not missed.
+        let new = mapped_files().into_iter().filter(|file| !before.contains(file));
+        let length = memory.length();
+        assert_eq!(length, 12288);
+        *self.file.lock().unwrap() = find(new.collect(), length);
+        Ok(memory)
+    }
+
+    fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
+        self.to.import(session, buffer)
+    }
+}
+
+/// The one of these files that is mapped with this length, which no other test uses.
+fn find(files: Vec<String>, length: usize) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let fits = |line: &&str| {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let number = |text| usize::from_str_radix(text, 16).unwrap();
+        number(end) - number(start) == length
+            && files.iter().any(|file| rest.ends_with(&format!("/memfd:{file} (deleted)")))
+    };
+    let line = maps.lines().find(fits).expect("the buffer's mapping");
+    line.split_once("/memfd:").unwrap().1.split(' ').next().unwrap().to_owned()
+}
+
+/// First the device loses a buffer, then the process, then the server may use its memory for others.
+#[test]
+fn a_buffer_ends_in_the_right_order() {
+    let model = Model::new();
+    let order =
+        Order { to: Arc::new(model.transport()), log: Arc::default(), file: Arc::default() };
+    let device = Device::open(&Connection::over(order.clone()), NAME).unwrap();
+    let permission = device.attach().unwrap();
+    let buffer = DmaBuffer::<[u8; 12288]>::zeroed(&device).unwrap();
+    order.log.lock().unwrap().clear();
+    // The buffer goes last: whatever the order, the session lives as long as what came from it.
+    drop(device);
+    assert_eq!(*order.log.lock().unwrap(), []);
+    drop(buffer);
+    let log = order.log.lock().unwrap().clone();
+    let what: Vec<_> =
+        log.iter().map(|(what, mapped)| (what.split(' ').next().unwrap(), *mapped)).collect();
+    // The buffer's handle is closed second, the session's third.
+    assert_eq!(what, [("Release", true), ("close", false), ("close", false)], "{log:?}");
+    assert_ne!(log[1], log[2]);
+    drop(permission);
+}

@@ -1,0 +1,75 @@
+//! The addresses of a transfer, as the controller takes them: physical region pages (4.1.1).
+
+use iommu_client::{DmaBlock, DmaPool, ScatterList, SegmentLimits};
+
+use crate::error::Error;
+use crate::spec::PAGE;
+
+/// Entries of a list that fills a page.
+const ENTRIES: usize = 512;
+
+/// The two addresses of a command, and the lists that they lead to.
+#[derive(Debug)]
+pub(crate) struct Prps {
+    pub(crate) first: u64,
+    pub(crate) second: u64,
+    /// Memory of the lists, until the command has completed.
+    pub(crate) lists: Vec<DmaBlock>,
+}
+
+/// One page, or two, in the command itself; more in lists, whose last entry leads to the next list when one
+/// page does not hold all.
+pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Error> {
+    let mut pages = memory.segments(SegmentLimits { longest: 0, boundary: PAGE }).peekable();
+    let first = pages.next().ok_or(Error::Memory { iova: 0, length: 0 })?;
+    let mut end = first.iova.wrapping_add(first.length);
+    if !first.iova.is_multiple_of(4) {
+        return Err(Error::Memory { iova: first.iova, length: first.length });
+    }
+    let mut rest = Vec::new();
+    for page in pages {
+        // Only the first may begin inside of a page, only the last may end there.
+        if !end.is_multiple_of(PAGE) || !page.iova.is_multiple_of(PAGE) {
+            return Err(Error::Memory { iova: page.iova, length: page.length });
+        }
+        end = page.iova.wrapping_add(page.length);
+        rest.push(page.iova);
+    }
+    match rest.as_slice() {
+        [] => Ok(Prps { first: first.iova, second: 0, lists: Vec::new() }),
+        [second] => Ok(Prps { first: first.iova, second: *second, lists: Vec::new() }),
+        entries => {
+            let lists = lists(entries, pool)?;
+            let second = lists.first().map_or(0, DmaBlock::iova);
+            Ok(Prps { first: first.iova, second, lists })
+        }
+    }
+}
+
+/// How many entries go into the next list, when this many are left: the last place of a full one is for the
+/// address of the one after it.
+const fn share(left: usize) -> usize {
+    if left > ENTRIES { ENTRIES - 1 } else { left }
+}
+
+fn lists(entries: &[u64], pool: &DmaPool) -> Result<Vec<DmaBlock>, Error> {
+    let mut lists: Vec<DmaBlock> = Vec::new();
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(share(rest.len()));
+        // One list may lie anywhere in a page, which its block does not cross, since it is aligned to its size.
+        // Of several, all but the first must begin a page.
+        let alone = lists.is_empty() && later.is_empty();
+        let length = 8 * if alone { now.len() } else { ENTRIES };
+        let mut list = pool.take(u64::try_from(length).unwrap_or(PAGE))?;
+        for (place, entry) in list.chunks_exact_mut(8).zip(now) {
+            place.copy_from_slice(&entry.to_le_bytes());
+        }
+        if let Some(place) = lists.last_mut().and_then(|before| before.last_chunk_mut::<8>()) {
+            *place = list.iova().to_le_bytes();
+        }
+        lists.push(list);
+        rest = later;
+    }
+    Ok(lists)
+}

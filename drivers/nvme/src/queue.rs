@@ -1,0 +1,154 @@
+//! Requests under way.
+
+use iommu_client::{DeviceMemory, DmaBlock, DmaPool, ScatterList};
+
+use crate::controller::NamespaceInfo;
+use crate::error::{Error, Status};
+use crate::prp;
+use crate::rings::Rings;
+use crate::spec::{self, Command, Completion};
+
+/// What is asked of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// The controller writes memory.
+    Read,
+    /// The controller reads memory.
+    Write,
+    /// What was written before is made to last.
+    Flush,
+}
+
+/// A request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Identifier of the namespace, from 1.
+    pub namespace: u32,
+    /// What to do.
+    pub operation: Operation,
+    /// First block; ignored by flush.
+    pub first: u64,
+    /// Number of blocks; ignored by flush.
+    pub blocks: u64,
+}
+
+/// A request that has ended, and its memory.
+#[derive(Debug)]
+pub struct Done<D> {
+    /// What was asked.
+    pub request: Request,
+    /// Its memory: the controller uses it no more.
+    pub data: D,
+    /// How it ended; `None` when a reset ended it.
+    pub result: Option<Result<(), Status>>,
+}
+
+/// What a request holds until it has ended.
+struct UnderWay<D> {
+    request: Request,
+    data: D,
+    /// Lists of addresses.
+    lists: Vec<DmaBlock>,
+}
+
+/// The I/O queue. Identifiers of commands are indices of `slots`.
+pub(crate) struct Queue<D> {
+    pub(crate) rings: Rings,
+    slots: Vec<Option<UnderWay<D>>>,
+    free: Vec<u16>,
+}
+
+impl<D: DeviceMemory> Queue<D> {
+    /// For `entries - 1` requests.
+    pub(crate) fn new(rings: Rings) -> Self {
+        let count = rings.entries() - 1;
+        let slots = (0..count).map(|_| None).collect();
+        Self { rings, slots, free: (0..count).rev().collect() }
+    }
+
+    pub(crate) fn under_way(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Writes a request into the ring; returns the new tail. Its memory comes back when it is refused.
+    pub(crate) fn submit(
+        &mut self,
+        request: Request,
+        data: D,
+        namespace: &NamespaceInfo,
+        pool: &DmaPool,
+    ) -> Result<u16, (Error, D)> {
+        let Some(slot) = self.free.pop() else { return Err((Error::Full, data)) };
+        match encode(&request, &data, namespace, pool) {
+            Ok((command, lists)) => {
+                if let Some(place) = self.slots.get_mut(usize::from(slot)) {
+                    *place = Some(UnderWay { request, data, lists });
+                }
+                Ok(self.rings.push(slot, &command))
+            }
+            Err(error) => {
+                self.free.push(slot);
+                Err((error, data))
+            }
+        }
+    }
+
+    /// Ends the request that a completion is of. Only now is its memory the caller's again.
+    pub(crate) fn complete(&mut self, completion: Completion) -> Result<Done<D>, Error> {
+        let Completion { command, status } = completion;
+        let slot = self.slots.get_mut(usize::from(command)).and_then(Option::take);
+        let UnderWay { request, data, lists } = slot.ok_or(Error::Breach { command })?;
+        drop(lists);
+        self.free.push(command);
+        let result = Some(if status == 0 { Ok(()) } else { Err(Status(status)) });
+        Ok(Done { request, data, result })
+    }
+
+    /// Ends all requests. The controller is disabled: it uses no memory.
+    pub(crate) fn abort(&mut self) -> Vec<Done<D>> {
+        self.rings.clear();
+        let count = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        self.free = (0..count).rev().collect();
+        let taken = self.slots.iter_mut().filter_map(Option::take);
+        taken.map(|UnderWay { request, data, .. }| Done { request, data, result: None }).collect()
+    }
+
+    /// Gives up the memory of what is under way for good: the controller may still use it.
+    pub(crate) fn leak(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.slots));
+    }
+}
+
+fn encode<D: DeviceMemory>(
+    request: &Request,
+    data: &D,
+    namespace: &NamespaceInfo,
+    pool: &DmaPool,
+) -> Result<(Command, Vec<DmaBlock>), Error> {
+    let Request { first, blocks, .. } = *request;
+    let opcode = match request.operation {
+        Operation::Flush => {
+            return Ok((spec::command(spec::FLUSH, namespace.id, 0, 0, [0; 3]), Vec::new()));
+        }
+        Operation::Read => spec::READ,
+        Operation::Write => spec::WRITE,
+    };
+    let (size, most) = (namespace.blocks, namespace.most_blocks);
+    let inside = first.checked_add(blocks).is_some_and(|end| end <= size);
+    let count = blocks.checked_sub(1).and_then(|count| u16::try_from(count).ok());
+    let (Some(count), true) = (count, inside && blocks <= most) else {
+        return Err(Error::Range { first, blocks, size, most });
+    };
+    let length = blocks * namespace.block_size;
+    let mut list = ScatterList::new();
+    let too_short = Error::Memory { iova: data.iova(), length: data.length() };
+    list.push(data, 0..length).map_err(|_| too_short)?;
+    let prps = prp::build(&list, pool)?;
+    let [low, high] = spec::halves(first);
+    let words = [low, high, u32::from(count)];
+    Ok((spec::command(opcode, namespace.id, prps.first, prps.second, words), prps.lists))
+}

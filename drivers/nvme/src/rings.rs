@@ -1,0 +1,79 @@
+//! A submission ring and its completion ring (3.3.1), in memory of the client library.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use iommu_client::{Device, DmaBuffer};
+
+use crate::error::Error;
+use crate::spec::{Command, Completion, phase};
+
+/// Two rings of the same number of entries. Each is one range of addresses, as the controller wants it.
+pub(crate) struct Rings {
+    submission: DmaBuffer<[Command]>,
+    completion: DmaBuffer<[[AtomicU32; 4]]>,
+    entries: u16,
+    tail: u16,
+    head: u16,
+    /// What the phase bit of the next completion will be.
+    phase: bool,
+}
+
+impl Rings {
+    pub(crate) fn new(device: &Device, entries: u16) -> Result<Self, Error> {
+        let count = usize::from(entries);
+        Ok(Self {
+            submission: DmaBuffer::zeroed_slice(device, count)?,
+            completion: DmaBuffer::zeroed_slice(device, count)?,
+            entries,
+            tail: 0,
+            head: 0,
+            phase: true,
+        })
+    }
+
+    /// Empties both, for a controller that has been reset.
+    pub(crate) fn clear(&mut self) {
+        for entry in self.completion.iter().flatten() {
+            entry.store(0, Ordering::Relaxed);
+        }
+        (self.tail, self.head, self.phase) = (0, 0, true);
+    }
+
+    pub(crate) const fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Addresses of the submission and the completion ring.
+    pub(crate) const fn addresses(&self) -> (u64, u64) {
+        (self.submission.iova(), self.completion.iova())
+    }
+
+    /// Writes a command; returns the new tail, to be told to the controller. There is room for `entries - 1`
+    /// commands under way, which the caller counts.
+    pub(crate) fn push(&mut self, identifier: u16, command: &Command) -> u16 {
+        if let Some(entry) = self.submission.get_mut(usize::from(self.tail)) {
+            *entry = command.map(u32::to_le);
+            if let Some(first) = entry.first_mut() {
+                *first = (u32::from_le(*first) | u32::from(identifier) << 16).to_le();
+            }
+        }
+        self.tail = self.after(self.tail);
+        self.tail
+    }
+
+    /// The next completion, if it has come, and the new head, to be told to the controller.
+    pub(crate) fn pop(&mut self) -> Option<(Completion, u16)> {
+        let [_, _, _, last] = self.completion.get(usize::from(self.head))?;
+        let word = u32::from_le(last.load(Ordering::Acquire));
+        if phase(word) != self.phase {
+            return None;
+        }
+        self.head = self.after(self.head);
+        self.phase ^= self.head == 0;
+        Some((Completion::from_word(word), self.head))
+    }
+
+    const fn after(&self, index: u16) -> u16 {
+        if index + 1 < self.entries { index + 1 } else { 0 }
+    }
+}

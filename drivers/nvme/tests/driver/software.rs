@@ -1,0 +1,366 @@
+//! An NVMe controller in software, with its own constants (NVM Express Base 2.0c, sections 3.1.3, 3.3.3, 4.1.1,
+//! 5.4, 5.5, 5.17). Its DMA goes through the unit of a model. It acts when a doorbell is rung.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use iommu_client::PciAddress;
+use iommud_tests::model::Model;
+use nvme::Registers;
+
+/// Bytes of a block, by namespace: two of different formats.
+pub(crate) const BLOCK: [usize; 2] = [512, 4096];
+
+/// How it behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manner {
+    /// I/O commands stay where they are until [`Software::let_go`].
+    pub(crate) slow: bool,
+    /// Of what it has, it completes the last first.
+    pub(crate) backwards: bool,
+    /// It completes commands nobody sent.
+    pub(crate) liar: bool,
+    /// It takes no more than this many entries in a queue; 0 for 64.
+    pub(crate) entries: u64,
+}
+
+#[derive(Default)]
+struct Pair {
+    submission: (u64, u32),
+    completion: (u64, u32),
+    head: u32,
+    tail: u32,
+    /// Where the next completion goes, and its phase.
+    put: (u32, bool),
+}
+
+struct State {
+    model: Model,
+    device: PciAddress,
+    manner: Manner,
+    configuration: u32,
+    admin: [u64; 3],
+    pairs: BTreeMap<u32, Pair>,
+    pending: VecDeque<[u32; 16]>,
+    disks: [Vec<u8>; 2],
+    flushes: u32,
+    /// Every address it was told for data, page by page.
+    pages: Vec<u64>,
+    denied: u32,
+    resets: u32,
+}
+
+/// A handle on it; clones name the same one.
+#[derive(Clone)]
+pub(crate) struct Software(Rc<RefCell<State>>);
+
+impl Software {
+    pub(crate) fn new(model: &Model, device: PciAddress, manner: Manner) -> Self {
+        Self(Rc::new(RefCell::new(State {
+            model: model.clone(),
+            device,
+            manner,
+            configuration: 0,
+            admin: [0; 3],
+            pairs: BTreeMap::new(),
+            pending: VecDeque::new(),
+            disks: [vec![0; 4096 * BLOCK[0]], vec![0; 4096 * BLOCK[1]]],
+            flushes: 0,
+            pages: Vec::new(),
+            denied: 0,
+            resets: 0,
+        })))
+    }
+
+    fn state(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+
+    pub(crate) fn set(&self, manner: Manner) {
+        self.state().manner = manner;
+    }
+
+    /// Carries out what it has kept.
+    pub(crate) fn let_go(&self) {
+        self.state().carry_out();
+    }
+
+    pub(crate) fn kept(&self) -> usize {
+        self.state().pending.len()
+    }
+
+    /// Bytes of a namespace, from 1.
+    pub(crate) fn disk(&self, namespace: usize, from: usize, length: usize) -> Vec<u8> {
+        self.state().disks[namespace - 1][from..from + length].to_vec()
+    }
+
+    pub(crate) fn flushes(&self) -> u32 {
+        self.state().flushes
+    }
+
+    pub(crate) fn take_pages(&self) -> Vec<u64> {
+        std::mem::take(&mut self.state().pages)
+    }
+
+    /// DMA that was denied, and resets.
+    pub(crate) fn troubles(&self) -> (u32, u32) {
+        let state = self.state();
+        (state.denied, state.resets)
+    }
+}
+
+impl Registers for Software {
+    fn read32(&self, offset: u64) -> Option<u32> {
+        let state = self.state();
+        match offset {
+            0x14 => Some(state.configuration),
+            0x1c => Some(state.configuration & 1),
+            _ => None,
+        }
+    }
+
+    fn read64(&self, offset: u64) -> Option<u64> {
+        let entries = match self.state().manner.entries {
+            0 => 64,
+            some => some,
+        };
+        // MQES, CQR, TO of 500 ms, DSTRD of 8 bytes, NVM command set.
+        (offset == 0).then_some((entries - 1) | 1 << 16 | 1 << 24 | 1 << 32 | 1 << 37)
+    }
+
+    fn write32(&mut self, offset: u64, value: u32) -> Option<()> {
+        let mut state = self.state();
+        match offset {
+            0x14 => state.configure(value),
+            0x24 => state.admin[0] = value.into(),
+            0x1000.. => {
+                assert_eq!(state.configuration & 1, 1, "a doorbell of a disabled controller");
+                let index = u32::try_from((offset - 0x1000) / 8).unwrap();
+                if index % 2 == 0 {
+                    state.rung(index / 2, value);
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn write64(&mut self, offset: u64, value: u64) -> Option<()> {
+        match offset {
+            0x28 => self.state().admin[1] = value,
+            0x30 => self.state().admin[2] = value,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+const SUCCESS: u32 = 0;
+const INVALID_FIELD: u32 = 0x02;
+const TRANSFER_ERROR: u32 = 0x04;
+const OUT_OF_RANGE: u32 = 0x80;
+const PRP_OFFSET: u32 = 0x13;
+
+impl State {
+    fn configure(&mut self, value: u32) {
+        if value & 1 == 0 {
+            self.resets += self.configuration & 1;
+            self.pairs.clear();
+            self.pending.clear();
+        } else {
+            assert_eq!(value >> 16 & 0xff, 0x46, "entry sizes");
+            let [attributes, submission, completion] = self.admin;
+            let sizes = u32::try_from(attributes).unwrap();
+            let pair = Pair {
+                submission: (submission, (sizes & 0xfff) + 1),
+                completion: (completion, (sizes >> 16 & 0xfff) + 1),
+                put: (0, true),
+                ..Pair::default()
+            };
+            self.pairs.insert(0, pair);
+        }
+        self.configuration = value;
+    }
+
+    fn read(&mut self, iova: u64, length: usize) -> Option<Vec<u8>> {
+        let read = self.model.device_read(self.device, iova, length).ok();
+        self.denied += u32::from(read.is_none());
+        read
+    }
+
+    fn write(&mut self, iova: u64, bytes: &[u8]) -> Option<()> {
+        let written = self.model.device_write(self.device, iova, bytes).ok();
+        self.denied += u32::from(written.is_none());
+        written
+    }
+
+    fn rung(&mut self, queue: u32, tail: u32) {
+        let (base, entries) = self.pairs[&queue].submission;
+        assert!(tail < entries, "a tail outside of the queue");
+        self.pairs.get_mut(&queue).unwrap().tail = tail;
+        while self.pairs[&queue].head != tail {
+            let head = self.pairs[&queue].head;
+            let Some(bytes) = self.read(base + u64::from(head) * 64, 64) else { return };
+            let mut words = [0; 16];
+            for (word, bytes) in words.iter_mut().zip(bytes.chunks(4)) {
+                *word = u32::from_le_bytes(bytes.try_into().unwrap());
+            }
+            self.pairs.get_mut(&queue).unwrap().head = (head + 1) % entries;
+            if queue == 0 {
+                let status = self.administer(&words);
+                self.complete(0, &words, status);
+            } else {
+                self.pending.push_back(words);
+            }
+        }
+        if !self.manner.slow {
+            self.carry_out();
+        }
+    }
+
+    fn carry_out(&mut self) {
+        loop {
+            let next = match self.manner.backwards {
+                true => self.pending.pop_back(),
+                false => self.pending.pop_front(),
+            };
+            let Some(mut words) = next else { return };
+            let status = self.transfer(&words);
+            if self.manner.liar {
+                words[0] = words[0] & 0xffff | 0x7777 << 16;
+            }
+            self.complete(1, &words, status);
+        }
+    }
+
+    fn complete(&mut self, queue: u32, words: &[u32; 16], status: u32) {
+        let pair = self.pairs.get_mut(&queue).unwrap();
+        let (base, entries) = pair.completion;
+        let (at, phase) = pair.put;
+        let head = pair.head;
+        pair.put = if at + 1 < entries { (at + 1, phase) } else { (0, !phase) };
+        let last = status << 17 | u32::from(phase) << 16 | words[0] >> 16;
+        let entry = [0, 0, queue << 16 | head, last];
+        let bytes: Vec<u8> = entry.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.write(base + u64::from(at) * 16, &bytes);
+    }
+
+    fn administer(&mut self, words: &[u32; 16]) -> u32 {
+        let prp1 = address(words, 6);
+        let size = (words[10] >> 16) + 1;
+        match words[0] & 0xff {
+            0x05 => {
+                assert_eq!((words[10] & 0xffff, words[11] & 1), (1, 1));
+                let pair = Pair { completion: (prp1, size), put: (0, true), ..Pair::default() };
+                self.pairs.insert(1, pair);
+                SUCCESS
+            }
+            0x01 => {
+                assert_eq!((words[10] & 0xffff, words[11]), (1, 1 << 16 | 1));
+                self.pairs.get_mut(&1).expect("the completion queue first").submission =
+                    (prp1, size);
+                SUCCESS
+            }
+            0x06 => {
+                let mut page = vec![0; 4096];
+                match (words[10] & 0xff, words[1]) {
+                    (0, id @ (1 | 2)) => {
+                        let block = BLOCK[usize::try_from(id).unwrap() - 1];
+                        page[..8].copy_from_slice(&4096_u64.to_le_bytes());
+                        // The second format of two.
+                        page[26] = 1;
+                        page[134] = u8::try_from(block.trailing_zeros()).unwrap();
+                    }
+                    (1, _) => {
+                        page[4..24].copy_from_slice(b"SW-0001             ");
+                        page[24..64].copy_from_slice(format!("{:40}", "in software").as_bytes());
+                        page[64..72].copy_from_slice(b"1.0     ");
+                        page[77] = 10; // 4 MiB
+                    }
+                    (2, _) => {
+                        page[0] = 1;
+                        page[4] = 2;
+                    }
+                    _ => return INVALID_FIELD,
+                }
+                self.write(prp1, &page).map_or(TRANSFER_ERROR, |()| SUCCESS)
+            }
+            _ => INVALID_FIELD,
+        }
+    }
+
+    fn transfer(&mut self, words: &[u32; 16]) -> u32 {
+        let opcode = words[0] & 0xff;
+        if opcode == 0 {
+            self.flushes += 1;
+            return SUCCESS;
+        }
+        let disk = usize::try_from(words[1]).unwrap() - 1;
+        let first = usize::try_from(address(words, 10)).unwrap();
+        let count = usize::try_from(words[12] & 0xffff).unwrap() + 1;
+        let (from, length) = (first * BLOCK[disk], count * BLOCK[disk]);
+        if from + length > self.disks[disk].len() {
+            return OUT_OF_RANGE;
+        }
+        let pages = match self.pages_of(address(words, 6), address(words, 8), length) {
+            Ok(pages) => pages,
+            Err(status) => return status,
+        };
+        self.pages.extend(pages.iter().map(|(iova, _)| iova));
+        let mut at = from;
+        for (iova, bytes) in pages {
+            let moved = if opcode == 1 {
+                self.read(iova, bytes)
+                    .map(|data| self.disks[disk][at..at + bytes].copy_from_slice(&data))
+            } else {
+                let data = self.disks[disk][at..at + bytes].to_vec();
+                self.write(iova, &data)
+            };
+            if moved.is_none() {
+                return TRANSFER_ERROR;
+            }
+            at += bytes;
+        }
+        SUCCESS
+    }
+
+    /// The pages that two addresses stand for (4.1.1).
+    fn pages_of(&mut self, prp1: u64, prp2: u64, length: usize) -> Result<Vec<(u64, usize)>, u32> {
+        let room = 4096 - usize::try_from(prp1 % 4096).unwrap();
+        let mut pages = vec![(prp1, length.min(room))];
+        let mut left = length.saturating_sub(room);
+        if left == 0 {
+            return Ok(pages);
+        }
+        if left <= 4096 {
+            return if prp2.is_multiple_of(4096) {
+                pages.push((prp2, left));
+                Ok(pages)
+            } else {
+                Err(PRP_OFFSET)
+            };
+        }
+        let mut list = prp2;
+        while left > 0 {
+            let entry =
+                u64::from_le_bytes(self.read(list, 8).ok_or(TRANSFER_ERROR)?.try_into().unwrap());
+            // Only the first list may begin inside of a page: every entry is a page, of data or of entries.
+            if !entry.is_multiple_of(4096) {
+                return Err(PRP_OFFSET);
+            }
+            if list % 4096 == 4088 && left > 4096 {
+                list = entry;
+                continue;
+            }
+            pages.push((entry, left.min(4096)));
+            left = left.saturating_sub(4096);
+            list += 8;
+        }
+        Ok(pages)
+    }
+}
+
+fn address(words: &[u32; 16], at: usize) -> u64 {
+    u64::from(words[at]) | u64::from(words[at + 1]) << 32
+}

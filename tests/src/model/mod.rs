@@ -1,0 +1,157 @@
+//! A machine in this process for drivers to be tested on: the whole server over a software VT-d unit (or none),
+//! a way to it for `iommu_client::Connection`, and DMA as a device would do it.
+//!
+//! ```
+//! use iommu_client::{BufferOptions, Device};
+//! use iommud_tests::model::Model;
+//!
+//! let model = Model::new();
+//! let connection = model.connection();
+//! let device = Device::open(&connection, "0000--00--04.0")?;
+//! let permission = device.attach()?;
+//! let mut buffer = device.allocate(4096, BufferOptions::default())?;
+//! buffer.write(0, b"hello")?;
+//! assert_eq!(model.device_read(device.address(), buffer.iova(), 5), Ok(b"hello".to_vec()));
+//!
+//! // An address that was not granted: denied, and told to the owner.
+//! assert!(model.device_write(device.address(), 0x0dea_d000, &[1]).is_err());
+//! assert_eq!(device.next_fault()?.unwrap().address, Some(0x0dea_d000));
+//! # let _ = permission;
+//! # Ok::<(), iommu_client::Error>(())
+//! ```
+
+mod memory;
+mod transport;
+mod world;
+
+use std::panic::resume_unwind;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use iommu_client::Connection;
+use iommu_protocol::ids::PciAddress;
+
+pub use transport::InProcess;
+pub use world::Counts;
+use world::World;
+
+type Job = Box<dyn FnOnce(&mut World) + Send>;
+
+/// The devices of every model.
+pub const DEVICES: [&str; 3] = ["0000--00--03.0", "0000--00--04.0", "0000--00--05.0"];
+
+/// A machine with a running server. Clones name the same one; the last to go ends it, and fails if a rule of
+/// the hardware was broken.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    jobs: Mutex<Option<Sender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Model {
+    /// A machine whose unit confines its devices.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::start(true)
+    }
+
+    /// A machine without a unit: nothing is confined, addresses are bus addresses.
+    #[must_use]
+    pub fn without_unit() -> Self {
+        Self::start(false)
+    }
+
+    fn start(unit: bool) -> Self {
+        let (sender, jobs) = channel::<Job>();
+        // The server has one thread, and what it is made of never leaves it.
+        let thread = std::thread::spawn(move || {
+            let mut world = World::new(unit);
+            for job in jobs {
+                job(&mut world);
+            }
+            world.end();
+        });
+        Self(Arc::new(Inner { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Lets the server's thread do something, and waits for it.
+    fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut World) -> R + Send + 'static) -> R {
+        let (sender, answer) = channel();
+        let job: Job = Box::new(move |world| {
+            let _ = sender.send(job(world));
+        });
+        let sent = self.0.jobs.lock().unwrap().as_ref().unwrap().send(job);
+        assert!(sent.is_ok(), "the model has ended");
+        answer.recv().expect("the model has failed")
+    }
+
+    /// A way to the server, as of a process of its own.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        Connection::over(self.transport())
+    }
+
+    /// What [`Model::connection`] is made of, for a test that stands in between.
+    #[must_use]
+    pub fn transport(&self) -> InProcess {
+        InProcess::new(self.clone())
+    }
+
+    /// A device reads `length` bytes at `iova`.
+    ///
+    /// # Errors
+    /// Why the unit denies it; it has recorded the fault.
+    pub fn device_read(
+        &self,
+        device: PciAddress,
+        iova: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, String> {
+        self.ask(move |world| world.device_read(device, iova, length))
+    }
+
+    /// A device writes at `iova`.
+    ///
+    /// # Errors
+    /// As [`Model::device_read`]; pages before the one that is denied are written.
+    pub fn device_write(&self, device: PciAddress, iova: u64, bytes: &[u8]) -> Result<(), String> {
+        let bytes = bytes.to_vec();
+        self.ask(move |world| world.device_write(device, iova, &bytes))
+    }
+
+    /// Everything that a device reaches now, by the unit's tables or its caches: first and last address.
+    #[must_use]
+    pub fn reach(&self, device: PciAddress) -> Vec<(u64, u64)> {
+        self.ask(move |world| world.reach(device))
+    }
+
+    /// All processes die at once: the server closes their handles as an operating system does.
+    pub fn kill_clients(&self) {
+        self.ask(World::kill_clients);
+    }
+
+    /// What clients and unit have done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.ask(|world| world.counts())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.jobs.get_mut().unwrap().take());
+        let ended = self.thread.get_mut().unwrap().take().map_or(Ok(()), JoinHandle::join);
+        if let (Err(panic), false) = (ended, std::thread::panicking()) {
+            resume_unwind(panic);
+        }
+    }
+}
