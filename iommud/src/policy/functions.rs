@@ -18,6 +18,20 @@ use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
 
 impl Registry {
+    /// Notes that a function was driven when an earlier server ended. Its group is blocked until it was
+    /// attached and detached. Call it between the first walk and the first [`Event::UnitReady`]: it writes no
+    /// entry. False when the function is not known, or when a unit translates already.
+    ///
+    /// [`Event::UnitReady`]: crate::policy::Event::UnitReady
+    pub fn cut_off(&mut self, address: PciAddress) -> bool {
+        if !self.machine.units.iter().all(|unit| matches!(unit, Unit::Parsed)) {
+            return false;
+        }
+        let Some((index, _)) = self.machine.find(address) else { return false };
+        self.machine.set_cut(index, true);
+        true
+    }
+
     pub(super) fn function_added(
         &self,
         draft: &mut Draft,

@@ -28,7 +28,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// # Errors
     /// A function is there already, or its entry cannot be written: then the unit goes on denying it.
     pub fn function_arrived(&mut self, function: PciFunction) -> Result<(), Refusal> {
-        self.run(&Event::FunctionAdded(function)).map(|_| ())
+        self.run(&Event::FunctionAdded(function))?;
+        // What was driven at this address was another device.
+        self.settle(function.address);
+        Ok(())
     }
 
     /// Cuts a function off that is gone. Its sessions stay open and are refused everything.

@@ -9,6 +9,7 @@ use crate::addr::PhysRange;
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
 use crate::policy::{Config, Event, Outcome, Refused, Registry, UnitIndex};
+use crate::server::driven::Driven;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::{Counts, Server};
@@ -137,6 +138,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Puts every function under its group's policy and then turns translation on, unit by unit. When this
     /// returns the scheme may be announced.
     pub fn start(startup: Startup<U, B>) -> Self {
+        Self::start_after(startup, Driven::default())
+    }
+
+    /// As [`Server::start`], after an earlier server: functions that it left driven are blocked, whatever
+    /// policy says, until an owner attaches and detaches them.
+    pub fn start_after(startup: Startup<U, B>, driven: Driven) -> Self {
         let quotas = startup.config.quotas;
         let Startup { config, table, firmware, units, functions, ram, own, left, memory, buffers } =
             startup;
@@ -156,6 +163,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             handles: Handles::new(quotas.handles),
             faults: Faults::new(quotas.faults),
             machine: Machine { table, anomalies, units },
+            driven,
             counts: Counts::default(),
         };
         for range in left {
@@ -168,6 +176,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn bring_up(&mut self, functions: &[PciFunction]) {
         for function in functions {
             self.run_to_the_end(&Event::FunctionAdded(*function));
+        }
+        for function in self.driven.iter() {
+            if self.registry.cut_off(function) {
+                log::warn!("{function}: driven when an earlier server ended: blocked");
+            }
         }
         for index in 0..self.machine.units.len() {
             let Ok(number) = u32::try_from(index) else { break };
@@ -219,6 +232,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// As [`Server::run`], for those who must know what exactly was refused.
     pub(super) fn run_marked(&mut self, event: &Event) -> Result<Outcome, Failed> {
+        self.note_before(event)
+            .map_err(|refusal| Failed { refused: refusal.into(), quarantined: false })?;
+        let outcome = self.carry_out(event);
+        self.settle_after(event);
+        outcome
+    }
+
+    fn carry_out(&mut self, event: &Event) -> Result<Outcome, Failed> {
         let plan = self
             .registry
             .decide(event)

@@ -6,12 +6,14 @@
 
 mod call;
 mod decode;
+mod driven;
 mod faults;
 mod handles;
 mod hotplug;
 mod machine;
 mod text;
 
+pub use driven::{Driven, Notes};
 pub use handles::Handle;
 pub use machine::{Startup, TableState, UnitStart, UnitState};
 
@@ -71,6 +73,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     handles: Handles,
     faults: Faults,
     machine: Machine,
+    driven: Driven,
     counts: Counts,
 }
 

@@ -2,15 +2,17 @@
 //! device does goes through the unit.
 
 mod client;
+mod notes;
 mod snapshot;
 
 pub use client::request;
+pub use notes::SharedNotes;
 pub use snapshot::Snapshot;
 
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::policy::Config;
-use iommud::server::{Server, Startup, TableState, UnitStart};
+use iommud::server::{Driven, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 
@@ -64,6 +66,8 @@ pub struct Stack<T: UnderTest> {
     /// The setup it was started with.
     pub setup: Setup,
     registers: Vec<PhysRange>,
+    /// What the server notes for the next one.
+    pub notes: SharedNotes,
 }
 
 fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
@@ -101,22 +105,28 @@ impl<T: UnderTest> Stack<T> {
             subjects.get(index).or(subjects.last()).unwrap().add(&machine);
         }
         prepare(&machine);
-        let server = Self::serve(subjects, &setup, &machine);
+        let notes = SharedNotes::default();
+        let server = Self::serve(subjects, &setup, &machine, &notes);
         let units = firmware(subjects, &setup).units.into_iter();
         let registers = units.filter_map(|unit| unit.registers.ok()).collect();
-        Self { machine, server, setup, registers }
+        Self { machine, server, setup, registers, notes }
     }
 
     /// Ends the server without a word, as a crash does, and starts another one on the machine as it is.
     #[must_use]
     pub fn restart(self, subjects: &[T]) -> Self {
-        let Self { machine, server, setup, registers } = self;
+        let Self { machine, server, setup, registers, notes } = self;
         drop(server);
-        let server = Self::serve(subjects, &setup, &machine);
-        Self { machine, server, setup, registers }
+        let server = Self::serve(subjects, &setup, &machine, &notes);
+        Self { machine, server, setup, registers, notes }
     }
 
-    fn serve(subjects: &[T], setup: &Setup, machine: &Machine) -> Server<T::Unit, Buffers> {
+    fn serve(
+        subjects: &[T],
+        setup: &Setup,
+        machine: &Machine,
+        notes: &SharedNotes,
+    ) -> Server<T::Unit, Buffers> {
         let firmware = firmware(subjects, setup);
         let mut memory = machine.tables();
         let units = (0..firmware.units.len())
@@ -132,7 +142,7 @@ impl<T: UnderTest> Stack<T> {
         if !setup.take_memory {
             own.push(setup.layout.buffers);
         }
-        Server::start(Startup {
+        let startup = Startup {
             config: setup.config.clone(),
             table: TableState::Parsed(T::TABLE),
             firmware,
@@ -143,7 +153,8 @@ impl<T: UnderTest> Stack<T> {
             left: ranges(&setup.left),
             memory,
             buffers: machine.buffers(),
-        })
+        };
+        Server::start_after(startup, Driven::new(notes.noted(), Box::new(notes.clone())))
     }
 
     /// First byte and length of the registers of each unit.

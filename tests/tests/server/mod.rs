@@ -7,6 +7,7 @@ mod lives;
 mod policies;
 mod quotas;
 mod ranges;
+mod restarts;
 mod story;
 mod units;
 

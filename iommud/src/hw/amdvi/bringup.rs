@@ -9,14 +9,28 @@ use super::command::Commands;
 use super::device::DeviceTable;
 use super::log::Log;
 use super::port::Port;
+use super::spec::ADDRESS_BITS;
 use super::spec::capability::{Features, HeaderFlags, host_levels};
 use super::spec::command;
 use super::spec::registers::{self, Control, Status};
 use super::unit::{AmdUnit, State};
+use crate::addr::PhysAddr;
 use crate::hw::seams::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
 use crate::topology::firmware::{UnitDescription, UnitKind};
+
+/// Where a unit was told that its device table, command ring and logs are (48882 section 3.4.1). Of whoever
+/// owned it last; whether it uses them is not looked at.
+pub fn addresses_told(registers: &mut impl RegisterIo) -> [PhysAddr; 4] {
+    [
+        registers::DEVICE_TABLE_BASE,
+        registers::COMMAND_BASE,
+        registers::EVENT_BASE,
+        registers::PPR_BASE,
+    ]
+    .map(|register| PhysAddr(registers.read64(register) & ADDRESS_BITS))
+}
 
 /// All that a unit runs, but for its translation.
 const RINGS: Control = Control::COMMANDS.union(Control::EVENT_LOG);

@@ -31,6 +31,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use bringup::addresses_told;
 pub use capability::Capability;
 pub use format::AmdFormat;
 pub use unit::AmdUnit;

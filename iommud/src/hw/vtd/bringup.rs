@@ -31,8 +31,17 @@ use crate::hw::unit::UnitError;
 /// Levels 3, 4 and 5 in SAGAW.
 const USABLE_WIDTHS: u8 = 0b1110;
 
+/// Addresses in registers: bits 63:12.
+const ADDRESS: u64 = !0xfff;
+
 /// The widest physical address that tables can hold.
 const MOST_HOST_BITS: u8 = 52;
+
+/// Where a unit was told that its root table and its queue are (sections 11.4.5 and 11.4.9.3). Of
+/// whoever owned it last; whether it uses them is not looked at.
+pub fn addresses_told(registers: &mut impl RegisterIo) -> [PhysAddr; 2] {
+    [ROOT_TABLE, QUEUE_ADDRESS].map(|register| PhysAddr(registers.read64(register) & ADDRESS))
+}
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     /// Takes a unit over as far as taking entries. `host_bits` is the host address width that firmware

@@ -23,5 +23,6 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use bringup::addresses_told;
 pub use spec::SecondStage;
 pub use unit::VtdUnit;

@@ -2,6 +2,7 @@
 //! process owns the units. Registers come through `/dev/mem`, configuration space and tables through sysfs,
 //! memory from huge pages with known addresses, and clients through a Unix socket.
 
+mod keeper;
 mod machine;
 pub mod memory;
 mod options;

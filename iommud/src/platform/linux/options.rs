@@ -18,11 +18,16 @@ usage: iommud [options]
                      with pages of 2 MiB (default /dev/hugepages/iommud)
   --socket PATH      where clients connect (default /run/iommu.sock)
   --wire-log FILE    every byte to and from clients, in hexadecimal
+  --keep             run the server as a child and start another when it dies
+
 
 The socket appears when every device is under its policy. SIGTERM and SIGINT
 end the server: sessions are closed, their devices go back under policy, units
 go on translating, and the memory stays taken. The next iommud takes as much
-again, takes the units over, and then gives the old memory back.
+again, takes the units over, and then gives the old memory back. It does so too
+after a server that was killed: --keep starts it. A device that was attached
+then is blocked until its driver attaches it again. SIGTERM to the keeper ends
+both; a server whose keeper dies ends as by SIGTERM.
 exit: 0 ended by a signal, 1 could not run, 2 usage";
 
 /// What the command line says.
@@ -34,6 +39,20 @@ pub(super) struct Options {
     pub(super) memory_dir: PathBuf,
     pub(super) socket: PathBuf,
     pub(super) wire_log: Option<PathBuf>,
+    pub(super) role: Role,
+    /// All words but `--keep`, as they were given: what the keeper starts servers with.
+    pub(super) words: Vec<OsString>,
+}
+
+/// What the process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The server, on its own.
+    Server,
+    /// The keeper.
+    Keeper,
+    /// The server of the keeper with this process id.
+    Kept(i32),
 }
 
 impl Default for Options {
@@ -44,6 +63,8 @@ impl Default for Options {
             memory_dir: "/dev/hugepages/iommud".into(),
             socket: "/run/iommu.sock".into(),
             wire_log: None,
+            role: Role::Server,
+            words: Vec::new(),
         }
     }
 }
@@ -56,7 +77,9 @@ impl Options {
     pub(super) fn parse(
         words: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {
-        let mut options = Self::default();
+        let words: Vec<OsString> = words.into_iter().collect();
+        let kept = words.iter().filter(|word| *word != "--keep").cloned().collect();
+        let mut options = Self { words: kept, ..Self::default() };
         let mut parser = lexopt::Parser::from_args(words);
         while let Some(word) = parser.next()? {
             match word {
@@ -65,6 +88,9 @@ impl Options {
                 Long("memory-dir") => options.memory_dir = parser.value()?.into(),
                 Long("socket") => options.socket = parser.value()?.into(),
                 Long("wire-log") => options.wire_log = Some(parser.value()?.into()),
+                Long("keep") => options.role = Role::Keeper,
+                // The keeper's own: not for the command line.
+                Long("kept-by") => options.role = Role::Kept(parser.value()?.parse()?),
                 Long("help") => return Ok(None),
                 other => return Err(other.unexpected()),
             }
@@ -97,14 +123,23 @@ mod tests {
     fn every_option_has_its_place() {
         assert_eq!(parse("").unwrap(), Some(Options::default()));
         let all = "--policy p --memory 3M --memory-dir d --socket=s --wire-log w";
+        let words: Vec<OsString> = all.split(' ').map(OsString::from).collect();
         let expected = Options {
             policy: Some("p".into()),
             memory: 3 << 20,
             memory_dir: "d".into(),
             socket: "s".into(),
             wire_log: Some("w".into()),
+            role: Role::Server,
+            words,
         };
         assert_eq!(parse(all).unwrap(), Some(expected));
+        let keeper = parse("--memory 3M --keep").unwrap().unwrap();
+        assert_eq!(
+            (keeper.role, keeper.words),
+            (Role::Keeper, vec!["--memory".into(), "3M".into()])
+        );
+        assert_eq!(parse("--kept-by 7").unwrap().unwrap().role, Role::Kept(7));
         assert_eq!(parse("--help").unwrap(), None);
         for bad in ["x", "--memory", "--what", "--memory 1T", "--memory 0", "--memory -1"] {
             assert!(parse(bad).is_err(), "{bad}");

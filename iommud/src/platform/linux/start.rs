@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! signals blocked -> policy file, memory map, functions and table read
-//!  -> leftovers of an earlier server found, memory taken
+//!  -> leftovers of earlier servers found; those that no unit can be using given back; memory taken
+//!  -> note that units may use this server's tables
 //!  -> every unit brought up: queues run, translation as it was found
-//!  -> Server::start: every function under its group's policy, then translation on, unit by unit
+//!  -> Server::start_after: functions that were driven cut off, every other function under its group's policy, then translation on, unit by unit
 //!  -> leftovers given back, if no unit can still be using them
 //!  -> socket bound
 //! ```
@@ -15,9 +16,10 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::keeper;
 use super::machine;
-use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, Taken};
-use super::options::{Options, USAGE};
+use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, NotesPage, Taken};
+use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
 use super::ram::{RamError, system_ram};
 use super::signals;
@@ -29,7 +31,7 @@ use crate::hw::Unit;
 use crate::platform::units::{self, AmdVi, Family, Vtd};
 use crate::platform::{Registers, logger};
 use crate::policy::Config;
-use crate::server::{Server, Startup, TableState};
+use crate::server::{Driven, Server, Startup, TableState};
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
@@ -42,6 +44,7 @@ enum StartError {
     WireLog(PathBuf, io::Error),
     Socket(PathBuf, io::Error),
     Signals(io::Error),
+    Keeper(io::Error),
     Loop(io::Error),
 }
 
@@ -55,6 +58,7 @@ impl std::fmt::Display for StartError {
             Self::WireLog(path, error) => write!(f, "wire log {}: {error}", path.display()),
             Self::Socket(path, error) => write!(f, "socket {}: {error}", path.display()),
             Self::Signals(error) => write!(f, "signals: {error}"),
+            Self::Keeper(error) => write!(f, "keeper: {error}"),
             Self::Loop(error) => write!(f, "loop: {error}"),
         }
     }
@@ -89,7 +93,14 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(&options) {
+    let ended = match options.role {
+        Role::Server => run(&options),
+        Role::Keeper => return keeper::keep(&options.words),
+        Role::Kept(keeper) => {
+            keeper::follow(keeper).map_err(StartError::Keeper).and_then(|()| run(&options))
+        }
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
@@ -123,9 +134,15 @@ fn serve<U: Family>(
     wire: WireLog,
     machine: Machine,
 ) -> Result<(), StartError> {
-    let (directory, left) = HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
-    let memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
-    let server = start::<U>(config, machine, memory, left);
+    let (directory, mut left) =
+        HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
+    if let Some(told) = units::addresses_told::<U>(&machine.firmware, Registers::map) {
+        left.give_back_unknown(&told);
+    }
+    let (notes, page) = directory.notes().map_err(StartError::Memory)?;
+    let mut memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
+    memory.ranges.push(page);
+    let server = start::<U>(config, machine, memory, left, notes).map_err(StartError::Memory)?;
     let mut transport = Transport::new(server, wire);
     transport.stop_on(stop);
     let listener = Listener::bind(&options.socket)
@@ -171,10 +188,12 @@ fn start<U: Family>(
     config: Config,
     machine: Machine,
     memory: Taken<HugeDirectory>,
-    left: LeftOver,
-) -> LinuxServer<U> {
+    mut left: LeftOver,
+    notes: NotesPage,
+) -> Result<LinuxServer<U>, DirectoryError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = memory;
+    left.note_ours()?;
     let mut around = units::Surroundings {
         firmware: &firmware,
         space: &mut space,
@@ -184,7 +203,8 @@ fn start<U: Family>(
     let descriptions = firmware.units.iter().enumerate();
     let units =
         descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
-    let mut server = Server::start(Startup {
+    let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes));
+    let startup = Startup {
         config,
         table,
         firmware,
@@ -192,28 +212,32 @@ fn start<U: Family>(
         functions,
         ram,
         own: ranges,
-        left: left.ranges().to_vec(),
+        left: left.ranges(),
         memory: tables,
         buffers,
-    });
+    };
+    let mut server = Server::start_after(startup, driven);
     give_back(&mut server, left);
-    server
+    Ok(server)
 }
 
 /// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
 /// not may still translate through the old ones: then they stay, out of every device's reach.
 fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver) {
-    if left.ranges().is_empty() {
-        return;
-    }
+    let ranges = left.ranges();
     if !server.all_units_enabled() {
-        log::warn!("a unit is not enabled: memory of an earlier server is kept from all devices");
+        if !ranges.is_empty() {
+            log::warn!(
+                "a unit is not enabled: memory of an earlier server is kept from all devices"
+            );
+        }
         return;
     }
-    let ranges = left.ranges().to_vec();
     left.remove();
-    for range in ranges {
-        server.memory_returned(range);
+    for range in &ranges {
+        server.memory_returned(*range);
     }
-    log::info!("memory of an earlier server given back");
+    if !ranges.is_empty() {
+        log::info!("memory of an earlier server given back");
+    }
 }

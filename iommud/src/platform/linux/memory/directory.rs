@@ -1,5 +1,6 @@
 //! A directory of a hugetlbfs: where pages come from, and where those of an earlier server are found.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,8 +11,8 @@ use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::fs::{fallocate, flock, fstatfs, ftruncate, openat, unlinkat};
 
 use super::pagemap::{PagemapError, physical_address};
-use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, Page, PageSource};
-use crate::addr::PhysRange;
+use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, NotesPage, Page, PageSource};
+use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::mapping::{Mapping, Sharing};
 
 /// File system type of hugetlbfs (statfs(2), HUGETLBFS_MAGIC).
@@ -62,13 +63,27 @@ pub struct HugeDirectory {
     serial: u32,
 }
 
-/// Pages that an earlier server left. Units may still translate through them.
+/// Pages that earlier servers left. Units may still translate through them.
 #[derive(Debug)]
 pub struct LeftOver {
     directory: OwnedFd,
-    names: Vec<String>,
-    ranges: Vec<PhysRange>,
+    notes: NotesPage,
+    /// Number of the server that runs.
+    ours: u32,
+    files: Vec<File>,
 }
+
+/// A file that a server left.
+#[derive(Debug, PartialEq, Eq)]
+struct File {
+    name: String,
+    server: u32,
+    /// `None` when it was cut to nothing.
+    range: Option<PhysRange>,
+}
+
+/// The file of the notes.
+const NOTES: &str = "driven";
 
 impl HugeDirectory {
     /// Opens `path`, making the directory when it is missing, and lists what an earlier server left.
@@ -99,9 +114,27 @@ impl HugeDirectory {
         }
         let found = list(path).map_err(unusable)?;
         let server = found.iter().map(|(_, server)| server + 1).max().unwrap_or(0);
-        let names = found.into_iter().map(|(name, _)| name).collect();
         let ours = Self { directory: directory.try_clone().map_err(unusable)?, server, serial: 0 };
-        Ok((ours, LeftOver::find(directory, names)?))
+        let (notes, _) = ours.notes()?;
+        let files = files(&directory, found)?;
+        Ok((ours, LeftOver { directory, notes, ours: server, files }))
+    }
+
+    /// The notes of driven functions, and where they are in memory. They are made when there are none.
+    ///
+    /// # Errors
+    /// `Unusable`, with `InvalidData` when the file holds something else; `NoPages`; `Address`.
+    pub fn notes(&self) -> Result<(NotesPage, PhysRange), DirectoryError> {
+        let unusable = |error: io::Error| DirectoryError::Unusable(NOTES.into(), error);
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = openat(&self.directory, NOTES, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| unusable(error.into()))?;
+        // A server that died before this left a file of no length.
+        fallocate(&file, FallocateFlags::empty(), 0, HUGE_PAGE)
+            .map_err(|_| DirectoryError::NoPages { taken: 0 })?;
+        let (mapping, range) = map(&file)?;
+        let notes = NotesPage::new(mapping, Some(file));
+        Ok((notes.ok_or_else(|| unusable(io::ErrorKind::InvalidData.into()))?, range))
     }
 
     fn create(&mut self) -> Result<(OwnedFd, String), io::Error> {
@@ -172,34 +205,87 @@ impl PageSource for HugeDirectory {
 }
 
 impl LeftOver {
-    fn find(directory: OwnedFd, names: Vec<String>) -> Result<Self, DirectoryError> {
-        let mut ranges = Vec::new();
-        for name in &names {
-            let unusable =
-                |error: rustix::io::Errno| DirectoryError::Unusable(name.into(), error.into());
-            let flags = OFlags::RDWR | OFlags::CLOEXEC;
-            let file = openat(&directory, name, flags, Mode::empty()).map_err(unusable)?;
-            if rustix::fs::fstat(&file).map_err(unusable)?.st_size != 0 {
-                ranges.push(map(&file)?.1);
-            }
+    /// Gives the memory of servers back that no unit can be using: those that died before they swapped a
+    /// root table, and whose queues no unit has. `told` are the addresses in the registers of all units.
+    ///
+    /// A server that swapped a root table is known by its note, not by its registers: they may have its
+    /// address already while the unit still uses the old table, or what it has cached of it.
+    pub fn give_back_unknown(&mut self, told: &[PhysAddr]) {
+        let noted = self.notes.servers().collect();
+        let unknown = unknown_servers(&self.files, &noted, told);
+        let (gone, kept) = std::mem::take(&mut self.files)
+            .into_iter()
+            .partition(|file| unknown.contains(&file.server));
+        self.files = kept;
+        self.unlink(&gone);
+        if !gone.is_empty() {
+            log::info!("{} files of servers that never drove a unit given back", gone.len());
         }
-        Ok(Self { directory, names, ranges })
+    }
+
+    /// Notes that units may use tables of the server that runs, before the first is told.
+    ///
+    /// # Errors
+    /// `NoPages` when there is no room for the note, which no number of servers brings about.
+    pub fn note_ours(&mut self) -> Result<(), DirectoryError> {
+        if self.notes.set_server(self.ours, true) {
+            Ok(())
+        } else {
+            Err(DirectoryError::NoPages { taken: 0 })
+        }
     }
 
     /// The memory, which no device may reach as long as a unit may use it.
     #[must_use]
-    pub fn ranges(&self) -> &[PhysRange] {
-        &self.ranges
+    pub fn ranges(&self) -> Vec<PhysRange> {
+        self.files.iter().filter_map(|file| file.range).collect()
     }
 
     /// Gives the memory back to the system. The caller knows that no unit uses it any more.
-    pub fn remove(self) {
-        for name in &self.names {
+    pub fn remove(mut self) {
+        self.unlink(&self.files);
+        let others: Vec<u32> = self.notes.servers().filter(|server| *server != self.ours).collect();
+        for server in others {
+            self.notes.set_server(server, false);
+        }
+    }
+
+    fn unlink(&self, files: &[File]) {
+        for File { name, .. } in files {
             if let Err(error) = unlinkat(&self.directory, name, AtFlags::empty()) {
                 log::warn!("memory of an earlier server stays: {name}: {error}");
             }
         }
     }
+}
+
+/// The servers that left no note and none of whose pages has one of these addresses.
+fn unknown_servers(files: &[File], noted: &BTreeSet<u32>, told: &[PhysAddr]) -> BTreeSet<u32> {
+    let holds = |file: &File| {
+        file.range.is_some_and(|range| {
+            told.iter().any(|address| (range.first()..=range.last()).contains(address))
+        })
+    };
+    let mut known = noted.clone();
+    known.extend(files.iter().filter(|file| holds(file)).map(|file| file.server));
+    files.iter().map(|file| file.server).filter(|server| !known.contains(server)).collect()
+}
+
+fn files(directory: &OwnedFd, names: Vec<(String, u32)>) -> Result<Vec<File>, DirectoryError> {
+    let mut files = Vec::new();
+    for (name, server) in names {
+        let unusable =
+            |error: rustix::io::Errno| DirectoryError::Unusable((&name).into(), error.into());
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let file = openat(directory, &name, flags, Mode::empty()).map_err(unusable)?;
+        let empty = rustix::fs::fstat(&file).map_err(unusable)?.st_size == 0;
+        // A file without memory behind it was left by a server that died when it took the page: mapping it
+        // would take one now.
+        let blocks = rustix::fs::fstat(&file).map_err(unusable)?.st_blocks;
+        let range = if empty || blocks == 0 { None } else { Some(map(&file)?.1) };
+        files.push(File { name, server, range });
+    }
+    Ok(files)
 }
 
 fn map(file: &OwnedFd) -> Result<(Mapping, PhysRange), DirectoryError> {
@@ -216,6 +302,9 @@ fn list(path: &Path) -> io::Result<Vec<(String, u32)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
+        if name == NOTES {
+            continue;
+        }
         match name.to_str().and_then(|name| Some((name.to_owned(), parse_name(name)?))) {
             Some(file) => found.push(file),
             None => log::warn!("{}: not a file of iommud: {}", path.display(), name.display()),
@@ -246,6 +335,33 @@ mod tests {
         {
             assert_eq!(parse_name(bad), None, "{bad}");
         }
+    }
+
+    /// A server that died before it told a unit anything is unknown; one page of a server that is known
+    /// keeps all of it.
+    #[test]
+    fn servers_are_known_by_their_note_or_any_of_their_pages() {
+        let file = |server: u32, serial: u32, first: Option<u64>| File {
+            name: format!("{server:08x}-{serial:08x}"),
+            server,
+            range: first.and_then(|first| PhysRange::new(PhysAddr(first), HUGE_PAGE)),
+        };
+        let files = [
+            file(1, 0, Some(0x20_0000)),
+            file(1, 1, Some(0x80_0000)),
+            file(2, 0, Some(0x40_0000)),
+            file(2, 1, None),
+            file(3, 0, Some(0x60_0000)),
+        ];
+        let unknown = |noted: &[u32], told: &[u64]| -> Vec<u32> {
+            let told: Vec<_> = told.iter().copied().map(PhysAddr).collect();
+            let noted = noted.iter().copied().collect();
+            unknown_servers(&files, &noted, &told).into_iter().collect()
+        };
+        assert_eq!(unknown(&[], &[]), [1, 2, 3]);
+        assert_eq!(unknown(&[], &[0x9f_f000, 0, 0x1f_f000]), [2, 3]);
+        assert!(unknown(&[], &[0x20_0000, 0x40_0000, 0x7f_ffff]).is_empty());
+        assert_eq!(unknown(&[2, 7], &[0x20_0000]), [3]);
     }
 
     #[test]

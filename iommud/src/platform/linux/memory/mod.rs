@@ -10,7 +10,8 @@
 //! physical address as long as its file exists. The files are not removed when the process ends, in
 //! whatever way it does: hardware may go on using tables and buffers, and as long as their files exist the
 //! kernel gives their memory to nobody. The next server takes the units over and then removes them
-//! ([`LeftOver`]).
+//! ([`LeftOver`]). What no unit was ever told of, because its server died before, it removes first: servers
+//! that die one after the other do not use the memory up.
 //!
 //! A client maps its buffer through a writable descriptor of the buffer's files. With it a hostile client
 //! could cut a file while its device still reaches the page, and the kernel would give the page to somebody
@@ -18,12 +19,14 @@
 
 mod buffers;
 mod directory;
+mod notes;
 mod pagemap;
 
 use std::os::fd::OwnedFd;
 
 pub use buffers::HugeBuffers;
 pub use directory::{DirectoryError, HugeDirectory, LeftOver};
+pub use notes::NotesPage;
 pub use pagemap::PagemapError;
 
 use crate::addr::{PhysAddr, PhysRange};

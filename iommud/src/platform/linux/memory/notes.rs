@@ -1,0 +1,164 @@
+//! The notes of servers to the next one: one huge page in a file of its own, which the death of a server
+//! leaves as it is, and a new start of the machine does not. It names the functions that are driven (see
+//! [`crate::server::Notes`]) and the servers whose tables a unit may use.
+//!
+//! ```text
+//! word 0     "iommudn1"
+//! word 1..   0, or bit 63 | segment << 16 | requester id, or bit 62 | number of a server
+//! ```
+
+use std::os::fd::OwnedFd;
+
+use iommu_protocol::ids::{PciAddress, RequesterId};
+
+use super::HUGE_PAGE_LENGTH;
+use crate::platform::mapping::Mapping;
+use crate::server::Notes;
+
+/// The first word.
+const MARK: u64 = u64::from_le_bytes(*b"iommudn1");
+
+/// A word that names a function.
+const NAMED: u64 = 1 << 63;
+
+/// A word that names a server.
+const SERVER: u64 = 1 << 62;
+
+/// The page, mapped.
+#[derive(Debug)]
+pub struct NotesPage {
+    mapping: Mapping,
+    /// Keeps the file open as long as the page is written to.
+    _file: Option<OwnedFd>,
+}
+
+impl NotesPage {
+    /// The page that `mapping`, of 2 MiB, shows; a page of zeros becomes one without notes. `None` when
+    /// something else was written there.
+    #[must_use]
+    pub fn new(mut mapping: Mapping, file: Option<OwnedFd>) -> Option<Self> {
+        match mapping.read64(0)? {
+            0 => mapping.write64(0, MARK),
+            MARK => {}
+            _ => return None,
+        }
+        Some(Self { mapping, _file: file })
+    }
+
+    /// Every function that is noted.
+    pub fn noted(&self) -> impl Iterator<Item = PciAddress> + '_ {
+        self.words().filter_map(|(_, word)| function_of(word))
+    }
+
+    /// Every server that is noted.
+    pub fn servers(&self) -> impl Iterator<Item = u32> + '_ {
+        let server = |word: u64| u32::try_from(word & !SERVER).ok();
+        self.words().filter(|(_, word)| word >> 62 == 1).filter_map(move |(_, word)| server(word))
+    }
+
+    /// Notes that a unit may use tables of this server, or no longer. False when there is no room.
+    pub fn set_server(&mut self, server: u32, rooted: bool) -> bool {
+        self.set_word(SERVER | u64::from(server), rooted)
+    }
+
+    fn words(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        (8..HUGE_PAGE_LENGTH)
+            .step_by(8)
+            .map_while(|offset| Some((offset, self.mapping.read64(offset)?)))
+    }
+
+    fn find(&self, word: u64) -> Option<usize> {
+        self.words().find(|(_, found)| *found == word).map(|(offset, _)| offset)
+    }
+
+    fn set_word(&mut self, word: u64, there: bool) -> bool {
+        match (self.find(word), there) {
+            (Some(_), true) | (None, false) => true,
+            (Some(offset), false) => {
+                self.mapping.write64(offset, 0);
+                true
+            }
+            (None, true) => {
+                let free = self.find(0);
+                if let Some(offset) = free {
+                    self.mapping.write64(offset, word);
+                }
+                free.is_some()
+            }
+        }
+    }
+}
+
+impl Notes for NotesPage {
+    fn set(&mut self, function: PciAddress, driven: bool) -> bool {
+        self.set_word(word_of(function), driven)
+    }
+}
+
+fn word_of(function: PciAddress) -> u64 {
+    NAMED | u64::from(function.segment) << 16 | u64::from(function.requester.0)
+}
+
+fn function_of(word: u64) -> Option<PciAddress> {
+    let segment = u16::try_from(word >> 16 & 0xffff).ok()?;
+    let requester = RequesterId(u16::try_from(word & 0xffff).ok()?);
+    (word & NAMED != 0).then_some(PciAddress { segment, requester })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::mapping::Sharing;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use std::os::fd::AsFd;
+
+    fn file() -> OwnedFd {
+        let file = memfd_create("notes", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, HUGE_PAGE_LENGTH as u64).unwrap();
+        file
+    }
+
+    fn map(file: &OwnedFd) -> Mapping {
+        Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Shared).unwrap()
+    }
+
+    fn at(segment: u16, requester: u16) -> PciAddress {
+        PciAddress { segment, requester: RequesterId(requester) }
+    }
+
+    #[test]
+    fn what_is_noted_is_found_by_the_next_server() {
+        let file = file();
+        let mut page = NotesPage::new(map(&file), None).unwrap();
+        let (a, b, c) = (at(0, 0), at(0xffff, 0xffff), at(1, 0x20));
+        for function in [a, b, c, a] {
+            assert!(page.set(function, true));
+        }
+        assert!(
+            page.set_server(0, true) && page.set_server(0x20, true) && page.set_server(9, true)
+        );
+        assert!(page.set(b, false) && page.set(b, false) && page.set_server(9, false));
+        // Without a word, as SIGKILL ends a server.
+        std::mem::forget(page);
+        let page = NotesPage::new(map(&file), None).unwrap();
+        assert_eq!(page.noted().collect::<Vec<_>>(), [a, c]);
+        assert_eq!(page.servers().collect::<Vec<_>>(), [0, 0x20]);
+    }
+
+    #[test]
+    fn a_page_of_something_else_is_refused() {
+        let file = file();
+        map(&file).write64(0, 1);
+        assert!(NotesPage::new(map(&file), None).is_none());
+    }
+
+    #[test]
+    fn a_full_page_takes_no_more() {
+        let file = file();
+        let mut mapping = map(&file);
+        (8..HUGE_PAGE_LENGTH).step_by(8).for_each(|offset| mapping.write64(offset, NAMED | 7));
+        let mut page = NotesPage::new(mapping, None).unwrap();
+        assert!(page.set(at(0, 7), true));
+        assert!(!page.set(at(0, 8), true));
+    }
+}

@@ -1,0 +1,46 @@
+//! Notes that outlive servers of a stack.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use iommu_protocol::ids::PciAddress;
+use iommud::server::Notes;
+
+/// Looks at the machine whenever a note is made or taken back.
+type Look = Box<dyn FnMut(PciAddress, bool)>;
+
+/// Functions that are noted; clones share them.
+#[derive(Clone, Default)]
+pub struct SharedNotes {
+    noted: Rc<RefCell<BTreeSet<PciAddress>>>,
+    look: Rc<RefCell<Option<Look>>>,
+}
+
+impl SharedNotes {
+    /// Every function that is noted.
+    #[must_use]
+    pub fn noted(&self) -> Vec<PciAddress> {
+        self.noted.borrow().iter().copied().collect()
+    }
+
+    /// Calls `look` at each note before it is made or taken back.
+    pub fn on_change(&self, look: impl FnMut(PciAddress, bool) + 'static) {
+        *self.look.borrow_mut() = Some(Box::new(look));
+    }
+}
+
+impl Notes for SharedNotes {
+    fn set(&mut self, function: PciAddress, driven: bool) -> bool {
+        if let Some(look) = self.look.borrow_mut().as_mut() {
+            look(function, driven);
+        }
+        let mut noted = self.noted.borrow_mut();
+        if driven {
+            noted.insert(function)
+        } else {
+            noted.remove(&function)
+        };
+        true
+    }
+}
