@@ -1,6 +1,6 @@
 //! `xtask demo`: the story in a Linux guest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,6 +13,9 @@ use crate::{build, kernel};
 
 /// The story takes about a minute; a guest that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(300);
+
+/// What a kill may take.
+const PER_KILL: Duration = Duration::from_secs(5);
 
 /// Lines of each log that are shown after a failure.
 const LOG_TAIL: usize = 30;
@@ -40,17 +43,26 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
     let scenario = match (options.story, options.iommu) {
         (Story::Machine, _) => Scenario::Machine,
         (Story::DamagedTable, _) => Scenario::Table,
+        (Story::Kills(_), _) => Scenario::Kills,
+        (Story::Groups, _) => Scenario::Groups,
         (Story::Whole, Iommu::Intel) => Scenario::Intel,
         (Story::Whole, Iommu::Amd) => Scenario::Amd,
         (Story::Whole, Iommu::None) => Scenario::None,
     };
+    let kills = match options.story {
+        Story::Kills(kills) => Some(kills),
+        _ => None,
+    };
+    let deadline = DEADLINE + PER_KILL * kills.unwrap_or(0);
     let started = Instant::now();
     let emulator = options.qemu.get()?;
     let parts = prepare(scenario, options.kernel.clone())?;
     println!("set up in {:.1} s", started.elapsed().as_secs_f32());
 
-    let mut machine = guest::machine(&parts, options.iommu, options.caching_mode, DEADLINE);
-    guest::start(&mut machine, scenario, &emulator.number()?);
+    let (iommu, mode) = (options.iommu, options.caching_mode);
+    let mut machine = guest::machine(&parts, iommu, mode, deadline);
+    guest::start(&mut machine, scenario, kills, &emulator.number()?);
+    let record = guest::record_translation(&mut machine, &parts);
     println!("booting: {}, {}", emulator.version()?, describe(options));
     let started = Instant::now();
     let mut report = Report::new(scenario.checks());
@@ -60,9 +72,28 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
         }
     })?;
     println!("ran for {:.1} s", started.elapsed().as_secs_f32());
+    if let Some(file) = &options.capture {
+        std::fs::write(file, report.data().join("\n") + "\n")
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    if matches!(scenario, Scenario::Kills | Scenario::Groups) {
+        println!("{}", translation(&mut report, scenario, &record));
+    }
     conclude(&mut report, end, &parts, options)?;
     let (passed, failed) = report.counts();
     Ok((passed, failed, report.unchecked().len()))
+}
+
+/// Reports what the emulator recorded.
+fn translation(report: &mut Report, scenario: Scenario, record: &Path) -> String {
+    let number = scenario.checks().iter().position(|title| *title == guest::TRANSLATION_STAYS_ON);
+    let number = number.map_or(0, |index| index + 1);
+    let text = std::fs::read_to_string(record).unwrap_or_default();
+    let line = match guest::stayed_on(&text) {
+        Ok(()) => format!("@@ok {number} | on once"),
+        Err(what) => format!("@@fail {number} | {what}"),
+    };
+    report.take(&line).unwrap_or_default()
 }
 
 fn prepare(scenario: Scenario, kernel: Option<PathBuf>) -> Result<Parts> {
@@ -88,7 +119,7 @@ fn conclude(report: &mut Report, end: End, parts: &Parts, options: &DemoOptions)
         println!("FAILED {number} - {title}: did not report");
     }
     let wrong = match end {
-        End::Deadline => Some(format!("the guest was stopped after {} s", DEADLINE.as_secs())),
+        End::Deadline => Some("the guest was stopped at its deadline".into()),
         End::Exit(status) if !status.success() => Some(format!("QEMU ended with {status}")),
         End::Exit(_) => None,
     };

@@ -14,14 +14,22 @@ use crate::workspace::target;
 #[path = "../../tests/vm/linux/src/checks.rs"]
 mod checks;
 
-pub(crate) use checks::Scenario;
+pub(crate) use checks::{Scenario, TRANSLATION_STAYS_ON};
 
 /// Memory of the guest.
 const MEMORY: &str = "1G";
 
 /// What the kernel is told. The unit is left to us; interrupts of devices are not remapped.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 intel_iommu=off intremap=off \
-     mitigations=off nokaslr";
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 intremap=off mitigations=off nokaslr";
+
+/// Whether the kernel drives the unit itself. Then its registers are taken, and /dev/mem must show them all
+/// the same.
+const fn unit_is_the_kernels(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::Groups => "intel_iommu=on iomem=relaxed",
+        _ => "intel_iommu=off",
+    }
+}
 
 /// Where the parts of a guest are.
 pub(crate) struct Parts {
@@ -100,8 +108,89 @@ pub(crate) fn machine(
 }
 
 /// Tells the guest what it is booted for, and on which version of QEMU: what that cannot show is not checked.
-pub(crate) fn start(machine: &mut Machine, scenario: Scenario, version: &str) {
+pub(crate) fn start(machine: &mut Machine, scenario: Scenario, kills: Option<u32>, version: &str) {
+    if scenario == Scenario::Groups {
+        bridges(machine);
+    }
+    let unit = unit_is_the_kernels(scenario);
+    let kills = kills.map_or(String::new(), |kills| format!(" iommud.kills={kills}"));
     let name = scenario.name();
-    let line = format!("{COMMAND_LINE} iommud.scenario={name} iommud.emulator={version}");
+    let line =
+        format!("{COMMAND_LINE} {unit} iommud.scenario={name} iommud.emulator={version}{kills}");
     machine.args(["-append", &line]);
+}
+
+/// Bridges of every kind that QEMU has, with something behind each: root ports with ACS and without, alone
+/// and as functions of one device; a switch; PCI Express to PCI; conventional bridges, one behind the
+/// other; a second root bus. And devices of several functions.
+fn bridges(machine: &mut Machine) {
+    for device in [
+        "pcie-root-port,id=alone,bus=pcie.0,chassis=1,addr=08.0",
+        "pcie-root-port,id=open,bus=pcie.0,chassis=2,addr=09.0,disable-acs=on",
+        "pcie-root-port,id=first,bus=pcie.0,chassis=3,addr=0a.0,multifunction=on",
+        "pcie-root-port,id=second,bus=pcie.0,chassis=4,addr=0a.1",
+        "pcie-root-port,id=trunk,bus=pcie.0,chassis=5,addr=0b.0",
+        "pcie-root-port,id=old,bus=pcie.0,chassis=6,addr=0c.0",
+        "pcie-root-port,id=loose,bus=pcie.0,chassis=7,addr=0d.0,disable-acs=on",
+        "x3130-upstream,id=up,bus=trunk",
+        "xio3130-downstream,id=down1,bus=up,chassis=8,addr=00.0",
+        "xio3130-downstream,id=down2,bus=up,chassis=9,addr=01.0",
+        "x3130-upstream,id=looseup,bus=loose",
+        "xio3130-downstream,id=loosedown,bus=looseup,chassis=10,addr=00.0",
+        "pcie-pci-bridge,id=pci,bus=old",
+        "i82801b11-bridge,id=dmi,bus=pcie.0,addr=0e.0",
+        "pci-bridge,id=inner,bus=dmi,chassis_nr=11,addr=01.0",
+        "pxb-pcie,id=far,bus=pcie.0,bus_nr=64,addr=0f.0",
+        "pcie-root-port,id=farport,bus=far,chassis=12,addr=00.0",
+        "virtio-rng-pci,bus=alone,addr=00.0,multifunction=on",
+        "virtio-rng-pci,bus=alone,addr=00.1",
+        "virtio-rng-pci,bus=open",
+        "virtio-rng-pci,bus=first",
+        "virtio-rng-pci,bus=second",
+        "virtio-rng-pci,bus=down1",
+        "virtio-rng-pci,bus=down2",
+        "virtio-rng-pci,bus=loosedown",
+        "edu,bus=pci,addr=01.0",
+        "edu,bus=pci,addr=02.0",
+        "edu,bus=dmi,addr=02.0",
+        "edu,bus=inner,addr=01.0",
+        "virtio-rng-pci,bus=farport",
+        "virtio-rng-pci,bus=pcie.0,addr=10.0,multifunction=on",
+        "virtio-rng-pci,bus=pcie.0,addr=10.1",
+    ] {
+        machine.args(["-device", device]);
+    }
+}
+
+/// Lets QEMU record when translation is turned on and off, and says where.
+pub(crate) fn record_translation(machine: &mut Machine, parts: &Parts) -> PathBuf {
+    let record = parts.directory.join("translation.log");
+    machine.args(["-trace", "vtd_dmar_enable"]);
+    machine.args(["-D".as_ref(), record.as_os_str()]);
+    record
+}
+
+/// Whether the record shows that translation was turned on once and stayed on.
+pub(crate) fn stayed_on(record: &str) -> Result<(), String> {
+    let marks: Vec<&str> = record
+        .lines()
+        .filter_map(|line| line.split_once("vtd_dmar_enable "))
+        .map(|l| l.1)
+        .collect();
+    if marks == ["enable 1"] { Ok(()) } else { Err(format!("the record: {}", marks.join(", "))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stayed_on;
+
+    #[test]
+    fn anything_but_on_once_is_wrong() {
+        let on = "4711@1700000000.5:vtd_dmar_enable enable 1\n";
+        let off = "4711@1700000000.6:vtd_dmar_enable enable 0\n";
+        assert_eq!(stayed_on(on), Ok(()));
+        for bad in [String::new(), off.into(), [on, off].concat(), [on, off, on].concat()] {
+            assert!(stayed_on(&bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -43,6 +43,11 @@ options of demo:
   --caching-mode on|off    VT-d CAP.CM of that unit (default: off)
   --qemu installed|newer   newer: QEMU 11 or later, unpacked into the cache
   --kernel FILE            this kernel's image; without it: Debian's, unpacked into the cache
+  --kills N                not the story: kill -9 of iommud, N times, under load
+  --groups                 not the story: isolation groups on a machine of many bridges,
+                           compared with those of the guest's kernel
+  --kvm                    KVM instead of emulated processors
+  --capture FILE           with --groups: write configuration space and groups to FILE
   --machine                check what the story takes for granted, not the story
   --damaged-table          another story: what iommud does with a broken DMAR
   --keep                   keep the guest's files, and say where they are
@@ -109,6 +114,10 @@ pub(crate) enum Story {
     Machine,
     /// What comes of a damaged DMAR.
     DamagedTable,
+    /// iommud is killed this often.
+    Kills(u32),
+    /// Isolation groups, compared with the kernel's.
+    Groups,
 }
 
 /// Options of `demo`.
@@ -124,6 +133,10 @@ pub(crate) struct DemoOptions {
     pub(crate) kernel: Option<PathBuf>,
     /// What is told.
     pub(crate) story: Story,
+    /// Where what groups were made of is written.
+    pub(crate) capture: Option<PathBuf>,
+    /// KVM instead of emulated processors.
+    pub(crate) kvm: bool,
     /// Keep the guest's files.
     pub(crate) keep: bool,
     /// Show the guest's console.
@@ -140,6 +153,8 @@ impl Default for DemoOptions {
             qemu: Qemu::Installed,
             kernel: None,
             story: Story::Whole,
+            capture: None,
+            kvm: false,
             keep: false,
             verbose: false,
             json: None,
@@ -338,6 +353,10 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("kernel") => options.kernel = Some(parser.value()?.into()),
             Arg::Long("machine") => options.story = Story::Machine,
             Arg::Long("damaged-table") => options.story = Story::DamagedTable,
+            Arg::Long("groups") => options.story = Story::Groups,
+            Arg::Long("kills") => options.story = Story::Kills(parser.value()?.parse()?),
+            Arg::Long("capture") => options.capture = Some(parser.value()?.into()),
+            Arg::Long("kvm") => options.kvm = true,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
@@ -348,8 +367,9 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
     if options.story == Story::Machine && options.iommu == Iommu::None {
         return Err("--machine needs a unit".into());
     }
-    if options.story == Story::DamagedTable && options.iommu != Iommu::Intel {
-        return Err("--damaged-table is about VT-d's table: --iommu intel".into());
+    let intels = matches!(options.story, Story::DamagedTable | Story::Kills(_) | Story::Groups);
+    if intels && options.iommu != Iommu::Intel {
+        return Err("this story is about VT-d: --iommu intel".into());
     }
     Ok(Command::Demo(options))
 }
@@ -365,18 +385,20 @@ mod tests {
     #[test]
     fn demo_options_are_read() {
         let Ok(Command::Demo(options)) = words(
-            "demo --iommu none --caching-mode=on --keep --qemu newer --kernel k --verbose --json x.json",
+            "demo --caching-mode=on --keep --kills 7 --capture c --qemu newer --kernel k --verbose --json x.json",
         ) else {
             panic!("not a demo")
         };
         assert_eq!(
             options,
             DemoOptions {
-                iommu: Iommu::None,
+                iommu: Iommu::Intel,
                 caching_mode: true,
                 qemu: Qemu::Newer,
                 kernel: Some("k".into()),
-                story: Story::Whole,
+                story: Story::Kills(7),
+                capture: Some("c".into()),
+                kvm: false,
                 keep: true,
                 verbose: true,
                 json: Some("x.json".into()),
@@ -422,6 +444,8 @@ mod tests {
             "fuzz x",
             "fuzz --seconds -1",
             "--x",
+            "demo --kills",
+            "demo --kills 3 --iommu none",
         ] {
             assert!(words(bad).is_err(), "{bad}");
         }

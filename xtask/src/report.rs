@@ -18,6 +18,8 @@ pub(crate) enum Line<'a> {
     Unchecked(&'a str),
     /// Progress.
     Log(&'a str),
+    /// Something to be kept in a file.
+    Data(&'a str),
     /// A measured number, the same in every run.
     Count {
         /// What was counted.
@@ -47,6 +49,9 @@ impl<'a> Line<'a> {
         if let Some(rest) = text.strip_prefix("@@log ") {
             return Self::Log(rest);
         }
+        if let Some(rest) = text.strip_prefix("@@data ") {
+            return Self::Data(rest);
+        }
         if let Some((value, name)) =
             text.strip_prefix("@@count ").and_then(|rest| rest.split_once(' '))
             && let Ok(value) = value.parse()
@@ -67,6 +72,7 @@ pub(crate) struct Report {
     results: Vec<Option<(bool, String)>>,
     counts: Vec<(String, u64)>,
     unchecked: Vec<String>,
+    data: Vec<String>,
     ended: bool,
     stray: usize,
     /// How the guest ended, when not as it should.
@@ -81,6 +87,7 @@ impl Report {
             results: vec![None; titles.len()],
             counts: Vec::new(),
             unchecked: Vec::new(),
+            data: Vec::new(),
             ended: false,
             stray: 0,
             bad_end: None,
@@ -99,6 +106,10 @@ impl Report {
                 Some(format!("not checked: {text}"))
             }
             Line::Log(text) => Some(format!("      {text}")),
+            Line::Data(text) => {
+                self.data.push(text.into());
+                None
+            }
             Line::Count { name, value } => {
                 self.counts.push((name.into(), value));
                 Some(format!("      {value:>8} {name}"))
@@ -155,6 +166,11 @@ impl Report {
     /// What this machine could not show.
     pub(crate) fn unchecked(&self) -> &[String] {
         &self.unchecked
+    }
+
+    /// What the guest told to be kept in a file.
+    pub(crate) fn data(&self) -> &[String] {
+        &self.data
     }
 
     /// What was counted.

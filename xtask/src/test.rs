@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 16] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -59,6 +59,8 @@ const STAGES: [Stage; 14] = [
     ("bare guest, AMD-Vi", || bare_guest(BareOptions::amd())),
     ("demo, caching mode off", || story(Iommu::Intel, false)),
     ("demo, caching mode on", || story(Iommu::Intel, true)),
+    ("demo, iommud killed 20 times", kills),
+    ("demo, groups of a machine of many bridges", groups),
     ("demo without a unit", || story(Iommu::None, false)),
     ("demo with a damaged DMAR", damaged_table),
     ("demo, AMD-Vi", || story(Iommu::Amd, false)),
@@ -146,6 +148,14 @@ fn result(line: &str) -> Option<Counts> {
 fn bare_guest(options: BareOptions) -> Result<Counts> {
     let (passed, failed, skipped) = bare::run_counted(options)?;
     Ok(Counts { passed, failed, skipped })
+}
+
+fn kills() -> Result<Counts> {
+    tell(&DemoOptions { story: Story::Kills(20), ..DemoOptions::default() })
+}
+
+fn groups() -> Result<Counts> {
+    tell(&DemoOptions { story: Story::Groups, ..DemoOptions::default() })
 }
 
 fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {

@@ -14,12 +14,16 @@ pub(crate) enum Scenario {
     None,
     /// The story on a machine with a VT-d unit and a damaged DMAR.
     Table,
+    /// iommud is killed as often as `iommud.kills=N` says, on a machine with a VT-d unit.
+    Kills,
+    /// Isolation groups on a machine of many bridges: the kernel's and iommud's.
+    Groups,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Machine, Self::Intel, Self::Amd, Self::None, Self::Table];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Machine, Self::Intel, Self::Amd, Self::None, Self::Table, Self::Kills, Self::Groups];
 
     /// Its name on the command line.
     pub(crate) const fn name(self) -> &'static str {
@@ -29,6 +33,8 @@ impl Scenario {
             Self::Amd => "amd",
             Self::None => "none",
             Self::Table => "table",
+            Self::Kills => "kills",
+            Self::Groups => "groups",
         }
     }
 
@@ -44,6 +50,8 @@ impl Scenario {
             Self::Intel | Self::Amd => &UNIT,
             Self::None => &NONE,
             Self::Table => &TABLE,
+            Self::Kills => &KILLS,
+            Self::Groups => &GROUPS,
         }
     }
 }
@@ -93,3 +101,23 @@ const TABLE: [&str; 7] = [
     "noise instead of structures: the same",
     "the table as it was: the unit is enabled, edud is confined",
 ];
+
+const KILLS: [&str; 6] = [
+    "kill -9 of iommud: the keeper's next server takes over, the client is told and opens again",
+    "kill -9 again and again under load: no DMA lands where it was not granted",
+    "memory of all dead servers is given back",
+    "kill -9 of the keeper: its server ends, the next keeper's server takes over",
+    "SIGTERM to the keeper ends both",
+    TRANSLATION_STAYS_ON,
+];
+
+const GROUPS: [&str; 4] = [
+    "the kernel drives the unit and has made groups of all functions",
+    "iommud takes the unit over from the kernel",
+    "iommud's groups are the kernel's",
+    TRANSLATION_STAYS_ON,
+];
+
+/// Checked from outside of the guest: the emulator's own record of the bit.
+pub(crate) const TRANSLATION_STAYS_ON: &str =
+    "translation was turned on once, and never off, by the emulator's own record";

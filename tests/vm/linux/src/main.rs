@@ -3,6 +3,8 @@
 #[expect(dead_code, reason = "xtask, which compiles the file too, uses the titles")]
 mod checks;
 mod edu;
+mod groups;
+mod kept;
 mod machine;
 mod map;
 mod memory;
@@ -35,6 +37,10 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Some((role, [device])) if role == "worker" => match story::work(device) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
         // What the kernel could not make sense of on its command line also arrives here.
         _ => first_process(),
     }
@@ -65,6 +71,11 @@ fn run(scenario: Scenario) {
     match scenario {
         Scenario::Machine => machine::run(),
         Scenario::Intel | Scenario::Amd => story::run_with_unit(),
+        Scenario::Kills => match setup::number("iommud.kills") {
+            Ok(kills) => story::run_kills(kills),
+            Err(error) => report::log(&format!("{error:#}")),
+        },
+        Scenario::Groups => groups::run(),
         Scenario::None => story::run_without_unit(),
         Scenario::Table => story::run_with_damaged_table(),
     }

@@ -32,8 +32,12 @@ impl Process {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no pid")?;
-        kill_process(pid, Signal::TERM).context("SIGTERM")
+        kill_process(self.pid()?, Signal::TERM).context("SIGTERM")
+    }
+
+    /// Its id.
+    pub(crate) fn pid(&self) -> Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no pid")
     }
 
     /// Sends SIGKILL and collects the process.

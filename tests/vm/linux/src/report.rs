@@ -5,6 +5,7 @@
 //! @@fail NUMBER | detail    a check failed
 //! @@unchecked text          something that this machine cannot show: neither passed nor failed
 //! @@log text                progress
+//! @@data text               something to be kept in a file
 //! @@end                     every check was tried
 //! ```
 
@@ -38,6 +39,11 @@ fn line(text: &str) {
 /// Progress.
 pub(crate) fn log(text: &str) {
     line(&format!("@@log {text}"));
+}
+
+/// Something to be kept in a file.
+pub(crate) fn data(text: &str) {
+    line(&format!("@@data {text}"));
 }
 
 /// Something that this machine cannot show. May be said again and again.

@@ -38,12 +38,20 @@ pub(crate) fn huge_pages() -> Result<usize> {
 
 /// The scenario that the kernel's command line names.
 pub(crate) fn scenario() -> Result<Scenario> {
+    let name = word("iommud.scenario")?;
+    Scenario::from_name(&name).with_context(|| format!("unknown scenario {name}"))
+}
+
+/// A number on the kernel's command line.
+pub(crate) fn number(name: &str) -> Result<usize> {
+    word(name)?.parse().with_context(|| format!("{name} is no number"))
+}
+
+fn word(name: &str) -> Result<String> {
     let line = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
-    let name = line
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("iommud.scenario="))
-        .context("the command line names no scenario")?;
-    Scenario::from_name(name).with_context(|| format!("unknown scenario {name}"))
+    let value = |word: &str| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+    let value = line.split_whitespace().find_map(value);
+    value.with_context(|| format!("the command line has no {name}"))
 }
 
 /// Version of the emulator (first and second number), as the kernel's command line says.

@@ -33,7 +33,7 @@ const SETTLE: [&str; 9] = [
 ];
 
 /// A small generator of random numbers (xorshift64, Marsaglia 2003).
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
     const fn next(&mut self) -> u64 {
@@ -43,7 +43,7 @@ impl Random {
         self.0
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() >> 11).unwrap_or(0) % limit.max(1)
     }
 }
@@ -130,6 +130,12 @@ fn get(metrics: &BTreeMap<String, u64>, name: &str) -> Result<u64> {
     metrics.get(name).copied().with_context(|| format!("no metric {name}"))
 }
 
+/// One number of the text `metrics`.
+pub(super) fn get_metric(text: &str, name: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.with_context(|| format!("no metric {name}"))?.parse().context("a metric is no number")
+}
+
 fn settle(story: &Story, before: &BTreeMap<String, u64>) -> Result<()> {
     let server = story.server()?;
     let mut last = String::new();
@@ -168,7 +174,8 @@ pub(crate) fn churn(seed: u64, devices: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn copy(device: &Device, seed: u64) -> Result<()> {
+/// Attaches, copies by DMA to the device and back, compares, and lets go.
+pub(super) fn copy(device: &Device, seed: u64) -> Result<()> {
     let function = pci::Function::open(device.address())?;
     let edu = Edu::new(Function::from_scheme_name(&device.address().to_string()))?;
     edu.wait()?;

@@ -5,15 +5,19 @@ mod churn;
 mod confinement;
 mod death;
 mod ending;
+mod kills;
 mod legacy;
 mod open;
 mod ownership;
 mod secrecy;
 mod table;
+mod worker;
 
 pub(crate) use churn::churn;
+pub(crate) use kills::run as run_kills;
 pub(crate) use open::run as run_without_unit;
 pub(crate) use table::run as run_with_damaged_table;
+pub(crate) use worker::main as work;
 
 use std::fs::File;
 

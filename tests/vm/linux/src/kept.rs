@@ -1,0 +1,128 @@
+//! iommud under its keeper, as the scenario of kills starts and kills it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use iommu_client::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::memory::HUGE_MOUNT;
+use crate::process::{Process, until};
+
+/// Memory of the server: small, since every server takes all of it anew.
+const MEMORY: &str = "16M";
+
+/// Huge pages of a server that serves: its memory, and the notes.
+pub(crate) const SERVER_PAGES: usize = 9;
+
+/// Files of the server's memory.
+const DIRECTORY: &str = "/dev/hugepages/iommud";
+
+/// A keeper and its server.
+pub(crate) struct Kept {
+    keeper: Process,
+}
+
+impl Kept {
+    /// Starts a keeper, and waits until its server serves.
+    pub(crate) fn start() -> Result<Self> {
+        let policy = "/tmp/kept.toml";
+        std::fs::write(policy, "default = \"compat\"\n")?;
+        let arguments =
+            ["--keep", "--memory-dir", DIRECTORY, "--memory", MEMORY, "--policy", policy];
+        let kept = Self { keeper: Process::start("/bin/iommud", &arguments, None)? };
+        kept.serves()?;
+        Ok(kept)
+    }
+
+    /// Waits until requests are answered.
+    pub(crate) fn serves(&self) -> Result<()> {
+        let ready = until(Duration::from_secs(20), || {
+            Ok(Connection::system().and_then(|c| c.text("status")).ok())
+        })?;
+        ready.context("iommud takes no requests").map(drop)
+    }
+
+    /// The server's process, once there is one other than `not`.
+    pub(crate) fn server(&self, not: Option<Pid>) -> Result<Pid> {
+        let found = until(Duration::from_secs(5), || {
+            Ok(children_of(self.keeper.pid()?)?.into_iter().find(|pid| Some(*pid) != not))
+        })?;
+        found.context("the keeper has no server")
+    }
+
+    /// SIGKILL to the server; returns who it was.
+    pub(crate) fn kill_server(&self, not: Option<Pid>) -> Result<Pid> {
+        let server = self.server(not)?;
+        kill_process(server, Signal::KILL).context("SIGKILL")?;
+        Ok(server)
+    }
+
+    /// SIGKILL to the keeper. Its server must end by itself.
+    pub(crate) fn kill_keeper(mut self) -> Result<()> {
+        let server = self.server(None)?;
+        self.keeper.kill()?;
+        let gone = until(Duration::from_secs(5), || Ok(is_gone(server).then_some(())))?;
+        gone.context("the server lives on without its keeper")
+    }
+
+    /// SIGTERM to the keeper; both must end, with success.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let server = self.server(None)?;
+        self.keeper.terminate()?;
+        let status = self.keeper.wait(Duration::from_secs(10))?;
+        ensure!(status.success(), "the keeper ended with {status}");
+        ensure!(is_gone(server), "the server lives on");
+        Ok(())
+    }
+
+    /// One of the metrics.
+    pub(crate) fn metrics(&self) -> Result<String> {
+        Ok(Connection::system()?.text("metrics")?)
+    }
+}
+
+/// Files of the server's memory, by name.
+pub(crate) fn files() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(DIRECTORY).context(DIRECTORY)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Huge pages that nobody has.
+pub(crate) fn free_pages() -> Result<usize> {
+    ensure!(HUGE_MOUNT.starts_with("/dev"), "hugetlbfs is mounted elsewhere");
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    std::fs::read_to_string(path).context(path)?.trim().parse().context(path)
+}
+
+fn is_gone(process: Pid) -> bool {
+    // A process that is nobody's child any more is collected by the first process: this one.
+    let path = format!("/proc/{}/stat", process.as_raw_nonzero());
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.is_empty() || fields_of(&text).first().is_some_and(|state| state == "Z")
+}
+
+/// The processes whose parent this is (proc_pid_stat(5): field 4 is the parent).
+fn children_of(parent: Pid) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = fields_of(&text);
+        let of_parent = fields.get(1).and_then(|f| f.parse().ok()).and_then(Pid::from_raw);
+        if of_parent == Some(parent) && fields.first().is_some_and(|state| state != "Z") {
+            found.extend(Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
+}
+
+/// What follows the name, which may hold anything, and its parenthesis: the state first.
+fn fields_of(stat: &str) -> Vec<String> {
+    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    rest.split_whitespace().map(Into::into).collect()
+}
