@@ -76,7 +76,7 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
         std::fs::write(file, report.data().join("\n") + "\n")
             .with_context(|| format!("writing {}", file.display()))?;
     }
-    if matches!(scenario, Scenario::Kills | Scenario::Groups) {
+    if scenario == Scenario::Kills {
         println!("{}", translation(&mut report, scenario, &record));
     }
     conclude(&mut report, end, &parts, options)?;

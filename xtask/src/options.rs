@@ -46,7 +46,6 @@ options of demo:
   --kills N                not the story: kill -9 of iommud, N times, under load
   --groups                 not the story: isolation groups on a machine of many bridges,
                            compared with those of the guest's kernel
-  --kvm                    KVM instead of emulated processors
   --capture FILE           with --groups: write configuration space and groups to FILE
   --machine                check what the story takes for granted, not the story
   --damaged-table          another story: what iommud does with a broken DMAR
@@ -135,8 +134,6 @@ pub(crate) struct DemoOptions {
     pub(crate) story: Story,
     /// Where what groups were made of is written.
     pub(crate) capture: Option<PathBuf>,
-    /// KVM instead of emulated processors.
-    pub(crate) kvm: bool,
     /// Keep the guest's files.
     pub(crate) keep: bool,
     /// Show the guest's console.
@@ -154,7 +151,6 @@ impl Default for DemoOptions {
             kernel: None,
             story: Story::Whole,
             capture: None,
-            kvm: false,
             keep: false,
             verbose: false,
             json: None,
@@ -356,7 +352,6 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("groups") => options.story = Story::Groups,
             Arg::Long("kills") => options.story = Story::Kills(parser.value()?.parse()?),
             Arg::Long("capture") => options.capture = Some(parser.value()?.into()),
-            Arg::Long("kvm") => options.kvm = true,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
@@ -398,7 +393,6 @@ mod tests {
                 kernel: Some("k".into()),
                 story: Story::Kills(7),
                 capture: Some("c".into()),
-                kvm: false,
                 keep: true,
                 verbose: true,
                 json: Some("x.json".into()),

@@ -48,13 +48,6 @@ impl Machine {
         machine
     }
 
-    /// Runs on the processors of this machine, as far as KVM lets it.
-    pub(crate) fn use_kvm(&mut self) {
-        self.arguments.iter_mut().filter(|argument| *argument == "tcg").for_each(|argument| {
-            *argument = "kvm".into();
-        });
-    }
-
     /// Delivers the lines of the first serial port, not of the second.
     pub(crate) fn swap_serial(&mut self) {
         let serial: Vec<usize> = self

@@ -34,7 +34,13 @@ pub(crate) fn run() {
         ours = servers(&server)?;
         let status = server.text("status")?;
         ensure!(status.contains("unit 0: vt-d enabled"), "{status}");
-        Ok("translation stayed on".into())
+        let registers = Registers::open()?;
+        ensure!(registers.translates()?, "translation is off");
+        ensure!(
+            server.memory()?.contains(registers.root_table()?),
+            "the root table is not iommud's"
+        );
+        Ok("translation is on, the root table is iommud's".into())
     });
     check(3, || {
         let only = |a: &Partition, b: &Partition| a.difference(b).cloned().collect::<Vec<_>>();

@@ -2,7 +2,7 @@
 //!
 //! Every round a driver's device has a write under way, for 100 ms, to an I/O virtual address that equals the
 //! physical address of a page which is none of its business. The server dies somewhere in these 100 ms, and
-//! every other time the next one dies too, while it comes up. The write may land in the driver's buffer, or
+//! every other time some of the next ones die too, while they come up. The write may land in the driver's buffer, or
 //! be blocked. A server that gave the device back to `compat`, let it through untranslated, or gave the
 //! buffer's memory to others too early would let it land in one of the pages that are looked at.
 
@@ -35,6 +35,9 @@ const LEGACY: u64 = 14;
 /// Numbers of the text `metrics` that are 0 when nobody is there.
 const SETTLED: [&str; 6] =
     ["sessions", "sessions_attached", "groups_claimed", "buffers", "buffer_bytes", "mappings"];
+
+/// The most servers that are killed one after the other while they come up.
+const MOST_EARLY: usize = 6;
 
 const WORKER_OUTPUT: &str = "/tmp/worker.log";
 
@@ -81,7 +84,7 @@ impl Scene {
         self.kept = Some(Kept::start()?);
         self.baseline = free_pages()?;
         let mut pages = Pages::new()?;
-        let (told, _) = self.round(&mut pages, &mut Random(1), false)?;
+        let (told, _) = self.round(&mut pages, &mut Random(1), 0)?;
         let quiet = Self::reaches(&self.first)?;
         ensure!(quiet == "what policy maps", "after a clean end its device reaches {quiet}");
         Ok(format!("the client is told: {told}; it opens again, and ends cleanly"))
@@ -92,7 +95,7 @@ impl Scene {
         &self,
         pages: &mut Pages,
         random: &mut Random,
-        twice: bool,
+        more: usize,
     ) -> Result<(String, Duration)> {
         let kept = self.kept()?;
         pages.prepare()?;
@@ -107,11 +110,11 @@ impl Scene {
         driver.tell(&format!("start-store {:#x} {MAX_COUNT}", pages.innocent.physical))?;
         std::thread::sleep(Duration::from_millis(random.below(110) as u64));
         let killed = Instant::now();
-        let server = kept.kill_server(None)?;
-        if twice {
+        let mut server = kept.kill_server(None)?;
+        for _ in 0..more {
             kept.server(Some(server))?;
             std::thread::sleep(Duration::from_millis(random.below(150) as u64));
-            kept.kill_server(Some(server))?;
+            server = kept.kill_server(Some(server))?;
         }
         kept.serves()?;
         let down = killed.elapsed();
@@ -143,19 +146,20 @@ impl Scene {
         let mut load = Process::start("/init", &["worker", &self.other], Some(output))?;
         let legacy = Edu::open(self.legacy.clone())?;
         let (stop, writes) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let (mut done, mut twice, mut longest) = (0, 0, Duration::ZERO);
+        let (mut done, mut early, mut longest) = (0, 0, Duration::ZERO);
         let result = std::thread::scope(|scope| -> Result<()> {
             let writer = scope.spawn(|| legacy_load(&legacy, &stop, &writes));
             let rounds = (|| {
                 while done < kills {
-                    let both = random.below(2) == 1 && done + 2 <= kills;
+                    let more = random.below(2) * (1 + random.below(MOST_EARLY));
+                    let more = more.min(kills - done - 1);
                     let (_, down) = self
-                        .round(&mut pages, &mut random, both)
+                        .round(&mut pages, &mut random, more)
                         .with_context(|| format!("after {done} kills"))?;
-                    done += 1 + usize::from(both);
-                    twice += usize::from(both);
+                    done += 1 + more;
+                    early += more;
                     longest = longest.max(down);
-                    if done % 100 < 2 {
+                    if done / 100 != (done - 1 - more) / 100 {
                         log(&format!("{done} kills, {} huge pages free", free_pages()?));
                     }
                     let ended = load.ended()?;
@@ -172,7 +176,7 @@ impl Scene {
         let (told, rounds) = worker::counts(&load_output()?);
         ensure!(told > 0 && rounds > 0, "the other driver: {rounds} rounds, told {told} times");
         Ok(format!(
-            "{done} kills, {twice} of them while the next server came up; at most {longest:.1?} without one; no byte \
+            "{done} kills, {early} of them while the next server came up; at most {longest:.1?} without one; no byte \
              outside changed; the other driver copied {rounds} times and was told {told} times; {} writes of \
              the device under compat all arrived",
             writes.load(Ordering::SeqCst)
