@@ -17,7 +17,10 @@ fn restart(stack: Bed) -> Bed {
 /// has attached and detached them. One that was detached is under policy at once.
 #[test]
 fn what_was_driven_stays_blocked_until_its_owner_says_that_it_is_quiet() {
-    let mut stack = start(Mode::Compat);
+    let mut setup = setup(Mode::Compat);
+    // The tables of four servers.
+    setup.layout.tables = (16 << 20, 16 << 20);
+    let mut stack = Bed::start(&[matrix().remove(0)], setup);
     let [attached, cut, quiet, ..] = devices();
     let session = stack.claim(1, attached).unwrap();
     stack.attach(session).unwrap();
