@@ -31,6 +31,9 @@ options of bench:
 options of redox:
   --tree DIR               a finished Redox tree; without it: what one consists of
   --iommu intel|amd|none   the unit of the machine (default: intel)
+  --late                   iommud is started from the root file system, while a disk is read
+  --damage                 the unit's table cannot be read
+  --boots N                boots N times with iommud and N times without; says how long each took
   --keep, --verbose, --json FILE
                            as of demo
 
@@ -167,6 +170,20 @@ pub(crate) struct BenchOptions {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// What is shown on Redox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RedoxRun {
+    /// iommud before the first driver.
+    #[default]
+    Early,
+    /// iommud from the root file system.
+    Late,
+    /// Firmware whose table cannot be read.
+    Damaged,
+    /// How long booting takes, over this many boots of each kind.
+    Boots(u16),
+}
+
 /// Options of `redox`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RedoxOptions {
@@ -174,6 +191,8 @@ pub(crate) struct RedoxOptions {
     pub(crate) tree: Option<PathBuf>,
     /// The unit.
     pub(crate) iommu: Iommu,
+    /// How the image is made and what it is to show.
+    pub(crate) run: RedoxRun,
     /// Keep the image.
     pub(crate) keep: bool,
     /// Show the console.
@@ -305,12 +324,21 @@ fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
                 "none" => options.iommu = Iommu::None,
                 other => return Err(format!("--iommu {other}: intel, amd or none").into()),
             },
+            Arg::Long("late") => options.run = RedoxRun::Late,
+            Arg::Long("damage") => options.run = RedoxRun::Damaged,
+            Arg::Long("boots") => options.run = RedoxRun::Boots(parser.value()?.parse()?),
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
             other => return Err(other.unexpected()),
         }
+    }
+    if options.iommu == Iommu::None && matches!(options.run, RedoxRun::Late | RedoxRun::Damaged) {
+        return Err("--late and --damage need a unit".into());
+    }
+    if options.run == RedoxRun::Boots(0) {
+        return Err("--boots 0: at least one".into());
     }
     Ok(Command::Redox(options))
 }
@@ -427,8 +455,22 @@ mod tests {
     }
 
     #[test]
+    fn redox_options_are_read() {
+        let run = |text: &str| match words(text) {
+            Ok(Command::Redox(options)) => Some((options.iommu, options.run)),
+            _ => None,
+        };
+        assert_eq!(run("redox"), Some((Iommu::Intel, RedoxRun::Early)));
+        assert_eq!(run("redox --iommu amd --late"), Some((Iommu::Amd, RedoxRun::Late)));
+        assert_eq!(run("redox --damage"), Some((Iommu::Intel, RedoxRun::Damaged)));
+        assert_eq!(run("redox --boots 5"), Some((Iommu::Intel, RedoxRun::Boots(5))));
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for bad in [
+            "redox --boots 0",
+            "redox --iommu none --late",
             "dem",
             "demo x",
             "demo --iommu",

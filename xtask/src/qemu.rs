@@ -69,6 +69,19 @@ impl Machine {
 
     /// Runs the machine to its end and gives each line of its second serial port to `sink`.
     pub(crate) fn run(&self, emulator: &Emulator, mut sink: impl FnMut(&str)) -> Result<End> {
+        let end = self.run_until(emulator, |line| {
+            sink(line);
+            false
+        })?;
+        Ok(end.unwrap_or(End::Deadline))
+    }
+
+    /// As [`Machine::run`], but ends the machine when `sink` says that it has seen everything; `None` then.
+    pub(crate) fn run_until(
+        &self,
+        emulator: &Emulator,
+        mut sink: impl FnMut(&str) -> bool,
+    ) -> Result<Option<End>> {
         let mut child = emulator
             .command()
             .args(&self.arguments)
@@ -82,9 +95,10 @@ impl Machine {
         let end = Instant::now() + self.deadline;
         loop {
             match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) => sink(line.trim_end()),
-                Err(RecvTimeoutError::Disconnected) => return Ok(End::Exit(child.0.wait()?)),
-                Err(RecvTimeoutError::Timeout) => return Ok(End::Deadline),
+                Ok(line) if sink(line.trim_end()) => return Ok(None),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(Some(End::Exit(child.0.wait()?))),
+                Err(RecvTimeoutError::Timeout) => return Ok(Some(End::Deadline)),
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::connection::Connection;
 use crate::error::{Breach, Error};
 use crate::mapping::Imported;
 use crate::session::Session;
+use crate::transport::{Handle, Transport};
 
 /// A device that this process has claimed. Its group has no other owner; the device goes back under the
 /// policy of its group when the last thing that came from it is dropped, or when the process ends.
@@ -95,6 +96,18 @@ impl Device {
     pub fn claim(connection: &Connection, address: PciAddress) -> Result<Self, Error> {
         let handle = connection.0.open(None, &Path::Device(address).to_string(), true)?;
         Ok(Self { session: Arc::new(Session::new(connection.0.clone(), handle)), address })
+    }
+
+    /// The device of a session that is open already.
+    #[cfg_attr(
+        not(target_os = "redox"),
+        expect(dead_code, reason = "sessions are inherited there")
+    )]
+    pub(crate) fn over(transport: Arc<dyn Transport>, handle: Handle) -> Result<Self, Error> {
+        let session = Arc::new(Session::new(transport, handle));
+        let result: QueryResult = session.call(Operation::Query, &Empty::default())?;
+        let requester = RequesterId(result.requester);
+        Ok(Self { session, address: PciAddress { segment: result.segment, requester } })
     }
 
     /// Claims another member of this device's group, for the same owner. Its addresses are those of this

@@ -12,15 +12,46 @@ use crate::workspace::{quietly, root};
 /// Units of this project that go into the image.
 const UNITS: [&str; 2] = ["40_iommud.service", "40_pcid-spawner-initfs.service"];
 
-/// In place of the root file system, which no test needs, the checks are run.
-const CHECKS: &str = r#"[unit]
+/// When iommud starts, and what is started after the drivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Before the first driver; then the checks.
+    Early,
+    /// From a root file system, while a disk is read; then the checks.
+    Late,
+    /// As early; then only the time is taken.
+    EarlyTimed,
+    /// Never; then only the time is taken.
+    WithoutTimed,
+}
+
+impl Stage {
+    /// What the guest's program is asked for in place of mounting the root file system.
+    const fn task(self) -> &'static str {
+        match self {
+            Self::Early => "early",
+            Self::Late => "root",
+            Self::EarlyTimed | Self::WithoutTimed => "mark",
+        }
+    }
+}
+
+/// The unit in place of the root file system's.
+fn last_unit(stage: Stage) -> String {
+    let root = if stage == Stage::Late { ", \"ramfs@file.service\"" } else { "" };
+    let task = stage.task();
+    format!(
+        r#"[unit]
 description = "Checks"
-requires_weak = ["40_drivers.target"]
+requires_weak = ["40_drivers.target"{root}]
 
 [service]
 cmd = "redox-guest"
+args = ["{task}"]
 type = "oneshot"
-"#;
+"#
+    )
+}
 
 /// A driver for the network card too; the tree's configuration has only disks and screens.
 const DRIVERS: &str = r#"
@@ -33,12 +64,18 @@ device = 0x100e
 command = ["/scheme/initfs/lib/drivers/e1000d"]
 "#;
 
-/// Packs the image into `directory`.
+/// Packs the image for `stage` into `directory`.
 ///
 /// # Errors
 /// A file cannot be copied; the tree's packer fails.
-pub(crate) fn pack(tree: &Tree, programs: &[PathBuf], directory: &Path) -> Result<PathBuf> {
+pub(super) fn pack(
+    tree: &Tree,
+    programs: &[PathBuf],
+    stage: Stage,
+    directory: &Path,
+) -> Result<PathBuf> {
     let initfs = directory.join("initfs");
+    let _ = fs::remove_dir_all(&initfs);
     copy(&tree.initfs(), &initfs)?;
     for program in programs {
         let name = program.file_name().context("a program without a name")?;
@@ -46,10 +83,26 @@ pub(crate) fn pack(tree: &Tree, programs: &[PathBuf], directory: &Path) -> Resul
             .with_context(|| program.display().to_string())?;
     }
     let units = initfs.join("lib/init.d");
-    for unit in UNITS {
-        fs::copy(root().join("iommud/image").join(unit), units.join(unit))?;
+    let ours = root().join("iommud/image");
+    match stage {
+        Stage::Early | Stage::EarlyTimed => {
+            for unit in UNITS {
+                fs::copy(ours.join(unit), units.join(unit))?;
+            }
+        }
+        Stage::Late => {
+            for (folder, from) in [("late", "image/00_iommud.service"), ("etc", "policy.toml")] {
+                let from = root().join("iommud").join(from);
+                fs::create_dir_all(initfs.join(folder))?;
+                let name = from.file_name().context("a file without a name")?;
+                let name = if folder == "etc" { "iommud.toml".as_ref() } else { name };
+                fs::copy(&from, initfs.join(folder).join(name))
+                    .with_context(|| from.display().to_string())?;
+            }
+        }
+        Stage::WithoutTimed => {}
     }
-    fs::write(units.join("50_rootfs.service"), CHECKS)?;
+    fs::write(units.join("50_rootfs.service"), last_unit(stage))?;
     if initfs.join("lib/drivers/e1000d").exists() {
         fs::write(initfs.join("lib/pcid.d/e1000d.toml"), DRIVERS)?;
     }

@@ -80,10 +80,11 @@ impl Loop {
         announce: Announce,
     ) -> io::Result<()> {
         self.timer.arm()?;
+        // Made while there is a name space: its hash maps take their keys from the random scheme.
+        let mut requests = ReadinessBased::new(&self.socket, REQUESTS);
         announce.announce(&self.socket, &mut scheme).map_err(from)?;
         log::info!("serving /scheme/iommu");
         let scheme = RefCell::new(scheme);
-        let mut requests = ReadinessBased::new(&self.socket, REQUESTS);
         loop {
             // Which file woke the loop does not matter: all are looked at, and none of them blocks.
             let woken = self.queue.next_event()?;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use libredox::call::{call_wo, setrens};
+use libredox::call::{call_wo, mkns, setns};
 use redox_daemon::Daemon;
 use redox_scheme::Socket;
 use redox_scheme::scheme::{SchemeSync, register_sync_scheme};
@@ -45,19 +45,32 @@ impl Announce {
             Self::Init(pipe) => {
                 let root = scheme.scheme_root()?;
                 let root = socket.create_this_scheme_fd(0, root, 0, 0)?;
-                setrens(0, 0)?;
+                give_up_names()?;
                 let pipe = usize::try_from(pipe.as_raw_fd())
                     .map_err(|_| syscall::Error::new(syscall::error::EBADF))?;
                 call_wo(pipe, &root.to_ne_bytes(), CallFlags::FD, &[])?;
             }
             Self::Parent(daemon) => {
                 register_sync_scheme(socket, NAME, scheme)?;
-                setrens(0, 0)?;
+                give_up_names()?;
                 daemon.ready()?;
             }
         }
         Ok(())
     }
+}
+
+/// Enters a name space without names. The null name space of the C library still has the memory scheme.
+///
+/// # Errors
+/// There is none to be had, or something can still be opened.
+fn give_up_names() -> Result<(), syscall::Error> {
+    setns(mkns(&[])?)?;
+    if File::open("/scheme/memory/zeroed").is_ok() || File::open("/scheme/sys/uname").is_ok() {
+        return Err(syscall::Error::new(syscall::error::EPERM));
+    }
+    log::info!("name space given up");
+    Ok(())
 }
 
 /// Runs `child` in a child process, which ends with 0 if it says true; this one ends when the child is ready,

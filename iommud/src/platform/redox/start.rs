@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::events::Loop;
 use super::machine::Machine;
@@ -106,14 +106,17 @@ fn serve(options: &Options, announce: Announce) -> bool {
 }
 
 fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
+    let started = Instant::now();
     let config = policy(options)?;
     let machine = Machine::read().map_err(StartError::Machine)?;
     let mib = |number| u64::from(number) * MIB;
     let taken = memory::take(mib(options.tables), mib(options.buffers));
     let taken = taken.map_err(StartError::Memory)?;
     match machine.table {
-        TableState::Parsed("IVRS") => serve_units::<AmdVi>(config, machine, taken, announce),
-        _ => serve_units::<Vtd>(config, machine, taken, announce),
+        TableState::Parsed("IVRS") => {
+            serve_units::<AmdVi>(config, machine, taken, announce, started)
+        }
+        _ => serve_units::<Vtd>(config, machine, taken, announce, started),
     }
 }
 
@@ -123,6 +126,7 @@ fn serve_units<U: Family>(
     machine: Machine,
     taken: Taken,
     announce: Announce,
+    started: Instant,
 ) -> Result<(), StartError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = taken;
@@ -150,6 +154,7 @@ fn serve_units<U: Family>(
         memory: tables,
         buffers,
     });
+    log::info!("started in {} ms", started.elapsed().as_millis());
     events.run(IommuScheme::new(server), announce).map_err(StartError::Loop)
 }
 

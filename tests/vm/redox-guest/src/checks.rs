@@ -1,21 +1,33 @@
 // Titles of the checks, in order; the numbers that the guest reports count from 1.
 
-/// Checks of a machine with a unit.
-pub(crate) const CHECKS: &[&str] = &[
+/// Checks of a machine with a unit, iommud started before the first driver.
+pub(crate) const EARLY: &[&str] = &[
     "the unit is enabled before the first driver starts",
-    "a driver that knows nothing of iommud reads its disk",
+    "nvmed, which knows nothing of iommud, reads its disk under compat",
+    "e1000d, which knows nothing of iommud, attaches under compat",
     "edud claims its device and copies both ways through its IOVA",
-    "DMA that was never granted is blocked, and the driver is told in words",
+    "DMA that was never granted is blocked, and the driver is told in words by an event",
     "status and the list of devices can be read",
     "a driver killed in mid-DMA is cut off, and another can claim its device",
     "uid 1000 cannot claim",
+    "uid 1000 without a name space drives a device whose descriptor it inherited",
+    "iommud has no name space once it serves",
 ];
 
-/// Checks of a machine without one.
-pub(crate) const CHECKS_WITHOUT: &[&str] = &[
-    "boot goes on, and the server says that there is no unit",
-    "a driver that knows nothing of iommud reads its disk",
+/// Checks of a machine without one, or whose table cannot be read.
+pub(crate) const UNCONFINED: &[&str] = &[
+    "boot goes on, and the server says why there is no unit",
+    "nvmed, which knows nothing of iommud, reads its disk",
+    "e1000d, which knows nothing of iommud, attaches",
     "edud works unconfined",
     "status and the list of devices can be read",
     "uid 1000 cannot claim",
+];
+
+/// Checks of a machine with a unit, iommud started from the root file system.
+pub(crate) const LATE: &[&str] = &[
+    "the disk is read before the unit is enabled, while it is, and after: nothing lost, nothing wrong",
+    "the unit is enabled, and the disk is under compat",
+    "edud claims its device and copies both ways through its IOVA",
+    "DMA that was never granted is blocked, and the driver is told in words by an event",
 ];

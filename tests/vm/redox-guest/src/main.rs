@@ -2,31 +2,46 @@
 //!
 //! A line of the report is `@@ok N | detail` or `@@fail N | detail` (see xtask/src/report.rs).
 
-use std::fmt::Write;
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+#![cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "runs on Redox"))]
+
+mod disk;
+mod drivers;
+#[cfg(target_os = "redox")]
+mod inherited;
+#[cfg(target_os = "redox")]
+mod names;
+mod pattern;
+mod root;
+
+use std::fs;
 
 use iommu_client::Connection;
 
-/// The driver.
-const EDUD: &str = "/scheme/initfs/bin/edud";
-
-/// First bytes of the disk, as xtask writes it.
-const DISK_PATTERN: &[u8] = b"iommud test disk";
-
-/// How long a driver may take.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 type Seen = Result<String, String>;
 
+#[cfg(not(target_os = "redox"))]
 fn main() {
-    let mut report = Report { next: 1 };
-    match run(&mut report) {
-        Ok(()) => println!("@@end"),
-        Err(error) => println!("@@log gave up: {error}"),
+    println!("redox-guest: runs on Redox");
+}
+
+#[cfg(target_os = "redox")]
+fn main() {
+    let ended = match std::env::args().nth(1).as_deref() {
+        Some("early") => early(),
+        Some("root") => root::make(),
+        Some("load") => disk::load(),
+        Some("late") => late(),
+        Some("stranger") => drivers::open(&std::env::args().nth(2).unwrap_or_default()),
+        Some("inherited") => inherited::child(),
+        Some("mark") => {
+            println!("@@end");
+            Ok(())
+        }
+        other => Err(format!("not a task: {other:?}")),
+    };
+    if let Err(error) = ended {
+        println!("@@log gave up: {error}");
+        std::process::exit(1);
     }
 }
 
@@ -45,136 +60,104 @@ impl Report {
     }
 }
 
-fn run(report: &mut Report) -> Result<(), String> {
-    let connection = Connection::system().map_err(|error| error.to_string())?;
-    let status = connection.text("status").map_err(|error| error.to_string())?;
+fn connect() -> Result<(Connection, String), String> {
+    let connection = Connection::system().map_err(|error| format!("connect: {error}"))?;
+    let status = connection.text("status").map_err(|error| format!("status: {error}"))?;
     for line in status.lines() {
         println!("@@log status: {line}");
     }
+    Ok((connection, status))
+}
+
+/// The first program after the drivers.
+#[cfg(target_os = "redox")]
+fn early() -> Result<(), String> {
+    let (connection, status) = connect()?;
     let confined = status.contains("confinement: on");
+    let mut report = Report { next: 1 };
     report.check(unit(&status, confined));
-    report.check(disk());
-    let device = edu(&connection)?;
-    report.check(edud(&device, &[]).and_then(|output| expect(&output, 0)));
+    report.check(legacy(&connection, "1b36:0010", confined, disk::check));
+    report.check(legacy(&connection, "8086:100e", confined, network));
+    let device = drivers::edu(&connection)?;
     if confined {
-        report.check(rogue(&device));
+        report.check(drivers::works(&device, ", confined"));
+        report.check(drivers::rogue(&device));
+    } else {
+        report.check(drivers::works(&device, "NOT CONFINED"));
     }
     report.check(listing(&connection, &status));
     if confined {
-        report.check(killed(&device));
+        report.check(drivers::killed(&connection, &device));
     }
-    report.check(stranger(&device));
+    report.check(drivers::stranger(&device));
+    if confined {
+        report.check(inherited::check(&connection, &device));
+        report.check(Ok("the log says so".into()));
+    }
+    println!("@@end");
+    Ok(())
+}
+
+/// The last unit of the second stage.
+fn late() -> Result<(), String> {
+    let (connection, status) = connect()?;
+    let mut report = Report { next: 1 };
+    report.check(disk::judge());
+    let compat = || Ok("under compat".into());
+    report.check(unit(&status, true).and_then(|line| {
+        legacy(&connection, "1b36:0010", true, compat).map(|disk| format!("{line}; disk: {disk}"))
+    }));
+    let device = drivers::edu(&connection)?;
+    report.check(drivers::works(&device, ", confined"));
+    report.check(drivers::rogue(&device));
+    println!("@@end");
     Ok(())
 }
 
 fn unit(status: &str, confined: bool) -> Seen {
-    let line = status.lines().find(|line| line.contains("enabled") || line.contains("absent"));
-    let line = line.unwrap_or("no such line").to_owned();
-    if confined || status.contains("absent") { Ok(line) } else { Err(line) }
-}
-
-/// The first sector of the NVMe disk, through the disk driver's scheme.
-fn disk() -> Seen {
-    let started = Instant::now();
-    loop {
-        let names = fs::read_dir("/scheme").map_err(|error| error.to_string())?;
-        for name in names.filter_map(Result::ok).map(|entry| entry.file_name()) {
-            let name = name.to_string_lossy().into_owned();
-            if name.starts_with("disk.") && name.contains("nvme") {
-                return read_disk(&name);
-            }
-        }
-        if started.elapsed() > PATIENCE {
-            return Err("no NVMe disk appeared".into());
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn read_disk(name: &str) -> Seen {
-    let path = format!("/scheme/{name}/1");
-    let mut sector = [0; 512];
-    File::open(&path)
-        .and_then(|mut disk| disk.read_exact(&mut sector))
-        .map_err(|error| format!("{path}: {error}"))?;
-    if sector.starts_with(DISK_PATTERN) {
-        Ok(format!("{path} begins with the pattern"))
+    let word = if confined { "enabled" } else { "table:" };
+    let line = status.lines().find(|line| line.contains(word)).unwrap_or("no such line").to_owned();
+    let right = if confined {
+        status.contains("confinement: on")
     } else {
-        Err(format!("{path} begins with {:?}", sector.get(..16)))
-    }
+        line.contains("absent") || line.contains("failed(")
+    };
+    if right { Ok(line) } else { Err(line) }
 }
 
-/// The name of the edu device: the only one of class 00ff in the machine.
-fn edu(connection: &Connection) -> Result<String, String> {
-    let names = connection.names("devices").map_err(|error| error.to_string())?;
-    for name in &names {
-        let text =
-            connection.text(&format!("devices/{name}")).map_err(|error| error.to_string())?;
-        if text.contains("1234:11e8") {
-            return Ok(name.clone());
-        }
-    }
-    Err(format!("no edu device among {names:?}"))
+/// A driver that knows nothing of iommud does its work, its device being where policy puts it.
+fn legacy(connection: &Connection, id: &str, confined: bool, work: fn() -> Seen) -> Seen {
+    let device = drivers::find(connection, id)?;
+    let detail = work()?;
+    let text = drivers::text(connection, &device)?;
+    let compat = text.contains("policy: compat") && text.contains("reaches: what policy maps");
+    let detail = format!("{device}: {detail}");
+    if compat || !confined { Ok(detail) } else { Err(format!("{detail}; but {text}")) }
 }
 
-fn command(device: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(EDUD);
-    command.arg("--device").arg(device).args(arguments).stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn edud(device: &str, arguments: &[&str]) -> Result<Output, String> {
-    command(device, arguments).output().map_err(|error| error.to_string())
-}
-
-fn words(output: &Output) -> String {
-    let mut text = String::new();
-    for part in [&output.stdout, &output.stderr] {
-        let _ = write!(text, "{} ", String::from_utf8_lossy(part).trim());
-    }
-    text.trim().to_owned()
-}
-
-fn expect(output: &Output, code: i32) -> Seen {
-    let text = format!("{}: {}", output.status, words(output));
-    if output.status.code() == Some(code) { Ok(text) } else { Err(text) }
-}
-
-fn rogue(device: &str) -> Seen {
-    // Low memory: never granted to anybody.
-    let output = edud(device, &["--iova", "0x1000"])?;
-    expect(&output, 0)
+/// The network card has a scheme, and tells its address.
+fn network() -> Seen {
+    let path = format!("/scheme/{}/mac", disk::scheme("network.", "")?);
+    let mac = fs::read(&path).map_err(|error| format!("{path}: {error}"))?;
+    let known = mac.starts_with(&[0x52, 0x54, 0x00]);
+    let detail = format!("{path} is {mac:02x?}");
+    if known { Ok(detail) } else { Err(detail) }
 }
 
 fn listing(connection: &Connection, status: &str) -> Seen {
-    let names = connection.names("devices").map_err(|error| error.to_string())?;
-    let root: Vec<_> = fs::read_dir("/scheme/iommu")
-        .map_err(|error| error.to_string())?
-        .filter_map(Result::ok)
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    let read = fs::read_to_string("/scheme/iommu/status").map_err(|error| error.to_string())?;
-    if read.is_empty() || status.is_empty() || names.is_empty() {
-        return Err(format!("{} bytes of status, {} devices", read.len(), names.len()));
-    }
-    Ok(format!("{} bytes of status; {}; devices {}", read.len(), root.join(" "), names.join(" ")))
-}
-
-fn killed(device: &str) -> Seen {
-    let mut child = command(device, &["--loop"]).spawn().map_err(|error| error.to_string())?;
-    std::thread::sleep(Duration::from_millis(700));
-    child.kill().map_err(|error| error.to_string())?;
-    let status = child.wait().map_err(|error| error.to_string())?;
-    let again = edud(device, &[])?;
-    expect(&again, 0).map(|text| format!("killed with {:?}; then {text}", status.signal()))
-}
-
-fn stranger(device: &str) -> Seen {
-    let output =
-        command(device, &[]).uid(1000).gid(1000).output().map_err(|error| error.to_string())?;
-    expect(&output, 3).or_else(|text| {
-        // Without leave to see the scheme at all the driver could not even ask.
-        if output.status.code() == Some(1) { Ok(text) } else { Err(text) }
-    })
+    let names = connection.names("devices").map_err(|error| format!("devices: {error}"))?;
+    let directory = |path: &str| -> Result<Vec<String>, String> {
+        let entries = fs::read_dir(path).map_err(|error| format!("{path}: {error}"))?;
+        let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        Ok(entries.filter_map(Result::ok).map(name).collect())
+    };
+    let (root, listed) = (directory("/scheme/iommu")?, directory("/scheme/iommu/devices")?);
+    let read =
+        fs::read_to_string("/scheme/iommu/status").map_err(|error| format!("cat: {error}"))?;
+    let detail = format!("{read}/: {}; devices/: {}", root.join(" "), listed.join(" "));
+    let all = ["status", "units", "groups", "devices", "faults", "metrics"];
+    let right = all.iter().all(|name| root.iter().any(|found| found == name));
+    let same =
+        listed == names && !names.is_empty() && read.lines().count() == status.lines().count();
+    if right && same { Ok(detail) } else { Err(format!("{detail}; by the client: {names:?}")) }
 }

@@ -2,12 +2,15 @@
 //!
 //! Modules, in this order: the kernel (ELF), the initial file system, the environment (`NAME=value`, one a
 //! line). The kernel gets what the Redox boot loader would give it: its image at the address it is linked
-//! for, all memory at `0xffff_8000_0000_0000`, and a [`KernelArgs`] in `rdi`.
+//! for, all memory at `0xffff_8000_0000_0000`, and a [`KernelArgs`] in `rdi`. With `damage=DMAR` on the command
+//! line, a table of the firmware is made unreadable first.
 #![no_std]
 #![no_main]
 
 mod console;
+mod damage;
 mod elf;
+mod environment;
 mod memory;
 mod multiboot;
 mod rsdp;
@@ -90,6 +93,10 @@ pub(crate) enum Failure {
     NoRoom(u64),
     /// No RSDP between 0xe0000 and 0xfffff.
     NoRsdp,
+    /// No table with this signature to be damaged.
+    NoTable([u8; 4]),
+    /// The environment is too long.
+    Environment,
 }
 
 impl fmt::Display for Failure {
@@ -103,6 +110,8 @@ impl fmt::Display for Failure {
             Self::NotAKernel(why) => write!(f, "module 0 is not a kernel: {why}"),
             Self::NoRoom(bytes) => write!(f, "no {bytes:#x} bytes of memory for the kernel"),
             Self::NoRsdp => f.write_str("no RSDP in the BIOS area"),
+            Self::Environment => f.write_str("the environment is longer than 4096 bytes"),
+            Self::NoTable(name) => write!(f, "no table {} to damage", name.escape_ascii()),
         }
     }
 }
@@ -139,12 +148,17 @@ fn prepare(magic: u32, information: u32) -> Result<u64, Failure> {
     map_kernel(base, image.size());
 
     let hardware = rsdp::find().ok_or(Failure::NoRsdp)?;
+    if let Some(signature) = given.word_after(b"damage=")
+        && !damage::apply(hardware, signature)
+    {
+        return Err(Failure::NoTable(signature));
+    }
     let count = fill_areas(&given)?;
     let span = |range: Range| Span { base: range.start, size: range.end - range.start };
     let arguments = KernelArgs {
         kernel: Span { base, size: image.size() },
         stack: Span { base: 0, size: 0 },
-        environment: span(environment),
+        environment: span(environment::fill(environment, hardware)?),
         hardware: span(hardware),
         areas: Span { base: &raw const AREAS as u64, size: (count * size_of::<Area>()) as u64 },
         // The kernel counts whole pages; modules begin on pages, so the rest of the last one is nobody's.

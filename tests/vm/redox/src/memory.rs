@@ -44,6 +44,16 @@ unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) ->
     0
 }
 
+/// Tells whether `length` bytes differ.
+///
+/// # Safety
+/// As `memcmp` in C.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, length: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { memcmp(left, right, length) }
+}
+
 /// Named by the core library's unwind tables, which this program never uses.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

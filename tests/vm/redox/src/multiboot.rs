@@ -3,6 +3,7 @@
 /// `eax` at the start.
 pub(crate) const LOADED: u32 = 0x2bad_b002;
 
+const HAS_COMMAND_LINE: u32 = 1 << 2;
 const HAS_MODULES: u32 = 1 << 3;
 const HAS_MEMORY: u32 = 1 << 6;
 
@@ -52,6 +53,20 @@ impl Information {
         let entry = u64::from(self.word(24)) + 16 * u64::from(number);
         let (start, end) = (u64::from(word(entry)), u64::from(word(entry + 4)));
         (start <= end).then_some(Range { start, end })
+    }
+
+    /// The four bytes that follow `name` on the command line.
+    pub(crate) fn word_after(&self, name: &[u8]) -> Option<[u8; 4]> {
+        if self.word(0) & HAS_COMMAND_LINE == 0 {
+            return None;
+        }
+        let start = u64::from(self.word(16));
+        // SAFETY: the loader before us put a string there, shorter than this, below 4 GiB; what follows it is
+        // memory too.
+        let line = unsafe { Range { start, end: start + 1024 }.bytes() };
+        let line = line.split(|byte| *byte == 0).next()?;
+        let at = line.windows(name.len()).position(|part| part == name)?;
+        line.get(at + name.len()..)?.first_chunk().copied()
     }
 
     /// The memory map: ranges and whether they are free. `None` without one.

@@ -1,5 +1,6 @@
 //! Redox: the scheme itself.
 
+mod inherited;
 pub mod pci;
 mod scheme;
 

@@ -14,6 +14,7 @@ use libredox::call::{self, MmapArgs, mmap, munmap};
 use libredox::flag::{
     MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ, PROT_WRITE,
 };
+use syscall::error::{ENODEV, ENOENT};
 use syscall::flag::{CLOCK_MONOTONIC, CallFlags};
 
 use crate::error::{Breach, Error};
@@ -36,17 +37,23 @@ const OPENING: &[Refusal] = &[
 pub struct Scheme(());
 
 impl Scheme {
+    /// The way for a process that has a session's descriptor and may not see the scheme.
+    pub(super) const fn unnamed() -> Self {
+        Self(())
+    }
+
     /// Makes sure that there is one.
     ///
     /// # Errors
-    /// [`Error::Disconnected`] when there is none.
+    /// [`Error::Disconnected`] when there is none, `Permission` when it is not for this process.
     pub fn connect() -> Result<Self, Error> {
         match call::open(SCHEME, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0) {
             Ok(fd) => {
                 let _ = call::close(fd);
                 Ok(Self(()))
             }
-            Err(_) => Err(Error::Disconnected),
+            Err(error) if [ENODEV, ENOENT].contains(&error.errno()) => Err(Error::Disconnected),
+            Err(error) => Err(refused(error, OPENING)),
         }
     }
 }
@@ -100,28 +107,15 @@ impl Transport for Scheme {
     }
 
     fn wait_readable(&self, handle: Handle, timeout: Duration) -> Result<bool, Error> {
-        let queue = RawEventQueue::new().map_err(io::Error::from)?;
         let session = fd(handle)?;
-        let mut timer = File::options()
-            .read(true)
-            .write(true)
-            .open(format!("/scheme/time/{CLOCK_MONOTONIC}"))?;
-        let clock = usize::try_from(timer.as_raw_fd()).map_err(|_| Breach::Value)?;
-        let subscribe = |fd| queue.subscribe(fd, 0, EventFlags::READ).map_err(io::Error::from);
-        subscribe(session)?;
-        subscribe(clock)?;
-        let now = call::clock_gettime(libredox::flag::CLOCK_MONOTONIC).map_err(io::Error::from)?;
-        let now = Duration::new(
-            u64::try_from(now.tv_sec).unwrap_or(0),
-            u32::try_from(now.tv_nsec).unwrap_or(0),
-        );
-        let end = now.saturating_add(timeout);
-        let end = syscall::TimeSpec {
-            tv_sec: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i32::try_from(end.subsec_nanos()).unwrap_or(0),
-        };
-        timer.write_all(&end)?;
-        Ok(queue.next_event().map_err(io::Error::from)?.fd == session)
+        match Wait::open() {
+            Ok(wait) => wait.readable(session, timeout),
+            // Without a name space there is neither queue nor timer: the caller looks again, and again.
+            Err(_) => {
+                std::thread::sleep(timeout.min(POLL));
+                Ok(!timeout.is_zero())
+            }
+        }
     }
 
     fn map(&self, handle: Handle) -> Result<Memory, Error> {
@@ -134,6 +128,42 @@ impl Transport for Scheme {
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
         let _ = (session, buffer);
         Err(Error::Refused(Refusal::Unsupported))
+    }
+}
+
+/// How long a process sleeps that can only look.
+const POLL: Duration = Duration::from_millis(1);
+
+/// An event queue, and a timer that ends the wait.
+struct Wait {
+    queue: RawEventQueue,
+    timer: File,
+}
+
+impl Wait {
+    fn open() -> io::Result<Self> {
+        let path = format!("/scheme/time/{CLOCK_MONOTONIC}");
+        let timer = File::options().read(true).write(true).open(path)?;
+        Ok(Self { queue: RawEventQueue::new()?, timer })
+    }
+
+    fn readable(mut self, session: usize, timeout: Duration) -> Result<bool, Error> {
+        let clock = usize::try_from(self.timer.as_raw_fd()).map_err(|_| Breach::Value)?;
+        for fd in [session, clock] {
+            self.queue.subscribe(fd, 0, EventFlags::READ).map_err(io::Error::from)?;
+        }
+        let now = call::clock_gettime(libredox::flag::CLOCK_MONOTONIC).map_err(io::Error::from)?;
+        let now = Duration::new(
+            u64::try_from(now.tv_sec).unwrap_or(0),
+            u32::try_from(now.tv_nsec).unwrap_or(0),
+        );
+        let end = now.saturating_add(timeout);
+        let end = syscall::TimeSpec {
+            tv_sec: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i32::try_from(end.subsec_nanos()).unwrap_or(0),
+        };
+        self.timer.write_all(&end)?;
+        Ok(self.queue.next_event().map_err(io::Error::from)?.fd == session)
     }
 }
 

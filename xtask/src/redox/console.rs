@@ -1,0 +1,112 @@
+//! What the serial port says, and when.
+
+use std::time::{Duration, Instant};
+
+use crate::report::Report;
+
+/// What iommud says once requests can reach it.
+const SERVING: &str = "serving /scheme/iommu";
+
+/// What pcid-spawner says before each driver.
+const SPAWNING: &str = "pcid-spawner: spawn";
+
+/// What iommud says when it has tried that nothing can be opened any more.
+const NAMELESS: &str = "name space given up";
+
+/// All lines so far.
+pub(super) struct Console {
+    started: Instant,
+    lines: Vec<(Duration, String)>,
+    /// Reports of the guest that need lines of others too: the check's number, and what must be seen.
+    held: &'static [(usize, Condition)],
+}
+
+/// What the console must have shown for a check.
+pub(super) type Condition = fn(&Console) -> Result<String, String>;
+
+impl Console {
+    /// Nothing yet.
+    pub(super) fn new(held: &'static [(usize, Condition)]) -> Self {
+        Self { started: Instant::now(), lines: Vec::new(), held }
+    }
+
+    /// Takes a line in; says whether it was the guest's last.
+    pub(super) fn take(&mut self, line: &str, report: &mut Report) -> bool {
+        self.lines.push((self.started.elapsed(), line.to_owned()));
+        // A service's line may follow the name of a log on the same line.
+        let Some(text) = line.find("@@").and_then(|start| line.get(start..)) else { return false };
+        let held =
+            self.held.iter().find(|(number, _)| text.starts_with(&format!("@@ok {number} |")));
+        let text = match held {
+            Some((number, condition)) => match condition(self) {
+                Ok(seen) => format!("{text}; {seen}"),
+                Err(missing) => format!("@@fail {number} | {missing}"),
+            },
+            None => text.to_owned(),
+        };
+        if let Some(shown) = report.take(&text) {
+            println!("{shown}");
+        }
+        report.ended()
+    }
+
+    /// When the first line with this part came.
+    pub(super) fn find(&self, part: &str) -> Option<Duration> {
+        self.lines.iter().find(|(_, line)| line.contains(part)).map(|(at, _)| *at)
+    }
+
+    fn position(&self, part: &str) -> Option<usize> {
+        self.lines.iter().position(|(_, line)| line.contains(part))
+    }
+
+    /// The last lines.
+    pub(super) fn show(&self, count: usize) {
+        for (at, line) in self.lines.iter().skip(self.lines.len().saturating_sub(count)) {
+            println!("  {:>6.2} | {line}", at.as_secs_f32());
+        }
+    }
+}
+
+/// Translation was on before the first driver was started.
+pub(super) fn before_drivers(console: &Console) -> Result<String, String> {
+    match (console.position(SERVING), console.position(SPAWNING)) {
+        (Some(serving), Some(spawning)) if serving < spawning => {
+            Ok(format!("line {serving} of the console, the first driver line {spawning}"))
+        }
+        other => {
+            Err(format!("lines of the console with the unit on and the first driver: {other:?}"))
+        }
+    }
+}
+
+/// iommud tried to open files and could not, before it served anybody.
+pub(super) fn nameless(console: &Console) -> Result<String, String> {
+    match (console.position(NAMELESS), console.position(SERVING)) {
+        (Some(nameless), Some(serving)) if nameless < serving => Ok(NAMELESS.to_owned()),
+        other => Err(format!("lines of the console without names and serving: {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(lines: &[&str]) -> (usize, usize) {
+        let mut report = Report::new(&["order"]);
+        let mut console = Console::new(&[(1, before_drivers)]);
+        for line in lines {
+            console.take(line, &mut report);
+        }
+        report.counts()
+    }
+
+    #[test]
+    fn a_driver_before_the_unit_fails_the_check() {
+        let (serving, spawning, ok) =
+            ("INFO serving /scheme/iommu", "pcid-spawner: spawn x", "@@ok 1 | on");
+        assert_eq!(run(&[serving, spawning, ok]), (1, 0));
+        assert_eq!(run(&[spawning, serving, ok]), (0, 1));
+        assert_eq!(run(&[serving, ok]), (0, 1));
+        assert_eq!(run(&[serving, spawning, "log: @@fail 1 | off"]), (0, 1));
+    }
+}
