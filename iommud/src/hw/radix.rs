@@ -61,6 +61,7 @@ pub enum PteSlot {
 /// The format of page table entries. Levels count from 1 (entries that map 4 KiB). An empty slot is 0.
 pub trait PteFormat {
     /// The entry at `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) that maps the page at `phys`, aligned to its size.
+    /// The address stands in its place: the entry of a page further on is greater by the distance.
     fn leaf(phys: PhysAddr, access: Access, level: u8) -> u64;
 
     /// The entry at `level` (2 and up) that points to the table at `next`.
@@ -312,11 +313,7 @@ fn fill<F: PteFormat, M: TableMemory>(
     access: Access,
     level: u8,
 ) {
-    let mut next = phys.0;
-    for slot in index..index + count {
-        memory.store(table, slot, F::leaf(PhysAddr(next), access, level));
-        next = next.wrapping_add(slot_size(level));
-    }
+    memory.fill(table, index, count, F::leaf(phys, access, level), slot_size(level));
 }
 
 /// Frees a table at `level` and all tables below it.

@@ -59,6 +59,16 @@ pub trait TableMemory {
     /// hardware in program order. Another frame address or index is ignored.
     fn store(&mut self, frame: PhysAddr, index: usize, value: u64);
 
+    /// Writes `count` words from `first` on, as [`TableMemory::store`] does each: `value`, and each next one
+    /// greater by `step`.
+    fn fill(&mut self, frame: PhysAddr, first: usize, count: usize, value: u64, step: u64) {
+        let mut next = value;
+        for index in first..first + count {
+            self.store(frame, index, next);
+            next = next.wrapping_add(step);
+        }
+    }
+
     /// Writes the cache lines that hold words `first` to `first + count - 1` back to memory, for hardware
     /// that does not snoop, and orders them before whatever comes after.
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize);

@@ -94,6 +94,24 @@ impl Mapping {
         }
     }
 
+    /// Writes `count` words of 64 bits from `offset` on, a multiple of 8, in one store each: `value`, and each
+    /// next one greater by `step`. Nothing when they do not all lie inside.
+    pub fn fill64(&mut self, offset: usize, count: usize, value: u64, step: u64) {
+        let length = count.checked_mul(size_of::<u64>());
+        let Some(place) = length.and_then(|length| self.range(offset, length)) else { return };
+        let first = place.cast::<u64>();
+        if !first.is_aligned() {
+            return;
+        }
+        let mut next = value;
+        for index in 0..count {
+            // SAFETY: `range` says that all `count` words lie inside the mapping, which is writable and holds
+            // no Rust object; they are aligned.
+            unsafe { first.add(index).write_volatile(next) }
+            next = next.wrapping_add(step);
+        }
+    }
+
     /// Fills `length` bytes from `offset` on with zeros; nothing when they do not all lie inside.
     pub fn clear(&mut self, offset: usize, length: usize) {
         if let Some(to) = self.range(offset, length) {
@@ -220,6 +238,9 @@ mod tests {
             page.write64(offset, 1);
             assert_eq!(page.read64(offset), None, "{offset}");
         }
+        page.fill64(4088, 2, 1, 1);
+        page.fill64(4, 1, 1, 1);
+        page.fill64(0, usize::MAX, 1, 1);
         page.clear(4095, 2);
         assert!((0..512).all(|word| page.read64(word * 8) == Some(0)));
     }
@@ -233,5 +254,10 @@ mod tests {
         assert_eq!(page.read64(4088), Some(0x0506_0708));
         page.clear(4088, 8);
         assert_eq!(page.read64(4088), Some(0));
+        page.fill64(4080, 2, 7, 4096);
+        assert_eq!(
+            (page.read64(4072), page.read64(4080), page.read64(4088)),
+            (Some(0), Some(7), Some(4103))
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! Frames of 4 KiB out of huge pages, for tables.
 
+use std::cell::Cell;
+
 use super::cache::CacheLines;
 use super::mapping::Mapping;
 use crate::addr::{PAGE_SIZE, PhysAddr};
@@ -29,6 +31,8 @@ pub struct HugeTables {
     lines: CacheLines,
     /// What `live` gives for a frame that was not handed out.
     nobody: u16,
+    /// The page that was looked for last.
+    recent: Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -60,15 +64,33 @@ impl HugeTables {
             })
             .collect();
         pages.sort_by_key(|page| page.phys);
-        Self { pages, free: Vec::new(), in_use: 0, lines: CacheLines::detect(), nobody: 0 }
+        Self {
+            pages,
+            free: Vec::new(),
+            in_use: 0,
+            lines: CacheLines::detect(),
+            nobody: 0,
+            recent: Cell::new(0),
+        }
     }
 
     /// The page of a frame, and the frame's number in it.
     fn find(&self, frame: PhysAddr) -> Option<(usize, usize)> {
         let start = frame.0 & !(HUGE_PAGE - 1);
-        let page = self.pages.binary_search_by_key(&start, |page| page.phys).ok()?;
+        let recent = self.recent.get();
+        let page = match self.pages.get(recent) {
+            Some(page) if page.phys == start => recent,
+            _ => self.search(start)?,
+        };
         let number = usize::try_from((frame.0 - start) / PAGE_SIZE).ok()?;
         frame.is_aligned(PAGE_SIZE).then_some((page, number))
+    }
+
+    #[cold]
+    fn search(&self, start: u64) -> Option<usize> {
+        let page = self.pages.binary_search_by_key(&start, |page| page.phys).ok()?;
+        self.recent.set(page);
+        Some(page)
     }
 
     fn handed_out(&self, frame: PhysAddr) -> Option<(&TablePage, usize)> {
@@ -155,6 +177,13 @@ impl TableMemory for HugeTables {
         }
     }
 
+    fn fill(&mut self, frame: PhysAddr, first: usize, count: usize, value: u64, step: u64) {
+        let Some((page, number)) = self.handed_out_mut(frame) else { return };
+        if first <= FRAME / 8 && count <= FRAME / 8 - first {
+            page.mapping.fill64(number * FRAME + first * 8, count, value, step);
+        }
+    }
+
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
         let lines = self.lines;
         let words = FRAME / 8;
@@ -168,12 +197,11 @@ impl TableMemory for HugeTables {
 
     fn live(&mut self, frame: PhysAddr) -> &mut u16 {
         self.nobody = 0;
-        match self.find(frame).filter(|_| self.handed_out(frame).is_some()) {
-            Some((page, number)) => self
-                .pages
-                .get_mut(page)
-                .and_then(|page| page.frames.get_mut(number))
-                .map_or(&mut self.nobody, |frame| &mut frame.live),
+        let found = self.find(frame);
+        let frame =
+            found.and_then(|(page, number)| self.pages.get_mut(page)?.frames.get_mut(number));
+        match frame.filter(|frame| frame.used) {
+            Some(frame) => &mut frame.live,
             None => &mut self.nobody,
         }
     }

@@ -6,18 +6,17 @@ use crate::policy::claims::{addresses, in_space};
 use crate::policy::draft::{Claimant, Effect};
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId};
 use crate::policy::machine::Key;
-use crate::policy::mappings::{Mapping, MappingIndex};
+use crate::policy::mappings::Mapping;
 use crate::policy::plan::Binding;
 use crate::policy::ranges::Piece;
 use crate::policy::registry::Registry;
-use crate::policy::state::{Account, Buffer, Domain, Owner, Purpose, Session, SlotRecord};
+use crate::policy::state::{Account, Buffer, Owner, Purpose, Session, SlotRecord};
 
 impl Registry {
     /// Makes a change that was decided.
     pub(super) fn apply(&mut self, effect: Effect) {
         match effect {
             Effect::Map(domain, mapping) => self.apply_map(domain, mapping),
-            Effect::Unmap(domain, mapping) => self.apply_unmap(domain, mapping),
             Effect::Direct { slot, more, .. } => self.count_mapping(slot, more),
             Effect::AddFunction(function) => drop(self.machine.add(*function)),
             Effect::Machine(machine) => self.machine = *machine,
@@ -78,18 +77,9 @@ impl Registry {
     pub(super) fn take_back(&mut self, effects: &mut Vec<Effect>) {
         while let Some(effect) = effects.pop() {
             match effect {
-                Effect::Map(domain, mapping) if mapping.grant => {
-                    let _ = domain;
-                    self.mark_granted(&mapping, false);
-                }
                 Effect::Map(domain, Mapping { range, .. }) | Effect::Space(domain, range) => {
                     if let Some(domain) = self.domains.get_mut(domain.0) {
                         domain.space.free(range);
-                    }
-                }
-                Effect::Unmap(domain, mapping) => {
-                    if let Some(domain) = self.domains.get_mut(domain.0) {
-                        domain.mappings.set_leaving(mapping, false);
                     }
                 }
                 Effect::Direct { slot, offset, length, more } => {
@@ -146,13 +136,6 @@ impl Registry {
             // The steps that took it out of policy `compat` were undone.
             buffer.taken.clear();
             self.insert_buffer(*buffer, false);
-        }
-    }
-
-    fn mark_granted(&mut self, mapping: &Mapping, granted: bool) {
-        let slot = self.slots.get_mut(mapping.slot);
-        if let Some(grants) = slot.and_then(|slot| slot.granted.as_mut()) {
-            grants.set(mapping.offset, mapping.range.length(), granted);
         }
     }
 
@@ -374,20 +357,6 @@ impl Registry {
             domain.mappings.insert(mapping, &mut slot.mappings);
         }
         self.count_mapping(mapping.slot, true);
-    }
-
-    fn apply_unmap(&mut self, domain: DomainId, index: MappingIndex) {
-        let Some(domain): Option<&mut Domain> = self.domains.get_mut(domain.0) else { return };
-        let Some(mapping) = domain.mappings.get(index) else { return };
-        if let Some(slot) = self.slots.get_mut(mapping.slot) {
-            domain.mappings.remove(index, &mut slot.mappings);
-        }
-        if mapping.grant {
-            self.mark_granted(&mapping, false);
-        } else {
-            domain.space.free(mapping.range);
-        }
-        self.count_mapping(mapping.slot, false);
     }
 
     /// Charges a mapping to the client of a slot, or takes the charge back.

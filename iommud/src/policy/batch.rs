@@ -8,7 +8,7 @@ use iommu_protocol::wire::MapFlags;
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
 use crate::policy::buffers::{take, unmap};
 use crate::policy::config::Quotas;
-use crate::policy::draft::{Draft, Effect, hull};
+use crate::policy::draft::{Change, Draft, Effect, hull};
 use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
 use crate::policy::ids::{DomainId, SessionId};
 use crate::policy::mappings::Mapping;
@@ -63,6 +63,8 @@ impl Registry {
             mapped: None,
             unmapped: None,
         };
+        batch.draft.changes.domain = domain_id;
+        batch.draft.changes.account = session.client;
         let outcome = each(items, |item| batch.item(item))?;
         let Batch { mapped, unmapped, draft, domain, .. } = batch;
         if let Some(range) = unmapped {
@@ -188,16 +190,8 @@ impl Batch<'_> {
             let wanted = Wanted { length: request.length, alignment: 0, boundary: 0, above_4g };
             take(self.domain, self.quotas.regions, wanted)?
         };
-        self.enter(
-            buffer,
-            Mapping {
-                range,
-                slot: number,
-                offset: request.offset,
-                access: request.access,
-                grant: false,
-            },
-        );
+        let MapRequest { offset, access, .. } = *request;
+        self.enter(buffer, Mapping { range, slot: number, offset, access, grant: false });
         Ok(range.first())
     }
 
@@ -221,7 +215,7 @@ impl Batch<'_> {
         if !self.domain.space.allocate_at(range) {
             return Err(Refusal::Mapped);
         }
-        if self.domain.space.fragments() > self.quotas.regions {
+        if self.domain.space.exceeds(self.quotas.regions) {
             self.domain.space.free(range);
             return Err(Refusal::Quota);
         }
@@ -249,12 +243,16 @@ impl Batch<'_> {
     fn enter(&mut self, buffer: &Buffer, mapping: Mapping) {
         let (domain, access, range) = (self.id, mapping.access, mapping.range);
         let steps = &mut self.draft.steps;
-        buffer.memory.pieces(mapping.offset, range.length(), &mut |at, phys, length| {
+        buffer.memory.pieces(mapping.offset, range.length(), |at, phys, length| {
             let range = IovaRange::new(Iova(range.first().0 + at), length);
             steps.extend(range.map(|range| Step::Map { domain, range, phys, access }));
         });
         self.mapped = Some(hull(self.mapped, range));
-        self.draft.effects.push(Effect::Map(domain, mapping));
+        if let Some(slot) = self.slots.get_mut(mapping.slot) {
+            let index = self.domain.mappings.insert(mapping, &mut slot.mappings);
+            self.domain.mappings.set_unsettled(index, true);
+            self.draft.changes.list.push(Change::Entered(index));
+        }
     }
 
     fn unmap(&mut self, iova: Iova, length: u64) -> Result<Iova, Refusal> {
@@ -277,10 +275,10 @@ impl Batch<'_> {
             return Err(Refusal::NotMapped);
         }
         let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
-        self.domain.mappings.set_leaving(index, true);
+        self.domain.mappings.set_unsettled(index, true);
         unmap(self.draft, self.id, &mapping, buffer);
         self.unmapped = Some(hull(self.unmapped, mapping.range));
-        self.draft.effects.push(Effect::Unmap(self.id, index));
+        self.draft.changes.list.push(Change::Leaving(index));
         Ok(Iova(0))
     }
 }

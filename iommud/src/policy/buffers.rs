@@ -151,7 +151,7 @@ impl Registry {
             record.granted = Some(Grants::new(range));
             return Ok((range.first(), None));
         }
-        memory.pieces(0, request.length, &mut |at, phys, length| {
+        memory.pieces(0, request.length, |at, phys, length| {
             let range = IovaRange::new(Iova(range.first().0 + at), length);
             let step = |range| Step::Map { domain: id, range, phys, access: request.access };
             draft.steps.extend(range.map(step));
@@ -362,7 +362,7 @@ pub(super) fn take(
     wanted: Wanted,
 ) -> Result<IovaRange, Refusal> {
     let range = domain.space.allocate(wanted).ok_or(Refusal::NoSpace)?;
-    if domain.space.fragments() > regions {
+    if domain.space.exceeds(regions) {
         domain.space.free(range);
         return Err(Refusal::Quota);
     }
@@ -372,7 +372,7 @@ pub(super) fn take(
 /// The steps that undo a mapping.
 pub(super) fn unmap(draft: &mut Draft, domain: DomainId, mapping: &Mapping, buffer: &Buffer) {
     let Mapping { range, offset, access, .. } = *mapping;
-    buffer.memory.pieces(offset, range.length(), &mut |at, phys, length| {
+    buffer.memory.pieces(offset, range.length(), |at, phys, length| {
         let range = IovaRange::new(Iova(range.first().0 + at), length);
         draft.steps.extend(range.map(|range| Step::Unmap { domain, range, phys, access }));
     });

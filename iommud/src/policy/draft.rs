@@ -7,11 +7,10 @@ use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{IovaRange, PhysRange};
-use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::machine::{Key, Machine};
 use crate::policy::mappings::{Mapping, MappingIndex};
-use crate::policy::plan::{Binding, Plan, Step};
+use crate::policy::plan::{Binding, Step};
 use crate::policy::ranges::Piece;
 use crate::policy::state::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
 use crate::topology::capabilities::DomainTag;
@@ -64,12 +63,42 @@ pub(super) enum Effect {
     Hold(BufferId, bool),
     /// A buffer's memory is free.
     Release(BufferId),
-    /// A mapping exists. Done: if it is a grant, its pages are marked.
+    /// The mapping that came with a buffer exists.
     Map(DomainId, Mapping),
-    /// Done: a mapping is marked as leaving.
-    Unmap(DomainId, MappingIndex),
     /// Without a unit: a part of a buffer is used once more, or once less.
     Direct { slot: u32, offset: u64, length: u64, more: bool },
+}
+
+/// A change that a batch made to the mappings of a domain when the plan was drawn up: marked there until the
+/// plan is consumed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// Entered; settled by commit, removed by abort.
+    Entered(MappingIndex),
+    /// About to leave; removed by commit, kept by abort.
+    Leaving(MappingIndex),
+}
+
+/// The changes of a batch, in order.
+#[derive(Debug)]
+pub(super) struct Changes {
+    pub(super) domain: DomainId,
+    /// Number of the account that mappings are charged to.
+    pub(super) account: u32,
+    pub(super) list: Vec<Change>,
+}
+
+impl Changes {
+    /// Whether nothing was changed: no other field means anything then.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self { domain: DomainId(u32::MAX), account: u32::MAX, list: Vec::new() }
+    }
 }
 
 /// Who opens a session.
@@ -91,6 +120,7 @@ pub(super) struct Draft {
     /// Steps that cannot fail nor be undone: they come last.
     pub(super) last: Vec<Step>,
     pub(super) effects: Vec<Effect>,
+    pub(super) changes: Changes,
     /// Domains it makes.
     pub(super) domains: usize,
     /// The last tag it took.
@@ -100,10 +130,20 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// The plan, and the empty list of last steps.
-    pub(super) fn finish(mut self, outcome: Outcome) -> (Plan, Vec<Step>) {
+    /// Puts the last steps behind the others: the plan is complete.
+    pub(super) fn finish(&mut self) {
         self.steps.append(&mut self.last);
-        (Plan { steps: self.steps, effects: self.effects, outcome }, self.last)
+    }
+
+    /// Forgets everything but the capacity of the lists that every plan uses.
+    pub(super) fn clear(&mut self) {
+        self.steps.clear();
+        self.last.clear();
+        self.effects.clear();
+        self.changes.list.clear();
+        self.domains = 0;
+        self.tag = None;
+        self.shared.clear();
     }
 
     /// Moves entries: all that let something through are blocked and forgotten before any is opened, so

@@ -16,7 +16,7 @@ const NONE: u32 = u32::MAX;
 /// Records that are allocated together, so that growing never moves many.
 const CHUNK: usize = 1024;
 const PAGE_MASK: u32 = (1 << 27) - 1;
-const LEAVING: u32 = 1 << 31;
+const UNSETTLED: u32 = 1 << 31;
 const GRANT: u32 = 1 << 30;
 const ACCESS_SHIFT: u32 = 28;
 
@@ -142,7 +142,7 @@ impl core::fmt::Debug for Mappings {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let mut live: Vec<u32> = self.leaves.iter().flat_map(Leaf::iter).collect();
         live.sort_unstable();
-        let flags = |index: &u32| self.record(*index).map(|record| record.page & LEAVING != 0);
+        let flags = |index: &u32| self.record(*index).map(|record| record.page & UNSETTLED != 0);
         let all = live.iter().map(|index| (index, flags(index), self.get(MappingIndex(*index))));
         f.debug_list().entries(all).finish()
     }
@@ -187,7 +187,7 @@ impl Mappings {
         MappingIndex(index)
     }
 
-    /// The mapping of exactly this range that is not leaving.
+    /// The mapping of exactly this range, if no plan enters or removes it.
     pub(super) fn find(&self, iova: Iova, length: u64) -> Option<MappingIndex> {
         let page = u32::try_from(iova.0 / PAGE_SIZE).ok().filter(|page| *page <= PAGE_MASK)?;
         let pages = u32::try_from(length / PAGE_SIZE).ok()?;
@@ -198,7 +198,7 @@ impl Mappings {
         let leaf = self.leaves.get(self.leaf_of(place)? as usize)?;
         let index = leaf.get(place.slot)?;
         let record = self.record(index)?;
-        (record.pages == pages && record.page & LEAVING == 0).then_some(MappingIndex(index))
+        (record.pages == pages && record.page & UNSETTLED == 0).then_some(MappingIndex(index))
     }
 
     /// A mapping.
@@ -214,10 +214,11 @@ impl Mappings {
         })
     }
 
-    /// Marks a mapping as about to be removed, or not.
-    pub(super) fn set_leaving(&mut self, index: MappingIndex, leaving: bool) {
+    /// Marks a mapping as one that a plan enters or removes, or not: it is not found until the plan is consumed.
+    pub(super) fn set_unsettled(&mut self, index: MappingIndex, unsettled: bool) {
         if let Some(record) = self.record_mut(index.0) {
-            record.page = if leaving { record.page | LEAVING } else { record.page & !LEAVING };
+            record.page =
+                if unsettled { record.page | UNSETTLED } else { record.page & !UNSETTLED };
         }
     }
 
@@ -479,9 +480,9 @@ mod tests {
         ] {
             assert_eq!(table.find(Iova(iova), length), None, "{iova:#x} {length:#x}");
         }
-        table.set_leaving(index, true);
+        table.set_unsettled(index, true);
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
-        table.set_leaving(index, false);
+        table.set_unsettled(index, false);
         assert_eq!(table.get(index), Some(m));
         table.remove(index, &mut list);
         assert_eq!((table.len(), list), (0, MappingList::default()));

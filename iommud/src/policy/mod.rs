@@ -12,6 +12,7 @@
 mod apply;
 mod batch;
 mod buffers;
+mod changes;
 mod claims;
 mod config;
 mod draft;

@@ -10,13 +10,13 @@
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
 //! ```
 
-use alloc::vec::Vec;
+use alloc::boxed::Box;
 
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::Access;
 
 use crate::addr::{IovaRange, PhysAddr};
-use crate::policy::draft::Effect;
+use crate::policy::draft::Draft;
 use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, DomainId, UnitIndex};
 use crate::topology::capabilities::{DomainTag, TableFormat};
@@ -166,8 +166,7 @@ pub enum Binding {
 #[derive(Debug)]
 #[must_use = "a plan is consumed by commit or abort"]
 pub struct Plan {
-    pub(super) steps: Vec<Step>,
-    pub(super) effects: Vec<Effect>,
+    pub(super) draft: Box<Draft>,
     pub(super) outcome: Outcome,
 }
 
@@ -175,12 +174,13 @@ impl Plan {
     /// What is to be done, in order.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
-        &self.steps
+        &self.draft.steps
     }
 
     /// A plan of these steps, for tests of the engine.
     #[cfg(test)]
     pub(crate) fn of(steps: &[Step]) -> Self {
-        Self { steps: steps.into(), effects: Vec::new(), outcome: Outcome::Done }
+        let draft = Draft { steps: steps.into(), ..Draft::default() };
+        Self { draft: Box::new(draft), outcome: Outcome::Done }
     }
 }

@@ -8,12 +8,13 @@
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
 //! buffer    known to sessions, held by handles --last of both--> released
 //!                                              +--> quarantined, when a unit failed that may reach it
-//! mapping   (decided: addresses taken) --commit--> live --(decided: leaving)--> commit --> gone
+//! mapping   (decided: entered, unsettled) --commit--> live --(decided: unsettled)--> commit --> gone
 //! ```
 //!
 //! `decide` looks, and marks only what a second request in the same event must see: addresses taken, mappings
-//! about to leave, members attached. `commit` makes all other changes, `abort` takes the marks back.
+//! entered and about to leave, members attached. `commit` makes all other changes, `abort` takes the marks back.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -21,11 +22,11 @@ use iommu_protocol::status::Refusal;
 
 use crate::addr::{INTERRUPT_WINDOW, PhysRange};
 use crate::policy::config::Config;
-use crate::policy::draft::{Draft, Effect};
+use crate::policy::draft::Draft;
 use crate::policy::event::{Event, Outcome, Refused};
 use crate::policy::ids::{ClientId, DomainId};
 use crate::policy::machine::Machine;
-use crate::policy::plan::{Plan, Step};
+use crate::policy::plan::Plan;
 use crate::policy::ranges::Ranges;
 use crate::policy::slab::Slab;
 use crate::policy::state::{
@@ -55,13 +56,9 @@ pub struct Registry {
     spare: Spare,
 }
 
-/// Empty lists of earlier plans, kept for their capacity.
+/// The lists of the last plan, empty, kept for their capacity.
 #[derive(Default)]
-struct Spare {
-    steps: Vec<Step>,
-    last: Vec<Step>,
-    effects: Vec<Effect>,
-}
+struct Spare(Option<Box<Draft>>);
 
 impl core::fmt::Debug for Spare {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -111,29 +108,31 @@ impl Registry {
     /// # Errors
     /// What the event is refused for; nothing has changed.
     pub fn decide(&mut self, event: &Event) -> Result<Plan, Refused> {
-        let mut draft = Draft {
-            steps: core::mem::take(&mut self.spare.steps),
-            last: core::mem::take(&mut self.spare.last),
-            effects: core::mem::take(&mut self.spare.effects),
-            ..Draft::default()
-        };
+        let mut draft = self.spare.0.take().unwrap_or_default();
         match self.draft(event, &mut draft) {
             Ok(outcome) => {
-                let (plan, last) = draft.finish(outcome);
-                self.spare.last = last;
-                Ok(plan)
+                draft.finish();
+                Ok(Plan { draft, outcome })
             }
             Err(refused) => {
                 self.take_back(&mut draft.effects);
-                draft.last.clear();
-                self.spare.last = draft.last;
-                self.recycle(draft.steps, draft.effects);
+                self.take_back_changes(&mut draft.changes);
+                self.recycle(draft);
                 Err(refused)
             }
         }
     }
 
     fn draft(&mut self, event: &Event, draft: &mut Draft) -> Result<Outcome, Refused> {
+        match event {
+            Event::Batch(session, items) => self.batch(draft, *session, items),
+            other => self.draft_other(other, draft),
+        }
+    }
+
+    /// As `draft`, for what does not come with every transfer.
+    #[inline(never)]
+    fn draft_other(&mut self, event: &Event, draft: &mut Draft) -> Result<Outcome, Refused> {
         match event {
             Event::Batch(session, items) => return self.batch(draft, *session, items),
             Event::UnitReady(unit, capabilities) => self.unit_ready(draft, *unit, capabilities)?,
@@ -166,32 +165,36 @@ impl Registry {
 
     /// Takes note that every step of the plan was carried out.
     pub fn commit(&mut self, mut plan: Plan) -> Outcome {
-        for effect in plan.effects.drain(..) {
-            self.apply(effect);
+        self.settle_changes(&mut plan.draft.changes);
+        if !plan.draft.effects.is_empty() {
+            for effect in plan.draft.effects.drain(..) {
+                self.apply(effect);
+            }
         }
-        self.recycle(plan.steps, plan.effects);
+        self.recycle(plan.draft);
         plan.outcome
     }
 
     /// Takes note that the plan was not carried out and its steps were undone: everything is as before
     /// [`Registry::decide`].
     pub fn abort(&mut self, mut plan: Plan) {
-        self.take_back(&mut plan.effects);
-        self.recycle(plan.steps, plan.effects);
+        self.take_back(&mut plan.draft.effects);
+        self.take_back_changes(&mut plan.draft.changes);
+        self.recycle(plan.draft);
     }
 
     /// As [`Registry::abort`], when undoing could not be proved (`StepFailure::unproved`): memory that the
     /// plan entered into a domain may still be reached by a device. It goes to quarantine; the memory of a
     /// refused [`Event::Allocate`] must not be given back either.
     pub fn quarantine(&mut self, mut plan: Plan) {
-        self.keep_unproved(&mut plan.effects);
+        self.keep_changes_unproved(&plan.draft.changes);
+        self.keep_unproved(&mut plan.draft.effects);
         self.abort(plan);
     }
 
-    fn recycle(&mut self, mut steps: Vec<Step>, effects: Vec<Effect>) {
-        steps.clear();
-        self.spare.steps = steps;
-        self.spare.effects = effects;
+    fn recycle(&mut self, mut draft: Box<Draft>) {
+        draft.clear();
+        self.spare.0 = Some(draft);
     }
 
     pub(super) fn domain(&self, domain: DomainId) -> Result<&Domain, Refusal> {

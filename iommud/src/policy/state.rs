@@ -230,7 +230,7 @@ impl Memory {
         &self,
         offset: u64,
         length: u64,
-        sink: &mut dyn FnMut(u64, PhysAddr, u64),
+        mut sink: impl FnMut(u64, PhysAddr, u64),
     ) {
         match self {
             Self::One(range) => sink(0, PhysAddr(range.first().0 + offset), length),
@@ -455,7 +455,7 @@ mod tests {
         let memory = Memory::new(&[phys(0x10000, 0x2000), phys(0x50000, 0x1000), phys(0, 0x1000)]);
         let pieces = |offset, length| {
             let mut all = Vec::new();
-            memory.as_ref().unwrap().pieces(offset, length, &mut |at, phys, length| {
+            memory.as_ref().unwrap().pieces(offset, length, |at, phys, length| {
                 all.push((at, phys.0, length));
             });
             all

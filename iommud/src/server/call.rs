@@ -1,7 +1,5 @@
 //! Calls on a session: a request in, a reply out, in the same payload.
 
-use alloc::vec::Vec;
-
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::Slot;
 use iommu_protocol::wire::{
@@ -11,7 +9,7 @@ use iommu_protocol::wire::{
 
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
-use crate::policy::{AllocateRequest, BatchRequest, Event, Outcome, Refused, SessionId};
+use crate::policy::{AllocateRequest, Event, Outcome, Refused, SessionId};
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, Request};
 use crate::server::handles::Handle;
@@ -58,9 +56,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let bytes = payload.get(..request_length).unwrap_or_default();
         let asked = RequestHeader::decode(bytes).unwrap_or_default();
-        let parsed = parse_header(bytes)
-            .map_err(Refused::from)
-            .and_then(|(_, operation, body)| Ok((operation, decode::decode(operation, body)?)));
+        let items = &mut self.items;
+        let parsed = parse_header(bytes).map_err(Refused::from).and_then(|(_, operation, body)| {
+            Ok((operation, decode::decode(operation, body, items)?))
+        });
         let mut body = Body { payload, length: ReplyHeader::SIZE };
         let result = parsed
             .and_then(|(operation, request)| self.answer(session, operation, request, &mut body));
@@ -104,7 +103,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::QueryBuffer(slot) => Ok(body.put(&self.query_buffer(session, slot)?)?),
             Request::Regions => self.regions(session, body),
             Request::Allocate(arguments) => Ok(body.put(&self.allocate(session, &arguments)?)?),
-            Request::Change(items) => self.change(session, operation, items, body),
+            Request::Change => self.change(session, operation, body),
         }
     }
 
@@ -207,14 +206,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         &mut self,
         session: SessionId,
         operation: Operation,
-        items: Vec<BatchRequest>,
         body: &mut Body<'_>,
     ) -> Result<(), Refused> {
         if matches!(operation, Operation::Batch) {
-            body.room(Empty::SIZE + items.len() * MapResult::SIZE)?;
+            body.room(Empty::SIZE + self.items.len() * MapResult::SIZE)?;
         }
-        let outcome =
-            self.run_marked(&Event::Batch(session, items)).map_err(|failed| failed.refused)?;
+        let event = Event::Batch(session, core::mem::take(&mut self.items));
+        let result = self.run_marked(&event);
+        if let Event::Batch(_, items) = event {
+            // Its capacity is used again: a single map or unmap allocates nothing.
+            self.items = items;
+        }
+        let outcome = result.map_err(|failed| failed.refused)?;
         if matches!(operation, Operation::Unmap | Operation::Revoke | Operation::Batch) {
             body.put(&Empty::default())?;
         }

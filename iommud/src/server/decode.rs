@@ -23,8 +23,8 @@ pub(super) enum Request {
     Allocate(AllocateArguments),
     Release(Slot),
     QueryBuffer(Slot),
-    /// Map, unmap, grant, revoke or batch. One item answers as the single operation does.
-    Change(Vec<BatchRequest>),
+    /// Map, unmap, grant, revoke or batch, of the items read. One item answers as the single operation does.
+    Change,
 }
 
 /// Arguments of an allocation.
@@ -38,12 +38,21 @@ pub(super) struct AllocateArguments {
     pub(super) flags: AllocateFlags,
 }
 
-/// Reads the body of a request.
+/// Reads the body of a request; the items of a change go into `items`, in place of what was there.
 ///
 /// # Errors
 /// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
 /// is neither map nor unmap; with the index of the item, in a batch.
-pub(super) fn decode(operation: Operation, body: &[u8]) -> Result<Request, Refused> {
+pub(super) fn decode(
+    operation: Operation,
+    body: &[u8],
+    items: &mut Vec<BatchRequest>,
+) -> Result<Request, Refused> {
+    items.clear();
+    let mut one = |item| {
+        items.push(item);
+        Request::Change
+    };
     Ok(match operation {
         Operation::Query => empty(body, Request::Query)?,
         Operation::Attach => empty(body, Request::Attach)?,
@@ -52,16 +61,15 @@ pub(super) fn decode(operation: Operation, body: &[u8]) -> Result<Request, Refus
         Operation::Allocate => Request::Allocate(allocate(&read(body)?)?),
         Operation::Release => Request::Release(slot(body)?),
         Operation::QueryBuffer => Request::QueryBuffer(slot(body)?),
-        Operation::Map => Request::Change(one(map(&read(body)?)?)),
-        Operation::Unmap => Request::Change(one(unmap(&read(body)?)?)),
-        Operation::Grant => Request::Change(one(grant(&read(body)?)?)),
-        Operation::Revoke => Request::Change(one(revoke(&read(body)?)?)),
-        Operation::Batch => Request::Change(batch(body)?),
+        Operation::Map => one(map(&read(body)?)?),
+        Operation::Unmap => one(unmap(&read(body)?)?),
+        Operation::Grant => one(grant(&read(body)?)?),
+        Operation::Revoke => one(revoke(&read(body)?)?),
+        Operation::Batch => {
+            batch(body, items)?;
+            Request::Change
+        }
     })
-}
-
-fn one(request: BatchRequest) -> Vec<BatchRequest> {
-    alloc::vec![request]
 }
 
 fn read<W: Wire>(body: &[u8]) -> Result<W, Refusal> {
@@ -162,7 +170,7 @@ fn revoke(request: &Grant) -> Result<BatchRequest, Refusal> {
 ///
 /// # Errors
 /// The first item that does not decode, by its index; index 0 when the batch as a whole is malformed.
-fn batch(body: &[u8]) -> Result<Vec<BatchRequest>, Refused> {
+fn batch(body: &[u8], into: &mut Vec<BatchRequest>) -> Result<(), Refused> {
     let header: Batch = read(body)?;
     zero(header.reserved)?;
     let count = usize::try_from(header.count).map_err(|_| Refusal::BadLength)?;
@@ -173,15 +181,12 @@ fn batch(body: &[u8]) -> Result<Vec<BatchRequest>, Refused> {
     if items.len() != count * BatchItem::SIZE {
         return Err(Refusal::BadLength.into());
     }
-    items
-        .chunks_exact(BatchItem::SIZE)
-        .zip(0..)
-        .map(|(bytes, item)| {
-            read(bytes)
-                .and_then(|fields| batch_item(&fields))
-                .map_err(|refusal| Refused { item, refusal })
-        })
-        .collect()
+    into.reserve(count);
+    for (bytes, item) in items.chunks_exact(BatchItem::SIZE).zip(0..) {
+        let request = read(bytes).and_then(|fields| batch_item(&fields));
+        into.push(request.map_err(|refusal| Refused { item, refusal })?);
+    }
+    Ok(())
 }
 
 fn batch_item(item: &BatchItem) -> Result<BatchRequest, Refusal> {
@@ -218,7 +223,7 @@ mod tests {
     fn map_of(change: impl FnOnce(&mut Map)) -> Result<Request, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
         change(&mut request);
-        decode(Operation::Map, &bytes(&request)).map_err(Refusal::from)
+        decode(Operation::Map, &bytes(&request), &mut Vec::new()).map_err(Refusal::from)
     }
 
     #[test]
@@ -246,18 +251,29 @@ mod tests {
         let mut body = bytes(&Batch { count: 2, reserved: 0 });
         body.extend(bytes(&good));
         body.extend(bytes(&bad));
-        assert_eq!(batch(&body), Err(Refused { item: 1, refusal: Refusal::BadReserved }));
+        assert_eq!(
+            batch(&body, &mut Vec::new()),
+            Err(Refused { item: 1, refusal: Refusal::BadReserved })
+        );
         body.truncate(body.len() - 1);
-        assert_eq!(batch(&body), Err(Refused { item: 0, refusal: Refusal::BadLength }));
+        assert_eq!(
+            batch(&body, &mut Vec::new()),
+            Err(Refused { item: 0, refusal: Refusal::BadLength })
+        );
         let none = bytes(&Batch::default());
-        assert_eq!(batch(&none), Err(Refused { item: 0, refusal: Refusal::Range }));
+        assert_eq!(
+            batch(&none, &mut Vec::new()),
+            Err(Refused { item: 0, refusal: Refusal::Range })
+        );
     }
 
     #[test]
     fn alignment_and_boundary_are_powers_of_two() {
         let with = |alignment, boundary| {
             let request = Allocate { length: 0x2000, alignment, boundary, access: 1, flags: 0 };
-            decode(Operation::Allocate, &bytes(&request)).map(|_| ()).map_err(Refusal::from)
+            decode(Operation::Allocate, &bytes(&request), &mut Vec::new())
+                .map(|_| ())
+                .map_err(Refusal::from)
         };
         assert_eq!(with(0, 0), Ok(()));
         assert_eq!(with(0x10000, 0x10000), Ok(()));

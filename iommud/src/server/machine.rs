@@ -165,6 +165,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             machine: Machine { table, anomalies, units },
             driven,
             counts: Counts::default(),
+            items: Vec::new(),
         };
         for range in left {
             server.run_to_the_end(&Event::MemoryTaken(range));

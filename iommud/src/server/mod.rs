@@ -27,7 +27,7 @@ use iommu_protocol::{Refusal, fault};
 
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
+use crate::policy::{BatchRequest, ClientId, Event, Outcome, Registry, SessionId};
 use faults::Faults;
 use handles::{Handles, Object};
 use machine::Machine;
@@ -75,6 +75,8 @@ pub struct Server<U: Unit, B: BufferMemory> {
     machine: Machine,
     driven: Driven,
     counts: Counts,
+    /// What the request at hand asks to be changed; kept for its capacity.
+    items: Vec<BatchRequest>,
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {

@@ -13,10 +13,11 @@
 //! of the block stays free. So every range is aligned to its length, rounded up to a power of two, which
 //! allows superpages and crosses no boundary that the length allows. Nodes are listed by their largest free
 //! block, and the one with the smallest that is large enough is taken: no step depends on how many ranges
-//! there are. Where alignment leaves no room below 4 GiB for something longer than 2 MiB, the 2048 slots
+//! there are. Short ranges given back are kept by length ([`shelf`]) and handed out again first. Where alignment leaves no room below 4 GiB for something longer than 2 MiB, the 2048 slots
 //! of 2 MiB are searched for any run.
 
 mod node;
+mod shelf;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -25,6 +26,7 @@ use alloc::vec::Vec;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
 use node::{NONE, Node, SLOTS, TOP};
+use shelf::Shelf;
 use tree::child;
 
 /// Number of the page, 4096 bytes each.
@@ -77,6 +79,8 @@ pub struct Space {
     lists: [[Lists; 2]; 2],
     /// A node of level 0 that became empty and is kept for the next allocation.
     idle: Option<u32>,
+    /// Free, but not in the nodes.
+    shelf: Shelf,
 }
 
 /// Nodes that are allocated together, so that growing never moves many.
@@ -108,6 +112,7 @@ impl Space {
             count: 0,
             lists: [[none.clone(), none.clone()], [none.clone(), none]],
             idle: None,
+            shelf: Shelf::default(),
         };
         space.add(Node::empty(0, true));
         if let Some(root) = space.node_mut(ROOT) {
@@ -121,7 +126,7 @@ impl Space {
     }
 
     /// Parts of the space of 2 MiB or more that are partly free: a measure of the page tables that its
-    /// ranges need.
+    /// ranges need. Ranges given back lately may count until [`Space::tidy`].
     #[must_use]
     pub const fn fragments(&self) -> u32 {
         self.count - 1 - LOW_SLOTS
@@ -132,18 +137,10 @@ impl Space {
         let pages = Page::try_from(wanted.length / PAGE_SIZE).ok().filter(|pages| *pages > 0)?;
         let alignment = Page::try_from(wanted.alignment / PAGE_SIZE).ok()?.max(1);
         let order = pages.checked_next_power_of_two()?.max(alignment).ilog2();
-        let first = if wanted.above_4g { self.take(Zone::High, order) } else { None }
-            .or_else(|| self.take(Zone::Low, order));
-        let first = match first {
-            Some(first) => {
-                let block = 1 << order;
-                if pages < block {
-                    self.vacate(first + pages, block - pages);
-                }
-                first
-            }
-            None => self.take_run(pages, alignment, wanted.boundary)?,
-        };
+        let high = if wanted.above_4g { self.take_in(Zone::High, pages, order) } else { None };
+        let first = high
+            .or_else(|| self.take_in(Zone::Low, pages, order))
+            .or_else(|| self.take_run(pages, alignment, wanted.boundary))?;
         IovaRange::new(Iova(u64::from(first) * PAGE_SIZE), wanted.length)
     }
 
@@ -152,7 +149,14 @@ impl Space {
         let Some((first, count)) = pages_of(range) else { return false };
         self.settle();
         if !self.is_free(first, count) {
-            return false;
+            if self.shelf.is_empty() {
+                return false;
+            }
+            self.tidy();
+            self.settle();
+            if !self.is_free(first, count) {
+                return false;
+            }
         }
         self.occupy(first, count);
         true
@@ -160,7 +164,9 @@ impl Space {
 
     /// Gives back a range that was taken, or a part of one, of whole pages.
     pub fn free(&mut self, range: IovaRange) {
-        if let Some((first, count)) = pages_of(range) {
+        if let Some((first, count)) = pages_of(range)
+            && !self.shelf.put(first, count)
+        {
             self.vacate(first, count);
         }
     }
@@ -181,7 +187,9 @@ impl Space {
             };
             found.extend(merged);
         };
-        self.visit(2, ROOT, &mut add);
+        let mut tidied = self.clone();
+        tidied.tidy();
+        tidied.visit(2, ROOT, &mut add);
         found
     }
 

@@ -114,6 +114,7 @@ fn fragments_follow_what_is_partly_free() {
     space.allocate_at(range(300 * GIB, 4096));
     assert_eq!(space.fragments(), 2);
     space.free(range(300 * GIB, 4096));
+    space.tidy();
     space.allocate(wanted(2 * MIB));
     assert_eq!(space.fragments(), 0);
 }
@@ -237,6 +238,7 @@ proptest! {
         for (at, length) in naive.taken {
             space.free(range(at, length));
         }
+        space.tidy();
         space.settle();
         prop_assert_eq!(space.fragments(), 0);
         prop_assert_eq!(space, Space::new());
@@ -274,4 +276,24 @@ proptest! {
             prop_assert_eq!(free, (1 << SPACE_BITS) - 4 * GIB + 4 * MIB - used);
         }
     }
+}
+
+#[test]
+fn what_was_given_back_lately_is_free_for_everyone() {
+    let mut space = Space::new();
+    let taken: Vec<_> = (0..40).map(|_| space.allocate(wanted(2 * 4096)).unwrap()).collect();
+    for range in &taken {
+        space.free(*range);
+    }
+    assert_eq!(space.allocate(wanted(2 * 4096)), taken.last().copied(), "the last one first");
+    assert!(space.allocate_at(range(4096, 4096)), "part of one that is kept");
+    assert!(!space.allocate_at(range(0, 8192)));
+    space.free(range(4096, 4096));
+    space.free(taken[39]);
+    assert_eq!(space, Space::new());
+    space.allocate_at(range(300 * GIB, 4096));
+    space.free(range(300 * GIB, 4096));
+    assert!(!space.exceeds(0), "what is kept for later counts for nothing");
+    let all = Wanted { above_4g: true, ..wanted(256 * GIB) };
+    assert_eq!(start(&mut space, all), Some(256 * GIB), "nor is it in the way");
 }

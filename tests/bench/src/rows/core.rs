@@ -46,6 +46,7 @@ impl Ring {
     }
 
     /// Once around: ends the oldest mapping, makes a new one, for each page.
+    #[inline(never)]
     pub fn turn(&mut self) -> u64 {
         let [map, unmap] = &mut self.events;
         for page in 0..RING {

@@ -1,0 +1,74 @@
+//! What becomes of the mappings that a batch marked, when its plan is consumed.
+
+use crate::policy::draft::{Change, Changes};
+use crate::policy::mappings::MappingIndex;
+use crate::policy::registry::Registry;
+use crate::policy::slab::Slab;
+use crate::policy::state::{Domain, SlotRecord};
+
+impl Registry {
+    /// The plan was carried out: what it entered is there, what was to leave goes.
+    pub(super) fn settle_changes(&mut self, changes: &mut Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
+        let (mut entered, mut left) = (0, 0);
+        for change in changes.list.drain(..) {
+            match change {
+                Change::Entered(index) => {
+                    domain.mappings.set_unsettled(index, false);
+                    entered += 1;
+                }
+                Change::Leaving(index) => {
+                    remove(domain, &mut self.slots, index);
+                    left += 1;
+                }
+            }
+        }
+        if let Some(account) = self.accounts.get_mut(changes.account) {
+            account.mappings = account.mappings + entered - left;
+        }
+    }
+
+    /// The plan was not carried out: takes the marks back, last first.
+    pub(super) fn take_back_changes(&mut self, changes: &mut Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
+        while let Some(change) = changes.list.pop() {
+            match change {
+                Change::Entered(index) => remove(domain, &mut self.slots, index),
+                Change::Leaving(index) => domain.mappings.set_unsettled(index, false),
+            }
+        }
+    }
+
+    /// A unit may still reach what the plan mapped.
+    pub(super) fn keep_changes_unproved(&mut self, changes: &Changes) {
+        let Some(domain) = self.domains.get(changes.domain.0) else { return };
+        for change in &changes.list {
+            if let Change::Entered(index) = change
+                && let Some(mapping) = domain.mappings.get(*index)
+                && let Some(slot) = self.slots.get(mapping.slot)
+                && let Some(buffer) = self.buffers.get_mut(slot.buffer.0)
+            {
+                buffer.unproved = true;
+            }
+        }
+    }
+}
+
+/// Forgets a mapping and gives its addresses back: to the domain, or to the buffer that they are reserved for.
+fn remove(domain: &mut Domain, slots: &mut Slab<SlotRecord>, index: MappingIndex) {
+    let Some(mapping) = domain.mappings.get(index) else { return };
+    let Some(slot) = slots.get_mut(mapping.slot) else { return };
+    domain.mappings.remove(index, &mut slot.mappings);
+    match &mut slot.granted {
+        Some(grants) if mapping.grant => {
+            grants.set(mapping.offset, mapping.range.length(), false);
+        }
+        _ => domain.space.free(mapping.range),
+    }
+}
