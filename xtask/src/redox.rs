@@ -30,7 +30,7 @@ mod checks;
 mod pattern;
 
 /// A boot takes some five seconds, the checks as many; a busy host several times that.
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Lines of the console that are shown after a failure.
 const TAIL: usize = 80;

@@ -103,7 +103,7 @@ pub(crate) fn load() -> Result<(), String> {
             fs::write(TALLY, text).map_err(|error| format!("{TALLY}: {error}"))?;
         }
         if fs::metadata(STOP).is_ok() {
-            return fs::rename(TALLY, DONE).map_err(|error| format!("{DONE}: {error}"));
+            return fs::write(DONE, "").map_err(|error| format!("{DONE}: {error}"));
         }
     }
 }
@@ -112,7 +112,7 @@ pub(crate) fn load() -> Result<(), String> {
 pub(crate) const TALLY: &str = "/scheme/file/tally";
 /// Ends the reader.
 pub(crate) const STOP: &str = "/scheme/file/stop";
-/// The tally of a reader that has ended.
+/// There when the tally is complete.
 pub(crate) const DONE: &str = "/scheme/file/done";
 
 /// Lets the reader go on for a while, ends it, and judges.
@@ -120,16 +120,14 @@ pub(crate) fn judge() -> Seen {
     std::thread::sleep(Duration::from_secs(1));
     fs::write(STOP, "").map_err(|error| format!("{STOP}: {error}"))?;
     let started = Instant::now();
-    let text = loop {
-        match fs::read_to_string(DONE) {
-            Ok(text) => break text,
-            Err(_) if started.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(50)),
-            Err(error) => {
-                let last = fs::read_to_string(TALLY).unwrap_or_default();
-                return Err(format!("the reader does not end: {error}; its last words: {last}"));
-            }
+    while fs::metadata(DONE).is_err() {
+        if started.elapsed() > PATIENCE {
+            let last = fs::read_to_string(TALLY).unwrap_or_default();
+            return Err(format!("the reader does not end; its last words: {last}"));
         }
-    };
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let text = fs::read_to_string(TALLY).map_err(|error| format!("{TALLY}: {error}"))?;
     let mut words = text.splitn(4, ' ');
     let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
     let (before, after, longest) = (number(), number(), number());

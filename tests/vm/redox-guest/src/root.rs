@@ -1,6 +1,8 @@
 //! A root file system in memory, so that init goes on to its second stage with the unit of an image.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
 const ROOT: &str = "/scheme/file";
@@ -43,5 +45,12 @@ pub(crate) fn make() -> Result<(), String> {
 
 fn copy(from: &str, to: &str) -> Result<(), String> {
     let bytes = fs::read(from).map_err(|error| format!("{from}: {error}"))?;
-    fs::write(to, bytes).map_err(|error| format!("{to}: {error}"))
+    // All of them may be executed: what the memory file system makes otherwise may not.
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .mode(0o755)
+        .open(to)
+        .and_then(|mut file| file.write_all(&bytes))
+        .map_err(|error| format!("{to}: {error}"))
 }
