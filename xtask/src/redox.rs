@@ -46,9 +46,10 @@ impl Plan {
     fn of(options: &RedoxOptions) -> Self {
         match (options.run, options.iommu) {
             (RedoxRun::Late, _) => Self { stage: Stage::Late, titles: checks::LATE, held: &[] },
-            (RedoxRun::Damaged, _) | (_, Iommu::None) => {
-                Self { stage: Stage::Early, titles: checks::UNCONFINED, held: &[] }
+            (RedoxRun::Damaged, _) => {
+                Self { stage: Stage::Early, titles: checks::DAMAGED, held: &[] }
             }
+            (_, Iommu::None) => Self { stage: Stage::Early, titles: checks::UNCONFINED, held: &[] },
             _ => Self {
                 stage: Stage::Early,
                 titles: checks::EARLY,

@@ -14,9 +14,19 @@ pub(crate) const EARLY: &[&str] = &[
     "iommud has no name space once it serves",
 ];
 
-/// Checks of a machine without one, or whose table cannot be read.
+/// Checks of a machine with a unit that its table does not describe.
+pub(crate) const DAMAGED: &[&str] = &[
+    "boot goes on, and the server says which unit failed, and why",
+    "nvmed, which knows nothing of iommud, reads its disk",
+    "e1000d, which knows nothing of iommud, attaches",
+    "edud cannot claim its device: its unit has failed",
+    "status and the list of devices can be read",
+    "uid 1000 cannot claim",
+];
+
+/// Checks of a machine without one.
 pub(crate) const UNCONFINED: &[&str] = &[
-    "boot goes on, and the server says why there is no unit",
+    "boot goes on, and the server says that there is no unit",
     "nvmed, which knows nothing of iommud, reads its disk",
     "e1000d, which knows nothing of iommud, attaches",
     "edud works unconfined",

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use iommu_client::Connection;
+use iommu_client::{BufferOptions, Connection, Device};
 
 use crate::Seen;
 
@@ -64,6 +64,11 @@ pub(crate) fn works(device: &str, how: &str) -> Seen {
     expect(&mut command(device, &[]), 0, how)
 }
 
+/// No driver may take a device whose unit has failed.
+pub(crate) fn unit_failed(device: &str) -> Seen {
+    expect(&mut command(device, &[]), REFUSED, "unit of this device has failed")
+}
+
 /// A write to low memory, which is never granted to anybody.
 pub(crate) fn rogue(device: &str) -> Seen {
     expect(&mut command(device, &["--iova", "0x1000"]), 0, "fault")
@@ -78,8 +83,7 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
         command(device, &["--hold"]).spawn().map_err(|error| format!("{EDUD}: {error}"))?;
     let output = child.stdout.take().ok_or("a driver without output")?;
     let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-    let buffer = lines.find_map(|line| line.split("at iova ").nth(1).map(str::to_owned));
-    let buffer = buffer.ok_or("the driver did not say where its buffer is")?;
+    let known = faults(connection)?.len();
     if !lines.any(|line| line.contains("holding")) {
         return Err("the driver did not get as far as holding".into());
     }
@@ -88,19 +92,49 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     child.kill().map_err(|error| format!("kill: {error}"))?;
     let status = child.wait().map_err(|error| format!("wait: {error}"))?;
     let cut = reach(connection, device)?;
-    std::thread::sleep(QUIET);
-    let faults = connection.text("faults").map_err(|error| format!("faults: {error}"))?;
-    let blocked = faults.lines().find(|line| line.contains(device) && line.contains(&buffer));
+    let canary = canary(connection)?;
+    // Where it was to go is not always recorded.
+    let faults = faults(connection)?;
+    let blocked = faults.iter().skip(known).find(|line| line.contains(device));
     let detail = format!(
-        "signal {:?}; {attached:?} became {cut:?}; blocked: {}",
+        "signal {:?}; {attached:?} became {cut:?}; {canary}; blocked: {}",
         status.signal(),
-        blocked.unwrap_or("nothing")
+        blocked.map_or("nothing", String::as_str)
     );
     let right = attached.contains("session maps") && cut.contains("reaches: nothing");
-    if !right || blocked.is_none() {
+    // QEMU's AMD-Vi unit records no address, and what is the same as before is no new fault.
+    let amd = connection.text("status").is_ok_and(|status| status.contains("amd-vi"));
+    if amd && blocked.is_none() {
+        println!("@@unchecked the fault of a killed driver's device, with amd-iommu");
+    }
+    if !right || blocked.is_none() && !amd {
         return Err(detail);
     }
     works(device, ", confined").map(|text| format!("{detail}; the next: {text}"))
+}
+
+fn faults(connection: &Connection) -> Result<Vec<String>, String> {
+    let text = connection.text("faults").map_err(|error| format!("faults: {error}"))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Takes the memory that a driver left, by the first session that comes: nothing of the old driver's is in
+/// it, and nothing comes.
+fn canary(connection: &Connection) -> Seen {
+    let bridge = Device::open(connection, "0000--00--00.0");
+    let bridge = bridge.map_err(|error| format!("claiming the host bridge: {error}"))?;
+    let buffer = bridge.allocate(4096, BufferOptions::default());
+    let buffer = buffer.map_err(|error| format!("memory for the host bridge: {error}"))?;
+    let started = Instant::now();
+    let mut found = [0; 4096];
+    while started.elapsed() < QUIET {
+        buffer.read(0, &mut found).map_err(|error| format!("canary: {error}"))?;
+        if let Some(at) = found.iter().position(|byte| *byte != 0) {
+            return Err(format!("byte {at} of memory that the old driver left is not zero"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok("the memory it left, with its next owner, stays zero".into())
 }
 
 fn reach(connection: &Connection, device: &str) -> Seen {

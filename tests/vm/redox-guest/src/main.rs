@@ -82,6 +82,8 @@ fn early() -> Result<(), String> {
     if confined {
         report.check(drivers::works(&device, ", confined"));
         report.check(drivers::rogue(&device));
+    } else if status.contains("failed(") {
+        report.check(drivers::unit_failed(&device));
     } else {
         report.check(drivers::works(&device, "NOT CONFINED"));
     }
@@ -114,15 +116,14 @@ fn late() -> Result<(), String> {
     Ok(())
 }
 
+/// The line on the unit, if it says what it should.
 fn unit(status: &str, confined: bool) -> Seen {
-    let word = if confined { "enabled" } else { "table:" };
-    let line = status.lines().find(|line| line.contains(word)).unwrap_or("no such line").to_owned();
-    let right = if confined {
-        status.contains("confinement: on")
-    } else {
-        line.contains("absent") || line.contains("failed(")
-    };
-    if right { Ok(line) } else { Err(line) }
+    let words: &[&str] = if confined { &["enabled"] } else { &["failed(", "table: absent"] };
+    let line = status.lines().find(|line| words.iter().any(|word| line.contains(word)));
+    match line {
+        Some(line) if status.contains("confinement: on") == confined => Ok(line.to_owned()),
+        _ => Err(status.to_owned()),
+    }
 }
 
 /// A driver that knows nothing of iommud does its work, its device being where policy puts it.
