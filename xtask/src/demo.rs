@@ -9,7 +9,7 @@ use crate::guest::{self, Parts, Scenario};
 use crate::options::{DemoOptions, Iommu, Story};
 use crate::qemu::{End, show_logs};
 use crate::report::Report;
-use crate::{build, kernel};
+use crate::{build, disks, kernel};
 
 /// The story takes about a minute; a guest that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -45,6 +45,7 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
         (Story::DamagedTable, _) => Scenario::Table,
         (Story::Kills(_), _) => Scenario::Kills,
         (Story::Groups, _) => Scenario::Groups,
+        (Story::Nvme, _) => Scenario::Nvme,
         (Story::Whole, Iommu::Intel) => Scenario::Intel,
         (Story::Whole, Iommu::Amd) => Scenario::Amd,
         (Story::Whole, Iommu::None) => Scenario::None,
@@ -66,6 +67,9 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
         Scenario::Kills => guest::record_translation(&mut machine, &parts),
         _ => PathBuf::new(),
     };
+    if scenario == Scenario::Nvme {
+        disks::add(&mut machine, &parts)?;
+    }
     println!("booting: {}, {}", emulator.version()?, describe(options));
     let started = Instant::now();
     let mut report = Report::new(scenario.checks());

@@ -60,6 +60,7 @@ pub(crate) fn initramfs(binaries: &Path, to: &Path) -> Result<()> {
         ("iommud", "bin/iommud"),
         ("iommuctl", "bin/iommuctl"),
         ("edud", "bin/edud"),
+        ("nvme", "bin/nvme"),
     ] {
         let file = binaries.join(name);
         let content =

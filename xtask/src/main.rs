@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod cpio;
 mod demo;
+mod disks;
 mod emulator;
 mod fuzz;
 mod guest;

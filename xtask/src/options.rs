@@ -52,6 +52,7 @@ options of demo:
   --capture FILE           with --groups: write configuration space and groups to FILE
   --machine                check what the story takes for granted, not the story
   --damaged-table          another story: what iommud does with a broken DMAR
+  --nvme                   the story of the NVMe driver
   --keep                   keep the guest's files, and say where they are
   --verbose                show the guest's console too
   --json FILE              also write the checks to FILE: an array of {name, ok, detail}";
@@ -120,6 +121,8 @@ pub(crate) enum Story {
     Kills(u32),
     /// Isolation groups, compared with the kernel's.
     Groups,
+    /// The NVMe driver's.
+    Nvme,
 }
 
 /// Options of `demo`.
@@ -380,6 +383,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("groups") => options.story = Story::Groups,
             Arg::Long("kills") => options.story = Story::Kills(parser.value()?.parse()?),
             Arg::Long("capture") => options.capture = Some(parser.value()?.into()),
+            Arg::Long("nvme") => options.story = Story::Nvme,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
@@ -387,8 +391,8 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             other => return Err(other.unexpected()),
         }
     }
-    if options.story == Story::Machine && options.iommu == Iommu::None {
-        return Err("--machine needs a unit".into());
+    if matches!(options.story, Story::Machine | Story::Nvme) && options.iommu == Iommu::None {
+        return Err("--machine and --nvme need a unit".into());
     }
     let intels = matches!(options.story, Story::DamagedTable | Story::Kills(_) | Story::Groups);
     if intels && options.iommu != Iommu::Intel {
@@ -443,6 +447,7 @@ mod tests {
         };
         assert_eq!(story("demo --machine"), Some(Story::Machine));
         assert_eq!(story("demo --damaged-table"), Some(Story::DamagedTable));
+        assert_eq!(story("demo --nvme"), Some(Story::Nvme));
         assert_eq!(story("demo --damaged-table --iommu amd"), None);
         assert_eq!(story("demo --machine --iommu none"), None);
     }
@@ -475,6 +480,7 @@ mod tests {
             "demo x",
             "demo --iommu",
             "demo --iommu arm",
+            "demo --nvme --iommu none",
             "demo --caching-mode 1",
             "test x",
             "fuzz x",

@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 16] = [
+const STAGES: [Stage; 17] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -64,6 +64,7 @@ const STAGES: [Stage; 16] = [
     ("demo without a unit", || story(Iommu::None, false)),
     ("demo with a damaged DMAR", damaged_table),
     ("demo, AMD-Vi", || story(Iommu::Amd, false)),
+    ("demo of the NVMe driver", nvme),
 ];
 
 /// Runs every stage; says whether all passed.
@@ -166,6 +167,10 @@ fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
 
 fn damaged_table() -> Result<Counts> {
     tell(&DemoOptions { story: Story::DamagedTable, ..DemoOptions::default() })
+}
+
+fn nvme() -> Result<Counts> {
+    tell(&DemoOptions { story: Story::Nvme, ..DemoOptions::default() })
 }
 
 fn tell(options: &DemoOptions) -> Result<Counts> {

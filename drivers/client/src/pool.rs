@@ -12,6 +12,9 @@ use crate::error::Error;
 use crate::platform::{Piece, split};
 use crate::scatter::DeviceMemory;
 
+/// Bytes of a large page.
+const LARGE: u64 = 2 << 20;
+
 /// The sizes of a pool's blocks, and how it grows. All sizes are powers of two, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
@@ -30,7 +33,8 @@ pub struct PoolOptions {
 }
 
 impl Default for PoolOptions {
-    /// Blocks of 64 bytes to 128 KiB below 4 GiB, 256 KiB at a time, 64 MiB at most.
+    /// Blocks of 64 bytes to 128 KiB below 4 GiB, 256 KiB at a time, 64 MiB at most. (A driver of large
+    /// transfers takes 2 MiB at a time: its device finds them with one entry of the page table.)
     fn default() -> Self {
         Self {
             smallest: 64,
@@ -183,13 +187,14 @@ impl DmaPool {
         let options = BufferOptions {
             access: options.access,
             above_4g: options.above_4g,
-            alignment: class.size.max(PAGE),
+            // Memory of whole large pages is where large pages can be.
+            alignment: if length >= LARGE { LARGE.max(class.size) } else { class.size.max(PAGE) },
             ..BufferOptions::default()
         };
         let buffer = crate::buffer::Allocation::new(&source.session, length, options)?.bytes()?;
         source.taken = after;
-        let iova = buffer.iova();
-        class.free.borrow_mut().extend(split(buffer, DmaBuffer::memory, iova, size));
+        let device = (buffer.iova(), buffer.length());
+        class.free.borrow_mut().extend(split(buffer, DmaBuffer::memory, device, size));
         Ok(())
     }
 }

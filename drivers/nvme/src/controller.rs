@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use iommu_client::{Device, DeviceMemory, DmaBuffer, DmaPool, PoolOptions};
+use iommu_client::{BufferOptions, Device, DeviceMemory, DmaBuffer, DmaPool, PoolOptions};
 
 use crate::error::{Error, Status};
 use crate::queue::{Done, Queue, Request};
@@ -73,6 +73,9 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// Starts a controller whose device is attached and may master the bus, with room for `depth` requests
     /// under way, 1 to 65534 (fewer if the controller takes fewer).
     ///
+    /// Controllers take addresses of 64 bits. Below 4 GiB some (QEMU's) refuse one that equals an address of
+    /// their own registers, which an I/O virtual address may: memory of requests is best above, too.
+    ///
     /// # Errors
     /// The controller does not start, is refused memory, or cannot do what this driver needs.
     pub fn start(mut registers: R, device: &Device, depth: u16) -> Result<Self, Error> {
@@ -91,13 +94,15 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
             most_bytes: 0,
             namespaces: Vec::new(),
         };
+        let lists = PoolOptions { largest: PAGE, above_4g: true, ..PoolOptions::default() };
+        let options = BufferOptions { above_4g: true, ..BufferOptions::default() };
         let mut controller = Self {
             registers,
             capabilities,
-            admin: Rings::new(device, ADMIN_ENTRIES)?,
-            queue: Queue::new(Rings::new(device, entries)?),
-            page: DmaBuffer::zeroed(device)?,
-            pool: DmaPool::new(device, PoolOptions { largest: PAGE, ..PoolOptions::default() })?,
+            admin: Rings::new(device, ADMIN_ENTRIES, options)?,
+            queue: Queue::new(Rings::new(device, entries, options)?),
+            page: DmaBuffer::zeroed_with(device, options)?,
+            pool: DmaPool::new(device, lists)?,
             info,
         };
         controller.enable()?;

@@ -46,7 +46,8 @@ impl Disk {
         let confined = device.query()?.flags.contains(SessionFlags::CONFINED);
         function.enable_bus_mastering(&permission).map_err(iommu_client::Error::from)?;
         let nvme = Controller::start(registers, &device, depth)?;
-        let pool = DmaPool::new(&device, PoolOptions { chunk: 1 << 20, ..PoolOptions::default() })?;
+        let options = PoolOptions { chunk: 2 << 20, above_4g: true, ..PoolOptions::default() };
+        let pool = DmaPool::new(&device, options)?;
         Ok(Self { nvme, pool, function, device, permission, confined })
     }
 
@@ -86,7 +87,10 @@ impl Disk {
             }
             match self.nvme.wait(PATIENCE) {
                 Ok(done) => match done.result {
-                    Some(Err(status)) => return Err(Error::Status(status).into()),
+                    Some(Err(status)) => {
+                        println!("nvme: {}: {:?}", self.device.address(), done.request);
+                        return Err(Error::Status(status).into());
+                    }
                     _ => finish(&done.request, &done.data)?,
                 },
                 Err(error) if resets == MOST_RESETS => return Err(error.into()),

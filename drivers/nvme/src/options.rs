@@ -26,7 +26,7 @@ options of write and read:
 
 options of bench:
   --against DEVICE    a second controller, measured in turn with the first
-  --rounds N          measurements of each (default: 5)
+  --rounds N          measurements of each (default: 31)
 
 exit: 0 as expected, 1 could not run, 2 usage, 3 refused by iommud, 4 wrong data,
       5 an expected fault did not come, 6 a fault that was not expected";
@@ -80,7 +80,7 @@ impl Options {
             depth: 16,
             forever: false,
             against: None,
-            rounds: 5,
+            rounds: 31,
             iova: 0x0bad_0000,
         };
         while let Some(word) = parser.next()? {

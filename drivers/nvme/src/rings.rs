@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use iommu_client::{Device, DmaBuffer};
+use iommu_client::{BufferOptions, Device, DmaBuffer};
 
 use crate::error::Error;
 use crate::spec::{Command, Completion, phase};
@@ -19,11 +19,15 @@ pub(crate) struct Rings {
 }
 
 impl Rings {
-    pub(crate) fn new(device: &Device, entries: u16) -> Result<Self, Error> {
+    pub(crate) fn new(
+        device: &Device,
+        entries: u16,
+        options: BufferOptions,
+    ) -> Result<Self, Error> {
         let count = usize::from(entries);
         Ok(Self {
-            submission: DmaBuffer::zeroed_slice(device, count)?,
-            completion: DmaBuffer::zeroed_slice(device, count)?,
+            submission: DmaBuffer::zeroed_slice_with(device, count, options)?,
+            completion: DmaBuffer::zeroed_slice_with(device, count, options)?,
             entries,
             tail: 0,
             head: 0,

@@ -129,11 +129,10 @@ pub(crate) fn text<const N: usize>(bytes: &[u8], at: usize) -> String {
 mod tests {
     use super::*;
 
-    /// CAP of QEMU's controller: 2048 entries, contiguous queues, 7.5 s, stride 4, NVM and admin-only command
-    /// sets, pages from 4 KiB to 64 KiB.
+    /// CAP as QEMU's hw/nvme/ctrl.c composes it: MQES 0x7ff, CQR, TO 0xf, CSS bits 0, 6 and 7, MPSMAX 4.
     #[test]
     fn capabilities_of_qemu() {
-        let cap = Capabilities(0x0040_00a0_0f01_07ff | 4 << 52);
+        let cap = Capabilities(0x0040_1820_0f01_07ff);
         assert_eq!((cap.entries(), cap.timeout_ms(), cap.stride()), (2048, 7500, 4));
         assert_eq!(cap.smallest_page(), 4096);
         let other = Capabilities(1 << 48 | 3 << 32);

@@ -17,7 +17,11 @@ use crate::machine::{FRAME, Machine, Through, Violation};
 /// Bytes of a piece of memory that need not be contiguous.
 const PIECE: u64 = 16 << 10;
 
-/// Files are numbered through the whole process: their names show in its list of mappings.
+/// Files have whole pieces of this many bytes, as those of huge pages do: what a process maps is longer than
+/// what its device reaches.
+const WHOLE: u64 = 2 << 20;
+
+/// Files are numbered through the whole process: their names, with the buffer's length, show in its list of mappings.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 struct Held {
@@ -128,9 +132,9 @@ impl BufferMemory for Shared {
                 segments.push(self.fresh(PIECE.min(length - start), constraints.alignment)?);
             }
         }
-        let name = format!("dma-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let file = memfd_create(name, MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&file, length).unwrap();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let file = memfd_create(format!("dma-{number}-{length}"), MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, length.next_multiple_of(WHOLE)).unwrap();
         let held = Held { file: file.into(), segments: segments.clone() };
         let old = self.held.borrow_mut().insert(id, held);
         assert!(old.is_none(), "buffer {id} is in use already");

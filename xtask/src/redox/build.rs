@@ -19,7 +19,7 @@ const RUSTC: &str = "/usr/bin/rustc";
 const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
 
 /// The crates that Redox gets.
-const PACKAGES: [&str; 3] = ["iommud", "edud", "redox-guest"];
+const PACKAGES: [&str; 4] = ["iommud", "edud", "nvme", "redox-guest"];
 
 /// The programs among what they build.
 const PROGRAMS: [&str; 4] = ["iommud", "iommuctl", "edud", "redox-guest"];

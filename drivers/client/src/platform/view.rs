@@ -85,16 +85,18 @@ pub(crate) struct Piece<O> {
     _owner: Rc<O>,
 }
 
-/// Cuts memory whose first byte is at `address` for the device into parts of `size` bytes; what is left at its
-/// end stays unused. Nothing but the parts reaches the memory any more.
+/// Cuts `length` bytes of memory, whose first is at `address` for the device, into parts of `size` bytes. What is
+/// behind them stays unused: a mapping may be longer than what the device reaches of it. Nothing but the parts
+/// reaches the memory any more.
 pub(crate) fn split<O>(
     owner: O,
     memory: fn(&O) -> &Memory,
-    address: u64,
+    (address, length): (u64, u64),
     size: usize,
 ) -> Vec<Piece<O>> {
     let owner = Rc::new(owner);
-    let count = memory(&owner).length().checked_div(size).unwrap_or(0);
+    let length = usize::try_from(length).unwrap_or(0);
+    let count = length.checked_div(size).unwrap_or(0);
     let piece = |index: usize| {
         let offset = u64::try_from(index * size).ok()?;
         let start = memory(&owner).range(offset, size)?;

@@ -18,12 +18,22 @@ pub(crate) enum Scenario {
     Kills,
     /// Isolation groups on a machine of many bridges: the kernel's and iommud's.
     Groups,
+    /// The story of the NVMe driver.
+    Nvme,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Machine, Self::Intel, Self::Amd, Self::None, Self::Table, Self::Kills, Self::Groups];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Machine,
+        Self::Intel,
+        Self::Amd,
+        Self::None,
+        Self::Table,
+        Self::Kills,
+        Self::Groups,
+        Self::Nvme,
+    ];
 
     /// Its name on the command line.
     pub(crate) const fn name(self) -> &'static str {
@@ -35,6 +45,7 @@ impl Scenario {
             Self::Table => "table",
             Self::Kills => "kills",
             Self::Groups => "groups",
+            Self::Nvme => "nvme",
         }
     }
 
@@ -52,6 +63,7 @@ impl Scenario {
             Self::Table => &TABLE,
             Self::Kills => &KILLS,
             Self::Groups => &GROUPS,
+            Self::Nvme => &NVME,
         }
     }
 }
@@ -120,3 +132,14 @@ const GROUPS: [&str; 3] = [
 /// Checked from outside of the guest: the emulator's own record of the bit.
 pub(crate) const TRANSLATION_STAYS_ON: &str =
     "translation was turned on once, and never off, by the emulator's own record";
+
+const NVME: [&str; 8] = [
+    "the driver starts three controllers, of which one is behind no unit",
+    "64 MiB are written, read back and compared through the IOMMU",
+    "a second namespace, of blocks of 4096 bytes, likewise",
+    "the same driver with translation off, in turn: rates and their ratio",
+    "a command with an address never granted: blocked, told, reset, and on",
+    "kill -9 in the middle of writes: no DMA, memory given on stays untouched",
+    "the next instance of the driver works on the same controller",
+    "nothing is left",
+];

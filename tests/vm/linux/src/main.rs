@@ -78,5 +78,6 @@ fn run(scenario: Scenario) {
         Scenario::Groups => groups::run(),
         Scenario::None => story::run_without_unit(),
         Scenario::Table => story::run_with_damaged_table(),
+        Scenario::Nvme => story::run_nvme(),
     }
 }

@@ -37,7 +37,8 @@ pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
         .map_err(|error| format!("child: {error}"))?;
     let permission = device.attach().map_err(|error| format!("attach: {error}"))?;
     let function = Function::open(device.address()).map_err(|error| format!("pci: {error}"))?;
-    let mut registers = function.registers(0).map_err(|error| format!("registers: {error}"))?;
+    let mut registers =
+        function.registers(0, 4096).map_err(|error| format!("registers: {error}"))?;
     function.enable_bus_mastering(&permission).map_err(|error| format!("pci: {error}"))?;
 
     let output = child.stdout.take().ok_or("a child without output")?;

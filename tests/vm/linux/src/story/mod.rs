@@ -7,6 +7,7 @@ mod death;
 mod ending;
 mod kills;
 mod legacy;
+mod nvme;
 mod open;
 mod ownership;
 mod secrecy;
@@ -15,6 +16,7 @@ mod worker;
 
 pub(crate) use churn::churn;
 pub(crate) use kills::run as run_kills;
+pub(crate) use nvme::run_all as run_nvme;
 pub(crate) use open::run as run_without_unit;
 pub(crate) use table::run as run_with_damaged_table;
 pub(crate) use worker::main as work;

@@ -1,0 +1,203 @@
+//! The story of the NVMe driver. Three controllers: one behind the unit, one on a bus that the unit does not
+//! translate, and one behind the unit whose every request takes 400 ms.
+
+use std::fs::File;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::field;
+use crate::pci::Function;
+use crate::process::{Process, Puppet, run, until};
+use crate::report::{check, log};
+use crate::server::Server;
+
+/// Vendor and device id of QEMU's controller.
+const NVME: (u16, u16) = (0x1b36, 0x0010);
+
+/// How long the driver may take for one of its tasks.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Where the driver that is killed writes.
+const OUTPUT: &str = "/tmp/killed.log";
+
+/// An address that nobody was granted.
+const FORBIDDEN: &str = "0xbad0000";
+
+/// First word of a submission ring whose first command is a write (opcode 1, identifier 0) to namespace 1.
+const FIRST_WRITE: u64 = 1 << 32 | 1;
+
+/// What the next user of the dead driver's memory writes.
+const REUSED: u64 = 20;
+
+/// Buffers that it takes at most to get that memory among them, and how many it takes besides.
+const MOST_BUFFERS: u64 = 60;
+const MORE_BUFFERS: u64 = 6;
+
+struct Story {
+    server: Server,
+    confined: String,
+    slow: String,
+    open: String,
+    /// A device of another kind.
+    edu: String,
+}
+
+/// Tells it.
+pub(crate) fn run_all() {
+    let mut story = None;
+    check(1, || {
+        story = Some(begin()?);
+        story.as_ref().context("no story")?.controllers()
+    });
+    let Some(story) = story else { return };
+    let s = &story;
+    check(2, || s.copy("1", "64M"));
+    check(3, || s.copy("2", "16M"));
+    check(4, || s.rates());
+    check(5, || s.rogue());
+    check(6, || s.kill());
+    check(7, || s.next_instance());
+    check(8, || s.nothing_left());
+}
+
+/// Runs the driver on a controller; its output, if all was as expected.
+fn nvme(device: &str, arguments: &[&str]) -> Result<String> {
+    let (command, rest) = arguments.split_first().context("no command")?;
+    let arguments = [&[*command, "--device", device], rest].concat();
+    let (ended, output) = run("/bin/nvme", &arguments, PATIENCE)?;
+    ensure!(ended == 0, "nvme {} ended with {ended}: {output}", arguments.join(" "));
+    Ok(output)
+}
+
+fn last(output: String) -> String {
+    output.lines().last().unwrap_or_default().to_owned()
+}
+
+/// The kernel has a driver of its own: it lets go before iommud starts.
+fn begin() -> Result<Story> {
+    let functions = Function::find(NVME.0, NVME.1)?;
+    for function in functions.iter().filter(|function| function.has_driver()) {
+        std::fs::write(function.path("driver/unbind"), &function.name).context("unbinding")?;
+    }
+    let names: Vec<String> = functions.iter().map(Function::scheme_name).collect();
+    let [confined, slow, open] = <[String; 3]>::try_from(names)
+        .map_err(|names| anyhow::anyhow!("controllers: {names:?}"))?;
+    let edus = Function::find(crate::edu::EDU.0, crate::edu::EDU.1)?;
+    let edu = edus.first().context("no edu device")?.scheme_name();
+    Ok(Story { server: Server::start("compat", "/tmp/wire-nvme.log")?, confined, slow, open, edu })
+}
+
+impl Story {
+    fn controllers(&self) -> Result<String> {
+        let confinement = field(&self.server.text("status")?, "confinement")?;
+        for (device, word) in [
+            (&self.confined, ", confined"),
+            (&self.slow, ", confined"),
+            (&self.open, ", NOT CONFINED"),
+        ] {
+            let output = nvme(device, &["info"])?;
+            ensure!(output.contains(word), "{output}");
+            ensure!(output.contains("namespace 1: "), "{output}");
+        }
+        let output = nvme(&self.confined, &["info"])?;
+        ensure!(output.contains("namespace 2: 4096 blocks of 4096 bytes"), "{output}");
+        Ok(format!("confinement: {confinement}; {} is behind no unit", self.open))
+    }
+
+    fn copy(&self, namespace: &str, length: &str) -> Result<String> {
+        let range = ["--namespace", namespace, "--length", length, "--pattern", "7"];
+        let written = nvme(&self.confined, &[&["write"], &range[..]].concat())?;
+        let read = nvme(&self.confined, &[&["read"], &range[..]].concat())?;
+        Ok(format!("{}; {}, compared", last(written), last(read)))
+    }
+
+    /// The same driver, in one process, on a controller whose addresses are translated and on one whose are
+    /// not. What came of it is told, not judged: it is the emulator's time.
+    fn rates(&self) -> Result<String> {
+        nvme(&self.open, &["write", "--length", "64M", "--pattern", "7"])?;
+        nvme(&self.open, &["read", "--length", "64M", "--pattern", "7"])?;
+        let output = nvme(&self.confined, &["bench", "--against", &self.open])?;
+        let lines: Vec<&str> =
+            output.lines().filter_map(|line| line.strip_prefix("bench: ")).collect();
+        ensure!(lines.len() == 2, "{output}");
+        lines.iter().for_each(|line| log(line));
+        Ok("translated against not translated, as above".into())
+    }
+
+    fn rogue(&self) -> Result<String> {
+        let before = self.server.fault_lines()?;
+        let output = nvme(&self.confined, &["rogue", "--iova", FORBIDDEN, "--namespace", "2"])?;
+        let fault =
+            output.lines().find(|line| line.starts_with("nvme: fault ")).context("no fault")?;
+        ensure!(output.contains("nvme: reset"), "{output}");
+        self.server.wait_fault(before, &self.confined)?;
+        Ok(format!("{fault}; then {}", last(output.clone())))
+    }
+
+    /// The memory of the killed driver is given on while its controller still has its writes to complete.
+    fn kill(&self) -> Result<String> {
+        let arguments =
+            ["write", "--device", &self.slow, "--length", "64M", "--depth", "8", "--loop"];
+        let mut driver = Process::start("/bin/nvme", &arguments, Some(File::create(OUTPUT)?))?;
+        let ring = until(Duration::from_secs(10), || {
+            let found = self.server.memory()?.starting_with(FIRST_WRITE)?;
+            Ok(found.first().copied())
+        })?;
+        let ring = ring.context("no write was sent")?;
+        let before = self.server.fault_lines()?;
+        driver.kill()?;
+        let gone = until(Duration::from_secs(5), || {
+            Ok((self.server.metric("sessions")? == 0).then_some(()))
+        })?;
+        gone.context("the dead driver's session stays")?;
+
+        let mut next = Puppet::start()?;
+        next.tell(&format!("claim {}", self.edu))?;
+        let (mut taken, mut count) = (None, 0);
+        while taken.is_none_or(|taken| count <= taken + MORE_BUFFERS) && count < MOST_BUFFERS {
+            match next.ask(&format!("allocate {count} 4096")) {
+                Err(error) if error.to_string().starts_with("NoMemory") => break,
+                other => other?,
+            };
+            next.tell(&format!("fill {count} {REUSED}"))?;
+            if self.server.memory()?.word(ring)? == crate::role::word(REUSED, 0) {
+                taken = Some(count);
+            }
+            count += 1;
+        }
+        let taken = taken.context("nobody was given the dead driver's memory")?;
+        std::thread::sleep(Duration::from_millis(1500));
+        for index in 0..count {
+            next.tell(&format!("check {index} {REUSED}"))?;
+        }
+        let fault = self.server.wait_fault(before, &self.slow)?;
+        super::tells(&fault, "write", None)?;
+        let reach = field(&self.server.text(&format!("devices/{}", self.slow))?, "reaches")?;
+        ensure!(reach.starts_with("nothing"), "its device reaches {reach}");
+        next.kill()?;
+        Ok(format!(
+            "its ring was buffer {taken} of {count} of the next driver, all untouched: {fault}"
+        ))
+    }
+
+    /// The slow disk keeps nothing: it reads as zeros.
+    fn next_instance(&self) -> Result<String> {
+        nvme(&self.slow, &["write", "--length", "1M"])?;
+        let file = "/tmp/read";
+        let output = nvme(&self.slow, &["read", "--length", "1M", "--file", file])?;
+        let read = std::fs::read(file)?;
+        ensure!(read.len() == 1 << 20 && read.iter().all(|byte| *byte == 0), "not what is there");
+        Ok(last(output))
+    }
+
+    fn nothing_left(&self) -> Result<String> {
+        let left = until(Duration::from_secs(2), || {
+            let metrics = self.server.metrics()?;
+            let none = |name: &str| metrics.get(name) == Some(&0);
+            Ok((none("sessions") && none("buffers")).then_some(()))
+        })?;
+        left.with_context(|| format!("{:?}", self.server.metrics()))?;
+        Ok("no session, no buffer".into())
+    }
+}
