@@ -114,10 +114,11 @@ const TABLE: [&str; 7] = [
     "the table as it was: the unit is enabled, edud is confined",
 ];
 
-const KILLS: [&str; 6] = [
+const KILLS: [&str; 7] = [
     "kill -9 of iommud: the keeper's next server takes over, the client is told and opens again",
     "kill -9 again and again under load: no DMA lands where it was not granted",
     "memory of all dead servers is given back",
+    "a client that cuts its buffer's file loses it; nobody else gets the memory under its device",
     "kill -9 of the keeper: its server ends, the next keeper's server takes over",
     "SIGTERM to the keeper ends both",
     TRANSLATION_STAYS_ON,

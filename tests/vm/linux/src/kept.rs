@@ -16,7 +16,7 @@ const MEMORY: &str = "16M";
 pub(crate) const SERVER_PAGES: usize = 9;
 
 /// Files of the server's memory.
-const DIRECTORY: &str = "/dev/hugepages/iommud";
+pub(crate) const DIRECTORY: &str = "/dev/hugepages/iommud";
 
 /// A keeper and its server.
 pub(crate) struct Kept {

@@ -40,6 +40,18 @@ impl HugePage {
     }
 }
 
+impl HugePage {
+    /// The page of a file of one huge page.
+    pub(crate) fn of_file(path: &str) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path).context(path.to_owned())?;
+        let memory = Mapping::new(&file, 0, HUGE_PAGE, true)?;
+        // Puts the page into this process's table, where its number can be read.
+        memory.read64(0)?;
+        let physical = physical_address(memory.address())?;
+        Ok(Self { memory, physical })
+    }
+}
+
 /// The physical address behind `address` in this process (Linux Documentation/admin-guide/mm/pagemap.rst:
 /// one u64 a page, bits 54:0 the frame number, bit 63 present).
 pub(crate) fn physical_address(address: usize) -> Result<u64> {
@@ -70,11 +82,7 @@ impl ServerMemory {
             if file.metadata()?.len() != HUGE_PAGE as u64 {
                 continue;
             }
-            let memory = Mapping::new(&file, 0, HUGE_PAGE, true)?;
-            // Puts the page into this process's table, where its number can be read.
-            memory.read64(0)?;
-            let physical = physical_address(memory.address())?;
-            pages.push(HugePage { memory, physical });
+            pages.push(HugePage::of_file(&path.display().to_string())?);
         }
         ensure!(!pages.is_empty(), "{directory} holds no memory");
         pages.sort_by_key(|page| page.physical);

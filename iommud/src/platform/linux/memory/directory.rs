@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::fs::{fallocate, flock, fstatfs, ftruncate, openat, unlinkat};
 
 use super::pagemap::{PagemapError, physical_address};
+use super::pin::{Pin, allow_many};
 use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, NotesPage, Page, PageSource};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::mapping::{Mapping, Sharing};
@@ -92,6 +93,7 @@ impl HugeDirectory {
     /// All but `NoPages`.
     pub fn open(path: &Path) -> Result<(Self, LeftOver), DirectoryError> {
         let unusable = |error: io::Error| DirectoryError::Unusable(path.to_owned(), error);
+        allow_many();
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(unusable(error));
@@ -150,8 +152,13 @@ impl HugeDirectory {
         let filled = fallocate(file, FallocateFlags::empty(), 0, HUGE_PAGE)
             .map_err(|_| DirectoryError::NoPages { taken: self.serial.saturating_sub(1) })
             .and_then(|()| map(file));
-        match filled {
-            Ok((mapping, range)) => Ok(Page::new(range.first(), mapping, name)),
+        let pinned = filled.and_then(|(mapping, range)| {
+            let pin = Pin::new(&mapping)
+                .map_err(|error| DirectoryError::Unusable((&name).into(), error))?;
+            Ok((mapping, range, pin))
+        });
+        match pinned {
+            Ok((mapping, range, pin)) => Ok(Page::new(range.first(), mapping, name).pinned(pin)),
             Err(error) => {
                 self.unlink(&name);
                 Err(error)
@@ -182,9 +189,11 @@ impl PageSource for HugeDirectory {
         let old = openat(&self.directory, page.name(), flags, Mode::empty()).ok()?;
         let (file, name) = self.create().ok()?;
         let phys = page.phys;
+        // What a client may have put in the place of the page goes first, the page itself last.
         ftruncate(&old, 0).ok()?;
         unlinkat(&self.directory, page.name(), AtFlags::empty()).ok()?;
-        drop((page, old));
+        drop(old);
+        drop(page);
         match self.fill(&file, name) {
             Ok(page) if page.phys == phys => Some(page),
             Ok(other) => {

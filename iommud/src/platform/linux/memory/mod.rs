@@ -13,14 +13,17 @@
 //! ([`LeftOver`]). What no unit was ever told of, because its server died before, it removes first: servers
 //! that die one after the other do not use the memory up.
 //!
-//! A client maps its buffer through a writable descriptor of the buffer's files. With it a hostile client
-//! could cut a file while its device still reaches the page, and the kernel would give the page to somebody
-//! else. Only user 0 gets descriptors, and user 0 can reach all memory anyway.
+//! A client maps its buffer through a writable descriptor of the buffer's files, and can cut a file with it
+//! while its device still reaches the page. The server holds a reference of its own to every page of buffers
+//! ([`Pin`]): the client loses its memory, and nobody else gets it before the device is cut off. The
+//! references end with the server: between its death and the next server's tables a cut file's page is
+//! free. Only user 0 gets descriptors, and user 0 can reach all memory anyway.
 
 mod buffers;
 mod directory;
 mod notes;
 mod pagemap;
+mod pin;
 
 use std::os::fd::OwnedFd;
 
@@ -28,6 +31,7 @@ pub use buffers::HugeBuffers;
 pub use directory::{DirectoryError, HugeDirectory, LeftOver};
 pub use notes::NotesPage;
 pub use pagemap::PagemapError;
+pub use pin::Pin;
 
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::mapping::Mapping;
@@ -39,6 +43,7 @@ pub struct Page {
     phys: PhysAddr,
     mapping: Mapping,
     name: String,
+    _pin: Option<Pin>,
 }
 
 impl Page {
@@ -46,7 +51,13 @@ impl Page {
     /// [`PageSource`] knows it.
     #[must_use]
     pub fn new(phys: PhysAddr, mapping: Mapping, name: String) -> Self {
-        Self { phys, mapping, name }
+        Self { phys, mapping, name, _pin: None }
+    }
+
+    /// The page with a reference of its own, given up when the page is dropped.
+    #[must_use]
+    pub fn pinned(self, pin: Pin) -> Self {
+        Self { _pin: Some(pin), ..self }
     }
 
     /// How its source knows it.

@@ -16,7 +16,7 @@ use iommu_client::Connection;
 use super::churn::{Random, get_metric};
 use super::{field, worker};
 use crate::edu::{EDU, Edu, MAX_COUNT};
-use crate::kept::{Kept, SERVER_PAGES, files, free_pages};
+use crate::kept::{DIRECTORY, Kept, SERVER_PAGES, files, free_pages};
 use crate::memory::HugePage;
 use crate::pci::Function;
 use crate::process::{Process, Puppet, until};
@@ -39,6 +39,9 @@ const SETTLED: [&str; 6] =
 /// The most servers that are killed one after the other while they come up.
 const MOST_EARLY: usize = 6;
 
+/// Huge pages that are asked for after a file was cut: the kernel hands out what it got last.
+const TAKEN: usize = 8;
+
 const WORKER_OUTPUT: &str = "/tmp/worker.log";
 
 struct Scene {
@@ -59,8 +62,9 @@ pub(crate) fn run(kills: usize) {
     check(1, || scene.one());
     check(2, || scene.many(kills));
     check(3, || scene.settled());
-    check(4, || scene.keeper());
-    check(5, || scene.end());
+    check(4, || scene.cut_file());
+    check(5, || scene.keeper());
+    check(6, || scene.end());
 }
 
 impl Scene {
@@ -206,7 +210,40 @@ impl Scene {
         Ok(format!("{last}; {} files", files.len()))
     }
 
-    /// Check 4.
+    /// Check 4: the file is cut with a write under way, and whoever then asks for memory gets some.
+    fn cut_file(&self) -> Result<String> {
+        let mut driver = Puppet::start()?;
+        driver.tell(&format!("claim {}", self.first))?;
+        driver.tell("attach")?;
+        let iova = driver.ask("allocate 0 4096")?;
+        driver.tell(&format!("fill 0 {WRITTEN}"))?;
+        driver.tell(&format!("load {iova:#x} {MAX_COUNT}"))?;
+        let (name, physical) = file_starting_with(word(WRITTEN, 0))?;
+        driver.tell(&format!("start-store {iova:#x} {MAX_COUNT}"))?;
+        let file = std::fs::OpenOptions::new().write(true).open(&name).context(name.clone())?;
+        file.set_len(0).context("cutting")?;
+        let mut taken = Vec::new();
+        for _ in 0..TAKEN {
+            let mut pages = Pages::new()?;
+            pages.prepare()?;
+            ensure!(pages.innocent.physical != physical, "the memory was handed out");
+            taken.push(pages);
+        }
+        std::thread::sleep(DMA);
+        taken.iter().try_for_each(Pages::check)?;
+        drop((taken, file));
+        driver.kill()?;
+        self.settled()?;
+        let mut next = Puppet::start()?;
+        next.tell(&format!("claim {}", self.first))?;
+        next.tell("attach")?;
+        next.tell("detach")?;
+        Ok(format!(
+            "{TAKEN} pages were handed out after it; its own, {physical:#x}, with the driver's end"
+        ))
+    }
+
+    /// Check 5.
     fn keeper(&mut self) -> Result<String> {
         let mut pages = Pages::new()?;
         pages.prepare()?;
@@ -228,13 +265,25 @@ impl Scene {
         Ok(format!("its server ended with it; the next keeper's took over: {settled}"))
     }
 
-    /// Check 5.
+    /// Check 6.
     fn end(&mut self) -> Result<String> {
         self.kept.take().context("iommud does not run")?.stop()?;
         let left = free_pages()?;
         ensure!(left == self.baseline, "{left} huge pages free, {} were", self.baseline);
         Ok("both ended with status 0".into())
     }
+}
+
+/// The file of the server's memory that begins with this word, and where its memory is.
+fn file_starting_with(first: u64) -> Result<(String, u64)> {
+    for name in files()? {
+        let path = format!("{DIRECTORY}/{name}");
+        let page = HugePage::of_file(&path)?;
+        if page.memory.read64(0)? == first {
+            return Ok((path, page.physical));
+        }
+    }
+    bail!("no file has the buffer")
 }
 
 fn load_output() -> Result<String> {
