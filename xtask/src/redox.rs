@@ -22,7 +22,7 @@ use console::{Condition, Console};
 use image::Stage;
 use tree::Tree;
 
-pub(crate) use build::check;
+pub(crate) use build::{check, check_counted, compiler};
 
 #[path = "../../tests/vm/redox-guest/src/checks.rs"]
 mod checks;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::options::{BareOptions, DemoOptions, Iommu, Qemu, Story};
 use crate::workspace::{cargo, root};
-use crate::{bare, demo};
+use crate::{bare, demo, redox};
 
 /// What came of a stage, or of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,9 @@ const STAGES: [Stage; 17] = [
         lints(cargo().args(["clippy", "--package", "iommud", "--no-default-features", "--lib"]))
     }),
     ("lints of the bare guest", || lints(in_bare_guest(cargo()).arg("clippy"))),
+    ("format of the Redox loader", || format(in_redox_loader(cargo()))),
+    ("lints of the Redox loader", || lints(in_redox_loader(cargo()).arg("clippy"))),
+    ("everything that Redox gets", redox_target),
     ("unit and model tests", tests),
     ("bare guest, caching mode off", || bare_guest(BareOptions::default())),
     ("bare guest, caching mode on", || {
@@ -93,6 +96,21 @@ pub(crate) fn run() -> bool {
 fn in_bare_guest(mut command: Command) -> Command {
     command.current_dir(root().join("tests/vm/bare"));
     command
+}
+
+fn in_redox_loader(mut command: Command) -> Command {
+    command.current_dir(root().join("tests/vm/redox"));
+    command
+}
+
+/// Compiles for Redox, and lints; nothing is booted, since that takes a tree.
+fn redox_target() -> Result<Counts> {
+    if let Err(error) = redox::compiler() {
+        println!("not checked: {error:#}");
+        return Ok(Counts { skipped: 1, ..Counts::default() });
+    }
+    let (passed, failed, skipped) = redox::check_counted()?;
+    Ok(Counts { passed, failed, skipped })
 }
 
 fn format(mut command: Command) -> Result<Counts> {

@@ -16,6 +16,7 @@ const TARGET: &str = "x86_64-unknown-redox";
 /// program, so its presence is looked at by a file.
 const CARGO: &str = "/usr/bin/cargo";
 const RUSTC: &str = "/usr/bin/rustc";
+const CLIPPY: &str = "/usr/bin/cargo-clippy";
 const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
 
 /// The crates that Redox gets.
@@ -40,11 +41,20 @@ pub(crate) fn loader() -> Result<PathBuf> {
     Ok(directory.join(triple).join("debug/redox-loader"))
 }
 
-fn debian_cargo(command: &str) -> Result<Command> {
+/// Makes sure that there is a compiler for Redox.
+///
+/// # Errors
+/// `Missing` packages; they cannot be installed.
+pub(crate) fn compiler() -> Result<()> {
     let files = [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
-    packages::require_files(&files)?;
-    let mut cargo = Command::new(CARGO);
-    cargo.current_dir(root()).env("RUSTC", RUSTC).env("RUSTC_BOOTSTRAP", "1");
+    packages::require_files(&files)
+}
+
+/// `program` is cargo or cargo-clippy: `cargo clippy` would find another toolchain's.
+fn debian_cargo(program: &str, command: &str) -> Result<Command> {
+    compiler()?;
+    let mut cargo = Command::new(program);
+    cargo.current_dir(root()).env("RUSTC", RUSTC).env("RUSTC_BOOTSTRAP", "1").env("CARGO", CARGO);
     cargo.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo.args([command, "--quiet", "--locked", "--target", TARGET]);
     cargo.args(["-Z", "build-std=std,panic_abort", "--target-dir"]);
@@ -55,15 +65,32 @@ fn debian_cargo(command: &str) -> Result<Command> {
 /// Compiles everything that Redox gets, without linking it: no tree is needed.
 ///
 /// # Errors
-/// `Missing` packages; it does not compile.
+/// `Missing` packages.
 pub(crate) fn check() -> Result<bool> {
-    let mut cargo = debian_cargo("check")?;
+    let (passed, failed, skipped) = check_counted()?;
+    println!("redox: {passed} passed, {failed} failed, {skipped} not checked");
+    Ok(failed == 0)
+}
+
+/// As [`check`]; checks passed, failed and not made. Lints are checked where the compiler's linter is to be
+/// had.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
+    let linter = packages::require_files(&[(CLIPPY, "rust-web-clippy")]);
+    let lints = linter.inspect_err(|error| println!("not checked: lints for Redox: {error:#}"));
+    let lints = lints.is_ok();
+    let mut cargo =
+        if lints { debian_cargo(CLIPPY, "clippy")? } else { debian_cargo(CARGO, "check")? };
     for package in ["iommu-protocol", "iommu-client"].iter().chain(&PACKAGES) {
         cargo.args(["-p", package]);
     }
+    if lints {
+        cargo.args(["--no-deps", "--", "--deny", "warnings"]);
+    }
     let passed = cargo.status()?.success();
-    println!("redox: {} passed, {} failed", u8::from(passed), u8::from(!passed));
-    Ok(passed)
+    Ok((usize::from(passed), usize::from(!passed), usize::from(!lints)))
 }
 
 /// Builds the programs and links them with the tree's library.
@@ -71,7 +98,7 @@ pub(crate) fn check() -> Result<bool> {
 /// # Errors
 /// `Missing` packages; it does not compile or link.
 pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
-    let mut cargo = debian_cargo("build")?;
+    let mut cargo = debian_cargo(CARGO, "build")?;
     cargo.arg("--release");
     for package in PACKAGES {
         cargo.args(["-p", package]);

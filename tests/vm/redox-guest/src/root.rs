@@ -49,6 +49,7 @@ fn copy(from: &str, to: &str) -> Result<(), String> {
     fs::OpenOptions::new()
         .write(true)
         .create(true)
+        .truncate(true)
         .mode(0o755)
         .open(to)
         .and_then(|mut file| file.write_all(&bytes))
