@@ -13,6 +13,9 @@ const SPAWNING: &str = "pcid-spawner: spawn";
 /// What iommud says when it has tried that nothing can be opened any more.
 const NAMELESS: &str = "name space given up";
 
+/// What the guest says when it cannot go on with its checks.
+const GIVING_UP: &str = "@@log gave up";
+
 /// All lines so far.
 pub(super) struct Console {
     started: Instant,
@@ -47,7 +50,7 @@ impl Console {
         if let Some(shown) = report.take(&text) {
             println!("{shown}");
         }
-        report.ended()
+        report.ended() || text.starts_with(GIVING_UP)
     }
 
     /// When the first line with this part came.
