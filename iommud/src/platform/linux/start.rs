@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use super::keeper;
 use super::machine;
-use super::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver, NotesPage, Taken};
+use super::memory::{self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, NotesPage, Taken};
 use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
 use super::ram::{RamError, system_ram};
@@ -140,6 +140,7 @@ fn serve<U: Family>(
         left.give_back_unknown(&told);
     }
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
+    let (any_unit, ours) = (any_unit(&machine.firmware), directory.server());
     let mut memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
     memory.ranges.push(page);
     let server = start::<U>(config, machine, memory, left, notes).map_err(StartError::Memory)?;
@@ -150,10 +151,21 @@ fn serve<U: Family>(
     transport.listen(listener);
     log::info!("listening on {}", options.socket.display());
     let ended = transport.run().map_err(StartError::Loop);
-    if ended.is_ok() {
+    if ended.is_ok() && any_unit {
         log::info!("ended: {AFTERMATH}");
+    } else if ended.is_ok() {
+        // Before the directory's lock is given up: the next server does not meet files that vanish.
+        match memory::remove_files(&options.memory_dir, ours) {
+            Ok(()) => log::info!("ended: nothing was confined, memory is given back"),
+            Err(error) => log::warn!("ended: nothing was confined, memory stays: {error}"),
+        }
     }
     ended
+}
+
+/// Whether there is a unit that can be told where tables are.
+fn any_unit(firmware: &Firmware) -> bool {
+    firmware.units.iter().any(|unit| unit.registers.is_ok())
 }
 
 fn policy(options: &Options) -> Result<Config, StartError> {
@@ -193,7 +205,11 @@ fn start<U: Family>(
 ) -> Result<LinuxServer<U>, DirectoryError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = memory;
-    left.note_ours()?;
+    if any_unit(&firmware) {
+        left.note_ours()?;
+    }
+    // Units that an earlier server drove are among those that are not known now.
+    let all_known = !matches!(table, TableState::Failed(..));
     let mut around = units::Surroundings {
         firmware: &firmware,
         space: &mut space,
@@ -217,15 +233,15 @@ fn start<U: Family>(
         buffers,
     };
     let mut server = Server::start_after(startup, driven);
-    give_back(&mut server, left);
+    give_back(&mut server, left, all_known);
     Ok(server)
 }
 
 /// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
-/// not may still translate through the old ones: then they stay, out of every device's reach.
-fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver) {
+/// not, or is not known, may still translate through the old ones: then they stay, out of every device's reach.
+fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver, all_known: bool) {
     let ranges = left.ranges();
-    if !server.all_units_enabled() {
+    if !(all_known && server.all_units_enabled()) {
         if !ranges.is_empty() {
             log::warn!(
                 "a unit is not enabled: memory of an earlier server is kept from all devices"

@@ -104,7 +104,7 @@ const NONE: [&str; 7] = [
     "SIGTERM ends iommud",
 ];
 
-const TABLE: [&str; 7] = [
+const TABLE: [&str; 8] = [
     "a DMAR with a wrong checksum: iommud runs, and says failed, why, and that nothing is confined",
     "edud and an unclaimed device work there, and edud is told",
     "strict policy there: what nothing confines is handed to nobody: NoUnit",
@@ -112,6 +112,7 @@ const TABLE: [&str; 7] = [
     "a DRHD that lies about its length: that unit failed, its devices are refused: UnitFailed",
     "noise instead of structures: the same",
     "the table as it was: the unit is enabled, edud is confined",
+    "damaged once a unit translates: its tables stay where they are, and stay in force",
 ];
 
 const KILLS: [&str; 7] = [

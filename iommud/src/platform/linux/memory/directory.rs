@@ -139,6 +139,12 @@ impl HugeDirectory {
         Ok((notes.ok_or_else(|| unusable(io::ErrorKind::InvalidData.into()))?, range))
     }
 
+    /// Number of the server that runs.
+    #[must_use]
+    pub const fn server(&self) -> u32 {
+        self.server
+    }
+
     fn create(&mut self) -> Result<(OwnedFd, String), io::Error> {
         let name = format!("{:08x}-{:08x}", self.server, self.serial);
         self.serial = self.serial.checked_add(1).ok_or(io::ErrorKind::QuotaExceeded)?;
@@ -268,6 +274,16 @@ impl LeftOver {
     }
 }
 
+/// Removes the files of a server that never told a unit of its memory. The pages are the system's when nobody maps
+/// them any more.
+///
+/// # Errors
+/// The first that occurs; files after it stay, and the next server removes them.
+pub fn remove_files(path: &Path, server: u32) -> io::Result<()> {
+    let mut files = list(path)?.into_iter().filter(|(_, of)| *of == server);
+    files.try_for_each(|(name, _)| fs::remove_file(path.join(name)))
+}
+
 /// The servers that left no note and none of whose pages has one of these addresses.
 fn unknown_servers(files: &[File], noted: &BTreeSet<u32>, told: &[PhysAddr]) -> BTreeSet<u32> {
     let holds = |file: &File| {
@@ -371,6 +387,19 @@ mod tests {
         assert_eq!(unknown(&[], &[0x9f_f000, 0, 0x1f_f000]), [2, 3]);
         assert!(unknown(&[], &[0x20_0000, 0x40_0000, 0x7f_ffff]).is_empty());
         assert_eq!(unknown(&[2, 7], &[0x20_0000]), [3]);
+    }
+
+    #[test]
+    fn only_the_files_of_one_server_are_removed() {
+        let path = std::env::temp_dir().join(format!("iommud-files-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        let names = ["00000001-00000000", "00000002-00000000", "00000002-00000001", NOTES];
+        names.iter().for_each(|name| fs::write(path.join(name), "").unwrap());
+        remove_files(&path, 2).unwrap();
+        let left = [names[0], NOTES].map(|name| path.join(name).exists());
+        let gone = [names[1], names[2]].map(|name| path.join(name).exists());
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!((left, gone), ([true; 2], [false; 2]));
     }
 
     #[test]

@@ -28,7 +28,7 @@ mod pin;
 use std::os::fd::OwnedFd;
 
 pub use buffers::HugeBuffers;
-pub use directory::{DirectoryError, HugeDirectory, LeftOver};
+pub use directory::{DirectoryError, HugeDirectory, LeftOver, remove_files};
 pub use notes::NotesPage;
 pub use pagemap::PagemapError;
 pub use pin::Pin;

@@ -42,6 +42,7 @@ pub(crate) fn run() {
     let noisy = || changed(&table, true, noise);
     check(6, || with(s, &noisy(), "compat", |s| unit_failed(s, unit)));
     check(7, || with(s, &table, "compat", |s| confined(s, unit)));
+    check(8, || with(s, &flipped(), "compat", |s| held(s, unit)));
 }
 
 /// The story's devices, the table as it is, and the unit that it describes.
@@ -149,4 +150,13 @@ fn confined(story: &Story, unit: &Registers) -> Result<String> {
     let output = edud(&story.first, &[], 0)?;
     ensure!(!output.contains("NOT CONFINED"), "{output}");
     Ok(format!("unit 0: {}", field(&text, "unit 0")?))
+}
+
+/// Check 8: the unit goes on translating through tables of the server before, which nobody may give away.
+fn held(story: &Story, unit: &Registers) -> Result<String> {
+    ensure!(unit.translates()?, "translation is off");
+    let root = unit.root_table()?;
+    ensure!(story.server()?.memory()?.contains(root), "the root table is anybody's");
+    copy_both_ways(story, &HugePage::new("held")?)?;
+    Ok(format!("{} works under the tables of before", story.legacy_name()))
 }
