@@ -77,8 +77,33 @@ pub(crate) fn rogue(device: &str) -> Seen {
 /// What the device did after its driver's end has come to nothing by then: a DMA of edu takes 100 ms.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// Times that a driver is killed until its device is seen to be in mid-DMA.
+const ATTEMPTS: usize = 5;
+
 /// A driver killed while its device writes again and again; then another one.
 pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
+    let mut blocked = None;
+    let mut detail = String::new();
+    for _ in 0..ATTEMPTS {
+        (detail, blocked) = kill(connection, device)?;
+        if blocked.is_some() {
+            break;
+        }
+    }
+    // QEMU's AMD-Vi unit records no address, and what is the same as before is no new fault.
+    let amd = connection.text("status").is_ok_and(|status| status.contains("amd-vi"));
+    match blocked {
+        Some(fault) => detail = format!("{detail}; blocked: {fault}"),
+        None if amd => {
+            println!("@@unchecked the fault of a killed driver's device, with amd-iommu");
+        }
+        None => return Err(format!("{detail}; nothing was blocked in {ATTEMPTS} attempts")),
+    }
+    works(device, ", confined").map(|text| format!("{detail}; the next: {text}"))
+}
+
+/// One of them: what was seen, and the fault of a DMA after its driver's end, if there was one.
+fn kill(connection: &Connection, device: &str) -> Result<(String, Option<String>), String> {
     let mut child =
         command(device, &["--hold"]).spawn().map_err(|error| format!("{EDUD}: {error}"))?;
     let output = child.stdout.take().ok_or("a driver without output")?;
@@ -93,24 +118,13 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     let status = child.wait().map_err(|error| format!("wait: {error}"))?;
     let cut = reach(connection, device)?;
     let canary = canary(connection)?;
-    // Where it was to go is not always recorded.
-    let faults = faults(connection)?;
-    let blocked = faults.iter().skip(known).find(|line| line.contains(device));
-    let detail = format!(
-        "signal {:?}; {attached:?} became {cut:?}; {canary}; blocked: {}",
-        status.signal(),
-        blocked.map_or("nothing", String::as_str)
-    );
-    let right = attached.contains("session maps") && cut.contains("reaches: nothing");
-    // QEMU's AMD-Vi unit records no address, and what is the same as before is no new fault.
-    let amd = connection.text("status").is_ok_and(|status| status.contains("amd-vi"));
-    if amd && blocked.is_none() {
-        println!("@@unchecked the fault of a killed driver's device, with amd-iommu");
-    }
-    if !right || blocked.is_none() && !amd {
+    let detail = format!("signal {:?}; {attached:?} became {cut:?}; {canary}", status.signal());
+    if !attached.contains("session maps") || !cut.contains("reaches: nothing") {
         return Err(detail);
     }
-    works(device, ", confined").map(|text| format!("{detail}; the next: {text}"))
+    // Where it was to go is not always recorded.
+    let blocked = faults(connection)?.into_iter().skip(known).find(|line| line.contains(device));
+    Ok((detail, blocked))
 }
 
 fn faults(connection: &Connection) -> Result<Vec<String>, String> {
