@@ -65,7 +65,7 @@ fn descriptor(file: &File) -> io::Result<usize> {
 pub(super) fn amounts() -> io::Result<(u64, u64)> {
     let memory = File::open("/scheme/memory/zeroed")?;
     let found = fstatvfs(descriptor(&memory)?)?;
-    let bytes = |blocks| u64::try_from(blocks).unwrap_or(0).saturating_mul(PAGE_SIZE);
+    let bytes = |blocks: u64| blocks.saturating_mul(PAGE_SIZE);
     Ok((bytes(found.f_blocks), bytes(found.f_bavail)))
 }
 
