@@ -7,9 +7,9 @@ use iommu_protocol::ids::PciAddress;
 
 use super::{HugeTables, MonotonicClock, Registers};
 use crate::acpi;
-use crate::addr::{PhysAddr, PhysRange};
-use crate::hw::amdvi::{self, AmdUnit, Capability};
-use crate::hw::vtd::{self, VtdUnit};
+use crate::addr::PhysRange;
+use crate::hw::amdvi::{AmdUnit, Capability};
+use crate::hw::vtd::VtdUnit;
 use crate::hw::{Unit, UnitError};
 use crate::server::{TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
@@ -47,9 +47,6 @@ fn read_table(
 
 /// A family of units.
 pub(super) trait Family: Unit<Memory = HugeTables> + Sized {
-    /// Where a unit was told, by whoever drove it last, that tables, queues and logs are.
-    fn addresses_told(registers: &mut Registers) -> Vec<PhysAddr>;
-
     /// Brings a unit up as far as taking entries; one that translates goes on doing so.
     fn start<S: ConfigSpace>(
         registers: Registers,
@@ -70,10 +67,6 @@ pub(super) struct Surroundings<'a, S> {
 pub(super) type Vtd = VtdUnit<Registers, MonotonicClock, HugeTables>;
 
 impl Family for Vtd {
-    fn addresses_told(registers: &mut Registers) -> Vec<PhysAddr> {
-        vtd::addresses_told(registers).into()
-    }
-
     fn start<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
@@ -89,10 +82,6 @@ impl Family for Vtd {
 pub(super) type AmdVi = AmdUnit<Registers, MonotonicClock, HugeTables>;
 
 impl Family for AmdVi {
-    fn addresses_told(registers: &mut Registers) -> Vec<PhysAddr> {
-        amdvi::addresses_told(registers).into()
-    }
-
     fn start<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
@@ -109,19 +98,6 @@ impl Family for AmdVi {
 
 /// No table describes units of both families.
 const OTHER_FAMILY: UnitError = UnitError::Unsupported { what: "a unit of another family" };
-
-/// What [`Family::addresses_told`] says of every unit; `None` when the registers of one cannot be mapped.
-pub(super) fn addresses_told<U: Family>(
-    firmware: &Firmware,
-    map: MapRegisters,
-) -> Option<Vec<PhysAddr>> {
-    let mut told = Vec::new();
-    for unit in &firmware.units {
-        let mut registers = map(unit.registers.ok()?).ok()?;
-        told.extend(U::addresses_told(&mut registers));
-    }
-    Some(told)
-}
 
 /// Brings one unit up as far as taking entries; a unit that translates goes on doing so.
 pub(super) fn bring_up<U: Family, S: ConfigSpace>(

@@ -12,6 +12,7 @@ mod registers;
 mod signals;
 mod start;
 mod tables;
+mod told;
 pub mod transport;
 
 pub use pci::SysfsConfig;

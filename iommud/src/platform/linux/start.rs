@@ -24,6 +24,7 @@ use super::pci::SysfsConfig;
 use super::ram::{RamError, system_ram};
 use super::signals;
 use super::tables;
+use super::told::{self, Told};
 use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
@@ -127,7 +128,7 @@ fn run(options: &Options) -> Result<(), StartError> {
 }
 
 /// Serves a machine whose units, if any, are of one family.
-fn serve<U: Family>(
+fn serve<U: Told>(
     options: &Options,
     stop: OwnedFd,
     config: Config,
@@ -136,7 +137,7 @@ fn serve<U: Family>(
 ) -> Result<(), StartError> {
     let (directory, mut left) =
         HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
-    if let Some(told) = units::addresses_told::<U>(&machine.firmware, Registers::map) {
+    if let Some(told) = told::addresses_told::<U>(&machine.firmware, Registers::map) {
         left.give_back_unknown(&told);
     }
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
