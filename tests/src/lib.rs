@@ -14,6 +14,7 @@
 
 pub mod amdvi;
 pub mod conformance;
+pub mod explore;
 pub mod fuzz;
 pub mod machine;
 pub mod model;

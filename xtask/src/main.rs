@@ -7,6 +7,7 @@ mod cpio;
 mod demo;
 mod disks;
 mod emulator;
+mod explore;
 mod fuzz;
 mod guest;
 mod kernel;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Bare(options) => bare::run(options),
         Command::Redox(options) => redox::run(&options),
         Command::CheckRedox => redox::check(),
+        Command::Explore(arguments) => explore::run(&arguments),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Test => Ok(test::run()),

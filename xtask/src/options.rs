@@ -14,6 +14,7 @@ commands:
   demo    boot a guest in QEMU and watch iommud confine real driver processes
   bare    the register-level suite, on a machine without an operating system
   test    everything CI runs
+  explore every order of events through the server over software units
   fuzz    look for inputs from outside that break something
   bench   the targets of performance: measured, wanted, and what peers do in the same run
   redox   an image of Redox with iommud in it, booted
@@ -36,6 +37,10 @@ options of redox:
   --boots N                boots N times with iommud and N times without; says how long each took
   --keep, --verbose, --json FILE
                            as of demo
+
+options of explore:
+  --long                   over a million interleavings
+  --write                  write tests/ORDERING.md anew
 
 options of fuzz:
   TARGET ...               only these (default: all)
@@ -236,6 +241,8 @@ pub(crate) enum Command {
     Test,
     /// The fuzzer.
     Fuzz(FuzzOptions),
+    /// The explorer of the ordering contract, with its arguments.
+    Explore(Vec<&'static str>),
     /// Measurements.
     Bench(BenchOptions),
 }
@@ -255,6 +262,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "check-redox" => no_more(parser, Command::CheckRedox),
             "test" => no_more(parser, Command::Test),
             "fuzz" => fuzz(parser),
+            "explore" => explore(parser),
             other => Err(format!("unknown command {other}").into()),
         },
         None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
@@ -344,6 +352,19 @@ fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
         return Err("--boots 0: at least one".into());
     }
     Ok(Command::Redox(options))
+}
+
+fn explore(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut arguments = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("long") => arguments.push("--long"),
+            Arg::Long("write") => arguments.push("--write"),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Explore(arguments))
 }
 
 fn fuzz(mut parser: Parser) -> Result<Command, lexopt::Error> {

@@ -69,6 +69,27 @@ impl StepFailure {
     }
 }
 
+/// A checkpoint, for tests whose units and memory can be put back as they were.
+impl<U: Unit + Clone> Clone for Engine<U>
+where
+    U::Memory: Clone,
+{
+    fn clone(&self) -> Self {
+        Self {
+            units: self.units.clone(),
+            tables: self.tables.clone(),
+            memory: self.memory.clone(),
+            abandoned: self.abandoned.clone(),
+        }
+    }
+}
+
+impl<U: Unit> Clone for Table<U> {
+    fn clone(&self) -> Self {
+        Self { pages: self.pages.clone(), tag: self.tag, detached: self.detached.clone() }
+    }
+}
+
 /// A step that did not work: for which unit, and why.
 struct Fault {
     unit: Option<UnitIndex>,

@@ -163,6 +163,14 @@ pub struct PageTable<F: PteFormat> {
     format: PhantomData<fn() -> F>,
 }
 
+/// A copy names the same tables: a checkpoint, for tests over memory that can be put back as it was. Only one
+/// of the two may be used from then on.
+impl<F: PteFormat> Clone for PageTable<F> {
+    fn clone(&self) -> Self {
+        Self { pending: self.pending.clone(), ..*self }
+    }
+}
+
 impl<F: PteFormat> PageTable<F> {
     /// An empty page table of `levels` levels (3 to 6) with leaves of `page_sizes`; 4 KiB are always
     /// allowed. `coherent` says that every unit that will walk it snoops caches.

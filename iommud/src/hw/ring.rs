@@ -12,7 +12,7 @@ const PER_FRAME: usize = 256;
 
 /// A ring and the position of software in it: where it writes next (a queue) or reads next (a log).
 /// Hardware's position is in a register; the two are equal when the ring is empty.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ring {
     base: PhysAddr,
     entries: usize,
@@ -113,7 +113,7 @@ impl Ring {
 
 /// A word of memory that a unit writes when it has finished everything before a wait. Values count up and
 /// are not used twice, so that a late answer to an earlier wait is not taken for the one expected.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Semaphore {
     frame: PhysAddr,
     /// Bits that the unit writes.

@@ -38,7 +38,7 @@ use crate::topology::firmware::Firmware;
 const FOUR_GIB: u64 = 1 << 32;
 
 /// The state of everything, and what may become of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Registry {
     pub(super) machine: Machine,
     /// Memory that policy `compat` maps when none of it is taken.
@@ -59,6 +59,13 @@ pub struct Registry {
 /// The lists of the last plan, empty, kept for their capacity.
 #[derive(Default)]
 struct Spare(Option<Box<Draft>>);
+
+/// A copy has none: between plans there is nothing in them.
+impl Clone for Spare {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
 
 impl core::fmt::Debug for Spare {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -25,6 +25,11 @@ pub trait Notes {
     /// Notes that a function is driven, or no longer. What is noted when this returns is what the next
     /// server finds. False when there is no room for it.
     fn set(&mut self, function: PciAddress, driven: bool) -> bool;
+
+    /// Notes in the same place, for a checkpoint of the server in tests; `None` where that makes no sense.
+    fn copy(&self) -> Option<Box<dyn Notes>> {
+        None
+    }
 }
 
 /// The functions that are noted.
@@ -32,6 +37,13 @@ pub trait Notes {
 pub struct Driven {
     noted: BTreeSet<PciAddress>,
     notes: Option<Box<dyn Notes>>,
+}
+
+impl Clone for Driven {
+    fn clone(&self) -> Self {
+        let notes = self.notes.as_ref().and_then(|notes| notes.copy());
+        Self { noted: self.noted.clone(), notes }
+    }
 }
 
 impl Driven {

@@ -11,7 +11,7 @@ use crate::policy::SessionId;
 /// Records the log keeps.
 const LOG_LENGTH: usize = 256;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Queue {
     records: VecDeque<FaultRecord>,
     /// Lost since the last record that was queued.
@@ -21,6 +21,7 @@ struct Queue {
 }
 
 /// Faults seen so far.
+#[derive(Clone)]
 pub(super) struct Faults {
     sequence: u64,
     log: VecDeque<FaultRecord>,

@@ -30,6 +30,7 @@ pub(super) enum Object {
     },
 }
 
+#[derive(Clone)]
 struct Open {
     client: ClientId,
     object: Object,
@@ -37,6 +38,7 @@ struct Open {
 }
 
 /// All open handles.
+#[derive(Clone)]
 pub(super) struct Handles {
     open: BTreeMap<Handle, Open>,
     per_client: BTreeMap<ClientId, u32>,

@@ -80,6 +80,7 @@ pub enum UnitState {
 }
 
 /// A unit as `status` shows it.
+#[derive(Clone)]
 pub(super) struct UnitStatus {
     pub(super) description: UnitDescription,
     pub(super) state: UnitState,
@@ -94,6 +95,7 @@ pub(super) struct Failed {
 }
 
 /// What was found at start.
+#[derive(Clone)]
 pub(super) struct Machine {
     pub(super) table: TableState,
     pub(super) anomalies: Vec<String>,

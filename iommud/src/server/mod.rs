@@ -79,6 +79,26 @@ pub struct Server<U: Unit, B: BufferMemory> {
     items: Vec<BatchRequest>,
 }
 
+/// A checkpoint, for tests over a machine that can be put back as it was. No real machine can, and its seams
+/// cannot be copied.
+impl<U: Unit + Clone, B: BufferMemory + Clone> Clone for Server<U, B>
+where
+    U::Memory: Clone,
+{
+    fn clone(&self) -> Self {
+        Self {
+            registry: self.registry.clone(),
+            engine: self.engine.clone(),
+            buffers: self.buffers.clone(),
+            handles: self.handles.clone(),
+            faults: self.faults.clone(),
+            machine: self.machine.clone(),
+            driven: self.driven.clone(),
+            counts: self.counts,
+        }
+    }
+}
+
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Opens `path`, relative to the handle `at` or to the scheme's root. Opening a device for writing
     /// claims its group and opens a session.

@@ -215,4 +215,8 @@ impl SoftwareUnit for Amdvi {
     fn as_any(&mut self) -> &mut dyn Any {
         self
     }
+
+    fn as_any_ref(&self) -> &dyn Any {
+        self
+    }
 }

@@ -9,6 +9,7 @@ use super::{FRAME, Machine, Map, State, Through, Use, Violation};
 const POISON: u64 = 0xdbdb_dbdb_dbdb_dbdb;
 
 /// Memory for buffers: frames are handed out again at once, last in first out.
+#[derive(Clone)]
 pub(super) struct Pool {
     next: u64,
     end: u64,
@@ -30,6 +31,18 @@ impl Pool {
             allocations: 0,
             fail_from: None,
         }
+    }
+
+    /// Forgets whose memory is in use; it stays in use.
+    pub(super) fn orphan(&mut self) {
+        self.held.clear();
+    }
+
+    /// Numbers of the buffers whose memory is in use, ascending.
+    pub(super) fn in_use(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.held.keys().map(|id| u32::try_from(*id).unwrap()).collect();
+        ids.sort_unstable();
+        ids
     }
 
     fn fails(&mut self) -> bool {
@@ -127,6 +140,7 @@ pub struct BufferShare {
 }
 
 /// `BufferMemory` over a machine.
+#[derive(Clone)]
 pub struct Buffers {
     machine: Machine,
 }
@@ -148,11 +162,7 @@ impl Machine {
     /// Numbers of the buffers whose memory is in use, ascending.
     #[must_use]
     pub fn buffers_in_use(&self) -> Vec<u32> {
-        let state = self.state();
-        let mut ids: Vec<u32> =
-            state.buffers.held.keys().map(|id| u32::try_from(*id).unwrap()).collect();
-        ids.sort_unstable();
-        ids
+        self.state().buffers.in_use()
     }
 
     /// Memory of a buffer, in order; empty when there is no such buffer.

@@ -7,7 +7,7 @@ use iommud::topology::pci::ConfigSpace;
 use super::Machine;
 
 /// The functions of a machine.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Space {
     words: std::collections::BTreeMap<(PciAddress, u16), u32>,
     reads: u64,

@@ -23,8 +23,9 @@ pub struct Watch {
 impl State {
     /// A step that cannot make anything due is over.
     pub(super) fn observe(&mut self) {
-        self.steps += 1;
+        self.count_step();
         self.try_watches();
+        self.glimpse();
     }
 
     pub(super) fn try_watches(&mut self) {

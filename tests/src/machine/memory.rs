@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
 
 use super::Violation;
 
@@ -31,6 +32,7 @@ pub enum Use {
 
 static NOTHING: [u64; WORDS] = [0; WORDS];
 
+#[derive(Clone)]
 struct Frame {
     cpu: [u64; WORDS],
     memory: [u64; WORDS],
@@ -38,6 +40,7 @@ struct Frame {
 }
 
 /// How a unit sees memory.
+#[derive(Clone)]
 struct View {
     coherent: bool,
     /// What the unit still sees of words that were written since the last write-buffer flush; `None`
@@ -82,8 +85,10 @@ impl Hasher for AddressHasher {
 pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
 /// All physical memory.
+#[derive(Clone)]
 pub struct Memory {
-    frames: Map<u64, Frame>,
+    /// Shared with copies of the machine's state until written.
+    frames: Map<u64, Rc<Frame>>,
     ram: Vec<(u64, u64)>,
     views: Vec<View>,
     eviction: Eviction,
@@ -123,11 +128,8 @@ impl Memory {
         if !self.exists(address) {
             return None;
         }
-        Some(self.frames.entry(address / FRAME).or_insert_with(|| Frame {
-            cpu: [0; WORDS],
-            memory: [0; WORDS],
-            purpose: Use::Ram,
-        }))
+        let new = || Rc::new(Frame { cpu: [0; WORDS], memory: [0; WORDS], purpose: Use::Ram });
+        Some(Rc::make_mut(self.frames.entry(address / FRAME).or_insert_with(new)))
     }
 
     /// What the frame around `address` serves for; `None` where there is no memory.
@@ -302,6 +304,21 @@ impl Memory {
         if self.violations.len() < 1000 {
             self.violations.push(violation);
         }
+    }
+
+    /// The first word in which a frame differs from what it was: index, before, now.
+    #[must_use]
+    pub(super) fn differs(&self, before: &Self, address: u64) -> Option<(usize, u64, u64)> {
+        let key = address / FRAME;
+        let (now, then) = (self.frames.get(&key), before.frames.get(&key));
+        if let (Some(now), Some(then)) = (now, then)
+            && Rc::ptr_eq(now, then)
+        {
+            return None;
+        }
+        let now = now.map_or(&NOTHING, |frame| &frame.cpu);
+        let then = then.map_or(&NOTHING, |frame| &frame.cpu);
+        (0..WORDS).find(|at| now[*at] != then[*at]).map(|at| (at, then[at], now[at]))
     }
 
     /// The words of a frame as the CPU sees them.

@@ -2,8 +2,10 @@
 //! handle; the seams of `iommud::hw` over it are [`Tables`], [`Buffers`], [`Registers`] and [`SoftClock`].
 
 mod buffers;
+mod checkpoint;
 mod config;
 mod device;
+mod glimpse;
 mod memory;
 mod seams;
 mod tables;
@@ -14,8 +16,10 @@ use std::cell::{RefCell, RefMut};
 use std::rc::Rc;
 
 pub use buffers::{BufferShare, Buffers};
+pub use checkpoint::Checkpoint;
 pub use config::PciBus;
 pub use device::Watch;
+pub use glimpse::{Glimpse, Seen};
 pub use memory::{AddressHasher, Eviction, FRAME, Map, Memory, Use, WORDS};
 pub use seams::{Registers, SoftClock};
 pub use tables::Tables;
@@ -47,6 +51,7 @@ impl Default for Layout {
     }
 }
 
+#[derive(Clone)]
 struct State {
     layout: Layout,
     memory: Memory,
@@ -58,6 +63,9 @@ struct State {
     reads: u64,
     writes: u64,
     watches: Vec<Watch>,
+    glimpses: glimpse::Glimpses,
+    /// A unit is to misbehave at this step.
+    doom: Option<(u64, usize, Trouble)>,
     /// Whether memory given back is checked against all that units reach.
     audit: bool,
     tables: tables::Pool,
@@ -80,7 +88,7 @@ impl State {
     /// One action of the CPU is over: what is due happens, and every watched access is tried after each
     /// single thing.
     fn acted(&mut self) {
-        self.steps += 1;
+        self.count_step();
         self.try_watches();
         for unit in 0..self.units.len() {
             loop {
@@ -89,7 +97,16 @@ impl State {
                     break;
                 }
                 self.try_watches();
+                self.glimpse();
             }
+        }
+    }
+
+    /// One more action of the CPU; trouble that was announced comes.
+    fn count_step(&mut self) {
+        self.steps += 1;
+        if let Some((_, unit, trouble)) = self.doom.take_if(|(at, ..)| *at <= self.steps) {
+            self.units[unit].trouble(trouble);
         }
     }
 
@@ -132,6 +149,8 @@ impl Machine {
             reads: 0,
             writes: 0,
             watches: Vec::new(),
+            glimpses: glimpse::Glimpses::default(),
+            doom: None,
             audit: true,
             tables: tables::Pool::new(layout.tables),
             buffers: buffers::Pool::new(layout.buffers, layout.segment),
@@ -178,9 +197,30 @@ impl Machine {
         act(device.as_any().downcast_mut::<U>().expect("a unit of that type"), &mut bus)
     }
 
+    /// Looks at what only a `U` knows.
+    ///
+    /// # Panics
+    /// When the unit is of another type.
+    pub fn with_view<U: 'static, T>(&self, unit: usize, look: impl FnOnce(&U, View<'_>) -> T) -> T {
+        let state = self.state();
+        let (device, view) = state.view(unit);
+        look(device.as_any_ref().downcast_ref::<U>().expect("a unit of that type"), view)
+    }
+
     /// Makes a unit misbehave.
     pub fn trouble(&self, unit: usize, trouble: Trouble) {
         self.state().units[unit].trouble(trouble);
+    }
+
+    /// Makes a unit misbehave after this many more actions of the CPU.
+    pub fn trouble_after(&self, steps: u64, unit: usize, trouble: Trouble) {
+        let mut state = self.state();
+        state.doom = Some((state.steps + steps + 1, unit, trouble));
+    }
+
+    /// Whether trouble that was announced has not come; takes it back.
+    pub fn spare(&self) -> bool {
+        self.state().doom.take().is_some()
     }
 
     /// The rules broken since the last call.
@@ -196,6 +236,11 @@ impl Machine {
     pub fn assert_clean(&self) {
         let violations = self.take_violations();
         assert!(violations.is_empty(), "rules were broken: {violations:#x?}");
+    }
+
+    /// Memory of buffers stays as it is and belongs to nobody any longer: the server that had them is gone.
+    pub fn orphan_buffers(&self) {
+        self.state().buffers.orphan();
     }
 
     /// Whether memory given back is checked against all that units reach (it is, at first). Costs a walk

@@ -5,6 +5,7 @@ use iommud::hw::{Clock, Nanos, RegisterIo};
 use super::Machine;
 
 /// `RegisterIo` over one unit of a machine.
+#[derive(Clone)]
 pub struct Registers {
     machine: Machine,
     unit: usize,

@@ -11,6 +11,7 @@ use super::{FRAME, Machine, Map, State, Through, Use, Violation, WORDS};
 const POISON: u64 = 0x000f_dead_bad0_0003;
 
 /// Frames for tables.
+#[derive(Clone)]
 pub(super) struct Pool {
     next: u64,
     end: u64,
@@ -30,6 +31,11 @@ impl Pool {
             allocations: 0,
             fail_from: None,
         }
+    }
+
+    /// Frames in the server's hands.
+    pub(super) const fn in_use(&self) -> usize {
+        self.in_use
     }
 
     /// Counts an allocation; whether it is to fail.
@@ -101,6 +107,7 @@ impl State {
 }
 
 /// `TableMemory` over a machine.
+#[derive(Clone)]
 pub struct Tables {
     machine: Machine,
     live: Map<u64, u16>,

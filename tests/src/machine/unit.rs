@@ -64,7 +64,7 @@ pub struct Denied {
 }
 
 /// A run of addresses that a requester can reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reach {
     /// First I/O virtual address.
     pub iova: u64,
@@ -150,6 +150,14 @@ pub trait SoftwareUnit: Any {
     /// Makes the unit misbehave.
     fn trouble(&mut self, trouble: Trouble);
 
+    /// A copy, for [`super::Machine::save`]; `None` from a unit that cannot be copied.
+    fn copy(&self) -> Option<Box<dyn SoftwareUnit>> {
+        None
+    }
+
     /// For what only one vendor's unit can do.
     fn as_any(&mut self) -> &mut dyn Any;
+
+    /// For what only one vendor's unit knows.
+    fn as_any_ref(&self) -> &dyn Any;
 }

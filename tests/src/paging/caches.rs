@@ -7,7 +7,7 @@ use crate::machine::Map;
 type Key = (u16, u32, u64);
 
 /// The caches of page tables of a unit.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Caches {
     leaves: Map<Key, Leaf>,
     /// Where absent entries are cached: those that were absent or faulty.

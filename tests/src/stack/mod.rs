@@ -11,7 +11,8 @@ pub use snapshot::Snapshot;
 
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
-use iommud::policy::Config;
+use iommud::hw::UnitError;
+use iommud::policy::{Config, UnitIndex};
 use iommud::server::{Driven, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
@@ -33,6 +34,8 @@ pub struct Setup {
     pub reserved: Vec<ReservedRegion>,
     /// Memory of buffers is the system's until it is taken; else it is the server's from the start.
     pub take_memory: bool,
+    /// Units that are left alone at start and come later.
+    pub off: Vec<usize>,
     /// Memory of an earlier server.
     pub left: Vec<(u64, u64)>,
     /// What memory there is.
@@ -121,6 +124,22 @@ impl<T: UnderTest> Stack<T> {
         Self { machine, server, setup, registers, notes }
     }
 
+    /// Ends the server without a word and starts another one in its place; what the first one's memory holds
+    /// stays as it is.
+    pub fn reboot(&mut self, subjects: &[T]) {
+        self.server = Self::serve(subjects, &self.setup, &self.machine, &self.notes);
+    }
+
+    /// A unit that was left alone comes up.
+    ///
+    /// # Errors
+    /// The backend's: it does not.
+    pub fn arrive(&mut self, subject: &T, unit: usize) -> Result<(), UnitError> {
+        let hardware = subject.bring_up(&self.machine, unit, self.server.table_memory())?;
+        self.server.unit_arrived(UnitIndex(u32::try_from(unit).unwrap()), hardware);
+        Ok(())
+    }
+
     fn serve(
         subjects: &[T],
         setup: &Setup,
@@ -131,6 +150,9 @@ impl<T: UnderTest> Stack<T> {
         let mut memory = machine.tables();
         let units = (0..firmware.units.len())
             .map(|index| {
+                if setup.off.contains(&index) {
+                    return UnitStart::Off;
+                }
                 let subject = subjects.get(index).or(subjects.last()).unwrap();
                 match subject.bring_up(machine, index, &mut memory) {
                     Ok(unit) => UnitStart::Ready(unit),

@@ -24,6 +24,11 @@ impl SharedNotes {
         self.noted.borrow().iter().copied().collect()
     }
 
+    /// Puts back what was noted at some time.
+    pub fn restore(&self, noted: &[PciAddress]) {
+        *self.noted.borrow_mut() = noted.iter().copied().collect();
+    }
+
     /// Calls `look` at each note before it is made or taken back.
     pub fn on_change(&self, look: impl FnMut(PciAddress, bool) + 'static) {
         *self.look.borrow_mut() = Some(Box::new(look));
@@ -31,6 +36,10 @@ impl SharedNotes {
 }
 
 impl Notes for SharedNotes {
+    fn copy(&self) -> Option<Box<dyn Notes>> {
+        Some(Box::new(self.clone()))
+    }
+
     fn set(&mut self, function: PciAddress, driven: bool) -> bool {
         if let Some(look) = self.look.borrow_mut().as_mut() {
             look(function, driven);

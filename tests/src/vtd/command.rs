@@ -14,7 +14,7 @@ pub(super) struct Pending {
 }
 
 /// The protected memory registers (section 10.4.16 on).
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Protection {
     pub(super) enable: u32,
     pub(super) low: (u32, u32),
@@ -34,7 +34,7 @@ impl Protection {
 }
 
 /// The context command and IOTLB invalidate registers (sections 10.4.7 and 10.4.8).
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct RegisterInvalidation {
     pub(super) context: u64,
     pub(super) address: u64,

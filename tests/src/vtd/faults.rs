@@ -5,6 +5,7 @@ use crate::machine::Request;
 use bits::fault_status;
 
 /// The fault recording registers and what goes with them.
+#[derive(Clone)]
 pub(super) struct Log {
     /// Low and high half of each.
     pub(super) records: Vec<[u64; 2]>,

@@ -33,6 +33,7 @@ use walk::{CachedContext, Fault, Target};
 const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 
 /// A VT-d unit.
+#[derive(Clone)]
 pub struct Vtd {
     config: Config,
     contexts: Map<u16, CachedContext>,
@@ -183,7 +184,15 @@ impl SoftwareUnit for Vtd {
         }
     }
 
+    fn copy(&self) -> Option<Box<dyn SoftwareUnit>> {
+        Some(Box::new(self.clone()))
+    }
+
     fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn as_any_ref(&self) -> &dyn Any {
         self
     }
 }

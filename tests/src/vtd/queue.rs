@@ -5,7 +5,7 @@ use crate::machine::{Bus, Use, Violation};
 use bits::{descriptor, fault_status, granularity, queue_error, register};
 
 /// State of the queue.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Queue {
     pub(super) on: bool,
     /// The address register: base, and the size as a power of two of frames in bits 2:0.

@@ -39,6 +39,17 @@ impl Vtd {
         Listing { format, caches, view, through, walked: Cell::new(0) }
     }
 
+    /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
+    /// untranslated), levels; `None` when it denies.
+    #[must_use]
+    pub fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
+        let context = self.contexts(view, source, Through::Tables).first().copied()?;
+        Some(match context.target {
+            Target::Pass => (context.domain, 0, 0),
+            Target::Table { root, levels } => (context.domain, root, levels),
+        })
+    }
+
     pub(super) fn list_reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach> {
         let everything = Reach {
             iova: 0,
@@ -111,10 +122,10 @@ impl Vtd {
             return out;
         }
         out.push((self.root, "the root table".to_string()));
-        for bus in 0..=255_u64 {
-            let entry = read_table(view, self.root + 16 * bus).unwrap_or(0);
-            if entry & bits::PRESENT != 0 {
-                out.push((entry & bits::ADDRESS, format!("the context table of bus {bus:#x}")));
+        let root = view.memory.walk_frame(view.unit, self.root);
+        for (bus, entry) in (0..=255).zip(root.iter().flat_map(|words| words.chunks(2))) {
+            if entry[0] & bits::PRESENT != 0 {
+                out.push((entry[0] & bits::ADDRESS, format!("the context table of bus {bus:#x}")));
             }
         }
         let mut contexts: Vec<Context> = self.present(view).into_values().collect();

@@ -68,7 +68,7 @@ impl Run {
 ///
 /// It ends empty, by `PageTable::release` after every unit has forgotten the translations, or by
 /// `PageTable::relink`; dropped before, the tables in it are lost.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Detached {
     pub(super) runs: Vec<Run>,

@@ -13,7 +13,7 @@ use crate::hw::unit::UnitError;
 pub(super) const LIMIT: Nanos = Nanos(1_000_000_000);
 
 /// The registers of a unit and the time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Port<R, C> {
     pub(super) registers: R,
     pub(super) clock: C,

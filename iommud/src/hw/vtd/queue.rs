@@ -34,7 +34,7 @@ enum Outcome {
 }
 
 /// A queue of 256 descriptors and the word its waits write.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Queue {
     ring: Ring,
     done: Semaphore,

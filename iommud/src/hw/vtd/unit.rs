@@ -36,9 +36,12 @@ pub(super) enum Phase {
 
 /// A VT-d unit whose queue runs. Made by [`VtdUnit::bring_up`].
 ///
+/// A copy is a checkpoint of what software knows, for tests over seams that can be copied; no real machine's
+/// can.
+///
 /// Device TLBs stay off: context entries have TT 00, which blocks translation requests and translated
 /// requests. Whoever turns them on adds a device TLB invalidation behind each IOTLB invalidation here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct VtdUnit<R, C, M> {
     pub(super) port: Port<R, C>,
     pub(super) queue: Queue,

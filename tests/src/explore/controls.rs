@@ -1,0 +1,129 @@
+//! The controls: plays that a sound server passes, and the flaws that the checks must find in them.
+
+use iommud::policy::Mode;
+
+use super::act::{Act, Failure, Stream, client, machine};
+use super::check::Invariant;
+use super::racy::Racy;
+use super::real::Real;
+use super::scene::Scene;
+use super::search::{Explorer, Found, Stats};
+use super::subject::Subject;
+use Act::{Added, Allocate, Arrive, Attach, Claim, Die, Release};
+
+/// A machine and streams.
+type Play = fn() -> (Scene, Vec<Stream>);
+
+/// One control.
+pub struct Control {
+    /// What is wrong with the server.
+    pub flaw: &'static str,
+    /// Where it shows: a scenario, or words.
+    pub shows: &'static str,
+    /// The invariants that may catch it; whichever is met first in the order of the search.
+    pub expected: &'static [Invariant],
+    /// The play.
+    pub play: Play,
+    run: fn(Play) -> Result<Stats, Found>,
+}
+
+fn explore<S: Subject>(play: Play) -> Result<Stats, Found> {
+    let (scene, streams) = play();
+    Explorer::<S>::explore(scene, streams)
+}
+
+/// S1: two clients probe one device.
+fn s1() -> (Scene, Vec<Stream>) {
+    (Scene::pair(Mode::Strict), vec![client(1, &[Claim(0)]), client(2, &[Claim(0)])])
+}
+
+/// S2: two members of a group appear.
+fn s2() -> (Scene, Vec<Stream>) {
+    let streams = vec![machine(&[Added(0)]), machine(&[Added(1)])];
+    (Scene::pair(Mode::Strict).empty(), streams)
+}
+
+/// S10: DMA is set up while the walk of a unit that has just come is under way.
+fn s10() -> (Scene, Vec<Stream>) {
+    let scene = Scene::apart(Mode::Strict).with_late_unit();
+    (scene, vec![machine(&[Arrive(1)]), client(2, &[Claim(1), Attach(1)])])
+}
+
+fn give_back() -> (Scene, Vec<Stream>) {
+    let acts = [Claim(0), Attach(0), Allocate(0, 1), Release(0)];
+    (Scene::apart(Mode::Strict), vec![client(1, &acts), machine(&[Die(0)])])
+}
+
+fn default_domain() -> (Scene, Vec<Stream>) {
+    let mut scene = Scene::pair(Mode::Compat).empty();
+    scene.functions[2].unit = None;
+    (scene, vec![machine(&[Added(0)]), client(1, &[Claim(0), Attach(0)])])
+}
+
+fn failed_allocation() -> (Scene, Vec<Stream>) {
+    let acts = client(1, &[Claim(0), Attach(0), Allocate(0, 1), Allocate(0, 1)]);
+    (Scene::apart(Mode::Strict), vec![acts.with_failure(2, Failure::Table(0))])
+}
+
+/// All controls.
+pub const CONTROLS: [Control; 6] = [
+    Control {
+        flaw: "the order of 2022: record, group and default domain in separate steps",
+        shows: "S1",
+        expected: &[Invariant::I1],
+        play: s1,
+        run: explore::<Racy<1>>,
+    },
+    Control {
+        flaw: "the order of 2022",
+        shows: "S2",
+        expected: &[Invariant::I2, Invariant::I3],
+        play: s2,
+        run: explore::<Racy<1>>,
+    },
+    Control {
+        flaw: "the order of 2022",
+        shows: "S10",
+        expected: &[Invariant::I4],
+        play: s10,
+        run: explore::<Racy<1>>,
+    },
+    Control {
+        flaw: "memory is freed before the flush",
+        shows: "a buffer is given back",
+        expected: &[Invariant::I6],
+        play: give_back,
+        run: explore::<Racy<2>>,
+    },
+    Control {
+        flaw: "a device attaches before its group has a default domain",
+        shows: "an attach while the device is being added",
+        expected: &[Invariant::I3],
+        play: default_domain,
+        run: explore::<Racy<3>>,
+    },
+    Control {
+        flaw: "state is changed before the effect that fails",
+        shows: "an allocation that fails",
+        expected: &[Invariant::I5],
+        play: failed_allocation,
+        run: explore::<Racy<4>>,
+    },
+];
+
+impl Control {
+    /// What caught the flaw.
+    #[must_use]
+    pub fn caught(&self) -> Option<Found> {
+        (self.run)(self.play).err()
+    }
+
+    /// Whether a server without the flaw, and the shipped one, pass the same play.
+    ///
+    /// # Errors
+    /// What was found.
+    pub fn passes_when_sound(&self) -> Result<(), Found> {
+        explore::<Racy<0>>(self.play)?;
+        explore::<Real>(self.play).map(drop)
+    }
+}

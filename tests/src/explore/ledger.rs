@@ -1,0 +1,392 @@
+//! What must be so, kept from the answers that clients got and the scene alone: the server is not asked.
+
+use super::act::{Act, Answer, Client, Segments};
+use super::scene::{Device, Scene, Start};
+use crate::machine::{Reach, join};
+
+/// Bytes of a page.
+pub const PAGE: u64 = 0x1000;
+
+/// How a unit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// It does not translate yet.
+    Down,
+    /// It translates.
+    Up,
+    /// It can no longer be relied on.
+    Failed,
+}
+
+/// A mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    /// Its first address.
+    pub iova: u64,
+    /// The slot of its buffer.
+    pub slot: u32,
+    /// Its memory.
+    pub memory: Segments,
+}
+
+/// A session as its client knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its handle.
+    pub handle: u32,
+    /// Whose it is.
+    pub client: Client,
+    /// Its device.
+    pub device: Device,
+    /// The domain: the handle of the session that made it.
+    pub domain: u32,
+    /// The device is attached.
+    pub attached: bool,
+    /// The device was removed.
+    pub orphan: bool,
+    /// All members of the group were removed: what comes to their places is another group.
+    pub lost: bool,
+    /// Its buffers: slot, memory.
+    pub buffers: Vec<(u32, Segments)>,
+    /// Its mappings, oldest first.
+    pub mappings: Vec<Mapping>,
+}
+
+/// What is known of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// It is there.
+    pub present: bool,
+    /// How often its address was taken.
+    pub generation: u32,
+    /// It was driven by a client that ended without saying that it is quiet.
+    pub cut: bool,
+    /// It came while its group was claimed.
+    pub late: bool,
+    /// Who drove it last: what it reaches behind a failed unit may still be of that client's.
+    pub driven_by: Option<Client>,
+}
+
+/// What must be so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    /// The units.
+    pub units: Vec<Unit>,
+    /// Units that misbehave or did: what is said of them is believed.
+    pub troubled: Vec<bool>,
+    /// The functions.
+    pub functions: Vec<Function>,
+    /// Open sessions, oldest first.
+    pub sessions: Vec<Session>,
+    /// Clients that are alive.
+    pub alive: [bool; 4],
+    /// Regions that stay in a domain because a unit that failed may go on using it.
+    pub kept: Vec<(u32, Reach)>,
+    /// Ids that were told of each function in its present life.
+    pub ids: Vec<Option<(u32, u32)>>,
+}
+
+impl Ledger {
+    /// Of a machine whose server has just started.
+    #[must_use]
+    pub fn new(scene: &Scene) -> Self {
+        let units = scene.units.iter().map(|unit| match unit {
+            Start::Up => Unit::Up,
+            Start::Late => Unit::Down,
+            Start::Dead => Unit::Failed,
+        });
+        let functions = scene.functions.iter().map(|function| Function {
+            present: function.present,
+            generation: u32::from(function.present),
+            cut: false,
+            late: false,
+            driven_by: None,
+        });
+        Self {
+            units: units.collect(),
+            troubled: scene.units.iter().map(|unit| *unit == Start::Dead).collect(),
+            functions: functions.collect(),
+            sessions: Vec::new(),
+            alive: [true; 4],
+            kept: Vec::new(),
+            ids: vec![None; scene.functions.len()],
+        }
+    }
+
+    /// The session of a client on a device.
+    #[must_use]
+    pub fn session(&self, client: Client, device: Device) -> Option<&Session> {
+        let mine = |session: &&Session| session.client == client && session.device == device;
+        self.sessions.iter().find(mine)
+    }
+
+    fn session_mut(&mut self, client: Client, device: Device) -> Option<&mut Session> {
+        let mine = |session: &&mut Session| session.client == client && session.device == device;
+        self.sessions.iter_mut().find(mine)
+    }
+
+    /// The session that drives a device.
+    #[must_use]
+    pub fn driver(&self, device: Device) -> Option<&Session> {
+        self.sessions.iter().find(|s| s.device == device && s.attached && !s.orphan)
+    }
+
+    /// The client that owns a group: one that has a session on a member of it.
+    #[must_use]
+    pub fn owner(&self, scene: &Scene, group: usize) -> Option<Client> {
+        let member =
+            |session: &&Session| scene.functions[session.device].group == group && !session.lost;
+        self.sessions.iter().find(member).map(|session| session.client)
+    }
+
+    /// Whether a member of the group is attached.
+    #[must_use]
+    pub fn group_attached(&self, scene: &Scene, group: usize) -> bool {
+        scene.members(group).any(|member| self.driver(member).is_some())
+    }
+
+    /// The unit in front of a device.
+    #[must_use]
+    pub fn unit(&self, scene: &Scene, device: Device) -> Option<Unit> {
+        scene.functions[device].unit.map(|unit| self.units[unit])
+    }
+
+    /// What a domain maps: what its sessions mapped, and what firmware reserves for members of the groups that
+    /// they are on.
+    fn domain(&self, scene: &Scene, domain: u32) -> Vec<Reach> {
+        let mut leaves = Vec::new();
+        for session in self.sessions.iter().filter(|session| session.domain == domain) {
+            for mapping in &session.mappings {
+                let mut iova = mapping.iova;
+                for (start, length) in &mapping.memory {
+                    leaves.push(Reach {
+                        iova,
+                        last: iova + length - 1,
+                        physical: *start,
+                        read: true,
+                        write: true,
+                    });
+                    iova += length;
+                }
+            }
+            let group = scene.functions[session.device].group;
+            let present = scene.members(group).filter(|member| self.functions[*member].present);
+            leaves.extend(present.filter_map(|member| scene.reserved_of(member)));
+        }
+        let kept = self.kept.iter().filter(|(of, _)| *of == domain);
+        leaves.extend(kept.map(|(_, region)| *region));
+        leaves.sort_unstable();
+        leaves.dedup();
+        let mut runs = Vec::new();
+        leaves.into_iter().for_each(|leaf| join(&mut runs, leaf));
+        runs
+    }
+
+    /// What a device must reach, exactly; `None` when no unit that can be relied on stands in front of it.
+    #[must_use]
+    pub fn reach(&self, scene: &Scene, device: Device) -> Option<Vec<Reach>> {
+        if self.unit(scene, device)? != Unit::Up {
+            return None;
+        }
+        let function = self.functions[device];
+        let group = scene.functions[device].group;
+        Some(if !function.present {
+            Vec::new()
+        } else if let Some(session) = self.driver(device) {
+            self.domain(scene, session.domain)
+        } else if self.group_attached(scene, group) || function.late {
+            Vec::new()
+        } else if scene.members(group).any(|member| self.functions[member].cut) {
+            scene.reserved_of(device).into_iter().collect()
+        } else {
+            scene.policy(device)
+        })
+    }
+
+    /// Memory of buffers that clients other than these hold.
+    pub fn memory_of_others(
+        &self,
+        clients: [Option<Client>; 2],
+    ) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let other = move |session: &&Session| !clients.contains(&Some(session.client));
+        let others = self.sessions.iter().filter(other);
+        others.flat_map(|session| &session.buffers).flat_map(|(_, memory)| memory.iter().copied())
+    }
+
+    /// Notes what came of an event.
+    pub fn note(&mut self, scene: &Scene, client: Client, act: Act, answer: &Answer) {
+        match (act, answer) {
+            (_, Answer::Refused(_)) => {}
+            (Act::Claim(device), Answer::Session { handle, .. }) => {
+                self.claimed(client, device, *handle, *handle);
+            }
+            (Act::ClaimUnder(device, parent), Answer::Session { handle, .. }) => {
+                let domain = self.session(client, parent).map_or(*handle, |parent| parent.domain);
+                self.claimed(client, device, *handle, domain);
+            }
+            (Act::Attach(device), _) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.attached = true;
+                    self.functions[device].cut = false;
+                    self.functions[device].driven_by = Some(client);
+                }
+            }
+            (Act::Detach(device), _) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.attached = false;
+                }
+            }
+            (Act::Allocate(device, _), Answer::Buffer { slot, iova, memory }) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.buffers.push((*slot, memory.clone()));
+                    let (iova, slot, memory) = (*iova, *slot, memory.clone());
+                    session.mappings.push(Mapping { iova, slot, memory });
+                }
+            }
+            (
+                Act::Map(device) | Act::MapFixed(device, _) | Act::Batch(device),
+                Answer::Mapped(new),
+            ) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.map(new);
+                }
+            }
+            (Act::Unmap(device), _) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.mappings.remove(0);
+                }
+            }
+            (Act::UnmapAt(device, iova), _) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.mappings.retain(|mapping| mapping.iova != iova);
+                }
+            }
+            (Act::Release(device), _) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    let (slot, _) = session.buffers.remove(0);
+                    session.mappings.retain(|mapping| mapping.slot != slot);
+                }
+            }
+            (Act::Close(device), _) => {
+                self.closed(scene, |s| s.client == client && s.device == device)
+            }
+            (Act::Die(dead), _) => {
+                self.alive[dead] = false;
+                self.closed(scene, |session| session.client == dead);
+            }
+            _ => self.happened(scene, act),
+        }
+    }
+
+    fn happened(&mut self, scene: &Scene, act: Act) {
+        match act {
+            Act::Added(device) if !self.functions[device].present => {
+                let claimed = self.owner(scene, scene.functions[device].group).is_some();
+                let generation = self.functions[device].generation + 1;
+                let (present, cut) = (true, false);
+                let driven_by = None;
+                self.functions[device] =
+                    Function { present, generation, cut, late: claimed, driven_by };
+                self.ids[device] = None;
+            }
+            Act::Removed(device) => {
+                self.functions[device].present = false;
+                self.functions[device].cut = false;
+                self.functions[device].late = false;
+                self.ids[device] = None;
+                for session in self.sessions.iter_mut().filter(|s| s.device == device) {
+                    session.orphan = true;
+                }
+                let group = scene.functions[device].group;
+                if scene.members(group).all(|member| !self.functions[member].present) {
+                    let of_group =
+                        |session: &&mut Session| scene.functions[session.device].group == group;
+                    self.sessions
+                        .iter_mut()
+                        .filter(of_group)
+                        .for_each(|session| session.lost = true);
+                }
+            }
+            Act::Restart => {
+                // What was driven stays cut off: nobody has said that it is quiet.
+                let driven = |device| self.driver(device).is_some();
+                let cut: Vec<bool> = (0..self.functions.len()).map(driven).collect();
+                self.sessions.clear();
+                self.ids.fill(None);
+                for (function, cut) in self.functions.iter_mut().zip(cut) {
+                    function.generation = u32::from(function.present);
+                    function.cut |= cut;
+                    function.late = false;
+                }
+            }
+            Act::Stall(unit, _) | Act::Kill(unit) => self.troubled[unit] = true,
+            _ => {}
+        }
+    }
+
+    fn claimed(&mut self, client: Client, device: Device, handle: u32, domain: u32) {
+        self.sessions.push(Session {
+            handle,
+            client,
+            device,
+            domain,
+            attached: false,
+            orphan: false,
+            lost: false,
+            buffers: Vec::new(),
+            mappings: Vec::new(),
+        });
+    }
+
+    /// Sessions end. A device that was attached stays cut off; a group without sessions is free.
+    fn closed(&mut self, scene: &Scene, ends: impl Fn(&Session) -> bool) {
+        let ended: Vec<Session> = self.sessions.iter().filter(|s| ends(s)).cloned().collect();
+        self.sessions.retain(|session| !ends(session));
+        for session in ended {
+            if session.attached && !session.orphan {
+                self.functions[session.device].cut = true;
+            }
+            let group = scene.functions[session.device].group;
+            let driven = self.functions[session.device].driven_by == Some(session.client);
+            if driven && self.unit(scene, session.device) == Some(Unit::Failed) {
+                let regions = scene.members(group).filter_map(|member| scene.reserved_of(member));
+                self.kept.extend(regions.map(|region| (session.domain, region)));
+            }
+            if self.owner(scene, group).is_none() {
+                scene.members(group).for_each(|member| self.functions[member].late = false);
+            }
+        }
+    }
+
+    /// Notes how units say they are.
+    pub fn note_units(&mut self, units: &[Unit]) {
+        for (at, unit) in units.iter().enumerate() {
+            if *unit == Unit::Failed && self.units[at] != Unit::Failed {
+                self.units[at] = Unit::Failed;
+            } else if *unit == Unit::Up && self.units[at] == Unit::Down {
+                self.units[at] = Unit::Up;
+            }
+        }
+    }
+
+    /// Devices behind a unit that failed are cut off: nobody drives them any longer.
+    pub fn note_cut_off(&mut self, scene: &Scene) {
+        for at in 0..self.sessions.len() {
+            let device = self.sessions[at].device;
+            if self.unit(scene, device) == Some(Unit::Failed) {
+                self.sessions[at].attached = false;
+            }
+        }
+    }
+}
+
+impl Session {
+    fn map(&mut self, new: &[(u64, u64)]) {
+        let Some((slot, memory)) = self.buffers.first().cloned() else { return };
+        for (iova, offset) in new {
+            let page = usize::try_from(offset / PAGE).expect("few pages");
+            let memory = vec![memory[page]];
+            self.mappings.push(Mapping { iova: *iova, slot, memory });
+        }
+    }
+}

@@ -1,0 +1,502 @@
+//! The shipped server over software units, driven through the calls of the scheme.
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::PciAddress;
+use iommu_protocol::wire::{
+    Access, Allocate, AllocateResult, Batch, BatchItem, BufferRequest, Empty, Map, MapFlags,
+    MapResult, Operation, QueryResult, ReplyHeader, RequestHeader, Unmap, Wire,
+};
+use iommud::policy::ClientId;
+use iommud::server::{Caller, Handle, Server};
+
+use super::act::{Act, Answer, Client, Event, Failure, Segments};
+use super::ledger::{Ledger, PAGE, Session, Unit};
+use super::scene::{Device, Scene, Start};
+use super::subject::{Progress, Subject};
+use crate::conformance::UnderTest;
+use crate::conformance::vtd::Subject as Backend;
+use crate::machine::{Buffers, Machine, Trouble};
+use crate::stack::Stack;
+
+/// The server that is shipped.
+type Shipped = Server<<Backend as UnderTest>::Unit, Buffers>;
+
+/// The shipped server.
+pub struct Real {
+    stack: Stack<Backend>,
+    backend: Backend,
+    /// What the next request carries. No two requests of a run carry the same.
+    cookie: u64,
+}
+
+/// A handle that was never given out.
+const NO_HANDLE: u32 = 0xdead;
+
+/// How long a stalled unit is waited for is a matter of a few looks at the clock.
+const LONG: u64 = 400_000_000;
+
+fn caller(client: Client) -> Caller {
+    Caller { client: ClientId(u32::try_from(client).unwrap()), uid: 0 }
+}
+
+fn refused<T>(result: Result<T, Refusal>, done: impl FnOnce(T) -> Answer) -> Answer {
+    match result {
+        Ok(value) => done(value),
+        Err(refusal) => Answer::Refused(refusal),
+    }
+}
+
+fn done(result: Result<(), Refusal>) -> Answer {
+    refused(result, |()| Answer::Done)
+}
+
+/// A text of the scheme.
+fn text(server: &mut Shipped, path: &str) -> Option<String> {
+    let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
+    let handle = server.open(caller, None, path, false).ok()?;
+    let mut out = vec![0; 1 << 14];
+    let length = server.read(handle, 0, &mut out).ok()?;
+    server.close(handle);
+    out.truncate(length);
+    String::from_utf8(out).ok()
+}
+
+fn names(server: &mut Shipped, path: &str) -> Vec<String> {
+    let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
+    let Ok(handle) = server.open(caller, None, path, false) else { return Vec::new() };
+    let mut names = Vec::new();
+    let _ = server.names(handle, 0, &mut |name| {
+        names.push(name.to_string());
+        true
+    });
+    server.close(handle);
+    names
+}
+
+/// Counters that refusals may change.
+const COUNTERS: [&str; 7] =
+    ["opens ", "calls ", "refusals ", "plans ", "plans_undone ", "handles ", "faults"];
+
+fn all_texts(server: &mut Shipped) -> String {
+    let mut all = text(server, "status").unwrap_or_default();
+    for folder in ["groups", "devices"] {
+        for name in names(server, folder) {
+            all.push_str(&text(server, &format!("{folder}/{name}")).unwrap_or_default());
+        }
+    }
+    for line in text(server, "metrics").unwrap_or_default().lines() {
+        if !COUNTERS.iter().any(|counter| line.starts_with(counter)) {
+            all.push_str(line);
+            all.push('\n');
+        }
+    }
+    all
+}
+
+/// A number behind a word at the start of a line.
+fn number(text: &str, word: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
+}
+
+/// Bytes of memory.
+fn size(memory: &Segments) -> u64 {
+    memory.iter().map(|(_, length)| length).sum()
+}
+
+impl Real {
+    fn handle(ledger: &Ledger, client: Client, device: Device) -> Handle {
+        Handle(ledger.session(client, device).map_or(NO_HANDLE, |session| session.handle))
+    }
+
+    /// Sends a request of one structure. The reply must be the answer to just this request.
+    fn call<R: Wire>(
+        &mut self,
+        handle: Handle,
+        operation: Operation,
+        body: &impl Wire,
+    ) -> Result<R, Refusal> {
+        let mut payload = [0; 256];
+        let length = RequestHeader::SIZE + put(&mut payload[RequestHeader::SIZE..], body);
+        let reply = self.send(handle, operation, &mut payload[..], length)?;
+        Ok(R::decode(&payload[ReplyHeader::SIZE..reply]).expect("a result"))
+    }
+
+    fn send(
+        &mut self,
+        handle: Handle,
+        operation: Operation,
+        payload: &mut [u8],
+        length: usize,
+    ) -> Result<usize, Refusal> {
+        self.cookie += 1;
+        let header = RequestHeader {
+            version: 1,
+            operation: operation.code(),
+            length: u32::try_from(length).unwrap(),
+            cookie: self.cookie,
+        };
+        header.encode(payload).unwrap();
+        let reply = self.stack.server.call(handle, payload, length)?;
+        let header = ReplyHeader::decode(payload).expect("a header");
+        assert_eq!((header.cookie, header.operation), (self.cookie, operation.code()), "I7");
+        assert_eq!(usize::try_from(header.length), Ok(reply), "I7");
+        Refusal::from_code(header.refusal).map_or(Ok(reply), Err)
+    }
+
+    fn claim(
+        &mut self,
+        scene: &Scene,
+        client: Client,
+        device: Device,
+        at: Option<Handle>,
+    ) -> Answer {
+        let address = scene.address(device);
+        let path = match at {
+            Some(_) => format!("devices/{address}"),
+            None => format!("devices/{address}"),
+        };
+        let opened = self.stack.server.open(caller(client), at, &path, true);
+        let handle = match opened {
+            Ok(handle) => handle,
+            Err(refusal) => return Answer::Refused(refusal),
+        };
+        let query: QueryResult =
+            self.call(handle, Operation::Query, &Empty::default()).expect("a session's query");
+        Answer::Session { handle: handle.0, ids: (query.group, query.generation) }
+    }
+
+    fn look(&mut self, scene: &Scene, device: Device) -> Answer {
+        let path = format!("devices/{}", scene.address(device));
+        let text = text(&mut self.stack.server, &path);
+        Answer::Looked(
+            text.and_then(|text| Some((number(&text, "group: ")?, number(&text, "generation: ")?))),
+        )
+    }
+
+    fn allocate(&mut self, handle: Handle, pages: u64) -> Answer {
+        let before = self.stack.machine.buffers_in_use();
+        let body =
+            Allocate { length: pages * PAGE, access: Access::all().bits(), ..Allocate::default() };
+        let result: Result<AllocateResult, _> = self.call(handle, Operation::Allocate, &body);
+        refused(result, |result| {
+            let now = self.stack.machine.buffers_in_use();
+            let new = now.iter().find(|id| !before.contains(id)).expect("a buffer of its own");
+            let segments = self.stack.machine.buffer_segments(*new);
+            let memory = segments.iter().map(|range| (range.first().0, range.length())).collect();
+            Answer::Buffer { slot: result.slot, iova: result.iova, memory }
+        })
+    }
+
+    fn map(&mut self, handle: Handle, session: Option<&Session>, at: Option<u64>) -> Answer {
+        let slot = session.and_then(|session| session.buffers.first()).map_or(0, |buffer| buffer.0);
+        let body = Map {
+            slot,
+            access: Access::all().bits(),
+            length: PAGE,
+            iova: at.unwrap_or(0),
+            flags: if at.is_some() { MapFlags::FIXED.bits() } else { 0 },
+            ..Map::default()
+        };
+        let result: Result<MapResult, _> = self.call(handle, Operation::Map, &body);
+        refused(result, |result| Answer::Mapped(vec![(result.iova, 0)]))
+    }
+
+    fn unmap(&mut self, handle: Handle, iova: u64, length: u64) -> Answer {
+        done(self.call::<Empty>(handle, Operation::Unmap, &Unmap { iova, length }).map(drop))
+    }
+
+    /// Three pages in one request, last page first, each at an address of the server's choice. The reply is
+    /// written over the very bytes of the request; what is mapped must be what was asked.
+    fn batch(&mut self, handle: Handle, session: Option<&Session>) -> Answer {
+        let slot = session.and_then(|session| session.buffers.first()).map_or(0, |buffer| buffer.0);
+        let offsets = [2 * PAGE, PAGE, 0];
+        let mut payload = [0; 512];
+        let mut at = RequestHeader::SIZE;
+        at += put(&mut payload[at..], &Batch { count: 3, reserved: 0 });
+        for offset in offsets {
+            let item = BatchItem {
+                operation: Operation::Map.code(),
+                slot,
+                access: Access::all().bits(),
+                offset,
+                length: PAGE,
+                ..BatchItem::default()
+            };
+            at += put(&mut payload[at..], &item);
+        }
+        let reply = match self.send(handle, Operation::Batch, &mut payload, at) {
+            Ok(reply) => reply,
+            Err(refusal) => return Answer::Refused(refusal),
+        };
+        let results = &payload[ReplyHeader::SIZE + Empty::SIZE..reply];
+        let results =
+            results.chunks(MapResult::SIZE).map(|bytes| MapResult::decode(bytes).unwrap());
+        let mapped = results.zip(offsets).map(|(result, offset)| (result.iova, offset)).collect();
+        // The client goes on scribbling over the request.
+        payload.fill(0xff);
+        Answer::Mapped(mapped)
+    }
+
+    /// Whatever a client knows or guesses of another's objects is of no use in its own session.
+    fn guess(
+        &mut self,
+        scene: &Scene,
+        ledger: &Ledger,
+        client: Client,
+        own: Device,
+        victim: Client,
+    ) -> Answer {
+        let mine = Self::handle(ledger, client, own);
+        let Some(theirs) = ledger.sessions.iter().find(|s| s.client == victim) else {
+            return Answer::Refused(Refusal::NotFound);
+        };
+        // Numbers of the victim's that name nothing of the guesser's own.
+        let own_session = ledger.session(client, own);
+        let taken = |slot: u32| own_session.is_some_and(|s| s.buffers.iter().any(|b| b.0 == slot));
+        let mapped =
+            |iova: u64| own_session.is_some_and(|s| s.mappings.iter().any(|m| m.iova == iova));
+        let iova = theirs.mappings.iter().map(|m| m.iova).find(|iova| !mapped(*iova));
+        let iova = iova.unwrap_or(64 * PAGE);
+        let slot = theirs.buffers.iter().map(|b| b.0).find(|slot| !taken(*slot)).unwrap_or(40);
+        let path = format!("buffers/{slot}");
+        let map = Map { slot, access: 3, length: PAGE, ..Map::default() };
+        let release = BufferRequest { slot, reserved: 0 };
+        let member = format!("devices/{}", scene.address(theirs.device));
+        let accepted = [
+            ("a slot", self.call::<MapResult>(mine, Operation::Map, &map).is_ok()),
+            ("an address", self.unmap(mine, iova, PAGE) == Answer::Done),
+            ("a buffer", self.call::<Empty>(mine, Operation::Release, &release).is_ok()),
+            (
+                "a buffer's path",
+                self.stack.server.open(caller(client), Some(mine), &path, true).is_ok(),
+            ),
+            (
+                "a device below another's session",
+                self.stack
+                    .server
+                    .open(caller(client), Some(Handle(theirs.handle)), &member, true)
+                    .is_ok(),
+            ),
+            ("a number", self.stack.server.import(mine, Handle(theirs.handle)).is_ok()),
+        ];
+        match accepted.iter().find(|(_, accepted)| *accepted) {
+            Some((what, _)) => Answer::Accepted(what),
+            None => Answer::AllRefused,
+        }
+    }
+
+    fn storm(&mut self, scene: &Scene, device: Device) {
+        let Some(unit) = scene.functions[device].unit else { return };
+        for page in 0..100 {
+            let iova = 0x10_0000_0000 + page * PAGE;
+            let _ = self.stack.machine.access(unit, scene.source(device), iova, 8, true);
+        }
+    }
+
+    fn close(&mut self, ledger: &Ledger, ends: impl Fn(&Session) -> bool) {
+        for session in ledger.sessions.iter().filter(|session| ends(session)) {
+            self.stack.server.close(Handle(session.handle));
+        }
+    }
+
+    fn request(&mut self, scene: &Scene, ledger: &Ledger, client: Client, act: Act) -> Answer {
+        let handle = |device| Self::handle(ledger, client, device);
+        let session = |device| ledger.session(client, device);
+        match act {
+            Act::Claim(device) => self.claim(scene, client, device, None),
+            Act::ClaimUnder(device, parent) => {
+                self.claim(scene, client, device, Some(handle(parent)))
+            }
+            Act::Look(device) => self.look(scene, device),
+            Act::Attach(device) => done(
+                self.call::<Empty>(handle(device), Operation::Attach, &Empty::default()).map(drop),
+            ),
+            Act::Detach(device) => done(
+                self.call::<Empty>(handle(device), Operation::Detach, &Empty::default()).map(drop),
+            ),
+            Act::Allocate(device, pages) => self.allocate(handle(device), pages),
+            Act::Map(device) => self.map(handle(device), session(device), None),
+            Act::MapFixed(device, iova) => self.map(handle(device), session(device), Some(iova)),
+            Act::Unmap(device) => {
+                let mapping = session(device).and_then(|session| session.mappings.first());
+                let (iova, length) =
+                    mapping.map_or((PAGE, PAGE), |mapping| (mapping.iova, size(&mapping.memory)));
+                self.unmap(handle(device), iova, length)
+            }
+            Act::UnmapAt(device, iova) => self.unmap(handle(device), iova, PAGE),
+            Act::Release(device) => {
+                let buffer = session(device).and_then(|session| session.buffers.first());
+                let body = BufferRequest { slot: buffer.map_or(0, |buffer| buffer.0), reserved: 0 };
+                done(self.call::<Empty>(handle(device), Operation::Release, &body).map(drop))
+            }
+            Act::Batch(device) => self.batch(handle(device), session(device)),
+            Act::Guess(own, victim) => self.guess(scene, ledger, client, own, victim),
+            Act::Close(device) => {
+                self.close(ledger, |s| s.client == client && s.device == device);
+                Answer::Done
+            }
+            _ => self.happen(scene, ledger, act),
+        }
+    }
+
+    fn happen(&mut self, scene: &Scene, ledger: &Ledger, act: Act) -> Answer {
+        let machine = self.stack.machine.clone();
+        match act {
+            Act::Die(client) => self.close(ledger, |session| session.client == client),
+            Act::Arrive(unit) => {
+                let result = self.stack.arrive(&self.backend, unit);
+                return result.map_or(Answer::Refused(Refusal::UnitFailed), |()| Answer::Done);
+            }
+            Act::Reset(device) if !ledger.functions[device].present => {}
+            Act::Added(device) | Act::Reset(device) => {
+                return done(self.stack.server.function_arrived(scene.functions[device].pci));
+            }
+            Act::Removed(device) => self.stack.server.function_gone(scene.address(device)),
+            Act::Stall(unit, after) => {
+                machine.set_relax(LONG);
+                machine.trouble(unit, Trouble::StallQueueAfter(after));
+            }
+            Act::Recover(unit) => {
+                machine.trouble(unit, Trouble::None);
+                machine.pass_time(LONG);
+            }
+            Act::Kill(unit) => {
+                machine.set_relax(LONG);
+                machine.trouble(unit, Trouble::Dead);
+            }
+            Act::Restart => {
+                machine.orphan_buffers();
+                self.stack.setup.functions = (0..scene.functions.len())
+                    .filter(|device| ledger.functions[*device].present)
+                    .map(|device| scene.functions[device].pci)
+                    .collect();
+                let down = |unit: &usize| ledger.units[*unit] == Unit::Down;
+                self.stack.setup.off = (0..ledger.units.len()).filter(down).collect();
+                self.stack.reboot(std::slice::from_ref(&self.backend));
+            }
+            Act::Storm(device) => {
+                self.storm(scene, device);
+                self.stack.server.tick();
+            }
+            Act::Tick => self.stack.server.tick(),
+            _ => unreachable!("a request"),
+        }
+        Answer::Done
+    }
+}
+
+/// Writes a structure and returns its size.
+fn put<W: Wire>(out: &mut [u8], body: &W) -> usize {
+    body.encode(out).unwrap();
+    W::SIZE
+}
+
+/// Lets something go wrong from now on.
+pub(super) fn fail(machine: &Machine, failure: Failure) {
+    match failure {
+        Failure::Table(after) => machine.fail_table_allocations(after, 1),
+        Failure::Buffer => machine.fail_buffer_allocations(0, 1),
+        Failure::Dies(unit, after) => {
+            machine.set_relax(LONG);
+            machine.trouble_after(after, unit, Trouble::Dead);
+        }
+        Failure::Stalls(unit, after) => {
+            machine.set_relax(LONG);
+            machine.trouble(unit, Trouble::StallQueueAfter(after));
+        }
+    }
+}
+
+/// Nothing more goes wrong on purpose (a unit that is dead stays dead, a queue that stopped stays so).
+pub(super) fn stop_failing(machine: &Machine) {
+    machine.fail_table_allocations(0, 0);
+    machine.fail_buffer_allocations(0, 0);
+    machine.spare();
+}
+
+impl Subject for Real {
+    type Saved = (Shipped, u64, Vec<PciAddress>);
+
+    fn start(scene: &Scene) -> Self {
+        let backend = scene.subject();
+        let dead = scene.units.iter().position(|unit| *unit == Start::Dead);
+        let stack =
+            Stack::start_prepared(std::slice::from_ref(&backend), scene.setup(), |machine| {
+                machine.set_relax(if dead.is_some() { LONG } else { 1_000 });
+                if let Some(unit) = dead {
+                    machine.trouble(unit, Trouble::Dead);
+                }
+            });
+        Self { stack, backend, cookie: 0 }
+    }
+
+    fn machine(&self) -> &Machine {
+        &self.stack.machine
+    }
+
+    fn save(&self) -> Self::Saved {
+        (self.stack.server.clone(), self.cookie, self.stack.notes.noted())
+    }
+
+    fn restore(&mut self, saved: &Self::Saved) {
+        self.stack.server = saved.0.clone();
+        self.cookie = saved.1;
+        self.stack.notes.restore(&saved.2);
+    }
+
+    fn begin(&mut self, scene: &Scene, ledger: &Ledger, client: Client, event: Event) -> Progress {
+        if let Some(failure) = event.failure {
+            fail(&self.stack.machine, failure);
+        }
+        let answer = self.request(scene, ledger, client, event.act);
+        if event.failure.is_some() {
+            stop_failing(&self.stack.machine);
+        }
+        Progress::Done(answer)
+    }
+
+    fn texts(&mut self) -> String {
+        all_texts(&mut self.stack.server)
+    }
+
+    fn texts_of(saved: &Self::Saved) -> String {
+        all_texts(&mut saved.0.clone())
+    }
+
+    fn units(&mut self) -> Vec<Unit> {
+        let status = text(&mut self.stack.server, "status").unwrap_or_default();
+        let lines = status.lines().filter(|line| line.starts_with("unit "));
+        lines
+            .map(|line| match () {
+                () if line.contains(" failed(") => Unit::Failed,
+                () if line.ends_with(" enabled") => Unit::Up,
+                () => Unit::Down,
+            })
+            .collect()
+    }
+
+    fn partition(&mut self, scene: &Scene) -> Vec<Vec<Device>> {
+        let server = &mut self.stack.server;
+        let mut groups: Vec<Vec<Device>> = names(server, "groups")
+            .iter()
+            .map(|name| {
+                let text = text(server, &format!("groups/{name}")).unwrap_or_default();
+                let members = text.lines().filter_map(|line| line.strip_prefix("member: "));
+                let device = |member: &str| {
+                    let address = |at: &Device| scene.address(*at).to_string() == member;
+                    (0..scene.functions.len()).find(address)
+                };
+                members.filter_map(device).collect()
+            })
+            .collect();
+        groups.retain(|group| !group.is_empty());
+        groups.iter_mut().for_each(|group| group.sort_unstable());
+        groups.sort_unstable();
+        groups
+    }
+
+    fn quarantined(&mut self) -> bool {
+        let metrics = text(&mut self.stack.server, "metrics").unwrap_or_default();
+        number(&metrics, "quarantined_bytes ").is_some_and(|bytes| bytes > 0)
+    }
+}
