@@ -213,7 +213,8 @@ impl Event<'_> {
         let Some(expected) = self.after.reach(self.scene, device) else {
             return self.behind_failed(device);
         };
-        if !within(reach, &expected) && !(self.is_open(device) && self.was_granted(device, reach)) {
+        let tolerated = self.is_open(device) && self.was_granted(device, reach);
+        if !within(reach, &expected) && !tolerated {
             let how = format!("D{} reaches {reach:x?}, was granted {expected:x?}", device + 1);
             return Err(broken(Invariant::I4, how));
         }

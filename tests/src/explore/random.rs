@@ -38,7 +38,7 @@ fn act(scene: &Scene, what: u8, device: u8, units: bool) -> Act {
         10 => Act::Detach(at),
         11..=13 => Act::Allocate(at, 1 + u64::from(device % 3)),
         14 => Act::Map(at),
-        15 => Act::MapFixed(at, if device % 2 == 0 { RESERVED.0 } else { 0x70_0000 }),
+        15 => Act::MapFixed(at, if device.is_multiple_of(2) { RESERVED.0 } else { 0x70_0000 }),
         16 | 17 => Act::Unmap(at),
         18 => Act::UnmapAt(at, 0x70_0000),
         19 => Act::Release(at),

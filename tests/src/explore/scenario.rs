@@ -427,12 +427,10 @@ impl History {
                 let open = before.sessions.iter().find(|s| s.device == device && !s.orphan);
                 let denied = event.is[device].reach.is_empty();
                 match open {
-                    Some(session) if denied && session.attached => {
-                        if !session.mappings.is_empty() {
-                            self.removed_driven.push(device);
-                        }
+                    Some(session) if denied && session.attached && !session.mappings.is_empty() => {
+                        self.removed_driven.push(device);
                     }
-                    Some(_) if denied => self.seen.add(11),
+                    Some(session) if denied && !session.attached => self.seen.add(11),
                     _ => {}
                 }
             }
