@@ -94,6 +94,7 @@ where
             faults: self.faults.clone(),
             machine: self.machine.clone(),
             driven: self.driven.clone(),
+            items: self.items.clone(),
             counts: self.counts,
         }
     }
