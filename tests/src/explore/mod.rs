@@ -5,7 +5,7 @@
 //! ```text
 //! scene.rs     machines        act.rs      events and answers      plays.rs    which streams, where
 //! subject.rs   what is explored            real.rs   the shipped server          racy.rs   known to be wrong
-//! ledger.rs    what must be so             check.rs  I1 to I8                    scenario.rs  S1 to S32
+//! ledger.rs    what must be so             check.rs  I1 to I8                    scenario.rs S1 to S32, history.rs where they were seen
 //! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure
 //! report.rs    what is printed, and ORDERING.md
 //! ```
@@ -19,6 +19,7 @@
 pub mod act;
 pub mod check;
 pub mod controls;
+pub mod history;
 pub mod ledger;
 pub mod plays;
 pub mod racy;

@@ -29,11 +29,12 @@ const U1: usize = 0;
 const U2: usize = 1;
 
 fn play(name: &'static str, scene: Scene, streams: &[Stream], more: &[Stream], long: bool) -> Play {
-    let more = more.iter().filter(|_| long);
+    // What policy `compat` maps takes most of the time to read, and adds no order.
+    let more = more.iter().filter(|_| long && scene.mode == Mode::Strict);
     Play { name, scene, streams: streams.iter().chain(more).cloned().collect() }
 }
 
-/// All plays. With `long` each has one or two streams more, a bystander or a death.
+/// All plays. With `long` most have one or two streams more, a bystander or a death.
 #[must_use]
 pub fn plays(long: bool) -> Vec<Play> {
     let mut all = Vec::new();
@@ -56,7 +57,7 @@ fn claims(all: &mut Vec<Play>, long: bool) {
             client(3, &[Claim(D3), Attach(D3)]),
             machine(&[Die(C1)]),
         ],
-        &[client(1, &[Look(D2), Allocate(D1, 1), Unmap(D1)]), machine(&[Removed(D1)])],
+        &[client(1, &[Look(D2), Allocate(D1, 1), Unmap(D1)])],
         long,
     ));
     all.push(play(
@@ -176,7 +177,7 @@ fn hot_plug(all: &mut Vec<Play>, long: bool) {
             client(2, &[Claim(D3), Claim(D2)]),
             machine(&[Added(D3), Removed(D3)]),
         ],
-        &[client(1, &[Allocate(D1, 1)]), machine(&[Added(D2)]), machine(&[Die(C1)])],
+        &[client(1, &[Allocate(D1, 1)]), machine(&[Die(C1)])],
         long,
     ));
     all.push(play(

@@ -1,5 +1,7 @@
 //! The shipped server over software units, driven through the calls of the scheme.
 
+mod words;
+
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::wire::{
@@ -9,7 +11,7 @@ use iommu_protocol::wire::{
 use iommud::policy::ClientId;
 use iommud::server::{Caller, Handle, Server};
 
-use super::act::{Act, Answer, Client, Event, Failure, Segments};
+use super::act::{Act, Answer, Client, Event, Failure};
 use super::ledger::{Ledger, PAGE, Session, Unit};
 use super::scene::{Device, Scene, Start};
 use super::subject::{Progress, Subject};
@@ -17,6 +19,7 @@ use crate::conformance::UnderTest;
 use crate::conformance::vtd::Subject as Backend;
 use crate::machine::{Buffers, Machine, Trouble};
 use crate::stack::Stack;
+use words::{all_texts, done, names, number, refused, size, text};
 
 /// The server that is shipped.
 type Shipped = Server<<Backend as UnderTest>::Unit, Buffers>;
@@ -37,70 +40,6 @@ const LONG: u64 = 400_000_000;
 
 fn caller(client: Client) -> Caller {
     Caller { client: ClientId(u32::try_from(client).unwrap()), uid: 0 }
-}
-
-fn refused<T>(result: Result<T, Refusal>, done: impl FnOnce(T) -> Answer) -> Answer {
-    match result {
-        Ok(value) => done(value),
-        Err(refusal) => Answer::Refused(refusal),
-    }
-}
-
-fn done(result: Result<(), Refusal>) -> Answer {
-    refused(result, |()| Answer::Done)
-}
-
-/// A text of the scheme.
-fn text(server: &mut Shipped, path: &str) -> Option<String> {
-    let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
-    let handle = server.open(caller, None, path, false).ok()?;
-    let mut out = vec![0; 1 << 14];
-    let length = server.read(handle, 0, &mut out).ok()?;
-    server.close(handle);
-    out.truncate(length);
-    String::from_utf8(out).ok()
-}
-
-fn names(server: &mut Shipped, path: &str) -> Vec<String> {
-    let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
-    let Ok(handle) = server.open(caller, None, path, false) else { return Vec::new() };
-    let mut names = Vec::new();
-    let _ = server.names(handle, 0, &mut |name| {
-        names.push(name.to_string());
-        true
-    });
-    server.close(handle);
-    names
-}
-
-/// Counters that refusals may change.
-const COUNTERS: [&str; 7] =
-    ["opens ", "calls ", "refusals ", "plans ", "plans_undone ", "handles ", "faults"];
-
-fn all_texts(server: &mut Shipped) -> String {
-    let mut all = text(server, "status").unwrap_or_default();
-    for folder in ["groups", "devices"] {
-        for name in names(server, folder) {
-            all.push_str(&text(server, &format!("{folder}/{name}")).unwrap_or_default());
-        }
-    }
-    for line in text(server, "metrics").unwrap_or_default().lines() {
-        if !COUNTERS.iter().any(|counter| line.starts_with(counter)) {
-            all.push_str(line);
-            all.push('\n');
-        }
-    }
-    all
-}
-
-/// A number behind a word at the start of a line.
-fn number(text: &str, word: &str) -> Option<u32> {
-    text.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
-}
-
-/// Bytes of memory.
-fn size(memory: &Segments) -> u64 {
-    memory.iter().map(|(_, length)| length).sum()
 }
 
 impl Real {

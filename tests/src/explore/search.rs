@@ -9,8 +9,9 @@ use std::rc::Rc;
 
 use super::act::{Act, Answer, Client, Event, Failure, Stream};
 use super::check::{self, Broken, Invariant, Reading, broken};
+use super::history::{History, Measured, note_ids};
 use super::ledger::{Ledger, Unit};
-use super::scenario::{History, Measured, Seen, note_ids};
+use super::scenario::Seen;
 use super::scene::{BUFFERS, RESERVED, Scene, TABLES};
 use super::subject::{Progress, Subject};
 use crate::machine::{Checkpoint, Glimpse};

@@ -103,6 +103,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("drivers.tests", &["*"]),
     // Tests and tools.
     ("iommud_tests", &["*"]),
+    ("iommud_tests.bin", &["*"]),
     ("iommud_tests.tests", &["*"]),
     ("iommud_fuzz", &["*"]),
     ("iommud_bench", &["*"]),
