@@ -30,7 +30,8 @@ const U2: usize = 1;
 
 fn play(name: &'static str, scene: Scene, streams: &[Stream], more: &[Stream], long: bool) -> Play {
     // What policy `compat` maps takes most of the time to read, and adds no order.
-    let more = more.iter().filter(|_| long && scene.mode == Mode::Strict);
+    let grows = long && scene.mode == Mode::Strict;
+    let more = more.iter().filter(|_| grows);
     Play { name, scene, streams: streams.iter().chain(more).cloned().collect() }
 }
 
