@@ -22,6 +22,7 @@ pub(super) struct Ring {
     due: Option<u64>,
     counts: Counts,
     break_after: Option<(u64, u16)>,
+    broken: Option<u16>,
 }
 
 /// Commands carried out, by kind.
@@ -70,6 +71,16 @@ impl Amdvi {
     /// 6, it cannot be read.
     pub fn break_command(&mut self, after: u64, code: u16) {
         self.ring.break_after = Some((after, code));
+    }
+
+    /// As [`Amdvi::break_command`], at every command from now on.
+    pub fn break_every_command(&mut self, code: u16) {
+        self.ring.broken = Some(code);
+    }
+
+    /// Ends [`Amdvi::break_every_command`].
+    pub fn mend_commands(&mut self) {
+        self.ring.broken = None;
     }
 
     pub(super) fn write_tail(&mut self, bus: &mut Bus<'_>, value: u64) {
@@ -155,6 +166,9 @@ impl Amdvi {
             return Err(event::COMMAND_ERROR);
         }
         if let Some((_, code)) = self.ring.break_after.take_if(|(after, _)| *after == 0) {
+            return Err(code);
+        }
+        if let Some(code) = self.ring.broken {
             return Err(code);
         }
         let words = [address, address + 8].map(|at| bus.memory.walk_load(bus.unit, at));

@@ -1,5 +1,5 @@
 //! The AMD-Vi backend against the software unit: what every backend must do over a matrix of capabilities, and
-//! what only AMD-Vi has.
+//! what only AMD-Vi has ([`takeover`], [`ring`], [`logs`], [`bytes`]).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,6 +7,11 @@
     clippy::indexing_slicing,
     reason = "a test that meets the unexpected must stop"
 )]
+
+mod bytes;
+mod logs;
+mod ring;
+mod takeover;
 
 use iommud_tests::conformance::amdvi::matrix;
 

@@ -179,11 +179,12 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
             self.state = State::Stale { entered };
         }
         let State::Stale { entered } = &self.state else { return Ok(()) };
-        // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named.
+        // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named. They come first:
+        // what is walked after an entry was forgotten comes from the new one.
         let named: Vec<_> = entered.iter().copied().map(command::invalidate_device).collect();
         self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
-        self.forget_everything(memory)?;
         self.commands.execute(&mut self.port, memory, named)?;
+        self.forget_everything(memory)?;
         self.state = State::On;
         Ok(())
     }
@@ -205,7 +206,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     }
 
     /// Makes the unit forget everything it caches. Without INVALIDATE_IOMMU_ALL each entry and each domain
-    /// is named, in this order: what is walked after an entry was forgotten comes from the new one.
+    /// is named, in this order.
     fn forget_everything(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let Self { port, commands, .. } = self;
         if self.features.contains(Features::INVALIDATE_ALL) {

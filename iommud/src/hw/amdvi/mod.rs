@@ -9,7 +9,7 @@
 //! enable
 //!   unit off: IommuEn
 //!   unit on:  the device table register is swapped in one store, IommuEn stays 1
-//!   both:     exclusion range off, INVALIDATE_IOMMU_ALL, every entry written is invalidated, wait
+//!   both:     exclusion range off, every entry written is invalidated, INVALIDATE_IOMMU_ALL, wait
 //! ```
 //!
 //! While IommuEn is 0 there are no commands and nothing is cached: what must be invalidated before

@@ -102,7 +102,7 @@ fn enabling_forgets_everything_and_names_what_was_entered() {
     {
         let machine = shared.machine.borrow();
         assert_eq!(machine.writes[..3], [(0x18, 0xb405), (0x20, 0), (0x28, 0)]);
-        assert_eq!(machine.commands, [INVALIDATE_ALL, device(1), device(0xa8)]);
+        assert_eq!(machine.commands, [device(1), device(0xa8), INVALIDATE_ALL]);
         assert_eq!(machine.waits, 2);
     }
     let writes = shared.machine.borrow().writes.len();
@@ -152,7 +152,7 @@ fn a_unit_that_is_on_is_taken_over_without_being_off() {
     assert!(controls.count() >= 3);
     // Guest translation is off, interrupt remapping as it was.
     assert_eq!((machine.get(CONTROL), machine.get(0x20)), (0xb405, 0));
-    assert_eq!(machine.commands, [INVALIDATE_ALL, device(0xa8)]);
+    assert_eq!(machine.commands, [device(0xa8), INVALIDATE_ALL]);
     assert_eq!(machine.entry(0xa8), [0x6000_0000_1234_5803, 5, 0x2000_0012_3456_7013, 0,]);
     let swap = machine.writes.iter().position(|(register, _)| *register == 0).unwrap();
     let off = machine.writes.iter().rposition(|(register, _)| *register == 0x20).unwrap();
@@ -330,7 +330,7 @@ fn enabling_that_fails_can_be_tried_again_and_hides_nothing() {
         machine.commands.clear();
     }
     unit.enable(&mut shared).unwrap();
-    assert_eq!(shared.machine.borrow().commands, [INVALIDATE_ALL, device(0xa8)]);
+    assert_eq!(shared.machine.borrow().commands, [device(0xa8), INVALIDATE_ALL]);
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn a_unit_that_does_not_snoop_finds_everything_in_memory() {
     unit.enable(&mut shared).unwrap();
     unit.invalidate_pages(&mut shared, DomainTag(5), page(3), false).unwrap();
     let machine = shared.machine.borrow();
-    assert_eq!(machine.commands, [INVALIDATE_ALL, device(0xa8), [domain(5), 0x3000]]);
+    assert_eq!(machine.commands, [device(0xa8), INVALIDATE_ALL, [domain(5), 0x3000]]);
     assert_eq!(machine.entry(0xa8), [0x6000_0000_1234_5803, 5, 0, 0]);
     assert!((0..=u16::MAX).all(|source| machine.entry(source)[0] & 3 == 3));
 }

@@ -1,0 +1,131 @@
+//! Literal bytes, as the unit finds them in memory. Device table entries: 48882 section 2.2.2.1, figure "Device
+//! Table Entry"; Linux DTE_FLAG_V, DTE_FLAG_TV, DEV_ENTRY_MODE_SHIFT (9), DTE_FLAG_IR (61), DTE_FLAG_IW (62),
+//! domain in bits 15:0 of the second word, DEV_ENTRY_NO_PAGE_FAULT (98). Page table entries: section 2.2.3; Linux
+//! IOMMU_PTE_PR (0), PM_LEVEL_ENC (11:9), IOMMU_PTE_FC (60), IOMMU_PTE_IR (61), IOMMU_PTE_IW (62). Commands:
+//! section 2.4; Linux CMD_COMPL_WAIT 1, CMD_INV_DEV_ENTRY 2, CMD_INV_IOMMU_PAGES 3, CMD_INV_ALL 8.
+
+use iommud::hw::{Entry, RegisterIo, Unit};
+use iommud::topology::capabilities::DomainTag;
+use iommud_tests::conformance::amdvi::{Subject, matrix};
+use iommud_tests::conformance::{Bench, SOURCES, TARGET};
+
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+fn bench() -> Bench<Subject> {
+    Bench::start(&matrix().remove(0))
+}
+
+fn bytes(bench: &Bench<Subject>, at: u64, count: u64) -> Vec<u8> {
+    let words = (at..at + count).step_by(8);
+    bench.machine.with_memory(|memory| {
+        words.flat_map(|word| memory.memory_load(word).to_le_bytes()).collect()
+    })
+}
+
+/// The 32 bytes of the entry of `SOURCES[2]`, cleaned first: the unit snoops.
+fn entry(bench: &mut Bench<Subject>, entry: Entry) -> Vec<u8> {
+    bench.unit.write_entry(&mut bench.tables, SOURCES[2], entry).unwrap();
+    let table = bench.machine.registers(bench.number).read64(0) & ADDRESS;
+    let at = table + 0x500 * 32;
+    bench.machine.with_memory(|memory| memory.clean(at));
+    bytes(bench, at, 32)
+}
+
+#[test]
+fn device_table_entries() {
+    let mut bench = bench();
+    let root = iommud::addr::PhysAddr(0x000a_bcde_f012_3000);
+    let translate = Entry::Translate { tag: DomainTag(0x1234), root, levels: 4 };
+    let mut expected = vec![0x03, 0x38, 0x12, 0xf0, 0xde, 0xbc, 0x0a, 0x60, 0x34, 0x12];
+    expected.resize(32, 0);
+    assert_eq!(entry(&mut bench, translate), expected);
+
+    let six = Entry::Translate { tag: DomainTag(0xffff), root, levels: 6 };
+    let mut expected = vec![0x03, 0x3c, 0x12, 0xf0, 0xde, 0xbc, 0x0a, 0x60, 0xff, 0xff];
+    expected.resize(32, 0);
+    assert_eq!(entry(&mut bench, six), expected);
+
+    let through = Entry::PassThrough { tag: DomainTag(9) };
+    let mut expected = vec![0x03, 0, 0, 0, 0, 0, 0, 0x60, 9];
+    expected.resize(32, 0);
+    assert_eq!(entry(&mut bench, through), expected);
+
+    // V, TV, mode 3, a table without pages, no permissions.
+    let blocked = entry(&mut bench, Entry::Blocked);
+    assert_eq!((blocked[0], blocked[1] & 0x0f, blocked[7]), (0x03, 0x06, 0));
+    assert_eq!(blocked[8..], [0; 24]);
+    let nothing = u64::from_le_bytes(blocked[..8].try_into().unwrap()) & ADDRESS;
+    assert_eq!(bytes(&bench, nothing, 4096), vec![0; 4096]);
+
+    // SE (97) and SA (98).
+    let silenced = entry(&mut bench, Entry::Silenced);
+    assert_eq!(silenced[..8], blocked[..8]);
+    let mut expected = vec![0, 0, 0, 0, 0x06];
+    expected.resize(24, 0);
+    assert_eq!(silenced[8..], expected);
+}
+
+/// From the root at level 6 down to the page, each entry in its place: 48882 figure "Address translation".
+#[test]
+fn page_tables_of_six_levels() {
+    let mut bench = bench();
+    let mut domain = bench.domain_of(1, 6);
+    // Indexes 1, 2, 3, 4, 5, 6 from level 6 down.
+    let indexes = [1_u64, 2, 3, 4, 5, 6];
+    let iova = indexes.iter().fold(0, |iova, index| iova << 9 | index) << 12;
+    bench.map(&mut domain, iova, TARGET + 0x7000, 0x1000);
+    let mut at = domain.pages.root().0;
+    for (level, index) in (1..=6_u8).rev().zip(indexes) {
+        let place = at + 8 * index;
+        bench.machine.with_memory(|memory| memory.clean(place));
+        let entry = bytes(&bench, place, 8);
+        if level == 1 {
+            // PR, FC, IR, IW; next level 0.
+            assert_eq!(entry, [0x01, 0x70, 0, 0, 0x01, 0, 0, 0x70]);
+            break;
+        }
+        // PR, IR, IW; next level one less.
+        let next = [0, 0x00, 0x02, 0x04, 0x06, 0x08, 0x0a][usize::from(level)];
+        assert_eq!((entry[0], entry[1] & 0x0f, entry[7]), (0x01, next, 0x60), "level {level}");
+        at = u64::from_le_bytes(entry.try_into().unwrap()) & ADDRESS;
+    }
+}
+
+/// The ring after each operation: the commands, and the wait behind them.
+#[test]
+fn commands() {
+    let mut bench = bench();
+    let base = bench.machine.registers(bench.number).read64(8) & ADDRESS;
+    let ring = |bench: &mut Bench<Subject>, act: &dyn Fn(&mut Bench<Subject>)| {
+        let from = bench.machine.registers(bench.number).read64(0x2008);
+        act(bench);
+        let to = bench.machine.registers(bench.number).read64(0x2008);
+        let mut all = Vec::new();
+        for at in (base + from..base + to).step_by(16) {
+            bench.machine.with_memory(|memory| memory.clean(at));
+            all.extend(bytes(bench, at, 16));
+        }
+        all
+    };
+    let one = |bytes: &[u8]| {
+        assert_eq!(bytes.len(), 32, "a command and a wait");
+        // COMPLETION_WAIT: S, bits 2:1 clear, code 1.
+        assert_eq!((bytes[16] & 7, bytes[23] >> 4), (1, 1));
+        bytes[..16].to_vec()
+    };
+    let device = one(&ring(&mut bench, &|bench| {
+        bench.unit.invalidate_entry(&mut bench.tables, SOURCES[2], None).unwrap();
+    }));
+    assert_eq!(device, [0, 5, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let page = one(&ring(&mut bench, &|bench| {
+        let range = iommud_tests::conformance::range(0x1234_5000, 0x1000);
+        bench.unit.invalidate_pages(&mut bench.tables, DomainTag(0x5678), range, false).unwrap();
+    }));
+    assert_eq!(page, [0, 0, 0, 0, 0x78, 0x56, 0, 0x30, 0, 0x50, 0x34, 0x12, 0, 0, 0, 0]);
+    // 2 MiB at 2 MiB: bits 19:12 set, 20 clear; S and PDE.
+    let large = one(&ring(&mut bench, &|bench| {
+        let range = iommud_tests::conformance::range(0x20_0000, 0x20_0000);
+        bench.unit.invalidate_pages(&mut bench.tables, DomainTag(1), range, true).unwrap();
+    }));
+    assert_eq!(large, [0, 0, 0, 0, 1, 0, 0, 0x30, 0x03, 0xf0, 0x2f, 0, 0, 0, 0, 0]);
+}

@@ -1,0 +1,176 @@
+//! Taking over a unit that is on: at no step does a device lose what it keeps, nor reach what it was not given.
+
+use iommu_protocol::RequesterId;
+use iommud::hw::{Entry, RegisterIo, Unit, UnitError};
+use iommud_tests::amdvi::firmware::Firmware;
+use iommud_tests::conformance::amdvi::{Subject, matrix};
+use iommud_tests::conformance::{Bench, SOURCES, TARGET, UnderTest, run};
+use iommud_tests::machine::{Machine, Trouble, Use, Watch};
+
+/// Tables of the previous owner.
+const TABLES: u64 = 0x0100_0000;
+/// What it and its successor map one to one; what it maps alone; what nobody maps.
+const SHARED: u64 = 0x0800_0000;
+const OLD: u64 = 0x0900_0000;
+const FOREIGN: u64 = 0x0a00_0000;
+
+fn left(subject: &Subject) -> (Machine, usize) {
+    let machine = Machine::default();
+    let unit = subject.add(&machine);
+    let reaches = [(SOURCES[0], vec![SHARED, OLD]), (SOURCES[2], vec![OLD])];
+    subject.inherit(&machine, unit, TABLES, &reaches);
+    (machine, unit)
+}
+
+/// Tries after every step: `SHARED` must pass, `OLD` may until the take-over is complete, nothing else may.
+fn watch(machine: &Machine, unit: usize) {
+    let of = |source: RequesterId, iova, granted: &[u64], must_pass| Watch {
+        unit,
+        source: source.0,
+        iova,
+        write: true,
+        granted: granted.iter().map(|page| (*page, 0x1000)).collect(),
+        must_pass,
+    };
+    machine.watch(of(SOURCES[0], SHARED, &[SHARED], true));
+    machine.watch(of(SOURCES[0], OLD, &[OLD], false));
+    machine.watch(of(SOURCES[2], OLD, &[OLD], false));
+    for source in SOURCES {
+        for iova in [FOREIGN, TARGET, TABLES, 0] {
+            machine.watch(of(source, iova, &[], false));
+        }
+    }
+}
+
+fn take_over(subject: &Subject, machine: Machine, unit: usize) -> Bench<Subject> {
+    let mut bench = Bench::take(subject, machine, unit);
+    let mut domain = bench.domain(7);
+    bench.map(&mut domain, SHARED, SHARED, 0x1000);
+    bench.attach(SOURCES[0], &domain);
+    for source in [SOURCES[1], SOURCES[2]] {
+        bench.unit.write_entry(&mut bench.tables, source, Entry::Blocked).unwrap();
+        bench.unit.invalidate_entry(&mut bench.tables, source, None).unwrap();
+    }
+    bench.unit.enable(&mut bench.tables).unwrap();
+    bench.machine.assert_clean();
+    bench.machine.clear_watches();
+    bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
+    bench.expect(SOURCES[1], &[]);
+    bench.expect(SOURCES[2], &[]);
+    let content = bench.machine.table_content(unit);
+    bench.machine.with_memory(|memory| {
+        let theirs = |frame: &u64| memory.purpose(*frame) == Some(Use::Firmware);
+        assert!(!content.iter().any(|(frame, _)| theirs(frame)), "a table of theirs is read");
+    });
+    bench
+}
+
+#[test]
+fn translation_stays_on_while_a_unit_is_taken_over() {
+    for subject in matrix() {
+        println!("subject: {}", subject.name);
+        let (machine, unit) = left(&subject);
+        watch(&machine, unit);
+        take_over(&subject, machine, unit);
+    }
+}
+
+#[test]
+fn a_ring_with_an_error_is_replaced() {
+    for subject in &matrix()[..3] {
+        let machine = Machine::default();
+        let unit = subject.add(&machine);
+        let mut firmware = Firmware::new(&machine, unit, TABLES);
+        firmware.deny_all();
+        let table = firmware.frame();
+        firmware.map(table, 4, SHARED, SHARED);
+        firmware.attach(SOURCES[0].0, 7, table, 4);
+        // Operation 15 does not exist.
+        firmware.put(firmware.ring(), 0xf << 60);
+        firmware.start(0);
+        machine.registers(unit).write64(0x2008, 16);
+        machine.pass_time(1_000_000);
+        assert_eq!(machine.registers(unit).read64(0x2020) & 0x10, 0, "stopped");
+        watch(&machine, unit);
+        take_over(subject, machine, unit);
+    }
+}
+
+#[test]
+fn events_of_the_previous_owner_are_not_ours() {
+    for subject in matrix() {
+        let (machine, unit) = left(&subject);
+        // More than its log of 256 holds.
+        for _ in 0..300 {
+            machine.access(unit, SOURCES[1].0, FOREIGN, 1, true).unwrap_err();
+        }
+        machine.pass_time(1_000_000);
+        assert_eq!(machine.registers(unit).read64(0x2020) & 1, 1, "overflow");
+        let mut bench = take_over(&subject, machine, unit);
+        let take = |bench: &mut Bench<Subject>| {
+            let mut sources = Vec::new();
+            let mut sink = |fault: iommud::hw::HardwareFault| sources.push(fault.source);
+            let lost = bench.unit.take_faults(&mut bench.tables, 300, &mut sink).unwrap();
+            (sources, lost)
+        };
+        assert_eq!(take(&mut bench), (Vec::new(), 0));
+        bench.machine.access(bench.number, SOURCES[0].0, OLD, 1, true).unwrap_err();
+        assert_eq!(take(&mut bench), (vec![SOURCES[0]], 0));
+        bench.machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_unit_whose_rings_do_not_stop_is_left_as_it_is() {
+    for subject in matrix() {
+        let (machine, unit) = left(&subject);
+        let device_table = machine.registers(unit).read64(0);
+        machine.trouble(unit, Trouble::StallCommands);
+        machine.set_relax(1_000_000);
+        watch(&machine, unit);
+        let mut tables = machine.tables();
+        let taken = subject.bring_up(&machine, unit, &mut tables);
+        assert!(matches!(taken.err(), Some(UnitError::Timeout { .. })));
+        assert_eq!(machine.registers(unit).read64(0), device_table);
+        assert!(machine.now() < 10_000_000_000, "bounded");
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_take_over_without_memory_changes_nothing() {
+    for subject in &matrix()[..1] {
+        for k in 0..10 {
+            let (machine, unit) = left(subject);
+            watch(&machine, unit);
+            let writes = machine.register_accesses().1;
+            let mut tables = machine.tables();
+            machine.fail_table_allocations(k, 1);
+            let taken = subject.bring_up(&machine, unit, &mut tables);
+            machine.assert_clean();
+            if taken.is_ok() {
+                assert!(k > 3);
+                break;
+            }
+            assert!(machine.register_accesses().1 <= writes + 1, "all but the coherence");
+        }
+    }
+}
+
+/// The exclusion range of the previous owner (QEMU has none): it lets through what its owner wanted until the
+/// new device table rules, and nothing afterwards.
+#[test]
+fn an_exclusion_range_ends_with_its_owner() {
+    for subject in matrix() {
+        let (machine, unit) = left(&subject);
+        let mut registers = machine.registers(unit);
+        // Limit, then base: enabled for all devices (bits 0 and 1).
+        registers.write64(0x28, FOREIGN);
+        registers.write64(0x20, FOREIGN | 3);
+        assert_eq!(machine.probe(unit, SOURCES[1].0, FOREIGN, true), Some(FOREIGN));
+        let bench = take_over(&subject, machine, unit);
+        for source in SOURCES {
+            assert_eq!(bench.probe(source, FOREIGN, true), None);
+        }
+    }
+}
