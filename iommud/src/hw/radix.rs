@@ -14,6 +14,7 @@
 //! contiguous run of stores is cleaned once.
 
 mod detached;
+mod group;
 mod map;
 mod unmap;
 
@@ -35,6 +36,7 @@ use crate::hw::seams::{MemoryError, TableMemory};
 use crate::topology::capabilities::PageSizes;
 
 use detached::{Run, RunKind};
+use group::{fill, successor};
 
 /// Slots of a table.
 const SLOTS: usize = 512;
@@ -67,8 +69,28 @@ pub trait PteFormat {
     /// The entry at `level` (2 and up) that points to the table at `next`.
     fn table(next: PhysAddr, level: u8) -> u64;
 
-    /// What an entry found at `level` means.
+    /// What an entry found at `level` means. A page over several slots begins at `phys`: see
+    /// [`PteFormat::decode_at`].
     fn decode(entry: u64, level: u8) -> PteSlot;
+
+    /// The most slots that one page may take, as a power of two (0 to 8); each holds the same entry.
+    const MOST: u32 = 0;
+
+    /// The entry at `level` that maps a page of 2^`power` slots at `phys`, aligned to its size.
+    fn group(phys: PhysAddr, access: Access, level: u8, _power: u32) -> u64 {
+        Self::leaf(phys, access, level)
+    }
+
+    /// How many slots the page takes that a leaf at `level` maps, as a power of two; 0 for entries of
+    /// other kinds.
+    fn power(_entry: u64, _level: u8) -> u32 {
+        0
+    }
+
+    /// As [`PteFormat::decode`], for the part of a page that lies in slot `slot` (0 to 511).
+    fn decode_at(entry: u64, level: u8, _slot: usize) -> PteSlot {
+        Self::decode(entry, level)
+    }
 }
 
 /// Why a page table did not change.
@@ -233,7 +255,8 @@ impl<F: PteFormat> PageTable<F> {
     fn leaf_at<M: TableMemory>(&self, memory: &M, iova: Iova) -> Option<Leaf> {
         let (mut table, mut level) = (self.root, self.levels);
         loop {
-            match F::decode(memory.load(table, slot_of(iova.0, level)), level) {
+            let slot = slot_of(iova.0, level);
+            match F::decode_at(memory.load(table, slot), level, slot) {
                 PteSlot::Empty => return None,
                 PteSlot::Leaf { phys, access } => return Some(Leaf { phys, access, level }),
                 PteSlot::Table(next) if level > 1 => table = next,
@@ -289,14 +312,14 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// Stores what `run` describes into its empty slots, counts them and cleans them.
+    /// Stores what `run` describes into its empty slots, in pages of the size of its first, counts them and
+    /// cleans them.
     fn enter<M: TableMemory>(&self, memory: &mut M, run: Run) {
         let index = usize::from(run.index);
-        match (run.kind, F::decode(run.entry, run.level)) {
-            (RunKind::Leaves, PteSlot::Leaf { phys, access }) => {
-                fill::<F, M>(memory, run.table, index, run.count.into(), phys, access, run.level);
-            }
-            _ => memory.store(run.table, index, run.entry),
+        let mut entry = run.entry;
+        for slot in index..index + usize::from(run.count) {
+            memory.store(run.table, slot, entry);
+            entry = successor::<F>(entry, run.level, slot);
         }
         *memory.live(run.table) += run.count;
         self.clean(memory, run.table, index, run.count.into());
@@ -309,19 +332,6 @@ struct Leaf {
     phys: PhysAddr,
     access: Access,
     level: u8,
-}
-
-/// Stores `count` leaves from slot `index` on that map memory from `phys` on.
-fn fill<F: PteFormat, M: TableMemory>(
-    memory: &mut M,
-    table: PhysAddr,
-    index: usize,
-    count: usize,
-    phys: PhysAddr,
-    access: Access,
-    level: u8,
-) {
-    memory.fill(table, index, count, F::leaf(phys, access, level), slot_size(level));
 }
 
 /// Frees a table at `level` and all tables below it.

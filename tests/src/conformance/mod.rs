@@ -231,7 +231,12 @@ impl<T: UnderTest> Bench<T> {
         let mut detached = Detached::new();
         domain.pages.unmap(&mut self.tables, range, &mut detached).expect("unmap");
         self.unit
-            .invalidate_pages(&mut self.tables, domain.tag, range, detached.tables_freed())
+            .invalidate_pages(
+                &mut self.tables,
+                domain.tag,
+                detached.around(range),
+                detached.tables_freed(),
+            )
             .expect("invalidate");
         PageTable::<<T::Unit as Unit>::Format>::release(&mut self.tables, &mut detached);
     }

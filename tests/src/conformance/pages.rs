@@ -6,7 +6,7 @@ use iommud::hw::radix::{Detached, PageTable};
 use iommud::topology::capabilities::PageSizes;
 
 use super::{Bench, Domain, SOURCES, TARGET, UnderTest, depths, range, run};
-use crate::machine::Reach;
+use crate::machine::{Reach, join};
 
 const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
@@ -200,6 +200,28 @@ pub fn a_large_page_can_be_cut<T: UnderTest>(subject: &T) {
     );
     bench.unmap(&mut domain, HUGE, HUGE);
     bench.expect(SOURCES[0], &[]);
+}
+
+/// Pages that were mapped together, which a format may have made one, come out one by one, in any order.
+pub fn a_run_of_pages_can_be_cut<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    for order in [[0, 1, 2, 3, 4, 5, 6, 7], [7, 3, 5, 1, 6, 2, 4, 0], [4, 5, 2, 3, 6, 7, 0, 1]] {
+        bench.map(&mut domain, LARGE, TARGET, 8 * PAGE);
+        let mut left: Vec<u64> = (0..8).collect();
+        for page in order {
+            bench.touch(SOURCES[0], LARGE, 8 * PAGE);
+            bench.unmap(&mut domain, LARGE + page * PAGE, PAGE);
+            left.retain(|other| *other != page);
+            let mut runs = Vec::new();
+            for page in &left {
+                join(&mut runs, run(LARGE + page * PAGE, TARGET + page * PAGE, PAGE));
+            }
+            bench.expect(SOURCES[0], &runs);
+        }
+    }
+    bench.machine.assert_clean();
 }
 
 /// More invalidations than any ring holds, without waiting for the ring to be empty by chance.

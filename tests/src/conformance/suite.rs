@@ -24,6 +24,7 @@ entries:
                 a_call_costs_one_invalidation,
                 new_pages_show_after_publishing,
                 a_large_page_can_be_cut,
+                a_run_of_pages_can_be_cut,
                 rings_wrap,
                 sharers_see_the_same,;
             faults:

@@ -82,11 +82,15 @@ impl<F: Format> Listing<'_, F> {
             self.descend(table, &mut |_, _| {}, &mut |leaf| out.push(leaf));
         }
         if self.through == Through::TablesAndCaches {
-            let cached = self.caches.leaves(start.domain);
-            out.extend(cached.map(|(iova, bits, leaf)| {
-                let (last, physical) = (iova | below(bits), leaf.physical);
-                Reach { iova, last, physical, read: leaf.read, write: leaf.write }
-            }));
+            for (iova, bits, leaf) in self.caches.leaves(start.domain) {
+                // In pieces of one entry, as tables are listed.
+                let piece = 12 + (bits - 12) / 9 * 9;
+                out.extend((0..1_u64 << (bits - piece)).map(|part| {
+                    let (iova, physical) = (iova | part << piece, leaf.physical | part << piece);
+                    let last = iova | below(piece);
+                    Reach { iova, last, physical, read: leaf.read, write: leaf.write }
+                }));
+            }
         }
     }
 

@@ -91,6 +91,36 @@ fn page_tables_of_six_levels() {
     }
 }
 
+/// 16 pages in 16 equal entries (48882 section 2.2.3, Next Level 7; Linux PAGE_SIZE_PTE), and what is left when
+/// one is taken out.
+#[test]
+fn pages_over_several_entries() {
+    let mut bench = bench();
+    let mut domain = bench.domain_of(1, 3);
+    bench.map(&mut domain, 0x1_0000, TARGET + 0x2_0000, 0x1_0000);
+    let mut at = domain.pages.root().0;
+    for _ in 0..2 {
+        at = bench.machine.with_memory(|memory| memory.cpu_load(at)) & ADDRESS;
+    }
+    let entries = |bench: &Bench<Subject>| -> Vec<Vec<u8>> {
+        (0x10..0x20)
+            .map(|slot| {
+                bench.machine.with_memory(|memory| memory.clean(at + 8 * slot));
+                bytes(bench, at + 8 * slot, 8)
+            })
+            .collect()
+    };
+    // 64 KiB at 0x1_0002_0000: bits 14:12 set, 15 clear; Next Level 7 in bits 11:9.
+    assert_eq!(entries(&bench), vec![vec![0x01, 0x7e, 0x02, 0, 0x01, 0, 0, 0x70]; 16]);
+    bench.unmap(&mut domain, 0x1_3000, 0x1000);
+    for (page, entry) in (0_u8..).zip(entries(&bench)) {
+        match page {
+            3 => assert_eq!(entry, [0; 8]),
+            _ => assert_eq!(entry, [0x01, page << 4, 0x02, 0, 0x01, 0, 0, 0x70]),
+        }
+    }
+}
+
 /// The ring after each operation: the commands, and the wait behind them.
 #[test]
 fn commands() {

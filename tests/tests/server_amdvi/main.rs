@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+mod alias;
 #[path = "../server/mod.rs"]
 mod server;
 

@@ -1,9 +1,8 @@
 //! The format of AMD-Vi's own page tables, for the shared walker.
 //!
-//! Leaves have the size of their table's level (Next Level 0): 4 KiB, 2 MiB, 1 GiB. The sizes between, which
-//! take several equal entries that must change together (Next Level 7), are not used: a unit may merge
-//! neighbouring 4 KiB translations by itself, and the walker would have to rewrite up to 256 entries to split
-//! one. Permissions are ANDed over all levels, so links allow everything and leaves decide.
+//! Leaves have the size of their table's level (Next Level 0: 4 KiB, 2 MiB, 1 GiB), or one between, which takes
+//! up to 256 equal entries (Next Level 7). Permissions are ANDed over all levels, so links allow everything and
+//! leaves decide.
 
 use iommu_protocol::wire::Access;
 
@@ -15,35 +14,77 @@ use crate::hw::radix::{PteFormat, PteSlot};
 #[derive(Clone, Copy, Debug)]
 pub struct AmdFormat;
 
+/// What a leaf allows, as its bits.
+fn permissions(access: Access) -> u64 {
+    let mut permissions = page::FORCE_COHERENT;
+    if access.contains(Access::READ) {
+        permissions |= page::READ;
+    }
+    if access.contains(Access::WRITE) {
+        permissions |= page::WRITE;
+    }
+    permissions
+}
+
+/// Bytes that an entry at `level` covers, as a power of two.
+const fn slot_bits(level: u8) -> u32 {
+    3 + 9 * level as u32
+}
+
 impl PteFormat for AmdFormat {
+    const MOST: u32 = 8;
+
     fn leaf(phys: PhysAddr, access: Access, _level: u8) -> u64 {
-        let mut permissions = page::FORCE_COHERENT;
-        if access.contains(Access::READ) {
-            permissions |= page::READ;
+        page::entry(phys.0, page::LEAF, permissions(access))
+    }
+
+    fn group(phys: PhysAddr, access: Access, level: u8, power: u32) -> u64 {
+        if power == 0 {
+            return Self::leaf(phys, access, level);
         }
-        if access.contains(Access::WRITE) {
-            permissions |= page::WRITE;
-        }
-        page::entry(phys.0, page::LEAF, permissions)
+        let address = page::sized(phys.0, slot_bits(level) + power);
+        page::entry(address, page::SIZED_LEAF, permissions(access))
     }
 
     fn table(next: PhysAddr, level: u8) -> u64 {
         page::entry(next.0, level.saturating_sub(1), page::READ | page::WRITE)
     }
 
+    fn power(entry: u64, level: u8) -> u32 {
+        if entry & page::PRESENT == 0 || page::next_level(entry) != page::SIZED_LEAF {
+            return 0;
+        }
+        page::size_of(entry).0.saturating_sub(slot_bits(level)).min(Self::MOST)
+    }
+
     fn decode(entry: u64, level: u8) -> PteSlot {
         if entry & page::PRESENT == 0 {
             return PteSlot::Empty;
         }
+        let mut access = Access::empty();
+        access.set(Access::READ, entry & page::READ != 0);
+        access.set(Access::WRITE, entry & page::WRITE != 0);
         match page::next_level(entry) {
-            page::LEAF => {
-                let mut access = Access::empty();
-                access.set(Access::READ, entry & page::READ != 0);
-                access.set(Access::WRITE, entry & page::WRITE != 0);
-                PteSlot::Leaf { phys: PhysAddr(page::address(entry)), access }
-            }
+            page::LEAF => PteSlot::Leaf { phys: PhysAddr(page::address(entry)), access },
+            page::SIZED_LEAF => match page::size_of(entry) {
+                // Larger than one slot, smaller than the next level's.
+                (bits, start) if (1..9).contains(&bits.wrapping_sub(slot_bits(level))) => {
+                    PteSlot::Leaf { phys: PhysAddr(start), access }
+                }
+                _ => PteSlot::Empty,
+            },
             next if next < level => PteSlot::Table(PhysAddr(page::address(entry))),
             _ => PteSlot::Empty,
+        }
+    }
+
+    fn decode_at(entry: u64, level: u8, slot: usize) -> PteSlot {
+        match (Self::decode(entry, level), Self::power(entry, level)) {
+            (PteSlot::Leaf { phys, access }, power) if power > 0 => {
+                let part = slot as u64 & ((1 << power) - 1);
+                PteSlot::Leaf { phys: PhysAddr(phys.0 | part << slot_bits(level)), access }
+            }
+            (other, _) => other,
         }
     }
 }
@@ -95,8 +136,31 @@ mod tests {
         let link = PteSlot::Table(PhysAddr(0x1234_5000));
         assert_eq!(decode([0x01, 0x52, 0x34, 0x12, 0, 0, 0, 0x60], 2), link);
         assert_eq!(decode([0x01, 0x5a, 0x34, 0x12, 0, 0, 0, 0x60], 6), link);
-        // A link that does not lead down is none, nor is a leaf of an encoded size.
-        assert_eq!(decode([0x01, 0x0e, 0x34, 0x12, 0, 0, 0, 0x60], 1), PteSlot::Empty);
+        // A link that does not lead down is none, nor is a leaf of a size that its level has not: 4 MiB, 8 KiB.
+        assert_eq!(decode([0x01, 0xfe, 0x1f, 0x12, 0, 0, 0, 0x60], 1), PteSlot::Empty);
+        assert_eq!(decode([0x01, 0x0e, 0x34, 0x12, 0, 0, 0, 0x60], 2), PteSlot::Empty);
         assert_eq!(decode([0x01, 0x54, 0x34, 0x12, 0, 0, 0, 0x60], 2), PteSlot::Empty);
+    }
+
+    /// 48882 table "Example Page Size Encodings", as for INVALIDATE_IOMMU_PAGES; Linux PAGE_SIZE_PTE and
+    /// PAGE_SIZE_LEVEL, QEMU pte_override_page_mask: the lowest clear bit from bit 12 on, bit n, gives 2^(n+1)
+    /// bytes. Next Level is 7: bits 11:9.
+    #[test]
+    fn sizes_between_levels() {
+        let at =
+            |phys, level, power| AmdFormat::group(PhysAddr(phys), ALL, level, power).to_le_bytes();
+        // 8 KiB: bit 12 clear. 64 KiB: bits 14:12 set. 1 MiB: bits 18:12 set.
+        assert_eq!(at(0x1234_4000, 1, 1), [0x01, 0x4e, 0x34, 0x12, 0, 0, 0, 0x70]);
+        assert_eq!(at(0x1234_0000, 1, 4), [0x01, 0x7e, 0x34, 0x12, 0, 0, 0, 0x70]);
+        assert_eq!(at(0x1230_0000, 1, 8), [0x01, 0xfe, 0x37, 0x12, 0, 0, 0, 0x70]);
+        // 4 MiB: bits 20:12 set. 512 MiB: bits 27:12 set. 2 GiB: bits 29:12 set.
+        assert_eq!(at(0x1240_0000, 2, 1), [0x01, 0xfe, 0x5f, 0x12, 0, 0, 0, 0x70]);
+        assert_eq!(at(0x2000_0000, 2, 8), [0x01, 0xfe, 0xff, 0x2f, 0, 0, 0, 0x70]);
+        assert_eq!(at(0x1_8000_0000, 3, 1), [0x01, 0xfe, 0xff, 0xbf, 0x01, 0, 0, 0x70]);
+        // Slot 0x25 of a table of pages is the sixth of a page of 64 KiB.
+        let entry = u64::from_le_bytes([0x01, 0x7e, 0x34, 0x12, 0, 0, 0, 0x30]);
+        let part = PteSlot::Leaf { phys: PhysAddr(0x1234_5000), access: Access::READ };
+        assert_eq!(AmdFormat::decode_at(entry, 1, 0x25), part);
+        assert_eq!((AmdFormat::power(entry, 1), AmdFormat::power(entry, 2)), (4, 0));
     }
 }

@@ -15,6 +15,8 @@ pub(super) enum RunKind {
     Table,
     /// One leaf that was replaced by a link to a table of smaller leaves.
     Split,
+    /// A page over several slots that became a page a slot.
+    Group,
 }
 
 /// Consecutive slots of one table.
@@ -126,7 +128,7 @@ impl Detached {
 
     /// Notes slots that changed.
     pub(super) fn note(&mut self, run: Run) {
-        self.structure |= run.kind != RunKind::Leaves;
+        self.structure |= matches!(run.kind, RunKind::Table | RunKind::Split);
         self.runs.push(run);
     }
 

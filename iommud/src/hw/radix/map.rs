@@ -83,7 +83,7 @@ impl<F: PteFormat> PageTable<F> {
         let mut pending = core::mem::take(&mut self.pending);
         for run in pending.drain(..) {
             match prepared {
-                Ok(()) => self.enter(memory, run),
+                Ok(()) => self.enter_new(memory, run),
                 Err(_) => discard::<F, M>(memory, run),
             }
         }
@@ -134,6 +134,19 @@ impl<F: PteFormat> PageTable<F> {
         let entry = F::leaf(PhysAddr(mapping.phys), mapping.access, 1);
         self.pending.push(Run::new(table, index, count, 1, entry, RunKind::Leaves));
         Ok(())
+    }
+
+    /// As `enter`, with leaves as large as alignment allows.
+    fn enter_new<M: TableMemory>(&self, memory: &mut M, run: Run) {
+        match F::decode(run.entry, run.level) {
+            PteSlot::Leaf { phys, access } => {
+                let (index, count) = (usize::from(run.index), usize::from(run.count));
+                fill::<F, M>(memory, run.table, index, count, phys, access, run.level);
+                *memory.live(run.table) += run.count;
+                self.clean(memory, run.table, index, count);
+            }
+            _ => self.enter(memory, run),
+        }
     }
 
     /// Maps pages of one table, which is live.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::hw::amdvi::AmdFormat;
 use crate::hw::testing::TestMemory;
 use crate::hw::vtd::SecondStage;
 
@@ -74,7 +75,7 @@ fn range(page: u64, pages: u64) -> IovaRange {
     IovaRange::new(Iova(page * PAGE_SIZE), pages * PAGE_SIZE).unwrap()
 }
 
-fn compare(memory: &TestMemory, table: &PageTable<SecondStage>, model: &Model, probes: &[u64]) {
+fn compare<F: PteFormat>(memory: &TestMemory, table: &PageTable<F>, model: &Model, probes: &[u64]) {
     let edges = model.iter().flat_map(|(first, held)| [*first, first + held.0]);
     for page in edges.chain(probes.iter().copied()) {
         for near in page.saturating_sub(1)..=page + 1 {
@@ -85,8 +86,9 @@ fn compare(memory: &TestMemory, table: &PageTable<SecondStage>, model: &Model, p
     }
 }
 
-/// Every counter is the number of slots in use, no table but the root is empty, no frame is lost.
-fn check_tables(memory: &mut TestMemory, root: PhysAddr, levels: u8) {
+/// Every counter is the number of slots in use, no table but the root is empty, no frame is lost, and pages over
+/// several slots are whole.
+fn check_tables<F: PteFormat>(memory: &mut TestMemory, root: PhysAddr, levels: u8) {
     let mut reached = 0;
     let mut waiting = vec![(root, levels)];
     while let Some((frame, level)) = waiting.pop() {
@@ -95,84 +97,116 @@ fn check_tables(memory: &mut TestMemory, root: PhysAddr, levels: u8) {
         let used = words.iter().filter(|word| **word != 0).count();
         assert_eq!(usize::from(*memory.live(frame)), used);
         assert!(used > 0 || frame == root, "an empty table is linked");
-        let links = words.iter().filter(|w| level > 1 && **w & 0x83 != 0 && **w & 0x80 == 0);
-        waiting.extend(links.map(|word| (PhysAddr(word & !0xfff), level - 1)));
+        for (slot, word) in words.iter().enumerate() {
+            let size = 1 << F::power(*word, level);
+            let start = slot & !(size - 1);
+            assert!(words[start..start + size].iter().all(|other| other == word), "half a page");
+            if let PteSlot::Table(next) = F::decode(*word, level) {
+                waiting.push((next, level - 1));
+            }
+        }
     }
     assert_eq!(reached, memory.frames_in_use());
+}
+
+/// What a sequence is run with.
+#[derive(Clone, Debug)]
+struct Run {
+    actions: Vec<Action>,
+    levels: u8,
+    sizes: (bool, bool),
+    failing: Option<usize>,
+}
+
+fn sequence() -> impl Strategy<Value = Run> {
+    let actions = proptest::collection::vec(action(), 1..40);
+    let sizes = (any::<bool>(), any::<bool>());
+    (actions, 3u8..=5, sizes, proptest::option::of(0usize..8))
+        .prop_map(|(actions, levels, sizes, failing)| Run { actions, levels, sizes, failing })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn behaves_like_a_map_of_pages(
-        actions in proptest::collection::vec(action(), 1..40),
-        levels in 3u8..=5,
-        two_m in any::<bool>(),
-        one_g in any::<bool>(),
-        failing in proptest::option::of(0usize..8),
-    ) {
-        let mut sizes = PageSizes::SIZE_4K;
-        sizes.set(PageSizes::SIZE_2M, two_m);
-        sizes.set(PageSizes::SIZE_1G, one_g && two_m);
-        let mut memory = TestMemory::new();
-        let mut table = PageTable::<SecondStage>::new(&mut memory, levels, sizes, false).unwrap();
-        let mut model = Model::new();
-        for (n, action) in actions.iter().enumerate() {
-            memory.budget = match failing { Some(k) if n % 3 == 0 => k, _ => usize::MAX };
-            let before = memory.snapshot();
-            match *action {
-                Action::Map { page, pages, phys, access } => {
-                    let limit = 1u64 << (9 * levels);
-                    let phys_address = PhysAddr(phys * PAGE_SIZE);
-                    let result = table.map(&mut memory, range(page, pages), phys_address, access);
-                    let reachable = page + pages <= limit;
-                    match result {
-                        Ok(()) => {
-                            prop_assert!(reachable && !overlaps(&model, page, pages));
-                            model.insert(page, (pages, phys, access));
-                        }
-                        Err(error) => {
-                            prop_assert_eq!(memory.snapshot(), before);
-                            match error {
-                                MapError::OutOfReach { .. } => prop_assert!(!reachable),
-                                MapError::Overlap(iova) => {
-                                    let there = expected(&model, iova.0 / PAGE_SIZE);
-                                    prop_assert!(there.is_some());
-                                }
-                                MapError::Memory(_) => prop_assert!(memory.budget == 0),
-                                other => prop_assert!(false, "{:?}", other),
+    fn behaves_like_a_map_of_pages(run in sequence()) {
+        play::<SecondStage>(&run)?;
+    }
+
+    /// With pages over several slots.
+    #[test]
+    fn behaves_like_a_map_of_pages_in_groups(run in sequence()) {
+        play::<AmdFormat>(&run)?;
+    }
+}
+
+fn play<F: PteFormat>(run: &Run) -> Result<(), TestCaseError> {
+    let Run { actions, levels, sizes: (two_m, one_g), failing } = run;
+    let (levels, two_m, one_g, failing) = (*levels, *two_m, *one_g, *failing);
+    let mut sizes = PageSizes::SIZE_4K;
+    sizes.set(PageSizes::SIZE_2M, two_m);
+    sizes.set(PageSizes::SIZE_1G, one_g && two_m);
+    let mut memory = TestMemory::new();
+    let mut table = PageTable::<F>::new(&mut memory, levels, sizes, false).unwrap();
+    let mut model = Model::new();
+    for (n, action) in actions.iter().enumerate() {
+        memory.budget = match failing {
+            Some(k) if n % 3 == 0 => k,
+            _ => usize::MAX,
+        };
+        let before = memory.snapshot();
+        match *action {
+            Action::Map { page, pages, phys, access } => {
+                let limit = 1u64 << (9 * levels);
+                let phys_address = PhysAddr(phys * PAGE_SIZE);
+                let result = table.map(&mut memory, range(page, pages), phys_address, access);
+                let reachable = page + pages <= limit;
+                match result {
+                    Ok(()) => {
+                        prop_assert!(reachable && !overlaps(&model, page, pages));
+                        model.insert(page, (pages, phys, access));
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(memory.snapshot(), before);
+                        match error {
+                            MapError::OutOfReach { .. } => prop_assert!(!reachable),
+                            MapError::Overlap(iova) => {
+                                let there = expected(&model, iova.0 / PAGE_SIZE);
+                                prop_assert!(there.is_some());
                             }
+                            MapError::Memory(_) => prop_assert!(memory.budget == 0),
+                            other => prop_assert!(false, "{:?}", other),
                         }
                     }
-                    compare(&memory, &table, &model, &[page, page + pages]);
                 }
-                Action::Unmap { page, pages, undo } => {
-                    let mut detached = Detached::new();
-                    let result = table.unmap(&mut memory, range(page, pages), &mut detached);
-                    if result.is_err() {
-                        prop_assert_eq!(memory.snapshot(), before);
-                        prop_assert!(detached.is_empty());
-                        continue;
-                    }
-                    if undo {
-                        table.relink(&mut memory, &mut detached);
-                    } else {
-                        cut(&mut model, page);
-                        cut(&mut model, page + pages);
-                        model.retain(|first, _| *first < page || *first >= page + pages);
-                    }
-                    compare(&memory, &table, &model, &[page, page + pages]);
-                    PageTable::<SecondStage>::release(&mut memory, &mut detached);
-                    if undo {
-                        prop_assert_eq!(memory.snapshot(), before);
-                    }
+                compare(&memory, &table, &model, &[page, page + pages]);
+            }
+            Action::Unmap { page, pages, undo } => {
+                let mut detached = Detached::new();
+                let result = table.unmap(&mut memory, range(page, pages), &mut detached);
+                if result.is_err() {
+                    prop_assert_eq!(memory.snapshot(), before);
+                    prop_assert!(detached.is_empty());
+                    continue;
+                }
+                if undo {
+                    table.relink(&mut memory, &mut detached);
+                } else {
+                    cut(&mut model, page);
+                    cut(&mut model, page + pages);
+                    model.retain(|first, _| *first < page || *first >= page + pages);
+                }
+                compare(&memory, &table, &model, &[page, page + pages]);
+                PageTable::<F>::release(&mut memory, &mut detached);
+                if undo {
+                    prop_assert_eq!(memory.snapshot(), before);
                 }
             }
-            prop_assert_eq!((memory.dirty_links, memory.dirty.len()), (0, 0));
-            check_tables(&mut memory, table.root(), levels);
         }
-        table.destroy(&mut memory);
-        prop_assert_eq!(memory.frames_in_use(), 0);
+        prop_assert_eq!((memory.dirty_links, memory.dirty.len()), (0, 0));
+        check_tables::<F>(&mut memory, table.root(), levels);
     }
+    table.destroy(&mut memory);
+    prop_assert_eq!(memory.frames_in_use(), 0);
+    Ok(())
 }

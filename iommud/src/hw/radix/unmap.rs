@@ -2,7 +2,7 @@
 
 use super::{
     Detached, Iova, IovaRange, Leaf, MapError, NOT_RECENT, PageTable, PhysAddr, PteFormat, PteSlot,
-    Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size,
+    Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size, successor,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -92,6 +92,7 @@ impl<F: PteFormat> PageTable<F> {
             match run.kind {
                 RunKind::Leaves | RunKind::Table if run.count > 0 => self.enter(memory, run),
                 RunKind::Leaves | RunKind::Table => {}
+                RunKind::Group => self.uncut(memory, run),
                 RunKind::Split => {
                     let entry = memory.load(run.table, index);
                     if let PteSlot::Table(table) = F::decode(entry, run.level) {
@@ -127,6 +128,7 @@ impl<F: PteFormat> PageTable<F> {
         if level == 1 {
             return self.remove_pages(memory, table, first, last, removal.detached);
         }
+        self.cut_ends(memory, table, level, (first, last), removal.detached);
         let size = slot_size(level);
         let mut changed = Changed::default();
         let mut at = first;
@@ -173,6 +175,7 @@ impl<F: PteFormat> PageTable<F> {
         last: u64,
         detached: &mut Detached,
     ) {
+        self.cut_ends(memory, table, 1, (first, last), detached);
         let (start, end) = (slot_of(first, 1), slot_of(last, 1) + 1);
         let mut run = Run::new(table, start, 0, 1, 0, RunKind::Leaves);
         // The entry that would continue the run; 0 continues nothing.
@@ -180,10 +183,10 @@ impl<F: PteFormat> PageTable<F> {
         let mut gone = 0;
         for slot in start..end {
             let entry = memory.load(table, slot);
-            let PteSlot::Leaf { phys, access } = F::decode(entry, 1) else {
+            if !matches!(F::decode(entry, 1), PteSlot::Leaf { .. }) {
                 next = 0;
                 continue;
-            };
+            }
             memory.store(table, slot, 0);
             gone += 1;
             if entry == next {
@@ -194,7 +197,7 @@ impl<F: PteFormat> PageTable<F> {
                 }
                 run = Run::new(table, slot, 1, 1, entry, RunKind::Leaves);
             }
-            next = F::leaf(PhysAddr(phys.0.wrapping_add(slot_size(1))), access, 1);
+            next = successor::<F>(entry, 1, slot);
         }
         if run.count > 0 {
             detached.note(run);

@@ -221,7 +221,10 @@ impl Suite {
             }
             for (sizes, length) in [
                 (PageSizes::SIZE_4K, 4096),
+                // In 16 equal entries, in 4.
+                (PageSizes::SIZE_4K, 64 << 10),
                 (PageSizes::SIZE_2M, 2 << 20),
+                (PageSizes::SIZE_2M, 8 << 20),
                 (PageSizes::SIZE_1G, 1 << 30),
             ] {
                 let mut table = self.table(levels, sizes)?;
@@ -236,12 +239,19 @@ impl Suite {
                 self.attach(edu, &table, TAG)?;
                 let iova = 0x8000_0000 + (GRANTED - phys);
                 ensure!(reaches(edu, iova, GRANTED), "{levels} levels, {length:#x}");
+                if phys == GRANTED {
+                    let end = length - 4096;
+                    ensure!(
+                        reaches(edu, iova + end, phys + end),
+                        "{levels} levels, {length:#x}: end"
+                    );
+                }
                 self.detach(edu, TAG)?;
                 table.destroy(&mut self.memory);
                 tried += 1;
             }
         }
-        ensure!(tried >= 6, "{tried} combinations");
+        ensure!(tried >= 10, "{tried} combinations");
         Ok(format!("{tried} combinations of depth and size"))
     }
 
@@ -273,7 +283,12 @@ impl Suite {
         table.unmap(&mut self.memory, range, &mut detached).map_err(|error| format!("{error}"))?;
         ensure!(reaches(edu, 0x1_0000, GRANTED), "nothing is cached: the check shows nothing");
         self.unit
-            .invalidate_pages(&mut self.memory, TAG, range, detached.tables_freed())
+            .invalidate_pages(
+                &mut self.memory,
+                TAG,
+                detached.around(range),
+                detached.tables_freed(),
+            )
             .map_err(|error| format!("{error}"))?;
         Table::release(&mut self.memory, &mut detached);
         ensure!(denied(edu, 0x1_0000, GRANTED), "reaches memory after the invalidation");

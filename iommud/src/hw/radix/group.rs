@@ -1,0 +1,114 @@
+//! Pages that take several slots, all with the same entry. A format may have them ([`PteFormat::MOST`]); to the
+//! rest of the walker each slot is a page of its own, which [`PteFormat::decode_at`] finds in it.
+//!
+//! Such a page is entered whole and taken out whole. One that is to be cut is first rewritten as a page a slot,
+//! which translates the same, and is stale as a whole; undoing puts it back as it was.
+
+use iommu_protocol::wire::Access;
+
+use super::detached::{Run, RunKind};
+use super::{
+    Detached, Iova, IovaRange, PageTable, PhysAddr, PteFormat, PteSlot, shift, slot_of, slot_size,
+};
+use crate::hw::seams::TableMemory;
+
+/// Stores `count` leaves from slot `index` on that map memory from `phys` on, in pages as large as alignment
+/// allows.
+pub(super) fn fill<F: PteFormat, M: TableMemory>(
+    memory: &mut M,
+    table: PhysAddr,
+    index: usize,
+    count: usize,
+    phys: PhysAddr,
+    access: Access,
+    level: u8,
+) {
+    if F::MOST == 0 {
+        return memory.fill(table, index, count, F::leaf(phys, access, level), slot_size(level));
+    }
+    let (mut slot, mut next) = (index, phys.0);
+    let end = index + count;
+    while slot < end {
+        let power = largest::<F>(slot, end - slot, next >> shift(level));
+        let entry = F::group(PhysAddr(next), access, level, power);
+        memory.fill(table, slot, 1 << power, entry, 0);
+        slot += 1 << power;
+        next = next.wrapping_add(slot_size(level) << power);
+    }
+}
+
+/// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left, where `page`
+/// is the memory's address in pages of one slot.
+fn largest<F: PteFormat>(slot: usize, left: usize, page: u64) -> u32 {
+    let aligned = (slot | 1 << F::MOST).trailing_zeros().min(page.trailing_zeros());
+    aligned.min(left.checked_ilog2().unwrap_or(0)).min(F::MOST)
+}
+
+/// The entry that continues in the next slot what `entry` in `slot` maps, in pages of the same size; 0 when
+/// `entry` maps nothing.
+pub(super) fn successor<F: PteFormat>(entry: u64, level: u8, slot: usize) -> u64 {
+    let PteSlot::Leaf { phys, access } = F::decode_at(entry, level, slot) else { return 0 };
+    let power = F::power(entry, level);
+    if (slot + 1) & ((1 << power) - 1) != 0 {
+        return entry;
+    }
+    F::group(PhysAddr(phys.0.wrapping_add(slot_size(level))), access, level, power)
+}
+
+impl<F: PteFormat> PageTable<F> {
+    /// Rewrites the pages over several slots of `table` that the addresses from `first` to `last`, which it
+    /// translates, cover only partly: each slot becomes a page. They are at either end.
+    pub(super) fn cut_ends<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        level: u8,
+        (first, last): (u64, u64),
+        detached: &mut Detached,
+    ) {
+        if F::MOST == 0 {
+            return;
+        }
+        for iova in [first, last] {
+            let slot = slot_of(iova, level);
+            let entry = memory.load(table, slot);
+            let power = F::power(entry, level);
+            let size = slot_size(level) << power;
+            let start = iova & !(size - 1);
+            let whole = first <= start && start | (size - 1) <= last;
+            if power > 0 && !whole {
+                let run = Run::new(
+                    table,
+                    slot_of(start, level),
+                    1 << power,
+                    level,
+                    entry,
+                    RunKind::Group,
+                );
+                self.cut(memory, run);
+                detached.note(run);
+                if let Some(stale) = IovaRange::new(Iova(start), size) {
+                    detached.spoil(stale);
+                }
+            }
+        }
+    }
+
+    /// Rewrites one page over several slots.
+    fn cut<M: TableMemory>(&self, memory: &mut M, run: Run) {
+        let (index, count) = (usize::from(run.index), usize::from(run.count));
+        for slot in index..index + count {
+            if let PteSlot::Leaf { phys, access } = F::decode_at(run.entry, run.level, slot) {
+                memory.store(run.table, slot, F::leaf(phys, access, run.level));
+            }
+        }
+        self.clean(memory, run.table, index, count);
+    }
+
+    /// Makes one page of the slots again.
+    pub(super) fn uncut<M: TableMemory>(&self, memory: &mut M, run: Run) {
+        let (index, count) = (usize::from(run.index), usize::from(run.count));
+        memory.fill(run.table, index, count, run.entry, 0);
+        self.clean(memory, run.table, index, count);
+    }
+}
