@@ -6,8 +6,9 @@ use anyhow::{Context, Result, ensure};
 use iommu_client::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::memory::HUGE_MOUNT;
+use crate::memory::{HUGE_MOUNT, ServerMemory};
 use crate::process::{Process, until};
+use crate::unit::Registers;
 
 /// Memory of the server: small, since every server takes all of it anew.
 const MEMORY: &str = "16M";
@@ -37,8 +38,17 @@ impl Kept {
 
     /// Waits until requests are answered.
     pub(crate) fn serves(&self) -> Result<()> {
+        self.serves_and(|| Ok(()))
+    }
+
+    /// Waits until requests are answered, and looks at something again and again until then.
+    pub(crate) fn serves_and(&self, mut look: impl FnMut() -> Result<()>) -> Result<()> {
         let ready = until(Duration::from_secs(20), || {
-            Ok(Connection::system().and_then(|c| c.text("status")).ok())
+            let answer = Connection::system().and_then(|c| c.text("status")).ok();
+            if answer.is_none() {
+                look()?;
+            }
+            Ok(answer)
         })?;
         ready.context("iommud takes no requests").map(drop)
     }
@@ -90,6 +100,20 @@ pub(crate) fn files() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The unit's root table lies in memory that is a server's, at every instant: with the same root before and
+/// after, the files in between must have held it.
+pub(crate) fn root_is_held(registers: &Registers) -> Result<()> {
+    let before = registers.root_table()?;
+    // A file that goes away while it is looked at: another time.
+    let Ok(memory) = ServerMemory::open(DIRECTORY) else { return Ok(()) };
+    let after = registers.root_table()?;
+    ensure!(
+        before != after || memory.contains(before),
+        "the unit's root table at {before:#x} is in memory that was given back"
+    );
+    Ok(())
 }
 
 /// Huge pages that nobody has.

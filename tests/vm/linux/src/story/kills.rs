@@ -16,12 +16,13 @@ use iommu_client::Connection;
 use super::churn::{Random, get_metric};
 use super::{field, worker};
 use crate::edu::{EDU, Edu, MAX_COUNT};
-use crate::kept::{DIRECTORY, Kept, SERVER_PAGES, files, free_pages};
+use crate::kept::{DIRECTORY, Kept, SERVER_PAGES, files, free_pages, root_is_held};
 use crate::memory::HugePage;
 use crate::pci::Function;
 use crate::process::{Process, Puppet, until};
 use crate::report::{check, log};
 use crate::role::{pattern, word};
+use crate::unit::Registers;
 
 /// How long edu takes for a DMA, and some more.
 const DMA: Duration = Duration::from_millis(130);
@@ -120,7 +121,8 @@ impl Scene {
             std::thread::sleep(Duration::from_millis(random.below(150) as u64));
             server = kept.kill_server(Some(server))?;
         }
-        kept.serves()?;
+        let registers = Registers::open()?;
+        kept.serves_and(|| root_is_held(&registers))?;
         let down = killed.elapsed();
         let reaches = Self::reaches(&self.first)?;
         ensure!(
@@ -200,14 +202,14 @@ impl Scene {
                     return Ok(None);
                 }
             }
-            let free = free_pages()?;
-            last = format!("{free} huge pages are free, {} were", self.baseline);
-            Ok((free == self.baseline).then_some(()))
+            let (free, files) = (free_pages()?, files()?.len());
+            last = format!("{free} huge pages are free, {} were; {files} files", self.baseline);
+            // A page that somebody takes while the server renews it is lost to the server, and free later.
+            let all = free + files == self.baseline + SERVER_PAGES;
+            Ok((files <= SERVER_PAGES && all).then_some(()))
         })?;
         done.with_context(|| last.clone())?;
-        let files = files()?;
-        ensure!(files.len() == SERVER_PAGES, "the server's memory: {files:?}");
-        Ok(format!("{last}; {} files", files.len()))
+        Ok(last)
     }
 
     /// Check 4: the file is cut with a write under way, and whoever then asks for memory gets some.
@@ -269,7 +271,7 @@ impl Scene {
     fn end(&mut self) -> Result<String> {
         self.kept.take().context("iommud does not run")?.stop()?;
         let left = free_pages()?;
-        ensure!(left == self.baseline, "{left} huge pages free, {} were", self.baseline);
+        ensure!(left >= self.baseline, "{left} huge pages free, {} were", self.baseline);
         Ok("both ended with status 0".into())
     }
 }
