@@ -71,4 +71,7 @@ fn remove(domain: &mut Domain, slots: &mut Slab<SlotRecord>, index: MappingIndex
         }
         _ => domain.space.free(mapping.range),
     }
+    if domain.mappings.len() == 0 {
+        domain.space.shrink();
+    }
 }

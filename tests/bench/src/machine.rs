@@ -1,7 +1,9 @@
 //! A machine to measure on: table memory as the daemon has it, a unit that does nothing but count, devices.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::wire::{Access, AllocateFlags};
@@ -68,6 +70,17 @@ pub fn tables(count: u64) -> HugeTables {
     HugeTables::new((0..count).map(page))
 }
 
+/// What a measurement sees of a unit that the server owns.
+#[derive(Clone, Default)]
+pub struct Shared {
+    /// Faults to be taken.
+    pub faults: Rc<RefCell<Vec<HardwareFault>>>,
+    /// Faults taken.
+    pub taken: Rc<Cell<u64>>,
+    /// A source was silenced.
+    pub silenced: Rc<Cell<bool>>,
+}
+
 /// A unit without hardware: it counts what it is told to forget.
 #[derive(Default)]
 pub struct Counting {
@@ -75,8 +88,8 @@ pub struct Counting {
     pub invalidations: u64,
     /// Sizes of leaves.
     pub small_pages_only: bool,
-    /// Faults to be taken.
-    pub faults: Vec<HardwareFault>,
+    /// What others see.
+    pub shared: Shared,
 }
 
 impl Unit for Counting {
@@ -100,8 +113,11 @@ impl Unit for Counting {
         &mut self,
         _: &mut HugeTables,
         _: RequesterId,
-        _: Entry,
+        entry: Entry,
     ) -> Result<(), UnitError> {
+        if entry == Entry::Silenced {
+            self.shared.silenced.set(true);
+        }
         Ok(())
     }
     fn invalidate_entry(
@@ -139,8 +155,10 @@ impl Unit for Counting {
         limit: usize,
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError> {
-        let count = limit.min(self.faults.len());
-        self.faults.drain(..count).for_each(sink);
+        let mut faults = self.shared.faults.borrow_mut();
+        let count = limit.min(faults.len());
+        self.shared.taken.set(self.shared.taken.get() + count as u64);
+        faults.drain(..count).for_each(sink);
         Ok(0)
     }
     fn describe(&mut self, _: &mut dyn std::fmt::Write) -> std::fmt::Result {

@@ -9,10 +9,11 @@ mod timing;
 use std::process::ExitCode;
 
 /// What there is to run, by name.
-const ROWS: [(&str, fn()); 7] = [
+const ROWS: [(&str, fn()); 8] = [
     ("core", rows::core::run),
     ("range", rows::range::run),
     ("iova", rows::iova::run),
+    ("pool", rows::pool::run),
     ("sockets", rows::sockets::run),
     ("probe", rows::probe::run),
     ("memory", rows::memory::run),
@@ -23,6 +24,16 @@ fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if wanted == ["profile"] {
         rows::core::profile();
+        return ExitCode::SUCCESS;
+    }
+    if wanted == ["profile-batches"] {
+        rows::core::profile_batches();
+        return ExitCode::SUCCESS;
+    }
+    if let [command, number, begin] = wanted.as_slice()
+        && command == "client"
+    {
+        rows::sockets::client(number.parse().expect("a device"), begin.parse().expect("a time"));
         return ExitCode::SUCCESS;
     }
     for (name, run) in ROWS {

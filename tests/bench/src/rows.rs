@@ -3,6 +3,7 @@
 pub mod core;
 pub mod iova;
 pub mod memory;
+pub mod pool;
 pub mod probe;
 pub mod range;
 pub mod sockets;

@@ -147,6 +147,9 @@ impl Space {
     /// Takes exactly this range, of whole pages. False when it is not all free, or not all in the space.
     pub fn allocate_at(&mut self, range: IovaRange) -> bool {
         let Some((first, count)) = pages_of(range) else { return false };
+        if self.take_block(first, count) {
+            return true;
+        }
         self.settle();
         if !self.is_free(first, count) {
             if self.shelf.is_empty() {
@@ -166,6 +169,7 @@ impl Space {
     pub fn free(&mut self, range: IovaRange) {
         if let Some((first, count)) = pages_of(range)
             && !self.shelf.put(first, count)
+            && !self.give_block(first, count)
         {
             self.vacate(first, count);
         }

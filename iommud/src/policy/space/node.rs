@@ -138,7 +138,15 @@ impl Node {
 
     /// The order of the free block that `2^order` slots at `index` lie in.
     fn around(&self, order: u32, index: u32) -> Option<u32> {
-        (order..=TOP).find(|above| self.is_set(*above, index >> (above - order)))
+        let mut orders = u32::from(self.orders) >> order << order;
+        while orders != 0 {
+            let above = orders.trailing_zeros();
+            if self.is_set(above, index >> (above - order)) {
+                return Some(above);
+            }
+            orders &= orders - 1;
+        }
+        None
     }
 
     /// Whether all of these slots are free.
@@ -154,24 +162,35 @@ impl Node {
     /// Takes these slots, which are free.
     pub(super) fn occupy(&mut self, first: u32, count: u32) {
         for (order, index) in blocks(first, count) {
-            let Some(from) = self.around(order, index) else { continue };
-            self.clear(from, index >> (from - order));
-            for lower in order..from {
-                self.set(lower, index >> (lower - order) ^ 1);
-            }
+            self.occupy_block(order, index);
         }
+    }
+
+    /// Takes the block of `2^order` slots at `index`; false when it is not free.
+    pub(super) fn occupy_block(&mut self, order: u32, index: u32) -> bool {
+        let Some(from) = self.around(order, index) else { return false };
+        self.clear(from, index >> (from - order));
+        for lower in order..from {
+            self.set(lower, index >> (lower - order) ^ 1);
+        }
+        true
     }
 
     /// Frees these slots, which are not free.
     pub(super) fn vacate(&mut self, first: u32, count: u32) {
-        for (mut order, mut index) in blocks(first, count) {
-            while order < TOP && self.is_set(order, index ^ 1) {
-                self.clear(order, index ^ 1);
-                order += 1;
-                index >>= 1;
-            }
-            self.set(order, index);
+        for (order, index) in blocks(first, count) {
+            self.vacate_block(order, index);
         }
+    }
+
+    /// Frees the block of `2^order` slots at `index`, which are not free.
+    pub(super) fn vacate_block(&mut self, mut order: u32, mut index: u32) {
+        while order < TOP && self.is_set(order, index ^ 1) {
+            self.clear(order, index ^ 1);
+            order += 1;
+            index >>= 1;
+        }
+        self.set(order, index);
     }
 }
 

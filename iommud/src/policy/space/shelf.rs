@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 
-use super::{LOW_SLOTS, PAGES_1G, Page, Space, Zone};
+use super::{LOW_SLOTS, PAGES_1G, Page, SLOTS, Space, Zone};
 
 /// Longest range kept, in pages.
 const LONGEST: usize = 8;
@@ -97,5 +97,57 @@ impl Space {
             self.vacate(first + pages, block - pages);
         }
         Some(first)
+    }
+
+    /// Gives back the memory of nodes that are not needed, if all of it is free but what was never taken.
+    pub fn shrink(&mut self) {
+        if self.nodes.len() <= 1 {
+            return;
+        }
+        self.tidy();
+        self.settle();
+        // The root and the nodes below 4 GiB are the first ones.
+        let least = 1 + LOW_SLOTS;
+        if self.count == least {
+            self.nodes.truncate(1);
+            if let (Some(first), Ok(least)) = (self.nodes.first_mut(), usize::try_from(least)) {
+                first.truncate(least);
+            }
+            self.free_nodes = Vec::new();
+        }
+    }
+
+    /// The node of level 0 in which a range is one block, with its order and index there. Not of the node that is
+    /// kept empty.
+    fn block_of(&self, first: Page, count: Page) -> Option<(u32, u32, u32)> {
+        if !count.is_power_of_two() || count >= SLOTS || !first.is_multiple_of(count) {
+            return None;
+        }
+        let at = self.find(0, first).filter(|at| self.idle != Some(*at))?;
+        let order = count.ilog2();
+        Some((at, order, first % SLOTS >> order))
+    }
+
+    /// Takes a range that is one free block of a node. False when it is not: that says nothing about others.
+    pub(super) fn take_block(&mut self, first: Page, count: Page) -> bool {
+        let Some((at, order, index)) = self.block_of(first, count) else { return false };
+        let taken = self.node_mut(at).is_some_and(|node| node.occupy_block(order, index));
+        if taken {
+            self.relist(0, at);
+        }
+        taken
+    }
+
+    /// Frees a range that is one block of a node which does not become empty by it. False when it is not.
+    pub(super) fn give_block(&mut self, first: Page, count: Page) -> bool {
+        let Some((at, order, index)) = self.block_of(first, count) else { return false };
+        let Some(node) = self.node_mut(at) else { return false };
+        node.vacate_block(order, index);
+        if node.is_empty() {
+            node.occupy_block(order, index);
+            return false;
+        }
+        self.relist(0, at);
+        true
     }
 }

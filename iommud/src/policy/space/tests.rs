@@ -296,4 +296,11 @@ fn what_was_given_back_lately_is_free_for_everyone() {
     assert!(!space.exceeds(0), "what is kept for later counts for nothing");
     let all = Wanted { above_4g: true, ..wanted(256 * GIB) };
     assert_eq!(start(&mut space, all), Some(256 * GIB), "nor is it in the way");
+    space.free(range(256 * GIB, all.length));
+    let many: Vec<_> = (0..40 * 512).map(|_| space.allocate(wanted(4096)).unwrap()).collect();
+    many.iter().for_each(|range| space.free(*range));
+    space.shrink();
+    assert_eq!((space.nodes.len(), space.fragments()), (1, 0));
+    assert_eq!(space, Space::new());
+    assert_eq!(start(&mut space, wanted(4096)), start(&mut Space::new(), wanted(4096)));
 }

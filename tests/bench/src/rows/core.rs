@@ -163,6 +163,31 @@ pub fn run() {
         .print();
 }
 
+/// Batches for a profiler to look at: scattered pages at fixed addresses, mapped in one request and unmapped in
+/// another.
+pub fn profile_batches() {
+    const PAGES: u64 = 512;
+    let mut core = Core::new(Counting::default(), 4);
+    let (slot, _) = core.allocate(PAGES * 4096, AllocateFlags::UNMAPPED);
+    let at = |page: u64| Iova(0x1000_0000 + page * 8192);
+    let map = |page| {
+        let request = request(slot, PAGES - 1 - page);
+        BatchRequest::Map(MapRequest { iova: at(page), flags: MapFlags::FIXED, ..request })
+    };
+    let map = Event::Batch(core.session, (0..PAGES).map(map).collect());
+    let unmap = |page| BatchRequest::Unmap { iova: at(page), length: 4096 };
+    let unmap = Event::Batch(core.session, (0..PAGES).map(unmap).collect());
+    for _ in 0..200 {
+        pair(&mut core, &map, &unmap);
+    }
+}
+
+#[inline(never)]
+fn pair(core: &mut Core, map: &Event, unmap: &Event) {
+    core.run(map);
+    core.run(unmap);
+}
+
 /// Works for a profiler to look at.
 pub fn profile() {
     let mut ring = Ring::new();

@@ -1,2 +1,128 @@
-//! Row 12.
-pub fn run() {}
+//! Row 12: what a device that faults without end costs the others.
+
+use std::time::Instant;
+
+use iommu_protocol::fault::FaultAccess;
+use iommu_protocol::ids::RequesterId;
+use iommu_protocol::wire::{Empty, Operation, ReplyHeader};
+use iommud::addr::{Iova, PhysAddr, PhysRange};
+use iommud::hw::HardwareFault;
+use iommud::policy::ClientId;
+use iommud::server::{Caller, Handle, Server, Startup, TableState, UnitStart};
+use iommud_tests::stack::request;
+
+use crate::machine::{Buffers, Counting, Shared, config, firmware, function, tables};
+use crate::report::Line;
+use crate::timing::{ROUNDS, median, nanos, ratio};
+
+/// Attachments of a round.
+const ATTACHMENTS: usize = 2_000;
+
+/// The device that faults, and the one that works.
+const ROGUE: u16 = 0x20;
+const WORKER: u16 = 0x28;
+
+struct Bench {
+    server: Server<Counting, Buffers>,
+    worker: Handle,
+    shared: Shared,
+    payload: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let unit = Counting::default();
+        let shared = unit.shared.clone();
+        let mut server = Server::start(Startup {
+            config: config(),
+            table: TableState::Parsed("DMAR"),
+            firmware: firmware(),
+            units: vec![UnitStart::Ready(unit)],
+            functions: vec![function(ROGUE), function(WORKER)],
+            ram: PhysRange::new(PhysAddr(0), 1 << 32).into_iter().collect(),
+            own: Vec::new(),
+            left: Vec::new(),
+            memory: tables(2),
+            buffers: Buffers::default(),
+        });
+        let mut claim = |number| {
+            let path = format!("devices/{}", function(number).address);
+            let caller = Caller { client: ClientId(u32::from(number)), uid: 0 };
+            server.open(caller, None, &path, true).expect("claimed")
+        };
+        let (rogue, worker) = (claim(ROGUE), claim(WORKER));
+        let mut bench = Self { server, worker, shared, payload: vec![0; 256] };
+        bench.call(rogue, Operation::Attach);
+        bench
+    }
+
+    fn call(&mut self, handle: Handle, operation: Operation) {
+        let bytes = request(operation, &Empty::default());
+        self.payload[..bytes.len()].copy_from_slice(&bytes);
+        self.server.call(handle, &mut self.payload, bytes.len()).expect("answered");
+        let reply =
+            <ReplyHeader as iommu_protocol::wire::Wire>::decode(&self.payload).expect("a reply");
+        assert_eq!(reply.refusal, 0, "{operation:?}");
+    }
+
+    /// The 99th percentile of attachments, in nanoseconds, while `rate` faults a second arrive.
+    fn attachments(&mut self, rate: f64) -> f64 {
+        let mut times = Vec::with_capacity(ATTACHMENTS);
+        let mut last = Instant::now();
+        let mut due = 0.0;
+        for _ in 0..ATTACHMENTS {
+            due += last.elapsed().as_secs_f64() * rate;
+            last = Instant::now();
+            self.arrive(due as usize);
+            due -= due.floor();
+            let start = Instant::now();
+            self.call(self.worker, Operation::Attach);
+            times.push(start.elapsed().as_secs_f64() * 1e9);
+            self.call(self.worker, Operation::Detach);
+        }
+        times.sort_by(f64::total_cmp);
+        times[ATTACHMENTS * 99 / 100]
+    }
+
+    /// Faults of the rogue wait in the unit, as many as it has records for; a silenced source leaves none.
+    fn arrive(&mut self, count: usize) {
+        if self.shared.silenced.get() {
+            return;
+        }
+        let fault = HardwareFault {
+            source: RequesterId(ROGUE),
+            address: Some(Iova(0x1000)),
+            access: FaultAccess::Write,
+            reason: 5,
+            words: "a write that was not allowed",
+        };
+        let mut faults = self.shared.faults.borrow_mut();
+        let room = 256_usize.saturating_sub(faults.len());
+        faults.extend(std::iter::repeat_n(fault, count.min(room)));
+    }
+}
+
+pub fn run() {
+    let (mut quiet, mut storm) = (Vec::new(), Vec::new());
+    let mut bench = Bench::new();
+    for round in 0..=ROUNDS {
+        let (least, most) = (bench.attachments(0.0), bench.attachments(100_000.0));
+        bench.shared.faults.borrow_mut().clear();
+        if round > 0 {
+            quiet.push(least);
+            storm.push(most);
+        }
+    }
+    let against = ratio(&storm, &quiet);
+    Line::note(12, "attach of another device, p99, 100,000 faults a second", nanos(median(&storm)))
+        .peer(format!("quiet {}", nanos(median(&quiet))), against)
+        .target("<= 2x quiet", against <= 2.0)
+        .print();
+    let taken = bench.shared.taken.get();
+    let silenced = bench.shared.silenced.get();
+    let measured =
+        format!("{} after {taken} faults", if silenced { "silenced" } else { "not silenced" });
+    Line::note(12, "the source of the storm", measured)
+        .target("silenced after <= 16 faults", silenced && taken <= 16)
+        .print();
+}

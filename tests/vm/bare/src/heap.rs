@@ -15,6 +15,7 @@ const CLASSES: usize = 25;
 struct State {
     free: [*mut u8; CLASSES],
     next: u64,
+    in_use: u64,
 }
 
 struct Heap(UnsafeCell<State>);
@@ -23,7 +24,14 @@ struct Heap(UnsafeCell<State>);
 unsafe impl Sync for Heap {}
 
 #[global_allocator]
-static HEAP: Heap = Heap(UnsafeCell::new(State { free: [null_mut(); CLASSES], next: START }));
+static HEAP: Heap =
+    Heap(UnsafeCell::new(State { free: [null_mut(); CLASSES], next: START, in_use: 0 }));
+
+/// Bytes asked for and not given back.
+pub fn in_use() -> u64 {
+    // SAFETY: there is one processor; no reference to the state outlives a call.
+    unsafe { (*HEAP.0.get()).in_use }
+}
 
 /// The class of blocks that fit `layout`: 2^class bytes, aligned to as many.
 fn class(layout: Layout) -> usize {
@@ -39,6 +47,7 @@ unsafe impl GlobalAlloc for Heap {
         // SAFETY: one processor; no reference to the state outlives a call.
         let state = unsafe { &mut *self.0.get() };
         let Some(head) = state.free.get_mut(class) else { return null_mut() };
+        state.in_use += layout.size() as u64;
         if !head.is_null() {
             let block = *head;
             // SAFETY: a free block begins with the pointer to the next one.
@@ -47,6 +56,7 @@ unsafe impl GlobalAlloc for Heap {
         }
         let block = state.next.next_multiple_of(1 << class);
         if block + (1 << class) > END {
+            state.in_use -= layout.size() as u64;
             return null_mut();
         }
         state.next = block + (1 << class);
@@ -56,6 +66,7 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as in `alloc`.
         let state = unsafe { &mut *self.0.get() };
+        state.in_use -= layout.size() as u64;
         if let Some(head) = state.free.get_mut(class(layout)) {
             // SAFETY: the block is at least 16 bytes long, aligned, and its owner has given it up.
             unsafe { block.cast::<*mut u8>().write(*head) };

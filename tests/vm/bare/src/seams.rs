@@ -1,7 +1,7 @@
 //! The seams of `iommud::hw` over the bare machine.
 
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::ptr::with_exposed_provenance_mut;
 
 use alloc::rc::Rc;
@@ -19,6 +19,8 @@ pub struct Accesses {
     pub writes: u32,
     /// Writes of the global command register that left translation enable (bit 31) clear.
     pub translation_off: u32,
+    /// Descriptors that the unit was told of: what the queue's tail moved by, in entries of 16 bytes.
+    pub descriptors: u32,
 }
 
 /// Registers at a physical address; counts what is done to them.
@@ -26,15 +28,19 @@ pub struct Accesses {
 pub struct Registers {
     base: u64,
     counts: Rc<RefCell<Accesses>>,
+    tail: Rc<Cell<u32>>,
 }
 
 /// Global command register: GCMD_REG (VT-d 4.1 section 11.4.4.1).
 const COMMAND: u32 = 0x18;
 
+/// Invalidation queue tail register: IQT_REG (VT-d 4.1 section 11.4.9.2).
+const TAIL: u32 = 0x88;
+
 impl Registers {
     /// The registers at `base`.
     pub fn new(base: u64) -> Self {
-        Self { base, counts: Rc::default() }
+        Self { base, counts: Rc::default(), tail: Rc::default() }
     }
 
     /// The counters; they start again from 0.
@@ -59,6 +65,9 @@ impl RegisterIo for Registers {
         counts.writes += 1;
         if offset == COMMAND && value & 1 << 31 == 0 {
             counts.translation_off += 1;
+        }
+        if offset == TAIL {
+            counts.descriptors += (value.wrapping_sub(self.tail.replace(value)) & 4095) / 16;
         }
         phys::write32(self.base + u64::from(offset), value);
     }

@@ -28,10 +28,10 @@ pub fn accesses(base: u64, caching: bool) -> Outcome {
     pair(&mut lab, &mut space, 512)?;
     big(&mut lab)?;
     // Without caching mode hardware never caches what is absent: nothing to tell it.
-    let tail = Accesses { reads: map.reads, writes: 1, translation_off: 0 };
+    let tail = Accesses { reads: map.reads, writes: 1, descriptors: 2, ..Accesses::default() };
     let expected = if caching { tail } else { Accesses::default() };
     ensure!(map == expected, "map: {map:?}");
-    ensure!(unmap.writes == 1, "unmap: {unmap:?}");
+    ensure!(unmap.writes == 1 && unmap.descriptors == 2, "unmap: {unmap:?}");
     Ok(format!(
         "map {} writes {} reads, unmap {} and {}",
         map.writes, map.reads, unmap.writes, unmap.reads

@@ -5,6 +5,7 @@ mod basics;
 mod counts;
 mod devices;
 mod entries;
+mod exact;
 mod faults;
 mod lab;
 mod pages;
@@ -112,6 +113,7 @@ pub fn run(info: &StartInfo) -> usize {
         Ok(mut served) => {
             t.check(|| server::confines(&mut served));
             t.check(|| server::costs(&mut served));
+            t.check(|| exact::counts(&mut served, caching));
             t.check(|| server::ends(&mut served));
         }
         Err(reason) => println!("@@log the server does not start: {reason}"),

@@ -35,7 +35,7 @@ const BUFFERS: u64 = 128 << 20;
 const BUFFERS_LENGTH: u64 = 64 << 20;
 
 /// Pages of a large batch, each at its own place.
-const PAGES: u32 = 512;
+pub(super) const PAGES: u32 = 512;
 
 /// Rounds before a measurement: the first ones make tables and grow lists.
 const WARM_UP: usize = 4;
@@ -97,11 +97,11 @@ impl BufferMemory for Pool {
 
 pub struct Served {
     server: Server<TheUnit, Pool>,
-    registers: Registers,
+    pub(super) registers: Registers,
     edu: Vec<Edu>,
     payload: Vec<u8>,
     session: Option<Handle>,
-    slot: u32,
+    pub(super) slot: u32,
     iova: u64,
 }
 
@@ -142,7 +142,7 @@ impl Served {
 
     /// One call on the session, from the bytes of the request to the bytes of the reply; the instructions
     /// that the server took for it.
-    fn call(&mut self, operation: Operation, request: &[u8]) -> Result<u64, String> {
+    pub(super) fn call(&mut self, operation: Operation, request: &[u8]) -> Result<u64, String> {
         let handle = self.session.ok_or("no session")?;
         let length = RequestHeader::SIZE + request.len();
         let header = RequestHeader {
@@ -162,11 +162,11 @@ impl Served {
         Ok(spent)
     }
 
-    fn result<T: Wire>(&self) -> Result<T, String> {
+    pub(super) fn result<T: Wire>(&self) -> Result<T, String> {
         T::decode(&self.payload[ReplyHeader::SIZE..]).map_err(words)
     }
 
-    fn text(&mut self, path: &str) -> Result<String, String> {
+    pub(super) fn text(&mut self, path: &str) -> Result<String, String> {
         let handle = self.server.open(CALLER, None, path, false).map_err(words)?;
         let mut bytes = vec![0; 4096];
         let length = self.server.read(handle, 0, &mut bytes).map_err(words)?;
@@ -183,7 +183,7 @@ impl Served {
     }
 }
 
-fn encoded<T: Wire>(value: &T) -> Result<Vec<u8>, String> {
+pub(super) fn encoded<T: Wire>(value: &T) -> Result<Vec<u8>, String> {
     let mut bytes = vec![0; T::SIZE];
     value.encode(&mut bytes).map_err(words)?;
     Ok(bytes)
@@ -256,27 +256,28 @@ pub fn costs(served: &mut Served) -> Outcome {
     Ok(format!("{PAGES} pages: {} a page for the pair", (mapping + unmapping) / u64::from(PAGES)))
 }
 
-/// Maps pages of the buffer in reverse order, each to an address of its own, in one call; then unmaps them.
+/// The request for a batch of maps or unmaps: pages of a buffer in reverse order, from the address `at` on, every
+/// second page.
+pub(super) fn scattered(operation: Operation, slot: u32, at: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = encoded(&Batch { count: PAGES, reserved: 0 })?;
+    for page in 0..u64::from(PAGES) {
+        let iova = at + page * 8192;
+        let mut item =
+            BatchItem { operation: operation.code(), length: 4096, iova, ..Default::default() };
+        if operation == Operation::Map {
+            let offset = (u64::from(PAGES) - 1 - page) * 4096;
+            item = BatchItem { flags: MapFlags::FIXED.bits(), slot, access: 3, offset, ..item };
+        }
+        bytes.extend(encoded(&item)?);
+    }
+    Ok(bytes)
+}
+
+/// Maps scattered pages in one call; then unmaps them in another.
 fn batch(served: &mut Served) -> Result<(u64, u64, u32), String> {
     const AT: u64 = 0x1000_0000;
-    let item = |operation: Operation, slot: u32, page: u64| {
-        let iova = AT + page * 8192;
-        let item =
-            BatchItem { operation: operation.code(), length: 4096, iova, ..Default::default() };
-        if operation == Operation::Unmap {
-            return item;
-        }
-        let offset = (u64::from(PAGES) - 1 - page) * 4096;
-        BatchItem { flags: MapFlags::FIXED.bits(), slot, access: 3, offset, ..item }
-    };
-    let request = |operation: Operation, slot: u32| -> Result<Vec<u8>, String> {
-        let mut bytes = encoded(&Batch { count: PAGES, reserved: 0 })?;
-        for page in 0..u64::from(PAGES) {
-            bytes.extend(encoded(&item(operation, slot, page))?);
-        }
-        Ok(bytes)
-    };
-    let (map, unmap) = (request(Operation::Map, served.slot)?, request(Operation::Unmap, 0)?);
+    let map = scattered(Operation::Map, served.slot, AT)?;
+    let unmap = scattered(Operation::Unmap, 0, AT)?;
     let mut costs = (0, 0, 0);
     for _ in 0..=WARM_UP {
         costs.0 = served.call(Operation::Batch, &map)?;

@@ -1,0 +1,36 @@
+//! Row 6: a block of a client's pool, taken and given back.
+
+use std::hint::black_box;
+
+use iommu_client::{Device, DmaPool, PoolOptions};
+use iommud_tests::model::Model;
+
+use crate::report::Line;
+use crate::timing::{median, nanos, rounds};
+
+const PAIRS: u64 = 1_000_000;
+
+pub fn run() {
+    let model = Model::new();
+    let connection = model.connection();
+    let device = Device::open(&connection, "0000--00--04.0").expect("a device");
+    let permission = device.attach().expect("attached");
+    let pool = DmaPool::new(&device, PoolOptions::default()).expect("a pool");
+    pool.reserve(4096, 1).expect("memory");
+    let before = model.counts().requests();
+    let [times] = rounds([&mut || {
+        for _ in 0..PAIRS {
+            drop(black_box(pool.take(black_box(4096)).expect("a block")));
+        }
+        PAIRS
+    }]);
+    let requests = model.counts().requests() - before;
+    let value = median(&times);
+    Line::note(6, "pool block of 4 KiB, take + give back", nanos(value))
+        .target("<= 5 ns", value <= 5.0)
+        .print();
+    Line::note(6, "requests to the server meanwhile", requests.to_string())
+        .target("0", requests == 0)
+        .print();
+    drop(permission);
+}
