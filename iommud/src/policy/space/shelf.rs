@@ -125,7 +125,7 @@ impl Space {
         }
         let at = self.find(0, first).filter(|at| self.idle != Some(*at))?;
         let order = count.ilog2();
-        Some((at, order, first % SLOTS >> order))
+        Some((at, order, (first % SLOTS) >> order))
     }
 
     /// Takes a range that is one free block of a node. False when it is not: that says nothing about others.

@@ -20,7 +20,7 @@ pub(crate) const SIZED_LEAF: u8 = 7;
 
 /// The address field of a leaf of 2^`bits` bytes (13 and up) at `address`, a multiple of that.
 pub(crate) const fn sized(address: u64, bits: u32) -> u64 {
-    address | (1 << (bits - 1)) - (1 << 12)
+    address | ((1 << (bits - 1)) - (1 << 12))
 }
 
 /// The size of a leaf whose size is encoded, as a power of two of bytes, and its first byte.
