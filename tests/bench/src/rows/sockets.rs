@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,8 +33,11 @@ const CLIENTS: u16 = 64;
 const TURNS: usize = 5;
 
 /// From the start of the processes to the beginning of the measurement, and from there to its end.
-const SETTLE: Duration = Duration::from_millis(1500);
+const SETTLE: Duration = Duration::from_secs(4);
 const WINDOW: Duration = Duration::from_millis(800);
+
+/// A round that takes longer has gone wrong.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Pages in anonymous files.
 #[derive(Default)]
@@ -95,7 +98,7 @@ fn round(serve: impl FnOnce(Vec<OwnedFd>, Instant)) -> Round {
         command.stdin(Stdio::from(theirs)).stdout(Stdio::piped());
         children.push(command.spawn().expect("a client"));
     }
-    serve(ends, Instant::now() + SETTLE + WINDOW + Duration::from_millis(700));
+    serve(ends, Instant::now() + LONGEST);
     let (mut counts, mut times) = (Vec::new(), Vec::new());
     for mut child in children {
         let mut lines = BufReader::new(child.stdout.take().expect("output")).lines();
@@ -134,23 +137,28 @@ fn ours(sockets: Vec<OwnedFd>, end: Instant) {
     for socket in sockets {
         transport.adopt_as(socket, 0).expect("adopted");
     }
-    while Instant::now() < end {
+    while transport.clients() > 0 && Instant::now() < end {
         transport.turn(Some(Duration::from_millis(5))).expect("served");
     }
 }
 
+/// What poll(2) says of a socket that wants attention.
+const SOMETHING: PollFlags = PollFlags::IN.union(PollFlags::HUP);
+
 /// Answers every frame with as many zeros as a reply has.
-fn null(sockets: Vec<OwnedFd>, end: Instant) {
+fn null(mut sockets: Vec<OwnedFd>, end: Instant) {
     let mut room = vec![0; MAX_FRAME];
-    while Instant::now() < end {
+    while !sockets.is_empty() && Instant::now() < end {
         let mut waiting: Vec<_> =
             sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
         poll(&mut waiting, None).map(drop).expect("polled");
         let ready: Vec<bool> =
-            waiting.iter().map(|one| one.revents().contains(PollFlags::IN)).collect();
+            waiting.iter().map(|one| one.revents().intersects(SOMETHING)).collect();
+        let mut gone = Vec::new();
         for (socket, _) in sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
             let Ok((_, length @ 1..)) = recv(socket, &mut room[..], RecvFlags::DONTWAIT) else {
-                return;
+                gone.push(socket.as_raw_fd());
+                continue;
             };
             let (asked, _) = Request::decode(&room[..length]).expect("a frame");
             let payload = [0; ReplyHeader::SIZE + AllocateResult::SIZE];
@@ -160,6 +168,7 @@ fn null(sockets: Vec<OwnedFd>, end: Instant) {
             // A client that is done has hung up.
             let _ = send(socket, &frame, SendFlags::NOSIGNAL);
         }
+        sockets.retain(|socket| !gone.contains(&socket.as_raw_fd()));
     }
 }
 
