@@ -18,6 +18,7 @@ use crate::policy::config::Mode;
 use crate::policy::draft::{Claimant, Draft, Effect, full, hull_of};
 use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::machine::Machine;
 use crate::policy::plan::Step;
 use crate::policy::ranges::{Piece, Ranges, difference};
 use crate::policy::registry::Registry;
@@ -303,7 +304,9 @@ impl Registry {
         self.mark_closing(draft, closing, &groups);
         let touched: Vec<GroupId> = groups.iter().map(|(group, _)| *group).collect();
         self.rebind_groups(draft, &touched)?;
-        self.narrow(draft, &owners, &ended)?;
+        for (owner, _) in owners.iter().filter(|(owner, _)| !ended.contains(owner)) {
+            self.narrow(draft, &self.machine, *owner)?;
+        }
         for owner in ended {
             self.end_domain(draft, owner)?;
         }
@@ -351,29 +354,25 @@ impl Registry {
         }
     }
 
-    /// Takes out of the domains of owners that go on what was reserved for groups they no longer hold.
-    fn narrow(
+    /// Takes from an owner's domain what firmware reserves for devices that are not with it any more. `machine` is
+    /// as it will be.
+    pub(super) fn narrow(
         &self,
         draft: &mut Draft,
-        owners: &[(OwnerId, u32)],
-        ended: &[OwnerId],
+        machine: &Machine,
+        id: OwnerId,
     ) -> Result<(), Refusal> {
-        for (id, _) in owners.iter().filter(|(id, _)| !ended.contains(id)) {
-            let Some(owner) = self.machine.owner(*id) else { continue };
-            let Some(domain) = owner.domain.filter(|_| !self.machine.firmware.reserved.is_empty())
-            else {
-                continue;
-            };
-            if self.domain(domain)?.tainted {
-                continue;
-            }
-            let still = |group: &GroupId| {
-                self.machine.group(*group).is_some_and(|group| group.owner == Some(*id))
-            };
-            let groups: Vec<GroupId> = owner.groups.iter().copied().filter(still).collect();
-            self.change_reserved(draft, domain, self.reserved_of_groups(&groups))?;
+        let Some(owner) = machine.owner(id) else { return Ok(()) };
+        let Some(domain) = owner.domain.filter(|_| !machine.firmware.reserved.is_empty()) else {
+            return Ok(());
+        };
+        if self.domain(domain)?.tainted {
+            return Ok(());
         }
-        Ok(())
+        let groups = owner.groups.iter().filter_map(|group| machine.group(*group));
+        let still = groups.filter(|group| group.owner == Some(id));
+        let members = still.flat_map(|group| group.members.iter().copied());
+        self.change_reserved(draft, domain, machine.reserved_of_all(members))
     }
 
     /// Ends the domain of an owner; one that a failed unit may still use is kept for good.

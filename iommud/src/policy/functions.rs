@@ -95,10 +95,10 @@ impl Registry {
     ) -> Result<(), Refusal> {
         let (index, _) = self.machine.find(address).ok_or(Refusal::NotProbed)?;
         let gone: Vec<FunctionIndex> = self.machine.with_behind(index);
-        let mut keys = Vec::new();
-        let mut orphans = Vec::new();
+        let (mut keys, mut orphans, mut owners) = (Vec::new(), Vec::new(), Vec::new());
         for function in gone.iter().filter_map(|index| self.machine.function(*index)) {
             keys.extend(keys_of(function));
+            owners.extend(self.machine.group(function.group).and_then(|group| group.owner));
             orphans.extend(function.session.map(Effect::Orphan));
         }
         let mut after = Box::new(self.machine.clone());
@@ -107,6 +107,11 @@ impl Registry {
         }
         let at = draft.effects.len();
         self.rebind(draft, &after, keys)?;
+        owners.sort_unstable();
+        owners.dedup();
+        for owner in owners {
+            self.narrow(draft, &after, owner)?;
+        }
         after.shared.extend(draft.shared.drain(..));
         draft.effects.insert(at, Effect::Machine(after));
         draft.effects.append(&mut orphans);

@@ -32,7 +32,8 @@ use tree::child;
 /// Number of the page, 4096 bytes each.
 type Page = u32;
 
-/// Bits of the I/O virtual addresses that are handed out: what the shallowest page table reaches.
+/// Bits of the I/O virtual addresses that are handed out: what the shallowest page table reaches. The window of
+/// HyperTransport, 0xfd00000000 to 0xffffffffff, which AMD-Vi does not translate, lies beyond.
 pub const SPACE_BITS: u32 = 39;
 const SPACE_PAGES: u64 = 1 << (SPACE_BITS - 12);
 /// Slots of level 2 below 4 GiB.

@@ -6,6 +6,7 @@ use std::vec::Vec;
 use iommu_protocol::ids::{PciAddress, Slot};
 use iommu_protocol::wire::AllocateFlags;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::world::*;
 use crate::policy::{
@@ -245,8 +246,22 @@ impl Sequence {
     }
 }
 
+fn sequences() -> ProptestConfig {
+    let fixed = |name: &str| std::env::var_os(name).is_none();
+    let mut config = ProptestConfig::default();
+    if fixed("PROPTEST_RNG_SEED") {
+        config.rng_seed = RngSeed::Fixed(0x10_44);
+    }
+    if fixed("PROPTEST_CASES") {
+        config.cases = 48;
+    }
+    config
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 4000, ..ProptestConfig::default() })]
+    // The same sequences every time, so that a change is judged by what it changes; PROPTEST_RNG_SEED and
+    // PROPTEST_CASES ask for others, and more.
+    #![proptest_config(ProptestConfig { max_shrink_iters: 4000, ..sequences() })]
     #[test]
     fn no_sequence_breaks_what_must_hold(
         late in any::<bool>(),

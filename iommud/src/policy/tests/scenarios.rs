@@ -460,6 +460,25 @@ fn s22_reserved_regions_are_mapped_wherever_the_device_goes() {
 }
 
 #[test]
+fn s22_a_region_leaves_with_its_device() {
+    let mut firmware = one_unit();
+    reserve(&mut firmware, 4, 32 * MIB, PAGE);
+    let mut bench = Bench::new(strict(), firmware, &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let first = bench.claim(1, address(0, 4, 0));
+    let second = bench.claim_under(1, address(0, 3, 0), Some(first)).unwrap();
+    bench.run(&Event::Attach(second)).unwrap();
+    let Binding::Domain(own) = bench.world.entry(0, address(0, 3, 0)) else { panic!() };
+    let region = (32 * MIB, 32 * MIB + PAGE - 1, 32 * MIB);
+    let (slot, ..) = bench.buffer(second, 1);
+    assert!(bench.world.mapped(own).contains(&region));
+    bench.run(&Event::FunctionRemoved(address(0, 4, 0))).unwrap();
+    assert!(!bench.world.mapped(own).contains(&region));
+    bench.batch(second, &[fixed(slot, 0, 1, 32 * MIB)]).unwrap();
+    bench.run(&Event::Close(first)).unwrap();
+    bench.run(&Event::Close(second)).unwrap();
+}
+
+#[test]
 fn s22_a_region_is_not_given_over_a_mapping_nor_kept_after_its_device() {
     let mut firmware = one_unit();
     reserve(&mut firmware, 4, 32 * MIB, PAGE);

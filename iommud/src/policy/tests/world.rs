@@ -407,11 +407,10 @@ impl Bench {
             }
             self.clients.insert(request.buffer.0, client);
         }
-        let mut given_back = false;
         let taking = matches!(event, Event::Allocate(..) | Event::MemoryTaken(_));
         for (at, step) in plan.steps().iter().enumerate() {
-            if matches!(step, Step::Map { .. }) && !core::mem::replace(&mut given_back, true) {
-                self.give_back(plan);
+            if let Step::Map { range, phys, .. } = step {
+                self.give_back(plan, phys.0, phys.0 + (range.last().0 - range.first().0));
             }
             self.world.step(step);
             // Memory that is being taken from policy is nobody's until every unit has forgotten it.
@@ -425,13 +424,13 @@ impl Bench {
         }
     }
 
-    /// From the first step that lets policy map it again, memory that the plan releases is the system's. Nobody
-    /// reaches it by then.
-    fn give_back(&mut self, plan: &Plan) {
+    /// From the step that lets policy map it again, memory that the plan releases is the system's. Nobody reaches
+    /// it by then.
+    fn give_back(&mut self, plan: &Plan, start: u64, end: u64) {
         for step in plan.steps() {
             let Step::ReleaseBuffer { buffer } = step else { continue };
             for (first, (last, id)) in self.world.buffers.clone() {
-                if id == buffer.0 && first < OWN {
+                if id == buffer.0 && first < OWN && start <= last && end >= first {
                     assert!(!self.world.reachable(first, last), "{buffer:?} is given back");
                     self.world.buffers.remove(&first);
                     self.world.returned.insert(id);
