@@ -277,12 +277,21 @@ impl Event<'_> {
         if self.after.unit(self.scene, device) != Some(Unit::Up) {
             return Ok(());
         }
-        if self.was[device] != self.is[device] {
+        if self.was[device] != self.is[device] && !self.lost_a_region(device) {
             let (was, is) = (&self.was[device], &self.is[device]);
             let how = format!("D{}: {was:x?} became {is:x?} by {:?}", device + 1, self.act);
             return Err(broken(Invariant::I8, how));
         }
         Ok(())
+    }
+
+    /// What firmware reserves for a device that is removed leaves the domain that it shared, and nothing else does.
+    fn lost_a_region(&self, device: Device) -> bool {
+        let Act::Removed(gone) = self.act else { return false };
+        let region = self.scene.reserved_of(gone);
+        let mut left = self.was[device].clone();
+        left.reach.retain(|reach| Some(*reach) != region);
+        left == self.is[device]
     }
 
     /// I4: wherever a device got at any instant of the event, it was granted before it or is granted after it.
