@@ -40,7 +40,7 @@ options of redox:
                            as of demo
 
 options of explore:
-  --long                   over a million interleavings
+  --long                   many more orders; has open findings
   --write                  write tests/ORDERING.md anew
 
 options of fuzz:

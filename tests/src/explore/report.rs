@@ -177,7 +177,7 @@ const INTRODUCTION: &str = "\
 # Ordering: what is shown
 
 Written by `cargo xtask explore --write`; `cargo test -p iommud-tests --test ordering` fails when it is not what a
-run says. The counts are those of the short mode; `cargo xtask explore --long` covers over a million interleavings.
+run says. The counts are those of the short mode; `cargo xtask explore --long` tries many more and has not ended well yet.
 
 Each interleaving is one order of the requests of two or three clients and of what happens to the machine, run to
 its end through the shipped policy, engine and server over two software VT-d units. After each event what every
