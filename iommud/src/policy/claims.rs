@@ -355,7 +355,8 @@ impl Registry {
     }
 
     /// Takes from an owner's domain what firmware reserves for devices that are not with it any more. `machine` is
-    /// as it will be.
+    /// as it will be. Nothing enters: what a member that came late needs does so when it is claimed, and may be
+    /// refused then, which the end of a session or of a device may not.
     pub(super) fn narrow(
         &self,
         draft: &mut Draft,
@@ -372,7 +373,14 @@ impl Registry {
         let groups = owner.groups.iter().filter_map(|group| machine.group(*group));
         let still = groups.filter(|group| group.owner == Some(id));
         let members = still.flat_map(|group| group.members.iter().copied());
-        self.change_reserved(draft, domain, machine.reserved_of_all(members))
+        let needed = machine.reserved_of_all(members);
+        let had = addresses(&self.domain(domain)?.reserved);
+        let kept = needed.iter().flat_map(|piece| {
+            let (first, last) = (piece.range.first().0, piece.range.last().0);
+            let parts = had.within(first, last);
+            parts.filter_map(|part| Piece::identity(part, piece.access()))
+        });
+        self.change_reserved(draft, domain, kept.collect())
     }
 
     /// Ends the domain of an owner; one that a failed unit may still use is kept for good.

@@ -31,6 +31,10 @@ const SHORT: Duration = Duration::from_millis(100);
 /// The first pause and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
+/// How long a server that was told to end may take. One that is killed then is followed by none; what it leaves is
+/// what any server leaves that is killed.
+const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
 /// The keeper gives up after this many servers in a row that said that they could not run.
 const MOST_FAILURES: u32 = 10;
 
@@ -135,7 +139,7 @@ fn start(words: &[OsString]) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits until the server ends, and passes a signal to end on to it.
+/// Waits until the server ends, and passes a signal to end on to it. The signal is not taken: [`stopped`] sees it.
 fn watch(child: &mut Child, stop: &OwnedFd) -> io::Result<ExitStatus> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let process = pidfd_open(pid.ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?;
@@ -144,6 +148,11 @@ fn watch(child: &mut Child, stop: &OwnedFd) -> io::Result<ExitStatus> {
     let [ended, _] = both.map(|each| !each.revents().is_empty());
     if !ended {
         pidfd_send_signal(&process, Signal::TERM)?;
+        let mut one = [PollFd::new(&process, PollFlags::IN)];
+        if retry(|| poll(&mut one, Some(&PATIENCE)))? == 0 {
+            log::error!("keeper: the server does not end: killed");
+            child.kill()?;
+        }
     }
     child.wait()
 }

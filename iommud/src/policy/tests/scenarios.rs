@@ -479,6 +479,32 @@ fn s22_a_region_leaves_with_its_device() {
 }
 
 #[test]
+fn s22_what_a_late_member_needs_is_not_entered_before_its_claim() {
+    let mut firmware = one_unit();
+    reserve(&mut firmware, 4, 32 * MIB, PAGE);
+    firmware.reserved[0].scopes[0].path = vec![(4, 1)];
+    let [first, late] = pair();
+    let other = endpoint(0, 3, 0);
+    let mut bench = Bench::new(strict(), firmware, &[first, other]);
+    let session = bench.claim(1, first.address);
+    let second = bench.claim_under(1, other.address, Some(session)).unwrap();
+    bench.run(&Event::Attach(session)).unwrap();
+    let (slot, ..) = bench.buffer(session, 1);
+    bench.batch(session, &[fixed(slot, 0, 1, 32 * MIB)]).unwrap();
+    bench.run(&Event::FunctionAdded(late)).unwrap();
+    let Binding::Domain(own) = own_domain(&bench, session) else { panic!() };
+    let before = bench.world.mapped(own);
+    // Each makes the domain do without what it needs no more; neither is refused nor maps over the client's page.
+    bench.run(&Event::Close(second)).unwrap();
+    assert_eq!(bench.world.mapped(own), before);
+    bench.run(&Event::FunctionRemoved(late.address)).unwrap();
+    bench.run(&Event::FunctionAdded(late)).unwrap();
+    bench.run(&Event::FunctionRemoved(first.address)).unwrap();
+    assert_eq!(bench.world.mapped(own), before);
+    assert_eq!(bench.world.entry(0, first.address), Binding::Blocked);
+}
+
+#[test]
 fn s22_a_region_is_not_given_over_a_mapping_nor_kept_after_its_device() {
     let mut firmware = one_unit();
     reserve(&mut firmware, 4, 32 * MIB, PAGE);
