@@ -1,0 +1,234 @@
+//! Quotas (S30), batches, grants, and the memory of buffers.
+
+use std::vec::Vec;
+
+use iommu_protocol::ids::Slot;
+use iommu_protocol::status::Refusal;
+use iommu_protocol::wire::AllocateFlags;
+
+use super::{PAGE, claim_event, kind, own_domain, two_units};
+use crate::policy::tests::world::*;
+use crate::policy::{BatchRequest, Binding, Config, Event, UnitIndex};
+use crate::topology::testing::{address, endpoint};
+
+#[test]
+fn s30_every_quota_is_a_refusal() {
+    let mut config = Config::default();
+    config.quotas.memory = 4 * PAGE;
+    config.quotas.mappings = 3;
+    config.quotas.sessions = 2;
+    config.quotas.buffers = 2;
+    config.quotas.domains = 1;
+    config.quotas.regions = 4;
+    let devices = [endpoint(0, 3, 0), endpoint(0, 4, 0), endpoint(0, 5, 0)];
+    let mut bench = Bench::new(config, one_unit(), &devices);
+    let session = bench.claim(1, address(0, 3, 0));
+    assert_eq!(bench.refused(&claim_event(1, address(0, 4, 0), None)), Refusal::Quota);
+    bench.claim_under(1, address(0, 4, 0), Some(session)).unwrap();
+    let third = claim_event(1, address(0, 5, 0), Some(session));
+    assert_eq!(bench.refused(&third), Refusal::Quota);
+    assert_eq!(bench.registry.admit_buffer(session, 5 * PAGE), Err(Refusal::Quota));
+    let (slot, ..) = bench.buffer(session, 2);
+    bench.buffer(session, 1);
+    assert_eq!(bench.registry.admit_buffer(session, PAGE), Err(Refusal::Quota), "two buffers");
+    let refused =
+        bench.run(&Event::Batch(session, vec![map(slot, 0, 1), map(slot, 1, 1)])).unwrap_err();
+    assert_eq!((refused.refusal, refused.item), (Refusal::Quota, 1));
+    let view = bench.registry.session(session).unwrap();
+    assert_eq!((view.memory_left, view.mappings_left), (PAGE, 1));
+    bench.batch(session, &[map(slot, 0, 1)]).unwrap();
+    assert_eq!(bench.refused(&Event::Batch(session, vec![map(slot, 0, 1)])), Refusal::Quota);
+    // Others have their own.
+    bench.claim(2, address(0, 5, 0));
+}
+
+#[test]
+fn s30_page_tables_are_limited_too() {
+    let mut config = Config::default();
+    config.quotas.regions = 8;
+    let mut bench = Bench::new(config, one_unit(), &[endpoint(0, 3, 0)]);
+    let session = bench.claim(1, address(0, 3, 0));
+    let (slot, ..) = bench.buffer(session, 1);
+    let mut made = 0;
+    while bench.batch(session, &[fixed(slot, 0, 1, (made + 5) << 30)]).is_ok() {
+        made += 1;
+        assert!(made < 8);
+    }
+    let next = fixed(slot, 0, 1, (made + 5) << 30);
+    assert_eq!(bench.refused(&Event::Batch(session, vec![next])), Refusal::Quota);
+    assert!(made > 1);
+}
+
+#[test]
+fn a_batch_is_all_or_nothing_and_names_the_item() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    let (slot, iova, _) = bench.buffer(session, 8);
+    let bad = |bench: &mut Bench, items: Vec<BatchRequest>| {
+        let refused = bench.run(&Event::Batch(session, items)).unwrap_err();
+        (refused.refusal, refused.item)
+    };
+    let ok = map(slot, 0, 1);
+    assert_eq!(bad(&mut bench, vec![ok, ok, map(slot, 0, 9)]), (Refusal::Range, 2));
+    assert_eq!(bad(&mut bench, vec![ok, map(Slot(3), 0, 1)]), (Refusal::BadHandle, 1));
+    assert_eq!(bad(&mut bench, vec![unmap(iova, 8), unmap(iova, 8)]), (Refusal::NotMapped, 1));
+    assert_eq!(bad(&mut bench, vec![unmap(iova, 4)]), (Refusal::NotMapped, 0));
+    assert_eq!(bad(&mut bench, vec![unmap(iova, 0)]), (Refusal::Range, 0));
+    let over = vec![unmap(iova, 8), fixed(slot, 0, 1, iova)];
+    assert_eq!(bad(&mut bench, over), (Refusal::Mapped, 1), "free only when the batch is done");
+    let at = 64 * MIB;
+    let twice = vec![fixed(slot, 0, 2, at), fixed(slot, 0, 1, at + PAGE)];
+    assert_eq!(bad(&mut bench, twice), (Refusal::Mapped, 1));
+    assert_eq!(bad(&mut bench, vec![fixed(slot, 0, 1, at + 1)]), (Refusal::Alignment, 0));
+    assert_eq!(bad(&mut bench, vec![fixed(slot, 0, 1, 0)]), (Refusal::Range, 0));
+    assert_eq!(bad(&mut bench, vec![fixed(slot, 0, 1, 1 << 39)]), (Refusal::Range, 0));
+    assert_eq!(bad(&mut bench, vec![fixed(slot, 0, 1, u64::MAX - 4095)]), (Refusal::Range, 0));
+    let mut asked = request(slot, 0, 1);
+    asked.access = iommu_protocol::wire::Access::empty();
+    assert_eq!(bad(&mut bench, vec![BatchRequest::Map(asked)]), (Refusal::BadAccess, 0));
+    asked = request(slot, 0, 1);
+    asked.offset = 1;
+    assert_eq!(bad(&mut bench, vec![BatchRequest::Map(asked)]), (Refusal::Alignment, 0));
+    asked.offset = !(PAGE - 1);
+    assert_eq!(bad(&mut bench, vec![BatchRequest::Map(asked)]), (Refusal::Range, 0));
+    let from = bench.world.steps.len();
+    let made = bench.batch(session, &[ok, unmap(iova, 8), map(slot, 4, 4)]).unwrap();
+    assert_eq!(made[1], 0);
+    let kinds: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
+    assert_eq!(kinds, ["Map", "Unmap", "Map", "Invalidate", "Publish", "ReleaseTables"]);
+}
+
+#[test]
+fn grants_are_within_the_buffers_own_addresses() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    let (slot, iova, _) = bench.allocate(session, 16 * PAGE, AllocateFlags::UNMAPPED).unwrap();
+    let Binding::Domain(own) = own_domain(&bench, session) else { panic!() };
+    assert_eq!(bench.world.mapped(own), []);
+    let grant = |page, pages| BatchRequest::Grant(request(slot, page, pages));
+    let revoke = |page: u64, pages: u64| BatchRequest::Revoke {
+        slot,
+        offset: page * PAGE,
+        length: pages * PAGE,
+    };
+    assert_eq!(bench.batch(session, &[grant(4, 2)]).unwrap(), [iova + 4 * PAGE]);
+    for overlapping in [grant(4, 2), grant(5, 1), grant(0, 16)] {
+        let refused = bench.refused(&Event::Batch(session, vec![overlapping]));
+        assert_eq!(refused, Refusal::Mapped);
+    }
+    let twice = vec![grant(0, 1), grant(0, 1)];
+    assert_eq!(bench.refused(&Event::Batch(session, twice)), Refusal::Mapped);
+    let as_mapping = Event::Batch(session, vec![unmap(iova + 4 * PAGE, 2)]);
+    assert_eq!(bench.refused(&as_mapping), Refusal::NotMapped, "a grant is revoked");
+    assert_eq!(bench.refused(&Event::Batch(session, vec![revoke(4, 1)])), Refusal::NotMapped);
+    let elsewhere = fixed(slot, 0, 1, iova);
+    assert_eq!(bench.refused(&Event::Batch(session, vec![elsewhere])), Refusal::Mapped);
+    bench.batch(session, &[revoke(4, 2)]).unwrap();
+    bench.batch(session, &[grant(0, 16)]).unwrap();
+    bench.run(&Event::Release(session, slot)).unwrap();
+    assert_eq!(bench.world.mapped(own), []);
+    let (mapped, ..) = bench.buffer(session, 1);
+    let no_grants = BatchRequest::Grant(request(mapped, 0, 1));
+    assert_eq!(bench.refused(&Event::Batch(session, vec![no_grants])), Refusal::BadOperation);
+}
+
+#[test]
+fn scattered_memory_is_mapped_piece_by_piece_at_consecutive_addresses() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    let segments = [phys(OWN + 8 * PAGE, 2 * PAGE), phys(OWN, PAGE), phys(OWN + 4 * PAGE, PAGE)];
+    let event = bench.allocation(session, &segments, AllocateFlags::empty());
+    let (slot, iova, _) = bench.allocated(&event).unwrap();
+    let Binding::Domain(own) = own_domain(&bench, session) else { panic!() };
+    let ends = |at: u64, pages: u64| (iova + at * PAGE, iova + (at + pages) * PAGE - 1);
+    let expected: Vec<_> = [(0, 2, 8), (2, 1, 0), (3, 1, 4)]
+        .map(|(at, pages, memory)| (ends(at, pages).0, ends(at, pages).1, OWN + memory * PAGE))
+        .into();
+    assert_eq!(bench.world.mapped(own), expected);
+    let part = bench.batch(session, &[map(slot, 1, 2)]).unwrap()[0];
+    bench.batch(session, &[unmap(part, 2), unmap(iova, 4)]).unwrap();
+    assert_eq!(bench.world.mapped(own), []);
+}
+
+#[test]
+fn memory_of_the_system_leaves_policy_before_it_is_used_and_returns_after() {
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let Binding::Domain(compat) = bench.world.entry(0, address(0, 3, 0)) else { panic!() };
+    let all = bench.world.mapped(compat);
+    let session = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    let from = bench.world.steps.len();
+    let event = bench.allocation(session, &[phys(MIB, 4 * PAGE)], AllocateFlags::empty());
+    let (slot, ..) = bench.allocated(&event).unwrap();
+    let kinds: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
+    assert_eq!(kinds, ["Unmap", "Invalidate", "Map", "Publish", "ReleaseTables"]);
+    let covers = |bench: &Bench| {
+        bench.world.mapped(compat).iter().any(|(first, last, _)| *first <= MIB && MIB <= *last)
+    };
+    assert!(!covers(&bench));
+    assert_eq!(
+        bench.refused(&Event::MemoryReturned(phys(MIB, PAGE))),
+        Refusal::Busy,
+        "a buffer's memory is not given to policy"
+    );
+    let from = bench.world.steps.len();
+    bench.run(&Event::Release(session, slot)).unwrap();
+    let kinds: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
+    assert_eq!(kinds, ["Unmap", "Invalidate", "Map", "Publish", "ReleaseTables", "ReleaseBuffer"]);
+    assert!(covers(&bench));
+    bench.run(&Event::MemoryTaken(phys(2 * MIB, MIB))).unwrap();
+    bench.run(&Event::MemoryTaken(phys(2 * MIB, MIB))).unwrap();
+    assert!(!bench.world.reachable(2 * MIB, 3 * MIB - 1));
+    bench.run(&Event::MemoryReturned(phys(2 * MIB, MIB))).unwrap();
+    assert!(bench.world.reachable(2 * MIB, 2 * MIB));
+    bench.run(&Event::MemoryReturned(phys(OWN, MIB))).unwrap();
+    let total = |ranges: &[(u64, u64, u64)]| -> u64 { ranges.iter().map(|r| r.1 - r.0 + 1).sum() };
+    assert_eq!(total(&bench.world.mapped(compat)), total(&all), "never the server's own");
+}
+
+#[test]
+fn memory_that_a_failed_unit_may_reach_is_not_taken() {
+    let mut bench =
+        Bench::new(Config::default(), two_units(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    let event = bench.allocation(session, &[phys(MIB, PAGE)], AllocateFlags::empty());
+    assert_eq!(bench.refused(&event), Refusal::UnitFailed);
+    bench.buffer(session, 1);
+}
+
+#[test]
+fn allocations_are_checked() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    assert_eq!(bench.registry.admit_buffer(session, 0), Err(Refusal::Range));
+    assert_eq!(bench.registry.admit_buffer(session, 100), Err(Refusal::Alignment));
+    assert_eq!(bench.registry.admit_buffer(session, !4095), Err(Refusal::Quota));
+    assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(true));
+    let change = |bench: &mut Bench, edit: &dyn Fn(&mut crate::policy::AllocateRequest)| {
+        let Event::Allocate(session, mut request) =
+            bench.allocation(session, &[phys(OWN, 2 * PAGE)], AllocateFlags::empty())
+        else {
+            panic!()
+        };
+        edit(&mut request);
+        bench.refused(&Event::Allocate(session, request))
+    };
+    assert_eq!(change(&mut bench, &|r| r.alignment = 3 * PAGE), Refusal::Alignment);
+    assert_eq!(change(&mut bench, &|r| r.alignment = 512), Refusal::Alignment);
+    assert_eq!(change(&mut bench, &|r| r.boundary = PAGE), Refusal::Range);
+    assert_eq!(change(&mut bench, &|r| r.boundary = 3 * PAGE), Refusal::Range);
+    assert_eq!(change(&mut bench, &|r| r.length = PAGE), Refusal::Range);
+    assert_eq!(change(&mut bench, &|r| r.buffer.0 += 1), Refusal::BadHandle);
+    assert_eq!(change(&mut bench, &|r| r.segments.push(phys(OWN, PAGE))), Refusal::Busy);
+    assert_eq!(change(&mut bench, &|r| r.alignment = 1 << 40), Refusal::NoSpace);
+    let high = phys(1 << 46, 2 * PAGE);
+    assert_eq!(change(&mut bench, &|r| r.segments = vec![high]), Refusal::NoMemory);
+    let empty = iommu_protocol::wire::Access::empty();
+    assert_eq!(change(&mut bench, &|r| r.access = empty), Refusal::BadAccess);
+    bench.buffer(session, 2);
+    assert_eq!(change(&mut bench, &|_| ()), Refusal::Busy, "another buffer's memory");
+}

@@ -1,0 +1,96 @@
+//! Hot-plug: S11 and S14, and bridges and devices that go.
+
+use iommu_protocol::status::Refusal;
+
+use super::{claim_event, own_domain, pair, partition, tree};
+use crate::policy::tests::world::*;
+use crate::policy::{Binding, Event, UnitIndex};
+use crate::topology::testing::{address, endpoint};
+
+#[test]
+fn s11_a_removed_device_is_blocked_and_flushed_and_its_session_is_dead() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let d = address(0, 4, 0);
+    let session = bench.claim(1, d);
+    bench.run(&Event::Attach(session)).unwrap();
+    let (slot, ..) = bench.buffer(session, 4);
+    bench.run(&Event::FunctionRemoved(d)).unwrap();
+    assert_eq!(bench.world.entry(0, d), Binding::Blocked);
+    for event in [
+        Event::Attach(session),
+        Event::Detach(session),
+        Event::Batch(session, vec![map(slot, 0, 1)]),
+        Event::Release(session, slot),
+    ] {
+        assert_eq!(bench.refused(&event), Refusal::NotProbed, "{event:?}");
+    }
+    assert_eq!(bench.refused(&Event::FunctionRemoved(d)), Refusal::NotProbed);
+    bench.run(&Event::FunctionAdded(endpoint(0, 4, 0))).unwrap();
+    assert_eq!(bench.registry.function(d).unwrap().generation, 2);
+    let again = bench.claim(2, d);
+    assert_ne!(again, session);
+    assert_eq!(bench.registry.session(session).unwrap().generation, 1);
+    bench.run(&Event::Close(session)).unwrap();
+    assert_eq!(bench.world.released.len(), 1);
+    assert!(bench.registry.session(again).is_some(), "the new session is another matter");
+    bench.run(&Event::Close(again)).unwrap();
+}
+
+#[test]
+fn s14_what_is_added_to_a_claimed_group_stays_blocked_until_it_is_attached() {
+    let [d1, d2] = pair();
+    let mut bench = Bench::compat(&[d1]);
+    let first = bench.claim(1, d1.address);
+    bench.run(&Event::FunctionAdded(d2)).unwrap();
+    assert_eq!(bench.world.entry(0, d2.address), Binding::Blocked, "claimed, not attached");
+    assert_eq!(bench.registry.groups().count(), 1);
+    bench.run(&Event::Attach(first)).unwrap();
+    assert_eq!(bench.world.entry(0, d2.address), Binding::Blocked);
+    assert_eq!(bench.refused(&claim_event(2, d2.address, None)), Refusal::NotOwner);
+    let second = bench.claim_under(1, d2.address, Some(first)).unwrap();
+    bench.run(&Event::Attach(second)).unwrap();
+    assert_eq!(bench.world.entry(0, d2.address), own_domain(&bench, first));
+    for session in [second, first] {
+        bench.run(&Event::Detach(session)).unwrap();
+        bench.run(&Event::Close(session)).unwrap();
+    }
+    assert!(matches!(bench.world.entry(0, d2.address), Binding::Domain(_)), "policy again");
+    assert_eq!(bench.world.entry(0, d2.address), bench.world.entry(0, d1.address));
+}
+
+#[test]
+fn a_removed_bridge_takes_what_is_behind_with_it() {
+    let functions = tree();
+    let mut bench = Bench::compat(&functions);
+    let below = functions[3].address;
+    let session = bench.claim(1, below);
+    bench.run(&Event::Attach(session)).unwrap();
+    bench.run(&Event::FunctionRemoved(functions[1].address)).unwrap();
+    assert_eq!(bench.registry.functions().count(), 3);
+    for function in &functions[1..4] {
+        assert_eq!(bench.world.entry(0, function.address), Binding::Blocked);
+    }
+    bench.run(&Event::Close(session)).unwrap();
+    assert_eq!(bench.registry.groups().count(), 2);
+    for function in &functions[1..4] {
+        bench.run(&Event::FunctionAdded(*function)).unwrap();
+    }
+    assert_eq!(partition(&bench), partition(&Bench::compat(&functions)));
+}
+
+#[test]
+fn hot_plug_behind_a_failed_unit_leaves_its_entries_as_known() {
+    let functions = tree();
+    let mut bench = Bench::compat(&functions[..1]);
+    let below = functions[3];
+    bench.run(&Event::FunctionAdded(below)).unwrap();
+    let compat = bench.world.entry(0, below.address);
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    // A bridge that gives the device another requester id.
+    bench.run(&Event::FunctionAdded(functions[1])).unwrap();
+    assert_eq!(bench.world.entry(0, below.address), compat);
+    bench.run(&Event::FunctionRemoved(below.address)).unwrap();
+    assert_eq!(bench.world.entry(0, below.address), Binding::Blocked);
+    bench.run(&Event::FunctionAdded(below)).unwrap();
+    assert_eq!(bench.registry.function(below.address).unwrap().binding, Binding::Blocked);
+}

@@ -1,0 +1,253 @@
+//! Several units, units that come and fail, and none: S4, S24, S27, S29.
+
+use std::vec::Vec;
+
+use iommu_protocol::ids::RequesterId;
+use iommu_protocol::status::Refusal;
+use iommu_protocol::wire::AllocateFlags;
+
+use super::{PAGE, claim_event, kind, own_domain, strict, two_units};
+use crate::policy::tests::world::*;
+use crate::policy::{
+    BatchRequest, Binding, Config, Event, Matcher, Mode, Outcome, Rule, Step, UnitIndex, UnitState,
+};
+use crate::topology::capabilities::LevelSet;
+use crate::topology::firmware::Firmware;
+use crate::topology::testing::{address, endpoint};
+
+#[test]
+fn s4_a_unit_that_comes_up_leaves_active_domains_alone() {
+    let mut bench = Bench::cold(Config::default(), two_units());
+    for function in [endpoint(0, 3, 0), endpoint(0, 4, 0)] {
+        bench.run(&Event::FunctionAdded(function)).unwrap();
+    }
+    bench.run(&ready(0)).unwrap();
+    let session = bench.claim(1, address(0, 3, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    bench.buffer(session, 8);
+    let before = bench.world.units[0].clone();
+    let steps = bench.world.steps.len();
+    bench.run(&ready(1)).unwrap();
+    assert_eq!(bench.world.units[0], before);
+    let Binding::Domain(own) = own_domain(&bench, session) else { panic!() };
+    for step in &bench.world.steps[steps..] {
+        assert!(!format!("{step:?}").contains(&format!("{own:?}")), "{step:?}");
+        assert!(!format!("{step:?}").contains("UnitIndex(0)"), "{step:?}");
+    }
+    assert_eq!(bench.run(&ready(1)), Ok(Outcome::Done), "a second time is nothing");
+}
+
+#[test]
+fn s24_a_domain_over_two_units_is_flushed_in_both() {
+    let mut bench =
+        Bench::new(Config::default(), two_units(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let first = bench.claim(1, address(0, 3, 0));
+    let second = bench.claim_under(1, address(0, 4, 0), Some(first)).unwrap();
+    bench.run(&Event::Attach(first)).unwrap();
+    let (_, iova, _) = bench.buffer(first, 1);
+    let from = bench.world.steps.len();
+    bench.run(&Event::Attach(second)).unwrap();
+    let (_, other, _) = bench.buffer(first, 1);
+    bench.batch(first, &[unmap(iova, 1), unmap(other, 1)]).unwrap();
+    let units: Vec<_> = bench.world.steps[from..]
+        .iter()
+        .filter_map(|step| match step {
+            Step::Invalidate { unit, .. } => Some(unit.0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(units, [0, 1], "one invalidation for each unit, for the whole call");
+    let Binding::Domain(own) = own_domain(&bench, first) else { panic!() };
+    assert_eq!(bench.world.mapped(own), []);
+}
+
+#[test]
+fn s27_a_failing_unit_leaves_clients_of_others_alone() {
+    let mut bench =
+        Bench::new(Config::default(), two_units(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let broken = bench.claim(1, address(0, 3, 0));
+    let fine = bench.claim(2, address(0, 4, 0));
+    for session in [broken, fine] {
+        bench.run(&Event::Attach(session)).unwrap();
+        bench.buffer(session, 1);
+    }
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    assert_eq!(bench.run(&Event::UnitFailed(UnitIndex(0))), Ok(Outcome::Done));
+    assert_eq!(bench.registry.unit(UnitIndex(0)).unwrap().state, UnitState::Failed);
+    let (slot, ..) = bench.buffer(fine, 2);
+    bench.run(&Event::Release(fine, slot)).unwrap();
+    bench.run(&Event::Close(fine)).unwrap();
+    bench.run(&Event::Close(broken)).unwrap();
+    assert_eq!(bench.registry.counts().quarantined, 1);
+    // Nothing of the steps since went to the failed unit, but denying entries.
+    let failed = bench.world.steps.iter().rposition(|s| kind(s) == "Deny").unwrap();
+    for step in &bench.world.steps[failed + 1..] {
+        assert!(!format!("{step:?}").contains("UnitIndex(0)"), "{step:?}");
+    }
+}
+
+#[test]
+fn s29_every_function_has_its_entry_before_translation_is_on() {
+    for (config, blocked) in [(Config::default(), false), (strict(), true)] {
+        let bench = Bench::new(config, one_unit(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+        let enable = bench.world.steps.iter().position(|s| kind(s) == "Enable").unwrap();
+        let written: Vec<_> = bench.world.steps[..enable]
+            .iter()
+            .filter(|s| matches!(kind(s), "Translate" | "Block"))
+            .map(kind)
+            .collect();
+        assert_eq!(written, [if blocked { "Block" } else { "Translate" }; 2]);
+        assert_eq!(enable + 1, bench.world.steps.len());
+    }
+}
+
+#[test]
+fn without_a_unit_a_session_works_with_bus_addresses() {
+    let mut bench = Bench::new(Config::default(), Firmware::default(), &[endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    assert_eq!(bench.registry.session(session).unwrap().domain, None);
+    bench.run(&Event::Attach(session)).unwrap();
+    assert!(bench.registry.session(session).unwrap().attached);
+    assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(false));
+    let (slot, iova, _) = bench.buffer(session, 4);
+    assert_eq!(iova, OWN, "the address of the memory");
+    assert_eq!(bench.batch(session, &[map(slot, 1, 2)]).unwrap(), [OWN + PAGE]);
+    assert_eq!(bench.batch(session, &[map(slot, 1, 2)]).unwrap(), [OWN + PAGE], "twice the same");
+    assert_eq!(bench.registry.counts().mappings, 3);
+    bench.batch(session, &[unmap(OWN + PAGE, 2), unmap(OWN + PAGE, 2)]).unwrap();
+    assert_eq!(
+        bench.refused(&Event::Batch(session, vec![unmap(OWN + PAGE, 2)])),
+        Refusal::NotMapped
+    );
+    let wrong = fixed(slot, 0, 1, MIB);
+    assert_eq!(bench.refused(&Event::Batch(session, vec![wrong])), Refusal::Unsupported);
+    let scattered = [phys(OWN + 8 * PAGE, PAGE), phys(OWN + 16 * PAGE, PAGE)];
+    let event = bench.allocation(session, &scattered, AllocateFlags::empty());
+    assert_eq!(bench.refused(&event), Refusal::NoMemory, "no unit makes it contiguous");
+    let high = bench.allocation(session, &[phys(1 << 33, PAGE)], AllocateFlags::empty());
+    assert_eq!(bench.refused(&high), Refusal::NoMemory);
+    let (reserved, at, _) = bench.allocate(session, 2 * PAGE, AllocateFlags::UNMAPPED).unwrap();
+    let grant = BatchRequest::Grant(request(reserved, 1, 1));
+    assert_eq!(bench.batch(session, &[grant]).unwrap(), [at + PAGE]);
+    let revoke = BatchRequest::Revoke { slot: reserved, offset: PAGE, length: PAGE };
+    bench.batch(session, &[revoke]).unwrap();
+    assert_eq!(bench.world.steps, [], "there is no hardware");
+    bench.run(&Event::Close(session)).unwrap();
+    assert_eq!(bench.world.released.len(), 2);
+    assert_eq!(bench.registry.counts().mappings, 0);
+}
+
+#[test]
+fn modes_are_chosen_by_the_first_rule_that_matches() {
+    let mut nic = endpoint(0, 6, 0);
+    nic.class = 0x02_0000;
+    let config = Config {
+        rules: vec![
+            Rule { matcher: Matcher::Address(address(0, 3, 0)), mode: Mode::Off },
+            Rule {
+                matcher: Matcher::Device { vendor: 0x1234, device: 0x11e8 },
+                mode: Mode::Compat,
+            },
+            Rule { matcher: Matcher::Class { class: 0x02_0000, mask: 0xff_0000 }, mode: Mode::Off },
+        ],
+        ..strict()
+    };
+    let mut other = endpoint(0, 5, 0);
+    other.device = 1;
+    let mut bench = Bench::cold(config, one_unit());
+    bench.passes.insert(RequesterId::new(0, 3, 0).unwrap().0);
+    for function in [endpoint(0, 3, 0), endpoint(0, 4, 0), other, nic] {
+        bench.run(&Event::FunctionAdded(function)).unwrap();
+    }
+    bench.run(&ready(0)).unwrap();
+    let entry = |device| bench.world.entry(0, address(0, device, 0));
+    assert_eq!(entry(3), Binding::PassThrough);
+    assert!(matches!(entry(4), Binding::Domain(_)));
+    assert_eq!(entry(5), Binding::Blocked);
+    assert!(matches!(entry(6), Binding::Domain(_)), "an earlier rule is about its ids");
+    let session = bench.claim(1, address(0, 3, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    bench.buffer(session, 1);
+    bench.run(&Event::Detach(session)).unwrap();
+    bench.run(&Event::Close(session)).unwrap();
+    assert_eq!(bench.world.entry(0, address(0, 3, 0)), Binding::PassThrough);
+}
+
+#[test]
+fn a_unit_that_cannot_pass_through_gives_off_what_compat_has() {
+    let config = Config { default: Mode::Off, ..Config::default() };
+    let mut bench = Bench::cold(config, one_unit());
+    bench.run(&Event::FunctionAdded(endpoint(0, 3, 0))).unwrap();
+    let mut weak = capabilities();
+    weak.pass_through = false;
+    bench.run(&Event::UnitReady(UnitIndex(0), weak)).unwrap();
+    assert!(matches!(bench.world.entry(0, address(0, 3, 0)), Binding::Domain(_)));
+}
+
+#[test]
+fn units_without_a_common_table_each_have_their_own() {
+    let mut bench = Bench::cold(Config::default(), two_units());
+    for function in [endpoint(0, 3, 0), endpoint(0, 4, 0)] {
+        bench.run(&Event::FunctionAdded(function)).unwrap();
+    }
+    let mut three = capabilities();
+    three.levels = LevelSet::THREE;
+    let mut four = capabilities();
+    four.levels = LevelSet::FOUR;
+    four.coherent = false;
+    bench.run(&Event::UnitReady(UnitIndex(0), three)).unwrap();
+    bench.run(&Event::UnitReady(UnitIndex(1), four)).unwrap();
+    let (a, b) = (bench.world.entry(0, address(0, 3, 0)), bench.world.entry(1, address(0, 4, 0)));
+    assert_ne!(a, b);
+    let formats: Vec<_> = bench
+        .world
+        .steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::CreateTable { format, .. } => Some((format.levels, format.coherent)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(formats, [(3, true), (4, false)]);
+    // Memory leaves both.
+    bench.run(&Event::MemoryTaken(phys(MIB, MIB))).unwrap();
+    assert!(!bench.world.reachable(MIB, 2 * MIB - 1));
+    let first = bench.claim(1, address(0, 3, 0));
+    let second = claim_event(1, address(0, 4, 0), Some(first));
+    assert_eq!(bench.refused(&second), Refusal::Unsupported);
+}
+
+#[test]
+fn addresses_stay_within_what_the_unit_lets_through() {
+    let mut bench = Bench::cold(Config::default(), one_unit());
+    bench.run(&Event::FunctionAdded(endpoint(0, 3, 0))).unwrap();
+    let mut narrow = capabilities();
+    narrow.iova_bits = 34;
+    bench.run(&Event::UnitReady(UnitIndex(0), narrow)).unwrap();
+    let session = bench.claim(1, address(0, 3, 0));
+    let (slot, ..) = bench.buffer(session, 1);
+    let space = bench.registry.session(session).unwrap().domain.unwrap().space;
+    assert_eq!((space.first().0, space.last().0), (PAGE, (1 << 34) - 1));
+    bench.batch(session, &[fixed(slot, 0, 1, (1 << 34) - PAGE)]).unwrap();
+    let beyond = Event::Batch(session, vec![fixed(slot, 0, 1, 1 << 34)]);
+    assert_eq!(bench.refused(&beyond), Refusal::Range);
+}
+
+#[test]
+fn a_domain_of_policy_is_made_when_the_first_device_needs_it() {
+    let mut bench = Bench::new(strict(), one_unit(), &[endpoint(0, 4, 0)]);
+    assert_eq!(bench.world.domain_count(), 0, "nothing under compat");
+    let session = bench.claim(1, address(0, 4, 0));
+    let event = bench.allocation(session, &[phys(MIB, PAGE)], AllocateFlags::empty());
+    bench.allocated(&event).unwrap();
+    let config = Config {
+        rules: vec![Rule { matcher: Matcher::Address(address(0, 5, 0)), mode: Mode::Compat }],
+        ..strict()
+    };
+    let mut bench = Bench::new(config, one_unit(), &[endpoint(0, 4, 0)]);
+    bench.run(&Event::MemoryTaken(phys(MIB, MIB))).unwrap();
+    bench.run(&Event::FunctionAdded(endpoint(0, 5, 0))).unwrap();
+    let Binding::Domain(compat) = bench.world.entry(0, address(0, 5, 0)) else { panic!() };
+    let holes = bench.world.mapped(compat);
+    assert!(holes.iter().all(|(first, last, _)| *last < MIB || *first >= 2 * MIB), "{holes:?}");
+}

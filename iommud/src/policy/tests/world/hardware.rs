@@ -1,0 +1,272 @@
+//! What the units of the machine hold, and what they may have cached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::vec::Vec;
+
+use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommu_protocol::wire::Access;
+
+use crate::policy::{Binding, BufferId, DomainId, Step, UnitIndex};
+use crate::topology::capabilities::DomainTag;
+
+/// What the hardware holds of one domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tables {
+    tag: u16,
+    /// Ranges by first byte: last byte, memory, access.
+    ranges: BTreeMap<u64, (u64, u64, u32)>,
+}
+
+/// One unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::policy::tests) struct Hardware {
+    pub(in crate::policy::tests) enabled: bool,
+    pub(in crate::policy::tests) entries: BTreeMap<u16, Binding>,
+    /// Bindings that may still be in use beside the current one.
+    pub(super) stale_entries: BTreeMap<u16, Vec<Binding>>,
+    /// Memory that may still be reached through a domain, by tag.
+    stale_pages: BTreeMap<u16, BTreeSet<(u64, u64)>>,
+}
+
+/// Hardware, and what is expected of it.
+#[derive(Clone, Debug, Default)]
+pub(in crate::policy::tests) struct World {
+    pub(in crate::policy::tests) units: Vec<Hardware>,
+    domains: BTreeMap<u32, Tables>,
+    /// Memory of live buffers, by first byte: last byte and buffer.
+    pub(in crate::policy::tests) buffers: BTreeMap<u64, (u64, u32)>,
+    /// Buffers whose memory is the system's again, and that are not released yet.
+    pub(super) returned: BTreeSet<u32>,
+    /// Every step ever run.
+    pub(in crate::policy::tests) steps: Vec<Step>,
+    pub(in crate::policy::tests) released: Vec<BufferId>,
+}
+
+pub(super) fn read_write() -> u32 {
+    (Access::READ | Access::WRITE).bits()
+}
+
+impl World {
+    pub(in crate::policy::tests) fn new(units: usize) -> Self {
+        Self { units: vec![Hardware::default(); units], ..Self::default() }
+    }
+
+    fn unit(&mut self, unit: UnitIndex) -> &mut Hardware {
+        &mut self.units[unit.0 as usize]
+    }
+
+    fn domain(&mut self, domain: DomainId) -> &mut Tables {
+        self.domains.get_mut(&domain.0).expect("a domain that exists")
+    }
+
+    /// Memory that a unit may reach for a source: through every entry and every translation that it may use.
+    pub(in crate::policy::tests) fn reach(&self, unit: usize, source: u16) -> Vec<(u64, u64)> {
+        let unit = &self.units[unit];
+        if !unit.enabled {
+            return vec![(0, u64::MAX)];
+        }
+        let now = unit.entries.get(&source).copied().unwrap_or(Binding::Blocked);
+        let stale = unit.stale_entries.get(&source).into_iter().flatten().copied();
+        let mut all = Vec::new();
+        for binding in stale.chain([now]) {
+            match binding {
+                Binding::Blocked => {}
+                Binding::PassThrough => all.push((0, u64::MAX)),
+                Binding::Domain(domain) => {
+                    let Some(tables) = self.domains.get(&domain.0) else {
+                        panic!("entry of {source:#x} points to {domain:?}, which is gone");
+                    };
+                    all.extend(
+                        tables
+                            .ranges
+                            .iter()
+                            .map(|(first, (last, phys, _))| (*phys, phys + (last - first))),
+                    );
+                    all.extend(unit.stale_pages.get(&tables.tag).into_iter().flatten());
+                }
+            }
+        }
+        all
+    }
+
+    /// Whether any unit may reach a byte of this memory, for any source.
+    pub(in crate::policy::tests) fn reachable(&self, first: u64, last: u64) -> bool {
+        (0..self.units.len()).filter(|unit| self.units[*unit].enabled).any(|unit| {
+            let hardware = &self.units[unit];
+            let sources: BTreeSet<u16> =
+                hardware.entries.keys().chain(hardware.stale_entries.keys()).copied().collect();
+            // What is let through untranslated is the administrator's choice, and asked about elsewhere.
+            sources.into_iter().any(|source| {
+                let reach = self.reach(unit, source);
+                reach.iter().any(|(a, b)| *b < u64::MAX && *a <= last && first <= *b)
+            })
+        })
+    }
+
+    pub(in crate::policy::tests) fn step(&mut self, step: &Step) {
+        self.steps.push(*step);
+        match *step {
+            Step::CreateTable { domain, tag: DomainTag(tag), format } => {
+                assert!(tag > 1, "tag {tag} is not for domains");
+                assert!((3..=6).contains(&format.levels));
+                let tables = Tables { tag, ..Tables::default() };
+                let twice = self.domains.values().any(|tables| tables.tag == tag);
+                assert!(!twice, "tag {tag} given twice");
+                assert!(self.domains.insert(domain.0, tables).is_none(), "{domain:?} twice");
+            }
+            Step::DestroyTable { domain } => self.destroy(domain),
+            Step::Map { domain, range, phys, access } => {
+                let (first, last) = (range.first().0, range.last().0);
+                let tables = self.domain(domain);
+                let clear = tables.ranges.range(..=last).next_back();
+                assert!(clear.is_none_or(|(_, (end, ..))| *end < first), "{range:?} mapped twice");
+                tables.ranges.insert(first, (last, phys.0, access.bits()));
+                self.cache_all();
+            }
+            Step::Unmap { domain, range, phys, access } => {
+                let (first, last) = (range.first().0, range.last().0);
+                self.cache_all();
+                self.domain(domain).unmap(first, last, phys.0, access.bits());
+            }
+            Step::Publish { .. } | Step::ReleaseTables { .. } => {}
+            Step::Invalidate { unit, domain, .. } => {
+                let tag = self.domain(domain).tag;
+                self.unit(unit).stale_pages.remove(&tag);
+                self.cache_all();
+            }
+            Step::Block { unit, source, was } => {
+                let now = self.unit(unit).entries.get(&source.0).copied();
+                assert_eq!(now.unwrap_or(Binding::Blocked), was, "what {source:?} was");
+                self.write(unit, source, Binding::Blocked);
+            }
+            Step::Deny { unit, source } => self.write(unit, source, Binding::Blocked),
+            Step::Translate { unit, source, domain } => {
+                self.domain(domain);
+                self.open(unit, source, Binding::Domain(domain));
+            }
+            Step::PassThrough { unit, source } => self.open(unit, source, Binding::PassThrough),
+            Step::InvalidateEntry { unit, source, was } => {
+                self.unit(unit).stale_entries.remove(&source.0);
+                if let Binding::Domain(domain) = was {
+                    let tag = self.domain(domain).tag;
+                    self.unit(unit).stale_pages.remove(&tag);
+                }
+                self.cache_all();
+            }
+            Step::Enable { unit } => {
+                self.unit(unit).enabled = true;
+                self.cache_all();
+            }
+            Step::ReleaseBuffer { buffer } => self.release(buffer),
+        }
+    }
+
+    /// An entry that denied, and that nothing else is cached of, is opened.
+    fn open(&mut self, unit: UnitIndex, source: RequesterId, now: Binding) {
+        let hardware = self.unit(unit);
+        let was = hardware.entries.get(&source.0).copied().unwrap_or(Binding::Blocked);
+        assert_eq!(was, Binding::Blocked, "{source:?} is opened without having been blocked");
+        let stale = hardware.stale_entries.get(&source.0);
+        let denied = stale.into_iter().flatten().all(|binding| *binding == Binding::Blocked);
+        assert!(denied, "{source:?} is opened while {stale:?} may be cached");
+        self.write(unit, source, now);
+    }
+
+    fn write(&mut self, unit: UnitIndex, source: RequesterId, now: Binding) {
+        let hardware = self.unit(unit);
+        let was = hardware.entries.insert(source.0, now).unwrap_or(Binding::Blocked);
+        if hardware.enabled && was != now {
+            hardware.stale_entries.entry(source.0).or_default().push(was);
+        }
+        self.cache_all();
+    }
+
+    /// Each unit caches every translation that any of its entries, current or cached, leads to.
+    fn cache_all(&mut self) {
+        let Self { units, domains, .. } = self;
+        for unit in units.iter_mut().filter(|unit| unit.enabled) {
+            let stale = unit.stale_entries.values().flatten();
+            let used: BTreeSet<u32> = unit
+                .entries
+                .values()
+                .chain(stale)
+                .filter_map(|binding| match binding {
+                    Binding::Domain(domain) => Some(domain.0),
+                    _ => None,
+                })
+                .collect();
+            for tables in used.iter().filter_map(|domain| domains.get(domain)) {
+                let cached = unit.stale_pages.entry(tables.tag).or_default();
+                for (first, (last, phys, _)) in &tables.ranges {
+                    cached.insert((*phys, phys + (last - first)));
+                }
+            }
+        }
+    }
+
+    fn destroy(&mut self, domain: DomainId) {
+        let tag = self.domain(domain).tag;
+        for unit in self.units.iter().filter(|unit| unit.enabled) {
+            let stale = unit.stale_entries.values().flatten();
+            let used = unit.entries.values().chain(stale).any(|b| *b == Binding::Domain(domain));
+            assert!(!used, "{domain:?} is destroyed while an entry may lead to it");
+            let cached = unit.stale_pages.get(&tag).is_some_and(|pages| !pages.is_empty());
+            assert!(!cached, "{domain:?} is destroyed while its translations may be cached");
+        }
+        self.domains.remove(&domain.0);
+    }
+
+    /// A buffer's memory goes to whoever wants it next. Policy `compat` may reach it again, nobody else.
+    fn release(&mut self, buffer: BufferId) {
+        let mine: Vec<(u64, u64)> = self
+            .buffers
+            .iter()
+            .filter(|(_, (_, id))| *id == buffer.0)
+            .map(|(first, (last, _))| (*first, *last))
+            .collect();
+        let returned = self.returned.remove(&buffer.0);
+        assert!(returned || !mine.is_empty(), "{buffer:?} released twice");
+        for (first, last) in mine {
+            self.buffers.remove(&first);
+            assert!(!self.reachable(first, last), "{buffer:?} is released while reachable");
+        }
+        self.released.push(buffer);
+    }
+
+    /// What the tables of a domain hold: first byte, last byte, memory.
+    pub(in crate::policy::tests) fn mapped(&self, domain: DomainId) -> Vec<(u64, u64, u64)> {
+        let tables = &self.domains[&domain.0];
+        tables.ranges.iter().map(|(first, (last, phys, _))| (*first, *last, *phys)).collect()
+    }
+
+    pub(in crate::policy::tests) fn domain_count(&self) -> usize {
+        self.domains.len()
+    }
+
+    pub(in crate::policy::tests) fn entry(&self, unit: usize, source: PciAddress) -> Binding {
+        let entries = &self.units[unit].entries;
+        entries.get(&source.requester.0).copied().unwrap_or(Binding::Blocked)
+    }
+}
+
+impl Tables {
+    /// Cuts `first` to `last` out, which is mapped to `phys` and what follows, in one piece or several.
+    fn unmap(&mut self, first: u64, last: u64, phys: u64, access: u32) {
+        let mut from = first;
+        while from <= last {
+            let (&at, &(end, base, bits)) =
+                self.ranges.range(..=from).next_back().expect("a mapping to unmap");
+            assert!(end >= from, "{from:#x} is not mapped");
+            let expected = (phys + (from - first), access);
+            assert_eq!((base + (from - at), bits), expected, "what was mapped at {from:#x}");
+            self.ranges.remove(&at);
+            if at < from {
+                self.ranges.insert(at, (from - 1, base, bits));
+            }
+            if end > last {
+                self.ranges.insert(last + 1, (end, base + (last + 1 - at), bits));
+            }
+            from = end.saturating_add(1);
+        }
+    }
+}
