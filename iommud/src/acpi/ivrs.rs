@@ -2,7 +2,7 @@
 //! specification.
 
 use super::bytes::{u8_at, u16_at, u32_at, u64_at};
-use super::table::{Block, Blocks, Layout, Table, TableError};
+use super::table::{self, Block, Blocks, Layout, Table, TableError};
 
 pub use super::entry::{BadEntry, Entries, Entry, EntryBody};
 
@@ -29,19 +29,7 @@ pub struct Ivrs<'a> {
 }
 
 /// One block.
-#[derive(Clone, Debug)]
-pub struct Structure<'a> {
-    /// Where it starts, in bytes from the start of the table.
-    pub offset: usize,
-    /// Its type, as in the table.
-    pub kind: u16,
-    /// Its length, as in the table.
-    pub length: u16,
-    /// Its bytes, type and length included.
-    pub bytes: &'a [u8],
-    /// Its fields.
-    pub body: Body<'a>,
-}
+pub type Structure<'a> = table::Structure<'a, Body<'a>>;
 
 /// The fields of a block.
 #[derive(Clone, Debug)]
@@ -119,7 +107,7 @@ impl<'a> Ivrs<'a> {
     }
 }
 
-impl<'a> Structure<'a> {
+impl<'a> table::Structure<'a, Body<'a>> {
     fn of(block: Block<'a>) -> Self {
         let body = if block.whole {
             Body::of(block).unwrap_or_else(|| Body::TooShort {
@@ -129,8 +117,7 @@ impl<'a> Structure<'a> {
         } else {
             Body::BadLength
         };
-        let Block { offset, kind, length, bytes, .. } = block;
-        Self { offset, kind, length, bytes, body }
+        block.with(body)
     }
 
     /// The specification's name of the type, or "unknown".

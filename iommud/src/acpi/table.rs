@@ -197,6 +197,29 @@ pub(super) struct Block<'a> {
     pub whole: bool,
 }
 
+/// One structure of a table, with the fields that the table's specification gives its type.
+#[derive(Clone, Debug)]
+pub struct Structure<'a, B> {
+    /// Where it starts, in bytes from the start of the table.
+    pub offset: usize,
+    /// Its type, as in the table.
+    pub kind: u16,
+    /// Its length, as in the table.
+    pub length: u16,
+    /// Its bytes, type and length included.
+    pub bytes: &'a [u8],
+    /// Its fields.
+    pub body: B,
+}
+
+impl<'a> Block<'a> {
+    /// The structure with these fields.
+    pub(super) const fn with<B>(self, body: B) -> Structure<'a, B> {
+        let Self { offset, kind, length, bytes, .. } = self;
+        Structure { offset, kind, length, bytes, body }
+    }
+}
+
 /// Walks structures one after the other. Each step goes at least [`PREFIX_SIZE`] bytes on, or is the last.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks<'a> {
