@@ -5,7 +5,7 @@
 //! little-endian; every structure has its natural C layout without padding, asserted at compile time.
 //!
 //! ```text
-//! request  RequestHeader (16 bytes) + the operation's request structure [+ items of a batch]
+//! request  RequestHeader (16 bytes) + the operation's request structure [+ items of a batch, pages of a list]
 //! reply    ReplyHeader   (24 bytes) + the operation's result structure  [+ results, regions]
 //! ```
 //!
@@ -20,6 +20,9 @@ pub const VERSION: u16 = 1;
 
 /// The most items that one batch may hold.
 pub const MAX_BATCH: usize = 1024;
+
+/// The most pages that one list may name: 32 MiB.
+pub const MAX_LIST: usize = 8192;
 
 /// The longest request or reply in bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
@@ -129,7 +132,7 @@ wire! {
         refusal: u16 = 16,
         /// Zero.
         reserved: u16 = 18,
-        /// In a refused batch: the index of the item that was refused; else 0.
+        /// In a refused batch or list: the index of the item or page that was refused; else 0.
         item: u32 = 20,
     } = 24;
 
@@ -285,6 +288,22 @@ wire! {
         iova: u64 = 32,
     } = 40;
 
+    /// Maps pages of a buffer, in any order, to consecutive addresses. It is followed by `count` page numbers
+    /// of 32 bits: page n is the buffer's bytes from n * 4096 on. They are one mapping, which one unmap ends;
+    /// each page counts as one of the mappings that a client may make.
+    MapList {
+        /// The buffer's slot in this session.
+        slot: u32 = 0,
+        /// [`Access`] of the mapping.
+        access: u32 = 4,
+        /// [`MapFlags`].
+        flags: u32 = 8,
+        /// Number of pages, 1 to [`MAX_LIST`].
+        count: u32 = 12,
+        /// With [`MapFlags::FIXED`]: where to map the first page. Else 0.
+        iova: u64 = 16,
+    } = 24;
+
     /// In front of the regions of a reserved-regions reply.
     RegionsResult {
         /// Number of [`Region`] that follow.
@@ -424,6 +443,8 @@ operations! {
     Revoke = 11, Grant => Empty;
     /// The reserved regions of the device.
     Regions = 12, Empty => RegionsResult;
+    /// Maps pages of a buffer to consecutive addresses.
+    MapList = 13, MapList => MapResult;
 }
 
 impl Operation {
@@ -450,7 +471,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<(RequestHeader, Operation, &[u8]), R
     let length = usize::try_from(header.length).map_err(|_| Refusal::BadLength)?;
     let body = bytes.get(RequestHeader::SIZE..length).ok_or(Refusal::BadLength)?;
     let exact = operation.request_size();
-    let fits = if matches!(operation, Operation::Batch) {
+    let fits = if matches!(operation, Operation::Batch | Operation::MapList) {
         body.len() >= exact
     } else {
         body.len() == exact

@@ -15,9 +15,9 @@ use iommu_protocol::ids::PciAddress;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{
     Access, Allocate, AllocateFlags, AllocateResult, Batch, BatchItem, BufferRequest, BufferResult,
-    Empty, Grant, MAX_BATCH, MAX_PAYLOAD, Map, MapFlags, MapResult, Operation, QueryResult, Region,
-    RegionKind, RegionsResult, ReplyHeader, RequestHeader, SessionFlags, Short, Unmap, VERSION,
-    Wire, parse_header,
+    Empty, Grant, MAX_BATCH, MAX_LIST, MAX_PAYLOAD, Map, MapFlags, MapList, MapResult, Operation,
+    QueryResult, Region, RegionKind, RegionsResult, ReplyHeader, RequestHeader, SessionFlags,
+    Short, Unmap, VERSION, Wire, parse_header,
 };
 
 /// Bytes from hexadecimal digits; blanks are for reading.
@@ -152,6 +152,18 @@ fn mappings() {
 }
 
 #[test]
+fn lists() {
+    let list = MapList {
+        slot: 0x0102_0304,
+        access: 0x0506_0708,
+        flags: 0x090a_0b0c,
+        count: 0x0d0e_0f10,
+        iova: 0x1112_1314_1516_1718,
+    };
+    golden(&list, "04030201 08070605 0c0b0a09 100f0e0d 1817161514131211");
+}
+
+#[test]
 fn regions() {
     golden(&RegionsResult { count: 0x0102_0304, reserved: 0 }, "04030201 00000000");
     let region = Region {
@@ -181,6 +193,7 @@ fn operations() {
         (10, Operation::Grant, 24, 8, 40),
         (11, Operation::Revoke, 24, 8, 40),
         (12, Operation::Regions, 8, 8, 32),
+        (13, Operation::MapList, 24, 8, 40),
     ];
     assert_eq!(Operation::ALL.len(), table.len());
     for (code, operation, request, result, payload) in table {
@@ -190,13 +203,14 @@ fn operations() {
         assert_eq!(operation.result_size(), result, "{operation:?}");
         assert_eq!(operation.payload_size(), payload, "{operation:?}");
     }
-    for code in [0, 13, 0x0100, u16::MAX] {
+    for code in [0, 14, 0x0100, u16::MAX] {
         assert_eq!(Operation::from_code(code), None);
     }
-    assert_eq!((VERSION, MAX_BATCH, MAX_PAYLOAD), (1, 1024, 65536));
+    assert_eq!((VERSION, MAX_BATCH, MAX_LIST, MAX_PAYLOAD), (1, 1024, 8192, 65536));
     // A full batch fits: 16 + 8 + 1024 * 40 there, 24 + 8 + 1024 * 8 back.
     const { assert!(RequestHeader::SIZE + Batch::SIZE + MAX_BATCH * BatchItem::SIZE == 40_984) };
     const { assert!(ReplyHeader::SIZE + Empty::SIZE + MAX_BATCH * MapResult::SIZE == 8_224) };
+    const { assert!(RequestHeader::SIZE + MapList::SIZE + MAX_LIST * 4 <= MAX_PAYLOAD) };
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use iommu_protocol::wire::{Access, Empty, Map, MapFlags, MapResult, Operation, Unmap};
+use iommu_protocol::wire::{
+    Access, Empty, Map, MapFlags, MapList, MapResult, Operation, Unmap, Wire,
+};
 
 use crate::buffer::{DmaBuffer, release};
 use crate::error::Error;
@@ -93,6 +95,50 @@ impl<'owner> BufferSlot<'owner> {
         };
         let MapResult { iova } = self.session.call(Operation::Map, &request)?;
         Ok(Mapping { session: self.session, iova, length })
+    }
+
+    /// Maps pages of the buffer, of 4096 bytes each, in any order, to consecutive addresses: what is scattered
+    /// for the driver is one range for the device, and one segment of a [`ScatterList`](crate::ScatterList).
+    /// One call maps them and one ends the mapping, whatever their number, 1 to 8192. Each page counts as one
+    /// mapping of the client's.
+    ///
+    /// ```
+    /// use iommu_client::{Access, BufferOptions, Device, Placement, ScatterList, SegmentLimits};
+    ///
+    /// # let model = iommud_tests::model::Model::new();
+    /// # let connection = model.connection();
+    /// let device = Device::open(&connection, "0000--00--04.0")?;
+    /// let permission = device.attach()?;
+    /// let options = BufferOptions { unmapped: true, ..BufferOptions::default() };
+    /// let cache = device.allocate(64 * 4096, options)?;
+    ///
+    /// let blocks = cache.slot().map_pages(&[9, 2, 40], Access::READ, Placement::Below4G)?;
+    /// let mut list = ScatterList::new();
+    /// list.push(&blocks, 0..3 * 4096)?;
+    /// assert_eq!(list.segments(SegmentLimits { longest: 0, boundary: 0 }).count(), 1);
+    /// # device.detach(permission)?;
+    /// # Ok::<(), iommu_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RefusedItem`] says which page is not the buffer's; else `Range`, `Reserved`, `Mapped`, `NoSpace`,
+    /// `Quota`, and, where no unit confines the device and the pages do not follow each other, `Unsupported`.
+    pub fn map_pages(
+        self,
+        pages: &[u32],
+        access: Access,
+        placement: Placement,
+    ) -> Result<Mapping<'owner>, Error> {
+        let (flags, iova) = placement.encode();
+        let count = u32::try_from(pages.len()).map_err(|_| crate::Refusal::Range)?;
+        let request =
+            MapList { slot: self.number, access: access.bits(), flags: flags.bits(), count, iova };
+        let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
+        let MapResult { iova } =
+            self.session.call_with(Operation::MapList, &request, &bytes, 0, |body| {
+                Ok(MapResult::decode(body)?)
+            })?;
+        Ok(Mapping { session: self.session, iova, length: u64::from(count) * 4096 })
     }
 }
 

@@ -81,8 +81,8 @@ fn checked<'a>(request: &RequestHeader, reply: &'a [u8]) -> Result<&'a [u8], Err
     }
     if header.refusal != 0 {
         let refusal = Refusal::from_code(header.refusal).ok_or(Breach::Refusal(header.refusal))?;
-        let batch = request.operation == Operation::Batch.code();
-        return Err(if batch {
+        let items = [Operation::Batch.code(), Operation::MapList.code()];
+        return Err(if items.contains(&request.operation) {
             Error::RefusedItem { refusal, item: header.item }
         } else {
             refusal.into()

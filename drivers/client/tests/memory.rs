@@ -202,6 +202,41 @@ fn the_end_of_a_mapping_costs_one_call_and_one_wait() {
     assert_eq!(device.faults().count(), 3);
 }
 
+/// Pages in any order are one range for the device, each where the list says, for one call there and one back.
+#[test]
+fn a_list_of_pages_is_one_range() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let mut buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
+    let pages: Vec<u32> = (0..200).map(|n| n * 77 % 256).collect();
+    for page in 0..256_u64 {
+        buffer.write(page * 4096, &page.to_le_bytes()).unwrap();
+    }
+    let before = model.counts();
+    let mapping = buffer.slot().map_pages(&pages, Access::READ, Placement::Below4G).unwrap();
+    let mapped = model.counts();
+    assert_eq!((mapped.requests() - before.requests(), mapped.waits - before.waits), (1, 0));
+    assert_eq!(mapping.length(), 200 * 4096);
+    for (at, page) in (0..).zip(&pages) {
+        let read = model.device_read(device.address(), mapping.iova() + at * 4096, 8).unwrap();
+        assert_eq!(read, u64::from(*page).to_le_bytes(), "page {at}");
+    }
+    let iova = mapping.iova();
+    model.device_write(device.address(), iova, &[1]).unwrap_err();
+    let quiet = model.counts();
+    mapping.unmap().unwrap();
+    let after = model.counts();
+    assert_eq!(after.requests() - quiet.requests(), 1);
+    assert_eq!(after.page_invalidations - quiet.page_invalidations, 1);
+    assert_eq!(after.waits - quiet.waits, 1);
+    for at in 0..200 {
+        assert!(model.device_read(device.address(), iova + at * 4096, 1).is_err(), "page {at}");
+    }
+    let outside = buffer.slot().map_pages(&[0, 255, 256], Access::READ, Placement::Below4G);
+    let Err(Error::RefusedItem { refusal, item }) = outside else { panic!("{outside:?}") };
+    assert_eq!((refusal, item), (Refusal::Range, 2));
+}
+
 #[test]
 fn a_batch_is_one_call_and_one_wait() {
     let model = Model::new();

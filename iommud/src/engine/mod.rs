@@ -143,7 +143,7 @@ impl<U: Unit> Engine<U> {
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
         for (index, step) in plan.steps().iter().enumerate() {
-            if let Err(fault) = self.carry_out(step, buffers) {
+            if let Err(fault) = self.carry_out(step, plan.pages(), buffers) {
                 let done = plan.steps().get(..index).unwrap_or_default();
                 return Err(self.undo(done, index, fault));
             }

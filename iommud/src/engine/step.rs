@@ -3,7 +3,7 @@
 use iommu_protocol::ids::RequesterId;
 
 use super::{Engine, Fault, Table, at_mut, place};
-use crate::addr::IovaRange;
+use crate::addr::{IovaRange, PhysAddr};
 use crate::hw::radix::{Detached, PageTable};
 use crate::hw::{BufferMemory, Entry, Unit, UnitError};
 use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Step, UnitIndex};
@@ -13,6 +13,7 @@ impl<U: Unit> Engine<U> {
     pub(super) fn carry_out<B: BufferMemory>(
         &mut self,
         step: &Step,
+        pages: &[PhysAddr],
         buffers: &mut B,
     ) -> Result<(), Fault> {
         match *step {
@@ -20,7 +21,11 @@ impl<U: Unit> Engine<U> {
                 let table = table_of(&mut self.tables, domain)?;
                 Ok(table.pages.map(&mut self.memory, range, phys, access)?)
             }
-            Step::Unmap { domain, range, .. } => {
+            Step::MapList { domain, range, access } => {
+                let table = table_of(&mut self.tables, domain)?;
+                Ok(table.pages.map_list(&mut self.memory, range, pages, access)?)
+            }
+            Step::Unmap { domain, range } => {
                 let table = table_of(&mut self.tables, domain)?;
                 Ok(table.pages.unmap(&mut self.memory, range, &mut table.detached)?)
             }

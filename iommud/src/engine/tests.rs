@@ -180,7 +180,7 @@ fn map(domain: DomainId, iova: u64, length: u64) -> Step {
 }
 
 fn unmap(domain: DomainId, iova: u64, length: u64) -> Step {
-    Step::Unmap { domain, range: range(iova, length), phys: PhysAddr(iova), access: ALL }
+    Step::Unmap { domain, range: range(iova, length) }
 }
 
 fn publish(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step {
@@ -353,4 +353,45 @@ fn what_does_not_exist_is_an_error_and_changes_nothing() {
         assert!(failure.lost.is_empty(), "{step:?}");
         assert_eq!(engine.memory.snapshot(), before, "{step:?}");
     }
+}
+
+/// Pages of a list across two tables, one of them live.
+fn list(budget: usize) -> (Engine<FakeUnit>, Plan) {
+    let mut engine = machine();
+    unit(&mut engine, 1).budget = budget;
+    let pages: Vec<PhysAddr> = (0..600_u64).map(|n| PhysAddr(n * 0x7000)).collect();
+    let (first, length) = (0x8000_1000, 600 * 0x1000);
+    let steps = [
+        Step::MapList { domain: OLD, range: range(first, length), access: ALL },
+        publish(UNIT, OLD, first, length),
+        publish(OTHER, OLD, first, length),
+    ];
+    (engine, Plan::with_pages(&steps, &pages))
+}
+
+#[test]
+fn a_list_is_entered_whole_or_not_at_all() {
+    let (mut engine, plan) = list(usize::MAX);
+    let before = engine.memory.snapshot();
+    assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
+    let table = &engine.tables[OLD.0 as usize].as_ref().unwrap().pages;
+    for (number, page) in (0..).zip(plan.pages()) {
+        let found = table.lookup(&engine.memory, Iova(0x8000_1000 + number * 0x1000));
+        assert_eq!(found, Some((*page, ALL)), "page {number}");
+    }
+    assert_ne!(engine.memory.snapshot(), before);
+
+    let (mut engine, plan) = list(0);
+    let before = engine.memory.snapshot();
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert_eq!((failure.step, failure.unproved), (2, true), "the unit may have seen it");
+    for (frame, content) in &before {
+        assert_eq!(engine.memory.snapshot().get(frame), Some(content));
+    }
+
+    let (mut engine, plan) = list(usize::MAX);
+    engine.memory.budget = 0;
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert_eq!((failure.step, failure.refusal()), (0, iommu_protocol::Refusal::NoMemory));
+    assert_eq!(engine.memory.snapshot(), before);
 }

@@ -57,8 +57,10 @@ impl<U: Unit> Engine<U> {
     fn take_back(&mut self, step: &Step, undo: &mut Undo) {
         match *step {
             Step::CreateTable { domain, .. } => self.take_back_table(domain, undo),
-            Step::Map { domain, range, .. } => self.take_back_map(domain, range, undo),
-            Step::Unmap { domain, range, .. } => self.take_back_unmap(domain, range, undo),
+            Step::Map { domain, range, .. } | Step::MapList { domain, range, .. } => {
+                self.take_back_map(domain, range, undo);
+            }
+            Step::Unmap { domain, range } => self.take_back_unmap(domain, range, undo),
             Step::Block { unit, source, was } => self.take_back_block(unit, source, was, undo),
             Step::Translate { unit, source, domain } => {
                 self.take_back_entry(unit, source, Binding::Domain(domain), undo);

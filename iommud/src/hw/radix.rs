@@ -15,6 +15,7 @@
 
 mod detached;
 mod group;
+mod list;
 mod map;
 mod unmap;
 

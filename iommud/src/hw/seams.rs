@@ -69,6 +69,19 @@ pub trait TableMemory {
         }
     }
 
+    /// Writes the next `count` words of `values` from `first` on, as [`TableMemory::store`] does each.
+    fn write(
+        &mut self,
+        frame: PhysAddr,
+        first: usize,
+        count: usize,
+        values: &mut impl Iterator<Item = u64>,
+    ) {
+        for (index, value) in (first..first + count).zip(values) {
+            self.store(frame, index, value);
+        }
+    }
+
     /// Writes the cache lines that hold words `first` to `first + count - 1` back to memory, for hardware
     /// that does not snoop, and orders them before whatever comes after.
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize);

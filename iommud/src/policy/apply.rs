@@ -319,7 +319,7 @@ impl Registry {
         let direct: u32 = record.direct.values().fold(0, |sum, n| sum.saturating_add(*n));
         if let Some(account) = self.accounts.get_mut(session.client) {
             account.buffers -= 1;
-            account.mappings -= record.mappings.count + direct;
+            account.mappings -= record.mappings.charged + direct;
         }
         let domain = session.domain.and_then(|domain| self.domains.get_mut(domain.0));
         if let Some(domain) = domain.filter(|domain| free && !domain.tainted) {

@@ -6,7 +6,7 @@ use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
 
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
-use crate::policy::buffers::{take, unmap};
+use crate::policy::buffers::take;
 use crate::policy::config::Quotas;
 use crate::policy::draft::{Change, Draft, Effect, hull};
 use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
@@ -79,7 +79,7 @@ impl Registry {
 
     /// As `batch`, for a device that no unit confines: addresses are those of the memory, and only the count
     /// is kept.
-    fn batch_direct(
+    pub(super) fn batch_direct(
         &mut self,
         draft: &mut Draft,
         id: SessionId,
@@ -184,42 +184,19 @@ impl Batch<'_> {
         check(request, buffer)?;
         self.left = self.left.checked_sub(1).ok_or(Refusal::Quota)?;
         let range = if request.flags.contains(MapFlags::FIXED) {
-            self.fixed(request)?
+            let range = IovaRange::new(request.iova, request.length).ok_or(Refusal::Range)?;
+            fixed(self.domain, self.quotas.regions, range)?
         } else {
             let above_4g = request.flags.contains(MapFlags::ABOVE_4G);
             let wanted = Wanted { length: request.length, alignment: 0, boundary: 0, above_4g };
             take(self.domain, self.quotas.regions, wanted)?
         };
         let MapRequest { offset, access, .. } = *request;
-        self.enter(buffer, Mapping { range, slot: number, offset, access, grant: false });
+        self.enter(
+            buffer,
+            Mapping { range, slot: number, offset, access, grant: false, list: false },
+        );
         Ok(range.first())
-    }
-
-    /// Takes the addresses that the client asks for.
-    fn fixed(&mut self, request: &MapRequest) -> Result<IovaRange, Refusal> {
-        let range = IovaRange::new(request.iova, request.length).ok_or(Refusal::Range)?;
-        if !range.first().is_aligned(PAGE_SIZE) {
-            return Err(Refusal::Alignment);
-        }
-        let last = range.last().0;
-        if range.first().0 < PAGE_SIZE
-            || last >> SPACE_BITS != 0
-            || last > self.domain.shape.last_iova()
-        {
-            return Err(Refusal::Range);
-        }
-        let reserved = self.domain.reserved.iter().map(|piece| piece.range);
-        if reserved.chain([INTERRUPT_WINDOW]).any(|reserved| reserved.overlaps(range)) {
-            return Err(Refusal::Reserved);
-        }
-        if !self.domain.space.allocate_at(range) {
-            return Err(Refusal::Mapped);
-        }
-        if self.domain.space.exceeds(self.quotas.regions) {
-            self.domain.space.free(range);
-            return Err(Refusal::Quota);
-        }
-        Ok(range)
     }
 
     fn grant(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
@@ -236,7 +213,10 @@ impl Batch<'_> {
         let first = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
         let range = IovaRange::new(first, length).ok_or(Refusal::Range)?;
         grants.set(offset, length, true);
-        self.enter(buffer, Mapping { range, slot: number, offset, access, grant: true });
+        self.enter(
+            buffer,
+            Mapping { range, slot: number, offset, access, grant: true, list: false },
+        );
         Ok(first)
     }
 
@@ -250,7 +230,7 @@ impl Batch<'_> {
         self.mapped = Some(hull(self.mapped, range));
         if let Some(slot) = self.slots.get_mut(mapping.slot) {
             let index = self.domain.mappings.insert(mapping, &mut slot.mappings);
-            self.domain.mappings.set_unsettled(index, true);
+            self.domain.mappings.unsettle(index);
             self.draft.changes.list.push(Change::Entered(index));
         }
     }
@@ -274,13 +254,39 @@ impl Batch<'_> {
         if !right {
             return Err(Refusal::NotMapped);
         }
-        let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
-        self.domain.mappings.set_unsettled(index, true);
-        unmap(self.draft, self.id, &mapping, buffer);
+        self.domain.mappings.unsettle(index);
+        self.draft.steps.push(Step::Unmap { domain: self.id, range: mapping.range });
         self.unmapped = Some(hull(self.unmapped, mapping.range));
         self.draft.changes.list.push(Change::Leaving(index));
         Ok(Iova(0))
     }
+}
+
+/// Takes the addresses that a client asks for, as long as the domain's page tables stay within bounds.
+pub(super) fn fixed(
+    domain: &mut Domain,
+    regions: u32,
+    range: IovaRange,
+) -> Result<IovaRange, Refusal> {
+    if !range.first().is_aligned(PAGE_SIZE) {
+        return Err(Refusal::Alignment);
+    }
+    let last = range.last().0;
+    if range.first().0 < PAGE_SIZE || last >> SPACE_BITS != 0 || last > domain.shape.last_iova() {
+        return Err(Refusal::Range);
+    }
+    let reserved = domain.reserved.iter().map(|piece| piece.range);
+    if reserved.chain([INTERRUPT_WINDOW]).any(|reserved| reserved.overlaps(range)) {
+        return Err(Refusal::Reserved);
+    }
+    if !domain.space.allocate_at(range) {
+        return Err(Refusal::Mapped);
+    }
+    if domain.space.exceeds(regions) {
+        domain.space.free(range);
+        return Err(Refusal::Quota);
+    }
+    Ok(range)
 }
 
 /// Carries out elements in order, and says which one was refused.

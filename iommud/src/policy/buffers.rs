@@ -115,7 +115,7 @@ impl Registry {
         draft.effects.push(Effect::Buffer(Box::new(buffer), Box::new(record)));
         if let (Some(domain), Some(range)) = (domain, map) {
             let access = request.access;
-            let mapping = Mapping { range, slot, offset: 0, access, grant: false };
+            let mapping = Mapping { range, slot, offset: 0, access, grant: false, list: false };
             draft.effects.push(Effect::Map(domain, mapping));
         }
         Ok(Outcome::Buffer { slot: number, iova })
@@ -228,9 +228,8 @@ impl Registry {
         let domain = self.domain(id)?;
         let mut around = None;
         for slot in slots.filter_map(|slot| self.slots.get(slot)) {
-            let buffer = self.buffers.get(slot.buffer.0).ok_or(Refusal::BadHandle)?;
             for (_, mapping) in domain.mappings.list(&slot.mappings) {
-                unmap(draft, id, &mapping, buffer);
+                draft.steps.push(Step::Unmap { domain: id, range: mapping.range });
                 around = Some(hull(around, mapping.range));
             }
         }
@@ -367,15 +366,6 @@ pub(super) fn take(
         return Err(Refusal::Quota);
     }
     Ok(range)
-}
-
-/// The steps that undo a mapping.
-pub(super) fn unmap(draft: &mut Draft, domain: DomainId, mapping: &Mapping, buffer: &Buffer) {
-    let Mapping { range, offset, access, .. } = *mapping;
-    buffer.memory.pieces(offset, range.length(), |at, phys, length| {
-        let range = IovaRange::new(Iova(range.first().0 + at), length);
-        draft.steps.extend(range.map(|range| Step::Unmap { domain, range, phys, access }));
-    });
 }
 
 /// The lowest slot that a session has free.

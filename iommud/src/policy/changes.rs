@@ -17,12 +17,10 @@ impl Registry {
         for change in changes.list.drain(..) {
             match change {
                 Change::Entered(index) => {
-                    domain.mappings.set_unsettled(index, false);
-                    entered += 1;
+                    entered += domain.mappings.settle(index);
                 }
                 Change::Leaving(index) => {
-                    remove(domain, &mut self.slots, index);
-                    left += 1;
+                    left += remove(domain, &mut self.slots, index);
                 }
             }
         }
@@ -39,8 +37,12 @@ impl Registry {
         let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
         while let Some(change) = changes.list.pop() {
             match change {
-                Change::Entered(index) => remove(domain, &mut self.slots, index),
-                Change::Leaving(index) => domain.mappings.set_unsettled(index, false),
+                Change::Entered(index) => {
+                    remove(domain, &mut self.slots, index);
+                }
+                Change::Leaving(index) => {
+                    domain.mappings.settle(index);
+                }
             }
         }
     }
@@ -61,9 +63,10 @@ impl Registry {
 }
 
 /// Forgets a mapping and gives its addresses back: to the domain, or to the buffer that they are reserved for.
-fn remove(domain: &mut Domain, slots: &mut Slab<SlotRecord>, index: MappingIndex) {
-    let Some(mapping) = domain.mappings.get(index) else { return };
-    let Some(slot) = slots.get_mut(mapping.slot) else { return };
+/// Returns what it was charged as.
+fn remove(domain: &mut Domain, slots: &mut Slab<SlotRecord>, index: MappingIndex) -> u32 {
+    let Some(mapping) = domain.mappings.get(index) else { return 0 };
+    let Some(slot) = slots.get_mut(mapping.slot) else { return 0 };
     domain.mappings.remove(index, &mut slot.mappings);
     match &mut slot.granted {
         Some(grants) if mapping.grant => {
@@ -74,4 +77,5 @@ fn remove(domain: &mut Domain, slots: &mut Slab<SlotRecord>, index: MappingIndex
     if domain.mappings.len() == 0 {
         domain.space.shrink();
     }
+    mapping.charge()
 }

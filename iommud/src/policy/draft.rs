@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
-use crate::addr::{IovaRange, PhysRange};
+use crate::addr::{IovaRange, PhysAddr, PhysRange};
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::machine::{Key, Machine};
 use crate::policy::mappings::{Mapping, MappingIndex};
@@ -119,6 +119,8 @@ pub(super) struct Draft {
     pub(super) steps: Vec<Step>,
     /// Steps that cannot fail nor be undone: they come last.
     pub(super) last: Vec<Step>,
+    /// The memory of each page of a [`Step::MapList`].
+    pub(super) pages: Vec<PhysAddr>,
     pub(super) effects: Vec<Effect>,
     pub(super) changes: Changes,
     /// Domains it makes.
@@ -139,6 +141,7 @@ impl Draft {
     pub(super) fn clear(&mut self) {
         self.steps.clear();
         self.last.clear();
+        self.pages.clear();
         self.effects.clear();
         self.changes.list.clear();
         self.domains = 0;
@@ -191,12 +194,7 @@ impl Draft {
 
     /// Unmaps pieces mapped one to one.
     pub(super) fn unmap_pieces(&mut self, domain: DomainId, pieces: &[Piece]) {
-        self.steps.extend(pieces.iter().map(|piece| Step::Unmap {
-            domain,
-            range: piece.range,
-            phys: piece.range.identity().first(),
-            access: piece.access(),
-        }));
+        self.steps.extend(pieces.iter().map(|piece| Step::Unmap { domain, range: piece.range }));
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Event {
     Import(SessionId, BufferId),
     /// Maps and unmaps, all or none. A single one is a batch of one.
     Batch(SessionId, Vec<BatchRequest>),
+    /// Maps pages of a buffer, in any order, to consecutive addresses, as one mapping.
+    MapList(SessionId, ListRequest),
     /// A buffer's descriptor was opened, and closed again.
     Hold(SessionId, Slot),
     /// See `Hold`.
@@ -119,6 +121,21 @@ pub struct MapRequest {
     pub flags: MapFlags,
 }
 
+/// Pages of a buffer to be mapped to consecutive addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListRequest {
+    /// The buffer.
+    pub slot: Slot,
+    /// What devices may do.
+    pub access: Access,
+    /// How.
+    pub flags: MapFlags,
+    /// Where, with `MapFlags::FIXED`.
+    pub iova: Iova,
+    /// Numbers of pages, from the buffer's first byte on.
+    pub pages: Vec<u32>,
+}
+
 /// What came of an event that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -135,7 +152,7 @@ pub enum Outcome {
     },
     /// A buffer is held, or was imported under this slot.
     Held(BufferId, Slot),
-    /// A batch of one was carried out: its address (0 for an unmap).
+    /// A batch of one was carried out: its address (0 for an unmap); or a list was mapped there.
     Single(Iova),
     /// One address an element of the batch (0 for an unmap).
     Batch(Vec<Iova>),
@@ -146,7 +163,7 @@ pub enum Outcome {
 pub struct Refused {
     /// Why.
     pub refusal: Refusal,
-    /// Index of the element of a batch that was refused; else 0.
+    /// Index of the element of a batch, or of the page of a list, that was refused; else 0.
     pub item: u32,
 }
 

@@ -4,12 +4,15 @@
 //! at the level whose slots its first page is aligned to and its length fills, in a leaf for the records that
 //! begin in 512 slots: a short list while they are few, one place for each slot when they are many.
 
+mod leaf;
+
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use iommu_protocol::wire::Access;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
+use leaf::{Directory, Leaf};
 
 /// No record, leaf or directory.
 const NONE: u32 = u32::MAX;
@@ -19,6 +22,7 @@ const PAGE_MASK: u32 = (1 << 27) - 1;
 const UNSETTLED: u32 = 1 << 31;
 const GRANT: u32 = 1 << 30;
 const ACCESS_SHIFT: u32 = 28;
+const LIST: u32 = 1 << 27;
 
 /// Number of a mapping in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,20 @@ pub(super) struct Mapping {
     pub(super) access: Access,
     /// Made by a grant: ended by a revoke.
     pub(super) grant: bool,
+    /// Its pages lie anywhere in the buffer; `offset` is the first one's.
+    pub(super) list: bool,
+}
+
+impl Mapping {
+    /// How many mappings it is charged as.
+    pub(super) fn charge(&self) -> u32 {
+        if self.list { page_number(self.range.length()) } else { 1 }
+    }
+}
+
+/// A number of bytes, at most 2^39, in pages.
+fn page_number(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE_SIZE).unwrap_or(PAGE_MASK)
 }
 
 /// The mappings of one slot, oldest first.
@@ -46,11 +64,13 @@ pub(super) struct MappingList {
     last: u32,
     /// How many.
     pub(super) count: u32,
+    /// As how many they are charged.
+    pub(super) charged: u32,
 }
 
 impl Default for MappingList {
     fn default() -> Self {
-        Self { first: NONE, last: NONE, count: 0 }
+        Self { first: NONE, last: NONE, count: 0, charged: 0 }
     }
 }
 
@@ -68,19 +88,12 @@ struct Record {
 
 const _: () = assert!(size_of::<Record>() == 24);
 
-/// The records that begin in 512 consecutive slots.
-#[derive(Clone, Debug)]
-enum Leaf {
-    /// A few, by slot.
-    Few(Vec<(u16, u32)>),
-    /// One place for each slot, and how many are taken.
-    Many(Directory, u16),
+impl Record {
+    /// As [`Mapping::charge`].
+    const fn charge(&self) -> u32 {
+        if self.page & LIST != 0 { self.pages } else { 1 }
+    }
 }
-
-/// Most records of a leaf that are kept as a list, so that none of its changes moves much.
-const FEW: usize = 32;
-
-type Directory = Box<[u32; 512]>;
 
 /// All mappings of one domain.
 #[derive(Clone)]
@@ -157,17 +170,19 @@ impl Mappings {
     /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
     /// first 2^39 bytes; offset and length are multiples of 4096.
     pub(super) fn insert(&mut self, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
-        let pages = |bytes: u64| u32::try_from(bytes / PAGE_SIZE).unwrap_or(PAGE_MASK);
-        let page = pages(mapping.range.first().0);
+        let page = page_number(mapping.range.first().0);
         let mut flags = (mapping.access.bits() & 3) << ACCESS_SHIFT;
         if mapping.grant {
             flags |= GRANT;
         }
+        if mapping.list {
+            flags |= LIST;
+        }
         let record = Record {
             page: page | flags,
-            pages: pages(mapping.range.length()),
+            pages: page_number(mapping.range.length()),
             slot: mapping.slot,
-            offset: pages(mapping.offset),
+            offset: page_number(mapping.offset),
             previous: list.last,
             next: NONE,
         };
@@ -180,6 +195,7 @@ impl Mappings {
         }
         list.last = index;
         list.count += 1;
+        list.charged += record.charge();
         let leaf = self.leaf_at(place);
         if let Some(leaf) = self.leaves.get_mut(leaf as usize) {
             leaf.insert(place.slot, index);
@@ -211,22 +227,29 @@ impl Mappings {
             offset: u64::from(record.offset) * PAGE_SIZE,
             access: Access::from_bits_truncate(record.page >> ACCESS_SHIFT & 3),
             grant: record.page & GRANT != 0,
+            list: record.page & LIST != 0,
         })
     }
 
-    /// Marks a mapping as one that a plan enters or removes, or not: it is not found until the plan is consumed.
-    pub(super) fn set_unsettled(&mut self, index: MappingIndex, unsettled: bool) {
+    /// Marks a mapping as one that a plan enters or removes: it is not found until the plan is consumed.
+    pub(super) fn unsettle(&mut self, index: MappingIndex) {
         if let Some(record) = self.record_mut(index.0) {
-            record.page =
-                if unsettled { record.page | UNSETTLED } else { record.page & !UNSETTLED };
+            record.page |= UNSETTLED;
         }
+    }
+
+    /// Takes the mark of [`Mappings::unsettle`] back. Returns what the mapping is charged as.
+    pub(super) fn settle(&mut self, index: MappingIndex) -> u32 {
+        let Some(record) = self.record_mut(index.0) else { return 0 };
+        record.page &= !UNSETTLED;
+        record.charge()
     }
 
     /// Removes a mapping from the table and from its slot's list.
     pub(super) fn remove(&mut self, index: MappingIndex, list: &mut MappingList) {
-        let Some(&Record { page, pages, previous, next, .. }) = self.record(index.0) else {
-            return;
-        };
+        let Some(record) = self.record(index.0) else { return };
+        let charge = record.charge();
+        let Record { page, pages, previous, next, .. } = *record;
         match self.record_mut(previous) {
             Some(record) => record.next = next,
             None => list.first = next,
@@ -236,6 +259,7 @@ impl Mappings {
             None => list.last = previous,
         }
         list.count -= 1;
+        list.charged -= charge;
         self.unlink(Place::new(page & PAGE_MASK, pages));
         let free = self.free;
         if let Some(record) = self.record_mut(index.0) {
@@ -360,91 +384,6 @@ impl Mappings {
     }
 }
 
-impl Default for Leaf {
-    fn default() -> Self {
-        Self::Few(Vec::new())
-    }
-}
-
-impl Leaf {
-    fn get(&self, slot: u32) -> Option<u32> {
-        match self {
-            Self::Few(list) => {
-                let at = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known)).ok()?;
-                list.get(at).map(|(_, record)| *record)
-            }
-            Self::Many(slots, _) => {
-                slots.get(slot as usize).copied().filter(|record| *record != NONE)
-            }
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Few(list) => list.is_empty(),
-            Self::Many(_, count) => *count == 0,
-        }
-    }
-
-    fn insert(&mut self, slot: u32, record: u32) {
-        match self {
-            Self::Few(list) => {
-                let place = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known));
-                if let (Err(at), Ok(slot)) = (place, u16::try_from(slot)) {
-                    list.insert(at, (slot, record));
-                }
-                if list.len() > FEW {
-                    let mut slots: Directory = Box::new([NONE; 512]);
-                    for (slot, record) in list.iter() {
-                        if let Some(place) = slots.get_mut(usize::from(*slot)) {
-                            *place = *record;
-                        }
-                    }
-                    let count = u16::try_from(list.len()).unwrap_or(0);
-                    *self = Self::Many(slots, count);
-                }
-            }
-            Self::Many(slots, count) => {
-                if let Some(place) = slots.get_mut(slot as usize) {
-                    *count += u16::from(*place == NONE);
-                    *place = record;
-                }
-            }
-        }
-    }
-
-    fn remove(&mut self, slot: u32) {
-        match self {
-            Self::Few(list) => {
-                let place = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known));
-                if let Ok(at) = place {
-                    list.remove(at);
-                }
-            }
-            Self::Many(slots, count) => {
-                if let Some(place) = slots.get_mut(slot as usize) {
-                    *count -= u16::from(*place != NONE);
-                    *place = NONE;
-                }
-                if usize::from(*count) <= FEW / 4 {
-                    let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);
-                    *self = Self::Few(left.map(|(slot, record)| (slot, *record)).collect());
-                }
-            }
-        }
-    }
-
-    /// Every record.
-    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        let (list, slots): (&[(u16, u32)], &[u32]) = match self {
-            Self::Few(list) => (list, &[]),
-            Self::Many(slots, _) => (&[], slots.as_slice()),
-        };
-        let slots = slots.iter().copied().filter(|record| *record != NONE);
-        list.iter().map(|(_, record)| *record).chain(slots)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,6 +397,7 @@ mod tests {
             offset: u64::from(slot) * PAGE_SIZE,
             access: Access::READ,
             grant: slot.is_multiple_of(2),
+            list: slot.is_multiple_of(3),
         }
     }
 
@@ -480,9 +420,9 @@ mod tests {
         ] {
             assert_eq!(table.find(Iova(iova), length), None, "{iova:#x} {length:#x}");
         }
-        table.set_unsettled(index, true);
+        table.unsettle(index);
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
-        table.set_unsettled(index, false);
+        table.settle(index);
         assert_eq!(table.get(index), Some(m));
         table.remove(index, &mut list);
         assert_eq!((table.len(), list), (0, MappingList::default()));

@@ -19,6 +19,7 @@ mod draft;
 mod event;
 mod functions;
 mod ids;
+mod list;
 mod machine;
 mod mappings;
 mod plan;
@@ -34,7 +35,7 @@ mod view;
 mod views;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
-pub use event::{AllocateRequest, BatchRequest, Event, MapRequest, Outcome, Refused};
+pub use event::{AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Refused};
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Step};
 pub use registry::Registry;

@@ -53,6 +53,16 @@ pub enum Step {
         /// What devices may do.
         access: Access,
     },
+    /// Enters a translation for each page of a range, all or none: to the memory that [`Plan::pages`] says, in
+    /// order. There is at most one such step in a plan. Undone as `Map`.
+    MapList {
+        /// The domain.
+        domain: DomainId,
+        /// Where.
+        range: IovaRange,
+        /// What devices may do.
+        access: Access,
+    },
     /// Removes translations. Tables that become empty are unlinked but kept until `ReleaseTables`. Undone
     /// by linking them again and entering the same leaves.
     Unmap {
@@ -60,10 +70,6 @@ pub enum Step {
         domain: DomainId,
         /// Where.
         range: IovaRange,
-        /// Memory of the first byte, as it was mapped.
-        phys: PhysAddr,
-        /// What devices could do.
-        access: Access,
     },
     /// Makes translations just entered visible where a unit caches absent entries.
     Publish {
@@ -177,10 +183,22 @@ impl Plan {
         &self.draft.steps
     }
 
+    /// The memory of each page of the plan's `MapList`.
+    #[must_use]
+    pub fn pages(&self) -> &[PhysAddr] {
+        &self.draft.pages
+    }
+
     /// A plan of these steps, for tests of the engine.
     #[cfg(test)]
     pub(crate) fn of(steps: &[Step]) -> Self {
-        let draft = Draft { steps: steps.into(), ..Draft::default() };
+        Self::with_pages(steps, &[])
+    }
+
+    /// As [`Plan::of`], with the memory of a list.
+    #[cfg(test)]
+    pub(crate) fn with_pages(steps: &[Step], pages: &[PhysAddr]) -> Self {
+        let draft = Draft { steps: steps.into(), pages: pages.into(), ..Draft::default() };
         Self { draft: Box::new(draft), outcome: Outcome::Done }
     }
 }

@@ -132,16 +132,8 @@ impl Registry {
 
     fn draft(&mut self, event: &Event, draft: &mut Draft) -> Result<Outcome, Refused> {
         match event {
-            Event::Batch(session, items) => self.batch(draft, *session, items),
-            other => self.draft_other(other, draft),
-        }
-    }
-
-    /// As `draft`, for what does not come with every transfer.
-    #[inline(never)]
-    fn draft_other(&mut self, event: &Event, draft: &mut Draft) -> Result<Outcome, Refused> {
-        match event {
             Event::Batch(session, items) => return self.batch(draft, *session, items),
+            Event::MapList(session, list) => return self.map_list(draft, *session, list),
             Event::UnitReady(unit, capabilities) => self.unit_ready(draft, *unit, capabilities)?,
             Event::UnitFailed(unit) => self.unit_failed(draft, *unit)?,
             Event::FunctionAdded(function) => self.function_added(draft, function)?,

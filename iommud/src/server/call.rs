@@ -9,9 +9,9 @@ use iommu_protocol::wire::{
 
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
-use crate::policy::{AllocateRequest, Event, Outcome, Refused, SessionId};
+use crate::policy::{AllocateRequest, Event, ListRequest, Outcome, Refused, SessionId};
 use crate::server::Server;
-use crate::server::decode::{self, AllocateArguments, Request};
+use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
 use crate::server::handles::Handle;
 use crate::topology::capabilities::PageSizes;
 
@@ -56,9 +56,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let bytes = payload.get(..request_length).unwrap_or_default();
         let asked = RequestHeader::decode(bytes).unwrap_or_default();
-        let items = &mut self.items;
+        let scratch = &mut self.scratch;
         let parsed = parse_header(bytes).map_err(Refused::from).and_then(|(_, operation, body)| {
-            Ok((operation, decode::decode(operation, body, items)?))
+            Ok((operation, decode::decode(operation, body, scratch)?))
         });
         let mut body = Body { payload, length: ReplyHeader::SIZE };
         let result = parsed
@@ -104,6 +104,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::Regions => self.regions(session, body),
             Request::Allocate(arguments) => Ok(body.put(&self.allocate(session, &arguments)?)?),
             Request::Change => self.change(session, operation, body),
+            Request::List(arguments) => self.map_list(session, arguments, body),
         }
     }
 
@@ -209,13 +210,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         body: &mut Body<'_>,
     ) -> Result<(), Refused> {
         if matches!(operation, Operation::Batch) {
-            body.room(Empty::SIZE + self.items.len() * MapResult::SIZE)?;
+            body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
         }
-        let event = Event::Batch(session, core::mem::take(&mut self.items));
+        let event = Event::Batch(session, core::mem::take(&mut self.scratch.items));
         let result = self.run_marked(&event);
         if let Event::Batch(_, items) = event {
             // Its capacity is used again: a single map or unmap allocates nothing.
-            self.items = items;
+            self.scratch.items = items;
         }
         let outcome = result.map_err(|failed| failed.refused)?;
         if matches!(operation, Operation::Unmap | Operation::Revoke | Operation::Batch) {
@@ -233,6 +234,26 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             }
         }
         Ok(())
+    }
+
+    fn map_list(
+        &mut self,
+        session: SessionId,
+        arguments: ListArguments,
+        body: &mut Body<'_>,
+    ) -> Result<(), Refused> {
+        let ListArguments { slot, access, flags, iova } = arguments;
+        let pages = core::mem::take(&mut self.scratch.pages);
+        let request = ListRequest { slot, access, flags, iova, pages };
+        let event = Event::MapList(session, request);
+        let result = self.run_marked(&event);
+        if let Event::MapList(_, request) = event {
+            self.scratch.pages = request.pages;
+        }
+        match result.map_err(|failed| failed.refused)? {
+            Outcome::Single(Iova(iova)) => Ok(body.put(&MapResult { iova })?),
+            _ => Err(Refusal::BadOperation.into()),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::Slot;
 use iommu_protocol::wire::{
-    Access, Allocate, AllocateFlags, Batch, BatchItem, BufferRequest, Empty, Grant, MAX_BATCH, Map,
-    MapFlags, Operation, Short, Unmap, Wire,
+    Access, Allocate, AllocateFlags, Batch, BatchItem, BufferRequest, Empty, Grant, MAX_BATCH,
+    MAX_LIST, Map, MapFlags, MapList, Operation, Short, Unmap, Wire,
 };
 
 use crate::addr::{Iova, PAGE_SIZE};
@@ -25,6 +25,26 @@ pub(super) enum Request {
     QueryBuffer(Slot),
     /// Map, unmap, grant, revoke or batch, of the items read. One item answers as the single operation does.
     Change,
+    /// Map the pages read.
+    List(ListArguments),
+}
+
+/// Lists that requests are read into, kept for their capacity.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scratch {
+    /// What is to be changed.
+    pub(super) items: Vec<BatchRequest>,
+    /// Pages of a list.
+    pub(super) pages: Vec<u32>,
+}
+
+/// Arguments of a list, without its pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ListArguments {
+    pub(super) slot: Slot,
+    pub(super) access: Access,
+    pub(super) flags: MapFlags,
+    pub(super) iova: Iova,
 }
 
 /// Arguments of an allocation.
@@ -38,7 +58,7 @@ pub(super) struct AllocateArguments {
     pub(super) flags: AllocateFlags,
 }
 
-/// Reads the body of a request; the items of a change go into `items`, in place of what was there.
+/// Reads the body of a request; what it lists goes into `scratch`, in place of what was there.
 ///
 /// # Errors
 /// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
@@ -46,8 +66,9 @@ pub(super) struct AllocateArguments {
 pub(super) fn decode(
     operation: Operation,
     body: &[u8],
-    items: &mut Vec<BatchRequest>,
+    scratch: &mut Scratch,
 ) -> Result<Request, Refused> {
+    let Scratch { items, pages } = scratch;
     items.clear();
     let mut one = |item| {
         items.push(item);
@@ -69,6 +90,7 @@ pub(super) fn decode(
             batch(body, items)?;
             Request::Change
         }
+        Operation::MapList => Request::List(list(body, pages)?),
     })
 }
 
@@ -137,6 +159,29 @@ fn map(request: &Map) -> Result<BatchRequest, Refusal> {
         access: access(request.access)?,
         flags,
     }))
+}
+
+/// Reads a list's arguments, and its pages into `into`.
+fn list(body: &[u8], into: &mut Vec<u32>) -> Result<ListArguments, Refusal> {
+    let request: MapList = read(body)?;
+    let flags = MapFlags::from_bits(request.flags).ok_or(Refusal::BadReserved)?;
+    let count = usize::try_from(request.count).map_err(|_| Refusal::BadLength)?;
+    if count == 0 || count > MAX_LIST {
+        return Err(Refusal::Range);
+    }
+    let (numbers, rest) = body.get(MapList::SIZE..).unwrap_or_default().as_chunks();
+    if numbers.len() != count || !rest.is_empty() {
+        return Err(Refusal::BadLength);
+    }
+    if flags.contains(MapFlags::FIXED) {
+        pages(request.iova, u64::from(request.count) * PAGE_SIZE)?;
+    } else {
+        zero(request.iova)?;
+    }
+    let access = access(request.access)?;
+    into.clear();
+    into.extend(numbers.iter().map(|bytes| u32::from_le_bytes(*bytes)));
+    Ok(ListArguments { slot: Slot(request.slot), access, flags, iova: Iova(request.iova) })
 }
 
 fn unmap(request: &Unmap) -> Result<BatchRequest, Refusal> {
@@ -223,7 +268,7 @@ mod tests {
     fn map_of(change: impl FnOnce(&mut Map)) -> Result<Request, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
         change(&mut request);
-        decode(Operation::Map, &bytes(&request), &mut Vec::new()).map_err(Refusal::from)
+        decode(Operation::Map, &bytes(&request), &mut Scratch::default()).map_err(Refusal::from)
     }
 
     #[test]
@@ -268,10 +313,35 @@ mod tests {
     }
 
     #[test]
+    fn each_malformed_list_has_its_own_refusal() {
+        let list_of = |change: &dyn Fn(&mut MapList, &mut Vec<u8>)| {
+            let mut request = MapList { slot: 1, access: 1, count: 2, ..MapList::default() };
+            let mut pages = vec![7, 0, 0, 0, 2, 1, 0, 0];
+            change(&mut request, &mut pages);
+            let mut scratch = Scratch { items: Vec::new(), pages: vec![99; 9] };
+            let body = [bytes(&request), pages].concat();
+            decode(Operation::MapList, &body, &mut scratch)
+                .map(|_| scratch.pages)
+                .map_err(Refusal::from)
+        };
+        assert_eq!(list_of(&|_, _| ()), Ok(vec![7, 0x102]));
+        assert_eq!(list_of(&|m, _| m.count = 0), Err(Refusal::Range));
+        assert_eq!(list_of(&|m, _| m.count = 8193), Err(Refusal::Range));
+        assert_eq!(list_of(&|m, _| m.count = 3), Err(Refusal::BadLength));
+        assert_eq!(list_of(&|_, pages| pages.truncate(7)), Err(Refusal::BadLength));
+        assert_eq!(list_of(&|_, pages| pages.push(0)), Err(Refusal::BadLength));
+        assert_eq!(list_of(&|m, _| m.access = 0), Err(Refusal::BadAccess));
+        assert_eq!(list_of(&|m, _| m.flags = 4), Err(Refusal::BadReserved));
+        assert_eq!(list_of(&|m, _| m.iova = 4096), Err(Refusal::BadReserved));
+        assert_eq!(list_of(&|m, _| (m.flags, m.iova) = (1, 8)), Err(Refusal::Alignment));
+        assert_eq!(list_of(&|m, _| (m.flags, m.iova) = (1, !0xfff)), Err(Refusal::Range));
+    }
+
+    #[test]
     fn alignment_and_boundary_are_powers_of_two() {
         let with = |alignment, boundary| {
             let request = Allocate { length: 0x2000, alignment, boundary, access: 1, flags: 0 };
-            decode(Operation::Allocate, &bytes(&request), &mut Vec::new())
+            decode(Operation::Allocate, &bytes(&request), &mut Scratch::default())
                 .map(|_| ())
                 .map_err(Refusal::from)
         };

@@ -9,6 +9,7 @@ use crate::addr::PhysRange;
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
 use crate::policy::{Config, Event, Outcome, Refused, Registry, UnitIndex};
+use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
@@ -167,7 +168,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             machine: Machine { table, anomalies, units },
             driven,
             counts: Counts::default(),
-            items: Vec::new(),
+            scratch: Scratch::default(),
         };
         for range in left {
             server.run_to_the_end(&Event::MemoryTaken(range));

@@ -27,7 +27,8 @@ use iommu_protocol::{Refusal, fault};
 
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{BatchRequest, ClientId, Event, Outcome, Registry, SessionId};
+use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
+use decode::Scratch;
 use faults::Faults;
 use handles::{Handles, Object};
 use machine::Machine;
@@ -75,8 +76,8 @@ pub struct Server<U: Unit, B: BufferMemory> {
     machine: Machine,
     driven: Driven,
     counts: Counts,
-    /// What the request at hand asks to be changed; kept for its capacity.
-    items: Vec<BatchRequest>,
+    /// What the request at hand lists.
+    scratch: Scratch,
 }
 
 /// A checkpoint, for tests over a machine that can be put back as it was. No real machine can, and its seams
@@ -94,7 +95,7 @@ where
             faults: self.faults.clone(),
             machine: self.machine.clone(),
             driven: self.driven.clone(),
-            items: self.items.clone(),
+            scratch: self.scratch.clone(),
             counts: self.counts,
         }
     }

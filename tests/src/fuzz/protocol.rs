@@ -5,8 +5,8 @@ use iommu_protocol::frame;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::path::{Path, SessionPath};
 use iommu_protocol::wire::{
-    Allocate, Batch, BatchItem, BufferRequest, Empty, Grant, Map, Operation, RequestHeader, Unmap,
-    Wire, parse_header,
+    Allocate, Batch, BatchItem, BufferRequest, Empty, Grant, Map, MapList, Operation,
+    RequestHeader, Unmap, Wire, parse_header,
 };
 
 /// Frames, requests and fault records: what is accepted is written back as it came.
@@ -40,6 +40,7 @@ fn request(payload: &[u8]) {
         Operation::Allocate => same::<Allocate>(body),
         Operation::Release | Operation::QueryBuffer => same::<BufferRequest>(body),
         Operation::Map => same::<Map>(body),
+        Operation::MapList => same::<MapList>(body),
         Operation::Unmap => same::<Unmap>(body),
         Operation::Grant | Operation::Revoke => same::<Grant>(body),
         Operation::Batch => {

@@ -210,6 +210,14 @@ fn files_are_short() {
     report(&files().iter().filter_map(long).collect::<Vec<_>>());
 }
 
+/// Instructions are counted in the bare guest: it is built as what ships is.
+#[test]
+fn what_is_measured_is_what_ships() {
+    let ships = source::release_profile("Cargo.toml");
+    assert!(ships.contains(&"opt-level = 3".into()) && ships.contains(&"lto = \"fat\"".into()));
+    assert_eq!(source::release_profile("tests/vm/bare/Cargo.toml"), ships);
+}
+
 /// The rules bite: each of these sources breaks one.
 #[test]
 fn a_breach_is_seen() {

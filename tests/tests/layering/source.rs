@@ -56,6 +56,13 @@ pub(crate) fn files() -> Vec<File> {
     files
 }
 
+/// The settings of the release profile of a manifest.
+pub(crate) fn release_profile(manifest: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(manifest)).unwrap();
+    let lines = text.lines().skip_while(|line| *line != "[profile.release]").skip(1);
+    lines.take_while(|line| line.contains('=')).map(String::from).collect()
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }

@@ -2,8 +2,8 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{
-    Access, Allocate, AllocateFlags, Batch, BatchItem, BufferRequest, Empty, Grant, Map, Operation,
-    ReplyHeader, RequestHeader, Unmap, Wire,
+    Access, Allocate, AllocateFlags, Batch, BatchItem, BufferRequest, Empty, Grant, Map, MapList,
+    Operation, ReplyHeader, RequestHeader, Unmap, Wire,
 };
 use iommud::policy::Mode;
 use iommud::server::Handle;
@@ -109,6 +109,7 @@ fn good(scene: &Scene) -> Vec<(Operation, Vec<u8>)> {
         (Operation::Grant, request(Operation::Grant, &grant)),
         (Operation::Revoke, request(Operation::Revoke, &Grant { access: 0, ..grant })),
         (Operation::Regions, request(Operation::Regions, &empty)),
+        (Operation::MapList, list(&map_list(scene), &[4, 1, 3])),
     ]
 }
 
@@ -121,6 +122,20 @@ pub(crate) fn item(scene: &Scene, length: u64) -> BatchItem {
         length,
         ..BatchItem::default()
     }
+}
+
+/// A list of three pages of the buffer.
+pub(crate) fn map_list(scene: &Scene) -> MapList {
+    let access = Access::READ.bits();
+    MapList { slot: scene.slot, access, count: 3, ..MapList::default() }
+}
+
+pub(crate) fn list(list: &MapList, pages: &[u32]) -> Vec<u8> {
+    let mut bytes = request(Operation::MapList, list);
+    bytes.extend(pages.iter().flat_map(|page| page.to_le_bytes()));
+    let length = u32::try_from(bytes.len()).unwrap();
+    bytes[4..8].copy_from_slice(&length.to_le_bytes());
+    bytes
 }
 
 pub(crate) fn batch(items: &[BatchItem]) -> Vec<u8> {

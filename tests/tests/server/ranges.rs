@@ -2,10 +2,11 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{
-    Allocate, BatchItem, BufferRequest, MapFlags, Operation, ReplyHeader, Unmap, Wire,
+    Allocate, BatchItem, BufferRequest, MapFlags, MapList, MapResult, Operation, ReplyHeader,
+    Unmap, Wire,
 };
 
-use super::input::{Scene, batch, item, scene};
+use super::input::{Scene, batch, item, list, map_list, scene};
 use iommud_tests::stack::request;
 
 #[test]
@@ -80,6 +81,70 @@ fn bad_ranges_are_refused() {
         assert!(matches!(refusal, Some(Refusal::Reserved | Refusal::NotMapped)), "{what}");
     }
     scene.stack.snapshot().assert_same(&scene.before, "");
+}
+
+#[test]
+fn bad_lists_are_refused() {
+    let mut scene = scene();
+    let (good, mapped) = (map_list(&scene), scene.iova);
+    let fixed = |iova| MapList { flags: MapFlags::FIXED.bits(), iova, ..good };
+    let last = scene.stack.query(scene.session).unwrap().iova_last;
+    let three = [4, 1, 3];
+    let cases = [
+        ("the page behind the buffer", good, [0, 5, 9], Refusal::Range, 1),
+        ("a page far beyond", good, [0, 1, u32::MAX], Refusal::Range, 2),
+        ("no such slot", MapList { slot: 77, ..good }, three, Refusal::BadHandle, 0),
+        ("no access", MapList { access: 0, ..good }, three, Refusal::BadAccess, 0),
+        ("unknown access", MapList { access: 4, ..good }, three, Refusal::BadAccess, 0),
+        ("unknown flags", MapList { flags: 4, ..good }, three, Refusal::BadReserved, 0),
+        ("address unasked", MapList { iova: 0x1000, ..good }, three, Refusal::BadReserved, 0),
+        ("too few pages", MapList { count: 4, ..good }, three, Refusal::BadLength, 0),
+        ("too many pages", MapList { count: 2, ..good }, three, Refusal::BadLength, 0),
+        ("none", MapList { count: 0, ..good }, three, Refusal::Range, 0),
+        ("unaligned address", fixed(0x4000_0800), three, Refusal::Alignment, 0),
+        ("page 0", fixed(0), three, Refusal::Range, 0),
+        ("across the end", fixed(last & !0xfff), three, Refusal::Range, 0),
+        ("overflow", fixed(!0xfff), three, Refusal::Range, 0),
+        ("into the window", fixed(0xfedf_f000), three, Refusal::Reserved, 0),
+        ("mapped already", fixed(mapped), three, Refusal::Mapped, 0),
+        ("mapped at its end", fixed(mapped - 0x2000), three, Refusal::Mapped, 0),
+    ];
+    for (what, request, pages, expected, item) in cases {
+        scene.refused_at(what, &list(&request, &pages), expected, item);
+    }
+}
+
+/// Only the whole list is unmapped, and the buffer outlives it.
+#[test]
+fn a_list_ends_as_it_was_made() {
+    let mut scene = scene();
+    let device = super::devices()[0].requester.0;
+    let bytes = list(&map_list(&scene), &[4, 1, 3]);
+    let reply = scene.stack.raw(scene.session, &bytes, 65536).unwrap();
+    let at = MapResult::decode(&reply[ReplyHeader::SIZE..]).unwrap().iova;
+    let left = scene.stack.query(scene.session).unwrap().mappings_left;
+    let reached = |scene: &Scene, page: u64| scene.stack.machine.probe(0, device, page, false);
+    for (number, page) in [(0, 4), (1, 1), (2, 3)] {
+        let through = reached(&scene, scene.iova + page * 0x1000);
+        assert!(through.is_some());
+        assert_eq!(reached(&scene, at + number * 0x1000), through, "page {number}");
+    }
+    scene.before = scene.stack.snapshot();
+    for (iova, length) in [(at, 0x1000), (at + 0x1000, 0x1000), (at, 0x4000), (at + 0x1000, 0x2000)]
+    {
+        let what = format!("unmap {iova:#x} + {length:#x}");
+        let unmap = Unmap { iova, length };
+        scene.refused(&what, Operation::Unmap, &unmap, Refusal::NotMapped);
+    }
+    scene.stack.unmap(scene.session, at, 0x3000).unwrap();
+    assert_eq!(scene.stack.query(scene.session).unwrap().mappings_left, left + 3);
+    assert!((0..3).all(|page| reached(&scene, at + page * 0x1000).is_none()));
+    scene.stack.raw(scene.session, &bytes, 65536).unwrap();
+    scene.stack.release(scene.session, scene.slot).unwrap();
+    let view = scene.stack.query(scene.session).unwrap();
+    assert_eq!(view.mappings_left, left + 4, "all pages and the buffer's own mapping");
+    assert!((0..3).all(|page| reached(&scene, at + page * 0x1000).is_none()));
+    scene.stack.machine.assert_clean();
 }
 
 #[test]

@@ -79,6 +79,15 @@ impl<F: PteFormat> PageTable<F> {
             return self.enter_pages(memory, table, mapping);
         }
         let prepared = self.prepare(memory, self.root, self.levels, mapping);
+        self.enter_pending(memory, prepared)
+    }
+
+    /// Stores into live tables what was prepared, or gives it up.
+    pub(super) fn enter_pending<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        prepared: Result<(), MapError>,
+    ) -> Result<(), MapError> {
         // Taken out so that its capacity survives: a call that changes one table never allocates.
         let mut pending = core::mem::take(&mut self.pending);
         for run in pending.drain(..) {

@@ -12,7 +12,13 @@ use crate::hw::vtd::SecondStage;
 #[derive(Clone, Debug)]
 enum Action {
     Map { page: u64, pages: u64, phys: u64, access: Access },
+    List { page: u64, pages: u64, phys: u64, access: Access },
     Unmap { page: u64, pages: u64, undo: bool },
+}
+
+/// The memory of page `number` of a list that begins at `phys`: every third pair follows each other.
+fn scattered(phys: u64, number: u64) -> u64 {
+    (phys + number * 0x1_3579 - number % 3 * 0x1_3578) % (1 << 40)
 }
 
 /// Pages where tables of each level begin and end, so that sequences meet.
@@ -35,7 +41,15 @@ fn pages() -> impl Strategy<Value = u64> {
 
 fn action() -> impl Strategy<Value = Action> {
     let access = prop_oneof![Just(Access::READ), Just(Access::WRITE), Just(Access::all())];
+    let list =
+        (page(), prop_oneof![4 => 1u64..8, 4 => 500u64..530, 1 => Just(512), 1 => Just(1030)]);
     prop_oneof![
+        (list, page(), access.clone()).prop_map(|((page, pages), phys, access)| Action::List {
+            page,
+            pages,
+            phys,
+            access
+        }),
         (page(), pages(), page(), access).prop_map(|(page, pages, phys, access)| Action::Map {
             page,
             pages,
@@ -156,6 +170,34 @@ fn play<F: PteFormat>(run: &Run) -> Result<(), TestCaseError> {
         };
         let before = memory.snapshot();
         match *action {
+            Action::List { page, pages, phys, access } => {
+                let memories: Vec<PhysAddr> =
+                    (0..pages).map(|n| PhysAddr(scattered(phys, n) * PAGE_SIZE)).collect();
+                let result = table.map_list(&mut memory, range(page, pages), &memories, access);
+                match result {
+                    Ok(()) => {
+                        prop_assert!(!overlaps(&model, page, pages));
+                        (0..pages).for_each(|n| {
+                            model.insert(page + n, (1, scattered(phys, n), access));
+                        });
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(memory.snapshot(), before);
+                        match error {
+                            MapError::OutOfReach { .. } => {
+                                prop_assert!(page + pages > 1u64 << (9 * levels));
+                            }
+                            MapError::Overlap(iova) => {
+                                let there = expected(&model, iova.0 / PAGE_SIZE);
+                                prop_assert!(there.is_some());
+                            }
+                            MapError::Memory(_) => prop_assert!(memory.budget == 0),
+                            other => prop_assert!(false, "{:?}", other),
+                        }
+                    }
+                }
+                compare(&memory, &table, &model, &[page, page + pages]);
+            }
             Action::Map { page, pages, phys, access } => {
                 let limit = 1u64 << (9 * levels);
                 let phys_address = PhysAddr(phys * PAGE_SIZE);

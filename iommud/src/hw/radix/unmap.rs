@@ -54,7 +54,9 @@ impl<F: PteFormat> PageTable<F> {
         self.check(range, PhysAddr(0))?;
         let (first, last) = (range.first().0, range.last().0);
         let start = detached.runs.len();
-        if let Some(table) = self.page_table(memory, range) {
+        // A table that the range covers is unlinked as a whole, below.
+        let whole = last - first >= slot_size(2) - 1;
+        if let Some(table) = self.page_table(memory, range).filter(|_| !whole) {
             detached.spoil(range);
             self.remove_pages(memory, table, first, last, detached);
             if *memory.live(table) == 0 {

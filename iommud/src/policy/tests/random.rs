@@ -10,7 +10,8 @@ use proptest::test_runner::RngSeed;
 
 use super::world::*;
 use crate::policy::{
-    BatchRequest, BufferId, ClientId, Config, Event, Matcher, Mode, Rule, SessionId, UnitIndex,
+    BatchRequest, BufferId, ClientId, Config, Event, Matcher, Mode, Outcome, Rule, SessionId,
+    UnitIndex,
 };
 use crate::topology::firmware::{DeviceScope, Firmware, ReservedRegion, ScopeKind};
 use crate::topology::pci::{Buses, FunctionKind, PciFunction};
@@ -129,7 +130,7 @@ impl Sequence {
             5..=8 => Event::Attach(self.session(a)),
             9 => Event::Detach(self.session(a)),
             10..=13 => self.allocation(a, b, c),
-            14..=19 => {
+            14..=18 => {
                 let items = (0..=c % 4).map(|n| {
                     self.batch_item((
                         kind.wrapping_add(a.to_le_bytes()[0]).wrapping_add(n.to_le_bytes()[0]),
@@ -140,6 +141,13 @@ impl Sequence {
                 });
                 let items = items.collect();
                 Event::Batch(self.session(a >> 2), items)
+            }
+            19 => {
+                let pages: Vec<u32> =
+                    (0..=c % 5).map(|n| u32::from(b.wrapping_mul(n) % 7)).collect();
+                let at = 24 * MIB + u64::from(b % 16) * PAGE;
+                let iova = if c.is_multiple_of(3) { at } else { 0 };
+                Event::MapList(self.session(a >> 2), list(Slot(u32::from(a % 4)), &pages, iova))
             }
             20 => Event::Release(self.session(a), Slot(u32::from(b % 4))),
             21 => Event::Import(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0))),
@@ -190,6 +198,13 @@ impl Sequence {
             Event::Batch(_, items) => {
                 let items = items.clone();
                 self.bench.run(&event).map(|outcome| self.note(&items, &outcome))
+            }
+            Event::MapList(_, request) => {
+                let length = request.pages.len() as u64 * PAGE;
+                self.bench.run(&event).map(|outcome| {
+                    let Outcome::Single(iova) = outcome else { panic!("{outcome:?}") };
+                    self.mappings.push((iova.0, length));
+                })
             }
             Event::Claim { .. } => self.bench.run(&event).map(|outcome| {
                 if let crate::policy::Outcome::Session(session) = outcome {
@@ -313,6 +328,7 @@ fn the_sequences_reach_what_they_should() {
         "CreateTable",
         "DestroyTable",
         "Map",
+        "MapList",
         "Unmap",
         "Publish",
         "Invalidate",

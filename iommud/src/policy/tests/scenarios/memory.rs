@@ -8,7 +8,7 @@ use iommu_protocol::wire::AllocateFlags;
 
 use super::{PAGE, claim_event, kind, own_domain, two_units};
 use crate::policy::tests::world::*;
-use crate::policy::{BatchRequest, Binding, Config, Event, UnitIndex};
+use crate::policy::{BatchRequest, Binding, Config, Event, Outcome, UnitIndex};
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -40,6 +40,51 @@ fn s30_every_quota_is_a_refusal() {
     assert_eq!(bench.refused(&Event::Batch(session, vec![map(slot, 0, 1)])), Refusal::Quota);
     // Others have their own.
     bench.claim(2, address(0, 5, 0));
+}
+
+#[test]
+fn s30_each_page_of_a_list_counts() {
+    let mut config = Config::default();
+    config.quotas.mappings = 6;
+    let mut bench = Bench::new(config, one_unit(), &[endpoint(0, 3, 0)]);
+    let session = bench.claim(1, address(0, 3, 0));
+    let (slot, _, buffer) = bench.buffer(session, 4);
+    let left = |bench: &Bench| bench.registry.session(session).unwrap().mappings_left;
+    let map = |pages: &[u32]| Event::MapList(session, list(slot, pages, 0));
+    assert_eq!(left(&bench), 5);
+    assert_eq!(bench.refused(&map(&[0, 1, 2, 3, 0, 1])), Refusal::Quota);
+    let Outcome::Single(at) = bench.run(&map(&[3, 0, 2])).unwrap() else { panic!() };
+    assert_eq!(left(&bench), 2);
+    assert_eq!(bench.refused(&map(&[0, 1, 2])), Refusal::Quota);
+    bench.batch(session, &[unmap(at.0, 3)]).unwrap();
+    assert_eq!(left(&bench), 5);
+    let outside = bench.run(&map(&[0, 1, 4, 9])).unwrap_err();
+    assert_eq!((outside.refusal, outside.item), (Refusal::Range, 2));
+    bench.run(&map(&[1, 1])).unwrap();
+    // The end of the buffer's slot ends them.
+    bench.run(&Event::Release(session, slot)).unwrap();
+    assert_eq!(left(&bench), 6);
+    assert_eq!(bench.world.released, [buffer]);
+}
+
+/// Memory in two pieces: each page is where the buffer has it.
+#[test]
+fn a_list_follows_the_pieces_of_a_buffer() {
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0)]);
+    let session = bench.claim(1, address(0, 3, 0));
+    let pieces = [phys(OWN + 8 * PAGE, 2 * PAGE), phys(OWN, 3 * PAGE)];
+    let event = bench.allocation(session, &pieces, AllocateFlags::UNMAPPED);
+    let (slot, ..) = bench.allocated(&event).unwrap();
+    let at = 64 * MIB;
+    bench.run(&Event::MapList(session, list(slot, &[4, 0, 1, 2], at))).unwrap();
+    let pages = [2, 8, 9, 0].map(|page| OWN + page * PAGE);
+    let wanted: Vec<_> =
+        (0..).zip(pages).map(|(n, phys)| (at + n * PAGE, at + n * PAGE + PAGE - 1, phys)).collect();
+    let Binding::Domain(domain) = own_domain(&bench, session) else { panic!() };
+    assert_eq!(bench.world.mapped(domain), wanted);
+    assert_eq!(bench.refused(&Event::Batch(session, vec![unmap(at, 1)])), Refusal::NotMapped);
+    bench.batch(session, &[unmap(at, 4)]).unwrap();
+    assert!(bench.world.mapped(domain).is_empty());
 }
 
 #[test]

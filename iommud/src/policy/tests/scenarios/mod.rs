@@ -92,6 +92,7 @@ fn kind(step: &Step) -> &'static str {
         Step::CreateTable { .. } => "CreateTable",
         Step::DestroyTable { .. } => "DestroyTable",
         Step::Map { .. } => "Map",
+        Step::MapList { .. } => "MapList",
         Step::Unmap { .. } => "Unmap",
         Step::Publish { .. } => "Publish",
         Step::Invalidate { .. } => "Invalidate",

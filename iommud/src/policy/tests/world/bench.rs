@@ -110,7 +110,7 @@ impl Bench {
             if let Step::Map { range, phys, .. } = step {
                 self.give_back(plan, phys.0, phys.0 + (range.last().0 - range.first().0));
             }
-            self.world.step(step);
+            self.world.step(step, plan.pages());
             // Memory that is being taken from policy is nobody's until every unit has forgotten it.
             let settled =
                 plan.steps()[..=at].iter().rposition(|s| matches!(s, Step::Invalidate { .. }))

@@ -8,8 +8,8 @@ use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use super::{Bench, PAGE, capabilities, phys, read_write};
 use crate::addr::{Iova, PhysRange};
 use crate::policy::{
-    AllocateRequest, BatchRequest, BufferId, ClientId, Event, MapRequest, Outcome, Refused,
-    SessionId, UnitIndex,
+    AllocateRequest, BatchRequest, BufferId, ClientId, Event, ListRequest, MapRequest, Outcome,
+    Refused, SessionId, UnitIndex,
 };
 
 impl Bench {
@@ -127,6 +127,17 @@ pub(in crate::policy::tests) fn request(slot: Slot, page: u64, pages: u64) -> Ma
         iova: Iova(0),
         access: Access::from_bits_truncate(read_write()),
         flags: MapFlags::empty(),
+    }
+}
+
+/// Pages of a buffer at consecutive addresses: at `iova`, or anywhere for 0.
+pub(in crate::policy::tests) fn list(slot: Slot, pages: &[u32], iova: u64) -> ListRequest {
+    ListRequest {
+        slot,
+        access: Access::READ,
+        flags: if iova == 0 { MapFlags::empty() } else { MapFlags::FIXED },
+        iova: Iova(iova),
+        pages: pages.to_vec(),
     }
 }
 

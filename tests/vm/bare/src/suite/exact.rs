@@ -8,7 +8,7 @@ use iommu_protocol::wire::{
     Allocate, AllocateResult, BufferRequest, Map, MapResult, Operation, Unmap,
 };
 
-use super::server::{PAGES, Served, encoded, scattered};
+use super::server::{PAGES, Served, encoded, list, scattered};
 use super::{Outcome, ensure};
 use crate::seams::Accesses;
 use crate::{heap, println};
@@ -44,7 +44,13 @@ fn told(served: &mut Served, caching: bool) -> Result<(), String> {
     served.call(Operation::Batch, &scattered(Operation::Map, served.slot, AT)?)?;
     expect(served, "a batch of maps", maps)?;
     served.call(Operation::Batch, &scattered(Operation::Unmap, 0, AT)?)?;
-    expect(served, "a batch of unmaps", one)
+    expect(served, "a batch of unmaps", one)?;
+    served.call(Operation::MapList, &list(served.slot)?)?;
+    expect(served, "a list of pages", maps)?;
+    let MapResult { iova } = served.result()?;
+    let length = u64::from(PAGES) * 4096;
+    served.call(Operation::Unmap, &encoded(&Unmap { iova, length })?)?;
+    expect(served, "the unmap of a list", one)
 }
 
 fn expect(served: &Served, what: &str, wanted: Accesses) -> Result<(), String> {

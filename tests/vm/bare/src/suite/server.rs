@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use iommu_protocol::fault::{FaultAccess, FaultRecord, RECORD_SIZE};
 use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommu_protocol::wire::{
-    Allocate, AllocateResult, Batch, BatchItem, Empty, Map, MapFlags, MapResult, Operation,
-    ReplyHeader, RequestHeader, Unmap, VERSION, Wire,
+    Allocate, AllocateResult, Batch, BatchItem, Empty, Map, MapFlags, MapList, MapResult,
+    Operation, ReplyHeader, RequestHeader, Unmap, VERSION, Wire,
 };
 use iommud::acpi;
 use iommud::addr::{PhysAddr, PhysRange};
@@ -36,6 +36,9 @@ const BUFFERS_LENGTH: u64 = 64 << 20;
 
 /// Pages of a large batch, each at its own place.
 pub(super) const PAGES: u32 = 512;
+
+/// Most instructions to map and unmap a page of a list of [`PAGES`]. The target is 60.
+const LISTED: u64 = 36;
 
 /// Rounds before a measurement: the first ones make tables and grow lists.
 const WARM_UP: usize = 4;
@@ -253,7 +256,37 @@ pub fn costs(served: &mut Served) -> Outcome {
     println!("@@count {writes} register writes of the server to unmap {PAGES} scattered pages");
     println!("@@count {mapping} instructions of the server to map {PAGES} scattered pages");
     println!("@@count {unmapping} instructions of the server to unmap {PAGES} scattered pages");
-    Ok(format!("{PAGES} pages: {} a page for the pair", (mapping + unmapping) / u64::from(PAGES)))
+    let (mapping, unmapping) = listed(served)?;
+    println!("@@count {mapping} instructions of the server to map {PAGES} pages as a list");
+    println!("@@count {unmapping} instructions of the server to unmap {PAGES} pages of a list");
+    let each = (mapping + unmapping) / u64::from(PAGES);
+    ensure!(each <= LISTED, "{each} instructions a page of a list, more than {LISTED}");
+    Ok(format!("{PAGES} scattered pages in one call: {each} a page for the pair"))
+}
+
+/// The request for a list: every page of the buffer, none next to its neighbour.
+pub(super) fn list(slot: u32) -> Result<Vec<u8>, String> {
+    let mut bytes = encoded(&MapList { slot, access: 3, count: PAGES, ..MapList::default() })?;
+    bytes.extend((0..PAGES).flat_map(|page| (page * 77 % PAGES).to_le_bytes()));
+    Ok(bytes)
+}
+
+/// Maps scattered pages as one list, then unmaps it: the instructions of each.
+fn listed(served: &mut Served) -> Result<(u64, u64), String> {
+    let request = list(served.slot)?;
+    let mut costs = (0, 0);
+    for _ in 0..=WARM_UP {
+        costs.0 = served.call(Operation::MapList, &request)?;
+        let MapResult { iova } = served.result()?;
+        for page in [0, 1, 500] {
+            let place = BUFFERS + page * 77 % u64::from(PAGES) * 4096;
+            ensure!(served.arrives(iova + page * 4096, place), "page {page} is not reached");
+        }
+        let length = u64::from(PAGES) * 4096;
+        costs.1 = served.call(Operation::Unmap, &encoded(&Unmap { iova, length })?)?;
+        ensure!(!served.arrives(iova + 4096, BUFFERS + 77 * 4096), "a page is still reached");
+    }
+    Ok(costs)
 }
 
 /// The request for a batch of maps or unmaps: pages of a buffer in reverse order, from the address `at` on, every

@@ -1,0 +1,161 @@
+//! Entering pages that lie anywhere in memory at consecutive addresses.
+//!
+//! New tables are built and filled beside the live ones, as for [`PageTable::map`]: only what is stored into
+//! live tables waits in `pending` until everything else is done.
+
+use iommu_protocol::wire::Access;
+
+use super::{
+    Iova, IovaRange, MapError, PAGE_SIZE, PHYSICAL_BITS, PageTable, PhysAddr, PteFormat, PteSlot,
+    Run, RunKind, SLOTS, TableMemory, slot_count, slot_of,
+};
+
+/// A table of pages.
+struct Table {
+    frame: PhysAddr,
+    /// Hardware may walk it; else only `pending` leads to it.
+    live: bool,
+}
+
+impl<F: PteFormat> PageTable<F> {
+    /// Enters a translation of each page of `range`, whose memory is `pages`, in order. A page is a leaf of
+    /// 4 KiB. A failure leaves every table as it was, and no unit can have cached anything of it.
+    ///
+    /// # Errors
+    /// `Unaligned`, `OutOfReach`, `NoAccess`, `Overlap` with a page that is mapped already, `Memory`. Nothing
+    /// has changed then.
+    pub fn map_list<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        pages: &[PhysAddr],
+        access: Access,
+    ) -> Result<(), MapError> {
+        self.check_list(range, pages, access)?;
+        if let Some(table) = self.page_table(memory, range) {
+            let first = slot_of(range.first().0, 1);
+            check_empty::<F, M>(memory, table, range.first(), pages.len())?;
+            self.store_list(memory, table, first, pages, access);
+            return Ok(());
+        }
+        let mut prepared = Ok(());
+        let (mut at, mut rest) = (range.first(), pages);
+        while !rest.is_empty() && prepared.is_ok() {
+            let first = slot_of(at.0, 1);
+            let (now, later) = rest.split_at(rest.len().min(SLOTS - first));
+            prepared = self.prepare_list(memory, at, now, access);
+            (at, rest) = (Iova(at.0.wrapping_add(now.len() as u64 * PAGE_SIZE)), later);
+        }
+        self.enter_pending(memory, prepared)
+    }
+
+    fn check_list(
+        &self,
+        range: IovaRange,
+        pages: &[PhysAddr],
+        access: Access,
+    ) -> Result<(), MapError> {
+        let phys = pages.first().copied().unwrap_or(PhysAddr(0));
+        self.check(range, phys)?;
+        if !access.intersects(Access::READ | Access::WRITE) {
+            return Err(MapError::NoAccess);
+        }
+        let all = pages.iter().fold(0, |all, page| all | page.0);
+        if range.length() != pages.len() as u64 * PAGE_SIZE || all & (PAGE_SIZE - 1) != 0 {
+            return Err(MapError::Unaligned { range, phys });
+        }
+        if all >> PHYSICAL_BITS != 0 {
+            return Err(MapError::OutOfReach { range, phys });
+        }
+        Ok(())
+    }
+
+    /// Prepares pages that one table of pages translates: at once if it is new, else in `pending`.
+    fn prepare_list<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        at: Iova,
+        pages: &[PhysAddr],
+        access: Access,
+    ) -> Result<(), MapError> {
+        let Table { frame, live } = self.table_for(memory, at)?;
+        let first = slot_of(at.0, 1);
+        if !live {
+            self.store_list(memory, frame, first, pages, access);
+            return Ok(());
+        }
+        check_empty::<F, M>(memory, frame, at, pages.len())?;
+        for (slot, page) in (first..).zip(pages) {
+            let entry = F::leaf(*page, access, 1);
+            self.pending.push(Run::new(frame, slot, 1, 1, entry, RunKind::Leaves));
+        }
+        Ok(())
+    }
+
+    /// The table of pages for `at`; made if there is none, with all that leads to it.
+    fn table_for<M: TableMemory>(&mut self, memory: &mut M, at: Iova) -> Result<Table, MapError> {
+        let mut table = Table { frame: self.root, live: true };
+        for level in (2..=self.levels).rev() {
+            let slot = slot_of(at.0, level);
+            let found = F::decode(memory.load(table.frame, slot), level);
+            let waiting = |run: &&Run| run.table == table.frame && usize::from(run.index) == slot;
+            let entry = match (found, self.pending.iter().find(waiting)) {
+                (PteSlot::Leaf { .. }, _) => return Err(MapError::Overlap(at)),
+                (PteSlot::Table(frame), _) => {
+                    table.frame = frame;
+                    continue;
+                }
+                (PteSlot::Empty, Some(run)) => run.entry,
+                (PteSlot::Empty, None) => {
+                    let entry = F::table(memory.allocate()?, level);
+                    if table.live {
+                        let run = Run::new(table.frame, slot, 1, level, entry, RunKind::Table);
+                        self.pending.push(run);
+                    } else {
+                        memory.store(table.frame, slot, entry);
+                        *memory.live(table.frame) += 1;
+                        self.clean(memory, table.frame, slot, 1);
+                    }
+                    entry
+                }
+            };
+            if let PteSlot::Table(frame) = F::decode(entry, level) {
+                table = Table { frame, live: false };
+            }
+        }
+        Ok(table)
+    }
+
+    /// Stores leaves into empty slots from `first` on, counts and cleans them.
+    fn store_list<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        first: usize,
+        pages: &[PhysAddr],
+        access: Access,
+    ) {
+        // The address stands in its place in a leaf: the rest of it is the same for all.
+        let bits = F::leaf(PhysAddr(0), access, 1);
+        memory.write(table, first, pages.len(), &mut pages.iter().map(|page| bits + page.0));
+        *memory.live(table) += slot_count(pages.len());
+        self.clean(memory, table, first, pages.len());
+    }
+}
+
+/// Refuses unless `count` slots of a table of pages are empty, from the one of `at` on.
+fn check_empty<F: PteFormat, M: TableMemory>(
+    memory: &M,
+    table: PhysAddr,
+    at: Iova,
+    count: usize,
+) -> Result<(), MapError> {
+    let first = slot_of(at.0, 1);
+    for slot in first..first + count {
+        if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
+            let bytes = PAGE_SIZE * (slot - first) as u64;
+            return Err(MapError::Overlap(Iova(at.0 + bytes)));
+        }
+    }
+    Ok(())
+}
