@@ -1,15 +1,16 @@
 //! Random reads of 4 KiB and sequential ones of 128 KiB. Two controllers are measured in turn; what counts is
-//! the ratio of each pair, since absolute times are those of the machine and the moment.
+//! the ratio of each pair, since absolute times are those of the machine and the moment. The server is asked
+//! what it did meanwhile.
 
 use std::time::Instant;
 
 use nvme::{Operation, Request};
 
-use crate::disk::Disk;
-use crate::{Failure, TRANSFER, requests};
+use iommu_client::Connection;
 
-/// Requests under way at once.
-pub(crate) const DEPTH: u16 = 32;
+use crate::disk::Disk;
+use crate::options::Options;
+use crate::{Failure, TRANSFER, requests};
 
 /// Random reads of one measurement. Short ones, so that what else the machine does meets both of a pair.
 const READS: u64 = 400;
@@ -64,25 +65,60 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
+/// What the server did for anybody so far: calls that it answered, changes that it made. `None` when this
+/// process may not ask.
+fn server_work(connection: &Connection) -> Option<[u64; 2]> {
+    let metrics = connection.text("metrics").ok()?;
+    let value = |name: &str| {
+        let find = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        metrics.lines().find_map(find)
+    };
+    Some([value("calls")?, value("plans")?])
+}
+
+/// Says what the server did meanwhile. Nothing is what a transfer costs.
+fn tell_work(connection: &Connection, name: &str, before: Option<[u64; 2]>) {
+    match (before, server_work(connection)) {
+        (Some([calls, plans]), Some([later_calls, later_plans])) => println!(
+            "server: {name}: {} calls, {} changes",
+            later_calls - calls,
+            later_plans - plans
+        ),
+        _ => println!("server: {name}: not known"),
+    }
+}
+
 /// One controller.
-pub(crate) fn alone(disk: &mut Disk, rounds: usize) -> Result<(), Failure> {
+pub(crate) fn alone(
+    connection: &Connection,
+    disk: &mut Disk,
+    options: &Options,
+) -> Result<(), Failure> {
     for (name, kind) in KINDS {
         measure(disk, kind, 0)?;
+        let before = server_work(connection);
         let rates: Result<Vec<f64>, _> =
-            (0..rounds).map(|round| measure(disk, kind, round)).collect();
+            (0..options.rounds).map(|round| measure(disk, kind, round)).collect();
+        tell_work(connection, name, before);
         println!("bench: {name}: {:.0} a second", median(rates?));
     }
     Ok(())
 }
 
-/// Two in turn; each begins every second pair.
-pub(crate) fn pairs(first: &mut Disk, second: &mut Disk, rounds: usize) -> Result<(), Failure> {
+/// Two in turn; each begins every second pair, and both read the same places.
+pub(crate) fn pairs(
+    connection: &Connection,
+    first: &mut Disk,
+    second: &mut Disk,
+    options: &Options,
+) -> Result<(), Failure> {
     for (name, kind) in KINDS {
         // The first of each fills pools and caches.
         measure(first, kind, 0)?;
         measure(second, kind, 0)?;
+        let before = server_work(connection);
         let (mut ratios, mut a, mut b) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..rounds {
+        for round in 0..options.rounds {
             let (one, other) = if round % 2 == 0 {
                 let one = measure(first, kind, round)?;
                 (one, measure(second, kind, round)?)
@@ -94,14 +130,19 @@ pub(crate) fn pairs(first: &mut Disk, second: &mut Disk, rounds: usize) -> Resul
             b.push(other);
             ratios.push(one / other);
         }
-        let lowest = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        let highest = ratios.iter().copied().fold(0.0, f64::max);
+        tell_work(connection, name, before);
+        ratios.sort_by(f64::total_cmp);
+        let part = |numerator: usize| ratios.get(ratios.len() * numerator / 4).copied();
+        let [low, middle, high] = [part(1), part(2), part(3)].map(|ratio| ratio.unwrap_or(0.0));
+        let (rounds, a, b) = (options.rounds, median(a), median(b));
         println!(
-            "bench: {name}: {:.0} against {:.0} a second, ratio {:.3} (median of {rounds} pairs, {lowest:.3} to {highest:.3})",
-            median(a),
-            median(b),
-            median(ratios),
+            "bench: {name}: {a:.0} against {b:.0} a second, ratio {middle:.3} (median of {rounds} pairs, half of them {low:.3} to {high:.3})",
         );
+        if options.json {
+            println!(
+                "json: {{\"what\":\"{name}\",\"first\":{a:.0},\"second\":{b:.0},\"pairs\":{rounds},\"ratio\":{middle:.4},\"quarter\":{low:.4},\"three_quarters\":{high:.4}}}"
+            );
+        }
     }
     Ok(())
 }

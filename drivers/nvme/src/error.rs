@@ -1,12 +1,16 @@
 //! What can go wrong.
 
 use std::fmt;
+use std::time::Duration;
 
 /// Status of a command that did not succeed (3.3.3.2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status(pub u16);
 
 impl Status {
+    /// The command was aborted because somebody asked for that.
+    pub const ABORTED: Self = Self(0x07);
+
     /// Status code type: 0 generic, 1 command specific, 2 media, 3 path.
     #[must_use]
     pub const fn kind(self) -> u16 {
@@ -27,6 +31,7 @@ impl fmt::Display for Status {
             (0, 0x02) => "invalid field",
             (0, 0x04) => "data transfer error",
             (0, 0x06) => "internal error",
+            (0, 0x07) => "aborted",
             (0, 0x0b) => "no such namespace",
             (0, 0x13) => "PRP offset invalid",
             (0, 0x80) => "beyond the end of the namespace",
@@ -114,6 +119,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    pub(crate) fn timeout(what: &'static str, time: Duration) -> Self {
+        Self::Timeout { what, ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
 
 impl From<iommu_client::Error> for Error {
     fn from(error: iommu_client::Error) -> Self {

@@ -6,24 +6,32 @@
 //! spec.rs        registers, commands, completions, identification: bit layouts and nothing else
 //! rings.rs       a submission and a completion ring
 //! prp.rs         the addresses of a transfer, as the controller takes them
-//! controller.rs  start, identification, reset, end
+//! admin.rs       the admin queue: start, end, the queues of requests
+//! identify.rs    what a controller says of itself
 //! queue.rs       requests under way
+//! completion.rs  polling, or an interrupt
+//! controller.rs  all of it together: requests, reset
 //! error.rs       what can go wrong
 //! ```
 //!
-//! One admin queue and one I/O queue; the driver polls. Interrupts are not used: without a kernel driver,
-//! Linux gives a process no interrupt of a PCI function (sysfs has no such file), and on Redox the message
-//! vectors of a function are pcid's to set up, which this driver does not ask it to.
+//! One thread drives one controller. It may have several queues of requests, which it fills in turn: to the
+//! controller they are independent of each other.
 
+mod admin;
+mod completion;
 mod controller;
 mod error;
+mod identify;
 mod prp;
 mod queue;
 mod registers;
 mod rings;
 mod spec;
 
-pub use controller::{Controller, Info, NamespaceInfo};
+pub use completion::{Completion, Interrupt};
+pub use controller::{Controller, Settings};
 pub use error::{Error, Status};
+pub use identify::{Info, NamespaceInfo};
 pub use queue::{Done, Operation, Request};
 pub use registers::Registers;
+pub use spec::REGISTERS;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use iommu_client::Connection;
 use nvme::{NamespaceInfo, Operation, Request};
 
-use disk::Disk;
+use disk::{Disk, Troubles};
 use options::{Command, Options, USAGE};
 
 /// Bytes of one transfer.
@@ -84,18 +84,17 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), Failure> {
     let connection = Connection::system()?;
-    let depth = if options.command == Command::Bench { bench::DEPTH } else { options.depth };
-    let mut disk = open(&connection, &options.device, depth)?;
+    let mut disk = open(&connection, &options.device, options)?;
     match options.command {
         Command::Info => info(&disk),
         Command::Write => transfer(&mut disk, options, Operation::Write)?,
         Command::Read => transfer(&mut disk, options, Operation::Read)?,
         Command::Rogue => rogue(&mut disk, options)?,
         Command::Bench => match &options.against {
-            None => bench::alone(&mut disk, options.rounds)?,
+            None => bench::alone(&connection, &mut disk, options)?,
             Some(name) => {
-                let mut other = open(&connection, name, depth)?;
-                bench::pairs(&mut disk, &mut other, options.rounds)?;
+                let mut other = open(&connection, name, options)?;
+                bench::pairs(&connection, &mut disk, &mut other, options)?;
                 other.close()?;
             }
         },
@@ -105,8 +104,9 @@ fn run(options: &Options) -> Result<(), Failure> {
     fault.map_or(Ok(()), |fault| Err(Failure::Fault(fault.to_string())))
 }
 
-fn open(connection: &Connection, name: &str, depth: u16) -> Result<Disk, Failure> {
-    let disk = Disk::open(connection, name, depth)?;
+fn open(connection: &Connection, name: &str, options: &Options) -> Result<Disk, Failure> {
+    let disk = Disk::open(connection, name, options)?;
+    let name = disk.device.address();
     println!("nvme: {name} attached, {}", if disk.confined { "confined" } else { "NOT CONFINED" });
     Ok(disk)
 }
@@ -116,7 +116,8 @@ fn info(disk: &Disk) {
     println!("model:     {}", info.model);
     println!("serial:    {}", info.serial);
     println!("firmware:  {}", info.firmware);
-    println!("transfers: at most {} bytes, {} at once", info.most_bytes, disk.nvme.depth());
+    let (queues, depth) = (disk.nvme.queues(), disk.nvme.depth());
+    println!("transfers: at most {} bytes, {depth} at once in {queues} queues", info.most_bytes);
     for NamespaceInfo { id, blocks, block_size, .. } in &info.namespaces {
         println!("namespace {id}: {blocks} blocks of {block_size} bytes");
     }
@@ -185,7 +186,8 @@ fn transfer(disk: &mut Disk, options: &Options, operation: Operation) -> Result<
                 Ok(file.write_all(bytes.get(..count).unwrap_or_default())?)
             }
         };
-        let resets = disk.run(requests(namespace, operation, from, length), prepare, finish)?;
+        let Troubles { aborts, resets } =
+            disk.run(requests(namespace, operation, from, length), prepare, finish)?;
         if operation == Operation::Write {
             let flush = Request {
                 namespace: namespace.id,
@@ -197,7 +199,7 @@ fn transfer(disk: &mut Disk, options: &Options, operation: Operation) -> Result<
         }
         let word = if operation == Operation::Write { "written" } else { "read" };
         let ms = started.elapsed().as_millis();
-        println!("nvme: {length} bytes {word} in {ms} ms, {resets} resets");
+        println!("nvme: {length} bytes {word} in {ms} ms, {aborts} aborts, {resets} resets");
         if !options.forever {
             break;
         }

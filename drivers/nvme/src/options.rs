@@ -1,12 +1,15 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::Arg::{Long, Value};
 use lexopt::{Error, Parser, ValueExt};
 
 pub(crate) const USAGE: &str = "\
-usage: nvme COMMAND --device SSSS--BB--DD.F [OPTIONS]
+usage: nvme COMMAND [--device SSSS--BB--DD.F] [OPTIONS]
+
+The device may be left out by a driver that pcid-spawner started for it.
 
   info                what the controller says of itself and of its namespaces
   write               writes a pattern, or a file
@@ -15,18 +18,25 @@ usage: nvme COMMAND --device SSSS--BB--DD.F [OPTIONS]
   rogue --iova HEX    one read into memory that was never granted: expects the
                       fault, resets the controller, and works on
 
+options of all:
+  --queues N          queues of requests (default: one for each processor)
+  --depth N           requests under way at once in each (default: 16; bench: 32)
+  --interrupts        sleeps until the controller's interrupt, instead of polling
+  --patience MS       what a request may take before it is aborted, or else the
+                      controller is reset, and it is sent again (default: 10000)
+
 options of write and read:
   --namespace N       (default: the first)
   --from BYTES        where to begin (default: 0); K, M and G are understood
   --length BYTES      how much (default: 1M, or the file's length)
   --pattern SEED      the pattern (default: 1)
   --file FILE         the file, instead of a pattern
-  --depth N           requests under way at once (default: 16)
   --loop              again and again until killed
 
 options of bench:
   --against DEVICE    a second controller, measured in turn with the first
   --rounds N          measurements of each (default: 31)
+  --json              one line of JSON besides
 
 exit: 0 as expected, 1 could not run, 2 usage, 3 refused by iommud, 4 wrong data,
       5 an expected fault did not come, 6 a fault that was not expected";
@@ -43,16 +53,21 @@ pub(crate) enum Command {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) command: Command,
+    /// Empty: the one that this driver was started for.
     pub(crate) device: String,
     pub(crate) namespace: Option<u32>,
     pub(crate) from: u64,
     pub(crate) length: Option<u64>,
     pub(crate) pattern: u64,
     pub(crate) file: Option<PathBuf>,
-    pub(crate) depth: u16,
+    pub(crate) queues: Option<u16>,
+    pub(crate) depth: Option<u16>,
+    pub(crate) interrupts: bool,
+    pub(crate) patience: Duration,
     pub(crate) forever: bool,
     pub(crate) against: Option<String>,
     pub(crate) rounds: usize,
+    pub(crate) json: bool,
     pub(crate) iova: u64,
 }
 
@@ -77,17 +92,18 @@ impl Options {
             length: None,
             pattern: 1,
             file: None,
-            depth: 16,
+            queues: None,
+            depth: None,
+            interrupts: false,
+            patience: Duration::from_secs(10),
             forever: false,
             against: None,
             rounds: 31,
+            json: false,
             iova: 0x0bad_0000,
         };
         while let Some(word) = parser.next()? {
             options.take(word.to_owned_option()?, &mut parser)?;
-        }
-        if options.device.is_empty() {
-            return Err("--device is missing".into());
         }
         Ok(options)
     }
@@ -100,7 +116,11 @@ impl Options {
             "length" => self.length = Some(parser.value()?.parse_with(bytes)?),
             "pattern" => self.pattern = parser.value()?.parse()?,
             "file" => self.file = Some(parser.value()?.into()),
-            "depth" => self.depth = parser.value()?.parse()?,
+            "queues" => self.queues = Some(parser.value()?.parse()?),
+            "depth" => self.depth = Some(parser.value()?.parse()?),
+            "interrupts" => self.interrupts = true,
+            "patience" => self.patience = Duration::from_millis(parser.value()?.parse()?),
+            "json" => self.json = true,
             "loop" => self.forever = true,
             "against" => self.against = Some(parser.value()?.string()?),
             "rounds" => self.rounds = parser.value()?.parse()?,
@@ -151,7 +171,8 @@ mod tests {
     #[test]
     fn every_option_has_its_place() {
         let all = "write --device d --namespace 2 --from 4K --length 64M --pattern 9 --file f \
-                   --depth 3 --loop --against e --rounds 7 --iova 0x10";
+                   --depth 3 --queues 2 --interrupts --patience 250 --loop --against e --rounds 7 --json \
+                   --iova 0x10";
         let expected = Options {
             command: Command::Write,
             device: "d".into(),
@@ -160,15 +181,21 @@ mod tests {
             length: Some(64 << 20),
             pattern: 9,
             file: Some("f".into()),
-            depth: 3,
+            queues: Some(2),
+            depth: Some(3),
+            interrupts: true,
+            patience: Duration::from_millis(250),
             forever: true,
             against: Some("e".into()),
             rounds: 7,
+            json: true,
             iova: 16,
         };
         assert_eq!(parse(all).unwrap(), expected);
         assert_eq!(parse("rogue --device d --iova ff").unwrap().iova, 255);
-        for bad in ["", "info", "what --device d", "info --device d --what", "info --device d x"] {
+        for bad in
+            ["", "info --queues", "what --device d", "info --device d --what", "info --device d x"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse("read --device d --length 1T").is_err());

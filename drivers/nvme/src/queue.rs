@@ -2,8 +2,8 @@
 
 use iommu_client::{DeviceMemory, DmaBlock, DmaPool, ScatterList};
 
-use crate::controller::NamespaceInfo;
 use crate::error::{Error, Status};
+use crate::identify::NamespaceInfo;
 use crate::prp;
 use crate::rings::Rings;
 use crate::spec::{self, Command, Completion};
@@ -51,7 +51,7 @@ struct UnderWay<D> {
     lists: Vec<DmaBlock>,
 }
 
-/// The I/O queue. Identifiers of commands are indices of `slots`.
+/// A queue of requests. Identifiers of commands are indices of `slots`.
 pub(crate) struct Queue<D> {
     pub(crate) rings: Rings,
     slots: Vec<Option<UnderWay<D>>>,
@@ -99,13 +99,19 @@ impl<D: DeviceMemory> Queue<D> {
 
     /// Ends the request that a completion is of. Only now is its memory the caller's again.
     pub(crate) fn complete(&mut self, completion: Completion) -> Result<Done<D>, Error> {
-        let Completion { command, status } = completion;
+        let Completion { command, status, .. } = completion;
         let slot = self.slots.get_mut(usize::from(command)).and_then(Option::take);
         let UnderWay { request, data, lists } = slot.ok_or(Error::Breach { command })?;
         drop(lists);
         self.free.push(command);
         let result = Some(if status == 0 { Ok(()) } else { Err(Status(status)) });
         Ok(Done { request, data, result })
+    }
+
+    /// Of what is under way.
+    pub(crate) fn identifiers(&self) -> impl Iterator<Item = u16> {
+        let taken = |(number, slot): (u16, &Option<_>)| slot.as_ref().map(|_| number);
+        (0..).zip(&self.slots).filter_map(taken)
     }
 
     /// Ends all requests. The controller is disabled: it uses no memory.

@@ -67,14 +67,15 @@ impl Rings {
 
     /// The next completion, if it has come, and the new head, to be told to the controller.
     pub(crate) fn pop(&mut self) -> Option<(Completion, u16)> {
-        let [_, _, _, last] = self.completion.get(usize::from(self.head))?;
+        let [first, _, _, last] = self.completion.get(usize::from(self.head))?;
         let word = u32::from_le(last.load(Ordering::Acquire));
         if phase(word) != self.phase {
             return None;
         }
+        let result = u32::from_le(first.load(Ordering::Relaxed));
         self.head = self.after(self.head);
         self.phase ^= self.head == 0;
-        Some((Completion::from_word(word), self.head))
+        Some((Completion::from_words(result, word), self.head))
     }
 
     const fn after(&self, index: u16) -> u16 {

@@ -26,10 +26,15 @@ pub(crate) const FATAL: u32 = 1 << 1;
 pub(crate) const CREATE_SUBMISSION: u32 = 0x01;
 pub(crate) const CREATE_COMPLETION: u32 = 0x05;
 pub(crate) const IDENTIFY: u32 = 0x06;
+pub(crate) const ABORT: u32 = 0x08;
+pub(crate) const SET_FEATURES: u32 = 0x09;
 /// I/O commands (NVM Command Set 1.0c, figure 12).
 pub(crate) const FLUSH: u32 = 0x00;
 pub(crate) const WRITE: u32 = 0x01;
 pub(crate) const READ: u32 = 0x02;
+
+/// The feature that says how many queues there may be (5.27.1.5).
+pub(crate) const NUMBER_OF_QUEUES: u32 = 0x07;
 
 /// What Identify identifies (5.17.1, CNS).
 pub(crate) const NAMESPACE: u32 = 0x00;
@@ -38,6 +43,11 @@ pub(crate) const ACTIVE_NAMESPACES: u32 = 0x02;
 
 /// Physically contiguous: the queue is one piece of addresses (5.4, 5.5).
 pub(crate) const CONTIGUOUS: u32 = 1;
+/// Completions raise interrupts (5.4).
+pub(crate) const INTERRUPTS: u32 = 2;
+
+/// Bytes of registers that a driver maps: those of the controller, and a page of doorbells.
+pub const REGISTERS: u64 = 0x2000;
 
 /// Bytes of a page, and of what Identify returns.
 pub(crate) const PAGE: u64 = 4096;
@@ -85,6 +95,12 @@ impl Capabilities {
         4 << (self.0 >> 32 & 0xf)
     }
 
+    /// How many queues of requests have doorbells among the registers that are mapped: 1 to 511.
+    pub(crate) fn queues(self) -> u16 {
+        let pairs = (REGISTERS - DOORBELLS) / (2 * self.stride());
+        u16::try_from(pairs.saturating_sub(1)).unwrap_or(u16::MAX).max(1)
+    }
+
     /// The smallest page, in bytes (MPSMIN).
     pub(crate) fn smallest_page(self) -> u64 {
         4096 << (self.0 >> 48 & 0xf)
@@ -94,6 +110,8 @@ impl Capabilities {
 /// A completion (3.3.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Completion {
+    /// What the command returns.
+    pub(crate) result: u32,
     /// Identifier of the command.
     pub(crate) command: u16,
     /// Status code type and status code: 0 is success (3.3.3.2.1).
@@ -106,11 +124,11 @@ pub(crate) const fn phase(word: u32) -> bool {
 }
 
 impl Completion {
-    /// Reads the last of the four words.
-    pub(crate) fn from_word(word: u32) -> Self {
+    /// Reads the first and the last of the four words.
+    pub(crate) fn from_words(result: u32, word: u32) -> Self {
         let [c0, c1, s0, s1] = word.to_le_bytes();
         let status = u16::from_le_bytes([s0, s1]) >> 1 & 0x7ff;
-        Self { command: u16::from_le_bytes([c0, c1]), status }
+        Self { result, command: u16::from_le_bytes([c0, c1]), status }
     }
 }
 
@@ -134,9 +152,10 @@ mod tests {
     fn capabilities_of_qemu() {
         let cap = Capabilities(0x0040_1820_0f01_07ff);
         assert_eq!((cap.entries(), cap.timeout_ms(), cap.stride()), (2048, 7500, 4));
-        assert_eq!(cap.smallest_page(), 4096);
+        assert_eq!((cap.smallest_page(), cap.queues()), (4096, 511));
         let other = Capabilities(1 << 48 | 3 << 32);
         assert_eq!((other.stride(), other.smallest_page(), other.timeout_ms()), (32, 8192, 500));
+        assert_eq!((other.queues(), Capabilities(15 << 32).queues()), (63, 1));
     }
 
     #[test]
@@ -153,8 +172,8 @@ mod tests {
 
     #[test]
     fn a_completion_is_read() {
-        let done = Completion::from_word(0x4281 << 17 | 1 << 16 | 0x0102);
-        assert_eq!(done, Completion { command: 0x0102, status: 0x281 });
+        let done = Completion::from_words(5, 0x4281 << 17 | 1 << 16 | 0x0102);
+        assert_eq!(done, Completion { result: 5, command: 0x0102, status: 0x281 });
         assert!(phase(1 << 16) && !phase(0xfffe_ffff));
     }
 }

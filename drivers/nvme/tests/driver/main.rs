@@ -8,6 +8,7 @@
 )]
 
 mod software;
+mod troubles;
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use iommu_client::{
     FaultAccess, PoolOptions,
 };
 use iommud_tests::model::Model;
-use nvme::{Controller, Error, Operation, Request, Status};
+use nvme::{Completion, Controller, Error, Operation, Request, Settings, Status};
 use software::{BLOCK, Manner, Software};
 
 const NAME: &str = "0000--00--04.0";
@@ -36,11 +37,19 @@ fn lab<D: DeviceMemory>(manner: Manner, depth: u16) -> Lab<D> {
 }
 
 fn lab_on<D: DeviceMemory>(model: Model, manner: Manner, depth: u16) -> Lab<D> {
+    lab_with(model, manner, |_| Settings { queues: 1, depth, completion: Completion::Poll })
+}
+
+fn lab_with<D: DeviceMemory>(
+    model: Model,
+    manner: Manner,
+    settings: impl FnOnce(&Software) -> Settings,
+) -> Lab<D> {
     let device = Device::open(&model.connection(), NAME).unwrap();
     let software = Software::new(&model, device.address(), manner);
     Controller::<_, D>::quiesce(&mut software.clone()).unwrap();
     let permission = device.attach().unwrap();
-    let nvme = Controller::start(software.clone(), &device, depth).unwrap();
+    let nvme = Controller::start(software.clone(), &device, settings(&software)).unwrap();
     let options = PoolOptions { largest: 4 << 20, ..PoolOptions::default() };
     let pool = DmaPool::new(&device, options).unwrap();
     Lab { nvme, software, pool, device, _permission: permission, model }
@@ -157,18 +166,46 @@ fn the_queue_is_filled_and_goes_round() {
     }
 }
 
-/// Once the pool has what it needs, a transfer asks nothing of the server.
+/// Once the pool has what it needs, a transfer asks nothing of the server, and nothing of the unit: neither
+/// requests, nor invalidations, nor register accesses.
 #[test]
 fn transfers_make_no_requests() {
     let mut lab = lab::<DmaBlock>(Manner::default(), 4);
-    let mut data = lab.pool.take(128 << 10).unwrap();
-    let write = request(2, Operation::Write, 0, 32);
-    data = lab.nvme.run(write, data, SOON).unwrap();
-    let before = lab.model.counts();
-    for _ in 0..100 {
-        data = lab.nvme.run(write, data, SOON).unwrap();
+    for (operation, blocks) in [(Operation::Write, 32), (Operation::Read, 1)] {
+        lab.pool.reserve(blocks * 4096, 4).unwrap();
+        let length = blocks * 4096;
+        let send = |lab: &mut Lab<DmaBlock>, first| {
+            let data = lab.pool.take(length).unwrap();
+            lab.nvme.submit(request(2, operation, first, blocks), data).unwrap();
+        };
+        // Memory of lists is taken with the first that are under way.
+        (0..4).for_each(|first| send(&mut lab, first));
+        let before = lab.model.counts();
+        let mut state = 1_u64;
+        for _ in 0..400 {
+            assert_eq!(lab.nvme.wait(SOON).unwrap().result, Some(Ok(())));
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            send(&mut lab, (state >> 33) % 4000);
+        }
+        assert_eq!(lab.model.counts(), before);
+        (0..4).for_each(|_| drop(lab.nvme.wait(SOON).unwrap()));
     }
-    assert_eq!(lab.model.counts(), before);
+}
+
+/// The same blocks of two namespaces are different blocks.
+#[test]
+fn namespaces_are_apart() {
+    let mut lab = lab::<DmaBlock>(Manner::default(), 4);
+    for namespace in [1, 2] {
+        let mut data = lab.pool.take(4096).unwrap();
+        data.copy_from_slice(&bytes(namespace, 4096));
+        let blocks = if namespace == 1 { 8 } else { 1 };
+        let id = u32::try_from(namespace).unwrap();
+        lab.nvme.run(request(id, Operation::Write, 8, blocks), data, SOON).unwrap();
+    }
+    let data = lab.pool.take(4096).unwrap();
+    let first = lab.nvme.run(request(1, Operation::Read, 8, 8), data, SOON).unwrap();
+    assert!(*first == bytes(1, 4096) && lab.software.disk(2, 8 * 4096, 4096) == bytes(2, 4096));
 }
 
 #[test]
@@ -208,35 +245,6 @@ fn a_rogue_command_is_blocked_and_the_driver_goes_on() {
     assert_eq!(lab.software.disk(1, 4095, 1), [3]);
     assert!(lab.model.reach(lab.device.address()).len() >= before.len());
     assert_eq!((lab.device.faults().count(), lab.software.troubles()), (0, (1, 1)));
-}
-
-/// A controller that does not answer keeps its memory until it has been reset.
-#[test]
-fn a_reset_ends_what_is_under_way() {
-    let slow = Manner { slow: true, ..Manner::default() };
-    let mut lab = lab::<DmaBlock>(slow, 3);
-    for first in 0..3 {
-        let data = lab.pool.take(512).unwrap();
-        lab.nvme.submit(request(1, Operation::Read, first, 1), data).unwrap();
-    }
-    let late = lab.nvme.wait(Duration::from_millis(20));
-    assert!(matches!(late, Err(Error::Timeout { ms: 20, .. })), "{late:?}");
-    let ended = lab.nvme.reset().unwrap();
-    let firsts: Vec<_> = ended.iter().map(|done| (done.request.first, done.result)).collect();
-    assert_eq!(firsts, [(0, None), (1, None), (2, None)]);
-    lab.software.set(Manner::default());
-    let data = lab.pool.take(512).unwrap();
-    lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON).unwrap();
-}
-
-#[test]
-fn a_completion_of_nothing_is_an_error() {
-    let mut lab = lab::<DmaBlock>(Manner { liar: true, ..Manner::default() }, 3);
-    let data = lab.pool.take(512).unwrap();
-    let ended = lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON);
-    assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
-    lab.software.set(Manner::default());
-    assert_eq!(lab.nvme.reset().unwrap().len(), 1);
 }
 
 /// The driver dies in the middle of writes: its controller, which goes on, reaches nothing; the next driver

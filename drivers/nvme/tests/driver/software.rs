@@ -1,5 +1,5 @@
 //! An NVMe controller in software, with its own constants (NVM Express Base 2.0c, sections 3.1.3, 3.3.3, 4.1.1,
-//! 5.4, 5.5, 5.17). Its DMA goes through the unit of a model. It acts when a doorbell is rung.
+//! 5.1, 5.4, 5.5, 5.17, 5.27.1.5). Its DMA goes through the unit of a model. It acts when a doorbell is rung.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +23,14 @@ pub(crate) struct Manner {
     pub(crate) liar: bool,
     /// It takes no more than this many entries in a queue; 0 for 64.
     pub(crate) entries: u64,
+    /// It has no more than this many queues of requests; 0 for 4.
+    pub(crate) queues: u32,
+    /// It ends what it is asked to abort.
+    pub(crate) aborts: bool,
+    /// It fails when it is told of a request (CSTS.CFS).
+    pub(crate) fails: bool,
+    /// It does not look at this many doorbells of requests.
+    pub(crate) deaf: u32,
 }
 
 #[derive(Default)]
@@ -33,6 +41,7 @@ struct Pair {
     tail: u32,
     /// Where the next completion goes, and its phase.
     put: (u32, bool),
+    interrupts: bool,
 }
 
 struct State {
@@ -42,7 +51,15 @@ struct State {
     configuration: u32,
     admin: [u64; 3],
     pairs: BTreeMap<u32, Pair>,
-    pending: VecDeque<[u32; 16]>,
+    /// Commands that it has taken, each with its queue.
+    pending: VecDeque<(u32, [u32; 16])>,
+    failed: bool,
+    /// Queues of requests that it grants.
+    granted: u32,
+    /// Requests that each queue was told of, from the first on.
+    told: BTreeMap<u32, u32>,
+    interrupts: u32,
+    aborted: u32,
     disks: [Vec<u8>; 2],
     flushes: u32,
     /// Every address it was told for data, page by page.
@@ -65,6 +82,11 @@ impl Software {
             admin: [0; 3],
             pairs: BTreeMap::new(),
             pending: VecDeque::new(),
+            failed: false,
+            granted: 0,
+            told: BTreeMap::new(),
+            interrupts: 0,
+            aborted: 0,
             disks: [vec![0; 4096 * BLOCK[0]], vec![0; 4096 * BLOCK[1]]],
             flushes: 0,
             pages: Vec::new(),
@@ -103,6 +125,21 @@ impl Software {
         std::mem::take(&mut self.state().pages)
     }
 
+    /// Requests by queue, from the first on.
+    pub(crate) fn told(&self) -> Vec<u32> {
+        self.state().told.values().copied().collect()
+    }
+
+    /// Commands that it was asked to abort.
+    pub(crate) fn aborted(&self) -> u32 {
+        self.state().aborted
+    }
+
+    /// Interrupts since this was last asked.
+    pub(crate) fn take_interrupts(&self) -> u32 {
+        std::mem::take(&mut self.state().interrupts)
+    }
+
     /// DMA that was denied, and resets.
     pub(crate) fn troubles(&self) -> (u32, u32) {
         let state = self.state();
@@ -115,7 +152,7 @@ impl Registers for Software {
         let state = self.state();
         match offset {
             0x14 => Some(state.configuration),
-            0x1c => Some(state.configuration & 1),
+            0x1c => Some(state.configuration & 1 | u32::from(state.failed) << 1),
             _ => None,
         }
     }
@@ -159,6 +196,7 @@ impl Registers for Software {
 const SUCCESS: u32 = 0;
 const INVALID_FIELD: u32 = 0x02;
 const TRANSFER_ERROR: u32 = 0x04;
+const ABORTED: u32 = 0x07;
 const OUT_OF_RANGE: u32 = 0x80;
 const PRP_OFFSET: u32 = 0x13;
 
@@ -168,6 +206,7 @@ impl State {
             self.resets += self.configuration & 1;
             self.pairs.clear();
             self.pending.clear();
+            (self.failed, self.granted) = (false, 0);
         } else {
             assert_eq!(value >> 16 & 0xff, 0x46, "entry sizes");
             let [attributes, submission, completion] = self.admin;
@@ -199,7 +238,15 @@ impl State {
         let (base, entries) = self.pairs[&queue].submission;
         assert!(tail < entries, "a tail outside of the queue");
         self.pairs.get_mut(&queue).unwrap().tail = tail;
-        while self.pairs[&queue].head != tail {
+        if queue > 0 {
+            *self.told.entry(queue).or_default() += 1;
+            self.failed |= self.manner.fails;
+            if let Some(left) = self.manner.deaf.checked_sub(1) {
+                self.manner.deaf = left;
+                return;
+            }
+        }
+        while self.pairs[&queue].head != tail && !self.failed {
             let head = self.pairs[&queue].head;
             let Some(bytes) = self.read(base + u64::from(head) * 64, 64) else { return };
             let mut words = [0; 16];
@@ -208,10 +255,10 @@ impl State {
             }
             self.pairs.get_mut(&queue).unwrap().head = (head + 1) % entries;
             if queue == 0 {
-                let status = self.administer(&words);
-                self.complete(0, &words, status);
+                let (status, result) = self.administer(&words);
+                self.complete(0, &words, status, result);
             } else {
-                self.pending.push_back(words);
+                self.pending.push_back((queue, words));
             }
         }
         if !self.manner.slow {
@@ -225,41 +272,76 @@ impl State {
                 true => self.pending.pop_back(),
                 false => self.pending.pop_front(),
             };
-            let Some(mut words) = next else { return };
+            let Some((queue, mut words)) = next else { return };
             let status = self.transfer(&words);
             if self.manner.liar {
                 words[0] = words[0] & 0xffff | 0x7777 << 16;
             }
-            self.complete(1, &words, status);
+            self.complete(queue, &words, status, 0);
         }
     }
 
-    fn complete(&mut self, queue: u32, words: &[u32; 16], status: u32) {
+    fn complete(&mut self, queue: u32, words: &[u32; 16], status: u32, result: u32) {
         let pair = self.pairs.get_mut(&queue).unwrap();
         let (base, entries) = pair.completion;
         let (at, phase) = pair.put;
         let head = pair.head;
         pair.put = if at + 1 < entries { (at + 1, phase) } else { (0, !phase) };
+        self.interrupts += u32::from(pair.interrupts);
         let last = status << 17 | u32::from(phase) << 16 | words[0] >> 16;
-        let entry = [0, 0, queue << 16 | head, last];
+        let entry = [result, 0, queue << 16 | head, last];
         let bytes: Vec<u8> = entry.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.write(base + u64::from(at) * 16, &bytes);
     }
 
-    fn administer(&mut self, words: &[u32; 16]) -> u32 {
+    /// Ends a command that it has not carried out; its completion's first word (5.1).
+    fn abort(&mut self, queue: u32, identifier: u32) -> u32 {
+        self.aborted += 1;
+        let wanted = |(of, words): &(u32, [u32; 16])| *of == queue && words[0] >> 16 == identifier;
+        match self.pending.iter().position(wanted) {
+            Some(at) if self.manner.aborts => {
+                let (queue, words) = self.pending.remove(at).unwrap();
+                self.complete(queue, &words, ABORTED, 0);
+                0
+            }
+            _ => 1,
+        }
+    }
+
+    /// The status of an admin command, and the first word of its completion.
+    fn administer(&mut self, words: &[u32; 16]) -> (u32, u32) {
+        match words[0] & 0xff {
+            0x08 => (SUCCESS, self.abort(words[10] & 0xffff, words[10] >> 16)),
+            // Number of queues, which are asked for before there is one.
+            0x09 => {
+                assert_eq!((words[10], self.pairs.len()), (7, 1));
+                let most = if self.manner.queues == 0 { 4 } else { self.manner.queues };
+                let asked = (words[11] & 0xffff).min(words[11] >> 16) + 1;
+                self.granted = asked.min(most);
+                // More completion queues than submission queues: the fewer count.
+                (SUCCESS, (most + 2) << 16 | (most - 1))
+            }
+            _ => (self.administer_more(words), 0),
+        }
+    }
+
+    fn administer_more(&mut self, words: &[u32; 16]) -> u32 {
         let prp1 = address(words, 6);
-        let size = (words[10] >> 16) + 1;
+        let (size, number) = ((words[10] >> 16) + 1, words[10] & 0xffff);
         match words[0] & 0xff {
             0x05 => {
-                assert_eq!((words[10] & 0xffff, words[11] & 1), (1, 1));
-                let pair = Pair { completion: (prp1, size), put: (0, true), ..Pair::default() };
-                self.pairs.insert(1, pair);
+                assert!((1..=self.granted).contains(&number), "queue {number}");
+                assert_eq!((words[11] >> 16, words[11] & 1), (0, 1), "vector 0, contiguous");
+                let interrupts = words[11] & 2 != 0;
+                let completion = (prp1, size);
+                let pair = Pair { completion, put: (0, true), interrupts, ..Pair::default() };
+                assert!(self.pairs.insert(number, pair).is_none(), "a queue twice");
                 SUCCESS
             }
             0x01 => {
-                assert_eq!((words[10] & 0xffff, words[11]), (1, 1 << 16 | 1));
-                self.pairs.get_mut(&1).expect("the completion queue first").submission =
-                    (prp1, size);
+                assert_eq!(words[11], number << 16 | 1);
+                let pair = self.pairs.get_mut(&number).expect("the completion queue first");
+                pair.submission = (prp1, size);
                 SUCCESS
             }
             0x06 => {

@@ -11,14 +11,18 @@ use crate::device::BusMasterPermission;
 use crate::error::Error;
 use crate::platform::Memory;
 
+pub use super::interrupt::Interrupt;
+
 /// Offset of the command register (PCI Local Bus Specification 3.0, section 6.2.2).
 const COMMAND: u64 = 4;
 /// Command register: the function answers accesses to its memory.
 const MEMORY_SPACE: u16 = 1 << 1;
 /// Command register: the function may master the bus.
 const BUS_MASTER: u16 = 1 << 2;
+/// Command register: the function does not assert its interrupt line.
+const INTERRUPT_OFF: u16 = 1 << 10;
 
-/// A function that no kernel driver uses.
+/// A function that no kernel driver uses, or that uio_pci_generic has, which gives its interrupts.
 #[derive(Debug)]
 pub struct Function {
     address: PciAddress,
@@ -26,8 +30,15 @@ pub struct Function {
     config: File,
 }
 
+/// The function that this driver was started for: nobody does that here.
+#[must_use]
+pub const fn spawned() -> Option<PciAddress> {
+    None
+}
+
 impl Function {
-    /// Opens the function at `address`, switches its bus mastering off and its registers on.
+    /// Opens the function at `address`, switches its bus mastering and its interrupts off and its registers
+    /// on.
     ///
     /// # Errors
     /// It does not exist, or this process may not change it.
@@ -43,7 +54,7 @@ impl Function {
         let directory = PathBuf::from("/sys/bus/pci/devices").join(name);
         let config = OpenOptions::new().read(true).write(true).open(directory.join("config"))?;
         let function = Self { address, directory, config };
-        function.change_command(MEMORY_SPACE, BUS_MASTER)?;
+        function.change_command(MEMORY_SPACE | INTERRUPT_OFF, BUS_MASTER)?;
         Ok(function)
     }
 
@@ -84,14 +95,42 @@ impl Function {
         Memory::map(&[file], length)
     }
 
+    /// Where the function's interrupts arrive.
+    ///
+    /// # Errors
+    /// `Unsupported` when uio_pci_generic does not have the function: Linux gives a process no other way.
+    pub fn interrupt(&self) -> Result<Interrupt, Error> {
+        let none = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => io::ErrorKind::Unsupported.into(),
+            _ => error,
+        };
+        let mut entries = std::fs::read_dir(self.directory.join("uio")).map_err(none)?;
+        let entry = entries.next().ok_or(io::Error::from(io::ErrorKind::Unsupported))??;
+        let file = File::open(PathBuf::from("/dev").join(entry.file_name()))?;
+        Ok(Interrupt::new(file, self.config.try_clone()?))
+    }
+
     fn change_command(&self, set: u16, clear: u16) -> io::Result<()> {
-        let command = self.read_config(COMMAND)? & !clear | set;
-        self.config.write_all_at(&command.to_le_bytes(), COMMAND)
+        change_command(&self.config, set, clear)
     }
 
     fn read_config(&self, offset: u64) -> io::Result<u16> {
-        let mut bytes = [0; 2];
-        self.config.read_exact_at(&mut bytes, offset)?;
-        Ok(u16::from_le_bytes(bytes))
+        read_config(&self.config, offset)
     }
+}
+
+/// Lets a function assert its interrupt line again.
+pub(super) fn unmask(config: &File) -> io::Result<()> {
+    change_command(config, 0, INTERRUPT_OFF)
+}
+
+fn change_command(config: &File, set: u16, clear: u16) -> io::Result<()> {
+    let command = read_config(config, COMMAND)? & !clear | set;
+    config.write_all_at(&command.to_le_bytes(), COMMAND)
+}
+
+fn read_config(config: &File, offset: u64) -> io::Result<u16> {
+    let mut bytes = [0; 2];
+    config.read_exact_at(&mut bytes, offset)?;
+    Ok(u16::from_le_bytes(bytes))
 }

@@ -1,6 +1,8 @@
 //! Redox: the scheme itself.
 
+mod channel;
 mod inherited;
+mod interrupt;
 pub mod pci;
 mod scheme;
 

@@ -1,30 +1,60 @@
-//! PCI functions, for drivers that pcid-spawner did not start.
+//! PCI functions: those that pcid-spawner started a driver for, and those it did not.
 
+#![allow(unsafe_code)]
+
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use iommu_protocol::ids::PciAddress;
 use libredox::call::call_rw;
 use syscall::flag::CallFlags;
 
+use super::channel::{Channel, VectorTable};
 use crate::device::BusMasterPermission;
 use crate::error::Error;
 use crate::platform::Memory;
 
+pub use super::interrupt::Interrupt;
+
 /// Metadata of a call of pcid's `access` file that reads.
 const READ: u64 = 1;
 
-/// Offset of the first base address register (PCI Local Bus Specification 3.0, section 6.2.5).
+/// Offset of the command register (PCI Local Bus Specification 3.0, section 6.2.2).
+const COMMAND: u16 = 4;
+/// Command register: the function may master the bus.
+const BUS_MASTER: u32 = 1 << 2;
+/// The status register, in the same 32 bits: ones written to it clear what it tells.
+const STATUS: u32 = 0xffff_0000;
+
+/// Offset of the first base address register (section 6.2.5).
 const BARS: u16 = 0x10;
 
+/// Where pcid-spawner says which descriptor is the channel of the function that a driver is started for.
+const CHANNEL_VARIABLE: &str = "PCID_CLIENT_CHANNEL";
+
 /// A function that no other driver uses. Opening its channel makes pcid enable it, bus mastering included:
-/// that is done when the permission is there, and not before.
+/// that is done when the permission is there, and not before. (For a driver that pcid-spawner started, it was
+/// done.)
 #[derive(Debug)]
 pub struct Function {
     address: PciAddress,
     access: File,
-    channel: std::cell::OnceCell<File>,
+    channel: OnceCell<Channel>,
+}
+
+/// The function that pcid-spawner started this driver for; `None` when somebody else started it.
+#[must_use]
+pub fn spawned() -> Option<PciAddress> {
+    inherited()?.address().ok()
+}
+
+fn inherited() -> Option<Channel> {
+    let number = std::env::var(CHANNEL_VARIABLE).ok()?.parse().ok()?;
+    // SAFETY: pcid-spawner left this descriptor open for this process, which never closes it: it is cloned.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()?;
+    Some(Channel::new(descriptor.into()))
 }
 
 impl Function {
@@ -34,7 +64,13 @@ impl Function {
     /// There is no pcid, or this is not uid 0.
     pub fn open(address: PciAddress) -> io::Result<Self> {
         let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
-        Ok(Self { address, access, channel: std::cell::OnceCell::new() })
+        let function = Self { address, access, channel: OnceCell::new() };
+        let ours = |channel: &Channel| channel.address().is_ok_and(|of| of == address);
+        if let Some(channel) = inherited().filter(ours) {
+            let _ = function.channel.set(channel);
+            function.disable_bus_mastering()?;
+        }
+        Ok(function)
     }
 
     /// Vendor and device id.
@@ -54,20 +90,41 @@ impl Function {
         if permission.address() != self.address {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let channel = File::options()
-            .read(true)
-            .write(true)
-            .open(format!("/scheme/pci/{}/channel", self.address))?;
-        let _ = self.channel.set(channel);
-        Ok(())
+        match self.channel.get() {
+            Some(channel) => channel.write(COMMAND, channel.read(COMMAND)? & !STATUS | BUS_MASTER),
+            None => {
+                let path = format!("/scheme/pci/{}/channel", self.address);
+                let channel = File::options().read(true).write(true).open(path)?;
+                let _ = self.channel.set(Channel::new(channel));
+                Ok(())
+            }
+        }
     }
 
-    /// pcid offers no way to take bus mastering back.
+    /// Keeps the function from mastering the bus.
     ///
     /// # Errors
-    /// None.
-    pub const fn disable_bus_mastering(&self) -> io::Result<()> {
-        Ok(())
+    /// pcid is gone.
+    pub fn disable_bus_mastering(&self) -> io::Result<()> {
+        let Some(channel) = self.channel.get() else { return Ok(()) };
+        channel.write(COMMAND, channel.read(COMMAND)? & !(STATUS | BUS_MASTER))
+    }
+
+    /// Where the function's interrupts arrive: all that it has raise the same vector. It may master the bus
+    /// already, since interrupts are messages.
+    ///
+    /// # Errors
+    /// `Unsupported` when the function has no vectors of its own (MSI-X), or may not master the bus yet; no
+    /// vector is free.
+    pub fn interrupt(&self) -> Result<Interrupt, Error> {
+        let unsupported = io::Error::from(io::ErrorKind::Unsupported);
+        let channel = self.channel.get().ok_or(unsupported)?;
+        let VectorTable { bar, offset } = channel.vectors()?;
+        let within = u64::from(offset) & 0xfff;
+        let page = self.map(bar, u64::from(offset) - within, 4096)?;
+        let interrupt = Interrupt::new(page, within)?;
+        channel.enable_vectors()?;
+        Ok(interrupt)
     }
 
     /// The first `length` bytes of the registers behind a memory base address register, 0 to 5. It is the
@@ -77,6 +134,10 @@ impl Function {
     /// There is none, or it cannot be mapped.
     pub fn registers(&self, bar: u8, length: u64) -> Result<Memory, Error> {
         let length = usize::try_from(length).map_err(|_| Error::Outside)?.next_multiple_of(4096);
+        self.map(bar, 0, length)
+    }
+
+    fn map(&self, bar: u8, offset: u64, length: usize) -> Result<Memory, Error> {
         let low = self.read(BARS + 4 * u16::from(bar))?;
         if low & 1 != 0 {
             return Err(io::Error::from(io::ErrorKind::Unsupported).into());
@@ -84,7 +145,7 @@ impl Function {
         let high = if low & 6 == 4 { self.read(BARS + 4 * u16::from(bar) + 4)? } else { 0 };
         let address = u64::from(low & !0xf) | u64::from(high) << 32;
         let memory = File::options().read(true).write(true).open("/scheme/memory/physical@uc")?;
-        Memory::of(descriptor(&memory)?, address, length)
+        Memory::of(descriptor(&memory)?, address.saturating_add(offset), length)
     }
 
     fn read(&self, offset: u16) -> io::Result<u32> {

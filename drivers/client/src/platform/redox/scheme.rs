@@ -152,19 +152,23 @@ impl Wait {
         for fd in [session, clock] {
             self.queue.subscribe(fd, 0, EventFlags::READ).map_err(io::Error::from)?;
         }
-        let now = call::clock_gettime(libredox::flag::CLOCK_MONOTONIC).map_err(io::Error::from)?;
-        let now = Duration::new(
-            u64::try_from(now.tv_sec).unwrap_or(0),
-            u32::try_from(now.tv_nsec).unwrap_or(0),
-        );
-        let end = now.saturating_add(timeout);
-        let end = syscall::TimeSpec {
-            tv_sec: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i32::try_from(end.subsec_nanos()).unwrap_or(0),
-        };
-        self.timer.write_all(&end)?;
+        self.timer.write_all(&after(timeout)?)?;
         Ok(self.queue.next_event().map_err(io::Error::from)?.fd == session)
     }
+}
+
+/// What a timer is to be told so that it has an event after this time.
+pub(super) fn after(time: Duration) -> io::Result<syscall::TimeSpec> {
+    let now = call::clock_gettime(libredox::flag::CLOCK_MONOTONIC)?;
+    let now = Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    );
+    let end = now.saturating_add(time);
+    Ok(syscall::TimeSpec {
+        tv_sec: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i32::try_from(end.subsec_nanos()).unwrap_or(0),
+    })
 }
 
 /// The first entry of a directory's bytes: the number of the next one and the name; and what is behind it.

@@ -1,0 +1,197 @@
+//! Controllers that do not do as they should; several queues; interrupts.
+
+use std::time::Duration;
+
+use nvme::{Completion, Error, Interrupt, Operation, Settings, Status};
+
+use super::software::{Manner, Software};
+use super::{Model, SOON, lab, lab_with, request};
+use iommu_client::DmaBlock;
+
+const SHORT: Duration = Duration::from_millis(20);
+
+/// A controller that does not answer keeps its memory until it has been reset.
+#[test]
+fn a_reset_ends_what_is_under_way() {
+    let slow = Manner { slow: true, ..Manner::default() };
+    let mut lab = lab::<DmaBlock>(slow, 3);
+    for first in 0..3 {
+        let data = lab.pool.take(512).unwrap();
+        lab.nvme.submit(request(1, Operation::Read, first, 1), data).unwrap();
+    }
+    let late = lab.nvme.wait(Duration::from_millis(20));
+    assert!(matches!(late, Err(Error::Timeout { ms: 20, .. })), "{late:?}");
+    let ended = lab.nvme.reset().unwrap();
+    let firsts: Vec<_> = ended.iter().map(|done| (done.request.first, done.result)).collect();
+    assert_eq!(firsts, [(0, None), (1, None), (2, None)]);
+    lab.software.set(Manner::default());
+    let data = lab.pool.take(512).unwrap();
+    lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON).unwrap();
+}
+
+#[test]
+fn a_completion_of_nothing_is_an_error() {
+    let mut lab = lab::<DmaBlock>(Manner { liar: true, ..Manner::default() }, 3);
+    let data = lab.pool.take(512).unwrap();
+    let ended = lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON);
+    assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
+    lab.software.set(Manner::default());
+    assert_eq!(lab.nvme.reset().unwrap().len(), 1);
+}
+
+/// What is late is taken back, without a reset; its memory is the driver's again.
+#[test]
+fn what_is_late_is_aborted() {
+    let manner = Manner { slow: true, aborts: true, ..Manner::default() };
+    let settings = |_: &Software| Settings { queues: 2, depth: 3, completion: Completion::Poll };
+    let mut lab = lab_with::<DmaBlock>(Model::new(), manner, settings);
+    for first in 0..5 {
+        let data = lab.pool.take(512).unwrap();
+        lab.nvme.submit(request(1, Operation::Write, first, 1), data).unwrap();
+    }
+    assert!(matches!(lab.nvme.wait(SHORT), Err(Error::Timeout { .. })));
+    assert!(lab.nvme.abort().unwrap());
+    let mut firsts = Vec::new();
+    while let Some(done) = lab.nvme.poll().unwrap() {
+        assert_eq!(done.result, Some(Err(Status::ABORTED)));
+        firsts.push(done.request.first);
+    }
+    firsts.sort_unstable();
+    assert_eq!((firsts, lab.software.aborted(), lab.nvme.under_way()), ((0..5).collect(), 5, 0));
+    assert_eq!(lab.software.troubles(), (0, 0));
+    lab.software.set(Manner::default());
+    let data = lab.pool.take(512).unwrap();
+    lab.nvme.run(request(1, Operation::Write, 0, 1), data, SOON).unwrap();
+}
+
+/// A controller that aborts nothing says so; what it holds comes back by a reset.
+#[test]
+fn what_cannot_be_aborted_is_ended_by_a_reset() {
+    let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);
+    let data = lab.pool.take(512).unwrap();
+    lab.nvme.submit(request(1, Operation::Read, 7, 1), data).unwrap();
+    assert!(!lab.nvme.abort().unwrap());
+    assert_eq!((lab.software.aborted(), lab.nvme.under_way()), (1, 1));
+    let ended = lab.nvme.reset().unwrap();
+    assert_eq!((ended[0].request.first, ended[0].result), (7, None));
+}
+
+/// A doorbell that is not heard: the command stays in the ring, nobody has it.
+#[test]
+fn a_doorbell_that_is_not_heard() {
+    let mut lab = lab::<DmaBlock>(Manner { deaf: 1, ..Manner::default() }, 3);
+    let data = lab.pool.take(512).unwrap();
+    lab.nvme.submit(request(1, Operation::Read, 3, 1), data).unwrap();
+    assert!(matches!(lab.nvme.wait(SHORT), Err(Error::Timeout { .. })));
+    assert!(!lab.nvme.abort().unwrap());
+    for done in lab.nvme.reset().unwrap() {
+        assert!(lab.nvme.submit(done.request, done.data).is_ok());
+    }
+    let done = lab.nvme.wait(SOON).unwrap();
+    assert_eq!((done.request.first, done.result), (3, Some(Ok(()))));
+    assert_eq!(lab.software.troubles(), (0, 1));
+}
+
+/// A controller that fails says so in its status, long before the request is late.
+#[test]
+fn a_controller_that_has_failed_is_reset() {
+    for interrupts in [false, true] {
+        let manner = Manner { fails: true, ..Manner::default() };
+        let mut lab = lab_with::<DmaBlock>(Model::new(), manner, |software| Settings {
+            queues: 1,
+            depth: 3,
+            completion: match interrupts {
+                true => Completion::Interrupt(Box::new(Line(software.clone()))),
+                false => Completion::Poll,
+            },
+        });
+        let data = lab.pool.take(512).unwrap();
+        let started = std::time::Instant::now();
+        lab.nvme.submit(request(1, Operation::Read, 0, 1), data).unwrap();
+        let ended = lab.nvme.wait(Duration::from_secs(60));
+        assert!(matches!(ended, Err(Error::Fatal)), "{ended:?}");
+        assert!(started.elapsed() < Duration::from_secs(10));
+        lab.software.set(Manner::default());
+        let again = lab.nvme.reset().unwrap().pop().unwrap();
+        lab.nvme.run(again.request, again.data, SOON).unwrap();
+        assert_eq!(lab.software.troubles(), (0, 1));
+    }
+}
+
+/// As many queues as were asked for, or as there are; requests go to each in turn.
+#[test]
+fn queues_take_turns() {
+    for (asked, granted) in [(0, 1), (1, 1), (3, 3), (4, 4), (100, 4)] {
+        let manner = Manner { slow: true, ..Manner::default() };
+        let mut lab = lab_with::<DmaBlock>(Model::new(), manner, |_| Settings {
+            queues: asked,
+            depth: 2,
+            completion: Completion::Poll,
+        });
+        assert_eq!((lab.nvme.queues(), lab.nvme.depth()), (granted, 2 * granted));
+        for round in 0..3_u8 {
+            for first in 0..2 * granted as u64 {
+                let mut data = lab.pool.take(512).unwrap();
+                data.fill(round + 1);
+                lab.nvme.submit(request(1, Operation::Write, first, 1), data).unwrap();
+            }
+            let data = lab.pool.take(512).unwrap();
+            let full = lab.nvme.submit(request(1, Operation::Write, 0, 1), data);
+            assert!(matches!(full, Err((Error::Full, _))));
+            lab.software.let_go();
+            let mut firsts = Vec::new();
+            while let Some(done) = lab.nvme.poll().unwrap() {
+                firsts.push(done.request.first);
+            }
+            firsts.sort_unstable();
+            assert_eq!(firsts, (0..2 * granted as u64).collect::<Vec<_>>());
+        }
+        assert_eq!(lab.software.told(), vec![6; granted]);
+        // After a reset there are as many again.
+        lab.nvme.reset().unwrap();
+        lab.software.set(Manner::default());
+        for _ in 0..granted {
+            let data = lab.pool.take(512).unwrap();
+            lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON).unwrap();
+        }
+        assert_eq!(lab.software.told(), vec![7; granted]);
+    }
+}
+
+/// Where the controller's interrupts arrive. It does its work while the driver sleeps.
+struct Line(Software);
+
+impl Interrupt for Line {
+    fn wait(&mut self, timeout: Duration) -> std::io::Result<bool> {
+        assert!(timeout <= Duration::from_millis(100), "a failed controller raises none");
+        self.0.let_go();
+        Ok(self.0.take_interrupts() > 0)
+    }
+}
+
+#[test]
+fn a_driver_sleeps_until_the_interrupt() {
+    let manner = Manner { slow: true, ..Manner::default() };
+    let mut lab = lab_with::<DmaBlock>(Model::new(), manner, |software| Settings {
+        queues: 2,
+        depth: 2,
+        completion: Completion::Interrupt(Box::new(Line(software.clone()))),
+    });
+    for _ in 0..10 {
+        for first in 0..4 {
+            let data = lab.pool.take(512).unwrap();
+            lab.nvme.submit(request(1, Operation::Read, first, 1), data).unwrap();
+        }
+        assert!(lab.nvme.poll().unwrap().is_none());
+        for _ in 0..4 {
+            assert_eq!(lab.nvme.wait(SOON).unwrap().result, Some(Ok(())));
+        }
+    }
+    // Nothing under way, no interrupt: the time passes.
+    assert!(matches!(lab.nvme.wait(Duration::ZERO), Err(Error::Timeout { .. })));
+    // A driver that polls asks for none.
+    let mut lab = super::lab::<DmaBlock>(Manner::default(), 2);
+    let data = lab.pool.take(512).unwrap();
+    lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON).unwrap();
+    assert_eq!(lab.software.take_interrupts(), 0);
+}
