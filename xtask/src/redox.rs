@@ -35,6 +35,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Lines of the console that are shown after a failure.
 const TAIL: usize = 80;
 
+/// Bytes of the disk that our NVMe driver has.
+const SPARE: u64 = 16 << 20;
+
 /// What a run is to show, and how.
 struct Plan {
     stage: Stage,
@@ -53,7 +56,11 @@ impl Plan {
             _ => Self {
                 stage: Stage::Early,
                 titles: checks::EARLY,
-                held: &[(1, console::before_drivers), (10, console::nameless)],
+                held: &[
+                    (1, console::before_drivers),
+                    (10, console::nameless),
+                    (11, console::spawned),
+                ],
             },
         }
     }
@@ -104,6 +111,9 @@ impl Host {
             let table = if options.iommu == Iommu::Amd { "IVRS" } else { "DMAR" };
             machine.args(["-append", &format!("damage={table}")]);
         }
+        if plan.titles == checks::EARLY {
+            self.second_controller(&mut machine)?;
+        }
         let mut report = Report::new(plan.titles);
         let mut console = Console::new(plan.held);
         let end = machine.run_until(&self.emulator, |line| {
@@ -129,6 +139,16 @@ impl Host {
         write_json(options.json.as_deref(), &report.json())?;
         println!("redox: {passed} passed, {failed} failed");
         Ok(failed == 0)
+    }
+
+    /// An NVMe controller for our driver, told from the system's by its ids.
+    fn second_controller(&self, machine: &mut Machine) -> Result<()> {
+        let disk = self.directory.join("spare");
+        std::fs::File::create(&disk)?.set_len(SPARE)?;
+        let drive = format!("file={},format=raw,if=none,id=spare", disk.display());
+        machine.args(["-drive", &drive]);
+        machine.args(["-device", "nvme,drive=spare,serial=spare,use-intel-id=on"]);
+        Ok(())
     }
 
     /// A machine with a disk, a network card and an edu device.

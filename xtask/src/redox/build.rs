@@ -23,7 +23,7 @@ const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
 const PACKAGES: [&str; 4] = ["iommud", "edud", "nvme", "redox-guest"];
 
 /// The programs among what they build.
-const PROGRAMS: [&str; 4] = ["iommud", "iommuctl", "edud", "redox-guest"];
+const PROGRAMS: [&str; 5] = ["iommud", "iommuctl", "edud", "nvme", "redox-guest"];
 
 /// The loader, for a machine without an operating system.
 ///

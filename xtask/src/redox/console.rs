@@ -90,6 +90,14 @@ pub(super) fn nameless(console: &Console) -> Result<String, String> {
     }
 }
 
+/// The driver that pcid-spawner started said that it has its device, and what the device is.
+pub(super) fn spawned(console: &Console) -> Result<String, String> {
+    match (console.position(", confined"), console.position("serial:    spare")) {
+        (Some(attached), Some(serial)) if attached < serial => Ok("its words are there".into()),
+        other => Err(format!("lines of the console with its device and its serial: {other:?}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

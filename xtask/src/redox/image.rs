@@ -64,6 +64,16 @@ device = 0x100e
 command = ["/scheme/initfs/lib/drivers/e1000d"]
 "#;
 
+/// Our NVMe driver for the second controller, which has other ids than the system's disk. Of the drivers that
+/// fit, the first is taken, and files are read by name.
+const NVME: &str = r#"
+[[drivers]]
+name = "NVMe through iommud"
+vendor = 0x8086
+device = 0x5845
+command = ["/scheme/initfs/bin/nvme", "info", "--interrupts"]
+"#;
+
 /// Packs the image for `stage` into `directory`.
 ///
 /// # Errors
@@ -103,6 +113,7 @@ pub(super) fn pack(
         Stage::WithoutTimed => {}
     }
     fs::write(units.join("50_rootfs.service"), last_unit(stage))?;
+    fs::write(initfs.join("lib/pcid.d/00_nvme.toml"), NVME)?;
     if initfs.join("lib/drivers/e1000d").exists() {
         fs::write(initfs.join("lib/pcid.d/e1000d.toml"), DRIVERS)?;
     }

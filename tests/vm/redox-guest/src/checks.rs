@@ -12,6 +12,10 @@ pub(crate) const EARLY: &[&str] = &[
     "uid 1000 cannot claim",
     "uid 1000 without a name space drives a device whose descriptor it inherited",
     "iommud has no name space once it serves",
+    "nvme, started by pcid-spawner with its function's channel, works confined",
+    "nvme writes, reads back and compares through granted buffers, woken by its controller's interrupts",
+    "an NVMe command to memory never granted is blocked, told in words; the driver resets and goes on",
+    "an NVMe driver killed in the middle of writes is cut off, and the next one works",
 ];
 
 /// Checks of a machine with a unit that its table does not describe.

@@ -53,7 +53,7 @@ fn words(output: &Output) -> String {
     text.trim().to_owned()
 }
 
-fn expect(command: &mut Command, code: i32, part: &str) -> Seen {
+pub(crate) fn expect(command: &mut Command, code: i32, part: &str) -> Seen {
     let output = command.output().map_err(|error| format!("{EDUD}: {error}"))?;
     let text = format!("{}: {}", output.status, words(&output));
     if output.status.code() == Some(code) && text.contains(part) { Ok(text) } else { Err(text) }
@@ -151,7 +151,7 @@ fn canary(connection: &Connection) -> Seen {
     Ok("the memory it left, with its next owner, stays zero".into())
 }
 
-fn reach(connection: &Connection, device: &str) -> Seen {
+pub(crate) fn reach(connection: &Connection, device: &str) -> Seen {
     let text = text(connection, device)?;
     Ok(text.lines().find(|line| line.starts_with("reaches")).unwrap_or("?").to_owned())
 }

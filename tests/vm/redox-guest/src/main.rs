@@ -10,6 +10,7 @@ mod drivers;
 mod inherited;
 #[cfg(target_os = "redox")]
 mod names;
+mod nvme;
 mod pattern;
 mod root;
 
@@ -95,6 +96,11 @@ fn early() -> Result<(), String> {
     if confined {
         report.check(inherited::check(&connection, &device));
         report.check(Ok("the log says so".into()));
+        let controller = nvme::find(&connection)?;
+        report.check(Ok(format!("{controller}, as the log says")));
+        report.check(nvme::copies(&controller));
+        report.check(nvme::rogue(&controller));
+        report.check(nvme::killed(&connection, &controller));
     }
     println!("@@end");
     Ok(())
