@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::guest::{self, Parts, Scenario};
+use crate::kernel::{self, Kernel};
 use crate::options::{DemoOptions, Iommu, Story};
 use crate::qemu::{End, show_logs};
 use crate::report::Report;
-use crate::{build, disks, kernel};
+use crate::{build, disks};
 
 /// The story takes about a minute; a guest that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -104,12 +105,13 @@ fn translation(report: &mut Report, scenario: Scenario, record: &Path) -> String
 }
 
 fn prepare(scenario: Scenario, kernel: Option<PathBuf>) -> Result<Parts> {
-    let kernel = kernel.map_or_else(kernel::image, Ok)?;
+    let other = |image| Ok(Kernel { image, modules: Vec::new() });
+    let kernel = kernel.map_or_else(kernel::stock, other)?;
     let binaries = build::linux_guest()?;
     let directory = guest::directory(scenario.name())?;
     let initramfs = directory.join("initramfs.cpio");
-    guest::initramfs(&binaries, &initramfs)?;
-    Ok(Parts { kernel, initramfs, directory })
+    guest::initramfs(&binaries, &kernel.modules, &initramfs)?;
+    Ok(Parts { kernel: kernel.image, initramfs, directory })
 }
 
 fn describe(options: &DemoOptions) -> String {

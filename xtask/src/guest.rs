@@ -48,10 +48,11 @@ pub(crate) fn directory(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes the first file system: `/init`, and every other program of `binaries` in `/bin`.
-pub(crate) fn initramfs(binaries: &Path, to: &Path) -> Result<()> {
+/// Writes the first file system: `/init`, every other program of `binaries` in `/bin`, and the kernel's
+/// modules in `/modules`.
+pub(crate) fn initramfs(binaries: &Path, modules: &[PathBuf], to: &Path) -> Result<()> {
     let mut archive = Archive::default();
-    for directory in ["dev", "proc", "sys", "run", "tmp", "bin", "etc"] {
+    for directory in ["dev", "proc", "sys", "run", "tmp", "bin", "etc", "modules"] {
         archive.directory(directory)?;
     }
     archive.device("dev/console", 5, 1)?;
@@ -66,6 +67,11 @@ pub(crate) fn initramfs(binaries: &Path, to: &Path) -> Result<()> {
         let content =
             std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
         archive.executable(path, &content)?;
+    }
+    for file in modules {
+        let name = file.file_name().context("a module without a name")?.to_string_lossy();
+        let content = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        archive.executable(&format!("modules/{name}"), &content)?;
     }
     std::fs::write(to, archive.finish()?).with_context(|| format!("writing {}", to.display()))
 }

@@ -11,13 +11,32 @@ use crate::workspace::{cache, quietly};
 /// The package that depends on the current kernel of the flavour without hardware drivers.
 const META: &str = "linux-image-cloud-amd64";
 
-/// The kernel image; downloaded on the first call.
-pub(crate) fn image() -> Result<PathBuf> {
+/// Modules that are kept: they give a process the interrupts of a PCI function. In the order in which they are
+/// loaded, and where they are among the kernel's.
+const MODULES: [&str; 2] = ["uio/uio.ko", "uio/uio_pci_generic.ko"];
+
+/// A kernel.
+pub(crate) struct Kernel {
+    /// Its image.
+    pub(crate) image: PathBuf,
+    /// Modules of it, in the order in which they are to be loaded.
+    pub(crate) modules: Vec<PathBuf>,
+}
+
+/// The kernel; downloaded on the first call.
+pub(crate) fn stock() -> Result<Kernel> {
     let directory = cache("kernel")?;
-    if let Some(found) = find_image(&directory)? {
-        return Ok(found);
-    }
-    let package = download_dependency(META, "linux-image-", &directory)?;
+    let modules = MODULES.iter().filter_map(|path| Path::new(path).file_name());
+    let modules: Vec<PathBuf> = modules.map(|name| directory.join(name)).collect();
+    let image = match find_image(&directory)?.filter(|_| modules.iter().all(|file| file.exists())) {
+        Some(image) => image,
+        None => download(&directory, &modules)?,
+    };
+    Ok(Kernel { image, modules })
+}
+
+fn download(directory: &Path, modules: &[PathBuf]) -> Result<PathBuf> {
+    let package = download_dependency(META, "linux-image-", directory)?;
     let scratch = directory.join("unpacked");
     std::fs::create_dir_all(&scratch)?;
     quietly(Command::new("dpkg-deb").arg("--extract").args([&package, &scratch]))?;
@@ -25,6 +44,12 @@ pub(crate) fn image() -> Result<PathBuf> {
         find_image(&scratch.join("boot"))?.context("the package holds no boot/vmlinuz-*")?;
     let name = image.file_name().context("the image has no name")?;
     let destination = directory.join(name);
+    let release = name.to_string_lossy().replace("vmlinuz-", "");
+    let drivers = scratch.join("lib/modules").join(release).join("kernel/drivers");
+    for (from, to) in MODULES.iter().zip(modules) {
+        let from = drivers.join(from);
+        std::fs::rename(&from, to).with_context(|| from.display().to_string())?;
+    }
     // The last step: what is in place is whole.
     std::fs::rename(&image, &destination)?;
     std::fs::remove_dir_all(&scratch)?;

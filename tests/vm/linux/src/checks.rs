@@ -135,13 +135,16 @@ const GROUPS: [&str; 3] = [
 pub(crate) const TRANSLATION_STAYS_ON: &str =
     "translation was turned on once, and never off, by the emulator's own record";
 
-const NVME: [&str; 8] = [
+const NVME: [&str; 11] = [
     "the driver starts three controllers, of which one is behind no unit",
     "64 MiB are written, read back and compared through the IOMMU",
-    "a second namespace, of blocks of 4096 bytes, likewise",
+    "a second namespace, of blocks of 4096 bytes, likewise; the first keeps what it had",
     "the same driver with translation off, in turn: rates and their ratio",
     "a command with an address never granted: blocked, told, reset, and on",
     "kill -9 in the middle of writes: no DMA, memory given on stays untouched",
     "the next instance of the driver works on the same controller",
+    "requests that are late: aborted, or the controller reset and they are sent again; or told",
+    "an NVMe driver that sleeps until its controller's interrupt",
+    "several queues hold requests at once, which a slow controller carries out together",
     "nothing is left",
 ];

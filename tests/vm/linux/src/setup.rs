@@ -36,6 +36,20 @@ pub(crate) fn huge_pages() -> Result<usize> {
     Ok(pages)
 }
 
+/// Loads the kernel's modules that came along; whether there were any.
+pub(crate) fn modules() -> Result<bool> {
+    // The second needs the first.
+    for name in ["uio.ko", "uio_pci_generic.ko"] {
+        let path = format!("/modules/{name}");
+        if !std::path::Path::new(&path).exists() {
+            return Ok(false);
+        }
+        let file = std::fs::File::open(&path).context(path.clone())?;
+        rustix::system::finit_module(file, c"", 0).context(path)?;
+    }
+    Ok(true)
+}
+
 /// The scenario that the kernel's command line names.
 pub(crate) fn scenario() -> Result<Scenario> {
     let name = word("iommud.scenario")?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::field;
 use crate::pci::Function;
 use crate::process::{Process, Puppet, run, until};
-use crate::report::{check, log};
+use crate::report::{check, data, log, unchecked};
 use crate::server::Server;
 
 /// Vendor and device id of QEMU's controller.
@@ -52,13 +52,20 @@ pub(crate) fn run_all() {
     });
     let Some(story) = story else { return };
     let s = &story;
-    check(2, || s.copy("1", "64M"));
-    check(3, || s.copy("2", "16M"));
+    check(2, || s.copy("1", "64M", "7"));
+    check(3, || {
+        let copied = s.copy("2", "16M", "9")?;
+        let kept = nvme(&s.confined, &["read", "--length", "16M", "--pattern", "7"])?;
+        Ok(format!("{copied}; of the first: {}, as it was", last(kept)))
+    });
     check(4, || s.rates());
     check(5, || s.rogue());
     check(6, || s.kill());
     check(7, || s.next_instance());
-    check(8, || s.nothing_left());
+    check(8, || s.late());
+    check(9, || s.interrupts());
+    check(10, || s.queues());
+    check(11, || s.nothing_left());
 }
 
 /// Runs the driver on a controller; its output, if all was as expected.
@@ -105,24 +112,28 @@ impl Story {
         Ok(format!("confinement: {confinement}; {} is behind no unit", self.open))
     }
 
-    fn copy(&self, namespace: &str, length: &str) -> Result<String> {
-        let range = ["--namespace", namespace, "--length", length, "--pattern", "7"];
+    fn copy(&self, namespace: &str, length: &str, pattern: &str) -> Result<String> {
+        let range = ["--namespace", namespace, "--length", length, "--pattern", pattern];
         let written = nvme(&self.confined, &[&["write"], &range[..]].concat())?;
         let read = nvme(&self.confined, &[&["read"], &range[..]].concat())?;
         Ok(format!("{}; {}, compared", last(written), last(read)))
     }
 
     /// The same driver, in one process, on a controller whose addresses are translated and on one whose are
-    /// not. What came of it is told, not judged: it is the emulator's time.
+    /// not. What came of it is told, not judged: it is the emulator's time. What the server did meanwhile is
+    /// judged: nothing.
     fn rates(&self) -> Result<String> {
         nvme(&self.open, &["write", "--length", "64M", "--pattern", "7"])?;
         nvme(&self.open, &["read", "--length", "64M", "--pattern", "7"])?;
-        let output = nvme(&self.confined, &["bench", "--against", &self.open])?;
-        let lines: Vec<&str> =
-            output.lines().filter_map(|line| line.strip_prefix("bench: ")).collect();
-        ensure!(lines.len() == 2, "{output}");
-        lines.iter().for_each(|line| log(line));
-        Ok("translated against not translated, as above".into())
+        let output = nvme(&self.confined, &["bench", "--against", &self.open, "--json"])?;
+        let lines =
+            |start: &'static str| output.lines().filter_map(move |line| line.strip_prefix(start));
+        ensure!(lines("bench: ").count() == 2, "{output}");
+        lines("bench: ").for_each(log);
+        lines("json: ").for_each(data);
+        let idle = lines("server: ").filter(|line| line.ends_with(": 0 calls, 0 changes"));
+        ensure!(idle.count() == 2, "what the server did: {output}");
+        Ok("translated against not translated, as above; the server did nothing meanwhile".into())
     }
 
     fn rogue(&self) -> Result<String> {
@@ -189,6 +200,62 @@ impl Story {
         let read = std::fs::read(file)?;
         ensure!(read.len() == 1 << 20 && read.iter().all(|byte| *byte == 0), "not what is there");
         Ok(last(output))
+    }
+
+    /// On the slow controller every request takes 400 ms. Patience doubles with each trouble.
+    fn late(&self) -> Result<String> {
+        let range = ["--length", "64K", "--depth", "2"];
+        let written = nvme(&self.slow, &[&["write", "--patience", "150"], &range[..]].concat())?;
+        let sent = written.lines().filter(|line| line.contains("no completion within ")).count();
+        ensure!(sent > 0, "nothing was late: {written}");
+        let arguments =
+            [&["write", "--device", &self.slow, "--patience", "20"], &range[..]].concat();
+        let (ended, told) = run("/bin/nvme", &arguments, PATIENCE)?;
+        ensure!(ended == 1, "ended with {ended}: {told}");
+        let told = last(told);
+        ensure!(told == "nvme: failed: no completion within 160 ms", "{told}");
+        let first = written.lines().find(|line| line.contains("no completion within "));
+        let first = first.unwrap_or_default();
+        Ok(format!("{first}; {}; with 20 ms: {told}", last(written.clone())))
+    }
+
+    /// By the interrupt line of the function, which uio_pci_generic listens to.
+    fn interrupts(&self) -> Result<String> {
+        let name = Function::from_scheme_name(&self.confined);
+        let (ended, told) =
+            run("/bin/nvme", &["info", "--device", &self.confined, "--interrupts"], PATIENCE)?;
+        ensure!(ended == 1 && told.contains("unsupported"), "without uio: {ended}: {told}");
+        if !crate::setup::modules()? {
+            unchecked("interrupts: this kernel came without the modules uio and uio_pci_generic");
+            return Ok("not checked".into());
+        }
+        std::fs::write(name.path("driver_override"), "uio_pci_generic").context("override")?;
+        std::fs::write("/sys/bus/pci/drivers/uio_pci_generic/bind", &name.name).context("bind")?;
+        let count = || -> Result<u64> {
+            let entry = std::fs::read_dir(name.path("uio"))?.next().context("no uio device")??;
+            Ok(std::fs::read_to_string(entry.path().join("event"))?.trim().parse()?)
+        };
+        let before = count()?;
+        let range = ["--length", "16M", "--pattern", "3", "--interrupts", "--queues", "2"];
+        let written = nvme(&self.confined, &[&["write"], &range[..]].concat())?;
+        let read = nvme(&self.confined, &[&["read"], &range[..]].concat())?;
+        let came = count()? - before;
+        ensure!(came >= 2, "{came} interrupts");
+        std::fs::write("/sys/bus/pci/drivers/uio_pci_generic/unbind", &name.name)?;
+        Ok(format!("{}; {}, compared; {came} interrupts", last(written), last(read)))
+    }
+
+    /// A disk of 400 ms a request has what many queues hold under way together.
+    fn queues(&self) -> Result<String> {
+        let output = nvme(&self.slow, &["info", "--queues", "4", "--depth", "4"])?;
+        ensure!(output.contains("16 at once in 4 queues"), "{output}");
+        let range = ["write", "--length", "2M", "--queues", "4", "--depth", "4"];
+        let started = std::time::Instant::now();
+        let written = nvme(&self.slow, &range)?;
+        // One after the other, 16 requests would take 6.4 s.
+        let took = started.elapsed();
+        ensure!(took < Duration::from_secs(4), "{took:?}: {written}");
+        Ok(format!("16 requests of 400 ms in 4 queues: {}", last(written)))
     }
 
     fn nothing_left(&self) -> Result<String> {
