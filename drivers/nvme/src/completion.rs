@@ -44,7 +44,13 @@ impl Completion {
     }
 
     /// Between two looks at the rings; whether it is time to look at the controller and at the clock.
-    pub(crate) fn pause(&mut self, looks: &mut u32, deadline: Instant) -> Result<bool, Error> {
+    /// `woken` counts the interrupts.
+    pub(crate) fn pause(
+        &mut self,
+        looks: &mut u32,
+        woken: &mut u64,
+        deadline: Instant,
+    ) -> Result<bool, Error> {
         match self {
             Self::Poll => {
                 std::hint::spin_loop();
@@ -53,8 +59,10 @@ impl Completion {
             }
             Self::Interrupt(interrupt) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let came = interrupt.wait(left.min(LONGEST));
-                Ok(!came.map_err(iommu_client::Error::from)?)
+                let came = interrupt.wait(left.min(LONGEST)).map_err(iommu_client::Error::from)?;
+                *woken += u64::from(came);
+                // Interrupts without end do not stop the clock.
+                Ok(!came || left.is_zero())
             }
         }
     }

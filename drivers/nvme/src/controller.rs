@@ -34,6 +34,8 @@ pub struct Controller<R: Registers, D: DeviceMemory> {
     queues: Vec<Queue<D>>,
     /// Number of the queue that was given a request, or was looked at, last.
     turn: u16,
+    /// Waits that an interrupt ended.
+    woken: u64,
     pool: DmaPool,
     info: Info,
 }
@@ -70,7 +72,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         let lists = PoolOptions { largest: PAGE, above_4g: true, ..PoolOptions::default() };
         let pool = DmaPool::new(device, lists)?;
         let completion = settings.completion;
-        let mut controller = Self { admin, completion, queues, turn: 0, pool, info };
+        let mut controller = Self { admin, completion, queues, turn: 0, woken: 0, pool, info };
         controller.create_queues()?;
         Ok(controller)
     }
@@ -106,6 +108,12 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     #[must_use]
     pub fn depth(&self) -> usize {
         self.queues.iter().map(Queue::depth).sum()
+    }
+
+    /// How often an interrupt ended a wait.
+    #[must_use]
+    pub const fn woken(&self) -> u64 {
+        self.woken
     }
 
     /// Sends a request, by each queue in turn. Its memory is the controller's until the request comes out of
@@ -160,7 +168,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
             if let Some(done) = self.poll()? {
                 return Ok(done);
             }
-            if self.completion.pause(&mut looks, deadline)? {
+            if self.completion.pause(&mut looks, &mut self.woken, deadline)? {
                 self.admin.alive()?;
                 if Instant::now() > deadline {
                     return Err(Error::timeout("completion", timeout));

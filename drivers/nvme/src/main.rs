@@ -199,7 +199,12 @@ fn transfer(disk: &mut Disk, options: &Options, operation: Operation) -> Result<
         }
         let word = if operation == Operation::Write { "written" } else { "read" };
         let ms = started.elapsed().as_millis();
-        println!("nvme: {length} bytes {word} in {ms} ms, {aborts} aborts, {resets} resets");
+        let woken = if options.interrupts {
+            format!(", {} interrupts", disk.nvme.woken())
+        } else {
+            String::new()
+        };
+        println!("nvme: {length} bytes {word} in {ms} ms, {aborts} aborts, {resets} resets{woken}");
         if !options.forever {
             break;
         }

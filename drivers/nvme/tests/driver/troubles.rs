@@ -187,6 +187,7 @@ fn a_driver_sleeps_until_the_interrupt() {
             assert_eq!(lab.nvme.wait(SOON).unwrap().result, Some(Ok(())));
         }
     }
+    assert!(lab.nvme.woken() >= 10, "{}", lab.nvme.woken());
     // Nothing under way, no interrupt: the time passes.
     assert!(matches!(lab.nvme.wait(Duration::ZERO), Err(Error::Timeout { .. })));
     // A driver that polls asks for none.

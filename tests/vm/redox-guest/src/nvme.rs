@@ -37,12 +37,16 @@ pub(crate) fn find(connection: &Connection) -> Seen {
 
 /// Both ways, and what is read is what was written.
 pub(crate) fn copies(device: &str) -> Seen {
-    let arguments = [&RANGE[..], &["--interrupts"]].concat();
+    let arguments = [&RANGE[..], &["--interrupts", "--depth", "1"]].concat();
     let written = run("write", device, &arguments, " bytes written")?;
     let read = run("read", device, &arguments, " bytes read")?;
     let rates = run("bench", device, &["--rounds", "5", "--interrupts"], "bench: 4 KiB")?;
     for line in rates.split(['\n', '\r']).filter(|line| line.contains(": ")) {
         println!("@@log {line}");
+    }
+    let asleep = |output: &str| output.contains(" interrupts") && !output.contains(" 0 interrupts");
+    if !asleep(&written) || !asleep(&read) {
+        return Err(format!("never woken: {written}; {read}"));
     }
     let idle = "server: 4 KiB random reads: 0 calls, 0 changes";
     let detail = format!("{written}; {read}, compared; {idle}");
@@ -59,8 +63,8 @@ pub(crate) fn rogue(device: &str) -> Seen {
 /// A death in the middle of writes; then another driver.
 pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     let mut writer = command("write", device, &["--length", "8M", "--loop"]);
-    let mut child =
-        writer.stdout(Stdio::null()).spawn().map_err(|error| format!("{NVME}: {error}"))?;
+    // What it says is not read: it is killed before that fills a pipe.
+    let mut child = writer.spawn().map_err(|error| format!("{NVME}: {error}"))?;
     std::thread::sleep(WRITING);
     let attached = reach(connection, device)?;
     child.kill().map_err(|error| format!("kill: {error}"))?;

@@ -236,11 +236,12 @@ impl Story {
             Ok(std::fs::read_to_string(entry.path().join("event"))?.trim().parse()?)
         };
         let before = count()?;
-        let range = ["--length", "16M", "--pattern", "3", "--interrupts", "--queues", "2"];
+        let range = ["--length", "4M", "--pattern", "3", "--interrupts", "--depth", "1"];
         let written = nvme(&self.confined, &[&["write"], &range[..]].concat())?;
         let read = nvme(&self.confined, &[&["read"], &range[..]].concat())?;
         let came = count()? - before;
-        ensure!(came >= 2, "{came} interrupts");
+        // Of 32 requests written and 32 read, one at a time, some may end before the driver sleeps.
+        ensure!(came >= 16, "{came} interrupts: {written}; {read}");
         std::fs::write("/sys/bus/pci/drivers/uio_pci_generic/unbind", &name.name)?;
         Ok(format!("{}; {}, compared; {came} interrupts", last(written), last(read)))
     }
