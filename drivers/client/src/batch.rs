@@ -11,6 +11,25 @@ use crate::mapping::{BufferSlot, Placement};
 /// Maps and unmaps that take effect together or not at all, with one invalidation.
 ///
 /// What a batch maps stays mapped until a batch unmaps it or its buffer's slot ends.
+///
+/// ```
+/// use iommu_client::{Access, Batch, BufferOptions, Device, Placement};
+///
+/// # let model = iommud_tests::model::Model::new();
+/// # let connection = model.connection();
+/// let device = Device::open(&connection, "0000--00--04.0")?;
+/// let permission = device.attach()?;
+/// let buffer = device.allocate(65536, BufferOptions::default())?;
+/// let mut batch = Batch::new();
+/// for page in [0_u64, 3, 7] {
+///     let range = page * 4096..(page + 1) * 4096;
+///     batch = batch.map(buffer.slot(), range, Access::READ, Placement::Below4G);
+/// }
+/// let iovas = batch.run(&device)?; // one request for all three
+/// assert!(model.device_read(device.address(), iovas[2], 4096).is_ok());
+/// # let _ = permission;
+/// # Ok::<(), iommu_client::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     items: Vec<BatchItem>,

@@ -226,6 +226,21 @@ impl Device {
 
     /// The oldest unread fault of the device, waited for at most `timeout`.
     ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let model = iommud_tests::model::Model::new();
+    /// # let connection = model.connection();
+    /// # let device = iommu_client::Device::open(&connection, "0000--00--04.0")?;
+    /// # let permission = device.attach()?;
+    /// # assert!(model.device_write(device.address(), 0xbad0000, &[1]).is_err());
+    /// // The device wrote where nothing was granted:
+    /// if let Some(fault) = device.wait_fault(Duration::from_secs(1))? {
+    ///     assert!(fault.to_string().contains("write at iova 0xbad0000"), "{fault}");
+    /// }
+    /// # let _ = permission;
+    /// # Ok::<(), iommu_client::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// The server is gone.
     pub fn wait_fault(&self, timeout: Duration) -> Result<Option<FaultRecord>, Error> {

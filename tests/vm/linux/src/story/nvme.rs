@@ -240,8 +240,8 @@ impl Story {
         let written = nvme(&self.confined, &[&["write"], &range[..]].concat())?;
         let read = nvme(&self.confined, &[&["read"], &range[..]].concat())?;
         let came = count()? - before;
-        // Of 32 requests written and 32 read, one at a time, some may end before the driver sleeps.
-        ensure!(came >= 16, "{came} interrupts: {written}; {read}");
+        // Of 32 requests written and 32 read, one at a time, many may end before the driver sleeps.
+        ensure!(came >= 4, "{came} interrupts: {written}; {read}");
         std::fs::write("/sys/bus/pci/drivers/uio_pci_generic/unbind", &name.name)?;
         Ok(format!("{}; {}, compared; {came} interrupts", last(written), last(read)))
     }
