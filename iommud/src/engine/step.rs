@@ -51,6 +51,14 @@ impl<U: Unit> Engine<U> {
                 let entry = self.entry(Binding::Domain(domain))?;
                 self.write(unit, source, entry)
             }
+            Step::Grow { domain, levels, .. } => {
+                let table = table_of(&mut self.tables, domain)?;
+                Ok(table.pages.grow(&mut self.memory, levels)?)
+            }
+            Step::Deepen { unit, source, domain, .. } => {
+                let entry = self.entry(Binding::Domain(domain))?;
+                self.write(unit, source, entry)
+            }
             Step::PassThrough { unit, source } => {
                 let entry = self.entry(Binding::PassThrough)?;
                 self.write(unit, source, entry)

@@ -15,6 +15,8 @@ use crate::policy::{Binding, DomainId, Step, UnitIndex};
 struct Undo {
     lost: Vec<UnitIndex>,
     unproved: bool,
+    /// A unit may still walk a root that an entry was to point to.
+    walked: bool,
 }
 
 impl Undo {
@@ -40,7 +42,7 @@ impl Undo {
 impl<U: Unit> Engine<U> {
     /// Undoes `done`, last step first, after the step behind it failed.
     pub(super) fn undo(&mut self, done: &[Step], failed: usize, fault: Fault) -> StepFailure {
-        let mut undo = Undo { lost: Vec::new(), unproved: false };
+        let mut undo = Undo { lost: Vec::new(), unproved: false, walked: false };
         undo.note(&fault);
         for step in done.iter().rev() {
             self.take_back(step, &mut undo);
@@ -57,6 +59,10 @@ impl<U: Unit> Engine<U> {
     fn take_back(&mut self, step: &Step, undo: &mut Undo) {
         match *step {
             Step::CreateTable { domain, .. } => self.take_back_table(domain, undo),
+            Step::Grow { domain, from, .. } => self.take_back_root(domain, from, undo),
+            Step::Deepen { unit, source, domain, from } => {
+                self.take_back_deeper(unit, source, (domain, from), undo);
+            }
             Step::Map { domain, range, .. } | Step::MapList { domain, range, .. } => {
                 self.take_back_map(domain, range, undo);
             }
@@ -86,6 +92,44 @@ impl<U: Unit> Engine<U> {
         if !undo.unproved {
             self.destroy(domain);
         }
+    }
+
+    /// Nothing points to the new root any longer. If a unit may still walk it, it stays: it translates the
+    /// same.
+    fn take_back_root(&mut self, domain: DomainId, from: u8, undo: &Undo) {
+        if undo.walked {
+            return;
+        }
+        if let Ok(table) = table_of(&mut self.tables, domain) {
+            table.pages.shrink(&mut self.memory, from);
+        }
+    }
+
+    /// The entry points to the root that the domain had; and if the unit says so, that is what it uses.
+    fn take_back_deeper(
+        &mut self,
+        unit: UnitIndex,
+        source: RequesterId,
+        (domain, from): (DomainId, u8),
+        undo: &mut Undo,
+    ) {
+        let entry = table_of(&mut self.tables, domain).map(|table| {
+            let root = table.pages.root_at(&self.memory, from);
+            root.map_or(Entry::Blocked, |root| Entry::Translate {
+                tag: table.tag,
+                root,
+                levels: from,
+            })
+        });
+        let written = entry.and_then(|entry| self.write(unit, source, entry));
+        let forgotten = if undo.lost.contains(&unit) {
+            Err(Fault { unit: None, error: UnitError::Dead })
+        } else {
+            self.forget(unit, source, Binding::Domain(domain))
+        };
+        let proved = undo.proved(written) & undo.proved(forgotten);
+        undo.walked |= !proved;
+        undo.unproved |= !proved;
     }
 
     fn take_back_map(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {

@@ -9,10 +9,12 @@
 //!          them once every unit has forgotten them
 //! ```
 //!
-//! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked.
+//! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked. The root
+//! itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
 //! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
 //! contiguous run of stores is cleaned once.
 
+mod depth;
 mod detached;
 mod group;
 mod list;
@@ -36,6 +38,7 @@ use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::hw::seams::{MemoryError, TableMemory};
 use crate::topology::capabilities::PageSizes;
 
+use depth::KEPT;
 use detached::{Run, RunKind};
 use group::{fill, successor};
 
@@ -337,7 +340,7 @@ struct Leaf {
 
 /// Frees a table at `level` and all tables below it.
 fn free_subtree<F: PteFormat, M: TableMemory>(memory: &mut M, table: PhysAddr, level: u8) {
-    let live = core::mem::take(memory.live(table));
+    let live = core::mem::take(memory.live(table)) & !KEPT;
     let mut left = if level > 1 { live } else { 0 };
     for index in 0..SLOTS {
         if left == 0 {

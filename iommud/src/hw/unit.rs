@@ -109,7 +109,8 @@ pub trait Unit {
     fn capabilities(&self) -> UnitCapabilities;
 
     /// Writes the entry of `source`, cleaned for hardware that does not snoop. An entry that translates is
-    /// replaced by going through one that denies. What the unit has cached of the old entry stays until
+    /// replaced by going through one that denies; but by one store when the tag stays the same and the unit
+    /// can do that (`UnitCapabilities::deepens`). What the unit has cached of the old entry stays until
     /// [`Unit::invalidate_entry`].
     ///
     /// # Errors

@@ -40,6 +40,11 @@ impl Registry {
                     domain.tainted = true;
                 }
             }
+            Effect::Deepen(domain, levels) => {
+                if let Some(domain) = self.domains.get_mut(domain.0) {
+                    domain.shape.format.levels = levels;
+                }
+            }
             Effect::Reserved(domain, pieces) => self.apply_reserved(domain, pieces),
             Effect::Shared(shared, domain) => {
                 self.machine.shared.insert(shared, domain);

@@ -24,7 +24,7 @@ use crate::policy::ranges::{Piece, Ranges, difference};
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
 use crate::policy::state::{OwnerId, Purpose, Session, Unit};
-use crate::policy::units::last_tag;
+use crate::policy::units::{last_tag, top_of};
 use crate::topology::firmware::UnitKind;
 use crate::topology::table::FunctionIndex;
 
@@ -186,7 +186,7 @@ impl Registry {
         id: DomainId,
         needed: Vec<Piece>,
     ) -> Result<(), Refusal> {
-        let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
+        let domain = self.domain(id)?;
         if domain.tainted {
             return Err(Refusal::UnitFailed);
         }
@@ -195,9 +195,8 @@ impl Registry {
         {
             return Err(Refusal::Unsupported);
         }
-        if needed.iter().any(|piece| piece.range.last().0 > domain.shape.reach()) {
-            return Err(Refusal::Unsupported);
-        }
+        self.deepen(draft, id, unit, top_of(&needed))?;
+        let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
         let mut new = addresses(&needed);
         for (first, last) in addresses(&domain.reserved).iter() {
             new.remove(first, last);

@@ -35,6 +35,8 @@ pub(super) enum Effect {
     DropDomain(DomainId),
     /// A unit that failed may still use a domain.
     Taint(DomainId),
+    /// The table of a domain has so many levels.
+    Deepen(DomainId, u8),
     /// A domain maps these for firmware.
     Reserved(DomainId, Vec<Piece>),
     /// A domain is one of policy's.

@@ -8,6 +8,7 @@
 //! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
 //! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
+//! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```
 
 use alloc::boxed::Box;
@@ -41,6 +42,28 @@ pub enum Step {
     DestroyTable {
         /// The domain.
         domain: DomainId,
+    },
+    /// Puts a root above that of a domain, which goes on translating what it did: nothing points to the new one
+    /// yet. Undone by freeing it, if every unit is known to have forgotten it.
+    Grow {
+        /// The domain.
+        domain: DomainId,
+        /// Levels before.
+        from: u8,
+        /// Levels from now on.
+        levels: u8,
+    },
+    /// Points an entry from the root that a domain had to the one that it has, in one store: what the requester
+    /// reaches it reaches throughout. Undone by the same way back.
+    Deepen {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+        /// The domain.
+        domain: DomainId,
+        /// Levels of the root that the entry points to.
+        from: u8,
     },
     /// Enters translations, all or none. Undone by removing them, invalidating and freeing what was added.
     Map {

@@ -40,6 +40,14 @@ impl Shape {
         enough.or_else(|| depths().next_back().map(shape))
     }
 
+    /// With as few more levels, of those that all units can walk, as reach `top`.
+    fn deepened(self, levels: LevelSet, top: u64) -> Option<Self> {
+        let deeper = (self.format.levels + 1..=6).filter(|depth| levels.bits() & 1 << depth != 0);
+        deeper
+            .map(|levels| Self { format: TableFormat { levels, ..self.format }, ..self })
+            .find(|shape| shape.reach() >= top)
+    }
+
     /// Whether a unit can walk such a table.
     pub(super) fn serves(self, unit: &UnitCapabilities) -> bool {
         unit.levels.bits() & 1 << self.format.levels != 0
@@ -99,7 +107,8 @@ impl Registry {
         if let Some((index, _)) = self.machine.classes.iter().enumerate().find(fits) {
             return Ok(index);
         }
-        let top = self.compat.iter().map(|(_, last)| last).max().unwrap_or(0);
+        // Memory that is taken now comes back to policy, and firmware's regions lie within.
+        let top = self.base.iter().map(|(_, last)| last).max().unwrap_or(0);
         let shape = Shape::common(core::iter::once(capabilities), top);
         after.classes.push(shape.ok_or(Refusal::Unsupported)?);
         Ok(self.machine.classes.len())
@@ -256,15 +265,67 @@ impl Registry {
     /// those of its class.
     pub(super) fn shape_for(&self, unit: UnitIndex, pieces: &[Piece]) -> Result<Shape, Refusal> {
         let class = self.machine.class_of(unit).ok_or(Refusal::NotReady)?;
-        let top = pieces.iter().map(|piece| piece.range.last().0).max().unwrap_or(0);
-        let up = self.machine.units.iter().filter_map(|unit| match unit {
-            Unit::Enabled { capabilities, .. } => Some(capabilities),
-            _ => None,
-        });
+        let needed = top_of(pieces);
+        let up = || {
+            self.machine.units.iter().filter_map(|unit| match unit {
+                Unit::Enabled { capabilities, .. } => Some(capabilities),
+                _ => None,
+            })
+        };
+        // A table that cannot become deeper is made for whatever firmware may ask of its domain later.
+        let regions = self.machine.firmware.reserved.iter().map(|region| region.range.last().0);
+        let later = if up().all(|unit| unit.deepens) { None } else { regions.max() };
+        let top = later.unwrap_or(0).max(needed);
         let of_class = || self.machine.classes.get(class).copied();
-        let shape = Shape::common(up, top).or_else(of_class).ok_or(Refusal::Unsupported)?;
-        if shape.reach() < top { Err(Refusal::Unsupported) } else { Ok(shape) }
+        let shape = Shape::common(up(), top).or_else(of_class).ok_or(Refusal::Unsupported)?;
+        if shape.reach() < needed { Err(Refusal::Unsupported) } else { Ok(shape) }
     }
+
+    /// Makes the table of an owner's domain reach `top`, for a device behind `unit`. The entries that point to it
+    /// follow, each in one store: what its devices reach they reach throughout.
+    pub(super) fn deepen(
+        &self,
+        draft: &mut Draft,
+        id: DomainId,
+        unit: UnitIndex,
+        top: u64,
+    ) -> Result<(), Refusal> {
+        let domain = self.domain(id)?;
+        if domain.shape.reach() >= top {
+            return Ok(());
+        }
+        let sessions = self.sessions.iter().map(|(_, session)| session);
+        let units = sessions.filter(|session| session.domain == Some(id)).filter_map(|s| s.unit);
+        let mut levels = LevelSet::all();
+        for unit in units.chain([unit]) {
+            match self.machine.unit(unit) {
+                Some(Unit::Enabled { capabilities, .. }) if capabilities.deepens => {
+                    levels &= capabilities.levels;
+                }
+                // Nothing of it points to the domain, nor will.
+                Some(Unit::Failed) => {}
+                _ => return Err(Refusal::Unsupported),
+            }
+        }
+        let shape = domain.shape.deepened(levels, top).ok_or(Refusal::Unsupported)?;
+        let (from, levels) = (domain.shape.format.levels, shape.format.levels);
+        draft.steps.push(Step::Grow { domain: id, from, levels });
+        let here = |key: &Key| self.machine.class_of(key.0).is_some();
+        let bound = self.machine.sources.iter().filter(|(_, s)| s.binding == Binding::Domain(id));
+        let keys: Vec<Key> = bound.map(|(key, _)| *key).filter(here).collect();
+        let follow = |&(unit, source): &Key| Step::Deepen { unit, source, domain: id, from };
+        draft.steps.extend(keys.iter().map(follow));
+        let was = Binding::Domain(id);
+        let forget = |&(unit, source): &Key| Step::InvalidateEntry { unit, source, was };
+        draft.steps.extend(keys.iter().map(forget));
+        draft.effects.push(Effect::Deepen(id, levels));
+        Ok(())
+    }
+}
+
+/// The last address of some pieces.
+pub(super) fn top_of(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|piece| piece.range.last().0).max().unwrap_or(0)
 }
 
 /// The highest tag that every unit that is up can hold.

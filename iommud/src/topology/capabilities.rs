@@ -56,6 +56,9 @@ pub struct UnitCapabilities {
     /// Bits of the I/O virtual addresses that the unit lets through (VT-d CAP.MGAW, AMD-Vi VASize); may be
     /// fewer than the levels translate.
     pub iova_bits: u8,
+    /// An entry can be pointed to a deeper page table of the same domain in one store, while its requester goes
+    /// on (AMD-Vi: root and depth lie in one word; VT-d: they do not).
+    pub deepens: bool,
 }
 
 /// What the page table of a domain is made of.

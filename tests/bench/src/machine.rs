@@ -107,6 +107,7 @@ impl Unit for Counting {
             pass_through: true,
             physical_bits: 46,
             iova_bits: 48,
+            deepens: true,
         }
     }
     fn write_entry(

@@ -103,6 +103,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
                 physical_bits: capability.and_then(|block| block.physical_bits()).unwrap_or(52),
                 // What every unit has that has four levels.
                 iova_bits: capability.and_then(|block| block.virtual_bits()).unwrap_or(48),
+                deepens: true,
             },
             features,
             port,

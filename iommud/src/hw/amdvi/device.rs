@@ -12,6 +12,9 @@
 //! word 0 := new       one store: V stays set throughout
 //! ```
 //!
+//! When the domain stays the same and gets a deeper page table, root and mode change in one store of word 0. The
+//! rest of what a unit reads at once is as before.
+//!
 //! Words 2 and 3 (interrupts, attributes) and the firmware's SysMgt bits keep what they were given at first.
 
 use iommu_protocol::ids::RequesterId;
@@ -115,14 +118,20 @@ impl DeviceTable {
         any
     }
 
-    /// Writes the entry of `source`, never letting it through in between.
+    /// Writes the entry of `source`, never letting it through in between, nor denying what it translates when
+    /// only root and mode change.
     pub(super) fn write<M: TableMemory>(&self, memory: &mut M, source: RequesterId, entry: Entry) {
         let (translation, domain) = self.words(entry);
-        let kept = self.load(memory, source, 1) & device::MANAGEMENT_BITS;
-        self.store(memory, source, 0, self.deny());
-        self.clean(memory, source);
-        self.store(memory, source, 1, domain | kept);
-        self.clean(memory, source);
+        let [first, second] = [0, 1].map(|word| self.load(memory, source, word));
+        let domain = domain | second & device::MANAGEMENT_BITS;
+        let translates = |word| device::mode(word) != 0 && device::permissions(word) != 0;
+        let deepens = second == domain && translates(first) && translates(translation);
+        if !deepens {
+            self.store(memory, source, 0, self.deny());
+            self.clean(memory, source);
+            self.store(memory, source, 1, domain);
+            self.clean(memory, source);
+        }
         self.store(memory, source, 0, translation);
         self.clean(memory, source);
     }

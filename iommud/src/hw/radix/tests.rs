@@ -259,3 +259,58 @@ fn relink_undoes_calls_last_first() {
     }
     assert!(detached.is_empty());
 }
+
+#[test]
+fn a_root_put_above_points_to_the_old_one() {
+    let mut memory = TestMemory::new();
+    let mut table = table(&mut memory, 3);
+    table.map(&mut memory, range(0x4030_2000, 0x1000), PhysAddr(0x1234_5000), BOTH).unwrap();
+    let (before, old) = (memory.snapshot(), table.root());
+    assert_eq!(old, PhysAddr(0x7000_0000_0000));
+    memory.cleans.clear();
+    table.grow(&mut memory, 5).unwrap();
+    // Root, two tables and now two roots: frames 3 and 4, each with the one below in entry 0, cleaned.
+    assert_eq!((table.root(), table.levels()), (PhysAddr(0x7000_0000_4000), 5));
+    assert_eq!(memory.load(PhysAddr(0x7000_0000_3000), 0), 0x7000_0000_0003);
+    assert_eq!(memory.load(PhysAddr(0x7000_0000_4000), 0), 0x7000_0000_3003);
+    assert_eq!(memory.cleans.len(), 2);
+    let found: Vec<_> = [3, 4, 5, 6].map(|levels| table.root_at(&memory, levels)).into();
+    assert_eq!(found, [Some(old), Some(PhysAddr(0x7000_0000_3000)), Some(table.root()), None]);
+    assert_eq!(table.lookup(&memory, Iova(0x4030_2000)), Some((PhysAddr(0x1234_5000), BOTH)));
+    // As many as there are: nothing. More than there can be: refused.
+    table.grow(&mut memory, 4).unwrap();
+    assert_eq!(table.grow(&mut memory, 7), Err(MapError::Levels(7)));
+    table.map(&mut memory, range(1 << 39, 0x1000), PhysAddr(0x1000), BOTH).unwrap();
+    let mut detached = Detached::new();
+    table.unmap(&mut memory, range(1 << 39, 0x1000), &mut detached).unwrap();
+    Table::release(&mut memory, &mut detached);
+    table.shrink(&mut memory, 3);
+    assert_eq!((table.root(), table.levels()), (old, 3));
+    assert_eq!(memory.snapshot(), before);
+    table.destroy(&mut memory);
+    assert_eq!(memory.frames_in_use(), 0);
+}
+
+/// Entries of units may point to a root that another one was put above: it stays, empty or not.
+#[test]
+fn a_root_is_never_unlinked() {
+    let mut memory = TestMemory::new();
+    let mut table = table(&mut memory, 3);
+    let old = table.root();
+    table.grow(&mut memory, 4).unwrap();
+    let all = range(0, 1 << 39);
+    for part in [range(0x1000, 0x1000), range(0, 0x4000_0000), all] {
+        table.map(&mut memory, part, PhysAddr(0), BOTH).unwrap();
+        let mut detached = Detached::new();
+        table.unmap(&mut memory, part, &mut detached).unwrap();
+        Table::release(&mut memory, &mut detached);
+        assert_eq!(table.root_at(&memory, 3), Some(old), "{part:?}");
+        assert_eq!(memory.frames_in_use(), 2);
+    }
+    // A root that translates something of its own stays too.
+    table.map(&mut memory, range(1 << 39, 0x1000), PhysAddr(0), BOTH).unwrap();
+    table.shrink(&mut memory, 3);
+    assert_eq!(table.levels(), 4);
+    table.destroy(&mut memory);
+    assert_eq!(memory.frames_in_use(), 0);
+}

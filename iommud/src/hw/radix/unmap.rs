@@ -1,8 +1,8 @@
 //! Taking translations out, and putting them back.
 
 use super::{
-    Detached, Iova, IovaRange, Leaf, MapError, NOT_RECENT, PageTable, PhysAddr, PteFormat, PteSlot,
-    Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size, successor,
+    Detached, Iova, IovaRange, KEPT, Leaf, MapError, NOT_RECENT, PageTable, PhysAddr, PteFormat,
+    PteSlot, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size, successor,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -148,7 +148,9 @@ impl<F: PteFormat> PageTable<F> {
                     replacement = F::table(smaller, level);
                     RunKind::Split
                 }),
-                PteSlot::Table(_) if covered => Some(RunKind::Table),
+                PteSlot::Table(next) if covered && *memory.live(next) & KEPT == 0 => {
+                    Some(RunKind::Table)
+                }
                 PteSlot::Table(next) => {
                     self.remove(memory, next, level - 1, at, part_last, removal);
                     (*memory.live(next) == 0).then_some(RunKind::Table)

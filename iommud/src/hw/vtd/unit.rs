@@ -231,6 +231,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
             pass_through: self.extended.pass_through(),
             physical_bits: self.host_bits,
             iova_bits: self.capability.address_bits(),
+            // Depth and root lie in the two words of a context entry.
+            deepens: false,
         }
     }
 

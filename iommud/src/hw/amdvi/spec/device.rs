@@ -37,6 +37,16 @@ pub(crate) const fn translation(root: u64, mode: u8, permissions: u64) -> u64 {
         | VALID
 }
 
+/// Mode of word 0: levels of page table, 0 for none.
+pub(crate) const fn mode(word: u64) -> u8 {
+    super::byte(super::bits(word, 9, 3), 0)
+}
+
+/// IR and IW of word 0, in place.
+pub(crate) const fn permissions(word: u64) -> u64 {
+    word & (READ | WRITE)
+}
+
 /// What the data setting byte of an IVHD device entry (48882 section 5.2.2.2) puts into words 1 and 2.
 /// Byte: bit 0 INITPass, 1 EIntPass, 2 NMIPass, 5:4 SysMgt, 6 LINT0Pass, 7 LINT1Pass.
 pub(crate) const fn settings(byte: u8) -> (u64, u64) {

@@ -1,6 +1,7 @@
 //! The scenarios of the ordering contract that policy decides, by number.
 
 mod death;
+mod depth;
 mod groups;
 mod memory;
 mod probing;
@@ -94,6 +95,8 @@ fn kind(step: &Step) -> &'static str {
         Step::Map { .. } => "Map",
         Step::MapList { .. } => "MapList",
         Step::Unmap { .. } => "Unmap",
+        Step::Grow { .. } => "Grow",
+        Step::Deepen { .. } => "Deepen",
         Step::Publish { .. } => "Publish",
         Step::Invalidate { .. } => "Invalidate",
         Step::ReleaseTables { .. } => "ReleaseTables",

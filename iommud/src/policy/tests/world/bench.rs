@@ -206,6 +206,7 @@ impl Bench {
                 "stale entries: {:?}",
                 hardware.stale_entries
             );
+            world.check_roots(hardware);
         }
         for address in self.registry.functions() {
             let view = self.registry.function(address).unwrap();

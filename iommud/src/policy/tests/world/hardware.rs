@@ -15,6 +15,7 @@ use crate::topology::capabilities::DomainTag;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tables {
     tag: u16,
+    levels: u8,
     /// Ranges by first byte: last byte, memory, access.
     ranges: BTreeMap<u64, (u64, u64, u32)>,
 }
@@ -24,6 +25,8 @@ struct Tables {
 pub(in crate::policy::tests) struct Hardware {
     pub(in crate::policy::tests) enabled: bool,
     pub(in crate::policy::tests) entries: BTreeMap<u16, Binding>,
+    /// Levels of the root that an entry points to.
+    depths: BTreeMap<u16, u8>,
     /// Bindings that may still be in use beside the current one.
     pub(super) stale_entries: BTreeMap<u16, Vec<Binding>>,
     /// Memory that may still be reached through a domain, by tag.
@@ -51,6 +54,16 @@ pub(super) fn read_write() -> u32 {
 impl World {
     pub(in crate::policy::tests) fn new(units: usize) -> Self {
         Self { units: vec![Hardware::default(); units], ..Self::default() }
+    }
+
+    /// Every entry of a unit points to the root that its domain has.
+    pub(super) fn check_roots(&self, hardware: &Hardware) {
+        for (source, binding) in &hardware.entries {
+            if let Binding::Domain(domain) = binding {
+                let levels = self.domains[&domain.0].levels;
+                assert_eq!(hardware.depths[source], levels, "root of {source:#x}");
+            }
+        }
     }
 
     fn unit(&mut self, unit: UnitIndex) -> &mut Hardware {
@@ -112,15 +125,31 @@ impl World {
             Step::CreateTable { domain, tag: DomainTag(tag), format } => {
                 assert!(tag > 1, "tag {tag} is not for domains");
                 assert!((3..=6).contains(&format.levels));
-                let tables = Tables { tag, ..Tables::default() };
+                let tables = Tables { tag, levels: format.levels, ..Tables::default() };
                 let twice = self.domains.values().any(|tables| tables.tag == tag);
                 assert!(!twice, "tag {tag} given twice");
                 assert!(self.domains.insert(domain.0, tables).is_none(), "{domain:?} twice");
             }
             Step::DestroyTable { domain } => self.destroy(domain),
+            Step::Grow { domain, from, levels } => {
+                let tables = self.domain(domain);
+                assert!(tables.levels == from && from < levels && levels <= 6, "{step:?}");
+                tables.levels = levels;
+            }
+            Step::Deepen { unit, source, domain, from } => {
+                let levels = self.domain(domain).levels;
+                let hardware = self.unit(unit);
+                assert_eq!(hardware.entries.get(&source.0), Some(&Binding::Domain(domain)));
+                assert_eq!(hardware.depths.insert(source.0, levels), Some(from));
+                // The root that it pointed to is in use until the unit has forgotten the entry.
+                hardware.stale_entries.entry(source.0).or_default().push(Binding::Domain(domain));
+                self.cache_all();
+            }
             Step::Map { domain, range, phys, access } => {
                 let (first, last) = (range.first().0, range.last().0);
                 let tables = self.domain(domain);
+                let beyond = last.checked_shr(12 + 9 * u32::from(tables.levels)).unwrap_or(0);
+                assert_eq!(beyond, 0, "{range:?} is out of reach");
                 let clear = tables.ranges.range(..=last).next_back();
                 assert!(clear.is_none_or(|(_, (end, ..))| *end < first), "{range:?} mapped twice");
                 tables.ranges.insert(first, (last, phys.0, access.bits()));
@@ -155,7 +184,8 @@ impl World {
             }
             Step::Deny { unit, source } => self.write(unit, source, Binding::Blocked),
             Step::Translate { unit, source, domain } => {
-                self.domain(domain);
+                let levels = self.domain(domain).levels;
+                self.unit(unit).depths.insert(source.0, levels);
                 self.open(unit, source, Binding::Domain(domain));
             }
             Step::PassThrough { unit, source } => self.open(unit, source, Binding::PassThrough),

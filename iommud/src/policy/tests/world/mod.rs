@@ -33,6 +33,7 @@ pub(super) fn capabilities() -> UnitCapabilities {
         pass_through: true,
         physical_bits: 46,
         iova_bits: 48,
+        deepens: true,
     }
 }
 

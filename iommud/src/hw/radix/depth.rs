@@ -1,0 +1,71 @@
+//! Page tables that become deeper while they are in use.
+//!
+//! ```text
+//!                             new root   entry 0 -> old root
+//! old root .. level n         old root .. level n            everything that was translated still is, by
+//!                                                            either root; only the new one reaches further
+//! ```
+
+use super::{MapError, PageTable, PhysAddr, PteFormat, PteSlot};
+use crate::hw::seams::TableMemory;
+
+/// In the counter of a table: it was the root. Entries of units may point to it, so it is never unlinked.
+pub(super) const KEPT: u16 = 1 << 15;
+
+impl<F: PteFormat> PageTable<F> {
+    /// Puts roots above the root until there are `levels` (at most 6); nothing when there are. Hardware sees
+    /// nothing of it before an entry points to the new root. The old one goes on translating what it did.
+    ///
+    /// # Errors
+    /// `Levels`; `Memory`. Nothing has changed then.
+    pub fn grow<M: TableMemory>(&mut self, memory: &mut M, levels: u8) -> Result<(), MapError> {
+        if levels > 6 {
+            return Err(MapError::Levels(levels));
+        }
+        let before = self.levels;
+        while self.levels < levels {
+            let root = match memory.allocate() {
+                Ok(root) => root,
+                Err(error) => {
+                    self.shrink(memory, before);
+                    return Err(error.into());
+                }
+            };
+            memory.store(root, 0, F::table(self.root, self.levels + 1));
+            *memory.live(root) = 1;
+            *memory.live(self.root) |= KEPT;
+            self.clean(memory, root, 0, 1);
+            (self.root, self.levels) = (root, self.levels + 1);
+        }
+        Ok(())
+    }
+
+    /// Takes away the roots above `levels` that translate nothing else, and frees them. No entry points to them
+    /// and every unit has forgotten them.
+    pub fn shrink<M: TableMemory>(&mut self, memory: &mut M, levels: u8) {
+        while self.levels > levels.max(3) {
+            let PteSlot::Table(below) = F::decode(memory.load(self.root, 0), self.levels) else {
+                return;
+            };
+            if *memory.live(self.root) & !KEPT != 1 {
+                return;
+            }
+            *memory.live(self.root) = 0;
+            memory.free(self.root, false);
+            *memory.live(below) &= !KEPT;
+            (self.root, self.levels) = (below, self.levels - 1);
+        }
+    }
+
+    /// The root that the table had when it had `levels`; `None` when it never had.
+    pub fn root_at<M: TableMemory>(&self, memory: &M, levels: u8) -> Option<PhysAddr> {
+        let mut root = self.root;
+        for level in (levels + 1..=self.levels).rev() {
+            match F::decode(memory.load(root, 0), level) {
+                PteSlot::Table(below) => root = below,
+                _ => return None,
+            }
+        }
+        (levels <= self.levels).then_some(root)
+    }
+}
