@@ -3,7 +3,7 @@
 use iommu_protocol::RequesterId;
 use iommud::hw::{Entry, Unit};
 
-use super::{Bench, SOURCES, TARGET, UnderTest, run};
+use super::{Bench, SOURCES, TARGET, UnderTest, depths, run};
 use crate::machine::{Through, Watch};
 
 const IOVA: u64 = 0x20_0000;
@@ -100,6 +100,61 @@ pub fn overwriting_an_entry_never_mixes<T: UnderTest>(subject: &T) {
     bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], Some(old.tag)).expect("invalidate");
     bench.machine.clear_watches();
     bench.expect(SOURCES[0], &[run(IOVA, TARGET + 0x10_0000, 0x1000)]);
+}
+
+/// A page table that becomes deeper while it is used: what it translated it translates at every instant, by the
+/// entry that the unit has cached and by the new one; what only the new root reaches is reached when the unit
+/// has forgotten the old entry.
+pub fn a_deeper_table_denies_nothing<T: UnderTest>(subject: &T) {
+    let capabilities = Bench::start(subject).capabilities();
+    let all = depths(capabilities.levels);
+    for (from, to) in all.iter().flat_map(|from| all.iter().map(|to| (*from, *to))) {
+        if !capabilities.deepens || from >= to {
+            continue;
+        }
+        let mut bench = Bench::start(subject);
+        let mut domain = bench.domain_of(1, from);
+        let old = domain.pages.root();
+        bench.map(&mut domain, IOVA, TARGET, 0x2000);
+        bench.attach(SOURCES[0], &domain);
+        bench.touch(SOURCES[0], IOVA, 0x1000);
+        let (beyond, memory) = (1 << (12 + 9 * from), TARGET + 0x10_0000);
+        let watch = |bench: &Bench<T>, iova: u64, granted, must_pass| {
+            let (unit, source) = (bench.number, SOURCES[0].0);
+            let granted = vec![granted];
+            bench.machine.watch(Watch { unit, source, iova, write: true, granted, must_pass });
+        };
+        watch(&bench, IOVA, (TARGET, 0x1000), true);
+        watch(&bench, IOVA + 0x1000, (TARGET + 0x1000, 0x1000), true);
+        watch(&bench, IOVA + 0x2000, (0, 0), false);
+        watch(&bench, beyond, (memory, 0x1000), false);
+
+        domain.pages.grow(&mut bench.tables, to).expect("grow");
+        assert_eq!(domain.pages.root_at(&bench.tables, from), Some(old));
+        bench.unit.write_entry(&mut bench.tables, SOURCES[0], domain.entry()).expect("entry");
+        bench.map(&mut domain, beyond, memory, 0x1000);
+        // The unit goes by the entry that it has cached: not an address more, not one fewer.
+        assert_eq!(bench.probe(SOURCES[0], beyond, true), None);
+        assert_eq!(bench.probe(SOURCES[0], IOVA, true), Some(TARGET));
+        let tag = Some(domain.tag);
+        bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], tag).expect("invalidate");
+        watch(&bench, beyond, (memory, 0x1000), true);
+        bench.touch(SOURCES[0], IOVA, 0x1000);
+        bench.machine.clear_watches();
+        bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x2000), run(beyond, memory, 0x1000)]);
+
+        // And the way back, as when it is undone.
+        watch(&bench, IOVA, (TARGET, 0x1000), true);
+        bench.unmap(&mut domain, beyond, 0x1000);
+        let (tag, levels) = (domain.tag, from);
+        let entry = Entry::Translate { tag, root: old, levels };
+        bench.unit.write_entry(&mut bench.tables, SOURCES[0], entry).expect("entry");
+        bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], Some(tag)).expect("invalidate");
+        domain.pages.shrink(&mut bench.tables, from);
+        bench.machine.clear_watches();
+        assert_eq!(domain.pages.root(), old);
+        bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x2000)]);
+    }
 }
 
 /// A silenced requester is denied without a fault record; a blocked one with.

@@ -10,6 +10,7 @@ entries:
                 an_entry_is_one_requesters,
                 a_move_never_opens_anything,
                 overwriting_an_entry_never_mixes,
+                a_deeper_table_denies_nothing,
                 a_silenced_requester_leaves_no_record,
                 silencing_holds_against_what_was_cached,
                 passing_through_is_one_requesters,

@@ -13,8 +13,16 @@ pub(crate) struct Caches {
     /// Where absent entries are cached: those that were absent or faulty.
     absent: Map<Key, Why>,
     uppers: Map<Key, Upper>,
-    /// The powers of two that occur in keys, as a set of bits.
-    sizes: u64,
+    /// Which powers of two the keys of each have.
+    sizes: Sizes,
+}
+
+/// Powers of two, by kind, each a set of bits.
+#[derive(Clone, Copy, Default)]
+struct Sizes {
+    leaves: u64,
+    absent: u64,
+    uppers: u64,
 }
 
 /// What an invalidation is to drop.
@@ -27,6 +35,19 @@ pub(crate) enum Pages {
 
 const fn above(iova: u64, bits: u32) -> u64 {
     if bits >= 64 { 0 } else { iova >> bits }
+}
+
+const fn bit(bits: u32) -> u64 {
+    if bits >= 64 { 0 } else { 1 << bits }
+}
+
+/// The members of a set, lowest first.
+fn ascending(mut set: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let lowest = (set != 0).then(|| set.trailing_zeros());
+        set &= set.wrapping_sub(1);
+        lowest
+    })
 }
 
 impl Caches {
@@ -54,34 +75,24 @@ impl Caches {
         }
     }
 
-    fn sizes(&self) -> impl Iterator<Item = u32> + use<> {
-        let sizes = self.sizes;
-        (12..64).filter(move |bits| sizes & 1 << bits != 0)
-    }
-
-    fn key(&mut self, domain: u16, bits: u32, iova: u64) -> Key {
-        self.sizes |= 1_u64.checked_shl(bits).unwrap_or(0);
-        (domain, bits, above(iova, bits))
-    }
-
     pub(super) fn keep_leaf(&mut self, domain: u16, bits: u32, iova: u64, leaf: Leaf) {
-        let key = self.key(domain, bits, iova);
-        self.leaves.insert(key, leaf);
+        self.sizes.leaves |= bit(bits);
+        self.leaves.insert((domain, bits, above(iova, bits)), leaf);
     }
 
     pub(super) fn keep_absence(&mut self, domain: u16, bits: u32, iova: u64, why: Why) {
-        let key = self.key(domain, bits, iova);
-        self.absent.insert(key, why);
+        self.sizes.absent |= bit(bits);
+        self.absent.insert((domain, bits, above(iova, bits)), why);
     }
 
     pub(super) fn keep_upper(&mut self, domain: u16, bits: u32, iova: u64, upper: Upper) {
-        let key = self.key(domain, bits, iova);
-        self.uppers.insert(key, upper);
+        self.sizes.uppers |= bit(bits);
+        self.uppers.insert((domain, bits, above(iova, bits)), upper);
     }
 
     /// The cached translation of an address, whatever the page's size.
     pub(super) fn leaf(&self, domain: u16, iova: u64) -> Option<(u32, Leaf)> {
-        self.sizes().find_map(|bits| {
+        ascending(self.sizes.leaves).find_map(|bits| {
             let key = (domain, bits, above(iova, bits));
             self.leaves.get(&key).map(|leaf| (bits, *leaf))
         })
@@ -89,15 +100,13 @@ impl Caches {
 
     /// Whether the address was found absent, and why.
     pub(super) fn absence(&self, domain: u16, iova: u64) -> Option<Why> {
-        if self.absent.is_empty() {
-            return None;
-        }
-        self.sizes().find_map(|bits| self.absent.get(&(domain, bits, above(iova, bits))).copied())
+        ascending(self.sizes.absent)
+            .find_map(|bits| self.absent.get(&(domain, bits, above(iova, bits))).copied())
     }
 
     /// The deepest cached table on the way to an address, by an entry that covers at most 2^`most` bytes.
     pub(super) fn deepest(&self, domain: u16, iova: u64, most: u32) -> Option<Upper> {
-        self.sizes()
+        ascending(self.sizes.uppers)
             .take_while(|bits| *bits <= most)
             .find_map(|bits| self.uppers.get(&(domain, bits, above(iova, bits))).copied())
     }

@@ -65,6 +65,38 @@ fn device_table_entries() {
     assert_eq!(silenced[8..], expected);
 }
 
+/// A page table that becomes deeper: the entry before and after, and in between no other. Mode in bits 11:9 and
+/// root in bits 51:12 of the first word (48882 section 2.2.2.1; Linux DEV_ENTRY_MODE_SHIFT, Xen struct
+/// amd_iommu_dte paging_mode, pt_root). Xen's amd_iommu_set_root_page_table and Linux's update_dte256 change
+/// them in one store of the half that holds them, V and TV set throughout, before INVALIDATE_DEVTAB_ENTRY.
+#[test]
+fn a_deeper_table_is_one_store_of_the_first_word() {
+    let mut bench = bench();
+    let mut domain = bench.domain_of(0x1234, 3);
+    bench.map(&mut domain, 0x1000, TARGET, 0x1000);
+    let before = entry(&mut bench, domain.entry());
+    assert_eq!((before[0], before[1] & 0x0f, before[7]), (0x03, 0x06, 0x60), "mode 3");
+    let old = u64::from_le_bytes(before[..8].try_into().unwrap()) & ADDRESS;
+    for (levels, mode) in [(4, 0x08), (5, 0x0a), (6, 0x0c)] {
+        domain.pages.grow(&mut bench.tables, levels).unwrap();
+        let steps = bench.machine.steps();
+        let deeper = domain.entry();
+        bench.unit.write_entry(&mut bench.tables, SOURCES[2], deeper).unwrap();
+        assert_eq!(bench.machine.steps() - steps, 1, "stores; the unit snoops");
+        let after = entry(&mut bench, deeper);
+        assert_eq!((after[0], after[1] & 0x0f, after[7]), (0x03, mode, 0x60));
+        assert_eq!(after[8..], before[8..]);
+        // Entry 0 of each new root: PR, Next Level one less, IR, IW, the root below.
+        let root = u64::from_le_bytes(after[..8].try_into().unwrap()) & ADDRESS;
+        bench.machine.with_memory(|memory| memory.clean(root));
+        let link = bytes(&bench, root, 4096);
+        assert_eq!((link[0], link[1] & 0x0f, link[7]), (0x01, (levels - 1) * 2, 0x60));
+        assert_eq!(link[8..], [0; 4088]);
+        let below = u64::from_le_bytes(link[..8].try_into().unwrap()) & ADDRESS;
+        assert_eq!(below == old, levels == 4);
+    }
+}
+
 /// From the root at level 6 down to the page, each entry in its place: 48882 figure "Address translation".
 #[test]
 fn page_tables_of_six_levels() {

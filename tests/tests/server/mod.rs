@@ -2,6 +2,7 @@
 //! demo tells on a real machine, in miniature; bad input; lives and deaths of clients. Compiled once for each
 //! vendor; `crate::vendor` names the units.
 
+mod depth;
 mod input;
 mod lives;
 mod policies;
