@@ -53,6 +53,11 @@ impl Firmware {
         }
     }
 
+    /// Writes word 2 of the entry of `source`: what it does with interrupts.
+    pub fn third_word(&self, source: u16, word: u64) {
+        self.put(self.table + 32 * u64::from(source) + 16, word);
+    }
+
     /// Denies everybody everything: a page table without a page, no permissions.
     pub fn deny_all(&mut self) {
         let nothing = self.frame();

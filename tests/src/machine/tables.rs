@@ -19,6 +19,8 @@ pub(super) struct Pool {
     in_use: usize,
     allocations: u64,
     fail_from: Option<(u64, u64)>,
+    /// Tables of a previous owner can be read.
+    sees_others: bool,
 }
 
 impl Pool {
@@ -30,6 +32,7 @@ impl Pool {
             in_use: 0,
             allocations: 0,
             fail_from: None,
+            sees_others: false,
         }
     }
 
@@ -127,6 +130,11 @@ impl Machine {
         state.tables.fail_from = (count > 0).then_some((first, count));
     }
 
+    /// Lets the server read tables of the units' previous owner.
+    pub fn show_others_tables(&self) {
+        self.state().tables.sees_others = true;
+    }
+
     /// Allocations of table memory so far, failed ones included.
     #[must_use]
     pub fn table_allocations(&self) -> u64 {
@@ -172,12 +180,17 @@ impl TableMemory for Tables {
 
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
         let mut state = self.machine.state();
-        // A previous owner's tables may be asked for; they cannot be seen.
-        if state.memory.purpose(frame.0) == Some(Use::Firmware) {
+        let purpose = state.memory.purpose(frame.0);
+        // A previous owner's tables may be asked for; whether they can be seen is the platform's affair.
+        if purpose == Some(Use::Firmware) && !state.tables.sees_others {
             return 0;
         }
-        let word = state.table_word(frame, index);
-        word.map_or(0, |address| state.memory.cpu_load(address))
+        let kept = matches!(purpose, Some(Use::Table | Use::Firmware));
+        if !kept || !frame.is_aligned(FRAME) || index >= WORDS {
+            state.memory.report(Violation::NotATable { frame: frame.0 });
+            return 0;
+        }
+        state.memory.cpu_load(frame.0 + 8 * u64::try_from(index).unwrap())
     }
 
     fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {

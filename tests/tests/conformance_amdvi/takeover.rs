@@ -174,3 +174,89 @@ fn an_exclusion_range_ends_with_its_owner() {
         }
     }
 }
+
+/// Interrupt fields of a device table entry: IV, IntTabLen, IG, the table's root, IntCtl, in word 2 (48882 section
+/// 2.2.2.1; Xen struct amd_iommu_dte iv, int_tab_len, ig, it_root, int_ctl; Linux DTE_IRQ_REMAP_ENABLE,
+/// DTE_INTTABLEN, DTE_IRQ_PHYS_ADDR_MASK, DTE_IRQ_REMAP_INTCTL). Remapped by a table of 512 entries.
+const INTERRUPTS: [u64; 3] =
+    [0x2000_000a_bcde_f093, 0x2000_0000_1234_5613, 0x1000_0000_0765_4321 & !0x3e];
+
+/// Word 2 and 3 of an entry of the table that the unit reads, as it reads them.
+fn upper_half(machine: &Machine, unit: usize, source: RequesterId) -> [u64; 2] {
+    let table = machine.registers(unit).read64(0) & 0x000f_ffff_ffff_f000;
+    let at = table + 32 * u64::from(source.0);
+    machine.with_memory(|memory| [16, 24].map(|word| memory.walk_load(unit, at + word)))
+}
+
+/// What the previous owner set up for interrupts goes over to the new table, where it can be read, and stays
+/// whatever becomes of the rest of the entry; nobody else's is made up.
+#[test]
+fn interrupt_fields_of_the_previous_owner_are_kept() {
+    for subject in matrix() {
+        println!("subject: {}", subject.name);
+        let machine = Machine::default();
+        machine.show_others_tables();
+        let unit = subject.add(&machine);
+        let mut firmware = Firmware::new(&machine, unit, TABLES);
+        firmware.deny_all();
+        let table = firmware.frame();
+        firmware.map(table, 4, SHARED, SHARED);
+        firmware.attach(SOURCES[0].0, 7, table, 4);
+        for (source, word) in SOURCES.into_iter().zip(INTERRUPTS) {
+            firmware.third_word(source.0, word);
+        }
+        firmware.start(0);
+        let check = |machine: &Machine, what: &str| {
+            for (source, word) in SOURCES.into_iter().zip(INTERRUPTS) {
+                let found = upper_half(machine, unit, source);
+                assert_eq!(found, [word, 0], "{source:?} {what}");
+            }
+            for source in [0, 0x17, 0x1a, 0x0501, 0xffff] {
+                assert_eq!(upper_half(machine, unit, RequesterId(source)), [0, 0], "{what}");
+            }
+        };
+        check(&machine, "before");
+        let mut bench = Bench::take(&subject, machine, unit);
+        bench.unit.enable(&mut bench.tables).unwrap();
+        check(&bench.machine, "after the take-over");
+        let mut domain = bench.domain(7);
+        bench.map(&mut domain, SHARED, SHARED, 0x1000);
+        for source in SOURCES {
+            bench.attach(source, &domain);
+        }
+        check(&bench.machine, "attached");
+        bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
+        bench.detach(SOURCES[0], &domain);
+        bench.unit.write_entry(&mut bench.tables, SOURCES[1], Entry::Silenced).unwrap();
+        let tag = iommud::topology::capabilities::DomainTag(9);
+        bench.unit.write_entry(&mut bench.tables, SOURCES[2], Entry::PassThrough { tag }).unwrap();
+        check(&bench.machine, "blocked, silenced, passing");
+    }
+}
+
+/// Who programs interrupt remapping into the table that is in force (a kernel, beside the server) loses none of
+/// it: words 2 and 3 are never written.
+#[test]
+fn interrupt_fields_set_meanwhile_are_kept() {
+    for subject in matrix() {
+        let mut bench = Bench::start(&subject);
+        let mut domain = bench.domain(7);
+        bench.map(&mut domain, SHARED, SHARED, 0x1000);
+        let table = bench.machine.registers(bench.number).read64(0) & 0x000f_ffff_ffff_f000;
+        let at = table + 32 * u64::from(SOURCES[1].0);
+        bench.machine.with_memory(|memory| {
+            memory.cpu_store(at + 16, INTERRUPTS[1]);
+            memory.clean(at + 16);
+        });
+        let check = |bench: &Bench<Subject>| {
+            let found = upper_half(&bench.machine, bench.number, SOURCES[1]);
+            assert_eq!(found, [INTERRUPTS[1], 0], "{}", subject.name);
+        };
+        bench.attach(SOURCES[1], &domain);
+        check(&bench);
+        bench.detach(SOURCES[1], &domain);
+        check(&bench);
+        bench.unit.write_entry(&mut bench.tables, SOURCES[1], Entry::Silenced).unwrap();
+        check(&bench);
+    }
+}

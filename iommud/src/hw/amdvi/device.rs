@@ -60,7 +60,8 @@ impl DeviceTable {
         for source in 0..=u16::MAX {
             table.store(memory, RequesterId(source), 0, table.deny());
         }
-        for range in ranges {
+        // Nothing is set yet that nothing could clear.
+        for range in ranges.iter().skip_while(|range| range.settings == 0) {
             table.settle(memory, range);
         }
         if !coherent {
