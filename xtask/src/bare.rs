@@ -172,7 +172,7 @@ fn machine(image: &Path, directory: &Path, disk: &Path, options: BareOptions) ->
         if place.starts_with("bus") {
             machine.args(["-device", "pcie-root-port,id=rootport,chassis=1,addr=06.0"]);
         }
-        machine.args(["-device", &format!("edu,{place},dma_mask=0xffffffff")]);
+        machine.args(["-device", &format!("edu,{place},dma_mask=0xffffffffff")]);
     }
     let drive =
         format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", disk.display());

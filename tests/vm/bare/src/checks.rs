@@ -35,7 +35,7 @@ pub(crate) const CHECKS: [&str; 29] = [
 ];
 
 /// Titles for a machine with AMD-Vi; the first three are the same.
-pub(crate) const AMD_CHECKS: [&str; 18] = [
+pub(crate) const AMD_CHECKS: [&str; 19] = [
     CHECKS[0],
     CHECKS[1],
     CHECKS[2],
@@ -46,6 +46,7 @@ pub(crate) const AMD_CHECKS: [&str; 18] = [
     "a fault names its source and what happened",
     "a device reaches what its domain maps, and nothing once detached",
     "page tables of every depth, leaves of every size",
+    "a page table becomes deeper under a device that goes on",
     "read-only and write-only pages are",
     "a page unmapped stays reachable until invalidated, and not after",
     "a device that changes domain reaches the new one alone",

@@ -1,5 +1,6 @@
 //! The checks of AMD-Vi: iommud's unit on QEMU's amd-iommu, looked at through edu devices.
 
+mod depth;
 mod tools;
 
 use alloc::format;
@@ -84,6 +85,7 @@ pub fn run(info: &StartInfo, tally: &mut Tally) {
         Suite::tells_who,
         Suite::translates,
         Suite::uses_every_level_and_size,
+        Suite::becomes_deeper,
         Suite::keeps_permissions,
         Suite::needs_invalidation,
         Suite::moves_between_domains,
