@@ -12,7 +12,7 @@
 //! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked. The root
 //! itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
 //! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
-//! contiguous run of stores is cleaned once.
+//! contiguous run of stores is cleaned once; a new table is cleaned as a whole, once.
 
 mod depth;
 mod detached;

@@ -41,6 +41,15 @@ pub trait TableMemory {
     /// `MemoryError::Exhausted` when there is none.
     fn allocate(&mut self) -> Result<PhysAddr, MemoryError>;
 
+    /// A frame of zeros for whoever writes it anyway: hardware that does not snoop may see anything in it until
+    /// the caller has cleaned all of it, which it does before it gives the frame back, too.
+    ///
+    /// # Errors
+    /// As [`TableMemory::allocate`].
+    fn allocate_unclean(&mut self) -> Result<PhysAddr, MemoryError> {
+        self.allocate()
+    }
+
     /// `count` frames of zeros (a power of two) that follow each other, aligned to their total size. They
     /// are never freed: root and device tables and rings live as long as their unit.
     ///

@@ -83,6 +83,12 @@ impl TableMemory for TestMemory {
         self.take(1)
     }
 
+    fn allocate_unclean(&mut self) -> Result<PhysAddr, MemoryError> {
+        let frame = self.take(1)?;
+        self.dirty.extend((frame.0..frame.0 + 4096).step_by(64));
+        Ok(frame)
+    }
+
     fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
         let first = self.take(count)?;
         let words = (first.0..self.next).step_by(8).map(|address| (address, 0));

@@ -105,35 +105,27 @@ impl HugeTables {
         page.frames.get(number)?.used.then_some((page, number))
     }
 
-    /// Marks `count` frames as handed out and writes their zeros back to memory.
+    /// Marks `count` frames as handed out.
     fn hand_out(&mut self, page: usize, first: usize, count: usize) -> Option<PhysAddr> {
-        let lines = self.lines;
         let page = self.pages.get_mut(page)?;
         for frame in page.frames.get_mut(first..first + count)? {
             *frame = Frame { used: true, live: 0 };
         }
-        page.mapping.clean(lines, first * FRAME, count * FRAME);
         self.in_use += count;
         page.address(first)
     }
-}
 
-impl TablePage {
-    fn address(&self, number: usize) -> Option<PhysAddr> {
-        let offset = u64::try_from(number * FRAME).ok()?;
-        PhysAddr(self.phys).checked_add(offset)
-    }
-}
-
-impl TableMemory for HugeTables {
-    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
-        let Some(frame) = self.free.pop() else { return self.allocate_run(1) };
-        self.find(frame)
-            .and_then(|(page, number)| self.hand_out(page, number, 1))
-            .ok_or(MemoryError::Exhausted)
+    /// Writes the zeros of a run back to memory.
+    fn cleaned(&mut self, frame: PhysAddr, count: usize) -> PhysAddr {
+        let lines = self.lines;
+        if let Some((page, number)) = self.handed_out(frame) {
+            page.mapping.clean(lines, number * FRAME, count * FRAME);
+        }
+        frame
     }
 
-    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+    /// `count` frames that follow each other and were never handed out.
+    fn fresh_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
         if !count.is_power_of_two() || count > FRAMES {
             return Err(MemoryError::Exhausted);
         }
@@ -150,6 +142,32 @@ impl TableMemory for HugeTables {
             return self.hand_out(index, first, count).ok_or(MemoryError::Exhausted);
         }
         Err(MemoryError::Exhausted)
+    }
+}
+
+impl TablePage {
+    fn address(&self, number: usize) -> Option<PhysAddr> {
+        let offset = u64::try_from(number * FRAME).ok()?;
+        PhysAddr(self.phys).checked_add(offset)
+    }
+}
+
+impl TableMemory for HugeTables {
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+        let frame = self.allocate_unclean()?;
+        Ok(self.cleaned(frame, 1))
+    }
+
+    fn allocate_unclean(&mut self) -> Result<PhysAddr, MemoryError> {
+        let Some(frame) = self.free.pop() else { return self.fresh_run(1) };
+        self.find(frame)
+            .and_then(|(page, number)| self.hand_out(page, number, 1))
+            .ok_or(MemoryError::Exhausted)
+    }
+
+    fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+        let first = self.fresh_run(count)?;
+        Ok(self.cleaned(first, count))
     }
 
     fn free(&mut self, frame: PhysAddr, is_zero: bool) {

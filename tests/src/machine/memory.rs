@@ -159,6 +159,13 @@ impl Memory {
         }
     }
 
+    /// As [`Self::fill`], for the CPU alone: what units see that do not snoop stays.
+    pub fn fill_cached(&mut self, address: u64, value: u64) {
+        if let Some(frame) = self.frame(address) {
+            frame.cpu = [value; WORDS];
+        }
+    }
+
     /// The word at `address` (a multiple of 8) as the CPU sees it; all ones where there is no memory.
     #[must_use]
     pub fn cpu_load(&self, address: u64) -> u64 {

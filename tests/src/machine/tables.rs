@@ -148,8 +148,9 @@ impl Machine {
     }
 }
 
-impl TableMemory for Tables {
-    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+impl Tables {
+    /// One frame of zeros. Unless it is clean, units that do not snoop find poison in it.
+    fn one(&mut self, clean: bool) -> Result<PhysAddr, MemoryError> {
         let mut state = self.machine.state();
         if state.tables.fails() {
             return Err(MemoryError::Exhausted);
@@ -159,7 +160,22 @@ impl TableMemory for Tables {
             None => state.tables.run(1)?,
         };
         self.live.insert(frame, 0);
-        Ok(state.hand_out(frame, 1))
+        let handed_out = state.hand_out(frame, 1);
+        if !clean {
+            state.memory.fill(frame, POISON);
+            state.memory.fill_cached(frame, 0);
+        }
+        Ok(handed_out)
+    }
+}
+
+impl TableMemory for Tables {
+    fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+        self.one(true)
+    }
+
+    fn allocate_unclean(&mut self) -> Result<PhysAddr, MemoryError> {
+        self.one(false)
     }
 
     fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {

@@ -188,7 +188,7 @@ impl<F: PteFormat> PageTable<F> {
         level: u8,
         mapping: Mapping,
     ) -> Result<PhysAddr, MapError> {
-        let table = memory.allocate()?;
+        let table = memory.allocate_unclean()?;
         let start = slot_of(mapping.first, level);
         let mut index = start;
         let mut rest = Some(mapping);
@@ -205,6 +205,7 @@ impl<F: PteFormat> PageTable<F> {
                 Ok(child) => memory.store(table, index, F::table(child, level)),
                 Err(error) => {
                     *memory.live(table) = slot_count(index - start);
+                    self.clean(memory, table, 0, SLOTS);
                     free_subtree::<F, M>(memory, table, level);
                     return Err(error);
                 }
@@ -213,7 +214,7 @@ impl<F: PteFormat> PageTable<F> {
             rest = after;
         }
         *memory.live(table) = slot_count(index - start);
-        self.clean(memory, table, start, index - start);
+        self.clean(memory, table, 0, SLOTS);
         Ok(table)
     }
 }

@@ -169,7 +169,7 @@ fn a_subtree_is_cleaned_before_it_is_linked_and_each_run_once() {
     // Leaves first, then the links upwards; frame 0 is the root, allocated first.
     assert_eq!(
         memory.cleans,
-        [(frame(3), 1, 511), (frame(2), 0, 1), (frame(1), 0, 1), (frame(0), 0, 1)]
+        [(frame(3), 0, 512), (frame(2), 0, 512), (frame(1), 0, 512), (frame(0), 0, 1)]
     );
     memory.cleans.clear();
     let mut detached = Detached::new();

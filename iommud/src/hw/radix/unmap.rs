@@ -283,7 +283,7 @@ impl<F: PteFormat> PageTable<F> {
         first: u64,
         hole: IovaRange,
     ) -> Result<PhysAddr, MapError> {
-        let table = memory.allocate()?;
+        let table = memory.allocate_unclean()?;
         let size = slot_size(page.level);
         let (mut at, mut phys) = (first, page.phys);
         for index in 0..SLOTS {
@@ -297,6 +297,7 @@ impl<F: PteFormat> PageTable<F> {
                 match self.build_split(memory, smaller, at, hole) {
                     Ok(child) => memory.store(table, index, F::table(child, page.level)),
                     Err(error) => {
+                        self.clean(memory, table, 0, SLOTS);
                         free_subtree::<F, M>(memory, table, page.level);
                         return Err(error);
                     }
