@@ -1,6 +1,7 @@
 //! DMA memory in small blocks, taken and given back without a request to the server.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
@@ -92,11 +93,18 @@ struct Source {
     taken: u64,
 }
 
-/// The blocks of one size that are not in use.
-#[derive(Debug)]
+/// The blocks of one size that are not in use: a list through the blocks themselves, so that neither taking nor
+/// giving back ever allocates.
 struct Class {
     size: u64,
-    free: RefCell<Vec<Piece<DmaBuffer>>>,
+    free: Cell<Option<Box<Node>>>,
+}
+
+/// A block of memory, in use or in the list of its class.
+#[derive(Debug)]
+struct Node {
+    piece: Piece<DmaBuffer>,
+    next: Option<Box<Node>>,
 }
 
 impl DmaPool {
@@ -111,7 +119,7 @@ impl DmaPool {
             return Err(Error::PoolOptions { smallest, largest, chunk });
         }
         let shift = smallest.trailing_zeros();
-        let class = |bit| Rc::new(Class { size: 1_u64 << bit, free: RefCell::default() });
+        let class = |bit| Rc::new(Class { size: 1_u64 << bit, free: Cell::default() });
         Ok(Self {
             classes: (shift..=largest.trailing_zeros()).map(class).collect(),
             source: RefCell::new(Source { session: device.session.clone(), options, taken: 0 }),
@@ -126,9 +134,12 @@ impl DmaPool {
     #[inline]
     pub fn take(&self, length: u64) -> Result<DmaBlock, Error> {
         let class = self.class(length)?;
-        match class.take(length) {
-            Some(block) => Ok(block),
-            None => self.take_after_growth(class, length),
+        // One place that makes the block: two would meet in memory, which costs more than all the rest.
+        loop {
+            if let Some(block) = class.take(length) {
+                return Ok(block);
+            }
+            self.grow(class)?;
         }
     }
 
@@ -145,7 +156,7 @@ impl DmaPool {
     /// As [`DmaPool::take`].
     pub fn reserve(&self, length: u64, count: usize) -> Result<(), Error> {
         let class = self.class(length)?;
-        while class.free.borrow().len() < count {
+        while class.ready() < count {
             self.grow(class)?;
         }
         Ok(())
@@ -168,12 +179,7 @@ impl DmaPool {
         })
     }
 
-    #[cold]
-    fn take_after_growth(&self, class: &Rc<Class>, length: u64) -> Result<DmaBlock, Error> {
-        self.grow(class)?;
-        class.take(length).ok_or(Error::Outside)
-    }
-
+    /// Adds blocks to a class, at least one.
     #[cold]
     fn grow(&self, class: &Class) -> Result<(), Error> {
         let mut source = self.source.borrow_mut();
@@ -194,7 +200,9 @@ impl DmaPool {
         let buffer = crate::buffer::Allocation::new(&source.session, length, options)?.bytes()?;
         source.taken = after;
         let device = (buffer.iova(), buffer.length());
-        class.free.borrow_mut().extend(split(buffer, DmaBuffer::memory, device, size));
+        for piece in split(buffer, DmaBuffer::memory, device, size).into_iter().rev() {
+            class.put(Box::new(Node { piece, next: None }));
+        }
         Ok(())
     }
 }
@@ -202,8 +210,39 @@ impl DmaPool {
 impl Class {
     #[inline]
     fn take(self: &Rc<Self>, length: u64) -> Option<DmaBlock> {
-        let piece = self.free.borrow_mut().pop()?;
-        Some(DmaBlock { piece: Some(piece), length, home: self.clone() })
+        let mut node = self.free.take()?;
+        self.free.set(node.next.take());
+        Some(DmaBlock { node: Some(node), length, home: self.clone() })
+    }
+
+    #[inline]
+    fn put(&self, mut node: Box<Node>) {
+        node.next = self.free.take();
+        self.free.set(Some(node));
+    }
+
+    /// Blocks that are there to be taken.
+    fn ready(&self) -> usize {
+        let first = self.free.take();
+        let count = std::iter::successors(first.as_deref(), |node| node.next.as_deref()).count();
+        self.free.set(first);
+        count
+    }
+}
+
+impl fmt::Debug for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Class").field("size", &self.size).field("ready", &self.ready()).finish()
+    }
+}
+
+impl Drop for Class {
+    /// One block after the other: a list that drops itself does so recursively.
+    fn drop(&mut self) {
+        let mut rest = self.free.take();
+        while let Some(mut node) = rest {
+            rest = node.next.take();
+        }
     }
 }
 
@@ -211,7 +250,7 @@ impl Class {
 #[derive(Debug)]
 pub struct DmaBlock {
     /// Present until the drop.
-    piece: Option<Piece<DmaBuffer>>,
+    node: Option<Box<Node>>,
     length: u64,
     home: Rc<Class>,
 }
@@ -221,7 +260,7 @@ impl DmaBlock {
     #[must_use]
     #[inline]
     pub fn iova(&self) -> u64 {
-        self.piece.as_ref().map_or(0, Piece::address)
+        self.node.as_ref().map_or(0, |node| node.piece.address())
     }
 
     /// The length that was asked for, in bytes.
@@ -250,7 +289,7 @@ impl Deref for DmaBlock {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        let bytes = self.piece.as_ref().map(Piece::bytes);
+        let bytes = self.node.as_ref().map(|node| node.piece.bytes());
         bytes.and_then(|bytes| bytes.get(..self.count())).unwrap_or_default()
     }
 }
@@ -259,7 +298,7 @@ impl DerefMut for DmaBlock {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         let count = self.count();
-        let bytes = self.piece.as_mut().map(Piece::bytes_mut);
+        let bytes = self.node.as_mut().map(|node| node.piece.bytes_mut());
         bytes.and_then(|bytes| bytes.get_mut(..count)).unwrap_or_default()
     }
 }
@@ -267,8 +306,8 @@ impl DerefMut for DmaBlock {
 impl Drop for DmaBlock {
     #[inline]
     fn drop(&mut self) {
-        if let Some(piece) = self.piece.take() {
-            self.home.free.borrow_mut().push(piece);
+        if let Some(node) = self.node.take() {
+            self.home.put(node);
         }
     }
 }
