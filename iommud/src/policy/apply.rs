@@ -18,7 +18,7 @@ impl Registry {
         match effect {
             Effect::Map(domain, mapping) => self.apply_map(domain, mapping),
             Effect::Direct { slot, more, .. } => self.count_mapping(slot, more),
-            Effect::AddFunction(function) => drop(self.machine.add(*function)),
+            Effect::AddFunction(function) => drop(self.machine.add(function)),
             Effect::Machine(machine) => self.machine = *machine,
             Effect::Orphan(session) => {
                 if let Some(session) = self.sessions.get_mut(session.0) {
@@ -152,7 +152,7 @@ impl Registry {
                 domain.count_entry(key.0, more);
             }
         }
-        if let Some(source) = self.machine.sources.get_mut(&key) {
+        if let Some(source) = self.machine.sources.get_mut(key) {
             source.binding = now;
         }
     }

@@ -340,7 +340,7 @@ impl Registry {
                 continue;
             }
             let Some(owner) = group.owner.take() else { continue };
-            let members = group.members.clone();
+            let members = group.members.to_vec();
             let mut late = Vec::new();
             for member in members {
                 if let Some(function) = self.machine.function_mut(member)

@@ -22,7 +22,7 @@ use crate::topology::table::FunctionIndex;
 #[derive(Debug)]
 pub(super) enum Effect {
     /// A function is entered, while no unit was ever up and no group is claimed.
-    AddFunction(Box<PciFunction>),
+    AddFunction(PciFunction),
     /// Units, functions and groups are these.
     Machine(Box<Machine>),
     /// A session's device is gone.

@@ -18,6 +18,11 @@ use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
 
 impl Registry {
+    /// Makes room for that many functions more: what it costs to add many of them is mostly memory.
+    pub fn expect_functions(&mut self, count: usize) {
+        self.machine.reserve(count);
+    }
+
     /// Notes that a function was driven when an earlier server ended. Its group is blocked until it was
     /// attached and detached. Call it between the first walk and the first [`Event::UnitReady`]: it writes no
     /// entry. False when the function is not known, or when a unit translates already.
@@ -42,7 +47,7 @@ impl Registry {
         }
         let untouched = self.machine.units.iter().all(|unit| matches!(unit, Unit::Parsed));
         if untouched && self.machine.owners.len() == 0 {
-            draft.effects.push(Effect::AddFunction(Box::new(*function)));
+            draft.effects.push(Effect::AddFunction(*function));
             return Ok(());
         }
         let mut after = Box::new(self.machine.clone());

@@ -17,6 +17,7 @@ mod claims;
 mod config;
 mod draft;
 mod event;
+mod few;
 mod functions;
 mod ids;
 mod list;

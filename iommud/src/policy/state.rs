@@ -3,11 +3,12 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
+use iommu_protocol::ids::{PciAddress, Slot};
 use iommu_protocol::wire::Access;
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
 use crate::policy::config::Mode;
+use crate::policy::few::Few;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::mappings::{MappingList, Mappings};
 use crate::policy::plan::Binding;
@@ -72,14 +73,14 @@ pub(super) struct Function {
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     /// Functions whose requests may carry it. Members of one group.
-    pub(super) users: Vec<FunctionIndex>,
+    pub(super) users: Few<FunctionIndex>,
     pub(super) binding: Binding,
 }
 
 /// One isolation group.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
-    pub(super) members: Vec<FunctionIndex>,
+    pub(super) members: Few<FunctionIndex>,
     pub(super) owner: Option<OwnerId>,
     /// Open sessions on members, those on members that are gone included.
     pub(super) sessions: u32,
@@ -416,13 +417,6 @@ pub(super) fn read_write() -> Access {
 pub(super) fn insert_pages(set: &mut Ranges, range: PhysRange) {
     let range = range.page_aligned();
     set.insert(range.first().0, range.last().0);
-}
-
-/// Whether the range is made of requester ids of one bus or more: a key for all entries of a unit.
-pub(super) const fn all_sources(
-    unit: UnitIndex,
-) -> core::ops::RangeInclusive<(UnitIndex, RequesterId)> {
-    (unit, RequesterId(0))..=(unit, RequesterId(u16::MAX))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::policy::plan::{Binding, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
 use crate::policy::space::Space;
-use crate::policy::state::{Domain, Purpose, Shape, Shared, Unit, all_sources, read_write};
+use crate::policy::state::{Domain, Purpose, Shape, Shared, Unit, read_write};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
 
 impl Shape {
@@ -75,7 +75,7 @@ impl Registry {
         if let Some(place) = after.units.get_mut(unit.0 as usize) {
             *place = Unit::Enabled { capabilities: *capabilities, class };
         }
-        let keys: Vec<Key> = after.sources.range(all_sources(unit)).map(|(key, _)| *key).collect();
+        let keys: Vec<Key> = after.sources.of(unit).map(|(source, _)| (unit, source)).collect();
         let mut binds = Vec::with_capacity(keys.len());
         for key in keys {
             let now = self.binding(draft, &after, key)?;
@@ -179,12 +179,12 @@ impl Registry {
         keys.dedup();
         let mut moves = Vec::new();
         for key in keys {
-            let before = self.machine.sources.get(&key).map(|source| source.binding);
+            let before = self.machine.sources.get(key).map(|source| source.binding);
             if after.class_of(key.0).is_none() {
                 // A unit that failed is told as far as its tables reach; what it may have cached of the
                 // domain goes on counting as used by it.
                 if let (Some(Unit::Failed), Some(was)) = (after.unit(key.0), before) {
-                    if after.sources.contains_key(&key) {
+                    if after.sources.get(key).is_some() {
                         draft.effects.push(Effect::Bind { key, was, now: was });
                     } else {
                         draft.steps.push(Step::Deny { unit: key.0, source: key.1 });
@@ -194,7 +194,7 @@ impl Registry {
             }
             let was = before.unwrap_or(Binding::Blocked);
             let now = self.binding(draft, after, key)?;
-            let noted = after.sources.get(&key).map_or(Binding::Blocked, |source| source.binding);
+            let noted = after.sources.get(key).map_or(Binding::Blocked, |source| source.binding);
             if before.is_none() && now == Binding::Blocked {
                 draft.steps.push(Step::Block { unit: key.0, source: key.1, was });
                 draft.steps.push(Step::InvalidateEntry { unit: key.0, source: key.1, was });
@@ -235,8 +235,8 @@ impl Registry {
         }
         let mut groups = Vec::new();
         let mut effects = Vec::new();
-        for (key, source) in self.machine.sources.range(all_sources(unit)) {
-            for user in &source.users {
+        for (id, source) in self.machine.sources.of(unit) {
+            for user in source.users.iter() {
                 if let Some(function) = self.machine.function(*user).filter(|f| f.attached) {
                     after.set_attached(*user, false);
                     groups.push(function.group);
@@ -244,10 +244,10 @@ impl Registry {
             }
             let Binding::Domain(domain) = source.binding else { continue };
             if self.domain(domain)?.purpose == Purpose::Client {
-                draft.steps.push(Step::Deny { unit, source: key.1 });
+                draft.steps.push(Step::Deny { unit, source: id });
                 effects.push(Effect::Taint(domain));
                 let (was, now) = (source.binding, Binding::Blocked);
-                effects.push(Effect::Bind { key: *key, was, now });
+                effects.push(Effect::Bind { key: (unit, id), was, now });
             }
         }
         let mut keys = Vec::new();

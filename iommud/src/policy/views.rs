@@ -11,7 +11,7 @@ use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
-use crate::policy::state::{Memory, Purpose, Unit, all_sources};
+use crate::policy::state::{Memory, Purpose, Unit};
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,
@@ -45,13 +45,12 @@ impl Registry {
             Unit::Enabled { capabilities, .. } => UnitState::Enabled(*capabilities),
             Unit::Failed => UnitState::Failed,
         };
-        let behind =
-            self.machine.sources.range(all_sources(index)).filter(|((_, source), entry)| {
-                let own = |user: &FunctionIndex| {
-                    self.machine.function(*user).is_some_and(|f| f.address.requester == *source)
-                };
-                entry.users.iter().any(own)
-            });
+        let behind = self.machine.sources.of(index).filter(|(source, entry)| {
+            let own = |user: &FunctionIndex| {
+                self.machine.function(*user).is_some_and(|f| f.address.requester == *source)
+            };
+            entry.users.iter().any(own)
+        });
         let points_to = |id: u32| {
             let domain = self.domains.get(id);
             domain.is_some_and(|d| d.active.iter().any(|(unit, _)| *unit == index))
@@ -72,7 +71,7 @@ impl Registry {
         let (index, known) = self.machine.find(address)?;
         let own = known.unit.map(|unit| (unit, address.requester));
         let binding = match own {
-            Some(key) => self.machine.sources.get(&key).map_or(Binding::Blocked, |s| s.binding),
+            Some(key) => self.machine.sources.get(key).map_or(Binding::Blocked, |s| s.binding),
             None => Binding::PassThrough,
         };
         Some(FunctionView {
@@ -156,8 +155,11 @@ impl Registry {
     #[must_use]
     pub fn session_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
         let users = || {
-            let users = self.machine.sources.get(&(unit, source)).map(|source| &source.users);
-            users.into_iter().flatten().filter_map(|user| self.machine.function(*user))
+            let users = self.machine.sources.get((unit, source)).map(|source| &source.users);
+            users
+                .into_iter()
+                .flat_map(|users| users.iter())
+                .filter_map(|user| self.machine.function(*user))
         };
         users()
             .find(|user| user.attached && user.session.is_some())

@@ -178,6 +178,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn bring_up(&mut self, functions: &[PciFunction]) {
+        self.registry.expect_functions(functions.len());
         for function in functions {
             self.run_to_the_end(&Event::FunctionAdded(*function));
         }

@@ -1,6 +1,6 @@
 //! Requester ids under which the requests of a function may arrive at a unit.
 
-use alloc::vec::Vec;
+use alloc::boxed::Box;
 
 use iommu_protocol::ids::RequesterId;
 
@@ -58,7 +58,8 @@ const SECONDARY_ALIASES: &[(u16, u16)] =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sources {
     own: RequesterId,
-    others: Vec<RequesterId>,
+    /// Few functions have any.
+    others: Box<[RequesterId]>,
 }
 
 impl Sources {
@@ -68,8 +69,10 @@ impl Sources {
     }
 
     fn add(&mut self, id: RequesterId) {
-        if id != self.own && !self.others.contains(&id) {
-            self.others.push(id);
+        if self.iter().all(|known| known != id) {
+            let mut others = core::mem::take(&mut self.others).into_vec();
+            others.push(id);
+            self.others = others.into_boxed_slice();
         }
     }
 }
@@ -82,7 +85,7 @@ impl Sources {
 #[must_use]
 pub fn sources(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFunction) -> Sources {
     let own = function.address.requester;
-    let mut found = Sources { own, others: Vec::new() };
+    let mut found = Sources { own, others: Box::default() };
     let mut add = |id| found.add(id);
     if let Some(id) = quirk(function) {
         add(id);

@@ -5,6 +5,7 @@ pub mod alias;
 pub mod capabilities;
 pub mod firmware;
 pub mod groups;
+pub mod numbers;
 pub mod pci;
 pub mod scope;
 pub mod table;

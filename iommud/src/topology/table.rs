@@ -1,11 +1,11 @@
 //! The PCI functions of the machine, found by address, and the bridges above them.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
+use crate::topology::numbers::Numbers;
 use crate::topology::pci::{Buses, PciFunction};
 
 /// Number of a function in a [`FunctionTable`]. Numbers of removed functions are used again.
@@ -20,7 +20,8 @@ const NONE: u32 = u32::MAX;
 pub struct FunctionTable {
     functions: Vec<Option<PciFunction>>,
     free: Vec<u32>,
-    buses: BTreeMap<(u16, u8), Box<[u32; 256]>>,
+    /// Indices, by segment.
+    places: BTreeMap<u16, Numbers>,
     bridges: BTreeMap<(u16, u8), Vec<PciAddress>>,
 }
 
@@ -30,6 +31,11 @@ impl FunctionTable {
     pub fn next_index(&self) -> FunctionIndex {
         let fresh = u32::try_from(self.functions.len()).unwrap_or(NONE);
         FunctionIndex(self.free.last().copied().unwrap_or(fresh))
+    }
+
+    /// Makes room for that many functions more.
+    pub fn reserve(&mut self, more: usize) {
+        self.functions.reserve(more.saturating_sub(self.free.len()));
     }
 
     /// Enters a function. One with the same address is kept, and its index returned.
@@ -46,11 +52,7 @@ impl FunctionTable {
         } else if let Some(place) = self.functions.get_mut(at) {
             *place = Some(function);
         }
-        let bus = (address.segment, address.requester.bus());
-        let slots = self.buses.entry(bus).or_insert_with(|| Box::new([NONE; 256]));
-        if let Some(slot) = slots.get_mut(usize::from(address.requester.devfn())) {
-            *slot = index.0;
-        }
+        self.places.entry(address.segment).or_default().set(address.requester, index.0);
         if let Some(buses) = function.buses() {
             let claims = self.bridges.entry((address.segment, buses.secondary)).or_default();
             let at = claims.partition_point(|other| *other < address);
@@ -64,14 +66,8 @@ impl FunctionTable {
         let index = self.index(address)?;
         let function = self.functions.get_mut(index.0 as usize)?.take()?;
         self.free.push(index.0);
-        let bus = (address.segment, address.requester.bus());
-        if let Some(slots) = self.buses.get_mut(&bus) {
-            if let Some(slot) = slots.get_mut(usize::from(address.requester.devfn())) {
-                *slot = NONE;
-            }
-            if slots.iter().all(|slot| *slot == NONE) {
-                self.buses.remove(&bus);
-            }
+        if let Some(places) = self.places.get_mut(&address.segment) {
+            places.remove(address.requester);
         }
         if let Some(buses) = function.buses() {
             let key = (address.segment, buses.secondary);
@@ -88,9 +84,7 @@ impl FunctionTable {
     /// The index of the function at an address.
     #[must_use]
     pub fn index(&self, address: PciAddress) -> Option<FunctionIndex> {
-        let slots = self.buses.get(&(address.segment, address.requester.bus()))?;
-        let index = *slots.get(usize::from(address.requester.devfn()))?;
-        (index != NONE).then_some(FunctionIndex(index))
+        self.places.get(&address.segment)?.get(address.requester).map(FunctionIndex)
     }
 
     /// The function with an index.
@@ -107,11 +101,10 @@ impl FunctionTable {
 
     /// All functions, in order of address.
     pub fn iter(&self) -> impl Iterator<Item = &PciFunction> + '_ {
-        self.buses
+        self.places
             .values()
-            .flat_map(|slots| slots.iter())
-            .filter(|index| **index != NONE)
-            .filter_map(|index| self.get(FunctionIndex(*index)))
+            .flat_map(Numbers::iter)
+            .filter_map(|(_, index)| self.get(FunctionIndex(index)))
     }
 
     /// Number of functions.
@@ -222,14 +215,11 @@ impl<'a> View<'a> {
 
     /// The functions on the buses behind a bridge, at any depth, by address.
     pub fn behind(self, segment: u16, buses: Buses) -> impl Iterator<Item = &'a PciFunction> {
-        let range = (segment, buses.secondary)..=(segment, buses.subordinate);
-        let known = self
-            .table
-            .buses
-            .range(range)
-            .flat_map(|(_, slots)| slots.iter())
-            .filter(|index| **index != NONE)
-            .filter_map(move |index| self.table.get(FunctionIndex(*index)))
+        let places = self.table.places.get(&segment);
+        let known = places
+            .into_iter()
+            .flat_map(move |places| places.range(buses.secondary..=buses.subordinate))
+            .filter_map(move |(_, index)| self.table.get(FunctionIndex(index)))
             .filter(move |function| self.minus != Some(function.address));
         let plus = self.plus.filter(move |function| {
             function.address.segment == segment

@@ -22,6 +22,7 @@
 //! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
 //! neighbours' owner does not grant.
 
+mod sources;
 mod topology;
 mod wish;
 
@@ -34,11 +35,13 @@ use crate::policy::config::Config;
 use crate::policy::ids::{DomainId, GroupId, UnitIndex};
 use crate::policy::ranges::Ranges;
 use crate::policy::slab::Slab;
-use crate::policy::state::{Function, Group, Owner, OwnerId, Shape, Shared, Source, Unit};
+use crate::policy::state::{Function, Group, Owner, OwnerId, Shape, Shared, Unit};
 use crate::topology::firmware::Firmware;
+use crate::topology::numbers::Numbers;
 use crate::topology::scope::Scopes;
 use crate::topology::table::{FunctionIndex, FunctionTable};
 
+use sources::SourceTable;
 pub(super) use topology::Added;
 pub(super) use wish::Wish;
 
@@ -59,8 +62,9 @@ pub(super) struct Machine {
     pub(super) table: FunctionTable,
     scopes: Scopes,
     functions: Vec<Option<Function>>,
-    generations: BTreeMap<PciAddress, u32>,
-    pub(super) sources: BTreeMap<Key, Source>,
+    /// How often a function was added, by segment.
+    generations: BTreeMap<u16, Numbers>,
+    pub(super) sources: SourceTable,
     pub(super) groups: Slab<Group>,
     pub(super) owners: Slab<Owner>,
     /// The domains of policy.
@@ -72,6 +76,7 @@ impl Machine {
         let units = firmware.units.iter().map(|_| Unit::Parsed).collect();
         let table = FunctionTable::default();
         let scopes = Scopes::new(&firmware, table.view());
+        let sources = SourceTable::new(firmware.units.len());
         Self {
             config,
             firmware,
@@ -82,7 +87,7 @@ impl Machine {
             scopes,
             functions: Vec::new(),
             generations: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            sources,
             groups: Slab::small(),
             owners: Slab::distinct(),
             shared: BTreeMap::new(),

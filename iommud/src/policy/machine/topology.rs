@@ -4,8 +4,7 @@ use alloc::vec::Vec;
 
 use crate::policy::ids::{GroupId, UnitIndex};
 use crate::policy::machine::Machine;
-use crate::policy::plan::Binding;
-use crate::policy::state::{Function, Group, Source};
+use crate::policy::state::{Function, Group};
 use crate::topology::alias::{self, Sources};
 use crate::topology::groups;
 use crate::topology::pci::PciFunction;
@@ -22,6 +21,14 @@ pub(in crate::policy) struct Added {
 }
 
 impl Machine {
+    /// Makes room for that many functions more, each a group of its own behind one unit.
+    pub(in crate::policy) fn reserve(&mut self, more: usize) {
+        self.table.reserve(more);
+        self.functions.reserve(more);
+        self.groups.reserve(more);
+        self.sources.reserve(more);
+    }
+
     /// Enters a function that is not there yet.
     pub(in crate::policy) fn add(&mut self, new: PciFunction) -> Added {
         let index = self.table.insert(new);
@@ -29,8 +36,11 @@ impl Machine {
             self.scopes = Scopes::new(&self.firmware, self.table.view());
         }
         let address = new.address;
-        let generation = self.generations.entry(address).or_insert(0);
-        *generation = generation.saturating_add(1);
+        let generations = self.generations.entry(address.segment).or_default();
+        // One below the number that stands for none.
+        let before = generations.get(address.requester).unwrap_or(0);
+        let generation = before.saturating_add(1).min(u32::MAX - 1);
+        generations.set(address.requester, generation);
         let (unit, sources) = self.resolve(&new);
         let group = GroupId(self.groups.insert(Group::default()).unwrap_or(u32::MAX));
         if let Some(group) = self.groups.get_mut(group.0) {
@@ -38,7 +48,7 @@ impl Machine {
         }
         let function = Function {
             address,
-            generation: *self.generations.get(&address).unwrap_or(&1),
+            generation,
             group,
             unit,
             sources,
@@ -103,10 +113,7 @@ impl Machine {
         let Some(function) = self.function(index) else { return };
         let Some(unit) = function.unit else { return };
         for source in function.sources.clone().iter() {
-            let entry = self
-                .sources
-                .entry((unit, source))
-                .or_insert(Source { users: Vec::new(), binding: Binding::Blocked });
+            let Some(entry) = self.sources.enter((unit, source)) else { continue };
             let other = entry.users.first().copied();
             entry.users.push(index);
             if let Some(other) = other {
@@ -119,10 +126,10 @@ impl Machine {
         let Some(function) = self.function(index) else { return };
         let Some(unit) = function.unit else { return };
         for source in function.sources.clone().iter() {
-            if let Some(entry) = self.sources.get_mut(&(unit, source)) {
+            if let Some(entry) = self.sources.get_mut((unit, source)) {
                 entry.users.retain(|user| *user != index);
                 if entry.users.is_empty() {
-                    self.sources.remove(&(unit, source));
+                    self.sources.remove((unit, source));
                 }
             }
         }
@@ -156,13 +163,13 @@ impl Machine {
         let (keep, gone) =
             if rank(a.group) < rank(b.group) { (a.group, b.group) } else { (b.group, a.group) };
         let Some(old) = self.groups.remove(gone.0) else { return };
-        for member in &old.members {
+        for member in old.members.iter() {
             if let Some(function) = self.function_mut(*member) {
                 function.group = keep;
             }
         }
         if let Some(group) = self.groups.get_mut(keep.0) {
-            group.members.extend(old.members);
+            old.members.iter().for_each(|member| group.members.push(*member));
             group.attached += old.attached;
             group.cut += old.cut;
             group.sessions += old.sessions;
@@ -212,7 +219,7 @@ impl Machine {
         let Some(group) = self.groups.get(id.0).filter(|group| group.owner.is_none()) else {
             return Vec::new();
         };
-        let mut left = group.members.clone();
+        let mut left = group.members.to_vec();
         if left.is_empty() {
             self.groups.remove(id.0);
             return Vec::new();
@@ -238,7 +245,7 @@ impl Machine {
                 }
             }
             if let Some(group) = self.groups.get_mut(id.0) {
-                *group = Group { members: part, cut, ..Group::default() };
+                *group = Group { members: part.iter().copied().collect(), cut, ..Group::default() };
             }
         }
         new

@@ -63,7 +63,7 @@ impl Machine {
 
     /// What the entry of a source is to be; blocked when nobody uses it.
     pub(in crate::policy) fn wish(&self, key: Key) -> Wish {
-        let Some(source) = self.sources.get(&key) else { return Wish::Blocked };
+        let Some(source) = self.sources.get(key) else { return Wish::Blocked };
         let users = || source.users.iter().filter_map(|user| self.function(*user));
         let Some(first) = users().next() else { return Wish::Blocked };
         let Some(group) = self.group(first.group) else { return Wish::Blocked };
@@ -108,7 +108,7 @@ impl Machine {
 
     /// All entries of the functions of a group.
     pub(in crate::policy) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
-        let members = self.group(group).map_or(&[][..], |group| group.members.as_slice());
+        let members = self.group(group).map_or(&[][..], |group| &group.members);
         for function in members.iter().filter_map(|member| self.function(*member)) {
             if let Some(unit) = function.unit {
                 keys.extend(function.sources.iter().map(|source| (unit, source)));

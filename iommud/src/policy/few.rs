@@ -1,0 +1,88 @@
+//! Lists that have one element almost always: it lies in the list itself.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Deref;
+
+/// A list in the order of its elements.
+#[derive(Clone)]
+pub(super) enum Few<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => core::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl<T: Copy> Few<T> {
+    pub(super) fn push(&mut self, new: T) {
+        match self {
+            Self::One(one) => *self = Self::Many(alloc::vec![*one, new]),
+            Self::Many(many) if many.is_empty() => *self = Self::One(new),
+            Self::Many(many) => many.push(new),
+        }
+    }
+
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        match self {
+            Self::One(one) if keep(one) => {}
+            Self::One(_) => *self = Self::default(),
+            Self::Many(many) => many.retain(keep),
+        }
+    }
+}
+
+impl<T: Copy> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(all: I) -> Self {
+        let mut few = Self::default();
+        all.into_iter().for_each(|each| few.push(each));
+        few
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Few<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_a_list_whatever_its_length() {
+        let mut few = Few::default();
+        let mut list = Vec::new();
+        for (step, new) in [3, 1, 4, 1, 5].into_iter().enumerate() {
+            few.push(new);
+            list.push(new);
+            assert_eq!((&*few, few.len()), (&list[..], step + 1));
+        }
+        for gone in [1, 3, 5, 4] {
+            few.retain(|each| *each != gone);
+            list.retain(|each| *each != gone);
+            assert_eq!(*few, *list);
+        }
+        few.push(9);
+        few.retain(|each| *each == 9);
+        assert_eq!(*few, [9]);
+        few.retain(|_| false);
+        assert!(few.is_empty());
+        assert_eq!(*[7, 8].into_iter().collect::<Few<_>>(), [7, 8]);
+    }
+}

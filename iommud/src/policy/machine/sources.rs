@@ -1,0 +1,98 @@
+//! The entries of all units: found by unit and requester id, listed in their order.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use iommu_protocol::ids::RequesterId;
+
+use super::Key;
+use crate::policy::few::Few;
+use crate::policy::ids::UnitIndex;
+use crate::policy::plan::Binding;
+use crate::policy::slab::Slab;
+use crate::policy::state::Source;
+use crate::topology::numbers::Numbers;
+
+/// The entries of one unit.
+#[derive(Clone)]
+struct OfUnit {
+    /// Places in the slab.
+    places: Numbers,
+    entries: Slab<Source>,
+}
+
+/// The entries of all units that functions use.
+#[derive(Clone)]
+pub(in crate::policy) struct SourceTable {
+    units: Vec<OfUnit>,
+}
+
+impl SourceTable {
+    pub(in crate::policy) fn get(&self, (unit, source): Key) -> Option<&Source> {
+        let of = self.units.get(unit.0 as usize)?;
+        of.entries.get(of.places.get(source)?)
+    }
+
+    pub(in crate::policy) fn get_mut(&mut self, (unit, source): Key) -> Option<&mut Source> {
+        let of = self.units.get_mut(unit.0 as usize)?;
+        of.entries.get_mut(of.places.get(source)?)
+    }
+
+    /// The entries of a unit, in order of requester id.
+    pub(in crate::policy) fn of(
+        &self,
+        unit: UnitIndex,
+    ) -> impl Iterator<Item = (RequesterId, &Source)> {
+        self.units.get(unit.0 as usize).into_iter().flat_map(|of| {
+            of.places.iter().filter_map(|(source, place)| Some((source, of.entries.get(place)?)))
+        })
+    }
+
+    /// No entries, of as many units.
+    pub(super) fn new(units: usize) -> Self {
+        let none = OfUnit { places: Numbers::default(), entries: Slab::small() };
+        Self { units: alloc::vec![none; units] }
+    }
+
+    /// An entry; one that is new is nobody's, and denies. `None` without such a unit, or when there are as many
+    /// as can be.
+    pub(super) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
+        let of = self.units.get_mut(unit.0 as usize)?;
+        let place = match of.places.get(source) {
+            Some(place) => place,
+            None => {
+                let new = Source { users: Few::default(), binding: Binding::Blocked };
+                let place = of.entries.insert(new)?;
+                of.places.set(source, place);
+                place
+            }
+        };
+        of.entries.get_mut(place)
+    }
+
+    /// Makes room for that many entries more, if there is one unit.
+    pub(super) fn reserve(&mut self, more: usize) {
+        if let [only] = self.units.as_mut_slice() {
+            only.entries.reserve(more);
+        }
+    }
+
+    pub(super) fn remove(&mut self, (unit, source): Key) {
+        if let Some(of) = self.units.get_mut(unit.0 as usize)
+            && let Some(place) = of.places.remove(source)
+        {
+            of.entries.remove(place);
+        }
+    }
+}
+
+impl fmt::Debug for SourceTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = (0..).map(UnitIndex).zip(&self.units);
+        f.debug_map()
+            .entries(all.flat_map(|(unit, _)| {
+                self.of(unit).map(move |(source, entry)| ((unit, source), entry))
+            }))
+            .finish()
+    }
+}

@@ -1,0 +1,113 @@
+//! Small numbers by requester id, in an array for each bus that has any.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::RangeInclusive;
+
+use iommu_protocol::ids::RequesterId;
+
+/// No number: see [`Numbers::set`].
+const NONE: u32 = u32::MAX;
+
+/// The numbers of one bus, by device and function.
+#[derive(Clone)]
+struct Bus {
+    count: u16,
+    slots: [u32; 256],
+}
+
+/// Numbers of the requester ids of one segment.
+#[derive(Clone, Default)]
+pub struct Numbers {
+    /// By bus.
+    buses: Vec<Option<Box<Bus>>>,
+}
+
+impl Numbers {
+    /// The number of a requester id.
+    #[must_use]
+    pub fn get(&self, id: RequesterId) -> Option<u32> {
+        let bus = self.buses.get(usize::from(id.bus()))?.as_ref()?;
+        bus.slots.get(usize::from(id.devfn())).copied().filter(|number| *number != NONE)
+    }
+
+    /// Gives a requester id a number below 2^32 - 1, in place of the one it has.
+    pub fn set(&mut self, id: RequesterId, number: u32) {
+        let at = usize::from(id.bus());
+        if self.buses.len() <= at {
+            self.buses.resize_with(at + 1, || None);
+        }
+        let Some(place) = self.buses.get_mut(at) else { return };
+        let bus = place.get_or_insert_with(|| Box::new(Bus { count: 0, slots: [NONE; 256] }));
+        if let Some(slot) = bus.slots.get_mut(usize::from(id.devfn())) {
+            bus.count += u16::from(*slot == NONE && number != NONE);
+            *slot = number;
+        }
+    }
+
+    /// Takes the number of a requester id away, and the array of a bus that has none left.
+    pub fn remove(&mut self, id: RequesterId) -> Option<u32> {
+        let place = self.buses.get_mut(usize::from(id.bus()))?;
+        let bus = place.as_mut()?;
+        let slot = bus.slots.get_mut(usize::from(id.devfn()))?;
+        let number = core::mem::replace(slot, NONE);
+        if number == NONE {
+            return None;
+        }
+        bus.count -= 1;
+        if bus.count == 0 {
+            *place = None;
+        }
+        Some(number)
+    }
+
+    /// All numbers, in order of requester id.
+    pub fn iter(&self) -> impl Iterator<Item = (RequesterId, u32)> + '_ {
+        self.range(0..=u8::MAX)
+    }
+
+    /// The numbers of some buses, in order of requester id.
+    pub fn range(&self, buses: RangeInclusive<u8>) -> impl Iterator<Item = (RequesterId, u32)> {
+        let from = self.buses.get(usize::from(*buses.start())..).unwrap_or_default();
+        buses.zip(from).flat_map(|(number, bus)| {
+            let slots = bus.as_ref().map(|bus| bus.slots.iter());
+            (0..=u8::MAX).zip(slots.into_iter().flatten()).filter(|(_, slot)| **slot != NONE).map(
+                move |(devfn, slot)| {
+                    (RequesterId(u16::from(number) << 8 | u16::from(devfn)), *slot)
+                },
+            )
+        })
+    }
+}
+
+impl fmt::Debug for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_in_order_until_removed() {
+        let mut numbers = Numbers::default();
+        assert_eq!(numbers.get(RequesterId(0xffff)), None);
+        for (id, number) in [(0x0520, 7), (0x0008, 1), (0xffff, 0), (0x0521, 9), (0x0520, 8)] {
+            numbers.set(RequesterId(id), number);
+        }
+        let all: Vec<_> = numbers.iter().map(|(id, number)| (id.0, number)).collect();
+        assert_eq!(all, [(0x0008, 1), (0x0520, 8), (0x0521, 9), (0xffff, 0)]);
+        let some: Vec<_> = numbers.range(1..=5).map(|(id, _)| id.0).collect();
+        assert_eq!(some, [0x0520, 0x0521]);
+        assert_eq!(numbers.range(0xff..=0xff).count(), 1);
+        assert_eq!(numbers.remove(RequesterId(0x0520)), Some(8));
+        assert_eq!(numbers.remove(RequesterId(0x0520)), None);
+        assert_eq!(numbers.get(RequesterId(0x0520)), None);
+        assert_eq!(numbers.get(RequesterId(0x0521)), Some(9));
+        assert_eq!(numbers.remove(RequesterId(0x0521)), Some(9));
+        assert!(numbers.buses[5].is_none(), "a bus without numbers has no array");
+    }
+}
