@@ -41,6 +41,16 @@ pub(crate) fn run(options: &DemoOptions) -> Result<bool> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)> {
+    let report = tell(options)?;
+    let (passed, failed) = report.counts();
+    Ok((passed, failed, report.unchecked().len()))
+}
+
+/// As [`run`], without the closing line; returns what the guest told.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
     let scenario = match (options.story, options.iommu) {
         (Story::Machine, _) => Scenario::Machine,
         (Story::DamagedTable, _) => Scenario::Table,
@@ -88,8 +98,7 @@ pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)
         println!("{}", translation(&mut report, scenario, &record));
     }
     conclude(&mut report, end, &parts, options)?;
-    let (passed, failed) = report.counts();
-    Ok((passed, failed, report.unchecked().len()))
+    Ok(report)
 }
 
 /// Reports what the emulator recorded.

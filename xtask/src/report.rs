@@ -73,6 +73,7 @@ pub(crate) struct Report {
     counts: Vec<(String, u64)>,
     unchecked: Vec<String>,
     data: Vec<String>,
+    logs: Vec<String>,
     ended: bool,
     stray: usize,
     /// How the guest ended, when not as it should.
@@ -88,6 +89,7 @@ impl Report {
             counts: Vec::new(),
             unchecked: Vec::new(),
             data: Vec::new(),
+            logs: Vec::new(),
             ended: false,
             stray: 0,
             bad_end: None,
@@ -105,7 +107,10 @@ impl Report {
                 self.unchecked.push(text.into());
                 Some(format!("not checked: {text}"))
             }
-            Line::Log(text) => Some(format!("      {text}")),
+            Line::Log(text) => {
+                self.logs.push(text.into());
+                Some(format!("      {text}"))
+            }
             Line::Data(text) => {
                 self.data.push(text.into());
                 None
@@ -182,6 +187,11 @@ impl Report {
     pub(crate) fn counts(&self) -> (usize, usize) {
         let passed = self.results.iter().flatten().filter(|(ok, _)| *ok).count();
         (passed, self.results.len() - passed + self.stray + usize::from(self.bad_end.is_some()))
+    }
+
+    /// What the guest told beside its checks.
+    pub(crate) fn logs(&self) -> &[String] {
+        &self.logs
     }
 
     /// The checks as an array of objects `name`, `ok`, `detail`; one more when the guest ended badly.

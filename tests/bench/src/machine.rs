@@ -59,15 +59,16 @@ impl Clock for Never {
 /// VT-d second-stage entries.
 pub type Format = <VtdUnit<Never, Never, HugeTables> as Unit>::Format;
 
-/// `count` huge pages' worth of table memory, as the daemon's, in anonymous files.
+/// A huge page's worth of memory, in an anonymous file.
+pub fn page() -> Mapping {
+    let file: OwnedFd = memfd_create("tables", MemfdFlags::CLOEXEC).expect("memfd");
+    ftruncate(&file, HUGE_PAGE).expect("memory");
+    Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Populated).expect("mapping")
+}
+
+/// `count` huge pages' worth of table memory, as the daemon's.
 pub fn tables(count: u64) -> HugeTables {
-    let page = |number: u64| {
-        let file: OwnedFd = memfd_create("tables", MemfdFlags::CLOEXEC).expect("memfd");
-        ftruncate(&file, HUGE_PAGE).expect("memory");
-        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Populated);
-        (PhysAddr(TABLES + number * HUGE_PAGE), mapping.expect("mapping"))
-    };
-    HugeTables::new((0..count).map(page))
+    HugeTables::new((0..count).map(|number| (PhysAddr(TABLES + number * HUGE_PAGE), page())))
 }
 
 /// What a measurement sees of a unit that the server owns.

@@ -7,50 +7,55 @@ use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::TableMemory;
 use iommud::hw::radix::{Detached, PageTable};
+use iommud::platform::{HUGE_PAGE_LENGTH, Mapping};
 use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
 use iommud::topology::capabilities::PageSizes;
 
-use crate::machine::{Core, Counting, Format, tables};
+use crate::machine::{Core, Counting, Format, page, tables};
 use crate::peers::{Aarch64, Multiarch};
 use crate::report::Line;
-use crate::timing::{ROUNDS, median, nanos, ratio};
+use crate::timing::{ROUNDS, cpu, median, nanos, ratio};
 
 const GIB: u64 = 1 << 30;
 const ENTRIES: u64 = GIB / 4096;
 const AT: u64 = 4 * GIB;
 const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 
-/// What a store of each entry costs, in the frames that a page table would use.
+/// What a store of each entry costs, in memory of the kind that page tables are in.
 struct Floor {
-    words: Vec<u64>,
+    page: Mapping,
     clean: bool,
 }
 
+const _: () = assert!(ENTRIES as usize * 8 == HUGE_PAGE_LENGTH);
+
 impl Floor {
     fn new(clean: bool) -> Self {
-        Self { words: vec![1; ENTRIES as usize], clean }
+        Self { page: page(), clean }
     }
 
     fn run(&mut self) -> f64 {
-        let start = Instant::now();
-        for (word, value) in self.words.iter_mut().zip(0_u64..) {
-            // SAFETY: a reference is valid for a store; the compiler may not leave it out or join it.
-            unsafe { std::ptr::from_mut(word).write_volatile(value << 12 | 3) };
+        let start = cpu();
+        let words = self.page.base().cast::<u64>();
+        for value in 0..ENTRIES {
+            // SAFETY: as many words as entries make up the page, which is this object's alone. The compiler may
+            // neither leave a volatile store out nor join it with another.
+            unsafe { words.add(value as usize).write_volatile(value << 12 | 3) };
         }
         if self.clean {
-            clean(&self.words);
+            clean(words.as_ptr());
         }
-        start.elapsed().as_secs_f64() * 1e9 / ENTRIES as f64
+        (cpu() - start) / ENTRIES as f64
     }
 }
 
 /// Writes lines back as the daemon does on a processor with CLWB, or CLFLUSHOPT, or neither.
-fn clean(words: &[u64]) {
+fn clean(page: *const u64) {
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid_count, _mm_mfence};
     let features = __cpuid_count(7, 0).ebx;
-    for line in words.chunks(8) {
-        let line = line.as_ptr();
+    for line in (0..ENTRIES as usize).step_by(8) {
+        let line = page.wrapping_add(line);
         // SAFETY: the line is mapped, and CPUID says that the processor has the instruction.
         unsafe {
             if features & 1 << 24 != 0 {
@@ -84,25 +89,24 @@ fn ours<M: TableMemory>(memory: &mut M, coherent: bool) -> Once {
     // A neighbour keeps the upper tables in place.
     let neighbour = IovaRange::new(Iova(AT - 4096), 4096).expect("a range");
     table.map(memory, neighbour, PhysAddr(0), READ_WRITE).expect("mapped");
-    let start = Instant::now();
-    table.map(memory, range(), PhysAddr(GIB + 4096), READ_WRITE).expect("mapped");
-    let map = start.elapsed().as_secs_f64() * 1e9 / ENTRIES as f64;
+    let map = timed(|| {
+        table.map(memory, range(), PhysAddr(GIB + 4096), READ_WRITE).expect("mapped");
+    }) / ENTRIES as f64;
     let mut detached = Detached::new();
+    // Too short for the processor's clock, which is a system call.
     let start = Instant::now();
     table.unmap(memory, range(), &mut detached).expect("unmapped");
     let detach = start.elapsed().as_secs_f64() * 1e9;
-    let start = Instant::now();
-    PageTable::<Format>::release(memory, &mut detached);
-    let free = start.elapsed().as_secs_f64() * 1e9;
+    let free = timed(|| PageTable::<Format>::release(memory, &mut detached));
     table.destroy(memory);
     assert_eq!(memory.frames_in_use(), frames, "a table was lost");
     Once { map, detach, free }
 }
 
 fn timed(work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
+    let start = cpu();
     work();
-    start.elapsed().as_secs_f64() * 1e9
+    cpu() - start
 }
 
 pub fn run() {
