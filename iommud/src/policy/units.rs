@@ -312,7 +312,7 @@ impl Registry {
         draft.steps.push(Step::Grow { domain: id, from, levels });
         let here = |key: &Key| self.machine.class_of(key.0).is_some();
         let bound = self.machine.sources.iter().filter(|(_, s)| s.binding == Binding::Domain(id));
-        let keys: Vec<Key> = bound.map(|(key, _)| *key).filter(here).collect();
+        let keys: Vec<Key> = bound.map(|(key, _)| key).filter(here).collect();
         let follow = |&(unit, source): &Key| Step::Deepen { unit, source, domain: id, from };
         draft.steps.extend(keys.iter().map(follow));
         let was = Binding::Domain(id);

@@ -48,6 +48,14 @@ impl SourceTable {
         })
     }
 
+    /// All entries, in order of unit and requester id.
+    pub(in crate::policy) fn iter(&self) -> impl Iterator<Item = (Key, &Source)> {
+        (0..)
+            .map(UnitIndex)
+            .take(self.units.len())
+            .flat_map(|unit| self.of(unit).map(move |(source, entry)| ((unit, source), entry)))
+    }
+
     /// No entries, of as many units.
     pub(super) fn new(units: usize) -> Self {
         let none = OfUnit { places: Numbers::default(), entries: Slab::small() };
@@ -88,11 +96,6 @@ impl SourceTable {
 
 impl fmt::Debug for SourceTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = (0..).map(UnitIndex).zip(&self.units);
-        f.debug_map()
-            .entries(all.flat_map(|(unit, _)| {
-                self.of(unit).map(move |(source, entry)| ((unit, source), entry))
-            }))
-            .finish()
+        f.debug_map().entries(self.iter()).finish()
     }
 }
