@@ -90,11 +90,13 @@ macro_rules! wire {
         impl Wire for $name {
             const SIZE: usize = $size;
             fn encode(&self, out: &mut [u8]) -> Result<(), Short> {
-                let out = out.get_mut(..$size).ok_or(Short)?;
+                // A length known to the compiler: no field is checked by itself.
+                let out = out.first_chunk_mut::<$size>().ok_or(Short)?;
                 $(self.$field.put(out.get_mut($offset..$offset + <$type>::SIZE).ok_or(Short)?);)*
                 Ok(())
             }
             fn decode(bytes: &[u8]) -> Result<Self, Short> {
+                let bytes = bytes.first_chunk::<$size>().ok_or(Short)?;
                 $(let $field = bytes
                     .get($offset..$offset + <$type>::SIZE)
                     .and_then(<$type as Number>::get)
@@ -365,6 +367,8 @@ bitflags! {
         const UNIT_FAILED = 4;
         /// Unread fault records wait.
         const FAULTS = 8;
+        /// The device had so many faults that they are not reported any more. Attaching it ends that.
+        const SILENCED = 16;
     }
 }
 

@@ -63,6 +63,7 @@ impl<U: Unit> Engine<U> {
                 let entry = self.entry(Binding::PassThrough)?;
                 self.write(unit, source, entry)
             }
+            Step::Silence { unit, source, silent, .. } => self.silence(unit, source, silent),
             Step::InvalidateEntry { unit, source, was } => self.forget(unit, source, was),
             Step::Enable { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
@@ -120,6 +121,16 @@ impl<U: Unit> Engine<U> {
         hardware
             .write_entry(&mut self.memory, source, entry)
             .map_err(|error| Fault::of(unit, error))
+    }
+
+    pub(super) fn silence(
+        &mut self,
+        unit: UnitIndex,
+        source: RequesterId,
+        silent: bool,
+    ) -> Result<(), Fault> {
+        let hardware = unit_of(&mut self.units, unit)?;
+        hardware.silence(&mut self.memory, source, silent).map_err(|error| Fault::of(unit, error))
     }
 
     pub(super) fn forget(

@@ -1,6 +1,6 @@
 //! Plans that fail at every step, over a unit that fails on command.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use iommu_protocol::ids::RequesterId;
@@ -49,6 +49,7 @@ impl PteFormat for Format {
 /// A unit whose `budget`-th hardware operation, and all after it, time out.
 struct FakeUnit {
     entries: BTreeMap<u16, Entry>,
+    silent: BTreeSet<u16>,
     /// Frames in use when translations were invalidated, and which.
     frames_at_invalidation: Vec<usize>,
     invalidated: Vec<IovaRange>,
@@ -61,6 +62,7 @@ impl FakeUnit {
     fn new(budget: usize) -> Self {
         Self {
             entries: BTreeMap::new(),
+            silent: BTreeSet::new(),
             frames_at_invalidation: Vec::new(),
             invalidated: Vec::new(),
             written: Vec::new(),
@@ -105,6 +107,18 @@ impl Unit for FakeUnit {
         };
         assert!(entry == Entry::Blocked || moves, "{old:?} to {entry:?}");
         self.written.push(entry);
+        Ok(())
+    }
+
+    fn silence(
+        &mut self,
+        _: &mut TestMemory,
+        source: RequesterId,
+        silent: bool,
+    ) -> Result<(), UnitError> {
+        let changed =
+            if silent { self.silent.insert(source.0) } else { self.silent.remove(&source.0) };
+        assert!(changed, "{source:?}");
         Ok(())
     }
 
@@ -505,4 +519,28 @@ impl Entry {
             _ => 0,
         }
     }
+}
+
+#[test]
+fn a_storm_that_cannot_be_told_of_is_reported_as_before() {
+    let was = Binding::Domain(OLD);
+    let silence = |silent| {
+        Plan::of(&[
+            Step::Silence { unit: UNIT, source: SOURCE, silent, was },
+            Step::InvalidateEntry { unit: UNIT, source: SOURCE, was },
+        ])
+    };
+    let mut engine = machine();
+    let entries = unit(&mut engine, 0).entries.clone();
+    unit(&mut engine, 0).budget = 0;
+    let failure = engine.run(&silence(true), &mut Buffers::default()).unwrap_err();
+    assert_eq!((failure.step, failure.unproved), (1, false));
+    assert!(unit(&mut engine, 0).silent.is_empty());
+    unit(&mut engine, 0).budget = usize::MAX;
+    assert!(engine.run(&silence(true), &mut Buffers::default()).is_ok());
+    assert!(unit(&mut engine, 0).silent.contains(&SOURCE.0));
+    unit(&mut engine, 0).budget = 0;
+    assert!(engine.run(&silence(false), &mut Buffers::default()).is_err());
+    assert!(unit(&mut engine, 0).silent.contains(&SOURCE.0));
+    assert_eq!(unit(&mut engine, 0).entries, entries);
 }

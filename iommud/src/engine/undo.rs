@@ -71,6 +71,14 @@ impl<U: Unit> Engine<U> {
             Step::Translate { unit, source, domain } => {
                 self.take_back_entry(unit, source, Binding::Domain(domain), undo);
             }
+            Step::Silence { unit, source, silent, was } => {
+                // The word is as before, whatever the unit says; what it may reach never changed.
+                let restored = self.silence(unit, source, !silent);
+                if undo.proved(restored) && !undo.lost.contains(&unit) {
+                    let forgotten = self.forget(unit, source, was);
+                    undo.proved(forgotten);
+                }
+            }
             Step::PassThrough { unit, source } => {
                 self.take_back_entry(unit, source, Binding::PassThrough, undo);
             }

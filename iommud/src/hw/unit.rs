@@ -122,6 +122,19 @@ pub trait Unit {
         entry: Entry,
     ) -> Result<(), UnitError>;
 
+    /// Makes the unit report no fault of `source` any more, or report them again, and leaves what its entry lets
+    /// it do as it is. Takes effect when the entry is forgotten ([`Unit::invalidate_entry`]); writing the entry
+    /// anew ends it.
+    ///
+    /// # Errors
+    /// `Memory` when a context table cannot be allocated; the entry is as before.
+    fn silence(
+        &mut self,
+        memory: &mut Self::Memory,
+        source: RequesterId,
+        silent: bool,
+    ) -> Result<(), UnitError>;
+
     /// Makes the unit forget what it cached of the entry of `source`, and of the translations of `old`
     /// when the entry translated before. Returns when the unit has done so. When the entry was absent or
     /// denied before (`old` is `None`), a unit that never caches such entries does nothing but make the

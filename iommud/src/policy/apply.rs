@@ -26,6 +26,11 @@ impl Registry {
                 }
             }
             Effect::Bind { key, was, now } => self.apply_bind(key, was, now),
+            Effect::Silenced(key, silent) => {
+                if let Some(source) = self.machine.sources.get_mut(key) {
+                    source.silenced = silent;
+                }
+            }
             Effect::Domain(domain) => {
                 self.tags.set(domain.tag, true);
                 self.domains.insert(*domain);

@@ -29,6 +29,8 @@ pub(super) enum Effect {
     Orphan(SessionId),
     /// An entry points elsewhere.
     Bind { key: Key, was: Binding, now: Binding },
+    /// A requester's faults are not reported, or are again.
+    Silenced(Key, bool),
     /// A domain exists.
     Domain(Box<Domain>),
     /// A domain exists no more.

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use iommu_protocol::ids::{PciAddress, Slot};
+use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 
@@ -27,6 +27,8 @@ pub enum Event {
     MemoryTaken(PhysRange),
     /// The server gave such memory back to the system.
     MemoryReturned(PhysRange),
+    /// A requester has too many faults: its unit is to report no more of them, until its entry is moved.
+    Storm(UnitIndex, RequesterId),
     /// A device was opened for writing; under a session, when its owner opens another member.
     Claim {
         /// Whose quota it counts against.

@@ -7,6 +7,7 @@
 //! map        Map -> Publish (every unit of the domain)
 //! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
 //! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
+//! storm      Silence -> InvalidateEntry; a move of the entry begins with the opposite
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
 //! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```
@@ -149,6 +150,18 @@ pub enum Step {
         unit: UnitIndex,
         /// The requester.
         source: RequesterId,
+    },
+    /// Makes a unit report no faults of a requester, or report them again; what the entry lets it do stays. In
+    /// effect when `InvalidateEntry` follows. Undone by its opposite and an invalidation.
+    Silence {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+        /// No faults are to be reported.
+        silent: bool,
+        /// What the entry is.
+        was: Binding,
     },
     /// Makes a unit forget what it cached of a requester's entry, and of its old domain's translations.
     InvalidateEntry {

@@ -138,6 +138,7 @@ impl Registry {
             Event::UnitFailed(unit) => self.unit_failed(draft, *unit)?,
             Event::FunctionAdded(function) => self.function_added(draft, function)?,
             Event::FunctionRemoved(address) => self.function_removed(draft, *address)?,
+            Event::Storm(unit, source) => self.storm(draft, (*unit, *source))?,
             Event::MemoryTaken(range) => self.memory_taken(draft, *range)?,
             Event::MemoryReturned(range) => self.memory_returned(draft, *range)?,
             Event::Claim { client, address, parent } => {

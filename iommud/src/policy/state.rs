@@ -75,6 +75,8 @@ pub(super) struct Source {
     /// Functions whose requests may carry it. Members of one group.
     pub(super) users: Few<FunctionIndex>,
     pub(super) binding: Binding,
+    /// Its faults are not reported.
+    pub(super) silenced: bool,
 }
 
 /// One isolation group.

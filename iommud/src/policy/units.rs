@@ -200,6 +200,7 @@ impl Registry {
                 draft.steps.push(Step::InvalidateEntry { unit: key.0, source: key.1, was });
             }
             if was != now {
+                self.unsilence(draft, key, was);
                 moves.push((key, was, now));
             } else if noted != now {
                 draft.effects.push(Effect::Bind { key, was, now });
@@ -207,6 +208,28 @@ impl Registry {
         }
         draft.move_entries(&moves);
         Ok(())
+    }
+
+    /// Stops the reports of a requester's faults. What it may reach, and what is cached of it, is as before.
+    pub(super) fn storm(&self, draft: &mut Draft, key: Key) -> Result<(), Refusal> {
+        self.check_unit(key.0)?;
+        let known = self.machine.sources.get(key).ok_or(Refusal::NotProbed)?;
+        if !known.silenced {
+            let ((unit, source), was) = (key, known.binding);
+            draft.steps.push(Step::Silence { unit, source, silent: true, was });
+            draft.steps.push(Step::InvalidateEntry { unit, source, was });
+            draft.effects.push(Effect::Silenced(key, true));
+        }
+        Ok(())
+    }
+
+    /// The entry of a requester is about to be moved, which makes the unit forget it: its faults count again.
+    fn unsilence(&self, draft: &mut Draft, key: Key, was: Binding) {
+        if self.machine.sources.get(key).is_some_and(|source| source.silenced) {
+            let (unit, source) = key;
+            draft.steps.push(Step::Silence { unit, source, silent: false, was });
+            draft.effects.push(Effect::Silenced(key, false));
+        }
     }
 
     /// Moves the entries of groups to where they are to point now.

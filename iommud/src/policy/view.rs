@@ -57,6 +57,8 @@ pub struct FunctionView {
     pub session: Option<SessionId>,
     /// Its last session ended while it was attached: its group is blocked.
     pub cut: bool,
+    /// Faults under its own requester id are not reported.
+    pub silenced: bool,
 }
 
 /// One group.
@@ -93,6 +95,8 @@ pub struct SessionView {
     pub unit_failed: bool,
     /// The device is in the session's domain.
     pub attached: bool,
+    /// The device's faults are not reported: there were too many.
+    pub silenced: bool,
     /// Its domain; `None` when no unit confines the device: addresses are bus addresses.
     pub domain: Option<DomainView>,
     /// Bytes of buffers the client may still allocate.

@@ -70,8 +70,9 @@ impl Registry {
     pub fn function(&self, address: PciAddress) -> Option<FunctionView> {
         let (index, known) = self.machine.find(address)?;
         let own = known.unit.map(|unit| (unit, address.requester));
+        let own = own.map(|key| self.machine.sources.get(key));
         let binding = match own {
-            Some(key) => self.machine.sources.get(key).map_or(Binding::Blocked, |s| s.binding),
+            Some(source) => source.map_or(Binding::Blocked, |source| source.binding),
             None => Binding::PassThrough,
         };
         Some(FunctionView {
@@ -84,6 +85,7 @@ impl Registry {
             sources: known.sources.iter().collect(),
             session: known.session,
             cut: known.cut,
+            silenced: own.flatten().is_some_and(|source| source.silenced),
         })
     }
 
@@ -130,6 +132,10 @@ impl Registry {
             unit_failed: matches!(failed, Some(Unit::Failed))
                 || tainted.is_some_and(|domain| domain.tainted),
             attached: function.is_some_and(|function| function.attached),
+            silenced: session
+                .unit
+                .and_then(|unit| self.machine.sources.get((unit, session.address.requester)))
+                .is_some_and(|source| source.silenced),
             domain,
             memory_left: quotas.memory.saturating_sub(account.memory),
             mappings_left: quotas.mappings.saturating_sub(account.mappings),
@@ -148,6 +154,11 @@ impl Registry {
             page_sizes: domain.shape.format.page_sizes,
             mappings: domain.mappings.len(),
         })
+    }
+
+    /// Requesters whose faults are not reported.
+    pub fn silenced(&self) -> impl Iterator<Item = (UnitIndex, RequesterId)> + '_ {
+        self.machine.sources.iter().filter(|(_, source)| source.silenced).map(|(key, _)| key)
     }
 
     /// The session that a fault of this requester behind this unit is told to: that of the function, or, when

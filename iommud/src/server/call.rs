@@ -120,6 +120,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         flags.set(SessionFlags::CONFINED, view.domain.is_some());
         flags.set(SessionFlags::UNIT_FAILED, view.unit_failed);
         flags.set(SessionFlags::FAULTS, self.faults.pending(session));
+        flags.set(SessionFlags::SILENCED, view.silenced);
         let (space, sizes) = view.domain.map_or((BUS_ADDRESSES, PageSizes::SIZE_4K), |domain| {
             (domain.space, domain.page_sizes)
         });

@@ -46,13 +46,26 @@ impl Faults {
             fault.reason,
             fault.words,
         );
+        self.keep(record);
+        if let Some(session) = owner {
+            self.enqueue(session, record);
+        }
+    }
+
+    /// Takes in what the server has to say of faults; it has the number of the last one.
+    pub(super) fn note(&mut self, mut record: FaultRecord, owner: Option<SessionId>) {
+        record.sequence = self.sequence;
+        self.keep(record);
+        if let Some(session) = owner {
+            self.enqueue(session, record);
+        }
+    }
+
+    fn keep(&mut self, record: FaultRecord) {
         if self.log.len() == LOG_LENGTH {
             self.log.pop_front();
         }
         self.log.push_back(record);
-        if let Some(session) = owner {
-            self.enqueue(session, record);
-        }
     }
 
     fn enqueue(&mut self, session: SessionId, mut record: FaultRecord) {

@@ -13,12 +13,13 @@ use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
+use crate::server::storm::Storms;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
 use crate::topology::pci::PciFunction;
 
 /// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
-const FAULTS_A_TICK: usize = 16;
+pub(super) const FAULTS_A_TICK: usize = 16;
 
 /// Everything the server is started with.
 pub struct Startup<U: Unit, B: BufferMemory> {
@@ -169,6 +170,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             driven,
             counts: Counts::default(),
             scratch: Scratch::default(),
+            storms: Storms::default(),
         };
         for range in left {
             server.run_to_the_end(&Event::MemoryTaken(range));
@@ -213,7 +215,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    fn fail(&mut self, unit: UnitIndex, reason: String) {
+    pub(super) fn fail(&mut self, unit: UnitIndex, reason: String) {
         self.machine.set(unit, UnitState::Failed(reason));
         // The plan of this event touches no failed unit: it cannot fail in turn.
         let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) else { return };
@@ -277,28 +279,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Takes waiting fault records from every unit. Called when idle and at least every 10 ms.
-    pub fn tick(&mut self) {
-        for index in 0..self.machine.units.len() {
-            let Ok(number) = u32::try_from(index) else { break };
-            let unit = UnitIndex(number);
-            let mut taken: Vec<HardwareFault> = Vec::new();
-            match self.engine.take_faults(unit, FAULTS_A_TICK, &mut |fault| taken.push(fault)) {
-                Ok(lost) => self.counts.faults_lost_in_hardware += u64::from(lost),
-                Err(error) => self.fail(unit, error.to_string()),
-            }
-            for fault in taken {
-                self.route(index, &fault);
-            }
-        }
-    }
-
-    fn route(&mut self, unit: usize, fault: &HardwareFault) {
+    pub(super) fn route(&mut self, unit: usize, fault: &HardwareFault) {
         let segment = self.machine.units.get(unit).map_or(0, |status| status.description.segment);
-        let owner = u32::try_from(unit)
-            .ok()
-            .and_then(|unit| self.registry.session_of(UnitIndex(unit), fault.source))
-            .filter(|session| self.registry.session(*session).is_some_and(|view| view.attached));
+        let owner =
+            u32::try_from(unit).ok().and_then(|unit| self.owner_of(UnitIndex(unit), fault.source));
         self.faults.record(segment, fault, owner);
         if let Some(session) = owner {
             self.handles.session_readable(session);

@@ -11,6 +11,7 @@ mod faults;
 mod handles;
 mod hotplug;
 mod machine;
+mod storm;
 mod text;
 
 pub use driven::{Driven, Notes};
@@ -32,6 +33,7 @@ use decode::Scratch;
 use faults::Faults;
 use handles::{Handles, Object};
 use machine::Machine;
+use storm::Storms;
 
 /// Who opens a handle. Looked at when the handle is opened and never again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     machine: Machine,
     driven: Driven,
     counts: Counts,
+    storms: Storms,
     /// What the request at hand lists.
     scratch: Scratch,
 }
@@ -96,6 +99,7 @@ where
             machine: self.machine.clone(),
             driven: self.driven.clone(),
             scratch: self.scratch.clone(),
+            storms: self.storms.clone(),
             counts: self.counts,
         }
     }

@@ -10,6 +10,7 @@ use crate::hw::{BufferMemory, TableMemory, Unit};
 use crate::policy::{Binding, FunctionView, GroupId, Mode, UnitIndex};
 use crate::server::Server;
 use crate::server::machine::UnitState;
+use crate::server::storm::LIMIT;
 use crate::topology::firmware::UnitKind;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
@@ -50,10 +51,20 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "devices: {}", self.registry.functions().count())?;
         let totals = self.registry.counts();
         writeln!(out, "sessions: {}", totals.sessions)?;
+        for (UnitIndex(unit), source) in self.registry.silenced() {
+            let segment = self.segment_of(unit);
+            let device = PciAddress { segment, requester: source };
+            writeln!(out, "silenced: {device} after {LIMIT} faults")?;
+        }
         if totals.quarantined_bytes > 0 {
             writeln!(out, "quarantine: {} bytes", totals.quarantined_bytes)?;
         }
         Ok(())
+    }
+
+    fn segment_of(&self, unit: u32) -> u16 {
+        let unit = usize::try_from(unit).ok().and_then(|at| self.machine.units().get(at));
+        unit.map_or(0, |unit| unit.description.segment)
     }
 
     fn unit(&mut self, index: u32, out: &mut String) -> fmt::Result {
@@ -93,6 +104,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         writeln!(out, "policy: {}", mode(device.mode))?;
         writeln!(out, "claimed: {}", device.session.is_some())?;
+        writeln!(out, "silenced: {}", device.silenced)?;
         writeln!(out, "reaches: {}", self.reach(&device))
     }
 

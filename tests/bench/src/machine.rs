@@ -115,11 +115,17 @@ impl Unit for Counting {
         &mut self,
         _: &mut HugeTables,
         _: RequesterId,
-        entry: Entry,
+        _: Entry,
     ) -> Result<(), UnitError> {
-        if entry == Entry::Silenced {
-            self.shared.silenced.set(true);
-        }
+        Ok(())
+    }
+    fn silence(
+        &mut self,
+        _: &mut HugeTables,
+        _: RequesterId,
+        silent: bool,
+    ) -> Result<(), UnitError> {
+        self.shared.silenced.set(silent);
         Ok(())
     }
     fn invalidate_entry(

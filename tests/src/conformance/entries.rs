@@ -175,6 +175,39 @@ pub fn a_silenced_requester_leaves_no_record<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
+/// A requester whose faults are not reported reaches what it did, and nothing else; a new entry, or the word, and
+/// they are reported again. A blocked one stays blocked.
+pub fn silencing_leaves_what_is_reached_as_it_is<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, IOVA, TARGET, 0x1000);
+    let set = |bench: &mut Bench<T>, silent, tag| {
+        bench.unit.silence(&mut bench.tables, SOURCES[0], silent).expect("silence");
+        bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], tag).expect("invalidate");
+    };
+    let records = |bench: &mut Bench<T>| {
+        let outside = bench.machine.access(bench.number, SOURCES[0].0, IOVA + 0x1000, 1, true);
+        assert!(outside.is_err());
+        let mut records = 0;
+        bench.unit.take_faults(&mut bench.tables, 16, &mut |_| records += 1).expect("faults");
+        records
+    };
+    set(&mut bench, true, None);
+    assert_eq!(records(&mut bench), 0, "blocked");
+    bench.expect(SOURCES[0], &[]);
+    bench.attach(SOURCES[0], &domain);
+    assert_eq!(records(&mut bench), 1, "a new entry");
+    for _ in 0..2 {
+        set(&mut bench, true, Some(domain.tag));
+        assert_eq!(records(&mut bench), 0, "silenced");
+        bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x1000)]);
+        set(&mut bench, false, Some(domain.tag));
+        assert_eq!(records(&mut bench), 1, "heard again");
+        bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x1000)]);
+    }
+    bench.machine.assert_clean();
+}
+
 /// A requester that is silenced while it goes on trying leaves no record from then on, and reaches nothing.
 pub fn silencing_holds_against_what_was_cached<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);

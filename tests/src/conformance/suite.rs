@@ -12,6 +12,7 @@ entries:
                 overwriting_an_entry_never_mixes,
                 a_deeper_table_denies_nothing,
                 a_silenced_requester_leaves_no_record,
+                silencing_leaves_what_is_reached_as_it_is,
                 silencing_holds_against_what_was_cached,
                 passing_through_is_one_requesters,
                 enabling_is_idempotent,

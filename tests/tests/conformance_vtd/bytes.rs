@@ -50,6 +50,11 @@ fn root_and_context_entries() {
     // Context entry 0: P, TT 00, second-level table; AW 2 (4 levels), domain id 0x1234.
     let page_table = domain.pages.root().0;
     assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0012_3402]);
+    // FPD, bit 1 (9.3; QEMU's VTD_CONTEXT_ENTRY_FPD is 2), and nothing else.
+    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 3, 0x0012_3402]);
+    bench.unit.silence(&mut bench.tables, SOURCES[2], false).unwrap();
+    assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0012_3402]);
     let deep = bench.domain_of(0x0007, 5);
     bench.detach(SOURCES[2], &domain);
     assert_eq!(word(&bench, table) & 3, 0, "blocked: P and FPD clear");

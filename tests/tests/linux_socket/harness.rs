@@ -108,6 +108,9 @@ impl Unit for NoUnit {
     fn write_entry(&mut self, _: &mut HugeTables, _: RequesterId, _: Entry) -> Done {
         match *self {}
     }
+    fn silence(&mut self, _: &mut HugeTables, _: RequesterId, _: bool) -> Done {
+        match *self {}
+    }
     fn invalidate_entry(
         &mut self,
         _: &mut HugeTables,

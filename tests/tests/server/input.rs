@@ -192,7 +192,7 @@ fn unknown_versions_and_operations_are_refused() {
             other[..2].copy_from_slice(&version.to_le_bytes());
             scene.refused_at(&format!("{operation:?}"), &other, Refusal::BadVersion, 0);
         }
-        for code in [0, 13, 0x0100, u16::MAX] {
+        for code in [0, 14, 0x0100, u16::MAX] {
             let mut other = bytes.clone();
             other[2..4].copy_from_slice(&code.to_le_bytes());
             scene.refused_at(&format!("{operation:?}"), &other, Refusal::BadOperation, 0);

@@ -2,10 +2,11 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
+use iommu_protocol::wire::SessionFlags;
 use iommud::policy::{ClientId, Mode};
 use iommud::server::Caller;
 
-use super::{Bed, devices, matrix, setup, start};
+use super::{Bed, devices, each, matrix, reach, setup, start};
 use iommud_tests::stack::endpoint;
 
 fn caller(client: u32) -> Caller {
@@ -145,6 +146,8 @@ fn unread_faults_are_bounded_and_the_loss_is_told() {
     for at in 0..200_u64 {
         assert!(stack.device_write(device, 0x5000_0000 + 0x1000 * at, &[1]).is_err());
         stack.server.tick();
+        // With pauses: it is not a storm.
+        stack.server.tick();
     }
     let lost = stack.query(session).unwrap().faults_lost;
     let records = stack.faults(session);
@@ -152,4 +155,71 @@ fn unread_faults_are_bounded_and_the_loss_is_told() {
     assert!(lost > 0 && records.len() > 4, "{lost} {}", records.len());
     assert_eq!(stack.faults(session), []);
     stack.machine.assert_clean();
+}
+
+/// S31: of a device that does not stop, 16 faults are taken. It is told, it reaches what it did, others are heard,
+/// and the next attach ends it.
+#[test]
+fn s31_a_storm_is_silenced_and_others_are_heard() {
+    each(Mode::Compat, |stack| {
+        let [device, other, ..] = devices();
+        let (session, neighbour) =
+            (stack.claim(1, device).unwrap(), stack.claim(2, other).unwrap());
+        stack.attach(session).unwrap();
+        stack.attach(neighbour).unwrap();
+        let buffer = stack.allocate(session, 0x1000).unwrap();
+        let silenced = SessionFlags::SILENCED.bits();
+        let total = |stack: &mut Bed| {
+            let metrics = stack.text("metrics");
+            let line = metrics.lines().find_map(|line| line.strip_prefix("faults ")).unwrap();
+            line.parse::<u64>().unwrap()
+        };
+        for round in 1..=2 {
+            let before = total(stack);
+            for at in 0..200 {
+                assert!(stack.device_write(device, 0x5000_0000 + 0x1000 * at, &[1]).is_err());
+                stack.server.tick();
+                stack.device_write(device, buffer.iova, &[1]).unwrap();
+            }
+            assert_eq!(total(stack) - before, 16, "round {round}");
+            let records = stack.faults(session);
+            assert_eq!(records.len(), 17);
+            assert!(records[16].words().starts_with("silenced: 16 faults"), "{}", records[16]);
+            assert_eq!((records[16].address, records[16].sequence), (None, records[15].sequence));
+            assert_eq!(stack.query(session).unwrap().flags & silenced, silenced);
+            assert!(stack.text("status").contains(&format!("silenced: {device} after 16 faults")));
+            assert!(stack.text(&format!("devices/{device}")).contains("silenced: true"));
+
+            assert!(stack.device_write(other, 0x6000_0000, &[1]).is_err());
+            assert_eq!(stack.faults(neighbour).len(), 1);
+            assert_eq!(stack.query(neighbour).unwrap().flags & silenced, 0);
+
+            stack.detach(session).unwrap();
+            stack.attach(session).unwrap();
+            assert_eq!(stack.query(session).unwrap().flags & silenced, 0);
+            assert!(!stack.text("status").contains("silenced"));
+        }
+        stack.machine.assert_clean();
+    });
+}
+
+/// Devices that are denied altogether storm, too.
+#[test]
+fn s31_a_blocked_device_is_silenced_and_stays_blocked() {
+    each(Mode::Strict, |stack| {
+        let [device, ..] = devices();
+        for at in 0..40 {
+            assert!(stack.device_write(device, 0x1000 * at, &[1]).is_err());
+            stack.server.tick();
+        }
+        assert!(stack.text("metrics").contains("\nfaults 16\n"), "{}", stack.text("metrics"));
+        assert_eq!(reach(stack, device), []);
+        let session = stack.claim(1, device).unwrap();
+        stack.attach(session).unwrap();
+        let buffer = stack.allocate(session, 0x1000).unwrap();
+        stack.device_write(device, buffer.iova, &[1]).unwrap();
+        assert!(stack.device_write(device, 0x5000_0000, &[1]).is_err());
+        assert_eq!(stack.faults(session).len(), 1);
+        stack.machine.assert_clean();
+    });
 }

@@ -107,7 +107,7 @@ fn bad_lists_are_refused() {
         ("overflow", fixed(!0xfff), three, Refusal::Range, 0),
         ("into the window", fixed(0xfedf_f000), three, Refusal::Reserved, 0),
         ("mapped already", fixed(mapped), three, Refusal::Mapped, 0),
-        ("mapped at its end", fixed(mapped - 0x2000), three, Refusal::Mapped, 0),
+        ("mapped at its end", fixed(mapped + 0x4000), three, Refusal::Mapped, 0),
     ];
     for (what, request, pages, expected, item) in cases {
         scene.refused_at(what, &list(&request, &pages), expected, item);

@@ -137,6 +137,20 @@ impl DeviceTable {
         self.clean(memory, source);
     }
 
+    /// Sets or clears SE and SA in the entry of `source`: one store, of a word that says nothing of what it
+    /// may reach.
+    pub(super) fn silence<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        source: RequesterId,
+        silent: bool,
+    ) {
+        let bits = device::SUPPRESS | device::SUPPRESS_ALL;
+        let old = self.load(memory, source, 1);
+        self.store(memory, source, 1, if silent { old | bits } else { old & !bits });
+        self.clean(memory, source);
+    }
+
     /// Words 0 and 1 of an entry.
     const fn words(&self, entry: Entry) -> (u64, u64) {
         match entry {

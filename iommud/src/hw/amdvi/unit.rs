@@ -127,6 +127,16 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         Ok(())
     }
 
+    fn silence(
+        &mut self,
+        memory: &mut M,
+        source: RequesterId,
+        silent: bool,
+    ) -> Result<(), UnitError> {
+        self.devices.silence(memory, source, silent);
+        Ok(())
+    }
+
     /// The entry first and by itself, then the domain: a unit may carry commands out in any order up to a
     /// wait, and a walk in between must not bring the old domain's translations back.
     fn invalidate_entry(

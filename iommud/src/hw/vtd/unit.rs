@@ -253,6 +253,26 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
         Ok(())
     }
 
+    /// FPD, one bit of the word with P: one store, which the unit sees before or after.
+    fn silence(
+        &mut self,
+        memory: &mut M,
+        source: RequesterId,
+        silent: bool,
+    ) -> Result<(), UnitError> {
+        let table = match self.context_table(memory, source.bus()) {
+            Some(table) => table,
+            None if silent => self.make_context_table(memory, source.bus())?,
+            None => return Ok(()),
+        };
+        let word = 2 * usize::from(source.devfn());
+        let old = memory.load(table, word);
+        let new = if silent { old | entry::FAULTS_SILENT } else { old & !entry::FAULTS_SILENT };
+        memory.store(table, word, new);
+        self.clean(memory, table, word, 1);
+        Ok(())
+    }
+
     fn invalidate_entry(
         &mut self,
         memory: &mut M,

@@ -69,7 +69,8 @@ impl SourceTable {
         let place = match of.places.get(source) {
             Some(place) => place,
             None => {
-                let new = Source { users: Few::default(), binding: Binding::Blocked };
+                let new =
+                    Source { users: Few::default(), binding: Binding::Blocked, silenced: false };
                 let place = of.entries.insert(new)?;
                 of.places.set(source, place);
                 place

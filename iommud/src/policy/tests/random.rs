@@ -156,6 +156,9 @@ impl Sequence {
             24 | 25 => Event::Close(self.session(a)),
             26 => Event::FunctionRemoved(self.address(a)),
             27 | 28 => Event::FunctionAdded(self.functions[usize::from(a) % self.functions.len()]),
+            29 if c & 1 == 0 => {
+                Event::Storm(UnitIndex(u32::from(a % 2)), self.address(b).requester)
+            }
             29 => ready(usize::from(a % 2)),
             30 if a.is_multiple_of(5) => Event::UnitFailed(UnitIndex(u32::from(b % 2))),
             30 | 31 => {
@@ -329,6 +332,7 @@ fn the_sequences_reach_what_they_should() {
         "DestroyTable",
         "Map",
         "MapList",
+        "Silence",
         "Unmap",
         "Publish",
         "Invalidate",

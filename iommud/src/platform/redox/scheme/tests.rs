@@ -50,6 +50,9 @@ impl Unit for NoUnit {
     ) -> Result<(), UnitError> {
         match self.0 {}
     }
+    fn silence(&mut self, _: &mut HugeTables, _: RequesterId, _: bool) -> Result<(), UnitError> {
+        match self.0 {}
+    }
     fn invalidate_entry(
         &mut self,
         _: &mut HugeTables,

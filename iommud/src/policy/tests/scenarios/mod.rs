@@ -94,6 +94,7 @@ fn kind(step: &Step) -> &'static str {
         Step::DestroyTable { .. } => "DestroyTable",
         Step::Map { .. } => "Map",
         Step::MapList { .. } => "MapList",
+        Step::Silence { .. } => "Silence",
         Step::Unmap { .. } => "Unmap",
         Step::Grow { .. } => "Grow",
         Step::Deepen { .. } => "Deepen",

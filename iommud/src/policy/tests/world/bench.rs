@@ -214,6 +214,8 @@ impl Bench {
                 && world.units[unit.0 as usize].enabled
             {
                 assert_eq!(world.entry(unit.0 as usize, address), view.binding, "{address}");
+                let silent = &world.units[unit.0 as usize].silent;
+                assert_eq!(silent.contains(&address.requester.0), view.silenced, "{address}");
             }
         }
     }

@@ -27,6 +27,8 @@ pub(in crate::policy::tests) struct Hardware {
     pub(in crate::policy::tests) entries: BTreeMap<u16, Binding>,
     /// Levels of the root that an entry points to.
     depths: BTreeMap<u16, u8>,
+    /// Requesters whose faults are not reported.
+    pub(in crate::policy::tests) silent: BTreeSet<u16>,
     /// Bindings that may still be in use beside the current one.
     pub(super) stale_entries: BTreeMap<u16, Vec<Binding>>,
     /// Memory that may still be reached through a domain, by tag.
@@ -197,6 +199,17 @@ impl World {
                 }
                 self.cache_all();
             }
+            Step::Silence { unit, source, silent, was } => {
+                let hardware = self.unit(unit);
+                let now = hardware.entries.get(&source.0).copied();
+                assert_eq!(now.unwrap_or(Binding::Blocked), was, "what {source:?} was");
+                let changed = if silent {
+                    hardware.silent.insert(source.0)
+                } else {
+                    hardware.silent.remove(&source.0)
+                };
+                assert!(changed, "{source:?} was so already");
+            }
             Step::Enable { unit } => {
                 self.unit(unit).enabled = true;
                 self.cache_all();
@@ -219,6 +232,7 @@ impl World {
     fn write(&mut self, unit: UnitIndex, source: RequesterId, now: Binding) {
         let hardware = self.unit(unit);
         let was = hardware.entries.insert(source.0, now).unwrap_or(Binding::Blocked);
+        hardware.silent.remove(&source.0);
         if hardware.enabled && was != now {
             hardware.stale_entries.entry(source.0).or_default().push(was);
         }

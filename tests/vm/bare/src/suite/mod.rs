@@ -10,6 +10,7 @@ mod faults;
 mod lab;
 mod pages;
 mod server;
+mod storm;
 mod takeover;
 
 use alloc::string::String;
@@ -114,6 +115,7 @@ pub fn run(info: &StartInfo) -> usize {
             t.check(|| server::confines(&mut served));
             t.check(|| server::costs(&mut served));
             t.check(|| exact::counts(&mut served, caching));
+            t.check(|| storm::silenced(&mut served));
             t.check(|| server::ends(&mut served));
         }
         Err(reason) => println!("@@log the server does not start: {reason}"),

@@ -34,6 +34,9 @@ use crate::{cpu, pci, phys, println};
 const BUFFERS: u64 = 128 << 20;
 const BUFFERS_LENGTH: u64 = 64 << 20;
 
+/// An address of the server's own memory.
+pub(super) const TABLES: u64 = FRAMES;
+
 /// Pages of a large batch, each at its own place.
 pub(super) const PAGES: u32 = 512;
 
@@ -176,6 +179,41 @@ impl Served {
         self.server.close(handle);
         bytes.truncate(length);
         String::from_utf8(bytes).map_err(words)
+    }
+
+    /// The name of an edu device.
+    pub(super) fn device(&self, index: usize) -> PciAddress {
+        PciAddress { segment: 0, requester: self.edu[index].id }
+    }
+
+    /// Lets an edu device write to `address`.
+    pub(super) fn attempt(&self, index: usize, address: u64) {
+        self.edu[index].write_memory(address, LENGTH);
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.server.tick();
+    }
+
+    /// Whether the first edu device reaches the buffer that was allocated first.
+    pub(super) fn reaches_buffer(&self) -> bool {
+        self.arrives(self.iova, BUFFERS)
+    }
+
+    /// Does something with a session on another device, then closes it.
+    pub(super) fn with_session<T>(
+        &mut self,
+        device: PciAddress,
+        act: impl FnOnce(&mut Self) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let caller = Caller { client: ClientId(2), uid: 0 };
+        let path = format!("devices/{device}");
+        let handle = self.server.open(caller, None, &path, true).map_err(words)?;
+        let own = self.session.replace(handle);
+        let result = act(self);
+        self.session = own;
+        self.server.close(handle);
+        result
     }
 
     /// Whether the first edu device's pattern arrives at `place` when it writes to `address`.

@@ -1,0 +1,133 @@
+//! Fault storms: a requester whose faults do not stop is not listened to any longer, so that those of others are
+//! heard and requests go on being answered.
+
+use alloc::collections::BTreeMap;
+
+use iommu_protocol::fault::{FaultAccess, FaultRecord};
+use iommu_protocol::ids::{PciAddress, RequesterId};
+
+use crate::hw::{BufferMemory, HardwareFault, Unit};
+use crate::policy::{Event, SessionId, UnitIndex};
+use crate::server::Server;
+
+/// Faults of one requester that are taken, from one tick to the next without a pause, before it is silenced.
+pub(super) const LIMIT: u32 = 16;
+
+/// How often one tick looks at a unit again after it silenced a requester.
+const ROUNDS: usize = 4;
+
+/// What a session is told, and the log.
+const WORDS: &str =
+    "silenced: 16 faults without a pause; reported again when the device is attached";
+
+/// Requesters that have had faults in each tick lately.
+#[derive(Clone, Default)]
+pub(super) struct Storms {
+    /// How many, and whether there was one since the last tick ended.
+    counts: BTreeMap<(UnitIndex, RequesterId), (u32, bool)>,
+}
+
+impl Storms {
+    /// Counts a fault; says whether it is the one too many.
+    fn count(&mut self, unit: UnitIndex, source: RequesterId) -> bool {
+        let (count, lately) = self.counts.entry((unit, source)).or_insert((0, true));
+        *count = count.saturating_add(1);
+        *lately = true;
+        *count == LIMIT
+    }
+
+    /// Forgets those that were quiet since the last call.
+    fn end_tick(&mut self) {
+        self.counts.retain(|_, (_, lately)| core::mem::take(lately));
+    }
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Takes waiting fault records from every unit. Called when idle and at least every 10 ms. A requester with
+    /// 16 faults in ticks that follow each other is silenced: its unit reports none of them until the entry is
+    /// moved, by an owner who attaches the device for one.
+    pub fn tick(&mut self) {
+        for index in 0..self.machine.units.len() {
+            let Ok(number) = u32::try_from(index) else { break };
+            for _ in 0..ROUNDS {
+                if !self.take_faults(index, UnitIndex(number)) {
+                    break;
+                }
+            }
+        }
+        self.storms.end_tick();
+    }
+
+    /// Takes faults of one unit; says whether it silenced somebody, and others may have more to tell.
+    fn take_faults(&mut self, index: usize, unit: UnitIndex) -> bool {
+        let mut taken: [Option<HardwareFault>; super::machine::FAULTS_A_TICK] = [None; _];
+        let mut places = taken.iter_mut();
+        let result = self.engine.take_faults(unit, super::machine::FAULTS_A_TICK, &mut |fault| {
+            if let Some(place) = places.next() {
+                *place = Some(fault);
+            }
+        });
+        match result {
+            Ok(lost) => self.counts.faults_lost_in_hardware += u64::from(lost),
+            Err(error) => self.fail(unit, alloc::string::ToString::to_string(&error)),
+        }
+        let mut silenced = false;
+        for fault in taken.iter().flatten() {
+            self.route(index, fault);
+            if self.storms.count(unit, fault.source) {
+                silenced |= self.silence(index, unit, fault.source);
+            }
+        }
+        silenced
+    }
+
+    fn silence(&mut self, index: usize, unit: UnitIndex, source: RequesterId) -> bool {
+        if let Err(refusal) = self.run(&Event::Storm(unit, source)) {
+            log::warn!("unit {index}: {source:?} has too many faults, and goes on: {refusal}");
+            return false;
+        }
+        let segment = self.machine.units.get(index).map_or(0, |unit| unit.description.segment);
+        let address = PciAddress { segment, requester: source };
+        log::warn!("{address}: {WORDS}");
+        let owner = self.owner_of(unit, source);
+        self.faults.note(FaultRecord::new(0, address, None, FaultAccess::Unknown, 0, WORDS), owner);
+        if let Some(session) = owner {
+            self.handles.session_readable(session);
+        }
+        true
+    }
+
+    /// The session that is told of a requester's faults: of one that is attached.
+    pub(super) fn owner_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
+        self.registry
+            .session_of(unit, source)
+            .filter(|session| self.registry.session(*session).is_some_and(|view| view.attached))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_faults_that_do_not_pause_add_up() {
+        let mut storms = Storms::default();
+        let (unit, loud, other) = (UnitIndex(0), RequesterId(8), RequesterId(9));
+        for _ in 0..40 {
+            assert!(!storms.count(unit, other), "one now and then");
+            storms.end_tick();
+            storms.end_tick();
+        }
+        for _ in 0..15 {
+            assert!(!storms.count(unit, loud));
+            assert!(!storms.count(UnitIndex(1), loud), "of another unit");
+            storms.end_tick();
+        }
+        assert!(!storms.count(unit, other));
+        assert!(storms.count(unit, loud), "the sixteenth");
+        assert!(!storms.count(unit, loud), "once");
+        storms.end_tick();
+        storms.end_tick();
+        assert!(storms.counts.is_empty());
+    }
+}
