@@ -75,7 +75,7 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
     let mut machine = guest::machine(&parts, iommu, mode, deadline);
     guest::start(&mut machine, scenario, kills, &emulator.number()?);
     let record = match scenario {
-        Scenario::Kills => guest::record_translation(&mut machine, &parts),
+        Scenario::Kills => guest::record_translation(&mut machine, &parts, iommu),
         _ => PathBuf::new(),
     };
     if scenario == Scenario::Nvme {
@@ -95,18 +95,18 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
             .with_context(|| format!("writing {}", file.display()))?;
     }
     if scenario == Scenario::Kills {
-        println!("{}", translation(&mut report, scenario, &record));
+        println!("{}", translation(&mut report, scenario, iommu, &record));
     }
     conclude(&mut report, end, &parts, options)?;
     Ok(report)
 }
 
 /// Reports what the emulator recorded.
-fn translation(report: &mut Report, scenario: Scenario, record: &Path) -> String {
+fn translation(report: &mut Report, scenario: Scenario, iommu: Iommu, record: &Path) -> String {
     let number = scenario.checks().iter().position(|title| *title == guest::TRANSLATION_STAYS_ON);
     let number = number.map_or(0, |index| index + 1);
     let text = std::fs::read_to_string(record).unwrap_or_default();
-    let line = match guest::stayed_on(&text) {
+    let line = match guest::stayed_on(&text, iommu) {
         Ok(()) => format!("@@ok {number} | on once"),
         Err(what) => format!("@@fail {number} | {what}"),
     };

@@ -169,35 +169,68 @@ fn bridges(machine: &mut Machine) {
     }
 }
 
+/// What QEMU records of a unit's translation: the event. Of VT-d, that it was turned on or off; of AMD-Vi, every
+/// value of the control register, whose bit 0 turns it on.
+const fn translation_event(iommu: Iommu) -> &'static str {
+    match iommu {
+        Iommu::Amd => "amdvi_control_status",
+        Iommu::Intel | Iommu::None => "vtd_dmar_enable",
+    }
+}
+
 /// Lets QEMU record when translation is turned on and off, and says where.
-pub(crate) fn record_translation(machine: &mut Machine, parts: &Parts) -> PathBuf {
+pub(crate) fn record_translation(machine: &mut Machine, parts: &Parts, iommu: Iommu) -> PathBuf {
     let record = parts.directory.join("translation.log");
-    machine.args(["-trace", "vtd_dmar_enable"]);
+    machine.args(["-trace", translation_event(iommu)]);
     machine.args(["-D".as_ref(), record.as_os_str()]);
     record
 }
 
 /// Whether the record shows that translation was turned on once and stayed on.
-pub(crate) fn stayed_on(record: &str) -> Result<(), String> {
-    let marks: Vec<&str> = record
-        .lines()
-        .filter_map(|line| line.split_once("vtd_dmar_enable "))
-        .map(|l| l.1)
-        .collect();
-    if marks == ["enable 1"] { Ok(()) } else { Err(format!("the record: {}", marks.join(", "))) }
+pub(crate) fn stayed_on(record: &str, iommu: Iommu) -> Result<(), String> {
+    let event = translation_event(iommu);
+    let values = record.lines().filter_map(|line| line.split_once(event)).map(|(_, value)| value);
+    let last = |value: &str| value.split_whitespace().next_back().map(str::to_owned);
+    let mut marks = Vec::new();
+    for value in values.filter_map(last) {
+        let number = match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => value.parse(),
+        };
+        let on = number.map_err(|_| format!("the record: {value}"))? & 1 != 0;
+        if marks.last() != Some(&on) {
+            marks.push(on);
+        }
+    }
+    // AMD-Vi: off is written before it is turned on.
+    let turned: Vec<bool> = marks.into_iter().skip_while(|on| iommu == Iommu::Amd && !on).collect();
+    if turned == [true] { Ok(()) } else { Err(format!("the record, on or off: {turned:?}")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::stayed_on;
+    use crate::options::Iommu;
 
     #[test]
     fn anything_but_on_once_is_wrong() {
         let on = "4711@1700000000.5:vtd_dmar_enable enable 1\n";
         let off = "4711@1700000000.6:vtd_dmar_enable enable 0\n";
-        assert_eq!(stayed_on(on), Ok(()));
+        assert_eq!(stayed_on(on, Iommu::Intel), Ok(()));
         for bad in [String::new(), off.into(), [on, off].concat(), [on, off, on].concat()] {
-            assert!(stayed_on(&bad).is_err(), "{bad}");
+            assert!(stayed_on(&bad, Iommu::Intel).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn control_values_show_the_same() {
+        let line =
+            |value: &str| format!("1@2.5:amdvi_control_status MMIO_STATUS state 0x{value}\n");
+        let of = |values: &[&str]| values.iter().map(|value| line(value)).collect::<String>();
+        assert_eq!(stayed_on(&of(&["400", "0", "b405", "b401", "b405"]), Iommu::Amd), Ok(()));
+        for bad in [&[][..], &["400", "0"], &["b405", "0"], &["b405", "400", "b405"]] {
+            assert!(stayed_on(&of(bad), Iommu::Amd).is_err(), "{bad:?}");
+        }
+        assert!(stayed_on("1@2.5:amdvi_control_status MMIO_STATUS state x\n", Iommu::Amd).is_err());
     }
 }

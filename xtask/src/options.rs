@@ -413,10 +413,11 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             other => return Err(other.unexpected()),
         }
     }
-    if matches!(options.story, Story::Machine | Story::Nvme) && options.iommu == Iommu::None {
-        return Err("--machine and --nvme need a unit".into());
+    let units = matches!(options.story, Story::Machine | Story::Nvme | Story::Kills(_));
+    if units && options.iommu == Iommu::None {
+        return Err("--machine, --nvme and --kills need a unit".into());
     }
-    let intels = matches!(options.story, Story::DamagedTable | Story::Kills(_) | Story::Groups);
+    let intels = matches!(options.story, Story::DamagedTable | Story::Groups);
     if intels && options.iommu != Iommu::Intel {
         return Err("this story is about VT-d: --iommu intel".into());
     }
@@ -471,6 +472,7 @@ mod tests {
         assert_eq!(story("demo --damaged-table"), Some(Story::DamagedTable));
         assert_eq!(story("demo --nvme"), Some(Story::Nvme));
         assert_eq!(story("demo --damaged-table --iommu amd"), None);
+        assert_eq!(story("demo --kills 3 --iommu amd"), Some(Story::Kills(3)));
         assert_eq!(story("demo --machine --iommu none"), None);
     }
 

@@ -6,6 +6,7 @@
 
 use iommud::hw::{Entry, RegisterIo, Unit};
 use iommud::topology::capabilities::DomainTag;
+use iommud_tests::amdvi::Amdvi;
 use iommud_tests::conformance::amdvi::{Subject, matrix};
 use iommud_tests::conformance::{Bench, SOURCES, TARGET};
 
@@ -167,6 +168,37 @@ fn pages_over_several_entries() {
             _ => assert_eq!(entry, [0x01, page << 4, 0x02, 0, 0x01, 0, 0, 0x70]),
         }
     }
+}
+
+/// What turning a unit on leaves in its ring, and the answer to a page request. COMPLETION_WAIT: S in bit 0, address
+/// in bits 51:3, code 1, data in the second word (FreeBSD struct amdiommu_cmd_completion_wait, Xen
+/// IOMMU_COMP_WAIT_*). INVALIDATE_IOMMU_ALL: code 8 and nothing else. COMPLETE_PPR_REQUEST: device in bits 15:0, code
+/// 7, tag in bits 41:32 of the second word, answer in 47:44 (Linux build_complete_ppr, FreeBSD compltag).
+#[test]
+fn waits_and_answers() {
+    let mut bench = Bench::start_disabled(&matrix().remove(0));
+    let ring = bench.machine.registers(bench.number).read64(8) & ADDRESS;
+    let entry = |bench: &Bench<Subject>, index: u64| {
+        bench.machine.with_memory(|memory| memory.clean(ring + 16 * index));
+        bytes(bench, ring + 16 * index, 16)
+    };
+    bench.unit.enable(&mut bench.tables).unwrap();
+    let all = entry(&bench, 0);
+    assert_eq!(all, [0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let wait = entry(&bench, 1);
+    assert_eq!((wait[0] & 7, wait[6] & 0xf0, wait[7]), (1, 0, 0x10));
+    let [to, data] = [0, 8].map(|at| u64::from_le_bytes(wait[at..at + 8].try_into().unwrap()));
+    let to = to & 0x000f_ffff_ffff_fff8;
+    assert_eq!(bench.machine.with_memory(|memory| memory.cpu_load(to)), data, "answered");
+
+    let now = bench.machine.now();
+    bench.machine.with_unit(bench.number, |unit: &mut Amdvi, _| {
+        unit.request_page(now, 0x0500, 0x1ff, 0x7000);
+    });
+    bench.machine.pass_time(1_000_000);
+    bench.unit.take_faults(&mut bench.tables, 16, &mut |_| {}).unwrap();
+    let answer = entry(&bench, 2);
+    assert_eq!(answer, [0, 5, 0, 0, 0, 0, 0, 0x70, 0, 0, 0, 0, 0xff, 0x11, 0, 0]);
 }
 
 /// The ring after each operation: the commands, and the wait behind them.

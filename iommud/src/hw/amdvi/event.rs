@@ -179,8 +179,9 @@ mod tests {
         fault(entry(words), UNIT)
     }
 
-    // Field positions: FreeBSD amd_reg.h struct amdiommu_event_*, VirtualBox iommu-amd.h EVT_*_T. Codes: Linux
-    // EVENT_TYPE_*, in bits 31:28 of the second 32-bit word; flags in its bits 27:16.
+    // Field positions: FreeBSD amd_reg.h struct amdiommu_event_*, VirtualBox iommu-amd.h EVT_*_T, which agree.
+    // Codes: Linux EVENT_TYPE_*, Xen IOMMU_EVENT_*, FreeBSD AMDIOMMU_EV_*, in bits 31:28 of the second 32-bit word;
+    // flags in its bits 27:16 (Linux EVENT_FLAGS_SHIFT, Xen IOMMU_EVENT_FLAGS_MASK).
 
     #[test]
     fn page_faults() {
@@ -276,6 +277,28 @@ mod tests {
         // Type 1, bits 59:57.
         let translated = decode([0x0300, 0x8200_0000, 0x5000, 0]);
         assert_eq!(translated.words, "pre-translated request from a device that may not send any");
+    }
+
+    /// Linux EVENT_TYPE_INV_PPR_REQ 9 (address in the last two words, tag in bits 9:0 of the second),
+    /// EVENT_TYPE_RMP_FAULT 0xd (guest's address there), EVENT_TYPE_RMP_HW_ERR 0xe (an address of memory there);
+    /// EVENT_TYPE_GUEST_EVENT_FAULT 0xb and EVENT_TYPE_VIOMMU_HW_ERR 0xc. The last two never occur without what is
+    /// never turned on here.
+    #[test]
+    fn events_of_what_is_off() {
+        let request = decode([0x4321_bead, 0x9100_3dff, 0x7654_3abc, 0xfedc_ba98]);
+        assert_eq!((request.source, request.reason), (RequesterId(0xbead), 9));
+        assert_eq!(request.address, Some(Iova(0xfedc_ba98_7654_3000)));
+        assert_eq!(request.access, FaultAccess::Unknown);
+        let owner = decode([0x0021_bead, 0xd020_1234, 0x7654_3abc, 0x98]);
+        assert_eq!((owner.source, owner.reason), (RequesterId(0xbead), 0xd));
+        assert_eq!(owner.address, Some(Iova(0x98_7654_3abc)));
+        assert_eq!(owner.access, FaultAccess::Write);
+        let error = decode([0x0000_bead, 0xe020_1234, 0x7654_3ab8, 0x98]);
+        assert_eq!((error.source, error.reason, error.address), (RequesterId(0xbead), 0xe, None));
+        let guest = decode([0x0000_bead, 0xb000_0000, 0x1000, 0]);
+        assert_eq!((guest.reason, guest.address), (0xb, None));
+        let unit = decode([0x0000_bead, 0xc000_0000, 0x1000, 0]);
+        assert_eq!((unit.source, unit.reason, unit.address), (UNIT, 0xc, None));
     }
 
     #[test]

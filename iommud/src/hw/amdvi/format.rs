@@ -96,7 +96,7 @@ mod tests {
     const ALL: Access = Access::READ.union(Access::WRITE);
 
     // Linux amd_iommu_types.h: IOMMU_PTE_PR bit 0, PM_LEVEL_ENC bits 11:9, IOMMU_PTE_FC bit 60, IOMMU_PTE_IR
-    // bit 61, IOMMU_PTE_IW bit 62; FreeBSD AMDIOMMU_PTE_* agree. A leaf of a table at level n has Next Level
+    // bit 61, IOMMU_PTE_IW bit 62; FreeBSD AMDIOMMU_PTE_PR, _NLVL_MASK 0xe00, _PA_MASK, _FC, _IR, _IW agree. A leaf of a table at level n has Next Level
     // 0, a link in a table at level n has Next Level n - 1 (PM_LEVEL_PDE).
 
     #[test]

@@ -14,7 +14,7 @@ pub(crate) enum Scenario {
     None,
     /// The story on a machine with a VT-d unit and a damaged DMAR.
     Table,
-    /// iommud is killed as often as `iommud.kills=N` says, on a machine with a VT-d unit.
+    /// iommud is killed as often as `iommud.kills=N` says, on a machine with a unit of either family.
     Kills,
     /// Isolation groups on a machine of many bridges: the kernel's and iommud's.
     Groups,

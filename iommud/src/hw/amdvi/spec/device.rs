@@ -59,9 +59,13 @@ mod tests {
     use super::*;
 
     /// The entry's bytes as Linux lays them out: DTE_FLAG_V, DTE_FLAG_TV, DEV_ENTRY_MODE_SHIFT 9,
-    /// DTE_FLAG_IR bit 61, DTE_FLAG_IW bit 62; VirtualBox DTE_T and Xen struct amd_iommu_dte agree.
+    /// DTE_FLAG_IR bit 61, DTE_FLAG_IW bit 62; Xen struct amd_iommu_dte (v 0, tv 1, paging_mode 11:9, pt_root 51:12,
+    /// ir 61, iw 62), FreeBSD struct amdiommu_dte and VirtualBox DTE_T agree.
     #[test]
     fn word_0() {
+        let modes = [3, 4, 5, 6].map(|mode| translation(0x5000, mode, READ | WRITE));
+        let expected = [0x5603, 0x5803, 0x5a03, 0x5c03].map(|low| 0x6000_0000_0000_0000 | low);
+        assert_eq!(modes, expected);
         let translate = translation(0x0000_000f_edcb_a000, 4, READ | WRITE);
         assert_eq!(translate.to_le_bytes(), [0x03, 0xa8, 0xcb, 0xed, 0x0f, 0x00, 0x00, 0x60]);
         let six = translation(0x000f_ffff_ffff_f000, 6, READ);
@@ -72,7 +76,8 @@ mod tests {
         assert_eq!(denied.to_le_bytes(), [0x03, 0x16, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Linux DEV_ENTRY_NO_PAGE_FAULT is entry bit 0x62, so bit 34 of word 1; VirtualBox: SE is bit 97.
+    /// Linux DEV_ENTRY_NO_PAGE_FAULT is entry bit 0x62, so bit 34 of word 1; VirtualBox: SE is bit 97; Xen and
+    /// FreeBSD: i 32, se 33, sa 34 of word 1.
     #[test]
     fn suppression() {
         assert_eq!(SUPPRESS.to_le_bytes(), [0, 0, 0, 0, 0x02, 0, 0, 0]);
