@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 20] = [
+const STAGES: [Stage; 21] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -62,11 +62,12 @@ const STAGES: [Stage; 20] = [
     ("bare guest, AMD-Vi", || bare_guest(BareOptions::amd())),
     ("demo, caching mode off", || story(Iommu::Intel, false)),
     ("demo, caching mode on", || story(Iommu::Intel, true)),
-    ("demo, iommud killed 20 times", kills),
+    ("demo, iommud killed 20 times", || kills(20, Iommu::Intel)),
     ("demo, groups of a machine of many bridges", groups),
     ("demo without a unit", || story(Iommu::None, false)),
     ("demo with a damaged DMAR", damaged_table),
     ("demo, AMD-Vi", || story(Iommu::Amd, false)),
+    ("demo, AMD-Vi, iommud killed 3 times", || kills(3, Iommu::Amd)),
     ("demo of the NVMe driver", nvme),
 ];
 
@@ -169,8 +170,9 @@ fn bare_guest(options: BareOptions) -> Result<Counts> {
     Ok(Counts { passed, failed, skipped })
 }
 
-fn kills() -> Result<Counts> {
-    tell(&DemoOptions { story: Story::Kills(20), ..DemoOptions::default() })
+fn kills(number: u32, iommu: Iommu) -> Result<Counts> {
+    let (story, qemu) = (Story::Kills(number), emulator_for(iommu));
+    tell(&DemoOptions { story, iommu, qemu, ..DemoOptions::default() })
 }
 
 fn groups() -> Result<Counts> {
@@ -178,9 +180,12 @@ fn groups() -> Result<Counts> {
 }
 
 fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
-    // The installed emulator has no AMD-Vi unit that translates.
-    let qemu = if iommu == Iommu::Amd { Qemu::Newer } else { Qemu::Installed };
-    tell(&DemoOptions { iommu, caching_mode, qemu, ..DemoOptions::default() })
+    tell(&DemoOptions { iommu, caching_mode, qemu: emulator_for(iommu), ..DemoOptions::default() })
+}
+
+/// The installed emulator has no AMD-Vi unit that translates.
+fn emulator_for(iommu: Iommu) -> Qemu {
+    if iommu == Iommu::Amd { Qemu::Newer } else { Qemu::Installed }
 }
 
 fn damaged_table() -> Result<Counts> {

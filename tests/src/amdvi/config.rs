@@ -11,6 +11,8 @@ pub struct Config {
     pub host_width: u32,
     /// Absent entries are cached too (NpCache).
     pub caches_absent: bool,
+    /// Device table entries are cached; else each access reads its own anew, and may see one half written.
+    pub caches_devices: bool,
     /// The unit can be told to snoop caches.
     pub coherent: bool,
     /// The extended feature register exists (EFRSup).
@@ -37,6 +39,7 @@ impl Default for Config {
             guest_width: 64,
             host_width: 52,
             caches_absent: false,
+            caches_devices: true,
             coherent: true,
             extended: true,
             invalidate_all: true,

@@ -156,7 +156,9 @@ impl Amdvi {
             let entry = [words[0], words[1]];
             bus.report(Violation::Entry { unit, source, entry, rule });
         }
-        self.devices.insert(source, device);
+        if self.config.caches_devices {
+            self.devices.insert(source, device);
+        }
         device
     }
 

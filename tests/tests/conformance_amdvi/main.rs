@@ -9,6 +9,7 @@
 )]
 
 mod bytes;
+mod halves;
 mod logs;
 mod ring;
 mod takeover;

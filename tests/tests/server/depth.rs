@@ -86,6 +86,8 @@ fn a_device_notices_nothing_of_a_deeper_table() {
         let [device, other, ..] = devices();
         scene.stack.machine.assert_clean();
         assert_eq!(reach(&scene.stack, device), [scene.granted, region()]);
+        let probe = scene.stack.machine.probe(0, device.requester.0, REGION.0 + 0x1000, true);
+        assert_eq!(probe, Some(REGION.0 + 0x1000), "by the entry that its unit has cached");
         scene.stack.attach(second).unwrap();
         assert_eq!(reach(&scene.stack, other), [scene.granted, region()]);
         // The domain goes on as any other.
