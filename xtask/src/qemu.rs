@@ -82,6 +82,15 @@ impl Machine {
         emulator: &Emulator,
         mut sink: impl FnMut(&str) -> bool,
     ) -> Result<Option<End>> {
+        self.run_watched(emulator, |_, line| sink(line))
+    }
+
+    /// As [`Machine::run_until`]; `sink` is told QEMU's process id too.
+    pub(crate) fn run_watched(
+        &self,
+        emulator: &Emulator,
+        mut sink: impl FnMut(u32, &str) -> bool,
+    ) -> Result<Option<End>> {
         let mut child = emulator
             .command()
             .args(&self.arguments)
@@ -91,11 +100,12 @@ impl Machine {
             .spawn()
             .context("starting QEMU")?;
         let lines = reader(&mut child)?;
+        let id = child.id();
         let mut child = KillOnDrop(child);
         let end = Instant::now() + self.deadline;
         loop {
             match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) if sink(line.trim_end()) => return Ok(None),
+                Ok(line) if sink(id, line.trim_end()) => return Ok(None),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(Some(End::Exit(child.0.wait()?))),
                 Err(RecvTimeoutError::Timeout) => return Ok(Some(End::Deadline)),

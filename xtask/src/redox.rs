@@ -60,6 +60,7 @@ impl Plan {
                     (1, console::before_drivers),
                     (10, console::nameless),
                     (11, console::spawned),
+                    (15, console::told),
                 ],
             },
         }

@@ -173,6 +173,22 @@ impl<U: Unit> Engine<U> {
         }
     }
 
+    /// Makes a unit send a message when it has fault records.
+    ///
+    /// # Errors
+    /// As [`Unit::tell_faults`]; `Unsupported` when the unit was not installed.
+    pub fn tell_faults(
+        &mut self,
+        unit: UnitIndex,
+        address: u64,
+        data: u32,
+    ) -> Result<(), UnitError> {
+        match at_mut(&mut self.units, unit.0) {
+            Some(Some(hardware)) => hardware.tell_faults(address, data),
+            _ => Err(UnitError::Unsupported { what: "interrupt of a unit that is not there" }),
+        }
+    }
+
     /// A unit's registers in words.
     ///
     /// # Errors

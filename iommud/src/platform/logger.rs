@@ -20,8 +20,9 @@ impl Log for StandardError {
             Level::Warn => "warning: ",
             Level::Info | Level::Debug | Level::Trace => "",
         };
-        // Nobody is left to tell when standard error is gone.
-        let _ = writeln!(std::io::stderr(), "iommud: {level}{}", record.args());
+        // One write: each is a message on a microkernel. Nobody is left to tell when standard error is gone.
+        let line = format!("iommud: {level}{}\n", record.args());
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}

@@ -86,6 +86,8 @@ pub enum UnitState {
 pub(super) struct UnitStatus {
     pub(super) description: UnitDescription,
     pub(super) state: UnitState,
+    /// Whether it tells of faults by interrupt.
+    pub(super) tells: bool,
 }
 
 /// An event that was not carried out.
@@ -158,7 +160,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let units = descriptions
             .into_iter()
             .zip(states)
-            .map(|(description, state)| UnitStatus { description, state })
+            .map(|(description, state)| UnitStatus { description, state, tells: false })
             .collect();
         let mut server = Self {
             registry,
@@ -277,6 +279,37 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 Err(refusal) => log::error!("{event:?}: {refusal}"),
             }
         }
+    }
+
+    /// Makes every unit that translates send a message when it has fault records. A platform that can be sent
+    /// messages calls this, and [`Server::fault_interrupt`] when one comes. True when every unit will tell:
+    /// the others are to be asked by [`Server::tick`], as before.
+    pub fn tell_faults(&mut self, address: u64, data: u32) -> bool {
+        let mut all = true;
+        for index in 0..self.machine.units.len() {
+            let (Ok(number), Some(status)) =
+                (u32::try_from(index), self.machine.units.get_mut(index))
+            else {
+                break;
+            };
+            if status.state != UnitState::Enabled {
+                continue;
+            }
+            match self.engine.tell_faults(UnitIndex(number), address, data) {
+                Ok(()) => status.tells = true,
+                Err(error) => {
+                    log::info!("unit {index}: asked for faults: {error}");
+                    all = false;
+                }
+            }
+        }
+        all
+    }
+
+    /// As [`Server::tick`], because a unit sent its message.
+    pub fn fault_interrupt(&mut self) -> u64 {
+        self.counts.fault_interrupts += 1;
+        self.tick()
     }
 
     pub(super) fn route(&mut self, unit: usize, fault: &HardwareFault) {

@@ -64,6 +64,7 @@ struct Counts {
     calls: u64,
     refusals: u64,
     faults_lost_in_hardware: u64,
+    fault_interrupts: u64,
     plans: u64,
     plans_undone: u64,
 }

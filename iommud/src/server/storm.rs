@@ -43,10 +43,12 @@ impl Storms {
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Takes waiting fault records from every unit. Called when idle and at least every 10 ms. A requester with
-    /// 16 faults in ticks that follow each other is silenced: its unit reports none of them until the entry is
+    /// Takes waiting fault records from every unit; returns how many there were. Called when idle and at least
+    /// every 10 ms, unless units tell by interrupt: then 10 ms after each call that found some, since more may have
+    /// come meanwhile that are not told. A requester with 16 faults in ticks that follow each other is silenced: its unit reports none of them until the entry is
     /// moved, by an owner who attaches the device for one.
-    pub fn tick(&mut self) {
+    pub fn tick(&mut self) -> u64 {
+        let before = self.faults.total();
         for index in 0..self.machine.units.len() {
             let Ok(number) = u32::try_from(index) else { break };
             for _ in 0..ROUNDS {
@@ -56,6 +58,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             }
         }
         self.storms.end_tick();
+        self.faults.total().saturating_sub(before)
     }
 
     /// Takes faults of one unit; says whether it silenced somebody, and others may have more to tell.

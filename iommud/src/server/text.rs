@@ -74,6 +74,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "state: {}", unit.state)?;
         writeln!(out, "segment: {:04x}", unit.description.segment)?;
         writeln!(out, "all other devices: {}", unit.description.include_all)?;
+        writeln!(out, "faults: {}", if unit.tells { "by interrupt" } else { "asked for" })?;
         self.engine.describe(UnitIndex(index), out)?;
         let view = self.registry.unit(UnitIndex(index)).ok_or(fmt::Error)?;
         writeln!(out, "devices: {}", view.functions)?;
@@ -132,7 +133,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn metrics(&self, out: &mut String) -> fmt::Result {
         let counts = self.registry.counts();
         let number = super::length_of;
-        let rows: [(&str, u64); 18] = [
+        let rows: [(&str, u64); 19] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -150,6 +151,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("plans", self.counts.plans),
             ("plans_undone", self.counts.plans_undone),
             ("faults", self.faults.total()),
+            ("fault_interrupts", self.counts.fault_interrupts),
             ("faults_lost_in_hardware", self.counts.faults_lost_in_hardware),
         ];
         for (name, value) in rows {

@@ -103,9 +103,16 @@ pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
     for package in PACKAGES {
         cargo.args(["-p", package]);
     }
-    for (key, value) in
-        [("OPT_LEVEL", "s"), ("PANIC", "abort"), ("LTO", "false"), ("DEBUG", "false")]
-    {
+    // A program is copied page by page when it is started: its size is boot time.
+    cargo.args(["-Z", "build-std-features="]);
+    for (key, value) in [
+        ("OPT_LEVEL", "s"),
+        ("PANIC", "abort"),
+        ("LTO", "fat"),
+        ("CODEGEN_UNITS", "1"),
+        ("DEBUG", "false"),
+        ("STRIP", "symbols"),
+    ] {
         cargo.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
     }
     cargo.env("CARGO_ENCODED_RUSTFLAGS", link_flags(&tree.libraries()));

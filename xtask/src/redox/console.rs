@@ -58,6 +58,11 @@ impl Console {
         self.lines.iter().find(|(_, line)| line.contains(part)).map(|(at, _)| *at)
     }
 
+    /// What follows `part` in the first line that has it.
+    pub(super) fn after(&self, part: &str) -> Option<&str> {
+        self.lines.iter().find_map(|(_, line)| Some(line.split_once(part)?.1))
+    }
+
     fn position(&self, part: &str) -> Option<usize> {
         self.lines.iter().position(|(_, line)| line.contains(part))
     }
@@ -96,6 +101,15 @@ pub(super) fn spawned(console: &Console) -> Result<String, String> {
         (Some(attached), Some(serial)) if attached < serial => Ok("its words are there".into()),
         other => Err(format!("lines of the console with its device and its serial: {other:?}")),
     }
+}
+
+/// iommud's word on how it learns of faults.
+pub(super) fn told(console: &Console) -> Result<String, String> {
+    let words = "faults: by interrupt";
+    console
+        .after(words)
+        .map(|rest| format!("{words}{rest}"))
+        .ok_or_else(|| format!("no line says: {words}"))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ impl Stage {
         match self {
             Self::Early => "early",
             Self::Late => "root",
-            Self::EarlyTimed | Self::WithoutTimed => "mark",
+            Self::EarlyTimed | Self::WithoutTimed => "mark\", \"end",
         }
     }
 }
@@ -112,6 +112,9 @@ pub(super) fn pack(
         }
         Stage::WithoutTimed => {}
     }
+    if matches!(stage, Stage::EarlyTimed | Stage::WithoutTimed) {
+        timed(&units)?;
+    }
     fs::write(units.join("50_rootfs.service"), last_unit(stage))?;
     fs::write(initfs.join("lib/pcid.d/00_nvme.toml"), NVME)?;
     if initfs.join("lib/drivers/e1000d").exists() {
@@ -120,6 +123,29 @@ pub(super) fn pack(
     let image = directory.join("initfs.img");
     quietly(Command::new(tree.packer()).arg(&initfs).arg(tree.bootstrap()).arg("-o").arg(&image))?;
     Ok(image)
+}
+
+/// Marks before and after iommud's unit, in the images with it and without it alike.
+fn timed(units: &Path) -> Result<()> {
+    let mark = |point: &str, after: &str| {
+        let text = format!(
+            "[unit]\ndescription = \"Mark\"\nrequires_weak = [\"{after}\"]\n\n[service]\n\
+             cmd = \"redox-guest\"\nargs = [\"mark\", \"{point}\"]\ntype = \"oneshot\"\n"
+        );
+        fs::write(units.join(format!("40_mark-{point}.service")), text)
+    };
+    mark("before", "40_hwd.service")?;
+    let iommud = units.join(UNITS[0]);
+    let after = if iommud.exists() { UNITS[0] } else { "40_mark-before.service" };
+    mark("after", after)?;
+    let follow = |unit: &Path, old: &str, new: &str| -> Result<()> {
+        let text = fs::read_to_string(unit).with_context(|| unit.display().to_string())?;
+        Ok(fs::write(unit, text.replace(&format!("\"{old}\""), &format!("\"{new}\"")))?)
+    };
+    if iommud.exists() {
+        follow(&iommud, "40_hwd.service", "40_mark-before.service")?;
+    }
+    follow(&units.join(UNITS[1]), "40_hwd.service", "40_mark-after.service")
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -338,6 +338,11 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
         self.drain_faults(limit, sink)
     }
 
+    fn tell_faults(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
+        self.program_fault_interrupt(address, data);
+        Ok(())
+    }
+
     fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
         self.write_description(out)
     }

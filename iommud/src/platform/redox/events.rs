@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event::{EventFlags, RawEventQueue};
 use redox_scheme::wrappers::ReadinessBased;
@@ -12,37 +12,61 @@ use redox_scheme::{Response, SignalBehavior, Socket};
 use syscall::data::TimeSpec;
 use syscall::flag::CLOCK_MONOTONIC;
 
+use super::interrupt::Vector;
 use super::ready::Announce;
 use super::scheme::{IommuScheme, Window};
 use crate::hw::{BufferMemory, Unit};
 
+/// How long units are left alone that tell of faults themselves, while they do not.
+const CALM: Duration = Duration::from_secs(1);
+
 /// Requests taken from the kernel at a time.
 const REQUESTS: usize = 32;
 
-/// A timer of the time scheme.
+/// A timer of the time scheme. What is written to it is one event more, never one in place of another.
 struct Timer {
     file: File,
     period: Duration,
+    calm: Duration,
+    /// Events that are still to come.
+    pending: u32,
+    /// When the last one of those after a `period` comes.
+    soon: Option<Instant>,
 }
 
 impl Timer {
     fn open(period: Duration) -> io::Result<Self> {
         let path = format!("/scheme/time/{CLOCK_MONOTONIC}");
         let file = File::options().read(true).write(true).open(path)?;
-        Ok(Self { file, period })
+        Ok(Self { file, period, calm: period, pending: 0, soon: None })
     }
 
-    /// One event, a period from now.
-    fn arm(&mut self) -> io::Result<()> {
+    /// Its event has come.
+    const fn passed(&mut self) {
+        self.pending = self.pending.saturating_sub(1);
+    }
+
+    /// Sees to it that an event comes: a period from now when there were faults just now, some day when it is calm.
+    fn arm(&mut self, faults: u64) -> io::Result<()> {
+        let now = Instant::now();
+        if faults > 0 && self.soon.is_none_or(|soon| soon <= now) {
+            self.soon = now.checked_add(self.period);
+            return self.set(self.period);
+        }
+        if self.pending == 0 { self.set(self.calm) } else { Ok(()) }
+    }
+
+    fn set(&mut self, after: Duration) -> io::Result<()> {
         let mut now = TimeSpec::default();
         self.file.read_exact(&mut now)?;
         let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
         let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), nanos);
-        let then = now.saturating_add(self.period);
+        let then = now.saturating_add(after);
         let then = TimeSpec {
             tv_sec: i64::try_from(then.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i32::try_from(then.subsec_nanos()).unwrap_or(0),
         };
+        self.pending += 1;
         self.file.write_all(&then)
     }
 }
@@ -64,9 +88,7 @@ impl Loop {
         let timer = Timer::open(period)?;
         let queue = RawEventQueue::new()?;
         queue.subscribe(socket.inner().raw(), 0, EventFlags::READ)?;
-        let clock =
-            usize::try_from(timer.file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidData)?;
-        queue.subscribe(clock, 0, EventFlags::READ)?;
+        queue.subscribe(number(&timer.file)?, 0, EventFlags::READ)?;
         Ok(Self { socket, queue, timer })
     }
 
@@ -77,20 +99,32 @@ impl Loop {
     pub(super) fn run<U: Unit, B: BufferMemory<Share = Window>>(
         mut self,
         mut scheme: IommuScheme<U, B>,
+        mut vector: Option<Vector>,
         announce: Announce,
     ) -> io::Result<()> {
-        self.timer.arm()?;
+        if let Some(vector) = &vector {
+            self.queue.subscribe(number(vector.file())?, 0, EventFlags::READ)?;
+            self.timer.calm = CALM;
+        }
+        self.timer.arm(0)?;
         // Made while there is a name space: its hash maps take their keys from the random scheme.
         let mut requests = ReadinessBased::new(&self.socket, REQUESTS);
         announce.announce(&self.socket, &mut scheme).map_err(from)?;
         log::info!("serving /scheme/iommu");
         let scheme = RefCell::new(scheme);
+        let clock = number(&self.timer.file)?;
         loop {
             // Which file woke the loop does not matter: all are looked at, and none of them blocks.
             let woken = self.queue.next_event()?;
             if woken.fd != self.socket.inner().raw() {
-                scheme.borrow_mut().server_mut().tick();
-                self.timer.arm()?;
+                if woken.fd == clock {
+                    self.timer.passed();
+                }
+                let raised = vector.as_mut().map_or(Ok(false), Vector::raised)?;
+                let mut scheme = scheme.borrow_mut();
+                let server = scheme.server_mut();
+                let taken = if raised { server.fault_interrupt() } else { server.tick() };
+                self.timer.arm(taken)?;
             }
             if !requests.read_requests().map_err(from)? {
                 return Ok(());
@@ -116,6 +150,10 @@ fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
             .map_err(from)?;
     }
     Ok(())
+}
+
+fn number(file: &File) -> io::Result<usize> {
+    usize::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 fn from(error: syscall::Error) -> io::Error {

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::pci::{PciAccess, roots};
+use super::phases::Phases;
 use super::{memory, tables};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::units;
@@ -27,10 +28,12 @@ impl Machine {
     ///
     /// # Errors
     /// The memory scheme or pcid does not answer.
-    pub(super) fn read() -> io::Result<Self> {
+    pub(super) fn read(phases: &mut Phases) -> io::Result<Self> {
         let mut space = PciAccess::open()?;
         let functions = walk(&mut space, Roots::Known(&roots()?));
+        phases.end("functions");
         let (table, firmware) = units::firmware(tables::read);
+        phases.end("table");
         Ok(Self { ram: ram()?, space, functions, table, firmware })
     }
 }

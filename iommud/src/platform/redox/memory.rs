@@ -1,7 +1,7 @@
 //! Memory of the process with known physical addresses.
 //!
 //! The memory scheme hands out physically contiguous chunks: powers of two, at most 4 MiB, aligned to their
-//! size, from anywhere. All of it is taken at start and never given back: its frames would be anybody's at
+//! size, from anywhere, filled with zeros. All of it is taken at start and never given back: its frames would be anybody's at
 //! once, and nothing else tells a device's reach from what the kernel thinks is free.
 #![allow(unsafe_code)]
 
@@ -82,8 +82,7 @@ pub(super) fn take(tables: u64, buffers: u64) -> io::Result<Taken> {
     let mut ranges = Vec::new();
     let mut pages = Vec::new();
     for _ in 0..tables.min(limit / 2).div_ceil(HUGE_PAGE).max(1) {
-        let mut page = Mapping::new(contiguous.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Private)?;
-        page.clear(0, HUGE_PAGE_LENGTH);
+        let page = Mapping::new(contiguous.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Private)?;
         let range = translation.range(page.base(), HUGE_PAGE_LENGTH)?;
         ranges.push(range);
         pages.push((range.first(), page));
@@ -133,8 +132,6 @@ impl Region {
                 break;
             }
             let place = NonNull::new(place).ok_or(io::ErrorKind::InvalidData)?;
-            // SAFETY: just mapped, CHUNK bytes long, writable.
-            unsafe { place.write_bytes(0, CHUNK) };
             ranges.push(translation.range(place, CHUNK)?);
         }
         if ranges.is_empty() {

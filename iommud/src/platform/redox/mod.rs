@@ -7,10 +7,13 @@
 //! ```
 //!
 //! Everything is opened by path before the scheme is announced; after that the process has no name space
-//! and opens nothing. [`scheme`] and [`pool`] use nothing of the system and are tested on every host.
+//! and opens nothing. [`scheme`], [`pool`] and [`ecam`] use nothing of the system and are tested on every host.
 
+pub mod ecam;
 #[cfg(target_os = "redox")]
 mod events;
+#[cfg(target_os = "redox")]
+mod interrupt;
 #[cfg(target_os = "redox")]
 mod machine;
 #[cfg(target_os = "redox")]
@@ -19,6 +22,8 @@ mod memory;
 mod options;
 #[cfg(target_os = "redox")]
 mod pci;
+#[cfg(target_os = "redox")]
+mod phases;
 pub mod pool;
 #[cfg(target_os = "redox")]
 mod ready;
@@ -30,3 +35,13 @@ mod tables;
 
 #[cfg(target_os = "redox")]
 pub use start::main;
+
+/// Maps registers, uncached.
+#[cfg(target_os = "redox")]
+fn registers(range: crate::addr::PhysRange) -> std::io::Result<super::Registers> {
+    use std::os::fd::AsFd;
+
+    let path = "/scheme/memory/physical@uc";
+    let memory = std::fs::File::options().read(true).write(true).open(path)?;
+    super::Registers::over(memory.as_fd(), range)
+}

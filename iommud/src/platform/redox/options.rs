@@ -12,8 +12,8 @@ usage: iommud [options]
 
   --policy FILE      policy of unclaimed devices and limits of clients (TOML);
                      without it: compat for every device
-  --tables MIB       memory for tables, taken at start (default 8)
-  --buffers MIB      memory for buffers, taken at start (default 32)
+  --tables MIB       memory for tables, taken at start (default 4)
+  --buffers MIB      memory for buffers, taken at start (default 8)
   --oneshot          register the scheme and go on in the background: for a unit
                      of type oneshot. Without it init registers the scheme, for
                      a unit of type { scheme = \"iommu\" }
@@ -39,7 +39,7 @@ impl Options {
     pub(super) fn parse(
         words: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {
-        let mut options = Self { policy: None, tables: 8, buffers: 32, oneshot: false };
+        let mut options = Self { policy: None, tables: 4, buffers: 8, oneshot: false };
         let mut parser = lexopt::Parser::from_args(words);
         while let Some(word) = parser.next()? {
             match word {

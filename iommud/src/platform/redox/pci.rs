@@ -1,6 +1,7 @@
-//! Configuration space through pcid's `access` file, which reaches bridges too. Reads only.
+//! Configuration space, in memory where firmware says so, else through pcid's `access` file, which reaches
+//! bridges too. No device's is written but a unit's own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,21 +10,68 @@ use iommu_protocol::ids::PciAddress;
 use libredox::call::call_rw;
 use syscall::flag::CallFlags;
 
+use super::ecam::{self, Window};
+use super::tables;
+use crate::hw::RegisterIo;
+use crate::platform::Registers;
 use crate::topology::pci::ConfigSpace;
 
 /// Metadata of a call that reads.
 const READ: u64 = 1;
 
 /// Configuration space of the machine.
-pub(super) struct PciAccess(File);
+pub(super) struct PciAccess {
+    access: File,
+    windows: Vec<Window>,
+    /// Buses that were looked at; `None` for those that are not in memory.
+    buses: BTreeMap<(u16, u8), Option<Registers>>,
+}
 
 impl PciAccess {
-    /// Opens it.
+    /// Opens it. Where firmware tells where configuration space is in memory, it is read there: a call of pcid
+    /// for every word would be most of the time that starting takes.
     ///
     /// # Errors
     /// There is no pcid, or this is not uid 0.
     pub(super) fn open() -> io::Result<Self> {
-        File::options().read(true).write(true).open("/scheme/pci/access").map(Self)
+        let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
+        let mcfg = tables::read("MCFG").ok().flatten().unwrap_or_default();
+        let mut space = Self { access, windows: Window::all(&mcfg), buses: BTreeMap::new() };
+        if !space.agrees() {
+            log::warn!("configuration space is not where firmware says: pcid is asked instead");
+            space.windows.clear();
+            space.buses.clear();
+        }
+        Ok(space)
+    }
+
+    /// Whether memory and pcid tell the same of the first function.
+    fn agrees(&mut self) -> bool {
+        let Some(first) = PciAddress::new(0, 0, 0, 0) else { return false };
+        match self.in_memory(first, 0) {
+            Some(identity) => self.call(first, 0).is_ok_and(|told| told == identity),
+            None => true,
+        }
+    }
+
+    fn in_memory(&mut self, address: PciAddress, offset: u16) -> Option<u32> {
+        self.bus(address).map(|bus| bus.read32(ecam::offset(address, offset)))
+    }
+
+    /// Writes 32 bits at `offset` of a function that is this server's own: a unit's. Only in memory: what pcid
+    /// writes lands 4 bytes behind. `None` when it is not there.
+    pub(super) fn write(&mut self, address: PciAddress, offset: u16, value: u32) -> Option<()> {
+        self.bus(address).map(|bus| bus.write32(ecam::offset(address, offset), value))
+    }
+
+    fn bus(&mut self, address: PciAddress) -> Option<&mut Registers> {
+        let (segment, bus) = (address.segment, address.requester.bus());
+        let windows = &self.windows;
+        let mapped = self.buses.entry((segment, bus)).or_insert_with(|| {
+            let range = windows.iter().find_map(|window| window.bus(segment, bus))?;
+            super::registers(range).ok()
+        });
+        mapped.as_mut()
     }
 
     fn call(&self, address: PciAddress, offset: u16) -> io::Result<u32> {
@@ -33,7 +81,8 @@ impl PciAccess {
             | u64::from(id.device()) << 15
             | u64::from(id.function()) << 12
             | u64::from(offset & 0xfff);
-        let fd = usize::try_from(self.0.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let fd =
+            usize::try_from(self.access.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut word = [0xff; 4];
         call_rw(fd, &mut word, CallFlags::empty(), &[READ, place])?;
         Ok(u32::from_le_bytes(word))
@@ -42,7 +91,10 @@ impl PciAccess {
 
 impl ConfigSpace for PciAccess {
     fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
-        self.call(address, offset).unwrap_or(u32::MAX)
+        match self.in_memory(address, offset) {
+            Some(word) => word,
+            None => self.call(address, offset).unwrap_or(u32::MAX),
+        }
     }
 }
 

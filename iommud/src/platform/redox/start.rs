@@ -8,25 +8,26 @@
 //! ```
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::events::Loop;
+use super::interrupt::{self, Vector};
 use super::machine::Machine;
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
+use super::pci::PciAccess;
+use super::phases::Phases;
 use super::ready::{Announce, in_child};
 use super::scheme::IommuScheme;
-use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
+use crate::platform::logger;
 use crate::platform::units::{self, AmdVi, Family, Surroundings, Vtd};
-use crate::platform::{Registers, logger};
 use crate::policy::Config;
 use crate::server::{Server, Startup, TableState};
+use crate::topology::firmware::Firmware;
 
 /// How often units are asked for faults.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -106,17 +107,18 @@ fn serve(options: &Options, announce: Announce) -> bool {
 }
 
 fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
-    let started = Instant::now();
+    let mut phases = Phases::new();
     let config = policy(options)?;
-    let machine = Machine::read().map_err(StartError::Machine)?;
+    let machine = Machine::read(&mut phases).map_err(StartError::Machine)?;
     let mib = |number| u64::from(number) * MIB;
     let taken = memory::take(mib(options.tables), mib(options.buffers));
     let taken = taken.map_err(StartError::Memory)?;
+    phases.end("memory");
     match machine.table {
         TableState::Parsed("IVRS") => {
-            serve_units::<AmdVi>(config, machine, taken, announce, started)
+            serve_units::<AmdVi>(config, machine, taken, announce, phases)
         }
-        _ => serve_units::<Vtd>(config, machine, taken, announce, started),
+        _ => serve_units::<Vtd>(config, machine, taken, announce, phases),
     }
 }
 
@@ -126,7 +128,7 @@ fn serve_units<U: Family>(
     machine: Machine,
     taken: Taken,
     announce: Announce,
-    started: Instant,
+    mut phases: Phases,
 ) -> Result<(), StartError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges } = taken;
@@ -136,13 +138,15 @@ fn serve_units<U: Family>(
         firmware: &firmware,
         space: &mut space,
         tables: &mut tables,
-        map: registers,
+        map: super::registers,
     };
     let descriptions = firmware.units.iter().enumerate();
     let units = descriptions
         .map(|(index, unit)| units::bring_up::<U, _>(index, &mut around, unit))
         .collect();
-    let server = Server::start(Startup {
+    phases.end("units");
+    let vector = vector(&firmware, &mut space);
+    let mut server = Server::start(Startup {
         config,
         table,
         firmware,
@@ -154,8 +158,31 @@ fn serve_units<U: Family>(
         memory: tables,
         buffers,
     });
-    log::info!("started in {} ms", started.elapsed().as_millis());
-    events.run(IommuScheme::new(server), announce).map_err(StartError::Loop)
+    phases.end("policy");
+    let vector = vector.filter(|vector| {
+        let (address, data) = vector.message();
+        server.tell_faults(address, data)
+    });
+    match &vector {
+        Some(vector) => log::info!("faults: by interrupt, vector {}", vector.vector()),
+        None => log::info!("faults: asked for every {} ms", period.as_millis()),
+    }
+    log::info!("started: {phases}");
+    events.run(IommuScheme::new(server), vector, announce).map_err(StartError::Loop)
+}
+
+/// The vector that units tell of faults by; `None` when they are to be asked.
+fn vector(firmware: &Firmware, space: &mut PciAccess) -> Option<Vector> {
+    if firmware.units.is_empty() {
+        return None;
+    }
+    let reserved = Vector::reserve().inspect_err(|error| log::info!("no interrupt: {error}"));
+    let vector = reserved.ok()?;
+    if interrupt::set_messages(firmware, space, &vector) {
+        return Some(vector);
+    }
+    log::info!("no interrupt: the configuration space of a unit cannot be written");
+    None
 }
 
 fn policy(options: &Options) -> Result<Config, StartError> {
@@ -163,9 +190,4 @@ fn policy(options: &Options) -> Result<Config, StartError> {
         || Ok(Config::default()),
         |path| config::load(path).map_err(|error| StartError::Policy(path.clone(), error)),
     )
-}
-
-fn registers(range: PhysRange) -> io::Result<Registers> {
-    let memory = File::options().read(true).write(true).open("/scheme/memory/physical@uc")?;
-    Registers::over(memory.as_fd(), range)
 }

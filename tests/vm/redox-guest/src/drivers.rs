@@ -74,6 +74,21 @@ pub(crate) fn rogue(device: &str) -> Seen {
     expect(&mut command(device, &["--iova", "0x1000"]), 0, "fault")
 }
 
+/// Units say that they tell, and every fault so far, few as they were, came with an interrupt.
+pub(crate) fn interrupts(connection: &Connection) -> Seen {
+    let text = |path: &str| connection.text(path).map_err(|error| format!("{path}: {error}"));
+    let (unit, metrics) = (text("units/0")?, text("metrics")?);
+    let number = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().parse::<u64>().ok()
+    };
+    let interrupts = number("fault_interrupts ").unwrap_or(0);
+    let faults = number("faults ").unwrap_or(0);
+    let detail = format!("{faults} faults, {interrupts} interrupts");
+    let told = unit.lines().any(|line| line == "faults: by interrupt");
+    if told && interrupts > 0 && faults > 0 { Ok(detail) } else { Err(format!("{detail}; {unit}")) }
+}
+
 /// What the device did after its driver's end has come to nothing by then: a DMA of edu takes 100 ms.
 const QUIET: Duration = Duration::from_millis(500);
 

@@ -35,7 +35,7 @@ fn main() {
         Some("stranger") => drivers::open(&std::env::args().nth(2).unwrap_or_default()),
         Some("inherited") => inherited::child(),
         Some("mark") => {
-            println!("@@end");
+            mark(&std::env::args().nth(2).unwrap_or_default());
             Ok(())
         }
         other => Err(format!("not a task: {other:?}")),
@@ -43,6 +43,19 @@ fn main() {
     if let Err(error) = ended {
         println!("@@log gave up: {error}");
         std::process::exit(1);
+    }
+}
+
+/// A point of a boot, and when it was by the guest's own clock, which starts with the kernel.
+#[cfg(target_os = "redox")]
+fn mark(point: &str) {
+    let now = libredox::call::clock_gettime(libredox::flag::CLOCK_MONOTONIC);
+    if let Ok(now) = now {
+        let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        println!("@@clock {point} {now} ns");
+    }
+    if point == "end" {
+        println!("@@end");
     }
 }
 
@@ -101,6 +114,7 @@ fn early() -> Result<(), String> {
         report.check(nvme::copies(&controller));
         report.check(nvme::rogue(&controller));
         report.check(nvme::killed(&connection, &controller));
+        report.check(drivers::interrupts(&connection));
     }
     println!("@@end");
     Ok(())

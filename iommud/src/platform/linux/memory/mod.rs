@@ -21,7 +21,6 @@
 
 mod buffers;
 mod directory;
-mod notes;
 mod pagemap;
 mod pin;
 
@@ -29,7 +28,7 @@ use std::os::fd::OwnedFd;
 
 pub use buffers::HugeBuffers;
 pub use directory::{DirectoryError, HugeDirectory, LeftOver, remove_files};
-pub use notes::NotesPage;
+pub use crate::platform::notes::NotesPage;
 pub use pagemap::PagemapError;
 pub use pin::Pin;
 

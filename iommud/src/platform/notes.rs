@@ -1,5 +1,5 @@
-//! The notes of servers to the next one: one huge page in a file of its own, which the death of a server
-//! leaves as it is, and a new start of the machine does not. It names the functions that are driven (see
+//! The notes of servers to the next one, in memory which the death of a server leaves as it is and a new start of
+//! the machine does not: a file's huge page (Linux), a page that a keeper has mapped (Redox). It names the functions that are driven (see
 //! [`crate::server::Notes`]) and the servers whose tables a unit may use.
 //!
 //! ```text
@@ -11,8 +11,8 @@ use std::os::fd::OwnedFd;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
-use super::HUGE_PAGE_LENGTH;
-use crate::platform::mapping::Mapping;
+use super::mapping::Mapping;
+use super::tables::HUGE_PAGE_LENGTH;
 use crate::server::Notes;
 
 /// The first word.
@@ -33,7 +33,7 @@ pub struct NotesPage {
 }
 
 impl NotesPage {
-    /// The page that `mapping`, of 2 MiB, shows; a page of zeros becomes one without notes. `None` when
+    /// The page that `mapping`, of 2 MiB or less, shows; a page of zeros becomes one without notes. `None` when
     /// something else was written there.
     #[must_use]
     pub fn new(mut mapping: Mapping, file: Option<OwnedFd>) -> Option<Self> {
@@ -106,6 +106,7 @@ fn function_of(word: u64) -> Option<PciAddress> {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use crate::platform::mapping::Sharing;
