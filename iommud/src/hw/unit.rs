@@ -194,12 +194,12 @@ pub trait Unit {
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError>;
 
-    /// Makes the unit send the message `data` to `address` when it has fault records and had none. A unit whose
-    /// message is set in configuration space (AMD-Vi) sends that one: the platform has put it there. Records are
+    /// Makes the unit send the message `data` to `address` when it has fault records and had none. Records are
     /// to be asked for all the same, now and then: one that comes while others are taken may go untold.
     ///
     /// # Errors
-    /// `Unsupported`: it is to be asked by [`Unit::take_faults`].
+    /// `Unsupported`: it is to be asked by [`Unit::take_faults`]. So is every AMD-Vi unit, whose message is set in
+    /// the configuration space of its function.
     fn tell_faults(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
         let _ = (address, data);
         Err(UnitError::Unsupported { what: "interrupt for faults" })

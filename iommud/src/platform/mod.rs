@@ -7,6 +7,9 @@ mod logger;
 #[cfg(target_arch = "x86_64")]
 mod mapping;
 #[cfg(target_arch = "x86_64")]
+mod notes;
+mod pace;
+#[cfg(target_arch = "x86_64")]
 mod registers;
 #[cfg(target_arch = "x86_64")]
 mod tables;

@@ -105,11 +105,9 @@ pub(super) fn spawned(console: &Console) -> Result<String, String> {
 
 /// iommud's word on how it learns of faults.
 pub(super) fn told(console: &Console) -> Result<String, String> {
-    let words = "faults: by interrupt";
-    console
-        .after(words)
-        .map(|rest| format!("{words}{rest}"))
-        .ok_or_else(|| format!("no line says: {words}"))
+    let words = "iommud: faults: ";
+    let line = console.after(words).map(str::to_owned);
+    line.ok_or_else(|| format!("no line says: {words}"))
 }
 
 #[cfg(test)]

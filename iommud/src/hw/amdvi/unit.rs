@@ -187,10 +187,6 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError> {
         let function = self.function;
-        if self.port.control.contains(Control::EVENT_INTERRUPT) {
-            // Before the log is read: what is written to it from here on is told again.
-            self.port.write(registers::STATUS, Status::EVENT_INTERRUPT.bits());
-        }
         let (mut last, mut taken) = (None, 0);
         let lost = self.events.take(&mut self.port, memory, &mut |entry| {
             let fault = event::fault(entry, function);
@@ -206,15 +202,6 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
             true
         })?;
         Ok(lost + self.refuse_requests(memory, limit - taken, sink)?)
-    }
-
-    fn tell_faults(&mut self, _address: u64, _data: u32) -> Result<(), UnitError> {
-        if !matches!(self.state, State::On) {
-            return Err(UnitError::Unsupported { what: "interrupt of a unit that is off" });
-        }
-        self.port.write(registers::STATUS, Status::EVENT_INTERRUPT.bits());
-        self.port.set_control(self.port.control | Control::EVENT_INTERRUPT);
-        Ok(())
     }
 
     fn describe(&mut self, out: &mut dyn Write) -> core::fmt::Result {

@@ -46,6 +46,11 @@ impl Timer {
         self.pending = self.pending.saturating_sub(1);
     }
 
+    /// Whether faults are awaited, and none came within a period.
+    fn was_calm(&self) -> bool {
+        self.calm > self.period && self.soon.is_none_or(|soon| soon < Instant::now())
+    }
+
     /// Sees to it that an event comes: a period from now when there were faults just now, some day when it is calm.
     fn arm(&mut self, faults: u64) -> io::Result<()> {
         let now = Instant::now();
@@ -124,6 +129,10 @@ impl Loop {
                 let mut scheme = scheme.borrow_mut();
                 let server = scheme.server_mut();
                 let taken = if raised { server.fault_interrupt() } else { server.tick() };
+                if taken > 0 && !raised && self.timer.was_calm() {
+                    log::warn!("faults: not told by interrupt: asked for from now on");
+                    self.timer.calm = self.timer.period;
+                }
                 self.timer.arm(taken)?;
             }
             if !requests.read_requests().map_err(from)? {

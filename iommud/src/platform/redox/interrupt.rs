@@ -3,12 +3,6 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 
-use iommu_protocol::ids::PciAddress;
-
-use super::pci::PciAccess;
-use crate::topology::firmware::{Firmware, UnitKind};
-use crate::topology::pci::ConfigSpace;
-
 /// Vectors below this are legacy interrupts' (kernel, scheme `irq`).
 const FIRST: u8 = 16;
 
@@ -80,51 +74,4 @@ impl Vector {
         }
         self.file.write_all(&count).map(|()| true)
     }
-}
-
-/// Capability id of MSI; its registers (PCI Local Bus 3.0 section 6.8.1): control in bits 31:16 of the first
-/// word, address, upper half of the address when bit 7 of the control says so, data.
-const MSI: u32 = 0x05;
-const MSI_ENABLE: u32 = 1 << 16;
-const MSI_SEVERAL: u32 = 7 << 20;
-const MSI_64: u32 = 1 << 23;
-
-/// Puts the message where units look for it whose registers have no place for it: the MSI capability of their
-/// function. False when one of them cannot be given it.
-pub(super) fn set_messages(firmware: &Firmware, space: &mut PciAccess, of: &Vector) -> bool {
-    firmware.units.iter().all(|unit| match unit.kind {
-        UnitKind::AmdVi { function, .. } => {
-            let address = PciAddress { segment: unit.segment, requester: function };
-            set_message(space, address, of.message()).is_some()
-        }
-        UnitKind::Vtd => true,
-    })
-}
-
-fn set_message(space: &mut PciAccess, unit: PciAddress, (to, data): (u64, u32)) -> Option<()> {
-    let at = capability(space, unit)?;
-    let control = space.read(unit, at);
-    let low = u32::try_from(to & u64::from(u32::MAX)).ok()?;
-    let wide = control & MSI_64 != 0;
-    space.write(unit, at, control & !(MSI_ENABLE | MSI_SEVERAL))?;
-    space.write(unit, at + 4, low)?;
-    if wide {
-        space.write(unit, at + 8, 0)?;
-    }
-    space.write(unit, at + if wide { 12 } else { 8 }, data)?;
-    space.write(unit, at, control & !MSI_SEVERAL | MSI_ENABLE)
-}
-
-fn capability(space: &mut PciAccess, unit: PciAddress) -> Option<u16> {
-    let mut at = space.read(unit, 0x34) & 0xfc;
-    // As many as fit in 192 bytes.
-    for _ in 0..48 {
-        let place = u16::try_from(at).ok().filter(|at| *at >= 0x40)?;
-        let word = space.read(unit, place);
-        if word & 0xff == MSI {
-            return Some(place);
-        }
-        at = word >> 8 & 0xfc;
-    }
-    None
 }

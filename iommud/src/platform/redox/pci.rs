@@ -1,5 +1,5 @@
 //! Configuration space, in memory where firmware says so, else through pcid's `access` file, which reaches
-//! bridges too. No device's is written but a unit's own.
+//! bridges too. Reads only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -56,12 +56,6 @@ impl PciAccess {
 
     fn in_memory(&mut self, address: PciAddress, offset: u16) -> Option<u32> {
         self.bus(address).map(|bus| bus.read32(ecam::offset(address, offset)))
-    }
-
-    /// Writes 32 bits at `offset` of a function that is this server's own: a unit's. Only in memory: what pcid
-    /// writes lands 4 bytes behind. `None` when it is not there.
-    pub(super) fn write(&mut self, address: PciAddress, offset: u16, value: u32) -> Option<()> {
-        self.bus(address).map(|bus| bus.write32(ecam::offset(address, offset), value))
     }
 
     fn bus(&mut self, address: PciAddress) -> Option<&mut Registers> {

@@ -14,11 +14,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::events::Loop;
-use super::interrupt::{self, Vector};
+use super::interrupt::Vector;
 use super::machine::Machine;
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
-use super::pci::PciAccess;
 use super::phases::Phases;
 use super::ready::{Announce, in_child};
 use super::scheme::IommuScheme;
@@ -27,7 +26,7 @@ use crate::platform::logger;
 use crate::platform::units::{self, AmdVi, Family, Surroundings, Vtd};
 use crate::policy::Config;
 use crate::server::{Server, Startup, TableState};
-use crate::topology::firmware::Firmware;
+use crate::topology::firmware::{Firmware, UnitKind};
 
 /// How often units are asked for faults.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -145,7 +144,7 @@ fn serve_units<U: Family>(
         .map(|(index, unit)| units::bring_up::<U, _>(index, &mut around, unit))
         .collect();
     phases.end("units");
-    let vector = vector(&firmware, &mut space);
+    let vector = vector(&firmware);
     let mut server = Server::start(Startup {
         config,
         table,
@@ -172,17 +171,12 @@ fn serve_units<U: Family>(
 }
 
 /// The vector that units tell of faults by; `None` when they are to be asked.
-fn vector(firmware: &Firmware, space: &mut PciAccess) -> Option<Vector> {
-    if firmware.units.is_empty() {
+fn vector(firmware: &Firmware) -> Option<Vector> {
+    if !firmware.units.iter().any(|unit| unit.kind == UnitKind::Vtd) {
         return None;
     }
-    let reserved = Vector::reserve().inspect_err(|error| log::info!("no interrupt: {error}"));
-    let vector = reserved.ok()?;
-    if interrupt::set_messages(firmware, space, &vector) {
-        return Some(vector);
-    }
-    log::info!("no interrupt: the configuration space of a unit cannot be written");
-    None
+    let reserved = Vector::reserve();
+    reserved.inspect_err(|error| log::warn!("no vector for faults: {error}")).ok()
 }
 
 fn policy(options: &Options) -> Result<Config, StartError> {

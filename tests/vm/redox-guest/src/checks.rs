@@ -16,7 +16,7 @@ pub(crate) const EARLY: &[&str] = &[
     "nvme writes, reads back and compares through granted buffers, woken by its controller's interrupts",
     "an NVMe command to memory never granted is blocked, told in words; the driver resets and goes on",
     "an NVMe driver killed in the middle of writes is cut off, and the next one works",
-    "faults are told by interrupt",
+    "faults are told by interrupt (VT-d), or asked for (AMD-Vi), and the server says which",
 ];
 
 /// Checks of a machine with a unit that its table does not describe.
