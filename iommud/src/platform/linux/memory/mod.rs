@@ -26,9 +26,9 @@ mod pin;
 
 use std::os::fd::OwnedFd;
 
+pub use crate::platform::notes::NotesPage;
 pub use buffers::HugeBuffers;
 pub use directory::{DirectoryError, HugeDirectory, LeftOver, remove_files};
-pub use crate::platform::notes::NotesPage;
 pub use pagemap::PagemapError;
 pub use pin::Pin;
 
