@@ -317,7 +317,9 @@ impl Real {
                 self.storm(scene, device);
                 self.stack.server.tick();
             }
-            Act::Tick => self.stack.server.tick(),
+            Act::Tick => {
+                self.stack.server.tick();
+            }
             _ => unreachable!("a request"),
         }
         Answer::Done
