@@ -25,6 +25,8 @@ pub use clock::MonotonicClock;
 #[cfg(target_arch = "x86_64")]
 pub use mapping::{Mapping, Sharing};
 #[cfg(target_arch = "x86_64")]
+pub use notes::NotesPage;
+#[cfg(target_arch = "x86_64")]
 pub use registers::Registers;
 #[cfg(target_arch = "x86_64")]
 pub use tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};

@@ -13,6 +13,7 @@ use syscall::data::TimeSpec;
 use syscall::flag::CLOCK_MONOTONIC;
 
 use super::interrupt::Vector;
+use super::kept::{Keeper, Memory};
 use super::ready::Announce;
 use super::scheme::{IommuScheme, Window};
 use crate::hw::{BufferMemory, Unit};
@@ -95,6 +96,28 @@ impl Loop {
         queue.subscribe(socket.inner().raw(), 0, EventFlags::READ)?;
         queue.subscribe(number(&timer.file)?, 0, EventFlags::READ)?;
         Ok(Self { socket, queue, timer })
+    }
+
+    /// Lets the keeper map the server's memory, and serves nothing else until it has.
+    ///
+    /// # Errors
+    /// The keeper is gone, or the kernel refuses.
+    pub(super) fn be_held(&mut self, keeper: &Keeper, memory: Memory) -> io::Result<()> {
+        keeper.give_socket_and_memory(&self.socket).map_err(from)?;
+        let memory = RefCell::new(memory);
+        let mut requests = ReadinessBased::new(&self.socket, REQUESTS);
+        loop {
+            self.queue.next_event()?;
+            if !requests.read_requests().map_err(from)? || memory.borrow().lost {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            requests.process_requests(|| memory.borrow_mut());
+            requests.poll_all_requests(|| memory.borrow_mut()).map_err(from)?;
+            requests.write_responses().map_err(from)?;
+            if memory.borrow().held {
+                return Ok(());
+            }
+        }
     }
 
     /// Makes the scheme known and serves it; ends when the kernel has no more requests, or with an error.

@@ -14,6 +14,7 @@ use libredox::call::{MmapArgs, call_rw, fstatvfs, mmap};
 use libredox::flag::{MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use syscall::flag::{CallFlags, MapFlags};
 
+use super::kept::Piece;
 use super::pool::Pool;
 use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
@@ -32,13 +33,21 @@ pub(super) struct Taken {
     pub(super) buffers: Buffers,
     /// Where it is.
     pub(super) ranges: Vec<PhysRange>,
+    /// A page for what the next server is to know.
+    pub(super) notes: Mapping,
+    /// All of it by virtual address, the notes last.
+    pub(super) pieces: Vec<Piece>,
 }
 
 /// Physical addresses of this process's pages.
-struct Translation(File);
+pub(super) struct Translation(File);
 
 impl Translation {
-    fn open() -> io::Result<Self> {
+    /// Opens the way to ask.
+    ///
+    /// # Errors
+    /// This is not uid 0.
+    pub(super) fn open() -> io::Result<Self> {
         File::open("/scheme/memory/translation").map(Self)
     }
 
@@ -49,7 +58,10 @@ impl Translation {
     }
 
     /// The physical range of `length` bytes from `base` on, which the kernel gave as one piece.
-    fn range(&self, base: NonNull<u8>, length: usize) -> io::Result<PhysRange> {
+    ///
+    /// # Errors
+    /// They are not mapped, or not aligned to their length.
+    pub(super) fn range(&self, base: NonNull<u8>, length: usize) -> io::Result<PhysRange> {
         let length = u64::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
         let first = self.physical(base)?;
         let range = PhysRange::new(first, length).filter(|_| first.is_aligned(length));
@@ -80,18 +92,27 @@ pub(super) fn take(tables: u64, buffers: u64) -> io::Result<Taken> {
     let contiguous = File::open("/scheme/memory/zeroed@wb?phys_contiguous")?;
     let translation = Translation::open()?;
     let mut ranges = Vec::new();
-    let mut pages = Vec::new();
+    let (mut pages, mut pieces) = (Vec::new(), Vec::new());
     for _ in 0..tables.min(limit / 2).div_ceil(HUGE_PAGE).max(1) {
         let page = Mapping::new(contiguous.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Private)?;
         let range = translation.range(page.base(), HUGE_PAGE_LENGTH)?;
         ranges.push(range);
+        pieces.push(piece(&page));
         pages.push((range.first(), page));
     }
     let chunks = usize::try_from(buffers.min(limit / 2)).unwrap_or(0).div_ceil(CHUNK).max(1);
     let (region, chunks) = Region::take(&contiguous, &translation, chunks)?;
     ranges.extend(&chunks);
+    pieces.push(Piece { address: region.base.addr().get(), length: region.length });
+    let notes = Mapping::new(contiguous.as_fd(), 0, PAGE, Sharing::Private)?;
+    ranges.push(translation.range(notes.base(), PAGE)?);
+    pieces.push(piece(&notes));
     let buffers = Buffers { region, pool: Pool::new(&chunks) };
-    Ok(Taken { tables: HugeTables::new(pages), buffers, ranges })
+    Ok(Taken { tables: HugeTables::new(pages), buffers, ranges, notes, pieces })
+}
+
+fn piece(mapping: &Mapping) -> Piece {
+    Piece { address: mapping.base().addr().get(), length: mapping.length() }
 }
 
 /// Chunks of memory at consecutive virtual addresses.

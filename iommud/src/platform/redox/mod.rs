@@ -15,6 +15,10 @@ mod events;
 #[cfg(target_os = "redox")]
 mod interrupt;
 #[cfg(target_os = "redox")]
+mod keeper;
+#[cfg(target_os = "redox")]
+mod kept;
+#[cfg(target_os = "redox")]
 mod machine;
 #[cfg(target_os = "redox")]
 mod memory;

@@ -3,8 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use iommu_protocol::ids::PciAddress;
 use lexopt::Arg::Long;
 use lexopt::ValueExt;
+
+use crate::addr::{PhysAddr, PhysRange};
 
 /// What `--help` prints.
 pub(super) const USAGE: &str = "\
@@ -14,6 +17,8 @@ usage: iommud [options]
                      without it: compat for every device
   --tables MIB       memory for tables, taken at start (default 4)
   --buffers MIB      memory for buffers, taken at start (default 8)
+  --keep             start a server that is held: when it dies its memory stays out
+                     of everybody's hands, and the next one takes the units over
   --oneshot          register the scheme and go on in the background: for a unit
                      of type oneshot. Without it init registers the scheme, for
                      a unit of type { scheme = \"iommu\" }
@@ -21,7 +26,7 @@ usage: iommud [options]
 exit: 0 stopped, 1 could not run, 2 usage";
 
 /// What the command line says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) policy: Option<PathBuf>,
     /// In MiB.
@@ -29,6 +34,17 @@ pub(super) struct Options {
     /// In MiB.
     pub(super) buffers: u32,
     pub(super) oneshot: bool,
+    pub(super) keep: bool,
+    /// Set by a keeper: it is at the other end of standard input.
+    pub(super) kept: bool,
+    /// Set by a keeper: memory of dead servers.
+    pub(super) left: Vec<PhysRange>,
+    /// Set by a keeper: functions that were driven when they died.
+    pub(super) driven: Vec<PciAddress>,
+    /// Set by a keeper: standard input is the socket of a dead server.
+    pub(super) answer: bool,
+    /// Set by a keeper: standard input brings the memory of a server.
+    pub(super) hold: bool,
 }
 
 impl Options {
@@ -39,7 +55,7 @@ impl Options {
     pub(super) fn parse(
         words: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {
-        let mut options = Self { policy: None, tables: 4, buffers: 8, oneshot: false };
+        let mut options = Self { tables: 4, buffers: 8, ..Self::default() };
         let mut parser = lexopt::Parser::from_args(words);
         while let Some(word) = parser.next()? {
             match word {
@@ -47,10 +63,30 @@ impl Options {
                 Long("tables") => options.tables = parser.value()?.parse()?,
                 Long("buffers") => options.buffers = parser.value()?.parse()?,
                 Long("oneshot") => options.oneshot = true,
+                Long("keep") => options.keep = true,
+                Long("kept") => options.kept = true,
+                Long("hold") => options.hold = true,
+                Long("answer") => options.answer = true,
+                Long("left") => options.left.push(parser.value()?.parse_with(range)?),
+                Long("driven") => {
+                    options.driven.push(
+                        parser.value()?.parse_with(|name| {
+                            name.parse().map_err(|_| "not the name of a device")
+                        })?,
+                    );
+                }
                 Long("help") => return Ok(None),
                 _ => return Err(word.unexpected()),
             }
         }
         Ok(Some(options))
     }
+}
+
+/// `FIRST+LENGTH`, both hexadecimal.
+fn range(text: &str) -> Result<PhysRange, &'static str> {
+    let number = |digits| u64::from_str_radix(digits, 16).ok();
+    text.split_once('+')
+        .and_then(|(first, length)| PhysRange::new(PhysAddr(number(first)?), number(length)?))
+        .ok_or("not FIRST+LENGTH")
 }

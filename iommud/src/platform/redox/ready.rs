@@ -6,14 +6,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use libredox::call::{call_wo, mkns, setns};
+use libredox::call::{call_wo, getns, mkns, register_scheme_to_ns, setns};
 use redox_daemon::Daemon;
 use redox_scheme::Socket;
-use redox_scheme::scheme::{SchemeSync, register_sync_scheme};
+use redox_scheme::scheme::SchemeSync;
 use syscall::flag::CallFlags;
 
+use super::kept::Keeper;
+
 /// The scheme's name.
-const NAME: &str = "iommu";
+pub(super) const NAME: &str = "iommu";
 
 /// Who is told that the scheme answers.
 pub(super) enum Announce {
@@ -21,6 +23,8 @@ pub(super) enum Announce {
     Init(File),
     /// A oneshot unit: this process registers the name and its parent ends.
     Parent(Daemon),
+    /// A keeper: it does one of these.
+    Keeper(Keeper),
 }
 
 impl Announce {
@@ -41,22 +45,44 @@ impl Announce {
         socket: &Socket,
         scheme: &mut impl SchemeSync,
     ) -> Result<(), syscall::Error> {
+        let root = scheme.scheme_root()?;
+        let root = socket.create_this_scheme_fd(0, root, 0, 0)?;
+        if let Self::Parent(_) = self {
+            // The name is registered in the name space that is given up.
+            register_scheme_to_ns(getns()?, NAME, root)?;
+            give_up_names()?;
+            return self.ready();
+        }
+        give_up_names()?;
+        self.pass_on(root)
+    }
+
+    /// Makes the scheme whose root this is known.
+    ///
+    /// # Errors
+    /// The kernel or init refuse.
+    pub(super) fn pass_on(self, root: usize) -> Result<(), syscall::Error> {
         match self {
             Self::Init(pipe) => {
-                let root = scheme.scheme_root()?;
-                let root = socket.create_this_scheme_fd(0, root, 0, 0)?;
-                give_up_names()?;
                 let pipe = usize::try_from(pipe.as_raw_fd())
                     .map_err(|_| syscall::Error::new(syscall::error::EBADF))?;
                 call_wo(pipe, &root.to_ne_bytes(), CallFlags::FD, &[])?;
+                Ok(())
             }
-            Self::Parent(daemon) => {
-                register_sync_scheme(socket, NAME, scheme)?;
-                give_up_names()?;
-                daemon.ready()?;
+            Self::Parent(_) => {
+                register_scheme_to_ns(getns()?, NAME, root)?;
+                self.ready()
             }
+            Self::Keeper(keeper) => keeper.give(root),
         }
-        Ok(())
+    }
+
+    /// Lets the process end that a oneshot unit waits for.
+    fn ready(self) -> Result<(), syscall::Error> {
+        match self {
+            Self::Parent(daemon) => Ok(daemon.ready()?),
+            Self::Init(_) | Self::Keeper(_) => Ok(()),
+        }
     }
 }
 

@@ -11,13 +11,29 @@ use syscall::error::{EACCES, EBADF, EINVAL, ENOTDIR, Error, Result};
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, O_DIRECTORY, O_WRONLY};
 use syscall::schemev2::NewFdFlags;
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, PhysRange};
 use crate::hw::{BufferMemory, Unit};
 use crate::policy::ClientId;
 use crate::server::{Caller, Handle, Server};
 
 /// The scheme's own number of its root directory, which no handle has.
 pub const ROOT: usize = iommu_protocol::frame::ROOT as usize;
+
+/// The number of the server's memory as a whole, which its keeper alone has a descriptor of.
+pub const MEMORY: usize = ROOT - 1;
+
+/// Metadata of a call on [`MEMORY`]: everything is mapped.
+pub const HELD: u64 = 1;
+
+/// Metadata of a call on [`MEMORY`]: may the memory of servers before this one go? The result is 1 or 0.
+pub const GIVE_UP: u64 = 2;
+
+/// Metadata of a call on a session: a buffer may be brought with the 16 bytes of the payload, once.
+pub const EXPECT: u64 = 1;
+
+/// Metadata of a call on a buffer: gives it to the session that expects the 16 bytes of the payload. The result is
+/// its slot there.
+pub const BRING: u64 = 2;
 
 /// Set in the number of clients that are sessions; clear in those that are processes.
 const SESSION_CLIENT: u32 = 1 << 31;
@@ -43,13 +59,64 @@ pub struct IommuScheme<U: Unit, B: BufferMemory> {
     /// The client of each session, which whatever is opened below counts against too.
     clients: BTreeMap<Handle, ClientId>,
     sessions_opened: u32,
+    /// What sessions expect buffers to be brought with. Made up by their owners, who tell nobody.
+    expected: BTreeMap<[u8; 16], Handle>,
+    /// Memory of servers before this one, if it may ever go.
+    left: Option<Vec<PhysRange>>,
 }
 
 impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
     /// The scheme over a server that has been started.
     #[must_use]
     pub const fn new(server: Server<U, B>) -> Self {
-        Self { server, clients: BTreeMap::new(), sessions_opened: 0 }
+        Self {
+            server,
+            clients: BTreeMap::new(),
+            sessions_opened: 0,
+            expected: BTreeMap::new(),
+            left: None,
+        }
+    }
+
+    /// The scheme after other servers, whose memory units may have used until they were told of this one's. Without
+    /// this no memory of others is ever given up.
+    #[must_use]
+    pub fn after(self, left: Vec<PhysRange>) -> Self {
+        Self { left: Some(left), ..self }
+    }
+
+    /// Lets the memory of servers before this one go, if every unit uses this one's.
+    fn give_up(&mut self) -> usize {
+        if !self.server.all_units_enabled() {
+            return 0;
+        }
+        let Some(left) = self.left.take() else { return 0 };
+        for range in left {
+            self.server.memory_returned(range);
+        }
+        1
+    }
+
+    /// A request of the platform itself: its word is the first of the metadata.
+    fn told(&mut self, id: usize, word: u64, payload: &[u8]) -> Result<usize> {
+        if id == MEMORY {
+            return if word == GIVE_UP { Ok(self.give_up()) } else { Err(Error::new(EINVAL)) };
+        }
+        let at = handle(id)?;
+        let key: [u8; 16] = payload.try_into().map_err(|_| Error::new(EINVAL))?;
+        match word {
+            EXPECT if self.clients.contains_key(&at) => {
+                self.expected.retain(|_, session| *session != at);
+                self.expected.insert(key, at);
+                Ok(0)
+            }
+            BRING => {
+                let session = self.expected.remove(&key).ok_or(Error::new(EBADF))?;
+                let slot = self.server.import(session, at).map_err(refused)?;
+                usize::try_from(slot).map_err(|_| Error::new(EINVAL))
+            }
+            _ => Err(Error::new(EINVAL)),
+        }
     }
 
     /// The server.
@@ -84,6 +151,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
 
     fn close(&mut self, handle: Handle) {
         self.clients.remove(&handle);
+        self.expected.retain(|_, session| *session != handle);
         self.server.close(handle);
     }
 }
@@ -186,27 +254,12 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         metadata: &[u64],
         _caller: &CallerCtx,
     ) -> Result<usize> {
-        if metadata.iter().any(|word| *word != 0) {
-            return Err(Error::new(EINVAL));
+        match metadata.first() {
+            None | Some(0) => {}
+            Some(word) => return self.told(id, *word, payload),
         }
         let length = payload.len();
         self.server.call(handle(id)?, payload, length).map_err(refused)
-    }
-
-    /// On a session and a buffer, in this order: gives the session the buffer; the result is its slot.
-    fn call_multiple_ids(
-        &mut self,
-        ids: &[usize],
-        _payload: &mut [u8],
-        metadata: &[u64],
-        _caller: &CallerCtx,
-    ) -> Result<usize> {
-        let [session, buffer] = *ids else { return Err(Error::new(EINVAL)) };
-        if metadata.iter().any(|word| *word != 0) {
-            return Err(Error::new(EINVAL));
-        }
-        let slot = self.server.import(handle(session)?, handle(buffer)?).map_err(refused)?;
-        usize::try_from(slot).map_err(|_| Error::new(EINVAL))
     }
 
     /// Only shared mappings without execution. A private one would make the kernel copy a frame at the next
@@ -244,11 +297,14 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         _flags: MunmapFlags,
         _caller: &CallerCtx,
     ) -> Result<()> {
-        handle(id).map(|_| ())
+        if id == MEMORY { Ok(()) } else { handle(id).map(|_| ()) }
     }
 
     /// The last descriptor is gone, in whatever way: the end of the process looks the same.
     fn on_close(&mut self, id: usize) {
+        if id == MEMORY {
+            log::error!("the keeper is gone: nobody holds this server's memory when it dies");
+        }
         if let Ok(handle) = handle(id) {
             self.close(handle);
         }
@@ -257,7 +313,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
 
 fn handle(id: usize) -> Result<Handle> {
     match u32::try_from(id) {
-        Ok(id) if id != iommu_protocol::frame::ROOT => Ok(Handle(id)),
+        Ok(number) if id != MEMORY && number != iommu_protocol::frame::ROOT => Ok(Handle(number)),
         _ => Err(Error::new(EBADF)),
     }
 }

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use super::events::Loop;
 use super::interrupt::Vector;
+use super::keeper;
+use super::kept::{Keeper, Memory};
 use super::machine::Machine;
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
@@ -22,10 +24,11 @@ use super::phases::Phases;
 use super::ready::{Announce, in_child};
 use super::scheme::IommuScheme;
 use crate::config::{self, ConfigError};
-use crate::platform::logger;
+use crate::platform::notes::NotesPage;
 use crate::platform::units::{self, AmdVi, Family, Surroundings, Vtd};
+use crate::platform::{Mapping, logger};
 use crate::policy::Config;
-use crate::server::{Server, Startup, TableState};
+use crate::server::{Driven, Notes, Server, Startup, TableState};
 use crate::topology::firmware::{Firmware, UnitKind};
 
 /// How often units are asked for faults.
@@ -71,7 +74,8 @@ impl StartError {
 #[must_use]
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     logger::install();
-    let options = match Options::parse(words) {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let options = match Options::parse(words.clone()) {
         Ok(Some(options)) => options,
         Ok(None) => {
             println!("{USAGE}");
@@ -82,13 +86,28 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match Announce::from_init() {
-        Some(init) if !options.oneshot => match serve(&options, init) {
+    if options.answer {
+        keeper::answer_all();
+        return ExitCode::SUCCESS;
+    }
+    if options.hold {
+        return if keeper::hold() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let serve = |announce| match options.keep {
+        true if !options.kept => keeper::keep(&words, announce),
+        _ => serve(&options, announce),
+    };
+    let announce = match options.kept {
+        true => Keeper::from_input().ok().map(Announce::Keeper),
+        false => Announce::from_init().filter(|_| !options.oneshot),
+    };
+    match announce {
+        Some(announce) => match serve(announce) {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,
         },
-        _ => {
-            let error = in_child(|parent| serve(&options, parent));
+        None => {
+            let error = in_child(serve);
             log::error!("background process: {error}");
             ExitCode::FAILURE
         }
@@ -115,14 +134,15 @@ fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
     phases.end("memory");
     match machine.table {
         TableState::Parsed("IVRS") => {
-            serve_units::<AmdVi>(config, machine, taken, announce, phases)
+            serve_units::<AmdVi>(options, config, machine, taken, announce, phases)
         }
-        _ => serve_units::<Vtd>(config, machine, taken, announce, phases),
+        _ => serve_units::<Vtd>(options, config, machine, taken, announce, phases),
     }
 }
 
 /// Serves a machine whose units, if any, are of one family.
 fn serve_units<U: Family>(
+    options: &Options,
     config: Config,
     machine: Machine,
     taken: Taken,
@@ -130,9 +150,14 @@ fn serve_units<U: Family>(
     mut phases: Phases,
 ) -> Result<(), StartError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
-    let Taken { mut tables, buffers, ranges } = taken;
+    let Taken { mut tables, buffers, ranges, notes, pieces } = taken;
     let period = if firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
-    let events = Loop::open(period).map_err(StartError::Files)?;
+    let mut events = Loop::open(period).map_err(StartError::Files)?;
+    let driven = driven(options, notes);
+    if let Announce::Keeper(keeper) = &announce {
+        events.be_held(keeper, Memory::new(pieces)).map_err(StartError::Files)?;
+        phases.end("held");
+    }
     let mut around = Surroundings {
         firmware: &firmware,
         space: &mut space,
@@ -145,18 +170,23 @@ fn serve_units<U: Family>(
         .collect();
     phases.end("units");
     let vector = vector(&firmware);
-    let mut server = Server::start(Startup {
-        config,
-        table,
-        firmware,
-        units,
-        functions,
-        ram,
-        own: ranges,
-        left: Vec::new(),
-        memory: tables,
-        buffers,
-    });
+    // Units that an earlier server drove are among those that are not known now: their memory stays out of reach.
+    let all_known = !matches!(table, TableState::Failed(..));
+    let mut server = Server::start_after(
+        Startup {
+            config,
+            table,
+            firmware,
+            units,
+            functions,
+            ram,
+            own: ranges,
+            left: options.left.clone(),
+            memory: tables,
+            buffers,
+        },
+        driven,
+    );
     phases.end("policy");
     let vector = vector.filter(|vector| {
         let (address, data) = vector.message();
@@ -167,7 +197,18 @@ fn serve_units<U: Family>(
         None => log::info!("faults: asked for every {} ms", period.as_millis()),
     }
     log::info!("started: {phases}");
-    events.run(IommuScheme::new(server), vector, announce).map_err(StartError::Loop)
+    let scheme = IommuScheme::new(server);
+    let scheme = if all_known { scheme.after(options.left.clone()) } else { scheme };
+    events.run(scheme, vector, announce).map_err(StartError::Loop)
+}
+
+/// What was driven when earlier servers died, and a page to note for the next one what is.
+fn driven(options: &Options, page: Mapping) -> Driven {
+    let Some(mut notes) = NotesPage::new(page, None) else { return Driven::default() };
+    for function in &options.driven {
+        notes.set(*function, true);
+    }
+    Driven::new(options.driven.iter().copied(), Box::new(notes))
 }
 
 /// The vector that units tell of faults by; `None` when they are to be asked.

@@ -17,6 +17,7 @@ pub(crate) const EARLY: &[&str] = &[
     "an NVMe command to memory never granted is blocked, told in words; the driver resets and goes on",
     "an NVMe driver killed in the middle of writes is cut off, and the next one works",
     "faults are told by interrupt (VT-d), or asked for (AMD-Vi), and the server says which",
+    "iommud killed under load: its memory is held, clients are told, the next one takes over and loses nothing",
 ];
 
 /// Checks of a machine with a unit that its table does not describe.

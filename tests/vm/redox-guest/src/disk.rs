@@ -49,7 +49,7 @@ impl Disk {
     }
 
     /// Reads one transfer from somewhere, and looks at every byte.
-    fn read(&mut self) -> Result<(), String> {
+    pub(crate) fn read(&mut self) -> Result<(), String> {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;

@@ -11,7 +11,7 @@ use iommu_client::{BufferOptions, Connection, Device};
 
 use crate::Seen;
 
-const EDUD: &str = "/scheme/initfs/bin/edud";
+pub(crate) const EDUD: &str = "/scheme/initfs/bin/edud";
 
 /// Exit code of a driver that iommud refused.
 const REFUSED: i32 = 3;

@@ -12,6 +12,8 @@ mod inherited;
 mod names;
 mod nvme;
 mod pattern;
+#[cfg(target_os = "redox")]
+mod restart;
 mod root;
 
 use std::fs;
@@ -115,6 +117,7 @@ fn early() -> Result<(), String> {
         report.check(nvme::rogue(&controller));
         report.check(nvme::killed(&connection, &controller));
         report.check(drivers::interrupts(&connection));
+        report.check(restart::check(&device));
     }
     println!("@@end");
     Ok(())

@@ -1,8 +1,10 @@
 //! Operations of the scheme as the kernel carries them. A handle is a descriptor of this process.
 #![allow(unsafe_code)]
 
+use std::collections::hash_map::RandomState;
 use std::ffi::CStr;
 use std::fs::File;
+use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -14,7 +16,7 @@ use libredox::call::{self, MmapArgs, mmap, munmap};
 use libredox::flag::{
     MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ, PROT_WRITE,
 };
-use syscall::error::{ENODEV, ENOENT};
+use syscall::error::{ENODEV, ENOENT, ESRCH};
 use syscall::flag::{CLOCK_MONOTONIC, CallFlags};
 
 use crate::error::{Breach, Error};
@@ -22,6 +24,12 @@ use crate::platform::Memory;
 use crate::transport::{Handle, Transport};
 
 const SCHEME: &str = "/scheme/iommu";
+
+/// Metadata of a call on a session: a buffer may be brought with the 16 bytes of the payload, once.
+const EXPECT: u64 = 1;
+
+/// Metadata of a call on a buffer: gives it to the session that expects the payload; the result is its slot.
+const BRING: u64 = 2;
 
 /// What opening is refused for, where numbers are shared.
 const OPENING: &[Refusal] = &[
@@ -52,7 +60,7 @@ impl Scheme {
                 let _ = call::close(fd);
                 Ok(Self(()))
             }
-            Err(error) if [ENODEV, ENOENT].contains(&error.errno()) => Err(Error::Disconnected),
+            Err(error) if is_gone(error) || error.errno() == ENOENT => Err(Error::Disconnected),
             Err(error) => Err(refused(error, OPENING)),
         }
     }
@@ -63,10 +71,22 @@ impl Transport for Scheme {
         // Sessions are read when there is something: waiting is what events are for.
         let access = if write { O_RDWR | O_NONBLOCK } else { O_RDONLY };
         let opened = match at {
-            Some(at) => call::openat(fd(at)?, path, access | O_CLOEXEC, 0),
-            None => call::open(format!("{SCHEME}/{path}"), access | O_CLOEXEC, 0),
+            Some(at) => {
+                let at = fd(at)?;
+                call::openat(at, path, access | O_CLOEXEC, 0)
+                    .map_err(|error| told(at, error, OPENING))
+            }
+            None => {
+                call::open(format!("{SCHEME}/{path}"), access | O_CLOEXEC, 0).map_err(|error| {
+                    // The name of a server that is gone, or a device without a record.
+                    match is_gone(error) && matches!(Self::connect(), Err(Error::Disconnected)) {
+                        true => Error::Disconnected,
+                        false => refused(error, OPENING),
+                    }
+                })
+            }
         };
-        handle(opened.map_err(|error| refused(error, OPENING))?)
+        handle(opened?)
     }
 
     fn close(&self, handle: Handle) {
@@ -76,14 +96,15 @@ impl Transport for Scheme {
     }
 
     fn read(&self, handle: Handle, out: &mut [u8]) -> Result<usize, Error> {
-        call::read(fd(handle)?, out).map_err(|error| refused(error, &[Refusal::NotReady]))
+        let at = fd(handle)?;
+        call::read(at, out).map_err(|error| told(at, error, &[Refusal::NotReady]))
     }
 
     fn call(&self, handle: Handle, payload: &mut [u8], request: usize) -> Result<usize, Error> {
         // The request's own header says where it ends.
         let _ = request;
-        call::call_rw(fd(handle)?, payload, CallFlags::empty(), &[])
-            .map_err(|error| refused(error, &[]))
+        let at = fd(handle)?;
+        call::call_rw(at, payload, CallFlags::empty(), &[]).map_err(|error| told(at, error, &[]))
     }
 
     fn names(&self, handle: Handle) -> Result<Vec<String>, Error> {
@@ -126,8 +147,19 @@ impl Transport for Scheme {
     }
 
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
-        let _ = (session, buffer);
-        Err(Error::Refused(Refusal::Unsupported))
+        // Two descriptors, one message: the session is told a key that nobody else knows, and the buffer brings it.
+        let mut key = [0; 16];
+        for half in key.chunks_exact_mut(8) {
+            let word = RandomState::new().build_hasher().finish();
+            half.copy_from_slice(&word.to_ne_bytes());
+        }
+        let tell = |to: Handle, word: u64| {
+            let at = fd(to)?;
+            call::call_rw(at, &mut key.clone(), CallFlags::empty(), &[word])
+                .map_err(|error| told(at, error, &[Refusal::Quota, Refusal::BadHandle]))
+        };
+        tell(session, EXPECT)?;
+        u32::try_from(tell(buffer, BRING)?).map_err(|_| Breach::Value.into())
     }
 }
 
@@ -190,8 +222,21 @@ fn handle(fd: usize) -> Result<Handle, Error> {
     u32::try_from(fd).map(Handle).map_err(|_| Breach::Value.into())
 }
 
+/// Why something on a descriptor failed. A server that is gone answers what a device without a record is refused
+/// with; it tells nothing of a descriptor then.
+fn told(at: usize, error: libredox::error::Error, likely: &[Refusal]) -> Error {
+    if is_gone(error) && call::fstat(at).is_err_and(is_gone) {
+        return Error::Disconnected;
+    }
+    refused(error, likely)
+}
+
+/// Whether a scheme says this whose server is gone.
+fn is_gone(error: libredox::error::Error) -> bool {
+    [ENODEV, ESRCH].contains(&error.errno())
+}
+
 fn refused(error: libredox::error::Error, likely: &[Refusal]) -> Error {
-    // A scheme whose server is gone answers ENODEV, which is what a device without a record is refused with.
     Error::from_errno(Errno(error.errno()), likely)
 }
 

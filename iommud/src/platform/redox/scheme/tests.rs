@@ -360,7 +360,40 @@ fn calls_and_reads_that_make_no_sense_are_refused() {
     assert_eq!(errno(scheme.call(session, &mut [0; 23], &[], &who)), EMSGSIZE);
     assert_eq!(errno(scheme.call(session, &mut request(1, &[0], 128), &[1], &who)), EINVAL);
     assert_eq!(errno(scheme.call(ROOT, &mut request(1, &[0], 128), &[], &who)), EBADF);
-    assert_eq!(errno(scheme.call_multiple_ids(&[session], &mut [], &[], &who)), EINVAL);
+    assert_eq!(errno(scheme.call(MEMORY, &mut [0; 8], &[HELD], &who)), EINVAL);
+    assert_eq!(errno(scheme.call(MEMORY, &mut [], &[], &who)), EBADF);
+    assert_eq!(errno(scheme.call(session, &mut [0; 16], &[3], &who)), EINVAL);
+}
+
+#[test]
+fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
     let memory = buffer(&mut scheme, session);
-    assert!(scheme.call_multiple_ids(&[memory, session], &mut [], &[], &who).is_err());
+    let who = caller(9, 7);
+    let (mut key, mut other) = ([7; 16], [8; 16]);
+    assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF);
+    assert_eq!(errno(scheme.call(memory, &mut key, &[EXPECT], &who)), EINVAL);
+    assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
+    assert_eq!(scheme.call(session, &mut other, &[EXPECT], &who).unwrap(), 0);
+    assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF, "forgotten");
+    assert_eq!(scheme.call(memory, &mut other, &[BRING], &who).unwrap(), 0, "it has slot 0");
+    assert_eq!(errno(scheme.call(memory, &mut other, &[BRING], &who)), EBADF, "used");
+    assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
+    assert_eq!(errno(scheme.call(session, &mut key, &[BRING], &who)), EINVAL, "no buffer");
+    assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
+    scheme.on_close(session);
+    assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF, "closed");
+}
+
+#[test]
+fn memory_of_others_goes_only_where_it_may() {
+    let who = caller(0, 0);
+    let ask = |scheme: &mut Scheme| scheme.call(MEMORY, &mut [0; 8], &[GIVE_UP], &who).unwrap();
+    let mut unknown = scheme();
+    assert_eq!(ask(&mut unknown), 0, "nobody said that it may ever go");
+    let mut after = scheme().after(vec![PhysRange::new(PhysAddr(0x20_0000), 0x20_0000).unwrap()]);
+    assert_eq!((ask(&mut after), ask(&mut after)), (1, 0));
+    assert!(after.munmap(MEMORY, 0, 4096, MunmapFlags::empty(), &who).is_ok());
+    after.on_close(MEMORY);
 }

@@ -1,0 +1,317 @@
+//! The keeper on Redox: starts the server, has all of its memory mapped by a third process, and starts the next server
+//! when it dies.
+//!
+//! The kernel counts who maps a frame: while somebody does, the frames of a dead server's tables and buffers are
+//! nobody else's, and a unit goes on walking them. The keeper keeps its name space; the server has none.
+//!
+//! ```text
+//! server dies   its name is taken back; whoever waits for its answer gets ENODEV
+//!               the next server is started: the memory stays out of every device's reach there
+//!               it takes the units over, its name is entered, and only then is the old memory given up
+//! ```
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use libredox::call::{call_ro, call_rw, call_wo, fstat, getns, register_scheme_to_ns, write};
+use syscall::error::{ENODEV, Error};
+use syscall::flag::CallFlags;
+use syscall::schemev2::{Cqe, CqeOpcode};
+
+use super::memory::Translation;
+use super::ready::{Announce, NAME};
+use super::scheme::{GIVE_UP, HELD};
+use crate::addr::PAGE_SIZE;
+use crate::platform::notes::NotesPage;
+use crate::platform::pace::{End, MOST_FAILURES, Pace};
+use crate::platform::{HUGE_PAGE_LENGTH, Mapping, Sharing};
+
+/// Requests of one scheme that can wait at a time are numbered from 0 on; nobody waits with a higher number.
+const MOST_WAITING: u32 = 1024;
+
+/// A process that has mapped the memory of a server: the memory is nobody else's until its input ends. The keeper maps
+/// none of it, since a process with mappings of a dead server's cannot fork.
+struct Hold {
+    child: Child,
+    input: File,
+    output: BufReader<ChildStdout>,
+    ranges: Vec<String>,
+}
+
+impl Hold {
+    /// Has everything mapped that `memory` stands for.
+    fn new(program: &OsString, memory: &OwnedFd) -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        let mut child = Command::new(program)
+            .arg("--hold")
+            .stdin(Stdio::from(reader))
+            .stdout(Stdio::piped())
+            .env_remove("INIT_NOTIFY")
+            .spawn()?;
+        let output = BufReader::new(child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?);
+        let input = File::from(OwnedFd::from(writer));
+        let word = number(memory)?.to_ne_bytes();
+        call_wo(number(&input)?, &word, CallFlags::FD | CallFlags::FD_CLONE, &[])?;
+        let mut hold = Self { child, input, output, ranges: Vec::new() };
+        hold.ranges = hold.line()?;
+        Ok(hold)
+    }
+
+    /// The words of its next line.
+    fn line(&mut self) -> io::Result<Vec<String>> {
+        let mut line = String::new();
+        if self.output.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(line.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// What the server has noted.
+    fn driven(&mut self) -> io::Result<Vec<String>> {
+        self.input.write_all(b"n")?;
+        self.line()
+    }
+
+    /// Gives the memory up.
+    fn end(self) -> io::Result<()> {
+        let Self { mut child, input, output, .. } = self;
+        drop((input, output));
+        child.wait().map(drop)
+    }
+}
+
+/// That process: standard input brings the memory and then a byte each time that the notes are asked for. Says
+/// whether all went well.
+pub(super) fn hold() -> bool {
+    let ended = held_until_the_end();
+    ended.inspect_err(|error| log::error!("memory cannot be held: {error}")).is_ok()
+}
+
+fn held_until_the_end() -> io::Result<()> {
+    let mut input = io::stdin();
+    let memory = receive(&input)?;
+    let translation = Translation::open()?;
+    let length = fstat(number(&memory)?)?.st_size;
+    let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?;
+    let last = length.checked_sub(page()).ok_or(io::ErrorKind::InvalidData)?;
+    let map = |offset: usize, length: usize| {
+        let at = u64::try_from(offset).map_err(|_| io::ErrorKind::InvalidData)?;
+        let piece = Mapping::new(memory.as_fd(), at, length, Sharing::Shared)?;
+        let range = translation.range(piece.base(), length)?;
+        Ok::<_, io::Error>((format!("{:x}+{:x}", range.first().0, range.length()), piece))
+    };
+    let (mut ranges, mut pieces) = (Vec::new(), Vec::new());
+    for offset in (0..last).step_by(HUGE_PAGE_LENGTH) {
+        let (range, piece) = map(offset, HUGE_PAGE_LENGTH.min(last - offset))?;
+        ranges.push(range);
+        pieces.push(piece);
+    }
+    let (range, notes) = map(last, page())?;
+    ranges.push(range);
+    let notes = NotesPage::new(notes, None).ok_or(io::ErrorKind::InvalidData)?;
+    say(&memory, HELD)?;
+    println!("{}", ranges.join(" "));
+    let mut byte = [0];
+    while input.read(&mut byte)? > 0 {
+        let names: Vec<String> = notes.noted().map(|function| function.to_string()).collect();
+        println!("{}", names.join(" "));
+    }
+    drop(pieces);
+    Ok(())
+}
+
+/// A server that serves.
+struct Running {
+    child: Child,
+    /// A second descriptor of its socket: its scheme lives until this is closed.
+    socket: OwnedFd,
+    /// The server learns of the end of its keeper by the end of this.
+    _memory: OwnedFd,
+    hold: Hold,
+    since: Instant,
+}
+
+/// Runs servers with these words until one ends for good; says whether that was a good end.
+pub(super) fn keep(words: &[OsString], announce: Announce) -> bool {
+    let ended = Keeper::new(words).and_then(|mut keeper| keeper.run(announce));
+    ended.unwrap_or_else(|error| {
+        log::error!("keeper: {error}");
+        false
+    })
+}
+
+struct Keeper<'a> {
+    words: &'a [OsString],
+    program: OsString,
+    /// Memory of servers that are dead. A unit may use it.
+    old: Vec<Hold>,
+    /// What was driven when they died.
+    driven: Vec<String>,
+}
+
+impl<'a> Keeper<'a> {
+    fn new(words: &'a [OsString]) -> io::Result<Self> {
+        let program = std::env::args_os().next().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { words, program, old: Vec::new(), driven: Vec::new() })
+    }
+
+    fn run(&mut self, announce: Announce) -> io::Result<bool> {
+        // The first one is waited for by whoever boots: when it cannot run, neither can others.
+        let mut announce = Some(announce);
+        let mut pace = Pace::default();
+        loop {
+            let started = self.start(announce.take())?;
+            let (end, lived) = match started {
+                Ok(running) => self.follow(running)?,
+                Err(end) if self.old.is_empty() => return Ok(end == End::Final(0)),
+                Err(end) => (end, Duration::ZERO),
+            };
+            if let End::Final(code) = end {
+                return Ok(code == 0);
+            }
+            let Some(pause) = pace.after(end, lived) else {
+                log::error!("keeper: {MOST_FAILURES} servers in a row could not run: giving up");
+                self.stay();
+            };
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// Nothing more can be done, but what units use must not become anybody else's.
+    fn stay(&self) -> ! {
+        log::error!(
+            "keeper: units go on with the tables of the last server, which are held for ever"
+        );
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+
+    /// Starts a server and holds its memory; announces it when it serves. How it ended if it did not get there.
+    fn start(&mut self, announce: Option<Announce>) -> io::Result<Result<Running, End>> {
+        let since = Instant::now();
+        let (reader, writer) = io::pipe()?;
+        let mut command = Command::new(&self.program);
+        command.args(self.words).arg("--kept").env_remove("INIT_NOTIFY");
+        for range in self.old.iter().flat_map(|hold| &hold.ranges) {
+            command.arg("--left").arg(range);
+        }
+        for function in &self.driven {
+            command.arg("--driven").arg(function);
+        }
+        let mut child = command.stdin(Stdio::from(writer)).spawn()?;
+        drop(command);
+        match self.meet(&OwnedFd::from(reader), announce) {
+            Ok((socket, memory, hold)) => {
+                Ok(Ok(Running { child, socket, _memory: memory, hold, since }))
+            }
+            Err(error) => {
+                log::error!("keeper: the server did not get to serving: {error}");
+                Ok(Err(End::from(child.wait()?)))
+            }
+        }
+    }
+
+    fn meet(
+        &mut self,
+        pipe: &OwnedFd,
+        announce: Option<Announce>,
+    ) -> io::Result<(OwnedFd, OwnedFd, Hold)> {
+        let (socket, memory) = (receive(pipe)?, receive(pipe)?);
+        let hold = Hold::new(&self.program, &memory)?;
+        let root = receive(pipe)?.into_raw_fd();
+        let root = usize::try_from(root).map_err(|_| io::ErrorKind::InvalidData)?;
+        match announce {
+            Some(announce) => {
+                announce.pass_on(root).map_err(|error| io::Error::from_raw_os_error(error.errno))?
+            }
+            None => register_scheme_to_ns(getns()?, NAME, root)?,
+        }
+        if !self.old.is_empty() {
+            self.give_up(&memory)?;
+        }
+        Ok((socket, memory, hold))
+    }
+
+    /// Gives the memory of dead servers up, if the one that runs says that no unit uses it.
+    fn give_up(&mut self, memory: &OwnedFd) -> io::Result<()> {
+        if say(memory, GIVE_UP)? == 1 {
+            for hold in self.old.drain(..) {
+                hold.end()?;
+            }
+            log::info!("keeper: memory of the server before given back");
+        } else {
+            log::warn!("keeper: a unit is not enabled: memory of the server before stays held");
+        }
+        Ok(())
+    }
+
+    /// Waits for the server's end and clears up behind it.
+    fn follow(&mut self, running: Running) -> io::Result<(End, Duration)> {
+        let Running { mut child, socket, mut hold, since, .. } = running;
+        let status = child.wait()?;
+        let (end, lived) = (End::from(status), since.elapsed());
+        if !matches!(end, End::Final(_)) {
+            log::error!(
+                "keeper: the server ended ({status}) after {lived:.1?}: its memory is held"
+            );
+        }
+        let _ = fs::remove_file(format!("/scheme/{NAME}"));
+        answer(&self.program, socket)?;
+        self.driven = hold.driven()?;
+        self.old.push(hold);
+        Ok((end, lived))
+    }
+}
+
+/// Answers whoever waits for a dead server, in a process of its own: an answer to a client that was killed while it
+/// waited makes the kernel unmap what the client lent, at the server's addresses, in whoever answers.
+fn answer(program: &OsString, socket: OwnedFd) -> io::Result<()> {
+    Command::new(program).arg("--answer").stdin(Stdio::from(socket)).status().map(drop)
+}
+
+/// That process: standard input is the scheme's socket.
+pub(super) fn answer_all() {
+    let gone = Error::mux(Err(Error::new(ENODEV)));
+    for tag in 0..MOST_WAITING {
+        let answer = Cqe {
+            flags: CqeOpcode::RespondRegular as u8,
+            extra_raw: [0; 3],
+            tag,
+            result: u64::try_from(gone).unwrap_or(u64::MAX),
+        };
+        // Most numbers are nobody's.
+        let _ = write(0, &answer);
+    }
+}
+
+fn say(memory: &OwnedFd, word: u64) -> io::Result<usize> {
+    Ok(call_rw(number(memory)?, &mut [0; 8], CallFlags::empty(), &[word])?)
+}
+
+/// The next descriptor out of a pipe.
+#[allow(unsafe_code)]
+fn receive(pipe: &impl AsRawFd) -> io::Result<OwnedFd> {
+    let mut word = [0; 8];
+    match call_ro(number(pipe)?, &mut word, CallFlags::FD | CallFlags::FD_CLOEXEC, &[])? {
+        1 => {
+            let number = i32::try_from(usize::from_ne_bytes(word));
+            let number = number.map_err(|_| io::ErrorKind::InvalidData)?;
+            // SAFETY: the kernel has just made it, for this process alone.
+            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+        }
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn number(descriptor: &impl AsRawFd) -> io::Result<usize> {
+    usize::try_from(descriptor.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn page() -> usize {
+    usize::try_from(PAGE_SIZE).unwrap_or(4096)
+}

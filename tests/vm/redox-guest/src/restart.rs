@@ -1,0 +1,160 @@
+//! The server is killed again and again, under load; the next one takes over.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use iommu_client::{BufferOptions, Connection, Device, Error};
+
+use crate::Seen;
+use crate::disk::Disk;
+use crate::drivers;
+
+/// How long a server may take to come back.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Deaths of the server.
+const KILLS: usize = 3;
+
+/// Bytes of memory that are written after each death, for the kernel to take from where it likes.
+const CHURN: usize = 48 << 20;
+
+/// Free memory that may be missing after all of them. A server takes 12 MiB; what other processes that ended cost
+/// the kernel is some hundred KiB each time.
+const MOST_LOST: u64 = 4 << 20;
+
+/// SIGKILL, as every Unix numbers it.
+const SIGKILL: u32 = 9;
+
+/// A byte that nothing else writes.
+const CANARY: u8 = 0x5c;
+
+/// Kills it, with a driver doing DMA, a session of this process open and the disk being read throughout.
+pub(crate) fn check(device: &str) -> Seen {
+    let mut disk = Disk::open()?;
+    disk.read()?;
+    let mut told = Vec::new();
+    let mut longest = Duration::ZERO;
+    let free = free()?;
+    for _ in 0..KILLS {
+        let (words, away) = once(device, &mut disk)?;
+        told.push(words);
+        longest = longest.max(away);
+    }
+    let lost = free.saturating_sub(self::free()?);
+    let text =
+        Connection::system().and_then(|all| all.text("status")).map_err(|e| e.to_string())?;
+    if !text.contains("enabled") {
+        return Err(text);
+    }
+    if lost > MOST_LOST {
+        return Err(format!("{lost} bytes of memory did not come back after {KILLS} deaths"));
+    }
+    let next = drivers::works(device, ", confined")?;
+    Ok(format!(
+        "{KILLS} times; away for at most {} ms; {}; {lost} bytes lost; the next: {next}",
+        longest.as_millis(),
+        told.join(", ")
+    ))
+}
+
+fn once(device: &str, disk: &mut Disk) -> Result<(String, Duration), String> {
+    let say = |what: &str| {
+        let what = what.to_owned();
+        move |error: Error| format!("{what}: {error}")
+    };
+    let connection = Connection::system().map_err(say("connect"))?;
+    let session = Device::open(&connection, "0000--00--00.0").map_err(say("host bridge"))?;
+    let mut buffer = session.allocate(65536, BufferOptions::default()).map_err(say("allocate"))?;
+    buffer.write(0, &[CANARY; 65536]).map_err(say("write"))?;
+    let driver = driver(device)?;
+    let server = server()?.ok_or("not one keeper, one server and one that holds")?;
+    libredox::call::kill(server, SIGKILL).map_err(|error| format!("kill {server}: {error}"))?;
+    let started = Instant::now();
+    // What the dead one had is not to be had: whoever takes memory now writes none of its tables.
+    let churn = vec![0xff_u8; CHURN];
+    for _ in 0..16 {
+        disk.read().map_err(|error| format!("with the server dead: {error}"))?;
+    }
+    drop(churn);
+    let told = match session.query() {
+        Err(Error::Disconnected) => "told that it is gone",
+        other => return Err(format!("a session of a dead server says {other:?}")),
+    };
+    let away = back(server, started)?;
+    let mut found = vec![0; 65536];
+    buffer.read(0, &mut found).map_err(say("read"))?;
+    if let Some(at) = found.iter().position(|byte| *byte != CANARY) {
+        return Err(format!("byte {at} of a buffer of the dead server's changed"));
+    }
+    drop((buffer, session));
+    let ended = driver.wait_with_output().map_err(|error| format!("edud: {error}"))?;
+    let words = String::from_utf8_lossy(&ended.stdout).into_owned();
+    if !words.contains("iommud is not there") {
+        return Err(format!("edud was told something else: {words}"));
+    }
+    let connection = Connection::system().map_err(say("connect again"))?;
+    let text = drivers::text(&connection, device)?;
+    if !text.contains("reaches: nothing: its owner ended while it was attached") {
+        return Err(format!("what was driven is not cut off: {text}"));
+    }
+    drivers::works(device, ", confined")?;
+    disk.read()?;
+    Ok((told.into(), away))
+}
+
+/// A driver that copies and checks until it cannot.
+fn driver(device: &str) -> Result<Child, String> {
+    let mut driver = Command::new(drivers::EDUD)
+        .args(["--device", device, "--loop"])
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("edud: {error}"))?;
+    std::thread::sleep(Duration::from_millis(600));
+    match driver.try_wait() {
+        Ok(None) => Ok(driver),
+        other => Err(format!("edud ended early: {other:?}")),
+    }
+}
+
+/// Waits for the next server.
+fn back(dead: usize, since: Instant) -> Result<Duration, String> {
+    while since.elapsed() < PATIENCE {
+        let status = fs::read_to_string("/scheme/iommu/status");
+        let alive = server()?.is_some_and(|server| server != dead);
+        if alive && status.is_ok_and(|status| status.contains("enabled")) {
+            return Ok(since.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err(format!("no next server within {} s", PATIENCE.as_secs()))
+}
+
+/// The server, when there are as many processes of iommud as it takes: the keeper is the oldest, the server the next,
+/// and the last one holds its memory. The one that held a dead server's is gone when that is given up.
+fn server() -> Result<Option<usize>, String> {
+    let path = "/scheme/sys/context";
+    let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    let iommud = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (number, name) = (words.next()?.parse().ok()?, words.last()?);
+        let dead = line.split_whitespace().nth(3)?.contains('Z');
+        (name.ends_with("iommud") && !dead).then_some(number)
+    };
+    let mut found: Vec<usize> = text.lines().filter_map(iommud).collect();
+    found.sort_unstable();
+    Ok(match *found {
+        [_, server, _] => Some(server),
+        _ => None,
+    })
+}
+
+/// Free memory of the machine, in bytes.
+fn free() -> Result<u64, String> {
+    let memory = fs::File::open("/scheme/memory/zeroed").map_err(|error| error.to_string())?;
+    let number = std::os::fd::AsRawFd::as_raw_fd(&memory);
+    let number = usize::try_from(number).map_err(|error| error.to_string())?;
+    let found = libredox::call::fstatvfs(number).map_err(|error| error.to_string())?;
+    Ok(found.f_bavail.saturating_mul(4096))
+}
