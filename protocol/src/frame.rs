@@ -29,6 +29,10 @@ pub const READABLE: u64 = 1;
 /// Flag bit of [`Kind::Open`] in `argument`: open for writing, which claims a device.
 pub const OPEN_WRITE: u64 = 1;
 
+/// Where in `argument` of [`Kind::Open`] the milliseconds are that a claim may wait for its unit, 32 bits. Only with
+/// [`OPEN_WRITE`]; 0: it is refused at once.
+pub const OPEN_WAIT_SHIFT: u32 = 32;
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
         /// The scheme operation a frame carries.
@@ -47,7 +51,8 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Payload: a path relative to `handle`. `argument`: flags. Result: a new handle.
+    /// Payload: a path relative to `handle`. `argument`: flags, and how long a claim may wait. Result: a new handle.
+    /// A claim that waits is answered behind requests that were sent after it.
     Open = 1;
     /// Result: 0.
     Close = 2;

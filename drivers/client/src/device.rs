@@ -89,6 +89,19 @@ impl Device {
         Self::claim(connection, name.parse().map_err(|_| Error::BadName)?)
     }
 
+    /// Claims the device of this name, and waits for its unit to come up, at most `wait` and at most as long as the
+    /// server lets claims wait (a minute). Claims are granted in the order in which they were made. Other threads
+    /// that use the connection wait, too. On Redox nothing waits yet: this is [`Device::open`] there.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; `NotReady` after `wait`, or at once when too many claims wait.
+    pub fn open_within(connection: &Connection, name: &str, wait: Duration) -> Result<Self, Error> {
+        let address: PciAddress = name.parse().map_err(|_| Error::BadName)?;
+        let path = Path::Device(address).to_string();
+        let handle = connection.0.open_within(None, &path, wait)?;
+        Ok(Self { session: Arc::new(Session::new(connection.0.clone(), handle)), address })
+    }
+
     /// Claims the device at this address.
     ///
     /// # Errors

@@ -18,6 +18,16 @@ pub trait Transport: Send + Sync {
     /// The server refuses, or is gone.
     fn open(&self, at: Option<Handle>, path: &str, write: bool) -> Result<Handle, Error>;
 
+    /// Opens `path` for writing; a claim whose unit is not up yet may wait for it, at most `wait`. A transport
+    /// that cannot wait is refused `NotReady` at once.
+    ///
+    /// # Errors
+    /// As [`Transport::open`]; `NotReady` after `wait`.
+    fn open_within(&self, at: Option<Handle>, path: &str, wait: Duration) -> Result<Handle, Error> {
+        let _ = wait;
+        self.open(at, path, true)
+    }
+
     /// Closes a handle; a server that is gone has closed it.
     fn close(&self, handle: Handle);
 

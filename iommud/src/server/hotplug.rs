@@ -1,9 +1,11 @@
 //! Units, functions and memory that come and go while the server runs.
 
+use alloc::string::ToString;
+
 use iommu_protocol::{PciAddress, Refusal};
 
 use crate::addr::PhysRange;
-use crate::hw::{BufferMemory, Unit};
+use crate::hw::{BufferMemory, Unit, UnitError};
 use crate::policy::{Event, UnitIndex};
 use crate::server::{Server, UnitState};
 use crate::topology::pci::PciFunction;
@@ -21,6 +23,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub fn unit_arrived(&mut self, unit: UnitIndex, hardware: U) {
         self.engine.install(unit, hardware);
         self.enable(unit);
+        // Before anybody who asks only now.
+        self.try_waiting();
+    }
+
+    /// A unit that was to come did not come up: its devices are refused `UnitFailed` from now on.
+    pub fn unit_not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
+        self.fail(unit, error.to_string());
+        self.try_waiting();
     }
 
     /// Puts a new function under policy.
@@ -37,6 +47,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Cuts a function off that is gone. Its sessions stay open and are refused everything.
     pub fn function_gone(&mut self, address: PciAddress) {
         self.run_to_the_end(&Event::FunctionRemoved(address));
+        self.waiting.change();
     }
 
     /// Lets domains of policy map memory that was kept from them at start ([`Startup::left`]) and is the

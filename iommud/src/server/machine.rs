@@ -14,6 +14,7 @@ use crate::server::driven::Driven;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::storm::Storms;
+use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
 use crate::topology::pci::PciFunction;
@@ -88,6 +89,8 @@ pub(super) struct UnitStatus {
     pub(super) state: UnitState,
     /// Whether it tells of faults by interrupt.
     pub(super) tells: bool,
+    /// It translated with tables of this server, whatever became of it.
+    pub(super) translated: bool,
 }
 
 /// An event that was not carried out.
@@ -111,10 +114,16 @@ impl Machine {
         &self.units
     }
 
+    fn has_failed(&self, unit: UnitIndex) -> bool {
+        let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get(index));
+        matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
+    }
+
     fn set(&mut self, unit: UnitIndex, state: UnitState) {
         let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get_mut(index));
         if let Some(status) = status {
             log::info!("unit {}: {}", unit.0, state);
+            status.translated |= state == UnitState::Enabled;
             status.state = state;
         }
     }
@@ -160,7 +169,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let units = descriptions
             .into_iter()
             .zip(states)
-            .map(|(description, state)| UnitStatus { description, state, tells: false })
+            .map(|(description, state)| UnitStatus {
+                description,
+                state,
+                tells: false,
+                translated: false,
+            })
             .collect();
         let mut server = Self {
             registry,
@@ -170,6 +184,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             faults: Faults::new(quotas.faults),
             machine: Machine { table, anomalies, units },
             driven,
+            waiting: Waiting::default(),
             counts: Counts::default(),
             scratch: Scratch::default(),
             storms: Storms::default(),
@@ -205,20 +220,26 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub(super) fn enable(&mut self, unit: UnitIndex) {
         let Some(capabilities) = self.engine.capabilities(unit) else { return };
         match self.run(&Event::UnitReady(unit, capabilities)) {
-            Ok(_) => self.machine.set(unit, UnitState::Enabled),
+            Ok(_) => {
+                self.machine.set(unit, UnitState::Enabled);
+                self.waiting.change();
+            }
             Err(refusal) => self.not_enabled(unit, refusal),
         }
     }
 
     fn not_enabled(&mut self, unit: UnitIndex, refusal: Refusal) {
-        let known = usize::try_from(unit.0).ok().and_then(|index| self.machine.units.get(index));
-        if !matches!(known, Some(UnitStatus { state: UnitState::Failed(_), .. })) {
+        if !self.machine.has_failed(unit) {
             self.fail(unit, refusal.to_string());
         }
     }
 
     pub(super) fn fail(&mut self, unit: UnitIndex, reason: String) {
-        self.machine.set(unit, UnitState::Failed(reason));
+        // What comes of a unit that has failed is no news: the first reason is the one that tells.
+        if !self.machine.has_failed(unit) {
+            self.machine.set(unit, UnitState::Failed(reason));
+            self.waiting.change();
+        }
         // The plan of this event touches no failed unit: it cannot fail in turn.
         let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) else { return };
         match self.engine.run(&plan, &mut self.buffers) {

@@ -13,10 +13,12 @@ mod hotplug;
 mod machine;
 mod storm;
 mod text;
+mod waiting;
 
 pub use driven::{Driven, Notes};
 pub use handles::Handle;
 pub use machine::{Startup, TableState, UnitStart, UnitState};
+pub use waiting::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -34,6 +36,7 @@ use faults::Faults;
 use handles::{Handles, Object};
 use machine::Machine;
 use storm::Storms;
+use waiting::Waiting;
 
 /// Who opens a handle. Looked at when the handle is opened and never again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     faults: Faults,
     machine: Machine,
     driven: Driven,
+    waiting: Waiting,
     counts: Counts,
     storms: Storms,
     /// What the request at hand lists.
@@ -101,6 +105,7 @@ where
             driven: self.driven.clone(),
             scratch: self.scratch.clone(),
             storms: self.storms.clone(),
+            waiting: self.waiting.clone(),
             counts: self.counts,
         }
     }
@@ -196,6 +201,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Closes a handle: the end of a session takes its device back to policy, then gives its memory back.
     /// A handle that is not open is ignored.
     pub fn close(&mut self, handle: Handle) {
+        self.end_claims_below(handle);
         match self.handles.remove(handle) {
             Some(Object::Session(session)) => {
                 self.run_to_the_end(&Event::Close(session));

@@ -9,7 +9,7 @@ use iommu_protocol::path::Path;
 use crate::hw::{BufferMemory, TableMemory, Unit};
 use crate::policy::{Binding, FunctionView, GroupId, Mode, UnitIndex};
 use crate::server::Server;
-use crate::server::machine::UnitState;
+use crate::server::machine::{UnitState, UnitStatus};
 use crate::server::storm::LIMIT;
 use crate::topology::firmware::UnitKind;
 
@@ -39,13 +39,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for (index, unit) in self.machine.units().iter().enumerate() {
             writeln!(out, "unit {index}: {} {}", kind(unit.description.kind), unit.state)?;
         }
-        let confined =
-            self.machine.units().iter().any(|unit| matches!(unit.state, UnitState::Enabled));
-        if confined {
-            writeln!(out, "confinement: on")?;
-        } else {
-            writeln!(out, "confinement: NOT CONFINED, every device reaches all memory")?;
-        }
+        self.confinement(out)?;
         writeln!(out, "policy: {}", mode(self.registry.config().default))?;
         writeln!(out, "groups: {}", self.registry.groups().count())?;
         writeln!(out, "devices: {}", self.registry.functions().count())?;
@@ -65,6 +59,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn segment_of(&self, unit: u32) -> u16 {
         let unit = usize::try_from(unit).ok().and_then(|at| self.machine.units().get(at));
         unit.map_or(0, |unit| unit.description.segment)
+    }
+
+    fn confinement(&self, out: &mut String) -> fmt::Result {
+        let units = || self.machine.units().iter().enumerate();
+        let off = |(_, unit): &(usize, &UnitStatus)| unit.state != UnitState::Enabled;
+        if units().all(|unit| off(&unit)) {
+            return writeln!(out, "confinement: NOT CONFINED, every device reaches all memory");
+        }
+        write!(out, "confinement: on")?;
+        for (index, _) in units().filter(off) {
+            write!(out, ", NOT CONFINED behind unit {index}")?;
+        }
+        writeln!(out)
     }
 
     fn unit(&mut self, index: u32, out: &mut String) -> fmt::Result {
@@ -110,6 +117,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn reach(&self, device: &FunctionView) -> &'static str {
+        let unit = device.unit.and_then(|UnitIndex(unit)| usize::try_from(unit).ok());
+        match unit.and_then(|unit| self.machine.units().get(unit)) {
+            Some(unit) if !unit.translated => return "what it reached before iommud, NOT CONFINED",
+            Some(UnitStatus { state: UnitState::Failed(_), .. }) => {
+                return "not known: its unit failed";
+            }
+            _ => {}
+        }
         let attached = device
             .session
             .and_then(|session| self.registry.session(session))
@@ -133,11 +148,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn metrics(&self, out: &mut String) -> fmt::Result {
         let counts = self.registry.counts();
         let number = super::length_of;
-        let rows: [(&str, u64); 19] = [
+        let rows: [(&str, u64); 20] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
             ("handles", number(self.handles.count())),
+            ("claims_waiting", number(self.waiting.count())),
             ("clients", number(counts.clients)),
             ("sessions", number(counts.sessions)),
             ("sessions_attached", number(counts.attached)),

@@ -7,7 +7,7 @@ use crate::paging::Pages;
 use bits::{command, event, register};
 
 /// State of the ring.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Ring {
     /// The base register: address, and log2 of the number of entries in bits 59:56.
     pub(super) base: u64,

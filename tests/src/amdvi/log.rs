@@ -4,7 +4,7 @@ use super::{Amdvi, bits};
 use crate::machine::{Bus, Request, Use, Violation};
 
 /// A log in memory.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Log {
     /// The base register: address, and log2 of the number of entries in bits 59:56.
     pub(super) base: u64,

@@ -22,7 +22,7 @@ pub use command::Counts;
 pub use config::Config;
 
 use crate::machine::{
-    Bus, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
+    Bus, Cached, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
 };
 use crate::paging::{Caches, Upper, Why, below, shift, translate};
 use bits::event;
@@ -32,6 +32,7 @@ use walk::{Device, Target};
 const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 
 /// An AMD-Vi unit.
+#[derive(Clone)]
 pub struct Amdvi {
     config: Config,
     /// Cached device table entries: all that were ever read, whatever they said.
@@ -210,6 +211,27 @@ impl SoftwareUnit for Amdvi {
                 self.switches_stall = false;
             }
         }
+    }
+
+    fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
+        self.look_binding(view, source)
+    }
+
+    fn cached(&self) -> Vec<Cached> {
+        let entry = |(source, device): (&u16, &Device)| {
+            let domain = device.opens().then_some(device.domain);
+            Cached::Entry { source: *source, domain }
+        };
+        self.devices.iter().map(entry).chain(self.caches.list()).collect()
+    }
+
+    fn executed(&self) -> u64 {
+        let counts = self.counts();
+        counts.devices + counts.pages + counts.all + counts.waits
+    }
+
+    fn copy(&self) -> Option<Box<dyn SoftwareUnit>> {
+        Some(Box::new(self.clone()))
     }
 
     fn as_any(&mut self) -> &mut dyn Any {

@@ -34,6 +34,16 @@ impl Amdvi {
         found
     }
 
+    /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
+    /// untranslated), levels; `None` when it denies.
+    pub(super) fn look_binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
+        let device = self.look(view, source).filter(Device::opens)?;
+        match device.target {
+            Target::Table { root, levels } => Some((device.domain, root, levels)),
+            _ => Some((device.domain, 0, 0)),
+        }
+    }
+
     pub(super) fn list_reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach> {
         let everything = Reach {
             iova: 0,

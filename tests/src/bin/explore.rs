@@ -1,14 +1,29 @@
-//! Explores the ordering contract: `explore [--long] [--write]`. With `--write`, `tests/ORDERING.md` becomes what
+//! Explores the ordering contract: `explore [--long] [--write]`, or free choice alone on a machine (0 to 3) to a
+//! depth: `explore --free MACHINE DEPTH`. With `--write`, `tests/ORDERING.md` becomes what
 //! the short mode says.
 
 use std::process::ExitCode;
 
-use iommud_tests::explore::report;
+use iommud_tests::explore::{report, stages};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let report = match report::run(has("--long")) {
+    if let Some(at) = arguments.iter().position(|argument| argument == "--free") {
+        let number = |at: usize| arguments.get(at).and_then(|number| number.parse().ok());
+        let (machine, depth) = (number(at + 1).unwrap_or(0), number(at + 2).unwrap_or(4));
+        return match stages::free_alone(machine, depth) {
+            Ok((words, vendor, covered)) => {
+                println!("{}", report::freely(words, vendor, &covered));
+                ExitCode::SUCCESS
+            }
+            Err(found) => {
+                eprintln!("{found}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let report = match stages::run(has("--long")) {
         Ok(report) => report,
         Err(found) => {
             eprintln!("{found}");

@@ -12,6 +12,8 @@ pub type Client = usize;
 pub enum Act {
     /// Opens a device for writing.
     Claim(Device),
+    /// Opens a device for writing, and waits for its unit if that is not up yet.
+    ClaimWithin(Device),
     /// Opens a device under the session on another one: one owner, one domain.
     ClaimUnder(Device, Device),
     /// Reads what the scheme tells of a device.
@@ -58,6 +60,8 @@ pub enum Act {
     Restart,
     /// A device tries a hundred addresses that it was not granted.
     Storm(Device),
+    /// The deadlines of all claims that wait pass.
+    Expire,
     /// Faults are taken, as the loop does when it is idle.
     Tick,
 }
@@ -105,6 +109,8 @@ pub enum Answer {
         /// The group and the generation of the device, as the session is told them.
         ids: (u32, u32),
     },
+    /// No answer yet: the claim waits, under this number.
+    Waits(u64),
     /// What the text says of a device: group and generation; `None` when there is no such device.
     Looked(Option<(u32, u32)>),
     /// A buffer, with its memory as the machine knows it.

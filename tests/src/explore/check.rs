@@ -7,7 +7,6 @@ use super::act::{Act, Answer, Client};
 use super::ledger::{Ledger, Unit};
 use super::scene::{Device, Scene};
 use crate::machine::{Checkpoint, Machine, Reach, Seen, Through, Violation};
-use crate::vtd::Vtd;
 
 /// What must never be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +27,8 @@ pub enum Invariant {
     I7,
     /// A live translation changes on its owner's request only.
     I8,
+    /// What was granted can be used by the device when the reply is there.
+    Usable,
     /// A rule of the hardware's specification.
     Hardware,
 }
@@ -62,7 +63,7 @@ pub fn read(scene: &Scene, machine: &Machine) -> Vec<Reading> {
             return Reading { binding: None, reach: Vec::new() };
         };
         let source = scene.source(device);
-        let binding = machine.with_view(unit, |vtd: &Vtd, view| vtd.binding(view, source));
+        let binding = machine.binding(unit, source);
         Reading { binding, reach: machine.reach(unit, source, Through::TablesAndCaches) }
     };
     (0..scene.functions.len()).map(one).collect()
@@ -88,6 +89,8 @@ pub struct Event<'a> {
     pub is: &'a [Reading],
     /// Where devices got in between.
     pub seen: &'a [Seen],
+    /// Units that translate now.
+    pub translating: &'a [bool],
     /// Groups that an event which is suspended now may be changing.
     pub open_groups: &'a [usize],
 }
@@ -147,7 +150,10 @@ impl Event<'_> {
     /// I1: what names a device is what named it before, and nobody is given one that another has.
     fn records(&self) -> Result<(), Broken> {
         let (device, ids) = match (self.act, self.answer) {
-            (Act::Claim(at) | Act::ClaimUnder(at, _), Some(Answer::Session { ids, .. })) => {
+            (
+                Act::Claim(at) | Act::ClaimUnder(at, _) | Act::ClaimWithin(at),
+                Some(Answer::Session { ids, .. }),
+            ) => {
                 let here =
                     |session: &&super::ledger::Session| session.device == at && !session.orphan;
                 let holders = self.after.sessions.iter().filter(here).count();
@@ -235,13 +241,12 @@ impl Event<'_> {
     }
 
     /// Nobody can say what a unit that failed does; but nothing that it may let a device reach is given to
-    /// anybody else.
+    /// anybody else. A unit that never translated confines nothing, as before the server was there: that must be
+    /// said of the devices behind it ([`told`]), and no memory is withheld from others for it.
     fn behind_failed(&self, device: Device) -> Result<(), Broken> {
-        if self.after.unit(self.scene, device) != Some(Unit::Failed)
-            || self.scene.functions[device]
-                .unit
-                .is_some_and(|at| self.scene.units[at] == super::scene::Start::Dead)
-        {
+        let Some(unit) = self.scene.functions[device].unit else { return Ok(()) };
+        let never = !self.after.enabled[unit] && !self.translating[unit];
+        if self.after.units[unit] != Unit::Failed || never {
             return Ok(());
         }
         let group = self.scene.functions[device].group;
@@ -329,6 +334,55 @@ impl Event<'_> {
         }
         Ok(())
     }
+}
+
+/// What the server says of a device is how it is: not confined when no unit ever was in front of it, else
+/// confined, or behind a unit that failed.
+///
+/// # Errors
+/// I4: a device is let through, and its users think that it is not.
+pub fn told(
+    ledger: &Ledger,
+    scene: &Scene,
+    mut says: impl FnMut(Device) -> Option<bool>,
+) -> Result<(), Broken> {
+    for device in 0..scene.functions.len() {
+        let unconfined = ledger.unconfined(scene, device);
+        if says(device).is_some_and(|said| said != unconfined) {
+            let how = format!(
+                "D{} is not confined: {unconfined}; the texts say so: {}",
+                device + 1,
+                !unconfined
+            );
+            return Err(broken(Invariant::I4, how));
+        }
+    }
+    Ok(())
+}
+
+/// What a device was granted it can use when the reply is there: no unit goes on denying it because it tried
+/// before and the absence was cached.
+///
+/// # Errors
+/// The device that is denied, or led elsewhere.
+pub fn usable(ledger: &Ledger, scene: &Scene, machine: &Machine) -> Result<(), Broken> {
+    for device in 0..scene.functions.len() {
+        let Some(unit) = scene.functions[device].unit else { continue };
+        if ledger.driver(device).is_none()
+            || ledger.units[unit] != Unit::Up
+            || ledger.troubled[unit]
+        {
+            continue;
+        }
+        for run in ledger.reach(scene, device).unwrap_or_default() {
+            let reached = machine.attempt(unit, scene.source(device), run.iova);
+            if reached != Some(run.physical) {
+                let how = format!("D{} was granted {run:x?} and reaches {reached:x?}", device + 1);
+                return Err(broken(Invariant::Usable, how));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// I5: a refused request leaves the tables of all units that can be relied on, the memory in use and all that

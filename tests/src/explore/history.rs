@@ -346,6 +346,7 @@ pub const fn device_of(act: Act) -> Option<Device> {
     match act {
         Act::Claim(device)
         | Act::ClaimUnder(device, _)
+        | Act::ClaimWithin(device)
         | Act::Look(device)
         | Act::Attach(device)
         | Act::Detach(device)

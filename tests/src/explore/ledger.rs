@@ -52,6 +52,17 @@ pub struct Session {
     pub mappings: Vec<Mapping>,
 }
 
+/// A claim that waits for its unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its number.
+    pub ticket: u64,
+    /// Whose it is.
+    pub client: Client,
+    /// The device.
+    pub device: Device,
+}
+
 /// What is known of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Function {
@@ -72,12 +83,16 @@ pub struct Function {
 pub struct Ledger {
     /// The units.
     pub units: Vec<Unit>,
+    /// Units that have translated for the server, whatever became of them.
+    pub enabled: Vec<bool>,
     /// Units that misbehave or did: what is said of them is believed.
     pub troubled: Vec<bool>,
     /// The functions.
     pub functions: Vec<Function>,
     /// Open sessions, oldest first.
     pub sessions: Vec<Session>,
+    /// Claims that wait, oldest first.
+    pub waiting: Vec<Claim>,
     /// Clients that are alive.
     pub alive: [bool; 4],
     /// Regions that stay in a domain because a unit that failed may go on using it.
@@ -104,13 +119,21 @@ impl Ledger {
         });
         Self {
             units: units.collect(),
+            enabled: scene.units.iter().map(|unit| *unit == Start::Up).collect(),
             troubled: scene.units.iter().map(|unit| *unit == Start::Dead).collect(),
             functions: functions.collect(),
             sessions: Vec::new(),
+            waiting: Vec::new(),
             alive: [true; 4],
             kept: Vec::new(),
             ids: vec![None; scene.functions.len()],
         }
+    }
+
+    /// Whether a client can make a request: it lives, and waits for no answer.
+    #[must_use]
+    pub fn may_ask(&self, client: Client) -> bool {
+        self.alive[client] && !self.waiting.iter().any(|claim| claim.client == client)
     }
 
     /// The session of a client on a device.
@@ -149,6 +172,13 @@ impl Ledger {
     #[must_use]
     pub fn unit(&self, scene: &Scene, device: Device) -> Option<Unit> {
         scene.functions[device].unit.map(|unit| self.units[unit])
+    }
+
+    /// Whether no unit confines a device: there is none in front of it, or it never translated for the server.
+    /// The device reaches what it reached before the server was there, and the server must say so.
+    #[must_use]
+    pub fn unconfined(&self, scene: &Scene, device: Device) -> bool {
+        scene.functions[device].unit.is_none_or(|unit| !self.enabled[unit])
     }
 
     /// What a domain maps: what its sessions mapped, and what firmware reserves for members of the groups that
@@ -220,6 +250,12 @@ impl Ledger {
             (Act::Claim(device), Answer::Session { handle, .. }) => {
                 self.claimed(client, device, *handle, *handle);
             }
+            (Act::ClaimWithin(device), Answer::Session { handle, .. }) => {
+                self.claimed(client, device, *handle, *handle);
+            }
+            (Act::ClaimWithin(device), Answer::Waits(ticket)) => {
+                self.waiting.push(Claim { ticket: *ticket, client, device });
+            }
             (Act::ClaimUnder(device, parent), Answer::Session { handle, .. }) => {
                 let domain = self.session(client, parent).map_or(*handle, |parent| parent.domain);
                 self.claimed(client, device, *handle, domain);
@@ -272,6 +308,7 @@ impl Ledger {
             }
             (Act::Die(dead), _) => {
                 self.alive[dead] = false;
+                self.waiting.retain(|claim| claim.client != dead);
                 self.closed(scene, |session| session.client == dead);
             }
             _ => self.happened(scene, act),
@@ -284,7 +321,9 @@ impl Ledger {
                 let claimed = self.owner(scene, scene.functions[device].group).is_some();
                 let generation = self.functions[device].generation + 1;
                 let (present, cut) = (true, false);
-                let driven_by = None;
+                // A unit that cannot be told goes on with what it has for this requester.
+                let untold = scene.functions[device].unit.is_some_and(|unit| self.troubled[unit]);
+                let driven_by = self.functions[device].driven_by.filter(|_| untold);
                 self.functions[device] =
                     Function { present, generation, cut, late: claimed, driven_by };
                 self.ids[device] = None;
@@ -312,6 +351,7 @@ impl Ledger {
                 let driven = |device| self.driver(device).is_some();
                 let cut: Vec<bool> = (0..self.functions.len()).map(driven).collect();
                 self.sessions.clear();
+                self.waiting.clear();
                 self.ids.fill(None);
                 for (function, cut) in self.functions.iter_mut().zip(cut) {
                     function.generation = u32::from(function.present);
@@ -321,6 +361,15 @@ impl Ledger {
             }
             Act::Stall(unit, _) | Act::Kill(unit) => self.troubled[unit] = true,
             _ => {}
+        }
+    }
+
+    /// A claim that waited is answered.
+    pub fn answered(&mut self, claim: Claim, answer: &Answer) {
+        self.waiting.retain(|waiting| *waiting != claim);
+        if let Answer::Session { handle, ids } = answer {
+            self.claimed(claim.client, claim.device, *handle, *handle);
+            self.ids[claim.device] = Some(*ids);
         }
     }
 
@@ -365,6 +414,7 @@ impl Ledger {
                 self.units[at] = Unit::Failed;
             } else if *unit == Unit::Up && self.units[at] == Unit::Down {
                 self.units[at] = Unit::Up;
+                self.enabled[at] = true;
             }
         }
     }

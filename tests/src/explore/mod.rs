@@ -4,23 +4,30 @@
 //!
 //! ```text
 //! scene.rs     machines        act.rs      events and answers      plays.rs    which streams, where
+//! backend.rs   their units
 //! subject.rs   what is explored            real.rs   the shipped server          racy.rs   known to be wrong
+//! waiting.rs   answers that come later
 //! ledger.rs    what must be so             check.rs  I1 to I8                    scenario.rs S1 to S32, history.rs where they were seen
+//! free.rs      every choice                   name.rs   which states are the same
 //! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure
-//! report.rs    what is printed, and ORDERING.md
+//! stages.rs    all of a run                 report.rs what is printed, and ORDERING.md
 //! ```
 //!
-//! Model checkers that can be had (stateright) want states that are values of their own, to be hashed, compared
-//! and sent to threads: the shipped server is driven over seams that it owns, so a state of theirs could only be
-//! the list of events, replayed from boot for each successor. Checkpoints of server and machine do that work
-//! here, at a few microseconds each. Those that explore thread schedules (loom, shuttle) have nothing to
+//! Model checkers that can be had (stateright 0.31) want states that are `Hash + Send + Sync` values, and make
+//! successors from a state alone. The shipped server is driven over seams that share one machine (`Rc`): a state of
+//! theirs could only be the list of events, replayed from boot for each successor, some 5 ms instead of 0.1.
+//! Checkpoints of server and machine do that work here, and what is left (a set of names, a level at a time) is
+//! fifty lines in free.rs, which check by the way that the names are right. Those that explore thread schedules (loom, shuttle) have nothing to
 //! schedule: there is one thread. Random runs and their shrinking are proptest's.
 
 pub mod act;
+pub mod backend;
 pub mod check;
 pub mod controls;
+pub mod free;
 pub mod history;
 pub mod ledger;
+pub mod name;
 pub mod plays;
 pub mod racy;
 pub mod random;
@@ -29,5 +36,8 @@ pub mod report;
 pub mod scenario;
 pub mod scene;
 pub mod search;
+pub mod stages;
+pub mod stats;
 pub mod subject;
 pub mod sweep;
+pub mod waiting;

@@ -4,10 +4,11 @@
 use iommud::policy::Mode;
 
 use super::act::{Act, Failure, Stream, client, machine};
-use super::scene::{RESERVED, Scene};
+use super::scene::{RESERVED, Scene, Vendor};
 use Act::{
-    Added, Allocate, Arrive, Attach, Batch, Claim, ClaimUnder, Close, Detach, Die, Guess, Look,
-    Map, MapFixed, Recover, Release, Removed, Reset, Restart, Stall, Storm, Tick, Unmap, UnmapAt,
+    Added, Allocate, Arrive, Attach, Batch, Claim, ClaimUnder, ClaimWithin, Close, Detach, Die,
+    Expire, Guess, Look, Map, MapFixed, Recover, Release, Removed, Reset, Restart, Stall, Storm,
+    Tick, Unmap, UnmapAt,
 };
 
 /// Streams on a machine.
@@ -19,6 +20,17 @@ pub struct Play {
     /// The streams.
     pub streams: Vec<Stream>,
 }
+
+/// Plays that the short mode runs over AMD-Vi units.
+const QUICK_ON_AMD: [&str; 7] = [
+    "probes",
+    "queue stops at once",
+    "removal, of a group",
+    "a member more",
+    "death, strict, not coherent",
+    "one domain behind two units",
+    "reserved",
+];
 
 const D1: usize = 0;
 const D2: usize = 1;
@@ -112,6 +124,29 @@ fn units(all: &mut Vec<Play>, long: bool) {
         &[client(3, &[Look(D1), Look(D3)])],
         long,
     ));
+    for (name, scene, stall) in [
+        ("claims that wait", Scene::apart(Mode::Strict).with_late_unit(), None),
+        (
+            "claims that wait in vain",
+            Scene::apart(Mode::Strict).with_late_unit(),
+            Some(Stall(U2, 0)),
+        ),
+    ] {
+        let acts: Vec<Act> = stall.into_iter().chain([Arrive(U2)]).collect();
+        all.push(play(
+            name,
+            scene,
+            &[
+                client(1, &[ClaimWithin(D2), Attach(D2), Close(D2)]),
+                client(2, &[ClaimWithin(D2), Claim(D1)]),
+                client(3, &[ClaimWithin(D2)]),
+                machine(&acts),
+                machine(&[Die(C1)]),
+            ],
+            &[machine(&[Expire]), machine(&[Removed(D2)])],
+            long,
+        ));
+    }
     for (name, after) in [("queue stops at once", 0), ("queue stops after one", 1)] {
         all.push(play(
             name,
@@ -296,9 +331,18 @@ fn failures(all: &mut Vec<Play>, long: bool) {
     ));
 }
 
+/// The plays over AMD-Vi units, without what `long` adds. Not `long`: only those that are quick there. A unit that
+/// comes up, or is taken over, has 65536 entries written, each an instant at which all devices try.
+#[must_use]
+pub fn plays_on_amd(long: bool) -> Vec<Play> {
+    let on_amd = |play: Play| Play { scene: play.scene.on_amd(), ..play };
+    let quick = |play: &Play| long || QUICK_ON_AMD.contains(&play.name);
+    plays(false).into_iter().filter(quick).map(on_amd).collect()
+}
+
 /// Requests one after another, for the sweep of failures.
 #[must_use]
-pub fn spines() -> Vec<Play> {
+pub fn spines(vendor: Vendor) -> Vec<Play> {
     let scenes = [
         Scene::pair(Mode::Strict),
         Scene::pair(Mode::Compat).with_caching_mode(),
@@ -324,5 +368,5 @@ pub fn spines() -> Vec<Play> {
         Claim(D2),
     ];
     let play = |scene: Scene| Play { name: scene.name, scene, streams: vec![client(1, &acts)] };
-    scenes.into_iter().map(play).collect()
+    scenes.into_iter().map(|scene| play(Scene { vendor, ..scene })).collect()
 }

@@ -11,6 +11,7 @@ use iommud::hw::{Entry, Unit as _};
 use iommud::topology::capabilities::{DomainTag, PageSizes};
 
 use super::act::{Act, Answer, Client, Event};
+use super::backend::Backend as _;
 use super::ledger::{Ledger, Unit};
 use super::real::{fail, stop_failing};
 use super::scene::{Device, Scene, Start};
@@ -286,7 +287,7 @@ impl<const FLAW: u8> Subject for Racy<FLAW> {
     type Saved = (Saved, Vec<Option<Hardware>>, Tables);
 
     fn start(scene: &Scene) -> Self {
-        let backend = scene.subject();
+        let backend = Backend::of(scene);
         let machine = Machine::new(scene.setup().layout);
         for _ in &scene.units {
             let _ = backend.add(&machine);

@@ -6,8 +6,9 @@ use proptest::prelude::any;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use super::act::{Act, Event, Failure, Stream};
-use super::scene::{RESERVED, Scene};
-use super::search::{Explorer, Found, MACHINE, Stats};
+use super::scene::{RESERVED, Scene, Vendor};
+use super::search::{Explorer, MACHINE};
+use super::stats::{Found, Stats};
 use super::subject::Subject;
 
 /// One choice: who, what, on which device, and what goes wrong.
@@ -92,9 +93,10 @@ fn possible(explorer: &Explorer<impl Subject>, path: &super::search::Path, act: 
     }
 }
 
-fn run<S: Subject>(first: (u8, bool), choices: &[Choice]) -> Result<Stats, Found> {
+fn run<S: Subject>(vendor: Vendor, first: (u8, bool), choices: &[Choice]) -> Result<Stats, Found> {
     let empty = Stream { client: None, events: Vec::new() };
-    let (mut explorer, mut path) = Explorer::<S>::new(scene(first.0), vec![empty; 4])?;
+    let scene = Scene { vendor, ..scene(first.0) };
+    let (mut explorer, mut path) = Explorer::<S>::new(scene, vec![empty; 4])?;
     for (who, what, device, wrong) in choices {
         let client = usize::from(who % 3);
         let act = act(&explorer.scene, *what, *device, first.1);
@@ -123,14 +125,14 @@ fn run<S: Subject>(first: (u8, bool), choices: &[Choice]) -> Result<Stats, Found
 ///
 /// # Panics
 /// When proptest gives up.
-pub fn random<S: Subject>(cases: u32, seed: u8) -> Result<Stats, String> {
+pub fn random<S: Subject>(vendor: Vendor, cases: u32, seed: u8) -> Result<Stats, String> {
     let total = std::cell::RefCell::new(Stats::default());
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let strategy = (any::<(u8, bool)>(), vec(any::<Choice>(), 20..60));
     let result = runner.run(&strategy, |(first, choices)| {
-        let stats = run::<S>(first, &choices)
+        let stats = run::<S>(vendor, first, &choices)
             .map_err(|found| proptest::test_runner::TestCaseError::fail(found.to_string()))?;
         total.borrow_mut().add(&stats);
         Ok(())

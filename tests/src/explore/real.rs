@@ -1,5 +1,6 @@
 //! The shipped server over software units, driven through the calls of the scheme.
 
+mod claims;
 mod words;
 
 use iommu_protocol::Refusal;
@@ -12,22 +13,30 @@ use iommud::policy::ClientId;
 use iommud::server::{Caller, Handle, Server};
 
 use super::act::{Act, Answer, Client, Event, Failure};
+use super::backend::Backend;
 use super::ledger::{Ledger, PAGE, Session, Unit};
 use super::scene::{Device, Scene, Start};
 use super::subject::{Progress, Subject};
 use crate::conformance::UnderTest;
-use crate::conformance::vtd::Subject as Backend;
 use crate::machine::{Buffers, Machine, Trouble};
 use crate::stack::Stack;
-use words::{all_texts, done, names, number, refused, size, text};
+use claims::WAIT;
+use words::{all_texts, done, nameless_texts, names, number, refused, size, text};
 
 /// The server that is shipped.
-type Shipped = Server<<Backend as UnderTest>::Unit, Buffers>;
+type Shipped<T> = Server<<T as UnderTest>::Unit, Buffers>;
 
-/// The shipped server.
-pub struct Real {
-    stack: Stack<Backend>,
-    backend: Backend,
+/// The shipped server over the units of a backend.
+///
+/// What takes the answers to claims that waited, and belongs to a platform, is played here. `CARELESS` is 0; or it is
+/// wrong on purpose: 1 takes the newest answer first, 2 forgets that a client has died, 3 takes an answer twice.
+pub struct Real<T: Backend, const CARELESS: u8 = 0> {
+    stack: Stack<T>,
+    backend: T,
+    /// Nanoseconds that have passed for claims that wait.
+    time: u64,
+    /// Answers that were not asked for yet.
+    answers: Vec<(u64, Answer)>,
     /// What the next request carries. No two requests of a run carry the same.
     cookie: u64,
 }
@@ -42,7 +51,10 @@ fn caller(client: Client) -> Caller {
     Caller { client: ClientId(u32::try_from(client).unwrap()), uid: 0 }
 }
 
-impl Real {
+impl<T: Backend, const CARELESS: u8> Real<T, CARELESS>
+where
+    T::Unit: Clone,
+{
     fn handle(ledger: &Ledger, client: Client, device: Device) -> Handle {
         Handle(ledger.session(client, device).map_or(NO_HANDLE, |session| session.handle))
     }
@@ -80,28 +92,6 @@ impl Real {
         assert_eq!((header.cookie, header.operation), (self.cookie, operation.code()), "I7");
         assert_eq!(usize::try_from(header.length), Ok(reply), "I7");
         Refusal::from_code(header.refusal).map_or(Ok(reply), Err)
-    }
-
-    fn claim(
-        &mut self,
-        scene: &Scene,
-        client: Client,
-        device: Device,
-        at: Option<Handle>,
-    ) -> Answer {
-        let address = scene.address(device);
-        let path = match at {
-            Some(_) => format!("devices/{address}"),
-            None => format!("devices/{address}"),
-        };
-        let opened = self.stack.server.open(caller(client), at, &path, true);
-        let handle = match opened {
-            Ok(handle) => handle,
-            Err(refusal) => return Answer::Refused(refusal),
-        };
-        let query: QueryResult =
-            self.call(handle, Operation::Query, &Empty::default()).expect("a session's query");
-        Answer::Session { handle: handle.0, ids: (query.group, query.generation) }
     }
 
     fn look(&mut self, scene: &Scene, device: Device) -> Answer {
@@ -176,54 +166,6 @@ impl Real {
         Answer::Mapped(mapped)
     }
 
-    /// Whatever a client knows or guesses of another's objects is of no use in its own session.
-    fn guess(
-        &mut self,
-        scene: &Scene,
-        ledger: &Ledger,
-        client: Client,
-        own: Device,
-        victim: Client,
-    ) -> Answer {
-        let mine = Self::handle(ledger, client, own);
-        let Some(theirs) = ledger.sessions.iter().find(|s| s.client == victim) else {
-            return Answer::Refused(Refusal::NotFound);
-        };
-        // Numbers of the victim's that name nothing of the guesser's own.
-        let own_session = ledger.session(client, own);
-        let taken = |slot: u32| own_session.is_some_and(|s| s.buffers.iter().any(|b| b.0 == slot));
-        let mapped =
-            |iova: u64| own_session.is_some_and(|s| s.mappings.iter().any(|m| m.iova == iova));
-        let iova = theirs.mappings.iter().map(|m| m.iova).find(|iova| !mapped(*iova));
-        let iova = iova.unwrap_or(64 * PAGE);
-        let slot = theirs.buffers.iter().map(|b| b.0).find(|slot| !taken(*slot)).unwrap_or(40);
-        let path = format!("buffers/{slot}");
-        let map = Map { slot, access: 3, length: PAGE, ..Map::default() };
-        let release = BufferRequest { slot, reserved: 0 };
-        let member = format!("devices/{}", scene.address(theirs.device));
-        let accepted = [
-            ("a slot", self.call::<MapResult>(mine, Operation::Map, &map).is_ok()),
-            ("an address", self.unmap(mine, iova, PAGE) == Answer::Done),
-            ("a buffer", self.call::<Empty>(mine, Operation::Release, &release).is_ok()),
-            (
-                "a buffer's path",
-                self.stack.server.open(caller(client), Some(mine), &path, true).is_ok(),
-            ),
-            (
-                "a device below another's session",
-                self.stack
-                    .server
-                    .open(caller(client), Some(Handle(theirs.handle)), &member, true)
-                    .is_ok(),
-            ),
-            ("a number", self.stack.server.import(mine, Handle(theirs.handle)).is_ok()),
-        ];
-        match accepted.iter().find(|(_, accepted)| *accepted) {
-            Some((what, _)) => Answer::Accepted(what),
-            None => Answer::AllRefused,
-        }
-    }
-
     fn storm(&mut self, scene: &Scene, device: Device) {
         let Some(unit) = scene.functions[device].unit else { return };
         for page in 0..100 {
@@ -243,6 +185,7 @@ impl Real {
         let session = |device| ledger.session(client, device);
         match act {
             Act::Claim(device) => self.claim(scene, client, device, None),
+            Act::ClaimWithin(device) => self.claim_within(scene, client, device),
             Act::ClaimUnder(device, parent) => {
                 self.claim(scene, client, device, Some(handle(parent)))
             }
@@ -281,7 +224,8 @@ impl Real {
     fn happen(&mut self, scene: &Scene, ledger: &Ledger, act: Act) -> Answer {
         let machine = self.stack.machine.clone();
         match act {
-            Act::Die(client) => self.close(ledger, |session| session.client == client),
+            Act::Die(client) => self.die(ledger, client),
+            Act::Expire => self.time += WAIT,
             Act::Arrive(unit) => {
                 let result = self.stack.arrive(&self.backend, unit);
                 return result.map_or(Answer::Refused(Refusal::UnitFailed), |()| Answer::Done);
@@ -355,11 +299,14 @@ pub(super) fn stop_failing(machine: &Machine) {
     machine.spare();
 }
 
-impl Subject for Real {
-    type Saved = (Shipped, u64, Vec<PciAddress>);
+impl<T: Backend, const CARELESS: u8> Subject for Real<T, CARELESS>
+where
+    T::Unit: Clone,
+{
+    type Saved = (Shipped<T>, u64, Vec<PciAddress>, u64);
 
     fn start(scene: &Scene) -> Self {
-        let backend = scene.subject();
+        let backend = T::of(scene);
         let dead = scene.units.iter().position(|unit| *unit == Start::Dead);
         let stack =
             Stack::start_prepared(std::slice::from_ref(&backend), scene.setup(), |machine| {
@@ -368,7 +315,7 @@ impl Subject for Real {
                     machine.trouble(unit, Trouble::Dead);
                 }
             });
-        Self { stack, backend, cookie: 0 }
+        Self { stack, backend, time: 0, answers: Vec::new(), cookie: 0 }
     }
 
     fn machine(&self) -> &Machine {
@@ -376,13 +323,14 @@ impl Subject for Real {
     }
 
     fn save(&self) -> Self::Saved {
-        (self.stack.server.clone(), self.cookie, self.stack.notes.noted())
+        (self.stack.server.clone(), self.cookie, self.stack.notes.noted(), self.time)
     }
 
     fn restore(&mut self, saved: &Self::Saved) {
         self.stack.server = saved.0.clone();
         self.cookie = saved.1;
         self.stack.notes.restore(&saved.2);
+        self.time = saved.3;
     }
 
     fn begin(&mut self, scene: &Scene, ledger: &Ledger, client: Client, event: Event) -> Progress {
@@ -393,11 +341,29 @@ impl Subject for Real {
         if event.failure.is_some() {
             stop_failing(&self.stack.machine);
         }
+        self.take_answers();
         Progress::Done(answer)
+    }
+
+    fn answers(&mut self) -> Vec<(u64, Answer)> {
+        std::mem::take(&mut self.answers)
     }
 
     fn texts(&mut self) -> String {
         all_texts(&mut self.stack.server)
+    }
+
+    fn tells(&mut self, ledger: &Ledger) -> String {
+        let mut all = nameless_texts(&mut self.stack.server);
+        let mut sessions: Vec<&Session> = ledger.sessions.iter().collect();
+        sessions.sort_unstable_by_key(|session| (session.client, session.device));
+        for session in sessions {
+            let query: Result<QueryResult, _> =
+                self.call(Handle(session.handle), Operation::Query, &Empty::default());
+            let query = query.map(|query| QueryResult { group: 0, ..query });
+            all.push_str(&format!("{query:?}\n"));
+        }
+        all
     }
 
     fn texts_of(saved: &Self::Saved) -> String {
@@ -434,6 +400,18 @@ impl Subject for Real {
         groups.iter_mut().for_each(|group| group.sort_unstable());
         groups.sort_unstable();
         groups
+    }
+
+    fn says_unconfined(&mut self, scene: &Scene, device: Device) -> Option<bool> {
+        let server = &mut self.stack.server;
+        let said = text(server, &format!("devices/{}", scene.address(device)))?;
+        let said = said.contains("NOT CONFINED");
+        let status = text(server, "status").unwrap_or_default();
+        let unit = scene.functions[device].unit;
+        let behind = unit.map(|unit| format!("NOT CONFINED behind unit {unit}"));
+        let everywhere = status.contains("NOT CONFINED, every device");
+        let warned = everywhere || behind.is_none_or(|behind| status.contains(&behind));
+        Some(said && warned)
     }
 
     fn quarantined(&mut self) -> bool {

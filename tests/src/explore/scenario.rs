@@ -39,7 +39,7 @@ pub const SCENARIOS: [Scenario; 32] = [
     scenario(
         3,
         "a probe behind U2 before U2 is up",
-        "a claim was refused NotReady, and the same claim succeeds after U2 came",
+        "a claim was refused NotReady, and the same claim succeeds after U2 came; or it waited, and is granted when U2 comes, to whoever asked first",
         "I5 I3",
     ),
     scenario(

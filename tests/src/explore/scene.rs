@@ -1,15 +1,14 @@
 //! What a machine under exploration is made of. Small: few functions, few frames.
 
-use iommu_protocol::ids::PciAddress;
+use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::policy::{Config as Policy, Mode, Quotas};
-use iommud::topology::firmware::ReservedRegion;
+use iommud::topology::firmware::{EntryRange, ReservedRegion};
 use iommud::topology::pci::{Buses, FunctionKind, PciFunction};
 
-use crate::conformance::vtd::{Subject, scope};
+use crate::conformance::vtd::scope;
 use crate::machine::{Layout, Reach};
 use crate::stack::{Setup, endpoint};
-use crate::vtd::Config;
 
 /// Index of a function in [`Scene::functions`].
 pub type Device = usize;
@@ -23,6 +22,52 @@ pub enum Start {
     Late,
     /// It is there and does not answer.
     Dead,
+}
+
+/// Whose units a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// VT-d.
+    Vtd,
+    /// AMD-Vi.
+    Amd,
+}
+
+impl Vendor {
+    /// What to call them.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vtd => "VT-d",
+            Self::Amd => "AMD-Vi",
+        }
+    }
+
+    /// Registers of the first unit, and bytes of the registers of each.
+    const fn registers(self) -> (u64, u64) {
+        match self {
+            Self::Vtd => (0xfed9_0000, 0x1000),
+            Self::Amd => (0xfeb8_0000, 0x4000),
+        }
+    }
+
+    /// Where tables live: whole pages of 2 MiB, so that domains of policy stay small. The device table of an
+    /// AMD-Vi unit takes 2 MiB, and a server that takes over needs its own.
+    #[must_use]
+    pub const fn tables(self) -> (u64, u64) {
+        match self {
+            Self::Vtd => (0x40_0000, 0x20_0000),
+            Self::Amd => (0x100_0000, 0x200_0000),
+        }
+    }
+
+    /// All memory.
+    const fn ram(self) -> (u64, u64) {
+        match self {
+            Self::Vtd => (0, 0x100_0000),
+            Self::Amd => (0, 0x300_0000),
+        }
+    }
 }
 
 /// A function, and what is known of it without asking the server.
@@ -49,8 +94,10 @@ pub struct Scene {
     pub functions: Vec<Function>,
     /// Its units.
     pub units: Vec<Start>,
-    /// What its units can do.
-    pub config: Config,
+    /// Whose they are.
+    pub vendor: Vendor,
+    /// They cache absent entries, too, and do not snoop.
+    pub caching_mode: bool,
     /// Policy of unclaimed devices.
     pub mode: Mode,
     /// Limits of each client.
@@ -60,29 +107,10 @@ pub struct Scene {
     pub aliases: bool,
 }
 
-/// Where tables live: whole pages of 2 MiB, so that domains of policy stay small.
-pub const TABLES: (u64, u64) = (0x40_0000, 0x20_0000);
 /// Where buffers live.
 pub const BUFFERS: (u64, u64) = (0x60_0000, 0x20_0000);
-/// All memory.
-pub const RAM: (u64, u64) = (0, 0x100_0000);
 /// What firmware reserves for the first function in scenes that have such a region.
 pub const RESERVED: (u64, u64) = (0x20_0000, 0x1000);
-/// Registers of the units.
-const REGISTERS: u64 = 0xfed9_0000;
-
-/// A unit that answers at once: the explorer cares for order, not for time.
-fn quick() -> Config {
-    Config {
-        levels: vec![3],
-        guest_width: 39,
-        host_width: 36,
-        command_time: 0,
-        descriptor_time: 0,
-        ..Config::default()
-    }
-}
-
 fn function(pci: PciFunction, unit: usize, group: usize) -> Function {
     Function { pci, unit: Some(unit), group, present: true, reserved: None }
 }
@@ -103,7 +131,8 @@ impl Scene {
                 function(endpoint(0, 4, 0), 1, 1),
             ],
             units: vec![Start::Up, Start::Up],
-            config: quick(),
+            vendor: Vendor::Vtd,
+            caching_mode: false,
             mode,
             quotas: Quotas::default(),
             aliases: false,
@@ -177,8 +206,14 @@ impl Scene {
     /// The units cache absent entries, too, and do not snoop.
     #[must_use]
     pub fn with_caching_mode(mut self) -> Self {
-        self.config.caching_mode = true;
-        self.config.coherent = false;
+        self.caching_mode = true;
+        self
+    }
+
+    /// The units are AMD-Vi units.
+    #[must_use]
+    pub fn on_amd(mut self) -> Self {
+        self.vendor = Vendor::Amd;
         self
     }
 
@@ -208,8 +243,9 @@ impl Scene {
         if self.mode == Mode::Strict {
             return self.reserved_of(device).into_iter().collect();
         }
-        let mut holes = vec![TABLES, BUFFERS, (0xfee0_0000, 0x10_0000)];
-        holes.extend((0..self.units.len()).map(|unit| (REGISTERS + 0x1000 * index(unit), 0x1000)));
+        let mut holes = vec![self.vendor.tables(), BUFFERS, (0xfee0_0000, 0x10_0000)];
+        let (registers, length) = self.vendor.registers();
+        holes.extend((0..self.units.len()).map(|unit| (registers + length * index(unit), length)));
         holes.sort_unstable();
         let (mut runs, mut at) = (Vec::new(), 0);
         for (hole, length) in holes {
@@ -250,7 +286,7 @@ impl Scene {
                 write: true,
                 exclusion: false,
                 scopes: vec![scope(function.pci.address.requester)],
-                entries: Vec::new(),
+                entries: vec![only(function.pci.address.requester)],
             })
         });
         Setup {
@@ -259,16 +295,20 @@ impl Scene {
             behind_first: behind.map(|function| function.pci.address).collect(),
             reserved: reserved.collect(),
             off: (0..2).filter(|unit| self.units[*unit] == Start::Late).collect(),
-            layout: Layout { ram: vec![RAM], tables: TABLES, buffers: BUFFERS, segment: 0x1000 },
+            layout: Layout {
+                ram: vec![self.vendor.ram()],
+                tables: self.vendor.tables(),
+                buffers: BUFFERS,
+                segment: 0x1000,
+            },
             ..Setup::default()
         }
     }
+}
 
-    /// What the server is run on.
-    #[must_use]
-    pub fn subject(&self) -> Subject {
-        Subject { name: self.name, config: self.config.clone() }
-    }
+/// How an IVRS names one requester.
+fn only(requester: RequesterId) -> EntryRange {
+    EntryRange { first: requester, last: requester, alias: None, settings: 0 }
 }
 
 /// A run that is mapped one to one, for all access.

@@ -3,7 +3,6 @@
 //! Nothing is pruned: an interleaving that is counted was run to its end, each event of it through the subject
 //! and each of its states checked. Prefixes are shared, not repeated.
 
-use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
@@ -11,69 +10,14 @@ use super::act::{Act, Answer, Client, Event, Failure, Stream};
 use super::check::{self, Broken, Invariant, Reading, broken};
 use super::history::{History, Measured, note_ids};
 use super::ledger::{Ledger, Unit};
-use super::scenario::Seen;
-use super::scene::{BUFFERS, RESERVED, Scene, TABLES};
+use super::scene::{BUFFERS, RESERVED, Scene};
+use super::stats::{Found, Stats};
 use super::subject::{Progress, Subject};
+use super::waiting;
 use crate::machine::{Checkpoint, Glimpse};
 
 /// The client in whose name the machine's own events run.
 pub const MACHINE: Client = 3;
-
-/// What was covered.
-#[derive(Clone, Debug)]
-pub struct Stats {
-    /// Complete interleavings, each different from the others.
-    pub interleavings: u64,
-    /// Events run and checked.
-    pub events: u64,
-    /// Instants within events at which devices tried their addresses.
-    pub instants: u64,
-    /// Different states: what clients know, what devices reach, memory in use.
-    pub states: HashSet<u64>,
-    /// Interleavings that exercised each scenario.
-    pub scenarios: [u64; 32],
-}
-
-impl Default for Stats {
-    fn default() -> Self {
-        let (interleavings, events, instants, scenarios) = (0, 0, 0, [0; 32]);
-        Self { interleavings, events, instants, states: HashSet::new(), scenarios }
-    }
-}
-
-impl Stats {
-    /// Adds what was covered elsewhere.
-    pub fn add(&mut self, other: &Self) {
-        self.interleavings += other.interleavings;
-        self.events += other.events;
-        self.instants += other.instants;
-        self.states.extend(&other.states);
-        for (count, more) in self.scenarios.iter_mut().zip(other.scenarios) {
-            *count += more;
-        }
-    }
-
-    pub(super) fn complete(&mut self, seen: Seen) {
-        self.interleavings += 1;
-        seen.numbers().for_each(|number| self.scenarios[number - 1] += 1);
-    }
-}
-
-/// An invariant was broken, and how it came to that.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The invariant.
-    pub broken: Broken,
-    /// Every event up to there, with its answer.
-    pub trace: Vec<String>,
-}
-
-impl std::fmt::Display for Found {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{:?}: {}", self.broken.invariant, self.broken.how)?;
-        self.trace.iter().try_for_each(|line| writeln!(f, "  {line}"))
-    }
-}
 
 /// Where an interleaving has got to.
 #[derive(Clone)]
@@ -99,13 +43,12 @@ pub struct Explorer<S: Subject> {
     /// What was covered.
     pub stats: Stats,
     streams: Vec<Stream>,
-    /// Addresses that were handed out, which devices try at every instant.
+    /// Addresses that were handed out, which devices try at every instant beside a few of the scene's.
     addresses: Vec<u64>,
+    /// No more addresses are taken up.
+    learned: bool,
     pub(super) trace: Vec<String>,
 }
-
-/// Addresses of a scene that are tried at every instant, beside four of those handed out.
-const TRIED: [u64; 4] = [RESERVED.0, TABLES.0, BUFFERS.0, 0x8_0000];
 
 impl<S: Subject> Explorer<S> {
     /// Starts the subject.
@@ -125,7 +68,9 @@ impl<S: Subject> Explorer<S> {
             ledger,
         };
         let (stats, addresses, trace) = (Stats::default(), Vec::new(), Vec::new());
-        let explorer = Self { scene: Rc::new(scene), subject, stats, streams, addresses, trace };
+        let scene = Rc::new(scene);
+        let learned = false;
+        let explorer = Self { scene, subject, stats, streams, addresses, learned, trace };
         for (device, reading) in path.reading.iter().enumerate() {
             if let Some(expected) = path.ledger.reach(&explorer.scene, device)
                 && expected != reading.reach
@@ -154,7 +99,7 @@ impl<S: Subject> Explorer<S> {
     fn descend(&mut self, path: &Path) -> Result<(), Found> {
         let ready: Vec<usize> = (0..self.streams.len())
             .filter(|at| path.next[*at] < self.streams[*at].events.len())
-            .filter(|at| self.streams[*at].client.is_none_or(|client| path.ledger.alive[client]))
+            .filter(|at| self.streams[*at].client.is_none_or(|client| path.ledger.may_ask(client)))
             .collect();
         if ready.is_empty() {
             return self.leaf(path);
@@ -166,11 +111,12 @@ impl<S: Subject> Explorer<S> {
                 self.subject.machine().restore(&hardware);
             }
             let mut next = path.clone();
+            let traced = self.trace.len();
             let client = self.streams[stream].client.unwrap_or(MACHINE);
             let event = self.streams[stream].events[path.next[stream]];
             self.step(&mut next, stream, client, event, (&software, &hardware))?;
             self.descend(&next)?;
-            self.trace.pop();
+            self.trace.truncate(traced);
         }
         Ok(())
     }
@@ -208,9 +154,23 @@ impl<S: Subject> Explorer<S> {
         let before = path.ledger.clone();
         let result = self.account(path, stream, client, event, answer.as_ref());
         result.map_err(|broken| self.found(broken))?;
+        let answers = self.subject.answers();
+        for (ticket, answer) in &answers {
+            self.trace.push(format!("  claim {ticket}: {answer:?}"));
+        }
         let scene = Rc::clone(&self.scene);
+        let granted = waiting::enter(&mut path.ledger, &answers)
+            .and_then(|granted| {
+                waiting::check(&path.ledger, &scene, client, event.act).map(|()| granted)
+            })
+            .map_err(|broken| self.found(broken))?;
+        if granted {
+            path.history.seen.add(3);
+        }
         let is = check::read(&scene, &machine);
         let open_groups: Vec<usize> = path.suspended.iter().flatten().flatten().copied().collect();
+        let translating: Vec<bool> =
+            (0..scene.units.len()).map(|unit| machine.translates(unit)).collect();
         let checked = check::Event {
             scene: &scene,
             client,
@@ -221,6 +181,7 @@ impl<S: Subject> Explorer<S> {
             was: &path.reading,
             is: &is,
             seen: &seen,
+            translating: &translating,
             open_groups: &open_groups,
         };
         checked.check(&machine.take_violations()).map_err(|broken| self.found(broken))?;
@@ -229,6 +190,13 @@ impl<S: Subject> Explorer<S> {
             let texts = (texts.0.as_str(), texts.1.as_str());
             check::unchanged(&machine, saved.1, (&before, &path.ledger), *refusal, texts)
                 .map_err(|broken| self.found(broken))?;
+        }
+        if open_groups.is_empty() && !scene.aliases {
+            check::usable(&path.ledger, &scene, &machine).map_err(|broken| self.found(broken))?;
+        }
+        if path.ledger.units.iter().any(|unit| *unit != Unit::Up) {
+            let says = |device| self.subject.says_unconfined(&scene, device);
+            check::told(&path.ledger, &scene, says).map_err(|broken| self.found(broken))?;
         }
         if let Some(Answer::Accepted(what)) = &answer {
             let how = format!("{what} of another client was accepted");
@@ -264,6 +232,31 @@ impl<S: Subject> Explorer<S> {
     ) -> Result<Option<Answer>, Found> {
         let saved = (self.subject.save(), self.subject.machine().save());
         self.step(path, stream, client, event, (&saved.0, &saved.1))
+    }
+
+    /// Takes up the addresses that a first client is given on each device, and none later: what devices try must
+    /// not depend on what was explored before.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn learn_beforehand(&mut self, path: &Path) -> Result<(), Found> {
+        let saved = (self.subject.save(), self.subject.machine().save());
+        let mut path = path.clone();
+        for unit in 0..self.scene.units.len() {
+            if path.ledger.units[unit] == Unit::Down {
+                self.again(&mut path, MACHINE, MACHINE, Act::Arrive(unit).into())?;
+            }
+        }
+        for device in 0..self.scene.functions.len() {
+            for act in [Act::Claim(device), Act::Allocate(device, 1), Act::Close(device)] {
+                self.again(&mut path, 0, 0, act.into())?;
+            }
+        }
+        self.subject.restore(&saved.0);
+        self.subject.machine().restore(&saved.1);
+        self.trace.clear();
+        self.learned = true;
+        Ok(())
     }
 
     /// Enters what came of an event into the ledger.
@@ -331,7 +324,8 @@ impl<S: Subject> Explorer<S> {
         for device in 0..self.scene.functions.len() {
             let Some(unit) = self.scene.functions[device].unit else { continue };
             let source = self.scene.source(device);
-            for iova in TRIED.iter().chain(&self.addresses) {
+            let tables = self.scene.vendor.tables().0;
+            for iova in [RESERVED.0, tables, BUFFERS.0, 0x8_0000].iter().chain(&self.addresses) {
                 all.push(Glimpse { unit, source, iova: *iova });
             }
         }
@@ -345,7 +339,7 @@ impl<S: Subject> Explorer<S> {
             _ => Vec::new(),
         };
         for iova in new {
-            if self.addresses.len() < 4 && !self.addresses.contains(&iova) {
+            if !self.learned && self.addresses.len() < 4 && !self.addresses.contains(&iova) {
                 self.addresses.push(iova);
             }
         }
@@ -375,6 +369,10 @@ impl<S: Subject> Explorer<S> {
     /// The end of an interleaving: all clients end, and nothing is left behind.
     pub(super) fn leaf(&mut self, path: &Path) -> Result<(), Found> {
         self.stats.complete(path.history.seen);
+        if !path.ledger.waiting.is_empty() {
+            // In time every claim is answered.
+            self.again(&mut path.clone(), 0, MACHINE, Act::Expire.into())?;
+        }
         if path.ledger.troubled.contains(&true) {
             return Ok(());
         }

@@ -40,6 +40,11 @@ pub trait Subject: Sized {
         unreachable!("nothing is ever suspended")
     }
 
+    /// Answers to claims that waited, in their order, since they were taken last.
+    fn answers(&mut self) -> Vec<(u64, Answer)> {
+        Vec::new()
+    }
+
     /// Tells which stream the next event is of, for those that suspend.
     fn of_stream(&mut self, stream: usize) {
         let _ = stream;
@@ -47,6 +52,12 @@ pub trait Subject: Sized {
 
     /// All that it tells of itself and that a refused request must leave as it was.
     fn texts(&mut self) -> String;
+
+    /// All that it tells now, what each session is told included, but for numbers that mean nothing.
+    fn tells(&mut self, ledger: &Ledger) -> String {
+        let _ = ledger;
+        self.texts()
+    }
 
     /// The texts of a checkpoint.
     fn texts_of(saved: &Self::Saved) -> String;
@@ -56,6 +67,12 @@ pub trait Subject: Sized {
 
     /// The groups of functions that are there, each ascending, by what it tells.
     fn partition(&mut self, scene: &Scene) -> Vec<Vec<Device>>;
+
+    /// Whether it says that a device is not confined; `None` when it says nothing of it.
+    fn says_unconfined(&mut self, scene: &Scene, device: Device) -> Option<bool> {
+        let _ = (scene, device);
+        None
+    }
 
     /// Whether it keeps memory back that devices may still reach.
     fn quarantined(&mut self) -> bool;

@@ -4,9 +4,10 @@
 use super::act::{Act, Answer, Event, Failure, Stream};
 use super::ledger::Unit;
 use super::plays::{Play, spines};
-use super::search::{Explorer, Found, MACHINE, Path};
+use super::scene::Vendor;
+use super::search::{Explorer, MACHINE, Path};
+use super::stats::Found;
 use super::subject::Subject;
-use crate::vtd::Vtd;
 
 /// What was injected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,16 @@ pub struct Sweep {
 }
 
 impl Sweep {
+    /// Adds what was injected elsewhere.
+    pub const fn add(&mut self, other: Self) {
+        self.allocations += other.allocations;
+        self.retries += other.retries;
+        self.steps += other.steps;
+        self.descriptors += other.descriptors;
+        self.refused += other.refused;
+        self.bystander += other.bystander;
+    }
+
     /// Failures injected.
     #[must_use]
     pub const fn injected(&self) -> u64 {
@@ -44,9 +55,9 @@ struct Cost {
 ///
 /// # Errors
 /// The first invariant that is broken.
-pub fn sweep<S: Subject>() -> Result<Sweep, Found> {
+pub fn sweep<S: Subject>(vendor: Vendor) -> Result<Sweep, Found> {
     let mut total = Sweep::default();
-    for Play { scene, streams, .. } in spines() {
+    for Play { scene, streams, .. } in spines(vendor) {
         // A stream for the events, one for the retry, one for the bystander.
         let events = streams[0].events.clone();
         let empty = Stream { client: None, events: Vec::new() };
@@ -59,13 +70,8 @@ pub fn sweep<S: Subject>() -> Result<Sweep, Found> {
 }
 
 fn descriptors<S: Subject>(explorer: &Explorer<S>) -> Vec<u64> {
-    let count = |unit| {
-        explorer.subject.machine().with_unit(unit, |unit: &mut Vtd, _| {
-            let counts = unit.counts();
-            counts.contexts + counts.pages + counts.waits
-        })
-    };
-    (0..explorer.scene.units.len()).map(count).collect()
+    let machine = explorer.subject.machine();
+    (0..explorer.scene.units.len()).map(|unit| machine.executed(unit)).collect()
 }
 
 /// Sweeps one event, then lets it happen.

@@ -20,6 +20,16 @@ pub struct Watch {
     pub must_pass: bool,
 }
 
+impl Machine {
+    /// Where a write of a device to `iova` gets; `None` when it is denied. It leaves no record, and fills the
+    /// unit's caches.
+    #[must_use]
+    pub fn attempt(&self, unit: usize, source: u16, iova: u64) -> Option<u64> {
+        let request = Request { source, iova, write: true, record: false };
+        self.state().translate(unit, request).ok()
+    }
+}
+
 impl State {
     /// A step that cannot make anything due is over.
     pub(super) fn observe(&mut self) {

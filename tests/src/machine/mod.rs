@@ -23,7 +23,7 @@ pub use glimpse::{Glimpse, Seen};
 pub use memory::{AddressHasher, Eviction, FRAME, Map, Memory, Use, WORDS};
 pub use seams::{Registers, SoftClock};
 pub use tables::Tables;
-pub use unit::{Bus, Denied, Reach, Request, SoftwareUnit, Through, Trouble, View, join};
+pub use unit::{Bus, Cached, Denied, Reach, Request, SoftwareUnit, Through, Trouble, View, join};
 pub use violation::Violation;
 
 /// What memory a machine has. Addresses and lengths in bytes, multiples of 4096.
@@ -205,6 +205,40 @@ impl Machine {
         let state = self.state();
         let (device, view) = state.view(unit);
         look(device.as_any_ref().downcast_ref::<U>().expect("a unit of that type"), view)
+    }
+
+    /// The entry of a requester by the tables: domain id, root of its page table, levels.
+    #[must_use]
+    pub fn binding(&self, unit: usize, source: u16) -> Option<(u16, u64, u8)> {
+        let state = self.state();
+        let (device, view) = state.view(unit);
+        device.binding(view, source)
+    }
+
+    /// Everything that a unit has cached, in any order.
+    #[must_use]
+    pub fn cached(&self, unit: usize) -> Vec<Cached> {
+        self.state().units[unit].cached()
+    }
+
+    /// What a unit reads as tables, in words, in any order.
+    #[must_use]
+    pub fn tables_of(&self, unit: usize) -> Vec<String> {
+        let state = self.state();
+        let (device, view) = state.view(unit);
+        device.tables(view, Through::Tables).into_iter().map(|(_, what)| what).collect()
+    }
+
+    /// Whether a unit translates.
+    #[must_use]
+    pub fn translates(&self, unit: usize) -> bool {
+        self.state().units[unit].translating()
+    }
+
+    /// Invalidations and waits that a unit has executed.
+    #[must_use]
+    pub fn executed(&self, unit: usize) -> u64 {
+        self.state().units[unit].executed()
     }
 
     /// Makes a unit misbehave.

@@ -113,6 +113,47 @@ pub enum Trouble {
     None,
 }
 
+/// Something that a unit has cached. Pages are counted in 2^`bits` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The entry of a requester, and the domain that it leads to; `None` when it denies.
+    Entry {
+        /// The requester.
+        source: u16,
+        /// The domain.
+        domain: Option<u16>,
+    },
+    /// A translation.
+    Page {
+        /// The domain.
+        domain: u16,
+        /// Bytes of the page, as a power of two.
+        bits: u32,
+        /// Which page.
+        page: u64,
+        /// Where it leads.
+        physical: u64,
+    },
+    /// A table on the way to pages.
+    Table {
+        /// The domain.
+        domain: u16,
+        /// Bytes that it translates, as a power of two.
+        bits: u32,
+        /// Which of them.
+        page: u64,
+    },
+    /// That there is nothing.
+    Absent {
+        /// The domain.
+        domain: u16,
+        /// Bytes that are absent, as a power of two.
+        bits: u32,
+        /// Which of them.
+        page: u64,
+    },
+}
+
 /// A remapping unit in software.
 pub trait SoftwareUnit: Any {
     /// Reads `width` bytes (4 or 8) of registers.
@@ -143,6 +184,16 @@ pub trait SoftwareUnit: Any {
 
     /// Frames that the unit could still read as tables, each with how.
     fn tables(&self, view: View<'_>, through: Through) -> Vec<(u64, String)>;
+
+    /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
+    /// untranslated), levels; `None` when it denies.
+    fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)>;
+
+    /// Everything that it has cached, in any order.
+    fn cached(&self) -> Vec<Cached>;
+
+    /// Invalidations and waits that were executed.
+    fn executed(&self) -> u64;
 
     /// Whether accesses are translated (else they pass, or all are denied by a dead unit).
     fn translating(&self) -> bool;

@@ -1,7 +1,7 @@
 //! What a unit remembers of page tables. Nothing is ever evicted: what is not invalidated stays.
 
 use super::{Leaf, Upper, Why, below};
-use crate::machine::Map;
+use crate::machine::{Cached, Map};
 
 /// Domain id, what the entry covers as a power of two of bytes, address above that.
 type Key = (u16, u32, u64);
@@ -115,6 +115,22 @@ impl Caches {
     pub(super) fn uppers(&self, domain: u16) -> impl Iterator<Item = (u64, Upper)> {
         let of = move |((_, bits, page), upper): (&Key, &Upper)| (page << bits, *upper);
         self.uppers.iter().filter(move |(key, _)| key.0 == domain).map(of)
+    }
+
+    /// Everything.
+    pub(crate) fn list(&self) -> Vec<Cached> {
+        let mut all = Vec::new();
+        let pages = self.leaves.iter().map(|((domain, bits, page), leaf)| Cached::Page {
+            domain: *domain,
+            bits: *bits,
+            page: *page,
+            physical: leaf.physical,
+        });
+        all.extend(pages);
+        let (absent, uppers) = (self.absent.keys(), self.uppers.keys());
+        all.extend(absent.map(|&(domain, bits, page)| Cached::Absent { domain, bits, page }));
+        all.extend(uppers.map(|&(domain, bits, page)| Cached::Table { domain, bits, page }));
+        all
     }
 
     /// Every cached translation of a domain: first address, size as a power of two, page.

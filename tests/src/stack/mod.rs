@@ -135,8 +135,14 @@ impl<T: UnderTest> Stack<T> {
     /// # Errors
     /// The backend's: it does not.
     pub fn arrive(&mut self, subject: &T, unit: usize) -> Result<(), UnitError> {
-        let hardware = subject.bring_up(&self.machine, unit, self.server.table_memory())?;
-        self.server.unit_arrived(UnitIndex(u32::try_from(unit).unwrap()), hardware);
+        let index = UnitIndex(u32::try_from(unit).unwrap());
+        match subject.bring_up(&self.machine, unit, self.server.table_memory()) {
+            Ok(hardware) => self.server.unit_arrived(index, hardware),
+            Err(error) => {
+                self.server.unit_not_arrived(index, &error);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 pub use config::Config;
 
 use crate::machine::{
-    Bus, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
+    Bus, Cached, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
 };
 use crate::paging::{Caches, Upper, Why, translate};
 use walk::{CachedContext, Fault, Target};
@@ -182,6 +182,23 @@ impl SoftwareUnit for Vtd {
                 self.commands_stall = false;
             }
         }
+    }
+
+    fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
+        self.look_binding(view, source)
+    }
+
+    fn cached(&self) -> Vec<Cached> {
+        let entry = |(source, cached): (&u16, &CachedContext)| {
+            let domain = cached.entry.ok().map(|context| context.domain);
+            Cached::Entry { source: *source, domain }
+        };
+        self.contexts.iter().map(entry).chain(self.caches.list()).collect()
+    }
+
+    fn executed(&self) -> u64 {
+        let counts = self.counts();
+        counts.contexts + counts.pages + counts.waits
     }
 
     fn copy(&self) -> Option<Box<dyn SoftwareUnit>> {

@@ -41,8 +41,7 @@ impl Vtd {
 
     /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
     /// untranslated), levels; `None` when it denies.
-    #[must_use]
-    pub fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
+    pub(super) fn look_binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
         let context = self.contexts(view, source, Through::Tables).first().copied()?;
         Some(match context.target {
             Target::Pass => (context.domain, 0, 0),

@@ -6,3 +6,4 @@ mod clients;
 mod faults;
 mod frames;
 mod harness;
+mod waiting;

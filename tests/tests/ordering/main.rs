@@ -2,14 +2,14 @@
 //! controls are caught, and `ORDERING.md` says just that.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets the unexpected must stop")]
 
-use iommud_tests::explore::report;
+use iommud_tests::explore::stages;
 
 #[test]
 fn the_contract_holds_and_the_table_says_so() {
-    let report = report::run(false).unwrap_or_else(|found| panic!("{found}"));
+    let report = stages::run(false).unwrap_or_else(|found| panic!("{found}"));
     println!("{}", report.words());
     assert_eq!(report.missing(), Vec::<usize>::new(), "scenarios that nothing exercised");
-    assert!(report.total.interleavings > 5_000 && report.sweep.injected() > 500);
+    assert!(report.total.interleavings > 5_000 && report.swept().injected() > 500);
     let written = include_str!("../../ORDERING.md");
     let said = report.markdown();
     let difference = written.lines().zip(said.lines()).find(|(written, said)| written != said);

@@ -11,6 +11,7 @@ mod ranges;
 mod restarts;
 mod story;
 mod units;
+mod waiting;
 
 use iommu_protocol::ids::PciAddress;
 use iommud::policy::{Config as Policy, Mode};

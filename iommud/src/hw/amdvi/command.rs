@@ -24,7 +24,7 @@ const LIMIT: Nanos = Nanos(100_000_000);
 const LOOKS: u32 = 64;
 
 /// The ring and the word that waits are answered in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Commands {
     ring: Ring,
     done: Semaphore,

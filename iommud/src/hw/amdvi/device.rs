@@ -36,7 +36,7 @@ const PER_FRAME: usize = 128;
 const DENY_LEVELS: u8 = 3;
 
 /// A device table in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct DeviceTable {
     base: PhysAddr,
     /// A frame of zeros that is never written: a page table without pages.

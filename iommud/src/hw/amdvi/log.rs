@@ -29,7 +29,7 @@ struct Place {
 }
 
 /// A log that a unit writes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Log {
     ring: Ring,
     place: &'static Place,

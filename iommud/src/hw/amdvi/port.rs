@@ -9,6 +9,7 @@ use crate::hw::unit::UnitError;
 const SWITCH_LIMIT: Nanos = Nanos(100_000_000);
 
 /// Registers, time, and what the control register holds.
+#[derive(Clone)]
 pub(super) struct Port<R, C> {
     pub(super) registers: R,
     pub(super) clock: C,

@@ -24,7 +24,7 @@ use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 const REFUSED: u8 = 1;
 
 /// Whether the unit reads the device table that is written here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum State {
     /// It does not: there is nothing to invalidate, and everything will be.
     Off {
@@ -42,7 +42,9 @@ pub(super) enum State {
     On,
 }
 
-/// One AMD-Vi unit. Made by [`AmdUnit::bring_up`].
+/// One AMD-Vi unit. Made by [`AmdUnit::bring_up`]. Only one whose registers can be cloned can be, which no real
+/// ones can.
+#[derive(Clone)]
 pub struct AmdUnit<R, C, M> {
     pub(super) function: RequesterId,
     pub(super) capabilities: UnitCapabilities,

@@ -1,10 +1,10 @@
 //! Answers and texts of the scheme.
 
 use iommu_protocol::Refusal;
+use iommud::hw::{BufferMemory, Unit};
 use iommud::policy::ClientId;
-use iommud::server::Caller;
+use iommud::server::{Caller, Server};
 
-use super::Shipped;
 use crate::explore::act::{Answer, Segments};
 
 pub(super) fn refused<T>(result: Result<T, Refusal>, done: impl FnOnce(T) -> Answer) -> Answer {
@@ -19,7 +19,10 @@ pub(super) fn done(result: Result<(), Refusal>) -> Answer {
 }
 
 /// A text of the scheme.
-pub(super) fn text(server: &mut Shipped, path: &str) -> Option<String> {
+pub(super) fn text<U: Unit, B: BufferMemory>(
+    server: &mut Server<U, B>,
+    path: &str,
+) -> Option<String> {
     let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
     let handle = server.open(caller, None, path, false).ok()?;
     let mut out = vec![0; 1 << 14];
@@ -29,7 +32,10 @@ pub(super) fn text(server: &mut Shipped, path: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-pub(super) fn names(server: &mut Shipped, path: &str) -> Vec<String> {
+pub(super) fn names<U: Unit, B: BufferMemory>(
+    server: &mut Server<U, B>,
+    path: &str,
+) -> Vec<String> {
     let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
     let Ok(handle) = server.open(caller, None, path, false) else { return Vec::new() };
     let mut names = Vec::new();
@@ -45,7 +51,7 @@ pub(super) fn names(server: &mut Shipped, path: &str) -> Vec<String> {
 const COUNTERS: [&str; 7] =
     ["opens ", "calls ", "refusals ", "plans ", "plans_undone ", "handles ", "faults"];
 
-pub(super) fn all_texts(server: &mut Shipped) -> String {
+pub(super) fn all_texts<U: Unit, B: BufferMemory>(server: &mut Server<U, B>) -> String {
     let mut all = text(server, "status").unwrap_or_default();
     for folder in ["groups", "devices"] {
         for name in names(server, folder) {
@@ -59,6 +65,15 @@ pub(super) fn all_texts(server: &mut Shipped) -> String {
         }
     }
     all
+}
+
+/// As [`all_texts`], without the numbers of groups, which depend on the order in which groups were made.
+pub(super) fn nameless_texts<U: Unit, B: BufferMemory>(server: &mut Server<U, B>) -> String {
+    let number = |line: &&str| !line.starts_with("group: ");
+    let mut lines: Vec<String> =
+        all_texts(server).lines().filter(number).map(str::to_string).collect();
+    lines.sort_unstable();
+    lines.join("\n")
 }
 
 /// A number behind a word at the start of a line.

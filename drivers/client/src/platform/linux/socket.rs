@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iommu_protocol::frame::{
-    EVENT_TAG, Kind, MAX_DESCRIPTORS, MAX_FRAME, OPEN_WRITE, READABLE, ROOT, Reply, Request,
+    EVENT_TAG, Kind, MAX_DESCRIPTORS, MAX_FRAME, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE, ROOT,
+    Reply, Request,
 };
 use iommu_protocol::status::{Errno, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -189,6 +190,16 @@ impl Transport for Socket {
         let at = at.map_or(ROOT, |Handle(number)| number);
         let flags = if write { OPEN_WRITE } else { 0 };
         let answer = self.request(Kind::Open, at, flags, path.as_bytes(), OPENING)?;
+        Ok(Handle(number(answer.result)?))
+    }
+
+    fn open_within(&self, at: Option<Handle>, path: &str, wait: Duration) -> Result<Handle, Error> {
+        let at = at.map_or(ROOT, |Handle(number)| number);
+        // Whole milliseconds, rounded up.
+        let wait = wait.as_nanos().div_ceil(1_000_000).min(u32::MAX.into());
+        let wait = u64::try_from(wait).unwrap_or(0);
+        let argument = OPEN_WRITE | wait << OPEN_WAIT_SHIFT;
+        let answer = self.request(Kind::Open, at, argument, path.as_bytes(), OPENING)?;
         Ok(Handle(number(answer.result)?))
     }
 

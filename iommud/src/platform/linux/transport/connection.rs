@@ -9,7 +9,7 @@ use iommu_protocol::frame::{HEADER_SIZE, MAX_FRAME, Reply};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
-use crate::server::{Caller, Handle};
+use crate::server::{Caller, Handle, Ticket};
 
 /// The most bytes that wait for a client to read: a reply and an event for each of many handles.
 pub const QUEUE_LIMIT: usize = 2 * MAX_FRAME;
@@ -59,6 +59,8 @@ pub(super) struct Connection {
     pub(super) caller: Caller,
     /// By the numbers the client knows them by: the lowest free one is used next.
     handles: Vec<Option<Opened>>,
+    /// Claims that wait, with the tags of their requests.
+    pub(super) claims: Vec<(Ticket, u64)>,
     queue: VecDeque<Outgoing>,
     queued: usize,
 }
@@ -66,7 +68,8 @@ pub(super) struct Connection {
 impl Connection {
     /// `socket` does not block.
     pub(super) fn new(socket: OwnedFd, caller: Caller) -> Self {
-        Self { socket, caller, handles: Vec::new(), queue: VecDeque::new(), queued: 0 }
+        let (handles, claims) = (Vec::new(), Vec::new());
+        Self { socket, caller, handles, claims, queue: VecDeque::new(), queued: 0 }
     }
 
     /// Whether everything the client was told has left.

@@ -2,13 +2,15 @@
 
 use std::os::fd::OwnedFd;
 
-use iommu_protocol::frame::{EVENT_TAG, Kind, OPEN_WRITE, READABLE, ROOT, Reply, Request};
+use iommu_protocol::frame::{
+    EVENT_TAG, Kind, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE, ROOT, Reply, Request,
+};
 use iommu_protocol::wire::MAX_PAYLOAD;
 use iommu_protocol::{Errno, Refusal};
 
 use super::connection::{Connection, Ended, Outgoing};
-use crate::hw::{BufferMemory, Unit};
-use crate::server::{Handle, Server};
+use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::server::{Handle, Opened, Server};
 
 /// File type bits of a POSIX mode.
 const MODE_TYPE: u32 = 0o170_000;
@@ -34,7 +36,7 @@ impl Answer {
     }
 }
 
-/// Carries out the request in `frame`.
+/// Carries out the request in `frame`. `None` when it is a claim that waits: [`claimed`] answers it.
 ///
 /// # Errors
 /// `Garbage` when it is no request, or one that cannot be answered.
@@ -42,19 +44,46 @@ pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
     frame: &[u8],
-) -> Result<Outgoing, Ended> {
+    now: impl FnOnce() -> Nanos,
+) -> Result<Option<Outgoing>, Ended> {
     let (request, payload) = Request::decode(frame).map_err(|_| Ended::Garbage)?;
     if request.tag == EVENT_TAG {
         return Err(Ended::Garbage);
     }
-    let answer = carry_out(server, connection, &request, payload).unwrap_or_else(|refusal| {
+    let answer = if request.kind == Kind::Open as u16 {
+        match open(server, connection, &request, payload, now) {
+            Ok(Opened::Now(handle)) => number(server, connection, handle),
+            Ok(Opened::Later(ticket)) => {
+                connection.claims.push((ticket, request.tag));
+                return Ok(None);
+            }
+            Err(refusal) => Err(refusal),
+        }
+    } else {
+        carry_out(server, connection, &request, payload)
+    };
+    Ok(Some(outgoing(request.tag, answer)))
+}
+
+/// The answer to a claim that waited.
+pub(super) fn claimed<U: Unit, B: BufferMemory>(
+    server: &mut Server<U, B>,
+    connection: &mut Connection,
+    tag: u64,
+    result: Result<Handle, Refusal>,
+) -> Outgoing {
+    outgoing(tag, result.and_then(|handle| number(server, connection, handle)))
+}
+
+fn outgoing(tag: u64, answer: Result<Answer, Refusal>) -> Outgoing {
+    let answer = answer.unwrap_or_else(|refusal| {
         let Errno(number) = refusal.errno();
         Answer::plain(-i64::from(number))
     });
-    let reply = Reply { tag: request.tag, result: answer.result, handle: 0 };
+    let reply = Reply { tag, result: answer.result, handle: 0 };
     let mut outgoing = Outgoing::new(reply, &answer.payload);
     outgoing.descriptors = answer.descriptors;
-    Ok(outgoing)
+    outgoing
 }
 
 fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
@@ -69,9 +98,6 @@ fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     }
     if request.argument != 0 && matches!(kind, Kind::Close | Kind::Stat | Kind::Mmap) {
         return Err(Refusal::BadReserved);
-    }
-    if let Kind::Open = kind {
-        return open(server, connection, request, payload);
     }
     let opened = connection.handle(request.handle).ok_or(Refusal::BadHandle)?;
     let handle = opened.handle;
@@ -116,8 +142,12 @@ fn open<U: Unit, B: BufferMemory>(
     connection: &mut Connection,
     request: &Request,
     path: &[u8],
-) -> Result<Answer, Refusal> {
-    if request.argument & !OPEN_WRITE != 0 {
+    now: impl FnOnce() -> Nanos,
+) -> Result<Opened, Refusal> {
+    let wait = request.argument >> OPEN_WAIT_SHIFT;
+    let flags = request.argument ^ wait << OPEN_WAIT_SHIFT;
+    let write = flags & OPEN_WRITE != 0;
+    if flags & !OPEN_WRITE != 0 || wait != 0 && !write {
         return Err(Refusal::BadReserved);
     }
     let at = match request.handle {
@@ -125,7 +155,19 @@ fn open<U: Unit, B: BufferMemory>(
         number => Some(connection.handle(number).ok_or(Refusal::BadHandle)?.handle),
     };
     let path = std::str::from_utf8(path).map_err(|_| Refusal::NotFound)?;
-    let handle = server.open(connection.caller, at, path, request.argument & OPEN_WRITE != 0)?;
+    let caller = connection.caller;
+    if wait == 0 {
+        return server.open(caller, at, path, write).map(Opened::Now);
+    }
+    server.open_within(caller, at, path, (now(), Nanos(wait.saturating_mul(1_000_000))))
+}
+
+/// Gives a new handle its number in the connection.
+fn number<U: Unit, B: BufferMemory>(
+    server: &mut Server<U, B>,
+    connection: &mut Connection,
+    handle: Handle,
+) -> Result<Answer, Refusal> {
     connection.add(handle).map(Answer::number).ok_or_else(|| {
         server.close(handle);
         Refusal::Quota

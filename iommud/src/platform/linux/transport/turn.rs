@@ -10,10 +10,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 
 use super::connection::{Connection, Ended, Outgoing};
-use super::dispatch::answer;
+use super::dispatch::{answer, claimed};
 use super::listener::Listener;
 use super::wire_log::{Direction, WireLog};
-use crate::hw::{BufferMemory, Unit};
+use crate::hw::{BufferMemory, Nanos, Unit};
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
 
@@ -40,6 +40,7 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     connections: BTreeMap<ClientId, Connection>,
     next_client: u32,
     next_tick: Instant,
+    started: Instant,
     wire: WireLog,
     room: Box<[u8]>,
 }
@@ -61,6 +62,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             connections: BTreeMap::new(),
             next_client: 1,
             next_tick: Instant::now(),
+            started: Instant::now(),
             wire,
             room: vec![0; MAX_FRAME].into(),
         }
@@ -158,6 +160,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         if self.next_tick <= Instant::now() {
             self.server.tick();
             self.next_tick = Instant::now() + TICK;
+            self.answer_claims();
             self.announce();
         }
         Ok(End::Continue)
@@ -202,15 +205,36 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             Ok(None) => return,
             Ok(Some(frame)) => {
                 self.wire.note(client, Direction::FromClient, frame);
-                answer(&mut self.server, connection, frame)
+                let now = || since(self.started);
+                answer(&mut self.server, connection, frame, now)
             }
             Err(ended) => Err(ended),
         };
         match outcome {
-            Ok(reply) => self.send(client, reply),
+            Ok(Some(reply)) => self.send(client, reply),
+            Ok(None) => {}
             Err(ended) => self.end(client, ended),
         }
+        self.answer_claims();
         self.announce();
+    }
+
+    /// Answers claims that have waited long enough.
+    fn answer_claims(&mut self) {
+        while self.server.has_claims()
+            && let Some((ticket, result)) = self.server.next_answer(since(self.started))
+        {
+            let found = self.connections.iter_mut().find_map(|(client, connection)| {
+                let at = connection.claims.iter().position(|(known, _)| *known == ticket)?;
+                let (_, tag) = connection.claims.remove(at);
+                Some((*client, claimed(&mut self.server, connection, tag, result)))
+            });
+            if let Some((client, reply)) = found {
+                self.send(client, reply);
+            } else if let Ok(handle) = result {
+                self.server.close(handle);
+            }
+        }
     }
 
     /// Tells clients of handles that became readable.
@@ -253,6 +277,8 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             Ended::Overflow => log::warn!("client {}: does not read", client.0),
             Ended::Socket(error) => log::warn!("client {}: {error}", client.0),
         }
+        let claims: Vec<_> = connection.claims.iter().map(|(ticket, _)| *ticket).collect();
+        self.server.forget_claims(&claims);
         for handle in connection.handles() {
             self.server.close(handle);
         }
@@ -282,6 +308,11 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.next_client = self.next_client.wrapping_add(1);
         number
     }
+}
+
+/// Nanoseconds since the start of the loop.
+fn since(started: Instant) -> Nanos {
+    Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn interest(connection: &Connection) -> PollFd<'_> {

@@ -1,0 +1,178 @@
+//! Claims that wait for their unit. A client may ask that a claim which would be refused `NotReady` is answered
+//! when the unit has come up, or at a deadline. Nothing suspends: such a claim is an entry in a queue, and each
+//! try is an event of its own, between two others, in the order in which the claims came.
+//!
+//! ```text
+//! asked --> (not NotReady) answered at once
+//!    +----> waits --unit comes--> tried in order --> granted, refused
+//!              +--deadline--> NotReady   +--the handle it is relative to is closed--> BadHandle
+//!              +--its client ends--> dropped, and nothing was done
+//! ```
+
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+
+use iommu_protocol::Refusal;
+use iommu_protocol::path::{Path, SessionPath};
+
+use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::policy::ClientId;
+use crate::server::handles::Handle;
+use crate::server::{Caller, Server};
+
+/// The most claims that wait, of all clients.
+pub const MOST_WAITING: usize = 64;
+
+/// The most claims of one client that wait.
+pub const MOST_WAITING_OF_ONE: usize = 4;
+
+/// The longest that a claim waits, whatever its client asks for.
+pub const LONGEST_WAIT: Nanos = Nanos(60_000_000_000);
+
+/// The number of a claim that waits; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What opening comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// It is open.
+    Now(Handle),
+    /// [`Server::next_answer`] will tell.
+    Later(Ticket),
+}
+
+/// The answer to a claim that waited.
+pub type Answer = (Ticket, Result<Handle, Refusal>);
+
+#[derive(Clone)]
+struct Claim {
+    ticket: Ticket,
+    caller: Caller,
+    at: Option<Handle>,
+    path: String,
+    deadline: Nanos,
+}
+
+/// Claims that wait, oldest first, and answers that were not taken yet.
+#[derive(Clone, Default)]
+pub(super) struct Waiting {
+    claims: VecDeque<Claim>,
+    answers: VecDeque<Answer>,
+    next: u64,
+    /// A unit came or failed, or a function went: claims are to be tried.
+    changed: bool,
+}
+
+impl Waiting {
+    /// Something that decides claims has changed.
+    pub(super) const fn change(&mut self) {
+        self.changed = true;
+    }
+
+    /// Claims that wait.
+    pub(super) fn count(&self) -> usize {
+        self.claims.len()
+    }
+
+    fn has_room(&self, client: ClientId) -> bool {
+        let mine = self.claims.iter().filter(|claim| claim.caller.client == client).count();
+        self.claims.len() < MOST_WAITING && mine < MOST_WAITING_OF_ONE
+    }
+
+    /// Answers every claim that `ends` says so of.
+    fn refuse(&mut self, refusal: Refusal, ends: impl Fn(&Claim) -> bool) {
+        let Self { claims, answers, .. } = self;
+        claims.retain(|claim| {
+            let over = ends(claim);
+            if over {
+                answers.push_back((claim.ticket, Err(refusal)));
+            }
+            !over
+        });
+    }
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// As [`Server::open`] for writing; but a claim whose unit is not up yet is answered when it is, or
+    /// `NotReady` after `wait` (at most [`LONGEST_WAIT`]). `now` is the time of [`Server::next_answer`].
+    ///
+    /// # Errors
+    /// As [`Server::open`]; `NotReady` at once when too many claims wait.
+    pub fn open_within(
+        &mut self,
+        caller: Caller,
+        at: Option<Handle>,
+        path: &str,
+        (now, wait): (Nanos, Nanos),
+    ) -> Result<Opened, Refusal> {
+        match self.open(caller, at, path, true) {
+            Ok(handle) => Ok(Opened::Now(handle)),
+            Err(Refusal::NotReady) if is_device(path) && self.waiting.has_room(caller.client) => {
+                let ticket = Ticket(self.waiting.next);
+                self.waiting.next += 1;
+                let deadline = Nanos(now.0.saturating_add(wait.0.min(LONGEST_WAIT.0)));
+                let path = path.to_string();
+                self.waiting.claims.push_back(Claim { ticket, caller, at, path, deadline });
+                Ok(Opened::Later(ticket))
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The next answer to a claim that waited. A platform takes all of them after each event and each tick;
+    /// `now` never goes back.
+    pub fn next_answer(&mut self, now: Nanos) -> Option<Answer> {
+        self.try_waiting();
+        self.waiting.refuse(Refusal::NotReady, |claim| claim.deadline <= now);
+        self.waiting.answers.pop_front()
+    }
+
+    /// Whether claims wait, or answers to them.
+    #[must_use]
+    pub fn has_claims(&self) -> bool {
+        !self.waiting.claims.is_empty() || !self.waiting.answers.is_empty()
+    }
+
+    /// Ends the claims of a client that is gone: they are never answered. A session that was claimed and not
+    /// told of yet is closed.
+    pub fn forget_claims(&mut self, tickets: &[Ticket]) {
+        self.waiting.claims.retain(|claim| !tickets.contains(&claim.ticket));
+        let (theirs, others) = core::mem::take(&mut self.waiting.answers)
+            .into_iter()
+            .partition(|(ticket, _)| tickets.contains(ticket));
+        self.waiting.answers = others;
+        let theirs: VecDeque<Answer> = theirs;
+        for handle in theirs.into_iter().filter_map(|(_, answer)| answer.ok()) {
+            self.close(handle);
+        }
+    }
+
+    /// Tries every claim again, oldest first, if anything has changed that decides them.
+    pub(super) fn try_waiting(&mut self) {
+        if !core::mem::take(&mut self.waiting.changed) {
+            return;
+        }
+        for claim in core::mem::take(&mut self.waiting.claims) {
+            let Claim { ticket, caller, at, ref path, .. } = claim;
+            match self.open_checked(caller, at, path, true) {
+                Err(Refusal::NotReady) => self.waiting.claims.push_back(claim),
+                answer => {
+                    let answer = self.counted(answer);
+                    self.waiting.answers.push_back((ticket, answer));
+                }
+            }
+        }
+    }
+
+    /// A handle is closed: nothing is opened below it any more.
+    pub(super) fn end_claims_below(&mut self, handle: Handle) {
+        self.waiting.refuse(Refusal::BadHandle, |claim| claim.at == Some(handle));
+    }
+}
+
+/// Whether a path can name a device that is claimed.
+fn is_device(path: &str) -> bool {
+    matches!(Path::parse(path), Some(Path::Device(_)))
+        || matches!(SessionPath::parse(path), Some(SessionPath::Member(_)))
+}

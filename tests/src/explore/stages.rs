@@ -1,0 +1,219 @@
+//! What a run consists of: plays over the units of both vendors, controls, failures, random interleavings.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use iommud::policy::Mode;
+
+use super::controls::CONTROLS;
+use super::free::{Covered, free};
+use super::plays::{Play, plays, plays_on_amd};
+use super::random::random;
+use super::real::Real;
+use super::scene::{Scene, Start, Vendor};
+use super::search::Explorer;
+use super::stats::{Found, Stats};
+use super::sweep::{Sweep, sweep};
+use crate::conformance::{amdvi, vtd};
+
+/// The shipped server over VT-d units.
+type OnVtd = Real<vtd::Subject>;
+/// The shipped server over AMD-Vi units.
+type OnAmd = Real<amdvi::Subject>;
+
+/// Random interleavings of each vendor's units without `long`, and with.
+const RANDOM: (u32, u32) = (100, 3000);
+
+/// Free choice on a machine, with the depths without `long` and with.
+pub struct Choice {
+    /// The machine, in words.
+    pub words: &'static str,
+    scene: Scene,
+    depths: (usize, usize),
+}
+
+/// What one play covered.
+pub struct Played {
+    /// The play.
+    pub name: &'static str,
+    /// Its machine.
+    pub scene: &'static str,
+    /// Whose units.
+    pub vendor: Vendor,
+    /// What was covered.
+    pub stats: Stats,
+    /// How long it took.
+    pub seconds: f32,
+}
+
+/// How a control was caught.
+pub struct Caught {
+    /// What is wrong with it.
+    pub flaw: &'static str,
+    /// Where it shows.
+    pub shows: &'static str,
+    /// The invariant, and how it was broken.
+    pub found: Found,
+}
+
+/// What a run covered.
+pub struct Report {
+    /// The long mode.
+    pub long: bool,
+    /// The plays.
+    pub plays: Vec<Played>,
+    /// The controls.
+    pub controls: Vec<Caught>,
+    /// All plays together.
+    pub total: Stats,
+    /// Free choice: the machine in words, whose units, what was covered.
+    pub free: Vec<(&'static str, Vendor, Covered)>,
+    /// Injected failures, VT-d and AMD-Vi.
+    pub sweeps: [Sweep; 2],
+    /// Random runs.
+    pub random: Stats,
+    /// How long it took.
+    pub seconds: f32,
+}
+
+/// Does something with each item on all processors; the results are in the items' order.
+fn on_all_processors<I: Sync, O: Send>(items: &[I], act: impl Fn(&I) -> O + Sync) -> Vec<O> {
+    let results = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { break };
+            let result = act(item);
+            results.lock().unwrap().push((at, result));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut results = results.into_inner().unwrap();
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+fn explore(play: &Play) -> Result<Played, String> {
+    let Play { name, scene, streams } = play;
+    let vendor = scene.vendor;
+    let started = Instant::now();
+    let stats = match vendor {
+        Vendor::Vtd => Explorer::<OnVtd>::explore(scene.clone(), streams.clone()),
+        Vendor::Amd => Explorer::<OnAmd>::explore(scene.clone(), streams.clone()),
+    };
+    let stats = stats.map_err(|found| format!("{name} ({}): {found}", vendor.name()))?;
+    let seconds = started.elapsed().as_secs_f32();
+    eprintln!("{name} ({}): {} interleavings, {seconds:.1} s", vendor.name(), stats.interleavings);
+    Ok(Played { name, scene: scene.name, vendor, stats, seconds })
+}
+
+/// Machines on which everything is chosen freely.
+fn choices() -> Vec<Choice> {
+    let late = |mut scene: Scene| {
+        scene.units.fill(Start::Late);
+        scene
+    };
+    let apart = Scene::apart(Mode::Strict);
+    let pair = Scene::pair(Mode::Strict);
+    let choice = |words, scene, depths| Choice { words, scene, depths };
+    vec![
+        choice("D1 and D2 behind two units, none up", late(apart.clone()), (5, 8)),
+        choice("the same, absent entries cached", late(apart.with_caching_mode()), (4, 7)),
+        choice("D1 and D2 one group, D3 behind the other unit", pair, (3, 6)),
+        choice(
+            "D1 and D2 behind two units, none up",
+            late(Scene::apart(Mode::Strict).on_amd()),
+            (2, 4),
+        ),
+    ]
+}
+
+fn free_of(choice: &Choice, long: bool) -> Result<(&'static str, Vendor, Covered), String> {
+    let (scene, vendor) = (choice.scene.clone(), choice.scene.vendor);
+    let depth = if long { choice.depths.1 } else { choice.depths.0 };
+    let covered = match vendor {
+        Vendor::Vtd => free::<OnVtd>(scene, depth),
+        Vendor::Amd => free::<OnAmd>(scene, depth),
+    };
+    let covered = covered.map_err(|found| format!("{}: {found}", choice.words))?;
+    Ok((choice.words, vendor, covered))
+}
+
+fn controls() -> Result<Vec<Caught>, String> {
+    let mut caught = Vec::new();
+    for control in &CONTROLS {
+        let found = control.caught().ok_or_else(|| format!("{}: not caught", control.flaw))?;
+        if !control.expected.contains(&found.broken.invariant) {
+            return Err(format!("{}: {found}", control.flaw));
+        }
+        let sound = control.passes_when_sound();
+        sound.map_err(|found| format!("without {}: {found}", control.flaw))?;
+        caught.push(Caught { flaw: control.flaw, shows: control.shows, found });
+    }
+    Ok(caught)
+}
+
+fn sweep_of(vendor: Vendor) -> Result<Sweep, String> {
+    let swept = match vendor {
+        Vendor::Vtd => sweep::<OnVtd>(vendor),
+        Vendor::Amd => sweep::<OnAmd>(vendor),
+    };
+    swept.map_err(|found| format!("failures ({}): {found}", vendor.name()))
+}
+
+fn random_of(vendor: Vendor, cases: u32, seed: u8) -> Result<Stats, String> {
+    let stats = match vendor {
+        Vendor::Vtd => random::<OnVtd>(vendor, cases, seed),
+        Vendor::Amd => random::<OnAmd>(vendor, cases, seed),
+    };
+    stats.map_err(|found| format!("random ({}): {found}", vendor.name()))
+}
+
+/// Free choice alone, on the machine of this number and to this depth.
+///
+/// # Errors
+/// What was found, in words; a number that no machine has.
+pub fn free_alone(number: usize, depth: usize) -> Result<(&'static str, Vendor, Covered), String> {
+    let choice = choices().into_iter().nth(number).ok_or("no such machine")?;
+    free_of(&Choice { depths: (depth, depth), ..choice }, false)
+}
+
+/// Runs everything on all processors.
+///
+/// # Errors
+/// What was found, in words.
+///
+/// # Panics
+/// When a thread did.
+pub fn run(long: bool) -> Result<Report, String> {
+    let started = Instant::now();
+    let mut all = plays(long);
+    all.extend(plays_on_amd(long));
+    let plays: Vec<Played> =
+        on_all_processors(&all, explore).into_iter().collect::<Result<_, _>>()?;
+    let mut total = Stats::default();
+    plays.iter().for_each(|played| total.add(&played.stats));
+    let free = on_all_processors(&choices(), |choice| free_of(choice, long));
+    let free = free.into_iter().collect::<Result<_, _>>()?;
+    let controls = controls()?;
+    let vendors = [Vendor::Vtd, Vendor::Amd];
+    let swept = on_all_processors(&vendors, |vendor| sweep_of(*vendor));
+    let mut sweeps = [Sweep::default(); 2];
+    for (to, from) in sweeps.iter_mut().zip(swept) {
+        *to = from?;
+    }
+    let cases = if long { RANDOM.1 } else { RANDOM.0 };
+    let mut random = Stats::default();
+    for stats in on_all_processors(&vendors, |vendor| random_of(*vendor, cases, 1)) {
+        random.add(&stats?);
+    }
+    let seconds = started.elapsed().as_secs_f32();
+    Ok(Report { long, plays, free, controls, total, sweeps, random, seconds })
+}

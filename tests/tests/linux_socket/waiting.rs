@@ -1,0 +1,149 @@
+//! Claims that wait for their unit, over the socket: a software unit that comes late.
+
+use std::time::{Duration, Instant};
+
+use iommu_client::platform::linux::Socket;
+use iommu_client::{Connection, Device, Error, Refusal};
+use iommu_protocol::frame::{ROOT, Request};
+use iommud::platform::linux::memory::{HugeBuffers, Taken};
+use iommud::platform::linux::transport::{Transport, WireLog};
+use iommud::policy::{Config, UnitIndex};
+use iommud::server::{Server, Startup, TableState, UnitStart};
+use iommud::topology::firmware::Firmware;
+use iommud_tests::conformance::{UnderTest, vtd};
+use iommud_tests::machine::{Layout, Machine};
+
+use crate::harness::{DEVICES, Pages, Raw, functions, pair, take, turn};
+
+const OPEN: u16 = 1;
+const CLOSE: u16 = 2;
+/// Opens for writing, and waits so many milliseconds.
+const fn wait(milliseconds: u64) -> u64 {
+    1 | milliseconds << 32
+}
+
+type Unit = <vtd::Subject as UnderTest>::Unit;
+type Loop = Transport<Unit, HugeBuffers<Pages>>;
+
+/// All devices are behind one unit, which is not up.
+fn late() -> (Loop, Machine, vtd::Subject) {
+    let subject = vtd::matrix().remove(0);
+    let machine = Machine::new(Layout::default());
+    subject.add(&machine);
+    let Taken { buffers, ranges, .. } = take();
+    let firmware = Firmware { units: vec![subject.describe(0, None)], ..Firmware::default() };
+    let server = Server::start(Startup {
+        config: Config::default(),
+        table: TableState::Parsed("DMAR"),
+        firmware,
+        units: vec![UnitStart::Off],
+        functions: functions(),
+        ram: Vec::new(),
+        own: ranges,
+        left: Vec::new(),
+        memory: machine.tables(),
+        buffers,
+    });
+    (Transport::new(server, WireLog::off()), machine, subject)
+}
+
+fn arrive(looped: &mut Loop, machine: &Machine, subject: &vtd::Subject) {
+    let unit = subject.bring_up(machine, 0, looped.server().table_memory()).unwrap();
+    looped.server().unit_arrived(UnitIndex(0), unit);
+}
+
+fn ask(client: &Raw, tag: u64, argument: u64, name: &str) {
+    let header = Request { kind: OPEN, handle: ROOT, tag, argument }.encode();
+    client.send(&[&header[..], format!("devices/{name}").as_bytes()].concat());
+}
+
+/// Turns until the client has a reply: its tag and result.
+fn reply(looped: &mut Loop, client: &Raw) -> (u64, i64) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(5) {
+        turn(looped);
+        if let Some(reply) = client.receive() {
+            let (reply, _) = reply.expect("hung up");
+            return (reply.tag, reply.result);
+        }
+    }
+    panic!("no reply");
+}
+
+#[test]
+fn a_claim_is_answered_when_the_unit_comes_and_others_meanwhile() {
+    let (mut looped, machine, subject) = late();
+    let (first, second) = (Raw::join(&mut looped), Raw::join(&mut looped));
+    ask(&first, 1, wait(60_000), DEVICES[0]);
+    turn(&mut looped);
+    ask(&second, 2, wait(60_000), DEVICES[0]);
+    turn(&mut looped);
+    ask(&first, 3, 1, DEVICES[1]);
+    assert_eq!(reply(&mut looped, &first), (3, -11), "who does not wait");
+    ask(&first, 4, 0, DEVICES[1]);
+    assert_eq!(reply(&mut looped, &first), (4, 0), "a text");
+    arrive(&mut looped, &machine, &subject);
+    assert_eq!(reply(&mut looped, &first), (1, 1));
+    let (tag, refused) = reply(&mut looped, &second);
+    assert!(tag == 2 && refused < 0, "{refused}");
+    assert_eq!(first.ask(&mut looped, CLOSE, 1, 0, &[]).0, 0, "it is a handle as any other");
+    turn(&mut looped);
+    assert!(first.receive().is_none() && second.receive().is_none(), "answered once");
+    assert!(machine.take_violations().is_empty());
+}
+
+#[test]
+fn a_claim_is_refused_at_its_deadline() {
+    let (mut looped, ..) = late();
+    let client = Raw::join(&mut looped);
+    let start = Instant::now();
+    ask(&client, 5, wait(50), DEVICES[0]);
+    assert_eq!(reply(&mut looped, &client), (5, -11));
+    assert!(start.elapsed() >= Duration::from_millis(50));
+    // Only claims wait.
+    ask(&client, 6, wait(50) & !1, DEVICES[0]);
+    assert_eq!(reply(&mut looped, &client), (6, -71));
+}
+
+#[test]
+fn a_client_that_ends_waits_no_longer() {
+    let (mut looped, machine, subject) = late();
+    let (gone, other) = (Raw::join(&mut looped), Raw::join(&mut looped));
+    ask(&gone, 1, wait(60_000), DEVICES[0]);
+    turn(&mut looped);
+    assert!(looped.server().has_claims());
+    ask(&other, 2, wait(60_000), DEVICES[0]);
+    turn(&mut looped);
+    drop(gone);
+    turn(&mut looped);
+    arrive(&mut looped, &machine, &subject);
+    assert_eq!(reply(&mut looped, &other), (2, 0), "its claim was behind the other's");
+    assert!(!looped.server().has_claims());
+}
+
+#[test]
+fn the_library_waits() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (ours, theirs) = pair();
+    let client = std::thread::spawn(move || {
+        let connection = Connection::over(Socket::over(ours));
+        let refused = Device::open_within(&connection, DEVICES[0], Duration::from_millis(20));
+        assert!(matches!(refused, Err(Error::Refused(Refusal::NotReady))), "{refused:?}");
+        sender.send(()).unwrap();
+        let device = Device::open_within(&connection, DEVICES[0], Duration::from_secs(30));
+        let _ = device.unwrap().attach().unwrap();
+    });
+    let (mut looped, machine, subject) = late();
+    looped.adopt_as(theirs, 0).unwrap();
+    while receiver.try_recv().is_err() {
+        turn(&mut looped);
+    }
+    while !looped.server().has_claims() {
+        turn(&mut looped);
+    }
+    arrive(&mut looped, &machine, &subject);
+    while !client.is_finished() {
+        turn(&mut looped);
+    }
+    client.join().unwrap();
+}
