@@ -90,6 +90,24 @@ fn a_buffer_costs_five_requests() {
     assert_eq!(after.waits - before.waits, 1);
 }
 
+#[test]
+fn every_block_of_a_pool_comes_back_once() {
+    let model = Model::new();
+    let (device, _permission) = attached(&model);
+    let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
+    let all = || {
+        let blocks: Vec<_> = std::iter::from_fn(|| pool.take_ready(4096)).collect();
+        let mut places: Vec<u64> = blocks.iter().map(|block| block.iova()).collect();
+        places.sort_unstable();
+        places
+    };
+    pool.reserve(4096, 1).unwrap();
+    let first = all();
+    assert!(first.len() == 64 && first.windows(2).all(|pair| pair[0] + 4096 <= pair[1]));
+    assert_eq!(all(), first);
+    assert_eq!(pool.memory(), 256 << 10);
+}
+
 /// Take and give back ask nothing of anybody.
 #[test]
 fn a_pool_makes_no_requests() {
