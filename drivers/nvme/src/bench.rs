@@ -13,10 +13,10 @@ use crate::options::Options;
 use crate::{Failure, TRANSFER, requests};
 
 /// Random reads of one measurement. Short ones, so that what else the machine does meets both of a pair.
-const READS: u64 = 400;
+const READS: u64 = 128;
 
 /// Bytes of one sequential measurement.
-const SEQUENTIAL: u64 = 8 << 20;
+const SEQUENTIAL: u64 = 4 << 20;
 
 /// What is measured: its name, and requests of one measurement.
 const KINDS: [(&str, Kind); 2] =
