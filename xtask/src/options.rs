@@ -40,7 +40,7 @@ options of redox:
                            as of demo
 
 options of explore:
-  --long                   over a million orders, all plays on AMD-Vi too, deeper
+  --long                   many more orders, all plays on AMD-Vi too, deeper
   --write                  write tests/ORDERING.md anew
 
 options of fuzz:
