@@ -380,7 +380,7 @@ fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
     assert_eq!(scheme.call(memory, &mut other, &[BRING], &who).unwrap(), 0, "it has slot 0");
     assert_eq!(errno(scheme.call(memory, &mut other, &[BRING], &who)), EBADF, "used");
     assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
-    assert_eq!(errno(scheme.call(session, &mut key, &[BRING], &who)), EINVAL, "no buffer");
+    assert_eq!(errno(scheme.call(session, &mut key, &[BRING], &who)), EBADF, "no buffer");
     assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
     scheme.on_close(session);
     assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF, "closed");
