@@ -382,6 +382,9 @@ pub enum RegionKind {
     Interrupt = 2,
     /// Firmware demands that these addresses are not used (AMD-Vi IVMD exclusion).
     Exclusion = 3,
+    /// Not memory, and below 4 GiB: registers of devices may be here, and a request from one device to
+    /// another may reach them without meeting a unit.
+    Registers = 4,
 }
 
 macro_rules! operations {

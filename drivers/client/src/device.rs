@@ -273,7 +273,8 @@ impl Device {
 
 fn read_region(bytes: &[u8]) -> Result<ReservedRegion, Error> {
     let region = Region::decode(bytes)?;
-    let kind = [RegionKind::Firmware, RegionKind::Interrupt, RegionKind::Exclusion]
+    use RegionKind::{Exclusion, Firmware, Interrupt, Registers};
+    let kind = [Firmware, Interrupt, Exclusion, Registers]
         .into_iter()
         .find(|kind| *kind as u32 == region.kind)
         .ok_or(Breach::Value)?;

@@ -170,7 +170,9 @@ impl Registry {
             for (first, last) in addresses(&pieces).iter() {
                 gone.remove(first, last);
             }
-            gone.remove(0, crate::addr::PAGE_SIZE - 1);
+            for (first, last) in self.closed.iter() {
+                gone.remove(first, last);
+            }
             for range in in_space(&gone) {
                 domain.space.free(range);
             }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
 
-use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
+use crate::addr::{Iova, IovaRange, PAGE_SIZE};
 use crate::policy::buffers::take;
 use crate::policy::config::Quotas;
 use crate::policy::draft::{Change, Draft, Effect, hull};
@@ -13,6 +13,7 @@ use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
 use crate::policy::ids::{DomainId, SessionId};
 use crate::policy::mappings::Mapping;
 use crate::policy::plan::Step;
+use crate::policy::ranges::Ranges;
 use crate::policy::registry::Registry;
 use crate::policy::slab::Slab;
 use crate::policy::space::{SPACE_BITS, Wanted};
@@ -26,6 +27,7 @@ struct Batch<'a> {
     domain: &'a mut Domain,
     slots: &'a mut Slab<SlotRecord>,
     buffers: &'a Slab<Buffer>,
+    closed: &'a Ranges,
     quotas: &'a Quotas,
     /// Mappings that the client may still make.
     left: u32,
@@ -57,6 +59,7 @@ impl Registry {
             domain,
             slots: &mut self.slots,
             buffers: &self.buffers,
+            closed: &self.closed,
             quotas,
             left,
             draft,
@@ -185,7 +188,7 @@ impl Batch<'_> {
         self.left = self.left.checked_sub(1).ok_or(Refusal::Quota)?;
         let range = if request.flags.contains(MapFlags::FIXED) {
             let range = IovaRange::new(request.iova, request.length).ok_or(Refusal::Range)?;
-            fixed(self.domain, self.quotas.regions, range)?
+            fixed(self.domain, self.closed, self.quotas.regions, range)?
         } else {
             let above_4g = request.flags.contains(MapFlags::ABOVE_4G);
             let wanted = Wanted { length: request.length, alignment: 0, boundary: 0, above_4g };
@@ -265,6 +268,7 @@ impl Batch<'_> {
 /// Takes the addresses that a client asks for, as long as the domain's page tables stay within bounds.
 pub(super) fn fixed(
     domain: &mut Domain,
+    closed: &Ranges,
     regions: u32,
     range: IovaRange,
 ) -> Result<IovaRange, Refusal> {
@@ -275,8 +279,8 @@ pub(super) fn fixed(
     if range.first().0 < PAGE_SIZE || last >> SPACE_BITS != 0 || last > domain.shape.last_iova() {
         return Err(Refusal::Range);
     }
-    let reserved = domain.reserved.iter().map(|piece| piece.range);
-    if reserved.chain([INTERRUPT_WINDOW]).any(|reserved| reserved.overlaps(range)) {
+    let closed = closed.within(range.first().0, last).next().is_some();
+    if closed || domain.reserved.iter().any(|piece| piece.range.overlaps(range)) {
         return Err(Refusal::Reserved);
     }
     if !domain.space.allocate_at(range) {

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::status::Refusal;
 
-use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
+use crate::addr::{Iova, IovaRange};
 use crate::policy::config::Mode;
 use crate::policy::draft::{Claimant, Draft, Effect, full, hull_of};
 use crate::policy::event::Outcome;
@@ -158,8 +158,9 @@ impl Registry {
             let id = self.new_domain(draft, Purpose::Client, shape, tag, &needed)?;
             if let Some(Effect::Domain(domain)) = draft.effects.last_mut() {
                 let mut closed = addresses(&needed);
-                closed.insert(0, PAGE_SIZE - 1);
-                closed.insert(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
+                for (first, last) in self.closed.iter() {
+                    closed.insert(first, last);
+                }
                 if let Some(beyond) = domain.shape.last_iova().checked_add(1) {
                     closed.insert(beyond, u64::MAX);
                 }
@@ -201,7 +202,9 @@ impl Registry {
         for (first, last) in addresses(&domain.reserved).iter() {
             new.remove(first, last);
         }
-        new.remove(0, PAGE_SIZE - 1);
+        for (first, last) in self.closed.iter() {
+            new.remove(first, last);
+        }
         for range in in_space(&new) {
             if !domain.space.allocate_at(range) {
                 return Err(Refusal::Reserved);

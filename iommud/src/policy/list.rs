@@ -50,7 +50,7 @@ impl Registry {
         let domain = self.domains.get_mut(domain_id.0).ok_or(Refusal::BadHandle)?;
         let range = if flags.contains(MapFlags::FIXED) {
             let range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
-            fixed(domain, quotas.regions, range)?
+            fixed(domain, &self.closed, quotas.regions, range)?
         } else {
             let above_4g = flags.contains(MapFlags::ABOVE_4G);
             let wanted = Wanted { length, alignment: 0, boundary: 0, above_4g };

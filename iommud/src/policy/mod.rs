@@ -14,6 +14,7 @@ mod batch;
 mod buffers;
 mod changes;
 mod claims;
+mod closed;
 mod config;
 mod draft;
 mod event;

@@ -21,6 +21,7 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{INTERRUPT_WINDOW, PhysRange};
+use crate::policy::closed::closed;
 use crate::policy::config::Config;
 use crate::policy::draft::Draft;
 use crate::policy::event::{Event, Outcome, Refused};
@@ -41,6 +42,8 @@ const FOUR_GIB: u64 = 1 << 32;
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub(super) machine: Machine,
+    /// I/O virtual addresses that no client is given.
+    pub(super) closed: Ranges,
     /// Memory that policy `compat` maps when none of it is taken.
     pub(super) base: Ranges,
     /// Memory that policy `compat` maps now.
@@ -96,6 +99,7 @@ impl Registry {
         }
         Self {
             machine: Machine::new(config, firmware, forbidden),
+            closed: closed(ram),
             compat: base.clone(),
             base,
             tags: Tags::new(),

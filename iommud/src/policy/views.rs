@@ -6,6 +6,7 @@ use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::wire::RegionKind;
 
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
+use crate::policy::closed::windows;
 use crate::policy::config::Config;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::plan::Binding;
@@ -220,6 +221,10 @@ impl Registry {
                     found.push(region);
                 }
             }
+        }
+        for (first, last) in windows(&self.closed).iter() {
+            let range = IovaRange::inclusive(Iova(first), Iova(last));
+            found.extend(range.map(|range| RegionView { range, kind: RegionKind::Registers }));
         }
         found.sort_unstable_by_key(|region| region.range);
         found

@@ -12,3 +12,4 @@ pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod walk;
+pub mod windows;

@@ -235,15 +235,15 @@ fn a_replayed_request_changes_nothing_more() {
     scene.stack.attach(scene.session).unwrap();
     scene.stack.snapshot().assert_same(&scene.before, "attached already");
     let map = scene.map(|map| {
-        (map.flags, map.iova, map.length) = (MapFlags::FIXED.bits(), 0x4000_0000, 0x2000);
+        (map.flags, map.iova, map.length) = (MapFlags::FIXED.bits(), 0x1_4000_0000, 0x2000);
     });
     let bytes = request(Operation::Map, &map);
     scene.stack.raw(scene.session, &bytes, 64).unwrap();
     scene.before = scene.stack.snapshot();
     scene.refused_at("map again", &bytes, Refusal::Mapped, 0);
-    scene.stack.unmap(scene.session, 0x4000_0000, 0x2000).unwrap();
+    scene.stack.unmap(scene.session, 0x1_4000_0000, 0x2000).unwrap();
     scene.before = scene.stack.snapshot();
-    let unmap = Unmap { iova: 0x4000_0000, length: 0x2000 };
+    let unmap = Unmap { iova: 0x1_4000_0000, length: 0x2000 };
     scene.refused("unmap again", Operation::Unmap, &unmap, Refusal::NotMapped);
     scene.stack.release(scene.session, scene.slot).unwrap();
     scene.before = scene.stack.snapshot();

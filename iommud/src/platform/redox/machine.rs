@@ -11,6 +11,7 @@ use crate::server::TableState;
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 use crate::topology::walk::{Roots, walk};
+use crate::topology::windows;
 
 const GIB: u64 = 1 << 30;
 
@@ -34,14 +35,20 @@ impl Machine {
         phases.end("functions");
         let (table, firmware) = units::firmware(tables::read);
         phases.end("table");
-        Ok(Self { ram: ram()?, space, functions, table, firmware })
+        let devices = windows::lowest(&mut space, &functions);
+        Ok(Self { ram: ram(devices)?, space, functions, table, firmware })
     }
 }
 
-/// Everything below the end of memory. No scheme tells where memory lies; on a PC what does not fit below
-/// the devices, which end at 4 GiB, begins there.
-fn ram() -> io::Result<Vec<PhysRange>> {
+/// Where memory may be. No scheme tells where it lies; on a PC it is below 640 KiB, from 1 MiB up to the first
+/// register of `devices`, and what does not fit there begins at 4 GiB, where registers end.
+fn ram(devices: Option<u64>) -> io::Result<Vec<PhysRange>> {
     let (total, _) = memory::amounts()?;
     let end = total.saturating_add(4 * GIB).next_multiple_of(GIB);
-    Ok(PhysRange::new(PhysAddr(0), end).into_iter().collect())
+    let parts = match devices {
+        Some(devices) => vec![(0, 640 << 10), (1 << 20, devices), (4 * GIB, end)],
+        None => vec![(0, end)],
+    };
+    let range = |(first, end): (u64, u64)| PhysRange::new(PhysAddr(first), end - first);
+    Ok(parts.into_iter().filter_map(range).collect())
 }

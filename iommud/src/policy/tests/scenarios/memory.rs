@@ -75,7 +75,7 @@ fn a_list_follows_the_pieces_of_a_buffer() {
     let pieces = [phys(OWN + 8 * PAGE, 2 * PAGE), phys(OWN, 3 * PAGE)];
     let event = bench.allocation(session, &pieces, AllocateFlags::UNMAPPED);
     let (slot, ..) = bench.allocated(&event).unwrap();
-    let at = 64 * MIB;
+    let at = 4 << 30;
     bench.run(&Event::MapList(session, list(slot, &[4, 0, 1, 2], at))).unwrap();
     let pages = [2, 8, 9, 0].map(|page| OWN + page * PAGE);
     let wanted: Vec<_> =
@@ -122,7 +122,7 @@ fn a_batch_is_all_or_nothing_and_names_the_item() {
     assert_eq!(bad(&mut bench, vec![unmap(iova, 0)]), (Refusal::Range, 0));
     let over = vec![unmap(iova, 8), fixed(slot, 0, 1, iova)];
     assert_eq!(bad(&mut bench, over), (Refusal::Mapped, 1), "free only when the batch is done");
-    let at = 64 * MIB;
+    let at = 4 << 30;
     let twice = vec![fixed(slot, 0, 2, at), fixed(slot, 0, 1, at + PAGE)];
     assert_eq!(bad(&mut bench, twice), (Refusal::Mapped, 1));
     assert_eq!(bad(&mut bench, vec![fixed(slot, 0, 1, at + 1)]), (Refusal::Alignment, 0));

@@ -6,7 +6,7 @@ use iommu_protocol::status::Refusal;
 
 use super::{PAGE, claim_event, own_domain, pair, reserve, strict};
 use crate::policy::tests::world::*;
-use crate::policy::{Binding, Config, Event, Matcher, Mode, Rule};
+use crate::policy::{Binding, Config, Event, Matcher, Mode, Outcome, Rule};
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -36,7 +36,7 @@ fn s22_reserved_regions_are_mapped_wherever_the_device_goes() {
     assert_eq!(refusal, Refusal::Reserved);
     let regions: Vec<_> =
         bench.registry.regions(session).iter().map(|r| r.range.first().0).collect();
-    assert_eq!(regions, [32 * MIB, 0xfee0_0000]);
+    assert_eq!(regions, [32 * MIB, RAM, 0xfee0_0000, 0xfef0_0000]);
     bench.run(&Event::Close(session)).unwrap();
     assert_eq!(bench.world.entry(0, d), Binding::Domain(default), "the same default domain");
     assert_eq!(bench.world.domain_count(), 2);
@@ -115,4 +115,50 @@ fn s22_a_region_is_not_given_over_a_mapping_nor_kept_after_its_device() {
     bench.run(&Event::Close(second)).unwrap();
     assert_eq!(bench.world.mapped(own).len(), 1, "the region went with its device");
     bench.batch(first, &[fixed(slot, 0, 1, 32 * MIB)]).unwrap();
+}
+
+/// Below 4 GiB a client's addresses are those of memory, so none is a register's; above, any.
+#[test]
+fn addresses_of_registers_are_nobodys() {
+    let mut firmware = one_unit();
+    // What firmware reserves is rarely memory that it tells of.
+    let at = 2 * RAM;
+    reserve(&mut firmware, 3, at, PAGE);
+    let mut bench = Bench::new(strict(), firmware, &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let first = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::Attach(first)).unwrap();
+    let (slot, iova, _) = bench.buffer(first, 4);
+    let low = |iova: u64| (PAGE..RAM).contains(&iova);
+    assert!(low(iova), "{iova:#x}");
+    let refused = |bench: &mut Bench, iova| {
+        bench.refused(&Event::Batch(first, vec![fixed(slot, 0, 4, iova)]))
+    };
+    for iova in [RAM, RAM - PAGE, at, 0xa000_0000, 0xfec0_0000, 0xfef0_0000, (4 << 30) - PAGE] {
+        assert_eq!(refused(&mut bench, iova), Refusal::Reserved, "{iova:#x}");
+    }
+    for iova in [RAM - 4 * PAGE, 4 << 30] {
+        bench.run(&Event::Batch(first, vec![fixed(slot, 0, 4, iova)])).unwrap();
+    }
+    // All that there is below 4 GiB, and not a page more.
+    let (large, ..) = bench.buffer(first, 1024);
+    let mut taken = 0;
+    let ended = loop {
+        match bench.run(&Event::Batch(first, vec![map(large, 0, 1024)])) {
+            Ok(Outcome::Single(iova)) => assert!(low(iova.0), "{:#x}", iova.0),
+            other => break other,
+        }
+        taken += 1;
+    };
+    assert_eq!(ended.map_err(|refused| refused.refusal), Err(Refusal::NoSpace));
+    assert!((10..RAM >> 22).contains(&taken), "{taken}");
+    // A region of a device that comes later is mapped there all the same, and when the device leaves, what
+    // it had is nobody's as before.
+    let second = bench.claim_under(1, address(0, 3, 0), Some(first)).unwrap();
+    bench.run(&Event::Attach(second)).unwrap();
+    let Binding::Domain(own) = bench.world.entry(0, address(0, 3, 0)) else { panic!() };
+    assert!(bench.world.mapped(own).contains(&(at, at + PAGE - 1, at)));
+    assert_eq!(refused(&mut bench, at), Refusal::Reserved);
+    bench.run(&Event::Detach(second)).unwrap();
+    bench.run(&Event::Close(second)).unwrap();
+    assert_eq!(refused(&mut bench, at), Refusal::Reserved);
 }

@@ -17,7 +17,7 @@ use crate::{heap, println};
 const BATCHES: u64 = 32;
 
 /// First address of the first batch.
-const AT: u64 = 0x2000_0000;
+const AT: u64 = 0x0800_0000;
 
 /// Bytes of the heap that a mapping may take.
 const BYTES: u64 = 32;

@@ -356,7 +356,7 @@ pub(super) fn scattered(operation: Operation, slot: u32, at: u64) -> Result<Vec<
 
 /// Maps scattered pages in one call; then unmaps them in another.
 fn batch(served: &mut Served) -> Result<(u64, u64, u32), String> {
-    const AT: u64 = 0x1000_0000;
+    const AT: u64 = 0x0600_0000;
     let map = scattered(Operation::Map, served.slot, AT)?;
     let unmap = scattered(Operation::Unmap, 0, AT)?;
     let mut costs = (0, 0, 0);
