@@ -4,6 +4,12 @@
 //! and `FileConfig` of redox-os/installer. Recipe: the book of Redox, "Porting Applications using Recipes".
 
 #![cfg(feature = "std")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected must stop"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

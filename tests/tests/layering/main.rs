@@ -99,6 +99,7 @@ const LAW: &[(&str, &[&str])] = &[
         &["core", "alloc", "std", "libc", "lexopt", "iommu_client", "iommu_client::platform"],
     ),
     // Their tests run on the software unit.
+    ("iommud.tests", &["*"]),
     ("iommu_client.tests", &["*"]),
     ("drivers.tests", &["*"]),
     // Tests and tools.

@@ -40,7 +40,7 @@ pub(super) fn run(host: &Host, options: &RedoxOptions, count: u16) -> Result<boo
         println!("boot {number}: (time, processor time) without, with: {last:?}");
         println!("boot {number}: {}", with.last().map_or("", |boot| &boot.started));
     }
-    let measures: [(&str, fn(&Boot) -> Duration); 3] = [
+    let measures: [(&str, Measure); 3] = [
         ("whole boot", |boot| boot.time),
         ("whole boot, processor time", |boot| boot.work[2]),
         ("iommud's unit, processor time", |boot| boot.work[1].saturating_sub(boot.work[0])),
@@ -64,17 +64,18 @@ pub(super) fn run(host: &Host, options: &RedoxOptions, count: u16) -> Result<boo
 fn counted(host: &Host, iommu: Iommu) -> Result<i64> {
     let without = boot(host, Stage::WithoutTimed, Iommu::None, &COUNTED)?;
     let with = boot(host, Stage::EarlyTimed, iommu, &COUNTED)?;
-    let [before, after, end] = [0, 1, 2].map(|point| (without.clocks[point], with.clocks[point]));
-    let unit = (after.1 - before.1) - (after.0 - before.0);
-    let added = end.1 - end.0;
-    println!("counted: {} instructions without, {} with: {added:+}", end.0, end.1);
-    println!(
-        "counted: {unit:+} until its unit is ready, {:+} after",
-        (end.1 - after.1) - (end.0 - after.0)
-    );
+    let parts = |[before, after, end]: [i64; 3]| (after - before, end - after, end);
+    let (unit, rest, end) = parts(with.clocks);
+    let (unit_without, rest_without, end_without) = parts(without.clocks);
+    let (unit, rest) = (unit - unit_without, rest - rest_without);
+    println!("counted: {end_without} instructions without, {end} with: {:+}", end - end_without);
+    println!("counted: {unit:+} until its unit is ready, {rest:+} after");
     println!("counted: iommud from its first line to serving, 1 ms a million: {}", with.started);
     Ok(unit)
 }
+
+/// One of the times of a boot.
+type Measure = fn(&Boot) -> Duration;
 
 /// A boot that came to its end.
 struct Boot {

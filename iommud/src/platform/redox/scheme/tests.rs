@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use iommu_protocol::fault::RECORD_SIZE;
 use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommu_protocol::wire::Access;
-use syscall::error::{EAGAIN, EMSGSIZE, ENODEV, ENOENT, EPERM, ERANGE};
+use syscall::error::{EAGAIN, EMSGSIZE, ENODEV, ENOENT, ENOSYS, EPERM, ERANGE};
 use syscall::flag::{O_RDONLY, O_RDWR};
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
@@ -380,7 +380,7 @@ fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
     assert_eq!(scheme.call(memory, &mut other, &[BRING], &who).unwrap(), 0, "it has slot 0");
     assert_eq!(errno(scheme.call(memory, &mut other, &[BRING], &who)), EBADF, "used");
     assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
-    assert_eq!(errno(scheme.call(session, &mut key, &[BRING], &who)), EBADF, "no buffer");
+    assert_eq!(errno(scheme.call(session, &mut key, &[BRING], &who)), ENOSYS, "no buffer");
     assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
     scheme.on_close(session);
     assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF, "closed");

@@ -58,7 +58,7 @@ fn a_region_out_of_reach_makes_the_table_deeper() {
         let own = domain(&bench, 3);
         assert_eq!(levels(&bench, own), 3, "as few as reach");
         let (slot, ..) = bench.buffer(first, 1);
-        bench.batch(first, &[fixed(slot, 0, 1, 64 * MIB)]).unwrap();
+        bench.batch(first, &[fixed(slot, 0, 1, 4 << 30)]).unwrap();
 
         let from = bench.world.steps.len();
         let second = bench.claim_under(1, address(0, 4, 0), Some(first)).unwrap();
