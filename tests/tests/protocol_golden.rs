@@ -226,7 +226,8 @@ fn flag_bits() {
     assert_eq!(SessionFlags::CONFINED.bits(), 2);
     assert_eq!(SessionFlags::UNIT_FAILED.bits(), 4);
     assert_eq!(SessionFlags::FAULTS.bits(), 8);
-    assert_eq!(SessionFlags::all().bits(), 15);
+    assert_eq!(SessionFlags::SILENCED.bits(), 16);
+    assert_eq!(SessionFlags::all().bits(), 31);
 }
 
 /// Code and errno of every refusal. The errnos are Linux's (asm-generic/errno.h), which Redox shares:
