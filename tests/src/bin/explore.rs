@@ -1,6 +1,6 @@
 //! Explores the ordering contract: `explore [--long] [--write]`, or free choice alone on a machine (0 to 3) to a
-//! depth: `explore --free MACHINE DEPTH`. With `--write`, `tests/ORDERING.md` becomes what
-//! the short mode says.
+//! depth: `explore --free MACHINE DEPTH`, or random interleavings alone: `explore --random CASES`. With
+//! `--write`, `tests/ORDERING.md` becomes what the short mode says.
 
 use std::process::ExitCode;
 
@@ -9,8 +9,21 @@ use iommud_tests::explore::{report, stages};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let number = |at: usize| arguments.get(at).and_then(|number| number.parse().ok());
+    if let Some(at) = arguments.iter().position(|argument| argument == "--random") {
+        let cases = number(at + 1).and_then(|cases| u32::try_from(cases).ok()).unwrap_or(100);
+        return match stages::random_alone(cases) {
+            Ok(stats) => {
+                println!("{}", report::at_random(&stats));
+                ExitCode::SUCCESS
+            }
+            Err(found) => {
+                eprintln!("{found}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if let Some(at) = arguments.iter().position(|argument| argument == "--free") {
-        let number = |at: usize| arguments.get(at).and_then(|number| number.parse().ok());
         let (machine, depth) = (number(at + 1).unwrap_or(0), number(at + 2).unwrap_or(4));
         return match stages::free_alone(machine, depth) {
             Ok((words, vendor, covered)) => {

@@ -1,7 +1,8 @@
 //! What must be so, kept from the answers that clients got and the scene alone: the server is not asked.
 
-use super::act::{Act, Answer, Client, Segments};
+use super::act::{Act, Answer, Client};
 use super::scene::{Device, Scene, Start};
+pub use super::session::{Mapping, Session};
 use crate::machine::{Reach, join};
 
 /// Bytes of a page.
@@ -16,40 +17,6 @@ pub enum Unit {
     Up,
     /// It can no longer be relied on.
     Failed,
-}
-
-/// A mapping.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Mapping {
-    /// Its first address.
-    pub iova: u64,
-    /// The slot of its buffer.
-    pub slot: u32,
-    /// Its memory.
-    pub memory: Segments,
-}
-
-/// A session as its client knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// Its handle.
-    pub handle: u32,
-    /// Whose it is.
-    pub client: Client,
-    /// Its device.
-    pub device: Device,
-    /// The domain: the handle of the session that made it.
-    pub domain: u32,
-    /// The device is attached.
-    pub attached: bool,
-    /// The device was removed.
-    pub orphan: bool,
-    /// All members of the group were removed: what comes to their places is another group.
-    pub lost: bool,
-    /// Its buffers: slot, memory.
-    pub buffers: Vec<(u32, Segments)>,
-    /// Its mappings, oldest first.
-    pub mappings: Vec<Mapping>,
 }
 
 /// A claim that waits for its unit.
@@ -74,8 +41,16 @@ pub struct Function {
     pub cut: bool,
     /// It came while its group was claimed.
     pub late: bool,
+    /// It did, and its owner has claimed nothing since: what firmware reserves for it is not in the owner's domain.
+    pub unmet: bool,
     /// Who drove it last: what it reaches behind a failed unit may still be of that client's.
     pub driven_by: Option<Client>,
+}
+
+impl Function {
+    const fn on_time(&mut self) {
+        (self.late, self.unmet) = (false, false);
+    }
 }
 
 /// What must be so.
@@ -115,6 +90,7 @@ impl Ledger {
             generation: u32::from(function.present),
             cut: false,
             late: false,
+            unmet: false,
             driven_by: None,
         });
         Self {
@@ -200,8 +176,11 @@ impl Ledger {
                 }
             }
             let group = scene.functions[session.device].group;
-            let present = scene.members(group).filter(|member| self.functions[*member].present);
-            leaves.extend(present.filter_map(|member| scene.reserved_of(member)));
+            let met = |member: &Device| {
+                let function = self.functions[*member];
+                function.present && !function.unmet
+            };
+            leaves.extend(scene.members(group).filter(met).filter_map(|at| scene.reserved_of(at)));
         }
         let kept = self.kept.iter().filter(|(of, _)| *of == domain);
         leaves.extend(kept.map(|(_, region)| *region));
@@ -247,18 +226,15 @@ impl Ledger {
     pub fn note(&mut self, scene: &Scene, client: Client, act: Act, answer: &Answer) {
         match (act, answer) {
             (_, Answer::Refused(_)) => {}
-            (Act::Claim(device), Answer::Session { handle, .. }) => {
-                self.claimed(client, device, *handle, *handle);
-            }
-            (Act::ClaimWithin(device), Answer::Session { handle, .. }) => {
-                self.claimed(client, device, *handle, *handle);
+            (Act::Claim(device) | Act::ClaimWithin(device), Answer::Session { handle, .. }) => {
+                self.claimed(scene, client, device, *handle, *handle);
             }
             (Act::ClaimWithin(device), Answer::Waits(ticket)) => {
                 self.waiting.push(Claim { ticket: *ticket, client, device });
             }
             (Act::ClaimUnder(device, parent), Answer::Session { handle, .. }) => {
                 let domain = self.session(client, parent).map_or(*handle, |parent| parent.domain);
-                self.claimed(client, device, *handle, domain);
+                self.claimed(scene, client, device, *handle, domain);
             }
             (Act::Attach(device), _) => {
                 if let Some(session) = self.session_mut(client, device) {
@@ -320,18 +296,18 @@ impl Ledger {
             Act::Added(device) if !self.functions[device].present => {
                 let claimed = self.owner(scene, scene.functions[device].group).is_some();
                 let generation = self.functions[device].generation + 1;
-                let (present, cut) = (true, false);
+                let (present, cut, late, unmet) = (true, false, claimed, claimed);
                 // A unit that cannot be told goes on with what it has for this requester.
                 let untold = scene.functions[device].unit.is_some_and(|unit| self.troubled[unit]);
                 let driven_by = self.functions[device].driven_by.filter(|_| untold);
                 self.functions[device] =
-                    Function { present, generation, cut, late: claimed, driven_by };
+                    Function { present, generation, cut, late, unmet, driven_by };
                 self.ids[device] = None;
             }
             Act::Removed(device) => {
                 self.functions[device].present = false;
                 self.functions[device].cut = false;
-                self.functions[device].late = false;
+                self.functions[device].on_time();
                 self.ids[device] = None;
                 for session in self.sessions.iter_mut().filter(|s| s.device == device) {
                     session.orphan = true;
@@ -356,7 +332,7 @@ impl Ledger {
                 for (function, cut) in self.functions.iter_mut().zip(cut) {
                     function.generation = u32::from(function.present);
                     function.cut |= cut;
-                    function.late = false;
+                    function.on_time();
                 }
             }
             Act::Stall(unit, _) | Act::Kill(unit) => self.troubled[unit] = true,
@@ -365,15 +341,15 @@ impl Ledger {
     }
 
     /// A claim that waited is answered.
-    pub fn answered(&mut self, claim: Claim, answer: &Answer) {
+    pub fn answered(&mut self, scene: &Scene, claim: Claim, answer: &Answer) {
         self.waiting.retain(|waiting| *waiting != claim);
         if let Answer::Session { handle, ids } = answer {
-            self.claimed(claim.client, claim.device, *handle, *handle);
+            self.claimed(scene, claim.client, claim.device, *handle, *handle);
             self.ids[claim.device] = Some(*ids);
         }
     }
 
-    fn claimed(&mut self, client: Client, device: Device, handle: u32, domain: u32) {
+    fn claimed(&mut self, scene: &Scene, client: Client, device: Device, handle: u32, domain: u32) {
         self.sessions.push(Session {
             handle,
             client,
@@ -385,6 +361,11 @@ impl Ledger {
             buffers: Vec::new(),
             mappings: Vec::new(),
         });
+        // A claim enters what firmware reserves for all members of the owner's groups.
+        let owned = self.sessions.iter().filter(|session| session.domain == domain);
+        for group in owned.map(|session| scene.functions[session.device].group) {
+            scene.members(group).for_each(|member| self.functions[member].unmet = false);
+        }
     }
 
     /// Sessions end. A device that was attached stays cut off; a group without sessions is free.
@@ -402,7 +383,7 @@ impl Ledger {
                 self.kept.extend(regions.map(|region| (session.domain, region)));
             }
             if self.owner(scene, group).is_none() {
-                scene.members(group).for_each(|member| self.functions[member].late = false);
+                scene.members(group).for_each(|member| self.functions[member].on_time());
             }
         }
     }
@@ -426,17 +407,6 @@ impl Ledger {
             if self.unit(scene, device) == Some(Unit::Failed) {
                 self.sessions[at].attached = false;
             }
-        }
-    }
-}
-
-impl Session {
-    fn map(&mut self, new: &[(u64, u64)]) {
-        let Some((slot, memory)) = self.buffers.first().cloned() else { return };
-        for (iova, offset) in new {
-            let page = usize::try_from(offset / PAGE).expect("few pages");
-            let memory = vec![memory[page]];
-            self.mappings.push(Mapping { iova: *iova, slot, memory });
         }
     }
 }

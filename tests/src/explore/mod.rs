@@ -6,7 +6,7 @@
 //! scene.rs     machines        act.rs      events and answers      plays.rs    which streams, where
 //! backend.rs   their units
 //! subject.rs   what is explored            real.rs   the shipped server          racy.rs   known to be wrong
-//! waiting.rs   answers that come later
+//! session.rs   as a client knows one           waiting.rs answers that come later
 //! ledger.rs    what must be so             check.rs  I1 to I8                    scenario.rs S1 to S32, history.rs where they were seen
 //! free.rs      every choice                   name.rs   which states are the same
 //! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure
@@ -36,6 +36,7 @@ pub mod report;
 pub mod scenario;
 pub mod scene;
 pub mod search;
+pub mod session;
 pub mod stages;
 pub mod stats;
 pub mod subject;

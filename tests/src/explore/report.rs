@@ -64,13 +64,7 @@ impl Report {
         }
         let Sweep { allocations, retries, steps, descriptors, refused, bystander } = self.swept();
         writeln!(out, "failures: {allocations} allocations ({retries} retries granted), {steps} hardware steps, {descriptors} descriptors; {refused} requests refused, {bystander} of a bystander granted").unwrap();
-        let Stats { interleavings, events, states, .. } = &self.random;
-        writeln!(
-            out,
-            "random: {interleavings} interleavings, {events} events, {} states",
-            states.len()
-        )
-        .unwrap();
+        writeln!(out, "{}", at_random(&self.random)).unwrap();
         let Stats { interleavings, events, states, instants, .. } = &self.total;
         writeln!(out, "all: {interleavings} distinct interleavings, {events} events checked, {} states, {instants} instants, {:.1} s{}", states.len(), self.seconds, if self.long { ", long" } else { "" }).unwrap();
         out
@@ -131,6 +125,13 @@ impl Report {
         }
         out
     }
+}
+
+/// What random interleavings covered, in words.
+#[must_use]
+pub fn at_random(stats: &Stats) -> String {
+    let Stats { interleavings, events, states, .. } = stats;
+    format!("random: {interleavings} interleavings, {events} events, {} states", states.len())
 }
 
 const INTRODUCTION: &str = "\

@@ -159,7 +159,7 @@ impl<S: Subject> Explorer<S> {
             self.trace.push(format!("  claim {ticket}: {answer:?}"));
         }
         let scene = Rc::clone(&self.scene);
-        let granted = waiting::enter(&mut path.ledger, &answers)
+        let granted = waiting::enter(&mut path.ledger, &scene, &answers)
             .and_then(|granted| {
                 waiting::check(&path.ledger, &scene, client, event.act).map(|()| granted)
             })

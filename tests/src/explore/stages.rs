@@ -185,6 +185,18 @@ pub fn free_alone(number: usize, depth: usize) -> Result<(&'static str, Vendor, 
     free_of(&Choice { depths: (depth, depth), ..choice }, false)
 }
 
+/// Random interleavings alone, so many on the units of each vendor.
+///
+/// # Errors
+/// What was found, in words.
+pub fn random_alone(cases: u32) -> Result<Stats, String> {
+    let mut all = Stats::default();
+    for vendor in [Vendor::Vtd, Vendor::Amd] {
+        all.add(&random_of(vendor, cases, 1)?);
+    }
+    Ok(all)
+}
+
 /// Runs everything on all processors.
 ///
 /// # Errors

@@ -10,7 +10,11 @@ use super::scene::Scene;
 ///
 /// # Errors
 /// I7: an answer to nobody, a second one, or one out of turn. I1: two hold one device.
-pub fn enter(ledger: &mut Ledger, answers: &[(u64, Answer)]) -> Result<bool, Broken> {
+pub fn enter(
+    ledger: &mut Ledger,
+    scene: &Scene,
+    answers: &[(u64, Answer)],
+) -> Result<bool, Broken> {
     let mut granted = false;
     for (ticket, answer) in answers {
         let waits = ledger.waiting.iter().find(|claim| claim.ticket == *ticket);
@@ -23,7 +27,7 @@ pub fn enter(ledger: &mut Ledger, answers: &[(u64, Answer)]) -> Result<bool, Bro
             let how = format!("{claim:?} was answered before {oldest:?}");
             return Err(broken(Invariant::I7, how));
         }
-        ledger.answered(claim, answer);
+        ledger.answered(scene, claim, answer);
         granted |= matches!(answer, Answer::Session { .. });
         let here =
             |session: &&super::ledger::Session| session.device == claim.device && !session.orphan;
