@@ -67,7 +67,7 @@ const STAGES: [Stage; 21] = [
     ("demo without a unit", || story(Iommu::None, false)),
     ("demo with a damaged DMAR", damaged_table),
     ("demo, AMD-Vi", || story(Iommu::Amd, false)),
-    ("demo, AMD-Vi, iommud killed 3 times", || kills(3, Iommu::Amd)),
+    ("demo, AMD-Vi, iommud killed 7 times", || kills(7, Iommu::Amd)),
     ("demo of the NVMe driver", nvme),
 ];
 

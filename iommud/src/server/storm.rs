@@ -45,8 +45,8 @@ impl Storms {
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Takes waiting fault records from every unit; returns how many there were. Called when idle and at least
     /// every 10 ms, unless units tell by interrupt: then 10 ms after each call that found some, since more may have
-    /// come meanwhile that are not told. A requester with 16 faults in ticks that follow each other is silenced: its unit reports none of them until the entry is
-    /// moved, by an owner who attaches the device for one.
+    /// come meanwhile that are not told. A requester with 16 faults in ticks that follow each other is silenced:
+    /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one.
     pub fn tick(&mut self) -> u64 {
         let before = self.faults.total();
         for index in 0..self.machine.units.len() {

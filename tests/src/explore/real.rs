@@ -258,8 +258,9 @@ where
                 self.stack.reboot(std::slice::from_ref(&self.backend));
             }
             Act::Storm(device) => {
+                // Heard to its end: an attach hears what is left before it does anything else, refused or not.
                 self.storm(scene, device);
-                self.stack.server.tick();
+                while self.stack.server.tick() > 0 {}
             }
             Act::Tick => {
                 self.stack.server.tick();

@@ -44,6 +44,8 @@ const MOST_EARLY: usize = 6;
 const TAKEN: usize = 8;
 
 const WORKER_OUTPUT: &str = "/tmp/worker.log";
+/// How long the other driver may take, when all kills are over, to copy once.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Scene {
     kept: Option<Kept>,
@@ -171,6 +173,9 @@ impl Scene {
                     let ended = load.ended()?;
                     ensure!(ended.is_none(), "the other driver ended: {}", load_output()?);
                 }
+                // Few kills leave it no time in between; with the last server it goes on.
+                let copied = || Ok((worker::counts(&load_output()?).1 > 0).then_some(()));
+                until(PATIENCE, copied)?;
                 Ok(())
             })();
             stop.store(true, Ordering::SeqCst);
