@@ -95,7 +95,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::Query => Ok(body.put(&self.query(session)?)?),
             Request::Attach => {
                 // What the device did before is not this owner's: a dead driver's last DMA, for one.
-                self.tick();
+                self.hear();
                 self.plain(&Event::Attach(session), body)
             }
             Request::Detach => self.plain(&Event::Detach(session), body),

@@ -48,6 +48,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// come meanwhile that are not told. A requester with 16 faults in ticks that follow each other is silenced:
     /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one.
     pub fn tick(&mut self) -> u64 {
+        let found = self.hear();
+        self.storms.end_tick();
+        found
+    }
+
+    /// Takes waiting fault records without ending the tick: what a client does must not make a storm look quiet.
+    pub(super) fn hear(&mut self) -> u64 {
         let before = self.faults.total();
         for index in 0..self.machine.units.len() {
             let Ok(number) = u32::try_from(index) else { break };
@@ -57,7 +64,6 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 }
             }
         }
-        self.storms.end_tick();
         self.faults.total().saturating_sub(before)
     }
 

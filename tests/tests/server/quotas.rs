@@ -223,3 +223,24 @@ fn s31_a_blocked_device_is_silenced_and_stays_blocked() {
         stack.machine.assert_clean();
     });
 }
+
+/// Attaching looks at faults too, and is no pause: a client that attaches again and again does not keep
+/// another's storm from being seen as one.
+#[test]
+fn s31_attaching_makes_no_pause_in_a_storm() {
+    each(Mode::Compat, |stack| {
+        let [device, other, ..] = devices();
+        let (session, neighbour) =
+            (stack.claim(1, device).unwrap(), stack.claim(2, other).unwrap());
+        stack.attach(session).unwrap();
+        for at in 0..40 {
+            assert!(stack.device_write(device, 0x5000_0000 + 0x1000 * at, &[1]).is_err());
+            for _ in 0..3 {
+                stack.attach(neighbour).unwrap();
+                stack.detach(neighbour).unwrap();
+            }
+        }
+        assert!(stack.text("metrics").contains("\nfaults 16\n"), "{}", stack.text("metrics"));
+        stack.machine.assert_clean();
+    });
+}
