@@ -16,13 +16,18 @@ fn bench() -> Bench<Subject> {
     Bench::start(&matrix().remove(0))
 }
 
-/// As `entry`, of the entry as it is, silenced or not.
-fn silenced(bench: &mut Bench<Subject>, silent: bool) -> Vec<u8> {
-    bench.unit.silence(&mut bench.tables, SOURCES[2], silent).unwrap();
+/// The entry as it is in memory.
+fn stored(bench: &mut Bench<Subject>) -> Vec<u8> {
     let table = bench.machine.registers(bench.number).read64(0) & ADDRESS;
     let at = table + 0x500 * 32;
     bench.machine.with_memory(|memory| memory.clean(at));
     bytes(bench, at, 32)
+}
+
+/// As `entry`, of the entry as it is, silenced or not.
+fn silenced(bench: &mut Bench<Subject>, silent: bool) -> Vec<u8> {
+    bench.unit.silence(&mut bench.tables, SOURCES[2], silent).unwrap();
+    stored(bench)
 }
 
 fn bytes(bench: &Bench<Subject>, at: u64, count: u64) -> Vec<u8> {
@@ -35,10 +40,7 @@ fn bytes(bench: &Bench<Subject>, at: u64, count: u64) -> Vec<u8> {
 /// The 32 bytes of the entry of `SOURCES[2]`, cleaned first: the unit snoops.
 fn entry(bench: &mut Bench<Subject>, entry: Entry) -> Vec<u8> {
     bench.unit.write_entry(&mut bench.tables, SOURCES[2], entry).unwrap();
-    let table = bench.machine.registers(bench.number).read64(0) & ADDRESS;
-    let at = table + 0x500 * 32;
-    bench.machine.with_memory(|memory| memory.clean(at));
-    bytes(bench, at, 32)
+    stored(bench)
 }
 
 #[test]
@@ -112,6 +114,23 @@ fn a_deeper_table_is_one_store_of_the_first_word() {
         let below = u64::from_le_bytes(link[..8].try_into().unwrap()) & ADDRESS;
         assert_eq!(below == old, levels == 4);
     }
+}
+
+/// SE and SA (bits 97 and 98, so byte 12) are no change of domain: what such a
+/// device reaches it goes on reaching, and its faults stay unreported.
+#[test]
+fn a_silenced_entry_deepens_in_one_store_too() {
+    let mut bench = bench();
+    let mut domain = bench.domain_of(0x1234, 3);
+    bench.map(&mut domain, 0x1000, TARGET, 0x1000);
+    let before = entry(&mut bench, domain.entry());
+    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    domain.pages.grow(&mut bench.tables, 4).unwrap();
+    let steps = bench.machine.steps();
+    bench.unit.write_entry(&mut bench.tables, SOURCES[2], domain.entry()).unwrap();
+    assert_eq!(bench.machine.steps() - steps, 1, "never denied");
+    let after = stored(&mut bench);
+    assert_eq!((after[1] & 0x0f, before[12], after[12]), (0x08, 0, 0x06));
 }
 
 /// From the root at level 6 down to the page, each entry in its place: 48882 figure "Address translation".

@@ -34,6 +34,8 @@ const PER_FRAME: usize = 128;
 
 /// Levels of the page table without pages that denying entries point to.
 const DENY_LEVELS: u8 = 3;
+/// Faults are not reported. Says nothing of what is translated: an entry that deepens keeps it.
+const SILENT: u64 = device::SUPPRESS | device::SUPPRESS_ALL;
 
 /// A device table in memory.
 #[derive(Clone, Debug)]
@@ -126,7 +128,8 @@ impl DeviceTable {
         let [first, second] = [0, 1].map(|word| self.load(memory, source, word));
         let domain = domain | second & device::MANAGEMENT_BITS;
         let translates = |word| device::mode(word) != 0 && device::permissions(word) != 0;
-        let deepens = second == domain && translates(first) && translates(translation);
+        let same = second & !SILENT == domain;
+        let deepens = same && translates(first) && translates(translation);
         if !deepens {
             self.store(memory, source, 0, self.deny());
             self.clean(memory, source);
@@ -145,9 +148,8 @@ impl DeviceTable {
         source: RequesterId,
         silent: bool,
     ) {
-        let bits = device::SUPPRESS | device::SUPPRESS_ALL;
         let old = self.load(memory, source, 1);
-        self.store(memory, source, 1, if silent { old | bits } else { old & !bits });
+        self.store(memory, source, 1, if silent { old | SILENT } else { old & !SILENT });
         self.clean(memory, source);
     }
 
