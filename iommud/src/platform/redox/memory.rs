@@ -1,8 +1,8 @@
 //! Memory of the process with known physical addresses.
 //!
 //! The memory scheme hands out physically contiguous chunks: powers of two, at most 4 MiB, aligned to their
-//! size, from anywhere, filled with zeros. All of it is taken at start and never given back: its frames would be anybody's at
-//! once, and nothing else tells a device's reach from what the kernel thinks is free.
+//! size, from anywhere, filled with zeros. All of it is taken at start and never given back: its frames would be
+//! anybody's at once, and nothing else tells a device's reach from what the kernel thinks is free.
 #![allow(unsafe_code)]
 
 use std::fs::File;

@@ -1,8 +1,9 @@
 //! From the command line to the loop.
 //!
 //! ```text
-//! policy file, functions, table read -> memory taken -> every unit brought up
-//!  -> socket, timer, queue opened
+//! policy file, functions, table read -> memory taken -> socket, timer, queue opened
+//!  -> the keeper, if there is one, has the memory held
+//!  -> every unit brought up
 //!  -> Server::start: every function under its group's policy, then translation on, unit by unit
 //!  -> name space given up -> scheme made known
 //! ```
