@@ -20,6 +20,8 @@ pub(crate) struct Admin<R> {
     registers: R,
     capabilities: Capabilities,
     rings: Rings,
+    /// Identifier of the last command.
+    identifier: u16,
     /// What Identify writes.
     page: DmaBuffer<[u8; 4096]>,
 }
@@ -38,7 +40,7 @@ impl<R: Registers> Admin<R> {
         }
         let rings = Rings::new(device, ENTRIES, options)?;
         let page = DmaBuffer::zeroed_with(device, options)?;
-        Ok(Self { registers, capabilities, rings, page })
+        Ok(Self { registers, capabilities, rings, identifier: 0, page })
     }
 
     pub(crate) const fn capabilities(&self) -> Capabilities {
@@ -105,17 +107,20 @@ impl<R: Registers> Admin<R> {
         Ok(page)
     }
 
-    /// Carries a command out; returns the first word of its completion.
+    /// Carries a command out; returns the first word of its completion. That of an earlier command, which was given
+    /// up, is none of this.
     fn command(&mut self, command: &Command) -> Result<u32, Error> {
-        let tail = self.rings.push(0, command);
+        self.identifier = self.identifier.wrapping_add(1);
+        let tail = self.rings.push(self.identifier, command);
         self.ring(0, false, tail)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some((completion, head)) = self.rings.pop() {
                 self.ring(0, true, head)?;
-                return match completion.status {
-                    0 => Ok(completion.result),
-                    status => Err(Error::Status(Status(status))),
+                return match (completion.command, completion.status) {
+                    (command, _) if command != self.identifier => Err(Error::Breach { command }),
+                    (_, 0) => Ok(completion.result),
+                    (_, status) => Err(Error::Status(Status(status))),
                 };
             }
             self.alive()?;

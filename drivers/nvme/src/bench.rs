@@ -35,7 +35,8 @@ fn measure(disk: &mut Disk, kind: Kind, round: usize) -> Result<f64, Failure> {
     let started = Instant::now();
     let count = match kind {
         Kind::Random => {
-            let places = namespace.blocks * block / 4096;
+            // A read of a namespace with less than one place is refused.
+            let places = (namespace.blocks * block / 4096).max(1);
             let mut seed = 0x1234_5678_9abc_def1 ^ round as u64;
             let reads = (0..READS).map(|_| {
                 // xorshift64 (Marsaglia 2003).

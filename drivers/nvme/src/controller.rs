@@ -16,6 +16,9 @@ use crate::spec::{self, PAGE};
 /// How long a transfer to an address that need not be the driver's may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The longest wait, some 136 years: with more, the clock would overflow.
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// How a controller is used.
 #[derive(Default)]
 pub struct Settings {
@@ -59,20 +62,23 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// The controller does not start, is refused memory, or cannot do what this driver needs.
     pub fn start(registers: R, device: &Device, settings: Settings) -> Result<Self, Error> {
         let options = BufferOptions { above_4g: true, ..BufferOptions::default() };
-        let mut admin = Admin::new(registers, device, options)?;
-        admin.enable()?;
-        let info = Info::ask(&mut admin)?;
-        let capabilities = admin.capabilities();
-        let most = settings.queues.clamp(1, capabilities.queues());
-        let count = admin.set_queues(most)?;
-        let entries = u64::from(settings.depth.max(1)) + 1;
-        let entries = u16::try_from(entries.min(capabilities.entries())).unwrap_or(u16::MAX);
-        let queue = |_| Ok(Queue::new(Rings::new(device, entries, options)?));
-        let queues = (0..count).map(queue).collect::<Result<_, Error>>()?;
+        let admin = Admin::new(registers, device, options)?;
         let lists = PoolOptions { largest: PAGE, above_4g: true, ..PoolOptions::default() };
         let pool = DmaPool::new(device, lists)?;
-        let completion = settings.completion;
+        let Settings { queues: wanted, depth, completion } = settings;
+        // Whatever fails from here on, the drop stops the controller before its memory goes.
+        let (queues, info) = (Vec::new(), Info::default());
         let mut controller = Self { admin, completion, queues, turn: 0, woken: 0, pool, info };
+        let admin = &mut controller.admin;
+        admin.enable()?;
+        controller.info = Info::ask(admin)?;
+        let capabilities = admin.capabilities();
+        let count = admin.set_queues(wanted.clamp(1, capabilities.queues()))?;
+        let entries = (u64::from(depth.max(1)) + 1).min(capabilities.entries());
+        let entries = u16::try_from(entries).unwrap_or(u16::MAX);
+        for _ in 0..count {
+            controller.queues.push(Queue::new(Rings::new(device, entries, options)?));
+        }
         controller.create_queues()?;
         Ok(controller)
     }
@@ -162,7 +168,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// [`Error::Timeout`]: see [`Controller::abort`]. [`Error::Fatal`], [`Error::Gone`], [`Error::Breach`]:
     /// the controller is to be reset.
     pub fn wait(&mut self, timeout: Duration) -> Result<Done<D>, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(LONGEST);
         let mut looks = 0;
         loop {
             if let Some(done) = self.poll()? {
@@ -189,8 +195,10 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         self.submit(request, data).map_err(|(error, _)| error)?;
         let done = self.wait(timeout)?;
         match done.result {
+            Some(Ok(())) => Ok(done.data),
             Some(Err(status)) => Err(Error::Status(status)),
-            _ => Ok(done.data),
+            // Only a reset ends a request so.
+            None => Err(Error::Status(Status::ABORTED)),
         }
     }
 
@@ -243,7 +251,8 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// memory: the controller uses it no more.
     ///
     /// # Errors
-    /// The controller does not stop or start. If it did not stop, what was under way stays the controller's.
+    /// The controller does not stop: what was under way stays the controller's. Or it does not start: what was
+    /// under way has ended, its memory has gone back to where it came from, and nothing can be sent.
     pub fn reset(&mut self) -> Result<Vec<Done<D>>, Error> {
         self.admin.disable()?;
         let ended = self.queues.iter_mut().flat_map(Queue::abort).collect();
@@ -271,11 +280,11 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
 }
 
 impl<R: Registers, D: DeviceMemory> Drop for Controller<R, D> {
-    /// The controller stops before its memory goes. If it does not stop, memory of a pool, which others would
-    /// be given while the device still reaches it, is never used again.
+    /// The controller stops before its memory goes. If it does not stop, the memory of its queues and of what is
+    /// under way, which others would be given while the controller still uses it, is never used again.
     fn drop(&mut self) {
         if self.admin.disable().is_err() {
-            self.queues.iter_mut().for_each(Queue::leak);
+            std::mem::forget(std::mem::take(&mut self.queues));
         }
     }
 }

@@ -5,11 +5,11 @@ use crate::error::Error;
 use crate::registers::Registers;
 use crate::spec::{self, PAGE};
 
-/// The most bytes of one transfer, whatever the controller takes.
-const MOST_BYTES: u64 = 4 << 20;
+/// The most bytes of one transfer, whatever the controller takes: this many pages, as a power of two.
+const MOST_PAGES: u8 = 10;
 
 /// What a controller says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Info {
     /// Serial number.
     pub serial: String,
@@ -17,7 +17,7 @@ pub struct Info {
     pub model: String,
     /// Firmware revision.
     pub firmware: String,
-    /// The most bytes of one transfer.
+    /// The most bytes of one transfer, 8192 to 4 MiB.
     pub most_bytes: u64,
     /// Namespaces that can be used.
     pub namespaces: Vec<NamespaceInfo>,
@@ -30,9 +30,9 @@ pub struct NamespaceInfo {
     pub id: u32,
     /// Number of blocks.
     pub blocks: u64,
-    /// Bytes of a block, a power of two from 512 on.
+    /// Bytes of a block, a power of two, 512 to 4096.
     pub block_size: u64,
-    /// The most blocks of one transfer.
+    /// The most blocks of one transfer, 1 to 65536.
     pub most_blocks: u64,
 }
 
@@ -40,10 +40,8 @@ impl Info {
     pub(crate) fn ask<R: Registers>(admin: &mut Admin<R>) -> Result<Self, Error> {
         let page = admin.identify(0, spec::CONTROLLER)?;
         let [transfer] = spec::field(&page, 77);
-        let most_bytes = match transfer {
-            0 => MOST_BYTES,
-            shift => PAGE.checked_shl(shift.into()).unwrap_or(MOST_BYTES).min(MOST_BYTES),
-        };
+        // MDTS: a power of two, in the smallest pages; 0 for no limit.
+        let most_bytes = PAGE << if transfer == 0 { MOST_PAGES } else { transfer.min(MOST_PAGES) };
         let list = admin.identify(0, spec::ACTIVE_NAMESPACES)?;
         let (ids, _) = list.as_chunks::<4>();
         let mut namespaces = Vec::new();
@@ -61,16 +59,18 @@ impl Info {
     }
 }
 
-/// A namespace without metadata and with blocks that fit in a page; `None` for another.
+/// A namespace without metadata and with blocks that fit in a page; `None` for another, or one whose bytes 64 bits
+/// do not count.
 fn namespace(page: &[u8; 4096], id: u32, most_bytes: u64) -> Option<NamespaceInfo> {
     let blocks = u64::from_le_bytes(spec::field(page, 0));
     let [format] = spec::field(page, 26);
     let format: [u8; 4] = spec::field(page, 128 + 4 * usize::from(format & 0xf));
     let [metadata0, metadata1, shift, _] = format;
-    let usable = (9..=12).contains(&shift) && (metadata0, metadata1) == (0, 0);
-    usable.then(|| {
-        let block_size = 1 << shift;
-        let most_blocks = (most_bytes / block_size).min(1 << 16);
-        NamespaceInfo { id, blocks, block_size, most_blocks }
-    })
+    if !(9..=12).contains(&shift) || (metadata0, metadata1) != (0, 0) {
+        return None;
+    }
+    let block_size = 1 << shift;
+    blocks.checked_mul(block_size)?;
+    let most_blocks = (most_bytes / block_size).min(1 << 16);
+    Some(NamespaceInfo { id, blocks, block_size, most_blocks })
 }

@@ -122,11 +122,6 @@ impl<D: DeviceMemory> Queue<D> {
         let taken = self.slots.iter_mut().filter_map(Option::take);
         taken.map(|UnderWay { request, data, .. }| Done { request, data, result: None }).collect()
     }
-
-    /// Gives up the memory of what is under way for good: the controller may still use it.
-    pub(crate) fn leak(&mut self) {
-        std::mem::forget(std::mem::take(&mut self.slots));
-    }
 }
 
 fn encode<D: DeviceMemory>(

@@ -31,6 +31,15 @@ pub(crate) struct Manner {
     pub(crate) fails: bool,
     /// It does not look at this many doorbells of requests.
     pub(crate) deaf: u32,
+    /// What it has goes on when it is told to stop, and it says so (CSTS.RDY), until its status has been read this
+    /// many times; `u32::MAX` for ever.
+    pub(crate) lingers: u32,
+    /// The longest transfer, as a power of two of pages (MDTS), beside 10.
+    pub(crate) transfer: Option<u8>,
+    /// Blocks of the first namespace, beside 4096.
+    pub(crate) blocks: Option<u64>,
+    /// It knows no queues of requests.
+    pub(crate) poor: bool,
 }
 
 #[derive(Default)]
@@ -54,6 +63,8 @@ struct State {
     /// Commands that it has taken, each with its queue.
     pending: VecDeque<(u32, [u32; 16])>,
     failed: bool,
+    /// Looks at its status until it has stopped.
+    stopping: u32,
     /// Queues of requests that it grants.
     granted: u32,
     /// Requests that each queue was told of, from the first on.
@@ -83,6 +94,7 @@ impl Software {
             pairs: BTreeMap::new(),
             pending: VecDeque::new(),
             failed: false,
+            stopping: 0,
             granted: 0,
             told: BTreeMap::new(),
             interrupts: 0,
@@ -149,10 +161,10 @@ impl Software {
 
 impl Registers for Software {
     fn read32(&self, offset: u64) -> Option<u32> {
-        let state = self.state();
+        let mut state = self.state();
         match offset {
             0x14 => Some(state.configuration),
-            0x1c => Some(state.configuration & 1 | u32::from(state.failed) << 1),
+            0x1c => Some(state.ready() | u32::from(state.failed) << 1),
             _ => None,
         }
     }
@@ -201,13 +213,36 @@ const OUT_OF_RANGE: u32 = 0x80;
 const PRP_OFFSET: u32 = 0x13;
 
 impl State {
+    /// The ready bit of its status.
+    fn ready(&mut self) -> u32 {
+        if self.stopping > 0 && self.stopping < u32::MAX {
+            self.stopping -= 1;
+            if self.stopping == 0 {
+                self.carry_out();
+                self.stop();
+                return 0;
+            }
+        }
+        self.configuration & 1 | u32::from(self.stopping > 0)
+    }
+
+    fn stop(&mut self) {
+        self.pairs.clear();
+        self.pending.clear();
+        (self.failed, self.granted) = (false, 0);
+    }
+
     fn configure(&mut self, value: u32) {
         if value & 1 == 0 {
             self.resets += self.configuration & 1;
-            self.pairs.clear();
-            self.pending.clear();
-            (self.failed, self.granted) = (false, 0);
+            if self.configuration & 1 == 1 {
+                self.stopping = self.manner.lingers;
+            }
+            if self.stopping == 0 {
+                self.stop();
+            }
         } else {
+            assert_eq!(self.stopping, 0, "started before it has stopped");
             assert_eq!(value >> 16 & 0xff, 0x46, "entry sizes");
             let [attributes, submission, completion] = self.admin;
             let sizes = u32::try_from(attributes).unwrap();
@@ -256,6 +291,7 @@ impl State {
             self.pairs.get_mut(&queue).unwrap().head = (head + 1) % entries;
             if queue == 0 {
                 let (status, result) = self.administer(&words);
+                self.garble(&mut words);
                 self.complete(0, &words, status, result);
             } else {
                 self.pending.push_back((queue, words));
@@ -274,10 +310,15 @@ impl State {
             };
             let Some((queue, mut words)) = next else { return };
             let status = self.transfer(&words);
-            if self.manner.liar {
-                words[0] = words[0] & 0xffff | 0x7777 << 16;
-            }
+            self.garble(&mut words);
             self.complete(queue, &words, status, 0);
+        }
+    }
+
+    /// A liar's completions are of commands nobody sent.
+    fn garble(&self, words: &mut [u32; 16]) {
+        if self.manner.liar {
+            words[0] = words[0] & 0xffff | 0x7777 << 16;
         }
     }
 
@@ -329,6 +370,7 @@ impl State {
         let prp1 = address(words, 6);
         let (size, number) = ((words[10] >> 16) + 1, words[10] & 0xffff);
         match words[0] & 0xff {
+            0x05 if self.manner.poor => INVALID_FIELD,
             0x05 => {
                 assert!((1..=self.granted).contains(&number), "queue {number}");
                 assert_eq!((words[11] >> 16, words[11] & 1), (0, 1), "vector 0, contiguous");
@@ -349,7 +391,8 @@ impl State {
                 match (words[10] & 0xff, words[1]) {
                     (0, id @ (1 | 2)) => {
                         let block = BLOCK[usize::try_from(id).unwrap() - 1];
-                        page[..8].copy_from_slice(&4096_u64.to_le_bytes());
+                        let blocks = self.manner.blocks.filter(|_| id == 1).unwrap_or(4096);
+                        page[..8].copy_from_slice(&blocks.to_le_bytes());
                         // The second format of two.
                         page[26] = 1;
                         page[134] = u8::try_from(block.trailing_zeros()).unwrap();
@@ -358,7 +401,7 @@ impl State {
                         page[4..24].copy_from_slice(b"SW-0001             ");
                         page[24..64].copy_from_slice(format!("{:40}", "in software").as_bytes());
                         page[64..72].copy_from_slice(b"1.0     ");
-                        page[77] = 10; // 4 MiB
+                        page[77] = self.manner.transfer.unwrap_or(10); // 4 MiB
                     }
                     (2, _) => {
                         page[0] = 1;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use nvme::{Completion, Error, Interrupt, Operation, Settings, Status};
+use nvme::{Completion, Controller, Error, Interrupt, Operation, Settings, Status};
 
 use super::software::{Manner, Software};
 use super::{Model, SOON, lab, lab_with, request};
-use iommu_client::DmaBlock;
+use iommu_client::{Device, DmaBlock};
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -31,12 +31,95 @@ fn a_reset_ends_what_is_under_way() {
 
 #[test]
 fn a_completion_of_nothing_is_an_error() {
-    let mut lab = lab::<DmaBlock>(Manner { liar: true, ..Manner::default() }, 3);
+    let mut lab = lab::<DmaBlock>(Manner::default(), 3);
+    lab.software.set(Manner { liar: true, ..Manner::default() });
     let data = lab.pool.take(512).unwrap();
     let ended = lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON);
     assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
     lab.software.set(Manner::default());
     assert_eq!(lab.nvme.reset().unwrap().len(), 1);
+}
+
+/// Nor is the answer to one admin command taken for that to another.
+#[test]
+fn an_answer_to_another_admin_command_is_an_error() {
+    let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);
+    let data = lab.pool.take(512).unwrap();
+    lab.nvme.submit(request(1, Operation::Read, 0, 1), data).unwrap();
+    lab.software.set(Manner { slow: true, aborts: true, liar: true, ..Manner::default() });
+    let ended = lab.nvme.abort();
+    assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
+}
+
+/// Memory comes back from a reset when the controller says that it has stopped, not when it is told to: what it
+/// does until then meets the request's own memory, and no other.
+#[test]
+fn a_reset_waits_until_the_controller_is_quiet() {
+    let manner = Manner { slow: true, lingers: 3, ..Manner::default() };
+    let mut lab = lab::<DmaBlock>(manner, 3);
+    let mut data = lab.pool.take(512).unwrap();
+    data.fill(0xee);
+    lab.nvme.submit(request(1, Operation::Read, 0, 1), data).unwrap();
+    let ended = lab.nvme.reset().unwrap();
+    assert_eq!((ended.len(), ended[0].result), (1, None));
+    assert_eq!(*ended[0].data, [0; 512], "the controller had not stopped");
+    assert_eq!((lab.software.kept(), lab.software.troubles()), (0, (0, 1)));
+}
+
+/// A controller that does not stop keeps the memory of what is under way: nobody else is ever given it.
+#[test]
+fn a_controller_that_does_not_stop_keeps_its_memory() {
+    let manner = Manner { slow: true, lingers: u32::MAX, ..Manner::default() };
+    let mut lab = lab::<DmaBlock>(manner, 3);
+    let data = lab.pool.take(4096).unwrap();
+    let iova = data.iova();
+    lab.nvme.submit(request(1, Operation::Read, 0, 8), data).unwrap();
+    let ended = lab.nvme.reset().map(|ended| ended.len());
+    assert!(matches!(ended, Err(Error::Timeout { what: "end", .. })), "{ended:?}");
+    assert_eq!(lab.nvme.under_way(), 1);
+    drop(lab.nvme);
+    let rest: Vec<_> = std::iter::from_fn(|| lab.pool.take_ready(4096)).collect();
+    assert_eq!(rest.len(), 63);
+    assert!(rest.iter().all(|block| block.iova() != iova));
+    drop((rest, lab.pool));
+    // It goes on: the data, and the completion, land where they were to.
+    lab.software.let_go();
+    assert_eq!(lab.software.troubles(), (0, 1));
+}
+
+/// A controller whose start fails half way is stopped before the memory that it was told of goes.
+#[test]
+fn a_start_that_fails_stops_the_controller() {
+    let model = Model::new();
+    let device = Device::open(&model.connection(), super::NAME).unwrap();
+    let manner = Manner { poor: true, ..Manner::default() };
+    let software = Software::new(&model, device.address(), manner);
+    let _permission = device.attach().unwrap();
+    let started = Controller::<_, DmaBlock>::start(software.clone(), &device, Settings::default());
+    assert!(matches!(started, Err(Error::Status(Status(2)))));
+    assert_eq!(software.troubles(), (0, 1), "it was not stopped");
+    assert_eq!(model.reach(device.address()), []);
+}
+
+/// What a controller says of itself is believed within bounds.
+#[test]
+fn a_controller_that_boasts() {
+    let most = |transfer| {
+        let manner = Manner { transfer: Some(transfer), ..Manner::default() };
+        let lab = lab::<DmaBlock>(manner, 2);
+        (lab.nvme.info().most_bytes, lab.nvme.namespace(1).unwrap().most_blocks)
+    };
+    assert_eq!([most(1), most(9)], [(8192, 16), (2 << 20, 4096)]);
+    for transfer in [0, 10, 11, 51, 52, 63, 64, 255] {
+        assert_eq!(most(transfer), (4 << 20, 8192), "{transfer}");
+    }
+    let ids = |blocks| {
+        let manner = Manner { blocks: Some(blocks), ..Manner::default() };
+        let info = lab::<DmaBlock>(manner, 2).nvme.info().clone();
+        info.namespaces.iter().map(|namespace| namespace.id).collect::<Vec<_>>()
+    };
+    assert_eq!([ids(0), ids((1 << 55) - 1)], [[1, 2], [1, 2]]);
+    assert_eq!([ids(1 << 55), ids(u64::MAX)], [[2], [2]]);
 }
 
 /// What is late is taken back, without a reset; its memory is the driver's again.
