@@ -8,9 +8,10 @@ use nvme::{Operation, Request};
 
 use iommu_client::Connection;
 
+use crate::Failure;
 use crate::disk::Disk;
 use crate::options::Options;
-use crate::{Failure, TRANSFER, requests};
+use crate::transfer::{Nothing, TRANSFER, requests};
 
 /// Random reads of one measurement. Short ones, so that what else the machine does meets both of a pair.
 const READS: u64 = 128;
@@ -47,13 +48,13 @@ fn measure(disk: &mut Disk, kind: Kind, round: usize) -> Result<f64, Failure> {
                 let (namespace, blocks) = (namespace.id, 4096 / block);
                 (Request { namespace, operation: Operation::Read, first, blocks }, 4096)
             });
-            disk.run(reads, |_, _| Ok(()), |_, _| Ok(()))?;
+            disk.run(reads, &mut Nothing)?;
             READS
         }
         Kind::Sequential => {
             let length = SEQUENTIAL.min(namespace.blocks * block);
             let reads = requests(namespace, Operation::Read, 0, length);
-            disk.run(reads, |_, _| Ok(()), |_, _| Ok(()))?;
+            disk.run(reads, &mut Nothing)?;
             length / TRANSFER
         }
     };

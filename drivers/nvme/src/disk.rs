@@ -8,13 +8,10 @@ use iommu_client::{
     BusMasterPermission, Connection, Device, DmaBlock, DmaPool, Error as ClientError, PoolOptions,
     SessionFlags,
 };
-use nvme::{Completion, Controller, Done, Error, NamespaceInfo, Request, Settings, Status};
+use nvme::{Completion, Controller, Error, NamespaceInfo, Request, Settings, Troubles, Work};
 
 use crate::Failure;
 use crate::options::{Command, Options};
-
-/// Troubles in one run of requests before it is given up. After each, a request may take twice as long.
-const MOST_TROUBLES: u32 = 3;
 
 /// Requests under way in each queue, unless asked for; and when it is rates that count.
 const DEPTH: u16 = 16;
@@ -30,13 +27,6 @@ pub(crate) struct Disk {
     pub(crate) confined: bool,
     /// What a request may take.
     patience: Duration,
-}
-
-/// What went wrong in a run of requests that succeeded in the end.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Troubles {
-    pub(crate) aborts: u32,
-    pub(crate) resets: u32,
 }
 
 impl Disk {
@@ -83,66 +73,13 @@ impl Disk {
         Ok(self.nvme.namespace(id.or(first).unwrap_or(1))?)
     }
 
-    /// Carries requests of `length` bytes each out, as many at once as the queues hold. `prepare` fills their
-    /// memory before, `finish` looks at it after. What the controller does not end in time is aborted; a
-    /// controller that cannot do that, or does not do as it should, is reset; what was under way is sent again.
+    /// Carries requests out, each with the length of its memory.
     pub(crate) fn run(
         &mut self,
         requests: impl IntoIterator<Item = (Request, u64)>,
-        mut prepare: impl FnMut(&Request, &mut [u8]) -> Result<(), Failure>,
-        mut finish: impl FnMut(&Request, &[u8]) -> Result<(), Failure>,
+        work: &mut impl Work<Error = Failure>,
     ) -> Result<Troubles, Failure> {
-        let mut requests = requests.into_iter().fuse();
-        let mut again: Vec<(Request, DmaBlock)> = Vec::new();
-        let mut troubles = Troubles::default();
-        loop {
-            while self.nvme.under_way() < self.nvme.depth() {
-                let (request, memory) = if let Some(again) = again.pop() {
-                    again
-                } else if let Some((request, length)) = requests.next() {
-                    let mut memory = self.pool.take(length)?;
-                    prepare(&request, &mut memory)?;
-                    (request, memory)
-                } else {
-                    break;
-                };
-                self.nvme.submit(request, memory).map_err(|(error, _)| error)?;
-            }
-            if self.nvme.under_way() == 0 {
-                return Ok(troubles);
-            }
-            let count = troubles.aborts + troubles.resets;
-            match self.nvme.wait(self.patience * (1 << count.min(MOST_TROUBLES))) {
-                Ok(Done { request, data, result: None | Some(Err(Status::ABORTED)) }) => {
-                    again.push((request, data));
-                }
-                Ok(Done { request, result: Some(Err(status)), .. }) => {
-                    println!("nvme: {}: {request:?}", self.device.address());
-                    return Err(Error::Status(status).into());
-                }
-                Ok(Done { request, data, result: Some(Ok(())) }) => finish(&request, &data)?,
-                Err(error) if count == MOST_TROUBLES => return Err(error.into()),
-                Err(error) => again.extend(self.recover(&error, &mut troubles)?),
-            }
-        }
-    }
-
-    /// Gets a controller going again; what is to be sent again.
-    fn recover(
-        &mut self,
-        error: &Error,
-        troubles: &mut Troubles,
-    ) -> Result<Vec<(Request, DmaBlock)>, Failure> {
-        let late = matches!(error, Error::Timeout { .. });
-        if late && self.nvme.abort().unwrap_or(false) {
-            println!("nvme: {error}: aborted");
-            troubles.aborts += 1;
-            return Ok(Vec::new());
-        }
-        let ended = self.nvme.reset()?;
-        println!("nvme: {error}: reset, {} requests are sent again", ended.len());
-        troubles.resets += 1;
-        Ok(ended.into_iter().map(|done| (done.request, done.data)).collect())
+        self.nvme.carry_out(&self.pool, self.patience, requests, work)
     }
 
     /// The controller stops, its memory goes, the device goes back to policy.

@@ -11,6 +11,7 @@
 //! queue.rs       requests under way
 //! completion.rs  polling, or an interrupt
 //! controller.rs  all of it together: requests, reset
+//! retry.rs       requests carried out to their end: abort, reset, send again
 //! error.rs       what can go wrong
 //! ```
 //!
@@ -25,6 +26,7 @@ mod identify;
 mod prp;
 mod queue;
 mod registers;
+mod retry;
 mod rings;
 mod spec;
 
@@ -34,4 +36,5 @@ pub use error::{Error, Status};
 pub use identify::{Info, NamespaceInfo};
 pub use queue::{Done, Operation, Request};
 pub use registers::Registers;
+pub use retry::{Trouble, Troubles, Work};
 pub use spec::REGISTERS;

@@ -3,20 +3,17 @@
 mod bench;
 mod disk;
 mod options;
+mod transfer;
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iommu_client::Connection;
-use nvme::{NamespaceInfo, Operation, Request};
+use nvme::{NamespaceInfo, Operation};
 
-use disk::{Disk, Troubles};
+use disk::Disk;
 use options::{Command, Options, USAGE};
-
-/// Bytes of one transfer.
-const TRANSFER: u64 = 128 << 10;
+use transfer::transfer;
 
 /// How long a fault may take to be told.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -121,132 +118,6 @@ fn info(disk: &Disk) {
     for NamespaceInfo { id, blocks, block_size, .. } in &info.namespaces {
         println!("namespace {id}: {blocks} blocks of {block_size} bytes");
     }
-}
-
-/// The transfers of a range of a namespace, and their lengths.
-fn requests(
-    namespace: NamespaceInfo,
-    operation: Operation,
-    from: u64,
-    length: u64,
-) -> impl Iterator<Item = (Request, u64)> {
-    let block = namespace.block_size;
-    let step = TRANSFER.min(namespace.most_blocks * block);
-    let end = from.saturating_add(length);
-    (0..length.div_ceil(step)).map(move |index| {
-        let start = from + index * step;
-        let bytes = step.min(end - start);
-        let blocks = bytes.div_ceil(block);
-        let request = Request { namespace: namespace.id, operation, first: start / block, blocks };
-        (request, blocks * block)
-    })
-}
-
-fn transfer(disk: &mut Disk, options: &Options, operation: Operation) -> Result<(), Failure> {
-    let namespace = disk.namespace(options.namespace)?;
-    let mut file = match &options.file {
-        Some(path) if operation == Operation::Read => Some(File::create(path)?),
-        Some(path) => Some(File::open(path)?),
-        None => None,
-    };
-    let length = match (options.length, &file, operation) {
-        (Some(length), ..) => length,
-        (None, Some(file), Operation::Write) => file.metadata()?.len(),
-        _ => 1 << 20,
-    };
-    let (from, seed, size) = (options.from, options.pattern, namespace.block_size);
-    if !from.is_multiple_of(size) {
-        return Err(nvme::Error::Unsupported {
-            what: "a beginning inside of a block:",
-            value: from,
-        }
-        .into());
-    }
-    let mut source = file.as_ref().map(File::try_clone).transpose()?;
-    for round in 1_u64.. {
-        let started = Instant::now();
-        let prepare = |request: &Request, bytes: &mut [u8]| match (&mut source, operation) {
-            (_, Operation::Read | Operation::Flush) => {
-                bytes.fill(0xee);
-                Ok(())
-            }
-            (None, _) => {
-                fill(bytes, seed, request.first * size);
-                Ok(())
-            }
-            (Some(file), _) => load(file, request.first * size - from, bytes),
-        };
-        let finish = |request: &Request, bytes: &[u8]| match (&mut file, operation) {
-            (_, Operation::Write | Operation::Flush) => Ok(()),
-            (None, _) => compare(bytes, seed, request.first * size),
-            (Some(file), _) => {
-                let at = request.first * size - from;
-                let count = usize::try_from(length - at).unwrap_or(usize::MAX).min(bytes.len());
-                file.seek(SeekFrom::Start(at))?;
-                Ok(file.write_all(bytes.get(..count).unwrap_or_default())?)
-            }
-        };
-        let Troubles { aborts, resets } =
-            disk.run(requests(namespace, operation, from, length), prepare, finish)?;
-        if operation == Operation::Write {
-            let flush = Request {
-                namespace: namespace.id,
-                operation: Operation::Flush,
-                first: 0,
-                blocks: 0,
-            };
-            disk.run([(flush, 1)], |_, _| Ok(()), |_, _| Ok(()))?;
-        }
-        let word = if operation == Operation::Write { "written" } else { "read" };
-        let ms = started.elapsed().as_millis();
-        let woken = if options.interrupts {
-            format!(", {} interrupts", disk.nvme.woken())
-        } else {
-            String::new()
-        };
-        println!("nvme: {length} bytes {word} in {ms} ms, {aborts} aborts, {resets} resets{woken}");
-        if !options.forever {
-            break;
-        }
-        if round == u64::MAX {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// The next bytes of a file; zeros behind its end.
-fn load(file: &mut File, at: u64, bytes: &mut [u8]) -> Result<(), Failure> {
-    file.seek(SeekFrom::Start(at))?;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let count = file.read(rest)?;
-        let (_, later) = rest.split_at_mut(count);
-        rest = later;
-        if count == 0 {
-            rest.fill(0);
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Eight bytes of the pattern. They differ from seed to seed and from any repeated word.
-const fn word(seed: u64, at: u64) -> [u8; 8] {
-    (seed ^ (at >> 3)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
-}
-
-fn fill(bytes: &mut [u8], seed: u64, at: u64) {
-    let (words, _) = bytes.as_chunks_mut::<8>();
-    for (place, offset) in words.iter_mut().zip((at..).step_by(8)) {
-        *place = word(seed, offset);
-    }
-}
-
-fn compare(bytes: &[u8], seed: u64, at: u64) -> Result<(), Failure> {
-    let (words, _) = bytes.as_chunks::<8>();
-    let wrong = words.iter().zip((at..).step_by(8)).find(|(found, at)| **found != word(seed, *at));
-    wrong.map_or(Ok(()), |(_, at)| Err(Failure::WrongData { at }))
 }
 
 /// A wrong pointer: the controller is told to write where nothing was granted.

@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+mod retry;
 mod software;
 mod troubles;
 

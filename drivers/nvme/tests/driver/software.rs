@@ -1,6 +1,9 @@
 //! An NVMe controller in software, with its own constants (NVM Express Base 2.0c, sections 3.1.3, 3.3.3, 4.1.1,
 //! 5.1, 5.4, 5.5, 5.17, 5.27.1.5). Its DMA goes through the unit of a model. It acts when a doorbell is rung.
 
+mod admin;
+mod data;
+
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -19,8 +22,10 @@ pub(crate) struct Manner {
     pub(crate) slow: bool,
     /// Of what it has, it completes the last first.
     pub(crate) backwards: bool,
-    /// It completes commands nobody sent.
+    /// It completes requests nobody sent.
     pub(crate) liar: bool,
+    /// It answers admin commands nobody sent.
+    pub(crate) confused: bool,
     /// It takes no more than this many entries in a queue; 0 for 64.
     pub(crate) entries: u64,
     /// It has no more than this many queues of requests; 0 for 4.
@@ -38,6 +43,10 @@ pub(crate) struct Manner {
     pub(crate) transfer: Option<u8>,
     /// Blocks of the first namespace, beside 4096.
     pub(crate) blocks: Option<u64>,
+    /// It fails when the first page of a request's data is moved (CSTS.CFS).
+    pub(crate) cuts: bool,
+    /// It completes each request as one that it was asked to abort.
+    pub(crate) shirks: bool,
     /// It knows no queues of requests.
     pub(crate) poor: bool,
 }
@@ -82,6 +91,12 @@ struct State {
 /// A handle on it; clones name the same one.
 #[derive(Clone)]
 pub(crate) struct Software(Rc<RefCell<State>>);
+
+impl std::fmt::Debug for Software {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.state().manner.fmt(f)
+    }
+}
 
 impl Software {
     pub(crate) fn new(model: &Model, device: PciAddress, manner: Manner) -> Self {
@@ -291,7 +306,9 @@ impl State {
             self.pairs.get_mut(&queue).unwrap().head = (head + 1) % entries;
             if queue == 0 {
                 let (status, result) = self.administer(&words);
-                self.garble(&mut words);
+                if self.manner.confused {
+                    forge(&mut words);
+                }
                 self.complete(0, &words, status, result);
             } else {
                 self.pending.push_back((queue, words));
@@ -308,17 +325,15 @@ impl State {
                 true => self.pending.pop_back(),
                 false => self.pending.pop_front(),
             };
-            let Some((queue, mut words)) = next else { return };
-            let status = self.transfer(&words);
-            self.garble(&mut words);
+            let Some((queue, mut words)) = next.filter(|_| !self.failed) else { return };
+            let status = if self.manner.shirks { ABORTED } else { self.transfer(&words) };
+            if self.failed {
+                return;
+            }
+            if self.manner.liar {
+                forge(&mut words);
+            }
             self.complete(queue, &words, status, 0);
-        }
-    }
-
-    /// A liar's completions are of commands nobody sent.
-    fn garble(&self, words: &mut [u32; 16]) {
-        if self.manner.liar {
-            words[0] = words[0] & 0xffff | 0x7777 << 16;
         }
     }
 
@@ -334,156 +349,11 @@ impl State {
         let bytes: Vec<u8> = entry.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.write(base + u64::from(at) * 16, &bytes);
     }
+}
 
-    /// Ends a command that it has not carried out; its completion's first word (5.1).
-    fn abort(&mut self, queue: u32, identifier: u32) -> u32 {
-        self.aborted += 1;
-        let wanted = |(of, words): &(u32, [u32; 16])| *of == queue && words[0] >> 16 == identifier;
-        match self.pending.iter().position(wanted) {
-            Some(at) if self.manner.aborts => {
-                let (queue, words) = self.pending.remove(at).unwrap();
-                self.complete(queue, &words, ABORTED, 0);
-                0
-            }
-            _ => 1,
-        }
-    }
-
-    /// The status of an admin command, and the first word of its completion.
-    fn administer(&mut self, words: &[u32; 16]) -> (u32, u32) {
-        match words[0] & 0xff {
-            0x08 => (SUCCESS, self.abort(words[10] & 0xffff, words[10] >> 16)),
-            // Number of queues, which are asked for before there is one.
-            0x09 => {
-                assert_eq!((words[10], self.pairs.len()), (7, 1));
-                let most = if self.manner.queues == 0 { 4 } else { self.manner.queues };
-                let asked = (words[11] & 0xffff).min(words[11] >> 16) + 1;
-                self.granted = asked.min(most);
-                // More completion queues than submission queues: the fewer count.
-                (SUCCESS, (most + 2) << 16 | (most - 1))
-            }
-            _ => (self.administer_more(words), 0),
-        }
-    }
-
-    fn administer_more(&mut self, words: &[u32; 16]) -> u32 {
-        let prp1 = address(words, 6);
-        let (size, number) = ((words[10] >> 16) + 1, words[10] & 0xffff);
-        match words[0] & 0xff {
-            0x05 if self.manner.poor => INVALID_FIELD,
-            0x05 => {
-                assert!((1..=self.granted).contains(&number), "queue {number}");
-                assert_eq!((words[11] >> 16, words[11] & 1), (0, 1), "vector 0, contiguous");
-                let interrupts = words[11] & 2 != 0;
-                let completion = (prp1, size);
-                let pair = Pair { completion, put: (0, true), interrupts, ..Pair::default() };
-                assert!(self.pairs.insert(number, pair).is_none(), "a queue twice");
-                SUCCESS
-            }
-            0x01 => {
-                assert_eq!(words[11], number << 16 | 1);
-                let pair = self.pairs.get_mut(&number).expect("the completion queue first");
-                pair.submission = (prp1, size);
-                SUCCESS
-            }
-            0x06 => {
-                let mut page = vec![0; 4096];
-                match (words[10] & 0xff, words[1]) {
-                    (0, id @ (1 | 2)) => {
-                        let block = BLOCK[usize::try_from(id).unwrap() - 1];
-                        let blocks = self.manner.blocks.filter(|_| id == 1).unwrap_or(4096);
-                        page[..8].copy_from_slice(&blocks.to_le_bytes());
-                        // The second format of two.
-                        page[26] = 1;
-                        page[134] = u8::try_from(block.trailing_zeros()).unwrap();
-                    }
-                    (1, _) => {
-                        page[4..24].copy_from_slice(b"SW-0001             ");
-                        page[24..64].copy_from_slice(format!("{:40}", "in software").as_bytes());
-                        page[64..72].copy_from_slice(b"1.0     ");
-                        page[77] = self.manner.transfer.unwrap_or(10); // 4 MiB
-                    }
-                    (2, _) => {
-                        page[0] = 1;
-                        page[4] = 2;
-                    }
-                    _ => return INVALID_FIELD,
-                }
-                self.write(prp1, &page).map_or(TRANSFER_ERROR, |()| SUCCESS)
-            }
-            _ => INVALID_FIELD,
-        }
-    }
-
-    fn transfer(&mut self, words: &[u32; 16]) -> u32 {
-        let opcode = words[0] & 0xff;
-        if opcode == 0 {
-            self.flushes += 1;
-            return SUCCESS;
-        }
-        let disk = usize::try_from(words[1]).unwrap() - 1;
-        let first = usize::try_from(address(words, 10)).unwrap();
-        let count = usize::try_from(words[12] & 0xffff).unwrap() + 1;
-        let (from, length) = (first * BLOCK[disk], count * BLOCK[disk]);
-        if from + length > self.disks[disk].len() {
-            return OUT_OF_RANGE;
-        }
-        let pages = match self.pages_of(address(words, 6), address(words, 8), length) {
-            Ok(pages) => pages,
-            Err(status) => return status,
-        };
-        self.pages.extend(pages.iter().map(|(iova, _)| iova));
-        let mut at = from;
-        for (iova, bytes) in pages {
-            let moved = if opcode == 1 {
-                self.read(iova, bytes)
-                    .map(|data| self.disks[disk][at..at + bytes].copy_from_slice(&data))
-            } else {
-                let data = self.disks[disk][at..at + bytes].to_vec();
-                self.write(iova, &data)
-            };
-            if moved.is_none() {
-                return TRANSFER_ERROR;
-            }
-            at += bytes;
-        }
-        SUCCESS
-    }
-
-    /// The pages that two addresses stand for (4.1.1).
-    fn pages_of(&mut self, prp1: u64, prp2: u64, length: usize) -> Result<Vec<(u64, usize)>, u32> {
-        let room = 4096 - usize::try_from(prp1 % 4096).unwrap();
-        let mut pages = vec![(prp1, length.min(room))];
-        let mut left = length.saturating_sub(room);
-        if left == 0 {
-            return Ok(pages);
-        }
-        if left <= 4096 {
-            return if prp2.is_multiple_of(4096) {
-                pages.push((prp2, left));
-                Ok(pages)
-            } else {
-                Err(PRP_OFFSET)
-            };
-        }
-        let mut list = prp2;
-        while left > 0 {
-            let entry =
-                u64::from_le_bytes(self.read(list, 8).ok_or(TRANSFER_ERROR)?.try_into().unwrap());
-            // Only the first list may begin inside of a page: every entry is a page, of data or of entries.
-            if !entry.is_multiple_of(4096) {
-                return Err(PRP_OFFSET);
-            }
-            if list % 4096 == 4088 && left > 4096 {
-                list = entry;
-                continue;
-            }
-            pages.push((entry, left.min(4096)));
-            left = left.saturating_sub(4096);
-            list += 8;
-        }
-        Ok(pages)
-    }
+/// Makes a command one that nobody sent.
+fn forge(words: &mut [u32; 16]) {
+    words[0] = words[0] & 0xffff | 0x7777 << 16;
 }
 
 fn address(words: &[u32; 16], at: usize) -> u64 {

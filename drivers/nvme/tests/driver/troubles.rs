@@ -46,7 +46,7 @@ fn an_answer_to_another_admin_command_is_an_error() {
     let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);
     let data = lab.pool.take(512).unwrap();
     lab.nvme.submit(request(1, Operation::Read, 0, 1), data).unwrap();
-    lab.software.set(Manner { slow: true, aborts: true, liar: true, ..Manner::default() });
+    lab.software.set(Manner { slow: true, aborts: true, confused: true, ..Manner::default() });
     let ended = lab.nvme.abort();
     assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
 }
