@@ -194,12 +194,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         }
         self.submit(request, data).map_err(|(error, _)| error)?;
         let done = self.wait(timeout)?;
-        match done.result {
-            Some(Ok(())) => Ok(done.data),
-            Some(Err(status)) => Err(Error::Status(status)),
-            // Only a reset ends a request so.
-            None => Err(Error::Status(Status::ABORTED)),
-        }
+        done.result.map(|()| done.data).map_err(Error::Status)
     }
 
     /// Sends a read to an address that need not be the driver's own, and waits for its end: what a driver
@@ -247,13 +242,13 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         Ok(all)
     }
 
-    /// Stops the controller and starts it again. Requests that were under way end, and come back with their
-    /// memory: the controller uses it no more.
+    /// Stops the controller and starts it again. Requests that were under way come back with their memory: the
+    /// controller uses it no more. How much of each was carried out is not known.
     ///
     /// # Errors
     /// The controller does not stop: what was under way stays the controller's. Or it does not start: what was
     /// under way has ended, its memory has gone back to where it came from, and nothing can be sent.
-    pub fn reset(&mut self) -> Result<Vec<Done<D>>, Error> {
+    pub fn reset(&mut self) -> Result<Vec<(Request, D)>, Error> {
         self.admin.disable()?;
         let ended = self.queues.iter_mut().flat_map(Queue::abort).collect();
         self.admin.enable()?;

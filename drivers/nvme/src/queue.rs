@@ -32,15 +32,15 @@ pub struct Request {
     pub blocks: u64,
 }
 
-/// A request that has ended, and its memory.
+/// A request that the controller has completed, and its memory.
 #[derive(Debug)]
 pub struct Done<D> {
     /// What was asked.
     pub request: Request,
     /// Its memory: the controller uses it no more.
     pub data: D,
-    /// How it ended; `None` when a reset ended it.
-    pub result: Option<Result<(), Status>>,
+    /// How it ended.
+    pub result: Result<(), Status>,
 }
 
 /// What a request holds until it has ended.
@@ -104,7 +104,7 @@ impl<D: DeviceMemory> Queue<D> {
         let UnderWay { request, data, lists } = slot.ok_or(Error::Breach { command })?;
         drop(lists);
         self.free.push(command);
-        let result = Some(if status == 0 { Ok(()) } else { Err(Status(status)) });
+        let result = if status == 0 { Ok(()) } else { Err(Status(status)) };
         Ok(Done { request, data, result })
     }
 
@@ -114,13 +114,13 @@ impl<D: DeviceMemory> Queue<D> {
         (0..).zip(&self.slots).filter_map(taken)
     }
 
-    /// Ends all requests. The controller is disabled: it uses no memory.
-    pub(crate) fn abort(&mut self) -> Vec<Done<D>> {
+    /// Ends all requests, none of which counts as carried out. The controller is disabled: it uses no memory.
+    pub(crate) fn abort(&mut self) -> Vec<(Request, D)> {
         self.rings.clear();
         let count = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         self.free = (0..count).rev().collect();
         let taken = self.slots.iter_mut().filter_map(Option::take);
-        taken.map(|UnderWay { request, data, .. }| Done { request, data, result: None }).collect()
+        taken.map(|UnderWay { request, data, .. }| (request, data)).collect()
     }
 }
 

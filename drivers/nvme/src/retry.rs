@@ -139,19 +139,15 @@ impl Run {
     fn ended<W: Work>(&mut self, done: Done<DmaBlock>, work: &mut W) -> Result<(), W::Error> {
         let Done { request, data, result } = done;
         match result {
-            Some(Ok(())) => work.finish(&request, &data),
-            Some(Err(Status::ABORTED)) if self.aborted > 0 => {
+            Ok(()) => work.finish(&request, &data),
+            Err(Status::ABORTED) if self.aborted > 0 => {
                 self.aborted -= 1;
                 self.again.push((request, data));
                 Ok(())
             }
-            Some(Err(status)) => {
+            Err(status) => {
                 work.trouble(&Trouble::Refused(request, status));
                 Err(Error::Status(status).into())
-            }
-            None => {
-                self.again.push((request, data));
-                Ok(())
             }
         }
     }
@@ -174,7 +170,7 @@ impl Run {
         self.troubles.resets += 1;
         self.aborted = 0;
         work.trouble(&Trouble::Reset(error, ended.len()));
-        self.again.extend(ended.into_iter().map(|done| (done.request, done.data)));
+        self.again.extend(ended);
         Ok(())
     }
 }
