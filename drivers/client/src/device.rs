@@ -17,7 +17,7 @@ use crate::connection::Connection;
 use crate::error::{Breach, Error};
 use crate::mapping::Imported;
 use crate::session::Session;
-use crate::transport::{Handle, Transport};
+use crate::transport::{FOREVER, Handle, Transport};
 
 /// A device that this process has claimed. Its group has no other owner; the device goes back under the
 /// policy of its group when the last thing that came from it is dropped, or when the process ends.
@@ -91,7 +91,7 @@ impl Device {
 
     /// Claims the device of this name, and waits for its unit to come up, at most `wait` and at most as long as the
     /// server lets claims wait (a minute). Claims are granted in the order in which they were made. Other threads
-    /// that use the connection wait, too. On Redox nothing waits yet: this is [`Device::open`] there.
+    /// may use the connection meanwhile. On Redox nothing waits yet: this is [`Device::open`] there.
     ///
     /// # Errors
     /// As [`Device::open`]; `NotReady` after `wait`, or at once when too many claims wait.
@@ -237,7 +237,7 @@ impl Device {
         std::iter::from_fn(|| self.next_fault().transpose())
     }
 
-    /// The oldest unread fault of the device, waited for at most `timeout`.
+    /// The oldest unread fault of the device, waited for at most `timeout`; with `Duration::MAX`, until there is one.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -257,7 +257,7 @@ impl Device {
     /// # Errors
     /// The server is gone.
     pub fn wait_fault(&self, timeout: Duration) -> Result<Option<FaultRecord>, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(FOREVER);
         loop {
             if let Some(fault) = self.next_fault()? {
                 return Ok(Some(fault));

@@ -5,12 +5,16 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::platform::Memory;
 
+/// The longest wait, some 136 years: with more, clocks would overflow.
+pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// An open handle of the scheme, as this transport numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub u32);
 
 /// The scheme's operations. Implemented over a Unix socket, over a scheme of the operating system, and by
-/// tests over a server in the same process. Each method returns when the server has answered.
+/// tests over a server in the same process. Each method returns when the server has answered; what one thread waits
+/// for holds up no other.
 pub trait Transport: Send + Sync {
     /// Opens `path` relative to a handle, or to the scheme's root. `write` claims a device.
     ///
@@ -50,7 +54,7 @@ pub trait Transport: Send + Sync {
     /// As [`Transport::open`].
     fn names(&self, handle: Handle) -> Result<Vec<String>, Error>;
 
-    /// Waits until the handle can be read, at most `timeout`; returns whether it can.
+    /// Waits until the handle can be read, at most `timeout` (less than 137 years); returns whether it can.
     ///
     /// # Errors
     /// The server is gone.

@@ -124,14 +124,22 @@ fn a_client_that_ends_waits_no_longer() {
 #[test]
 fn the_library_waits() {
     let (sender, receiver) = std::sync::mpsc::channel();
+    let (tell, waits) = std::sync::mpsc::channel();
     let (ours, theirs) = pair();
     let client = std::thread::spawn(move || {
         let connection = Connection::over(Socket::over(ours));
         let refused = Device::open_within(&connection, DEVICES[0], Duration::from_millis(20));
         assert!(matches!(refused, Err(Error::Refused(Refusal::NotReady))), "{refused:?}");
         sender.send(()).unwrap();
+        let other = connection.clone();
+        let asking = std::thread::spawn(move || {
+            waits.recv().unwrap();
+            assert!(!other.text("status").unwrap().is_empty());
+            sender.send(()).unwrap();
+        });
         let device = Device::open_within(&connection, DEVICES[0], Duration::from_secs(30));
         let _ = device.unwrap().attach().unwrap();
+        asking.join().unwrap();
     });
     let (mut looped, machine, subject) = late();
     looped.adopt_as(theirs, 0).unwrap();
@@ -141,6 +149,14 @@ fn the_library_waits() {
     while !looped.server().has_claims() {
         turn(&mut looped);
     }
+    // Another thread uses the connection while the claim waits.
+    tell.send(()).unwrap();
+    let start = Instant::now();
+    while receiver.try_recv().is_err() {
+        assert!(start.elapsed() < Duration::from_secs(10), "the claim holds others up");
+        turn(&mut looped);
+    }
+    assert!(looped.server().has_claims());
     arrive(&mut looped, &machine, &subject);
     while !client.is_finished() {
         turn(&mut looped);

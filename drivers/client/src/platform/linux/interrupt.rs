@@ -22,7 +22,8 @@ impl Interrupt {
         Self { file, config }
     }
 
-    /// Waits until there was an interrupt since the last call, at most `timeout`; whether there was. The line
+    /// Waits until there was an interrupt since the last call, at most `timeout`, less when a signal comes; whether
+    /// there was. The line
     /// stays masked between calls, and is asserted as long as the device has something to tell: nothing is
     /// missed, and there may be one interrupt with nothing to tell any more.
     ///
@@ -35,8 +36,10 @@ impl Interrupt {
             tv_nsec: timeout.subsec_nanos().into(),
         };
         let mut files = [PollFd::new(&self.file, PollFlags::IN)];
-        if poll(&mut files, Some(&timeout))? == 0 {
-            return Ok(false);
+        match poll(&mut files, Some(&timeout)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(false),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
         }
         self.file.read_exact(&mut [0; 4])?;
         Ok(true)

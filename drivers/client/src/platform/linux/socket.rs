@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iommu_protocol::frame::{
@@ -19,9 +19,12 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 
+#[cfg(test)]
+mod tests;
+
 use crate::error::{Breach, Error};
 use crate::platform::Memory;
-use crate::transport::{Handle, Transport};
+use crate::transport::{FOREVER, Handle, Transport};
 
 /// How often a waiting thread looks whether another one has received its event.
 const SLICE: Duration = Duration::from_millis(50);
@@ -35,22 +38,33 @@ const OPENING: &[Refusal] = &[
     Refusal::Permission,
 ];
 
-/// A connection to iommud. Requests of several threads take turns.
+/// A connection to iommud. Several threads may use it: each request has its own answer, and whoever waits for one
+/// receives those of the others, too.
 #[derive(Debug)]
 pub struct Socket {
     socket: OwnedFd,
     state: Mutex<State>,
+    /// A frame was received, or nobody receives any more.
+    received: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     next_tag: u64,
+    /// Requests that have no answer yet.
+    asked: Vec<u64>,
+    /// Answers that another thread than their own has received.
+    answers: Vec<Answer>,
     /// Handles of event frames that nobody has waited for yet.
     readable: BTreeSet<u32>,
-    room: Vec<u8>,
+    /// Where the next frame goes; `None` while a thread receives.
+    room: Option<Vec<u8>>,
+    /// Threads that wait for `received`.
+    sleepers: usize,
 }
 
 /// What came back.
+#[derive(Debug)]
 struct Answer {
     tag: u64,
     /// Not negative in what [`Socket::request`] returns.
@@ -81,8 +95,15 @@ impl Socket {
     /// Uses a sequenced-packet socket whose other end the server has.
     #[must_use]
     pub fn over(socket: OwnedFd) -> Self {
-        let state = State { next_tag: 1, readable: BTreeSet::new(), room: vec![0; MAX_FRAME] };
-        Self { socket, state: Mutex::new(state) }
+        let state = State {
+            next_tag: 1,
+            asked: Vec::new(),
+            answers: Vec::new(),
+            readable: BTreeSet::new(),
+            room: Some(vec![0; MAX_FRAME]),
+            sleepers: 0,
+        };
+        Self { socket, state: Mutex::new(state), received: Condvar::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,24 +119,78 @@ impl Socket {
         payload: &[u8],
         likely: &[Refusal],
     ) -> Result<Answer, Error> {
-        let mut state = self.state();
-        let tag = state.next_tag;
-        state.next_tag = if tag + 1 == EVENT_TAG { 1 } else { tag + 1 };
+        let tag = self.state().ask();
         let header = Request { kind: kind as u16, handle, tag, argument }.encode();
-        self.send(&header, payload)?;
-        let answer = loop {
-            if let Some(answer) = self.receive(&mut state, RecvFlags::empty())? {
-                break answer;
-            }
-        };
-        if answer.tag != tag {
-            return Err(Breach::Mismatch.into());
+        let answer = self.send(&header, payload).and_then(|()| self.answer(tag));
+        if answer.is_err() {
+            self.state().asked.retain(|asked| *asked != tag);
         }
+        let answer = answer?;
         match i32::try_from(answer.result.saturating_neg()) {
             _ if answer.result >= 0 => Ok(answer),
             Ok(number) => Err(Error::from_errno(Errno(number), likely)),
             Err(_) => Err(Breach::Value.into()),
         }
+    }
+
+    /// Waits for the answer to a request, whoever receives it.
+    fn answer(&self, tag: u64) -> Result<Answer, Error> {
+        let mut state = self.state();
+        loop {
+            if let Some(at) = state.answers.iter().position(|answer| answer.tag == tag) {
+                return Ok(state.answers.swap_remove(at));
+            }
+            if !state.asked.contains(&tag) {
+                return Err(Breach::Mismatch.into());
+            }
+            state = match state.room.take() {
+                Some(room) => self.receive(state, room, RecvFlags::empty())?,
+                None => self.sleep(state, None),
+            };
+        }
+    }
+
+    /// Until another thread has received something, or the time is over.
+    fn sleep<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        longest: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        state.sleepers += 1;
+        let mut state = match longest {
+            None => self.received.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(longest) => {
+                let woken = self.received.wait_timeout(state, longest);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.sleepers -= 1;
+        state
+    }
+
+    /// Receives one frame, with the state left to other threads meanwhile, and puts it where who waits for it
+    /// looks. An interruption, or no frame where there need not be one, is as good as a frame.
+    fn receive<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        mut room: Vec<u8>,
+        flags: RecvFlags,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        drop(state);
+        let frame = self.frame(&mut room, flags);
+        let mut state = self.state();
+        state.room = Some(room);
+        if state.sleepers > 0 {
+            self.received.notify_all();
+        }
+        match frame? {
+            None => {}
+            Some(Frame::Readable(handle)) => {
+                state.readable.insert(handle);
+            }
+            Some(Frame::Answer(answer)) => state.file(answer)?,
+        }
+        Ok(state)
     }
 
     fn send(&self, header: &[u8], payload: &[u8]) -> Result<(), Error> {
@@ -130,13 +205,13 @@ impl Socket {
         }
     }
 
-    /// The next frame that is not an event; `None` after an event, an interruption, or when there is none.
-    fn receive(&self, state: &mut State, flags: RecvFlags) -> Result<Option<Answer>, Error> {
+    /// The next frame; `None` after an interruption, or when there is none.
+    fn frame(&self, room: &mut [u8], flags: RecvFlags) -> Result<Option<Frame>, Error> {
         let mut space =
             vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = flags | RecvFlags::CMSG_CLOEXEC;
-        let mut parts = [IoSliceMut::new(&mut state.room)];
+        let mut parts = [IoSliceMut::new(room)];
         let length = match recvmsg(&self.socket, &mut parts, &mut ancillary, flags) {
             Ok(message) if message.bytes == 0 => return Err(Error::Disconnected),
             Ok(message) => message.bytes,
@@ -149,14 +224,12 @@ impl Socket {
                 descriptors.extend(rights);
             }
         }
-        let frame = state.room.get(..length).ok_or(Breach::Length)?;
-        let (reply, payload) = Reply::decode(frame)?;
-        if reply.tag == EVENT_TAG {
-            state.readable.insert(reply.handle);
-            return Ok(None);
-        }
-        let Reply { tag, result, .. } = reply;
-        Ok(Some(Answer { tag, result, payload: payload.to_vec(), descriptors }))
+        let frame = room.get(..length).ok_or(Breach::Length)?;
+        let (Reply { tag, result, handle }, payload) = Reply::decode(frame)?;
+        Ok(Some(match tag {
+            EVENT_TAG => Frame::Readable(handle),
+            _ => Frame::Answer(Answer { tag, result, payload: payload.to_vec(), descriptors }),
+        }))
     }
 
     /// Waits for a frame.
@@ -166,6 +239,35 @@ impl Socket {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(std::io::Error::from(error).into()),
         }
+    }
+}
+
+/// What is received.
+enum Frame {
+    /// This handle can be read.
+    Readable(u32),
+    Answer(Answer),
+}
+
+impl State {
+    /// The tag of a new request.
+    fn ask(&mut self) -> u64 {
+        let tag = self.next_tag;
+        self.next_tag = if tag + 1 == EVENT_TAG { 1 } else { tag + 1 };
+        self.asked.push(tag);
+        tag
+    }
+
+    /// Keeps an answer for who asked. One that nobody asked for ends everything that is asked: it may have been
+    /// meant for any.
+    fn file(&mut self, answer: Answer) -> Result<(), Error> {
+        let Some(at) = self.asked.iter().position(|tag| *tag == answer.tag) else {
+            self.asked.clear();
+            return Err(Breach::Mismatch.into());
+        };
+        self.asked.swap_remove(at);
+        self.answers.push(answer);
+        Ok(())
     }
 }
 
@@ -239,7 +341,7 @@ impl Transport for Socket {
     }
 
     fn wait_readable(&self, Handle(handle): Handle, timeout: Duration) -> Result<bool, Error> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(FOREVER);
         self.state().readable.remove(&handle);
         let now = self.request(Kind::Fevent, handle, READABLE, &[], &[])?;
         if number::<u64>(now.result)? & READABLE != 0 {
@@ -251,18 +353,20 @@ impl Transport for Socket {
             if state.readable.remove(&handle) {
                 return Ok(true);
             }
-            if self.receive(&mut state, RecvFlags::DONTWAIT)?.is_some() {
-                return Err(Breach::Mismatch.into());
-            }
-            if state.readable.contains(&handle) {
-                continue;
-            }
-            drop(state);
             let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(room) = state.room.take() {
+                state = self.receive(state, room, RecvFlags::DONTWAIT)?;
+                if state.readable.remove(&handle) {
+                    return Ok(true);
+                }
+                drop(state);
+                self.wait(left.min(SLICE))?;
+            } else {
+                drop(self.sleep(state, Some(left)));
+            }
             if left.is_zero() {
                 return Ok(false);
             }
-            self.wait(left.min(SLICE))?;
         }
     }
 
@@ -273,176 +377,5 @@ impl Transport for Socket {
 
     fn import(&self, Handle(session): Handle, Handle(buffer): Handle) -> Result<u32, Error> {
         number(self.request(Kind::Import, session, buffer.into(), &[], &[])?.result)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use iommu_protocol::frame::HEADER_SIZE;
-    use rustix::net::{SendAncillaryMessage, recv, socketpair};
-    use std::os::fd::AsFd;
-    use std::thread::JoinHandle;
-
-    /// What a scripted server does with one request.
-    type Script = Box<dyn Fn(&Request, &[u8]) -> Vec<(Reply, Vec<u8>)> + Send>;
-
-    /// A server that follows the script for each request in turn, then hangs up.
-    fn scripted(script: Vec<Script>) -> (Socket, JoinHandle<()>) {
-        let kind = SocketType::SEQPACKET;
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
-        let server = std::thread::spawn(move || {
-            for step in script {
-                let mut room = vec![0; MAX_FRAME];
-                let (length, _) = recv(&theirs, &mut room, RecvFlags::empty()).unwrap();
-                let (request, payload) = Request::decode(&room[..length]).unwrap();
-                for (reply, payload) in step(&request, payload) {
-                    let bytes = [&reply.encode()[..], &payload].concat();
-                    rustix::net::send(&theirs, &bytes, SendFlags::NOSIGNAL).unwrap();
-                }
-            }
-        });
-        (Socket::over(ours), server)
-    }
-
-    fn result(result: i64, payload: &'static [u8]) -> Script {
-        Box::new(move |request, _| {
-            vec![(Reply { tag: request.tag, result, handle: 0 }, payload.to_vec())]
-        })
-    }
-
-    fn event(handle: u32) -> (Reply, Vec<u8>) {
-        (Reply { tag: EVENT_TAG, result: 1, handle }, Vec::new())
-    }
-
-    #[test]
-    fn requests_are_what_the_protocol_says() {
-        let (socket, server) = scripted(vec![Box::new(|request, payload| {
-            assert_eq!((request.kind, request.handle, request.argument), (1, 3, 1));
-            assert_eq!(payload, b"devices/0000--00--04.0");
-            vec![(Reply { tag: request.tag, result: 7, handle: 0 }, Vec::new())]
-        })]);
-        let opened = socket.open(Some(Handle(3)), "devices/0000--00--04.0", true).unwrap();
-        assert_eq!(opened, Handle(7));
-        server.join().unwrap();
-        assert!(matches!(socket.open(None, "status", false), Err(Error::Disconnected)));
-    }
-
-    #[test]
-    fn error_numbers_are_the_refusals_of_the_operation() {
-        let (socket, server) = scripted(vec![
-            result(-16, b""),
-            result(-22, b""),
-            result(-11, b""),
-            result(-77, b""),
-            result(i64::MIN, b""),
-        ]);
-        let open = || socket.open(None, "devices/x", true).unwrap_err();
-        assert_eq!(open().refusal(), Some(Refusal::NotOwner));
-        assert_eq!(open().refusal(), Some(Refusal::SplitGroup));
-        let unread = socket.read(Handle(0), &mut [0; 128]).unwrap_err();
-        assert_eq!(unread.refusal(), Some(Refusal::NotReady));
-        assert!(matches!(open(), Error::Errno(Errno(77))));
-        assert!(matches!(open(), Error::Breach(Breach::Value)));
-        server.join().unwrap();
-    }
-
-    #[test]
-    fn an_event_on_the_way_to_a_reply_is_kept_for_who_waits() {
-        let (socket, server) = scripted(vec![
-            Box::new(|request, _| {
-                vec![event(4), (Reply { tag: request.tag, result: 0, handle: 0 }, vec![]), event(5)]
-            }),
-            result(0, b""),
-        ]);
-        // Asked for before the first wait: the answer to it says that nothing is readable yet.
-        assert!(socket.wait_readable(Handle(4), Duration::from_secs(5)).unwrap());
-        // The event of the other handle came later and is not lost, though it is stale when asked about.
-        socket.close(Handle(9));
-        assert!(socket.state().readable.contains(&5));
-        server.join().unwrap();
-    }
-
-    #[test]
-    fn a_thread_that_waits_does_not_keep_others_from_asking() {
-        let (asked, wait) = std::sync::mpsc::channel();
-        let (socket, server) = scripted(vec![
-            Box::new(move |request, _| {
-                asked.send(()).unwrap();
-                vec![(Reply { tag: request.tag, result: 0, handle: 0 }, Vec::new())]
-            }),
-            Box::new(|request, _| {
-                vec![event(4), (Reply { tag: request.tag, result: 2, handle: 0 }, b"ok".to_vec())]
-            }),
-        ]);
-        std::thread::scope(|scope| {
-            let waiting =
-                scope.spawn(|| socket.wait_readable(Handle(4), Duration::from_secs(5)).unwrap());
-            wait.recv().unwrap();
-            // This request is the one that receives the event.
-            let mut out = [0; 2];
-            assert_eq!(socket.read(Handle(8), &mut out).unwrap(), 2);
-            assert!(waiting.join().unwrap());
-        });
-        server.join().unwrap();
-    }
-
-    #[test]
-    fn answers_that_break_the_protocol_are_errors() {
-        let (socket, server) = scripted(vec![
-            Box::new(|request, _| {
-                vec![(Reply { tag: request.tag + 1, result: 0, handle: 0 }, Vec::new())]
-            }),
-            result(3, b"abc"),
-            result(1 << 32, b""),
-            result(4096, b""),
-            result(2, b"\xff\n"),
-        ]);
-        let breach = |error: Error| match error {
-            Error::Breach(breach) => breach,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(breach(socket.open(None, "x", false).unwrap_err()), Breach::Mismatch);
-        assert_eq!(breach(socket.read(Handle(0), &mut [0; 2]).unwrap_err()), Breach::Length);
-        assert_eq!(breach(socket.open(None, "x", false).unwrap_err()), Breach::Value);
-        assert_eq!(breach(socket.map(Handle(0)).unwrap_err()), Breach::Memory);
-        assert_eq!(breach(socket.names(Handle(0)).unwrap_err()), Breach::Value);
-        server.join().unwrap();
-    }
-
-    #[test]
-    fn memory_comes_as_descriptors_in_order() {
-        let kind = SocketType::SEQPACKET;
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
-        let server = std::thread::spawn(move || {
-            let mut room = [0; HEADER_SIZE];
-            recv(&theirs, &mut room, RecvFlags::empty()).unwrap();
-            let (request, _) = Request::decode(&room).unwrap();
-            let files: Vec<OwnedFd> = (0..MAX_DESCRIPTORS as u64)
-                .map(|index| {
-                    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-                    let file = rustix::fs::memfd_create("part", flags).unwrap();
-                    rustix::io::pwrite(&file, &index.to_le_bytes(), 0).unwrap();
-                    rustix::fs::ftruncate(&file, 4096).unwrap();
-                    file
-                })
-                .collect();
-            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-            let space = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
-            let mut space = vec![MaybeUninit::uninit(); space];
-            let mut rights = SendAncillaryBuffer::new(&mut space);
-            assert!(rights.push(SendAncillaryMessage::ScmRights(&files)));
-            let result = i64::try_from(MAX_DESCRIPTORS * 4096).unwrap();
-            let reply = Reply { tag: request.tag, result, handle: 0 }.encode();
-            let flags = SendFlags::NOSIGNAL;
-            sendmsg(&theirs, &[IoSlice::new(&reply)], &mut rights, flags).unwrap();
-        });
-        let memory = Socket::over(ours).map(Handle(0)).unwrap();
-        server.join().unwrap();
-        for index in 0..MAX_DESCRIPTORS as u64 {
-            assert_eq!(memory.read_u64(index * 4096), Some(index));
-        }
     }
 }
