@@ -2,7 +2,7 @@
 //! a depth that is covered completely.
 //!
 //! Two states are one when nothing tells them apart ([`name`]). That one stands for the other is checked, not
-//! believed: of those that were met before, every [`AGAIN`]-th is carried on all the same and must have the very
+//! believed: of those that were met before, every `AGAIN`-th is carried on all the same and must have the very
 //! successors of the first.
 
 use std::collections::HashMap;
