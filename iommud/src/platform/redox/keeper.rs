@@ -11,21 +11,25 @@
 //! ```
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs;
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use iommu_protocol::ids::PciAddress;
 use libredox::call::{call_ro, call_rw, call_wo, fstat, getns, register_scheme_to_ns, write};
 use syscall::error::{ENODEV, Error};
 use syscall::flag::CallFlags;
 use syscall::schemev2::{Cqe, CqeOpcode};
 
+use super::fork::Process;
+use super::kept;
 use super::memory::Translation;
+use super::options::Options;
 use super::ready::{Announce, NAME};
 use super::scheme::{GIVE_UP, HELD};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use crate::platform::notes::NotesPage;
 use crate::platform::pace::{End, MOST_FAILURES, Pace};
 use crate::platform::{HUGE_PAGE_LENGTH, Mapping, Sharing};
@@ -36,29 +40,34 @@ const MOST_WAITING: u32 = 1024;
 /// A process that has mapped the memory of a server: the memory is nobody else's until its input ends. The keeper maps
 /// none of it, since a process with mappings of a dead server's cannot fork.
 struct Hold {
-    child: Child,
-    input: File,
-    output: BufReader<ChildStdout>,
-    ranges: Vec<String>,
+    process: Process,
+    input: PipeWriter,
+    output: BufReader<PipeReader>,
+    ranges: Vec<PhysRange>,
 }
 
 impl Hold {
+    /// Starts one that has nothing yet. `leave` gives up, in that process, what is not its own.
+    fn new(leave: impl FnOnce()) -> io::Result<Self> {
+        let (reader, input) = io::pipe()?;
+        let (output, mut writer) = io::pipe()?;
+        let (mut own, mut others) = (Some(reader), Some((input, output)));
+        let process = Process::new(|| {
+            leave();
+            drop(others.take());
+            own.take().is_some_and(|reader| hold(reader, &mut writer))
+        })?;
+        let (input, output) = others.ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(Self { process, input, output: BufReader::new(output), ranges: Vec::new() })
+    }
+
     /// Has everything mapped that `memory` stands for.
-    fn new(program: &OsString, memory: &OwnedFd) -> io::Result<Self> {
-        let (reader, writer) = io::pipe()?;
-        let mut child = Command::new(program)
-            .arg("--hold")
-            .stdin(Stdio::from(reader))
-            .stdout(Stdio::piped())
-            .env_remove("INIT_NOTIFY")
-            .spawn()?;
-        let output = BufReader::new(child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?);
-        let input = File::from(OwnedFd::from(writer));
+    fn bring(&mut self, memory: &OwnedFd) -> io::Result<()> {
         let word = number(memory)?.to_ne_bytes();
-        call_wo(number(&input)?, &word, CallFlags::FD | CallFlags::FD_CLONE, &[])?;
-        let mut hold = Self { child, input, output, ranges: Vec::new() };
-        hold.ranges = hold.line()?;
-        Ok(hold)
+        call_wo(number(&self.input)?, &word, CallFlags::FD | CallFlags::FD_CLONE, &[])?;
+        let ranges = self.line()?.iter().map(|word| range(word)).collect::<Option<_>>();
+        self.ranges = ranges.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(())
     }
 
     /// The words of its next line.
@@ -71,29 +80,38 @@ impl Hold {
     }
 
     /// What the server has noted.
-    fn driven(&mut self) -> io::Result<Vec<String>> {
+    fn driven(&mut self) -> io::Result<Vec<PciAddress>> {
         self.input.write_all(b"n")?;
-        self.line()
+        let names = self.line()?;
+        let named = names.iter().map(|name| name.parse().ok()).collect::<Option<_>>();
+        named.ok_or(io::ErrorKind::InvalidData.into())
     }
 
     /// Gives the memory up.
     fn end(self) -> io::Result<()> {
-        let Self { mut child, input, output, .. } = self;
+        let Self { process, input, output, .. } = self;
         drop((input, output));
-        child.wait().map(drop)
+        process.wait().map(drop)
     }
 }
 
-/// That process: standard input brings the memory and then a byte each time that the notes are asked for. Says
-/// whether all went well.
-pub(super) fn hold() -> bool {
-    let ended = held_until_the_end();
+/// `FIRST+LENGTH`, both hexadecimal.
+fn range(text: &str) -> Option<PhysRange> {
+    let number = |digits| u64::from_str_radix(digits, 16).ok();
+    let (first, length) = text.split_once('+')?;
+    PhysRange::new(PhysAddr(number(first)?), number(length)?)
+}
+
+/// That process: `input` brings the memory and then a byte each time that the notes are asked for. Says whether all
+/// went well.
+fn hold(input: PipeReader, output: &mut PipeWriter) -> bool {
+    let ended = held_until_the_end(input, output);
     ended.inspect_err(|error| log::error!("memory cannot be held: {error}")).is_ok()
 }
 
-fn held_until_the_end() -> io::Result<()> {
-    let mut input = io::stdin();
-    let memory = receive(&input)?;
+fn held_until_the_end(mut input: PipeReader, output: &mut PipeWriter) -> io::Result<()> {
+    // The keeper has nothing to hold when a server did not get that far.
+    let Some(memory) = next(&input)? else { return Ok(()) };
     let translation = Translation::open()?;
     let length = fstat(number(&memory)?)?.st_size;
     let length = usize::try_from(length).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -114,11 +132,11 @@ fn held_until_the_end() -> io::Result<()> {
     ranges.push(range);
     let notes = NotesPage::new(notes, None).ok_or(io::ErrorKind::InvalidData)?;
     say(&memory, HELD)?;
-    println!("{}", ranges.join(" "));
+    output.write_all((ranges.join(" ") + "\n").as_bytes())?;
     let mut byte = [0];
     while input.read(&mut byte)? > 0 {
         let names: Vec<String> = notes.noted().map(|function| function.to_string()).collect();
-        println!("{}", names.join(" "));
+        output.write_all((names.join(" ") + "\n").as_bytes())?;
     }
     drop(pieces);
     Ok(())
@@ -126,7 +144,7 @@ fn held_until_the_end() -> io::Result<()> {
 
 /// A server that serves.
 struct Running {
-    child: Child,
+    process: Process,
     /// A second descriptor of its socket: its scheme lives until this is closed.
     socket: OwnedFd,
     /// The server learns of the end of its keeper by the end of this.
@@ -135,28 +153,30 @@ struct Running {
     since: Instant,
 }
 
-/// Runs servers with these words until one ends for good; says whether that was a good end.
-pub(super) fn keep(words: &[OsString], announce: Announce) -> bool {
-    let ended = Keeper::new(words).and_then(|mut keeper| keeper.run(announce));
+/// What a server is: it ends as `Process::new` says.
+pub(super) type Serve = fn(&Options, Announce) -> bool;
+
+/// Runs servers with these options until one ends for good; says whether that was a good end.
+pub(super) fn keep(options: &Options, serve: Serve, announce: Announce) -> bool {
+    let ended = Keeper::new(options, serve).and_then(|mut keeper| keeper.run(announce));
     ended.unwrap_or_else(|error| {
         log::error!("keeper: {error}");
         false
     })
 }
 
-struct Keeper<'a> {
-    words: &'a [OsString],
+struct Keeper {
+    options: Options,
+    serve: Serve,
     program: OsString,
     /// Memory of servers that are dead. A unit may use it.
     old: Vec<Hold>,
-    /// What was driven when they died.
-    driven: Vec<String>,
 }
 
-impl<'a> Keeper<'a> {
-    fn new(words: &'a [OsString]) -> io::Result<Self> {
+impl Keeper {
+    fn new(options: &Options, serve: Serve) -> io::Result<Self> {
         let program = std::env::args_os().next().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { words, program, old: Vec::new(), driven: Vec::new() })
+        Ok(Self { options: options.clone(), serve, program, old: Vec::new() })
     }
 
     fn run(&mut self, announce: Announce) -> io::Result<bool> {
@@ -192,37 +212,52 @@ impl<'a> Keeper<'a> {
     }
 
     /// Starts a server and holds its memory; announces it when it serves. How it ended if it did not get there.
-    fn start(&mut self, announce: Option<Announce>) -> io::Result<Result<Running, End>> {
+    fn start(&mut self, mut announce: Option<Announce>) -> io::Result<Result<Running, End>> {
         let since = Instant::now();
+        let mut hold = Hold::new(|| {
+            self.old.clear();
+            drop(announce.take());
+        })?;
         let (reader, writer) = io::pipe()?;
-        let mut command = Command::new(&self.program);
-        command.args(self.words).arg("--kept").env_remove("INIT_NOTIFY");
-        for range in self.old.iter().flat_map(|hold| &hold.ranges) {
-            command.arg("--left").arg(range);
-        }
-        for function in &self.driven {
-            command.arg("--driven").arg(function);
-        }
-        let mut child = command.stdin(Stdio::from(writer)).spawn()?;
-        drop(command);
-        match self.meet(&OwnedFd::from(reader), announce) {
-            Ok((socket, memory, hold)) => {
-                Ok(Ok(Running { child, socket, _memory: memory, hold, since }))
+        let mut ends = Some((reader, hold));
+        let ranges = self.old.iter().flat_map(|hold| &hold.ranges);
+        self.options.left = ranges.copied().collect();
+        let mut writer = Some(OwnedFd::from(writer));
+        let process = Process::new(|| {
+            self.old.clear();
+            drop((announce.take(), ends.take()));
+            let keeper = writer.take().map(|pipe| Announce::Keeper(kept::Keeper::over(pipe)));
+            keeper.is_some_and(|keeper| (self.serve)(&self.options, keeper))
+        })?;
+        drop(writer);
+        let reader;
+        (reader, hold) = ends.ok_or(io::ErrorKind::BrokenPipe)?;
+        match self.meet(&reader, &mut hold, announce) {
+            Ok((socket, memory)) => {
+                Ok(Ok(Running { process, socket, _memory: memory, hold, since }))
             }
             Err(error) => {
                 log::error!("keeper: the server did not get to serving: {error}");
-                Ok(Err(End::from(child.wait()?)))
+                if hold.ranges.is_empty() {
+                    hold.end()?;
+                    return Ok(Err(End::from(process.wait()?)));
+                }
+                // Units may use its tables already.
+                let end = End::from(process.wait()?);
+                self.keep_for_next(hold)?;
+                Ok(Err(end))
             }
         }
     }
 
     fn meet(
         &mut self,
-        pipe: &OwnedFd,
+        pipe: &PipeReader,
+        hold: &mut Hold,
         announce: Option<Announce>,
-    ) -> io::Result<(OwnedFd, OwnedFd, Hold)> {
+    ) -> io::Result<(OwnedFd, OwnedFd)> {
         let (socket, memory) = (receive(pipe)?, receive(pipe)?);
-        let hold = Hold::new(&self.program, &memory)?;
+        hold.bring(&memory)?;
         let root = receive(pipe)?.into_raw_fd();
         let root = usize::try_from(root).map_err(|_| io::ErrorKind::InvalidData)?;
         match announce {
@@ -234,7 +269,7 @@ impl<'a> Keeper<'a> {
         if !self.old.is_empty() {
             self.give_up(&memory)?;
         }
-        Ok((socket, memory, hold))
+        Ok((socket, memory))
     }
 
     /// Gives the memory of dead servers up, if the one that runs says that no unit uses it.
@@ -252,8 +287,8 @@ impl<'a> Keeper<'a> {
 
     /// Waits for the server's end and clears up behind it.
     fn follow(&mut self, running: Running) -> io::Result<(End, Duration)> {
-        let Running { mut child, socket, mut hold, since, .. } = running;
-        let status = child.wait()?;
+        let Running { process, socket, hold, since, .. } = running;
+        let status = process.wait()?;
         let (end, lived) = (End::from(status), since.elapsed());
         if !matches!(end, End::Final(_)) {
             log::error!(
@@ -262,9 +297,14 @@ impl<'a> Keeper<'a> {
         }
         let _ = fs::remove_file(format!("/scheme/{NAME}"));
         answer(&self.program, socket)?;
-        self.driven = hold.driven()?;
-        self.old.push(hold);
+        self.keep_for_next(hold)?;
         Ok((end, lived))
+    }
+
+    fn keep_for_next(&mut self, mut hold: Hold) -> io::Result<()> {
+        self.options.driven = hold.driven()?;
+        self.old.push(hold);
+        Ok(())
     }
 }
 
@@ -294,17 +334,22 @@ fn say(memory: &OwnedFd, word: u64) -> io::Result<usize> {
 }
 
 /// The next descriptor out of a pipe.
+fn receive(pipe: &PipeReader) -> io::Result<OwnedFd> {
+    next(pipe)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// As [`receive`]; `None` when the other end is closed.
 #[allow(unsafe_code)]
-fn receive(pipe: &impl AsRawFd) -> io::Result<OwnedFd> {
+fn next(pipe: &PipeReader) -> io::Result<Option<OwnedFd>> {
     let mut word = [0; 8];
     match call_ro(number(pipe)?, &mut word, CallFlags::FD | CallFlags::FD_CLOEXEC, &[])? {
         1 => {
             let number = i32::try_from(usize::from_ne_bytes(word));
             let number = number.map_err(|_| io::ErrorKind::InvalidData)?;
             // SAFETY: the kernel has just made it, for this process alone.
-            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+            Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
         }
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(None),
     }
 }
 

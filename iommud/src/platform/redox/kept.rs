@@ -10,8 +10,7 @@
 //! ```
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use libredox::call::{call_wo, dup};
 use redox_scheme::Socket;
@@ -28,16 +27,9 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// The pipe that the keeper passed as standard input.
-    ///
-    /// # Errors
-    /// There is none.
-    #[allow(unsafe_code)]
-    pub(super) fn from_input() -> io::Result<Self> {
-        let number = dup(0, b"").map_err(io::Error::from)?;
-        let number = i32::try_from(number).map_err(|_| io::ErrorKind::InvalidData)?;
-        // SAFETY: just made by dup, and nobody else's.
-        Ok(Self { pipe: File::from(unsafe { OwnedFd::from_raw_fd(number) }) })
+    /// The server's end of a pipe to the keeper.
+    pub(super) fn over(pipe: OwnedFd) -> Self {
+        Self { pipe: File::from(pipe) }
     }
 
     /// Gives the keeper a descriptor, which this process loses.

@@ -13,6 +13,8 @@ pub mod ecam;
 #[cfg(target_os = "redox")]
 mod events;
 #[cfg(target_os = "redox")]
+mod fork;
+#[cfg(target_os = "redox")]
 mod interrupt;
 #[cfg(target_os = "redox")]
 mod keeper;

@@ -7,7 +7,7 @@ use iommu_protocol::ids::PciAddress;
 use lexopt::Arg::Long;
 use lexopt::ValueExt;
 
-use crate::addr::{PhysAddr, PhysRange};
+use crate::addr::PhysRange;
 
 /// What `--help` prints.
 pub(super) const USAGE: &str = "\
@@ -26,7 +26,7 @@ usage: iommud [options]
 exit: 0 stopped, 1 could not run, 2 usage";
 
 /// What the command line says.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) policy: Option<PathBuf>,
     /// In MiB.
@@ -35,16 +35,12 @@ pub(super) struct Options {
     pub(super) buffers: u32,
     pub(super) oneshot: bool,
     pub(super) keep: bool,
-    /// Set by a keeper: it is at the other end of standard input.
-    pub(super) kept: bool,
     /// Set by a keeper: memory of dead servers.
     pub(super) left: Vec<PhysRange>,
     /// Set by a keeper: functions that were driven when they died.
     pub(super) driven: Vec<PciAddress>,
     /// Set by a keeper: standard input is the socket of a dead server.
     pub(super) answer: bool,
-    /// Set by a keeper: standard input brings the memory of a server.
-    pub(super) hold: bool,
 }
 
 impl Options {
@@ -64,29 +60,11 @@ impl Options {
                 Long("buffers") => options.buffers = parser.value()?.parse()?,
                 Long("oneshot") => options.oneshot = true,
                 Long("keep") => options.keep = true,
-                Long("kept") => options.kept = true,
-                Long("hold") => options.hold = true,
                 Long("answer") => options.answer = true,
-                Long("left") => options.left.push(parser.value()?.parse_with(range)?),
-                Long("driven") => {
-                    options.driven.push(
-                        parser.value()?.parse_with(|name| {
-                            name.parse().map_err(|_| "not the name of a device")
-                        })?,
-                    );
-                }
                 Long("help") => return Ok(None),
                 _ => return Err(word.unexpected()),
             }
         }
         Ok(Some(options))
     }
-}
-
-/// `FIRST+LENGTH`, both hexadecimal.
-fn range(text: &str) -> Result<PhysRange, &'static str> {
-    let number = |digits| u64::from_str_radix(digits, 16).ok();
-    text.split_once('+')
-        .and_then(|(first, length)| PhysRange::new(PhysAddr(number(first)?), number(length)?))
-        .ok_or("not FIRST+LENGTH")
 }

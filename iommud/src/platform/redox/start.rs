@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::events::Loop;
 use super::interrupt::Vector;
 use super::keeper;
-use super::kept::{Keeper, Memory};
+use super::kept::Memory;
 use super::machine::Machine;
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
@@ -75,8 +75,7 @@ impl StartError {
 #[must_use]
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     logger::install();
-    let words: Vec<OsString> = words.into_iter().collect();
-    let options = match Options::parse(words.clone()) {
+    let options = match Options::parse(words) {
         Ok(Some(options)) => options,
         Ok(None) => {
             println!("{USAGE}");
@@ -91,17 +90,11 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         keeper::answer_all();
         return ExitCode::SUCCESS;
     }
-    if options.hold {
-        return if keeper::hold() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    }
     let serve = |announce| match options.keep {
-        true if !options.kept => keeper::keep(&words, announce),
-        _ => serve(&options, announce),
+        true => keeper::keep(&options, serve, announce),
+        false => serve(&options, announce),
     };
-    let announce = match options.kept {
-        true => Keeper::from_input().ok().map(Announce::Keeper),
-        false => Announce::from_init().filter(|_| !options.oneshot),
-    };
+    let announce = Announce::from_init().filter(|_| !options.oneshot);
     match announce {
         Some(announce) => match serve(announce) {
             true => ExitCode::SUCCESS,

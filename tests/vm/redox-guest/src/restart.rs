@@ -131,8 +131,8 @@ fn back(dead: usize, since: Instant) -> Result<Duration, String> {
     Err(format!("no next server within {} s", PATIENCE.as_secs()))
 }
 
-/// The server, when there are as many processes of iommud as it takes: the keeper is the oldest, the server the next,
-/// and the last one holds its memory. The one that held a dead server's is gone when that is given up.
+/// The server, when there are as many processes of iommud as it takes: the keeper is the oldest, the next one holds
+/// the memory, and the last one is the server. The one that held a dead server's is gone when that is given up.
 fn server() -> Result<Option<usize>, String> {
     let path = "/scheme/sys/context";
     let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
@@ -145,7 +145,7 @@ fn server() -> Result<Option<usize>, String> {
     let mut found: Vec<usize> = text.lines().filter_map(iommud).collect();
     found.sort_unstable();
     Ok(match *found {
-        [_, server, _] => Some(server),
+        [_, _, server] => Some(server),
         _ => None,
     })
 }
