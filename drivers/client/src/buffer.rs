@@ -17,7 +17,7 @@ use crate::mapping::{BufferSlot, unmap};
 use crate::platform::{Memory, View};
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
-use crate::transport::Handle;
+use crate::transport::{Handle, Transport};
 
 /// Buffers are whole pages of this many bytes.
 pub const PAGE: u64 = 4096;
@@ -228,6 +228,10 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
 impl<T: ?Sized> DmaBuffer<T> {
     pub(crate) const fn handle(&self) -> Handle {
         self.handle.handle
+    }
+
+    pub(crate) fn transport(&self) -> &Arc<dyn Transport> {
+        &self.session.transport
     }
 
     pub(crate) const fn memory(&self) -> &Memory {

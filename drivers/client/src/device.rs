@@ -207,10 +207,10 @@ impl Device {
         Allocation::new(&self.session, length, options)?.bytes()
     }
 
-    /// Gives this session a buffer of another session of this process. Nothing is mapped yet.
+    /// Gives this session a buffer of another session of its connection. Nothing is mapped yet.
     ///
     /// # Errors
-    /// `Quota`, `BadHandle`.
+    /// `Quota`; `BadHandle` when the buffer came over another connection.
     pub fn import<'buffer, T: ?Sized>(
         &self,
         buffer: &'buffer DmaBuffer<T>,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{
     Access, Empty, Map, MapFlags, MapList, MapResult, Operation, Unmap, Wire,
 };
@@ -47,6 +48,10 @@ impl<'buffer, T: ?Sized> Imported<'buffer, T> {
         session: &Arc<Session>,
         buffer: &'buffer DmaBuffer<T>,
     ) -> Result<Self, Error> {
+        // Another connection numbers its handles itself: the buffer's number is some other one there.
+        if !Arc::ptr_eq(&session.transport, buffer.transport()) {
+            return Err(Refusal::BadHandle.into());
+        }
         let slot = session.transport.import(session.handle, buffer.handle())?;
         Ok(Self { session: session.clone(), slot, buffer })
     }
@@ -130,7 +135,7 @@ impl<'owner> BufferSlot<'owner> {
         placement: Placement,
     ) -> Result<Mapping<'owner>, Error> {
         let (flags, iova) = placement.encode();
-        let count = u32::try_from(pages.len()).map_err(|_| crate::Refusal::Range)?;
+        let count = u32::try_from(pages.len()).map_err(|_| Refusal::Range)?;
         let request =
             MapList { slot: self.number, access: access.bits(), flags: flags.bits(), count, iova };
         let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();

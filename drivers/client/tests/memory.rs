@@ -15,24 +15,18 @@ use std::time::Duration;
 use iommu_client::platform::Memory;
 use iommu_client::transport::{Handle, Transport};
 use iommu_client::{
-    Access, Batch, BufferOptions, BusMasterPermission, Connection, Device, DmaBuffer, DmaPool,
-    Error, Placement, PoolOptions, Refusal, SessionFlags,
+    Access, Batch, BufferOptions, Connection, Device, DmaBuffer, DmaPool, Error, Placement,
+    PoolOptions, Refusal, SessionFlags,
 };
 use iommu_protocol::wire::{Operation, RequestHeader, Wire};
-use iommud_tests::model::{InProcess, Model};
+use iommud_tests::model::{DEVICES, InProcess, Model};
 
-const NAME: &str = "0000--00--04.0";
-
-fn attached(model: &Model) -> (Device, BusMasterPermission) {
-    let device = Device::open(&model.connection(), NAME).unwrap();
-    let permission = device.attach().unwrap();
-    (device, permission)
-}
+const NAME: &str = DEVICES[1];
 
 #[test]
 fn a_typed_buffer_is_the_devices_memory() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let at = device.address();
     let mut table = DmaBuffer::<[u64; 8]>::zeroed(&device).unwrap();
     let words = DmaBuffer::<[AtomicU32]>::zeroed_slice(&device, 4000).unwrap();
@@ -53,7 +47,7 @@ fn a_typed_buffer_is_the_devices_memory() {
 #[test]
 fn constraints_are_met() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let high = BufferOptions { above_4g: true, ..BufferOptions::default() };
     for _ in 0..20 {
         let options =
@@ -73,7 +67,7 @@ fn constraints_are_met() {
 #[test]
 fn a_buffer_costs_five_requests() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let count = || model.counts().requests();
     let before = count();
     let buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
@@ -93,7 +87,7 @@ fn a_buffer_costs_five_requests() {
 #[test]
 fn every_block_of_a_pool_comes_back_once() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
     let all = || {
         let blocks: Vec<_> = std::iter::from_fn(|| pool.take_ready(4096)).collect();
@@ -112,7 +106,7 @@ fn every_block_of_a_pool_comes_back_once() {
 #[test]
 fn a_pool_makes_no_requests() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
     for length in [64, 4096, 65536] {
         pool.reserve(length, 4).unwrap();
@@ -132,7 +126,7 @@ fn a_pool_makes_no_requests() {
 #[test]
 fn blocks_do_not_overlap() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
     let mut blocks = Vec::new();
     let mut seed = 12345_u64;
@@ -169,7 +163,7 @@ fn blocks_do_not_overlap() {
 #[test]
 fn a_pool_says_why_not() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let options = PoolOptions { limit: 512 << 10, ..PoolOptions::default() };
     let pool = DmaPool::new(&device, options).unwrap();
     assert!(matches!(pool.take(200_000), Err(Error::TooLong { length: 200_000, most: 131_072 })));
@@ -195,7 +189,7 @@ fn a_pool_says_why_not() {
 #[test]
 fn the_end_of_a_mapping_costs_one_call_and_one_wait() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
     for length in [4096, 65536, 1 << 20] {
         let access = Access::READ | Access::WRITE;
@@ -224,7 +218,7 @@ fn the_end_of_a_mapping_costs_one_call_and_one_wait() {
 #[test]
 fn a_list_of_pages_is_one_range() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let mut buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
     let pages: Vec<u32> = (0..200).map(|n| n * 77 % 256).collect();
     for page in 0..256_u64 {
@@ -258,7 +252,7 @@ fn a_list_of_pages_is_one_range() {
 #[test]
 fn a_batch_is_one_call_and_one_wait() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let buffer = device.allocate(1 << 20, BufferOptions::default()).unwrap();
     let before = model.counts();
     let ranges = (0..100_u64).map(|page| page * 8192..page * 8192 + 4096);
@@ -277,7 +271,7 @@ fn a_batch_is_one_call_and_one_wait() {
 #[test]
 fn without_a_unit_addresses_are_bus_addresses() {
     let model = Model::without_unit();
-    let (device, permission) = attached(&model);
+    let (device, permission) = model.attached();
     assert!(!device.query().unwrap().flags.contains(SessionFlags::CONFINED));
     let mut buffer = DmaBuffer::<[u32; 1000]>::zeroed(&device).unwrap();
     buffer[999] = 0x0a0b_0c0d;

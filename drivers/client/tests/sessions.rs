@@ -11,19 +11,13 @@
 use std::time::{Duration, Instant};
 
 use iommu_client::{
-    Access, Batch, BufferOptions, BusMasterPermission, Device, DmaBuffer, Error, FaultAccess,
-    Placement, Refusal, RegionKind, ScatterList, SegmentLimits,
+    Access, Batch, BufferOptions, Device, DmaBuffer, DmaPool, Error, FaultAccess, Placement,
+    PoolOptions, Refusal, RegionKind, ScatterList, SegmentLimits,
 };
-use iommud_tests::model::Model;
+use iommud_tests::model::{DEVICES, Model};
 
-const NAME: &str = "0000--00--04.0";
+const NAME: &str = DEVICES[1];
 const BOTH: Access = Access::READ.union(Access::WRITE);
-
-fn attached(model: &Model) -> (Device, BusMasterPermission) {
-    let device = Device::open(&model.connection(), NAME).unwrap();
-    let permission = device.attach().unwrap();
-    (device, permission)
-}
 
 /// Before attaching the device reaches nothing; after it, what the session maps; and after detaching, no more.
 #[test]
@@ -48,7 +42,7 @@ fn a_device_reaches_memory_between_attach_and_detach() {
 #[test]
 fn a_fault_is_told_to_its_driver() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let started = Instant::now();
     assert_eq!(device.wait_fault(Duration::from_millis(20)).unwrap(), None);
     assert!(started.elapsed() >= Duration::from_millis(20));
@@ -66,7 +60,7 @@ fn a_fault_is_told_to_its_driver() {
 #[test]
 fn a_grant_is_a_range_for_a_while() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let at = device.address();
     let options = BufferOptions { unmapped: true, ..BufferOptions::default() };
     let buffer = device.allocate(16384, options).unwrap();
@@ -92,11 +86,77 @@ fn a_grant_is_a_range_for_a_while() {
     assert_eq!(buffer[4096], 5);
 }
 
+/// What the device may do with a buffer, or with the blocks of a pool, is what was asked for.
+#[test]
+fn memory_may_be_for_one_direction() {
+    let model = Model::new();
+    let (device, _permission) = model.attached();
+    for (access, reads, writes) in
+        [(Access::READ, true, false), (Access::WRITE, false, true), (BOTH, true, true)]
+    {
+        let options = BufferOptions { access, ..BufferOptions::default() };
+        let buffer = device.allocate(4096, options).unwrap();
+        let pool = DmaPool::new(&device, PoolOptions { access, ..PoolOptions::default() }).unwrap();
+        let block = pool.take(100).unwrap();
+        for iova in [buffer.iova(), block.iova()] {
+            assert_eq!(model.device_read(device.address(), iova, 1).is_ok(), reads, "{access:?}");
+            assert_eq!(model.device_write(device.address(), iova, &[1]).is_ok(), writes);
+        }
+    }
+}
+
+/// A buffer that is dropped is out of the device's reach, though the unit knew where it was.
+#[test]
+fn what_is_dropped_is_out_of_reach() {
+    let model = Model::new();
+    let (device, _permission) = model.attached();
+    let buffer = device.allocate(8192, BufferOptions::default()).unwrap();
+    let iova = buffer.iova();
+    model.device_write(device.address(), iova + 4096, &[1]).unwrap();
+    drop(buffer);
+    for at in [iova, iova + 4096] {
+        assert!(model.device_write(device.address(), at, &[1]).is_err());
+    }
+    assert_eq!(model.reach(device.address()), []);
+}
+
+/// A buffer for two devices: each reaches it where its own session has mapped it, as long as it has.
+#[test]
+fn a_buffer_may_be_for_two_devices() {
+    let model = Model::new();
+    let connection = model.connection();
+    let [first, second] = [0, 1].map(|index| Device::open(&connection, DEVICES[index]).unwrap());
+    let _permissions = [&first, &second].map(|device| device.attach().unwrap());
+    let mut buffer = first.allocate(8192, BufferOptions::default()).unwrap();
+    buffer[4096] = 7;
+    let import = second.import(&buffer).unwrap();
+    assert_eq!(import.buffer().iova(), buffer.iova());
+    assert_eq!(model.reach(second.address()), []);
+    let at = Placement::At(0x7_0000_0000);
+    let mapping = import.slot().map(4096..8192, Access::READ, at).unwrap();
+    assert_eq!((mapping.iova(), mapping.length()), (0x7_0000_0000, 4096));
+    assert_eq!(model.device_read(second.address(), mapping.iova(), 1), Ok(vec![7]));
+    assert!(model.device_write(second.address(), mapping.iova(), &[1]).is_err());
+    assert!(model.device_read(first.address(), mapping.iova(), 1).is_err());
+    // The mapping is forgotten; it ends with the import all the same.
+    std::mem::forget(mapping);
+    drop(import);
+    assert!(model.device_read(second.address(), 0x7_0000_0000, 1).is_err());
+    model.device_write(first.address(), buffer.iova(), &[9]).unwrap();
+    assert_eq!(buffer[0], 9);
+    // Over another connection its number is another buffer's, or none.
+    let third = DEVICES[2].parse().unwrap();
+    assert_eq!(first.open_member(third).unwrap_err().refusal(), Some(Refusal::SplitGroup));
+    let stranger = Device::claim(&model.connection(), third).unwrap();
+    assert_eq!(stranger.import(&buffer).unwrap_err().refusal(), Some(Refusal::BadHandle));
+    assert_eq!(first.open_member(third).unwrap_err().refusal(), Some(Refusal::NotOwner));
+}
+
 /// One item that cannot be leaves nothing of the others.
 #[test]
 fn a_batch_is_all_or_nothing() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let buffer = device.allocate(65536, BufferOptions::default()).unwrap();
     let left = device.query().unwrap().mappings_left;
     let refused = Batch::new()
@@ -126,7 +186,7 @@ fn a_batch_is_all_or_nothing() {
 #[test]
 fn a_ring_is_contiguous_where_it_is_wanted() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let length = 1 << 20;
     for options in [
         BufferOptions::default(),
@@ -156,7 +216,7 @@ fn a_ring_is_contiguous_where_it_is_wanted() {
 #[test]
 fn a_scatter_list_is_what_the_device_finds() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let mut parts: Vec<_> =
         (0..3).map(|_| device.allocate(8192, BufferOptions::default()).unwrap()).collect();
     for (part, fill) in parts.iter_mut().zip([0x11, 0x22, 0x33]) {
@@ -180,7 +240,7 @@ fn a_scatter_list_is_what_the_device_finds() {
 #[test]
 fn refusals_say_what_is_wrong() {
     let model = Model::new();
-    let (device, _permission) = attached(&model);
+    let (device, _permission) = model.attached();
     let refusal = |error: Error| (error.refusal(), error.to_string());
     let taken = refusal(Device::open(&model.connection(), NAME).unwrap_err());
     assert_eq!(taken.0, Some(Refusal::NotOwner));

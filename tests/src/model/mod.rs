@@ -29,7 +29,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use iommu_client::Connection;
+use iommu_client::{BusMasterPermission, Connection, Device};
 use iommu_protocol::ids::PciAddress;
 
 pub use transport::InProcess;
@@ -98,6 +98,16 @@ impl Model {
     #[must_use]
     pub fn connection(&self) -> Connection {
         Connection::over(self.transport())
+    }
+
+    /// The second of [`DEVICES`], claimed and attached by a process of its own.
+    ///
+    /// # Panics
+    /// It is claimed already.
+    pub fn attached(&self) -> (Device, BusMasterPermission) {
+        let device = Device::open(&self.connection(), DEVICES[1]).unwrap();
+        let permission = device.attach().unwrap();
+        (device, permission)
     }
 
     /// What [`Model::connection`] is made of, for a test that stands in between.
