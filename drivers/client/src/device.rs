@@ -123,11 +123,11 @@ impl Device {
         Ok(Self { session, address: PciAddress { segment: result.segment, requester } })
     }
 
-    /// Claims another member of this device's group, for the same owner. Its addresses are those of this
-    /// session: members of a group share one domain.
+    /// Claims another device for the owner of this one: a member of the same group, or of one that nobody owns.
+    /// Both share one domain, so an address is the same memory for both, once each is attached.
     ///
     /// # Errors
-    /// As [`Device::open`]; `SplitGroup` when it is not in this group.
+    /// As [`Device::open`]; `Busy` when this owner has claimed it.
     pub fn open_member(&self, address: PciAddress) -> Result<Self, Error> {
         let transport = &self.session.transport;
         let path = SessionPath::Member(address).to_string();

@@ -19,7 +19,7 @@ use iommud_tests::model::{DEVICES, Model};
 const NAME: &str = DEVICES[1];
 const BOTH: Access = Access::READ.union(Access::WRITE);
 
-/// Before attaching the device reaches nothing; after it, what the session maps; and after detaching, no more.
+/// Once attached, the device reaches what its session maps; after detaching, no more.
 #[test]
 fn a_device_reaches_memory_between_attach_and_detach() {
     let model = Model::new();
@@ -145,11 +145,27 @@ fn a_buffer_may_be_for_two_devices() {
     model.device_write(first.address(), buffer.iova(), &[9]).unwrap();
     assert_eq!(buffer[0], 9);
     // Over another connection its number is another buffer's, or none.
-    let third = DEVICES[2].parse().unwrap();
-    assert_eq!(first.open_member(third).unwrap_err().refusal(), Some(Refusal::SplitGroup));
-    let stranger = Device::claim(&model.connection(), third).unwrap();
+    let stranger = Device::open(&model.connection(), DEVICES[2]).unwrap();
     assert_eq!(stranger.import(&buffer).unwrap_err().refusal(), Some(Refusal::BadHandle));
-    assert_eq!(first.open_member(third).unwrap_err().refusal(), Some(Refusal::NotOwner));
+}
+
+/// A device that is claimed through another's session shares its owner and its addresses.
+#[test]
+fn a_second_device_may_share_the_first_ones_addresses() {
+    let model = Model::new();
+    let (first, _permission) = model.attached();
+    let mut buffer = first.allocate(4096, BufferOptions::default()).unwrap();
+    buffer[0] = 7;
+    let address = DEVICES[2].parse().unwrap();
+    let second = first.open_member(address).unwrap();
+    let _second_permission = second.attach().unwrap();
+    assert_eq!(model.device_read(address, buffer.iova(), 1), Ok(vec![7]));
+    assert_eq!(model.reach(address), model.reach(first.address()));
+    let other = Device::claim(&model.connection(), address).unwrap_err();
+    assert_eq!(other.refusal(), Some(Refusal::NotOwner));
+    let other = Device::open(&model.connection(), DEVICES[0]).unwrap();
+    let taken = other.open_member(address).unwrap_err();
+    assert_eq!(taken.refusal(), Some(Refusal::NotOwner));
 }
 
 /// One item that cannot be leaves nothing of the others.
