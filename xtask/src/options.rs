@@ -274,6 +274,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
 fn no_more(mut parser: Parser, command: Command) -> Result<Command, lexopt::Error> {
     match parser.next()? {
         None => Ok(command),
+        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
         Some(argument) => Err(argument.unexpected()),
     }
 }

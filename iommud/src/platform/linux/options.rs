@@ -22,8 +22,8 @@ usage: iommud [options]
 
 
 The socket appears when every device is under its policy. SIGTERM and SIGINT
-end the server: sessions are closed, their devices go back under policy, units
-go on translating, and the memory stays taken. The next iommud takes as much
+end the server: sessions end as if their drivers had died, units go on
+translating, and the memory stays taken. The next iommud takes as much
 again, takes the units over, and then gives the old memory back. It does so too
 after a server that was killed: --keep starts it. A device that was attached
 then is blocked until its driver attaches it again. SIGTERM to the keeper ends
