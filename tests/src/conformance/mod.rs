@@ -6,6 +6,7 @@
 //! entries.rs   who reaches what: entries, moves between domains, failures on the way
 //! pages.rs     page tables and invalidations: sizes, ranges, tags, counts
 //! faults.rs    fault records
+//! takeover.rs  units that a previous owner left running
 //! trouble.rs   time-outs, dead units, memory that runs out
 //! vtd.rs       the VT-d backend and units to run it on; amdvi.rs the same of AMD-Vi
 //! suite.rs     the list of all checks
@@ -18,6 +19,7 @@ pub mod faults;
 pub mod pages;
 pub mod random;
 mod suite;
+pub mod takeover;
 pub mod trouble;
 pub mod vtd;
 

@@ -4,15 +4,11 @@ use iommu_protocol::RequesterId;
 use iommud::hw::{Entry, RegisterIo, Unit, UnitError};
 use iommud_tests::amdvi::firmware::Firmware;
 use iommud_tests::conformance::amdvi::{Subject, matrix};
-use iommud_tests::conformance::{Bench, SOURCES, TARGET, UnderTest, run};
-use iommud_tests::machine::{Machine, Trouble, Use, Watch};
-
-/// Tables of the previous owner.
-const TABLES: u64 = 0x0100_0000;
-/// What it and its successor map one to one; what it maps alone; what nobody maps.
-const SHARED: u64 = 0x0800_0000;
-const OLD: u64 = 0x0900_0000;
-const FOREIGN: u64 = 0x0a00_0000;
+use iommud_tests::conformance::takeover::{
+    FOREIGN, OLD, SHARED, TABLES, only_new_faults_are_told, take_over, watch,
+};
+use iommud_tests::conformance::{Bench, SOURCES, UnderTest, run};
+use iommud_tests::machine::{Machine, Trouble};
 
 fn left(subject: &Subject) -> (Machine, usize) {
     let machine = Machine::default();
@@ -22,47 +18,8 @@ fn left(subject: &Subject) -> (Machine, usize) {
     (machine, unit)
 }
 
-/// Tries after every step: `SHARED` must pass, `OLD` may until the take-over is complete, nothing else may.
-fn watch(machine: &Machine, unit: usize) {
-    let of = |source: RequesterId, iova, granted: &[u64], must_pass| Watch {
-        unit,
-        source: source.0,
-        iova,
-        write: true,
-        granted: granted.iter().map(|page| (*page, 0x1000)).collect(),
-        must_pass,
-    };
-    machine.watch(of(SOURCES[0], SHARED, &[SHARED], true));
-    machine.watch(of(SOURCES[0], OLD, &[OLD], false));
-    machine.watch(of(SOURCES[2], OLD, &[OLD], false));
-    for source in SOURCES {
-        for iova in [FOREIGN, TARGET, TABLES, 0] {
-            machine.watch(of(source, iova, &[], false));
-        }
-    }
-}
-
-fn take_over(subject: &Subject, machine: Machine, unit: usize) -> Bench<Subject> {
-    let mut bench = Bench::take(subject, machine, unit);
-    let mut domain = bench.domain(7);
-    bench.map(&mut domain, SHARED, SHARED, 0x1000);
-    bench.attach(SOURCES[0], &domain);
-    for source in [SOURCES[1], SOURCES[2]] {
-        bench.unit.write_entry(&mut bench.tables, source, Entry::Blocked).unwrap();
-        bench.unit.invalidate_entry(&mut bench.tables, source, None).unwrap();
-    }
-    bench.unit.enable(&mut bench.tables).unwrap();
-    bench.machine.assert_clean();
-    bench.machine.clear_watches();
-    bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
-    bench.expect(SOURCES[1], &[]);
-    bench.expect(SOURCES[2], &[]);
-    let content = bench.machine.table_content(unit);
-    bench.machine.with_memory(|memory| {
-        let theirs = |frame: &u64| memory.purpose(*frame) == Some(Use::Firmware);
-        assert!(!content.iter().any(|(frame, _)| theirs(frame)), "a table of theirs is read");
-    });
-    bench
+fn taken_over(subject: &Subject, machine: Machine, unit: usize) -> Bench<Subject> {
+    take_over(subject, machine, unit, 7).0
 }
 
 #[test]
@@ -71,7 +28,7 @@ fn translation_stays_on_while_a_unit_is_taken_over() {
         println!("subject: {}", subject.name);
         let (machine, unit) = left(&subject);
         watch(&machine, unit);
-        take_over(&subject, machine, unit);
+        taken_over(&subject, machine, unit);
     }
 }
 
@@ -92,7 +49,7 @@ fn a_ring_with_an_error_is_replaced() {
         machine.pass_time(1_000_000);
         assert_eq!(machine.registers(unit).read64(0x2020) & 0x10, 0, "stopped");
         watch(&machine, unit);
-        take_over(subject, machine, unit);
+        taken_over(subject, machine, unit);
     }
 }
 
@@ -106,17 +63,7 @@ fn events_of_the_previous_owner_are_not_ours() {
         }
         machine.pass_time(1_000_000);
         assert_eq!(machine.registers(unit).read64(0x2020) & 1, 1, "overflow");
-        let mut bench = take_over(&subject, machine, unit);
-        let take = |bench: &mut Bench<Subject>| {
-            let mut sources = Vec::new();
-            let mut sink = |fault: iommud::hw::HardwareFault| sources.push(fault.source);
-            let lost = bench.unit.take_faults(&mut bench.tables, 300, &mut sink).unwrap();
-            (sources, lost)
-        };
-        assert_eq!(take(&mut bench), (Vec::new(), 0));
-        bench.machine.access(bench.number, SOURCES[0].0, OLD, 1, true).unwrap_err();
-        assert_eq!(take(&mut bench), (vec![SOURCES[0]], 0));
-        bench.machine.assert_clean();
+        only_new_faults_are_told(&mut taken_over(&subject, machine, unit));
     }
 }
 
@@ -168,7 +115,7 @@ fn an_exclusion_range_ends_with_its_owner() {
         registers.write64(0x28, FOREIGN);
         registers.write64(0x20, FOREIGN | 3);
         assert_eq!(machine.probe(unit, SOURCES[1].0, FOREIGN, true), Some(FOREIGN));
-        let bench = take_over(&subject, machine, unit);
+        let bench = taken_over(&subject, machine, unit);
         for source in SOURCES {
             assert_eq!(bench.probe(source, FOREIGN, true), None);
         }

@@ -1,23 +1,16 @@
 //! Units that firmware or a previous owner left running: taken over without an instant in which a device
 //! reaches what nobody granted.
 
-use iommud::addr::PhysAddr;
 use iommud::hw::{Clock, RegisterIo, Unit};
-use iommud_tests::conformance::{Bench, Domain, SOURCES, TARGET, UnderTest, run};
-use iommud_tests::machine::{Machine, Reach, Through, Trouble, Use, Watch};
+use iommud_tests::conformance::takeover::{
+    FOREIGN, OLD, SHARED, TABLES, only_new_faults_are_told, take_over, watch,
+};
+use iommud_tests::conformance::{Bench, SOURCES, UnderTest, run};
+use iommud_tests::machine::{Machine, Reach, Through, Trouble, Watch};
 use iommud_tests::vtd::firmware::Firmware;
 use iommud_tests::vtd::{Config, Vtd};
 
 use iommud_tests::conformance::vtd::{Subject, matrix};
-
-/// Memory of the previous owner's tables.
-const TABLES: u64 = 0x0300_0000;
-/// What the previous owner and the new policy both grant, one to one (a reserved region).
-const SHARED: u64 = 0x0700_0000;
-/// What only the previous owner granted.
-const OLD: u64 = 0x0710_0000;
-/// What nobody ever granted.
-const FOREIGN: u64 = 0x0720_0000;
 
 /// The previous owner's domain id: one that the new owner uses too, for something else.
 const OLD_DOMAIN: u16 = 1;
@@ -55,57 +48,14 @@ fn left(subject: &Subject, queue: bool) -> Left {
     Left { machine, unit, firmware }
 }
 
-/// Tries after every step: `SHARED` must pass, `OLD` may until the take-over is complete, nothing else may.
-fn watch(left: &Left) {
-    let base = Watch {
-        unit: left.unit,
-        source: SOURCES[0].0,
-        iova: SHARED,
-        write: true,
-        granted: vec![(SHARED, 0x1000)],
-        must_pass: true,
-    };
-    left.machine.watch(base.clone());
-    let old = Watch { iova: OLD, granted: vec![(OLD, 0x1000)], must_pass: false, ..base.clone() };
-    left.machine.watch(old.clone());
-    left.machine.watch(Watch { source: SOURCES[2].0, ..old });
-    for source in SOURCES {
-        for iova in [FOREIGN, TARGET, TABLES, 0] {
-            let (source, granted) = (source.0, Vec::new());
-            let must_pass = false;
-            left.machine.watch(Watch { source, iova, granted, must_pass, ..base.clone() });
-        }
+impl Left {
+    fn watch(&self) {
+        watch(&self.machine, self.unit);
     }
-}
 
-/// Brings up, grants `SHARED` to `SOURCES[0]` in domain 1, enables, and checks what remains.
-fn take_over(subject: &Subject, left: Left) -> (Bench<Subject>, Domain<Subject>, Firmware) {
-    let Left { machine, unit, firmware } = left;
-    let mut bench = Bench::take(subject, machine, unit);
-    let mut domain = bench.domain(OLD_DOMAIN);
-    bench.map(&mut domain, SHARED, SHARED, 0x1000);
-    bench.attach(SOURCES[0], &domain);
-    for source in [SOURCES[1], SOURCES[2]] {
-        use iommud::hw::Entry;
-        bench.unit.write_entry(&mut bench.tables, source, Entry::Blocked).unwrap();
-        bench.unit.invalidate_entry(&mut bench.tables, source, None).unwrap();
+    fn taken_over(self, subject: &Subject) -> Bench<Subject> {
+        take_over(subject, self.machine, self.unit, OLD_DOMAIN).0
     }
-    bench.unit.enable(&mut bench.tables).unwrap();
-    bench.machine.assert_clean();
-    bench.machine.clear_watches();
-    bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
-    bench.expect(SOURCES[1], &[]);
-    bench.expect(SOURCES[2], &[]);
-    // Nothing of the previous owner's is read any more.
-    let firmwares = bench.machine.with_memory(|memory| {
-        (TABLES..TABLES + 0x10_0000)
-            .step_by(4096)
-            .filter(|frame| memory.purpose(*frame) == Some(Use::Firmware))
-            .collect::<Vec<_>>()
-    });
-    let content = bench.machine.table_content(unit);
-    assert!(content.iter().all(|(frame, _)| !firmwares.contains(frame)));
-    (bench, domain, firmware)
 }
 
 #[test]
@@ -113,8 +63,8 @@ fn translation_stays_on_while_a_unit_is_taken_over() {
     for subject in matrix() {
         for queue in [false, true] {
             let left = left(&subject, queue);
-            watch(&left);
-            take_over(&subject, left);
+            left.watch();
+            left.taken_over(&subject);
         }
     }
 }
@@ -128,8 +78,8 @@ fn a_queue_that_still_works_is_drained() {
             left.firmware.put(queue + 16 * at, 0x2 | 1 << 4);
         }
         left.machine.registers(left.unit).write64(0x88, 40 * 16);
-        watch(&left);
-        take_over(&subject, left);
+        left.watch();
+        left.taken_over(&subject);
     }
 }
 
@@ -143,9 +93,9 @@ fn a_queue_with_an_error_is_replaced() {
         left.machine.registers(left.unit).write64(0x88, 16);
         left.machine.pass_time(1_000_000);
         assert_eq!(left.machine.registers(left.unit).read32(0x34) & 0x10, 0x10, "IQE");
-        watch(&left);
+        left.watch();
         left.machine.set_relax(1_000_000);
-        take_over(&subject, left);
+        left.taken_over(&subject);
     }
 }
 
@@ -158,7 +108,7 @@ fn a_queue_that_hangs_fails_in_bounded_time_or_is_replaced() {
         left.machine.trouble(left.unit, Trouble::StallQueueAfter(0));
         left.machine.registers(left.unit).write64(0x88, 16);
         left.machine.set_relax(1_000_000);
-        watch(&left);
+        left.watch();
         let mut tables = left.machine.tables();
         let unit = subject.bring_up(&left.machine, left.unit, &mut tables);
         if let Ok(mut unit) = unit {
@@ -178,17 +128,7 @@ fn old_faults_are_cleared_and_new_ones_told() {
             assert!(denied.is_err());
         }
         assert_eq!(left.machine.registers(left.unit).read32(0x34) & 3, 3, "PFO and PPF");
-        let (mut bench, _domain, _firmware) = take_over(&subject, left);
-        let take = |bench: &mut Bench<Subject>| {
-            let mut sources = Vec::new();
-            let mut sink = |fault: iommud::hw::HardwareFault| sources.push(fault.source);
-            let lost = bench.unit.take_faults(&mut bench.tables, 300, &mut sink).unwrap();
-            (sources, lost)
-        };
-        assert_eq!(take(&mut bench), (Vec::new(), 0), "the previous owner's");
-        assert!(bench.machine.access(bench.number, SOURCES[0].0, OLD, 1, true).is_err());
-        assert_eq!(take(&mut bench), (vec![SOURCES[0]], 0));
-        bench.machine.assert_clean();
+        only_new_faults_are_told(&mut left.taken_over(&subject));
     }
 }
 
@@ -199,7 +139,7 @@ fn caches_filled_before_translation_was_off_are_emptied() {
         // The previous owner turned translation off, which this machine rightly complains of.
         left.firmware.command(1 << 31, false);
         assert_eq!(left.machine.take_violations().len(), 1);
-        take_over(&subject, left);
+        left.taken_over(&subject);
     }
 }
 
@@ -242,7 +182,7 @@ fn a_take_over_that_fails_leaves_the_old_tables_in_force() {
     for subject in matrix() {
         for k in 0..4 {
             let left = left(&subject, true);
-            watch(&left);
+            left.watch();
             let mut tables = left.machine.tables();
             left.machine.fail_table_allocations(k, 1);
             let unit = subject.bring_up(&left.machine, left.unit, &mut tables);
@@ -299,5 +239,4 @@ fn an_unusable_unit_is_refused_untouched() {
         machine.clock().relax();
         machine.assert_clean();
     }
-    let _ = PhysAddr(0);
 }
