@@ -2,11 +2,22 @@
 
 use std::time::Duration;
 
+use iommu_protocol::status::Refusal;
+
 use crate::error::Error;
 use crate::platform::Memory;
 
 /// The longest wait, some 136 years: with more, clocks would overflow.
 pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// What opening is refused for: looked at first where several refusals share an error number.
+pub(crate) const OPENING: &[Refusal] = &[
+    Refusal::NotOwner,
+    Refusal::NotFound,
+    Refusal::SplitGroup,
+    Refusal::BadHandle,
+    Refusal::Permission,
+];
 
 /// An open handle of the scheme, as this transport numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

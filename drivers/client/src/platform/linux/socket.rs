@@ -24,19 +24,10 @@ mod tests;
 
 use crate::error::{Breach, Error};
 use crate::platform::Memory;
-use crate::transport::{FOREVER, Handle, Transport};
+use crate::transport::{FOREVER, Handle, OPENING, Transport};
 
 /// How often a waiting thread looks whether another one has received its event.
 const SLICE: Duration = Duration::from_millis(50);
-
-/// What opening is refused for, where numbers are shared.
-const OPENING: &[Refusal] = &[
-    Refusal::NotOwner,
-    Refusal::NotFound,
-    Refusal::SplitGroup,
-    Refusal::BadHandle,
-    Refusal::Permission,
-];
 
 /// A connection to iommud. Several threads may use it: each request has its own answer, and whoever waits for one
 /// receives those of the others, too.

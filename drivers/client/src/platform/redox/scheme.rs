@@ -21,7 +21,7 @@ use syscall::flag::{CLOCK_MONOTONIC, CallFlags};
 
 use crate::error::{Breach, Error};
 use crate::platform::Memory;
-use crate::transport::{Handle, Transport};
+use crate::transport::{Handle, OPENING, Transport};
 
 const SCHEME: &str = "/scheme/iommu";
 
@@ -30,15 +30,6 @@ const EXPECT: u64 = 1;
 
 /// Metadata of a call on a buffer: gives it to the session that expects the payload; the result is its slot.
 const BRING: u64 = 2;
-
-/// What opening is refused for, where numbers are shared.
-const OPENING: &[Refusal] = &[
-    Refusal::NotOwner,
-    Refusal::NotFound,
-    Refusal::SplitGroup,
-    Refusal::BadHandle,
-    Refusal::Permission,
-];
 
 /// The way to the scheme.
 #[derive(Debug)]

@@ -7,6 +7,8 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+mod commands;
+
 use iommud::hw::{Clock, RegisterIo, TableMemory};
 use iommud_tests::machine::{
     Denied, Eviction, Machine, Reach, Request, SoftwareUnit, Through, Use, Violation,
@@ -30,8 +32,8 @@ struct Rig {
     tail: u64,
 }
 
-/// A unit with translation and queue on; `SOURCE` is in domain 5, which maps 0x4000 to `PAGE`.
-fn rig(config: Config) -> Rig {
+/// A unit whose tables map 0x4000 to `PAGE` for `SOURCE` in domain 5; translation and queue are off.
+fn cold(config: Config) -> Rig {
     let machine = Machine::default();
     let levels = config.levels[0];
     let unit = Vtd::add(&machine, config);
@@ -39,15 +41,25 @@ fn rig(config: Config) -> Rig {
     let table = firmware.frame();
     firmware.map(table, levels, 0x4000, PAGE);
     firmware.attach(SOURCE, 5, table, levels);
-    firmware.set_root();
-    let queue = firmware.start_queue();
-    firmware.translate();
-    Rig { machine, unit, firmware, table, levels, queue, tail: 0 }
+    Rig { machine, unit, firmware, table, levels, queue: 0, tail: 0 }
+}
+
+/// The same with translation and queue on.
+fn rig(config: Config) -> Rig {
+    let mut rig = cold(config);
+    rig.firmware.set_root();
+    rig.queue = rig.firmware.start_queue();
+    rig.firmware.translate();
+    rig
 }
 
 impl Rig {
     fn probe(&self, iova: u64) -> Option<u64> {
         self.machine.probe(self.unit, SOURCE, iova, false)
+    }
+
+    fn probe_write(&self, iova: u64) -> Option<u64> {
+        self.machine.probe(self.unit, SOURCE, iova, true)
     }
 
     fn submit(&mut self, low: u64, high: u64) {

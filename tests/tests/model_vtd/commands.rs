@@ -1,48 +1,15 @@
-//! The software VT-d unit: commands, protected memory, invalidation by register, pass-through. Expectations
-//! are the specification's (VT-d 4.1).
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test that meets the unexpected must stop"
-)]
+//! Commands, protected memory, invalidation by register, pass-through.
 
 use iommud::hw::RegisterIo;
-use iommud_tests::machine::{Machine, Trouble, Violation};
+use iommud_tests::machine::{Trouble, Violation};
 use iommud_tests::vtd::firmware::Firmware;
 use iommud_tests::vtd::{Config, Vtd};
 
-const SOURCE: u16 = 0x0018;
-const PAGE: u64 = 0x0700_0000;
-const OTHER: u64 = 0x0701_0000;
-
-struct Rig {
-    machine: Machine,
-    unit: usize,
-    firmware: Firmware,
-    table: u64,
-}
-
-/// A unit whose tables map 0x4000 to `PAGE` for `SOURCE` in domain 5; translation and queue are off.
-fn rig(config: Config) -> Rig {
-    let machine = Machine::default();
-    let unit = Vtd::add(&machine, config);
-    let mut firmware = Firmware::new(&machine, unit, 0x0300_0000);
-    let table = firmware.frame();
-    firmware.map(table, 4, 0x4000, PAGE);
-    firmware.attach(SOURCE, 5, table, 4);
-    Rig { machine, unit, firmware, table }
-}
-
-impl Rig {
-    fn probe(&self, iova: u64) -> Option<u64> {
-        self.machine.probe(self.unit, SOURCE, iova, true)
-    }
-}
+use super::{OTHER, PAGE, SOURCE, cold};
 
 #[test]
 fn a_command_takes_time_and_shows_in_the_status() {
-    let rig = rig(Config::default());
+    let rig = cold(Config::default());
     let mut registers = rig.machine.registers(rig.unit);
     registers.write64(0x20, rig.firmware.root());
     // SRTP, bit 30: RTPS is clear until it is done.
@@ -58,57 +25,57 @@ fn a_command_takes_time_and_shows_in_the_status() {
     rig.machine.trouble(rig.unit, Trouble::Dead);
     assert_eq!(registers.read32(0x1c), u32::MAX);
     assert_eq!(registers.read64(0x08), u64::MAX);
-    assert_eq!(rig.probe(0x4000), None);
+    assert_eq!(rig.probe_write(0x4000), None);
     let _ = rig.machine.take_violations();
 }
 
 #[test]
 fn a_new_root_table_is_used_when_the_caches_are_emptied_or_at_once_with_esrtps() {
     for root_flush in [false, true] {
-        let mut rig = rig(Config { root_flush, ..Config::default() });
+        let mut rig = cold(Config { root_flush, ..Config::default() });
         rig.firmware.set_root();
         rig.firmware.translate();
-        assert_eq!(rig.probe(0x4000), Some(PAGE));
+        assert_eq!(rig.probe_write(0x4000), Some(PAGE));
         let mut second = Firmware::new(&rig.machine, rig.unit, 0x0310_0000);
         let table = second.frame();
         second.map(table, 4, 0x4000, OTHER);
         second.attach(SOURCE, 5, table, 4);
         second.set_root();
-        assert_eq!(rig.probe(0x4000), Some(if root_flush { OTHER } else { PAGE }));
+        assert_eq!(rig.probe_write(0x4000), Some(if root_flush { OTHER } else { PAGE }));
         let _ = &mut rig.firmware;
     }
 }
 
 #[test]
 fn invalidation_by_register_works_while_the_queue_is_off() {
-    let mut rig = rig(Config::default());
+    let mut rig = cold(Config::default());
     let config = Config::default();
     rig.firmware.set_root();
     rig.firmware.translate();
     let mut registers = rig.machine.registers(rig.unit);
     let (iva, iotlb) = (config.iotlb_offset, config.iotlb_offset + 8);
-    assert_eq!(rig.probe(0x4000), Some(PAGE));
+    assert_eq!(rig.probe_write(0x4000), Some(PAGE));
     rig.firmware.map(rig.table, 4, 0x4000, OTHER);
-    assert_eq!(rig.probe(0x4000), Some(PAGE));
+    assert_eq!(rig.probe_write(0x4000), Some(PAGE));
     // IVT 63, IIRG 61:60 = 3 (page), DID 47:32; IVA holds the address. Another domain first.
     registers.write64(iva, 0x4000);
     registers.write64(iotlb, 1 << 63 | 3 << 60 | 6 << 32);
     rig.machine.pass_time(10_000);
     // IVT clear, IAIG 58:57 tells what was done.
     assert_eq!(registers.read64(iotlb) >> 57 & 0x43, 3);
-    assert_eq!(rig.probe(0x4000), Some(PAGE));
+    assert_eq!(rig.probe_write(0x4000), Some(PAGE));
     registers.write64(iotlb, 1 << 63 | 3 << 60 | 5 << 32);
     rig.machine.pass_time(10_000);
-    assert_eq!(rig.probe(0x4000), Some(OTHER));
+    assert_eq!(rig.probe_write(0x4000), Some(OTHER));
     // CCMD: ICC 63, CIRG 62:61 = 3 (device), SID 31:16, DID 15:0.
     let entry = rig.firmware.context_entry(SOURCE);
     rig.firmware.put(entry, 0);
-    assert_eq!(rig.probe(0x4000), Some(OTHER));
+    assert_eq!(rig.probe_write(0x4000), Some(OTHER));
     registers.write64(0x28, 1 << 63 | 3 << 61 | u64::from(SOURCE) << 16 | 5);
     assert_eq!(registers.read64(0x28) >> 63, 1);
     rig.machine.pass_time(10_000);
     assert_eq!(registers.read64(0x28) >> 59, 0b0_11_11, "ICC clear, CAIG 3");
-    assert_eq!(rig.probe(0x4000), None);
+    assert_eq!(rig.probe_write(0x4000), None);
     // With the queue on it never ends.
     rig.firmware.start_queue();
     registers.write64(iotlb, 1 << 63 | 1 << 60);
@@ -119,14 +86,14 @@ fn invalidation_by_register_works_while_the_queue_is_off() {
 
 #[test]
 fn protected_memory_is_denied_while_it_is_on() {
-    let rig = rig(Config::default());
+    let rig = cold(Config::default());
     let mut registers = rig.machine.registers(rig.unit);
     registers.write32(0x68, 0x0700_0000);
     registers.write32(0x6c, 0x0700_0000);
     registers.write64(0x70, 1 << 32);
     registers.write64(0x78, 1 << 32);
     registers.write32(0x64, 1 << 31);
-    assert_eq!(rig.probe(PAGE), Some(PAGE), "not yet");
+    assert_eq!(rig.probe_write(PAGE), Some(PAGE), "not yet");
     rig.machine.pass_time(10_000);
     assert_eq!(registers.read32(0x64), 1 << 31 | 1);
     for (address, passes) in [
@@ -137,18 +104,18 @@ fn protected_memory_is_denied_while_it_is_on() {
         (1 << 32, false),
         ((1 << 32) + 0x20_0000, true),
     ] {
-        assert_eq!(rig.probe(address).is_some(), passes, "{address:#x}");
+        assert_eq!(rig.probe_write(address).is_some(), passes, "{address:#x}");
     }
     registers.write32(0x64, 0);
     rig.machine.pass_time(10_000);
     assert_eq!(registers.read32(0x64), 0);
-    assert_eq!(rig.probe(0x0700_0000), Some(0x0700_0000));
+    assert_eq!(rig.probe_write(0x0700_0000), Some(0x0700_0000));
 }
 
 #[test]
 fn pass_through_needs_the_capability_and_the_deepest_width() {
     for (pass_through, width, passes) in [(true, 3, true), (true, 2, false), (false, 3, false)] {
-        let mut rig = rig(Config { pass_through, ..Config::default() });
+        let mut rig = cold(Config { pass_through, ..Config::default() });
         let entry = rig.firmware.context_entry(SOURCE);
         // TT 10; AW 3 is 5 levels, the deepest of this unit.
         rig.firmware.put(entry + 8, 5 << 8 | width);
@@ -168,19 +135,19 @@ fn pass_through_needs_the_capability_and_the_deepest_width() {
 
 #[test]
 fn a_domain_id_wider_than_the_unit_has_is_reported() {
-    let mut rig = rig(Config { domain_bits: 4, ..Config::default() });
+    let mut rig = cold(Config { domain_bits: 4, ..Config::default() });
     let entry = rig.firmware.context_entry(SOURCE);
     rig.firmware.put(entry + 8, 0x15 << 8 | 2);
     rig.firmware.set_root();
     rig.firmware.translate();
-    assert_eq!(rig.probe(0x4000), Some(PAGE));
+    assert_eq!(rig.probe_write(0x4000), Some(PAGE));
     let seen = rig.machine.take_violations();
     assert!(matches!(seen[..], [Violation::Entry { source: SOURCE, .. }]), "{seen:?}");
 }
 
 #[test]
 fn a_device_that_does_not_answer_aborts_the_wait_behind_it() {
-    let mut rig = rig(Config::default());
+    let mut rig = cold(Config::default());
     let queue = rig.firmware.start_queue();
     rig.machine.with_unit(rig.unit, |unit: &mut Vtd, _| unit.silence_device(SOURCE));
     let mut registers = rig.machine.registers(rig.unit);
