@@ -24,6 +24,10 @@ impl Registry {
                 }
             }
         }
+        if left > 0 && domain.mappings.is_sparse() {
+            domain.mappings.rebuild(&mut self.slots);
+            domain.space.shrink();
+        }
         if let Some(account) = self.accounts.get_mut(changes.account) {
             account.mappings = account.mappings + entered - left;
         }

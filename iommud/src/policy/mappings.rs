@@ -5,6 +5,7 @@
 //! begin in 512 slots: a short list while they are few, one place for each slot when they are many.
 
 mod leaf;
+mod sparse;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -111,6 +112,8 @@ pub(super) struct Mappings {
     blocks: Option<Directory>,
     /// Level 2.
     whole: u32,
+    /// With fewer mappings than this, most of the records are free.
+    sparse_below: u32,
 }
 
 /// Which leaf, and which slot in it.
@@ -146,6 +149,7 @@ impl Default for Mappings {
             pages: Vec::new(),
             blocks: None,
             whole: NONE,
+            sparse_below: 0,
         }
     }
 }
@@ -301,6 +305,7 @@ impl Mappings {
         if self.records.last().is_none_or(|chunk| chunk.len() == CHUNK) {
             // The first chunk grows with what is used, so that a small domain stays small.
             let capacity = if self.records.is_empty() { 0 } else { CHUNK };
+            self.sparse_below = sparse::threshold(self.records.len() * CHUNK);
             self.records.push(Vec::with_capacity(capacity));
         }
         let chunk = self.records.len() - 1;

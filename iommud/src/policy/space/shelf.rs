@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 
-use super::{LOW_SLOTS, PAGES_1G, Page, SLOTS, Space, Zone};
+use super::{CHUNK, LOW_SLOTS, PAGES_1G, Page, SLOTS, Space, Zone};
 
 /// Longest range kept, in pages.
 const LONGEST: usize = 8;
@@ -99,21 +99,16 @@ impl Space {
         Some(first)
     }
 
-    /// Gives back the memory of nodes that are not needed, if all of it is free but what was never taken.
+    /// Gives back the memory of nodes that are not needed, whatever else is taken.
     pub fn shrink(&mut self) {
         if self.nodes.len() <= 1 {
             return;
         }
         self.tidy();
         self.settle();
-        // The root and the nodes below 4 GiB are the first ones.
-        let least = 1 + LOW_SLOTS;
-        if self.count == least {
-            self.nodes.truncate(1);
-            if let (Some(first), Ok(least)) = (self.nodes.first_mut(), usize::try_from(least)) {
-                first.truncate(least);
-            }
-            self.free_nodes = Vec::new();
+        if self.free_nodes.len() >= CHUNK {
+            self.compact();
+            self.shelf = Shelf::default();
         }
     }
 

@@ -164,6 +164,7 @@ enum Action {
     At(u64, u64),
     Free(usize),
     FreePart(usize),
+    Compact,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -186,6 +187,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (place, length).prop_map(|(at, length)| Action::At(at, length)),
         4 => any::<usize>().prop_map(Action::Free),
         1 => any::<usize>().prop_map(Action::FreePart),
+        1 => Just(Action::Compact),
     ]
 }
 
@@ -231,6 +233,14 @@ proptest! {
                         naive.taken.insert(at, kept);
                         space.free(range(at + kept, length - kept));
                     }
+                }
+                Action::Compact => {
+                    let free = space.free_ranges();
+                    space.settle();
+                    space.compact();
+                    prop_assert!(space.free_nodes.is_empty());
+                    prop_assert_eq!(space.nodes.iter().map(Vec::len).sum::<usize>(), space.count as usize);
+                    prop_assert_eq!(space.free_ranges(), free);
                 }
                 Action::Free(_) | Action::FreePart(_) => {}
             }
@@ -303,4 +313,25 @@ fn what_was_given_back_lately_is_free_for_everyone() {
     assert_eq!((space.nodes.len(), space.fragments()), (1, 0));
     assert_eq!(space, Space::new());
     assert_eq!(start(&mut space, wanted(4096)), start(&mut Space::new(), wanted(4096)));
+}
+
+#[test]
+fn what_is_still_taken_does_not_keep_the_memory_of_what_was() {
+    let mut space = Space::new();
+    assert!(space.allocate_at(range(0xfee0_0000, MIB)));
+    let high = Wanted { above_4g: true, ..wanted(4096) };
+    let mut many: Vec<_> = (0..100 * 512).map(|_| space.allocate(high).unwrap()).collect();
+    // One in the last node, one in a node in between.
+    let kept = [many.pop().unwrap(), many.swap_remove(50 * 512)];
+    many.iter().for_each(|range| space.free(*range));
+    let free = space.free_ranges();
+    space.shrink();
+    assert_eq!((space.nodes.len(), space.free_nodes.capacity()), (1, 0));
+    assert_eq!(space.free_ranges(), free);
+    for at in kept {
+        assert!(!space.allocate_at(at));
+        space.free(at);
+    }
+    space.free(range(0xfee0_0000, MIB));
+    assert_eq!(space, Space::new());
 }

@@ -165,6 +165,48 @@ impl Space {
             self.dissolve(1, parent);
         }
     }
+
+    /// Moves nodes to the lowest numbers and gives back the memory of the others. No node is idle.
+    pub(super) fn compact(&mut self) {
+        let mut free = core::mem::take(&mut self.free_nodes);
+        free.sort_unstable();
+        let end = u32::try_from(free.len()).map_or(NONE, |free| self.count.saturating_add(free));
+        let (mut holes, live) = (free.iter(), self.count);
+        for at in (live..end).filter(|at| free.binary_search(at).is_err()) {
+            if let Some(hole) = holes.next() {
+                self.move_node(at, *hole);
+            }
+        }
+        let live = live as usize;
+        self.nodes.truncate(live.div_ceil(CHUNK));
+        self.nodes.shrink_to_fit();
+        if let Some(last) = self.nodes.last_mut() {
+            last.truncate(live - (live - 1) / CHUNK * CHUNK);
+        }
+    }
+
+    /// Gives the node at `from`, which is not the root, the number of one that is free.
+    fn move_node(&mut self, from: u32, to: u32) {
+        let Some(place) = self.node_mut(from) else { return };
+        let node = core::mem::replace(place, Node::full(0, false));
+        let (level, position) = (usize::from(node.children.is_some()), node.position);
+        let Links { previous, next, order } = node.links;
+        if let Some(node) = self.node_mut(next) {
+            node.links.previous = to;
+        }
+        if let Some(node) = self.node_mut(previous) {
+            node.links.next = to;
+        } else if let (Some(order), Some(lists)) = (order, self.lists(level, position)) {
+            lists.set(order, to);
+        }
+        let parent = if level == 1 { Some(ROOT) } else { self.child_of_root(position / SLOTS) };
+        if let Some(parent) = parent {
+            self.set_child(parent, position % SLOTS, to);
+        }
+        if let Some(place) = self.node_mut(to) {
+            *place = node;
+        }
+    }
 }
 
 impl Lists {

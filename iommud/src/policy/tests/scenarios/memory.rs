@@ -277,3 +277,46 @@ fn allocations_are_checked() {
     bench.buffer(session, 2);
     assert_eq!(change(&mut bench, &|_| ()), Refusal::Busy, "another buffer's memory");
 }
+
+/// Memory of mappings comes back though some stay, and those stay what they are.
+#[test]
+fn mappings_that_stay_do_not_keep_the_memory_of_those_that_went() {
+    const EACH: u64 = 1000;
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0)]);
+    let session = bench.claim(1, address(0, 3, 0));
+    let slots = [bench.buffer(session, 4).0, bench.buffer(session, 4).0];
+    let at = |buffer: u64, page: u64| (4 << 30) + (buffer * EACH + page) * 2 * PAGE;
+    for (buffer, slot) in (0..).zip(slots) {
+        for part in 0..4 {
+            let pages = part * 250..(part + 1) * 250;
+            let maps = pages.map(|page| fixed(slot, page % 4, 1, at(buffer, page)));
+            bench.batch(session, &maps.collect::<Vec<_>>()).unwrap();
+        }
+    }
+    let capacities = |bench: &Bench| {
+        let domains = bench.registry.domains.iter();
+        domains.map(|(_, domain)| domain.mappings.capacity()).max().unwrap()
+    };
+    assert!(capacities(&bench) >= 2000);
+    // Of each buffer, pages 0, 100, 200 and so on stay.
+    for buffer in 0..2 {
+        for part in 0..4 {
+            let pages = part * 250..(part + 1) * 250;
+            let gone = pages.filter(|page| page % 100 != 0).map(|page| unmap(at(buffer, page), 1));
+            bench.batch(session, &gone.collect::<Vec<_>>()).unwrap();
+        }
+    }
+    assert!(capacities(&bench) <= 128, "{} records", capacities(&bench));
+    let gone = bench.run(&Event::Batch(session, vec![unmap(at(0, 1), 1)])).unwrap_err();
+    assert_eq!(gone.refusal, Refusal::NotMapped);
+    for page in [900, 0, 500] {
+        bench.batch(session, &[unmap(at(1, page), 1)]).unwrap();
+        bench.batch(session, &[fixed(slots[1], 0, 1, at(1, page))]).unwrap();
+    }
+    let left = |bench: &Bench| bench.registry.session(session).unwrap().mappings_left;
+    let before = left(&bench);
+    bench.run(&Event::Release(session, slots[1])).unwrap();
+    assert_eq!(left(&bench) - before, 11, "10 pages and the buffer's own mapping");
+    bench.batch(session, &[unmap(at(0, 900), 1)]).unwrap();
+    bench.check();
+}

@@ -97,6 +97,7 @@ fn bytes(served: &mut Served) -> Result<u64, String> {
     let mappings = BATCHES * u64::from(PAGES);
     println!("@@count {taken} bytes of heap for {mappings} mappings");
     ensure!(taken <= BYTES * mappings, "{taken} bytes for {mappings} mappings");
+    ensure!(kept <= before + 4096, "{} bytes kept after unmapping all", kept - before);
     ensure!(after == kept, "{kept} bytes kept after unmapping all, {after} after doing it again");
     ensure!(left == tables, "{tables} table frames before, {left} after");
     Ok(taken / mappings)

@@ -1,5 +1,6 @@
 //! The checks.
 
+mod addresses;
 mod amd;
 mod basics;
 mod counts;
@@ -109,6 +110,7 @@ pub fn run(info: &StartInfo) -> usize {
     t.lab(l, takeover::own);
     t.lab(l, takeover::stranger);
     t.check(|| takeover::completion(base));
+    t.check(addresses::worst);
     t.check(|| counts::accesses(base, caching));
     match server::Served::start(info, base) {
         Ok(mut served) => {

@@ -1,0 +1,47 @@
+//! Giving memory back while some mappings stay.
+
+use alloc::vec::Vec;
+
+use super::{CHUNK, Leaf, Mappings, NONE};
+use crate::policy::slab::Slab;
+use crate::policy::state::SlotRecord;
+
+/// So few records are not worth a look.
+const FEW: usize = 128;
+
+/// A quarter of so many records.
+pub(super) fn threshold(records: usize) -> u32 {
+    u32::try_from(records / 4).unwrap_or(0)
+}
+
+impl Mappings {
+    /// Whether less than a quarter of the records are in use: of more than 1024, or of what is left of as many.
+    #[inline]
+    pub(in crate::policy) const fn is_sparse(&self) -> bool {
+        self.count < self.sparse_below
+    }
+
+    /// Records, those that are free included.
+    pub(in crate::policy) fn capacity(&self) -> usize {
+        self.records.last().map_or(0, |last| (self.records.len() - 1) * CHUNK + last.len())
+    }
+
+    /// Enters all mappings into a new table, in the order of their lists, and drops this one. No plan may be under
+    /// way: it would know them by numbers that are others' now.
+    pub(in crate::policy) fn rebuild(&mut self, slots: &mut Slab<SlotRecord>) {
+        let live = self.leaves.iter().flat_map(Leaf::iter).filter_map(|index| self.record(index));
+        let first = live.filter(|record| record.previous == NONE).map(|record| record.slot);
+        let lists: Vec<u32> = first.collect();
+        let mut new = Self::default();
+        for number in lists {
+            let Some(slot) = slots.get_mut(number) else { continue };
+            let old = core::mem::take(&mut slot.mappings);
+            for (_, mapping) in self.list(&old) {
+                new.insert(mapping, &mut slot.mappings);
+            }
+        }
+        let records = new.capacity();
+        new.sparse_below = if records > FEW { threshold(records) } else { 0 };
+        *self = new;
+    }
+}
