@@ -157,6 +157,12 @@ impl Registry {
         })
     }
 
+    /// Whether the faults of a requester are not reported.
+    #[must_use]
+    pub fn is_silenced(&self, unit: UnitIndex, source: RequesterId) -> bool {
+        self.machine.sources.get((unit, source)).is_some_and(|source| source.silenced)
+    }
+
     /// Requesters whose faults are not reported.
     pub fn silenced(&self) -> impl Iterator<Item = (UnitIndex, RequesterId)> + '_ {
         self.machine.sources.iter().filter(|(_, source)| source.silenced).map(|(key, _)| key)

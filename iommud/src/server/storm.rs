@@ -28,12 +28,17 @@ pub(super) struct Storms {
 }
 
 impl Storms {
-    /// Counts a fault; says whether it is the one too many.
+    /// Counts a fault; says whether it is the one too many. Then counting begins anew: a device that is attached
+    /// again in the middle of its storm has 16 faults like any other.
     fn count(&mut self, unit: UnitIndex, source: RequesterId) -> bool {
         let (count, lately) = self.counts.entry((unit, source)).or_insert((0, true));
         *count = count.saturating_add(1);
         *lately = true;
-        *count == LIMIT
+        if *count < LIMIT {
+            return false;
+        }
+        *count = 0;
+        true
     }
 
     /// Forgets those that were quiet since the last call.
@@ -91,6 +96,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn silence(&mut self, index: usize, unit: UnitIndex, source: RequesterId) -> bool {
+        // What the unit had recorded before comes even now.
+        if self.registry.is_silenced(unit, source) {
+            return false;
+        }
         if let Err(refusal) = self.run(&Event::Storm(unit, source)) {
             log::warn!("unit {index}: {source:?} has too many faults, and goes on: {refusal}");
             return false;

@@ -244,3 +244,27 @@ fn s31_attaching_makes_no_pause_in_a_storm() {
         stack.machine.assert_clean();
     });
 }
+
+/// Nor does a device's own driver, by attaching it again as soon as it is silenced.
+#[test]
+fn s31_attaching_in_a_storm_gives_16_faults_more_and_no_others() {
+    each(Mode::Compat, |stack| {
+        let [device, ..] = devices();
+        let session = stack.claim(1, device).unwrap();
+        stack.attach(session).unwrap();
+        for round in 1..=3 {
+            for at in 0..40 {
+                assert!(stack.device_write(device, 0x5000_0000 + 0x1000 * at, &[1]).is_err());
+                stack.server.tick();
+                if stack.query(session).unwrap().flags & SessionFlags::SILENCED.bits() != 0 {
+                    break;
+                }
+            }
+            let faults = format!("\nfaults {}\n", 16 * round);
+            assert!(stack.text("metrics").contains(&faults), "{}", stack.text("metrics"));
+            stack.detach(session).unwrap();
+            stack.attach(session).unwrap();
+        }
+        stack.machine.assert_clean();
+    });
+}
