@@ -40,7 +40,7 @@ use crate::topology::capabilities::PageSizes;
 
 use depth::KEPT;
 use detached::{Run, RunKind};
-use group::{fill, successor};
+use group::{fill, fill_new, successor};
 
 /// Slots of a table.
 const SLOTS: usize = 512;

@@ -78,6 +78,12 @@ pub trait TableMemory {
         }
     }
 
+    /// As [`TableMemory::fill`], in a frame that no device reaches yet: in any order, and by stores of any size,
+    /// but all before whatever is stored after this.
+    fn fill_new(&mut self, frame: PhysAddr, first: usize, count: usize, value: u64, step: u64) {
+        self.fill(frame, first, count, value, step);
+    }
+
     /// Writes the next `count` words of `values` from `first` on, as [`TableMemory::store`] does each.
     fn write(
         &mut self,

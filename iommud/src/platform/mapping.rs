@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
 
 use super::cache::CacheLines;
 
@@ -97,12 +98,7 @@ impl Mapping {
     /// Writes `count` words of 64 bits from `offset` on, a multiple of 8, in one store each: `value`, and each
     /// next one greater by `step`. Nothing when they do not all lie inside.
     pub fn fill64(&mut self, offset: usize, count: usize, value: u64, step: u64) {
-        let length = count.checked_mul(size_of::<u64>());
-        let Some(place) = length.and_then(|length| self.range(offset, length)) else { return };
-        let first = place.cast::<u64>();
-        if !first.is_aligned() {
-            return;
-        }
+        let Some(first) = self.words(offset, count) else { return };
         let mut next = value;
         for index in 0..count {
             // SAFETY: `range` says that all `count` words lie inside the mapping, which is writable and holds
@@ -110,6 +106,19 @@ impl Mapping {
             unsafe { first.add(index).write_volatile(next) }
             next = next.wrapping_add(step);
         }
+    }
+
+    /// As [`Mapping::fill64`], where nobody looks yet: in any order, and by stores of any size, all before
+    /// whatever this thread stores later.
+    pub fn fill64_unseen(&mut self, offset: usize, count: usize, value: u64, step: u64) {
+        let Some(first) = self.words(offset, count) else { return };
+        let mut next = value;
+        for index in 0..count {
+            // SAFETY: as in `fill64`.
+            unsafe { first.add(index).write(next) }
+            next = next.wrapping_add(step);
+        }
+        fence(Ordering::Release);
     }
 
     /// Fills `length` bytes from `offset` on with zeros; nothing when they do not all lie inside.
@@ -136,6 +145,11 @@ impl Mapping {
         }
         // SAFETY: `offset` is at most the length of the mapping, which is one allocation.
         Some(unsafe { self.base.add(offset) })
+    }
+
+    fn words(&self, offset: usize, count: usize) -> Option<NonNull<u64>> {
+        let first = self.range(offset, count.checked_mul(size_of::<u64>())?)?.cast();
+        first.is_aligned().then_some(first)
     }
 
     fn place<T>(&self, offset: usize) -> Option<NonNull<T>> {
@@ -241,6 +255,9 @@ mod tests {
         page.fill64(4088, 2, 1, 1);
         page.fill64(4, 1, 1, 1);
         page.fill64(0, usize::MAX, 1, 1);
+        page.fill64_unseen(4088, 2, 1, 1);
+        page.fill64_unseen(4, 1, 1, 1);
+        page.fill64_unseen(0, usize::MAX, 1, 1);
         page.clear(4095, 2);
         assert!((0..512).all(|word| page.read64(word * 8) == Some(0)));
     }
@@ -259,5 +276,9 @@ mod tests {
             (page.read64(4072), page.read64(4080), page.read64(4088)),
             (Some(0), Some(7), Some(4103))
         );
+        page.fill64_unseen(8, 509, 7, 4096);
+        let words: Vec<u64> = (0..512).filter_map(|word| page.read64(word * 8)).collect();
+        let expected = (0..509).map(|word| 7 + 4096 * word);
+        assert_eq!(words, [0].into_iter().chain(expected).chain([7, 4103]).collect::<Vec<u64>>());
     }
 }

@@ -202,6 +202,13 @@ impl TableMemory for HugeTables {
         }
     }
 
+    fn fill_new(&mut self, frame: PhysAddr, first: usize, count: usize, value: u64, step: u64) {
+        let Some((page, number)) = self.handed_out_mut(frame) else { return };
+        if first <= FRAME / 8 && count <= FRAME / 8 - first {
+            page.mapping.fill64_unseen(number * FRAME + first * 8, count, value, step);
+        }
+    }
+
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
         let lines = self.lines;
         let words = FRAME / 8;

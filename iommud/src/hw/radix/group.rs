@@ -37,6 +37,23 @@ pub(super) fn fill<F: PteFormat, M: TableMemory>(
     }
 }
 
+/// As [`fill`], in a table that no other table points to.
+pub(super) fn fill_new<F: PteFormat, M: TableMemory>(
+    memory: &mut M,
+    table: PhysAddr,
+    index: usize,
+    count: usize,
+    phys: PhysAddr,
+    access: Access,
+    level: u8,
+) {
+    if F::MOST == 0 {
+        let entry = F::leaf(phys, access, level);
+        return memory.fill_new(table, index, count, entry, slot_size(level));
+    }
+    fill::<F, M>(memory, table, index, count, phys, access, level);
+}
+
 /// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left, where `page`
 /// is the memory's address in pages of one slot.
 fn largest<F: PteFormat>(slot: usize, left: usize, page: u64) -> u32 {

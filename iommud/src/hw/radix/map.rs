@@ -4,7 +4,7 @@ use iommu_protocol::wire::Access;
 
 use super::{
     Iova, IovaRange, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Run, RunKind, SLOTS,
-    TableMemory, fill, free_subtree, slot_count, slot_of, slot_size,
+    TableMemory, fill, fill_new, free_subtree, slot_count, slot_of, slot_size,
 };
 
 /// Consecutive I/O virtual addresses over consecutive memory.
@@ -195,7 +195,8 @@ impl<F: PteFormat> PageTable<F> {
         while let Some(next) = rest {
             let leaves = if self.leaf_allowed(level) { next.leaves(level) } else { 0 };
             if leaves > 0 {
-                fill::<F, M>(memory, table, index, leaves, PhysAddr(next.phys), next.access, level);
+                let phys = PhysAddr(next.phys);
+                fill_new::<F, M>(memory, table, index, leaves, phys, next.access, level);
                 index += leaves;
                 rest = next.after(slot_size(level) * leaves as u64);
                 continue;
