@@ -59,6 +59,22 @@ fn handle_numbers_are_the_connections_own() {
     assert!(first.ask(&mut looped, READ, 0, 100, &[]).0 > 0);
 }
 
+/// Who was served in which order is in the log of frames: the first word of a line with `>`.
+#[test]
+fn a_turn_goes_on_where_the_last_one_ended() {
+    let path = std::env::temp_dir().join(format!("iommud-turns-{}", std::process::id()));
+    let mut looped = server(WireLog::create(&path).unwrap());
+    let clients = [(); 3].map(|()| Raw::join(&mut looped));
+    for ready in [&[0, 1][..], &[0, 2], &[0, 1, 2]] {
+        ready.iter().for_each(|at| clients[*at].request(OPEN, ROOT, 0, b"status"));
+        turn(&mut looped);
+    }
+    let log = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let served: Vec<_> = log.lines().filter_map(|line| Some(line.split_once(" > ")?.0)).collect();
+    assert_eq!(served, ["1", "2", "3", "1", "2", "3", "1"]);
+}
+
 #[test]
 fn nonsense_is_answered_with_an_error_number() {
     let mut looped = server(WireLog::off());

@@ -41,6 +41,8 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     next_client: u32,
     next_tick: Instant,
     started: Instant,
+    /// Whose request was the last one.
+    served: ClientId,
     wire: WireLog,
     room: Box<[u8]>,
 }
@@ -63,6 +65,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             next_client: 1,
             next_tick: Instant::now(),
             started: Instant::now(),
+            served: ClientId(0),
             wire,
             room: vec![0; MAX_FRAME].into(),
         }
@@ -136,7 +139,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// # Errors
     /// What poll(2) reports.
     pub fn turn(&mut self, longest: Option<Duration>) -> io::Result<End> {
-        let ready = self.wait(longest)?;
+        let mut ready = self.wait(longest)?;
         if ready.stop {
             return Ok(End::Stop);
         }
@@ -146,6 +149,10 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
                 self.end(*client, Ended::HangUp);
             }
         }
+        // On from where the last turn ended. Else who has a low number would be answered before those that were not
+        // ready in time for that turn, and be ready in time for the next.
+        let next = ready.clients.partition_point(|(client, _)| *client <= self.served);
+        ready.clients.rotate_left(next);
         for (client, flags) in ready.clients {
             if flags.contains(PollFlags::OUT) {
                 self.attempt(client, Connection::flush);
@@ -197,6 +204,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
 
     /// Takes one frame of a client.
     fn serve(&mut self, client: ClientId) {
+        self.served = client;
         let Some(connection) = self.connections.get_mut(&client) else { return };
         if !connection.is_quiet() {
             return;
