@@ -34,16 +34,22 @@ impl Numbers {
 
     /// Gives a requester id a number below 2^32 - 1, in place of the one it has.
     pub fn set(&mut self, id: RequesterId, number: u32) {
+        self.update(id, |_| number);
+    }
+
+    /// As [`Numbers::set`], with the number that `new` makes of the one it has; returns that.
+    pub fn update(&mut self, id: RequesterId, new: impl FnOnce(Option<u32>) -> u32) -> u32 {
         let at = usize::from(id.bus());
         if self.buses.len() <= at {
             self.buses.resize_with(at + 1, || None);
         }
-        let Some(place) = self.buses.get_mut(at) else { return };
+        let Some(place) = self.buses.get_mut(at) else { return NONE };
         let bus = place.get_or_insert_with(|| Box::new(Bus { count: 0, slots: [NONE; 256] }));
-        if let Some(slot) = bus.slots.get_mut(usize::from(id.devfn())) {
-            bus.count += u16::from(*slot == NONE && number != NONE);
-            *slot = number;
-        }
+        let Some(slot) = bus.slots.get_mut(usize::from(id.devfn())) else { return NONE };
+        let number = new((*slot != NONE).then_some(*slot));
+        bus.count += u16::from(*slot == NONE && number != NONE);
+        *slot = number;
+        number
     }
 
     /// Takes the number of a requester id away, and the array of a bus that has none left.

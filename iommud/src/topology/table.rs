@@ -185,6 +185,9 @@ impl<'a> View<'a> {
     /// claim it), or else the innermost one whose range holds it.
     #[must_use]
     pub fn bridge_above(self, segment: u16, bus: u8) -> Option<&'a PciFunction> {
+        if self.table.bridges.is_empty() && self.plus.is_none() {
+            return None;
+        }
         if let Some(direct) = self.claims(segment, bus).min_by_key(|bridge| bridge.address) {
             return Some(direct);
         }

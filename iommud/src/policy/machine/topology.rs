@@ -37,10 +37,9 @@ impl Machine {
         }
         let address = new.address;
         let generations = self.generations.entry(address.segment).or_default();
-        // One below the number that stands for none.
-        let before = generations.get(address.requester).unwrap_or(0);
-        let generation = before.saturating_add(1).min(u32::MAX - 1);
-        generations.set(address.requester, generation);
+        // At most one below the number that stands for none.
+        let next = |before: Option<u32>| before.unwrap_or(0).saturating_add(1).min(u32::MAX - 1);
+        let generation = generations.update(address.requester, next);
         let (unit, sources) = self.resolve(&new);
         let group = GroupId(self.groups.insert(Group::default()).unwrap_or(u32::MAX));
         if let Some(group) = self.groups.get_mut(group.0) {
