@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::options::{BareOptions, DemoOptions, Iommu, Qemu, Story};
-use crate::workspace::{cargo, root};
+use crate::workspace::{cargo, root, target};
 use crate::{bare, demo, redox};
 
 /// What came of a stage, or of all.
@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 21] = [
+const STAGES: [Stage; 23] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -53,6 +53,10 @@ const STAGES: [Stage; 21] = [
     ("lints of the bare guest", || lints(in_bare_guest(cargo()).arg("clippy"))),
     ("format of the Redox loader", || format(in_redox_loader(cargo()))),
     ("lints of the Redox loader", || lints(in_redox_loader(cargo()).arg("clippy"))),
+    ("format of the measurements", || format(in_bench(cargo()))),
+    ("lints of the measurements", || {
+        lints(in_bench(cargo()).arg("clippy").arg("--target-dir").arg(target()))
+    }),
     ("everything that Redox gets", redox_target),
     ("unit and model tests", tests),
     ("bare guest, caching mode off", || bare_guest(BareOptions::default())),
@@ -96,6 +100,12 @@ pub(crate) fn run() -> bool {
 
 fn in_bare_guest(mut command: Command) -> Command {
     command.current_dir(root().join("tests/vm/bare"));
+    command
+}
+
+/// A workspace of its own, because of its peers. What it shares with ours was checked just before.
+fn in_bench(mut command: Command) -> Command {
+    command.current_dir(root().join("tests/bench"));
     command
 }
 

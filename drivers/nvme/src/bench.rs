@@ -14,7 +14,7 @@ use crate::options::Options;
 use crate::transfer::{Nothing, TRANSFER, requests};
 
 /// Random reads of one measurement. Short ones, so that what else the machine does meets both of a pair.
-const READS: u64 = 128;
+const READS: u64 = 64;
 
 /// Bytes of one sequential measurement.
 const SEQUENTIAL: u64 = 4 << 20;

@@ -35,7 +35,7 @@ options of write and read:
 
 options of bench:
   --against DEVICE    a second controller, measured in turn with the first
-  --rounds N          measurements of each (default: 101)
+  --rounds N          measurements of each (default: 301)
   --json              one line of JSON besides
 
 exit: 0 as expected, 1 could not run, 2 usage, 3 refused by iommud, 4 wrong data,
@@ -98,7 +98,7 @@ impl Options {
             patience: Duration::from_secs(10),
             forever: false,
             against: None,
-            rounds: 101,
+            rounds: 301,
             json: false,
             iova: 0x0bad_0000,
         };

@@ -76,8 +76,10 @@ pub fn tables(count: u64) -> HugeTables {
 pub struct Shared {
     /// Faults to be taken.
     pub faults: Rc<RefCell<Vec<HardwareFault>>>,
-    /// Faults taken.
+    /// Faults taken since an entry was last moved.
     pub taken: Rc<Cell<u64>>,
+    /// How many were taken when a source was silenced.
+    pub silenced_after: Rc<Cell<u64>>,
     /// A source was silenced.
     pub silenced: Rc<Cell<bool>>,
 }
@@ -126,6 +128,9 @@ impl Unit for Counting {
         silent: bool,
     ) -> Result<(), UnitError> {
         self.shared.silenced.set(silent);
+        if silent {
+            self.shared.silenced_after.set(self.shared.taken.get());
+        }
         Ok(())
     }
     fn invalidate_entry(

@@ -7,39 +7,51 @@ mod rows;
 mod timing;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// What there is to run, by name.
-const ROWS: [(&str, fn()); 8] = [
+const ROWS: [(&str, fn()); 9] = [
     ("core", rows::core::run),
     ("range", rows::range::run),
     ("iova", rows::iova::run),
     ("pool", rows::pool::run),
+    ("calls", rows::calls::run),
     ("sockets", rows::sockets::run),
     ("probe", rows::probe::run),
     ("memory", rows::memory::run),
     ("storm", rows::storm::run),
 ];
 
+/// Work without a clock, for a profiler to look at.
+const PROFILES: [(&str, fn()); 4] = [
+    ("core", rows::core::profile),
+    ("batches", rows::core::profile_batches),
+    ("pool", rows::pool::profile),
+    ("probe", rows::probe::profile),
+];
+
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    if wanted == ["profile"] {
-        rows::core::profile();
-        return ExitCode::SUCCESS;
-    }
-    if wanted == ["profile-batches"] {
-        rows::core::profile_batches();
-        return ExitCode::SUCCESS;
-    }
-    if let [command, number, begin] = wanted.as_slice()
-        && command == "client"
-    {
-        rows::sockets::client(number.parse().expect("a device"), begin.parse().expect("a time"));
-        return ExitCode::SUCCESS;
-    }
-    for (name, run) in ROWS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
-            eprintln!("measuring: {name}");
-            run();
+    let words: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["profile", work] => match PROFILES.iter().find(|(name, _)| name == work) {
+            Some((_, run)) => run(),
+            None => return ExitCode::FAILURE,
+        },
+        ["client", number, begin] => {
+            let number = number.parse().expect("a device");
+            rows::sockets::client(number, begin.parse().expect("a time"));
+        }
+        ["caller"] => rows::calls::caller(),
+        parts => {
+            for (name, run) in ROWS {
+                if parts.is_empty() || parts.contains(&name) {
+                    eprintln!("measuring: {name}");
+                    let started = Instant::now();
+                    run();
+                    eprintln!("measured: {name}, in {:.0} s", started.elapsed().as_secs_f64());
+                }
+            }
         }
     }
     ExitCode::SUCCESS

@@ -1,5 +1,6 @@
 //! The rows, by the number of their target.
 
+pub mod calls;
 pub mod core;
 pub mod iova;
 pub mod memory;

@@ -32,9 +32,10 @@ const CLIENTS: u16 = 64;
 /// Rounds, ours and the null handler in turn.
 const TURNS: usize = 5;
 
-/// From the start of the processes to the beginning of the measurement, and from there to its end.
-const SETTLE: Duration = Duration::from_secs(4);
-const WINDOW: Duration = Duration::from_millis(800);
+/// From the start of the processes to the beginning of the measurement: all of them call by then. From there to
+/// its end.
+const SETTLE: Duration = Duration::from_secs(2);
+const WINDOW: Duration = Duration::from_secs(3);
 
 /// A round that takes longer has gone wrong.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -83,21 +84,22 @@ struct Round {
     spread: f64,
 }
 
+/// Starts this program with a socket as its input; the other end, and the process.
+pub fn spawn(arguments: &[&str]) -> (OwnedFd, Child) {
+    let flags = SocketFlags::CLOEXEC;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    let (ours, theirs) = pair.expect("sockets");
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.args(arguments).stdin(Stdio::from(theirs)).stdout(Stdio::piped());
+    (ours, command.spawn().expect("a client"))
+}
+
 /// Starts the clients, lets `serve` serve them until it is told to stop, and adds up.
 fn round(serve: impl FnOnce(Vec<OwnedFd>, Instant)) -> Round {
     let begin = now() + SETTLE.as_nanos();
-    let (mut ends, mut children): (Vec<OwnedFd>, Vec<Child>) = Default::default();
-    for number in 0..CLIENTS {
-        let flags = SocketFlags::CLOEXEC;
-        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
-        let (ours, theirs) = pair.expect("sockets");
-        ends.push(ours);
-        let program = std::env::current_exe().expect("a program");
-        let mut command = Command::new(program);
-        command.args(["client".into(), (number * 8 + 8).to_string(), begin.to_string()]);
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::piped());
-        children.push(command.spawn().expect("a client"));
-    }
+    let client =
+        |number: u16| spawn(&["client", &(number * 8 + 8).to_string(), &begin.to_string()]);
+    let (ends, children): (Vec<OwnedFd>, Vec<Child>) = (0..CLIENTS).map(client).unzip();
     serve(ends, Instant::now() + LONGEST);
     let (mut counts, mut times) = (Vec::new(), Vec::new());
     for mut child in children {
@@ -118,7 +120,8 @@ fn round(serve: impl FnOnce(Vec<OwnedFd>, Instant)) -> Round {
     }
 }
 
-fn ours(sockets: Vec<OwnedFd>, end: Instant) {
+/// The server behind these sockets, until all are closed.
+pub fn ours(sockets: Vec<OwnedFd>, end: Instant) {
     let taken = Taken::take(Pages::default(), 4 * u64::from(CLIENTS) / 2 * HUGE_PAGE);
     let Taken { tables, buffers, ranges } = taken.unwrap_or_else(|error| panic!("{error:?}"));
     let server: Server<Counting, HugeBuffers<Pages>> = Server::start(Startup {
@@ -213,7 +216,7 @@ pub fn client(number: u16, begin: u128) {
     let slot = AllocateResult::decode(&result).expect("a buffer").slot;
     let map = Map { slot, access: 3, length: 4096, ..Map::default() };
     let map = body(&|bytes| map.encode(bytes).expect("fits"), Map::SIZE);
-    let (mut count, mut times) = (0_u64, Vec::new());
+    let (mut count, mut times, mut ready) = (0_u64, Vec::new(), false);
     let end = begin + WINDOW.as_nanos();
     loop {
         let start = Instant::now();
@@ -227,10 +230,11 @@ pub fn client(number: u16, begin: u128) {
         match now() {
             time if time > end => break,
             time if time > begin => {
+                assert!(ready, "not all drivers were ready in time");
                 count += 2;
                 times.extend([mapped, unmapped]);
             }
-            _ => {}
+            _ => ready = true,
         }
     }
     let times: Vec<String> = times.iter().map(|time| time.as_nanos().to_string()).collect();

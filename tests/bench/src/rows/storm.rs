@@ -1,6 +1,6 @@
 //! Row 12: what a device that faults without end costs the others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
@@ -18,12 +18,20 @@ use crate::timing::{ROUNDS, median, nanos, ratio};
 /// Attachments of a round.
 const ATTACHMENTS: usize = 2_000;
 
+/// Faults that come at once at most: an attachment takes less than the time between two. What would have come while
+/// this process waited for a processor is left out.
+const AT_ONCE: f64 = 1.0;
+
+/// How often the server is idle.
+const TICK: Duration = Duration::from_millis(10);
+
 /// The device that faults, and the one that works.
 const ROGUE: u16 = 0x20;
 const WORKER: u16 = 0x28;
 
 struct Bench {
     server: Server<Counting, Buffers>,
+    rogue: Handle,
     worker: Handle,
     shared: Shared,
     payload: Vec<u8>,
@@ -51,9 +59,19 @@ impl Bench {
             server.open(caller, None, &path, true).expect("claimed")
         };
         let (rogue, worker) = (claim(ROGUE), claim(WORKER));
-        let mut bench = Self { server, worker, shared, payload: vec![0; 256] };
+        let mut bench = Self { server, rogue, worker, shared, payload: vec![0; 256] };
         bench.call(rogue, Operation::Attach);
         bench
+    }
+
+    /// The storm is over, and the rogue is heard again.
+    fn calm(&mut self) {
+        self.shared.faults.borrow_mut().clear();
+        self.call(self.rogue, Operation::Detach);
+        self.call(self.rogue, Operation::Attach);
+        self.server.tick();
+        self.server.tick();
+        self.shared.taken.set(0);
     }
 
     fn call(&mut self, handle: Handle, operation: Operation) {
@@ -69,10 +87,14 @@ impl Bench {
     fn attachments(&mut self, rate: f64) -> f64 {
         let mut times = Vec::with_capacity(ATTACHMENTS);
         let mut last = Instant::now();
-        let mut due = 0.0;
+        let (mut due, mut idle) = (0.0, Instant::now());
         for _ in 0..ATTACHMENTS {
-            due += last.elapsed().as_secs_f64() * rate;
+            due = f64::min(due + last.elapsed().as_secs_f64() * rate, AT_ONCE);
             last = Instant::now();
+            if idle.elapsed() > TICK {
+                self.server.tick();
+                idle = Instant::now();
+            }
             self.arrive(due as usize);
             due -= due.floor();
             let start = Instant::now();
@@ -103,14 +125,16 @@ impl Bench {
 }
 
 pub fn run() {
-    let (mut quiet, mut storm) = (Vec::new(), Vec::new());
+    let (mut quiet, mut storm, mut after) = (Vec::new(), Vec::new(), Vec::new());
     let mut bench = Bench::new();
     for round in 0..=ROUNDS {
-        let (least, most) = (bench.attachments(0.0), bench.attachments(100_000.0));
-        bench.shared.faults.borrow_mut().clear();
+        bench.calm();
+        let least = bench.attachments(0.0);
+        let most = bench.attachments(100_000.0);
         if round > 0 {
             quiet.push(least);
             storm.push(most);
+            after.push(bench.shared.silenced.get().then(|| bench.shared.silenced_after.get()));
         }
     }
     let against = ratio(&storm, &quiet);
@@ -118,11 +142,14 @@ pub fn run() {
         .peer(format!("quiet {}", nanos(median(&quiet))), against)
         .target("<= 2x quiet", against <= 2.0)
         .print();
-    let taken = bench.shared.taken.get();
-    let silenced = bench.shared.silenced.get();
-    let measured =
-        format!("{} after {taken} faults", if silenced { "silenced" } else { "not silenced" });
-    Line::note(12, "the source of the storm", measured)
-        .target("silenced after <= 16 faults", silenced && taken <= 16)
+    let all: Option<Vec<u64>> = after.iter().copied().collect();
+    let most = all.and_then(|all| all.into_iter().max());
+    let silent = after.iter().flatten().count();
+    let measured = match most {
+        Some(most) => format!("silenced after {most} faults, at most"),
+        None => format!("silenced in {silent} of {ROUNDS} storms"),
+    };
+    Line::note(12, format!("the source of {ROUNDS} storms"), measured)
+        .target("silenced after <= 16 faults", most.is_some_and(|most| most <= 16))
         .print();
 }

@@ -1,5 +1,6 @@
 //! First process of the Linux guest.
 
+mod calls;
 #[expect(dead_code, reason = "xtask, which compiles the file too, uses the titles")]
 mod checks;
 mod edu;

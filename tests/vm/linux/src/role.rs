@@ -83,6 +83,10 @@ impl Role {
                 Ok(String::new())
             }
             "fault" => self.fault(value(0)?),
+            "time-calls" => {
+                let rounds = usize::try_from(value(1)?)?;
+                crate::calls::against_empty(self.device()?, self.buffer_at(value(0)?)?, rounds)
+            }
             _ => bail!("{verb}?"),
         }
     }
@@ -93,6 +97,10 @@ impl Role {
 
     fn edu(&self) -> Result<&Edu> {
         self.edu.as_ref().context("no edu device is attached")
+    }
+
+    fn buffer_at(&self, index: u64) -> Result<&DmaBuffer> {
+        self.buffers.get(&index).context("no such buffer")
     }
 
     fn buffer(&mut self, index: u64) -> Result<&mut DmaBuffer> {

@@ -23,8 +23,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts iommud with a default policy and waits until it takes requests. Every byte to and from clients goes to
-    /// `wire_log` too.
-    pub(crate) fn start(policy: &str, wire_log: &str) -> Result<Self> {
+    /// `wire_log`, too, if there is one.
+    pub(crate) fn start(policy: &str, wire_log: Option<&str>) -> Result<Self> {
         let policy_file = format!("/tmp/{policy}.toml");
         std::fs::write(&policy_file, format!("default = \"{policy}\"\n"))?;
         let directory = Self::directory();
@@ -37,10 +37,9 @@ impl Server {
             MEMORY,
             "--policy",
             &policy_file,
-            "--wire-log",
-            wire_log,
         ];
-        let mut process = Process::start("/bin/iommud", &arguments, None)?;
+        let log: Vec<&str> = wire_log.into_iter().flat_map(|file| ["--wire-log", file]).collect();
+        let mut process = Process::start("/bin/iommud", &[&arguments, &log[..]].concat(), None)?;
         let ready = until(Duration::from_secs(15), || {
             let ended = process.ended()?;
             ensure!(ended.is_none(), "iommud ended: {}", ended.unwrap_or_default());

@@ -83,7 +83,7 @@ impl Story {
 
     /// Starts iommud.
     fn serve(&mut self, policy: &str) -> Result<()> {
-        self.server = Some(Server::start(policy, &self.wire_log())?);
+        self.server = Some(Server::start(policy, Some(&self.wire_log()))?);
         Ok(())
     }
 
