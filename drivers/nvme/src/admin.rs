@@ -112,11 +112,11 @@ impl<R: Registers> Admin<R> {
     fn command(&mut self, command: &Command) -> Result<u32, Error> {
         self.identifier = self.identifier.wrapping_add(1);
         let tail = self.rings.push(self.identifier, command);
-        self.ring(0, false, tail)?;
+        self.ring_doorbell(0, false, tail)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some((completion, head)) = self.rings.pop() {
-                self.ring(0, true, head)?;
+                self.ring_doorbell(0, true, head)?;
                 return match (completion.command, completion.status) {
                     (command, _) if command != self.identifier => Err(Error::Breach { command }),
                     (_, 0) => Ok(completion.result),
@@ -131,7 +131,12 @@ impl<R: Registers> Admin<R> {
     }
 
     /// Tells the controller the tail of a submission or the head of a completion ring.
-    pub(crate) fn ring(&mut self, queue: u16, completion: bool, value: u16) -> Result<(), Error> {
+    pub(crate) fn ring_doorbell(
+        &mut self,
+        queue: u16,
+        completion: bool,
+        value: u16,
+    ) -> Result<(), Error> {
         let index = 2 * u64::from(queue) + u64::from(completion);
         let doorbell = spec::DOORBELLS + index * self.capabilities.stride();
         self.registers.write32(doorbell, value.into()).ok_or(Error::Gone)

@@ -30,7 +30,7 @@ impl Interrupt for pci::Interrupt {
 
 /// How completions are waited for.
 #[derive(Default)]
-pub enum Completion {
+pub enum CompletionMode {
     /// By looking at the rings: the least delay, at the price of a processor.
     #[default]
     Poll,
@@ -38,7 +38,7 @@ pub enum Completion {
     Interrupt(Box<dyn Interrupt>),
 }
 
-impl Completion {
+impl CompletionMode {
     pub(crate) const fn interrupts(&self) -> bool {
         matches!(self, Self::Interrupt(_))
     }

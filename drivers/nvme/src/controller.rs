@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use iommu_client::{BufferOptions, Device, DeviceMemory, DmaPool, PoolOptions};
 
 use crate::admin::{self, Admin};
-use crate::completion::Completion;
+use crate::completion::CompletionMode;
 use crate::error::{Error, Status};
 use crate::identify::{Info, NamespaceInfo};
 use crate::queue::{Done, Queue, Request};
@@ -27,13 +27,13 @@ pub struct Settings {
     /// Requests under way at once in each, 1 to 65534; fewer if the controller takes fewer.
     pub depth: u16,
     /// How their ends are learned of.
-    pub completion: Completion,
+    pub completion: CompletionMode,
 }
 
 /// A controller that runs. `D` is the memory of its requests: it is held until the controller has done with it.
 pub struct Controller<R: Registers, D: DeviceMemory> {
     admin: Admin<R>,
-    completion: Completion,
+    completion: CompletionMode,
     queues: Vec<Queue<D>>,
     /// Number of the queue that was given a request, or was looked at, last.
     turn: u16,
@@ -106,8 +106,8 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
 
     /// Requests under way.
     #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.queues.iter().map(Queue::under_way).sum()
+    pub fn in_flight(&self) -> usize {
+        self.queues.iter().map(Queue::in_flight).sum()
     }
 
     /// Requests that may be under way at once, in all queues.
@@ -135,10 +135,10 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         for _ in 0..self.queues.len() {
             let number = self.next();
             let Some(queue) = self.queues.get_mut(usize::from(number) - 1) else { continue };
-            if queue.under_way() < queue.depth() {
+            if queue.in_flight() < queue.depth() {
                 let tail = queue.submit(request, data, &namespace, &self.pool)?;
                 // A controller that is gone completes nothing, which is noticed there.
-                let _ = self.admin.ring(number, false, tail);
+                let _ = self.admin.ring_doorbell(number, false, tail);
                 return Ok(());
             }
         }
@@ -155,7 +155,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
             let Some(queue) = self.queues.get_mut(usize::from(number) - 1) else { continue };
             if let Some((completion, head)) = queue.rings.pop() {
                 let done = queue.complete(completion);
-                self.admin.ring(number, true, head)?;
+                self.admin.ring_doorbell(number, true, head)?;
                 return done.map(Some);
             }
         }
@@ -189,7 +189,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// As [`Controller::submit`] and [`Controller::wait`]; [`Error::Status`]; [`Error::Full`] when another
     /// request is under way.
     pub fn run(&mut self, request: Request, data: D, timeout: Duration) -> Result<D, Error> {
-        if self.under_way() > 0 {
+        if self.in_flight() > 0 {
             return Err(Error::Full);
         }
         self.submit(request, data).map_err(|(error, _)| error)?;
@@ -204,16 +204,16 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// As [`Controller::wait`]; [`Error::Status`]; [`Error::Full`] when a request is under way.
     pub fn read_to_address(&mut self, namespace: u32, first: u32, iova: u64) -> Result<(), Error> {
         let Some(queue) = self.queues.first_mut() else { return Err(Error::Full) };
-        if queue.under_way() > 0 {
+        if queue.in_flight() > 0 {
             return Err(Error::Full);
         }
         let command = spec::command(spec::READ, namespace, iova, 0, [first, 0, 0]);
         let tail = queue.rings.push(u16::MAX, &command);
-        self.admin.ring(1, false, tail)?;
+        self.admin.ring_doorbell(1, false, tail)?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some((completion, head)) = queue.rings.pop() {
-                self.admin.ring(1, true, head)?;
+                self.admin.ring_doorbell(1, true, head)?;
                 return match completion.status {
                     0 => Ok(()),
                     status => Err(Error::Status(Status(status))),

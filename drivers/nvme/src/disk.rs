@@ -8,7 +8,7 @@ use iommu_client::{
     BusMasterPermission, Connection, Device, DmaBlock, DmaPool, Error as ClientError, PoolOptions,
     SessionFlags,
 };
-use nvme::{Completion, Controller, Error, NamespaceInfo, Request, Settings, Troubles, Work};
+use nvme::{CompletionMode, Controller, Error, NamespaceInfo, Request, Settings, Troubles, Work};
 
 use crate::Failure;
 use crate::options::{Command, Options};
@@ -53,8 +53,8 @@ impl Disk {
         let confined = device.query()?.flags.contains(SessionFlags::CONFINED);
         function.enable_bus_mastering(&permission).map_err(ClientError::from)?;
         let completion = match options.interrupts {
-            true => Completion::Interrupt(Box::new(function.interrupt()?)),
-            false => Completion::Poll,
+            true => CompletionMode::Interrupt(Box::new(function.interrupt()?)),
+            false => CompletionMode::Poll,
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let queues = options.queues.unwrap_or(u16::try_from(processors).unwrap_or(1));

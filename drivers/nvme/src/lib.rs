@@ -30,7 +30,7 @@ mod retry;
 mod rings;
 mod spec;
 
-pub use completion::{Completion, Interrupt};
+pub use completion::{CompletionMode, Interrupt};
 pub use controller::{Controller, Settings};
 pub use error::{Error, Status};
 pub use identify::{Info, NamespaceInfo};

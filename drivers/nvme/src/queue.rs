@@ -44,7 +44,7 @@ pub struct Done<D> {
 }
 
 /// What a request holds until it has ended.
-struct UnderWay<D> {
+struct InFlight<D> {
     request: Request,
     data: D,
     /// Lists of addresses.
@@ -54,7 +54,7 @@ struct UnderWay<D> {
 /// A queue of requests. Identifiers of commands are indices of `slots`.
 pub(crate) struct Queue<D> {
     pub(crate) rings: Rings,
-    slots: Vec<Option<UnderWay<D>>>,
+    slots: Vec<Option<InFlight<D>>>,
     free: Vec<u16>,
 }
 
@@ -66,7 +66,7 @@ impl<D: DeviceMemory> Queue<D> {
         Self { rings, slots, free: (0..count).rev().collect() }
     }
 
-    pub(crate) fn under_way(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
@@ -86,7 +86,7 @@ impl<D: DeviceMemory> Queue<D> {
         match encode(&request, &data, namespace, pool) {
             Ok((command, lists)) => {
                 if let Some(place) = self.slots.get_mut(usize::from(slot)) {
-                    *place = Some(UnderWay { request, data, lists });
+                    *place = Some(InFlight { request, data, lists });
                 }
                 Ok(self.rings.push(slot, &command))
             }
@@ -101,7 +101,7 @@ impl<D: DeviceMemory> Queue<D> {
     pub(crate) fn complete(&mut self, completion: Completion) -> Result<Done<D>, Error> {
         let Completion { command, status, .. } = completion;
         let slot = self.slots.get_mut(usize::from(command)).and_then(Option::take);
-        let UnderWay { request, data, lists } = slot.ok_or(Error::Breach { command })?;
+        let InFlight { request, data, lists } = slot.ok_or(Error::Breach { command })?;
         drop(lists);
         self.free.push(command);
         let result = if status == 0 { Ok(()) } else { Err(Status(status)) };
@@ -120,7 +120,7 @@ impl<D: DeviceMemory> Queue<D> {
         let count = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         self.free = (0..count).rev().collect();
         let taken = self.slots.iter_mut().filter_map(Option::take);
-        taken.map(|UnderWay { request, data, .. }| (request, data)).collect()
+        taken.map(|InFlight { request, data, .. }| (request, data)).collect()
     }
 }
 

@@ -102,11 +102,11 @@ impl<R: Registers> Controller<R, DmaBlock> {
         let mut requests = requests.into_iter().fuse();
         let mut run = Run::default();
         loop {
-            while self.under_way() < self.depth() {
+            while self.in_flight() < self.depth() {
                 let Some((request, memory)) = run.next(&mut requests, pool, work)? else { break };
                 self.submit(request, memory).map_err(|(error, _)| error)?;
             }
-            if self.under_way() == 0 {
+            if self.in_flight() == 0 {
                 return Ok(run.troubles);
             }
             let count = run.troubles.count();
@@ -162,7 +162,7 @@ impl Run {
         let late = matches!(error, Error::Timeout { .. });
         if late && nvme.abort().unwrap_or(false) {
             self.troubles.aborts += 1;
-            self.aborted = nvme.under_way();
+            self.aborted = nvme.in_flight();
             work.trouble(&Trouble::Aborted(error));
             return Ok(());
         }

@@ -18,7 +18,7 @@ use iommu_client::{
     FaultAccess, PoolOptions,
 };
 use iommud_tests::model::Model;
-use nvme::{Completion, Controller, Error, Operation, Request, Settings, Status};
+use nvme::{CompletionMode, Controller, Error, Operation, Request, Settings, Status};
 use software::{BLOCK, Manner, Software};
 
 const NAME: &str = "0000--00--04.0";
@@ -38,7 +38,7 @@ fn lab<D: DeviceMemory>(manner: Manner, depth: u16) -> Lab<D> {
 }
 
 fn lab_on<D: DeviceMemory>(model: Model, manner: Manner, depth: u16) -> Lab<D> {
-    lab_with(model, manner, |_| Settings { queues: 1, depth, completion: Completion::Poll })
+    lab_with(model, manner, |_| Settings { queues: 1, depth, completion: CompletionMode::Poll })
 }
 
 fn lab_with<D: DeviceMemory>(
@@ -162,7 +162,7 @@ fn the_queue_is_filled_and_goes_round() {
                 assert_eq!(done.request.first, nth + 8 * round);
                 assert_eq!((done.result, done.data[0]), (Ok(()), nth.to_le_bytes()[0] + 1));
             }
-            assert_eq!(lab.nvme.under_way(), 0);
+            assert_eq!(lab.nvme.in_flight(), 0);
         }
     }
 }
@@ -223,7 +223,7 @@ fn what_cannot_be_is_refused_before_it_is_sent() {
     let data = lab.pool.take(512).unwrap();
     let refused = lab.nvme.submit(request(7, Operation::Read, 0, 1), data);
     assert!(matches!(refused, Err((Error::NoNamespace(7), _))));
-    assert_eq!(lab.nvme.under_way(), 0);
+    assert_eq!(lab.nvme.in_flight(), 0);
     let data = lab.pool.take(512).unwrap();
     lab.nvme.run(request(1, Operation::Flush, 0, 0), data, SOON).unwrap();
     assert_eq!(lab.software.flushes(), 1);

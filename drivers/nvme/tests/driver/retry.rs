@@ -98,7 +98,7 @@ fn every_request_is_carried_out_once() {
             assert!(check.troubles.len() == 1 && check.troubles[0].starts_with(what), "{check:?}");
             check.finished.sort_unstable();
             let all: Vec<u64> = (0..REQUESTS).map(|n| n * BLOCKS).collect();
-            assert_eq!((check.finished, lab.nvme.under_way()), (all, 0), "{manner:?}");
+            assert_eq!((check.finished, lab.nvme.in_flight()), (all, 0), "{manner:?}");
             for (n, request) in (0..).zip(requests(operation)) {
                 let written = lab.software.disk(1, n * LENGTH, LENGTH);
                 assert!(written == pattern(&request), "{n}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nvme::{Completion, Controller, Error, Interrupt, Operation, Settings, Status};
+use nvme::{CompletionMode, Controller, Error, Interrupt, Operation, Settings, Status};
 
 use super::software::{Manner, Software};
 use super::{Model, SOON, lab, lab_with, request};
@@ -76,7 +76,7 @@ fn a_controller_that_does_not_stop_keeps_its_memory() {
     lab.nvme.submit(request(1, Operation::Read, 0, 8), data).unwrap();
     let ended = lab.nvme.reset().map(|ended| ended.len());
     assert!(matches!(ended, Err(Error::Timeout { what: "end", .. })), "{ended:?}");
-    assert_eq!(lab.nvme.under_way(), 1);
+    assert_eq!(lab.nvme.in_flight(), 1);
     drop(lab.nvme);
     let rest: Vec<_> = std::iter::from_fn(|| lab.pool.take_ready(4096)).collect();
     assert_eq!(rest.len(), 63);
@@ -126,7 +126,8 @@ fn a_controller_that_boasts() {
 #[test]
 fn what_is_late_is_aborted() {
     let manner = Manner { slow: true, aborts: true, ..Manner::default() };
-    let settings = |_: &Software| Settings { queues: 2, depth: 3, completion: Completion::Poll };
+    let settings =
+        |_: &Software| Settings { queues: 2, depth: 3, completion: CompletionMode::Poll };
     let mut lab = lab_with::<DmaBlock>(Model::new(), manner, settings);
     for first in 0..5 {
         let data = lab.pool.take(512).unwrap();
@@ -140,7 +141,7 @@ fn what_is_late_is_aborted() {
         firsts.push(done.request.first);
     }
     firsts.sort_unstable();
-    assert_eq!((firsts, lab.software.aborted(), lab.nvme.under_way()), ((0..5).collect(), 5, 0));
+    assert_eq!((firsts, lab.software.aborted(), lab.nvme.in_flight()), ((0..5).collect(), 5, 0));
     assert_eq!(lab.software.troubles(), (0, 0));
     lab.software.set(Manner::default());
     let data = lab.pool.take(512).unwrap();
@@ -154,7 +155,7 @@ fn what_cannot_be_aborted_is_ended_by_a_reset() {
     let data = lab.pool.take(512).unwrap();
     lab.nvme.submit(request(1, Operation::Read, 7, 1), data).unwrap();
     assert!(!lab.nvme.abort().unwrap());
-    assert_eq!((lab.software.aborted(), lab.nvme.under_way()), (1, 1));
+    assert_eq!((lab.software.aborted(), lab.nvme.in_flight()), (1, 1));
     let ended = lab.nvme.reset().unwrap();
     assert_eq!(ended[0].0.first, 7);
 }
@@ -184,8 +185,8 @@ fn a_controller_that_has_failed_is_reset() {
             queues: 1,
             depth: 3,
             completion: match interrupts {
-                true => Completion::Interrupt(Box::new(Line(software.clone()))),
-                false => Completion::Poll,
+                true => CompletionMode::Interrupt(Box::new(Line(software.clone()))),
+                false => CompletionMode::Poll,
             },
         });
         let data = lab.pool.take(512).unwrap();
@@ -209,7 +210,7 @@ fn queues_take_turns() {
         let mut lab = lab_with::<DmaBlock>(Model::new(), manner, |_| Settings {
             queues: asked,
             depth: 2,
-            completion: Completion::Poll,
+            completion: CompletionMode::Poll,
         });
         assert_eq!((lab.nvme.queues(), lab.nvme.depth()), (granted, 2 * granted));
         for round in 0..3_u8 {
@@ -258,7 +259,7 @@ fn a_driver_sleeps_until_the_interrupt() {
     let mut lab = lab_with::<DmaBlock>(Model::new(), manner, |software| Settings {
         queues: 2,
         depth: 2,
-        completion: Completion::Interrupt(Box::new(Line(software.clone()))),
+        completion: CompletionMode::Interrupt(Box::new(Line(software.clone()))),
     });
     for _ in 0..10 {
         for first in 0..4 {

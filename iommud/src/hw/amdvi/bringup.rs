@@ -70,14 +70,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
             return Err(UnitError::Unsupported { what: "not an AMD-Vi unit" });
         };
         check_registers(description, capability)?;
-        // QEMU's registers answer though the block says they are not enabled: it counts if they do not.
-        let enabled = capability.is_none_or(|block| block.enabled());
-        let mut port = Port::open(registers, clock).map_err(|error| match error {
-            UnitError::Dead if !enabled => {
-                UnitError::Unsupported { what: "firmware did not enable the unit's registers" }
-            }
-            error => error,
-        })?;
+        let mut port = open(registers, clock, capability)?;
         let features = read_features(&mut port, features, capability)?;
         let levels = supported_levels(features)?;
         let on = port.control.contains(Control::ENABLE);
@@ -92,19 +85,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         };
         let mut unit = Self {
             function,
-            capabilities: UnitCapabilities {
-                levels,
-                page_sizes: PageSizes::all(),
-                coherent,
-                // Unknown is taken for yes: one invalidation too many does no harm.
-                caches_absent: capability.is_none_or(|block| block.caches_absent()),
-                last_tag: u16::MAX,
-                pass_through: true,
-                physical_bits: capability.and_then(|block| block.physical_bits()).unwrap_or(52),
-                // What every unit has that has four levels.
-                iova_bits: capability.and_then(|block| block.virtual_bits()).unwrap_or(48),
-                deepens: true,
-            },
+            capabilities: capabilities(levels, coherent, capability),
             features,
             port,
             devices,
@@ -216,6 +197,45 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         commands.execute(port, memory, (0..=u16::MAX).map(command::invalidate_device))?;
         let domains = (0..=u16::MAX).map(|tag| super::command::whole_domain(DomainTag(tag)));
         commands.execute(port, memory, domains)
+    }
+}
+
+/// The unit's registers.
+///
+/// # Errors
+/// `Dead`; `Unsupported` when firmware says that it did not enable them, and they do not answer. (QEMU's answer all
+/// the same.)
+fn open<R: RegisterIo, C: Clock>(
+    registers: R,
+    clock: C,
+    capability: Option<Capability>,
+) -> Result<Port<R, C>, UnitError> {
+    let enabled = capability.is_none_or(|block| block.enabled());
+    Port::open(registers, clock).map_err(|error| match error {
+        UnitError::Dead if !enabled => {
+            UnitError::Unsupported { what: "firmware did not enable the unit's registers" }
+        }
+        error => error,
+    })
+}
+
+/// What the unit can do, where its capability block says nothing: what every unit can that has four levels.
+fn capabilities(
+    levels: LevelSet,
+    coherent: bool,
+    capability: Option<Capability>,
+) -> UnitCapabilities {
+    UnitCapabilities {
+        levels,
+        page_sizes: PageSizes::all(),
+        coherent,
+        // Unknown is taken for yes: one invalidation too many does no harm.
+        caches_absent: capability.is_none_or(|block| block.caches_absent()),
+        last_tag: u16::MAX,
+        pass_through: true,
+        physical_bits: capability.and_then(|block| block.physical_bits()).unwrap_or(52),
+        iova_bits: capability.and_then(|block| block.virtual_bits()).unwrap_or(48),
+        deepens: true,
     }
 }
 
