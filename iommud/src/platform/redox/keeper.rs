@@ -43,7 +43,8 @@ struct Hold {
     process: Process,
     input: PipeWriter,
     output: BufReader<PipeReader>,
-    ranges: Vec<PhysRange>,
+    /// Whether it was given memory.
+    given: bool,
 }
 
 impl Hold {
@@ -58,33 +59,32 @@ impl Hold {
             own.take().is_some_and(|reader| hold(reader, &mut writer))
         })?;
         let (input, output) = others.ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(Self { process, input, output: BufReader::new(output), ranges: Vec::new() })
+        Ok(Self { process, input, output: BufReader::new(output), given: false })
     }
 
-    /// Has everything mapped that `memory` stands for.
+    /// Has everything mapped that `memory` stands for. It tells the server, which waits for that.
     fn bring(&mut self, memory: &OwnedFd) -> io::Result<()> {
         let word = number(memory)?.to_ne_bytes();
         call_wo(number(&self.input)?, &word, CallFlags::FD | CallFlags::FD_CLONE, &[])?;
-        let ranges = self.line()?.iter().map(|word| range(word)).collect::<Option<_>>();
-        self.ranges = ranges.ok_or(io::ErrorKind::InvalidData)?;
+        self.given = true;
         Ok(())
     }
 
-    /// The words of its next line.
-    fn line(&mut self) -> io::Result<Vec<String>> {
+    /// Where the memory is, and what the server has noted there.
+    fn contents(&mut self) -> io::Result<(Vec<PhysRange>, Vec<PciAddress>)> {
+        self.input.write_all(b"?")?;
+        let ranges = self.line(range)?;
+        Ok((ranges, self.line(|name| name.parse().ok())?))
+    }
+
+    /// What the words of its next line mean.
+    fn line<T>(&mut self, meaning: impl Fn(&str) -> Option<T>) -> io::Result<Vec<T>> {
         let mut line = String::new();
         if self.output.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(line.split_whitespace().map(str::to_owned).collect())
-    }
-
-    /// What the server has noted.
-    fn driven(&mut self) -> io::Result<Vec<PciAddress>> {
-        self.input.write_all(b"n")?;
-        let names = self.line()?;
-        let named = names.iter().map(|name| name.parse().ok()).collect::<Option<_>>();
-        named.ok_or(io::ErrorKind::InvalidData.into())
+        let words = line.split_whitespace().map(meaning).collect::<Option<_>>();
+        words.ok_or(io::ErrorKind::InvalidData.into())
     }
 
     /// Gives the memory up.
@@ -102,7 +102,7 @@ fn range(text: &str) -> Option<PhysRange> {
     PhysRange::new(PhysAddr(number(first)?), number(length)?)
 }
 
-/// That process: `input` brings the memory and then a byte each time that the notes are asked for. Says whether all
+/// That process: `input` brings the memory and then a byte each time that it is asked what it has. Says whether all
 /// went well.
 fn hold(input: PipeReader, output: &mut PipeWriter) -> bool {
     let ended = held_until_the_end(input, output);
@@ -120,7 +120,7 @@ fn held_until_the_end(mut input: PipeReader, output: &mut PipeWriter) -> io::Res
         let at = u64::try_from(offset).map_err(|_| io::ErrorKind::InvalidData)?;
         let piece = Mapping::new(memory.as_fd(), at, length, Sharing::Shared)?;
         let range = translation.range(piece.base(), length)?;
-        Ok::<_, io::Error>((format!("{:x}+{:x}", range.first().0, range.length()), piece))
+        Ok::<_, io::Error>((range, piece))
     };
     let (mut ranges, mut pieces) = (Vec::new(), Vec::new());
     for offset in (0..last).step_by(HUGE_PAGE_LENGTH) {
@@ -132,11 +132,13 @@ fn held_until_the_end(mut input: PipeReader, output: &mut PipeWriter) -> io::Res
     ranges.push(range);
     let notes = NotesPage::new(notes, None).ok_or(io::ErrorKind::InvalidData)?;
     say(&memory, HELD)?;
-    output.write_all((ranges.join(" ") + "\n").as_bytes())?;
     let mut byte = [0];
     while input.read(&mut byte)? > 0 {
-        let names: Vec<String> = notes.noted().map(|function| function.to_string()).collect();
-        output.write_all((names.join(" ") + "\n").as_bytes())?;
+        let words =
+            ranges.iter().map(|range| format!("{:x}+{:x} ", range.first().0, range.length()));
+        let names = notes.noted().map(|function| format!("{function} "));
+        let text: String = words.chain(["\n".into()]).chain(names).chain(["\n".into()]).collect();
+        output.write_all(text.as_bytes())?;
     }
     drop(pieces);
     Ok(())
@@ -158,10 +160,11 @@ pub(super) type Serve = fn(&Options, Announce) -> bool;
 
 /// Runs servers with these options until one ends for good; says whether that was a good end.
 pub(super) fn keep(options: &Options, serve: Serve, announce: Announce) -> bool {
-    let ended = Keeper::new(options, serve).and_then(|mut keeper| keeper.run(announce));
-    ended.unwrap_or_else(|error| {
+    let Some(program) = std::env::args_os().next() else { return false };
+    let mut keeper = Keeper { options: options.clone(), serve, program, old: Vec::new() };
+    keeper.run(announce).unwrap_or_else(|error| {
         log::error!("keeper: {error}");
-        false
+        if keeper.old.is_empty() { false } else { keeper.stay() }
     })
 }
 
@@ -174,11 +177,6 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(options: &Options, serve: Serve) -> io::Result<Self> {
-        let program = std::env::args_os().next().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { options: options.clone(), serve, program, old: Vec::new() })
-    }
-
     fn run(&mut self, announce: Announce) -> io::Result<bool> {
         // The first one is waited for by whoever boots: when it cannot run, neither can others.
         let mut announce = Some(announce);
@@ -220,8 +218,6 @@ impl Keeper {
         })?;
         let (reader, writer) = io::pipe()?;
         let mut ends = Some((reader, hold));
-        let ranges = self.old.iter().flat_map(|hold| &hold.ranges);
-        self.options.left = ranges.copied().collect();
         let mut writer = Some(OwnedFd::from(writer));
         let process = Process::new(|| {
             self.old.clear();
@@ -238,7 +234,7 @@ impl Keeper {
             }
             Err(error) => {
                 log::error!("keeper: the server did not get to serving: {error}");
-                if hold.ranges.is_empty() {
+                if !hold.given {
                     hold.end()?;
                     return Ok(Err(End::from(process.wait()?)));
                 }
@@ -278,6 +274,7 @@ impl Keeper {
             for hold in self.old.drain(..) {
                 hold.end()?;
             }
+            self.options.left.clear();
             log::info!("keeper: memory of the server before given back");
         } else {
             log::warn!("keeper: a unit is not enabled: memory of the server before stays held");
@@ -302,8 +299,11 @@ impl Keeper {
     }
 
     fn keep_for_next(&mut self, mut hold: Hold) -> io::Result<()> {
-        self.options.driven = hold.driven()?;
+        let contents = hold.contents();
         self.old.push(hold);
+        let (ranges, driven) = contents?;
+        self.options.left.extend(ranges);
+        self.options.driven = driven;
         Ok(())
     }
 }
