@@ -34,8 +34,9 @@ options of redox:
   --tree DIR               a finished Redox tree; without it: what one consists of
   --iommu intel|amd|none   the unit of the machine (default: intel)
   --late                   iommud is started from the root file system, while a disk is read
+  --oneshot                iommud is started as a plain oneshot service
   --damage                 the unit's table cannot be read
-  --boots N                boots N times with iommud and N times without; says how long each took
+  --boots N                boots N times each with neither, a unit, and iommud too; says how long each took
   --keep, --verbose, --json FILE
                            as of demo
 
@@ -185,6 +186,8 @@ pub(crate) enum RedoxRun {
     /// iommud before the first driver.
     #[default]
     Early,
+    /// iommud before the first driver, as a service of type oneshot.
+    Oneshot,
     /// iommud from the root file system.
     Late,
     /// Firmware whose table cannot be read.
@@ -338,6 +341,7 @@ fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
                 other => return Err(format!("--iommu {other}: intel, amd or none").into()),
             },
             Arg::Long("late") => options.run = RedoxRun::Late,
+            Arg::Long("oneshot") => options.run = RedoxRun::Oneshot,
             Arg::Long("damage") => options.run = RedoxRun::Damaged,
             Arg::Long("boots") => options.run = RedoxRun::Boots(parser.value()?.parse()?),
             Arg::Long("keep") => options.keep = true,
@@ -492,6 +496,7 @@ mod tests {
         };
         assert_eq!(run("redox"), Some((Iommu::Intel, RedoxRun::Early)));
         assert_eq!(run("redox --iommu amd --late"), Some((Iommu::Amd, RedoxRun::Late)));
+        assert_eq!(run("redox --oneshot"), Some((Iommu::Intel, RedoxRun::Oneshot)));
         assert_eq!(run("redox --damage"), Some((Iommu::Intel, RedoxRun::Damaged)));
         assert_eq!(run("redox --boots 5"), Some((Iommu::Intel, RedoxRun::Boots(5))));
     }

@@ -53,8 +53,8 @@ impl Plan {
                 Self { stage: Stage::Early, titles: checks::DAMAGED, held: &[] }
             }
             (_, Iommu::None) => Self { stage: Stage::Early, titles: checks::UNCONFINED, held: &[] },
-            _ => Self {
-                stage: Stage::Early,
+            (run, _) => Self {
+                stage: if run == RedoxRun::Oneshot { Stage::Oneshot } else { Stage::Early },
                 titles: checks::EARLY,
                 held: &[
                     (1, console::before_drivers),

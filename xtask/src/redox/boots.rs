@@ -26,52 +26,98 @@ const STARTED: &str = "iommud: started: ";
 /// whatever else the host does.
 const COUNTED: [&str; 2] = ["-icount", "shift=0,sleep=off"];
 
-/// Boots `count` times with iommud and the unit, and `count` times with neither, by turns, and shows each
-/// time from the loader to the first program after the drivers. Before that one of each kind is counted in
-/// instructions.
+/// iommud's share is the last one's less the middle one's: the emulator takes longer over a machine with a unit,
+/// whoever drives it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Neither,
+    Unit,
+    UnitAndServer,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Neither, Self::Unit, Self::UnitAndServer];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Neither => "neither",
+            Self::Unit => "a unit",
+            Self::UnitAndServer => "a unit and iommud",
+        }
+    }
+}
+
+/// Boots `count` times each kind, by turns, and shows each time from the loader to the first program after the
+/// drivers. Before that one of each kind is counted in instructions.
 pub(super) fn run(host: &Host, options: &RedoxOptions, count: u16) -> Result<bool> {
     let instructions = counted(host, options.iommu)?;
-    let (mut with, mut without) = (Vec::new(), Vec::new());
+    let mut boots: [Vec<Boot>; 3] = Default::default();
     for number in 1..=count {
-        without.push(boot(host, Stage::WithoutTimed, Iommu::None, &[])?);
-        with.push(boot(host, Stage::EarlyTimed, options.iommu, &[])?);
-        let last =
-            [&without, &with].map(|boots| boots.last().map(|boot| (boot.time, boot.work[2])));
-        println!("boot {number}: (time, processor time) without, with: {last:?}");
-        println!("boot {number}: {}", with.last().map_or("", |boot| &boot.started));
+        for (kind, boots) in Kind::ALL.into_iter().zip(&mut boots) {
+            let boot = boot(host, kind, options.iommu, &[])?;
+            let [time, work] = [boot.time, boot.work[2]].map(milliseconds);
+            let name = kind.name();
+            println!("boot {number}, {name}: {time:.0} ms, processor time {work:.0} ms");
+            if kind == Kind::UnitAndServer {
+                println!("boot {number}: iommud started: {}", boot.started);
+            }
+            boots.push(boot);
+        }
     }
-    let measures: [(&str, Measure); 3] = [
+    let measures: [(&str, Measure); 4] = [
         ("whole boot", |boot| boot.time),
         ("whole boot, processor time", |boot| boot.work[2]),
-        ("iommud's unit, processor time", |boot| boot.work[1].saturating_sub(boot.work[0])),
+        ("one program that prints a line, or iommud too, processor time", |boot| {
+            boot.work[1].saturating_sub(boot.work[0])
+        }),
+        ("after that, processor time", |boot| boot.work[2].saturating_sub(boot.work[1])),
     ];
-    println!("boots: {count} of each kind; medians");
+    println!("boots: {count} of each kind, with {}; medians", Kind::ALL.map(Kind::name).join(", "));
     let mut rows = Vec::new();
     for (name, of) in measures {
-        let [a, b] = [&without, &with].map(|boots| {
+        let [a, b, c] = boots.each_ref().map(|boots| {
             let mut times: Vec<_> = boots.iter().map(of).collect();
-            median(&mut times).as_secs_f64() * 1e3
+            milliseconds(median(&mut times))
         });
-        println!("  {name}: without {a:.0} ms, with {b:.0} ms: {:+.0} ms", b - a);
-        rows.push(json!({ "name": name, "without_ms": a, "with_ms": b, "added_ms": b - a }));
+        println!(
+            "  {name}: {a:.0}, {b:.0}, {c:.0} ms: the unit {:+.0}, iommud {:+.0}",
+            b - a,
+            c - b
+        );
+        rows.push(json!({ "name": name, "neither_ms": a, "unit_ms": b, "iommud_ms": c }));
     }
     let value = json!({ "boots": count, "added_instructions": instructions, "medians": rows });
     write_json(options.json.as_deref(), &value)?;
     Ok(true)
 }
 
-/// One boot of each kind by the guest's own clock, which counts instructions; the difference.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// One boot of each kind by the guest's own clock, which counts instructions; what iommud adds.
 fn counted(host: &Host, iommu: Iommu) -> Result<i64> {
-    let without = boot(host, Stage::WithoutTimed, Iommu::None, &COUNTED)?;
-    let with = boot(host, Stage::EarlyTimed, iommu, &COUNTED)?;
-    let parts = |[before, after, end]: [i64; 3]| (after - before, end - after, end);
-    let (unit, rest, end) = parts(with.clocks);
-    let (unit_without, rest_without, end_without) = parts(without.clocks);
-    let (unit, rest) = (unit - unit_without, rest - rest_without);
-    println!("counted: {end_without} instructions without, {end} with: {:+}", end - end_without);
-    println!("counted: {unit:+} until its unit is ready, {rest:+} after");
-    println!("counted: iommud from its first line to serving, 1 ms a million: {}", with.started);
-    Ok(unit)
+    let mut clocks = Vec::new();
+    for kind in Kind::ALL {
+        let name = kind.name();
+        let boot = boot(host, kind, iommu, &COUNTED)?;
+        let [before, after, end] = boot.clocks;
+        println!(
+            "counted, {name}: {end} instructions, {} of them between the marks",
+            after - before
+        );
+        if kind == Kind::UnitAndServer {
+            println!("counted: iommud started, 1 ms a million: {}", boot.started);
+        }
+        clocks.push((end, after - before));
+    }
+    let [(_, _), (end, unit), (end_with, unit_with)] = clocks[..] else { return Ok(0) };
+    println!(
+        "counted: iommud {:+}, {:+} of them until it is ready",
+        end_with - end,
+        unit_with - unit
+    );
+    Ok(unit_with - unit)
 }
 
 /// One of the times of a boot.
@@ -99,7 +145,10 @@ fn processor_time(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
-fn boot(host: &Host, stage: Stage, iommu: Iommu, arguments: &[&str]) -> Result<Boot> {
+/// A boot of this kind.
+fn boot(host: &Host, kind: Kind, iommu: Iommu, arguments: &[&str]) -> Result<Boot> {
+    let stage = if kind == Kind::UnitAndServer { Stage::EarlyTimed } else { Stage::WithoutTimed };
+    let iommu = if kind == Kind::Neither { Iommu::None } else { iommu };
     let image = image::pack(&host.tree, &host.programs, stage, &host.directory)?;
     let mut machine = host.machine(&image, iommu)?;
     machine.args(arguments.iter().copied());

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::tree::Tree;
 use crate::workspace::{quietly, root};
@@ -17,6 +17,8 @@ const UNITS: [&str; 2] = ["40_iommud.service", "40_pcid-spawner-initfs.service"]
 pub(super) enum Stage {
     /// Before the first driver; then the checks.
     Early,
+    /// As early, by a unit of type oneshot.
+    Oneshot,
     /// From a root file system, while a disk is read; then the checks.
     Late,
     /// As early; then only the time is taken.
@@ -29,7 +31,7 @@ impl Stage {
     /// What the guest's program is asked for in place of mounting the root file system.
     const fn task(self) -> &'static str {
         match self {
-            Self::Early => "early",
+            Self::Early | Self::Oneshot => "early",
             Self::Late => "root",
             Self::EarlyTimed | Self::WithoutTimed => "mark\", \"end",
         }
@@ -95,7 +97,7 @@ pub(super) fn pack(
     let units = initfs.join("lib/init.d");
     let ours = root().join("iommud/image");
     match stage {
-        Stage::Early | Stage::EarlyTimed => {
+        Stage::Early | Stage::Oneshot | Stage::EarlyTimed => {
             for unit in UNITS {
                 fs::copy(ours.join(unit), units.join(unit))?;
             }
@@ -111,6 +113,11 @@ pub(super) fn pack(
             }
         }
         Stage::WithoutTimed => {}
+    }
+    if stage == Stage::Oneshot {
+        let unit = units.join(UNITS[0]);
+        change(&unit, "[\"--keep\"]", "[\"--keep\", \"--oneshot\"]")?;
+        change(&unit, "{ scheme = \"iommu\" }", "\"oneshot\"")?;
     }
     if matches!(stage, Stage::EarlyTimed | Stage::WithoutTimed) {
         timed(&units)?;
@@ -138,14 +145,17 @@ fn timed(units: &Path) -> Result<()> {
     let iommud = units.join(UNITS[0]);
     let after = if iommud.exists() { UNITS[0] } else { "40_mark-before.service" };
     mark("after", after)?;
-    let follow = |unit: &Path, old: &str, new: &str| -> Result<()> {
-        let text = fs::read_to_string(unit).with_context(|| unit.display().to_string())?;
-        Ok(fs::write(unit, text.replace(&format!("\"{old}\""), &format!("\"{new}\"")))?)
-    };
     if iommud.exists() {
-        follow(&iommud, "40_hwd.service", "40_mark-before.service")?;
+        change(&iommud, "\"40_hwd.service\"", "\"40_mark-before.service\"")?;
     }
-    follow(&units.join(UNITS[1]), "40_hwd.service", "40_mark-after.service")
+    change(&units.join(UNITS[1]), "\"40_hwd.service\"", "\"40_mark-after.service\"")
+}
+
+/// Puts `new` in place of `old`, which must be there.
+fn change(unit: &Path, old: &str, new: &str) -> Result<()> {
+    let text = fs::read_to_string(unit).with_context(|| unit.display().to_string())?;
+    ensure!(text.contains(old), "{}: no {old}", unit.display());
+    Ok(fs::write(unit, text.replace(old, new))?)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
