@@ -18,7 +18,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use iommu_protocol::ids::PciAddress;
-use libredox::call::{call_ro, call_rw, call_wo, fstat, getns, register_scheme_to_ns, write};
+use libredox::call::{
+    call_ro, call_rw, call_wo, close, fstat, getns, register_scheme_to_ns, write,
+};
 use syscall::error::{ENODEV, Error};
 use syscall::flag::CallFlags;
 use syscall::schemev2::{Cqe, CqeOpcode};
@@ -36,6 +38,9 @@ use crate::platform::{HUGE_PAGE_LENGTH, Mapping, Sharing};
 
 /// Requests of one scheme that can wait at a time are numbered from 0 on; nobody waits with a higher number.
 const MOST_WAITING: u32 = 1024;
+
+/// How long clients of a dead server are answered.
+const LEARNING: Duration = Duration::from_millis(50);
 
 /// A process that has mapped the memory of a server: the memory is nobody else's until its input ends. The keeper maps
 /// none of it, since a process with mappings of a dead server's cannot fork.
@@ -311,11 +316,24 @@ impl Keeper {
 /// Answers whoever waits for a dead server, in a process of its own: an answer to a client that was killed while it
 /// waited makes the kernel unmap what the client lent, at the server's addresses, in whoever answers.
 fn answer(program: &OsString, socket: OwnedFd) -> io::Result<()> {
-    Command::new(program).arg("--answer").stdin(Stdio::from(socket)).status().map(drop)
+    let mut child = Command::new(program).arg("--answer").stdin(Stdio::from(socket)).spawn()?;
+    // This process's socket is closed by now: the scheme ends when the other one closes its own.
+    child.wait().map(drop)
 }
 
-/// That process: standard input is the scheme's socket.
+/// That process: standard input is the scheme's socket. Who asks after an answer with his number was written, and
+/// before the socket is closed, would wait for ever: answers are written until everybody had time to learn.
 pub(super) fn answer_all() {
+    let end = Instant::now() + LEARNING;
+    while Instant::now() < end {
+        answer_once();
+        std::thread::sleep(LEARNING / 10);
+    }
+    answer_once();
+    let _ = close(0);
+}
+
+fn answer_once() {
     let gone = Error::mux(Err(Error::new(ENODEV)));
     for tag in 0..MOST_WAITING {
         let answer = Cqe {
