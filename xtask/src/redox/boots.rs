@@ -22,8 +22,8 @@ const CLOCKS: [&str; 3] = ["@@clock before ", "@@clock after ", "@@clock end "];
 /// What iommud says of its own start.
 const STARTED: &str = "iommud: started: ";
 
-/// An instruction is a nanosecond of the guest's clock, and waiting takes no time: the same count in every run,
-/// whatever else the host does.
+/// An instruction is a nanosecond of the guest's clock, and what the guest waits is skipped, but not on that clock:
+/// the same count in every run, whatever else the host does.
 const COUNTED: [&str; 2] = ["-icount", "shift=0,sleep=off"];
 
 /// iommud's share is the last one's less the middle one's: the emulator takes longer over a machine with a unit,
@@ -102,22 +102,17 @@ fn counted(host: &Host, iommu: Iommu) -> Result<i64> {
         let name = kind.name();
         let boot = boot(host, kind, iommu, &COUNTED)?;
         let [before, after, end] = boot.clocks;
-        println!(
-            "counted, {name}: {end} instructions, {} of them between the marks",
-            after - before
-        );
+        let between = after - before;
+        println!("counted, {name}: {between} instructions between the marks; the end at {end} ns");
         if kind == Kind::UnitAndServer {
             println!("counted: iommud started, 1 ms a million: {}", boot.started);
         }
-        clocks.push((end, after - before));
+        clocks.push((end, between));
     }
     let [(_, _), (end, unit), (end_with, unit_with)] = clocks[..] else { return Ok(0) };
-    println!(
-        "counted: iommud {:+}, {:+} of them until it is ready",
-        end_with - end,
-        unit_with - unit
-    );
-    Ok(unit_with - unit)
+    let (unit, end) = (unit_with - unit, end_with - end);
+    println!("counted: iommud {unit:+} until it is ready; the end {end:+} ns, waits included");
+    Ok(unit)
 }
 
 /// One of the times of a boot.
