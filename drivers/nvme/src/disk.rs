@@ -1,5 +1,6 @@
 //! A controller in use: claimed, attached, started; and ended in the opposite order.
 
+use std::fmt;
 use std::time::Duration;
 
 use iommu_client::platform::Memory;
@@ -27,6 +28,27 @@ pub(crate) struct Disk {
     pub(crate) confined: bool,
     /// What a request may take.
     patience: Duration,
+    pub(crate) waits: Waits,
+}
+
+/// How the ends of requests are waited for.
+pub(crate) enum Waits {
+    /// Until the controller's interrupt.
+    Asleep,
+    /// As asked.
+    Looking,
+    /// There is no interrupt to be had, so the rings are looked at.
+    NoVector(ClientError),
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asleep => write!(f, "a vector of the controller's own"),
+            Self::Looking => write!(f, "not asked for: polling"),
+            Self::NoVector(error) => write!(f, "none to be had ({error}): polling"),
+        }
+    }
 }
 
 impl Disk {
@@ -52,9 +74,10 @@ impl Disk {
         let permission = device.attach()?;
         let confined = device.query()?.flags.contains(SessionFlags::CONFINED);
         function.enable_bus_mastering(&permission).map_err(ClientError::from)?;
-        let completion = match options.interrupts {
-            true => CompletionMode::Interrupt(Box::new(function.interrupt()?)),
-            false => CompletionMode::Poll,
+        let (completion, waits) = match options.interrupts.then(|| function.interrupt()) {
+            Some(Ok(vector)) => (CompletionMode::Interrupt(Box::new(vector)), Waits::Asleep),
+            Some(Err(error)) => (CompletionMode::Poll, Waits::NoVector(error)),
+            None => (CompletionMode::Poll, Waits::Looking),
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let queues = options.queues.unwrap_or(u16::try_from(processors).unwrap_or(1));
@@ -64,7 +87,7 @@ impl Disk {
         let pool = PoolOptions { chunk: 2 << 20, above_4g: true, ..PoolOptions::default() };
         let pool = DmaPool::new(&device, pool)?;
         let patience = options.patience;
-        Ok(Self { nvme, pool, function, device, permission, confined, patience })
+        Ok(Self { nvme, pool, function, device, permission, confined, patience, waits })
     }
 
     /// The namespace of this number, or the first.

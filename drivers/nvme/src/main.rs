@@ -11,7 +11,7 @@ use std::time::Duration;
 use iommu_client::Connection;
 use nvme::{NamespaceInfo, Operation};
 
-use disk::Disk;
+use disk::{Disk, Waits};
 use options::{Command, Options, USAGE};
 use transfer::transfer;
 
@@ -105,6 +105,9 @@ fn open(connection: &Connection, name: &str, options: &Options) -> Result<Disk, 
     let disk = Disk::open(connection, name, options)?;
     let name = disk.device.address();
     println!("nvme: {name} attached, {}", if disk.confined { "confined" } else { "NOT CONFINED" });
+    if let Waits::NoVector(_) = disk.waits {
+        println!("nvme: interrupts: {}", disk.waits);
+    }
     Ok(disk)
 }
 
@@ -114,6 +117,7 @@ fn info(disk: &Disk) {
     println!("serial:    {}", info.serial);
     println!("firmware:  {}", info.firmware);
     let (queues, depth) = (disk.nvme.queues(), disk.nvme.depth());
+    println!("interrupts: {}", disk.waits);
     println!("transfers: at most {} bytes, {depth} at once in {queues} queues", info.most_bytes);
     for NamespaceInfo { id, blocks, block_size, .. } in &info.namespaces {
         println!("namespace {id}: {blocks} blocks of {block_size} bytes");

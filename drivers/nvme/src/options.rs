@@ -21,7 +21,8 @@ The device may be left out by a driver that pcid-spawner started for it.
 options of all:
   --queues N          queues of requests (default: one for each processor)
   --depth N           requests under way at once in each (default: 16; bench: 32)
-  --interrupts        sleeps until the controller's interrupt, instead of polling
+  --interrupts        sleeps until the controller's interrupt, instead of polling;
+                      polls, and says so, when there is none to be had
   --patience MS       what a request may take before it is aborted, or else the
                       controller is reset, and it is sent again (default: 10000)
 
@@ -31,7 +32,8 @@ options of write and read:
   --length BYTES      how much (default: 1M, or the file's length)
   --pattern SEED      the pattern (default: 1)
   --file FILE         the file, instead of a pattern
-  --loop              again and again until killed
+  --loop              again and again until killed; each time a pattern is written
+                      it is the next seed's
 
 options of bench:
   --against DEVICE    a second controller, measured in turn with the first

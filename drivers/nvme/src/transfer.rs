@@ -107,6 +107,10 @@ pub(crate) fn transfer(
         if !options.forever {
             return Ok(());
         }
+        if operation == Operation::Write {
+            // What a driver left that was killed shows how far it was.
+            work.seed = work.seed.wrapping_add(1);
+        }
     }
 }
 
