@@ -281,10 +281,11 @@ impl Registry {
         draft: &mut Draft,
         id: SessionId,
         buffer: BufferId,
+        given: bool,
     ) -> Result<Outcome, Refusal> {
         let session = self.usable(id)?;
         let known = self.buffers.get(buffer.0).ok_or(Refusal::BadHandle)?;
-        if known.client != session.client {
+        if known.client != session.client && !given {
             return Err(Refusal::Permission);
         }
         if known.unproved {

@@ -48,6 +48,9 @@ pub enum Event {
     Release(SessionId, Slot),
     /// Another session of the same client is given a buffer.
     Import(SessionId, BufferId),
+    /// A session of any client is given a buffer which it expects, by whoever has that. The memory stays charged to the
+    /// client that allocated it; the slot and its mappings are charged to the session's.
+    Bring(SessionId, BufferId),
     /// Maps and unmaps, all or none. A single one is a batch of one.
     Batch(SessionId, Vec<BatchRequest>),
     /// Maps pages of a buffer, in any order, to consecutive addresses, as one mapping.

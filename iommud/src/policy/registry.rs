@@ -154,7 +154,12 @@ impl Registry {
                 return Ok(self.allocate(draft, *session, request)?);
             }
             Event::Release(session, slot) => self.release(draft, *session, *slot)?,
-            Event::Import(session, buffer) => return Ok(self.import(draft, *session, *buffer)?),
+            Event::Import(session, buffer) => {
+                return Ok(self.import(draft, *session, *buffer, false)?);
+            }
+            Event::Bring(session, buffer) => {
+                return Ok(self.import(draft, *session, *buffer, true)?);
+            }
             Event::Hold(session, slot) => return Ok(self.hold(draft, *session, *slot)?),
             Event::Drop(buffer) => self.drop_hold(draft, *buffer)?,
             Event::Close(session) => self.close(draft, &[*session])?,

@@ -305,16 +305,34 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Gives another session a buffer. Both handles are capabilities the caller holds.
+    /// Gives another session of the same client a buffer. Both handles are capabilities the caller holds.
+    ///
+    /// # Errors
+    /// `BadHandle`, `BadOperation`, `Quota`; `Permission`: it is another client's.
+    pub fn import(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
+        self.give(session, buffer, Event::Import)
+    }
+
+    /// Gives a session of any client a buffer. Who holds the session has said that it expects this buffer, and who
+    /// holds the buffer has brought it.
     ///
     /// # Errors
     /// `BadHandle`, `BadOperation`, `Quota`.
-    pub fn import(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
+    pub fn bring(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
+        self.give(session, buffer, Event::Bring)
+    }
+
+    fn give(
+        &mut self,
+        session: Handle,
+        buffer: Handle,
+        event: fn(SessionId, crate::policy::BufferId) -> Event,
+    ) -> Result<u32, Refusal> {
         let target = self.handles.session(session)?;
         let Object::Buffer { buffer, .. } = *self.handles.object(buffer)? else {
             return Err(Refusal::BadOperation);
         };
-        match self.run(&Event::Import(target, buffer))? {
+        match self.run(&event(target, buffer))? {
             Outcome::Held(_, Slot(slot)) => Ok(slot),
             _ => Err(Refusal::BadHandle),
         }

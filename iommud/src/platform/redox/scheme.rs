@@ -112,7 +112,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
             }
             BRING => {
                 let session = self.expected.remove(&key).ok_or(Error::new(EBADF))?;
-                let slot = self.server.import(session, at).map_err(refused)?;
+                let slot = self.server.bring(session, at).map_err(refused)?;
                 usize::try_from(slot).map_err(|_| Error::new(EINVAL))
             }
             _ => Err(Error::new(EINVAL)),

@@ -150,6 +150,9 @@ impl Sequence {
                 Event::MapList(self.session(a >> 2), list(Slot(u32::from(a % 4)), &pages, iova))
             }
             20 => Event::Release(self.session(a), Slot(u32::from(b % 4))),
+            21 if c & 1 == 0 => {
+                Event::Bring(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0)))
+            }
             21 => Event::Import(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0))),
             22 => Event::Hold(self.session(a), Slot(u32::from(b % 4))),
             23 => Event::Drop(pick(&self.buffers, b).unwrap_or(BufferId(0))),

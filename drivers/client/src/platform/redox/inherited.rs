@@ -1,4 +1,5 @@
-//! Sessions that are handed on: the descriptor is the capability, and all that a driver needs.
+//! Sessions that are handed on: the descriptor is the capability, and all that a driver needs. Buffers that are handed
+//! on: a key is the capability, once.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,8 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::Scheme;
+use super::scheme::{bring, expect};
+use crate::buffer::{DmaBuffer, release};
 use crate::device::Device;
 use crate::error::{Breach, Error};
+use crate::mapping::BufferSlot;
+use crate::session::Session;
 use crate::transport::Handle;
 
 impl Device {
@@ -29,5 +34,56 @@ impl Device {
         let number = RawFd::try_from(self.session.handle.0).map_err(io::Error::other)?;
         // SAFETY: the session keeps its descriptor open as long as it lives, which is beyond this call.
         unsafe { BorrowedFd::borrow_raw(number) }.as_fd().try_clone_to_owned()
+    }
+
+    /// Makes up the key that one buffer may be brought to this session with, by any process that is told it. A new
+    /// key ends the one before.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn expect_buffer(&self) -> Result<BufferKey, Error> {
+        Ok(BufferKey(expect(self.session.handle)?))
+    }
+
+    /// The buffer that [`DmaBuffer::bring`] said this of. Nothing is mapped yet.
+    #[must_use]
+    pub fn brought(&self, slot: u32) -> Brought {
+        Brought { session: self.session.clone(), slot }
+    }
+}
+
+/// What a session expects a buffer to be brought with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferKey(pub [u8; 16]);
+
+impl<T: ?Sized> DmaBuffer<T> {
+    /// Gives this buffer to the session, of whatever process, that made the key up. Returns its number there, which
+    /// that process is to be told. Its memory is nobody else's before both have closed it.
+    ///
+    /// # Errors
+    /// `BadHandle`: no session expects the key any more; `Quota`.
+    pub fn bring(&self, key: BufferKey) -> Result<u32, Error> {
+        bring(self.handle(), key.0)
+    }
+}
+
+/// A buffer that another process brought. Its mappings end when it is dropped.
+#[derive(Debug)]
+pub struct Brought {
+    session: Arc<Session>,
+    slot: u32,
+}
+
+impl Brought {
+    /// Where the session knows the buffer.
+    #[must_use]
+    pub fn slot(&self) -> BufferSlot<'_> {
+        BufferSlot { session: &self.session, number: self.slot }
+    }
+}
+
+impl Drop for Brought {
+    fn drop(&mut self) {
+        release(&self.session, self.slot);
     }
 }

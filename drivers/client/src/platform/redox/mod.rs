@@ -6,6 +6,7 @@ mod interrupt;
 pub mod pci;
 mod scheme;
 
+pub use inherited::{Brought, BufferKey};
 pub use scheme::Scheme;
 
 pub(super) use scheme::end;

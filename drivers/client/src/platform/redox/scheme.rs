@@ -139,19 +139,30 @@ impl Transport for Scheme {
 
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
         // Two descriptors, one message: the session is told a key that nobody else knows, and the buffer brings it.
-        let mut key = [0; 16];
-        for half in key.chunks_exact_mut(8) {
-            let word = RandomState::new().build_hasher().finish();
-            half.copy_from_slice(&word.to_ne_bytes());
-        }
-        let tell = |to: Handle, word: u64| {
-            let at = fd(to)?;
-            call::call_rw(at, &mut key.clone(), CallFlags::empty(), &[word])
-                .map_err(|error| told(at, error, &[Refusal::Quota, Refusal::BadHandle]))
-        };
-        tell(session, EXPECT)?;
-        u32::try_from(tell(buffer, BRING)?).map_err(|_| Breach::Value.into())
+        bring(buffer, expect(session)?)
     }
+}
+
+/// Tells a session a key that nobody else knows; returns the key.
+pub(super) fn expect(session: Handle) -> Result<[u8; 16], Error> {
+    let mut key = [0; 16];
+    for half in key.chunks_exact_mut(8) {
+        let word = RandomState::new().build_hasher().finish();
+        half.copy_from_slice(&word.to_ne_bytes());
+    }
+    tell(session, EXPECT, key)?;
+    Ok(key)
+}
+
+/// Gives a buffer to the session that expects this key; returns its slot there.
+pub(super) fn bring(buffer: Handle, key: [u8; 16]) -> Result<u32, Error> {
+    u32::try_from(tell(buffer, BRING, key)?).map_err(|_| Breach::Value.into())
+}
+
+fn tell(to: Handle, word: u64, mut key: [u8; 16]) -> Result<usize, Error> {
+    let at = fd(to)?;
+    call::call_rw(at, &mut key, CallFlags::empty(), &[word])
+        .map_err(|error| told(at, error, &[Refusal::Quota, Refusal::BadHandle]))
 }
 
 /// How long a process sleeps that can only look.

@@ -384,6 +384,9 @@ fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
     assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
     scheme.on_close(session);
     assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF, "closed");
+    let next = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    assert_eq!(scheme.call(next, &mut key, &[EXPECT], &who).unwrap(), 0);
+    assert_eq!(scheme.call(memory, &mut key, &[BRING], &who).unwrap(), 0, "of another client's");
 }
 
 #[test]

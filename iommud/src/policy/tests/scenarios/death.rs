@@ -89,6 +89,24 @@ fn a_buffer_lives_until_nobody_knows_or_holds_it() {
 }
 
 #[test]
+fn a_buffer_that_was_brought_outlives_the_client_that_made_it() {
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let maker = bench.claim(1, address(0, 3, 0));
+    let user = bench.claim(2, address(0, 4, 0));
+    let (_, _, buffer) = bench.buffer(maker, 2);
+    assert_eq!(bench.refused(&Event::Import(user, buffer)), Refusal::Permission);
+    let Ok(Outcome::Held(_, brought)) = bench.run(&Event::Bring(user, buffer)) else { panic!() };
+    bench.batch(user, &[map(brought, 0, 2)]).unwrap();
+    bench.run(&Event::Close(maker)).unwrap();
+    let counts = bench.registry.counts();
+    assert_eq!((counts.clients, counts.buffers, counts.mappings), (2, 1, 1));
+    assert_eq!(bench.world.released, [], "another client's device reaches it");
+    bench.run(&Event::Release(user, brought)).unwrap();
+    assert_eq!(bench.world.released, [buffer]);
+    assert_eq!(bench.registry.counts().clients, 1, "nothing is charged to its maker any more");
+}
+
+#[test]
 fn shutdown_leaves_every_group_to_policy_and_translation_on() {
     let [d1, d2] = pair();
     let mut bench = Bench::compat(&[d1, d2, endpoint(0, 5, 0)]);
