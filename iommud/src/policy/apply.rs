@@ -26,11 +26,7 @@ impl Registry {
                 }
             }
             Effect::Bind { key, was, now } => self.apply_bind(key, was, now),
-            Effect::Silenced(key, silent) => {
-                if let Some(source) = self.machine.sources.get_mut(key) {
-                    source.silenced = silent;
-                }
-            }
+            Effect::Silenced(key, silent) => self.machine.sources.silence(key, silent),
             Effect::Domain(domain) => {
                 self.tags.set(domain.tag, true);
                 self.domains.insert(*domain);

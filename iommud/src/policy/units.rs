@@ -7,7 +7,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect, entry, full};
 use crate::policy::ids::{DomainId, UnitIndex};
-use crate::policy::machine::{Key, Machine, Wish};
+use crate::policy::machine::{Key, MOST_STRANGERS, Machine, Wish};
 use crate::policy::mappings::Mappings;
 use crate::policy::plan::{Binding, Step};
 use crate::policy::ranges::{Piece, Ranges};
@@ -188,6 +188,7 @@ impl Registry {
                         draft.effects.push(Effect::Bind { key, was, now: was });
                     } else {
                         draft.steps.push(Step::Deny { unit: key.0, source: key.1 });
+                        draft.effects.push(Effect::Silenced(key, false));
                     }
                 }
                 continue;
@@ -195,7 +196,10 @@ impl Registry {
             let was = before.unwrap_or(Binding::Blocked);
             let now = self.binding(draft, after, key)?;
             let noted = after.sources.get(key).map_or(Binding::Blocked, |source| source.binding);
-            if before.is_none() && now == Binding::Blocked {
+            let gone = was == now && after.sources.get(key).is_none();
+            let silent = self.machine.sources.is_silenced(key);
+            if before.is_none() && now == Binding::Blocked || gone && silent {
+                self.unsilence(draft, key, was);
                 draft.steps.push(Step::Block { unit: key.0, source: key.1, was });
                 draft.steps.push(Step::InvalidateEntry { unit: key.0, source: key.1, was });
             }
@@ -210,12 +214,17 @@ impl Registry {
         Ok(())
     }
 
-    /// Stops the reports of a requester's faults. What it may reach, and what is cached of it, is as before.
+    /// Stops the reports of a requester's faults. What it may reach, and what is cached of it, is as before. One that
+    /// is no function anybody knows of reaches nothing; so many of them can be silenced ([`MOST_STRANGERS`]).
     pub(super) fn storm(&self, draft: &mut Draft, key: Key) -> Result<(), Refusal> {
         self.check_unit(key.0)?;
-        let known = self.machine.sources.get(key).ok_or(Refusal::NotProbed)?;
-        if !known.silenced {
-            let ((unit, source), was) = (key, known.binding);
+        let sources = &self.machine.sources;
+        if !sources.is_silenced(key) {
+            let known = sources.get(key).map(|source| source.binding);
+            if known.is_none() && sources.strangers().len() >= MOST_STRANGERS {
+                return Err(Refusal::Quota);
+            }
+            let ((unit, source), was) = (key, known.unwrap_or(Binding::Blocked));
             draft.steps.push(Step::Silence { unit, source, silent: true, was });
             draft.steps.push(Step::InvalidateEntry { unit, source, was });
             draft.effects.push(Effect::Silenced(key, true));
@@ -223,9 +232,9 @@ impl Registry {
         Ok(())
     }
 
-    /// The entry of a requester is about to be moved, which makes the unit forget it: its faults count again.
+    /// The entry of a requester is about to be written, which makes the unit forget it: its faults count again.
     fn unsilence(&self, draft: &mut Draft, key: Key, was: Binding) {
-        if self.machine.sources.get(key).is_some_and(|source| source.silenced) {
+        if self.machine.sources.is_silenced(key) {
             let (unit, source) = key;
             draft.steps.push(Step::Silence { unit, source, silent: false, was });
             draft.effects.push(Effect::Silenced(key, false));
@@ -268,6 +277,7 @@ impl Registry {
             let Binding::Domain(domain) = source.binding else { continue };
             if self.domain(domain)?.purpose == Purpose::Client {
                 draft.steps.push(Step::Deny { unit, source: id });
+                effects.push(Effect::Silenced((unit, id), false));
                 effects.push(Effect::Taint(domain));
                 let (was, now) = (source.binding, Binding::Blocked);
                 effects.push(Effect::Bind { key: (unit, id), was, now });
@@ -305,7 +315,8 @@ impl Registry {
     }
 
     /// Makes the table of an owner's domain reach `top`, for a device behind `unit`. The entries that point to it
-    /// follow, each in one store: what its devices reach they reach throughout.
+    /// follow, each in one store: what its devices reach they reach throughout. A table that became deeper stays so
+    /// until its domain ends: that costs a frame for each level, three at most.
     pub(super) fn deepen(
         &self,
         draft: &mut Draft,

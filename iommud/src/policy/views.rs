@@ -160,12 +160,15 @@ impl Registry {
     /// Whether the faults of a requester are not reported.
     #[must_use]
     pub fn is_silenced(&self, unit: UnitIndex, source: RequesterId) -> bool {
-        self.machine.sources.get((unit, source)).is_some_and(|source| source.silenced)
+        self.machine.sources.is_silenced((unit, source))
     }
 
-    /// Requesters whose faults are not reported.
-    pub fn silenced(&self) -> impl Iterator<Item = (UnitIndex, RequesterId)> + '_ {
-        self.machine.sources.iter().filter(|(_, source)| source.silenced).map(|(key, _)| key)
+    /// Requesters whose faults are not reported, and whether a function is known by the id.
+    pub fn silenced(&self) -> impl Iterator<Item = (UnitIndex, RequesterId, bool)> + '_ {
+        let sources = &self.machine.sources;
+        let known = sources.iter().filter(|(_, source)| source.silenced);
+        let known = known.map(|((unit, source), _)| (unit, source, true));
+        known.chain(sources.strangers().iter().map(|(unit, source)| (*unit, *source, false)))
     }
 
     /// The session that a fault of this requester behind this unit is told to: that of the function, or, when

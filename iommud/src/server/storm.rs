@@ -3,6 +3,7 @@
 
 use alloc::collections::BTreeMap;
 
+use iommu_protocol::Refusal;
 use iommu_protocol::fault::{FaultAccess, FaultRecord};
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
@@ -25,6 +26,8 @@ const WORDS: &str =
 pub(super) struct Storms {
     /// How many, and whether there was one since the last tick ended.
     counts: BTreeMap<(UnitIndex, RequesterId), (u32, bool)>,
+    /// It was said that no more requesters of no known function can be silenced.
+    full: bool,
 }
 
 impl Storms {
@@ -51,7 +54,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Takes waiting fault records from every unit; returns how many there were. Called when idle and at least
     /// every 10 ms, unless units tell by interrupt: then 10 ms after each call that found some, since more may have
     /// come meanwhile that are not told. A requester with 16 faults in ticks that follow each other is silenced:
-    /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one.
+    /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one. So is
+    /// an id that no function is known by, until a function appears there; 64 of them at most.
     pub fn tick(&mut self) -> u64 {
         let found = self.hear();
         self.storms.end_tick();
@@ -101,7 +105,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             return false;
         }
         if let Err(refusal) = self.run(&Event::Storm(unit, source)) {
-            log::warn!("unit {index}: {source:?} has too many faults, and goes on: {refusal}");
+            // A device that makes up ids could go on for all 65536 of them.
+            if refusal != Refusal::Quota || !core::mem::replace(&mut self.storms.full, true) {
+                log::warn!("unit {index}: {source:?} has too many faults, and goes on: {refusal}");
+            }
             return false;
         }
         let segment = self.machine.units.get(index).map_or(0, |unit| unit.description.segment);

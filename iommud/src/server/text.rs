@@ -45,10 +45,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "devices: {}", self.registry.functions().count())?;
         let totals = self.registry.counts();
         writeln!(out, "sessions: {}", totals.sessions)?;
-        for (UnitIndex(unit), source) in self.registry.silenced() {
+        for (UnitIndex(unit), source, known) in self.registry.silenced() {
             let segment = self.segment_of(unit);
             let device = PciAddress { segment, requester: source };
-            writeln!(out, "silenced: {device} after {LIMIT} faults")?;
+            let words = if known { "" } else { ", no function is known there" };
+            writeln!(out, "silenced: {device} after {LIMIT} faults{words}")?;
         }
         if totals.quarantined_bytes > 0 {
             writeln!(out, "quarantine: {} bytes", totals.quarantined_bytes)?;
@@ -148,7 +149,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn metrics(&self, out: &mut String) -> fmt::Result {
         let counts = self.registry.counts();
         let number = super::length_of;
-        let rows: [(&str, u64); 20] = [
+        let rows: [(&str, u64); 21] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -168,6 +169,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("plans_undone", self.counts.plans_undone),
             ("faults", self.faults.total()),
             ("fault_interrupts", self.counts.fault_interrupts),
+            ("silenced", number(self.registry.silenced().count())),
             ("faults_lost_in_hardware", self.counts.faults_lost_in_hardware),
         ];
         for (name, value) in rows {

@@ -224,6 +224,76 @@ fn s31_a_blocked_device_is_silenced_and_stays_blocked() {
     });
 }
 
+/// A requester that is no function anybody knows of is denied, and silenced like others; its id is told. A function
+/// that appears there is heard again.
+#[test]
+fn s31_requesters_that_nobody_knows_are_silenced() {
+    each(Mode::Strict, |stack| {
+        let faults = |stack: &mut Bed| number(&stack.text("metrics"), "faults");
+        let silenced = |stack: &mut Bed| number(&stack.text("metrics"), "silenced");
+        let storm = |stack: &mut Bed, source: u16| {
+            let before = faults(stack);
+            for at in 0..40 {
+                let got = stack.machine.access(0, source, 0x1000 * at, 8, true);
+                assert!(got.is_err(), "{source:#x} got through");
+                stack.server.tick();
+            }
+            faults(stack) - before
+        };
+        // On the bus of known functions, and on one without any.
+        for (count, source) in [0x00f8, 0x4208].into_iter().enumerate() {
+            assert_eq!(storm(stack, source), 16, "{source:#x}");
+            assert_eq!(silenced(stack), u64::try_from(count).unwrap() + 1);
+        }
+        let status = stack.text("status");
+        let line = "silenced: 0000--42--01.0 after 16 faults, no function is known there";
+        assert!(status.contains(line), "{status}");
+
+        let function = endpoint(0x42, 1, 0);
+        stack.server.function_arrived(function).unwrap();
+        assert_eq!(silenced(stack), 1, "what is there now is another device");
+        assert_eq!(storm(stack, 0x4208), 16);
+        assert_eq!(silenced(stack), 2);
+        // It goes, silenced as it is: whatever comes next is heard.
+        stack.server.function_gone(function.address);
+        assert_eq!(silenced(stack), 1);
+        assert_eq!(storm(stack, 0x4208), 16);
+
+        let frames = stack.machine.table_frames();
+        for more in 2..70 {
+            let taken = storm(stack, 0x5000 + 8 * more);
+            assert_eq!(taken, if more < 64 { 16 } else { 40 }, "the {more}th");
+        }
+        assert_eq!(silenced(stack), 64);
+        assert!(stack.machine.table_frames() <= frames + 3, "a table for each bus at most");
+        stack.machine.assert_clean();
+    });
+}
+
+/// Without memory for the table of a bus its requesters go on; nothing has changed.
+#[test]
+fn s31_without_memory_strangers_go_on() {
+    each(Mode::Strict, |stack| {
+        let before = stack.snapshot();
+        stack.machine.fail_table_allocations(0, u64::MAX);
+        for at in 0..40 {
+            assert!(stack.machine.access(0, 0x4208, 0x1000 * at, 8, true).is_err());
+            stack.server.tick();
+        }
+        stack.machine.fail_table_allocations(0, 0);
+        let silenced = number(&stack.text("metrics"), "silenced");
+        if silenced == 0 {
+            stack.snapshot().assert_same(&before, "nobody is silenced");
+        }
+        stack.machine.assert_clean();
+    });
+}
+
+fn number(metrics: &str, name: &str) -> u64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap().parse().unwrap()
+}
+
 /// Attaching looks at faults too, and is no pause: a client that attaches again and again does not keep
 /// another's storm from being seen as one.
 #[test]

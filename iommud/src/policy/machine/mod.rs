@@ -41,6 +41,7 @@ use crate::topology::numbers::Numbers;
 use crate::topology::scope::Scopes;
 use crate::topology::table::{FunctionIndex, FunctionTable};
 
+pub(super) use sources::MOST_STRANGERS;
 use sources::SourceTable;
 pub(super) use topology::Added;
 pub(super) use wish::Wish;

@@ -1,5 +1,6 @@
 //! The entries of all units: found by unit and requester id, listed in their order.
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -21,10 +22,16 @@ struct OfUnit {
     entries: Slab<Source>,
 }
 
+/// The most requester ids of no known function whose faults are not reported, of all units. Each may need a table
+/// for its bus.
+pub(in crate::policy) const MOST_STRANGERS: usize = 64;
+
 /// The entries of all units that functions use.
 #[derive(Clone)]
 pub(in crate::policy) struct SourceTable {
     units: Vec<OfUnit>,
+    /// Requester ids of no known function whose faults are not reported. Their entries deny.
+    strangers: BTreeSet<Key>,
 }
 
 impl SourceTable {
@@ -36,6 +43,26 @@ impl SourceTable {
     pub(in crate::policy) fn get_mut(&mut self, (unit, source): Key) -> Option<&mut Source> {
         let of = self.units.get_mut(unit.0 as usize)?;
         of.entries.get_mut(of.places.get(source)?)
+    }
+
+    /// Requester ids of no known function that are silenced.
+    pub(in crate::policy) const fn strangers(&self) -> &BTreeSet<Key> {
+        &self.strangers
+    }
+
+    /// Whether faults of a requester are not reported.
+    pub(in crate::policy) fn is_silenced(&self, key: Key) -> bool {
+        self.get(key).is_some_and(|source| source.silenced) || self.strangers.contains(&key)
+    }
+
+    /// Notes that faults of a requester are not reported, or are again.
+    pub(in crate::policy) fn silence(&mut self, key: Key, silent: bool) {
+        let known = self.get_mut(key).map(|source| source.silenced = silent).is_some();
+        if silent && !known {
+            self.strangers.insert(key);
+        } else {
+            self.strangers.remove(&key);
+        }
     }
 
     /// The entries of a unit, in order of requester id.
@@ -59,18 +86,19 @@ impl SourceTable {
     /// No entries, of as many units.
     pub(super) fn new(units: usize) -> Self {
         let none = OfUnit { places: Numbers::default(), entries: Slab::small() };
-        Self { units: alloc::vec![none; units] }
+        Self { units: alloc::vec![none; units], strangers: BTreeSet::new() }
     }
 
     /// An entry; one that is new is nobody's, and denies. `None` without such a unit, or when there are as many
     /// as can be.
     pub(super) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
         let of = self.units.get_mut(unit.0 as usize)?;
+        // It is as its entry is in the unit, until that is written.
+        let silenced = self.strangers.remove(&(unit, source));
         let place = match of.places.get(source) {
             Some(place) => place,
             None => {
-                let new =
-                    Source { users: Few::default(), binding: Binding::Blocked, silenced: false };
+                let new = Source { users: Few::default(), binding: Binding::Blocked, silenced };
                 let place = of.entries.insert(new)?;
                 of.places.set(source, place);
                 place
@@ -89,8 +117,9 @@ impl SourceTable {
     pub(super) fn remove(&mut self, (unit, source): Key) {
         if let Some(of) = self.units.get_mut(unit.0 as usize)
             && let Some(place) = of.places.remove(source)
+            && of.entries.remove(place).is_some_and(|entry| entry.silenced)
         {
-            of.entries.remove(place);
+            self.strangers.insert((unit, source));
         }
     }
 }
