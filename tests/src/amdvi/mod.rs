@@ -24,7 +24,7 @@ pub use config::Config;
 use crate::machine::{
     Bus, Cached, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
 };
-use crate::paging::{Caches, Upper, Why, below, shift, translate};
+use crate::paging::{Caches, Upper, Why, below, look_up, shift, translate};
 use bits::event;
 use walk::{Device, Target};
 
@@ -215,6 +215,13 @@ impl SoftwareUnit for Amdvi {
 
     fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
         self.look_binding(view, source)
+    }
+
+    fn lookup(&self, view: View<'_>, source: u16, iova: u64) -> Option<u64> {
+        let binding = if self.dead { None } else { self.look_binding(view, source) };
+        let (_, table, level) = binding?;
+        let root = Upper { table, level, read: true, write: true };
+        if level == 0 { Some(iova) } else { look_up(&self.config, view, root, iova) }
     }
 
     fn cached(&self) -> Vec<Cached> {

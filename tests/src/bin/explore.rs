@@ -1,40 +1,47 @@
-//! Explores the ordering contract: `explore [--long] [--write]`, or free choice alone on a machine (0 to 3) to a
-//! depth: `explore --free MACHINE DEPTH`, or random interleavings alone: `explore --random CASES`. With
+//! Explores the ordering contract: `explore [--long] [--write]`, or free choice alone on a machine (0 to 4) to a
+//! depth: `explore --free MACHINE DEPTH`, or the plays of one name over both vendors' units: `explore --play NAME`,
+//! or injected failures: `explore --failures`, or random interleavings: `explore --random CASES`. With
 //! `--write`, `tests/ORDERING.md` becomes what the short mode says.
 
 use std::process::ExitCode;
 
 use iommud_tests::explore::{report, stages};
 
+/// Prints what came of a part that ran alone.
+fn told(result: Result<String, String>) -> ExitCode {
+    match result {
+        Ok(words) => {
+            println!("{words}");
+            ExitCode::SUCCESS
+        }
+        Err(found) => {
+            eprintln!("{found}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
     let number = |at: usize| arguments.get(at).and_then(|number| number.parse().ok());
+    if let Some(at) = arguments.iter().position(|argument| argument == "--play") {
+        let name = arguments.get(at + 1).map_or("", String::as_str);
+        return told(stages::plays_alone(name, has("--long")).map(|_| "holds".into()));
+    }
+    if has("--failures") {
+        return told(stages::sweeps_alone(has("--long")).map(|sweeps| format!("{sweeps:#?}")));
+    }
     if let Some(at) = arguments.iter().position(|argument| argument == "--random") {
         let cases = number(at + 1).and_then(|cases| u32::try_from(cases).ok()).unwrap_or(100);
-        return match stages::random_alone(cases) {
-            Ok(stats) => {
-                println!("{}", report::at_random(&stats));
-                ExitCode::SUCCESS
-            }
-            Err(found) => {
-                eprintln!("{found}");
-                ExitCode::FAILURE
-            }
-        };
+        return told(stages::random_alone(cases).map(|stats| report::at_random(&stats)));
     }
     if let Some(at) = arguments.iter().position(|argument| argument == "--free") {
         let (machine, depth) = (number(at + 1).unwrap_or(0), number(at + 2).unwrap_or(4));
-        return match stages::free_alone(machine, depth) {
-            Ok((words, vendor, covered)) => {
-                println!("{}", report::freely(words, vendor, &covered));
-                ExitCode::SUCCESS
-            }
-            Err(found) => {
-                eprintln!("{found}");
-                ExitCode::FAILURE
-            }
-        };
+        let covered = stages::free_alone(machine, depth);
+        return told(
+            covered.map(|(words, vendor, covered)| report::freely(words, vendor, &covered)),
+        );
     }
     let report = match stages::run(has("--long")) {
         Ok(report) => report,

@@ -36,6 +36,16 @@ pub enum Act {
     Release(Device),
     /// Maps three pages of the first buffer in one request, whose bytes the reply overwrites.
     Batch(Device),
+    /// Maps these pages of the first buffer, in this order, as one range: at this address, or at any (0).
+    List(Device, u64, &'static [u32]),
+    /// Allocates a buffer of so many pages, of which nothing is mapped.
+    Reserve(Device, u64),
+    /// Lets the device reach this page of the first such buffer.
+    Grant(Device, u64),
+    /// Takes the page back.
+    Revoke(Device, u64),
+    /// Takes over the first buffer of this client's session on a device, which hands it on.
+    Import(Device, Client, Device),
     /// Names objects of another client: its handle, its slots, its addresses.
     Guess(Device, Client),
     /// Closes a session.
@@ -122,6 +132,19 @@ pub enum Answer {
         /// Its memory.
         memory: Segments,
     },
+    /// A buffer of which nothing is mapped: the address of its first page, once it is granted.
+    Reserved {
+        /// Its slot.
+        slot: u32,
+        /// Where its first page is mapped when it is.
+        iova: u64,
+        /// Its memory.
+        memory: Segments,
+    },
+    /// Pages were mapped as one range, from this address on.
+    Listed(u64),
+    /// A buffer was taken over, under this slot.
+    Imported(u32),
     /// New mappings, one page each: address and offset in the first buffer.
     Mapped(Vec<(u64, u64)>),
     /// Refused.

@@ -13,9 +13,9 @@ pub trait Backend: UnderTest {
 impl Backend for vtd::Subject {
     fn of(scene: &Scene) -> Self {
         let config = crate::vtd::Config {
-            levels: vec![3],
-            guest_width: 39,
-            host_width: 36,
+            levels: if scene.deep { vec![3, 4] } else { vec![3] },
+            guest_width: if scene.deep { 48 } else { 39 },
+            host_width: if scene.deep { 42 } else { 36 },
             command_time: 0,
             descriptor_time: 0,
             caching_mode: scene.caching_mode,
@@ -31,7 +31,7 @@ impl Backend for amdvi::Subject {
         let config = crate::amdvi::Config {
             levels: 4,
             guest_width: 48,
-            host_width: 36,
+            host_width: if scene.deep { 42 } else { 36 },
             command_time: 0,
             switch_time: 0,
             entry_time: 0,

@@ -95,7 +95,7 @@ pub struct Event<'a> {
     pub open_groups: &'a [usize],
 }
 
-fn where_to(reach: &[Reach], iova: u64) -> impl Iterator<Item = u64> + '_ {
+pub(super) fn where_to(reach: &[Reach], iova: u64) -> impl Iterator<Item = u64> + '_ {
     let covers = move |run: &&Reach| run.iova <= iova && iova <= run.last;
     reach.iter().filter(covers).map(move |run| run.physical + (iova - run.iova))
 }
@@ -297,42 +297,6 @@ impl Event<'_> {
         let mut left = self.was[device].clone();
         left.reach.retain(|reach| Some(*reach) != region);
         left == self.is[device]
-    }
-
-    /// I4: wherever a device got at any instant of the event, it was granted before it or is granted after it.
-    fn instants(&self) -> Result<(), Broken> {
-        for seen in self.seen {
-            let source = |device: &Device| {
-                self.scene.source(*device) == seen.glimpse.source
-                    && self.scene.functions[*device].unit == Some(seen.glimpse.unit)
-            };
-            let devices = 0..self.scene.functions.len();
-            let Some(device) = devices.clone().find(|device| source(device)) else { continue };
-            let iova = seen.glimpse.iova;
-            let mut granted = Vec::new();
-            for ledger in [self.before, self.after] {
-                if let Some(reach) = ledger.reach(self.scene, device) {
-                    granted.extend(where_to(&reach, iova));
-                }
-            }
-            if self.before.unit(self.scene, device) != Some(Unit::Down) {
-                granted.extend(where_to(&self.was[device].reach, iova));
-            }
-            if self.after.unit(self.scene, device) == Some(Unit::Failed) {
-                granted.extend(where_to(&self.is[device].reach, iova));
-            }
-            if !granted.contains(&seen.physical) {
-                let how = format!(
-                    "at step {} of {:?} D{} reached {:#x} at {iova:#x}",
-                    seen.step,
-                    self.act,
-                    device + 1,
-                    seen.physical
-                );
-                return Err(broken(Invariant::I4, how));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -37,8 +37,8 @@ pub struct Covered {
     pub interleavings: u128,
     /// States met again that were carried on, and had the same successors.
     pub again: u64,
-    /// Scenarios that were seen.
-    pub seen: Seen,
+    /// Choices at which each scenario was seen, on the way to a state for the first time.
+    pub scenarios: [u64; 32],
 }
 
 /// A state to be carried on.
@@ -103,7 +103,8 @@ impl<S: Subject> Free<S> {
             let saved = (&node.software, &node.hardware);
             self.explorer.step(&mut path, client, client, act.into(), saved)?;
             self.covered.transitions += 1;
-            self.covered.seen.0 |= path.history.seen.0;
+            let new = Seen(path.history.seen.0 & !node.path.history.seen.0);
+            new.numbers().for_each(|number| self.covered.scenarios[number - 1] += 1);
             let name = name(&mut self.explorer, &path);
             leads.push(name);
             let new = !self.leads.contains_key(&name);
@@ -177,6 +178,19 @@ fn choices(scene: &Scene, ledger: &Ledger) -> Vec<(Client, Act)> {
     for device in devices {
         let present = ledger.functions[device].present;
         all.push((MACHINE, if present { Act::Removed(device) } else { Act::Added(device) }));
+        let claimed = |session: &super::ledger::Session| session.device == device;
+        if present && ledger.sessions.iter().any(claimed) && ledger.driver(device).is_none() {
+            all.push((MACHINE, Act::Reset(device)));
+        }
+    }
+    // A server that is followed by another before it did anything leaves nothing to be taken over. Once is enough:
+    // the tables of dead servers stay, and no two states are the same for them.
+    let driven = !ledger.restarted && ledger.sessions.iter().any(|session| session.attached);
+    if driven
+        && ledger.units.iter().all(|unit| *unit == Unit::Up)
+        && !ledger.troubled.contains(&true)
+    {
+        all.push((MACHINE, Act::Restart));
     }
     all
 }

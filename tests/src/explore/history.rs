@@ -308,7 +308,9 @@ impl History {
         if failed {
             return;
         }
-        if *answer == Answer::AllRefused {
+        if let (Act::Guess(_, victim), Answer::AllRefused) = (event.act, answer)
+            && event.before.sessions.iter().any(|s| s.client == victim && !s.mappings.is_empty())
+        {
             self.seen.add(21);
         }
         if matches!(event.act, Act::Batch(_)) {
@@ -357,6 +359,11 @@ pub const fn device_of(act: Act) -> Option<Device> {
         | Act::UnmapAt(device, _)
         | Act::Release(device)
         | Act::Batch(device)
+        | Act::List(device, ..)
+        | Act::Reserve(device, _)
+        | Act::Grant(device, _)
+        | Act::Revoke(device, _)
+        | Act::Import(device, ..)
         | Act::Guess(device, _)
         | Act::Close(device) => Some(device),
         _ => None,

@@ -70,6 +70,8 @@ pub struct Ledger {
     pub waiting: Vec<Claim>,
     /// Clients that are alive.
     pub alive: [bool; 4],
+    /// The server is not the first.
+    pub restarted: bool,
     /// Regions that stay in a domain because a unit that failed may go on using it.
     pub kept: Vec<(u32, Reach)>,
     /// Ids that were told of each function in its present life.
@@ -101,6 +103,7 @@ impl Ledger {
             sessions: Vec::new(),
             waiting: Vec::new(),
             alive: [true; 4],
+            restarted: false,
             kept: Vec::new(),
             ids: vec![None; scene.functions.len()],
         }
@@ -208,7 +211,8 @@ impl Ledger {
         } else if scene.members(group).any(|member| self.functions[member].cut) {
             scene.reserved_of(device).into_iter().collect()
         } else {
-            scene.policy(device)
+            let held: Vec<_> = self.memory_of_others([None, None]).collect();
+            scene.policy(device, &held)
         })
     }
 
@@ -263,6 +267,30 @@ impl Ledger {
                     session.map(new);
                 }
             }
+            (Act::List(device, _, pages), Answer::Listed(iova)) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.map_list(*iova, pages);
+                }
+            }
+            (Act::Reserve(device, _), Answer::Reserved { slot, iova, memory }) => {
+                if let Some(session) = self.session_mut(client, device) {
+                    session.buffers.push((*slot, memory.clone()));
+                    session.reserved.push((*slot, *iova));
+                }
+            }
+            (Act::Grant(device, page) | Act::Revoke(device, page), _) => {
+                let granted = matches!(act, Act::Grant(..));
+                if let Some(session) = self.session_mut(client, device) {
+                    session.grant(page, granted);
+                }
+            }
+            (Act::Import(device, owner, owned), Answer::Imported(slot)) => {
+                let theirs = self.session(owner, owned).and_then(|owner| owner.buffers.first());
+                let memory = theirs.map(|(_, memory)| memory.clone()).unwrap_or_default();
+                if let Some(session) = self.session_mut(client, device) {
+                    session.buffers.push((*slot, memory));
+                }
+            }
             (Act::Unmap(device), _) => {
                 if let Some(session) = self.session_mut(client, device) {
                     session.mappings.remove(0);
@@ -275,8 +303,7 @@ impl Ledger {
             }
             (Act::Release(device), _) => {
                 if let Some(session) = self.session_mut(client, device) {
-                    let (slot, _) = session.buffers.remove(0);
-                    session.mappings.retain(|mapping| mapping.slot != slot);
+                    session.release();
                 }
             }
             (Act::Close(device), _) => {
@@ -359,6 +386,7 @@ impl Ledger {
             orphan: false,
             lost: false,
             buffers: Vec::new(),
+            reserved: Vec::new(),
             mappings: Vec::new(),
         });
         // A claim enters what firmware reserves for all members of the owner's groups.
@@ -384,28 +412,6 @@ impl Ledger {
             }
             if self.owner(scene, group).is_none() {
                 scene.members(group).for_each(|member| self.functions[member].on_time());
-            }
-        }
-    }
-
-    /// Notes how units say they are.
-    pub fn note_units(&mut self, units: &[Unit]) {
-        for (at, unit) in units.iter().enumerate() {
-            if *unit == Unit::Failed && self.units[at] != Unit::Failed {
-                self.units[at] = Unit::Failed;
-            } else if *unit == Unit::Up && self.units[at] == Unit::Down {
-                self.units[at] = Unit::Up;
-                self.enabled[at] = true;
-            }
-        }
-    }
-
-    /// Devices behind a unit that failed are cut off: nobody drives them any longer.
-    pub fn note_cut_off(&mut self, scene: &Scene) {
-        for at in 0..self.sessions.len() {
-            let device = self.sessions[at].device;
-            if self.unit(scene, device) == Some(Unit::Failed) {
-                self.sessions[at].attached = false;
             }
         }
     }

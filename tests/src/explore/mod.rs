@@ -7,9 +7,9 @@
 //! backend.rs   their units
 //! subject.rs   what is explored            real.rs   the shipped server          racy.rs   known to be wrong
 //! session.rs   as a client knows one           waiting.rs answers that come later
-//! ledger.rs    what must be so             check.rs  I1 to I8                    scenario.rs S1 to S32, history.rs where they were seen
+//! ledger.rs    what must be so, units.rs   check.rs  I1 to I8, instants.rs       scenario.rs S1 to S32, history.rs where they were seen
 //! free.rs      every choice                   name.rs   which states are the same
-//! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure
+//! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure, of what spines.rs has
 //! stages.rs    all of a run                 report.rs what is printed, and ORDERING.md
 //! ```
 //!
@@ -26,6 +26,7 @@ pub mod check;
 pub mod controls;
 pub mod free;
 pub mod history;
+mod instants;
 pub mod ledger;
 pub mod name;
 pub mod plays;
@@ -37,8 +38,10 @@ pub mod scenario;
 pub mod scene;
 pub mod search;
 pub mod session;
+mod spines;
 pub mod stages;
 pub mod stats;
 pub mod subject;
 pub mod sweep;
+mod units;
 pub mod waiting;

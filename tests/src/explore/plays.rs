@@ -4,11 +4,11 @@
 use iommud::policy::Mode;
 
 use super::act::{Act, Failure, Stream, client, machine};
-use super::scene::{RESERVED, Scene, Vendor};
+use super::scene::{RESERVED, Scene};
 use Act::{
     Added, Allocate, Arrive, Attach, Batch, Claim, ClaimUnder, ClaimWithin, Close, Detach, Die,
-    Expire, Guess, Look, Map, MapFixed, Recover, Release, Removed, Reset, Restart, Stall, Storm,
-    Tick, Unmap, UnmapAt,
+    Expire, Grant, Guess, Import, List, Look, Map, MapFixed, Recover, Release, Removed, Reserve,
+    Reset, Restart, Revoke, Stall, Storm, Tick, Unmap, UnmapAt,
 };
 
 /// Streams on a machine.
@@ -22,7 +22,7 @@ pub struct Play {
 }
 
 /// Plays that the short mode runs over AMD-Vi units.
-const QUICK_ON_AMD: [&str; 7] = [
+const QUICK_ON_AMD: [&str; 9] = [
     "probes",
     "queue stops at once",
     "removal, of a group",
@@ -30,15 +30,17 @@ const QUICK_ON_AMD: [&str; 7] = [
     "death, strict, not coherent",
     "one domain behind two units",
     "reserved",
+    "lists of pages",
+    "a table that grows",
 ];
 
-const D1: usize = 0;
-const D2: usize = 1;
+pub(super) const D1: usize = 0;
+pub(super) const D2: usize = 1;
 const D3: usize = 2;
 const D4: usize = 3;
-const C1: usize = 0;
+pub(super) const C1: usize = 0;
 const U1: usize = 0;
-const U2: usize = 1;
+pub(super) const U2: usize = 1;
 
 fn play(name: &'static str, scene: Scene, streams: &[Stream], more: &[Stream], long: bool) -> Play {
     // What policy `compat` maps takes most of the time to read, and adds no order.
@@ -56,6 +58,7 @@ pub fn plays(long: bool) -> Vec<Play> {
     hot_plug(&mut all, long);
     deaths(&mut all, long);
     memory(&mut all, long);
+    more_memory(&mut all, long);
     failures(&mut all, long);
     all
 }
@@ -316,6 +319,103 @@ fn memory(all: &mut Vec<Play>, long: bool) {
     ));
 }
 
+/// Pages in an order of their own, and one that no buffer of three pages has.
+pub(super) const LIST: &[u32] = &[2, 0, 1];
+const BEYOND_BUFFER: &[u32] = &[0, 3];
+/// The last page of a GiB: the next one needs tables of its own.
+pub(super) const LAST_OF_A_TABLE: u64 = 0x1_4000_0000 - 0x1000;
+
+fn more_memory(all: &mut Vec<Play>, long: bool) {
+    all.push(play(
+        "lists of pages",
+        Scene::apart(Mode::Strict),
+        &[
+            client(
+                1,
+                &[
+                    Claim(D1),
+                    Attach(D1),
+                    Allocate(D1, 3),
+                    List(D1, LAST_OF_A_TABLE, LIST),
+                    Unmap(D1),
+                    List(D1, 0, BEYOND_BUFFER),
+                    Unmap(D1),
+                    Release(D1),
+                ],
+            ),
+            client(2, &[Claim(D2), Attach(D2), Allocate(D2, 3), List(D2, 0, LIST)]),
+        ],
+        &[machine(&[Die(C1)])],
+        long,
+    ));
+    all.push(play(
+        "pages one by one",
+        Scene::apart(Mode::Strict).with_caching_mode(),
+        &[
+            client(
+                1,
+                &[
+                    Claim(D1),
+                    Attach(D1),
+                    Reserve(D1, 3),
+                    Grant(D1, 1),
+                    Grant(D1, 0),
+                    Revoke(D1, 1),
+                    Release(D1),
+                ],
+            ),
+            client(2, &[Claim(D2), Guess(D2, C1)]),
+            machine(&[Die(C1)]),
+        ],
+        &[client(2, &[Attach(D2), Allocate(D2, 1)])],
+        long,
+    ));
+    all.push(play(
+        "a buffer of two",
+        Scene::apart(Mode::Strict),
+        &[
+            client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1), Release(D1)]),
+            client(2, &[Claim(D2), Attach(D2), Import(D2, C1, D1), Map(D2), Unmap(D2)]),
+            machine(&[Die(C1)]),
+        ],
+        &[machine(&[Removed(D2)])],
+        long,
+    ));
+    all.push(play(
+        "memory that policy maps",
+        Scene::apart(Mode::Compat).with_memory_taken(),
+        &[
+            client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1), Release(D1)]),
+            client(2, &[Claim(D2), Allocate(D2, 1), Close(D2)]),
+            machine(&[Die(C1)]),
+        ],
+        &[],
+        long,
+    ));
+    all.push(play(
+        "a table that grows",
+        Scene::apart(Mode::Strict).with_region_beyond(),
+        &[
+            client(
+                1,
+                &[
+                    Claim(D1),
+                    Attach(D1),
+                    Allocate(D1, 1),
+                    ClaimUnder(D2, D1),
+                    Attach(D2),
+                    Close(D2),
+                    Unmap(D1),
+                ],
+            ),
+            client(2, &[Claim(D2), Close(D2)]),
+            machine(&[Die(C1)]),
+        ],
+        &[machine(&[Removed(D2), Added(D2)])],
+        long,
+    ));
+}
+
 fn failures(all: &mut Vec<Play>, long: bool) {
     all.push(play(
         "failed probes",
@@ -338,35 +438,4 @@ pub fn plays_on_amd(long: bool) -> Vec<Play> {
     let on_amd = |play: Play| Play { scene: play.scene.on_amd(), ..play };
     let quick = |play: &Play| long || QUICK_ON_AMD.contains(&play.name);
     plays(false).into_iter().filter(quick).map(on_amd).collect()
-}
-
-/// Requests one after another, for the sweep of failures.
-#[must_use]
-pub fn spines(vendor: Vendor) -> Vec<Play> {
-    let scenes = [
-        Scene::pair(Mode::Strict),
-        Scene::pair(Mode::Compat).with_caching_mode(),
-        Scene::apart(Mode::Compat),
-        Scene::apart(Mode::Strict).with_reserved(),
-    ];
-    let acts = [
-        Claim(D1),
-        ClaimUnder(D2, D1),
-        Attach(D1),
-        Allocate(D1, 3),
-        Map(D1),
-        Attach(D2),
-        Batch(D1),
-        Unmap(D1),
-        Release(D1),
-        Detach(D1),
-        Attach(D1),
-        Allocate(D2, 1),
-        Close(D1),
-        Removed(D2),
-        Added(D2),
-        Claim(D2),
-    ];
-    let play = |scene: Scene| Play { name: scene.name, scene, streams: vec![client(1, &acts)] };
-    scenes.into_iter().map(|scene| play(Scene { vendor, ..scene })).collect()
 }

@@ -138,7 +138,7 @@ impl<const FLAW: u8> Racy<FLAW> {
             Pages::new(&mut self.memory, levels, PageSizes::SIZE_4K | PageSizes::SIZE_2M, true);
         let mut pages = pages.map_err(|_| Refusal::NoMemory)?;
         if let Some((device, scene)) = tag_of {
-            for run in scene.policy(device) {
+            for run in scene.policy(device, &[]) {
                 let range = range(run.iova, run.last - run.iova + 1);
                 let mapped =
                     pages.map(&mut self.memory, range, PhysAddr(run.physical), Access::all());

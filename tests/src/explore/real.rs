@@ -1,14 +1,12 @@
 //! The shipped server over software units, driven through the calls of the scheme.
 
 mod claims;
+mod memory;
 mod words;
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
-use iommu_protocol::wire::{
-    Access, Allocate, AllocateResult, Batch, BatchItem, BufferRequest, Empty, Map, MapFlags,
-    MapResult, Operation, QueryResult, ReplyHeader, RequestHeader, Unmap, Wire,
-};
+use iommu_protocol::wire::{Empty, Operation, QueryResult, ReplyHeader, RequestHeader, Wire};
 use iommud::policy::ClientId;
 use iommud::server::{Caller, Handle, Server};
 
@@ -21,7 +19,7 @@ use crate::conformance::UnderTest;
 use crate::machine::{Buffers, Machine, Trouble};
 use crate::stack::Stack;
 use claims::WAIT;
-use words::{all_texts, done, nameless_texts, names, number, refused, size, text};
+use words::{all_texts, done, nameless_texts, names, number, text};
 
 /// The server that is shipped.
 type Shipped<T> = Server<<T as UnderTest>::Unit, Buffers>;
@@ -102,75 +100,13 @@ where
         )
     }
 
-    fn allocate(&mut self, handle: Handle, pages: u64) -> Answer {
-        let before = self.stack.machine.buffers_in_use();
-        let body =
-            Allocate { length: pages * PAGE, access: Access::all().bits(), ..Allocate::default() };
-        let result: Result<AllocateResult, _> = self.call(handle, Operation::Allocate, &body);
-        refused(result, |result| {
-            let now = self.stack.machine.buffers_in_use();
-            let new = now.iter().find(|id| !before.contains(id)).expect("a buffer of its own");
-            let segments = self.stack.machine.buffer_segments(*new);
-            let memory = segments.iter().map(|range| (range.first().0, range.length())).collect();
-            Answer::Buffer { slot: result.slot, iova: result.iova, memory }
-        })
-    }
-
-    fn map(&mut self, handle: Handle, session: Option<&Session>, at: Option<u64>) -> Answer {
-        let slot = session.and_then(|session| session.buffers.first()).map_or(0, |buffer| buffer.0);
-        let body = Map {
-            slot,
-            access: Access::all().bits(),
-            length: PAGE,
-            iova: at.unwrap_or(0),
-            flags: if at.is_some() { MapFlags::FIXED.bits() } else { 0 },
-            ..Map::default()
-        };
-        let result: Result<MapResult, _> = self.call(handle, Operation::Map, &body);
-        refused(result, |result| Answer::Mapped(vec![(result.iova, 0)]))
-    }
-
-    fn unmap(&mut self, handle: Handle, iova: u64, length: u64) -> Answer {
-        done(self.call::<Empty>(handle, Operation::Unmap, &Unmap { iova, length }).map(drop))
-    }
-
-    /// Three pages in one request, last page first, each at an address of the server's choice. The reply is
-    /// written over the very bytes of the request; what is mapped must be what was asked.
-    fn batch(&mut self, handle: Handle, session: Option<&Session>) -> Answer {
-        let slot = session.and_then(|session| session.buffers.first()).map_or(0, |buffer| buffer.0);
-        let offsets = [2 * PAGE, PAGE, 0];
-        let mut payload = [0; 512];
-        let mut at = RequestHeader::SIZE;
-        at += put(&mut payload[at..], &Batch { count: 3, reserved: 0 });
-        for offset in offsets {
-            let item = BatchItem {
-                operation: Operation::Map.code(),
-                slot,
-                access: Access::all().bits(),
-                offset,
-                length: PAGE,
-                ..BatchItem::default()
-            };
-            at += put(&mut payload[at..], &item);
-        }
-        let reply = match self.send(handle, Operation::Batch, &mut payload, at) {
-            Ok(reply) => reply,
-            Err(refusal) => return Answer::Refused(refusal),
-        };
-        let results = &payload[ReplyHeader::SIZE + Empty::SIZE..reply];
-        let results =
-            results.chunks(MapResult::SIZE).map(|bytes| MapResult::decode(bytes).unwrap());
-        let mapped = results.zip(offsets).map(|(result, offset)| (result.iova, offset)).collect();
-        // The client goes on scribbling over the request.
-        payload.fill(0xff);
-        Answer::Mapped(mapped)
-    }
-
     fn storm(&mut self, scene: &Scene, device: Device) {
         let Some(unit) = scene.functions[device].unit else { return };
         for page in 0..100 {
             let iova = 0x10_0000_0000 + page * PAGE;
             let _ = self.stack.machine.access(unit, scene.source(device), iova, 8, true);
+            // A unit keeps few records: they are taken as they come, or most are lost and it looks like a pause.
+            self.stack.server.tick();
         }
     }
 
@@ -182,7 +118,6 @@ where
 
     fn request(&mut self, scene: &Scene, ledger: &Ledger, client: Client, act: Act) -> Answer {
         let handle = |device| Self::handle(ledger, client, device);
-        let session = |device| ledger.session(client, device);
         match act {
             Act::Claim(device) => self.claim(scene, client, device, None),
             Act::ClaimWithin(device) => self.claim_within(scene, client, device),
@@ -196,28 +131,19 @@ where
             Act::Detach(device) => done(
                 self.call::<Empty>(handle(device), Operation::Detach, &Empty::default()).map(drop),
             ),
-            Act::Allocate(device, pages) => self.allocate(handle(device), pages),
-            Act::Map(device) => self.map(handle(device), session(device), None),
-            Act::MapFixed(device, iova) => self.map(handle(device), session(device), Some(iova)),
-            Act::Unmap(device) => {
-                let mapping = session(device).and_then(|session| session.mappings.first());
-                let (iova, length) =
-                    mapping.map_or((PAGE, PAGE), |mapping| (mapping.iova, size(&mapping.memory)));
-                self.unmap(handle(device), iova, length)
-            }
-            Act::UnmapAt(device, iova) => self.unmap(handle(device), iova, PAGE),
-            Act::Release(device) => {
-                let buffer = session(device).and_then(|session| session.buffers.first());
-                let body = BufferRequest { slot: buffer.map_or(0, |buffer| buffer.0), reserved: 0 };
-                done(self.call::<Empty>(handle(device), Operation::Release, &body).map(drop))
-            }
-            Act::Batch(device) => self.batch(handle(device), session(device)),
             Act::Guess(own, victim) => self.guess(scene, ledger, client, own, victim),
             Act::Close(device) => {
                 self.close(ledger, |s| s.client == client && s.device == device);
                 Answer::Done
             }
-            _ => self.happen(scene, ledger, act),
+            Act::Stall(..) | Act::Recover(_) | Act::Kill(_) | Act::Restart | Act::Storm(_) => {
+                self.happen(scene, ledger, act)
+            }
+            Act::Die(_) | Act::Expire | Act::Tick | Act::Arrive(_) => {
+                self.happen(scene, ledger, act)
+            }
+            Act::Added(_) | Act::Removed(_) | Act::Reset(_) => self.happen(scene, ledger, act),
+            _ => self.of_memory(ledger, client, act),
         }
     }
 
@@ -312,6 +238,7 @@ where
         let stack =
             Stack::start_prepared(std::slice::from_ref(&backend), scene.setup(), |machine| {
                 machine.set_relax(if dead.is_some() { LONG } else { 1_000 });
+                machine.set_returns(scene.takes);
                 if let Some(unit) = dead {
                     machine.trouble(unit, Trouble::Dead);
                 }

@@ -102,6 +102,10 @@ pub struct Scene {
     pub mode: Mode,
     /// Limits of each client.
     pub quotas: Quotas,
+    /// Memory of buffers is the system's until it is taken: policy `compat` maps it as long as it is not.
+    pub takes: bool,
+    /// The units walk deeper tables than three levels, which what is reserved needs.
+    pub deep: bool,
     /// Requester ids are shared through a bridge that comes and goes: what a device reaches is then compared
     /// with what it may reach at most.
     pub aliases: bool,
@@ -111,6 +115,11 @@ pub struct Scene {
 pub const BUFFERS: (u64, u64) = (0x60_0000, 0x20_0000);
 /// What firmware reserves for the first function in scenes that have such a region.
 pub const RESERVED: (u64, u64) = (0x20_0000, 0x1000);
+/// What firmware reserves for the second function in deep scenes: the first page that three levels do not reach.
+pub const BEYOND: (u64, u64) = (1 << 39, 0x1000);
+/// Memory next to that of buffers, in one large page of tables with it; the last buffer ends before.
+pub const BESIDE: u64 = BUFFERS.0 + 0x1f_f000;
+
 fn function(pci: PciFunction, unit: usize, group: usize) -> Function {
     Function { pci, unit: Some(unit), group, present: true, reserved: None }
 }
@@ -135,6 +144,8 @@ impl Scene {
             caching_mode: false,
             mode,
             quotas: Quotas::default(),
+            takes: false,
+            deep: false,
             aliases: false,
         }
     }
@@ -189,6 +200,21 @@ impl Scene {
         self
     }
 
+    /// Firmware reserves memory for the second function that three levels of tables do not reach.
+    #[must_use]
+    pub fn with_region_beyond(mut self) -> Self {
+        self.functions[1].reserved = Some(BEYOND);
+        self.deep = true;
+        self
+    }
+
+    /// Memory of buffers is taken from the system, and given back to it.
+    #[must_use]
+    pub fn with_memory_taken(mut self) -> Self {
+        self.takes = true;
+        self
+    }
+
     /// The second unit comes late.
     #[must_use]
     pub fn with_late_unit(mut self) -> Self {
@@ -237,13 +263,15 @@ impl Scene {
         self.address(device).requester.0
     }
 
-    /// What policy lets a device reach that nobody has claimed and that was not cut off.
+    /// What policy lets a device reach that nobody has claimed and that was not cut off, while clients hold this
+    /// memory of buffers.
     #[must_use]
-    pub fn policy(&self, device: Device) -> Vec<Reach> {
+    pub fn policy(&self, device: Device, held: &[(u64, u64)]) -> Vec<Reach> {
         if self.mode == Mode::Strict {
             return self.reserved_of(device).into_iter().collect();
         }
-        let mut holes = vec![self.vendor.tables(), BUFFERS, (0xfee0_0000, 0x10_0000)];
+        let mut holes = vec![self.vendor.tables(), (0xfee0_0000, 0x10_0000)];
+        holes.extend_from_slice(if self.takes { held } else { &[BUFFERS] });
         let (registers, length) = self.vendor.registers();
         holes.extend((0..self.units.len()).map(|unit| (registers + length * index(unit), length)));
         holes.sort_unstable();
@@ -294,6 +322,7 @@ impl Scene {
             functions: present.map(|function| function.pci).collect(),
             behind_first: behind.map(|function| function.pci.address).collect(),
             reserved: reserved.collect(),
+            take_memory: self.takes,
             off: (0..2).filter(|unit| self.units[*unit] == Start::Late).collect(),
             layout: Layout {
                 ram: vec![self.vendor.ram()],

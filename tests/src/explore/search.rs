@@ -9,8 +9,8 @@ use std::rc::Rc;
 use super::act::{Act, Answer, Client, Event, Failure, Stream};
 use super::check::{self, Broken, Invariant, Reading, broken};
 use super::history::{History, Measured, note_ids};
-use super::ledger::{Ledger, Unit};
-use super::scene::{BUFFERS, RESERVED, Scene};
+use super::ledger::{Ledger, PAGE, Unit};
+use super::scene::{BESIDE, BEYOND, BUFFERS, RESERVED, Scene};
 use super::stats::{Found, Stats};
 use super::subject::{Progress, Subject};
 use super::waiting;
@@ -282,6 +282,14 @@ impl<S: Subject> Explorer<S> {
         if let Act::Stall(unit, _) | Act::Kill(unit) = event.act {
             ledger.troubled[unit] = true;
         }
+        match (event.act, event.failure) {
+            (Act::Restart, failure) => {
+                // The next server must bring every unit up; without memory none need come.
+                ledger.begin_again(matches!(failure, Some(Failure::Table(_))));
+            }
+            (Act::Arrive(unit), Some(Failure::Table(_))) => ledger.troubled[unit] = true,
+            _ => {}
+        }
         if ledger.troubled.contains(&true) || matches!(event.act, Act::Arrive(_) | Act::Restart) {
             let units = self.subject.units();
             for (at, unit) in units.iter().enumerate() {
@@ -325,7 +333,14 @@ impl<S: Subject> Explorer<S> {
             let Some(unit) = self.scene.functions[device].unit else { continue };
             let source = self.scene.source(device);
             let tables = self.scene.vendor.tables().0;
-            for iova in [RESERVED.0, tables, BUFFERS.0, 0x8_0000].iter().chain(&self.addresses) {
+            let mut tried = vec![RESERVED.0, tables, BUFFERS.0, 0x8_0000];
+            if self.scene.takes {
+                tried.push(BESIDE);
+            }
+            if self.scene.deep {
+                tried.push(BEYOND.0);
+            }
+            for iova in tried.iter().chain(&self.addresses) {
                 all.push(Glimpse { unit, source, iova: *iova });
             }
         }
@@ -335,6 +350,7 @@ impl<S: Subject> Explorer<S> {
     fn learn(&mut self, answer: &Answer) {
         let new: Vec<u64> = match answer {
             Answer::Buffer { iova, .. } => vec![*iova],
+            Answer::Listed(iova) | Answer::Reserved { iova, .. } => vec![*iova, iova + PAGE],
             Answer::Mapped(mapped) => mapped.iter().map(|(iova, _)| *iova).collect(),
             _ => Vec::new(),
         };

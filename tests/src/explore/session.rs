@@ -34,6 +34,8 @@ pub struct Session {
     pub lost: bool,
     /// Its buffers: slot, memory.
     pub buffers: Vec<(u32, Segments)>,
+    /// Buffers of which pages are mapped one by one: slot, and where the first page is when it is mapped.
+    pub reserved: Vec<(u32, u64)>,
     /// Its mappings, oldest first.
     pub mappings: Vec<Mapping>,
 }
@@ -47,5 +49,37 @@ impl Session {
             let memory = vec![memory[page]];
             self.mappings.push(Mapping { iova: *iova, slot, memory });
         }
+    }
+
+    /// Enters one mapping of pages of the oldest buffer, in this order; of those that it has.
+    pub(super) fn map_list(&mut self, iova: u64, pages: &[u32]) {
+        let Some((slot, memory)) = self.buffers.first() else { return };
+        let page = |page: &u32| memory.get(usize::try_from(*page).ok()?).copied();
+        let memory = pages.iter().filter_map(page).collect();
+        self.mappings.push(Mapping { iova, slot: *slot, memory });
+    }
+
+    /// Where a page of the first buffer is that has such an address, and its memory.
+    fn page_granted(&self, page: u64) -> Option<(u32, u64, (u64, u64))> {
+        let (slot, first) = *self.reserved.first()?;
+        let (_, memory) = self.buffers.iter().find(|buffer| buffer.0 == slot)?;
+        let memory = *memory.get(usize::try_from(page).ok()?)?;
+        Some((slot, first + page * PAGE, memory))
+    }
+
+    /// A page of the first buffer that is mapped page by page is, or is no longer.
+    pub(super) fn grant(&mut self, page: u64, granted: bool) {
+        let Some((slot, iova, memory)) = self.page_granted(page) else { return };
+        self.mappings.retain(|mapping| mapping.iova != iova);
+        if granted {
+            self.mappings.push(Mapping { iova, slot, memory: vec![memory] });
+        }
+    }
+
+    /// The oldest buffer is given up.
+    pub(super) fn release(&mut self) {
+        let (slot, _) = self.buffers.remove(0);
+        self.mappings.retain(|mapping| mapping.slot != slot);
+        self.reserved.retain(|reserved| reserved.0 != slot);
     }
 }

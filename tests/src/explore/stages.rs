@@ -127,6 +127,7 @@ fn choices() -> Vec<Choice> {
         choice("D1 and D2 behind two units, none up", late(apart.clone()), (5, 8)),
         choice("the same, absent entries cached", late(apart.with_caching_mode()), (4, 7)),
         choice("D1 and D2 one group, D3 behind the other unit", pair, (3, 6)),
+        choice("D1 and D2 behind two units", Scene::apart(Mode::Strict), (4, 6)),
         choice(
             "D1 and D2 behind two units, none up",
             late(Scene::apart(Mode::Strict).on_amd()),
@@ -160,10 +161,10 @@ fn controls() -> Result<Vec<Caught>, String> {
     Ok(caught)
 }
 
-fn sweep_of(vendor: Vendor) -> Result<Sweep, String> {
+fn sweep_of(vendor: Vendor, long: bool) -> Result<Sweep, String> {
     let swept = match vendor {
-        Vendor::Vtd => sweep::<OnVtd>(vendor),
-        Vendor::Amd => sweep::<OnAmd>(vendor),
+        Vendor::Vtd => sweep::<OnVtd>(vendor, long),
+        Vendor::Amd => sweep::<OnAmd>(vendor, long),
     };
     swept.map_err(|found| format!("failures ({}): {found}", vendor.name()))
 }
@@ -183,6 +184,29 @@ fn random_of(vendor: Vendor, cases: u32, seed: u8) -> Result<Stats, String> {
 pub fn free_alone(number: usize, depth: usize) -> Result<(&'static str, Vendor, Covered), String> {
     let choice = choices().into_iter().nth(number).ok_or("no such machine")?;
     free_of(&Choice { depths: (depth, depth), ..choice }, false)
+}
+
+/// The plays of this name alone, over the units of both vendors.
+///
+/// # Errors
+/// What was found, in words; a name that no play has.
+pub fn plays_alone(name: &str, long: bool) -> Result<Vec<Played>, String> {
+    let mut all = plays(long);
+    all.extend(plays_on_amd(true));
+    all.retain(|play| play.name == name);
+    if all.is_empty() {
+        return Err(format!("no play is called {name}"));
+    }
+    on_all_processors(&all, explore).into_iter().collect()
+}
+
+/// Failures injected alone, over the units of each vendor.
+///
+/// # Errors
+/// What was found, in words.
+pub fn sweeps_alone(long: bool) -> Result<Vec<Sweep>, String> {
+    let vendors = [Vendor::Vtd, Vendor::Amd];
+    on_all_processors(&vendors, |vendor| sweep_of(*vendor, long)).into_iter().collect()
 }
 
 /// Random interleavings alone, so many on the units of each vendor.
@@ -216,8 +240,8 @@ pub fn run(long: bool) -> Result<Report, String> {
     let free = free.into_iter().collect::<Result<_, _>>()?;
     let controls = controls()?;
     let vendors = [Vendor::Vtd, Vendor::Amd];
-    let swept = on_all_processors(&vendors, |vendor| sweep_of(*vendor));
-    let mut sweeps = [Sweep::default(); 2];
+    let swept = on_all_processors(&vendors, |vendor| sweep_of(*vendor, long));
+    let mut sweeps = [Sweep::default(), Sweep::default()];
     for (to, from) in sweeps.iter_mut().zip(swept) {
         *to = from?;
     }

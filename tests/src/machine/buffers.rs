@@ -104,6 +104,7 @@ fn frames(range: &PhysRange) -> impl Iterator<Item = u64> + use<> {
 impl State {
     /// Reports units through which a device still reaches memory that is being given back.
     fn audit_buffer(&mut self, segments: &[PhysRange]) {
+        let returns = self.returns;
         for unit in 0..self.units.len() {
             if !self.audit || !self.units[unit].translating() {
                 continue;
@@ -112,6 +113,9 @@ impl State {
             let mut hits = Vec::new();
             for source in device.sources(view, Through::TablesAndCaches) {
                 for run in device.reach(view, source, Through::TablesAndCaches) {
+                    if returns && run.iova == run.physical {
+                        continue;
+                    }
                     let last = run.physical + (run.last - run.iova);
                     let hit = segments.iter().find(|segment| {
                         run.physical <= segment.last().0 && last >= segment.first().0

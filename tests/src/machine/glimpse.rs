@@ -14,13 +14,14 @@ pub struct Glimpse {
     pub iova: u64,
 }
 
-/// Where a glimpse led at some instant.
+/// Where a glimpse led at some instant: through what the unit has cached, or by the tables alone, as if nothing
+/// were cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Which one.
     pub glimpse: Glimpse,
-    /// The memory it reached.
-    pub physical: u64,
+    /// The memory it reached; `None` when it was denied.
+    pub physical: Option<u64>,
     /// The step at which it did first; see `Machine::steps`.
     pub step: u64,
 }
@@ -48,10 +49,13 @@ impl State {
             }
             let (device, mut bus) = self.unit(unit);
             let request = Request { source, iova, write: false, record: false };
-            let Ok(physical) = device.translate(&mut bus, request) else { continue };
-            let known = |seen: &Seen| seen.glimpse == *glimpse && seen.physical == physical;
-            if !glimpses.seen.iter().any(known) {
-                glimpses.seen.push(Seen { glimpse: *glimpse, physical, step });
+            let cached = device.translate(&mut bus, request).ok();
+            let (device, view) = self.view(unit);
+            for physical in [cached, device.lookup(view, source, iova)] {
+                let known = |seen: &Seen| seen.glimpse == *glimpse && seen.physical == physical;
+                if !glimpses.seen.iter().any(known) {
+                    glimpses.seen.push(Seen { glimpse: *glimpse, physical, step });
+                }
             }
         }
         self.glimpses = glimpses;

@@ -68,6 +68,8 @@ struct State {
     doom: Option<(u64, usize, Trouble)>,
     /// Whether memory given back is checked against all that units reach.
     audit: bool,
+    /// Memory of buffers goes back to policy, which maps it one to one before it is given back.
+    returns: bool,
     tables: tables::Pool,
     buffers: buffers::Pool,
     config: config::Space,
@@ -152,6 +154,7 @@ impl Machine {
             glimpses: glimpse::Glimpses::default(),
             doom: None,
             audit: true,
+            returns: false,
             tables: tables::Pool::new(layout.tables),
             buffers: buffers::Pool::new(layout.buffers, layout.segment),
             config: config::Space::default(),
@@ -281,6 +284,12 @@ impl Machine {
     /// of all tables for each frame.
     pub fn set_audit(&self, audit: bool) {
         self.state().audit = audit;
+    }
+
+    /// Whether devices may reach memory of buffers one to one when it is given back: it was taken from policy, which
+    /// has mapped it again.
+    pub fn set_returns(&self, returns: bool) {
+        self.state().returns = returns;
     }
 
     /// Nanoseconds that one `Clock::relax` takes (1000 at first).

@@ -189,6 +189,9 @@ pub trait SoftwareUnit: Any {
     /// untranslated), levels; `None` when it denies.
     fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)>;
 
+    /// Where a read leads by the tables alone, as if nothing were cached. Changes nothing.
+    fn lookup(&self, view: View<'_>, source: u16, iova: u64) -> Option<u64>;
+
     /// Everything that it has cached, in any order.
     fn cached(&self) -> Vec<Cached>;
 

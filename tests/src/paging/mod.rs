@@ -15,7 +15,7 @@ mod walk;
 pub(crate) use caches::{Caches, Pages};
 pub(crate) use previous::Frames;
 pub(crate) use reach::{Listing, Start};
-pub(crate) use walk::{load_table, read_table, translate};
+pub(crate) use walk::{load_table, look_up, read_table, translate};
 
 /// A cached translation of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

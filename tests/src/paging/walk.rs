@@ -71,6 +71,28 @@ pub(crate) fn translate(
     }
 }
 
+/// Where a read of one address leads by the tables below `root` alone.
+pub(crate) fn look_up(format: &impl Format, view: View<'_>, root: Upper, iova: u64) -> Option<u64> {
+    let mut at = root;
+    if iova & !below(shift(root.level + 1)) != 0 {
+        return None;
+    }
+    loop {
+        let bits = shift(at.level);
+        let entry = read_table(view, at.table + 8 * (iova >> bits & 511))?;
+        match format.decode(entry, at.level) {
+            Slot::Absent | Slot::Reserved => return None,
+            Slot::Page { leaf, bits: size } => {
+                return (leaf.read && at.read).then_some(leaf.physical | iova & below(size));
+            }
+            Slot::Table(next) if iova & below(bits) & !below(shift(next.level + 1)) != 0 => {
+                return None;
+            }
+            Slot::Table(next) => at = Upper { read: next.read && at.read, ..next },
+        }
+    }
+}
+
 /// A page in 2^`power` entries: all of them must be the same.
 fn check_replicas(bus: &mut Bus<'_>, table: u64, address: u64, entry: u64, power: u32) {
     let count = 1_u64 << power;

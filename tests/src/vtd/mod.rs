@@ -26,7 +26,7 @@ pub use config::Config;
 use crate::machine::{
     Bus, Cached, Denied, Machine, Map, Reach, Request, SoftwareUnit, Through, Trouble, View,
 };
-use crate::paging::{Caches, Upper, Why, translate};
+use crate::paging::{Caches, Upper, Why, look_up, translate};
 use walk::{CachedContext, Fault, Target};
 
 /// First and last address of the interrupt window (section 3.14).
@@ -186,6 +186,13 @@ impl SoftwareUnit for Vtd {
 
     fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
         self.look_binding(view, source)
+    }
+
+    fn lookup(&self, view: View<'_>, source: u16, iova: u64) -> Option<u64> {
+        let binding = if self.dead { None } else { self.look_binding(view, source) };
+        let (_, table, level) = binding?;
+        let root = Upper { table, level, read: true, write: true };
+        if level == 0 { Some(iova) } else { look_up(&self.config, view, root, iova) }
     }
 
     fn cached(&self) -> Vec<Cached> {
