@@ -207,7 +207,8 @@ impl Device {
         Allocation::new(&self.session, length, options)?.bytes()
     }
 
-    /// Gives this session a buffer of another session of its connection. Nothing is mapped yet.
+    /// Gives this session a buffer of another session of its connection; on Redox, of this process. Nothing is
+    /// mapped yet.
     ///
     /// # Errors
     /// `Quota`; `BadHandle` when the buffer came over another connection.

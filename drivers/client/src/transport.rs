@@ -77,6 +77,11 @@ pub trait Transport: Send + Sync {
     /// The server refuses, or the memory cannot be mapped.
     fn map(&self, handle: Handle) -> Result<Memory, Error>;
 
+    /// Whether handles are descriptors of the process, which name the same over each of its connections.
+    fn process_wide(&self) -> bool {
+        false
+    }
+
     /// Gives a session the buffer of another session; returns its slot there.
     ///
     /// # Errors

@@ -137,6 +137,10 @@ impl Transport for Scheme {
         Memory::of(fd, 0, length.ok_or(Breach::Memory)?)
     }
 
+    fn process_wide(&self) -> bool {
+        true
+    }
+
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
         // Two descriptors, one message: the session is told a key that nobody else knows, and the buffer brings it.
         bring(buffer, expect(session)?)
