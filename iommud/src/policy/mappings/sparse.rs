@@ -41,7 +41,8 @@ impl Mappings {
             }
         }
         let records = new.capacity();
-        new.sparse_below = if records > FEW { threshold(records) } else { 0 };
+        // The last one to go takes the rest along.
+        new.sparse_below = if records > FEW { threshold(records) } else { u32::from(records > 0) };
         *self = new;
     }
 }
