@@ -29,8 +29,8 @@ mod checks;
 #[path = "../../tests/vm/redox-guest/src/pattern.rs"]
 mod pattern;
 
-/// A boot takes some five seconds, the checks as many; a busy host several times that.
-const DEADLINE: Duration = Duration::from_secs(120);
+/// A boot takes some five seconds, the checks some forty; a busy host several times that.
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// Lines of the console that are shown after a failure.
 const TAIL: usize = 80;

@@ -37,9 +37,7 @@ struct Timer {
 
 impl Timer {
     fn open(period: Duration) -> io::Result<Self> {
-        let path = format!("/scheme/time/{CLOCK_MONOTONIC}");
-        let file = File::options().read(true).write(true).open(path)?;
-        Ok(Self { file, period, calm: period, pending: 0, soon: None })
+        Ok(Self { file: clock()?, period, calm: period, pending: 0, soon: None })
     }
 
     /// Its event has come.
@@ -63,18 +61,29 @@ impl Timer {
     }
 
     fn set(&mut self, after: Duration) -> io::Result<()> {
-        let mut now = TimeSpec::default();
-        self.file.read_exact(&mut now)?;
-        let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
-        let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), nanos);
-        let then = now.saturating_add(after);
-        let then = TimeSpec {
-            tv_sec: i64::try_from(then.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i32::try_from(then.subsec_nanos()).unwrap_or(0),
-        };
         self.pending += 1;
-        self.file.write_all(&then)
+        alarm(&self.file, after)
     }
+}
+
+/// Opens a timer.
+pub(super) fn clock() -> io::Result<File> {
+    let path = format!("/scheme/time/{CLOCK_MONOTONIC}");
+    File::options().read(true).write(true).open(path)
+}
+
+/// One event more of a timer's, `after` this time.
+pub(super) fn alarm(mut clock: &File, after: Duration) -> io::Result<()> {
+    let mut now = TimeSpec::default();
+    clock.read_exact(&mut now)?;
+    let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
+    let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), nanos);
+    let then = now.saturating_add(after);
+    let then = TimeSpec {
+        tv_sec: i64::try_from(then.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i32::try_from(then.subsec_nanos()).unwrap_or(0),
+    };
+    clock.write_all(&then)
 }
 
 /// What the loop waits for, all of it opened.
@@ -184,7 +193,8 @@ fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
     Ok(())
 }
 
-fn number(file: &File) -> io::Result<usize> {
+/// A descriptor's number, as the system's calls take it.
+pub(super) fn number(file: &impl AsRawFd) -> io::Result<usize> {
     usize::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 

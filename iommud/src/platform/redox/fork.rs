@@ -5,10 +5,15 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
+
+/// Between two attempts to kill a process.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// A child process.
 pub(super) struct Process {
     id: libc::pid_t,
+    ended: Option<ExitStatus>,
 }
 
 impl Process {
@@ -22,7 +27,7 @@ impl Process {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => std::process::exit(i32::from(!child())),
-            id => Ok(Self { id }),
+            id => Ok(Self { id, ended: None }),
         }
     }
 
@@ -30,17 +35,54 @@ impl Process {
     ///
     /// # Errors
     /// The system refuses.
-    pub(super) fn wait(self) -> io::Result<ExitStatus> {
-        let mut status = 0;
+    pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
         loop {
-            // SAFETY: `status` is writable for the time of the call.
-            if unsafe { libc::waitpid(self.id, &raw mut status, 0) } == self.id {
-                return Ok(ExitStatus::from_raw(status));
+            if let Some(status) = self.look(0)? {
+                return Ok(status);
             }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
+        }
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.look(libc::WNOHANG)
+    }
+
+    fn look(&mut self, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
+        if self.ended.is_some() {
+            return Ok(self.ended);
+        }
+        let mut status = 0;
+        // SAFETY: `status` is writable for the time of the call.
+        match unsafe { libc::waitpid(self.id, &raw mut status, options) } {
+            0 => Ok(None),
+            -1 => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+                error => Err(error),
+            },
+            _ => {
+                self.ended = Some(ExitStatus::from_raw(status));
+                Ok(self.ended)
             }
+        }
+    }
+
+    /// Kills it, which may take a while, or has it ended before.
+    ///
+    /// # Errors
+    /// The system refuses to say how it ended.
+    pub(super) fn kill(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            // One that is stopped does not always hear it the first time.
+            // SAFETY: no memory is concerned; the child is this process's own, and its number nobody else's.
+            let _ = unsafe { libc::kill(self.id, libc::SIGKILL) };
+            std::thread::sleep(AGAIN);
         }
     }
 }

@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use libredox::call::{call_wo, dup};
+use libredox::call::{call_wo, dup, write};
 use redox_scheme::Socket;
 use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
@@ -32,13 +32,19 @@ impl Keeper {
         Self { pipe: File::from(pipe) }
     }
 
-    /// Gives the keeper a descriptor, which this process loses.
+    /// That end itself.
+    pub(super) fn into_pipe(self) -> OwnedFd {
+        self.pipe.into()
+    }
+
+    /// Gives the keeper a descriptor, which this process loses, and a byte, which can be waited for.
     ///
     /// # Errors
     /// The keeper is gone.
     pub(super) fn give(&self, descriptor: usize) -> Result<()> {
         let pipe = usize::try_from(self.pipe.as_raw_fd()).map_err(|_| Error::new(EBADF))?;
         call_wo(pipe, &descriptor.to_ne_bytes(), CallFlags::FD, &[])?;
+        write(pipe, b"d")?;
         Ok(())
     }
 

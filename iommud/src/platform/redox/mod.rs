@@ -40,6 +40,8 @@ mod start;
 mod tables;
 
 #[cfg(target_os = "redox")]
+pub use keeper::keep_others;
+#[cfg(target_os = "redox")]
 pub use start::main;
 
 /// Maps registers, uncached.

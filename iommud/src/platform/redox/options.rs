@@ -39,8 +39,6 @@ pub(super) struct Options {
     pub(super) left: Vec<PhysRange>,
     /// Set by a keeper: functions that were driven when they died.
     pub(super) driven: Vec<PciAddress>,
-    /// Set by a keeper: standard input is the socket of a dead server.
-    pub(super) answer: bool,
 }
 
 impl Options {
@@ -60,7 +58,6 @@ impl Options {
                 Long("buffers") => options.buffers = parser.value()?.parse()?,
                 Long("oneshot") => options.oneshot = true,
                 Long("keep") => options.keep = true,
-                Long("answer") => options.answer = true,
                 Long("help") => return Ok(None),
                 _ => return Err(word.unexpected()),
             }

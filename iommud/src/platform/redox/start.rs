@@ -86,12 +86,8 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if options.answer {
-        keeper::answer_all();
-        return ExitCode::SUCCESS;
-    }
     let serve = |announce| match options.keep {
-        true => keeper::keep(&options, serve, announce),
+        true => keeper::keep(&options, &serve, announce),
         false => serve(&options, announce),
     };
     let announce = Announce::from_init().filter(|_| !options.oneshot);

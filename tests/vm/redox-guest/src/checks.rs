@@ -15,9 +15,12 @@ pub(crate) const EARLY: &[&str] = &[
     "nvme, started by pcid-spawner with its function's channel, works confined",
     "nvme writes, reads back and compares through granted buffers, woken by its controller's interrupts",
     "an NVMe command to memory never granted is blocked, told in words; the driver resets and goes on",
-    "an NVMe driver killed in the middle of writes is cut off, and the next one works",
+    "an NVMe driver killed in the middle of a write is cut off: a part was written, nothing else; the next one works",
     "faults are told by interrupt (VT-d), or asked for (AMD-Vi), and the server says which",
+    "a buffer that one process made is mapped for another one's device, and taken back",
     "iommud killed under load: its memory is held, clients are told, the next one takes over and loses nothing",
+    "a server killed or stopped while its keeper waits for a word of it: the memory stays held, another is started",
+    "with no interrupt vector to be had, faults are asked for and told all the same, and nvme polls and says so",
 ];
 
 /// Checks of a machine with a unit that its table does not describe.

@@ -59,6 +59,12 @@ pub(crate) fn expect(command: &mut Command, code: i32, part: &str) -> Seen {
     if output.status.code() == Some(code) && text.contains(part) { Ok(text) } else { Err(text) }
 }
 
+/// What a program says, however it ends.
+pub(crate) fn expect_any(command: &mut Command) -> Seen {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    Ok(words(&output))
+}
+
 /// A copy both ways.
 pub(crate) fn works(device: &str, how: &str) -> Seen {
     expect(&mut command(device, &[]), 0, how)

@@ -20,7 +20,7 @@ const DEVICE_BUFFER: u64 = 0x40000;
 const LENGTH: u64 = 256;
 
 /// What the device writes, and the child looks for.
-const BYTES: u8 = 0xa7;
+pub(crate) const BYTES: u8 = 0xa7;
 
 /// The parent: claims the device, hands its descriptor to a child of another user, and does the DMA that the
 /// child asks for, because registers are for uid 0.
@@ -57,22 +57,27 @@ pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
     if status.success() { Ok(said) } else { Err(format!("{status}: {said}")) }
 }
 
-/// Writes memory at `iova` and reads it back into the device: the first shows that it is reached.
-fn dma(registers: &mut Memory, iova: u64) -> Result<(), String> {
-    for words in [
-        [iova, DEVICE_BUFFER, LENGTH, START],
-        [DEVICE_BUFFER, iova + 1024, LENGTH, START | TO_MEMORY],
-    ] {
-        for (register, word) in DMA.into_iter().zip(words) {
-            registers.write_u64(register, word).ok_or("registers too short")?;
+/// Has the device read memory at `iova` and write it 1024 bytes further on.
+pub(crate) fn dma(registers: &mut Memory, iova: u64) -> Result<(), String> {
+    step(registers, [iova, DEVICE_BUFFER, LENGTH, START])?;
+    write_to(registers, iova + 1024)
+}
+
+/// Has the device write to memory what it read last.
+pub(crate) fn write_to(registers: &mut Memory, iova: u64) -> Result<(), String> {
+    step(registers, [DEVICE_BUFFER, iova, LENGTH, START | TO_MEMORY])
+}
+
+fn step(registers: &mut Memory, words: [u64; 4]) -> Result<(), String> {
+    for (register, word) in DMA.into_iter().zip(words) {
+        registers.write_u64(register, word).ok_or("registers too short")?;
+    }
+    let started = Instant::now();
+    while registers.read_u64(DMA[3]).ok_or("registers too short")? & START != 0 {
+        if started.elapsed() > Duration::from_secs(5) {
+            return Err("the device does not end".into());
         }
-        let started = Instant::now();
-        while registers.read_u64(DMA[3]).ok_or("registers too short")? & START != 0 {
-            if started.elapsed() > Duration::from_secs(5) {
-                return Err("the device does not end".into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }

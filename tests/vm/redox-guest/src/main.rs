@@ -4,10 +4,16 @@
 
 #![cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "runs on Redox"))]
 
+#[cfg(target_os = "redox")]
+mod brought;
 mod disk;
 mod drivers;
 #[cfg(target_os = "redox")]
+mod fake;
+#[cfg(target_os = "redox")]
 mod inherited;
+#[cfg(target_os = "redox")]
+mod keeper;
 #[cfg(target_os = "redox")]
 mod names;
 mod nvme;
@@ -15,6 +21,8 @@ mod pattern;
 #[cfg(target_os = "redox")]
 mod restart;
 mod root;
+#[cfg(target_os = "redox")]
+mod vectors;
 
 use std::fs;
 
@@ -36,6 +44,12 @@ fn main() {
         Some("late") => late(),
         Some("stranger") => drivers::open(&std::env::args().nth(2).unwrap_or_default()),
         Some("inherited") => inherited::child(),
+        Some("bring") => brought::child(&std::env::args().nth(2).unwrap_or_default()),
+        Some("copied") => restart::copied(),
+        Some("reader") => restart::read_on(),
+        Some("idle") => restart::idle(),
+        Some("keeper") => keeper::run(&std::env::args().nth(2).unwrap_or_default()),
+        Some("keep") => fake::keep(&std::env::args().nth(2).unwrap_or_default()),
         Some("mark") => {
             mark(&std::env::args().nth(2).unwrap_or_default());
             Ok(())
@@ -117,7 +131,11 @@ fn early() -> Result<(), String> {
         report.check(nvme::rogue(&controller));
         report.check(nvme::killed(&connection, &controller));
         report.check(drivers::interrupts(&connection));
+        report.check(brought::check(&connection, &device));
         report.check(restart::check(&device));
+        report.check(keeper::check());
+        // Last: the kernel does not take vectors back.
+        report.check(vectors::check(&device, &controller));
     }
     println!("@@end");
     Ok(())

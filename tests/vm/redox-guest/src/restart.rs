@@ -1,7 +1,8 @@
 //! The server is killed again and again, under load; the next one takes over.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use iommu_client::{BufferOptions, Connection, Device, Error};
@@ -13,18 +14,29 @@ use crate::drivers;
 /// How long a server may take to come back.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Deaths of the server.
+/// Deaths of the server with drivers at work.
 const KILLS: usize = 3;
+
+/// Deaths of the server while a name of its is looked up.
+const MORE: usize = 30;
+
+/// Bytes of memory that a server has.
+const SERVER: usize = 12 << 20;
+
+/// Processes that end with a server: itself, the one that holds its memory, the one that answers for it.
+const ENDED: u64 = 3;
+
+/// Bytes that may be missing after a death, besides what the kernel keeps of as many other processes that end.
+const MOST_LOST: u64 = 32 << 10;
+
+/// Processes that look names up all the time.
+const READERS: usize = 2;
 
 /// Bytes of memory that are written after each death, for the kernel to take from where it likes.
 const CHURN: usize = 48 << 20;
 
-/// Free memory that may be missing after all of them. A server takes 12 MiB; what other processes that ended cost
-/// the kernel is some hundred KiB each time.
-const MOST_LOST: u64 = 4 << 20;
-
-/// SIGKILL, as every Unix numbers it.
-const SIGKILL: u32 = 9;
+/// As every Unix numbers it, and as Redox does.
+pub(crate) const SIGKILL: u32 = 9;
 
 /// A byte that nothing else writes.
 const CANARY: u8 = 0x5c;
@@ -41,21 +53,144 @@ pub(crate) fn check(device: &str) -> Seen {
         told.push(words);
         longest = longest.max(away);
     }
-    let lost = free.saturating_sub(self::free()?);
+    let loaded = free.saturating_sub(self::free()?);
+    let more = looked_up()?;
     let text =
         Connection::system().and_then(|all| all.text("status")).map_err(|e| e.to_string())?;
     if !text.contains("enabled") {
         return Err(text);
     }
-    if lost > MOST_LOST {
-        return Err(format!("{lost} bytes of memory did not come back after {KILLS} deaths"));
-    }
     let next = drivers::works(device, ", confined")?;
     Ok(format!(
-        "{KILLS} times; away for at most {} ms; {}; {lost} bytes lost; the next: {next}",
+        "{KILLS} times; away for at most {} ms; {}; {loaded} bytes lost; {more}; the next: {next}",
         longest.as_millis(),
         told.join(", ")
     ))
+}
+
+/// Kills it while the one who looks up names for every process waits for its answer.
+fn looked_up() -> Seen {
+    let mut readers =
+        (0..READERS).map(|_| task("reader")).collect::<Result<Vec<Child>, String>>()?;
+    let mut copied = Copied::start()?;
+    let mut longest = Duration::ZERO;
+    let free = self::free()?;
+    for _ in 0..MORE {
+        let server = server()?.ok_or("not one keeper, one server and one that holds")?;
+        libredox::call::kill(server, SIGKILL).map_err(|error| format!("kill {server}: {error}"))?;
+        longest = longest.max(back(server, Instant::now())?);
+    }
+    let lost = free.saturating_sub(self::free()?);
+    for reader in &mut readers {
+        reader.kill().and_then(|()| reader.wait()).map_err(|error| format!("reader: {error}"))?;
+    }
+    let copied = copied.ask()?;
+    let free = self::free()?;
+    for _ in 0..MORE {
+        idler()?;
+    }
+    let control = free.saturating_sub(self::free()?);
+    let deaths = u64::try_from(MORE).unwrap_or(1);
+    let (each, process) = (lost / deaths, control / deaths);
+    let detail = format!(
+        "{MORE} times while names are looked up, away for at most {} ms, each costs {each} bytes; a process that ends costs {process}; {copied}",
+        longest.as_millis()
+    );
+    if each > ENDED * process + MOST_LOST { Err(detail) } else { Ok(detail) }
+}
+
+/// This program, at one of its tasks.
+fn task(task: &str) -> Result<Child, String> {
+    Command::new("/scheme/initfs/bin/redox-guest")
+        .arg(task)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{task}: {error}"))
+}
+
+/// A process whose name space was copied before.
+struct Copied {
+    process: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Copied {
+    fn start() -> Result<Self, String> {
+        let mut process = Command::new("/scheme/initfs/bin/redox-guest")
+            .arg("copied")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("copied: {error}"))?;
+        let output = process.stdout.take().ok_or("copied: no output")?;
+        let mut this = Self { process, lines: BufReader::new(output) };
+        this.line().map(|_| this)
+    }
+
+    fn line(&mut self) -> Seen {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).map_err(|error| format!("copied: {error}"))?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// What it is told now.
+    fn ask(&mut self) -> Seen {
+        drop(self.process.stdin.take());
+        let (said, status) = (self.line()?, self.process.wait());
+        match status {
+            Ok(status) if status.success() => Ok(said),
+            other => Err(format!("{said}: {other:?}")),
+        }
+    }
+}
+
+/// The task: connects with names of its own, and again when its input ends.
+pub(crate) fn copied() -> Result<(), String> {
+    let all = libredox::call::mkns(&[b"*".as_slice().into()]);
+    all.and_then(libredox::call::setns).map_err(|error| format!("mkns: {error}"))?;
+    let before = Connection::system().and_then(|all| all.text("status"));
+    before.map_err(|error| format!("before: {error}"))?;
+    println!("ready");
+    let mut rest = Vec::new();
+    std::io::stdin().read_to_end(&mut rest).map_err(|error| format!("stdin: {error}"))?;
+    match Connection::system() {
+        Err(Error::Disconnected) => {
+            println!("a copied name space names nobody: told that it is gone")
+        }
+        Ok(_) => return Err("a copied name space names the next server".into()),
+        Err(other) => return Err(format!("a copied name space: {other}")),
+    }
+    Ok(())
+}
+
+/// A process with as much memory as a server, and its death.
+fn idler() -> Result<(), String> {
+    let mut process = task("idle")?;
+    let mut ready = [0];
+    let output = process.stdout.as_mut().ok_or("idle: no output")?;
+    output
+        .read_exact(&mut ready)
+        .and_then(|()| process.kill())
+        .and_then(|()| process.wait().map(drop))
+        .map_err(|error| format!("idle: {error}"))
+}
+
+/// The task: looks a name up, again and again.
+pub(crate) fn read_on() -> ! {
+    loop {
+        let _ = fs::read_to_string("/scheme/iommu/status");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The task: nothing, with as much memory as a server has.
+pub(crate) fn idle() -> ! {
+    let memory = vec![0xff_u8; SERVER];
+    println!("{} bytes", memory.len());
+    loop {
+        std::thread::sleep(PATIENCE);
+    }
 }
 
 fn once(device: &str, disk: &mut Disk) -> Result<(String, Duration), String> {
@@ -119,7 +254,7 @@ fn driver(device: &str) -> Result<Child, String> {
 }
 
 /// Waits for the next server.
-fn back(dead: usize, since: Instant) -> Result<Duration, String> {
+pub(crate) fn back(dead: usize, since: Instant) -> Result<Duration, String> {
     while since.elapsed() < PATIENCE {
         let status = fs::read_to_string("/scheme/iommu/status");
         let alive = server()?.is_some_and(|server| server != dead);
@@ -133,7 +268,7 @@ fn back(dead: usize, since: Instant) -> Result<Duration, String> {
 
 /// The server, when there are as many processes of iommud as it takes: the keeper is the oldest, the next one holds
 /// the memory, and the last one is the server. The one that held a dead server's is gone when that is given up.
-fn server() -> Result<Option<usize>, String> {
+pub(crate) fn server() -> Result<Option<usize>, String> {
     let path = "/scheme/sys/context";
     let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
     let iommud = |line: &str| {
