@@ -371,11 +371,11 @@ fn more_memory(all: &mut Vec<Play>, long: bool) {
         long,
     ));
     all.push(play(
-        "a buffer of two",
+        "a buffer of two sessions",
         Scene::apart(Mode::Strict),
         &[
             client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1), Release(D1)]),
-            client(2, &[Claim(D2), Attach(D2), Import(D2, C1, D1), Map(D2), Unmap(D2)]),
+            client(1, &[Claim(D2), Attach(D2), Import(D2, C1, D1), Map(D2)]),
             machine(&[Die(C1)]),
         ],
         &[machine(&[Removed(D2)])],
