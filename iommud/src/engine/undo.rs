@@ -143,7 +143,7 @@ impl<U: Unit> Engine<U> {
     fn take_back_map(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
         let Ok(table) = table_of(&mut self.tables, domain) else { return };
         let mut detached = Detached::new();
-        let unmapped = table.pages.unmap(&mut self.memory, range, &mut detached);
+        let unmapped = table.pages.undo_map(&mut self.memory, range, &mut detached);
         // Exactly what was mapped needs no table for a split: this does not fail.
         undo.unproved |= unmapped.is_err();
         self.settle(domain, range, detached, undo);

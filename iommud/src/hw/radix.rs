@@ -9,18 +9,21 @@
 //!          them once every unit has forgotten them
 //! ```
 //!
-//! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked. The root
-//! itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
+//! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked, but for one
+//! ([`idle`]). The root itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
 //! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
 //! contiguous run of stores is cleaned once; a new table is cleaned as a whole, once.
 
 mod depth;
 mod detached;
 mod group;
+mod idle;
 mod list;
 mod map;
 mod unmap;
 
+#[cfg(test)]
+mod idle_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
@@ -41,6 +44,7 @@ use crate::topology::capabilities::PageSizes;
 use depth::KEPT;
 use detached::{Run, RunKind};
 use group::{fill, fill_new, successor};
+use idle::{Idle, Recent};
 
 /// Slots of a table.
 const SLOTS: usize = 512;
@@ -170,9 +174,6 @@ fn slot_count(slots: usize) -> u16 {
     u16::try_from(slots).unwrap_or(u16::MAX)
 }
 
-/// No region of 2 MiB.
-const NOT_RECENT: (u64, PhysAddr) = (u64::MAX, PhysAddr(0));
-
 /// A page table of format `F`. It owns its tables; they are given back by [`PageTable::destroy`].
 ///
 /// Translations do not change until a method says so, and every method either does all of what was asked or
@@ -182,8 +183,9 @@ pub struct PageTable<F: PteFormat> {
     levels: u8,
     page_sizes: PageSizes,
     coherent: bool,
-    /// The last 2 MiB region that was looked up (its address over 2 MiB) and its table of pages.
-    recent: (u64, PhysAddr),
+    /// The last table of pages that was looked up.
+    recent: Recent,
+    idle: Idle,
     /// Stores into live tables that `map` will do; empty between calls, kept for its capacity.
     pending: Vec<Run>,
     format: PhantomData<fn() -> F>,
@@ -217,7 +219,8 @@ impl<F: PteFormat> PageTable<F> {
             levels,
             page_sizes: page_sizes | PageSizes::SIZE_4K,
             coherent,
-            recent: NOT_RECENT,
+            recent: Recent::NOTHING,
+            idle: Idle::NOBODY,
             pending: Vec::new(),
             format: PhantomData,
         })
@@ -271,22 +274,16 @@ impl<F: PteFormat> PageTable<F> {
     }
 
     /// The table of pages that translates all of `range`, if there is one.
-    fn page_table<M: TableMemory>(&mut self, memory: &M, range: IovaRange) -> Option<PhysAddr> {
+    #[inline]
+    fn page_table<M: TableMemory>(&mut self, memory: &M, range: IovaRange) -> Option<Recent> {
         let region = range.first().0 >> shift(2);
         if range.last().0 >> shift(2) != region {
             return None;
         }
-        if self.recent.0 == region {
-            return Some(self.recent.1);
+        if self.recent.region != region {
+            self.recent = self.look_up(memory, region)?;
         }
-        let mut table = self.root;
-        for level in (2..=self.levels).rev() {
-            let entry = memory.load(table, slot_of(range.first().0, level));
-            let PteSlot::Table(next) = F::decode(entry, level) else { return None };
-            table = next;
-        }
-        self.recent = (region, table);
-        Some(table)
+        Some(self.recent)
     }
 
     /// Whether a leaf at `level` is allowed.

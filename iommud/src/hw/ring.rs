@@ -77,15 +77,17 @@ impl Ring {
     }
 
     const fn advance(&mut self) {
-        self.next = (self.next + 1) % self.entries;
+        self.next += 1;
+        if self.next == self.entries {
+            self.next = 0;
+        }
     }
 
     /// Writes an entry and moves on. `coherent` says whether the unit snoops. The caller knows that there
     /// is room, and tells the unit afterwards.
     pub(crate) fn put<M: TableMemory>(&mut self, memory: &mut M, entry: [u64; 2], coherent: bool) {
         let (frame, word) = self.place();
-        memory.store(frame, word, entry[0]);
-        memory.store(frame, word + 1, entry[1]);
+        memory.write(frame, word, 2, &mut entry.into_iter());
         if !coherent {
             memory.clean(frame, word, 2);
         }

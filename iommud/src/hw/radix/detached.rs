@@ -80,12 +80,20 @@ pub struct Detached {
     stale: Option<(Iova, Iova)>,
     /// Tables were unlinked or replaced.
     structure: bool,
+    /// The region whose empty table stayed linked before another one's did.
+    idle_before: Option<u64>,
 }
 
 impl Detached {
     /// Nothing.
     pub const fn new() -> Self {
-        Self { runs: Vec::new(), tables: Vec::new(), stale: None, structure: false }
+        Self {
+            runs: Vec::new(),
+            tables: Vec::new(),
+            stale: None,
+            structure: false,
+            idle_before: None,
+        }
     }
 
     /// Whether there is nothing to release.
@@ -126,6 +134,16 @@ impl Detached {
         self.stale = Some((around.first(), around.last()));
     }
 
+    /// Notes that the empty table of a region gives up its place to another one.
+    pub(super) fn stood_by(&mut self, region: u64) {
+        self.idle_before.get_or_insert(region);
+    }
+
+    /// What [`Detached::stood_by`] was told first.
+    pub(super) const fn idle_before(&self) -> Option<u64> {
+        self.idle_before
+    }
+
     /// Notes slots that changed.
     pub(super) fn note(&mut self, run: Run) {
         self.structure |= matches!(run.kind, RunKind::Table | RunKind::Split);
@@ -133,7 +151,17 @@ impl Detached {
     }
 
     /// Frees all tables in it.
+    #[inline]
     pub(super) fn release<F: PteFormat, M: TableMemory>(&mut self, memory: &mut M) {
+        if self.structure || !self.tables.is_empty() {
+            self.free_tables::<F, M>(memory);
+        }
+        self.runs.clear();
+        (self.stale, self.structure, self.idle_before) = (None, false, None);
+    }
+
+    #[inline(never)]
+    fn free_tables<F: PteFormat, M: TableMemory>(&mut self, memory: &mut M) {
         for run in self.runs.drain(..) {
             if run.kind != RunKind::Table {
                 continue;
@@ -145,6 +173,5 @@ impl Detached {
         for (table, level) in self.tables.drain(..) {
             free_subtree::<F, M>(memory, table, level);
         }
-        (self.stale, self.structure) = (None, false);
     }
 }

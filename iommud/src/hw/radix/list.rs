@@ -7,7 +7,7 @@ use iommu_protocol::wire::Access;
 
 use super::{
     Iova, IovaRange, MapError, PAGE_SIZE, PHYSICAL_BITS, PageTable, PhysAddr, PteFormat, PteSlot,
-    Run, RunKind, SLOTS, TableMemory, slot_count, slot_of,
+    Recent, Run, RunKind, SLOTS, TableMemory, slot_count, slot_of,
 };
 
 /// A table of pages.
@@ -32,7 +32,7 @@ impl<F: PteFormat> PageTable<F> {
         access: Access,
     ) -> Result<(), MapError> {
         self.check_list(range, pages, access)?;
-        if let Some(table) = self.page_table(memory, range) {
+        if let Some(Recent { table, .. }) = self.page_table(memory, range) {
             let first = slot_of(range.first().0, 1);
             check_empty::<F, M>(memory, table, range.first(), pages.len())?;
             self.store_list(memory, table, first, pages, access);

@@ -3,8 +3,8 @@
 use iommu_protocol::wire::Access;
 
 use super::{
-    Iova, IovaRange, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Run, RunKind, SLOTS,
-    TableMemory, fill, fill_new, free_subtree, slot_count, slot_of, slot_size,
+    Iova, IovaRange, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Recent, Run, RunKind,
+    SLOTS, TableMemory, fill, fill_new, free_subtree, slot_count, slot_of, slot_size,
 };
 
 /// Consecutive I/O virtual addresses over consecutive memory.
@@ -62,6 +62,7 @@ impl<F: PteFormat> PageTable<F> {
     /// # Errors
     /// `Unaligned`, `OutOfReach`, `NoAccess`, `Overlap` with the first page that is mapped already,
     /// `Memory`. Nothing has changed then.
+    #[inline]
     pub fn map<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -75,9 +76,19 @@ impl<F: PteFormat> PageTable<F> {
         }
         let mapping =
             Mapping { first: range.first().0, last: range.last().0, phys: phys.0, access };
-        if let Some(table) = self.page_table(memory, range) {
+        if let Some(Recent { table, .. }) = self.page_table(memory, range) {
             return self.enter_pages(memory, table, mapping);
         }
+        self.map_anew(memory, mapping)
+    }
+
+    /// As `map`, where there is no table of pages for all of it.
+    #[inline(never)]
+    fn map_anew<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        mapping: Mapping,
+    ) -> Result<(), MapError> {
         let prepared = self.prepare(memory, self.root, self.levels, mapping);
         self.enter_pending(memory, prepared)
     }
@@ -159,16 +170,38 @@ impl<F: PteFormat> PageTable<F> {
     }
 
     /// Maps pages of one table, which is live.
+    #[inline(always)]
     fn enter_pages<M: TableMemory>(
         &self,
         memory: &mut M,
         table: PhysAddr,
         mapping: Mapping,
     ) -> Result<(), MapError> {
+        if mapping.last - mapping.first < slot_size(1) {
+            return self.enter_page(memory, table, mapping);
+        }
         let (index, count) = free_pages::<F, M>(memory, table, mapping)?;
         fill::<F, M>(memory, table, index, count, PhysAddr(mapping.phys), mapping.access, 1);
         *memory.live(table) += slot_count(count);
         self.clean(memory, table, index, count);
+        Ok(())
+    }
+
+    /// As `enter_pages`, for one page.
+    #[inline(always)]
+    fn enter_page<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        mapping: Mapping,
+    ) -> Result<(), MapError> {
+        let slot = slot_of(mapping.first, 1);
+        if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
+            return Err(MapError::Overlap(Iova(mapping.first)));
+        }
+        memory.store(table, slot, F::leaf(PhysAddr(mapping.phys), mapping.access, 1));
+        *memory.live(table) += 1;
+        self.clean(memory, table, slot, 1);
         Ok(())
     }
 

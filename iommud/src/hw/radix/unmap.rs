@@ -1,8 +1,8 @@
 //! Taking translations out, and putting them back.
 
 use super::{
-    Detached, Iova, IovaRange, KEPT, Leaf, MapError, NOT_RECENT, PageTable, PhysAddr, PteFormat,
-    PteSlot, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size, successor,
+    Detached, Iova, IovaRange, KEPT, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot,
+    Recent, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size, successor,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -40,37 +40,57 @@ impl Removal<'_> {
 impl<F: PteFormat> PageTable<F> {
     /// Takes all translations of `range` out; pages in it that are not mapped are no error. A table that
     /// the range covers is unlinked by one store with all below it, a table that becomes empty is unlinked
-    /// too, and a superpage that is covered partly is replaced by a table of smaller pages. Nothing is
-    /// freed: `detached` gets what [`PageTable::release`] frees or [`PageTable::relink`] puts back.
+    /// too, but for one of pages that may stay for the next map, and a superpage that is covered partly is
+    /// replaced by a table of smaller pages. Nothing is freed: `detached` gets what [`PageTable::release`] frees
+    /// or [`PageTable::relink`] puts back.
     ///
     /// # Errors
     /// `Unaligned`, `OutOfReach`, and `Memory` when there is none for a split. Nothing has changed then.
+    #[inline]
     pub fn unmap<M: TableMemory>(
         &mut self,
         memory: &mut M,
         range: IovaRange,
         detached: &mut Detached,
     ) -> Result<(), MapError> {
+        self.take_out(memory, range, true, detached)
+    }
+
+    /// As [`PageTable::unmap`], for what [`PageTable::map`] just entered: no table stays that was not there.
+    ///
+    /// # Errors
+    /// As [`PageTable::unmap`].
+    pub fn undo_map<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        detached: &mut Detached,
+    ) -> Result<(), MapError> {
+        self.take_out(memory, range, false, detached)
+    }
+
+    /// With `new`, a table that becomes empty may begin to stay.
+    #[inline(always)]
+    fn take_out<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        new: bool,
+        detached: &mut Detached,
+    ) -> Result<(), MapError> {
         self.check(range, PhysAddr(0))?;
         let (first, last) = (range.first().0, range.last().0);
         let start = detached.runs.len();
-        // A table that the range covers is unlinked as a whole, below.
+        // A table that the range covers is unlinked as a whole.
         let whole = last - first >= slot_size(2) - 1;
-        if let Some(table) = self.page_table(memory, range).filter(|_| !whole) {
-            detached.spoil(range);
-            self.remove_pages(memory, table, first, last, detached);
-            if *memory.live(table) == 0 {
-                self.prune(memory, self.root, self.levels, first, detached);
-                self.recent = NOT_RECENT;
+        match self.page_table(memory, range).filter(|_| !whole) {
+            Some(found) => {
+                detached.spoil(range);
+                if self.remove_pages(memory, found.table, first, last, detached) == 0 {
+                    self.emptied(memory, found, new, detached);
+                }
             }
-        } else {
-            let splits = self.prepare_splits(memory, range)?;
-            detached.spoil(range);
-            let wholes = splits.iter().flatten().filter_map(Split::range);
-            wholes.for_each(|whole| detached.spoil(whole));
-            let mut removal = Removal { splits, detached };
-            self.remove(memory, self.root, self.levels, first, last, &mut removal);
-            self.recent = NOT_RECENT;
+            None => self.take_out_tables(memory, range, detached)?,
         }
         // A call that found nothing is still a call that `relink` undoes.
         match detached.runs.get_mut(start) {
@@ -83,12 +103,33 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
+    /// As `take_out`, for a range that is not part of one table of pages.
+    #[inline(never)]
+    fn take_out_tables<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        detached: &mut Detached,
+    ) -> Result<(), MapError> {
+        let splits = self.prepare_splits(memory, range)?;
+        detached.spoil(range);
+        let wholes = splits.iter().flatten().filter_map(Split::range);
+        wholes.for_each(|whole| detached.spoil(whole));
+        let mut removal = Removal { splits, detached };
+        let (first, last) = (range.first().0, range.last().0);
+        self.remove(memory, self.root, self.levels, first, last, &mut removal);
+        self.recent = Recent::NOTHING;
+        self.leave_none_alone(memory, super::idle::NONE, detached);
+        Ok(())
+    }
+
     /// Undoes the last [`PageTable::unmap`] that put something into `detached`, provided that the page
     /// table is as that call left it: each word of each table is as before the call. The tables of a
     /// split, which a unit may have walked through by now, stay in `detached` to be released after an
     /// invalidation; when `detached` is empty afterwards, nothing needs one.
     pub fn relink<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
-        self.recent = NOT_RECENT;
+        self.recent = Recent::NOTHING;
+        self.stand_by_again(detached);
         while let Some(run) = detached.runs.pop() {
             let index = usize::from(run.index);
             match run.kind {
@@ -128,7 +169,8 @@ impl<F: PteFormat> PageTable<F> {
         removal: &mut Removal<'_>,
     ) {
         if level == 1 {
-            return self.remove_pages(memory, table, first, last, removal.detached);
+            self.remove_pages(memory, table, first, last, removal.detached);
+            return;
         }
         self.cut_ends(memory, table, level, (first, last), removal.detached);
         let size = slot_size(level);
@@ -170,7 +212,9 @@ impl<F: PteFormat> PageTable<F> {
         self.clean(memory, table, changed.first, changed.end - changed.first);
     }
 
-    /// Takes the pages from `first` to `last` out of a table of pages, which translates them.
+    /// Takes the pages from `first` to `last` out of a table of pages, which translates them. Returns how many
+    /// slots it has in use then.
+    #[inline(always)]
     fn remove_pages<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -178,9 +222,36 @@ impl<F: PteFormat> PageTable<F> {
         first: u64,
         last: u64,
         detached: &mut Detached,
-    ) {
+    ) -> u16 {
         self.cut_ends(memory, table, 1, (first, last), detached);
         let (start, end) = (slot_of(first, 1), slot_of(last, 1) + 1);
+        let gone = if end - start == 1 {
+            let entry = memory.load(table, start);
+            let mapped = matches!(F::decode(entry, 1), PteSlot::Leaf { .. });
+            if mapped {
+                memory.store(table, start, 0);
+                detached.note(Run::new(table, start, 1, 1, entry, RunKind::Leaves));
+            }
+            u16::from(mapped)
+        } else {
+            Self::remove_many(memory, table, start, end, detached)
+        };
+        if gone > 0 {
+            self.clean(memory, table, start, end - start);
+        }
+        let live = memory.live(table);
+        *live -= gone;
+        *live
+    }
+
+    /// Takes all pages of these slots out, and notes them in runs; returns how many they were.
+    fn remove_many<M: TableMemory>(
+        memory: &mut M,
+        table: PhysAddr,
+        start: usize,
+        end: usize,
+        detached: &mut Detached,
+    ) -> u16 {
         let mut run = Run::new(table, start, 0, 1, 0, RunKind::Leaves);
         // The entry that would continue the run; 0 continues nothing.
         let mut next = 0;
@@ -206,12 +277,11 @@ impl<F: PteFormat> PageTable<F> {
         if run.count > 0 {
             detached.note(run);
         }
-        *memory.live(table) -= gone;
-        self.clean(memory, table, start, if gone > 0 { end - start } else { 0 });
+        gone
     }
 
     /// Unlinks the tables on the way to `iova` that have become empty, from the lowest up.
-    fn prune<M: TableMemory>(
+    pub(super) fn prune<M: TableMemory>(
         &self,
         memory: &mut M,
         table: PhysAddr,

@@ -66,6 +66,9 @@ impl Queue {
             return Err(UnitError::Unsupported { what: "a request longer than half the queue" });
         }
         self.put(port, memory, request);
+        if self.done.reached(memory) {
+            return Ok(());
+        }
         match self.wait(port, memory)? {
             Outcome::Done => return Ok(()),
             Outcome::Aborted { .. } => self.put(port, memory, request),
@@ -81,6 +84,7 @@ impl Queue {
 
     /// Writes the descriptors and their wait, and shows them to the unit. The unit always reads the queue
     /// through the caches, whatever it does with tables (ECAP.C, section 11.4.3).
+    #[inline]
     fn put<R: RegisterIo, C, M: TableMemory>(
         &mut self,
         port: &mut Port<R, C>,
@@ -97,6 +101,7 @@ impl Queue {
     }
 
     /// Waits for the last value given out.
+    #[inline(never)]
     fn wait<R: RegisterIo, C: Clock, M: TableMemory>(
         &self,
         port: &mut Port<R, C>,
