@@ -17,7 +17,7 @@ use crate::policy::ranges::Ranges;
 use crate::policy::registry::Registry;
 use crate::policy::slab::Slab;
 use crate::policy::space::{SPACE_BITS, Wanted};
-use crate::policy::state::{Buffer, Domain, Memory, Session, SlotRecord};
+use crate::policy::state::{Account, Buffer, Domain, Memory, Session, SlotRecord};
 
 /// What the elements of one batch work on.
 struct Batch<'a> {
@@ -29,8 +29,9 @@ struct Batch<'a> {
     buffers: &'a Slab<Buffer>,
     closed: &'a Ranges,
     quotas: &'a Quotas,
-    /// Mappings that the client may still make.
-    left: u32,
+    accounts: &'a Slab<Account>,
+    /// Mappings that the client may still make, once it makes one.
+    left: Option<u32>,
     draft: &'a mut Draft,
     mapped: Option<IovaRange>,
     unmapped: Option<IovaRange>,
@@ -43,15 +44,47 @@ impl Registry {
         id: SessionId,
         items: &[BatchRequest],
     ) -> Result<Outcome, Refused> {
-        let session = self.usable(id)?;
-        let used = self.accounts.get(session.client).map_or(u32::MAX, |a| a.mappings);
-        let quotas = &self.machine.config.quotas;
-        let left = quotas.mappings.saturating_sub(used);
-        let Some(domain_id) = session.domain else {
-            return self.batch_direct(draft, id, items, left);
-        };
-        let domain = self.domains.get_mut(domain_id.0).ok_or(Refusal::BadHandle)?;
+        let work = |batch: &mut Batch<'_>| each(items, |item| batch.item(item));
+        match self.in_domain(draft, id, work)? {
+            Some(outcome) => Ok(outcome),
+            None => self.batch_direct(draft, id, items),
+        }
+    }
+
+    /// A batch of one: its address, 0 for an unmap or revoke.
+    #[inline]
+    pub(super) fn change(
+        &mut self,
+        draft: &mut Draft,
+        id: SessionId,
+        item: &BatchRequest,
+    ) -> Result<Iova, Refusal> {
+        match self.in_domain(draft, id, |batch| batch.item(item))? {
+            Some(iova) => Ok(iova),
+            None => match self.batch_direct(draft, id, core::slice::from_ref(item))? {
+                Outcome::Single(iova) => Ok(iova),
+                _ => Err(Refusal::BadOperation),
+            },
+        }
+    }
+
+    /// Has `work` decide what becomes of a session's domain, and orders what follows from it; `None` when the
+    /// session has no domain.
+    #[inline(always)]
+    fn in_domain<T, E: From<Refusal>>(
+        &mut self,
+        draft: &mut Draft,
+        id: SessionId,
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
         let session = self.sessions.get(id.0).ok_or(Refusal::BadHandle)?;
+        self.machine.check_session(session)?;
+        let Some(domain_id) = session.domain else { return Ok(None) };
+        let domain = self.domains.get_mut(domain_id.0).ok_or(Refusal::BadHandle)?;
+        if domain.tainted {
+            return Err(Refusal::UnitFailed.into());
+        }
+        let quotas = &self.machine.config.quotas;
         let mut batch = Batch {
             id: domain_id,
             session_id: id,
@@ -61,23 +94,26 @@ impl Registry {
             buffers: &self.buffers,
             closed: &self.closed,
             quotas,
-            left,
+            accounts: &self.accounts,
+            left: None,
             draft,
             mapped: None,
             unmapped: None,
         };
         batch.draft.changes.domain = domain_id;
         batch.draft.changes.account = session.client;
-        let outcome = each(items, |item| batch.item(item))?;
+        let done = work(&mut batch)?;
         let Batch { mapped, unmapped, draft, domain, .. } = batch;
         if let Some(range) = unmapped {
             draft.invalidate(domain_id, domain, range);
-            draft.last.push(Step::ReleaseTables { domain: domain_id });
         }
         if let Some(range) = mapped {
             draft.publish(domain_id, domain, range);
         }
-        Ok(outcome)
+        if unmapped.is_some() {
+            draft.steps.push(Step::ReleaseTables { domain: domain_id });
+        }
+        Ok(Some(done))
     }
 
     /// As `batch`, for a device that no unit confines: addresses are those of the memory, and only the count
@@ -87,8 +123,9 @@ impl Registry {
         draft: &mut Draft,
         id: SessionId,
         items: &[BatchRequest],
-        mut left: u32,
     ) -> Result<Outcome, Refused> {
+        let session = self.open_session(id)?;
+        let mut left = mappings_left(&self.accounts, session, &self.machine.config.quotas);
         each(items, |item| {
             let (slot, offset, length, more) = self.direct(id, item)?;
             if more {
@@ -161,13 +198,14 @@ impl SlotRecord {
 }
 
 impl Batch<'_> {
+    #[inline(always)]
     fn item(&mut self, item: &BatchRequest) -> Result<Iova, Refusal> {
         match item {
             BatchRequest::Map(request) => self.map(request),
             BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length),
             BatchRequest::Grant(request) => self.grant(request),
             BatchRequest::Revoke { slot, offset, length } => {
-                let number = self.slot(slot.0)?;
+                let number = slot_of(self.session, slot.0)?;
                 let record = self.slots.get(number).ok_or(Refusal::BadHandle)?;
                 let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
                 let iova = grants.range.first().checked_add(*offset).ok_or(Refusal::Range)?;
@@ -176,16 +214,13 @@ impl Batch<'_> {
         }
     }
 
-    fn slot(&self, slot: u32) -> Result<u32, Refusal> {
-        self.session.slots.get(slot as usize).copied().flatten().ok_or(Refusal::BadHandle)
-    }
-
+    #[inline(always)]
     fn map(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
-        let number = self.slot(request.slot.0)?;
-        let record = self.slots.get(number).ok_or(Refusal::BadHandle)?;
+        let number = slot_of(self.session, request.slot.0)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
         check(request, buffer)?;
-        self.left = self.left.checked_sub(1).ok_or(Refusal::Quota)?;
+        self.left = charge(self.left, self.accounts, self.session, self.quotas)?;
         let range = if request.flags.contains(MapFlags::FIXED) {
             let range = IovaRange::new(request.iova, request.length).ok_or(Refusal::Range)?;
             fixed(self.domain, self.closed, self.quotas.regions, range)?
@@ -195,19 +230,18 @@ impl Batch<'_> {
             take(self.domain, self.quotas.regions, wanted)?
         };
         let MapRequest { offset, access, .. } = *request;
-        self.enter(
-            buffer,
-            Mapping { range, slot: number, offset, access, grant: false, list: false },
-        );
+        let mapping = Mapping { range, slot: number, offset, access, grant: false, list: false };
+        self.mapped = Some(hull(self.mapped, range));
+        enter(self.id, self.domain, self.draft, record, buffer, mapping);
         Ok(range.first())
     }
 
     fn grant(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
-        let number = self.slot(request.slot.0)?;
+        let number = slot_of(self.session, request.slot.0)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
         check(request, buffer)?;
-        self.left = self.left.checked_sub(1).ok_or(Refusal::Quota)?;
+        self.left = charge(self.left, self.accounts, self.session, self.quotas)?;
         let grants = record.granted.as_mut().ok_or(Refusal::BadOperation)?;
         let MapRequest { offset, length, access, .. } = *request;
         if !grants.is_free(offset, length) {
@@ -216,28 +250,13 @@ impl Batch<'_> {
         let first = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
         let range = IovaRange::new(first, length).ok_or(Refusal::Range)?;
         grants.set(offset, length, true);
-        self.enter(
-            buffer,
-            Mapping { range, slot: number, offset, access, grant: true, list: false },
-        );
+        let mapping = Mapping { range, slot: number, offset, access, grant: true, list: false };
+        self.mapped = Some(hull(self.mapped, range));
+        enter(self.id, self.domain, self.draft, record, buffer, mapping);
         Ok(first)
     }
 
-    fn enter(&mut self, buffer: &Buffer, mapping: Mapping) {
-        let (domain, access, range) = (self.id, mapping.access, mapping.range);
-        let steps = &mut self.draft.steps;
-        buffer.memory.pieces(mapping.offset, range.length(), |at, phys, length| {
-            let range = IovaRange::new(Iova(range.first().0 + at), length);
-            steps.extend(range.map(|range| Step::Map { domain, range, phys, access }));
-        });
-        self.mapped = Some(hull(self.mapped, range));
-        if let Some(slot) = self.slots.get_mut(mapping.slot) {
-            let index = self.domain.mappings.insert(mapping, &mut slot.mappings);
-            self.domain.mappings.unsettle(index);
-            self.draft.changes.list.push(Change::Entered(index));
-        }
-    }
-
+    #[inline(always)]
     fn unmap(&mut self, iova: Iova, length: u64) -> Result<Iova, Refusal> {
         if length == 0 {
             return Err(Refusal::Range);
@@ -246,23 +265,68 @@ impl Batch<'_> {
     }
 
     /// Removes the mapping of exactly this range: a grant of this slot, or one that is not a grant.
+    #[inline(always)]
     fn remove(&mut self, iova: Iova, length: u64, granted: Option<u32>) -> Result<Iova, Refusal> {
-        let index = self.domain.mappings.find(iova, length).ok_or(Refusal::NotMapped)?;
-        let mapping = self.domain.mappings.get(index).ok_or(Refusal::NotMapped)?;
-        let record = self.slots.get(mapping.slot).ok_or(Refusal::NotMapped)?;
-        let right = match granted {
+        let Batch { slots, session_id, .. } = self;
+        let right = |mapping: &Mapping| match granted {
             Some(slot) => mapping.grant && mapping.slot == slot,
-            None => !mapping.grant && record.session == self.session_id,
+            None => {
+                let record = slots.get(mapping.slot);
+                !mapping.grant && record.is_some_and(|record| record.session == *session_id)
+            }
         };
-        if !right {
-            return Err(Refusal::NotMapped);
-        }
-        self.domain.mappings.unsettle(index);
+        let found = self.domain.mappings.find_to_remove(iova, length, right);
+        let (index, mapping) = found.ok_or(Refusal::NotMapped)?;
         self.draft.steps.push(Step::Unmap { domain: self.id, range: mapping.range });
         self.unmapped = Some(hull(self.unmapped, mapping.range));
-        self.draft.changes.list.push(Change::Leaving(index));
+        self.draft.changes.list.push(Change::Leaving(index, mapping.slot));
         Ok(Iova(0))
     }
+}
+
+/// Mappings that the client of a session may still make.
+#[inline]
+fn mappings_left(accounts: &Slab<Account>, session: &Session, quotas: &Quotas) -> u32 {
+    let used = accounts.get(session.client).map_or(u32::MAX, |account| account.mappings);
+    quotas.mappings.saturating_sub(used)
+}
+
+/// Charges a batch for one mapping more: what is left, if that is known.
+#[inline]
+fn charge(
+    left: Option<u32>,
+    accounts: &Slab<Account>,
+    session: &Session,
+    quotas: &Quotas,
+) -> Result<Option<u32>, Refusal> {
+    let left = left.unwrap_or_else(|| mappings_left(accounts, session, quotas));
+    left.checked_sub(1).map(Some).ok_or(Refusal::Quota)
+}
+
+/// Number of the record of a slot.
+#[inline]
+fn slot_of(session: &Session, slot: u32) -> Result<u32, Refusal> {
+    session.slots.get(slot as usize).copied().flatten().ok_or(Refusal::BadHandle)
+}
+
+/// Enters a mapping of a buffer's slot, and has it mapped.
+#[inline(always)]
+fn enter(
+    id: DomainId,
+    domain: &mut Domain,
+    draft: &mut Draft,
+    record: &mut SlotRecord,
+    buffer: &Buffer,
+    mapping: Mapping,
+) {
+    let (range, access) = (mapping.range, mapping.access);
+    buffer.memory.pieces(mapping.offset, range.length(), |at, phys, length| {
+        if let Some(range) = IovaRange::new(Iova(range.first().0 + at), length) {
+            draft.steps.push(Step::Map { domain: id, range, phys, access });
+        }
+    });
+    let index = domain.mappings.insert_unsettled(mapping, &mut record.mappings);
+    draft.changes.list.push(Change::Entered(index, mapping.slot));
 }
 
 /// Takes the addresses that a client asks for, as long as the domain's page tables stay within bounds.
@@ -311,6 +375,7 @@ fn each(
 }
 
 /// Whether a request names a part of a buffer, in whole pages, with an access.
+#[inline]
 fn check(request: &MapRequest, buffer: &Buffer) -> Result<(), Refusal> {
     let MapRequest { offset, length, access, .. } = *request;
     if access.is_empty() || access.bits() & !3 != 0 {

@@ -25,12 +25,7 @@ impl Registry {
     /// A session whose device is there and behind no unit that failed.
     pub(super) fn usable(&self, session: SessionId) -> Result<&Session, Refusal> {
         let session = self.open_session(session)?;
-        if session.function.is_none() {
-            return Err(Refusal::NotProbed);
-        }
-        if let Some(unit) = session.unit {
-            self.check_unit(unit)?;
-        }
+        self.machine.check_session(session)?;
         if let Some(domain) = session.domain
             && self.domain(domain)?.tainted
         {
@@ -356,6 +351,7 @@ impl Registry {
 }
 
 /// Takes addresses of a domain, as long as its page tables stay within bounds.
+#[inline(always)]
 pub(super) fn take(
     domain: &mut Domain,
     regions: u32,

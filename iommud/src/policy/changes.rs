@@ -8,19 +8,20 @@ use crate::policy::state::{Domain, SlotRecord};
 
 impl Registry {
     /// The plan was carried out: what it entered is there, what was to leave goes.
-    pub(super) fn settle_changes(&mut self, changes: &mut Changes) {
+    #[inline]
+    pub(super) fn settle_changes(&mut self, changes: &Changes) {
         if changes.is_empty() {
             return;
         }
         let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
         let (mut entered, mut left) = (0, 0);
-        for change in changes.list.drain(..) {
-            match change {
-                Change::Entered(index) => {
+        for change in &changes.list {
+            match *change {
+                Change::Entered(index, _) => {
                     entered += domain.mappings.settle(index);
                 }
-                Change::Leaving(index) => {
-                    left += remove(domain, &mut self.slots, index);
+                Change::Leaving(index, slot) => {
+                    left += remove(domain, &mut self.slots, index, slot);
                 }
             }
         }
@@ -41,10 +42,10 @@ impl Registry {
         let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
         while let Some(change) = changes.list.pop() {
             match change {
-                Change::Entered(index) => {
-                    remove(domain, &mut self.slots, index);
+                Change::Entered(index, slot) => {
+                    remove(domain, &mut self.slots, index, slot);
                 }
-                Change::Leaving(index) => {
+                Change::Leaving(index, _) => {
                     domain.mappings.settle(index);
                 }
             }
@@ -55,7 +56,7 @@ impl Registry {
     pub(super) fn keep_changes_unproved(&mut self, changes: &Changes) {
         let Some(domain) = self.domains.get(changes.domain.0) else { return };
         for change in &changes.list {
-            if let Change::Entered(index) = change
+            if let Change::Entered(index, _) = change
                 && let Some(mapping) = domain.mappings.get(*index)
                 && let Some(slot) = self.slots.get(mapping.slot)
                 && let Some(buffer) = self.buffers.get_mut(slot.buffer.0)
@@ -68,10 +69,15 @@ impl Registry {
 
 /// Forgets a mapping and gives its addresses back: to the domain, or to the buffer that they are reserved for.
 /// Returns what it was charged as.
-fn remove(domain: &mut Domain, slots: &mut Slab<SlotRecord>, index: MappingIndex) -> u32 {
-    let Some(mapping) = domain.mappings.get(index) else { return 0 };
-    let Some(slot) = slots.get_mut(mapping.slot) else { return 0 };
-    domain.mappings.remove(index, &mut slot.mappings);
+#[inline(always)]
+fn remove(
+    domain: &mut Domain,
+    slots: &mut Slab<SlotRecord>,
+    index: MappingIndex,
+    slot: u32,
+) -> u32 {
+    let Some(slot) = slots.get_mut(slot) else { return 0 };
+    let Some(mapping) = domain.mappings.remove(index, &mut slot.mappings) else { return 0 };
     match &mut slot.granted {
         Some(grants) if mapping.grant => {
             grants.set(mapping.offset, mapping.range.length(), false);

@@ -28,6 +28,25 @@ use crate::policy::units::{last_tag, top_of};
 use crate::topology::firmware::UnitKind;
 use crate::topology::table::FunctionIndex;
 
+impl Machine {
+    fn check_unit(&self, unit: UnitIndex) -> Result<(), Refusal> {
+        match self.unit(unit) {
+            Some(Unit::Enabled { .. }) => Ok(()),
+            Some(Unit::Failed) => Err(Refusal::UnitFailed),
+            Some(Unit::Parsed) | None => Err(Refusal::NotReady),
+        }
+    }
+
+    /// Refuses unless a session's device is there and behind no unit that failed.
+    #[inline]
+    pub(super) fn check_session(&self, session: &Session) -> Result<(), Refusal> {
+        if session.function.is_none() {
+            return Err(Refusal::NotProbed);
+        }
+        session.unit.map_or(Ok(()), |unit| self.check_unit(unit))
+    }
+}
+
 impl Registry {
     /// A session that is open.
     pub(super) fn open_session(&self, session: SessionId) -> Result<&Session, Refusal> {
@@ -36,11 +55,7 @@ impl Registry {
 
     /// Refuses unless a unit is up.
     pub(super) fn check_unit(&self, unit: UnitIndex) -> Result<(), Refusal> {
-        match self.machine.unit(unit) {
-            Some(Unit::Enabled { .. }) => Ok(()),
-            Some(Unit::Failed) => Err(Refusal::UnitFailed),
-            Some(Unit::Parsed) | None => Err(Refusal::NotReady),
-        }
+        self.machine.check_unit(unit)
     }
 
     pub(super) fn claim(

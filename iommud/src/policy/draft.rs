@@ -77,10 +77,10 @@ pub(super) enum Effect {
 /// plan is consumed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
-    /// Entered; settled by commit, removed by abort.
-    Entered(MappingIndex),
-    /// About to leave; removed by commit, kept by abort.
-    Leaving(MappingIndex),
+    /// Entered in the record of a slot; settled by commit, removed by abort.
+    Entered(MappingIndex, u32),
+    /// About to leave the record of a slot; removed by commit, kept by abort.
+    Leaving(MappingIndex, u32),
 }
 
 /// The changes of a batch, in order.
@@ -137,20 +137,29 @@ pub(super) struct Draft {
 
 impl Draft {
     /// Puts the last steps behind the others: the plan is complete.
+    #[inline]
     pub(super) fn finish(&mut self) {
-        self.steps.append(&mut self.last);
+        if !self.last.is_empty() {
+            self.steps.append(&mut self.last);
+        }
     }
 
     /// Forgets everything but the capacity of the lists that every plan uses.
+    #[inline]
     pub(super) fn clear(&mut self) {
         self.steps.clear();
         self.last.clear();
         self.pages.clear();
-        self.effects.clear();
         self.changes.list.clear();
         self.domains = 0;
         self.tag = None;
-        self.shared.clear();
+        // Elements that are to be dropped one by one.
+        if !self.effects.is_empty() {
+            self.effects.clear();
+        }
+        if !self.shared.is_empty() {
+            self.shared.clear();
+        }
     }
 
     /// Moves entries: all that let something through are blocked and forgotten before any is opened, so
@@ -175,15 +184,19 @@ impl Draft {
     }
 
     /// One invalidation for each unit that has an entry of the domain.
+    #[inline(always)]
     pub(super) fn invalidate(&mut self, id: DomainId, domain: &Domain, range: IovaRange) {
-        let units = domain.active.iter();
-        self.steps.extend(units.map(|&(unit, _)| Step::Invalidate { unit, domain: id, range }));
+        for &(unit, _) in &domain.active {
+            self.steps.push(Step::Invalidate { unit, domain: id, range });
+        }
     }
 
     /// Makes new translations visible to each unit that has an entry of the domain.
+    #[inline(always)]
     pub(super) fn publish(&mut self, id: DomainId, domain: &Domain, range: IovaRange) {
-        let units = domain.active.iter();
-        self.steps.extend(units.map(|&(unit, _)| Step::Publish { unit, domain: id, range }));
+        for &(unit, _) in &domain.active {
+            self.steps.push(Step::Publish { unit, domain: id, range });
+        }
     }
 
     /// Maps pieces one to one.
@@ -212,6 +225,7 @@ pub(super) const fn entry(unit: UnitIndex, source: RequesterId, now: Binding) ->
 }
 
 /// The smallest range around two.
+#[inline]
 pub(super) fn hull(a: Option<IovaRange>, b: IovaRange) -> IovaRange {
     let Some(a) = a else { return b };
     IovaRange::inclusive(a.first().min(b.first()), a.last().max(b.last())).unwrap_or(b)

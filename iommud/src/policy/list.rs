@@ -36,7 +36,7 @@ impl Registry {
         let quotas = &self.machine.config.quotas;
         let left = quotas.mappings.saturating_sub(used);
         let Some(domain_id) = session.domain else {
-            return self.list_direct(draft, id, request, left);
+            return self.list_direct(draft, id, request);
         };
         let (number, account) = (self.slot(session, slot)?, session.client);
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
@@ -58,10 +58,9 @@ impl Registry {
         };
         let offset = u64::from(*first) * PAGE_SIZE;
         let mapping = Mapping { range, slot: number, offset, access, grant: false, list: true };
-        let index = domain.mappings.insert(mapping, &mut record.mappings);
-        domain.mappings.unsettle(index);
+        let index = domain.mappings.insert_unsettled(mapping, &mut record.mappings);
         (draft.changes.domain, draft.changes.account) = (domain_id, account);
-        draft.changes.list.push(Change::Entered(index));
+        draft.changes.list.push(Change::Entered(index, number));
         buffer.memory.addresses(pages, &mut draft.pages);
         draft.steps.push(Step::MapList { domain: domain_id, range, access });
         draft.publish(domain_id, domain, range);
@@ -75,7 +74,6 @@ impl Registry {
         draft: &mut Draft,
         id: SessionId,
         request: &ListRequest,
-        left: u32,
     ) -> Result<Outcome, Refused> {
         let ListRequest { slot, access, flags, iova, ref pages } = *request;
         let Some(&first) = pages.first() else { return Err(Refusal::Range.into()) };
@@ -84,7 +82,7 @@ impl Registry {
         }
         let (offset, length) = (u64::from(first) * PAGE_SIZE, bytes(pages.len())?);
         let map = BatchRequest::Map(MapRequest { slot, offset, length, iova, access, flags });
-        self.batch_direct(draft, id, &[map], left)
+        self.batch_direct(draft, id, &[map])
     }
 }
 

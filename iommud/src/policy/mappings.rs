@@ -94,6 +94,24 @@ impl Record {
     const fn charge(&self) -> u32 {
         if self.page & LIST != 0 { self.pages } else { 1 }
     }
+
+    /// Whether it is `length` bytes long, and no plan enters or removes it.
+    fn is(&self, length: u64) -> bool {
+        u64::from(self.pages) == length / PAGE_SIZE && self.page & UNSETTLED == 0
+    }
+
+    #[inline]
+    fn unpack(&self) -> Option<Mapping> {
+        let first = Iova(u64::from(self.page & PAGE_MASK) * PAGE_SIZE);
+        Some(Mapping {
+            range: IovaRange::new(first, u64::from(self.pages) * PAGE_SIZE)?,
+            slot: self.slot,
+            offset: u64::from(self.offset) * PAGE_SIZE,
+            access: Access::from_bits_truncate(self.page >> ACCESS_SHIFT & 3),
+            grant: self.page & GRANT != 0,
+            list: self.page & LIST != 0,
+        })
+    }
 }
 
 /// All mappings of one domain.
@@ -127,10 +145,12 @@ struct Place {
 
 impl Place {
     fn new(page: u32, pages: u32) -> Self {
-        let level = if page.is_multiple_of(1 << 18) && pages >= 1 << 18 {
+        let level = if pages < 512 || !page.is_multiple_of(512) {
+            0
+        } else if pages >= 1 << 18 && page.is_multiple_of(1 << 18) {
             2
         } else {
-            u8::from(page.is_multiple_of(512) && pages >= 512)
+            1
         };
         let slot = page >> (9 * u32::from(level));
         Self { level, leaf: slot >> 9, slot: slot & 511 }
@@ -174,8 +194,23 @@ impl Mappings {
     /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
     /// first 2^39 bytes; offset and length are multiples of 4096.
     pub(super) fn insert(&mut self, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
+        self.insert_with(0, mapping, list)
+    }
+
+    /// As [`Mappings::insert`], marked as one that a plan enters: it is not found until the plan is consumed.
+    #[inline(always)]
+    pub(super) fn insert_unsettled(
+        &mut self,
+        mapping: Mapping,
+        list: &mut MappingList,
+    ) -> MappingIndex {
+        self.insert_with(UNSETTLED, mapping, list)
+    }
+
+    #[inline(always)]
+    fn insert_with(&mut self, mark: u32, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
         let page = page_number(mapping.range.first().0);
-        let mut flags = (mapping.access.bits() & 3) << ACCESS_SHIFT;
+        let mut flags = mark | (mapping.access.bits() & 3) << ACCESS_SHIFT;
         if mapping.grant {
             flags |= GRANT;
         }
@@ -208,34 +243,48 @@ impl Mappings {
     }
 
     /// The mapping of exactly this range, if no plan enters or removes it.
+    #[cfg(test)]
     pub(super) fn find(&self, iova: Iova, length: u64) -> Option<MappingIndex> {
+        let index = self.at(iova, length)?;
+        let record = self.record(index)?;
+        record.is(length).then_some(MappingIndex(index))
+    }
+
+    /// The mapping of exactly this range, if no plan enters or removes it and `right` says so; it is marked as one
+    /// that a plan removes.
+    #[inline(always)]
+    pub(super) fn find_to_remove(
+        &mut self,
+        iova: Iova,
+        length: u64,
+        right: impl FnOnce(&Mapping) -> bool,
+    ) -> Option<(MappingIndex, Mapping)> {
+        let index = self.at(iova, length)?;
+        let record = self.record_mut(index).filter(|record| record.is(length))?;
+        let mapping = record.unpack().filter(right)?;
+        record.page |= UNSETTLED;
+        Some((MappingIndex(index), mapping))
+    }
+
+    /// The record whose slot begins where this range does.
+    #[inline]
+    fn at(&self, iova: Iova, length: u64) -> Option<u32> {
         let page = u32::try_from(iova.0 / PAGE_SIZE).ok().filter(|page| *page <= PAGE_MASK)?;
         let pages = u32::try_from(length / PAGE_SIZE).ok()?;
-        if !iova.is_aligned(PAGE_SIZE) || !length.is_multiple_of(PAGE_SIZE) {
+        if !(iova.0 | length).is_multiple_of(PAGE_SIZE) {
             return None;
         }
         let place = Place::new(page, pages);
-        let leaf = self.leaves.get(self.leaf_of(place)? as usize)?;
-        let index = leaf.get(place.slot)?;
-        let record = self.record(index)?;
-        (record.pages == pages && record.page & UNSETTLED == 0).then_some(MappingIndex(index))
+        self.leaves.get(self.leaf_of(place)? as usize)?.get(place.slot)
     }
 
     /// A mapping.
     pub(super) fn get(&self, index: MappingIndex) -> Option<Mapping> {
-        let record = self.record(index.0)?;
-        let first = Iova(u64::from(record.page & PAGE_MASK) * PAGE_SIZE);
-        Some(Mapping {
-            range: IovaRange::new(first, u64::from(record.pages) * PAGE_SIZE)?,
-            slot: record.slot,
-            offset: u64::from(record.offset) * PAGE_SIZE,
-            access: Access::from_bits_truncate(record.page >> ACCESS_SHIFT & 3),
-            grant: record.page & GRANT != 0,
-            list: record.page & LIST != 0,
-        })
+        self.record(index.0)?.unpack()
     }
 
     /// Marks a mapping as one that a plan enters or removes: it is not found until the plan is consumed.
+    #[cfg(test)]
     pub(super) fn unsettle(&mut self, index: MappingIndex) {
         if let Some(record) = self.record_mut(index.0) {
             record.page |= UNSETTLED;
@@ -249,11 +298,20 @@ impl Mappings {
         record.charge()
     }
 
-    /// Removes a mapping from the table and from its slot's list.
-    pub(super) fn remove(&mut self, index: MappingIndex, list: &mut MappingList) {
-        let Some(record) = self.record(index.0) else { return };
+    /// Removes a mapping from the table and from its slot's list; returns what it was.
+    #[inline]
+    pub(super) fn remove(
+        &mut self,
+        index: MappingIndex,
+        list: &mut MappingList,
+    ) -> Option<Mapping> {
+        let free = self.free;
+        let place = self.record_mut(index.0)?;
+        let record = *place;
+        place.next = free;
+        self.free = index.0;
         let charge = record.charge();
-        let Record { page, pages, previous, next, .. } = *record;
+        let Record { page, pages, previous, next, .. } = record;
         match self.record_mut(previous) {
             Some(record) => record.next = next,
             None => list.first = next,
@@ -265,15 +323,11 @@ impl Mappings {
         list.count -= 1;
         list.charged -= charge;
         self.unlink(Place::new(page & PAGE_MASK, pages));
-        let free = self.free;
-        if let Some(record) = self.record_mut(index.0) {
-            record.next = free;
-        }
-        self.free = index.0;
         self.count -= 1;
         if self.count == 0 && (self.records.len() > 1 || self.leaves.len() > 64) {
             *self = Self::default();
         }
+        record.unpack()
     }
 
     /// The mappings of a list, oldest first.
@@ -285,14 +339,17 @@ impl Mappings {
         .filter_map(|index| Some((MappingIndex(index), self.get(MappingIndex(index))?)))
     }
 
+    #[inline]
     fn record(&self, index: u32) -> Option<&Record> {
         self.records.get(index as usize / CHUNK)?.get(index as usize % CHUNK)
     }
 
+    #[inline]
     fn record_mut(&mut self, index: u32) -> Option<&mut Record> {
         self.records.get_mut(index as usize / CHUNK)?.get_mut(index as usize % CHUNK)
     }
 
+    #[inline(always)]
     fn add(&mut self, record: Record) -> u32 {
         self.count += 1;
         let free = self.free;
@@ -317,6 +374,7 @@ impl Mappings {
     }
 
     /// The pointer to a leaf, if the directory it is in exists.
+    #[inline]
     fn pointer(&self, place: Place) -> Option<&u32> {
         match place.level {
             0 => self.pages.get(place.leaf as usize >> 9)?.as_ref()?.get(place.leaf as usize & 511),
@@ -345,11 +403,13 @@ impl Mappings {
         }
     }
 
+    #[inline]
     fn leaf_of(&self, place: Place) -> Option<u32> {
         self.pointer(place).copied().filter(|leaf| *leaf != NONE)
     }
 
     /// The leaf of a place, made if there is none.
+    #[inline(always)]
     fn leaf_at(&mut self, place: Place) -> u32 {
         if let Some(leaf) = self.leaf_of(place) {
             if self.idle.is_some_and(|(idle, _)| idle == leaf) {
@@ -368,6 +428,7 @@ impl Mappings {
     }
 
     /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
+    #[inline]
     fn unlink(&mut self, place: Place) {
         let Some(at) = self.leaf_of(place) else { return };
         let Some(leaf) = self.leaves.get_mut(at as usize) else { return };

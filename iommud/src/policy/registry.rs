@@ -20,12 +20,12 @@ use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
-use crate::addr::{INTERRUPT_WINDOW, PhysRange};
+use crate::addr::{INTERRUPT_WINDOW, Iova, PhysRange};
 use crate::policy::closed::closed;
 use crate::policy::config::Config;
 use crate::policy::draft::Draft;
-use crate::policy::event::{Event, Outcome, Refused};
-use crate::policy::ids::{ClientId, DomainId};
+use crate::policy::event::{BatchRequest, Event, Outcome, Refused};
+use crate::policy::ids::{ClientId, DomainId, SessionId};
 use crate::policy::machine::Machine;
 use crate::policy::plan::Plan;
 use crate::policy::ranges::Ranges;
@@ -126,12 +126,39 @@ impl Registry {
                 Ok(Plan { draft, outcome })
             }
             Err(refused) => {
-                self.take_back(&mut draft.effects);
-                self.take_back_changes(&mut draft.changes);
-                self.recycle(draft);
+                self.refuse(draft);
                 Err(refused)
             }
         }
+    }
+
+    /// As [`Registry::decide`], for a map, unmap, grant or revoke by itself: what [`Event::Batch`] of one comes
+    /// to. Returns its address too, 0 for an unmap. The plan goes to [`Registry::commit_change`] or to those
+    /// that any plan goes to.
+    ///
+    /// # Errors
+    /// As [`Registry::decide`].
+    #[inline]
+    pub fn decide_change(
+        &mut self,
+        session: SessionId,
+        item: &BatchRequest,
+    ) -> Result<(Plan, Iova), Refusal> {
+        let mut draft = self.spare.0.take().unwrap_or_default();
+        match self.change(&mut draft, session, item) {
+            Ok(iova) => Ok((Plan { draft, outcome: Outcome::Done }, iova)),
+            Err(refusal) => {
+                self.refuse(draft);
+                Err(refusal)
+            }
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self, mut draft: Box<Draft>) {
+        self.take_back(&mut draft.effects);
+        self.take_back_changes(&mut draft.changes);
+        self.recycle(draft);
     }
 
     fn draft(&mut self, event: &Event, draft: &mut Draft) -> Result<Outcome, Refused> {
@@ -174,7 +201,7 @@ impl Registry {
 
     /// Takes note that every step of the plan was carried out.
     pub fn commit(&mut self, mut plan: Plan) -> Outcome {
-        self.settle_changes(&mut plan.draft.changes);
+        self.settle_changes(&plan.draft.changes);
         if !plan.draft.effects.is_empty() {
             for effect in plan.draft.effects.drain(..) {
                 self.apply(effect);
@@ -182,6 +209,17 @@ impl Registry {
         }
         self.recycle(plan.draft);
         plan.outcome
+    }
+
+    /// As [`Registry::commit`], for a plan of [`Registry::decide_change`].
+    #[inline]
+    pub fn commit_change(&mut self, plan: Plan) {
+        if plan.draft.effects.is_empty() {
+            self.settle_changes(&plan.draft.changes);
+            self.recycle(plan.draft);
+        } else {
+            drop(self.commit(plan));
+        }
     }
 
     /// Takes note that the plan was not carried out and its steps were undone: everything is as before
@@ -201,6 +239,7 @@ impl Registry {
         self.abort(plan);
     }
 
+    #[inline]
     fn recycle(&mut self, mut draft: Box<Draft>) {
         draft.clear();
         self.spare.0 = Some(draft);

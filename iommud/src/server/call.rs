@@ -9,7 +9,9 @@ use iommu_protocol::wire::{
 
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
-use crate::policy::{AllocateRequest, Event, ListRequest, Outcome, Refused, SessionId};
+use crate::policy::{
+    AllocateRequest, BatchRequest, Event, ListRequest, Outcome, Refused, SessionId,
+};
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
 use crate::server::handles::Handle;
@@ -56,15 +58,26 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let bytes = payload.get(..request_length).unwrap_or_default();
         let asked = RequestHeader::decode(bytes).unwrap_or_default();
-        let scratch = &mut self.scratch;
-        let parsed = parse_header(bytes).map_err(Refused::from).and_then(|(_, operation, body)| {
-            Ok((operation, decode::decode(operation, body, scratch)?))
-        });
-        let mut body = Body { payload, length: ReplyHeader::SIZE };
-        let result = parsed
-            .and_then(|(operation, request)| self.answer(session, operation, request, &mut body));
+        let result = match parse_header(bytes) {
+            Ok((
+                _,
+                operation @ (Operation::Map
+                | Operation::Unmap
+                | Operation::Grant
+                | Operation::Revoke),
+                body,
+            )) => match decode::change(operation, body) {
+                Ok(item) => self.change(session, operation, &item, payload),
+                Err(refusal) => Err(refusal.into()),
+            },
+            Ok((_, operation, body)) => match decode::decode(operation, body, &mut self.scratch) {
+                Ok(request) => self.answer(session, operation, request, payload),
+                Err(refused) => Err(refused),
+            },
+            Err(refusal) => Err(refusal.into()),
+        };
         let (refusal, item, length) = match result {
-            Ok(()) => (0, 0, body.length),
+            Ok(length) => (0, 0, length),
             Err(refused) => {
                 self.counts.refusals += 1;
                 (refused.refusal.code(), refused.item, ReplyHeader::SIZE)
@@ -83,14 +96,27 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(length)
     }
 
+    /// Carries out a request; returns the length of the reply.
+    #[inline(never)]
     fn answer(
         &mut self,
         session: SessionId,
         operation: Operation,
         request: Request,
+        payload: &mut [u8],
+    ) -> Result<usize, Refused> {
+        let mut body = Body { payload, length: ReplyHeader::SIZE };
+        body.room(operation.result_size())?;
+        self.answer_into(session, request, &mut body)?;
+        Ok(body.length)
+    }
+
+    fn answer_into(
+        &mut self,
+        session: SessionId,
+        request: Request,
         body: &mut Body<'_>,
     ) -> Result<(), Refused> {
-        body.room(operation.result_size())?;
         match request {
             Request::Query => Ok(body.put(&self.query(session)?)?),
             Request::Attach => {
@@ -103,7 +129,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::QueryBuffer(slot) => Ok(body.put(&self.query_buffer(session, slot)?)?),
             Request::Regions => self.regions(session, body),
             Request::Allocate(arguments) => Ok(body.put(&self.allocate(session, &arguments)?)?),
-            Request::Change => self.change(session, operation, body),
+            Request::Batch => self.batch(session, body),
             Request::List(arguments) => self.map_list(session, arguments, body),
         }
     }
@@ -204,35 +230,44 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
+    /// Carries out a map, unmap, grant or revoke; returns the length of the reply.
+    #[inline]
     fn change(
         &mut self,
         session: SessionId,
         operation: Operation,
-        body: &mut Body<'_>,
-    ) -> Result<(), Refused> {
-        if matches!(operation, Operation::Batch) {
-            body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
+        item: &BatchRequest,
+        payload: &mut [u8],
+    ) -> Result<usize, Refused> {
+        let mut body = Body { payload, length: ReplyHeader::SIZE };
+        // The results of all four are of one size.
+        body.room(MapResult::SIZE)?;
+        let iova = self.run_change(session, item)?;
+        if matches!(operation, Operation::Map | Operation::Grant) {
+            body.put(&MapResult { iova: iova.0 })?;
+        } else {
+            body.put(&Empty::default())?;
         }
+        Ok(body.length)
+    }
+
+    fn batch(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
+        body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
         let event = Event::Batch(session, core::mem::take(&mut self.scratch.items));
         let result = self.run_marked(&event);
         if let Event::Batch(_, items) = event {
-            // Its capacity is used again: a single map or unmap allocates nothing.
+            // Its capacity is used again.
             self.scratch.items = items;
         }
-        let outcome = result.map_err(|failed| failed.refused)?;
-        if matches!(operation, Operation::Unmap | Operation::Revoke | Operation::Batch) {
-            body.put(&Empty::default())?;
-        }
-        if !matches!(operation, Operation::Unmap | Operation::Revoke) {
-            match outcome {
-                Outcome::Single(Iova(iova)) => body.put(&MapResult { iova })?,
-                Outcome::Batch(addresses) => {
-                    for Iova(iova) in addresses {
-                        body.put(&MapResult { iova })?;
-                    }
+        body.put(&Empty::default())?;
+        match result.map_err(|failed| failed.refused)? {
+            Outcome::Single(Iova(iova)) => body.put(&MapResult { iova })?,
+            Outcome::Batch(addresses) => {
+                for Iova(iova) in addresses {
+                    body.put(&MapResult { iova })?;
                 }
-                _ => return Err(Refusal::BadOperation.into()),
             }
+            _ => return Err(Refusal::BadOperation.into()),
         }
         Ok(())
     }
@@ -257,6 +292,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 }
+
+const _: () = assert!(MapResult::SIZE == Empty::SIZE);
 
 /// What a session without a unit uses: any bus address.
 const BUS_ADDRESSES: IovaRange = match IovaRange::inclusive(Iova(0), Iova(u64::MAX)) {

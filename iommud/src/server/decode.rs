@@ -23,8 +23,8 @@ pub(super) enum Request {
     Allocate(AllocateArguments),
     Release(Slot),
     QueryBuffer(Slot),
-    /// Map, unmap, grant, revoke or batch, of the items read. One item answers as the single operation does.
-    Change,
+    /// The items read.
+    Batch,
     /// Map the pages read.
     List(ListArguments),
 }
@@ -58,7 +58,8 @@ pub(super) struct AllocateArguments {
     pub(super) flags: AllocateFlags,
 }
 
-/// Reads the body of a request; what it lists goes into `scratch`, in place of what was there.
+/// Reads the body of a request that is not a single [`change`]; what it lists goes into `scratch`, in place of
+/// what was there.
 ///
 /// # Errors
 /// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
@@ -70,10 +71,6 @@ pub(super) fn decode(
 ) -> Result<Request, Refused> {
     let Scratch { items, pages } = scratch;
     items.clear();
-    let mut one = |item| {
-        items.push(item);
-        Request::Change
-    };
     Ok(match operation {
         Operation::Query => empty(body, Request::Query)?,
         Operation::Attach => empty(body, Request::Attach)?,
@@ -82,16 +79,30 @@ pub(super) fn decode(
         Operation::Allocate => Request::Allocate(allocate(&read(body)?)?),
         Operation::Release => Request::Release(slot(body)?),
         Operation::QueryBuffer => Request::QueryBuffer(slot(body)?),
-        Operation::Map => one(map(&read(body)?)?),
-        Operation::Unmap => one(unmap(&read(body)?)?),
-        Operation::Grant => one(grant(&read(body)?)?),
-        Operation::Revoke => one(revoke(&read(body)?)?),
+        Operation::Map | Operation::Unmap | Operation::Grant | Operation::Revoke => {
+            return Err(Refusal::BadOperation.into());
+        }
         Operation::Batch => {
             batch(body, items)?;
-            Request::Change
+            Request::Batch
         }
         Operation::MapList => Request::List(list(body, pages)?),
     })
+}
+
+/// Reads the body of a request for one change: map, unmap, grant or revoke.
+///
+/// # Errors
+/// As [`decode`].
+#[inline]
+pub(super) fn change(operation: Operation, body: &[u8]) -> Result<BatchRequest, Refusal> {
+    match operation {
+        Operation::Map => map(&read(body)?),
+        Operation::Unmap => unmap(&read(body)?),
+        Operation::Grant => grant(&read(body)?),
+        Operation::Revoke => revoke(&read(body)?),
+        _ => Err(Refusal::BadOperation),
+    }
 }
 
 fn read<W: Wire>(body: &[u8]) -> Result<W, Refusal> {
@@ -265,10 +276,10 @@ mod tests {
         out
     }
 
-    fn map_of(change: impl FnOnce(&mut Map)) -> Result<Request, Refusal> {
+    fn map_of(edit: impl FnOnce(&mut Map)) -> Result<BatchRequest, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
-        change(&mut request);
-        decode(Operation::Map, &bytes(&request), &mut Scratch::default()).map_err(Refusal::from)
+        edit(&mut request);
+        change(Operation::Map, &bytes(&request))
     }
 
     #[test]

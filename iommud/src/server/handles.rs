@@ -46,6 +46,8 @@ pub(super) struct Handles {
     ready: VecDeque<Handle>,
     next: u32,
     limit: u32,
+    /// The session handle that was asked for last.
+    recent: Option<(Handle, SessionId)>,
 }
 
 impl Handles {
@@ -58,6 +60,7 @@ impl Handles {
             ready: VecDeque::new(),
             next: 0,
             limit,
+            recent: None,
         }
     }
 
@@ -84,6 +87,7 @@ impl Handles {
 
     /// Closes a handle and says what it was open on.
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Object> {
+        self.recent = None;
         let open = self.open.remove(&handle)?;
         if let Object::Session(session) = open.object {
             self.of_session.remove(&session);
@@ -110,9 +114,21 @@ impl Handles {
     ///
     /// # Errors
     /// `BadHandle`; `BadOperation` when it is open on something else.
-    pub(super) fn session(&self, handle: Handle) -> Result<SessionId, Refusal> {
-        match self.object(handle)? {
-            Object::Session(session) => Ok(*session),
+    #[inline]
+    pub(super) fn session(&mut self, handle: Handle) -> Result<SessionId, Refusal> {
+        match self.recent {
+            Some((known, session)) if known == handle => Ok(session),
+            _ => self.find_session(handle),
+        }
+    }
+
+    #[inline(never)]
+    fn find_session(&mut self, handle: Handle) -> Result<SessionId, Refusal> {
+        match *self.object(handle)? {
+            Object::Session(session) => {
+                self.recent = Some((handle, session));
+                Ok(session)
+            }
             _ => Err(Refusal::BadOperation),
         }
     }

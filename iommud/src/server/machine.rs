@@ -5,10 +5,12 @@ use alloc::vec::Vec;
 
 use iommu_protocol::Refusal;
 
-use crate::addr::PhysRange;
-use crate::engine::Engine;
+use crate::addr::{Iova, PhysRange};
+use crate::engine::{Engine, StepFailure};
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{Config, Event, Outcome, Refused, Registry, UnitIndex};
+use crate::policy::{
+    BatchRequest, Config, Event, Outcome, Plan, Refused, Registry, SessionId, UnitIndex,
+};
 use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
 use crate::server::faults::Faults;
@@ -275,10 +277,37 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             .decide(event)
             .map_err(|refused| Failed { refused, quarantined: false })?;
         self.counts.plans += 1;
-        let failure = match self.engine.run(&plan, &mut self.buffers) {
-            Ok(()) => return Ok(self.registry.commit(plan)),
-            Err(failure) => failure,
-        };
+        match self.engine.run(&plan, &mut self.buffers) {
+            Ok(()) => Ok(self.registry.commit(plan)),
+            Err(failure) => Err(self.give_up(plan, &failure)),
+        }
+    }
+
+    /// Runs one map, unmap, grant or revoke from decision to commit or abort: what [`Server::run`] does with a
+    /// batch of one. Returns the address, 0 for an unmap.
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    #[inline]
+    pub(super) fn run_change(
+        &mut self,
+        session: SessionId,
+        item: &BatchRequest,
+    ) -> Result<Iova, Refused> {
+        let (plan, iova) = self.registry.decide_change(session, item)?;
+        self.counts.plans += 1;
+        match self.engine.run(&plan, &mut self.buffers) {
+            Ok(()) => {
+                self.registry.commit_change(plan);
+                Ok(iova)
+            }
+            Err(failure) => Err(self.give_up(plan, &failure).refused),
+        }
+    }
+
+    /// Aborts a plan that the engine could not carry out.
+    #[cold]
+    fn give_up(&mut self, plan: Plan, failure: &StepFailure) -> Failed {
         self.counts.plans_undone += 1;
         if failure.unproved {
             self.registry.quarantine(plan);
@@ -288,7 +317,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for unit in &failure.lost {
             self.fail(*unit, failure.error.to_string());
         }
-        Err(Failed { refused: failure.refusal().into(), quarantined: failure.unproved })
+        Failed { refused: failure.refusal().into(), quarantined: failure.unproved }
     }
 
     /// Runs an event that nobody can be refused: the end of a session, a function that is gone. A unit

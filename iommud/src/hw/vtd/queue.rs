@@ -84,7 +84,7 @@ impl Queue {
 
     /// Writes the descriptors and their wait, and shows them to the unit. The unit always reads the queue
     /// through the caches, whatever it does with tables (ECAP.C, section 11.4.3).
-    #[inline]
+    #[inline(always)]
     fn put<R: RegisterIo, C, M: TableMemory>(
         &mut self,
         port: &mut Port<R, C>,

@@ -26,18 +26,20 @@ impl Default for Leaf {
 }
 
 impl Leaf {
+    #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<u32> {
         match self {
-            Self::Few(list) => {
-                let at = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known)).ok()?;
-                list.get(at).map(|(_, record)| *record)
-            }
+            Self::Few(list) => match list.last() {
+                Some((last, record)) if u32::from(*last) == slot => Some(*record),
+                _ => list.get(place_of(list, slot).ok()?).map(|(_, record)| *record),
+            },
             Self::Many(slots, _) => {
                 slots.get(slot as usize).copied().filter(|record| *record != NONE)
             }
         }
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::Few(list) => list.is_empty(),
@@ -45,22 +47,18 @@ impl Leaf {
         }
     }
 
+    #[inline(always)]
     pub(super) fn insert(&mut self, slot: u32, record: u32) {
         match self {
             Self::Few(list) => {
-                let place = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known));
-                if let (Err(at), Ok(slot)) = (place, u16::try_from(slot)) {
-                    list.insert(at, (slot, record));
+                let Ok(number) = u16::try_from(slot) else { return };
+                if list.last().is_none_or(|(last, _)| *last < number) {
+                    list.push((number, record));
+                } else if let Err(at) = place_of(list, slot) {
+                    list.insert(at, (number, record));
                 }
                 if list.len() > FEW {
-                    let mut slots: Directory = Box::new([NONE; 512]);
-                    for (slot, record) in list.iter() {
-                        if let Some(place) = slots.get_mut(usize::from(*slot)) {
-                            *place = *record;
-                        }
-                    }
-                    let count = u16::try_from(list.len()).unwrap_or(0);
-                    *self = Self::Many(slots, count);
+                    *self = many(list);
                 }
             }
             Self::Many(slots, count) => {
@@ -72,11 +70,13 @@ impl Leaf {
         }
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
             Self::Few(list) => {
-                let place = list.binary_search_by_key(&slot, |(known, _)| u32::from(*known));
-                if let Ok(at) = place {
+                if list.last().is_some_and(|(last, _)| u32::from(*last) == slot) {
+                    list.pop();
+                } else if let Ok(at) = place_of(list, slot) {
                     list.remove(at);
                 }
             }
@@ -86,8 +86,7 @@ impl Leaf {
                     *place = NONE;
                 }
                 if usize::from(*count) <= FEW / 4 {
-                    let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);
-                    *self = Self::Few(left.map(|(slot, record)| (slot, *record)).collect());
+                    *self = few(slots);
                 }
             }
         }
@@ -102,4 +101,29 @@ impl Leaf {
         let slots = slots.iter().copied().filter(|record| *record != NONE);
         list.iter().map(|(_, record)| *record).chain(slots)
     }
+}
+
+/// Where a slot is in a list, or would be.
+#[inline(never)]
+fn place_of(list: &[(u16, u32)], slot: u32) -> Result<usize, usize> {
+    list.binary_search_by_key(&slot, |(known, _)| u32::from(*known))
+}
+
+/// A place for each slot.
+#[cold]
+fn many(list: &[(u16, u32)]) -> Leaf {
+    let mut slots: Directory = Box::new([NONE; 512]);
+    for (slot, record) in list {
+        if let Some(place) = slots.get_mut(usize::from(*slot)) {
+            *place = *record;
+        }
+    }
+    Leaf::Many(slots, u16::try_from(list.len()).unwrap_or(0))
+}
+
+/// A list of those that are taken.
+#[cold]
+fn few(slots: &[u32; 512]) -> Leaf {
+    let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);
+    Leaf::Few(left.map(|(slot, record)| (slot, *record)).collect())
 }

@@ -129,12 +129,19 @@ impl Space {
     /// Parts of the space of 2 MiB or more that are partly free: a measure of the page tables that its
     /// ranges need. Ranges given back lately may count until [`Space::tidy`].
     #[must_use]
+    #[inline]
     pub const fn fragments(&self) -> u32 {
         self.count - 1 - LOW_SLOTS
     }
 
     /// Takes a range; `None` when no free one satisfies what is wanted.
+    #[inline]
     pub fn allocate(&mut self, wanted: Wanted) -> Option<IovaRange> {
+        self.allocate_again(wanted).or_else(|| self.allocate_anew(wanted))
+    }
+
+    #[inline(never)]
+    fn allocate_anew(&mut self, wanted: Wanted) -> Option<IovaRange> {
         let pages = Page::try_from(wanted.length / PAGE_SIZE).ok().filter(|pages| *pages > 0)?;
         let alignment = Page::try_from(wanted.alignment / PAGE_SIZE).ok()?.max(1);
         let order = pages.checked_next_power_of_two()?.max(alignment).ilog2();
@@ -167,6 +174,7 @@ impl Space {
     }
 
     /// Gives back a range that was taken, or a part of one, of whole pages.
+    #[inline]
     pub fn free(&mut self, range: IovaRange) {
         if let Some((first, count)) = pages_of(range)
             && !self.shelf.put(first, count)

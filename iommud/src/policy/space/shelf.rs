@@ -5,7 +5,9 @@
 
 use alloc::vec::Vec;
 
-use super::{CHUNK, LOW_SLOTS, PAGES_1G, Page, SLOTS, Space, Zone};
+use super::{
+    CHUNK, Iova, IovaRange, LOW_SLOTS, PAGE_SIZE, PAGES_1G, Page, SLOTS, Space, Wanted, Zone,
+};
 
 /// Longest range kept, in pages.
 const LONGEST: usize = 8;
@@ -24,12 +26,14 @@ impl Shelf {
         self.count == 0
     }
 
+    #[inline]
     fn place(&mut self, zone: Zone, count: Page) -> Option<&mut Vec<Page>> {
         let length = usize::try_from(count).ok()?.checked_sub(1)?;
         self.places.get_mut(usize::from(zone == Zone::High))?.get_mut(length)
     }
 
     /// Keeps a range, if it is aligned as a new one would be and there is room.
+    #[inline]
     pub(super) fn put(&mut self, first: Page, count: Page) -> bool {
         let zone = if first < LOW_SLOTS * PAGES_1G { Zone::Low } else { Zone::High };
         let Some(place) = self.place(zone, count) else { return false };
@@ -42,6 +46,7 @@ impl Shelf {
     }
 
     /// The range of this length that was kept last.
+    #[inline]
     pub(super) fn take(&mut self, zone: Zone, count: Page) -> Option<Page> {
         let first = self.place(zone, count)?.pop()?;
         self.count -= 1;
@@ -63,12 +68,29 @@ impl Shelf {
 
 impl Space {
     /// Whether there are more [`fragments`](Self::fragments) than `limit`.
+    #[inline]
     pub fn exceeds(&mut self, limit: u32) -> bool {
-        if self.fragments() > limit {
-            self.tidy();
-            self.settle();
-        }
+        self.fragments() > limit && self.still_exceeds(limit)
+    }
+
+    #[cold]
+    fn still_exceeds(&mut self, limit: u32) -> bool {
+        self.tidy();
+        self.settle();
         self.fragments() > limit
+    }
+
+    /// A range of this length that was given back lately, where nothing else is asked of it.
+    #[inline(always)]
+    pub(super) fn allocate_again(&mut self, wanted: Wanted) -> Option<IovaRange> {
+        let Wanted { length, alignment, boundary: _, above_4g } = wanted;
+        if alignment > PAGE_SIZE || !length.is_multiple_of(PAGE_SIZE) {
+            return None;
+        }
+        let zone = if above_4g { Zone::High } else { Zone::Low };
+        // Aligned to its length, rounded up to a power of two: it crosses no boundary that the length allows.
+        let first = self.shelf.take(zone, Page::try_from(length / PAGE_SIZE).ok()?)?;
+        IovaRange::new(Iova(u64::from(first) * PAGE_SIZE), length)
     }
 
     /// Puts ranges given back lately where they can become part of longer ones.

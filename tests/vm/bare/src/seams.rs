@@ -183,14 +183,30 @@ impl TableMemory for Frames {
         }
     }
 
+    fn write(
+        &mut self,
+        frame: PhysAddr,
+        first: usize,
+        count: usize,
+        values: &mut impl Iterator<Item = u64>,
+    ) {
+        let Some(start) = Self::word(frame, first).filter(|_| first + count <= 512) else { return };
+        for (index, value) in (0..count).zip(values) {
+            // SAFETY: as in `load`; the last word lies in the same frame.
+            unsafe { start.add(index).write_volatile(value) };
+        }
+    }
+
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
         if Self::word(frame, first).is_none() || count == 0 {
             return;
         }
         let (start, end) = (frame.0 + first as u64 * 8, frame.0 + (first + count) as u64 * 8);
-        for line in (start & !63..end).step_by(64) {
+        let mut line = start & !63;
+        while line < end {
             cpu::flush_line(line);
             self.cleaned += 1;
+            line += 64;
         }
         cpu::fence();
     }
