@@ -5,10 +5,13 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two attempts to kill a process.
 const AGAIN: Duration = Duration::from_millis(5);
+
+/// What a process gets to end in once it is killed.
+const DYING: Duration = Duration::from_secs(10);
 
 /// A child process.
 pub(super) struct Process {
@@ -70,14 +73,18 @@ impl Process {
         }
     }
 
-    /// Kills it, which may take a while, or has it ended before.
+    /// Kills it, or has it ended before.
     ///
     /// # Errors
-    /// The system refuses to say how it ended.
+    /// The system refuses to say how it ended; `TimedOut`: it lives 10 s later.
     pub(super) fn kill(&mut self) -> io::Result<ExitStatus> {
+        let end = Instant::now() + DYING;
         loop {
             if let Some(status) = self.ended()? {
                 return Ok(status);
+            }
+            if Instant::now() >= end {
+                return Err(io::ErrorKind::TimedOut.into());
             }
             // One that is stopped does not always hear it the first time.
             // SAFETY: no memory is concerned; the child is this process's own, and its number nobody else's.

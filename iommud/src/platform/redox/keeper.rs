@@ -115,11 +115,19 @@ impl<'a> Keeper<'a> {
         loop {
             let mut server = self.start()?;
             let met = self.meet(&mut server);
-            let status = match &met {
-                Ok(()) => server.process.wait()?,
+            let ended = match &met {
+                Ok(()) => server.process.wait(),
                 Err(error) => {
                     log::error!("keeper: the server did not get to serving: {error}");
-                    server.process.kill()?
+                    server.process.kill()
+                }
+            };
+            let status = match ended {
+                Ok(status) => status,
+                // It may be alive, and units its own: another one must not touch them.
+                Err(error) => {
+                    self.old.push(server.hold);
+                    return Err(error);
                 }
             };
             let lived = server.since.elapsed();

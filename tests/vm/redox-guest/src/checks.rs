@@ -19,7 +19,7 @@ pub(crate) const EARLY: &[&str] = &[
     "faults are told by interrupt (VT-d), or asked for (AMD-Vi), and the server says which",
     "a buffer that one process made is mapped for another one's device, and taken back",
     "iommud killed under load: its memory is held, clients are told, the next one takes over and loses nothing",
-    "a server killed or stopped while its keeper waits for a word of it: the memory stays held, another is started",
+    "a server killed, or hanging, while its keeper waits for a word of it: the memory stays held, another is started",
     "with no interrupt vector to be had, faults are asked for and told all the same, and nvme polls and says so",
 ];
 

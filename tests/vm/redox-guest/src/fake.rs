@@ -22,23 +22,22 @@ const RANGES: usize = 2;
 
 /// As every Unix numbers it, and as Redox does.
 const SIGKILL: u32 = 9;
-const SIGSTOP: u32 = 19;
 
 /// When a server fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     /// At this word: the memory is held, or: may the old one go?
     word: u64,
-    /// Killed by this, before the answer.
-    signal: u32,
+    /// It never answers but lives; else it is killed before the answer.
+    hangs: bool,
 }
 
 impl Plan {
     fn of(name: &str) -> Option<Self> {
-        let (signal, word) = name.split_once("-at-")?;
-        let signal = match signal {
-            "killed" => SIGKILL,
-            "stopped" => SIGSTOP,
+        let (how, word) = name.split_once("-at-")?;
+        let hangs = match how {
+            "killed" => false,
+            "hung" => true,
             _ => return None,
         };
         let word = match word {
@@ -46,7 +45,7 @@ impl Plan {
             "give-up" => GIVE_UP,
             _ => return None,
         };
-        Some(Self { word, signal })
+        Some(Self { word, hangs })
     }
 
     /// The server that fails, counted by those before it; the one after it does not.
@@ -113,17 +112,26 @@ impl Fake {
                 if self.before < self.plan.victim() {
                     // One that dies as servers do, so that there is memory for the next to give up.
                     std::thread::sleep(Duration::from_millis(100));
-                    self.end(SIGKILL);
+                    die();
                 }
             }
         }
         Ok(())
     }
 
-    fn end(&self, signal: u32) {
-        if let Ok(me) = libredox::call::getpid() {
-            let _ = kill(me, signal);
+    fn fail(&self) {
+        if !self.plan.hangs {
+            die();
         }
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+}
+
+fn die() {
+    if let Ok(me) = libredox::call::getpid() {
+        let _ = kill(me, SIGKILL);
     }
 }
 
@@ -172,7 +180,7 @@ impl SchemeSync for Fake {
     ) -> Result<usize> {
         let word = metadata.first().copied().unwrap_or(0);
         if word == self.plan.word && self.before == self.plan.victim() {
-            self.end(self.plan.signal);
+            self.fail();
         }
         self.held |= word == HELD;
         self.last = word == GIVE_UP;

@@ -15,8 +15,8 @@ use crate::fake::NAMES;
 const PLANS: [(&str, usize, bool); 4] = [
     ("killed-at-held", 2, false),
     ("killed-at-give-up", 3, false),
-    ("stopped-at-held", 2, true),
-    ("stopped-at-give-up", 3, true),
+    ("hung-at-held", 2, true),
+    ("hung-at-give-up", 3, true),
 ];
 
 /// What the keeper waits for an answer, and what starting processes may add on a busy host.

@@ -22,7 +22,8 @@ use crate::platform::{HUGE_PAGE_LENGTH, Mapping, Sharing};
 const TOLD: &str = "held";
 const UNTOLD: &str = "unheld";
 
-/// Where the memory is; what was noted there; that the server lets the memory of those before it go, that a unit uses it, that it says nothing.
+/// Where the memory is; what was noted there; that the server lets the memory of those before it go, that a unit uses
+/// it, that it says nothing.
 const RANGES: &str = "ranges";
 const NOTES: &str = "notes";
 const GO: &str = "go";
@@ -31,7 +32,7 @@ const SILENT: &str = "silent";
 
 /// A process that has mapped the memory of a server: the memory is nobody else's until its input ends. The keeper maps
 /// none of it, since a process with mappings of a dead server's cannot fork; and it asks the server nothing itself,
-/// since a server that has stopped does not answer.
+/// since a server that hangs does not answer.
 pub(super) struct Hold {
     process: Process,
     input: File,

@@ -1,4 +1,4 @@
-//! Waiting for others, with an end: a server that is killed or stopped in the middle of a word says no more.
+//! Waiting for others, with an end: a server that is killed or hangs in the middle of a word says no more.
 #![allow(unsafe_code)]
 
 use std::fs::File;
