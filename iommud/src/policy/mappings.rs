@@ -4,15 +4,16 @@
 //! at the level whose slots its first page is aligned to and its length fills, in a leaf for the records that
 //! begin in 512 slots: a short list while they are few, one place for each slot when they are many.
 
+mod index;
 mod leaf;
 mod sparse;
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use iommu_protocol::wire::Access;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
+use index::Place;
 use leaf::{Directory, Leaf};
 
 /// No record, leaf or directory.
@@ -132,29 +133,6 @@ pub(super) struct Mappings {
     whole: u32,
     /// With fewer mappings than this, most of the records are free.
     sparse_below: u32,
-}
-
-/// Which leaf, and which slot in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    level: u8,
-    /// Number of the leaf among those of its level.
-    leaf: u32,
-    slot: u32,
-}
-
-impl Place {
-    fn new(page: u32, pages: u32) -> Self {
-        let level = if pages < 512 || !page.is_multiple_of(512) {
-            0
-        } else if pages >= 1 << 18 && page.is_multiple_of(1 << 18) {
-            2
-        } else {
-            1
-        };
-        let slot = page >> (9 * u32::from(level));
-        Self { level, leaf: slot >> 9, slot: slot & 511 }
-    }
 }
 
 impl Default for Mappings {
@@ -371,82 +349,6 @@ impl Mappings {
             last.len() - 1
         });
         u32::try_from(chunk * CHUNK + within).unwrap_or(NONE)
-    }
-
-    /// The pointer to a leaf, if the directory it is in exists.
-    #[inline]
-    fn pointer(&self, place: Place) -> Option<&u32> {
-        match place.level {
-            0 => self.pages.get(place.leaf as usize >> 9)?.as_ref()?.get(place.leaf as usize & 511),
-            1 => self.blocks.as_ref()?.get(place.leaf as usize & 511),
-            _ => Some(&self.whole),
-        }
-    }
-
-    fn pointer_mut(&mut self, place: Place) -> Option<&mut u32> {
-        match place.level {
-            0 => {
-                let at = place.leaf as usize >> 9;
-                if self.pages.len() <= at {
-                    self.pages.resize_with(at + 1, || None);
-                }
-                self.pages
-                    .get_mut(at)?
-                    .get_or_insert_with(|| Box::new([NONE; 512]))
-                    .get_mut(place.leaf as usize & 511)
-            }
-            1 => self
-                .blocks
-                .get_or_insert_with(|| Box::new([NONE; 512]))
-                .get_mut(place.leaf as usize & 511),
-            _ => Some(&mut self.whole),
-        }
-    }
-
-    #[inline]
-    fn leaf_of(&self, place: Place) -> Option<u32> {
-        self.pointer(place).copied().filter(|leaf| *leaf != NONE)
-    }
-
-    /// The leaf of a place, made if there is none.
-    #[inline(always)]
-    fn leaf_at(&mut self, place: Place) -> u32 {
-        if let Some(leaf) = self.leaf_of(place) {
-            if self.idle.is_some_and(|(idle, _)| idle == leaf) {
-                self.idle = None;
-            }
-            return leaf;
-        }
-        let leaf = self.free_leaves.pop().unwrap_or_else(|| {
-            self.leaves.push(Leaf::default());
-            u32::try_from(self.leaves.len() - 1).unwrap_or(NONE)
-        });
-        if let Some(pointer) = self.pointer_mut(place) {
-            *pointer = leaf;
-        }
-        leaf
-    }
-
-    /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
-    #[inline]
-    fn unlink(&mut self, place: Place) {
-        let Some(at) = self.leaf_of(place) else { return };
-        let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
-        leaf.remove(place.slot);
-        if !leaf.is_empty() {
-            return;
-        }
-        if let Some((old, place)) = self.idle.replace((at, place))
-            && old != at
-        {
-            if let Some(pointer) = self.pointer_mut(place) {
-                *pointer = NONE;
-            }
-            if let Some(leaf) = self.leaves.get_mut(old as usize) {
-                *leaf = Leaf::default();
-            }
-            self.free_leaves.push(old);
-        }
     }
 }
 

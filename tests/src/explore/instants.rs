@@ -11,10 +11,16 @@ impl Event<'_> {
     /// while it went back to policy. The request is refused, and what the device got to meanwhile is kept, or given
     /// to nobody before it is unreachable.
     fn was_to_be_granted(&self, device: Device, (iova, physical): (u64, u64)) -> bool {
-        if self.after.unit(self.scene, device) != Some(Unit::Failed) {
+        let own_failed = self.after.unit(self.scene, device) == Some(Unit::Failed);
+        // Of one domain behind two units: what the other one's refuses was entered for both.
+        let some_failed = self.before.units != self.after.units;
+        if !own_failed && !some_failed {
             return false;
         }
         if !(BUFFERS.0..BUFFERS.0 + BUFFERS.1).contains(&physical) {
+            if !own_failed {
+                return false;
+            }
             let mut fine = self.scene.policy(device, &[]);
             fine.extend(
                 (0..self.scene.functions.len()).filter_map(|at| self.scene.reserved_of(at)),

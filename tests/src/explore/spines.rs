@@ -31,6 +31,11 @@ pub(super) fn spines(vendor: Vendor) -> Vec<Play> {
     let hand_on = [Claim(D2), Attach(D2), Import(D2, C1, D1), Map(D2), Release(D1), Die(C1)];
     all.push((apart(), with(&hand_on)));
     all.push((Scene::apart(Mode::Compat).with_memory_taken(), with(&[Release(D1), Die(C1)])));
+    // A unit that caches absent entries is told of each mapping: the other one may have been told before it fails.
+    let two = [ClaimUnder(D2, D1), Attach(D2), Map(D1), List(D1, 0, LIST), Grant(D1, 1), Die(C1)];
+    let mut told = vec![Claim(D1), Attach(D1), Reserve(D1, 3), Allocate(D1, 3)];
+    told.extend(two);
+    all.push((apart().with_caching_mode(), told));
     all.push((apart().with_late_unit(), with(&[Arrive(U2), Claim(D2)])));
     for mode in [Mode::Strict, Mode::Compat] {
         all.push((Scene::apart(mode), with(&[Restart, Claim(D1), Attach(D1), Detach(D1)])));

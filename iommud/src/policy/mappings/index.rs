@@ -1,0 +1,107 @@
+//! Where the record of a mapping is found: the geometry of the page tables, level by level.
+
+use alloc::boxed::Box;
+
+use super::leaf::Leaf;
+use super::{Mappings, NONE};
+
+/// Which leaf, and which slot in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    level: u8,
+    /// Number of the leaf among those of its level.
+    leaf: u32,
+    pub(super) slot: u32,
+}
+
+impl Place {
+    pub(super) fn new(page: u32, pages: u32) -> Self {
+        let level = if pages < 512 || !page.is_multiple_of(512) {
+            0
+        } else if pages >= 1 << 18 && page.is_multiple_of(1 << 18) {
+            2
+        } else {
+            1
+        };
+        let slot = page >> (9 * u32::from(level));
+        Self { level, leaf: slot >> 9, slot: slot & 511 }
+    }
+}
+
+impl Mappings {
+    /// The pointer to a leaf, if the directory it is in exists.
+    #[inline]
+    fn pointer(&self, place: Place) -> Option<&u32> {
+        match place.level {
+            0 => self.pages.get(place.leaf as usize >> 9)?.as_ref()?.get(place.leaf as usize & 511),
+            1 => self.blocks.as_ref()?.get(place.leaf as usize & 511),
+            _ => Some(&self.whole),
+        }
+    }
+
+    fn pointer_mut(&mut self, place: Place) -> Option<&mut u32> {
+        match place.level {
+            0 => {
+                let at = place.leaf as usize >> 9;
+                if self.pages.len() <= at {
+                    self.pages.resize_with(at + 1, || None);
+                }
+                self.pages
+                    .get_mut(at)?
+                    .get_or_insert_with(|| Box::new([NONE; 512]))
+                    .get_mut(place.leaf as usize & 511)
+            }
+            1 => self
+                .blocks
+                .get_or_insert_with(|| Box::new([NONE; 512]))
+                .get_mut(place.leaf as usize & 511),
+            _ => Some(&mut self.whole),
+        }
+    }
+
+    #[inline]
+    pub(super) fn leaf_of(&self, place: Place) -> Option<u32> {
+        self.pointer(place).copied().filter(|leaf| *leaf != NONE)
+    }
+
+    /// The leaf of a place, made if there is none.
+    #[inline(always)]
+    pub(super) fn leaf_at(&mut self, place: Place) -> u32 {
+        if let Some(leaf) = self.leaf_of(place) {
+            if self.idle.is_some_and(|(idle, _)| idle == leaf) {
+                self.idle = None;
+            }
+            return leaf;
+        }
+        let leaf = self.free_leaves.pop().unwrap_or_else(|| {
+            self.leaves.push(Leaf::default());
+            u32::try_from(self.leaves.len() - 1).unwrap_or(NONE)
+        });
+        if let Some(pointer) = self.pointer_mut(place) {
+            *pointer = leaf;
+        }
+        leaf
+    }
+
+    /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
+    #[inline]
+    pub(super) fn unlink(&mut self, place: Place) {
+        let Some(at) = self.leaf_of(place) else { return };
+        let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
+        leaf.remove(place.slot);
+        if !leaf.is_empty() {
+            return;
+        }
+        if let Some((old, place)) = self.idle.replace((at, place))
+            && old != at
+        {
+            if let Some(pointer) = self.pointer_mut(place) {
+                *pointer = NONE;
+            }
+            if let Some(leaf) = self.leaves.get_mut(old as usize) {
+                *leaf = Leaf::default();
+            }
+            self.free_leaves.push(old);
+        }
+    }
+}
