@@ -178,6 +178,10 @@ impl Ledger {
                     iova += length;
                 }
             }
+            // Its group is gone: a function that comes there is of another one, and not of this owner.
+            if session.lost {
+                continue;
+            }
             let group = scene.functions[session.device].group;
             let met = |member: &Device| {
                 let function = self.functions[*member];
