@@ -127,6 +127,9 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         self.port.wait_clear(RUNNING, "rings of the previous owner to stop")?;
         self.install_rings();
         let table = self.port.read(registers::DEVICE_TABLE_BASE);
+        if table == u64::MAX {
+            return Err(UnitError::Dead);
+        }
         let interrupts = self.devices.adopt_interrupts(memory, table);
         if let State::Off { control, .. } = &mut self.state {
             if interrupts {

@@ -124,6 +124,18 @@ fn without_invalidate_all_every_entry_and_domain_is_named() {
 }
 
 #[test]
+fn a_unit_that_dies_while_it_is_taken_over_names_no_table() {
+    let mut shared = Shared::new();
+    {
+        let mut machine = shared.machine.borrow_mut();
+        machine.set(CONTROL, 0x1_541d);
+        machine.set(STATUS, 0x18);
+        machine.set(0, u64::MAX);
+    }
+    assert!(matches!(bring_up(&mut shared), Err(UnitError::Dead)));
+}
+
+#[test]
 fn a_unit_that_is_on_is_taken_over_without_being_off() {
     let mut shared = Shared::new();
     let old_table = 0x1_0000_01ff;
