@@ -158,7 +158,7 @@ const INTRODUCTION: &str = "\
 Written by `cargo xtask explore --write`; `cargo test -p iommud-tests --test ordering` fails when it is not what a
 run says. The counts are those of the short mode. `cargo xtask explore --long` has more streams in most plays, all
 plays over AMD-Vi units as well, free choice some steps deeper, and 3000 random runs for each vendor: more than a
-million interleavings in plays alone, in some ten minutes on two processors.
+million interleavings in plays alone, in a quarter of an hour on two processors.
 
 Each interleaving is one order of the requests of two or three clients and of what happens to the machine, run to
 its end through the shipped policy, engine and server over two software units, VT-d or AMD-Vi. After each event what every
