@@ -148,8 +148,10 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Nothing more can be done, but what units use must not become anybody else's.
-    fn stay(&self) -> ! {
+    /// Nothing more can be done, but what units use must not become anybody else's. Who waits for a server, so that
+    /// the machine boots, goes on without one.
+    fn stay(&mut self) -> ! {
+        self.announce = None;
         log::error!(
             "keeper: units go on with the tables of the last server, which are held for ever"
         );
