@@ -88,6 +88,7 @@ impl Unit for FakeUnit {
             page_sizes: PageSizes::SIZE_4K,
             coherent: true,
             caches_absent: true,
+            publishes: true,
             last_tag: 9,
             pass_through: true,
             physical_bits: 52,

@@ -97,6 +97,23 @@ pub trait TableMemory {
         }
     }
 
+    /// One word of a frame and the frame's counter, looked up once: `change` gets both, and says what is to be
+    /// stored in place of the word, if anything is. Another frame address or index gives 0 and ignores what is to
+    /// be stored.
+    fn change<T>(
+        &mut self,
+        frame: PhysAddr,
+        index: usize,
+        change: impl FnOnce(u64, &mut u16) -> (Option<u64>, T),
+    ) -> T {
+        let word = self.load(frame, index);
+        let (new, told) = change(word, self.live(frame));
+        if let Some(new) = new {
+            self.store(frame, index, new);
+        }
+        told
+    }
+
     /// Writes the cache lines that hold words `first` to `first + count - 1` back to memory, for hardware
     /// that does not snoop, and orders them before whatever comes after.
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize);

@@ -209,6 +209,29 @@ impl TableMemory for HugeTables {
         }
     }
 
+    fn change<T>(
+        &mut self,
+        frame: PhysAddr,
+        index: usize,
+        change: impl FnOnce(u64, &mut u16) -> (Option<u64>, T),
+    ) -> T {
+        self.nobody = 0;
+        let place = if index < FRAME / 8 { self.find(frame) } else { None };
+        let page = place.and_then(|(page, number)| Some((self.pages.get_mut(page)?, number)));
+        let Some((TablePage { mapping, frames, .. }, number)) = page else {
+            return change(0, &mut self.nobody).1;
+        };
+        let Some(Frame { live, used: true }) = frames.get_mut(number) else {
+            return change(0, &mut self.nobody).1;
+        };
+        let offset = number * FRAME + index * 8;
+        let (new, told) = change(mapping.read64(offset).unwrap_or(0), live);
+        if let Some(new) = new {
+            mapping.write64(offset, new);
+        }
+        told
+    }
+
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
         let lines = self.lines;
         let words = FRAME / 8;

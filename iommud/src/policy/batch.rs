@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use iommu_protocol::ids::Slot;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
 
@@ -11,7 +12,7 @@ use crate::policy::config::Quotas;
 use crate::policy::draft::{Change, Draft, Effect, hull};
 use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
 use crate::policy::ids::{DomainId, SessionId};
-use crate::policy::mappings::Mapping;
+use crate::policy::mappings::{Mapping, MappingIndex};
 use crate::policy::plan::Step;
 use crate::policy::ranges::Ranges;
 use crate::policy::registry::Registry;
@@ -19,22 +20,18 @@ use crate::policy::slab::Slab;
 use crate::policy::space::{SPACE_BITS, Wanted};
 use crate::policy::state::{Account, Buffer, Domain, Memory, Session, SlotRecord};
 
-/// What the elements of one batch work on.
-struct Batch<'a> {
+/// What one element of a batch works on.
+struct Work<'a> {
     id: DomainId,
     session_id: SessionId,
     session: &'a Session,
     domain: &'a mut Domain,
     slots: &'a mut Slab<SlotRecord>,
     buffers: &'a Slab<Buffer>,
+    accounts: &'a mut Slab<Account>,
     closed: &'a Ranges,
     quotas: &'a Quotas,
-    accounts: &'a Slab<Account>,
-    /// Mappings that the client may still make, once it makes one.
-    left: Option<u32>,
     draft: &'a mut Draft,
-    mapped: Option<IovaRange>,
-    unmapped: Option<IovaRange>,
 }
 
 impl Registry {
@@ -44,76 +41,78 @@ impl Registry {
         id: SessionId,
         items: &[BatchRequest],
     ) -> Result<Outcome, Refused> {
-        let work = |batch: &mut Batch<'_>| each(items, |item| batch.item(item));
-        match self.in_domain(draft, id, work)? {
-            Some(outcome) => Ok(outcome),
-            None => self.batch_direct(draft, id, items),
+        if self.usable(id)?.domain.is_none() {
+            return self.batch_direct(draft, id, items);
         }
+        let outcome = each(items, |item| self.item(draft, id, item)?.ok_or(Refusal::BadHandle))?;
+        self.conclude(draft);
+        Ok(outcome)
     }
 
     /// A batch of one: its address, 0 for an unmap or revoke.
-    #[inline]
+    #[inline(always)]
     pub(super) fn change(
         &mut self,
         draft: &mut Draft,
         id: SessionId,
         item: &BatchRequest,
     ) -> Result<Iova, Refusal> {
-        match self.in_domain(draft, id, |batch| batch.item(item))? {
-            Some(iova) => Ok(iova),
-            None => match self.batch_direct(draft, id, core::slice::from_ref(item))? {
-                Outcome::Single(iova) => Ok(iova),
-                _ => Err(Refusal::BadOperation),
-            },
+        if let Some(iova) = self.item(draft, id, item)? {
+            self.conclude(draft);
+            return Ok(iova);
+        }
+        match self.batch_direct(draft, id, core::slice::from_ref(item))? {
+            Outcome::Single(iova) => Ok(iova),
+            _ => Err(Refusal::BadOperation),
         }
     }
 
-    /// Has `work` decide what becomes of a session's domain, and orders what follows from it; `None` when the
-    /// session has no domain.
+    /// Decides one element, after the ones before it; `None` when the session has no domain.
     #[inline(always)]
-    fn in_domain<T, E: From<Refusal>>(
+    fn item(
         &mut self,
         draft: &mut Draft,
-        id: SessionId,
-        work: impl FnOnce(&mut Batch<'_>) -> Result<T, E>,
-    ) -> Result<Option<T>, E> {
-        let session = self.sessions.get(id.0).ok_or(Refusal::BadHandle)?;
+        session_id: SessionId,
+        item: &BatchRequest,
+    ) -> Result<Option<Iova>, Refusal> {
+        let session = self.sessions.get(session_id.0).ok_or(Refusal::BadHandle)?;
         self.machine.check_session(session)?;
-        let Some(domain_id) = session.domain else { return Ok(None) };
-        let domain = self.domains.get_mut(domain_id.0).ok_or(Refusal::BadHandle)?;
+        let Some(id) = session.domain else { return Ok(None) };
+        let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
         if domain.tainted {
-            return Err(Refusal::UnitFailed.into());
+            return Err(Refusal::UnitFailed);
         }
-        let quotas = &self.machine.config.quotas;
-        let mut batch = Batch {
-            id: domain_id,
-            session_id: id,
+        (draft.changes.domain, draft.changes.account) = (id, session.client);
+        let mut work = Work {
+            id,
+            session_id,
             session,
             domain,
             slots: &mut self.slots,
             buffers: &self.buffers,
+            accounts: &mut self.accounts,
             closed: &self.closed,
-            quotas,
-            accounts: &self.accounts,
-            left: None,
+            quotas: &self.machine.config.quotas,
             draft,
-            mapped: None,
-            unmapped: None,
         };
-        batch.draft.changes.domain = domain_id;
-        batch.draft.changes.account = session.client;
-        let done = work(&mut batch)?;
-        let Batch { mapped, unmapped, draft, domain, .. } = batch;
+        work.item(item).map(Some)
+    }
+
+    /// Orders what follows from all elements.
+    #[inline(always)]
+    fn conclude(&self, draft: &mut Draft) {
+        let id = draft.changes.domain;
+        let Some(domain) = self.domains.get(id.0) else { return };
+        let (mapped, unmapped) = (draft.changes.mapped, draft.changes.unmapped);
         if let Some(range) = unmapped {
-            draft.invalidate(domain_id, domain, range);
+            draft.invalidate(id, domain, range);
         }
         if let Some(range) = mapped {
-            draft.publish(domain_id, domain, range);
+            draft.publish(&self.machine, id, domain, range);
         }
         if unmapped.is_some() {
-            draft.steps.push(Step::ReleaseTables { domain: domain_id });
+            draft.steps.push(Step::ReleaseTables { domain: id });
         }
-        Ok(Some(done))
     }
 
     /// As `batch`, for a device that no unit confines: addresses are those of the memory, and only the count
@@ -125,7 +124,8 @@ impl Registry {
         items: &[BatchRequest],
     ) -> Result<Outcome, Refused> {
         let session = self.open_session(id)?;
-        let mut left = mappings_left(&self.accounts, session, &self.machine.config.quotas);
+        let used = self.accounts.get(session.client).map_or(u32::MAX, |account| account.mappings);
+        let mut left = self.machine.config.quotas.mappings.saturating_sub(used);
         each(items, |item| {
             let (slot, offset, length, more) = self.direct(id, item)?;
             if more {
@@ -197,20 +197,14 @@ impl SlotRecord {
     }
 }
 
-impl Batch<'_> {
+impl Work<'_> {
     #[inline(always)]
     fn item(&mut self, item: &BatchRequest) -> Result<Iova, Refusal> {
         match item {
             BatchRequest::Map(request) => self.map(request),
             BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length),
             BatchRequest::Grant(request) => self.grant(request),
-            BatchRequest::Revoke { slot, offset, length } => {
-                let number = slot_of(self.session, slot.0)?;
-                let record = self.slots.get(number).ok_or(Refusal::BadHandle)?;
-                let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
-                let iova = grants.range.first().checked_add(*offset).ok_or(Refusal::Range)?;
-                self.remove(iova, *length, Some(number))
-            }
+            BatchRequest::Revoke { slot, offset, length } => self.revoke(*slot, *offset, *length),
         }
     }
 
@@ -220,28 +214,29 @@ impl Batch<'_> {
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
         check(request, buffer)?;
-        self.left = charge(self.left, self.accounts, self.session, self.quotas)?;
+        let account = account_for(self.accounts, self.session, self.quotas)?;
+        let MapRequest { offset, length, access, .. } = *request;
         let range = if request.flags.contains(MapFlags::FIXED) {
-            let range = IovaRange::new(request.iova, request.length).ok_or(Refusal::Range)?;
+            let range = IovaRange::new(request.iova, length).ok_or(Refusal::Range)?;
             fixed(self.domain, self.closed, self.quotas.regions, range)?
         } else {
             let above_4g = request.flags.contains(MapFlags::ABOVE_4G);
-            let wanted = Wanted { length: request.length, alignment: 0, boundary: 0, above_4g };
+            let wanted = Wanted { length, alignment: 0, boundary: 0, above_4g };
             take(self.domain, self.quotas.regions, wanted)?
         };
-        let MapRequest { offset, access, .. } = *request;
+        account.mappings += 1;
         let mapping = Mapping { range, slot: number, offset, access, grant: false, list: false };
-        self.mapped = Some(hull(self.mapped, range));
         enter(self.id, self.domain, self.draft, record, buffer, mapping);
         Ok(range.first())
     }
 
+    #[inline(never)]
     fn grant(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
         let number = slot_of(self.session, request.slot.0)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
         check(request, buffer)?;
-        self.left = charge(self.left, self.accounts, self.session, self.quotas)?;
+        let account = account_for(self.accounts, self.session, self.quotas)?;
         let grants = record.granted.as_mut().ok_or(Refusal::BadOperation)?;
         let MapRequest { offset, length, access, .. } = *request;
         if !grants.is_free(offset, length) {
@@ -250,57 +245,61 @@ impl Batch<'_> {
         let first = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
         let range = IovaRange::new(first, length).ok_or(Refusal::Range)?;
         grants.set(offset, length, true);
+        account.mappings += 1;
         let mapping = Mapping { range, slot: number, offset, access, grant: true, list: false };
-        self.mapped = Some(hull(self.mapped, range));
         enter(self.id, self.domain, self.draft, record, buffer, mapping);
         Ok(first)
     }
 
     #[inline(always)]
     fn unmap(&mut self, iova: Iova, length: u64) -> Result<Iova, Refusal> {
-        if length == 0 {
-            return Err(Refusal::Range);
-        }
-        self.remove(iova, length, None)
-    }
-
-    /// Removes the mapping of exactly this range: a grant of this slot, or one that is not a grant.
-    #[inline(always)]
-    fn remove(&mut self, iova: Iova, length: u64, granted: Option<u32>) -> Result<Iova, Refusal> {
-        let Batch { slots, session_id, .. } = self;
-        let right = |mapping: &Mapping| match granted {
-            Some(slot) => mapping.grant && mapping.slot == slot,
-            None => {
-                let record = slots.get(mapping.slot);
-                !mapping.grant && record.is_some_and(|record| record.session == *session_id)
-            }
+        let Self { slots, session_id, .. } = self;
+        let right = |slot: u32, grant: bool| {
+            let record = slots.get(slot);
+            !grant && record.is_some_and(|record| record.session == *session_id)
         };
         let found = self.domain.mappings.find_to_remove(iova, length, right);
-        let (index, mapping) = found.ok_or(Refusal::NotMapped)?;
-        self.draft.steps.push(Step::Unmap { domain: self.id, range: mapping.range });
-        self.unmapped = Some(hull(self.unmapped, mapping.range));
-        self.draft.changes.list.push(Change::Leaving(index, mapping.slot));
+        self.remove(iova, length, found)
+    }
+
+    #[inline(never)]
+    fn revoke(&mut self, slot: Slot, offset: u64, length: u64) -> Result<Iova, Refusal> {
+        let number = slot_of(self.session, slot.0)?;
+        let record = self.slots.get(number).ok_or(Refusal::BadHandle)?;
+        let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
+        let iova = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
+        let right = |slot: u32, grant: bool| grant && slot == number;
+        let found = self.domain.mappings.find_to_remove(iova, length, right);
+        self.remove(iova, length, found)
+    }
+
+    /// Has a mapping of exactly this range leave, if there is one.
+    #[inline(always)]
+    fn remove(
+        &mut self,
+        iova: Iova,
+        length: u64,
+        found: Option<(MappingIndex, u32)>,
+    ) -> Result<Iova, Refusal> {
+        let range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
+        let (index, slot) = found.ok_or(Refusal::NotMapped)?;
+        let changes = &mut self.draft.changes;
+        changes.unmapped = Some(hull(changes.unmapped, range));
+        changes.list.push(Change::Leaving(index, slot));
+        self.draft.steps.push(Step::Unmap { domain: self.id, range });
         Ok(Iova(0))
     }
 }
 
-/// Mappings that the client of a session may still make.
-#[inline]
-fn mappings_left(accounts: &Slab<Account>, session: &Session, quotas: &Quotas) -> u32 {
-    let used = accounts.get(session.client).map_or(u32::MAX, |account| account.mappings);
-    quotas.mappings.saturating_sub(used)
-}
-
-/// Charges a batch for one mapping more: what is left, if that is known.
-#[inline]
-fn charge(
-    left: Option<u32>,
-    accounts: &Slab<Account>,
+/// The account of a session's client, if it may have one mapping more.
+#[inline(always)]
+fn account_for<'a>(
+    accounts: &'a mut Slab<Account>,
     session: &Session,
     quotas: &Quotas,
-) -> Result<Option<u32>, Refusal> {
-    let left = left.unwrap_or_else(|| mappings_left(accounts, session, quotas));
-    left.checked_sub(1).map(Some).ok_or(Refusal::Quota)
+) -> Result<&'a mut Account, Refusal> {
+    let account = accounts.get_mut(session.client).ok_or(Refusal::Quota)?;
+    if account.mappings < quotas.mappings { Ok(account) } else { Err(Refusal::Quota) }
 }
 
 /// Number of the record of a slot.
@@ -320,12 +319,13 @@ fn enter(
     mapping: Mapping,
 ) {
     let (range, access) = (mapping.range, mapping.access);
+    draft.changes.mapped = Some(hull(draft.changes.mapped, range));
     buffer.memory.pieces(mapping.offset, range.length(), |at, phys, length| {
         if let Some(range) = IovaRange::new(Iova(range.first().0 + at), length) {
             draft.steps.push(Step::Map { domain: id, range, phys, access });
         }
     });
-    let index = domain.mappings.insert_unsettled(mapping, &mut record.mappings);
+    let index = domain.mappings.insert(mapping, &mut record.mappings);
     draft.changes.list.push(Change::Entered(index, mapping.slot));
 }
 

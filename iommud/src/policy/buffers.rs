@@ -151,7 +151,7 @@ impl Registry {
             let step = |range| Step::Map { domain: id, range, phys, access: request.access };
             draft.steps.extend(range.map(step));
         });
-        draft.publish(id, domain, range);
+        draft.publish(&self.machine, id, domain, range);
         Ok((range.first(), Some(range)))
     }
 

@@ -7,30 +7,25 @@ use crate::policy::slab::Slab;
 use crate::policy::state::{Domain, SlotRecord};
 
 impl Registry {
-    /// The plan was carried out: what it entered is there, what was to leave goes.
+    /// The plan was carried out: what was to leave goes. What it entered is there.
     #[inline]
     pub(super) fn settle_changes(&mut self, changes: &Changes) {
-        if changes.is_empty() {
+        if changes.unmapped.is_none() {
             return;
         }
         let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
-        let (mut entered, mut left) = (0, 0);
+        let mut left = 0;
         for change in &changes.list {
-            match *change {
-                Change::Entered(index, _) => {
-                    entered += domain.mappings.settle(index);
-                }
-                Change::Leaving(index, slot) => {
-                    left += remove(domain, &mut self.slots, index, slot);
-                }
+            if let Change::Leaving(index, slot) = *change {
+                left += remove(domain, &mut self.slots, index, slot);
             }
         }
-        if left > 0 && domain.mappings.is_sparse() {
+        if domain.mappings.is_sparse() {
             domain.mappings.rebuild(&mut self.slots);
             domain.space.shrink();
         }
         if let Some(account) = self.accounts.get_mut(changes.account) {
-            account.mappings = account.mappings + entered - left;
+            account.mappings -= left;
         }
     }
 
@@ -40,15 +35,17 @@ impl Registry {
             return;
         }
         let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
+        let mut entered = 0;
         while let Some(change) = changes.list.pop() {
             match change {
                 Change::Entered(index, slot) => {
-                    remove(domain, &mut self.slots, index, slot);
+                    entered += remove(domain, &mut self.slots, index, slot);
                 }
-                Change::Leaving(index, _) => {
-                    domain.mappings.settle(index);
-                }
+                Change::Leaving(index, _) => domain.mappings.keep(index),
             }
+        }
+        if let Some(account) = self.accounts.get_mut(changes.account) {
+            account.mappings -= entered;
         }
     }
 

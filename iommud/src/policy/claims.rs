@@ -245,7 +245,7 @@ impl Registry {
         }
         draft.map_pieces(id, &enter);
         if let Some(range) = hull_of(&enter) {
-            draft.publish(id, domain, range);
+            draft.publish(&self.machine, id, domain, range);
         }
         if !(enter.is_empty() && remove.is_empty()) {
             draft.effects.push(Effect::Reserved(id, needed));

@@ -7,6 +7,7 @@ use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
+use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::machine::{Key, Machine};
 use crate::policy::mappings::{Mapping, MappingIndex};
@@ -73,13 +74,12 @@ pub(super) enum Effect {
     Direct { slot: u32, offset: u64, length: u64, more: bool },
 }
 
-/// A change that a batch made to the mappings of a domain when the plan was drawn up: marked there until the
-/// plan is consumed.
+/// A change that a batch made to the mappings of a domain when the plan was drawn up.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
-    /// Entered in the record of a slot; settled by commit, removed by abort.
+    /// Entered in the record of a slot, and charged; taken back by abort.
     Entered(MappingIndex, u32),
-    /// About to leave the record of a slot; removed by commit, kept by abort.
+    /// Marked as about to leave the record of a slot; removed by commit, kept by abort.
     Leaving(MappingIndex, u32),
 }
 
@@ -90,6 +90,10 @@ pub(super) struct Changes {
     /// Number of the account that mappings are charged to.
     pub(super) account: u32,
     pub(super) list: Vec<Change>,
+    /// A range around all that is mapped.
+    pub(super) mapped: Option<IovaRange>,
+    /// A range around all that is unmapped.
+    pub(super) unmapped: Option<IovaRange>,
 }
 
 impl Changes {
@@ -97,11 +101,19 @@ impl Changes {
     pub(super) const fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
+
+    /// Forgets everything but the capacity of the list.
+    #[inline]
+    fn clear(&mut self) {
+        self.list.clear();
+        (self.mapped, self.unmapped) = (None, None);
+    }
 }
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { domain: DomainId(u32::MAX), account: u32::MAX, list: Vec::new() }
+        let nobody = (DomainId(u32::MAX), u32::MAX);
+        Self { domain: nobody.0, account: nobody.1, list: Vec::new(), mapped: None, unmapped: None }
     }
 }
 
@@ -119,6 +131,8 @@ pub(super) enum Claimant {
 /// A plan in the making.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
+    /// What is to be told of it, once it is carried out.
+    pub(super) outcome: Outcome,
     /// Steps that may fail, in order.
     pub(super) steps: Vec<Step>,
     /// Steps that cannot fail nor be undone: they come last.
@@ -150,7 +164,7 @@ impl Draft {
         self.steps.clear();
         self.last.clear();
         self.pages.clear();
-        self.changes.list.clear();
+        self.changes.clear();
         self.domains = 0;
         self.tag = None;
         // Elements that are to be dropped one by one.
@@ -191,11 +205,19 @@ impl Draft {
         }
     }
 
-    /// Makes new translations visible to each unit that has an entry of the domain.
+    /// Makes new translations visible to each unit that has an entry of the domain and needs to be told.
     #[inline(always)]
-    pub(super) fn publish(&mut self, id: DomainId, domain: &Domain, range: IovaRange) {
+    pub(super) fn publish(
+        &mut self,
+        machine: &Machine,
+        id: DomainId,
+        domain: &Domain,
+        range: IovaRange,
+    ) {
         for &(unit, _) in &domain.active {
-            self.steps.push(Step::Publish { unit, domain: id, range });
+            if machine.needs_publishing(unit) {
+                self.steps.push(Step::Publish { unit, domain: id, range });
+            }
         }
     }
 

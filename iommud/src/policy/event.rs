@@ -142,9 +142,10 @@ pub struct ListRequest {
 }
 
 /// What came of an event that was carried out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// Done; there is nothing to tell.
+    #[default]
     Done,
     /// A new session.
     Session(SessionId),

@@ -58,12 +58,15 @@ impl Registry {
         };
         let offset = u64::from(*first) * PAGE_SIZE;
         let mapping = Mapping { range, slot: number, offset, access, grant: false, list: true };
-        let index = domain.mappings.insert_unsettled(mapping, &mut record.mappings);
+        let index = domain.mappings.insert(mapping, &mut record.mappings);
         (draft.changes.domain, draft.changes.account) = (domain_id, account);
+        if let Some(account) = self.accounts.get_mut(account) {
+            account.mappings += mapping.charge();
+        }
         draft.changes.list.push(Change::Entered(index, number));
         buffer.memory.addresses(pages, &mut draft.pages);
         draft.steps.push(Step::MapList { domain: domain_id, range, access });
-        draft.publish(domain_id, domain, range);
+        draft.publish(&self.machine, domain_id, domain, range);
         Ok(Outcome::Single(range.first()))
     }
 

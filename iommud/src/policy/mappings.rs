@@ -21,7 +21,7 @@ const NONE: u32 = u32::MAX;
 /// Records that are allocated together, so that growing never moves many.
 const CHUNK: usize = 1024;
 const PAGE_MASK: u32 = (1 << 27) - 1;
-const UNSETTLED: u32 = 1 << 31;
+const LEAVING: u32 = 1 << 31;
 const GRANT: u32 = 1 << 30;
 const ACCESS_SHIFT: u32 = 28;
 const LIST: u32 = 1 << 27;
@@ -96,9 +96,10 @@ impl Record {
         if self.page & LIST != 0 { self.pages } else { 1 }
     }
 
-    /// Whether it is `length` bytes long, and no plan enters or removes it.
+    /// Whether it is `length` bytes long, and no plan removes it.
+    #[inline]
     fn is(&self, length: u64) -> bool {
-        u64::from(self.pages) == length / PAGE_SIZE && self.page & UNSETTLED == 0
+        u64::from(self.pages) == length / PAGE_SIZE && self.page & LEAVING == 0
     }
 
     #[inline]
@@ -125,6 +126,8 @@ pub(super) struct Mappings {
     free_leaves: Vec<u32>,
     /// A leaf that became empty and is kept for the next mapping, with the place that points to it.
     idle: Option<(u32, Place)>,
+    /// The leaf of level 0 that was looked for last: its number among those of its level, and where it is.
+    recent: (u32, u32),
     /// Level 0: by GiB, then by 2 MiB.
     pages: Vec<Option<Directory>>,
     /// Level 1: by GiB.
@@ -144,6 +147,7 @@ impl Default for Mappings {
             leaves: Vec::new(),
             free_leaves: Vec::new(),
             idle: None,
+            recent: (NONE, NONE),
             pages: Vec::new(),
             blocks: None,
             whole: NONE,
@@ -157,7 +161,7 @@ impl core::fmt::Debug for Mappings {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let mut live: Vec<u32> = self.leaves.iter().flat_map(Leaf::iter).collect();
         live.sort_unstable();
-        let flags = |index: &u32| self.record(*index).map(|record| record.page & UNSETTLED != 0);
+        let flags = |index: &u32| self.record(*index).map(|record| record.page & LEAVING != 0);
         let all = live.iter().map(|index| (index, flags(index), self.get(MappingIndex(*index))));
         f.debug_list().entries(all).finish()
     }
@@ -171,24 +175,10 @@ impl Mappings {
 
     /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
     /// first 2^39 bytes; offset and length are multiples of 4096.
+    #[inline(always)]
     pub(super) fn insert(&mut self, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
-        self.insert_with(0, mapping, list)
-    }
-
-    /// As [`Mappings::insert`], marked as one that a plan enters: it is not found until the plan is consumed.
-    #[inline(always)]
-    pub(super) fn insert_unsettled(
-        &mut self,
-        mapping: Mapping,
-        list: &mut MappingList,
-    ) -> MappingIndex {
-        self.insert_with(UNSETTLED, mapping, list)
-    }
-
-    #[inline(always)]
-    fn insert_with(&mut self, mark: u32, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
         let page = page_number(mapping.range.first().0);
-        let mut flags = mark | (mapping.access.bits() & 3) << ACCESS_SHIFT;
+        let mut flags = (mapping.access.bits() & 3) << ACCESS_SHIFT;
         if mapping.grant {
             flags |= GRANT;
         }
@@ -220,40 +210,42 @@ impl Mappings {
         MappingIndex(index)
     }
 
-    /// The mapping of exactly this range, if no plan enters or removes it.
+    /// The mapping of exactly this range, if no plan removes it.
     #[cfg(test)]
-    pub(super) fn find(&self, iova: Iova, length: u64) -> Option<MappingIndex> {
+    pub(super) fn find(&mut self, iova: Iova, length: u64) -> Option<MappingIndex> {
         let index = self.at(iova, length)?;
         let record = self.record(index)?;
         record.is(length).then_some(MappingIndex(index))
     }
 
-    /// The mapping of exactly this range, if no plan enters or removes it and `right` says so; it is marked as one
-    /// that a plan removes.
+    /// The mapping of exactly this range, and its slot, if no plan removes it and `right` says so of its slot and
+    /// of whether it is a grant. It is marked as one that a plan removes.
     #[inline(always)]
     pub(super) fn find_to_remove(
         &mut self,
         iova: Iova,
         length: u64,
-        right: impl FnOnce(&Mapping) -> bool,
-    ) -> Option<(MappingIndex, Mapping)> {
+        right: impl FnOnce(u32, bool) -> bool,
+    ) -> Option<(MappingIndex, u32)> {
         let index = self.at(iova, length)?;
         let record = self.record_mut(index).filter(|record| record.is(length))?;
-        let mapping = record.unpack().filter(right)?;
-        record.page |= UNSETTLED;
-        Some((MappingIndex(index), mapping))
+        if !right(record.slot, record.page & GRANT != 0) {
+            return None;
+        }
+        record.page |= LEAVING;
+        Some((MappingIndex(index), record.slot))
     }
 
     /// The record whose slot begins where this range does.
-    #[inline]
-    fn at(&self, iova: Iova, length: u64) -> Option<u32> {
-        let page = u32::try_from(iova.0 / PAGE_SIZE).ok().filter(|page| *page <= PAGE_MASK)?;
-        let pages = u32::try_from(length / PAGE_SIZE).ok()?;
-        if !(iova.0 | length).is_multiple_of(PAGE_SIZE) {
+    #[inline(always)]
+    fn at(&mut self, iova: Iova, length: u64) -> Option<u32> {
+        let (page, pages) = (iova.0 / PAGE_SIZE, length / PAGE_SIZE);
+        if page > u64::from(PAGE_MASK) || (iova.0 | length) & (PAGE_SIZE - 1) != 0 {
             return None;
         }
-        let place = Place::new(page, pages);
-        self.leaves.get(self.leaf_of(place)? as usize)?.get(place.slot)
+        let place = Place::new(u32::try_from(page).ok()?, u32::try_from(pages).ok()?);
+        let leaf = self.leaf_of(place)?;
+        self.leaves.get(leaf as usize)?.get(place.slot)
     }
 
     /// A mapping.
@@ -261,19 +253,19 @@ impl Mappings {
         self.record(index.0)?.unpack()
     }
 
-    /// Marks a mapping as one that a plan enters or removes: it is not found until the plan is consumed.
+    /// Marks a mapping as one that a plan removes: it is not found until the plan is consumed.
     #[cfg(test)]
-    pub(super) fn unsettle(&mut self, index: MappingIndex) {
+    pub(super) fn leave(&mut self, index: MappingIndex) {
         if let Some(record) = self.record_mut(index.0) {
-            record.page |= UNSETTLED;
+            record.page |= LEAVING;
         }
     }
 
-    /// Takes the mark of [`Mappings::unsettle`] back. Returns what the mapping is charged as.
-    pub(super) fn settle(&mut self, index: MappingIndex) -> u32 {
-        let Some(record) = self.record_mut(index.0) else { return 0 };
-        record.page &= !UNSETTLED;
-        record.charge()
+    /// Takes the mark of [`Mappings::find_to_remove`] back.
+    pub(super) fn keep(&mut self, index: MappingIndex) {
+        if let Some(record) = self.record_mut(index.0) {
+            record.page &= !LEAVING;
+        }
     }
 
     /// Removes a mapping from the table and from its slot's list; returns what it was.
@@ -388,9 +380,9 @@ mod tests {
         ] {
             assert_eq!(table.find(Iova(iova), length), None, "{iova:#x} {length:#x}");
         }
-        table.unsettle(index);
+        table.leave(index);
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
-        table.settle(index);
+        table.keep(index);
         assert_eq!(table.get(index), Some(m));
         table.remove(index, &mut list);
         assert_eq!((table.len(), list), (0, MappingList::default()));

@@ -19,7 +19,6 @@ use iommu_protocol::wire::Access;
 
 use crate::addr::{IovaRange, PhysAddr};
 use crate::policy::draft::Draft;
-use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, DomainId, UnitIndex};
 use crate::topology::capabilities::{DomainTag, TableFormat};
 
@@ -209,7 +208,6 @@ pub enum Binding {
 #[must_use = "a plan is consumed by commit or abort"]
 pub struct Plan {
     pub(super) draft: Box<Draft>,
-    pub(super) outcome: Outcome,
 }
 
 impl Plan {
@@ -235,6 +233,6 @@ impl Plan {
     #[cfg(test)]
     pub(crate) fn with_pages(steps: &[Step], pages: &[PhysAddr]) -> Self {
         let draft = Draft { steps: steps.into(), pages: pages.into(), ..Draft::default() };
-        Self { draft: Box::new(draft), outcome: Outcome::Done }
+        Self { draft: Box::new(draft) }
     }
 }

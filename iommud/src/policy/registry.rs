@@ -8,11 +8,11 @@
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
 //! buffer    known to sessions, held by handles --last of both--> released
 //!                                              +--> quarantined, when a unit failed that may reach it
-//! mapping   (decided: entered, unsettled) --commit--> live --(decided: unsettled)--> commit --> gone
+//! mapping   (decided: entered) --commit--> live --(decided: leaving)--commit--> gone
 //! ```
 //!
 //! `decide` looks, and marks only what a second request in the same event must see: addresses taken, mappings
-//! entered and about to leave, members attached. `commit` makes all other changes, `abort` takes the marks back.
+//! entered, charged and about to leave, members attached. `commit` makes all other changes, `abort` takes the marks back.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -123,7 +123,8 @@ impl Registry {
         match self.draft(event, &mut draft) {
             Ok(outcome) => {
                 draft.finish();
-                Ok(Plan { draft, outcome })
+                draft.outcome = outcome;
+                Ok(Plan { draft })
             }
             Err(refused) => {
                 self.refuse(draft);
@@ -146,7 +147,7 @@ impl Registry {
     ) -> Result<(Plan, Iova), Refusal> {
         let mut draft = self.spare.0.take().unwrap_or_default();
         match self.change(&mut draft, session, item) {
-            Ok(iova) => Ok((Plan { draft, outcome: Outcome::Done }, iova)),
+            Ok(iova) => Ok((Plan { draft }, iova)),
             Err(refusal) => {
                 self.refuse(draft);
                 Err(refusal)
@@ -207,8 +208,9 @@ impl Registry {
                 self.apply(effect);
             }
         }
+        let outcome = core::mem::take(&mut plan.draft.outcome);
         self.recycle(plan.draft);
-        plan.outcome
+        outcome
     }
 
     /// As [`Registry::commit`], for a plan of [`Registry::decide_change`].
@@ -227,6 +229,7 @@ impl Registry {
     pub fn abort(&mut self, mut plan: Plan) {
         self.take_back(&mut plan.draft.effects);
         self.take_back_changes(&mut plan.draft.changes);
+        plan.draft.outcome = Outcome::Done;
         self.recycle(plan.draft);
     }
 
@@ -242,7 +245,10 @@ impl Registry {
     #[inline]
     fn recycle(&mut self, mut draft: Box<Draft>) {
         draft.clear();
-        self.spare.0 = Some(draft);
+        // There is one plan at a time: its place is empty.
+        if self.spare.0.is_none() {
+            self.spare.0 = Some(draft);
+        }
     }
 
     pub(super) fn domain(&self, domain: DomainId) -> Result<&Domain, Refusal> {

@@ -47,6 +47,9 @@ pub struct UnitCapabilities {
     /// The unit caches non-present entries too: making an entry present needs an invalidation
     /// (VT-d CAP.CM, AMD-Vi NpCache).
     pub caches_absent: bool,
+    /// Making an entry of a page table present takes more than the store: the unit caches absent entries, or it
+    /// has a buffer of stores that is to be flushed (VT-d CAP.RWBF).
+    pub publishes: bool,
     /// Highest domain tag.
     pub last_tag: u16,
     /// Entries may let requests through untranslated.

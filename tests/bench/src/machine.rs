@@ -106,6 +106,7 @@ impl Unit for Counting {
             page_sizes: if self.small_pages_only { PageSizes::SIZE_4K } else { all },
             coherent: true,
             caches_absent: false,
+            publishes: false,
             last_tag: u16::MAX,
             pass_through: true,
             physical_bits: 46,

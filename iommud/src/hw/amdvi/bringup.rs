@@ -228,12 +228,14 @@ fn capabilities(
     coherent: bool,
     capability: Option<Capability>,
 ) -> UnitCapabilities {
+    // Unknown is taken for yes: one invalidation too many does no harm.
+    let caches_absent = capability.is_none_or(|block| block.caches_absent());
     UnitCapabilities {
         levels,
         page_sizes: PageSizes::all(),
         coherent,
-        // Unknown is taken for yes: one invalidation too many does no harm.
-        caches_absent: capability.is_none_or(|block| block.caches_absent()),
+        caches_absent,
+        publishes: caches_absent,
         last_tag: u16::MAX,
         pass_through: true,
         physical_bits: capability.and_then(|block| block.physical_bits()).unwrap_or(52),

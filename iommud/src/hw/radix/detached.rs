@@ -70,18 +70,27 @@ impl Run {
 ///
 /// It ends empty, by `PageTable::release` after every unit has forgotten the translations, or by
 /// `PageTable::relink`; dropped before, the tables in it are lost.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Detached {
     pub(super) runs: Vec<Run>,
     /// Tables of splits that were undone, with their level.
     pub(super) tables: Vec<(PhysAddr, u8)>,
-    /// First and last byte of what units may have cached.
-    stale: Option<(Iova, Iova)>,
+    /// First and last byte of what units may have cached; the first is above the last when there is nothing.
+    stale: (Iova, Iova),
     /// Tables were unlinked or replaced.
     structure: bool,
     /// The region whose empty table stayed linked before another one's did.
     idle_before: Option<u64>,
+}
+
+/// No address.
+const NOTHING: (Iova, Iova) = (Iova(u64::MAX), Iova(0));
+
+impl Default for Detached {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Detached {
@@ -90,7 +99,7 @@ impl Detached {
         Self {
             runs: Vec::new(),
             tables: Vec::new(),
-            stale: None,
+            stale: NOTHING,
             structure: false,
             idle_before: None,
         }
@@ -118,20 +127,20 @@ impl Detached {
     /// of each superpage that was split, which a unit may hold as one translation.
     #[must_use]
     pub fn stale(&self) -> Option<IovaRange> {
-        self.stale.and_then(|(first, last)| IovaRange::inclusive(first, last))
+        IovaRange::inclusive(self.stale.0, self.stale.1)
     }
 
     /// `range` and what else units have to forget: see [`Detached::stale`].
     #[must_use]
     pub fn around(&self, range: IovaRange) -> IovaRange {
-        let (first, last) = self.stale.unwrap_or((range.first(), range.last()));
+        let (first, last) = self.stale;
         IovaRange::inclusive(first.min(range.first()), last.max(range.last())).unwrap_or(range)
     }
 
     /// Adds a range that units may have cached.
     pub(super) fn spoil(&mut self, range: IovaRange) {
-        let around = self.around(range);
-        self.stale = Some((around.first(), around.last()));
+        let (first, last) = self.stale;
+        self.stale = (first.min(range.first()), last.max(range.last()));
     }
 
     /// Notes that the empty table of a region gives up its place to another one.
@@ -157,7 +166,7 @@ impl Detached {
             self.free_tables::<F, M>(memory);
         }
         self.runs.clear();
-        (self.stale, self.structure, self.idle_before) = (None, false, None);
+        (self.stale, self.structure, self.idle_before) = (NOTHING, false, None);
     }
 
     #[inline(never)]

@@ -196,11 +196,17 @@ impl<F: PteFormat> PageTable<F> {
         mapping: Mapping,
     ) -> Result<(), MapError> {
         let slot = slot_of(mapping.first, 1);
-        if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
+        let leaf = F::leaf(PhysAddr(mapping.phys), mapping.access, 1);
+        let entered = memory.change(table, slot, |old, live| {
+            if F::decode(old, 1) != PteSlot::Empty {
+                return (None, false);
+            }
+            *live += 1;
+            (Some(leaf), true)
+        });
+        if !entered {
             return Err(MapError::Overlap(Iova(mapping.first)));
         }
-        memory.store(table, slot, F::leaf(PhysAddr(mapping.phys), mapping.access, 1));
-        *memory.live(table) += 1;
         self.clean(memory, table, slot, 1);
         Ok(())
     }

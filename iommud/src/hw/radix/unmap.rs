@@ -225,23 +225,39 @@ impl<F: PteFormat> PageTable<F> {
     ) -> u16 {
         self.cut_ends(memory, table, 1, (first, last), detached);
         let (start, end) = (slot_of(first, 1), slot_of(last, 1) + 1);
-        let gone = if end - start == 1 {
-            let entry = memory.load(table, start);
-            let mapped = matches!(F::decode(entry, 1), PteSlot::Leaf { .. });
-            if mapped {
-                memory.store(table, start, 0);
-                detached.note(Run::new(table, start, 1, 1, entry, RunKind::Leaves));
-            }
-            u16::from(mapped)
-        } else {
-            Self::remove_many(memory, table, start, end, detached)
-        };
+        if end - start == 1 {
+            return self.remove_page(memory, table, start, detached);
+        }
+        let gone = Self::remove_many(memory, table, start, end, detached);
         if gone > 0 {
             self.clean(memory, table, start, end - start);
         }
         let live = memory.live(table);
         *live -= gone;
         *live
+    }
+
+    /// As `remove_pages`, for one page.
+    #[inline(always)]
+    fn remove_page<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        slot: usize,
+        detached: &mut Detached,
+    ) -> u16 {
+        let (entry, left) = memory.change(table, slot, |entry, live| {
+            if !matches!(F::decode(entry, 1), PteSlot::Leaf { .. }) {
+                return (None, (0, *live));
+            }
+            *live -= 1;
+            (Some(0), (entry, *live))
+        });
+        if entry != 0 {
+            self.clean(memory, table, slot, 1);
+            detached.note(Run::new(table, slot, 1, 1, entry, RunKind::Leaves));
+        }
+        left
     }
 
     /// Takes all pages of these slots out, and notes them in runs; returns how many they were.

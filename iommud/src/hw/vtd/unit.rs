@@ -227,6 +227,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
             page_sizes,
             coherent: self.extended.coherent(),
             caches_absent: self.capability.caching_mode(),
+            publishes: self.capability.caching_mode() || self.capability.write_buffer(),
             last_tag: self.highest_tag(),
             pass_through: self.extended.pass_through(),
             physical_bits: self.host_bits,

@@ -107,6 +107,15 @@ impl Machine {
         }
     }
 
+    /// Whether a unit must be told of new translations. One that has failed is told nothing.
+    #[inline]
+    pub(super) fn needs_publishing(&self, unit: UnitIndex) -> bool {
+        match self.unit(unit) {
+            Some(Unit::Enabled { capabilities, .. }) => capabilities.publishes,
+            _ => true,
+        }
+    }
+
     pub(super) fn function(&self, index: FunctionIndex) -> Option<&Function> {
         self.functions.get(index.0 as usize)?.as_ref()
     }

@@ -15,6 +15,7 @@ pub(super) struct Place {
 }
 
 impl Place {
+    #[inline(always)]
     pub(super) fn new(page: u32, pages: u32) -> Self {
         let level = if pages < 512 || !page.is_multiple_of(512) {
             0
@@ -59,9 +60,21 @@ impl Mappings {
         }
     }
 
-    #[inline]
-    pub(super) fn leaf_of(&self, place: Place) -> Option<u32> {
-        self.pointer(place).copied().filter(|leaf| *leaf != NONE)
+    #[inline(always)]
+    pub(super) fn leaf_of(&mut self, place: Place) -> Option<u32> {
+        if place.level == 0 && self.recent.0 == place.leaf {
+            return Some(self.recent.1);
+        }
+        self.look_up(place)
+    }
+
+    #[inline(never)]
+    fn look_up(&mut self, place: Place) -> Option<u32> {
+        let leaf = self.pointer(place).copied().filter(|leaf| *leaf != NONE)?;
+        if place.level == 0 {
+            self.recent = (place.leaf, leaf);
+        }
+        Some(leaf)
     }
 
     /// The leaf of a place, made if there is none.
@@ -73,6 +86,11 @@ impl Mappings {
             }
             return leaf;
         }
+        self.new_leaf(place)
+    }
+
+    #[inline(never)]
+    fn new_leaf(&mut self, place: Place) -> u32 {
         let leaf = self.free_leaves.pop().unwrap_or_else(|| {
             self.leaves.push(Leaf::default());
             u32::try_from(self.leaves.len() - 1).unwrap_or(NONE)
@@ -98,6 +116,7 @@ impl Mappings {
             if let Some(pointer) = self.pointer_mut(place) {
                 *pointer = NONE;
             }
+            self.recent = (NONE, NONE);
             if let Some(leaf) = self.leaves.get_mut(old as usize) {
                 *leaf = Leaf::default();
             }

@@ -29,6 +29,7 @@ pub(super) fn capabilities() -> UnitCapabilities {
         page_sizes: PageSizes::SIZE_4K | PageSizes::SIZE_2M,
         coherent: true,
         caches_absent: false,
+        publishes: true,
         last_tag: 255,
         pass_through: true,
         physical_bits: 46,
