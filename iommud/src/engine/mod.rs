@@ -20,7 +20,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::hw::radix::{Detached, MapError, PageTable};
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{Plan, UnitIndex};
+use crate::policy::{Plan, Single, Sink, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -121,6 +121,25 @@ const fn is_fatal(error: &UnitError) -> bool {
     matches!(error, UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead)
 }
 
+/// Carries out each step that it is given.
+struct Run<'a, U: Unit, B> {
+    engine: &'a mut Engine<U>,
+    buffers: &'a mut B,
+    /// Steps carried out.
+    done: usize,
+}
+
+impl<U: Unit, B: BufferMemory> Sink for Run<'_, U, B> {
+    type Error = Fault;
+
+    #[inline(always)]
+    fn step(&mut self, step: Step) -> Result<(), Fault> {
+        self.engine.carry_out(&step, &[], self.buffers)?;
+        self.done += 1;
+        Ok(())
+    }
+}
+
 impl<U: Unit> Engine<U> {
     /// An engine without units, with the memory that all tables live in.
     #[must_use]
@@ -142,6 +161,9 @@ impl<U: Unit> Engine<U> {
         plan: &Plan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
+        if let Some(single) = plan.single() {
+            return self.run_single(single, buffers);
+        }
         for (index, step) in plan.steps().iter().enumerate() {
             if let Err(fault) = self.carry_out(step, plan.pages(), buffers) {
                 let done = plan.steps().get(..index).unwrap_or_default();
@@ -149,6 +171,23 @@ impl<U: Unit> Engine<U> {
             }
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn run_single<B: BufferMemory>(
+        &mut self,
+        single: &Single,
+        buffers: &mut B,
+    ) -> Result<(), StepFailure> {
+        let mut run = Run { engine: self, buffers, done: 0 };
+        let result = single.give(&mut run);
+        let Run { engine, done, .. } = run;
+        result.map_err(|fault| {
+            let mut steps = Vec::new();
+            // A list takes every step.
+            let Ok(()) = single.give(&mut steps);
+            engine.undo(steps.get(..done).unwrap_or_default(), done, fault)
+        })
     }
 
     /// What a unit can do; `None` when it was never brought up.

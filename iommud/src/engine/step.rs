@@ -10,6 +10,8 @@ use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, TableFormat};
 
 impl<U: Unit> Engine<U> {
+    /// Where the kind of step is known to the compiler, this is that step and nothing else.
+    #[inline(always)]
     pub(super) fn carry_out<B: BufferMemory>(
         &mut self,
         step: &Step,

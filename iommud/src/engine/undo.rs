@@ -41,6 +41,7 @@ impl Undo {
 
 impl<U: Unit> Engine<U> {
     /// Undoes `done`, last step first, after the step behind it failed.
+    #[cold]
     pub(super) fn undo(&mut self, done: &[Step], failed: usize, fault: Fault) -> StepFailure {
         let mut undo = Undo { lost: Vec::new(), unproved: false, walked: false };
         undo.note(&fault);

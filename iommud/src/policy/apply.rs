@@ -341,6 +341,7 @@ impl Registry {
             if let Some(grants) = &record.granted {
                 domain.space.free(grants.range);
             }
+            domain.mappings.tidy();
         }
         if let Some(buffer) = self.buffers.get_mut(record.buffer.0) {
             buffer.slots -= 1;

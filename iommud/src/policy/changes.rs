@@ -1,7 +1,8 @@
 //! What becomes of the mappings that a batch marked, when its plan is consumed.
 
 use crate::policy::draft::{Change, Changes};
-use crate::policy::mappings::MappingIndex;
+use crate::policy::ids::DomainId;
+use crate::policy::mappings::Mapping;
 use crate::policy::registry::Registry;
 use crate::policy::slab::Slab;
 use crate::policy::state::{Domain, SlotRecord};
@@ -10,21 +11,30 @@ impl Registry {
     /// The plan was carried out: what was to leave goes. What it entered is there.
     #[inline]
     pub(super) fn settle_changes(&mut self, changes: &Changes) {
-        if changes.unmapped.is_none() {
-            return;
+        if changes.unmapped.is_some() {
+            self.settle(changes.domain, changes.account, &changes.list);
         }
-        let Some(domain) = self.domains.get_mut(changes.domain.0) else { return };
+    }
+
+    /// What was to leave goes: its addresses are given back, and its charge.
+    #[inline(always)]
+    pub(super) fn settle(&mut self, domain: DomainId, account: u32, changes: &[Change]) {
+        let Some(domain) = self.domains.get_mut(domain.0) else { return };
         let mut left = 0;
-        for change in &changes.list {
-            if let Change::Leaving(index, slot) = *change {
-                left += remove(domain, &mut self.slots, index, slot);
+        for change in changes {
+            if let Change::Left(index, slot) = *change
+                && let Some(mapping) = domain.mappings.forget(index)
+            {
+                give_back(domain, &mut self.slots, slot, &mapping);
+                left += mapping.charge();
             }
         }
+        domain.shrink();
         if domain.mappings.is_sparse() {
             domain.mappings.rebuild(&mut self.slots);
             domain.space.shrink();
         }
-        if let Some(account) = self.accounts.get_mut(changes.account) {
+        if let Some(account) = self.accounts.get_mut(account) {
             account.mappings -= left;
         }
     }
@@ -38,12 +48,23 @@ impl Registry {
         let mut entered = 0;
         while let Some(change) = changes.list.pop() {
             match change {
-                Change::Entered(index, slot) => {
-                    entered += remove(domain, &mut self.slots, index, slot);
+                Change::Entered(index, number) => {
+                    let slot = self.slots.get_mut(number);
+                    let list = slot.map(|slot| &mut slot.mappings);
+                    let mapping = list.and_then(|list| domain.mappings.remove(index, list));
+                    if let Some(mapping) = mapping {
+                        give_back(domain, &mut self.slots, number, &mapping);
+                        entered += mapping.charge();
+                    }
                 }
-                Change::Leaving(index, _) => domain.mappings.keep(index),
+                Change::Left(index, slot) => {
+                    if let Some(slot) = self.slots.get_mut(slot) {
+                        domain.mappings.put_back(index, &mut slot.mappings);
+                    }
+                }
             }
         }
+        domain.shrink();
         if let Some(account) = self.accounts.get_mut(changes.account) {
             account.mappings -= entered;
         }
@@ -64,25 +85,14 @@ impl Registry {
     }
 }
 
-/// Forgets a mapping and gives its addresses back: to the domain, or to the buffer that they are reserved for.
-/// Returns what it was charged as.
+/// Gives the addresses of a mapping that is gone back: to the domain, or to the buffer that they are reserved for.
 #[inline(always)]
-fn remove(
-    domain: &mut Domain,
-    slots: &mut Slab<SlotRecord>,
-    index: MappingIndex,
-    slot: u32,
-) -> u32 {
-    let Some(slot) = slots.get_mut(slot) else { return 0 };
-    let Some(mapping) = domain.mappings.remove(index, &mut slot.mappings) else { return 0 };
-    match &mut slot.granted {
-        Some(grants) if mapping.grant => {
-            grants.set(mapping.offset, mapping.range.length(), false);
-        }
-        _ => domain.space.free(mapping.range),
+fn give_back(domain: &mut Domain, slots: &mut Slab<SlotRecord>, slot: u32, mapping: &Mapping) {
+    if mapping.grant
+        && let Some(SlotRecord { granted: Some(grants), .. }) = slots.get_mut(slot)
+    {
+        grants.set(mapping.offset, mapping.range.length(), false);
+    } else {
+        domain.space.free(mapping.range);
     }
-    if domain.mappings.len() == 0 {
-        domain.space.shrink();
-    }
-    mapping.charge()
 }

@@ -13,6 +13,7 @@ use crate::policy::machine::{Key, Machine};
 use crate::policy::mappings::{Mapping, MappingIndex};
 use crate::policy::plan::{Binding, Step};
 use crate::policy::ranges::Piece;
+use crate::policy::single::Single;
 use crate::policy::state::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
 use crate::topology::capabilities::DomainTag;
 use crate::topology::pci::PciFunction;
@@ -79,8 +80,8 @@ pub(super) enum Effect {
 pub(super) enum Change {
     /// Entered in the record of a slot, and charged; taken back by abort.
     Entered(MappingIndex, u32),
-    /// Marked as about to leave the record of a slot; removed by commit, kept by abort.
-    Leaving(MappingIndex, u32),
+    /// Taken out of the record of a slot; its addresses are given back by commit, it is put back by abort.
+    Left(MappingIndex, u32),
 }
 
 /// The changes of a batch, in order.
@@ -97,6 +98,15 @@ pub(super) struct Changes {
 }
 
 impl Changes {
+    /// Adds a change.
+    #[inline(always)]
+    pub(super) fn note(&mut self, single: &Single) {
+        (self.domain, self.account) = (single.domain, single.account);
+        self.list.push(single.change);
+        let around = if single.mapped.is_some() { &mut self.mapped } else { &mut self.unmapped };
+        *around = Some(hull(*around, single.range));
+    }
+
     /// Whether nothing was changed: no other field means anything then.
     pub(super) const fn is_empty(&self) -> bool {
         self.list.is_empty()
@@ -112,8 +122,8 @@ impl Changes {
 
 impl Default for Changes {
     fn default() -> Self {
-        let nobody = (DomainId(u32::MAX), u32::MAX);
-        Self { domain: nobody.0, account: nobody.1, list: Vec::new(), mapped: None, unmapped: None }
+        let (domain, account) = (DomainId(u32::MAX), u32::MAX);
+        Self { domain, account, list: Vec::new(), mapped: None, unmapped: None }
     }
 }
 
@@ -131,6 +141,9 @@ pub(super) enum Claimant {
 /// A plan in the making.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
+    /// It consists of this change and nothing else.
+    pub(super) is_single: bool,
+    pub(super) single: Single,
     /// What is to be told of it, once it is carried out.
     pub(super) outcome: Outcome,
     /// Steps that may fail, in order.
@@ -164,6 +177,7 @@ impl Draft {
         self.steps.clear();
         self.last.clear();
         self.pages.clear();
+        self.is_single = false;
         self.changes.clear();
         self.domains = 0;
         self.tag = None;
@@ -173,6 +187,13 @@ impl Draft {
         }
         if !self.shared.is_empty() {
             self.shared.clear();
+        }
+    }
+
+    /// Notes a single change in the list of changes.
+    pub(super) fn write_change_down(&mut self) {
+        if core::mem::take(&mut self.is_single) {
+            self.changes.note(&self.single);
         }
     }
 

@@ -8,7 +8,6 @@ use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
 
 use crate::addr::{IovaRange, PAGE_SIZE, PhysAddr};
-use crate::policy::batch::fixed;
 use crate::policy::buffers::take;
 use crate::policy::draft::{Change, Draft};
 use crate::policy::event::{BatchRequest, ListRequest, MapRequest, Outcome, Refused};
@@ -18,6 +17,7 @@ use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
 use crate::policy::space::Wanted;
 use crate::policy::state::{Buffer, Memory};
+use crate::policy::work::fixed;
 
 impl Registry {
     /// Each page counts as one of the mappings that the client may make.

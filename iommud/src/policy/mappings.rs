@@ -21,7 +21,6 @@ const NONE: u32 = u32::MAX;
 /// Records that are allocated together, so that growing never moves many.
 const CHUNK: usize = 1024;
 const PAGE_MASK: u32 = (1 << 27) - 1;
-const LEAVING: u32 = 1 << 31;
 const GRANT: u32 = 1 << 30;
 const ACCESS_SHIFT: u32 = 28;
 const LIST: u32 = 1 << 27;
@@ -29,6 +28,11 @@ const LIST: u32 = 1 << 27;
 /// Number of a mapping in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MappingIndex(u32);
+
+impl MappingIndex {
+    /// Of no mapping.
+    pub(super) const NONE: Self = Self(NONE);
+}
 
 /// A mapping, unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,7 @@ impl Default for MappingList {
 
 #[derive(Clone, Copy, Debug)]
 struct Record {
-    /// First page, and flags in the upper five bits.
+    /// First page, and flags in the upper bits.
     page: u32,
     pages: u32,
     slot: u32,
@@ -96,13 +100,12 @@ impl Record {
         if self.page & LIST != 0 { self.pages } else { 1 }
     }
 
-    /// Whether it is `length` bytes long, and no plan removes it.
-    #[inline]
-    fn is(&self, length: u64) -> bool {
-        u64::from(self.pages) == length / PAGE_SIZE && self.page & LEAVING == 0
+    /// Where its number is found.
+    fn place(&self) -> Place {
+        Place::new(self.page & PAGE_MASK, self.pages)
     }
 
-    #[inline]
+    #[inline(always)]
     fn unpack(&self) -> Option<Mapping> {
         let first = Iova(u64::from(self.page & PAGE_MASK) * PAGE_SIZE);
         Some(Mapping {
@@ -161,8 +164,7 @@ impl core::fmt::Debug for Mappings {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let mut live: Vec<u32> = self.leaves.iter().flat_map(Leaf::iter).collect();
         live.sort_unstable();
-        let flags = |index: &u32| self.record(*index).map(|record| record.page & LEAVING != 0);
-        let all = live.iter().map(|index| (index, flags(index), self.get(MappingIndex(*index))));
+        let all = live.iter().map(|index| (index, self.get(MappingIndex(*index))));
         f.debug_list().entries(all).finish()
     }
 }
@@ -193,7 +195,6 @@ impl Mappings {
             previous: list.last,
             next: NONE,
         };
-        let place = Place::new(page, record.pages);
         let index = self.add(record);
         if let Some(last) = self.record_mut(list.last) {
             last.next = index;
@@ -203,49 +204,85 @@ impl Mappings {
         list.last = index;
         list.count += 1;
         list.charged += record.charge();
-        let leaf = self.leaf_at(place);
-        if let Some(leaf) = self.leaves.get_mut(leaf as usize) {
-            leaf.insert(place.slot, index);
-        }
+        self.link(Place::new(page, record.pages), index);
         MappingIndex(index)
     }
 
-    /// The mapping of exactly this range, if no plan removes it.
+    /// The mapping of exactly this range.
     #[cfg(test)]
     pub(super) fn find(&mut self, iova: Iova, length: u64) -> Option<MappingIndex> {
-        let index = self.at(iova, length)?;
+        let place = Place::of(iova, length)?;
+        let index = self.at(place)?;
         let record = self.record(index)?;
-        record.is(length).then_some(MappingIndex(index))
+        (u64::from(record.pages) == length / PAGE_SIZE).then_some(MappingIndex(index))
     }
 
-    /// The mapping of exactly this range, and its slot, if no plan removes it and `right` says so of its slot and
-    /// of whether it is a grant. It is marked as one that a plan removes.
+    /// Takes the mapping of exactly this range out of the table and of the list that `list_of` gives for its slot
+    /// and for whether it is a grant, if it gives one. Returns its number, which is not used again before
+    /// [`Mappings::forget`], and its slot.
     #[inline(always)]
-    pub(super) fn find_to_remove(
+    pub(super) fn take_out<'list>(
         &mut self,
         iova: Iova,
         length: u64,
-        right: impl FnOnce(u32, bool) -> bool,
+        list_of: impl FnOnce(u32, bool) -> Option<&'list mut MappingList>,
     ) -> Option<(MappingIndex, u32)> {
-        let index = self.at(iova, length)?;
-        let record = self.record_mut(index).filter(|record| record.is(length))?;
-        if !right(record.slot, record.page & GRANT != 0) {
+        let place = Place::of(iova, length)?;
+        let index = self.at(place)?;
+        let record = *self.record(index)?;
+        if u64::from(record.pages) != length / PAGE_SIZE {
             return None;
         }
-        record.page |= LEAVING;
+        let list = list_of(record.slot, record.page & GRANT != 0)?;
+        self.leave(&record, place, list);
         Some((MappingIndex(index), record.slot))
     }
 
-    /// The record whose slot begins where this range does.
-    #[inline(always)]
-    fn at(&mut self, iova: Iova, length: u64) -> Option<u32> {
-        let (page, pages) = (iova.0 / PAGE_SIZE, length / PAGE_SIZE);
-        if page > u64::from(PAGE_MASK) || (iova.0 | length) & (PAGE_SIZE - 1) != 0 {
-            return None;
+    /// Undoes the last [`Mappings::take_out`] that is not undone. Everything else that happened since is undone.
+    pub(super) fn put_back(&mut self, index: MappingIndex, list: &mut MappingList) {
+        let Some(&record) = self.record(index.0) else { return };
+        match self.record_mut(record.previous) {
+            Some(previous) => previous.next = index.0,
+            None => list.first = index.0,
         }
-        let place = Place::new(u32::try_from(page).ok()?, u32::try_from(pages).ok()?);
-        let leaf = self.leaf_of(place)?;
-        self.leaves.get(leaf as usize)?.get(place.slot)
+        match self.record_mut(record.next) {
+            Some(next) => next.previous = index.0,
+            None => list.last = index.0,
+        }
+        list.count += 1;
+        list.charged += record.charge();
+        self.count += 1;
+        self.link(record.place(), index.0);
+    }
+
+    /// Forgets a mapping that was taken out, and returns what it was.
+    #[inline(always)]
+    pub(super) fn forget(&mut self, index: MappingIndex) -> Option<Mapping> {
+        let free = self.free;
+        let record = self.record_mut(index.0)?;
+        record.next = free;
+        let mapping = record.unpack();
+        self.free = index.0;
+        mapping
+    }
+
+    /// Removes a mapping from the table and from its slot's list; returns what it was.
+    pub(super) fn remove(
+        &mut self,
+        index: MappingIndex,
+        list: &mut MappingList,
+    ) -> Option<Mapping> {
+        let record = *self.record(index.0)?;
+        self.leave(&record, record.place(), list);
+        self.forget(index)
+    }
+
+    /// Gives the memory of an empty table back. None of its mappings is taken out and not forgotten.
+    #[inline]
+    pub(super) fn tidy(&mut self) {
+        if self.count == 0 && (self.records.len() > 1 || self.leaves.len() > 64) {
+            *self = Self::default();
+        }
     }
 
     /// A mapping.
@@ -253,51 +290,28 @@ impl Mappings {
         self.record(index.0)?.unpack()
     }
 
-    /// Marks a mapping as one that a plan removes: it is not found until the plan is consumed.
-    #[cfg(test)]
-    pub(super) fn leave(&mut self, index: MappingIndex) {
-        if let Some(record) = self.record_mut(index.0) {
-            record.page |= LEAVING;
-        }
+    /// The record at a place.
+    #[inline(always)]
+    fn at(&mut self, place: Place) -> Option<u32> {
+        let leaf = self.leaf_of(place)?;
+        self.leaves.get(leaf as usize)?.get(place.slot)
     }
 
-    /// Takes the mark of [`Mappings::find_to_remove`] back.
-    pub(super) fn keep(&mut self, index: MappingIndex) {
-        if let Some(record) = self.record_mut(index.0) {
-            record.page &= !LEAVING;
+    /// Takes a record out of its list and its leaf.
+    #[inline(always)]
+    fn leave(&mut self, record: &Record, place: Place, list: &mut MappingList) {
+        match self.record_mut(record.previous) {
+            Some(previous) => previous.next = record.next,
+            None => list.first = record.next,
         }
-    }
-
-    /// Removes a mapping from the table and from its slot's list; returns what it was.
-    #[inline]
-    pub(super) fn remove(
-        &mut self,
-        index: MappingIndex,
-        list: &mut MappingList,
-    ) -> Option<Mapping> {
-        let free = self.free;
-        let place = self.record_mut(index.0)?;
-        let record = *place;
-        place.next = free;
-        self.free = index.0;
-        let charge = record.charge();
-        let Record { page, pages, previous, next, .. } = record;
-        match self.record_mut(previous) {
-            Some(record) => record.next = next,
-            None => list.first = next,
-        }
-        match self.record_mut(next) {
-            Some(record) => record.previous = previous,
-            None => list.last = previous,
+        match self.record_mut(record.next) {
+            Some(next) => next.previous = record.previous,
+            None => list.last = record.previous,
         }
         list.count -= 1;
-        list.charged -= charge;
-        self.unlink(Place::new(page & PAGE_MASK, pages));
+        list.charged -= record.charge();
         self.count -= 1;
-        if self.count == 0 && (self.records.len() > 1 || self.leaves.len() > 64) {
-            *self = Self::default();
-        }
-        record.unpack()
+        self.unlink(place);
     }
 
     /// The mappings of a list, oldest first.
@@ -380,10 +394,15 @@ mod tests {
         ] {
             assert_eq!(table.find(Iova(iova), length), None, "{iova:#x} {length:#x}");
         }
-        table.leave(index);
+        let other = table.insert(mapping(0x40_0000, 0x1000, 3), &mut list);
+        let before = (list, table.len());
+        let taken = table.take_out(Iova(0x20_0000), 0x20_0000, |_, _| Some(&mut list));
+        assert_eq!((taken, table.len()), (Some((index, 3)), 1));
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
-        table.keep(index);
-        assert_eq!(table.get(index), Some(m));
+        table.put_back(index, &mut list);
+        assert_eq!((list, table.len(), table.get(index)), (before.0, before.1, Some(m)));
+        assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), Some(index));
+        table.remove(other, &mut list);
         table.remove(index, &mut list);
         assert_eq!((table.len(), list), (0, MappingList::default()));
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);

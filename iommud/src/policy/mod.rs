@@ -27,6 +27,7 @@ mod mappings;
 mod plan;
 mod ranges;
 mod registry;
+mod single;
 mod slab;
 pub mod space;
 mod state;
@@ -35,12 +36,14 @@ mod tests;
 mod units;
 mod view;
 mod views;
+mod work;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
 pub use event::{AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Refused};
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Step};
+pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Sink, Step};
 pub use registry::Registry;
+pub use single::Single;
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,

@@ -13,6 +13,8 @@
 //! ```
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::convert::Infallible;
 
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::Access;
@@ -20,6 +22,7 @@ use iommu_protocol::wire::Access;
 use crate::addr::{IovaRange, PhysAddr};
 use crate::policy::draft::Draft;
 use crate::policy::ids::{BufferId, DomainId, UnitIndex};
+use crate::policy::single::Single;
 use crate::topology::capabilities::{DomainTag, TableFormat};
 
 /// The tag under which units cache requests that go through untranslated. No domain has it.
@@ -186,6 +189,52 @@ pub enum Step {
     },
 }
 
+/// Who is given steps, one after the other, in order.
+pub trait Sink {
+    /// Why no step follows.
+    type Error;
+
+    /// Takes the next step.
+    ///
+    /// # Errors
+    /// No step follows: this one was not carried out.
+    fn step(&mut self, step: Step) -> Result<(), Self::Error>;
+}
+
+/// A list takes every step.
+impl Sink for Vec<Step> {
+    type Error = Infallible;
+
+    fn step(&mut self, step: Step) -> Result<(), Infallible> {
+        self.push(step);
+        Ok(())
+    }
+}
+
+/// The steps that follow the maps and unmaps of a domain, until the sink takes no more. `unmapped` and `mapped` are
+/// ranges around all of them, `units` those that have entries of the domain, and whether each is to be told of new
+/// translations.
+#[inline(always)]
+pub(super) fn follow<S: Sink>(
+    domain: DomainId,
+    unmapped: Option<IovaRange>,
+    mapped: Option<IovaRange>,
+    units: impl Iterator<Item = (UnitIndex, bool)> + Clone,
+    sink: &mut S,
+) -> Result<(), S::Error> {
+    if let Some(range) = unmapped {
+        for (unit, _) in units.clone() {
+            sink.step(Step::Invalidate { unit, domain, range })?;
+        }
+    }
+    if let Some(range) = mapped {
+        for (unit, _) in units.filter(|(_, publish)| *publish) {
+            sink.step(Step::Publish { unit, domain, range })?;
+        }
+    }
+    if unmapped.is_some() { sink.step(Step::ReleaseTables { domain }) } else { Ok(()) }
+}
+
 /// What a requester's entry lets it do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
@@ -211,7 +260,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What is to be done, in order.
+    /// The one change that it consists of, if it has no list of steps.
+    #[must_use]
+    #[inline]
+    pub fn single(&self) -> Option<&Single> {
+        self.draft.is_single.then_some(&self.draft.single)
+    }
+
+    /// What is to be done, in order; nothing when it is a single change.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.draft.steps

@@ -8,11 +8,11 @@
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
 //! buffer    known to sessions, held by handles --last of both--> released
 //!                                              +--> quarantined, when a unit failed that may reach it
-//! mapping   (decided: entered) --commit--> live --(decided: leaving)--commit--> gone
+//! mapping   (decided: entered) --commit--> live --(decided: taken out)--commit--> gone
 //! ```
 //!
 //! `decide` looks, and marks only what a second request in the same event must see: addresses taken, mappings
-//! entered, charged and about to leave, members attached. `commit` makes all other changes, `abort` takes the marks back.
+//! entered, charged and taken out, members attached. `commit` makes all other changes, `abort` takes the marks back.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -20,12 +20,12 @@ use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
-use crate::addr::{INTERRUPT_WINDOW, Iova, PhysRange};
+use crate::addr::{INTERRUPT_WINDOW, PhysRange};
 use crate::policy::closed::closed;
 use crate::policy::config::Config;
 use crate::policy::draft::Draft;
-use crate::policy::event::{BatchRequest, Event, Outcome, Refused};
-use crate::policy::ids::{ClientId, DomainId, SessionId};
+use crate::policy::event::{Event, Outcome, Refused};
+use crate::policy::ids::{ClientId, DomainId};
 use crate::policy::machine::Machine;
 use crate::policy::plan::Plan;
 use crate::policy::ranges::Ranges;
@@ -119,7 +119,7 @@ impl Registry {
     /// # Errors
     /// What the event is refused for; nothing has changed.
     pub fn decide(&mut self, event: &Event) -> Result<Plan, Refused> {
-        let mut draft = self.spare.0.take().unwrap_or_default();
+        let mut draft = self.new_draft();
         match self.draft(event, &mut draft) {
             Ok(outcome) => {
                 draft.finish();
@@ -133,30 +133,13 @@ impl Registry {
         }
     }
 
-    /// As [`Registry::decide`], for a map, unmap, grant or revoke by itself: what [`Event::Batch`] of one comes
-    /// to. Returns its address too, 0 for an unmap. The plan goes to [`Registry::commit_change`] or to those
-    /// that any plan goes to.
-    ///
-    /// # Errors
-    /// As [`Registry::decide`].
-    #[inline]
-    pub fn decide_change(
-        &mut self,
-        session: SessionId,
-        item: &BatchRequest,
-    ) -> Result<(Plan, Iova), Refusal> {
-        let mut draft = self.spare.0.take().unwrap_or_default();
-        match self.change(&mut draft, session, item) {
-            Ok(iova) => Ok((Plan { draft }, iova)),
-            Err(refusal) => {
-                self.refuse(draft);
-                Err(refusal)
-            }
-        }
+    #[inline(always)]
+    pub(super) fn new_draft(&mut self) -> Box<Draft> {
+        self.spare.0.take().unwrap_or_default()
     }
 
     #[cold]
-    fn refuse(&mut self, mut draft: Box<Draft>) {
+    pub(super) fn refuse(&mut self, mut draft: Box<Draft>) {
         self.take_back(&mut draft.effects);
         self.take_back_changes(&mut draft.changes);
         self.recycle(draft);
@@ -202,6 +185,7 @@ impl Registry {
 
     /// Takes note that every step of the plan was carried out.
     pub fn commit(&mut self, mut plan: Plan) -> Outcome {
+        plan.draft.write_change_down();
         self.settle_changes(&plan.draft.changes);
         if !plan.draft.effects.is_empty() {
             for effect in plan.draft.effects.drain(..) {
@@ -213,20 +197,10 @@ impl Registry {
         outcome
     }
 
-    /// As [`Registry::commit`], for a plan of [`Registry::decide_change`].
-    #[inline]
-    pub fn commit_change(&mut self, plan: Plan) {
-        if plan.draft.effects.is_empty() {
-            self.settle_changes(&plan.draft.changes);
-            self.recycle(plan.draft);
-        } else {
-            drop(self.commit(plan));
-        }
-    }
-
     /// Takes note that the plan was not carried out and its steps were undone: everything is as before
     /// [`Registry::decide`].
     pub fn abort(&mut self, mut plan: Plan) {
+        plan.draft.write_change_down();
         self.take_back(&mut plan.draft.effects);
         self.take_back_changes(&mut plan.draft.changes);
         plan.draft.outcome = Outcome::Done;
@@ -237,6 +211,7 @@ impl Registry {
     /// plan entered into a domain may still be reached by a device. It goes to quarantine; the memory of a
     /// refused [`Event::Allocate`] must not be given back either.
     pub fn quarantine(&mut self, mut plan: Plan) {
+        plan.draft.write_change_down();
         self.keep_changes_unproved(&plan.draft.changes);
         self.keep_unproved(&mut plan.draft.effects);
         self.abort(plan);
@@ -245,6 +220,12 @@ impl Registry {
     #[inline]
     fn recycle(&mut self, mut draft: Box<Draft>) {
         draft.clear();
+        self.recycle_single(draft);
+    }
+
+    /// As `recycle`, for a plan that has no lists.
+    #[inline(always)]
+    pub(super) fn recycle_single(&mut self, draft: Box<Draft>) {
         // There is one plan at a time: its place is empty.
         if self.spare.0.is_none() {
             self.spare.0 = Some(draft);

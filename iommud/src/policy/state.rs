@@ -253,6 +253,21 @@ impl Memory {
         }
     }
 
+    /// Where `length` bytes from `offset` on begin, if they follow each other. They are the buffer's.
+    #[inline(always)]
+    pub(super) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
+        if let Self::One(range) = self {
+            return Some(PhysAddr(range.first().0 + offset));
+        }
+        let mut found = None;
+        self.pieces(offset, length, |at, phys, piece| {
+            if at == 0 && piece == length {
+                found = Some(phys);
+            }
+        });
+        found
+    }
+
     pub(super) fn segments(&self) -> impl Iterator<Item = PhysRange> + '_ {
         let (one, many) = match self {
             Self::One(range) => (Some(*range), &[][..]),
@@ -296,6 +311,15 @@ impl Grants {
 }
 
 impl Domain {
+    /// Gives memory back that records of mappings and addresses no longer need.
+    #[inline]
+    pub(super) fn shrink(&mut self) {
+        if self.mappings.len() == 0 {
+            self.mappings.tidy();
+            self.space.shrink();
+        }
+    }
+
     /// Notes one entry more or less of a unit.
     pub(super) fn count_entry(&mut self, unit: UnitIndex, more: bool) {
         let at = self.active.iter().position(|(known, _)| *known == unit);

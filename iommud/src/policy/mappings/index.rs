@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 
 use super::leaf::Leaf;
-use super::{Mappings, NONE};
+use super::{Iova, Mappings, NONE, PAGE_MASK, PAGE_SIZE};
 
 /// Which leaf, and which slot in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,16 @@ impl Place {
         };
         let slot = page >> (9 * u32::from(level));
         Self { level, leaf: slot >> 9, slot: slot & 511 }
+    }
+
+    /// The place of a mapping of this range, if there can be one.
+    #[inline(always)]
+    pub(super) fn of(iova: Iova, length: u64) -> Option<Self> {
+        let (page, pages) = (iova.0 / PAGE_SIZE, length / PAGE_SIZE);
+        if page > u64::from(PAGE_MASK) || (iova.0 | length) & (PAGE_SIZE - 1) != 0 {
+            return None;
+        }
+        Some(Self::new(u32::try_from(page).ok()?, u32::try_from(pages).ok()?))
     }
 }
 
@@ -77,16 +87,19 @@ impl Mappings {
         Some(leaf)
     }
 
-    /// The leaf of a place, made if there is none.
+    /// Puts the number of a record in its place.
     #[inline(always)]
-    pub(super) fn leaf_at(&mut self, place: Place) -> u32 {
-        if let Some(leaf) = self.leaf_of(place) {
-            if self.idle.is_some_and(|(idle, _)| idle == leaf) {
-                self.idle = None;
-            }
-            return leaf;
+    pub(super) fn link(&mut self, place: Place, record: u32) {
+        let at = match self.leaf_of(place) {
+            Some(leaf) => leaf,
+            None => self.new_leaf(place),
+        };
+        if self.idle.is_some_and(|(idle, _)| idle == at) {
+            self.idle = None;
         }
-        self.new_leaf(place)
+        if let Some(leaf) = self.leaves.get_mut(at as usize) {
+            leaf.insert(place.slot, record);
+        }
     }
 
     #[inline(never)]
@@ -102,7 +115,7 @@ impl Mappings {
     }
 
     /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
-    #[inline]
+    #[inline(always)]
     pub(super) fn unlink(&mut self, place: Place) {
         let Some(at) = self.leaf_of(place) else { return };
         let Some(leaf) = self.leaves.get_mut(at as usize) else { return };

@@ -1,0 +1,317 @@
+//! What becomes of one map, unmap, grant or revoke: decided and marked, by itself or as an element of a batch.
+
+use iommu_protocol::ids::Slot;
+use iommu_protocol::status::Refusal;
+use iommu_protocol::wire::MapFlags;
+
+use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
+use crate::policy::buffers::take;
+use crate::policy::draft::{Change, Draft};
+use crate::policy::event::{BatchRequest, MapRequest};
+use crate::policy::ids::{DomainId, SessionId};
+use crate::policy::machine::Machine;
+use crate::policy::mappings::{Mapping, MappingIndex};
+use crate::policy::plan::{Step, follow};
+use crate::policy::ranges::Ranges;
+use crate::policy::registry::Registry;
+use crate::policy::single::Single;
+use crate::policy::slab::Slab;
+use crate::policy::space::{SPACE_BITS, Wanted};
+use crate::policy::state::{Account, Buffer, Domain, Memory, Session, SlotRecord};
+
+/// A session whose mappings are to change, and what that needs of the registry.
+pub(super) struct Work<'a> {
+    id: DomainId,
+    session_id: SessionId,
+    session: &'a Session,
+    machine: &'a Machine,
+    domain: &'a mut Domain,
+    slots: &'a mut Slab<SlotRecord>,
+    buffers: &'a Slab<Buffer>,
+    accounts: &'a mut Slab<Account>,
+    closed: &'a Ranges,
+}
+
+impl Registry {
+    /// What changing the mappings of a session needs; `None` when the session has no domain.
+    #[inline(always)]
+    pub(super) fn work(&mut self, session_id: SessionId) -> Result<Option<Work<'_>>, Refusal> {
+        let session = self.sessions.get(session_id.0).ok_or(Refusal::BadHandle)?;
+        self.machine.check_session(session)?;
+        let Some(id) = session.domain else { return Ok(None) };
+        let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
+        if domain.tainted {
+            return Err(Refusal::UnitFailed);
+        }
+        Ok(Some(Work {
+            id,
+            session_id,
+            session,
+            machine: &self.machine,
+            domain,
+            slots: &mut self.slots,
+            buffers: &self.buffers,
+            accounts: &mut self.accounts,
+            closed: &self.closed,
+        }))
+    }
+}
+
+impl<'a> Work<'a> {
+    /// Decides one element and marks the registry accordingly; `single` is what it comes to, but for the unit.
+    /// Returns the memory of the buffer that is mapped.
+    #[inline(always)]
+    pub(super) fn item(
+        &mut self,
+        item: &BatchRequest,
+        single: &mut Single,
+    ) -> Result<Option<&'a Memory>, Refusal> {
+        (single.domain, single.account) = (self.id, self.session.client);
+        match item {
+            BatchRequest::Map(request) => self.map(request, single).map(Some),
+            BatchRequest::Grant(request) => self.grant(request, single).map(Some),
+            BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length, single),
+            BatchRequest::Revoke { slot, offset, length } => {
+                self.revoke(*slot, *offset, *length, single)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn map(
+        &mut self,
+        request: &MapRequest,
+        single: &mut Single,
+    ) -> Result<&'a Memory, Refusal> {
+        let number = slot_of(self.session, request.slot)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
+        check(request, buffer)?;
+        let account = account_for(self.accounts, self.session, self.machine)?;
+        let range = addresses(self.domain, self.closed, self.machine, request)?;
+        account.mappings += 1;
+        enter(self.domain, record, (number, range, false), request, single);
+        Ok(&buffer.memory)
+    }
+
+    #[inline(always)]
+    fn grant(
+        &mut self,
+        request: &MapRequest,
+        single: &mut Single,
+    ) -> Result<&'a Memory, Refusal> {
+        let number = slot_of(self.session, request.slot)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
+        check(request, buffer)?;
+        let account = account_for(self.accounts, self.session, self.machine)?;
+        let grants = record.granted.as_mut().ok_or(Refusal::BadOperation)?;
+        let MapRequest { offset, length, .. } = *request;
+        if !grants.is_free(offset, length) {
+            return Err(Refusal::Mapped);
+        }
+        let first = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
+        let range = IovaRange::new(first, length).ok_or(Refusal::Range)?;
+        grants.set(offset, length, true);
+        account.mappings += 1;
+        enter(self.domain, record, (number, range, true), request, single);
+        Ok(&buffer.memory)
+    }
+
+    #[inline(always)]
+    fn unmap(
+        &mut self,
+        iova: Iova,
+        length: u64,
+        single: &mut Single,
+    ) -> Result<Option<&'a Memory>, Refusal> {
+        let Self { domain, slots, session_id, .. } = self;
+        single.range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
+        let left = domain.mappings.take_out(iova, length, |slot, grant| {
+            let record = slots.get_mut(slot).filter(|record| record.session == *session_id)?;
+            (!grant).then_some(&mut record.mappings)
+        });
+        leave(left, single)
+    }
+
+    #[inline(always)]
+    fn revoke(
+        &mut self,
+        slot: Slot,
+        offset: u64,
+        length: u64,
+        single: &mut Single,
+    ) -> Result<Option<&'a Memory>, Refusal> {
+        let number = slot_of(self.session, slot)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
+        let iova = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
+        single.range = IovaRange::new(iova, length).ok_or(Refusal::NotMapped)?;
+        let left = self.domain.mappings.take_out(iova, length, |slot, grant| {
+            (grant && slot == number).then_some(&mut record.mappings)
+        });
+        leave(left, single)
+    }
+
+    /// Whether what was decided is one change of memory in one piece for at most one unit; then `single` is all of it.
+    #[inline(always)]
+    pub(super) fn is_plain(&self, memory: Option<&Memory>, single: &mut Single) -> bool {
+        match *self.domain.active.as_slice() {
+            [] => single.unit = None,
+            [(unit, _)] => single.unit = Some((unit, self.machine.needs_publishing(unit))),
+            _ => return false,
+        }
+        let (Some(memory), Some((phys, _))) = (memory, &mut single.mapped) else { return true };
+        let found = memory.contiguous(single.offset, single.range.length());
+        *phys = found.unwrap_or(PhysAddr(0));
+        found.is_some()
+    }
+
+    /// Writes down the steps of what was decided, when it is not plain.
+    #[cold]
+    pub(super) fn write_down(self, memory: Option<&Memory>, draft: &mut Draft) {
+        let single = draft.single;
+        self.note(&single, memory, draft);
+        self.conclude(draft);
+    }
+
+    /// Notes an element of a batch in the plan.
+    #[inline(always)]
+    pub(super) fn note(&self, single: &Single, memory: Option<&Memory>, draft: &mut Draft) {
+        draft.changes.note(single);
+        let Single { domain, range, offset, .. } = *single;
+        let (Some(memory), Some((_, access))) = (memory, single.mapped) else {
+            draft.steps.push(Step::Unmap { domain, range });
+            return;
+        };
+        memory.pieces(offset, range.length(), |at, phys, length| {
+            if let Some(range) = IovaRange::new(Iova(range.first().0 + at), length) {
+                draft.steps.push(Step::Map { domain, range, phys, access });
+            }
+        });
+    }
+
+    /// Orders what follows from all elements.
+    pub(super) fn conclude(&self, draft: &mut Draft) {
+        let units = self.domain.active.iter();
+        let units = units.map(|&(unit, _)| (unit, self.machine.needs_publishing(unit)));
+        let Draft { changes, steps, .. } = draft;
+        // A list takes every step.
+        let Ok(()) = follow(self.id, changes.unmapped, changes.mapped, units, steps);
+    }
+}
+
+/// The account of a session's client, if it may have one mapping more.
+#[inline(always)]
+fn account_for<'a>(
+    accounts: &'a mut Slab<Account>,
+    session: &Session,
+    machine: &Machine,
+) -> Result<&'a mut Account, Refusal> {
+    let account = accounts.get_mut(session.client).ok_or(Refusal::Quota)?;
+    if account.mappings < machine.config.quotas.mappings {
+        Ok(account)
+    } else {
+        Err(Refusal::Quota)
+    }
+}
+
+/// Number of the record of a slot.
+#[inline(always)]
+fn slot_of(session: &Session, slot: Slot) -> Result<u32, Refusal> {
+    session.slots.get(slot.0 as usize).copied().flatten().ok_or(Refusal::BadHandle)
+}
+
+/// Enters a mapping of a slot, a grant or not.
+#[inline(always)]
+fn enter(
+    domain: &mut Domain,
+    record: &mut SlotRecord,
+    (slot, range, grant): (u32, IovaRange, bool),
+    request: &MapRequest,
+    single: &mut Single,
+) {
+    let MapRequest { offset, access, .. } = *request;
+    let mapping = Mapping { range, slot, offset, access, grant, list: false };
+    let index = domain.mappings.insert(mapping, &mut record.mappings);
+    (single.range, single.offset) = (range, offset);
+    single.mapped = Some((PhysAddr(0), access));
+    single.change = Change::Entered(index, slot);
+}
+
+/// A mapping left, if there was one.
+#[inline(always)]
+fn leave<'a>(
+    left: Option<(MappingIndex, u32)>,
+    single: &mut Single,
+) -> Result<Option<&'a Memory>, Refusal> {
+    let (index, slot) = left.ok_or(Refusal::NotMapped)?;
+    single.mapped = None;
+    single.change = Change::Left(index, slot);
+    Ok(None)
+}
+
+/// Takes addresses for a mapping.
+#[inline(always)]
+fn addresses(
+    domain: &mut Domain,
+    closed: &Ranges,
+    machine: &Machine,
+    request: &MapRequest,
+) -> Result<IovaRange, Refusal> {
+    let regions = machine.config.quotas.regions;
+    let MapRequest { length, flags, iova, .. } = *request;
+    if flags.contains(MapFlags::FIXED) {
+        let range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
+        return fixed(domain, closed, regions, range);
+    }
+    let above_4g = flags.contains(MapFlags::ABOVE_4G);
+    take(domain, regions, Wanted { length, alignment: 0, boundary: 0, above_4g })
+}
+
+/// Takes the addresses that a client asks for, as long as the domain's page tables stay within bounds.
+pub(super) fn fixed(
+    domain: &mut Domain,
+    closed: &Ranges,
+    regions: u32,
+    range: IovaRange,
+) -> Result<IovaRange, Refusal> {
+    if !range.first().is_aligned(PAGE_SIZE) {
+        return Err(Refusal::Alignment);
+    }
+    let last = range.last().0;
+    if range.first().0 < PAGE_SIZE || last >> SPACE_BITS != 0 || last > domain.shape.last_iova() {
+        return Err(Refusal::Range);
+    }
+    let closed = closed.within(range.first().0, last).next().is_some();
+    if closed || domain.reserved.iter().any(|piece| piece.range.overlaps(range)) {
+        return Err(Refusal::Reserved);
+    }
+    if !domain.space.allocate_at(range) {
+        return Err(Refusal::Mapped);
+    }
+    if domain.space.exceeds(regions) {
+        domain.space.free(range);
+        return Err(Refusal::Quota);
+    }
+    Ok(range)
+}
+
+/// Whether a request names a part of a buffer, in whole pages, with an access.
+#[inline(always)]
+pub(super) fn check(request: &MapRequest, buffer: &Buffer) -> Result<(), Refusal> {
+    let MapRequest { offset, length, access, .. } = *request;
+    if access.is_empty() || access.bits() & !3 != 0 {
+        return Err(Refusal::BadAccess);
+    }
+    if length == 0 {
+        return Err(Refusal::Range);
+    }
+    if (offset | length) & (PAGE_SIZE - 1) != 0 {
+        return Err(Refusal::Alignment);
+    }
+    match offset.checked_add(length) {
+        Some(end) if end <= buffer.length => Ok(()),
+        _ => Err(Refusal::Range),
+    }
+}
