@@ -20,7 +20,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::hw::radix::{Detached, MapError, PageTable};
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{Plan, Single, Sink, Step, UnitIndex};
+use crate::policy::{Plan, Sink, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -161,8 +161,8 @@ impl<U: Unit> Engine<U> {
         plan: &Plan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
-        if let Some(single) = plan.single() {
-            return self.run_single(single, buffers);
+        if plan.single().is_some() {
+            return self.run_change(plan, buffers);
         }
         for (index, step) in plan.steps().iter().enumerate() {
             if let Err(fault) = self.carry_out(step, plan.pages(), buffers) {
@@ -174,18 +174,17 @@ impl<U: Unit> Engine<U> {
     }
 
     #[inline(always)]
-    fn run_single<B: BufferMemory>(
+    pub fn run_change<B: BufferMemory>(
         &mut self,
-        single: &Single,
+        plan: &Plan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
+        let Some(single) = plan.single() else { return self.run(plan, buffers) };
         let mut run = Run { engine: self, buffers, done: 0 };
         let result = single.give(&mut run);
         let Run { engine, done, .. } = run;
         result.map_err(|fault| {
-            let mut steps = Vec::new();
-            // A list takes every step.
-            let Ok(()) = single.give(&mut steps);
+            let steps = plan.written();
             engine.undo(steps.get(..done).unwrap_or_default(), done, fault)
         })
     }

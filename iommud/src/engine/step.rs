@@ -152,6 +152,7 @@ impl<U: Unit> Engine<U> {
             .map_err(|error| Fault::of(unit, error))
     }
 
+    #[inline(always)]
     pub(super) fn publish(
         &mut self,
         unit: UnitIndex,
@@ -163,6 +164,7 @@ impl<U: Unit> Engine<U> {
         hardware.publish_pages(&mut self.memory, tag, range).map_err(|error| Fault::of(unit, error))
     }
 
+    #[inline(always)]
     pub(super) fn invalidate(
         &mut self,
         unit: UnitIndex,
@@ -180,6 +182,7 @@ impl<U: Unit> Engine<U> {
     }
 }
 
+#[inline(always)]
 pub(super) fn unit_of<U>(units: &mut [Option<U>], unit: UnitIndex) -> Result<&mut U, Fault> {
     match at_mut(units, unit.0) {
         Some(Some(hardware)) => Ok(hardware),
@@ -187,6 +190,7 @@ pub(super) fn unit_of<U>(units: &mut [Option<U>], unit: UnitIndex) -> Result<&mu
     }
 }
 
+#[inline(always)]
 pub(super) fn table_of<U: Unit>(
     tables: &mut [Option<Table<U>>],
     domain: DomainId,

@@ -164,6 +164,16 @@ const fn slot_size(level: u8) -> u64 {
     1 << shift(level)
 }
 
+/// The last address that `levels` levels (3 to 6) translate.
+const fn last_of(levels: u8) -> u64 {
+    match levels {
+        0..=3 => (1 << 39) - 1,
+        4 => (1 << 48) - 1,
+        5 => (1 << 57) - 1,
+        _ => u64::MAX,
+    }
+}
+
 /// Index of the slot that translates `iova` in a table at `level`.
 const fn slot_of(iova: u64, level: u8) -> usize {
     ((iova >> shift(level)) & 511) as usize
@@ -181,6 +191,8 @@ fn slot_count(slots: usize) -> u16 {
 pub struct PageTable<F: PteFormat> {
     root: PhysAddr,
     levels: u8,
+    /// The last address that the levels translate.
+    last: u64,
     page_sizes: PageSizes,
     coherent: bool,
     /// The last table of pages that was looked up.
@@ -217,6 +229,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(Self {
             root: memory.allocate()?,
             levels,
+            last: last_of(levels),
             page_sizes: page_sizes | PageSizes::SIZE_4K,
             coherent,
             recent: Recent::NOTHING,
@@ -253,9 +266,9 @@ impl<F: PteFormat> PageTable<F> {
     }
 
     /// Whether the levels translate `iova`.
+    #[inline(always)]
     fn reaches(&self, iova: Iova) -> bool {
-        let bits = shift(self.levels + 1);
-        bits >= u64::BITS || iova.0 >> bits == 0
+        iova.0 <= self.last
     }
 
     /// The leaf that translates `iova`, which is in reach.
@@ -274,7 +287,7 @@ impl<F: PteFormat> PageTable<F> {
     }
 
     /// The table of pages that translates all of `range`, if there is one.
-    #[inline]
+    #[inline(always)]
     fn page_table<M: TableMemory>(&mut self, memory: &M, range: IovaRange) -> Option<Recent> {
         let region = range.first().0 >> shift(2);
         if range.last().0 >> shift(2) != region {
@@ -292,14 +305,13 @@ impl<F: PteFormat> PageTable<F> {
     }
 
     /// Checks what does not depend on what is mapped.
+    #[inline(always)]
     fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
-        let whole = range.first().is_aligned(PAGE_SIZE)
-            && range.last().0 & (PAGE_SIZE - 1) == PAGE_SIZE - 1
-            && phys.is_aligned(PAGE_SIZE);
-        if !whole {
+        let (first, end) = (range.first().0, range.last().0.wrapping_add(1));
+        if (first | end | phys.0) & (PAGE_SIZE - 1) != 0 {
             return Err(MapError::Unaligned { range, phys });
         }
-        let last = phys.checked_add(range.last().0 - range.first().0);
+        let last = phys.checked_add(range.last().0 - first);
         if !self.reaches(range.last()) || last.is_none_or(|last| last.0 >> PHYSICAL_BITS != 0) {
             return Err(MapError::OutOfReach { range, phys });
         }

@@ -94,6 +94,27 @@ impl Ring {
         self.advance();
     }
 
+    /// As [`Ring::put`] for two entries, which mostly follow each other.
+    #[inline(always)]
+    pub(crate) fn put_two<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        entries: [[u64; 2]; 2],
+        coherent: bool,
+    ) {
+        let (frame, word) = self.place();
+        if word + 4 > 2 * PER_FRAME {
+            entries.into_iter().for_each(|entry| self.put(memory, entry, coherent));
+            return;
+        }
+        memory.write(frame, word, 4, &mut entries.as_flattened().iter().copied());
+        if !coherent {
+            memory.clean(frame, word, 4);
+        }
+        self.advance();
+        self.advance();
+    }
+
     /// The entry at software's position.
     pub(crate) fn peek<M: TableMemory>(&self, memory: &M) -> [u64; 2] {
         let (frame, word) = self.place();

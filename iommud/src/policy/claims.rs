@@ -29,7 +29,16 @@ use crate::topology::firmware::UnitKind;
 use crate::topology::table::FunctionIndex;
 
 impl Machine {
+    #[inline(always)]
     fn check_unit(&self, unit: UnitIndex) -> Result<(), Refusal> {
+        if matches!(self.unit(unit), Some(Unit::Enabled { .. })) {
+            return Ok(());
+        }
+        self.not_up(unit)
+    }
+
+    #[cold]
+    fn not_up(&self, unit: UnitIndex) -> Result<(), Refusal> {
         match self.unit(unit) {
             Some(Unit::Enabled { .. }) => Ok(()),
             Some(Unit::Failed) => Err(Refusal::UnitFailed),
@@ -38,7 +47,7 @@ impl Machine {
     }
 
     /// Refuses unless a session's device is there and behind no unit that failed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn check_session(&self, session: &Session) -> Result<(), Refusal> {
         if session.function.is_none() {
             return Err(Refusal::NotProbed);

@@ -177,7 +177,6 @@ impl Draft {
         self.steps.clear();
         self.last.clear();
         self.pages.clear();
-        self.is_single = false;
         self.changes.clear();
         self.domains = 0;
         self.tag = None;

@@ -8,6 +8,7 @@ mod index;
 mod leaf;
 mod sparse;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use iommu_protocol::wire::Access;
@@ -18,8 +19,8 @@ use leaf::{Directory, Leaf};
 
 /// No record, leaf or directory.
 const NONE: u32 = u32::MAX;
-/// Records that are allocated together, so that growing never moves many.
-const CHUNK: usize = 1024;
+/// Records that are allocated together, so that growing never moves one.
+const CHUNK: usize = 256;
 const PAGE_MASK: u32 = (1 << 27) - 1;
 const GRANT: u32 = 1 << 30;
 const ACCESS_SHIFT: u32 = 28;
@@ -58,9 +59,10 @@ impl Mapping {
     }
 }
 
-/// A number of bytes, at most 2^39, in pages.
+/// A number of bytes, at most 2^43, in pages.
+#[inline(always)]
 fn page_number(bytes: u64) -> u32 {
-    u32::try_from(bytes / PAGE_SIZE).unwrap_or(PAGE_MASK)
+    u32::try_from((bytes / PAGE_SIZE) & u64::from(u32::MAX)).unwrap_or(PAGE_MASK)
 }
 
 /// The mappings of one slot, oldest first.
@@ -94,6 +96,10 @@ struct Record {
 
 const _: () = assert!(size_of::<Record>() == 24);
 
+/// One that was never used.
+const UNUSED: Record =
+    Record { page: 0, pages: 0, slot: NONE, offset: 0, previous: NONE, next: NONE };
+
 impl Record {
     /// As [`Mapping::charge`].
     const fn charge(&self) -> u32 {
@@ -122,13 +128,15 @@ impl Record {
 /// All mappings of one domain.
 #[derive(Clone)]
 pub(super) struct Mappings {
-    records: Vec<Vec<Record>>,
+    records: Vec<Box<[Record; CHUNK]>>,
+    /// Records from here on were never used.
+    fresh: u32,
     free: u32,
     count: u32,
     leaves: Vec<Leaf>,
     free_leaves: Vec<u32>,
-    /// A leaf that became empty and is kept for the next mapping, with the place that points to it.
-    idle: Option<(u32, Place)>,
+    /// The leaf that became empty last, which is kept for the next mapping, with the place that points to it.
+    idle: (u32, Place),
     /// The leaf of level 0 that was looked for last: its number among those of its level, and where it is.
     recent: (u32, u32),
     /// Level 0: by GiB, then by 2 MiB.
@@ -145,11 +153,12 @@ impl Default for Mappings {
     fn default() -> Self {
         Self {
             records: Vec::new(),
+            fresh: 0,
             free: NONE,
             count: 0,
             leaves: Vec::new(),
             free_leaves: Vec::new(),
-            idle: None,
+            idle: (NONE, Place::NOWHERE),
             recent: (NONE, NONE),
             pages: Vec::new(),
             blocks: None,
@@ -212,7 +221,8 @@ impl Mappings {
     #[cfg(test)]
     pub(super) fn find(&mut self, iova: Iova, length: u64) -> Option<MappingIndex> {
         let place = Place::of(iova, length)?;
-        let index = self.at(place)?;
+        let leaf = self.leaf_of(place)?;
+        let index = self.leaves.get(leaf as usize)?.get(place.slot)?;
         let record = self.record(index)?;
         (u64::from(record.pages) == length / PAGE_SIZE).then_some(MappingIndex(index))
     }
@@ -228,13 +238,14 @@ impl Mappings {
         list_of: impl FnOnce(u32, bool) -> Option<&'list mut MappingList>,
     ) -> Option<(MappingIndex, u32)> {
         let place = Place::of(iova, length)?;
-        let index = self.at(place)?;
+        let leaf = self.leaf_of(place)?;
+        let index = self.leaves.get(leaf as usize)?.get(place.slot)?;
         let record = *self.record(index)?;
         if u64::from(record.pages) != length / PAGE_SIZE {
             return None;
         }
         let list = list_of(record.slot, record.page & GRANT != 0)?;
-        self.leave(&record, place, list);
+        self.leave(&record, (leaf, place), list);
         Some((MappingIndex(index), record.slot))
     }
 
@@ -273,7 +284,9 @@ impl Mappings {
         list: &mut MappingList,
     ) -> Option<Mapping> {
         let record = *self.record(index.0)?;
-        self.leave(&record, record.place(), list);
+        let place = record.place();
+        let leaf = self.leaf_of(place)?;
+        self.leave(&record, (leaf, place), list);
         self.forget(index)
     }
 
@@ -290,16 +303,9 @@ impl Mappings {
         self.record(index.0)?.unpack()
     }
 
-    /// The record at a place.
-    #[inline(always)]
-    fn at(&mut self, place: Place) -> Option<u32> {
-        let leaf = self.leaf_of(place)?;
-        self.leaves.get(leaf as usize)?.get(place.slot)
-    }
-
     /// Takes a record out of its list and its leaf.
     #[inline(always)]
-    fn leave(&mut self, record: &Record, place: Place, list: &mut MappingList) {
+    fn leave(&mut self, record: &Record, at: (u32, Place), list: &mut MappingList) {
         match self.record_mut(record.previous) {
             Some(previous) => previous.next = record.next,
             None => list.first = record.next,
@@ -311,7 +317,7 @@ impl Mappings {
         list.count -= 1;
         list.charged -= record.charge();
         self.count -= 1;
-        self.unlink(place);
+        self.unlink(at);
     }
 
     /// The mappings of a list, oldest first.
@@ -323,12 +329,12 @@ impl Mappings {
         .filter_map(|index| Some((MappingIndex(index), self.get(MappingIndex(index))?)))
     }
 
-    #[inline]
+    #[inline(always)]
     fn record(&self, index: u32) -> Option<&Record> {
         self.records.get(index as usize / CHUNK)?.get(index as usize % CHUNK)
     }
 
-    #[inline]
+    #[inline(always)]
     fn record_mut(&mut self, index: u32) -> Option<&mut Record> {
         self.records.get_mut(index as usize / CHUNK)?.get_mut(index as usize % CHUNK)
     }
@@ -343,18 +349,22 @@ impl Mappings {
             self.free = next;
             return free;
         }
-        if self.records.last().is_none_or(|chunk| chunk.len() == CHUNK) {
-            // The first chunk grows with what is used, so that a small domain stays small.
-            let capacity = if self.records.is_empty() { 0 } else { CHUNK };
+        self.add_fresh(record)
+    }
+
+    /// As `add`, when every record that was ever used is in use.
+    #[inline(never)]
+    fn add_fresh(&mut self, record: Record) -> u32 {
+        let index = self.fresh;
+        if index as usize / CHUNK == self.records.len() {
             self.sparse_below = sparse::threshold(self.records.len() * CHUNK);
-            self.records.push(Vec::with_capacity(capacity));
+            self.records.push(Box::new([UNUSED; CHUNK]));
         }
-        let chunk = self.records.len() - 1;
-        let within = self.records.last_mut().map_or(0, |last| {
-            last.push(record);
-            last.len() - 1
-        });
-        u32::try_from(chunk * CHUNK + within).unwrap_or(NONE)
+        self.fresh += 1;
+        if let Some(place) = self.record_mut(index) {
+            *place = record;
+        }
+        index
     }
 }
 

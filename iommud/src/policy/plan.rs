@@ -267,10 +267,20 @@ impl Plan {
         self.draft.is_single.then_some(&self.draft.single)
     }
 
-    /// What is to be done, in order; nothing when it is a single change.
+    /// The steps of a plan with a list, in order; none when it is a single change.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.draft.steps
+    }
+
+    /// All its steps, in order, as a list.
+    #[must_use]
+    pub fn written(&self) -> Vec<Step> {
+        let Some(single) = self.single() else { return self.steps().to_vec() };
+        let mut steps = Vec::new();
+        // A list takes every step.
+        let Ok(()) = single.give(&mut steps);
+        steps
     }
 
     /// The memory of each page of the plan's `MapList`.

@@ -225,7 +225,8 @@ impl Registry {
 
     /// As `recycle`, for a plan that has no lists.
     #[inline(always)]
-    pub(super) fn recycle_single(&mut self, draft: Box<Draft>) {
+    pub(super) fn recycle_single(&mut self, mut draft: Box<Draft>) {
+        draft.is_single = false;
         // There is one plan at a time: its place is empty.
         if self.spare.0.is_none() {
             self.spare.0 = Some(draft);

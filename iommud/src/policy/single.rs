@@ -108,7 +108,7 @@ impl Registry {
         item: &BatchRequest,
     ) -> Result<Iova, Refusal> {
         let Some(mut work) = self.work(session)? else {
-            return self.change_direct(draft, session, item);
+            return self.change_direct(draft, session, *item);
         };
         let memory = work.item(item, &mut draft.single)?;
         let iova = draft.single.iova();
@@ -125,9 +125,9 @@ impl Registry {
         &mut self,
         draft: &mut Draft,
         session: SessionId,
-        item: &BatchRequest,
+        item: BatchRequest,
     ) -> Result<Iova, Refusal> {
-        match self.batch_direct(draft, session, core::slice::from_ref(item))? {
+        match self.batch_direct(draft, session, &[item])? {
             Outcome::Single(iova) => Ok(iova),
             _ => Err(Refusal::BadOperation),
         }

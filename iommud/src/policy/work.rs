@@ -156,12 +156,14 @@ impl<'a> Work<'a> {
     /// Whether what was decided is one change of memory in one piece for at most one unit; then `single` is all of it.
     #[inline(always)]
     pub(super) fn is_plain(&self, memory: Option<&Memory>, single: &mut Single) -> bool {
-        match *self.domain.active.as_slice() {
-            [] => single.unit = None,
-            [(unit, _)] => single.unit = Some((unit, self.machine.needs_publishing(unit))),
+        let unit = match *self.domain.active.as_slice() {
+            [] => None,
+            [(unit, _)] => Some(unit),
             _ => return false,
-        }
+        };
+        single.unit = unit.map(|unit| (unit, false));
         let (Some(memory), Some((phys, _))) = (memory, &mut single.mapped) else { return true };
+        single.unit = unit.map(|unit| (unit, self.machine.needs_publishing(unit)));
         let found = memory.contiguous(single.offset, single.range.length());
         *phys = found.unwrap_or(PhysAddr(0));
         found.is_some()

@@ -296,7 +296,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ) -> Result<Iova, Refused> {
         let (plan, iova) = self.registry.decide_change(session, item)?;
         self.counts.plans += 1;
-        match self.engine.run(&plan, &mut self.buffers) {
+        match self.engine.run_change(&plan, &mut self.buffers) {
             Ok(()) => {
                 self.registry.commit_change(plan);
                 Ok(iova)

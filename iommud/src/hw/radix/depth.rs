@@ -6,7 +6,7 @@
 //!                                                            either root; only the new one reaches further
 //! ```
 
-use super::{MapError, PageTable, PhysAddr, PteFormat, PteSlot};
+use super::{MapError, PageTable, PhysAddr, PteFormat, PteSlot, last_of};
 use crate::hw::seams::TableMemory;
 
 /// In the counter of a table: it was the root. Entries of units may point to it, so it is never unlinked.
@@ -35,7 +35,7 @@ impl<F: PteFormat> PageTable<F> {
             *memory.live(root) = 1;
             *memory.live(self.root) |= KEPT;
             self.clean(memory, root, 0, 1);
-            (self.root, self.levels) = (root, self.levels + 1);
+            self.set_root(root, self.levels + 1);
         }
         Ok(())
     }
@@ -53,8 +53,12 @@ impl<F: PteFormat> PageTable<F> {
             *memory.live(self.root) = 0;
             memory.free(self.root, false);
             *memory.live(below) &= !KEPT;
-            (self.root, self.levels) = (below, self.levels - 1);
+            self.set_root(below, self.levels - 1);
         }
+    }
+
+    const fn set_root(&mut self, root: PhysAddr, levels: u8) {
+        (self.root, self.levels, self.last) = (root, levels, last_of(levels));
     }
 
     /// The root that the table had when it had `levels`; `None` when it never had.

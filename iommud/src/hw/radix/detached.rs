@@ -154,6 +154,7 @@ impl Detached {
     }
 
     /// Notes slots that changed.
+    #[inline(always)]
     pub(super) fn note(&mut self, run: Run) {
         self.structure |= matches!(run.kind, RunKind::Table | RunKind::Split);
         self.runs.push(run);

@@ -20,6 +20,11 @@ struct Mapping {
 }
 
 impl Mapping {
+    #[inline(always)]
+    const fn new(range: IovaRange, phys: PhysAddr, access: Access) -> Self {
+        Self { first: range.first().0, last: range.last().0, phys: phys.0, access }
+    }
+
     /// The part that the slot of `self.first` in a table at `level` translates, and the rest.
     fn split(self, level: u8) -> (Self, Option<Self>) {
         let slot_last = self.first | (slot_size(level) - 1);
@@ -62,7 +67,7 @@ impl<F: PteFormat> PageTable<F> {
     /// # Errors
     /// `Unaligned`, `OutOfReach`, `NoAccess`, `Overlap` with the first page that is mapped already,
     /// `Memory`. Nothing has changed then.
-    #[inline]
+    #[inline(always)]
     pub fn map<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -74,12 +79,11 @@ impl<F: PteFormat> PageTable<F> {
         if !access.intersects(Access::READ | Access::WRITE) {
             return Err(MapError::NoAccess);
         }
-        let mapping =
-            Mapping { first: range.first().0, last: range.last().0, phys: phys.0, access };
+        let mapping = Mapping::new(range, phys, access);
         if let Some(Recent { table, .. }) = self.page_table(memory, range) {
             return self.enter_pages(memory, table, mapping);
         }
-        self.map_anew(memory, mapping)
+        self.map_anew(memory, range, phys, access)
     }
 
     /// As `map`, where there is no table of pages for all of it.
@@ -87,8 +91,11 @@ impl<F: PteFormat> PageTable<F> {
     fn map_anew<M: TableMemory>(
         &mut self,
         memory: &mut M,
-        mapping: Mapping,
+        range: IovaRange,
+        phys: PhysAddr,
+        access: Access,
     ) -> Result<(), MapError> {
+        let mapping = Mapping::new(range, phys, access);
         let prepared = self.prepare(memory, self.root, self.levels, mapping);
         self.enter_pending(memory, prepared)
     }
@@ -180,6 +187,17 @@ impl<F: PteFormat> PageTable<F> {
         if mapping.last - mapping.first < slot_size(1) {
             return self.enter_page(memory, table, mapping);
         }
+        self.enter_many(memory, table, mapping)
+    }
+
+    /// As `enter_pages`, for more than one.
+    #[inline(never)]
+    fn enter_many<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        mapping: Mapping,
+    ) -> Result<(), MapError> {
         let (index, count) = free_pages::<F, M>(memory, table, mapping)?;
         fill::<F, M>(memory, table, index, count, PhysAddr(mapping.phys), mapping.access, 1);
         *memory.live(table) += slot_count(count);

@@ -46,7 +46,7 @@ impl<F: PteFormat> PageTable<F> {
     ///
     /// # Errors
     /// `Unaligned`, `OutOfReach`, and `Memory` when there is none for a split. Nothing has changed then.
-    #[inline]
+    #[inline(always)]
     pub fn unmap<M: TableMemory>(
         &mut self,
         memory: &mut M,

@@ -56,6 +56,7 @@ impl Queue {
     ///
     /// # Errors
     /// `Timeout`, `Dead`; `Queue` when the unit refused a descriptor or a device did not answer twice.
+    #[inline(always)]
     pub(super) fn submit<R: RegisterIo, C: Clock, M: TableMemory>(
         &mut self,
         port: &mut Port<R, C>,
@@ -69,6 +70,17 @@ impl Queue {
         if self.done.reached(memory) {
             return Ok(());
         }
+        self.see_through(port, memory, request)
+    }
+
+    /// Waits until the unit has done `request`, which it was told of; tells it once more if need be.
+    #[inline(never)]
+    fn see_through<R: RegisterIo, C: Clock, M: TableMemory>(
+        &mut self,
+        port: &mut Port<R, C>,
+        memory: &mut M,
+        request: &[Descriptor],
+    ) -> Result<(), UnitError> {
         match self.wait(port, memory)? {
             Outcome::Done => return Ok(()),
             Outcome::Aborted { .. } => self.put(port, memory, request),
@@ -91,12 +103,18 @@ impl Queue {
         memory: &mut M,
         request: &[Descriptor],
     ) {
-        for descriptor in request {
-            self.ring.put(memory, *descriptor, true);
-        }
         // The mask keeps it in 32 bits.
         let value = u32::try_from(self.done.advance()).unwrap_or(0);
-        self.ring.put(memory, descriptor::wait(self.done.address(), value), true);
+        let wait = descriptor::wait(self.done.address(), value);
+        match request {
+            [] => self.ring.put(memory, wait, true),
+            [before @ .., last] => {
+                for descriptor in before {
+                    self.ring.put(memory, *descriptor, true);
+                }
+                self.ring.put_two(memory, [*last, wait], true);
+            }
+        }
         port.registers.write32(QUEUE_TAIL, self.tail());
     }
 

@@ -28,6 +28,9 @@ impl Place {
         Self { level, leaf: slot >> 9, slot: slot & 511 }
     }
 
+    /// No place that a leaf has.
+    pub(super) const NOWHERE: Self = Self { level: u8::MAX, leaf: NONE, slot: 0 };
+
     /// The place of a mapping of this range, if there can be one.
     #[inline(always)]
     pub(super) fn of(iova: Iova, length: u64) -> Option<Self> {
@@ -66,7 +69,8 @@ impl Mappings {
                 .blocks
                 .get_or_insert_with(|| Box::new([NONE; 512]))
                 .get_mut(place.leaf as usize & 511),
-            _ => Some(&mut self.whole),
+            2 => Some(&mut self.whole),
+            _ => None,
         }
     }
 
@@ -94,9 +98,6 @@ impl Mappings {
             Some(leaf) => leaf,
             None => self.new_leaf(place),
         };
-        if self.idle.is_some_and(|(idle, _)| idle == at) {
-            self.idle = None;
-        }
         if let Some(leaf) = self.leaves.get_mut(at as usize) {
             leaf.insert(place.slot, record);
         }
@@ -116,24 +117,26 @@ impl Mappings {
 
     /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
     #[inline(always)]
-    pub(super) fn unlink(&mut self, place: Place) {
-        let Some(at) = self.leaf_of(place) else { return };
+    pub(super) fn unlink(&mut self, (at, place): (u32, Place)) {
         let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
         leaf.remove(place.slot);
-        if !leaf.is_empty() {
+        if leaf.is_empty() && self.idle.0 != at {
+            self.stand_by(at, place);
+        }
+    }
+
+    /// Keeps a leaf that became empty, and no longer the one before it if that still is.
+    #[inline(never)]
+    fn stand_by(&mut self, at: u32, place: Place) {
+        let (old, place) = core::mem::replace(&mut self.idle, (at, place));
+        let Some(leaf) = self.leaves.get_mut(old as usize).filter(|leaf| leaf.is_empty()) else {
             return;
+        };
+        *leaf = Leaf::default();
+        if let Some(pointer) = self.pointer_mut(place) {
+            *pointer = NONE;
         }
-        if let Some((old, place)) = self.idle.replace((at, place))
-            && old != at
-        {
-            if let Some(pointer) = self.pointer_mut(place) {
-                *pointer = NONE;
-            }
-            self.recent = (NONE, NONE);
-            if let Some(leaf) = self.leaves.get_mut(old as usize) {
-                *leaf = Leaf::default();
-            }
-            self.free_leaves.push(old);
-        }
+        self.recent = (NONE, NONE);
+        self.free_leaves.push(old);
     }
 }

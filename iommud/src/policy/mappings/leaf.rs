@@ -26,7 +26,7 @@ impl Default for Leaf {
 }
 
 impl Leaf {
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, slot: u32) -> Option<u32> {
         match self {
             Self::Few(list) => match list.last() {
@@ -39,7 +39,7 @@ impl Leaf {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::Few(list) => list.is_empty(),
@@ -70,7 +70,7 @@ impl Leaf {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
             Self::Few(list) => {

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{CHUNK, Leaf, Mappings, NONE};
+use super::{Leaf, Mappings, NONE};
 use crate::policy::slab::Slab;
 use crate::policy::state::SlotRecord;
 
@@ -15,15 +15,15 @@ pub(super) fn threshold(records: usize) -> u32 {
 }
 
 impl Mappings {
-    /// Whether less than a quarter of the records are in use: of more than 1024, or of what is left of as many.
+    /// Whether less than a quarter of the records are in use: of more than 256, or of what is left of as many.
     #[inline]
     pub(in crate::policy) const fn is_sparse(&self) -> bool {
         self.count < self.sparse_below
     }
 
     /// Records, those that are free included.
-    pub(in crate::policy) fn capacity(&self) -> usize {
-        self.records.last().map_or(0, |last| (self.records.len() - 1) * CHUNK + last.len())
+    pub(in crate::policy) const fn capacity(&self) -> usize {
+        self.fresh as usize
     }
 
     /// Enters all mappings into a new table, in the order of their lists, and drops this one. No plan may be under

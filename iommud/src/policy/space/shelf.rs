@@ -17,7 +17,7 @@ const DEPTH: usize = 64;
 /// First pages by zone, then by length less one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shelf {
-    places: [[Vec<Page>; LONGEST]; 2],
+    places: [Vec<Page>; 2 * LONGEST],
     count: usize,
 }
 
@@ -26,14 +26,14 @@ impl Shelf {
         self.count == 0
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, zone: Zone, count: Page) -> Option<&mut Vec<Page>> {
-        let length = usize::try_from(count).ok()?.checked_sub(1)?;
-        self.places.get_mut(usize::from(zone == Zone::High))?.get_mut(length)
+        let length = usize::try_from(count).ok()?.checked_sub(1).filter(|at| *at < LONGEST)?;
+        self.places.get_mut(if zone == Zone::High { length + LONGEST } else { length })
     }
 
     /// Keeps a range, if it is aligned as a new one would be and there is room.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put(&mut self, first: Page, count: Page) -> bool {
         let zone = if first < LOW_SLOTS * PAGES_1G { Zone::Low } else { Zone::High };
         let Some(place) = self.place(zone, count) else { return false };
@@ -46,7 +46,7 @@ impl Shelf {
     }
 
     /// The range of this length that was kept last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&mut self, zone: Zone, count: Page) -> Option<Page> {
         let first = self.place(zone, count)?.pop()?;
         self.count -= 1;

@@ -197,6 +197,23 @@ impl TableMemory for Frames {
         }
     }
 
+    fn change<T>(
+        &mut self,
+        frame: PhysAddr,
+        index: usize,
+        change: impl FnOnce(u64, &mut u16) -> (Option<u64>, T),
+    ) -> T {
+        let Some(word) = Self::word(frame, index) else { return change(0, &mut self.none).1 };
+        let live = self.live(frame);
+        // SAFETY: as in `load`.
+        let (new, told) = change(unsafe { word.read_volatile() }, live);
+        if let Some(new) = new {
+            // SAFETY: as in `load`.
+            unsafe { word.write_volatile(new) };
+        }
+        told
+    }
+
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {
         if Self::word(frame, first).is_none() || count == 0 {
             return;

@@ -8,7 +8,8 @@ use iommu_protocol::status::Refusal;
 
 use super::{OWN, PAGE, RAM, World, one_unit, phys, ready};
 use crate::policy::{
-    ClientId, Config, Event, Outcome, Plan, Refused, Registry, Step, UnitIndex, UnitState,
+    BatchRequest, ClientId, Config, Event, Outcome, Plan, Refused, Registry, SessionId, Step,
+    UnitIndex, UnitState,
 };
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
@@ -85,6 +86,11 @@ impl Bench {
             }
             assert_eq!(self.snapshot(), before, "abort restores everything: {event:?}");
         }
+        if let Event::Batch(session, items) = event
+            && let [item] = items.as_slice()
+        {
+            return self.run_change(event, *session, item);
+        }
         let plan = self.registry.decide(event)?;
         self.carry_out(&plan, event);
         let outcome = self.registry.commit(plan);
@@ -92,9 +98,42 @@ impl Bench {
         Ok(outcome)
     }
 
+    /// A batch of one, in the way of requests for one change: it comes to the same.
+    fn run_change(
+        &mut self,
+        event: &Event,
+        session: SessionId,
+        item: &BatchRequest,
+    ) -> Result<Outcome, Refused> {
+        let before = self.snapshot();
+        let whole = self.registry.decide(event).map(|plan| {
+            let steps = plan.written();
+            assert!(plan.single().is_none(), "a list of steps, whatever was decided before");
+            self.registry.abort(plan);
+            steps
+        });
+        let (plan, _) = match (self.registry.decide_change(session, item), &whole) {
+            (Ok(decided), Ok(_)) => decided,
+            (Err(refusal), Err(refused)) => {
+                assert_eq!((refusal, self.snapshot()), (refused.refusal, before), "{item:?}");
+                return Err(*refused);
+            }
+            (single, _) => panic!("{item:?}: {whole:?}, but by itself {single:?}"),
+        };
+        assert_eq!(Ok(plan.written()), whole, "{item:?}");
+        self.registry.abort(plan);
+        assert_eq!(self.snapshot(), before, "abort restores everything: {item:?}");
+        let (plan, iova) = self.registry.decide_change(session, item)?;
+        self.carry_out(&plan, event);
+        self.registry.commit_change(plan);
+        self.check();
+        Ok(Outcome::Single(iova))
+    }
+
     fn carry_out(&mut self, plan: &Plan, event: &Event) {
-        let last = plan.steps().iter().rposition(|step| !is_final(step));
-        let first = plan.steps().iter().position(is_final);
+        let steps = plan.written();
+        let last = steps.iter().rposition(|step| !is_final(step));
+        let first = steps.iter().position(is_final);
         assert!(last < first || first.is_none(), "what cannot be undone comes last: {plan:?}");
         if let Event::Allocate(session, request) = event {
             // The memory is the buffer's from the first step that lets its device reach it.
@@ -106,16 +145,15 @@ impl Bench {
             self.clients.insert(request.buffer.0, client);
         }
         let taking = matches!(event, Event::Allocate(..) | Event::MemoryTaken(_));
-        for (at, step) in plan.steps().iter().enumerate() {
+        for (at, step) in steps.iter().enumerate() {
             if let Step::Map { range, phys, .. } = step {
-                self.give_back(plan, phys.0, phys.0 + (range.last().0 - range.first().0));
+                self.give_back(&steps, phys.0, phys.0 + (range.last().0 - range.first().0));
             }
             self.world.step(step, plan.pages());
             // Memory that is being taken from policy is nobody's until every unit has forgotten it.
-            let settled =
-                plan.steps()[..=at].iter().rposition(|s| matches!(s, Step::Invalidate { .. }))
-                    >= plan.steps().iter().rposition(|s| matches!(s, Step::Invalidate { .. }));
-            let opened = plan.steps()[..=at].iter().any(|s| matches!(s, Step::Map { .. }));
+            let settled = steps[..=at].iter().rposition(|s| matches!(s, Step::Invalidate { .. }))
+                >= steps.iter().rposition(|s| matches!(s, Step::Invalidate { .. }));
+            let opened = steps[..=at].iter().any(|s| matches!(s, Step::Map { .. }));
             if !taking || settled || opened {
                 self.check_reach(step);
             }
@@ -124,8 +162,8 @@ impl Bench {
 
     /// From the step that lets policy map it again, memory that the plan releases is the system's. Nobody reaches
     /// it by then.
-    fn give_back(&mut self, plan: &Plan, start: u64, end: u64) {
-        for step in plan.steps() {
+    fn give_back(&mut self, steps: &[Step], start: u64, end: u64) {
+        for step in steps {
             let Step::ReleaseBuffer { buffer } = step else { continue };
             for (first, (last, id)) in self.world.buffers.clone() {
                 if id == buffer.0 && first < OWN && start <= last && end >= first {
