@@ -173,6 +173,10 @@ impl<U: Unit> Engine<U> {
         Ok(())
     }
 
+    /// As [`Engine::run`], for plans that mostly are a single change.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
     #[inline(always)]
     pub fn run_change<B: BufferMemory>(
         &mut self,

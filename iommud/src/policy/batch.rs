@@ -26,8 +26,8 @@ impl Registry {
         };
         let outcome = each(items, |item| {
             let mut single = Single::default();
-            let memory = work.item(item, &mut single)?;
-            work.note(&single, memory, draft);
+            work.item(item, &mut single)?;
+            work.note(&single, draft);
             Ok(single.iova())
         })?;
         work.conclude(draft);
@@ -74,8 +74,7 @@ impl Registry {
             BatchRequest::Map(request) | BatchRequest::Grant(request) => {
                 let slot = self.slot(session, request.slot)?;
                 let record = self.slots.get(slot).ok_or(Refusal::BadHandle)?;
-                let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
-                check(request, buffer)?;
+                check(request, record.length)?;
                 Ok((slot, request.offset, request.length, true))
             }
             BatchRequest::Revoke { slot, offset, length } => {

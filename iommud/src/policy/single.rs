@@ -25,10 +25,12 @@ pub struct Single {
     /// Number of the account that the mapping is charged to.
     pub(super) account: u32,
     pub(super) range: IovaRange,
+    /// What devices may do; nothing when the range is unmapped.
+    pub(super) mapped: Option<Access>,
     /// First byte of what is mapped, in its buffer.
     pub(super) offset: u64,
-    /// Its memory, and what devices may do; nothing when the range is unmapped.
-    pub(super) mapped: Option<(PhysAddr, Access)>,
+    /// Its memory; known when it is in one piece.
+    pub(super) phys: Option<PhysAddr>,
     /// The mark on the registry.
     pub(super) change: Change,
     /// The unit that uses the domain, and whether it is to be told of new translations.
@@ -42,8 +44,9 @@ impl Default for Single {
             domain: DomainId(u32::MAX),
             account: u32::MAX,
             range: NOWHERE,
-            offset: 0,
             mapped: None,
+            offset: 0,
+            phys: None,
             change: Change::Left(MappingIndex::NONE, u32::MAX),
             unit: None,
         }
@@ -59,12 +62,14 @@ impl Single {
     pub fn give<S: Sink>(&self, sink: &mut S) -> Result<(), S::Error> {
         let Self { domain, range, .. } = *self;
         let units = self.unit.into_iter();
-        match self.mapped {
-            Some((phys, access)) => {
+        match (self.mapped, self.phys) {
+            (Some(access), Some(phys)) => {
                 sink.step(Step::Map { domain, range, phys, access })?;
                 follow(domain, None, Some(range), units, sink)
             }
-            None => {
+            // A plan of one change has memory in one piece: see `Work::is_plain`.
+            (Some(_), None) => Ok(()),
+            (None, _) => {
                 sink.step(Step::Unmap { domain, range })?;
                 follow(domain, Some(range), None, units, sink)
             }
@@ -110,11 +115,11 @@ impl Registry {
         let Some(mut work) = self.work(session)? else {
             return self.change_direct(draft, session, *item);
         };
-        let memory = work.item(item, &mut draft.single)?;
+        work.item(item, &mut draft.single)?;
         let iova = draft.single.iova();
-        draft.is_single = work.is_plain(memory, &mut draft.single);
+        draft.is_single = work.is_plain(&mut draft.single);
         if !draft.is_single {
-            work.write_down(memory, draft);
+            work.write_down(draft);
         }
         Ok(iova)
     }

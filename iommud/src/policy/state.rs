@@ -182,6 +182,9 @@ pub(super) struct SlotRecord {
     pub(super) session: SessionId,
     pub(super) number: Slot,
     pub(super) buffer: BufferId,
+    /// Length of the buffer, and where its memory begins if it is in one piece: neither ever changes.
+    pub(super) length: u64,
+    pub(super) base: Option<PhysAddr>,
     pub(super) mappings: MappingList,
     /// The addresses reserved for grants.
     pub(super) granted: Option<Grants>,
@@ -253,12 +256,17 @@ impl Memory {
         }
     }
 
-    /// Where `length` bytes from `offset` on begin, if they follow each other. They are the buffer's.
-    #[inline(always)]
-    pub(super) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
-        if let Self::One(range) = self {
-            return Some(PhysAddr(range.first().0 + offset));
+    /// Where all of it begins, if it is in one piece.
+    pub(super) const fn base(&self) -> Option<PhysAddr> {
+        match self {
+            Self::One(range) => Some(range.first()),
+            Self::Many(_) => None,
         }
+    }
+
+    /// Where `length` bytes from `offset` on begin, if they follow each other. They are the buffer's.
+    #[inline(never)]
+    pub(super) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
         let mut found = None;
         self.pieces(offset, length, |at, phys, piece| {
             if at == 0 && piece == length {

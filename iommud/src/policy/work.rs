@@ -2,7 +2,7 @@
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::status::Refusal;
-use iommu_protocol::wire::MapFlags;
+use iommu_protocol::wire::{Access, MapFlags};
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::buffers::take;
@@ -57,19 +57,18 @@ impl Registry {
     }
 }
 
-impl<'a> Work<'a> {
+impl Work<'_> {
     /// Decides one element and marks the registry accordingly; `single` is what it comes to, but for the unit.
-    /// Returns the memory of the buffer that is mapped.
     #[inline(always)]
     pub(super) fn item(
         &mut self,
         item: &BatchRequest,
         single: &mut Single,
-    ) -> Result<Option<&'a Memory>, Refusal> {
+    ) -> Result<(), Refusal> {
         (single.domain, single.account) = (self.id, self.session.client);
         match item {
-            BatchRequest::Map(request) => self.map(request, single).map(Some),
-            BatchRequest::Grant(request) => self.grant(request, single).map(Some),
+            BatchRequest::Map(request) => self.map(request, single),
+            BatchRequest::Grant(request) => self.grant(request, single),
             BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length, single),
             BatchRequest::Revoke { slot, offset, length } => {
                 self.revoke(*slot, *offset, *length, single)
@@ -78,32 +77,22 @@ impl<'a> Work<'a> {
     }
 
     #[inline(always)]
-    fn map(
-        &mut self,
-        request: &MapRequest,
-        single: &mut Single,
-    ) -> Result<&'a Memory, Refusal> {
+    fn map(&mut self, request: &MapRequest, single: &mut Single) -> Result<(), Refusal> {
         let number = slot_of(self.session, request.slot)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
-        let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
-        check(request, buffer)?;
+        check(request, record.length)?;
         let account = account_for(self.accounts, self.session, self.machine)?;
         let range = addresses(self.domain, self.closed, self.machine, request)?;
         account.mappings += 1;
         enter(self.domain, record, (number, range, false), request, single);
-        Ok(&buffer.memory)
+        Ok(())
     }
 
     #[inline(always)]
-    fn grant(
-        &mut self,
-        request: &MapRequest,
-        single: &mut Single,
-    ) -> Result<&'a Memory, Refusal> {
+    fn grant(&mut self, request: &MapRequest, single: &mut Single) -> Result<(), Refusal> {
         let number = slot_of(self.session, request.slot)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
-        let buffer = self.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
-        check(request, buffer)?;
+        check(request, record.length)?;
         let account = account_for(self.accounts, self.session, self.machine)?;
         let grants = record.granted.as_mut().ok_or(Refusal::BadOperation)?;
         let MapRequest { offset, length, .. } = *request;
@@ -115,16 +104,11 @@ impl<'a> Work<'a> {
         grants.set(offset, length, true);
         account.mappings += 1;
         enter(self.domain, record, (number, range, true), request, single);
-        Ok(&buffer.memory)
+        Ok(())
     }
 
     #[inline(always)]
-    fn unmap(
-        &mut self,
-        iova: Iova,
-        length: u64,
-        single: &mut Single,
-    ) -> Result<Option<&'a Memory>, Refusal> {
+    fn unmap(&mut self, iova: Iova, length: u64, single: &mut Single) -> Result<(), Refusal> {
         let Self { domain, slots, session_id, .. } = self;
         single.range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
         let left = domain.mappings.take_out(iova, length, |slot, grant| {
@@ -141,7 +125,7 @@ impl<'a> Work<'a> {
         offset: u64,
         length: u64,
         single: &mut Single,
-    ) -> Result<Option<&'a Memory>, Refusal> {
+    ) -> Result<(), Refusal> {
         let number = slot_of(self.session, slot)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
@@ -155,37 +139,60 @@ impl<'a> Work<'a> {
 
     /// Whether what was decided is one change of memory in one piece for at most one unit; then `single` is all of it.
     #[inline(always)]
-    pub(super) fn is_plain(&self, memory: Option<&Memory>, single: &mut Single) -> bool {
+    pub(super) fn is_plain(&self, single: &mut Single) -> bool {
         let unit = match *self.domain.active.as_slice() {
             [] => None,
             [(unit, _)] => Some(unit),
             _ => return false,
         };
-        single.unit = unit.map(|unit| (unit, false));
-        let (Some(memory), Some((phys, _))) = (memory, &mut single.mapped) else { return true };
+        if single.mapped.is_none() {
+            single.unit = unit.map(|unit| (unit, false));
+            return true;
+        }
         single.unit = unit.map(|unit| (unit, self.machine.needs_publishing(unit)));
-        let found = memory.contiguous(single.offset, single.range.length());
-        *phys = found.unwrap_or(PhysAddr(0));
-        found.is_some()
+        if single.phys.is_none() {
+            let memory = self.memory_of(single);
+            let length = single.range.length();
+            single.phys = memory.and_then(|memory| memory.contiguous(single.offset, length));
+        }
+        single.phys.is_some()
+    }
+
+    /// The memory of the buffer whose mapping was entered.
+    #[inline(never)]
+    fn memory_of(&self, single: &Single) -> Option<&Memory> {
+        let (Change::Entered(_, slot) | Change::Left(_, slot)) = single.change;
+        let buffer = self.slots.get(slot)?.buffer;
+        self.buffers.get(buffer.0).map(|buffer| &buffer.memory)
     }
 
     /// Writes down the steps of what was decided, when it is not plain.
     #[cold]
-    pub(super) fn write_down(self, memory: Option<&Memory>, draft: &mut Draft) {
+    pub(super) fn write_down(self, draft: &mut Draft) {
         let single = draft.single;
-        self.note(&single, memory, draft);
+        self.note(&single, draft);
         self.conclude(draft);
     }
 
     /// Notes an element of a batch in the plan.
     #[inline(always)]
-    pub(super) fn note(&self, single: &Single, memory: Option<&Memory>, draft: &mut Draft) {
+    pub(super) fn note(&self, single: &Single, draft: &mut Draft) {
         draft.changes.note(single);
+        let Single { domain, range, .. } = *single;
+        match (single.mapped, single.phys) {
+            (None, _) => draft.steps.push(Step::Unmap { domain, range }),
+            (Some(access), Some(phys)) => {
+                draft.steps.push(Step::Map { domain, range, phys, access });
+            }
+            (Some(access), None) => self.note_pieces(single, access, draft),
+        }
+    }
+
+    /// Has memory mapped that is not in one piece.
+    #[inline(never)]
+    fn note_pieces(&self, single: &Single, access: Access, draft: &mut Draft) {
         let Single { domain, range, offset, .. } = *single;
-        let (Some(memory), Some((_, access))) = (memory, single.mapped) else {
-            draft.steps.push(Step::Unmap { domain, range });
-            return;
-        };
+        let Some(memory) = self.memory_of(single) else { return };
         memory.pieces(offset, range.length(), |at, phys, length| {
             if let Some(range) = IovaRange::new(Iova(range.first().0 + at), length) {
                 draft.steps.push(Step::Map { domain, range, phys, access });
@@ -236,21 +243,20 @@ fn enter(
     let MapRequest { offset, access, .. } = *request;
     let mapping = Mapping { range, slot, offset, access, grant, list: false };
     let index = domain.mappings.insert(mapping, &mut record.mappings);
-    (single.range, single.offset) = (range, offset);
-    single.mapped = Some((PhysAddr(0), access));
+    single.range = range;
+    single.offset = offset;
+    single.phys = record.base.map(|base| PhysAddr(base.0 + offset));
+    single.mapped = Some(access);
     single.change = Change::Entered(index, slot);
 }
 
 /// A mapping left, if there was one.
 #[inline(always)]
-fn leave<'a>(
-    left: Option<(MappingIndex, u32)>,
-    single: &mut Single,
-) -> Result<Option<&'a Memory>, Refusal> {
+fn leave(left: Option<(MappingIndex, u32)>, single: &mut Single) -> Result<(), Refusal> {
     let (index, slot) = left.ok_or(Refusal::NotMapped)?;
     single.mapped = None;
     single.change = Change::Left(index, slot);
-    Ok(None)
+    Ok(())
 }
 
 /// Takes addresses for a mapping.
@@ -299,9 +305,9 @@ pub(super) fn fixed(
     Ok(range)
 }
 
-/// Whether a request names a part of a buffer, in whole pages, with an access.
+/// Whether a request names a part of a buffer of `size` bytes, in whole pages, with an access.
 #[inline(always)]
-pub(super) fn check(request: &MapRequest, buffer: &Buffer) -> Result<(), Refusal> {
+pub(super) fn check(request: &MapRequest, size: u64) -> Result<(), Refusal> {
     let MapRequest { offset, length, access, .. } = *request;
     if access.is_empty() || access.bits() & !3 != 0 {
         return Err(Refusal::BadAccess);
@@ -313,7 +319,7 @@ pub(super) fn check(request: &MapRequest, buffer: &Buffer) -> Result<(), Refusal
         return Err(Refusal::Alignment);
     }
     match offset.checked_add(length) {
-        Some(end) if end <= buffer.length => Ok(()),
+        Some(end) if end <= size => Ok(()),
         _ => Err(Refusal::Range),
     }
 }

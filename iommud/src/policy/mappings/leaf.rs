@@ -74,8 +74,10 @@ impl Leaf {
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
             Self::Few(list) => {
-                if list.last().is_some_and(|(last, _)| u32::from(*last) == slot) {
-                    list.pop();
+                if let [.., (last, _)] = list.as_slice()
+                    && u32::from(*last) == slot
+                {
+                    list.truncate(list.len() - 1);
                 } else if let Ok(at) = place_of(list, slot) {
                     list.remove(at);
                 }

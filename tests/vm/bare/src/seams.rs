@@ -1,7 +1,7 @@
 //! The seams of `iommud::hw` over the bare machine.
 
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 use core::ptr::with_exposed_provenance_mut;
 
 use alloc::rc::Rc;
@@ -23,12 +23,26 @@ pub struct Accesses {
     pub descriptors: u32,
 }
 
+/// The counters, and the queue's tail as it was last written.
+#[derive(Debug, Default)]
+struct Counts {
+    accesses: Cell<Accesses>,
+    tail: Cell<u32>,
+}
+
+impl Counts {
+    fn count(&self, change: impl FnOnce(&mut Accesses)) {
+        let mut accesses = self.accesses.get();
+        change(&mut accesses);
+        self.accesses.set(accesses);
+    }
+}
+
 /// Registers at a physical address; counts what is done to them.
 #[derive(Clone, Debug)]
 pub struct Registers {
     base: u64,
-    counts: Rc<RefCell<Accesses>>,
-    tail: Rc<Cell<u32>>,
+    counts: Rc<Counts>,
 }
 
 /// Global command register: GCMD_REG (VT-d 4.1 section 11.4.4.1).
@@ -40,40 +54,42 @@ const TAIL: u32 = 0x88;
 impl Registers {
     /// The registers at `base`.
     pub fn new(base: u64) -> Self {
-        Self { base, counts: Rc::default(), tail: Rc::default() }
+        Self { base, counts: Rc::default() }
     }
 
     /// The counters; they start again from 0.
     pub fn take_counts(&self) -> Accesses {
-        self.counts.take()
+        self.counts.accesses.take()
     }
 }
 
 impl RegisterIo for Registers {
     fn read32(&mut self, offset: u32) -> u32 {
-        self.counts.borrow_mut().reads += 1;
+        self.counts.count(|counts| counts.reads += 1);
         phys::read32(self.base + u64::from(offset))
     }
 
     fn read64(&mut self, offset: u32) -> u64 {
-        self.counts.borrow_mut().reads += 1;
+        self.counts.count(|counts| counts.reads += 1);
         phys::read64(self.base + u64::from(offset))
     }
 
     fn write32(&mut self, offset: u32, value: u32) {
-        let mut counts = self.counts.borrow_mut();
-        counts.writes += 1;
-        if offset == COMMAND && value & 1 << 31 == 0 {
-            counts.translation_off += 1;
-        }
-        if offset == TAIL {
-            counts.descriptors += (value.wrapping_sub(self.tail.replace(value)) & 4095) / 16;
-        }
+        self.counts.count(|counts| {
+            counts.writes += 1;
+            if offset == COMMAND && value & 1 << 31 == 0 {
+                counts.translation_off += 1;
+            }
+            if offset == TAIL {
+                let before = self.counts.tail.replace(value);
+                counts.descriptors += (value.wrapping_sub(before) & 4095) / 16;
+            }
+        });
         phys::write32(self.base + u64::from(offset), value);
     }
 
     fn write64(&mut self, offset: u32, value: u64) {
-        self.counts.borrow_mut().writes += 1;
+        self.counts.count(|counts| counts.writes += 1);
         phys::write64(self.base + u64::from(offset), value);
     }
 }
