@@ -20,7 +20,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::hw::radix::{Detached, MapError, PageTable};
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{Plan, Sink, Step, UnitIndex};
+use crate::policy::{ChangePlan, Plan, Sink, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -161,9 +161,6 @@ impl<U: Unit> Engine<U> {
         plan: &Plan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
-        if plan.single().is_some() {
-            return self.run_change(plan, buffers);
-        }
         for (index, step) in plan.steps().iter().enumerate() {
             if let Err(fault) = self.carry_out(step, plan.pages(), buffers) {
                 let done = plan.steps().get(..index).unwrap_or_default();
@@ -173,19 +170,18 @@ impl<U: Unit> Engine<U> {
         Ok(())
     }
 
-    /// As [`Engine::run`], for plans that mostly are a single change.
+    /// As [`Engine::run`], for a plan of one change.
     ///
     /// # Errors
     /// As [`Engine::run`].
     #[inline(always)]
     pub fn run_change<B: BufferMemory>(
         &mut self,
-        plan: &Plan,
+        plan: &ChangePlan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
-        let Some(single) = plan.single() else { return self.run(plan, buffers) };
         let mut run = Run { engine: self, buffers, done: 0 };
-        let result = single.give(&mut run);
+        let result = plan.give(&mut run);
         let Run { engine, done, .. } = run;
         result.map_err(|fault| {
             let steps = plan.written();

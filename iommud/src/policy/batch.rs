@@ -10,7 +10,6 @@ use crate::policy::draft::{Draft, Effect};
 use crate::policy::event::{BatchRequest, Outcome, Refused};
 use crate::policy::ids::SessionId;
 use crate::policy::registry::Registry;
-use crate::policy::single::Single;
 use crate::policy::state::{Memory, SlotRecord};
 use crate::policy::work::check;
 
@@ -25,8 +24,7 @@ impl Registry {
             return self.batch_direct(draft, id, items);
         };
         let outcome = each(items, |item| {
-            let mut single = Single::default();
-            work.item(item, &mut single)?;
+            let single = work.item(item)?;
             work.note(&single, draft);
             Ok(single.iova())
         })?;

@@ -141,9 +141,6 @@ pub(super) enum Claimant {
 /// A plan in the making.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
-    /// It consists of this change and nothing else.
-    pub(super) is_single: bool,
-    pub(super) single: Single,
     /// What is to be told of it, once it is carried out.
     pub(super) outcome: Outcome,
     /// Steps that may fail, in order.
@@ -186,13 +183,6 @@ impl Draft {
         }
         if !self.shared.is_empty() {
             self.shared.clear();
-        }
-    }
-
-    /// Notes a single change in the list of changes.
-    pub(super) fn write_change_down(&mut self) {
-        if core::mem::take(&mut self.is_single) {
-            self.changes.note(&self.single);
         }
     }
 

@@ -43,7 +43,7 @@ pub use event::{AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, O
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Sink, Step};
 pub use registry::Registry;
-pub use single::Single;
+pub use single::{ChangePlan, Decided};
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,

@@ -22,7 +22,6 @@ use iommu_protocol::wire::Access;
 use crate::addr::{IovaRange, PhysAddr};
 use crate::policy::draft::Draft;
 use crate::policy::ids::{BufferId, DomainId, UnitIndex};
-use crate::policy::single::Single;
 use crate::topology::capabilities::{DomainTag, TableFormat};
 
 /// The tag under which units cache requests that go through untranslated. No domain has it.
@@ -260,27 +259,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The one change that it consists of, if it has no list of steps.
-    #[must_use]
-    #[inline]
-    pub fn single(&self) -> Option<&Single> {
-        self.draft.is_single.then_some(&self.draft.single)
-    }
-
-    /// The steps of a plan with a list, in order; none when it is a single change.
+    /// What is to be done, in order.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.draft.steps
-    }
-
-    /// All its steps, in order, as a list.
-    #[must_use]
-    pub fn written(&self) -> Vec<Step> {
-        let Some(single) = self.single() else { return self.steps().to_vec() };
-        let mut steps = Vec::new();
-        // A list takes every step.
-        let Ok(()) = single.give(&mut steps);
-        steps
     }
 
     /// The memory of each page of the plan's `MapList`.

@@ -134,12 +134,12 @@ impl Registry {
     }
 
     #[inline(always)]
-    pub(super) fn new_draft(&mut self) -> Box<Draft> {
+    fn new_draft(&mut self) -> Box<Draft> {
         self.spare.0.take().unwrap_or_default()
     }
 
     #[cold]
-    pub(super) fn refuse(&mut self, mut draft: Box<Draft>) {
+    fn refuse(&mut self, mut draft: Box<Draft>) {
         self.take_back(&mut draft.effects);
         self.take_back_changes(&mut draft.changes);
         self.recycle(draft);
@@ -185,7 +185,6 @@ impl Registry {
 
     /// Takes note that every step of the plan was carried out.
     pub fn commit(&mut self, mut plan: Plan) -> Outcome {
-        plan.draft.write_change_down();
         self.settle_changes(&plan.draft.changes);
         if !plan.draft.effects.is_empty() {
             for effect in plan.draft.effects.drain(..) {
@@ -200,7 +199,6 @@ impl Registry {
     /// Takes note that the plan was not carried out and its steps were undone: everything is as before
     /// [`Registry::decide`].
     pub fn abort(&mut self, mut plan: Plan) {
-        plan.draft.write_change_down();
         self.take_back(&mut plan.draft.effects);
         self.take_back_changes(&mut plan.draft.changes);
         plan.draft.outcome = Outcome::Done;
@@ -211,7 +209,6 @@ impl Registry {
     /// plan entered into a domain may still be reached by a device. It goes to quarantine; the memory of a
     /// refused [`Event::Allocate`] must not be given back either.
     pub fn quarantine(&mut self, mut plan: Plan) {
-        plan.draft.write_change_down();
         self.keep_changes_unproved(&plan.draft.changes);
         self.keep_unproved(&mut plan.draft.effects);
         self.abort(plan);
@@ -220,13 +217,6 @@ impl Registry {
     #[inline]
     fn recycle(&mut self, mut draft: Box<Draft>) {
         draft.clear();
-        self.recycle_single(draft);
-    }
-
-    /// As `recycle`, for a plan that has no lists.
-    #[inline(always)]
-    pub(super) fn recycle_single(&mut self, mut draft: Box<Draft>) {
-        draft.is_single = false;
         // There is one plan at a time: its place is empty.
         if self.spare.0.is_none() {
             self.spare.0 = Some(draft);

@@ -4,23 +4,28 @@
 //! ([`follow`]); what is left out is writing the steps down. That takes memory in one piece and a domain that at most
 //! one unit uses; the steps of everything else are written down.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::Slot;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::Access;
 
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PhysAddr};
-use crate::policy::draft::{Change, Draft};
-use crate::policy::event::{BatchRequest, Outcome};
+use crate::policy::draft::{Change, Changes, Draft};
+use crate::policy::event::{BatchRequest, Event, MapRequest, Outcome};
 use crate::policy::ids::{DomainId, SessionId, UnitIndex};
 use crate::policy::mappings::MappingIndex;
 use crate::policy::plan::{Plan, Sink, Step, follow};
 use crate::policy::registry::Registry;
+use crate::policy::work::Work;
 
 /// Where nothing is mapped.
 const NOWHERE: IovaRange = INTERRUPT_WINDOW;
 
-/// A change of one mapping: what a [`Plan`] consists of that has no list of steps.
+/// A change of one mapping.
 #[derive(Clone, Copy, Debug)]
-pub struct Single {
+pub(super) struct Single {
     pub(super) domain: DomainId,
     /// Number of the account that the mapping is charged to.
     pub(super) account: u32,
@@ -35,6 +40,21 @@ pub struct Single {
     pub(super) change: Change,
     /// The unit that uses the domain, and whether it is to be told of new translations.
     pub(super) unit: Option<(UnitIndex, bool)>,
+}
+
+/// A decision about one mapping, complete before the first register is touched: what a [`Plan`] is for everything
+/// else. Consumed by [`Registry::commit_change`], [`Registry::abort_change`] or [`Registry::quarantine_change`].
+#[derive(Debug, Default)]
+#[must_use = "a plan is consumed by commit or abort"]
+pub struct ChangePlan(Single);
+
+/// Where a decision about one mapping stands.
+#[derive(Debug)]
+pub enum Decided {
+    /// In the plan of the change.
+    Change,
+    /// In a plan with a list of steps, whose outcome is [`Outcome::Single`].
+    Plan(Plan),
 }
 
 impl Default for Single {
@@ -54,15 +74,23 @@ impl Default for Single {
 }
 
 impl Single {
+    /// What the client is told: the address, 0 for an unmap or revoke.
+    #[inline(always)]
+    pub(super) const fn iova(&self) -> Iova {
+        if self.mapped.is_some() { self.range.first() } else { Iova(0) }
+    }
+}
+
+impl ChangePlan {
     /// Gives its steps to a sink, in order, until it takes no more.
     ///
     /// # Errors
     /// The sink's.
     #[inline(always)]
     pub fn give<S: Sink>(&self, sink: &mut S) -> Result<(), S::Error> {
-        let Self { domain, range, .. } = *self;
-        let units = self.unit.into_iter();
-        match (self.mapped, self.phys) {
+        let Single { domain, range, .. } = self.0;
+        let units = self.0.unit.into_iter();
+        match (self.0.mapped, self.0.phys) {
             (Some(access), Some(phys)) => {
                 sink.step(Step::Map { domain, range, phys, access })?;
                 follow(domain, None, Some(range), units, sink)
@@ -76,79 +104,144 @@ impl Single {
         }
     }
 
-    /// What the client is told: the address, 0 for an unmap or revoke.
+    /// All its steps, in order, as a list.
+    #[must_use]
     #[inline(always)]
-    pub(super) const fn iova(&self) -> Iova {
-        if self.mapped.is_some() { self.range.first() } else { Iova(0) }
+    pub fn written(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        // A list takes every step.
+        let Ok(()) = self.give(&mut steps);
+        steps
+    }
+
+    /// What the client is told: the address, 0 for an unmap or revoke.
+    #[must_use]
+    #[inline(always)]
+    pub const fn iova(&self) -> Iova {
+        self.0.iova()
+    }
+
+    /// What it did to the registry when it was decided, as a batch has it.
+    fn changes(&self) -> Changes {
+        let mut changes = Changes::default();
+        changes.note(&self.0);
+        changes
     }
 }
 
 impl Registry {
-    /// As [`Registry::decide`], for a map, unmap, grant or revoke by itself: what a batch of one comes
-    /// to. Returns its address too, 0 for an unmap.
+    /// As [`Registry::decide`], for a map by itself.
     ///
     /// # Errors
-    /// As [`Registry::decide`].
+    /// As [`Registry::decide`]; `plan` means nothing then.
     #[inline(always)]
-    pub fn decide_change(
+    pub fn decide_map(
         &mut self,
         session: SessionId,
-        item: &BatchRequest,
-    ) -> Result<(Plan, Iova), Refusal> {
-        let mut draft = self.new_draft();
-        match self.change(&mut draft, session, item) {
-            Ok(iova) => Ok((Plan { draft }, iova)),
-            Err(refusal) => {
-                self.refuse(draft);
-                Err(refusal)
-            }
-        }
+        request: &MapRequest,
+        plan: &mut ChangePlan,
+    ) -> Result<Decided, Refusal> {
+        let item = || BatchRequest::Map(*request);
+        self.decide_one(session, plan, |work, single| work.map(request, single), item)
+    }
+
+    /// As [`Registry::decide_map`], for an unmap of exactly one mapping.
+    ///
+    /// # Errors
+    /// As [`Registry::decide_map`].
+    #[inline(always)]
+    pub fn decide_unmap(
+        &mut self,
+        session: SessionId,
+        (iova, length): (Iova, u64),
+        plan: &mut ChangePlan,
+    ) -> Result<Decided, Refusal> {
+        let item = || BatchRequest::Unmap { iova, length };
+        self.decide_one(session, plan, |work, single| work.unmap(iova, length, single), item)
+    }
+
+    /// As [`Registry::decide_map`], for a grant.
+    ///
+    /// # Errors
+    /// As [`Registry::decide_map`].
+    #[inline(always)]
+    pub fn decide_grant(
+        &mut self,
+        session: SessionId,
+        request: &MapRequest,
+        plan: &mut ChangePlan,
+    ) -> Result<Decided, Refusal> {
+        let item = || BatchRequest::Grant(*request);
+        self.decide_one(session, plan, |work, single| work.grant(request, single), item)
+    }
+
+    /// As [`Registry::decide_map`], for the revocation of exactly one grant.
+    ///
+    /// # Errors
+    /// As [`Registry::decide_map`].
+    #[inline(always)]
+    pub fn decide_revoke(
+        &mut self,
+        session: SessionId,
+        (slot, offset, length): (Slot, u64, u64),
+        plan: &mut ChangePlan,
+    ) -> Result<Decided, Refusal> {
+        let item = || BatchRequest::Revoke { slot, offset, length };
+        let revoke =
+            |work: &mut Work<'_>, single: &mut Single| work.revoke(slot, offset, length, single);
+        self.decide_one(session, plan, revoke, item)
     }
 
     #[inline(always)]
-    fn change(
+    fn decide_one(
         &mut self,
-        draft: &mut Draft,
         session: SessionId,
-        item: &BatchRequest,
-    ) -> Result<Iova, Refusal> {
+        plan: &mut ChangePlan,
+        decide: impl FnOnce(&mut Work<'_>, &mut Single) -> Result<(), Refusal>,
+        item: impl FnOnce() -> BatchRequest,
+    ) -> Result<Decided, Refusal> {
         let Some(mut work) = self.work(session)? else {
-            return self.change_direct(draft, session, *item);
+            let plan = self.decide(&Event::Batch(session, Vec::from([item()])))?;
+            return Ok(Decided::Plan(plan));
         };
-        work.item(item, &mut draft.single)?;
-        let iova = draft.single.iova();
-        draft.is_single = work.is_plain(&mut draft.single);
-        if !draft.is_single {
-            work.write_down(draft);
+        let mut single = work.start();
+        decide(&mut work, &mut single)?;
+        if work.is_plain(&mut single) {
+            plan.0 = single;
+            return Ok(Decided::Change);
         }
-        Ok(iova)
+        Ok(Decided::Plan(whole(work, single)))
     }
 
-    /// As `change`, for a session without a domain.
-    #[cold]
-    fn change_direct(
-        &mut self,
-        draft: &mut Draft,
-        session: SessionId,
-        item: BatchRequest,
-    ) -> Result<Iova, Refusal> {
-        match self.batch_direct(draft, session, &[item])? {
-            Outcome::Single(iova) => Ok(iova),
-            _ => Err(Refusal::BadOperation),
-        }
-    }
-
-    /// As [`Registry::commit`], for a plan of [`Registry::decide_change`].
+    /// As [`Registry::commit`].
     #[inline(always)]
-    pub fn commit_change(&mut self, plan: Plan) {
-        if !plan.draft.is_single {
-            drop(self.commit(plan));
-            return;
-        }
-        let Single { domain, account, change, .. } = plan.draft.single;
+    pub fn commit_change(&mut self, plan: ChangePlan) {
+        let ChangePlan(Single { domain, account, change, .. }) = plan;
         if matches!(change, Change::Left(..)) {
             self.settle(domain, account, &[change]);
         }
-        self.recycle_single(plan.draft);
     }
+
+    /// As [`Registry::abort`].
+    #[cold]
+    pub fn abort_change(&mut self, plan: ChangePlan) {
+        self.take_back_changes(&mut plan.changes());
+    }
+
+    /// As [`Registry::quarantine`].
+    #[cold]
+    pub fn quarantine_change(&mut self, plan: ChangePlan) {
+        self.keep_changes_unproved(&plan.changes());
+        self.abort_change(plan);
+    }
+}
+
+/// The same decision with its steps written down.
+#[cold]
+fn whole(work: Work<'_>, single: Single) -> Plan {
+    let outcome = Outcome::Single(single.iova());
+    let mut draft = Box::new(Draft { outcome, ..Draft::default() });
+    work.note(&single, &mut draft);
+    work.conclude(&mut draft);
+    Plan { draft }
 }

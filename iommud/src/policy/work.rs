@@ -58,26 +58,29 @@ impl Registry {
 }
 
 impl Work<'_> {
-    /// Decides one element and marks the registry accordingly; `single` is what it comes to, but for the unit.
+    /// A change of this session's domain, not decided yet.
     #[inline(always)]
-    pub(super) fn item(
-        &mut self,
-        item: &BatchRequest,
-        single: &mut Single,
-    ) -> Result<(), Refusal> {
-        (single.domain, single.account) = (self.id, self.session.client);
+    pub(super) fn start(&self) -> Single {
+        Single { domain: self.id, account: self.session.client, ..Single::default() }
+    }
+
+    /// Decides one element of a batch and marks the registry accordingly. Returns what it comes to, but for the unit.
+    #[inline(always)]
+    pub(super) fn item(&mut self, item: &BatchRequest) -> Result<Single, Refusal> {
+        let mut single = self.start();
         match item {
-            BatchRequest::Map(request) => self.map(request, single),
-            BatchRequest::Grant(request) => self.grant(request, single),
-            BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length, single),
+            BatchRequest::Map(request) => self.map(request, &mut single),
+            BatchRequest::Grant(request) => self.grant(request, &mut single),
+            BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length, &mut single),
             BatchRequest::Revoke { slot, offset, length } => {
-                self.revoke(*slot, *offset, *length, single)
+                self.revoke(*slot, *offset, *length, &mut single)
             }
-        }
+        }?;
+        Ok(single)
     }
 
     #[inline(always)]
-    fn map(&mut self, request: &MapRequest, single: &mut Single) -> Result<(), Refusal> {
+    pub(super) fn map(&mut self, request: &MapRequest, single: &mut Single) -> Result<(), Refusal> {
         let number = slot_of(self.session, request.slot)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         check(request, record.length)?;
@@ -89,7 +92,11 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn grant(&mut self, request: &MapRequest, single: &mut Single) -> Result<(), Refusal> {
+    pub(super) fn grant(
+        &mut self,
+        request: &MapRequest,
+        single: &mut Single,
+    ) -> Result<(), Refusal> {
         let number = slot_of(self.session, request.slot)?;
         let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         check(request, record.length)?;
@@ -108,7 +115,12 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn unmap(&mut self, iova: Iova, length: u64, single: &mut Single) -> Result<(), Refusal> {
+    pub(super) fn unmap(
+        &mut self,
+        iova: Iova,
+        length: u64,
+        single: &mut Single,
+    ) -> Result<(), Refusal> {
         let Self { domain, slots, session_id, .. } = self;
         single.range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
         let left = domain.mappings.take_out(iova, length, |slot, grant| {
@@ -119,7 +131,7 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn revoke(
+    pub(super) fn revoke(
         &mut self,
         slot: Slot,
         offset: u64,
@@ -164,14 +176,6 @@ impl Work<'_> {
         let (Change::Entered(_, slot) | Change::Left(_, slot)) = single.change;
         let buffer = self.slots.get(slot)?.buffer;
         self.buffers.get(buffer.0).map(|buffer| &buffer.memory)
-    }
-
-    /// Writes down the steps of what was decided, when it is not plain.
-    #[cold]
-    pub(super) fn write_down(self, draft: &mut Draft) {
-        let single = draft.single;
-        self.note(&single, draft);
-        self.conclude(draft);
     }
 
     /// Notes an element of a batch in the plan.

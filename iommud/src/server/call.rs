@@ -10,7 +10,7 @@ use iommu_protocol::wire::{
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
 use crate::policy::{
-    AllocateRequest, BatchRequest, Event, ListRequest, Outcome, Refused, SessionId,
+    AllocateRequest, ChangePlan, Decided, Event, ListRequest, Outcome, Refused, Registry, SessionId,
 };
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
@@ -58,18 +58,33 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let bytes = payload.get(..request_length).unwrap_or_default();
         let asked = RequestHeader::decode(bytes).unwrap_or_default();
+        let mapped = |Iova(iova)| MapResult { iova };
+        let done = |_| Empty::default();
         let result = match parse_header(bytes) {
-            Ok((
-                _,
-                operation @ (Operation::Map
-                | Operation::Unmap
-                | Operation::Grant
-                | Operation::Revoke),
-                body,
-            )) => match decode::change(operation, body) {
-                Ok(item) => self.change(session, operation, &item, payload),
-                Err(refusal) => Err(refusal.into()),
-            },
+            Ok((_, Operation::Map, body)) => decode::map(body).and_then(|request| {
+                let decide = Registry::decide_map;
+                self.change(
+                    payload,
+                    |registry, plan| decide(registry, session, &request, plan),
+                    mapped,
+                )
+            }),
+            Ok((_, Operation::Unmap, body)) => decode::unmap(body).and_then(|range| {
+                let decide = Registry::decide_unmap;
+                self.change(payload, |registry, plan| decide(registry, session, range, plan), done)
+            }),
+            Ok((_, Operation::Grant, body)) => decode::grant(body).and_then(|request| {
+                let decide = Registry::decide_grant;
+                self.change(
+                    payload,
+                    |registry, plan| decide(registry, session, &request, plan),
+                    mapped,
+                )
+            }),
+            Ok((_, Operation::Revoke, body)) => decode::revoke(body).and_then(|part| {
+                let decide = Registry::decide_revoke;
+                self.change(payload, |registry, plan| decide(registry, session, part, plan), done)
+            }),
             Ok((_, operation, body)) => match decode::decode(operation, body, &mut self.scratch) {
                 Ok(request) => self.answer(session, operation, request, payload),
                 Err(refused) => Err(refused),
@@ -231,23 +246,17 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     /// Carries out a map, unmap, grant or revoke; returns the length of the reply.
-    #[inline]
-    fn change(
+    #[inline(always)]
+    fn change<W: Wire>(
         &mut self,
-        session: SessionId,
-        operation: Operation,
-        item: &BatchRequest,
         payload: &mut [u8],
+        decide: impl FnOnce(&mut Registry, &mut ChangePlan) -> Result<Decided, Refusal>,
+        result: impl FnOnce(Iova) -> W,
     ) -> Result<usize, Refused> {
         let mut body = Body { payload, length: ReplyHeader::SIZE };
-        // The results of all four are of one size.
-        body.room(MapResult::SIZE)?;
-        let iova = self.run_change(session, item)?;
-        if matches!(operation, Operation::Map | Operation::Grant) {
-            body.put(&MapResult { iova: iova.0 })?;
-        } else {
-            body.put(&Empty::default())?;
-        }
+        body.room(W::SIZE)?;
+        let iova = self.run_change(decide)?;
+        body.put(&result(iova))?;
         Ok(body.length)
     }
 

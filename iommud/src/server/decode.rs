@@ -90,19 +90,31 @@ pub(super) fn decode(
     })
 }
 
-/// Reads the body of a request for one change: map, unmap, grant or revoke.
+/// Reads the body of a request for a map.
 ///
 /// # Errors
 /// As [`decode`].
-#[inline]
-pub(super) fn change(operation: Operation, body: &[u8]) -> Result<BatchRequest, Refusal> {
-    match operation {
-        Operation::Map => map(&read(body)?),
-        Operation::Unmap => unmap(&read(body)?),
-        Operation::Grant => grant(&read(body)?),
-        Operation::Revoke => revoke(&read(body)?),
-        _ => Err(Refusal::BadOperation),
-    }
+#[inline(always)]
+pub(super) fn map(body: &[u8]) -> Result<MapRequest, Refused> {
+    Ok(map_of(&read(body)?)?)
+}
+
+/// As [`map`], for an unmap: first address and length.
+#[inline(always)]
+pub(super) fn unmap(body: &[u8]) -> Result<(Iova, u64), Refused> {
+    Ok(unmap_of(&read(body)?)?)
+}
+
+/// As [`map`], for a grant.
+#[inline(always)]
+pub(super) fn grant(body: &[u8]) -> Result<MapRequest, Refused> {
+    Ok(grant_of(&read(body)?)?)
+}
+
+/// As [`map`], for a revocation: slot, first byte and length.
+#[inline(always)]
+pub(super) fn revoke(body: &[u8]) -> Result<(Slot, u64, u64), Refused> {
+    Ok(revoke_of(&read(body)?)?)
 }
 
 fn read<W: Wire>(body: &[u8]) -> Result<W, Refusal> {
@@ -153,7 +165,7 @@ fn allocate(request: &Allocate) -> Result<AllocateArguments, Refusal> {
     })
 }
 
-fn map(request: &Map) -> Result<BatchRequest, Refusal> {
+fn map_of(request: &Map) -> Result<MapRequest, Refusal> {
     zero(request.reserved)?;
     let flags = MapFlags::from_bits(request.flags).ok_or(Refusal::BadReserved)?;
     pages(request.offset, request.length)?;
@@ -162,14 +174,14 @@ fn map(request: &Map) -> Result<BatchRequest, Refusal> {
     } else {
         zero(request.iova)?;
     }
-    Ok(BatchRequest::Map(MapRequest {
+    Ok(MapRequest {
         slot: Slot(request.slot),
         offset: request.offset,
         length: request.length,
         iova: Iova(request.iova),
         access: access(request.access)?,
         flags,
-    }))
+    })
 }
 
 /// Reads a list's arguments, and its pages into `into`.
@@ -195,31 +207,27 @@ fn list(body: &[u8], into: &mut Vec<u32>) -> Result<ListArguments, Refusal> {
     Ok(ListArguments { slot: Slot(request.slot), access, flags, iova: Iova(request.iova) })
 }
 
-fn unmap(request: &Unmap) -> Result<BatchRequest, Refusal> {
+fn unmap_of(request: &Unmap) -> Result<(Iova, u64), Refusal> {
     pages(request.iova, request.length)?;
-    Ok(BatchRequest::Unmap { iova: Iova(request.iova), length: request.length })
+    Ok((Iova(request.iova), request.length))
 }
 
-fn grant(request: &Grant) -> Result<BatchRequest, Refusal> {
+fn grant_of(request: &Grant) -> Result<MapRequest, Refusal> {
     pages(request.offset, request.length)?;
-    Ok(BatchRequest::Grant(MapRequest {
+    Ok(MapRequest {
         slot: Slot(request.slot),
         offset: request.offset,
         length: request.length,
         iova: Iova(0),
         access: access(request.access)?,
         flags: MapFlags::empty(),
-    }))
+    })
 }
 
-fn revoke(request: &Grant) -> Result<BatchRequest, Refusal> {
+fn revoke_of(request: &Grant) -> Result<(Slot, u64, u64), Refusal> {
     pages(request.offset, request.length)?;
     zero(request.access)?;
-    Ok(BatchRequest::Revoke {
-        slot: Slot(request.slot),
-        offset: request.offset,
-        length: request.length,
-    })
+    Ok((Slot(request.slot), request.offset, request.length))
 }
 
 /// Reads the items of a batch.
@@ -248,7 +256,7 @@ fn batch(body: &[u8], into: &mut Vec<BatchRequest>) -> Result<(), Refused> {
 fn batch_item(item: &BatchItem) -> Result<BatchRequest, Refusal> {
     zero(item.reserved)?;
     match Operation::from_code(item.operation) {
-        Some(Operation::Map) => map(&Map {
+        Some(Operation::Map) => map_of(&Map {
             slot: item.slot,
             access: item.access,
             offset: item.offset,
@@ -256,11 +264,13 @@ fn batch_item(item: &BatchItem) -> Result<BatchRequest, Refusal> {
             iova: item.iova,
             flags: item.flags,
             reserved: 0,
-        }),
+        })
+        .map(BatchRequest::Map),
         Some(Operation::Unmap) => {
             zero(item.flags | item.slot | item.access)?;
             zero(item.offset)?;
-            unmap(&Unmap { iova: item.iova, length: item.length })
+            let (iova, length) = unmap_of(&Unmap { iova: item.iova, length: item.length })?;
+            Ok(BatchRequest::Unmap { iova, length })
         }
         _ => Err(Refusal::BadOperation),
     }
@@ -276,27 +286,27 @@ mod tests {
         out
     }
 
-    fn map_of(edit: impl FnOnce(&mut Map)) -> Result<BatchRequest, Refusal> {
+    fn map_with(edit: impl FnOnce(&mut Map)) -> Result<MapRequest, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
         edit(&mut request);
-        change(Operation::Map, &bytes(&request))
+        map(&bytes(&request)).map_err(Refusal::from)
     }
 
     #[test]
     fn each_malformed_map_has_its_own_refusal() {
-        assert!(map_of(|_| ()).is_ok());
-        assert_eq!(map_of(|m| m.length = 0), Err(Refusal::Range));
-        assert!(map_of(|m| m.offset = !0xfff).is_ok());
-        assert_eq!(map_of(|m| (m.offset, m.length) = (!0xfff, 0x2000)), Err(Refusal::Range));
-        assert_eq!(map_of(|m| m.length = 0x1001), Err(Refusal::Alignment));
-        assert_eq!(map_of(|m| m.offset = 8), Err(Refusal::Alignment));
-        assert_eq!(map_of(|m| m.access = 0), Err(Refusal::BadAccess));
-        assert_eq!(map_of(|m| m.access = 4), Err(Refusal::BadAccess));
-        assert_eq!(map_of(|m| m.flags = 8), Err(Refusal::BadReserved));
-        assert_eq!(map_of(|m| m.reserved = 1), Err(Refusal::BadReserved));
-        assert_eq!(map_of(|m| m.iova = 0x1000), Err(Refusal::BadReserved));
-        assert_eq!(map_of(|m| (m.flags, m.iova) = (1, !0xfff)).map(|_| ()), Ok(()));
-        assert_eq!(map_of(|m| (m.flags, m.iova) = (1, 0x10)), Err(Refusal::Alignment));
+        assert!(map_with(|_| ()).is_ok());
+        assert_eq!(map_with(|m| m.length = 0), Err(Refusal::Range));
+        assert!(map_with(|m| m.offset = !0xfff).is_ok());
+        assert_eq!(map_with(|m| (m.offset, m.length) = (!0xfff, 0x2000)), Err(Refusal::Range));
+        assert_eq!(map_with(|m| m.length = 0x1001), Err(Refusal::Alignment));
+        assert_eq!(map_with(|m| m.offset = 8), Err(Refusal::Alignment));
+        assert_eq!(map_with(|m| m.access = 0), Err(Refusal::BadAccess));
+        assert_eq!(map_with(|m| m.access = 4), Err(Refusal::BadAccess));
+        assert_eq!(map_with(|m| m.flags = 8), Err(Refusal::BadReserved));
+        assert_eq!(map_with(|m| m.reserved = 1), Err(Refusal::BadReserved));
+        assert_eq!(map_with(|m| m.iova = 0x1000), Err(Refusal::BadReserved));
+        assert_eq!(map_with(|m| (m.flags, m.iova) = (1, !0xfff)).map(|_| ()), Ok(()));
+        assert_eq!(map_with(|m| (m.flags, m.iova) = (1, 0x10)), Err(Refusal::Alignment));
     }
 
     #[test]

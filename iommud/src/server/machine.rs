@@ -9,7 +9,7 @@ use crate::addr::{Iova, PhysRange};
 use crate::engine::{Engine, StepFailure};
 use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
 use crate::policy::{
-    BatchRequest, Config, Event, Outcome, Plan, Refused, Registry, SessionId, UnitIndex,
+    ChangePlan, Config, Decided, Event, Outcome, Plan, Refused, Registry, UnitIndex,
 };
 use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
@@ -276,6 +276,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             .registry
             .decide(event)
             .map_err(|refused| Failed { refused, quarantined: false })?;
+        self.finish(plan)
+    }
+
+    /// Runs a plan, and commits or aborts it.
+    fn finish(&mut self, plan: Plan) -> Result<Outcome, Failed> {
         self.counts.plans += 1;
         match self.engine.run(&plan, &mut self.buffers) {
             Ok(()) => Ok(self.registry.commit(plan)),
@@ -288,32 +293,61 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ///
     /// # Errors
     /// As [`Server::run`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn run_change(
         &mut self,
-        session: SessionId,
-        item: &BatchRequest,
+        decide: impl FnOnce(&mut Registry, &mut ChangePlan) -> Result<Decided, Refusal>,
     ) -> Result<Iova, Refused> {
-        let (plan, iova) = self.registry.decide_change(session, item)?;
+        let mut plan = ChangePlan::default();
+        if let Decided::Plan(whole) = decide(&mut self.registry, &mut plan)? {
+            return self.run_whole(whole);
+        }
         self.counts.plans += 1;
+        let iova = plan.iova();
         match self.engine.run_change(&plan, &mut self.buffers) {
             Ok(()) => {
                 self.registry.commit_change(plan);
                 Ok(iova)
             }
-            Err(failure) => Err(self.give_up(plan, &failure).refused),
+            Err(failure) => Err(self.give_up_change(plan, &failure).refused),
+        }
+    }
+
+    /// As `run_change`, for a change that takes a list of steps.
+    #[cold]
+    fn run_whole(&mut self, plan: Plan) -> Result<Iova, Refused> {
+        match self.finish(plan) {
+            Ok(Outcome::Single(iova)) => Ok(iova),
+            Ok(_) => Err(Refusal::BadOperation.into()),
+            Err(failed) => Err(failed.refused),
         }
     }
 
     /// Aborts a plan that the engine could not carry out.
     #[cold]
     fn give_up(&mut self, plan: Plan, failure: &StepFailure) -> Failed {
-        self.counts.plans_undone += 1;
         if failure.unproved {
             self.registry.quarantine(plan);
         } else {
             self.registry.abort(plan);
         }
+        self.given_up(failure)
+    }
+
+    /// As `give_up`, for a plan of one change.
+    #[cold]
+    fn give_up_change(&mut self, plan: ChangePlan, failure: &StepFailure) -> Failed {
+        if failure.unproved {
+            self.registry.quarantine_change(plan);
+        } else {
+            self.registry.abort_change(plan);
+        }
+        self.given_up(failure)
+    }
+
+    /// What the failure of a plan that was aborted means.
+    fn given_up(&mut self, failure: &StepFailure) -> Failed {
+        self.counts.plans_undone += 1;
         for unit in &failure.lost {
             self.fail(*unit, failure.error.to_string());
         }

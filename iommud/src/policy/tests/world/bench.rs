@@ -7,9 +7,10 @@ use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
 use super::{OWN, PAGE, RAM, World, one_unit, phys, ready};
+use crate::addr::PhysAddr;
 use crate::policy::{
-    BatchRequest, ClientId, Config, Event, Outcome, Plan, Refused, Registry, SessionId, Step,
-    UnitIndex, UnitState,
+    BatchRequest, ChangePlan, ClientId, Config, Decided, Event, Outcome, Refused, Registry,
+    SessionId, Step, UnitIndex, UnitState,
 };
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
@@ -92,7 +93,7 @@ impl Bench {
             return self.run_change(event, *session, item);
         }
         let plan = self.registry.decide(event)?;
-        self.carry_out(&plan, event);
+        self.carry_out(plan.steps(), plan.pages(), event);
         let outcome = self.registry.commit(plan);
         self.check();
         Ok(outcome)
@@ -107,12 +108,12 @@ impl Bench {
     ) -> Result<Outcome, Refused> {
         let before = self.snapshot();
         let whole = self.registry.decide(event).map(|plan| {
-            let steps = plan.written();
-            assert!(plan.single().is_none(), "a list of steps, whatever was decided before");
+            let steps = plan.steps().to_vec();
             self.registry.abort(plan);
             steps
         });
-        let (plan, _) = match (self.registry.decide_change(session, item), &whole) {
+        let mut plan = ChangePlan::default();
+        let decided = match (self.decide_one(session, item, &mut plan), &whole) {
             (Ok(decided), Ok(_)) => decided,
             (Err(refusal), Err(refused)) => {
                 assert_eq!((refusal, self.snapshot()), (refused.refusal, before), "{item:?}");
@@ -120,21 +121,47 @@ impl Bench {
             }
             (single, _) => panic!("{item:?}: {whole:?}, but by itself {single:?}"),
         };
+        if let Decided::Plan(plan) = decided {
+            assert_eq!(Ok(plan.steps()), whole.as_deref(), "{item:?}");
+            self.carry_out(plan.steps(), plan.pages(), event);
+            let outcome = self.registry.commit(plan);
+            self.check();
+            return Ok(outcome);
+        }
         assert_eq!(Ok(plan.written()), whole, "{item:?}");
-        self.registry.abort(plan);
+        self.registry.abort_change(plan);
         assert_eq!(self.snapshot(), before, "abort restores everything: {item:?}");
-        let (plan, iova) = self.registry.decide_change(session, item)?;
-        self.carry_out(&plan, event);
+        let mut plan = ChangePlan::default();
+        self.decide_one(session, item, &mut plan)?;
+        let iova = plan.iova();
+        self.carry_out(&plan.written(), &[], event);
         self.registry.commit_change(plan);
         self.check();
         Ok(Outcome::Single(iova))
     }
 
-    fn carry_out(&mut self, plan: &Plan, event: &Event) {
-        let steps = plan.written();
+    fn decide_one(
+        &mut self,
+        session: SessionId,
+        item: &BatchRequest,
+        plan: &mut ChangePlan,
+    ) -> Result<Decided, Refusal> {
+        match *item {
+            BatchRequest::Map(request) => self.registry.decide_map(session, &request, plan),
+            BatchRequest::Grant(request) => self.registry.decide_grant(session, &request, plan),
+            BatchRequest::Unmap { iova, length } => {
+                self.registry.decide_unmap(session, (iova, length), plan)
+            }
+            BatchRequest::Revoke { slot, offset, length } => {
+                self.registry.decide_revoke(session, (slot, offset, length), plan)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, steps: &[Step], pages: &[PhysAddr], event: &Event) {
         let last = steps.iter().rposition(|step| !is_final(step));
         let first = steps.iter().position(is_final);
-        assert!(last < first || first.is_none(), "what cannot be undone comes last: {plan:?}");
+        assert!(last < first || first.is_none(), "what cannot be undone comes last: {steps:?}");
         if let Event::Allocate(session, request) = event {
             // The memory is the buffer's from the first step that lets its device reach it.
             let client = self.registry.session(*session).unwrap().client;
@@ -147,9 +174,9 @@ impl Bench {
         let taking = matches!(event, Event::Allocate(..) | Event::MemoryTaken(_));
         for (at, step) in steps.iter().enumerate() {
             if let Step::Map { range, phys, .. } = step {
-                self.give_back(&steps, phys.0, phys.0 + (range.last().0 - range.first().0));
+                self.give_back(steps, phys.0, phys.0 + (range.last().0 - range.first().0));
             }
-            self.world.step(step, plan.pages());
+            self.world.step(step, pages);
             // Memory that is being taken from policy is nobody's until every unit has forgotten it.
             let settled = steps[..=at].iter().rposition(|s| matches!(s, Step::Invalidate { .. }))
                 >= steps.iter().rposition(|s| matches!(s, Step::Invalidate { .. }));

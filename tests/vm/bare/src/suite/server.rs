@@ -40,15 +40,15 @@ pub(super) const TABLES: u64 = FRAMES;
 /// Pages of a large batch, each at its own place.
 pub(super) const PAGES: u32 = 512;
 
-/// Most instructions to map and unmap 4 KiB, alone in its 2 MiB, whose table of pages is there from the last time.
-/// The target is 1500.
-const PAIR: u64 = 2450;
+/// Most instructions to map and unmap 4 KiB, alone in its 2 MiB, whose table of pages is there from the last time:
+/// the target.
+const PAIR: u64 = 1500;
 
 /// Most instructions more when mapping takes an invalidation, too.
 const PUBLISHED: u64 = 200;
 
 /// Most instructions to map and unmap a page, as one of [`PAGES`] items of a batch.
-const BATCHED: u64 = 2120;
+const BATCHED: u64 = 1850;
 
 /// Most instructions to map and unmap a page of a list of [`PAGES`]. The target is 60.
 const LISTED: u64 = 40;
