@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use iommu_protocol::Refusal;
 use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::wire::{Access, AllocateFlags};
-use iommud::addr::{IovaRange, PhysAddr, PhysRange};
+use iommud::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use iommud::engine::Engine;
 use iommud::hw::vtd::VtdUnit;
 use iommud::hw::{
@@ -16,7 +17,8 @@ use iommud::hw::{
 };
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use iommud::policy::{
-    AllocateRequest, ClientId, Config, Event, Outcome, Quotas, Registry, SessionId, UnitIndex,
+    AllocateRequest, ChangePlan, ClientId, Config, Decided, Event, Outcome, Quotas, Registry,
+    SessionId, UnitIndex,
 };
 use iommud::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
 use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
@@ -297,6 +299,25 @@ impl Core {
     /// Runs one event.
     pub fn run(&mut self, event: &Event) -> Outcome {
         carry(&mut self.registry, &mut self.engine, &mut self.buffers, event)
+    }
+
+    /// Runs one change by itself, as the server does: the address, 0 for an unmap or revoke.
+    #[inline(always)]
+    pub fn change(
+        &mut self,
+        decide: impl FnOnce(&mut Registry, SessionId, &mut ChangePlan) -> Result<Decided, Refusal>,
+    ) -> Iova {
+        let mut plan = ChangePlan::default();
+        match decide(&mut self.registry, self.session, &mut plan) {
+            Ok(Decided::Change) => {}
+            other => panic!("{other:?}"),
+        }
+        let iova = plan.iova();
+        match self.engine.run_change(&plan, &mut self.buffers) {
+            Ok(()) => self.registry.commit_change(plan),
+            Err(failure) => panic!("{failure:?}"),
+        }
+        iova
     }
 
     /// A buffer that is not mapped by itself when `flags` say so; the slot and its address.

@@ -3,7 +3,7 @@
 use iommu_protocol::ids::Slot;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use iommud::addr::Iova;
-use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
+use iommud::policy::{BatchRequest, Event, MapRequest};
 
 use crate::machine::{Core, Counting};
 use crate::peers::{Multiarch, X86};
@@ -31,37 +31,32 @@ fn request(slot: Slot, page: u64) -> MapRequest {
 pub struct Ring {
     core: Core,
     slot: Slot,
-    live: Vec<u64>,
-    events: [Event; 2],
+    live: Vec<Iova>,
 }
 
 impl Ring {
     pub fn new() -> Self {
         let mut core = Core::new(Counting::default(), 4);
         let (slot, _) = core.allocate(RING * 4096, AllocateFlags::empty());
-        let event = |item| Event::Batch(core.session, vec![item]);
-        let unmap = BatchRequest::Unmap { iova: Iova(0), length: 4096 };
-        let events = [event(BatchRequest::Map(request(slot, 0))), event(unmap)];
-        Self { core, slot, live: Vec::new(), events }
+        Self { core, slot, live: Vec::new() }
     }
 
     /// Once around: ends the oldest mapping, makes a new one, for each page.
     #[inline(never)]
     pub fn turn(&mut self) -> u64 {
-        let [map, unmap] = &mut self.events;
         for page in 0..RING {
-            let old = self.live.get(page as usize).copied();
-            if let (Some(old), Event::Batch(_, items)) = (old, &mut *unmap) {
-                items[0] = BatchRequest::Unmap { iova: Iova(old), length: 4096 };
-                self.core.run(unmap);
+            if let Some(&old) = self.live.get(page as usize) {
+                self.core.change(|registry, session, plan| {
+                    registry.decide_unmap(session, (old, 4096), plan)
+                });
             }
-            if let Event::Batch(_, items) = &mut *map {
-                items[0] = BatchRequest::Map(request(self.slot, page));
-            }
-            let Outcome::Single(iova) = self.core.run(map) else { panic!("no address") };
+            let request = request(self.slot, page);
+            let iova = self.core.change(|registry, session, plan| {
+                registry.decide_map(session, &request, plan)
+            });
             match self.live.get_mut(page as usize) {
-                Some(place) => *place = iova.0,
-                None => self.live.push(iova.0),
+                Some(place) => *place = iova,
+                None => self.live.push(iova),
             }
         }
         RING
@@ -73,31 +68,28 @@ struct Grants {
     core: Core,
     slot: Slot,
     granted: bool,
-    events: [Event; 2],
 }
 
 impl Grants {
     fn new() -> Self {
         let mut core = Core::new(Counting::default(), 4);
         let (slot, _) = core.allocate(RING * 4096, AllocateFlags::UNMAPPED);
-        let event = |item| Event::Batch(core.session, vec![item]);
-        let revoke = BatchRequest::Revoke { slot, offset: 0, length: 4096 };
-        let events = [event(BatchRequest::Grant(request(slot, 0))), event(revoke)];
-        Self { core, slot, granted: false, events }
+        Self { core, slot, granted: false }
     }
 
+    #[inline(never)]
     fn turn(&mut self) -> u64 {
-        let [grant, revoke] = &mut self.events;
+        let slot = self.slot;
         for page in 0..RING {
-            if let (true, Event::Batch(_, items)) = (self.granted, &mut *revoke) {
-                items[0] =
-                    BatchRequest::Revoke { slot: self.slot, offset: page * 4096, length: 4096 };
-                self.core.run(revoke);
+            if self.granted {
+                self.core.change(|registry, session, plan| {
+                    registry.decide_revoke(session, (slot, page * 4096, 4096), plan)
+                });
             }
-            if let Event::Batch(_, items) = &mut *grant {
-                items[0] = BatchRequest::Grant(request(self.slot, page));
-            }
-            self.core.run(grant);
+            let request = request(slot, page);
+            self.core.change(|registry, session, plan| {
+                registry.decide_grant(session, &request, plan)
+            });
         }
         self.granted = true;
         RING
