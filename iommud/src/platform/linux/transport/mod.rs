@@ -6,7 +6,7 @@
 //!   SIGTERM, SIGINT -> the loop ends
 //!   ended connection -> close all its handles       before any request of the same turn: whoever has seen
 //!                                                   a process end finds its device free
-//!   one frame of each connection -> Server -> reply -> output queue -> socket
+//!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room
 //!   new connection
 //!   10 ms passed -> Server::tick
 //!   after each of them: Server::next_ready -> event frames

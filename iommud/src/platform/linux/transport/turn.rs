@@ -9,8 +9,8 @@ use iommu_protocol::frame::{EVENT_TAG, MAX_FRAME, READABLE, Reply};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 
-use super::connection::{Connection, Ended, Outgoing};
-use super::dispatch::{answer, claimed};
+use super::connection::{Connection, Ended};
+use super::dispatch::{Outcome, answer, claimed};
 use super::listener::Listener;
 use super::wire_log::{Direction, WireLog};
 use crate::hw::{BufferMemory, Nanos, Unit};
@@ -44,6 +44,7 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     /// Whose request was the last one.
     served: ClientId,
     wire: WireLog,
+    /// Where a request is received, and its reply made in its place.
     room: Box<[u8]>,
 }
 
@@ -205,26 +206,27 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Takes one frame of a client.
     fn serve(&mut self, client: ClientId) {
         self.served = client;
-        let Some(connection) = self.connections.get_mut(&client) else { return };
-        if !connection.is_quiet() {
-            return;
-        }
-        let outcome = match connection.receive(&mut self.room) {
-            Ok(None) => return,
-            Ok(Some(frame)) => {
-                self.wire.note(client, Direction::FromClient, frame);
-                let now = || since(self.started);
-                answer(&mut self.server, connection, frame, now)
-            }
-            Err(ended) => Err(ended),
-        };
-        match outcome {
-            Ok(Some(reply)) => self.send(client, reply),
-            Ok(None) => {}
-            Err(ended) => self.end(client, ended),
+        if let Err(ended) = self.exchange(client) {
+            self.end(client, ended);
         }
         self.answer_claims();
         self.announce();
+    }
+
+    /// Receives a request of a client that has taken all replies, and answers it.
+    fn exchange(&mut self, client: ClientId) -> Result<(), Ended> {
+        let connection = self.connections.get_mut(&client);
+        let Some(connection) = connection.filter(|connection| connection.is_quiet()) else {
+            return Ok(());
+        };
+        let Some(length) = connection.receive(&mut self.room)? else { return Ok(()) };
+        self.wire.note(client, Direction::FromClient, self.room.get(..length).unwrap_or_default());
+        let now = || since(self.started);
+        let answered = answer(&mut self.server, connection, &mut self.room, length, now)?;
+        let Some(Outcome { length, descriptors }) = answered else { return Ok(()) };
+        let frame = self.room.get(..length).unwrap_or_default();
+        self.wire.note(client, Direction::ToClient, frame);
+        connection.send(frame, descriptors)
     }
 
     /// Answers claims that have waited long enough.
@@ -256,14 +258,16 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             if let Some((client, number, false)) = found {
                 let result = i64::try_from(READABLE).unwrap_or(i64::MAX);
                 let event = Reply { tag: EVENT_TAG, result, handle: number };
-                self.send(client, Outgoing::new(event, &[]));
+                self.send(client, event);
             }
         }
     }
 
-    fn send(&mut self, client: ClientId, frame: Outgoing) {
-        self.wire.note(client, Direction::ToClient, &frame.bytes);
-        self.attempt(client, |connection| connection.send(frame));
+    /// Sends a frame without a payload.
+    fn send(&mut self, client: ClientId, reply: Reply) {
+        let frame = reply.encode();
+        self.wire.note(client, Direction::ToClient, &frame);
+        self.attempt(client, |connection| connection.send(&frame, Vec::new()));
     }
 
     fn attempt(
