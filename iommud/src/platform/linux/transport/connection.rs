@@ -59,13 +59,16 @@ pub(super) struct Connection {
     pub(super) claims: Vec<(Ticket, u64)>,
     queue: VecDeque<Outgoing>,
     queued: usize,
+    /// The loop waits for room for the queue, not for requests.
+    pub(super) stuck: bool,
 }
 
 impl Connection {
     /// `socket` does not block.
     pub(super) fn new(socket: OwnedFd, caller: Caller) -> Self {
         let (handles, claims) = (Vec::new(), Vec::new());
-        Self { socket, caller, handles, claims, queue: VecDeque::new(), queued: 0 }
+        let queue = VecDeque::new();
+        Self { socket, caller, handles, claims, queue, queued: 0, stuck: false }
     }
 
     /// Whether everything the client was told has left.

@@ -1,6 +1,6 @@
 //! The scheme over a Unix socket of sequenced packets: frames of [`iommu_protocol::frame`].
 //!
-//! One thread waits in poll(2) for everything at once and takes one thing at a time:
+//! One thread waits in epoll_wait(2) for everything at once and takes one thing at a time:
 //!
 //! ```text
 //!   SIGTERM, SIGINT -> the loop ends
@@ -33,6 +33,7 @@ mod connection;
 mod dispatch;
 mod listener;
 mod turn;
+mod waits;
 mod wire_log;
 
 pub use connection::QUEUE_LIMIT;
