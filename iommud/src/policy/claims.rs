@@ -75,7 +75,7 @@ impl Registry {
         parent: Option<SessionId>,
     ) -> Result<Outcome, Refusal> {
         let (index, function) = self.machine.find(address).ok_or(Refusal::NotProbed)?;
-        let (unit, group, generation) = (function.unit, function.group, function.generation);
+        let (unit, group) = (function.unit, function.group);
         match unit {
             Some(unit) => self.check_unit(unit)?,
             None if function.mode == Mode::Strict => return Err(Refusal::NoUnit),
@@ -104,7 +104,7 @@ impl Registry {
         };
         let session = Session {
             address,
-            generation,
+            generation: self.machine.generation(address),
             function: Some(index),
             group,
             owner,

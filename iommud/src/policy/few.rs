@@ -1,20 +1,18 @@
 //! Lists that have one element almost always: it lies in the list itself.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
 
 /// A list in the order of its elements.
-#[derive(Clone)]
+#[derive(Clone, Default)]
+#[expect(clippy::box_collection, reason = "there are many lists, and the longer ones are few")]
 pub(super) enum Few<T> {
+    #[default]
+    None,
     One(T),
-    Many(Vec<T>),
-}
-
-impl<T> Default for Few<T> {
-    fn default() -> Self {
-        Self::Many(Vec::new())
-    }
+    Many(Box<Vec<T>>),
 }
 
 impl<T> Deref for Few<T> {
@@ -22,6 +20,7 @@ impl<T> Deref for Few<T> {
 
     fn deref(&self) -> &[T] {
         match self {
+            Self::None => &[],
             Self::One(one) => core::slice::from_ref(one),
             Self::Many(many) => many,
         }
@@ -31,16 +30,17 @@ impl<T> Deref for Few<T> {
 impl<T: Copy> Few<T> {
     pub(super) fn push(&mut self, new: T) {
         match self {
-            Self::One(one) => *self = Self::Many(alloc::vec![*one, new]),
-            Self::Many(many) if many.is_empty() => *self = Self::One(new),
+            Self::None => *self = Self::One(new),
+            Self::One(one) => *self = Self::Many(Box::new(alloc::vec![*one, new])),
             Self::Many(many) => many.push(new),
         }
     }
 
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         match self {
+            Self::None => {}
             Self::One(one) if keep(one) => {}
-            Self::One(_) => *self = Self::default(),
+            Self::One(_) => *self = Self::None,
             Self::Many(many) => many.retain(keep),
         }
     }

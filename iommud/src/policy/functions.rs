@@ -9,7 +9,7 @@ use iommu_protocol::status::Refusal;
 use crate::addr::PhysRange;
 use crate::policy::draft::{Draft, Effect, bounds, hull_of};
 use crate::policy::ids::DomainId;
-use crate::policy::machine::{Added, Key};
+use crate::policy::machine::Added;
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
 use crate::policy::state::{Shared, Unit};
@@ -55,8 +55,7 @@ impl Registry {
         let claimed = self.joins_claimed(&added)?;
         let mut keys = Vec::new();
         for index in &added.changed {
-            let before = self.machine.function(*index);
-            keys.extend(before.into_iter().flat_map(keys_of));
+            keys.extend(self.machine.keys_of(*index));
         }
         after.keys(added.group, &mut keys);
         if claimed {
@@ -101,8 +100,8 @@ impl Registry {
         let (index, _) = self.machine.find(address).ok_or(Refusal::NotProbed)?;
         let gone: Vec<FunctionIndex> = self.machine.with_behind(index);
         let (mut keys, mut orphans, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+        keys.extend(gone.iter().flat_map(|index| self.machine.keys_of(*index)));
         for function in gone.iter().filter_map(|index| self.machine.function(*index)) {
-            keys.extend(keys_of(function));
             owners.extend(self.machine.group(function.group).and_then(|group| group.owner));
             orphans.extend(function.session.map(Effect::Orphan));
         }
@@ -200,10 +199,4 @@ impl Registry {
         draft.effects.push(Effect::Compat(ranges, true));
         Ok(())
     }
-}
-
-/// All entries of a function.
-fn keys_of(function: &crate::policy::state::Function) -> impl Iterator<Item = Key> + '_ {
-    let unit = function.unit.into_iter();
-    unit.flat_map(|unit| function.sources.iter().map(move |source| (unit, source)))
 }

@@ -32,11 +32,6 @@ impl<T> Slab<T> {
         Self { entries: Vec::new(), free: Vec::new(), generations: true }
     }
 
-    /// Makes room for that many objects more.
-    pub(super) fn reserve(&mut self, more: usize) {
-        self.entries.reserve(more.saturating_sub(self.free.len()));
-    }
-
     /// The number that the `ahead`-th [`Slab::insert`] from now will give, from 0; `None` when the slab is full.
     pub(super) fn upcoming(&self, ahead: usize) -> Option<u32> {
         if let Some(at) = self.free.len().checked_sub(ahead + 1) {

@@ -14,7 +14,7 @@ use crate::policy::mappings::{MappingList, Mappings};
 use crate::policy::plan::Binding;
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::space::Space;
-use crate::topology::alias::Sources;
+use crate::topology::alias::Aliases;
 use crate::topology::capabilities::{DomainTag, TableFormat, UnitCapabilities};
 use crate::topology::table::FunctionIndex;
 
@@ -51,14 +51,12 @@ impl Shared {
     }
 }
 
-/// What policy knows of a function, beside what the walk found.
+/// What policy knows of a function, beside what the walk found. A machine may have 65,536 and more.
 #[derive(Clone, Debug)]
 pub(super) struct Function {
-    pub(super) address: PciAddress,
-    pub(super) generation: u32,
     pub(super) group: GroupId,
     pub(super) unit: Option<UnitIndex>,
-    pub(super) sources: Sources,
+    pub(super) aliases: Aliases,
     pub(super) mode: Mode,
     pub(super) session: Option<SessionId>,
     pub(super) attached: bool,
@@ -462,6 +460,13 @@ mod tests {
 
     fn phys(first: u64, length: u64) -> PhysRange {
         PhysRange::new(PhysAddr(first), length).unwrap()
+    }
+
+    #[test]
+    fn what_there_is_of_every_function_is_small() {
+        let sizes = [size_of::<Option<Function>>(), size_of::<Source>(), size_of::<Group>()];
+        assert_eq!(sizes, [32, 32, 40]);
+        assert_eq!(size_of::<Option<Source>>() + size_of::<Option<Group>>(), 32 + 40);
     }
 
     #[test]

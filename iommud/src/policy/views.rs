@@ -48,7 +48,7 @@ impl Registry {
         };
         let behind = self.machine.sources.of(index).filter(|(source, entry)| {
             let own = |user: &FunctionIndex| {
-                self.machine.function(*user).is_some_and(|f| f.address.requester == *source)
+                self.machine.table.get(*user).is_some_and(|f| f.address.requester == *source)
             };
             entry.users.iter().any(own)
         });
@@ -78,12 +78,12 @@ impl Registry {
         };
         Some(FunctionView {
             function: *self.machine.table.get(index)?,
-            generation: known.generation,
+            generation: self.machine.generation(address),
             group: known.group,
             unit: known.unit,
             mode: known.mode,
             binding,
-            sources: known.sources.iter().collect(),
+            sources: self.machine.sources_of(index).collect(),
             session: known.session,
             cut: known.cut,
             silenced: own.flatten().is_some_and(|source| source.silenced),
@@ -101,7 +101,7 @@ impl Registry {
         let group = self.machine.group(id)?;
         let owner = group.owner.and_then(|owner| self.machine.owner(owner));
         let account = owner.and_then(|owner| self.accounts.get(owner.client));
-        let members = group.members.iter().filter_map(|member| self.machine.function(*member));
+        let members = group.members.iter().filter_map(|member| self.machine.table.get(*member));
         let mut members: Vec<_> = members.map(|function| function.address).collect();
         members.sort_unstable();
         Some(GroupView {

@@ -1,6 +1,7 @@
 //! Requester ids under which the requests of a function may arrive at a unit.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use iommu_protocol::ids::RequesterId;
 
@@ -54,39 +55,49 @@ const FUNCTION_ALIASES: &[FunctionAlias] = &[
 const SECONDARY_ALIASES: &[(u16, u16)] =
     &[(0x1b21, 0x1080), (0x10e3, 0x8113), (0x1283, 0x8892), (0x8086, 0x244e)];
 
-/// The requester ids of a function: its own first, each once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sources {
-    own: RequesterId,
-    /// Few functions have any.
-    others: Box<[RequesterId]>,
+/// The requester ids of a function beside its own, each once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aliases {
+    #[expect(
+        clippy::box_collection,
+        reason = "few functions have any, and every function has this"
+    )]
+    ids: Option<Box<Vec<RequesterId>>>,
 }
 
-impl Sources {
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = RequesterId> + '_ {
-        core::iter::once(self.own).chain(self.others.iter().copied())
+impl Aliases {
+    /// All requester ids of the function whose own this is: that one first.
+    pub fn with(&self, own: RequesterId) -> impl Iterator<Item = RequesterId> + '_ {
+        let others = self.ids.iter().flat_map(|ids| ids.iter());
+        core::iter::once(own).chain(others.copied())
     }
 
-    fn add(&mut self, id: RequesterId) {
-        if self.iter().all(|known| known != id) {
-            let mut others = core::mem::take(&mut self.others).into_vec();
-            others.push(id);
-            self.others = others.into_boxed_slice();
+    /// The requester id with this number in [`Aliases::with`].
+    #[must_use]
+    pub fn nth(&self, own: RequesterId, number: usize) -> Option<RequesterId> {
+        match number.checked_sub(1) {
+            None => Some(own),
+            Some(number) => self.ids.as_ref()?.get(number).copied(),
+        }
+    }
+
+    fn add(&mut self, own: RequesterId, id: RequesterId) {
+        if self.with(own).all(|known| known != id) {
+            self.ids.get_or_insert_default().push(id);
         }
     }
 }
 
-/// The requester ids of a function.
+/// The requester ids of a function beside its own.
 ///
 /// Conventional bridges put an id of theirs on requests from behind: `secondary:00.0` when they lead from PCI
 /// Express to PCI (PCI Express to PCI/PCI-X Bridge Specification 1.0 section 2.3), else their own. The
 /// unit's firmware table may name one more (IVRS alias entries).
 #[must_use]
-pub fn sources(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFunction) -> Sources {
+pub fn aliases(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFunction) -> Aliases {
     let own = function.address.requester;
-    let mut found = Sources { own, others: Box::default() };
-    let mut add = |id| found.add(id);
+    let mut found = Aliases::default();
+    let mut add = |id| found.add(own, id);
     if let Some(id) = quirk(function) {
         add(id);
     }
@@ -128,7 +139,8 @@ mod tests {
     use crate::topology::testing::{address, bridge, endpoint, function};
 
     fn ids(table: &FunctionTable, of: &PciFunction) -> Vec<u16> {
-        sources(table.view(), None, of).iter().map(|id| id.0).collect()
+        let own = of.address.requester;
+        aliases(table.view(), None, of).with(own).map(|id| id.0).collect()
     }
 
     const BUSES: Buses = Buses { secondary: 2, subordinate: 3 };
@@ -197,8 +209,8 @@ mod tests {
             .into(),
         };
         let table = FunctionTable::default();
-        let found = sources(table.view(), Some(&unit), &endpoint(3, 1, 0));
-        let found: Vec<_> = found.iter().collect();
+        let found = aliases(table.view(), Some(&unit), &endpoint(3, 1, 0));
+        let found: Vec<_> = found.with(RequesterId(0x0308)).collect();
         assert_eq!(found, [RequesterId(0x0308), RequesterId(0x00a4)]);
     }
 }

@@ -136,7 +136,8 @@ pub fn partition(table: &FunctionTable) -> Vec<Vec<PciAddress>> {
         edges(table.view(), function, &mut |to| {
             position(to).into_iter().for_each(|to| sets.join(own, to));
         });
-        for source in alias::sources(table.view(), None, function).iter() {
+        let aliases = alias::aliases(table.view(), None, function);
+        for source in aliases.with(function.address.requester) {
             let user = *users.entry((function.address.segment, source)).or_insert(own);
             sets.join(user, own);
         }

@@ -7,6 +7,7 @@ pub mod firmware;
 pub mod groups;
 pub mod numbers;
 pub mod pci;
+pub mod pool;
 pub mod scope;
 pub mod table;
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! Small numbers by requester id, in an array for each bus that has any.
+//! Small numbers by address, in an array for each bus that has any.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 
-use iommu_protocol::ids::RequesterId;
+use iommu_protocol::ids::{PciAddress, RequesterId};
 
 /// No number: see [`Numbers::set`].
 const NONE: u32 = u32::MAX;
@@ -87,6 +87,53 @@ impl Numbers {
     }
 }
 
+/// Numbers of addresses.
+#[derive(Clone, Debug, Default)]
+pub struct AddressNumbers {
+    /// In order of segment. Most machines have one.
+    segments: Vec<(u16, Numbers)>,
+}
+
+impl AddressNumbers {
+    /// Where a segment is, or is to be.
+    fn position(&self, segment: u16) -> Result<usize, usize> {
+        self.segments.binary_search_by_key(&segment, |(number, _)| *number)
+    }
+
+    /// The numbers of a segment.
+    #[must_use]
+    pub fn of(&self, segment: u16) -> Option<&Numbers> {
+        Some(&self.segments.get(self.position(segment).ok()?)?.1)
+    }
+
+    /// The number of an address.
+    #[must_use]
+    pub fn get(&self, address: PciAddress) -> Option<u32> {
+        self.of(address.segment)?.get(address.requester)
+    }
+
+    /// As [`Numbers::update`].
+    pub fn update(&mut self, address: PciAddress, new: impl FnOnce(Option<u32>) -> u32) -> u32 {
+        let at = self.position(address.segment).unwrap_or_else(|at| {
+            self.segments.insert(at, (address.segment, Numbers::default()));
+            at
+        });
+        let segment = self.segments.get_mut(at);
+        segment.map_or(NONE, |(_, numbers)| numbers.update(address.requester, new))
+    }
+
+    /// As [`Numbers::remove`].
+    pub fn remove(&mut self, address: PciAddress) -> Option<u32> {
+        let at = self.position(address.segment).ok()?;
+        self.segments.get_mut(at)?.1.remove(address.requester)
+    }
+
+    /// All numbers, in order of address.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.segments.iter().flat_map(|(_, numbers)| numbers.iter()).map(|(_, number)| number)
+    }
+}
+
 impl fmt::Debug for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
@@ -96,6 +143,20 @@ impl fmt::Debug for Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_are_apart_and_in_order() {
+        let mut numbers = AddressNumbers::default();
+        let at = |segment, id| PciAddress { segment, requester: RequesterId(id) };
+        for (address, number) in [(at(7, 8), 1), (at(0, 9), 2), (at(0xffff, 8), 3), (at(3, 8), 4)] {
+            assert_eq!(numbers.get(address), None);
+            assert_eq!(numbers.update(address, |before| before.map_or(number, |_| 9)), number);
+            assert_eq!(numbers.get(address), Some(number));
+        }
+        assert_eq!(numbers.iter().collect::<Vec<_>>(), [2, 4, 1, 3]);
+        assert_eq!((numbers.remove(at(3, 8)), numbers.remove(at(3, 8))), (Some(4), None));
+        assert_eq!((numbers.get(at(7, 8)), numbers.remove(at(4, 8))), (Some(1), None));
+    }
 
     #[test]
     fn numbers_are_found_in_order_until_removed() {

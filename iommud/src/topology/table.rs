@@ -5,23 +5,20 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
-use crate::topology::numbers::Numbers;
+use crate::topology::numbers::AddressNumbers;
 use crate::topology::pci::{Buses, PciFunction};
+use crate::topology::pool::{NOWHERE, Pool};
 
 /// Number of a function in a [`FunctionTable`]. Numbers of removed functions are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FunctionIndex(pub u32);
 
-/// No function has this index: a table of 65,536 segments is full long before.
-const NONE: u32 = u32::MAX;
-
 /// All functions known, and what leads to them.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionTable {
-    functions: Vec<Option<PciFunction>>,
-    free: Vec<u32>,
-    /// Indices, by segment.
-    places: BTreeMap<u16, Numbers>,
+    functions: Pool<PciFunction>,
+    /// Indices.
+    places: AddressNumbers,
     bridges: BTreeMap<(u16, u8), Vec<PciAddress>>,
 }
 
@@ -29,46 +26,36 @@ impl FunctionTable {
     /// The index that [`FunctionTable::insert`] will give next.
     #[must_use]
     pub fn next_index(&self) -> FunctionIndex {
-        let fresh = u32::try_from(self.functions.len()).unwrap_or(NONE);
-        FunctionIndex(self.free.last().copied().unwrap_or(fresh))
+        FunctionIndex(self.functions.next())
     }
 
     /// Makes room for that many functions more.
     pub fn reserve(&mut self, more: usize) {
-        self.functions.reserve(more.saturating_sub(self.free.len()));
+        self.functions.reserve(more);
     }
 
     /// Enters a function. One with the same address is kept, and its index returned.
     pub fn insert(&mut self, function: PciFunction) -> FunctionIndex {
         let address = function.address;
-        if let Some(present) = self.index(address) {
-            return present;
-        }
-        let index = self.next_index();
-        self.free.pop();
-        let at = index.0 as usize;
-        if at == self.functions.len() {
-            self.functions.push(Some(function));
-        } else if let Some(place) = self.functions.get_mut(at) {
-            *place = Some(function);
-        }
-        self.places.entry(address.segment).or_default().set(address.requester, index.0);
-        if let Some(buses) = function.buses() {
+        let known = self.functions.len();
+        let functions = &mut self.functions;
+        let index = self.places.update(address, |present| {
+            present.or_else(|| functions.insert(function)).unwrap_or(NOWHERE)
+        });
+        if self.functions.len() > known
+            && let Some(buses) = function.buses()
+        {
             let claims = self.bridges.entry((address.segment, buses.secondary)).or_default();
             let at = claims.partition_point(|other| *other < address);
             claims.insert(at, address);
         }
-        index
+        FunctionIndex(index)
     }
 
     /// Removes a function and returns it.
     pub fn remove(&mut self, address: PciAddress) -> Option<PciFunction> {
-        let index = self.index(address)?;
-        let function = self.functions.get_mut(index.0 as usize)?.take()?;
-        self.free.push(index.0);
-        if let Some(places) = self.places.get_mut(&address.segment) {
-            places.remove(address.requester);
-        }
+        let index = self.places.remove(address)?;
+        let function = self.functions.remove(index)?;
         if let Some(buses) = function.buses() {
             let key = (address.segment, buses.secondary);
             if let Some(claims) = self.bridges.get_mut(&key) {
@@ -84,13 +71,13 @@ impl FunctionTable {
     /// The index of the function at an address.
     #[must_use]
     pub fn index(&self, address: PciAddress) -> Option<FunctionIndex> {
-        self.places.get(&address.segment)?.get(address.requester).map(FunctionIndex)
+        self.places.get(address).map(FunctionIndex)
     }
 
     /// The function with an index.
     #[must_use]
     pub fn get(&self, index: FunctionIndex) -> Option<&PciFunction> {
-        self.functions.get(index.0 as usize)?.as_ref()
+        self.functions.get(index.0)
     }
 
     /// The function at an address.
@@ -101,21 +88,18 @@ impl FunctionTable {
 
     /// All functions, in order of address.
     pub fn iter(&self) -> impl Iterator<Item = &PciFunction> + '_ {
-        self.places
-            .values()
-            .flat_map(Numbers::iter)
-            .filter_map(|(_, index)| self.get(FunctionIndex(index)))
+        self.places.iter().filter_map(|index| self.functions.get(index))
     }
 
     /// Number of functions.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.functions.len() - self.free.len()
+    pub const fn len(&self) -> usize {
+        self.functions.len()
     }
 
     /// Whether there is no function.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
@@ -184,10 +168,15 @@ impl<'a> View<'a> {
     /// The bridge directly above a bus: the one whose secondary bus it is (the lowest address, should several
     /// claim it), or else the innermost one whose range holds it.
     #[must_use]
+    #[inline]
     pub fn bridge_above(self, segment: u16, bus: u8) -> Option<&'a PciFunction> {
         if self.table.bridges.is_empty() && self.plus.is_none() {
             return None;
         }
+        self.nearest(segment, bus)
+    }
+
+    fn nearest(self, segment: u16, bus: u8) -> Option<&'a PciFunction> {
         if let Some(direct) = self.claims(segment, bus).min_by_key(|bridge| bridge.address) {
             return Some(direct);
         }
@@ -218,7 +207,7 @@ impl<'a> View<'a> {
 
     /// The functions on the buses behind a bridge, at any depth, by address.
     pub fn behind(self, segment: u16, buses: Buses) -> impl Iterator<Item = &'a PciFunction> {
-        let places = self.table.places.get(&segment);
+        let places = self.table.places.of(segment);
         let known = places
             .into_iter()
             .flat_map(move |places| places.range(buses.secondary..=buses.subordinate))

@@ -10,22 +10,24 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// What there is to run, by name.
-const ROWS: [(&str, fn()); 9] = [
+const ROWS: [(&str, fn()); 10] = [
     ("core", rows::core::run),
     ("range", rows::range::run),
     ("iova", rows::iova::run),
     ("pool", rows::pool::run),
     ("calls", rows::calls::run),
     ("sockets", rows::sockets::run),
+    ("frames", rows::frames::run),
     ("probe", rows::probe::run),
     ("memory", rows::memory::run),
     ("storm", rows::storm::run),
 ];
 
 /// Work without a clock, for a profiler to look at.
-const PROFILES: [(&str, fn()); 4] = [
+const PROFILES: [(&str, fn()); 5] = [
     ("core", rows::core::profile),
     ("batches", rows::core::profile_batches),
+    ("frames", rows::frames::profile),
     ("pool", rows::pool::profile),
     ("probe", rows::probe::profile),
 ];

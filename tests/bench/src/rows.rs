@@ -2,6 +2,7 @@
 
 pub mod calls;
 pub mod core;
+pub mod frames;
 pub mod iova;
 pub mod memory;
 pub mod pool;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
-use iommud::topology::alias::sources;
+use iommud::topology::alias::aliases;
 use iommud::topology::firmware::Firmware;
 use iommud::topology::groups::partition;
 use iommud::topology::pci::{ConfigSpace, PciFunction};
@@ -61,7 +61,8 @@ fn groups(functions: impl Iterator<Item = PciFunction>) -> BTreeSet<Vec<PciAddre
     let scopes = Scopes::new(&firmware, table.view());
     for function in table.iter() {
         assert_eq!(scopes.unit(&firmware, function), None);
-        let ids: Vec<RequesterId> = sources(table.view(), None, function).iter().collect();
+        let own = function.address.requester;
+        let ids: Vec<RequesterId> = aliases(table.view(), None, function).with(own).collect();
         assert!(ids.contains(&function.address.requester) || !ids.is_empty());
     }
     partition(&table)

@@ -57,7 +57,7 @@ fn confined(left: Vec<PhysRange>) -> (Machine, Confined) {
         memory,
         buffers,
     });
-    (machine, Transport::new(server, WireLog::off()))
+    (machine, Transport::new(server, WireLog::off()).unwrap())
 }
 
 /// Turns until the next look at the unit has happened.

@@ -164,7 +164,7 @@ pub(crate) fn server(wire: WireLog) -> Loop {
         memory: tables,
         buffers,
     });
-    Transport::new(server, wire)
+    Transport::new(server, wire).unwrap()
 }
 
 /// The memory of the machine.

@@ -44,7 +44,7 @@ fn late() -> (Loop, Machine, vtd::Subject) {
         memory: machine.tables(),
         buffers,
     });
-    (Transport::new(server, WireLog::off()), machine, subject)
+    (Transport::new(server, WireLog::off()).unwrap(), machine, subject)
 }
 
 fn arrive(looped: &mut Loop, machine: &Machine, subject: &vtd::Subject) {

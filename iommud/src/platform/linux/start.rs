@@ -145,11 +145,11 @@ fn serve<U: Told>(
     let mut memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
     memory.ranges.push(page);
     let server = start::<U>(config, machine, memory, left, notes).map_err(StartError::Memory)?;
-    let mut transport = Transport::new(server, wire);
-    transport.stop_on(stop);
+    let mut transport = Transport::new(server, wire).map_err(StartError::Loop)?;
+    transport.stop_on(stop).map_err(StartError::Loop)?;
     let listener = Listener::bind(&options.socket)
         .map_err(|error| StartError::Socket(options.socket.clone(), error))?;
-    transport.listen(listener);
+    transport.listen(listener).map_err(StartError::Loop)?;
     log::info!("listening on {}", options.socket.display());
     let ended = transport.run().map_err(StartError::Loop);
     if ended.is_ok() && any_unit {

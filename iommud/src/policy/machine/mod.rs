@@ -37,7 +37,8 @@ use crate::policy::ranges::Ranges;
 use crate::policy::slab::Slab;
 use crate::policy::state::{Function, Group, Owner, OwnerId, Shape, Shared, Unit};
 use crate::topology::firmware::Firmware;
-use crate::topology::numbers::Numbers;
+use crate::topology::numbers::AddressNumbers;
+use crate::topology::pool::Pool;
 use crate::topology::scope::Scopes;
 use crate::topology::table::{FunctionIndex, FunctionTable};
 
@@ -63,10 +64,10 @@ pub(super) struct Machine {
     pub(super) table: FunctionTable,
     scopes: Scopes,
     functions: Vec<Option<Function>>,
-    /// How often a function was added, by segment.
-    generations: BTreeMap<u16, Numbers>,
+    /// How often a function was added, by address.
+    generations: AddressNumbers,
     pub(super) sources: SourceTable,
-    pub(super) groups: Slab<Group>,
+    pub(super) groups: Pool<Group>,
     pub(super) owners: Slab<Owner>,
     /// The domains of policy.
     pub(super) shared: BTreeMap<Shared, DomainId>,
@@ -87,9 +88,9 @@ impl Machine {
             table,
             scopes,
             functions: Vec::new(),
-            generations: BTreeMap::new(),
+            generations: AddressNumbers::default(),
             sources,
-            groups: Slab::small(),
+            groups: Pool::default(),
             owners: Slab::distinct(),
             shared: BTreeMap::new(),
         }
@@ -128,6 +129,30 @@ impl Machine {
     pub(super) fn find(&self, address: PciAddress) -> Option<(FunctionIndex, &Function)> {
         let index = self.table.index(address)?;
         Some((index, self.function(index)?))
+    }
+
+    /// How often a function was added at an address.
+    pub(super) fn generation(&self, address: PciAddress) -> u32 {
+        self.generations.get(address).unwrap_or(0)
+    }
+
+    /// The requester ids of a function, its own first.
+    pub(super) fn sources_of(&self, index: FunctionIndex) -> impl Iterator<Item = RequesterId> {
+        let known = self.function(index).zip(self.table.get(index));
+        known.into_iter().flat_map(|(known, pci)| known.aliases.with(pci.address.requester))
+    }
+
+    /// All entries of a function.
+    pub(super) fn keys_of(&self, index: FunctionIndex) -> impl Iterator<Item = Key> {
+        let unit = self.function(index).and_then(|function| function.unit);
+        let keys = move |unit| self.sources_of(index).map(move |source| (unit, source));
+        unit.into_iter().flat_map(keys)
+    }
+
+    /// An entry of a function, by its number in [`Machine::keys_of`].
+    fn key_of(&self, index: FunctionIndex, number: usize) -> Option<Key> {
+        let (known, pci) = (self.function(index)?, self.table.get(index)?);
+        Some((known.unit?, known.aliases.nth(pci.address.requester, number)?))
     }
 
     pub(super) fn group(&self, group: GroupId) -> Option<&Group> {

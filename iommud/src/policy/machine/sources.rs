@@ -10,16 +10,16 @@ use super::Key;
 use crate::policy::few::Few;
 use crate::policy::ids::UnitIndex;
 use crate::policy::plan::Binding;
-use crate::policy::slab::Slab;
 use crate::policy::state::Source;
 use crate::topology::numbers::Numbers;
+use crate::topology::pool::{NOWHERE, Pool};
 
 /// The entries of one unit.
 #[derive(Clone)]
 struct OfUnit {
-    /// Places in the slab.
+    /// Places in the pool.
     places: Numbers,
-    entries: Slab<Source>,
+    entries: Pool<Source>,
 }
 
 /// The most requester ids of no known function whose faults are not reported, of all units. Each may need a table
@@ -85,7 +85,7 @@ impl SourceTable {
 
     /// No entries, of as many units.
     pub(super) fn new(units: usize) -> Self {
-        let none = OfUnit { places: Numbers::default(), entries: Slab::small() };
+        let none = OfUnit { places: Numbers::default(), entries: Pool::default() };
         Self { units: alloc::vec![none; units], strangers: BTreeSet::new() }
     }
 
@@ -94,16 +94,12 @@ impl SourceTable {
     pub(super) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
         let of = self.units.get_mut(unit.0 as usize)?;
         // It is as its entry is in the unit, until that is written.
-        let silenced = self.strangers.remove(&(unit, source));
-        let place = match of.places.get(source) {
-            Some(place) => place,
-            None => {
-                let new = Source { users: Few::default(), binding: Binding::Blocked, silenced };
-                let place = of.entries.insert(new)?;
-                of.places.set(source, place);
-                place
-            }
-        };
+        let silenced = !self.strangers.is_empty() && self.strangers.remove(&(unit, source));
+        let new = || Source { users: Few::default(), binding: Binding::Blocked, silenced };
+        let entries = &mut of.entries;
+        let place = of
+            .places
+            .update(source, |known| known.or_else(|| entries.insert(new())).unwrap_or(NOWHERE));
         of.entries.get_mut(place)
     }
 

@@ -2,12 +2,14 @@
 
 use alloc::vec::Vec;
 
+use crate::policy::few::Few;
 use crate::policy::ids::{GroupId, UnitIndex};
 use crate::policy::machine::Machine;
 use crate::policy::state::{Function, Group};
-use crate::topology::alias::{self, Sources};
+use crate::topology::alias::{self, Aliases};
 use crate::topology::groups;
 use crate::topology::pci::PciFunction;
+use crate::topology::pool::NOWHERE;
 use crate::topology::scope::Scopes;
 use crate::topology::table::FunctionIndex;
 
@@ -35,34 +37,26 @@ impl Machine {
         if new.buses().is_some() {
             self.scopes = Scopes::new(&self.firmware, self.table.view());
         }
-        let address = new.address;
-        let generations = self.generations.entry(address.segment).or_default();
         // At most one below the number that stands for none.
         let next = |before: Option<u32>| before.unwrap_or(0).saturating_add(1).min(u32::MAX - 1);
-        let generation = generations.update(address.requester, next);
-        let (unit, sources) = self.resolve(&new);
-        let group = GroupId(self.groups.insert(Group::default()).unwrap_or(u32::MAX));
-        if let Some(group) = self.groups.get_mut(group.0) {
-            group.members.push(index);
-        }
+        self.generations.update(new.address, next);
+        let (unit, aliases) = self.resolve(&new);
+        let alone = Group { members: Few::One(index), ..Group::default() };
+        let group = GroupId(self.groups.insert(alone).unwrap_or(NOWHERE));
         let function = Function {
-            address,
-            generation,
             group,
             unit,
-            sources,
+            aliases,
             mode: self.config.mode(&new),
             session: None,
             attached: false,
             late: false,
             cut: false,
         };
-        let at = index.0 as usize;
-        if self.functions.len() <= at {
-            self.functions.resize_with(at + 1, || None);
-        }
-        if let Some(place) = self.functions.get_mut(at) {
-            *place = Some(function);
+        match self.functions.get_mut(index.0 as usize) {
+            Some(place) => *place = Some(function),
+            // Indices are used again, so that this one is the next.
+            None => self.functions.push(Some(function)),
         }
         let changed = self.resolve_behind(&new);
         let mut merged = Vec::new();
@@ -76,11 +70,11 @@ impl Machine {
         Added { group, merged, changed }
     }
 
-    fn resolve(&self, function: &PciFunction) -> (Option<UnitIndex>, Sources) {
+    fn resolve(&self, function: &PciFunction) -> (Option<UnitIndex>, Aliases) {
         let unit = self.scopes.unit(&self.firmware, function);
         let description = unit.and_then(|unit| self.firmware.units.get(unit));
-        let sources = alias::sources(self.table.view(), description, function);
-        (unit.and_then(|unit| u32::try_from(unit).ok()).map(UnitIndex), sources)
+        let aliases = alias::aliases(self.table.view(), description, function);
+        (unit.and_then(|unit| u32::try_from(unit).ok()).map(UnitIndex), aliases)
     }
 
     /// A new bridge may stand between functions behind it and their unit. Takes back what is entered of those
@@ -92,15 +86,15 @@ impl Machine {
         let mut changed = Vec::new();
         for function in behind {
             let Some(index) = self.table.index(function.address) else { continue };
-            let (unit, sources) = self.resolve(&function);
+            let (unit, aliases) = self.resolve(&function);
             let Some(known) = self.function(index) else { continue };
-            if known.unit == unit && known.sources == sources {
+            if known.unit == unit && known.aliases == aliases {
                 continue;
             }
             self.leave_sources(index);
             if let Some(known) = self.function_mut(index) {
                 known.unit = unit;
-                known.sources = sources;
+                known.aliases = aliases;
             }
             changed.push(index);
         }
@@ -109,10 +103,9 @@ impl Machine {
 
     /// Makes a function a user of its requester ids. Functions that share one are in one group.
     fn enter_sources(&mut self, index: FunctionIndex, merged: &mut Vec<GroupId>) {
-        let Some(function) = self.function(index) else { return };
-        let Some(unit) = function.unit else { return };
-        for source in function.sources.clone().iter() {
-            let Some(entry) = self.sources.enter((unit, source)) else { continue };
+        for number in 0.. {
+            let Some(key) = self.key_of(index, number) else { return };
+            let Some(entry) = self.sources.enter(key) else { continue };
             let other = entry.users.first().copied();
             entry.users.push(index);
             if let Some(other) = other {
@@ -122,13 +115,12 @@ impl Machine {
     }
 
     fn leave_sources(&mut self, index: FunctionIndex) {
-        let Some(function) = self.function(index) else { return };
-        let Some(unit) = function.unit else { return };
-        for source in function.sources.clone().iter() {
-            if let Some(entry) = self.sources.get_mut((unit, source)) {
+        let keys: Vec<_> = self.keys_of(index).collect();
+        for key in keys {
+            if let Some(entry) = self.sources.get_mut(key) {
                 entry.users.retain(|user| *user != index);
                 if entry.users.is_empty() {
-                    self.sources.remove((unit, source));
+                    self.sources.remove(key);
                 }
             }
         }
@@ -191,7 +183,8 @@ impl Machine {
             else {
                 continue;
             };
-            let removed = self.table.remove(function.address);
+            let address = self.table.get(*index).map(|function| function.address);
+            let removed = address.and_then(|address| self.table.remove(address));
             bridges |= removed.is_some_and(|function| function.kind.buses().is_some());
             if let Some(group) = self.groups.get_mut(function.group.0) {
                 group.members.retain(|member| member != index);
@@ -268,14 +261,11 @@ impl Machine {
     }
 
     fn is_edge(&self, from: FunctionIndex, to: FunctionIndex) -> bool {
-        let (Some(pci), Some(a), Some(b)) =
-            (self.table.get(from), self.function(from), self.function(to))
-        else {
-            return false;
-        };
-        let mut found = a.unit == b.unit
-            && a.sources.iter().any(|source| b.sources.iter().any(|s| s == source));
-        groups::edges(self.table.view(), pci, &mut |address| found |= address == b.address);
+        let (Some(a), Some(b)) = (self.table.get(from), self.table.get(to)) else { return false };
+        let unit = |index| self.function(index).and_then(|function| function.unit);
+        let shared = |source| self.sources_of(to).any(|other| other == source);
+        let mut found = unit(from) == unit(to) && self.sources_of(from).any(shared);
+        groups::edges(self.table.view(), a, &mut |address| found |= address == b.address);
         found
     }
 

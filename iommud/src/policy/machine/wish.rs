@@ -109,10 +109,6 @@ impl Machine {
     /// All entries of the functions of a group.
     pub(in crate::policy) fn keys(&self, group: GroupId, keys: &mut Vec<Key>) {
         let members = self.group(group).map_or(&[][..], |group| &group.members);
-        for function in members.iter().filter_map(|member| self.function(*member)) {
-            if let Some(unit) = function.unit {
-                keys.extend(function.sources.iter().map(|source| (unit, source)));
-            }
-        }
+        keys.extend(members.iter().flat_map(|member| self.keys_of(*member)));
     }
 }

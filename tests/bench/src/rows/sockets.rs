@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use iommu_protocol::frame::{Kind, MAX_FRAME, OPEN_WRITE, ROOT, Reply, Request};
+use iommu_protocol::frame::{HEADER_SIZE, Kind, MAX_FRAME, OPEN_WRITE, ROOT, Reply, Request};
 use iommu_protocol::wire::{
     Allocate, AllocateResult, Empty, Map, MapResult, Operation, ReplyHeader, Unmap, Wire,
 };
@@ -16,7 +16,8 @@ use iommud::platform::linux::transport::{Transport, WireLog};
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, Mapping, Sharing};
 use iommud::server::{Server, Startup, TableState, UnitStart};
 use iommud_tests::stack::request;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
@@ -27,7 +28,7 @@ use crate::report::Line;
 use crate::timing::{median, ratio};
 
 /// Driver processes.
-const CLIENTS: u16 = 64;
+pub const CLIENTS: u16 = 64;
 
 /// Rounds, ours and the null handler in turn.
 const TURNS: usize = 5;
@@ -42,7 +43,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// Pages in anonymous files.
 #[derive(Default)]
-struct Pages {
+pub struct Pages {
     files: BTreeMap<String, OwnedFd>,
     taken: u64,
 }
@@ -120,8 +121,11 @@ fn round(serve: impl FnOnce(Vec<OwnedFd>, Instant)) -> Round {
     }
 }
 
-/// The server behind these sockets, until all are closed.
-pub fn ours(sockets: Vec<OwnedFd>, end: Instant) {
+/// The server's loop.
+pub type Loop = Transport<Counting, HugeBuffers<Pages>>;
+
+/// The server behind these sockets.
+pub fn start(sockets: Vec<OwnedFd>) -> Loop {
     let taken = Taken::take(Pages::default(), 4 * u64::from(CLIENTS) / 2 * HUGE_PAGE);
     let Taken { tables, buffers, ranges } = taken.unwrap_or_else(|error| panic!("{error:?}"));
     let server: Server<Counting, HugeBuffers<Pages>> = Server::start(Startup {
@@ -136,42 +140,77 @@ pub fn ours(sockets: Vec<OwnedFd>, end: Instant) {
         memory: tables,
         buffers,
     });
-    let mut transport = Transport::new(server, WireLog::off());
+    let mut transport = Transport::new(server, WireLog::off()).expect("epoll");
     for socket in sockets {
         transport.adopt_as(socket, 0).expect("adopted");
     }
+    transport
+}
+
+/// The server behind these sockets, until all are closed.
+pub fn ours(sockets: Vec<OwnedFd>, end: Instant) {
+    let mut transport = start(sockets);
     while transport.clients() > 0 && Instant::now() < end {
         transport.turn(Some(Duration::from_millis(5))).expect("served");
     }
 }
 
-/// What poll(2) says of a socket that wants attention.
-const SOMETHING: PollFlags = PollFlags::IN.union(PollFlags::HUP);
+/// The longest reply that the clients ask for.
+const LONGEST_REPLY: usize = ReplyHeader::SIZE + AllocateResult::SIZE;
 
-/// Answers every frame with as many zeros as a reply has.
-fn null(mut sockets: Vec<OwnedFd>, end: Instant) {
-    let mut room = vec![0; MAX_FRAME];
-    while !sockets.is_empty() && Instant::now() < end {
-        let mut waiting: Vec<_> =
-            sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
-        poll(&mut waiting, None).map(drop).expect("polled");
-        let ready: Vec<bool> =
-            waiting.iter().map(|one| one.revents().intersects(SOMETHING)).collect();
-        let mut gone = Vec::new();
-        for (socket, _) in sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
-            let Ok((_, length @ 1..)) = recv(socket, &mut room[..], RecvFlags::DONTWAIT) else {
-                gone.push(socket.as_raw_fd());
+/// Answers every frame with as many zeros as a reply has. It waits, receives and sends as the server does, and does
+/// nothing else.
+pub struct Null {
+    epoll: OwnedFd,
+    sockets: Vec<Option<OwnedFd>>,
+    events: Vec<Event>,
+    room: Vec<u8>,
+    left: usize,
+}
+
+impl Null {
+    pub fn new(sockets: Vec<OwnedFd>) -> Self {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("epoll");
+        for (number, socket) in (0..).zip(&sockets) {
+            let data = EventData::new_u64(number);
+            epoll::add(&epoll, socket, data, EventFlags::IN).expect("waited for");
+        }
+        let (left, room) = (sockets.len(), vec![0; MAX_FRAME]);
+        let sockets = sockets.into_iter().map(Some).collect();
+        Self { epoll, sockets, events: Vec::with_capacity(left), room, left }
+    }
+
+    /// Waits until something is found, and answers one frame of each client that has one.
+    pub fn turn(&mut self) {
+        self.events.clear();
+        let found = epoll::wait(&self.epoll, spare_capacity(&mut self.events), None);
+        found.map(drop).expect("waited");
+        for event in &self.events {
+            let place = &mut self.sockets[event.data.u64() as usize];
+            let socket = place.as_ref().expect("open while it is waited for");
+            let Ok((_, length @ 1..)) = recv(socket, &mut self.room[..], RecvFlags::DONTWAIT)
+            else {
+                *place = None;
+                self.left -= 1;
                 continue;
             };
-            let (asked, _) = Request::decode(&room[..length]).expect("a frame");
-            let payload = [0; ReplyHeader::SIZE + AllocateResult::SIZE];
-            let bytes = asked.argument.min(payload.len() as u64) as usize;
+            let (asked, _) = Request::decode(&self.room[..length]).expect("a frame");
+            let bytes = asked.argument.min(LONGEST_REPLY as u64) as usize;
             let header = Reply { tag: asked.tag, result: bytes as i64, handle: 0 }.encode();
-            let frame = [&header[..], &payload[..bytes]].concat();
+            let frame = &mut self.room[..HEADER_SIZE + bytes];
+            frame[..HEADER_SIZE].copy_from_slice(&header);
+            frame[HEADER_SIZE..].fill(0);
             // A client that is done has hung up.
-            let _ = send(socket, &frame, SendFlags::NOSIGNAL);
+            let _ = send(socket, frame, SendFlags::NOSIGNAL);
         }
-        sockets.retain(|socket| !gone.contains(&socket.as_raw_fd()));
+    }
+}
+
+/// The null handler behind these sockets, until all are closed.
+fn null(sockets: Vec<OwnedFd>, end: Instant) {
+    let mut handler = Null::new(sockets);
+    while handler.left > 0 && Instant::now() < end {
+        handler.turn();
     }
 }
 

@@ -5,29 +5,25 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use iommu_protocol::frame::{HEADER_SIZE, MAX_FRAME, Reply};
+use iommu_protocol::frame::MAX_FRAME;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
+};
 
 use crate::server::{Caller, Handle, Ticket};
 
 /// The most bytes that wait for a client to read: a reply and an event for each of many handles.
 pub const QUEUE_LIMIT: usize = 2 * MAX_FRAME;
 
-/// A frame on its way to a client, with descriptors.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) bytes: Vec<u8>,
-    pub(super) descriptors: Vec<OwnedFd>,
-}
+/// Nothing in the loop waits, and a client that is gone is no signal.
+const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
-impl Outgoing {
-    pub(super) fn new(reply: Reply, payload: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER_SIZE + payload.len());
-        bytes.extend_from_slice(&reply.encode());
-        bytes.extend_from_slice(payload);
-        Self { bytes, descriptors: Vec::new() }
-    }
+/// A frame that the socket had no room for, with descriptors.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
 }
 
 /// The connection is of no use any more.
@@ -63,13 +59,16 @@ pub(super) struct Connection {
     pub(super) claims: Vec<(Ticket, u64)>,
     queue: VecDeque<Outgoing>,
     queued: usize,
+    /// The loop waits for room for the queue, not for requests.
+    pub(super) stuck: bool,
 }
 
 impl Connection {
     /// `socket` does not block.
     pub(super) fn new(socket: OwnedFd, caller: Caller) -> Self {
         let (handles, claims) = (Vec::new(), Vec::new());
-        Self { socket, caller, handles, claims, queue: VecDeque::new(), queued: 0 }
+        let queue = VecDeque::new();
+        Self { socket, caller, handles, claims, queue, queued: 0, stuck: false }
     }
 
     /// Whether everything the client was told has left.
@@ -112,14 +111,11 @@ impl Connection {
         self.handles.iter().flatten().map(|opened| opened.handle)
     }
 
-    /// The next frame, in `room`; `None` when there is none.
-    pub(super) fn receive<'room>(
-        &self,
-        room: &'room mut [u8],
-    ) -> Result<Option<&'room [u8]>, Ended> {
-        match recv(&self.socket, &mut *room, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+    /// Puts the next frame at the beginning of `room` and returns its length; `None` when there is none.
+    pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Ended> {
+        match recv(&self.socket, room, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
             Ok((_, 0)) => Err(Ended::HangUp),
-            Ok((kept, sent)) if kept == sent => Ok(room.get(..kept)),
+            Ok((kept, sent)) if kept == sent => Ok(Some(kept)),
             Ok(_) => Err(Ended::Garbage),
             Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
             Err(Errno::CONNRESET) => Err(Ended::HangUp),
@@ -127,26 +123,24 @@ impl Connection {
         }
     }
 
-    /// Queues a frame and sends what can be sent now.
-    pub(super) fn send(&mut self, frame: Outgoing) -> Result<(), Ended> {
-        self.queued += frame.bytes.len();
-        self.queue.push_back(frame);
+    /// Sends a frame, behind those that wait. It waits, too, when it cannot be sent now.
+    pub(super) fn send(&mut self, bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<(), Ended> {
+        if self.queue.is_empty() && pass(&self.socket, bytes, &descriptors)? {
+            return Ok(());
+        }
+        self.queued += bytes.len();
+        self.queue.push_back(Outgoing { bytes: bytes.to_vec(), descriptors });
         self.flush()?;
         if self.queued > QUEUE_LIMIT { Err(Ended::Overflow) } else { Ok(()) }
     }
 
     /// Sends what can be sent now.
     pub(super) fn flush(&mut self) -> Result<(), Ended> {
-        while let Some(frame) = self.queue.front() {
-            match send_frame(&self.socket, frame) {
-                Ok(()) => {
-                    self.queued -= frame.bytes.len();
-                    self.queue.pop_front();
-                }
-                Err(Errno::WOULDBLOCK | Errno::INTR) => break,
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Ended::HangUp),
-                Err(error) => return Err(Ended::Socket(error)),
-            }
+        while let Some(frame) = self.queue.front()
+            && pass(&self.socket, &frame.bytes, &frame.descriptors)?
+        {
+            self.queued -= frame.bytes.len();
+            self.queue.pop_front();
         }
         Ok(())
     }
@@ -158,13 +152,32 @@ impl AsFd for Connection {
     }
 }
 
-fn send_frame(socket: &OwnedFd, frame: &Outgoing) -> rustix::io::Result<()> {
-    let descriptors: Vec<BorrowedFd<'_>> = frame.descriptors.iter().map(AsFd::as_fd).collect();
+/// Hands a frame to the socket; false when it has no room now.
+fn pass(socket: &OwnedFd, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<bool, Ended> {
+    let sent = if descriptors.is_empty() {
+        send(socket, bytes, FLAGS)
+    } else {
+        send_along(socket, bytes, descriptors)
+    };
+    match sent {
+        Ok(_) => Ok(true),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(false),
+        Err(Errno::PIPE | Errno::CONNRESET) => Err(Ended::HangUp),
+        Err(error) => Err(Ended::Socket(error)),
+    }
+}
+
+/// Sends a frame and descriptors.
+fn send_along(
+    socket: &OwnedFd,
+    bytes: &[u8],
+    descriptors: &[OwnedFd],
+) -> rustix::io::Result<usize> {
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(descriptors.len()))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(Errno::TOOBIG);
     }
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    sendmsg(socket, &[IoSlice::new(&frame.bytes)], &mut ancillary, flags).map(drop)
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, FLAGS)
 }

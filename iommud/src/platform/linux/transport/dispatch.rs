@@ -1,57 +1,90 @@
-//! One frame in, one reply out.
+//! One frame in, one reply out, in the same room.
 
 use std::os::fd::OwnedFd;
 
 use iommu_protocol::frame::{
-    EVENT_TAG, Kind, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE, ROOT, Reply, Request,
+    EVENT_TAG, HEADER_SIZE, Kind, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE, ROOT, Reply, Request,
 };
-use iommu_protocol::wire::MAX_PAYLOAD;
 use iommu_protocol::{Errno, Refusal};
 
-use super::connection::{Connection, Ended, Outgoing};
+use super::connection::{Connection, Ended};
 use crate::hw::{BufferMemory, Nanos, Unit};
 use crate::server::{Handle, Opened, Server};
 
 /// File type bits of a POSIX mode.
 const MODE_TYPE: u32 = 0o170_000;
 
-/// What a request comes to: the result and the payload.
+/// The payload of a frame: a request's, and in its place the reply's.
+struct Payload<'room> {
+    /// As long as a payload can be.
+    room: &'room mut [u8],
+    /// How much of it the request takes.
+    asked: usize,
+}
+
+impl Payload<'_> {
+    /// The request's.
+    fn request(&self) -> &[u8] {
+        self.room.get(..self.asked).unwrap_or_default()
+    }
+
+    /// Room for so many bytes, with the request in it. Nothing else is: what others sent was there before.
+    fn reply(&mut self, bytes: u64) -> Result<&mut [u8], Refusal> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if bytes > self.room.len() {
+            return Err(Refusal::BadLength);
+        }
+        let room = self.room.get_mut(..bytes.max(self.asked)).unwrap_or_default();
+        room.get_mut(self.asked..).unwrap_or_default().fill(0);
+        Ok(room)
+    }
+}
+
+/// What a request comes to: the result, and how much of the room is the payload.
 struct Answer {
     result: i64,
-    payload: Vec<u8>,
+    length: usize,
     descriptors: Vec<OwnedFd>,
 }
 
 impl Answer {
-    const fn plain(result: i64) -> Self {
-        Self { result, payload: Vec::new(), descriptors: Vec::new() }
-    }
-
     fn number(result: impl TryInto<i64>) -> Self {
-        Self::plain(result.try_into().unwrap_or(i64::MAX))
+        Self::bytes(result, 0)
     }
 
-    const fn bytes(result: i64, payload: Vec<u8>) -> Self {
-        Self { result, payload, descriptors: Vec::new() }
+    fn bytes(result: impl TryInto<i64>, length: usize) -> Self {
+        let result = result.try_into().unwrap_or(i64::MAX);
+        Self { result, length, descriptors: Vec::new() }
     }
 }
 
-/// Carries out the request in `frame`. `None` when it is a claim that waits: [`claimed`] answers it.
+/// A frame to be sent: how much of the room it takes, and what comes with it.
+pub(super) struct Outcome {
+    pub(super) length: usize,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+/// Carries out the request in the first `length` bytes of `room`, where a frame of any length fits, and puts the reply
+/// in its place. `None` when it is a claim that waits: [`claimed`] answers it.
 ///
 /// # Errors
 /// `Garbage` when it is no request, or one that cannot be answered.
 pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
-    frame: &[u8],
+    room: &mut [u8],
+    length: usize,
     now: impl FnOnce() -> Nanos,
-) -> Result<Option<Outgoing>, Ended> {
-    let (request, payload) = Request::decode(frame).map_err(|_| Ended::Garbage)?;
+) -> Result<Option<Outcome>, Ended> {
+    let frame = room.get(..length).unwrap_or_default();
+    let (request, _) = Request::decode(frame).map_err(|_| Ended::Garbage)?;
     if request.tag == EVENT_TAG {
         return Err(Ended::Garbage);
     }
+    let (header, room) = room.split_first_chunk_mut::<HEADER_SIZE>().ok_or(Ended::Garbage)?;
+    let mut payload = Payload { room, asked: length - HEADER_SIZE };
     let answer = if request.kind == Kind::Open as u16 {
-        match open(server, connection, &request, payload, now) {
+        match open(server, connection, &request, payload.request(), now) {
             Ok(Opened::Now(handle)) => number(server, connection, handle),
             Ok(Opened::Later(ticket)) => {
                 connection.claims.push((ticket, request.tag));
@@ -60,9 +93,12 @@ pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
             Err(refusal) => Err(refusal),
         }
     } else {
-        carry_out(server, connection, &request, payload)
+        carry_out(server, connection, &request, &mut payload)
     };
-    Ok(Some(outgoing(request.tag, answer)))
+    let answer = answer.unwrap_or_else(refused);
+    *header = Reply { tag: request.tag, result: answer.result, handle: 0 }.encode();
+    let length = HEADER_SIZE + answer.length;
+    Ok(Some(Outcome { length, descriptors: answer.descriptors }))
 }
 
 /// The answer to a claim that waited.
@@ -71,29 +107,24 @@ pub(super) fn claimed<U: Unit, B: BufferMemory>(
     connection: &mut Connection,
     tag: u64,
     result: Result<Handle, Refusal>,
-) -> Outgoing {
-    outgoing(tag, result.and_then(|handle| number(server, connection, handle)))
+) -> Reply {
+    let answer = result.and_then(|handle| number(server, connection, handle));
+    Reply { tag, result: answer.unwrap_or_else(refused).result, handle: 0 }
 }
 
-fn outgoing(tag: u64, answer: Result<Answer, Refusal>) -> Outgoing {
-    let answer = answer.unwrap_or_else(|refusal| {
-        let Errno(number) = refusal.errno();
-        Answer::plain(-i64::from(number))
-    });
-    let reply = Reply { tag, result: answer.result, handle: 0 };
-    let mut outgoing = Outgoing::new(reply, &answer.payload);
-    outgoing.descriptors = answer.descriptors;
-    outgoing
+fn refused(refusal: Refusal) -> Answer {
+    let Errno(number) = refusal.errno();
+    Answer::number(-i64::from(number))
 }
 
 fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
     request: &Request,
-    payload: &[u8],
+    payload: &mut Payload<'_>,
 ) -> Result<Answer, Refusal> {
     let kind = Kind::from_code(request.kind).ok_or(Refusal::BadOperation)?;
-    if !payload.is_empty() && !matches!(kind, Kind::Open | Kind::Call) {
+    if payload.asked > 0 && !matches!(kind, Kind::Open | Kind::Call) {
         return Err(Refusal::BadLength);
     }
     if request.argument != 0 && matches!(kind, Kind::Close | Kind::Stat | Kind::Mmap) {
@@ -109,19 +140,26 @@ fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
         Kind::Close => {
             connection.remove(request.handle);
             server.close(handle);
-            Ok(Answer::plain(0))
+            Ok(Answer::number(0))
         }
         Kind::Read => {
-            let answer = read(server, handle, opened.position, request.argument)?;
-            opened.position = opened.position.saturating_add(answer.result.unsigned_abs());
-            Ok(answer)
+            let room = payload.reply(request.argument)?;
+            let length = server.read(handle, opened.position, room)?;
+            opened.position = opened.position.saturating_add(length.try_into().unwrap_or(u64::MAX));
+            Ok(Answer::bytes(length, length))
         }
-        Kind::Call => call(server, handle, payload, request.argument),
-        Kind::GetDents => names(server, handle, request.argument),
+        Kind::Call => {
+            let asked = payload.asked;
+            let length = server.call(handle, payload.reply(request.argument)?, asked)?;
+            Ok(Answer::bytes(length, length))
+        }
+        Kind::GetDents => names(server, handle, request.argument, payload.room),
         Kind::Stat => {
             let stat = server.stat(handle)?;
             let words = [stat.size, stat.mode.into(), (stat.mode & MODE_TYPE).into()];
-            Ok(Answer::bytes(0, words.iter().flat_map(|word| word.to_le_bytes()).collect()))
+            let room = payload.room.chunks_exact_mut(8);
+            room.zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
+            Ok(Answer::bytes(0, size_of_val(&words)))
         }
         Kind::Fevent if request.argument & !READABLE != 0 => Err(Refusal::BadReserved),
         Kind::Fevent => server.watch(handle, request.argument).map(Answer::number),
@@ -174,52 +212,43 @@ fn number<U: Unit, B: BufferMemory>(
     })
 }
 
-fn room(argument: u64) -> Result<usize, Refusal> {
-    usize::try_from(argument).ok().filter(|room| *room <= MAX_PAYLOAD).ok_or(Refusal::BadLength)
-}
-
-fn read<U: Unit, B: BufferMemory>(
-    server: &mut Server<U, B>,
-    handle: Handle,
-    position: u64,
-    wanted: u64,
-) -> Result<Answer, Refusal> {
-    let mut bytes = vec![0; room(wanted)?];
-    let length = server.read(handle, position, &mut bytes)?;
-    bytes.truncate(length);
-    Ok(Answer { payload: bytes, ..Answer::number(length) })
-}
-
-fn call<U: Unit, B: BufferMemory>(
-    server: &mut Server<U, B>,
-    handle: Handle,
-    request: &[u8],
-    reply_room: u64,
-) -> Result<Answer, Refusal> {
-    let mut payload = request.to_vec();
-    payload.resize(room(reply_room)?.max(request.len()), 0);
-    let length = server.call(handle, &mut payload, request.len())?;
-    payload.truncate(length);
-    Ok(Answer { payload, ..Answer::number(length) })
-}
-
 /// As many names as fit, each ended by a line feed; the result is their number.
 fn names<U: Unit, B: BufferMemory>(
     server: &mut Server<U, B>,
     handle: Handle,
     first: u64,
+    room: &mut [u8],
 ) -> Result<Answer, Refusal> {
     let first = usize::try_from(first).unwrap_or(usize::MAX);
-    let mut payload = Vec::new();
-    let mut count = 0_i64;
+    let (mut length, mut count) = (0, 0_i64);
     server.names(handle, first, &mut |name| {
-        let fits = payload.len() + name.len() < MAX_PAYLOAD;
-        if fits {
-            payload.extend_from_slice(name.as_bytes());
-            payload.push(b'\n');
-            count += 1;
-        }
-        fits
+        let end = length + name.len();
+        let Some((feed, text)) = room.get_mut(length..=end).and_then(<[u8]>::split_last_mut) else {
+            return false;
+        };
+        text.copy_from_slice(name.as_bytes());
+        *feed = b'\n';
+        (length, count) = (end + 1, count + 1);
+        true
     })?;
-    Ok(Answer::bytes(count, payload))
+    Ok(Answer::bytes(count, length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_made_where_nothing_of_an_earlier_frame_is_left() {
+        let mut room = [0xee; 32];
+        let mut payload = Payload { room: &mut room, asked: 4 };
+        assert_eq!(payload.request(), [0xee; 4]);
+        let reply = payload.reply(16).unwrap();
+        assert_eq!((&reply[..4], &reply[4..]), (&[0xee; 4][..], &[0; 12][..]));
+        assert_eq!(payload.reply(1).unwrap().len(), 4, "the request is in it");
+        assert_eq!(payload.reply(32).unwrap().len(), 32);
+        for more in [33, u64::MAX] {
+            assert_eq!(payload.reply(more), Err(Refusal::BadLength));
+        }
+    }
 }

@@ -1,12 +1,12 @@
 //! The scheme over a Unix socket of sequenced packets: frames of [`iommu_protocol::frame`].
 //!
-//! One thread waits in poll(2) for everything at once and takes one thing at a time:
+//! One thread waits in epoll_wait(2) for everything at once and takes one thing at a time:
 //!
 //! ```text
 //!   SIGTERM, SIGINT -> the loop ends
 //!   ended connection -> close all its handles       before any request of the same turn: whoever has seen
 //!                                                   a process end finds its device free
-//!   one frame of each connection -> Server -> reply -> output queue -> socket
+//!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room
 //!   new connection
 //!   10 ms passed -> Server::tick
 //!   after each of them: Server::next_ready -> event frames
@@ -33,6 +33,7 @@ mod connection;
 mod dispatch;
 mod listener;
 mod turn;
+mod waits;
 mod wire_log;
 
 pub use connection::QUEUE_LIMIT;

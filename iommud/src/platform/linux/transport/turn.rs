@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use iommu_protocol::frame::{EVENT_TAG, MAX_FRAME, READABLE, Reply};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::epoll::{Event, EventFlags};
 use rustix::net::sockopt::socket_peercred;
 
-use super::connection::{Connection, Ended, Outgoing};
-use super::dispatch::{answer, claimed};
+use super::connection::{Connection, Ended};
+use super::dispatch::{Outcome, answer, claimed};
 use super::listener::Listener;
+use super::waits::{Waits, What, has};
 use super::wire_log::{Direction, WireLog};
 use crate::hw::{BufferMemory, Nanos, Unit};
 use crate::policy::ClientId;
@@ -19,6 +20,9 @@ use crate::server::{Caller, Server};
 
 /// The most clients at a time; further ones are hung up on.
 pub const MOST_CONNECTIONS: usize = 256;
+
+/// What may be found at once: of each client, of the listener and of what stops the loop.
+const MOST_EVENTS: usize = MOST_CONNECTIONS + 2;
 
 /// How often units are asked for faults.
 const TICK: Duration = Duration::from_millis(10);
@@ -35,7 +39,11 @@ pub enum End {
 /// The server behind its socket.
 pub struct Transport<U: Unit, B: BufferMemory> {
     server: Server<U, B>,
+    waits: Waits,
+    /// What was found: empty between turns.
+    events: Vec<Event>,
     listener: Option<Listener>,
+    /// Open while it is waited for.
     stop: Option<OwnedFd>,
     connections: BTreeMap<ClientId, Connection>,
     next_client: u32,
@@ -44,21 +52,20 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     /// Whose request was the last one.
     served: ClientId,
     wire: WireLog,
+    /// Where a request is received, and its reply made in its place.
     room: Box<[u8]>,
-}
-
-/// What poll(2) found.
-struct Ready {
-    stop: bool,
-    arrived: bool,
-    clients: Vec<(ClientId, PollFlags)>,
 }
 
 impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// A server without clients, listening on nothing.
-    pub fn new(server: Server<U, B>, wire: WireLog) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// What epoll_create(2) reports.
+    pub fn new(server: Server<U, B>, wire: WireLog) -> io::Result<Self> {
+        Ok(Self {
             server,
+            waits: Waits::new()?,
+            events: Vec::with_capacity(MOST_EVENTS),
             listener: None,
             stop: None,
             connections: BTreeMap::new(),
@@ -68,17 +75,27 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             served: ClientId(0),
             wire,
             room: vec![0; MAX_FRAME].into(),
-        }
+        })
     }
 
     /// Takes connections from `listener` from now on.
-    pub fn listen(&mut self, listener: Listener) {
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) reports.
+    pub fn listen(&mut self, listener: Listener) -> io::Result<()> {
+        self.waits.add(What::Arrival, &listener)?;
         self.listener = Some(listener);
+        Ok(())
     }
 
     /// Ends the loop when `stop` becomes readable.
-    pub fn stop_on(&mut self, stop: OwnedFd) {
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) reports.
+    pub fn stop_on(&mut self, stop: OwnedFd) -> io::Result<()> {
+        self.waits.add(What::Stop, &stop)?;
         self.stop = Some(stop);
+        Ok(())
     }
 
     /// The server behind the socket.
@@ -96,7 +113,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// connect.
     ///
     /// # Errors
-    /// The socket is not a Unix socket, or there are [`MOST_CONNECTIONS`] clients already.
+    /// The socket is not a Unix socket, there are [`MOST_CONNECTIONS`] clients already, or what epoll_ctl(2) reports.
     pub fn adopt(&mut self, socket: OwnedFd) -> io::Result<ClientId> {
         let uid = socket_peercred(&socket)?.uid.as_raw();
         self.adopt_as(socket, uid)
@@ -112,6 +129,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         }
         rustix::io::ioctl_fionbio(&socket, true)?;
         let client = self.free_number();
+        self.waits.add(What::Client(client), &socket)?;
         self.connections.insert(client, Connection::new(socket, Caller { client, uid }));
         Ok(client)
     }
@@ -120,7 +138,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// and every connection ended; units go on translating.
     ///
     /// # Errors
-    /// What poll(2) reports; the same has been done then.
+    /// What epoll_wait(2) reports; the same has been done then.
     pub fn run(mut self) -> io::Result<()> {
         let ended = loop {
             match self.turn(None) {
@@ -137,31 +155,30 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Waits for something to happen, at most `longest` and at most until the next tick, and handles it.
     ///
     /// # Errors
-    /// What poll(2) reports.
+    /// What epoll_wait(2) reports.
     pub fn turn(&mut self, longest: Option<Duration>) -> io::Result<End> {
-        let mut ready = self.wait(longest)?;
-        if ready.stop {
-            return Ok(End::Stop);
+        let mut events = std::mem::take(&mut self.events);
+        let end = self.wait(longest, &mut events).map(|()| self.handle(&mut events));
+        events.clear();
+        self.events = events;
+        end
+    }
+
+    fn wait(&self, longest: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        let until_tick = self.next_tick.saturating_duration_since(Instant::now());
+        self.waits.wait(longest.unwrap_or(TICK).min(until_tick), events)
+    }
+
+    /// Handles what was found: of clients first, in order.
+    fn handle(&mut self, events: &mut [Event]) -> End {
+        let is_client = |event: &Event| matches!(What::of(event), What::Client(_));
+        let (clients, others) = events.split_at_mut(events.partition_point(is_client));
+        let found = |what| others.iter().any(|event| What::of(event) == what);
+        if found(What::Stop) {
+            return End::Stop;
         }
-        let ended = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
-        for (client, flags) in &ready.clients {
-            if flags.intersects(ended) {
-                self.end(*client, Ended::HangUp);
-            }
-        }
-        // On from where the last turn ended. Else who has a low number would be answered before those that were not
-        // ready in time for that turn, and be ready in time for the next.
-        let next = ready.clients.partition_point(|(client, _)| *client <= self.served);
-        ready.clients.rotate_left(next);
-        for (client, flags) in ready.clients {
-            if flags.contains(PollFlags::OUT) {
-                self.attempt(client, Connection::flush);
-            }
-            if flags.contains(PollFlags::IN) {
-                self.serve(client);
-            }
-        }
-        if ready.arrived {
+        self.serve_all(clients);
+        if found(What::Arrival) {
             self.accept();
         }
         if self.next_tick <= Instant::now() {
@@ -170,61 +187,57 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             self.answer_claims();
             self.announce();
         }
-        Ok(End::Continue)
+        End::Continue
     }
 
-    fn wait(&self, longest: Option<Duration>) -> io::Result<Ready> {
-        let until_tick = self.next_tick.saturating_duration_since(Instant::now());
-        let timeout = longest.unwrap_or(TICK).min(until_tick);
-        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
-        let special =
-            [self.stop.as_ref().map(OwnedFd::as_fd), self.listener.as_ref().map(Listener::as_fd)];
-        let mut polled: Vec<PollFd<'_>> = special
-            .iter()
-            .flatten()
-            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
-            .collect();
-        let clients = self.connections.values().map(interest);
-        polled.extend(clients);
-        match poll(&mut polled, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+    fn serve_all(&mut self, events: &mut [Event]) {
+        for event in &*events {
+            if let What::Client(client) = What::of(event)
+                && has(event, EventFlags::HUP | EventFlags::ERR)
+            {
+                self.end(client, Ended::HangUp);
+            }
         }
-        let mut found = polled.iter().map(PollFd::revents);
-        let mut next =
-            |present: bool| present && found.next().is_some_and(|flags| !flags.is_empty());
-        let [stop, arrived] = special.map(|fd| next(fd.is_some()));
-        let clients = self.connections.keys().copied().zip(found);
-        Ok(Ready {
-            stop,
-            arrived,
-            clients: clients.filter(|(_, flags)| !flags.is_empty()).collect(),
-        })
+        // On from where the last turn ended. Else who has a low number would be answered before those that were not
+        // ready in time for that turn, and be ready in time for the next.
+        let was = |event: &Event| matches!(What::of(event), What::Client(it) if it <= self.served);
+        events.rotate_left(events.partition_point(was));
+        for event in &*events {
+            let What::Client(client) = What::of(event) else { continue };
+            if has(event, EventFlags::OUT) {
+                self.attempt(client, Connection::flush);
+            }
+            if has(event, EventFlags::IN) {
+                self.serve(client);
+            }
+        }
     }
 
     /// Takes one frame of a client.
     fn serve(&mut self, client: ClientId) {
         self.served = client;
-        let Some(connection) = self.connections.get_mut(&client) else { return };
-        if !connection.is_quiet() {
-            return;
-        }
-        let outcome = match connection.receive(&mut self.room) {
-            Ok(None) => return,
-            Ok(Some(frame)) => {
-                self.wire.note(client, Direction::FromClient, frame);
-                let now = || since(self.started);
-                answer(&mut self.server, connection, frame, now)
-            }
-            Err(ended) => Err(ended),
-        };
-        match outcome {
-            Ok(Some(reply)) => self.send(client, reply),
-            Ok(None) => {}
-            Err(ended) => self.end(client, ended),
+        if let Err(ended) = self.exchange(client) {
+            self.end(client, ended);
         }
         self.answer_claims();
         self.announce();
+    }
+
+    /// Receives a request of a client that has taken all replies, and answers it.
+    fn exchange(&mut self, client: ClientId) -> Result<(), Ended> {
+        let connection = self.connections.get_mut(&client);
+        let Some(connection) = connection.filter(|connection| connection.is_quiet()) else {
+            return Ok(());
+        };
+        let Some(length) = connection.receive(&mut self.room)? else { return Ok(()) };
+        self.wire.note(client, Direction::FromClient, self.room.get(..length).unwrap_or_default());
+        let now = || since(self.started);
+        let answered = answer(&mut self.server, connection, &mut self.room, length, now)?;
+        let Some(Outcome { length, descriptors }) = answered else { return Ok(()) };
+        let frame = self.room.get(..length).unwrap_or_default();
+        self.wire.note(client, Direction::ToClient, frame);
+        connection.send(frame, descriptors)?;
+        self.waits.follow(client, connection)
     }
 
     /// Answers claims that have waited long enough.
@@ -256,14 +269,16 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             if let Some((client, number, false)) = found {
                 let result = i64::try_from(READABLE).unwrap_or(i64::MAX);
                 let event = Reply { tag: EVENT_TAG, result, handle: number };
-                self.send(client, Outgoing::new(event, &[]));
+                self.send(client, event);
             }
         }
     }
 
-    fn send(&mut self, client: ClientId, frame: Outgoing) {
-        self.wire.note(client, Direction::ToClient, &frame.bytes);
-        self.attempt(client, |connection| connection.send(frame));
+    /// Sends a frame without a payload.
+    fn send(&mut self, client: ClientId, reply: Reply) {
+        let frame = reply.encode();
+        self.wire.note(client, Direction::ToClient, &frame);
+        self.attempt(client, |connection| connection.send(&frame, Vec::new()));
     }
 
     fn attempt(
@@ -271,7 +286,9 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         client: ClientId,
         action: impl FnOnce(&mut Connection) -> Result<(), Ended>,
     ) {
-        if let Some(Err(ended)) = self.connections.get_mut(&client).map(action) {
+        let Some(connection) = self.connections.get_mut(&client) else { return };
+        let done = action(connection).and_then(|()| self.waits.follow(client, connection));
+        if let Err(ended) = done {
             self.end(client, ended);
         }
     }
@@ -279,6 +296,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Closes every handle of a client, then its connection.
     fn end(&mut self, client: ClientId, why: Ended) {
         let Some(connection) = self.connections.remove(&client) else { return };
+        self.waits.remove(&connection);
         match why {
             Ended::HangUp => {}
             Ended::Garbage => log::warn!("client {}: sent what is not a frame", client.0),
@@ -321,9 +339,4 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
 /// Nanoseconds since the start of the loop.
 fn since(started: Instant) -> Nanos {
     Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
-}
-
-fn interest(connection: &Connection) -> PollFd<'_> {
-    let quiet = connection.is_quiet();
-    PollFd::new(connection, if quiet { PollFlags::IN } else { PollFlags::OUT })
 }

@@ -40,7 +40,7 @@ fn a_device_is_claimed_attached_used_and_given_back() {
 /// A snapshot without what may legitimately differ once an object has come and gone: where the next one goes.
 fn strip(snapshot: &str) -> String {
     let machine = snapshot.split("    base: Ranges").next().unwrap();
-    let groups = machine.find("    groups: Slab").unwrap();
+    let groups = machine.find("    groups: Pool").unwrap();
     machine[..groups].to_string()
 }
 
