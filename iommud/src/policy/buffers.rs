@@ -13,10 +13,11 @@ use crate::policy::draft::{Draft, Effect, bounds, full, hull};
 use crate::policy::event::{AllocateRequest, Outcome};
 use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::mappings::{Mapping, MappingList};
+use crate::policy::memory::{Grants, Memory};
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
 use crate::policy::space::Wanted;
-use crate::policy::state::{Buffer, Domain, Grants, Memory, Session, SlotRecord};
+use crate::policy::state::{Buffer, Domain, Session, SlotRecord};
 
 /// First address that needs more than 32 bits.
 const FOUR_GIB: u64 = 1 << 32;

@@ -24,6 +24,7 @@ mod ids;
 mod list;
 mod machine;
 mod mappings;
+mod memory;
 mod plan;
 mod ranges;
 mod registry;

@@ -27,12 +27,11 @@ use crate::policy::draft::Draft;
 use crate::policy::event::{Event, Outcome, Refused};
 use crate::policy::ids::{ClientId, DomainId};
 use crate::policy::machine::Machine;
+use crate::policy::memory::MemoryMap;
 use crate::policy::plan::Plan;
 use crate::policy::ranges::Ranges;
 use crate::policy::slab::Slab;
-use crate::policy::state::{
-    Account, Buffer, Domain, MemoryMap, Session, SlotRecord, Tags, insert_pages,
-};
+use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, Tags, insert_pages};
 use crate::topology::firmware::Firmware;
 
 /// 4 GiB: policy `compat` maps at least all below.

@@ -9,10 +9,11 @@ use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
 use crate::policy::closed::windows;
 use crate::policy::config::Config;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::memory::Memory;
 use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
-use crate::policy::state::{Memory, Purpose, Unit};
+use crate::policy::state::{Purpose, Unit};
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,

@@ -11,13 +11,14 @@ use crate::policy::event::{BatchRequest, MapRequest};
 use crate::policy::ids::{DomainId, SessionId};
 use crate::policy::machine::Machine;
 use crate::policy::mappings::{Mapping, MappingIndex};
+use crate::policy::memory::Memory;
 use crate::policy::plan::{Step, follow};
 use crate::policy::ranges::Ranges;
 use crate::policy::registry::Registry;
 use crate::policy::single::Single;
 use crate::policy::slab::Slab;
 use crate::policy::space::{SPACE_BITS, Wanted};
-use crate::policy::state::{Account, Buffer, Domain, Memory, Session, SlotRecord};
+use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord};
 
 /// A session whose mappings are to change, and what that needs of the registry.
 pub(super) struct Work<'a> {

@@ -1,0 +1,195 @@
+//! Memory of buffers: where it lies, which of it is granted, and whose it is.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::addr::{IovaRange, PhysAddr, PhysRange};
+use crate::policy::ids::BufferId;
+
+/// The memory of a buffer, in order.
+#[derive(Clone, Debug)]
+pub(super) enum Memory {
+    One(PhysRange),
+    /// Each with the offset of its first byte.
+    Many(Vec<(u64, PhysRange)>),
+}
+
+/// Addresses reserved for a buffer, and which of its pages are granted.
+#[derive(Clone, Debug)]
+pub(super) struct Grants {
+    pub(super) range: IovaRange,
+    pages: Vec<u64>,
+}
+
+impl Memory {
+    pub(super) fn new(segments: &[PhysRange]) -> Option<Self> {
+        if let [one] = segments {
+            return Some(Self::One(*one));
+        }
+        let mut offset = 0_u64;
+        let mut many = Vec::with_capacity(segments.len());
+        for segment in segments {
+            many.push((offset, *segment));
+            offset = offset.checked_add(segment.length())?;
+        }
+        Some(Self::Many(many))
+    }
+
+    /// Tells `sink` the consecutive memory behind a part of the buffer, piece by piece: offset in the part, first
+    /// address, length.
+    #[inline(always)]
+    pub(super) fn pieces(
+        &self,
+        offset: u64,
+        length: u64,
+        mut sink: impl FnMut(u64, PhysAddr, u64),
+    ) {
+        match self {
+            Self::One(range) => sink(0, PhysAddr(range.first().0 + offset), length),
+            Self::Many(many) => {
+                let end = offset + length;
+                let from = many.partition_point(|(at, range)| at + range.length() <= offset);
+                for (at, range) in many.get(from..).unwrap_or_default() {
+                    if *at >= end {
+                        break;
+                    }
+                    let first = offset.max(*at);
+                    let last = end.min(at + range.length());
+                    sink(first - offset, PhysAddr(range.first().0 + (first - at)), last - first);
+                }
+            }
+        }
+    }
+
+    /// Where all of it begins, if it is in one piece.
+    pub(super) const fn base(&self) -> Option<PhysAddr> {
+        match self {
+            Self::One(range) => Some(range.first()),
+            Self::Many(_) => None,
+        }
+    }
+
+    /// Where `length` bytes from `offset` on begin, if they follow each other. They are the buffer's.
+    #[inline(never)]
+    pub(super) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
+        let mut found = None;
+        self.pieces(offset, length, |at, phys, piece| {
+            if at == 0 && piece == length {
+                found = Some(phys);
+            }
+        });
+        found
+    }
+
+    pub(super) fn segments(&self) -> impl Iterator<Item = PhysRange> + '_ {
+        let (one, many) = match self {
+            Self::One(range) => (Some(*range), &[][..]),
+            Self::Many(many) => (None, many.as_slice()),
+        };
+        one.into_iter().chain(many.iter().map(|(_, range)| *range))
+    }
+}
+
+impl Grants {
+    pub(super) fn new(range: IovaRange) -> Self {
+        let pages = usize::try_from((range.length() >> 12).div_ceil(64)).unwrap_or(0);
+        Self { range, pages: alloc::vec![0; pages] }
+    }
+
+    /// The words that a part of the buffer touches, each with the bits in it.
+    fn words(offset: u64, length: u64) -> impl Iterator<Item = (usize, u64)> {
+        let (first, end) = (offset >> 12, (offset + length) >> 12);
+        (first / 64..end.div_ceil(64)).filter_map(move |word| {
+            let low = first.saturating_sub(word * 64).min(63);
+            let high = (end - word * 64).min(64);
+            let mask = (u64::MAX << low) & (u64::MAX >> (64 - high));
+            Some((usize::try_from(word).ok()?, mask))
+        })
+    }
+
+    /// Whether no page of a part is granted.
+    pub(super) fn is_free(&self, offset: u64, length: u64) -> bool {
+        Self::words(offset, length)
+            .all(|(word, mask)| self.pages.get(word).is_some_and(|bits| bits & mask == 0))
+    }
+
+    /// Marks the pages of a part as granted or not.
+    pub(super) fn set(&mut self, offset: u64, length: u64, granted: bool) {
+        for (word, mask) in Self::words(offset, length) {
+            if let Some(bits) = self.pages.get_mut(word) {
+                *bits = if granted { *bits | mask } else { *bits & !mask };
+            }
+        }
+    }
+}
+
+/// All ranges of memory, for quick checks of overlap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MemoryMap {
+    /// By first byte: last byte and buffer.
+    ranges: BTreeMap<u64, (u64, BufferId)>,
+}
+
+impl MemoryMap {
+    pub(super) fn insert(&mut self, range: PhysRange, buffer: BufferId) {
+        self.ranges.insert(range.first().0, (range.last().0, buffer));
+    }
+
+    pub(super) fn remove(&mut self, range: PhysRange) {
+        self.ranges.remove(&range.first().0);
+    }
+
+    /// A buffer that has a byte between these two.
+    pub(super) fn overlapping(&self, first: u64, last: u64) -> Option<BufferId> {
+        let (_, (end, buffer)) = self.ranges.range(..=last).next_back()?;
+        (*end >= first).then_some(*buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Iova;
+
+    fn phys(first: u64, length: u64) -> PhysRange {
+        PhysRange::new(PhysAddr(first), length).unwrap()
+    }
+
+    #[test]
+    fn memory_is_cut_where_segments_end() {
+        let memory = Memory::new(&[phys(0x10000, 0x2000), phys(0x50000, 0x1000), phys(0, 0x1000)]);
+        let pieces = |offset, length| {
+            let mut all = Vec::new();
+            memory.as_ref().unwrap().pieces(offset, length, |at, phys, length| {
+                all.push((at, phys.0, length));
+            });
+            all
+        };
+        assert_eq!(
+            pieces(0, 0x4000),
+            [(0, 0x10000, 0x2000), (0x2000, 0x50000, 0x1000), (0x3000, 0, 0x1000)]
+        );
+        assert_eq!(pieces(0x1000, 0x2000), [(0, 0x11000, 0x1000), (0x1000, 0x50000, 0x1000)]);
+        assert_eq!(pieces(0x3000, 0x1000), [(0, 0, 0x1000)]);
+    }
+
+    #[test]
+    fn grants_do_not_overlap() {
+        let mut grants = Grants::new(IovaRange::new(Iova(0x1000), 200 << 12).unwrap());
+        grants.set(60 << 12, 10 << 12, true);
+        assert!(!grants.is_free(69 << 12, 1 << 12) && grants.is_free(70 << 12, 130 << 12));
+        assert!(grants.is_free(0, 60 << 12) && !grants.is_free(0, 200 << 12));
+        grants.set(60 << 12, 10 << 12, false);
+        assert!(grants.is_free(0, 200 << 12));
+    }
+
+    #[test]
+    fn overlapping_memory_is_noticed() {
+        let mut map = MemoryMap::default();
+        map.insert(phys(0x2000, 0x2000), BufferId(1));
+        assert_eq!(map.overlapping(0, 0x1fff), None);
+        assert_eq!(map.overlapping(0, 0x2000), Some(BufferId(1)));
+        assert_eq!(map.overlapping(0x3fff, 0x9000), Some(BufferId(1)));
+        assert_eq!(map.overlapping(0x4000, 0x9000), None);
+    }
+}
