@@ -37,6 +37,14 @@ struct Open {
     watched: bool,
 }
 
+/// How many session handles are found without a search.
+const RECENT: usize = 128;
+
+/// Where a session handle that was asked for lately is kept.
+const fn place_of(handle: Handle) -> usize {
+    handle.0 as usize % RECENT
+}
+
 /// All open handles.
 #[derive(Clone)]
 pub(super) struct Handles {
@@ -46,8 +54,8 @@ pub(super) struct Handles {
     ready: VecDeque<Handle>,
     next: u32,
     limit: u32,
-    /// The session handle that was asked for last.
-    recent: Option<(Handle, SessionId)>,
+    /// Session handles that were asked for lately, each in the place that its number says.
+    recent: [Option<(Handle, SessionId)>; RECENT],
 }
 
 impl Handles {
@@ -60,7 +68,7 @@ impl Handles {
             ready: VecDeque::new(),
             next: 0,
             limit,
-            recent: None,
+            recent: [None; RECENT],
         }
     }
 
@@ -87,7 +95,9 @@ impl Handles {
 
     /// Closes a handle and says what it was open on.
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Object> {
-        self.recent = None;
+        if let Some(place) = self.recent.get_mut(place_of(handle)) {
+            *place = None;
+        }
         let open = self.open.remove(&handle)?;
         if let Object::Session(session) = open.object {
             self.of_session.remove(&session);
@@ -116,8 +126,8 @@ impl Handles {
     /// `BadHandle`; `BadOperation` when it is open on something else.
     #[inline]
     pub(super) fn session(&mut self, handle: Handle) -> Result<SessionId, Refusal> {
-        match self.recent {
-            Some((known, session)) if known == handle => Ok(session),
+        match self.recent.get(place_of(handle)) {
+            Some(Some((known, session))) if *known == handle => Ok(*session),
             _ => self.find_session(handle),
         }
     }
@@ -126,7 +136,9 @@ impl Handles {
     fn find_session(&mut self, handle: Handle) -> Result<SessionId, Refusal> {
         match *self.object(handle)? {
             Object::Session(session) => {
-                self.recent = Some((handle, session));
+                if let Some(place) = self.recent.get_mut(place_of(handle)) {
+                    *place = Some((handle, session));
+                }
                 Ok(session)
             }
             _ => Err(Refusal::BadOperation),
