@@ -2,10 +2,13 @@
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
-use iommud::addr::Iova;
+use iommud::addr::{Iova, IovaRange, PhysAddr};
+use iommud::hw::radix::{Detached, PageTable};
+use iommud::platform::HugeTables;
 use iommud::policy::{BatchRequest, Event, MapRequest};
+use iommud::topology::capabilities::PageSizes;
 
-use crate::machine::{Core, Counting};
+use crate::machine::{Core, Counting, Format, tables};
 use crate::peers::{Multiarch, X86};
 use crate::report::Line;
 use crate::timing::{median, nanos, ratio, rounds};
@@ -51,9 +54,9 @@ impl Ring {
                 });
             }
             let request = request(self.slot, page);
-            let iova = self.core.change(|registry, session, plan| {
-                registry.decide_map(session, &request, plan)
-            });
+            let iova = self
+                .core
+                .change(|registry, session, plan| registry.decide_map(session, &request, plan));
             match self.live.get_mut(page as usize) {
                 Some(place) => *place = iova,
                 None => self.live.push(iova),
@@ -87,11 +90,51 @@ impl Grants {
                 });
             }
             let request = request(slot, page);
-            self.core.change(|registry, session, plan| {
-                registry.decide_grant(session, &request, plan)
-            });
+            self.core
+                .change(|registry, session, plan| registry.decide_grant(session, &request, plan));
         }
         self.granted = true;
+        RING
+    }
+}
+
+/// The page table alone, as peers are: what the server's other layers add is the rest.
+struct Table {
+    memory: HugeTables,
+    pages: PageTable<Format>,
+    detached: Detached,
+    live: bool,
+}
+
+impl Table {
+    fn new() -> Self {
+        let mut memory = tables(4);
+        let pages = PageTable::new(&mut memory, 4, PageSizes::SIZE_4K, true).expect("a table");
+        Self { memory, pages, detached: Detached::new(), live: false }
+    }
+
+    fn map(&mut self, page: u64) {
+        let range = IovaRange::new(Iova(BASE + page * 4096), 4096).expect("a range");
+        let phys = PhysAddr(0x20_0000_0000 + page * 8192);
+        self.pages.map(&mut self.memory, range, phys, READ_WRITE).expect("mapped");
+    }
+
+    fn unmap(&mut self, page: u64) {
+        let range = IovaRange::new(Iova(BASE + page * 4096), 4096).expect("a range");
+        let Self { memory, pages, detached, .. } = self;
+        pages.unmap(memory, range, detached).expect("unmapped");
+        PageTable::<Format>::release(memory, detached);
+    }
+
+    #[inline(never)]
+    fn turn(&mut self) -> u64 {
+        for page in 0..RING {
+            if self.live {
+                self.unmap(page);
+            }
+            self.map(page);
+        }
+        self.live = true;
         RING
     }
 }
@@ -117,9 +160,11 @@ pub fn run() {
         (&std::cell::RefCell::new(X86::new()), &std::cell::RefCell::new(Multiarch::new()));
     let (mut live_x86, mut live_multiarch) = (false, false);
     let phys = |page: u64| 0x20_0000_0000 + page * 8192;
-    let [core, grant, x86, multiarch] = rounds([
+    let mut table = Table::new();
+    let [core, grant, alone, x86, multiarch] = rounds([
         &mut || repeated(|| ours.turn()),
         &mut || repeated(|| grants.turn()),
+        &mut || repeated(|| table.turn()),
         &mut || {
             repeated(|| {
                 let map = |page| x86.borrow_mut().map(BASE + page * 4096, phys(page));
@@ -146,6 +191,9 @@ pub fn run() {
     .print();
     Line::note(1, "core grant + revoke 4 KiB, the same", nanos(median(&grant)))
         .peer(format!("x86_64 {}", nanos(median(&x86))), ratio(&grant, &x86))
+        .print();
+    Line::note(1, "of it the page table alone: map + unmap 4 KiB", nanos(median(&alone)))
+        .peer(format!("x86_64 {}", nanos(median(&x86))), ratio(&alone, &x86))
         .print();
     Line::note(1, "core map + unmap 4 KiB, another peer", nanos(median(&core)))
         .peer(
