@@ -169,11 +169,12 @@ impl Default for Mappings {
 }
 
 impl core::fmt::Debug for Mappings {
-    /// The mappings, by number: all there is to know from outside.
+    /// The mappings, by number, and their neighbours in the lists: all there is to know from outside.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let mut live: Vec<u32> = self.leaves.iter().flat_map(Leaf::iter).collect();
         live.sort_unstable();
-        let all = live.iter().map(|index| (index, self.get(MappingIndex(*index))));
+        let links = |index| self.record(index).map(|record| (record.previous, record.next));
+        let all = live.iter().map(|index| (index, links(*index), self.get(MappingIndex(*index))));
         f.debug_list().entries(all).finish()
     }
 }

@@ -104,6 +104,28 @@ fn s30_page_tables_are_limited_too() {
     assert!(made > 1);
 }
 
+/// Every plan is aborted first, and the state compared, the order of mappings included.
+#[test]
+fn a_batch_ends_mappings_in_any_order_also_those_it_makes() {
+    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 4, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    let (slot, ..) = bench.buffer(session, 8);
+    let at = |page: u64| (4 << 30) + page * PAGE;
+    let fixed = |page| fixed(slot, page, 1, at(page));
+    let left = |bench: &Bench| bench.registry.session(session).unwrap().mappings_left;
+    let before = left(&bench);
+    bench.batch(session, &[fixed(0), fixed(1), fixed(2), fixed(3)]).unwrap();
+    let end = |page| unmap(at(page), 1);
+    bench.batch(session, &[end(2), fixed(5), end(1), end(5), fixed(6), end(3)]).unwrap();
+    assert_eq!(left(&bench), before - 2);
+    bench.batch(session, &[end(0), end(6)]).unwrap();
+    let again = bench.run(&Event::Batch(session, vec![end(0)])).unwrap_err();
+    assert_eq!((again.refusal, left(&bench)), (Refusal::NotMapped, before));
+    let half = bench.run(&Event::Batch(session, vec![fixed(0), end(0), end(1)])).unwrap_err();
+    assert_eq!((half.refusal, half.item, left(&bench)), (Refusal::NotMapped, 2, before));
+}
+
 #[test]
 fn a_batch_is_all_or_nothing_and_names_the_item() {
     let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
