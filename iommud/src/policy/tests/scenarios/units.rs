@@ -45,18 +45,24 @@ fn s24_a_domain_over_two_units_is_flushed_in_both() {
     let second = bench.claim_under(1, address(0, 4, 0), Some(first)).unwrap();
     bench.run(&Event::Attach(first)).unwrap();
     let (_, iova, _) = bench.buffer(first, 1);
-    let from = bench.world.steps.len();
     bench.run(&Event::Attach(second)).unwrap();
-    let (_, other, _) = bench.buffer(first, 1);
-    bench.batch(first, &[unmap(iova, 1), unmap(other, 1)]).unwrap();
-    let units: Vec<_> = bench.world.steps[from..]
-        .iter()
-        .filter_map(|step| match step {
-            Step::Invalidate { unit, .. } => Some(unit.0),
+    let (slot, other, _) = bench.buffer(first, 1);
+    let mut told = |items: &[BatchRequest]| {
+        let from = bench.world.steps.len();
+        bench.batch(first, items).unwrap();
+        let steps = bench.world.steps[from..].iter();
+        let told = steps.filter_map(|step| match step {
+            Step::Publish { unit, .. } => Some(('p', unit.0)),
+            Step::Invalidate { unit, .. } => Some(('i', unit.0)),
             _ => None,
-        })
-        .collect();
-    assert_eq!(units, [0, 1], "one invalidation for each unit, for the whole call");
+        });
+        told.collect::<Vec<_>>()
+    };
+    let both = |what| [(what, 0), (what, 1)];
+    // Once for each unit and call, also when the call is for one mapping.
+    assert_eq!(told(&[unmap(iova, 1), unmap(other, 1)]), both('i'));
+    assert_eq!(told(&[fixed(slot, 0, 1, iova)]), both('p'));
+    assert_eq!(told(&[unmap(iova, 1)]), both('i'));
     let Binding::Domain(own) = own_domain(&bench, first) else { panic!() };
     assert_eq!(bench.world.mapped(own), []);
 }
