@@ -343,6 +343,35 @@ mod tests {
         assert_eq!(tables.load(frame, 0), 0);
     }
 
+    /// As the trait does it with `load`, `live` and `store`.
+    #[test]
+    fn a_change_sees_a_word_and_its_frame_s_counter() {
+        let mut tables = tables();
+        let (frame, other) = (tables.allocate().unwrap(), tables.allocate().unwrap());
+        tables.store(frame, 511, 5);
+        *tables.live(frame) = 3;
+        let seen = tables.change(frame, 511, |word, live| {
+            *live += 1;
+            (Some(word + 1), (word, *live))
+        });
+        assert_eq!((seen, tables.load(frame, 511), *tables.live(frame)), ((5, 4), 6, 4));
+        let kept = tables.change(frame, 511, |word, _| (None, word));
+        assert_eq!((kept, tables.load(frame, 511)), (6, 6));
+        assert_eq!(
+            (tables.load(frame, 510), tables.load(other, 511), *tables.live(other)),
+            (0, 0, 0)
+        );
+        for (outside, index) in [(frame, 512), (PhysAddr(frame.0 + 8), 0), (PhysAddr(u64::MAX), 0)]
+        {
+            let seen = tables.change(outside, index, |word, live| {
+                *live += 1;
+                (Some(9), (word, *live))
+            });
+            assert_eq!(seen, (0, 1), "{outside:?} {index}");
+        }
+        assert_eq!((tables.load(frame, 0), tables.load(other, 0), *tables.live(frame)), (0, 0, 4));
+    }
+
     #[test]
     fn stores_are_seen_through_the_page_itself() {
         let mut source = FakePages::default();
