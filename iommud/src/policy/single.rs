@@ -3,6 +3,9 @@
 //! It is the same decision as that of a batch of one ([`work`](crate::policy::work)), and the same order of steps
 //! ([`follow`]); what is left out is writing the steps down. That takes memory in one piece and a domain that at most
 //! one unit uses; the steps of everything else are written down.
+//!
+//! This is what a driver waits for: all of it is inlined into the server's call, where each step is known to the
+//! compiler. How many instructions that takes has a bound, in `tests/vm/bare/src/suite/server.rs`.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
