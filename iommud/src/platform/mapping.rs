@@ -95,6 +95,24 @@ impl Mapping {
         }
     }
 
+    /// Hands the 64 bits at `offset`, a multiple of 8, to `change`, and writes what that puts in their place, if
+    /// anything. Outside, it gets 0 and nothing is written.
+    #[inline(always)]
+    pub fn change64<T>(
+        &mut self,
+        offset: usize,
+        change: impl FnOnce(u64) -> (Option<u64>, T),
+    ) -> T {
+        let Some(place) = self.place::<u64>(offset) else { return change(0).1 };
+        // SAFETY: as in `read32`.
+        let (new, told) = change(unsafe { place.read_volatile() });
+        if let Some(new) = new {
+            // SAFETY: as in `write32`; `change` has no way to end the mapping, which is borrowed.
+            unsafe { place.write_volatile(new) }
+        }
+        told
+    }
+
     /// Writes `count` words of 64 bits from `offset` on, a multiple of 8, in one store each: `value`, and each
     /// next one greater by `step`. Nothing when they do not all lie inside.
     pub fn fill64(&mut self, offset: usize, count: usize, value: u64, step: u64) {

@@ -39,7 +39,7 @@ pub struct HugeTables {
 struct TablePage {
     phys: u64,
     mapping: Mapping,
-    frames: Vec<Frame>,
+    frames: Box<[Frame; FRAMES]>,
     /// Frames from here on were never handed out.
     fresh: usize,
 }
@@ -59,7 +59,7 @@ impl HugeTables {
             .map(|(phys, mapping)| TablePage {
                 phys: phys.0,
                 mapping,
-                frames: vec![Frame::default(); FRAMES],
+                frames: Box::new([Frame::default(); FRAMES]),
                 fresh: 0,
             })
             .collect();
@@ -75,6 +75,7 @@ impl HugeTables {
     }
 
     /// The page of a frame, and the frame's number in it.
+    #[inline(always)]
     fn find(&self, frame: PhysAddr) -> Option<(usize, usize)> {
         let start = frame.0 & !(HUGE_PAGE - 1);
         let recent = self.recent.get();
@@ -82,7 +83,7 @@ impl HugeTables {
             Some(page) if page.phys == start => recent,
             _ => self.search(start)?,
         };
-        let number = usize::try_from((frame.0 - start) / PAGE_SIZE).ok()?;
+        let number = usize::try_from(frame.0 % HUGE_PAGE / PAGE_SIZE).ok()?;
         frame.is_aligned(PAGE_SIZE).then_some((page, number))
     }
 
@@ -209,6 +210,7 @@ impl TableMemory for HugeTables {
         }
     }
 
+    #[inline(always)]
     fn change<T>(
         &mut self,
         frame: PhysAddr,
@@ -218,18 +220,12 @@ impl TableMemory for HugeTables {
         self.nobody = 0;
         let place = if index < FRAME / 8 { self.find(frame) } else { None };
         let page = place.and_then(|(page, number)| Some((self.pages.get_mut(page)?, number)));
-        let Some((TablePage { mapping, frames, .. }, number)) = page else {
-            return change(0, &mut self.nobody).1;
-        };
-        let Some(Frame { live, used: true }) = frames.get_mut(number) else {
-            return change(0, &mut self.nobody).1;
-        };
-        let offset = number * FRAME + index * 8;
-        let (new, told) = change(mapping.read64(offset).unwrap_or(0), live);
-        if let Some(new) = new {
-            mapping.write64(offset, new);
+        if let Some((TablePage { mapping, frames, .. }, number)) = page
+            && let Some(Frame { live, used: true }) = frames.get_mut(number)
+        {
+            return mapping.change64(number * FRAME + index * 8, |word| change(word, live));
         }
-        told
+        change(0, &mut self.nobody).1
     }
 
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize) {

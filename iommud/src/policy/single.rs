@@ -207,13 +207,13 @@ impl Registry {
             let plan = self.decide(&Event::Batch(session, Vec::from([item()])))?;
             return Ok(Decided::Plan(plan));
         };
-        let mut single = work.start();
-        decide(&mut work, &mut single)?;
-        if work.is_plain(&mut single) {
-            plan.0 = single;
+        let single = &mut plan.0;
+        (single.domain, single.account) = work.charged();
+        decide(&mut work, single)?;
+        if work.is_plain(single) {
             return Ok(Decided::Change);
         }
-        Ok(Decided::Plan(whole(work, single)))
+        Ok(Decided::Plan(whole(work, *single)))
     }
 
     /// As [`Registry::commit`].

@@ -59,16 +59,17 @@ impl Registry {
 }
 
 impl Work<'_> {
-    /// A change of this session's domain, not decided yet.
+    /// The session's domain, and the account that its mappings are charged to.
     #[inline(always)]
-    pub(super) fn start(&self) -> Single {
-        Single { domain: self.id, account: self.session.client, ..Single::default() }
+    pub(super) const fn charged(&self) -> (DomainId, u32) {
+        (self.id, self.session.client)
     }
 
     /// Decides one element of a batch and marks the registry accordingly. Returns what it comes to, but for the unit.
     #[inline(always)]
     pub(super) fn item(&mut self, item: &BatchRequest) -> Result<Single, Refusal> {
-        let mut single = self.start();
+        let (domain, account) = self.charged();
+        let mut single = Single { domain, account, ..Single::default() };
         match item {
             BatchRequest::Map(request) => self.map(request, &mut single),
             BatchRequest::Grant(request) => self.grant(request, &mut single),
