@@ -31,6 +31,17 @@ impl<U: Unit> Engine<U> {
                 let table = table_of(&mut self.tables, domain)?;
                 Ok(table.pages.unmap(&mut self.memory, range, &mut table.detached)?)
             }
+            Step::Vacate { domain, range } => {
+                let table = table_of(&mut self.tables, domain)?;
+                table.pages.vacate(&mut self.memory, range, &mut table.detached);
+                Ok(())
+            }
+            Step::Forget { unit, domain, range } => {
+                if !table_of(&mut self.tables, domain)?.detached.vacated() {
+                    return Ok(());
+                }
+                self.invalidate(unit, domain, range)
+            }
             Step::Publish { unit, domain, range } => self.publish(unit, domain, range),
             Step::Invalidate { unit, domain, range } => self.invalidate(unit, domain, range),
             Step::ReleaseTables { domain } => {

@@ -67,7 +67,9 @@ impl<U: Unit> Engine<U> {
             Step::Map { domain, range, .. } | Step::MapList { domain, range, .. } => {
                 self.take_back_map(domain, range, undo);
             }
-            Step::Unmap { domain, range } => self.take_back_unmap(domain, range, undo),
+            Step::Unmap { domain, range } | Step::Vacate { domain, range } => {
+                self.take_back_unmap(domain, range, undo);
+            }
             Step::Block { unit, source, was } => self.take_back_block(unit, source, was, undo),
             Step::Translate { unit, source, domain } => {
                 self.take_back_entry(unit, source, Binding::Domain(domain), undo);
@@ -86,6 +88,7 @@ impl<U: Unit> Engine<U> {
             // What a unit was told to forget it may look up again; what cannot fail comes last in a plan,
             // behind everything that can.
             Step::Publish { .. }
+            | Step::Forget { .. }
             | Step::Invalidate { .. }
             | Step::InvalidateEntry { .. }
             | Step::Enable { .. }

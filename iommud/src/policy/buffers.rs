@@ -149,6 +149,9 @@ impl Registry {
             record.granted = Some(Grants::new(range));
             return Ok((range.first(), None));
         }
+        if draft.vacate(id, domain, range) {
+            draft.last.push(Step::ReleaseTables { domain: id });
+        }
         memory.pieces(0, request.length, |at, phys, length| {
             let range = IovaRange::new(Iova(range.first().0 + at), length);
             let step = |range| Step::Map { domain: id, range, phys, access: request.access };

@@ -95,6 +95,8 @@ pub(super) struct Changes {
     pub(super) mapped: Option<IovaRange>,
     /// A range around all that is unmapped.
     pub(super) unmapped: Option<IovaRange>,
+    /// Tables may be unlinked to make room for larger leaves.
+    pub(super) vacated: bool,
 }
 
 impl Changes {
@@ -116,14 +118,20 @@ impl Changes {
     #[inline]
     fn clear(&mut self) {
         self.list.clear();
-        (self.mapped, self.unmapped) = (None, None);
+        (self.mapped, self.unmapped, self.vacated) = (None, None, false);
     }
 }
 
 impl Default for Changes {
     fn default() -> Self {
-        let (domain, account) = (DomainId(u32::MAX), u32::MAX);
-        Self { domain, account, list: Vec::new(), mapped: None, unmapped: None }
+        Self {
+            domain: DomainId(u32::MAX),
+            account: u32::MAX,
+            list: Vec::new(),
+            mapped: None,
+            unmapped: None,
+            vacated: false,
+        }
     }
 }
 
@@ -205,6 +213,19 @@ impl Draft {
         }
         let binds = moves.iter().map(|&(key, was, now)| Effect::Bind { key, was, now });
         self.effects.extend(binds);
+    }
+
+    /// Makes room for larger leaves in a range that is mapped next, if it can have any. True when tables are to be
+    /// released in the end.
+    pub(super) fn vacate(&mut self, id: DomainId, domain: &Domain, range: IovaRange) -> bool {
+        if !domain.shape.has_larger_leaf(range) {
+            return false;
+        }
+        self.steps.push(Step::Vacate { domain: id, range });
+        for &(unit, _) in &domain.active {
+            self.steps.push(Step::Forget { unit, domain: id, range });
+        }
+        true
     }
 
     /// One invalidation for each unit that has an entry of the domain.

@@ -5,6 +5,7 @@
 //! ```text
 //! unmap      Unmap -> Invalidate (every unit of the domain) -> ReleaseTables -> ReleaseBuffer
 //! map        Map -> Publish (every unit of the domain)
+//! large map  Vacate -> Forget (every unit of the domain) -> Map -> Publish -> ReleaseTables
 //! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
 //! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
 //! storm      Silence -> InvalidateEntry; a move of the entry begins with the opposite
@@ -66,6 +67,23 @@ pub enum Step {
         domain: DomainId,
         /// Levels of the root that the entry points to.
         from: u8,
+    },
+    /// Unlinks the empty table that a page table keeps, if it lies where `range` could have a larger leaf. It is kept
+    /// until `ReleaseTables`. Undone by linking it again.
+    Vacate {
+        /// The domain.
+        domain: DomainId,
+        /// What is mapped next.
+        range: IovaRange,
+    },
+    /// Makes a unit forget what `Vacate` unlinked, so that larger leaves can be entered; nothing when that was nothing.
+    Forget {
+        /// The unit.
+        unit: UnitIndex,
+        /// The domain.
+        domain: DomainId,
+        /// What is mapped next.
+        range: IovaRange,
     },
     /// Enters translations, all or none. Undone by removing them, invalidating and freeing what was added.
     Map {
@@ -212,13 +230,14 @@ impl Sink for Vec<Step> {
 
 /// The steps that follow the maps and unmaps of a domain, until the sink takes no more. `unmapped` and `mapped` are
 /// ranges around all of them, `units` those that have entries of the domain, and whether each is to be told of new
-/// translations.
+/// translations; `release` says whether tables may have been unlinked.
 #[inline(always)]
 pub(super) fn follow<S: Sink>(
     domain: DomainId,
     unmapped: Option<IovaRange>,
     mapped: Option<IovaRange>,
     units: impl Iterator<Item = (UnitIndex, bool)> + Clone,
+    release: bool,
     sink: &mut S,
 ) -> Result<(), S::Error> {
     if let Some(range) = unmapped {
@@ -231,7 +250,7 @@ pub(super) fn follow<S: Sink>(
             sink.step(Step::Publish { unit, domain, range })?;
         }
     }
-    if unmapped.is_some() { sink.step(Step::ReleaseTables { domain }) } else { Ok(()) }
+    if release { sink.step(Step::ReleaseTables { domain }) } else { Ok(()) }
 }
 
 /// What a requester's entry lets it do.

@@ -96,13 +96,13 @@ impl ChangePlan {
         match (self.0.mapped, self.0.phys) {
             (Some(access), Some(phys)) => {
                 sink.step(Step::Map { domain, range, phys, access })?;
-                follow(domain, None, Some(range), units, sink)
+                follow(domain, None, Some(range), units, false, sink)
             }
             // A plan of one change has memory in one piece: see `Work::is_plain`.
             (Some(_), None) => Ok(()),
             (None, _) => {
                 sink.step(Step::Unmap { domain, range })?;
-                follow(domain, Some(range), None, units, sink)
+                follow(domain, Some(range), None, units, true, sink)
             }
         }
     }

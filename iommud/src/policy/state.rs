@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::{PciAddress, Slot};
 use iommu_protocol::wire::Access;
 
-use crate::addr::{PhysAddr, PhysRange};
+use crate::addr::{IovaRange, PhysAddr, PhysRange};
 use crate::policy::config::Mode;
 use crate::policy::few::Few;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
@@ -16,7 +16,7 @@ use crate::policy::plan::Binding;
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::space::Space;
 use crate::topology::alias::Aliases;
-use crate::topology::capabilities::{DomainTag, TableFormat, UnitCapabilities};
+use crate::topology::capabilities::{DomainTag, PageSizes, TableFormat, UnitCapabilities};
 use crate::topology::table::FunctionIndex;
 
 /// One unit.
@@ -244,6 +244,18 @@ impl Shape {
         last_of(self.iova_bits.min(12 + 9 * self.format.levels))
     }
 
+    /// Whether a range holds all that a leaf of 2 MiB would translate, and there may be one.
+    #[inline(always)]
+    pub(super) fn has_larger_leaf(&self, range: IovaRange) -> bool {
+        const BLOCK: u64 = 1 << 21;
+        if range.length() < BLOCK || !self.format.page_sizes.contains(PageSizes::SIZE_2M) {
+            return false;
+        }
+        let block = range.first().0.checked_next_multiple_of(BLOCK);
+        let end = block.and_then(|first| first.checked_add(BLOCK - 1));
+        end.is_some_and(|last| last <= range.last().0)
+    }
+
     /// Last address of memory.
     pub(super) const fn last_memory(&self) -> u64 {
         last_of(self.physical_bits)
@@ -316,7 +328,6 @@ pub(super) fn insert_pages(set: &mut Ranges, range: PhysRange) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::capabilities::PageSizes;
 
     #[test]
     fn tags_begin_after_the_ones_that_are_never_given() {

@@ -151,7 +151,8 @@ impl Work<'_> {
         leave(left, single)
     }
 
-    /// Whether what was decided is one change of memory in one piece for at most one unit; then `single` is all of it.
+    /// Whether what was decided is one change of memory in one piece for at most one unit, which makes room for
+    /// nothing; then `single` is all of it.
     #[inline(always)]
     pub(super) fn is_plain(&self, single: &mut Single) -> bool {
         let unit = match *self.domain.active.as_slice() {
@@ -162,6 +163,9 @@ impl Work<'_> {
         if single.mapped.is_none() {
             single.unit = unit.map(|unit| (unit, false));
             return true;
+        }
+        if self.domain.shape.has_larger_leaf(single.range) {
+            return false;
         }
         single.unit = unit.map(|unit| (unit, self.machine.needs_publishing(unit)));
         if single.phys.is_none() {
@@ -185,6 +189,9 @@ impl Work<'_> {
     pub(super) fn note(&self, single: &Single, draft: &mut Draft) {
         draft.changes.note(single);
         let Single { domain, range, .. } = *single;
+        if single.mapped.is_some() {
+            draft.changes.vacated |= draft.vacate(domain, self.domain, range);
+        }
         match (single.mapped, single.phys) {
             (None, _) => draft.steps.push(Step::Unmap { domain, range }),
             (Some(access), Some(phys)) => {
@@ -211,8 +218,9 @@ impl Work<'_> {
         let units = self.domain.active.iter();
         let units = units.map(|&(unit, _)| (unit, self.machine.needs_publishing(unit)));
         let Draft { changes, steps, .. } = draft;
+        let release = changes.unmapped.is_some() || changes.vacated;
         // A list takes every step.
-        let Ok(()) = follow(self.id, changes.unmapped, changes.mapped, units, steps);
+        let Ok(()) = follow(self.id, changes.unmapped, changes.mapped, units, release, steps);
     }
 }
 

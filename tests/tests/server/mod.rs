@@ -9,6 +9,7 @@ mod policies;
 mod quotas;
 mod ranges;
 mod restarts;
+mod room;
 mod story;
 mod units;
 mod waiting;

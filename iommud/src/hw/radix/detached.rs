@@ -82,6 +82,8 @@ pub struct Detached {
     structure: bool,
     /// The region whose empty table stayed linked before another one's did.
     idle_before: Option<u64>,
+    /// An empty table made room for larger leaves.
+    vacated: bool,
 }
 
 /// No address.
@@ -102,6 +104,7 @@ impl Detached {
             stale: NOTHING,
             structure: false,
             idle_before: None,
+            vacated: false,
         }
     }
 
@@ -121,6 +124,23 @@ impl Detached {
     #[must_use]
     pub const fn tables_freed(&self) -> bool {
         self.structure
+    }
+
+    /// Whether an empty table was unlinked to make room for larger leaves: units have to forget it before those are
+    /// entered.
+    #[must_use]
+    pub const fn vacated(&self) -> bool {
+        self.vacated
+    }
+
+    /// Notes that it was.
+    pub(super) const fn vacate(&mut self) {
+        self.vacated = true;
+    }
+
+    /// Notes that what made room is put back.
+    pub(super) const fn fill_again(&mut self) {
+        self.vacated = false;
     }
 
     /// What units have to forget before the release: a range around all that was unmapped, and around all
@@ -167,7 +187,8 @@ impl Detached {
             self.free_tables::<F, M>(memory);
         }
         self.runs.clear();
-        (self.stale, self.structure, self.idle_before) = (NOTHING, false, None);
+        (self.stale, self.structure) = (NOTHING, false);
+        (self.idle_before, self.vacated) = (None, false);
     }
 
     #[inline(never)]

@@ -131,6 +131,25 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
+    /// Unlinks the table that is kept, if it lies where `range` could have a larger leaf in its place. It goes to
+    /// `detached`, as what [`PageTable::unmap`] takes out does; [`Detached::vacated`] says whether it did.
+    pub fn vacate<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        range: IovaRange,
+        detached: &mut Detached,
+    ) {
+        let start = detached.runs.len();
+        let region = self.idle.region;
+        let block = IovaRange::new(Iova(region.wrapping_mul(slot_size(2))), slot_size(2));
+        let inside = block.is_some_and(|block| range.contains(block));
+        if inside && self.leaf_allowed(2) && self.is_idle(memory, region) {
+            self.unlink_idle(memory, detached);
+            detached.vacate();
+        }
+        self.begin_call(start, detached);
+    }
+
     fn is_idle<M: TableMemory>(&self, memory: &mut M, region: u64) -> bool {
         self.look_up(memory, region).is_some_and(|found| *memory.live(found.table) == 0)
     }

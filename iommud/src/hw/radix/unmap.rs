@@ -92,7 +92,13 @@ impl<F: PteFormat> PageTable<F> {
             }
             None => self.take_out_tables(memory, range, detached)?,
         }
-        // A call that found nothing is still a call that `relink` undoes.
+        self.begin_call(start, detached);
+        Ok(())
+    }
+
+    /// Marks where what a call took out begins. One that found nothing is still a call that `relink` undoes.
+    #[inline(always)]
+    pub(super) fn begin_call(&self, start: usize, detached: &mut Detached) {
         match detached.runs.get_mut(start) {
             Some(run) => run.first = true,
             None => detached.runs.push(Run {
@@ -100,7 +106,6 @@ impl<F: PteFormat> PageTable<F> {
                 ..Run::new(self.root, 0, 0, self.levels, 0, RunKind::Leaves)
             }),
         }
-        Ok(())
     }
 
     /// As `take_out`, for a range that is not part of one table of pages.
@@ -130,6 +135,7 @@ impl<F: PteFormat> PageTable<F> {
     pub fn relink<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
         self.recent = Recent::NOTHING;
         self.stand_by_again(detached);
+        detached.fill_again();
         while let Some(run) = detached.runs.pop() {
             let index = usize::from(run.index);
             match run.kind {

@@ -99,6 +99,8 @@ fn kind(step: &Step) -> &'static str {
         Step::Grow { .. } => "Grow",
         Step::Deepen { .. } => "Deepen",
         Step::Publish { .. } => "Publish",
+        Step::Vacate { .. } => "Vacate",
+        Step::Forget { .. } => "Forget",
         Step::Invalidate { .. } => "Invalidate",
         Step::ReleaseTables { .. } => "ReleaseTables",
         Step::Block { .. } => "Block",

@@ -173,7 +173,10 @@ impl World {
                 self.cache_all();
                 self.domain(domain).unmap(range.first().0, range.last().0);
             }
-            Step::Publish { .. } | Step::ReleaseTables { .. } => {}
+            Step::Publish { .. }
+            | Step::Vacate { .. }
+            | Step::Forget { .. }
+            | Step::ReleaseTables { .. } => {}
             Step::Invalidate { unit, domain, .. } => {
                 let tag = self.domain(domain).tag;
                 self.unit(unit).stale_pages.remove(&tag);
