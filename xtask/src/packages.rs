@@ -88,6 +88,16 @@ pub(crate) fn require_files(files: &[(&str, &'static str)]) -> Result<()> {
     bring(&missing)
 }
 
+/// Installs the packages' newest versions: those that are installed are too old, and so may be the lists.
+///
+/// # Errors
+/// `Missing` when not root; a failed installation.
+pub(crate) fn renew(names: &[&str]) -> Result<()> {
+    update()?;
+    println!("installing {}", names.join(" "));
+    install(names)
+}
+
 fn install(names: &[&str]) -> Result<()> {
     let mut apt = apt_get();
     apt.args(["install", "--yes", "--no-install-recommends"]).args(names);

@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::tree::Tree;
-use crate::packages;
-use crate::workspace::{cargo, root, target};
+use crate::packages::{self, Missing};
+use crate::workspace::{cargo, quietly, root, target};
 
 const TARGET: &str = "x86_64-unknown-redox";
 
@@ -18,6 +18,10 @@ const CARGO: &str = "/usr/bin/cargo";
 const RUSTC: &str = "/usr/bin/rustc";
 const CLIPPY: &str = "/usr/bin/cargo-clippy";
 const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
+
+/// What must be there, and the packages that bring it.
+const COMPILER: [(&str, &str); 3] =
+    [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
 
 /// The crates that Redox gets.
 const PACKAGES: [&str; 4] = ["iommud", "edud", "nvme", "redox-guest"];
@@ -46,8 +50,38 @@ pub(crate) fn loader() -> Result<PathBuf> {
 /// # Errors
 /// `Missing` packages; they cannot be installed.
 pub(crate) fn compiler() -> Result<()> {
-    let files = [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
-    packages::require_files(&files)
+    packages::require_files(&COMPILER)?;
+    if version()? >= wanted() {
+        return Ok(());
+    }
+    // Lists of packages that are old name an old compiler. The linter is of one version with it.
+    let linter = Path::new(CLIPPY).exists().then_some("rust-web-clippy");
+    let names: Vec<&str> = COMPILER.iter().map(|(_, package)| *package).chain(linter).collect();
+    packages::renew(&names)?;
+    let (found, wanted) = (version()?, wanted());
+    ensure!(
+        found >= wanted,
+        Missing::new(format!("rustc-web {found:?} is too old: {wanted:?} is wanted"))
+    );
+    Ok(())
+}
+
+/// Version of Debian's compiler.
+fn version() -> Result<(u32, u32)> {
+    let text = quietly(Command::new(RUSTC).arg("--version"))?;
+    let number = text.split_whitespace().nth(1).unwrap_or_default();
+    numbers(number).with_context(|| format!("no version in: {text}"))
+}
+
+/// The oldest compiler that the project is built with.
+fn wanted() -> (u32, u32) {
+    numbers(env!("CARGO_PKG_RUST_VERSION")).unwrap_or_default()
+}
+
+/// The first two numbers of a version such as `1.95.0`.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.').map(str::parse);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
 /// `program` is cargo or cargo-clippy: `cargo clippy` would find another toolchain's.
@@ -78,6 +112,7 @@ pub(crate) fn check() -> Result<bool> {
 /// # Errors
 /// As [`check`].
 pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
+    compiler()?;
     let linter = packages::require_files(&[(CLIPPY, "rust-web-clippy")]);
     let lints = linter.inspect_err(|error| println!("not checked: lints for Redox: {error:#}"));
     let lints = lints.is_ok();
@@ -147,4 +182,18 @@ fn link_flags(libraries: &Path) -> OsString {
         flags.push(argument);
     }
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert_eq!(numbers("1.96.0"), Some((1, 96)));
+        assert_eq!(numbers("1.95"), Some((1, 95)));
+        assert!(numbers("1.100.1") > numbers("1.95.0"));
+        assert_eq!((numbers("nightly"), numbers("1")), (None, None));
+        assert!(wanted() >= (1, 95));
+    }
 }
