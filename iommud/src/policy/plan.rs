@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! unmap      Unmap -> Invalidate (every unit of the domain) -> ReleaseTables -> ReleaseBuffer
-//! map        Map -> Publish (every unit of the domain)
+//! map        Map -> Publish (every unit of the domain that needs to be told)
 //! large map  Vacate -> Forget (every unit of the domain) -> Map -> Publish -> ReleaseTables
 //! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
 //! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
