@@ -62,28 +62,16 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let done = |_| Empty::default();
         let result = match parse_header(bytes) {
             Ok((_, Operation::Map, body)) => decode::map(body).and_then(|request| {
-                let decide = Registry::decide_map;
-                self.change(
-                    payload,
-                    |registry, plan| decide(registry, session, &request, plan),
-                    mapped,
-                )
+                self.change(payload, |all, plan| all.decide_map(session, &request, plan), mapped)
             }),
             Ok((_, Operation::Unmap, body)) => decode::unmap(body).and_then(|range| {
-                let decide = Registry::decide_unmap;
-                self.change(payload, |registry, plan| decide(registry, session, range, plan), done)
+                self.change(payload, |all, plan| all.decide_unmap(session, range, plan), done)
             }),
             Ok((_, Operation::Grant, body)) => decode::grant(body).and_then(|request| {
-                let decide = Registry::decide_grant;
-                self.change(
-                    payload,
-                    |registry, plan| decide(registry, session, &request, plan),
-                    mapped,
-                )
+                self.change(payload, |all, plan| all.decide_grant(session, &request, plan), mapped)
             }),
             Ok((_, Operation::Revoke, body)) => decode::revoke(body).and_then(|part| {
-                let decide = Registry::decide_revoke;
-                self.change(payload, |registry, plan| decide(registry, session, part, plan), done)
+                self.change(payload, |all, plan| all.decide_revoke(session, part, plan), done)
             }),
             Ok((_, operation, body)) => match decode::decode(operation, body, &mut self.scratch) {
                 Ok(request) => self.answer(session, operation, request, payload),
@@ -91,24 +79,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             },
             Err(refusal) => Err(refusal.into()),
         };
-        let (refusal, item, length) = match result {
-            Ok(length) => (0, 0, length),
-            Err(refused) => {
-                self.counts.refusals += 1;
-                (refused.refusal.code(), refused.item, ReplyHeader::SIZE)
-            }
-        };
-        let header = ReplyHeader {
-            version: VERSION,
-            operation: asked.operation,
-            length: u32::try_from(length).unwrap_or(u32::MAX),
-            cookie: asked.cookie,
-            refusal,
-            reserved: 0,
-            item,
-        };
-        header.encode(payload).map_err(|Short| Refusal::BadLength)?;
-        Ok(length)
+        if result.is_err() {
+            self.counts.refusals += 1;
+        }
+        finish(payload, &asked, result)
     }
 
     /// Carries out a request; returns the length of the reply.
@@ -302,7 +276,29 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 }
 
-const _: () = assert!(MapResult::SIZE == Empty::SIZE);
+/// Puts the header of the reply in front of what it tells; returns its length.
+#[inline(always)]
+fn finish(
+    payload: &mut [u8],
+    asked: &RequestHeader,
+    result: Result<usize, Refused>,
+) -> Result<usize, Refusal> {
+    let (refusal, item, length) = match result {
+        Ok(length) => (0, 0, length),
+        Err(refused) => (refused.refusal.code(), refused.item, ReplyHeader::SIZE),
+    };
+    let header = ReplyHeader {
+        version: VERSION,
+        operation: asked.operation,
+        length: u32::try_from(length).unwrap_or(u32::MAX),
+        cookie: asked.cookie,
+        refusal,
+        reserved: 0,
+        item,
+    };
+    header.encode(payload).map_err(|Short| Refusal::BadLength)?;
+    Ok(length)
+}
 
 /// What a session without a unit uses: any bus address.
 const BUS_ADDRESSES: IovaRange = match IovaRange::inclusive(Iova(0), Iova(u64::MAX)) {
