@@ -50,7 +50,7 @@ impl Scene {
         let slot = stack.allocate(session, 2 * LARGE).unwrap().slot;
         let share = stack.share(1, session, slot).unwrap();
         let memory = share.segments[0].first().0;
-        assert!(memory % LARGE == 0 && share.segments[0].length() == 2 * LARGE);
+        assert!(memory.is_multiple_of(LARGE) && share.segments[0].length() == 2 * LARGE);
         let large = stack.query(session).unwrap().page_sizes & LARGE != 0;
         let scene = Self { device, session, slot, memory, large };
         scene.map(stack, NEIGHBOUR, 0x1000).unwrap();
