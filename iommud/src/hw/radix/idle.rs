@@ -4,6 +4,9 @@
 //! An empty table denies all that an absent one denies. There is at most one in a page table, and only beside
 //! another slot in use of the table above: the last mapping of a GiB takes it along, so that what unmapping
 //! leaves behind is what was there before.
+//!
+//! Where it lies a larger leaf can be entered only when it has been unlinked and units have forgotten it, which
+//! takes an invalidation: [`PageTable::vacate`] is a step of its own, before the map. A map without it uses the table.
 
 use super::{
     Detached, Iova, IovaRange, KEPT, PageTable, PhysAddr, PteFormat, PteSlot, TableMemory, shift,
