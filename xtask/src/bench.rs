@@ -30,7 +30,7 @@ pub(crate) struct Line {
 
 /// Parts that run on the host, as the program there names them, and parts that run in guests.
 const HOST: [&str; 10] =
-    ["core", "range", "iova", "pool", "calls", "sockets", "frames", "probe", "memory", "storm"];
+    ["core", "range", "iova", "pool", "calls", "sockets", "alone", "probe", "memory", "storm"];
 const GUESTS: [&str; 2] = ["bare", "nvme"];
 
 /// Measures and prints the table; says whether everything could be run. A target that is missed is no failure of

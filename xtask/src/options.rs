@@ -27,7 +27,7 @@ options of bare:
 
 options of bench:
   --json FILE              also write the table to FILE: an array of objects
-  ROW...                   only these, on this machine: core range iova pool sockets frames
+  ROW...                   only these, on this machine: core range iova pool sockets alone
                            probe memory storm
 
 options of redox:

@@ -7,7 +7,7 @@ mod rows;
 mod timing;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What there is to run, by name.
 const ROWS: [(&str, fn()); 10] = [
@@ -17,7 +17,7 @@ const ROWS: [(&str, fn()); 10] = [
     ("pool", rows::pool::run),
     ("calls", rows::calls::run),
     ("sockets", rows::sockets::run),
-    ("frames", rows::frames::run),
+    ("alone", rows::alone::run),
     ("probe", rows::probe::run),
     ("memory", rows::memory::run),
     ("storm", rows::storm::run),
@@ -27,7 +27,7 @@ const ROWS: [(&str, fn()); 10] = [
 const PROFILES: [(&str, fn()); 5] = [
     ("core", rows::core::profile),
     ("batches", rows::core::profile_batches),
-    ("frames", rows::frames::profile),
+    ("alone", rows::alone::profile),
     ("pool", rows::pool::profile),
     ("probe", rows::probe::profile),
 ];
@@ -40,9 +40,9 @@ fn main() -> ExitCode {
             Some((_, run)) => run(),
             None => return ExitCode::FAILURE,
         },
-        ["client", number, begin] => {
+        ["driver", number, begin] => {
             let number = number.parse().expect("a device");
-            rows::sockets::client(number, begin.parse().expect("a time"));
+            rows::driver::run(number, Duration::from_nanos(begin.parse().expect("a time")));
         }
         ["caller"] => rows::calls::caller(),
         parts => {

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use iommu_client::platform::linux::Socket;
@@ -10,7 +11,8 @@ use iommu_client::{Access, BufferOptions, Connection, Device, Placement};
 
 use crate::machine::function;
 use crate::report::Line;
-use crate::rows::sockets::{ours, spawn};
+use crate::rows::frames::connection;
+use crate::rows::servers::serve;
 use crate::timing::{median, nanos, ratio};
 
 /// Pairs and calls in turn, so many times; each so short that what disturbs one disturbs the other.
@@ -61,7 +63,10 @@ pub fn caller() {
 }
 
 pub fn run() {
-    let (end, mut child) = spawn(&["caller"]);
+    let (end, theirs) = connection();
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.arg("caller").stdin(theirs).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("a driver");
     // Read meanwhile: the driver waits for nobody but the server.
     let output = child.stdout.take().expect("output");
     let reader = std::thread::spawn(move || {
@@ -72,7 +77,7 @@ pub fn run() {
         };
         BufReader::new(output).lines().map(|line| both(line.expect("a line"))).unzip()
     });
-    ours(vec![end], Instant::now() + LONGEST);
+    serve(vec![end], Instant::now() + LONGEST);
     let (pairs, calls): (Vec<f64>, Vec<f64>) = reader.join().expect("read");
     assert!(child.wait().expect("ended").success());
     let against = ratio(&pairs, &calls);

@@ -1,35 +1,42 @@
-//! Row 9 without processes that take turns: 64 clients and the server in one thread, the server's part of the time.
+//! Frames as clients send them, and sockets to send them over.
 
-use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use iommu_protocol::frame::{HEADER_SIZE, Kind, OPEN_WRITE, ROOT, Request};
-use iommu_protocol::wire::{
-    Allocate, AllocateResult, Empty, Map, MapResult, Operation, ReplyHeader, Unmap, Wire,
-};
+use iommu_protocol::frame::{HEADER_SIZE, Kind, OPEN_WRITE, ROOT, Reply, Request};
+use iommu_protocol::wire::{Empty, Operation, ReplyHeader, Wire};
 use iommud_tests::stack::request;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
 use crate::machine::function;
-use crate::report::Line;
-use crate::rows::sockets::{CLIENTS, Null, start};
-use crate::timing::{ROUNDS, cpu, median, nanos, ratio};
 
 /// Bytes before the body of a request.
 const HEAD: usize = 16;
 
-/// Pairs of calls of each client in a round.
-const PAIRS: usize = 100;
+/// The longest frame that is answered.
+pub const LONGEST: usize = 256;
+
+/// Two ends of a connection.
+pub fn connection() -> (OwnedFd, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    pair.expect("sockets")
+}
 
 fn frame(kind: Kind, handle: u32, argument: u64, payload: &[u8]) -> Vec<u8> {
     let header = Request { kind: kind as u16, handle, tag: 1, argument }.encode();
     [&header[..], payload].concat()
 }
 
+/// Opens the session of one of the devices, by its number.
+pub fn open(number: u16) -> Vec<u8> {
+    let path = format!("devices/{}", function(number * 8 + 8).address);
+    frame(Kind::Open, ROOT, OPEN_WRITE, path.as_bytes())
+}
+
 /// A call on the session that each client has, its handle 0.
-fn call<W: Wire>(operation: Operation, body: &W) -> Vec<u8> {
+pub fn call<W: Wire>(operation: Operation, body: &W) -> Vec<u8> {
     let mut bytes = vec![0; HEAD + W::SIZE];
     bytes[..4].copy_from_slice(&request(operation, &Empty::default())[..4]);
     bytes[4..8].copy_from_slice(&((HEAD + W::SIZE) as u32).to_le_bytes());
@@ -37,119 +44,16 @@ fn call<W: Wire>(operation: Operation, body: &W) -> Vec<u8> {
     frame(Kind::Call, 0, 64, &bytes)
 }
 
-/// Clients, each with a session and a buffer, and who answers them.
-struct Lab<'a> {
-    clients: Vec<OwnedFd>,
-    clock: fn() -> f64,
-    turn: Box<dyn FnMut() + 'a>,
-    maps: Vec<Vec<u8>>,
-    /// Nanoseconds in turns.
-    spent: f64,
+pub fn put(socket: impl AsFd, frame: &[u8]) {
+    send(socket, frame, SendFlags::NOSIGNAL).expect("sent");
 }
 
-impl<'a> Lab<'a> {
-    fn new(clock: fn() -> f64, serve: impl FnOnce(Vec<OwnedFd>) -> Box<dyn FnMut() + 'a>) -> Self {
-        let pair = |_| {
-            let flags = SocketFlags::CLOEXEC;
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("sockets")
-        };
-        let (ours, clients) = (0..CLIENTS).map(pair).unzip();
-        let turn = serve(ours);
-        let mut lab = Self { clients, clock, turn, maps: Vec::new(), spent: 0.0 };
-        lab.ask(0..CLIENTS, &|n| {
-            let path = format!("devices/{}", function(n * 8 + 8).address);
-            frame(Kind::Open, ROOT, OPEN_WRITE, path.as_bytes())
-        });
-        lab.ask(0..CLIENTS, &|_| call(Operation::Attach, &Empty::default()));
-        let allocate = Allocate { length: 4096, access: 3, ..Allocate::default() };
-        let made = lab.ask(0..CLIENTS, &|_| call(Operation::Allocate, &allocate));
-        let slots = made.iter().map(|bytes| AllocateResult::decode(bytes).expect("a buffer").slot);
-        let map = |slot| Map { slot, access: 3, length: 4096, ..Map::default() };
-        lab.maps = slots.map(|slot| call(Operation::Map, &map(slot))).collect();
-        lab
-    }
-
-    /// One frame of each of these clients, and the bodies of the replies.
-    fn ask(&mut self, of: Range<u16>, frame: &dyn Fn(u16) -> Vec<u8>) -> Vec<Vec<u8>> {
-        let clients = &self.clients[usize::from(of.start)..usize::from(of.end)];
-        for (client, number) in clients.iter().zip(of) {
-            send(client, &frame(number), SendFlags::NOSIGNAL).expect("sent");
-        }
-        let before = (self.clock)();
-        (self.turn)();
-        self.spent += (self.clock)() - before;
-        let mut room = [0; 256];
-        let mut body = |client| {
-            let (_, length) = recv(client, &mut room[..], RecvFlags::DONTWAIT).expect("answered");
-            room[..length].get(HEADER_SIZE + ReplyHeader::SIZE..).unwrap_or_default().to_vec()
-        };
-        clients.iter().map(&mut body).collect()
-    }
-
-    /// Maps and unmaps of some clients.
-    fn pair(&mut self, of: Range<u16>) {
-        let maps = std::mem::take(&mut self.maps);
-        let mapped = self.ask(of.clone(), &|n| maps[usize::from(n)].clone());
-        self.maps = maps;
-        let first = of.start;
-        self.ask(of, &|n| {
-            let bytes = &mapped[usize::from(n - first)];
-            let MapResult { iova } = MapResult::decode(bytes).expect("an address");
-            call(Operation::Unmap, &Unmap { iova, length: 4096 })
-        });
-    }
-
-    /// Nanoseconds a frame, when all clients ask at once or each by itself.
-    fn run(&mut self, alone: bool) -> f64 {
-        self.spent = 0.0;
-        for _ in 0..PAIRS {
-            if alone {
-                (0..CLIENTS).for_each(|client| self.pair(client..client + 1));
-            } else {
-                self.pair(0..CLIENTS);
-            }
-        }
-        self.spent / (2 * PAIRS * usize::from(CLIENTS)) as f64
-    }
-}
-
-fn ours<'a>(clock: fn() -> f64) -> Lab<'a> {
-    Lab::new(clock, |sockets| {
-        let mut transport = start(sockets);
-        Box::new(move || {
-            transport.turn(None).expect("served");
-        })
-    })
-}
-
-/// Works for a profiler to look at.
-pub fn profile() {
-    ours(|| 0.0).run(false);
-}
-
-pub fn run() {
-    let mut null = Lab::new(cpu, |sockets| {
-        let mut handler = Null::new(sockets);
-        Box::new(move || handler.turn())
-    });
-    let mut ours = ours(cpu);
-    for (alone, what) in [(false, "all at once"), (true, "one at a time")] {
-        let (mut server, mut nothing) = (Vec::new(), Vec::new());
-        for round in 0..=ROUNDS {
-            let times = (ours.run(alone), null.run(alone));
-            if round > 0 {
-                server.push(times.0);
-                nothing.push(times.1);
-            }
-        }
-        let against = ratio(&server, &nothing);
-        let time = nanos(median(&server));
-        Line::note(
-            9,
-            format!("{CLIENTS} clients, one thread, {what}: the server's part of a call"),
-            time,
-        )
-        .peer(format!("null handler {}", nanos(median(&nothing))), against)
-        .print();
-    }
+/// The body of the reply that there is, or will be.
+pub fn take(socket: impl AsFd, room: &mut [u8; LONGEST], flags: RecvFlags) -> &[u8] {
+    let (_, length) = recv(socket, &mut room[..], flags).expect("answered");
+    let (reply, payload) = Reply::decode(&room[..length]).expect("a reply");
+    assert!(reply.result >= 0, "{}", reply.result);
+    let Some(header) = payload.get(..ReplyHeader::SIZE) else { return &[] };
+    assert_eq!(ReplyHeader::decode(header).expect("a header").refusal, 0);
+    &room[HEADER_SIZE + ReplyHeader::SIZE..length]
 }
