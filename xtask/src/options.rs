@@ -27,8 +27,8 @@ options of bare:
 
 options of bench:
   --json FILE              also write the table to FILE: an array of objects
-  ROW...                   only these, on this machine: core range iova pool sockets alone
-                           probe memory storm
+  ROW...                   only these, on this machine: core range iova pool calls
+                           sockets alone probe memory storm
 
 options of redox:
   --tree DIR               a finished Redox tree; without it: what one consists of

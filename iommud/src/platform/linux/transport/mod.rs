@@ -30,6 +30,7 @@
 //! Descriptors that a client sends along are dropped by the kernel: the server offers no room for them.
 
 mod connection;
+mod connections;
 mod dispatch;
 mod listener;
 mod turn;
@@ -37,6 +38,7 @@ mod waits;
 mod wire_log;
 
 pub use connection::QUEUE_LIMIT;
+pub use connections::MOST_CONNECTIONS;
 pub use listener::Listener;
-pub use turn::{End, MOST_CONNECTIONS, Transport};
+pub use turn::{End, Transport};
 pub use wire_log::WireLog;

@@ -1,6 +1,5 @@
 //! The loop.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use rustix::event::epoll::{Event, EventFlags};
 use rustix::net::sockopt::socket_peercred;
 
 use super::connection::{Connection, Ended};
+use super::connections::{Connections, MOST_CONNECTIONS};
 use super::dispatch::{Outcome, answer, claimed};
 use super::listener::Listener;
 use super::waits::{Waits, What, has};
@@ -17,9 +17,6 @@ use super::wire_log::{Direction, WireLog};
 use crate::hw::{BufferMemory, Nanos, Unit};
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
-
-/// The most clients at a time; further ones are hung up on.
-pub const MOST_CONNECTIONS: usize = 256;
 
 /// What may be found at once: of each client, of the listener and of what stops the loop.
 const MOST_EVENTS: usize = MOST_CONNECTIONS + 2;
@@ -45,8 +42,7 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     listener: Option<Listener>,
     /// Open while it is waited for.
     stop: Option<OwnedFd>,
-    connections: BTreeMap<ClientId, Connection>,
-    next_client: u32,
+    connections: Connections,
     next_tick: Instant,
     started: Instant,
     /// Whose request was the last one.
@@ -68,8 +64,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             events: Vec::with_capacity(MOST_EVENTS),
             listener: None,
             stop: None,
-            connections: BTreeMap::new(),
-            next_client: 1,
+            connections: Connections::new(),
             next_tick: Instant::now(),
             started: Instant::now(),
             served: ClientId(0),
@@ -124,13 +119,10 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// # Errors
     /// As [`Transport::adopt`].
     pub fn adopt_as(&mut self, socket: OwnedFd, uid: u32) -> io::Result<ClientId> {
-        if self.connections.len() >= MOST_CONNECTIONS {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
+        let client = self.connections.free_number().ok_or(io::ErrorKind::QuotaExceeded)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let client = self.free_number();
         self.waits.add(What::Client(client), &socket)?;
-        self.connections.insert(client, Connection::new(socket, Caller { client, uid }));
+        self.connections.insert(socket, Caller { client, uid });
         Ok(client)
     }
 
@@ -225,7 +217,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
 
     /// Receives a request of a client that has taken all replies, and answers it.
     fn exchange(&mut self, client: ClientId) -> Result<(), Ended> {
-        let connection = self.connections.get_mut(&client);
+        let connection = self.connections.get_mut(client);
         let Some(connection) = connection.filter(|connection| connection.is_quiet()) else {
             return Ok(());
         };
@@ -245,10 +237,11 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         while self.server.has_claims()
             && let Some((ticket, result)) = self.server.next_answer(since(self.started))
         {
-            let found = self.connections.iter_mut().find_map(|(client, connection)| {
+            let found = self.connections.iter_mut().find_map(|connection| {
                 let at = connection.claims.iter().position(|(known, _)| *known == ticket)?;
                 let (_, tag) = connection.claims.remove(at);
-                Some((*client, claimed(&mut self.server, connection, tag, result)))
+                let client = connection.caller.client;
+                Some((client, claimed(&mut self.server, connection, tag, result)))
             });
             if let Some((client, reply)) = found {
                 self.send(client, reply);
@@ -261,10 +254,11 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Tells clients of handles that became readable.
     fn announce(&mut self) {
         while let Some(handle) = self.server.next_ready() {
-            let found = self.connections.iter_mut().find_map(|(client, connection)| {
+            let found = self.connections.iter_mut().find_map(|connection| {
                 let number = connection.number(handle)?;
                 let opened = connection.handle(number)?;
-                Some((*client, number, std::mem::replace(&mut opened.told, true)))
+                let told = std::mem::replace(&mut opened.told, true);
+                Some((connection.caller.client, number, told))
             });
             if let Some((client, number, false)) = found {
                 let result = i64::try_from(READABLE).unwrap_or(i64::MAX);
@@ -286,7 +280,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         client: ClientId,
         action: impl FnOnce(&mut Connection) -> Result<(), Ended>,
     ) {
-        let Some(connection) = self.connections.get_mut(&client) else { return };
+        let Some(connection) = self.connections.get_mut(client) else { return };
         let done = action(connection).and_then(|()| self.waits.follow(client, connection));
         if let Err(ended) = done {
             self.end(client, ended);
@@ -295,7 +289,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
 
     /// Closes every handle of a client, then its connection.
     fn end(&mut self, client: ClientId, why: Ended) {
-        let Some(connection) = self.connections.remove(&client) else { return };
+        let Some(connection) = self.connections.remove(client) else { return };
         self.waits.remove(&connection);
         match why {
             Ended::HangUp => {}
@@ -323,16 +317,6 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             }
             _ => {}
         }
-    }
-
-    /// A number that no client has.
-    fn free_number(&mut self) -> ClientId {
-        while self.connections.contains_key(&ClientId(self.next_client)) {
-            self.next_client = self.next_client.wrapping_add(1);
-        }
-        let number = ClientId(self.next_client);
-        self.next_client = self.next_client.wrapping_add(1);
-        number
     }
 }
 
