@@ -125,7 +125,10 @@ impl Story {
     fn rates(&self) -> Result<String> {
         nvme(&self.open, &["write", "--length", "64M", "--pattern", "7"])?;
         nvme(&self.open, &["read", "--length", "64M", "--pattern", "7"])?;
-        let output = nvme(&self.confined, &["bench", "--against", &self.open, "--json"])?;
+        let output = nvme(
+            &self.confined,
+            &["bench", "--against", &self.open, "--rounds", "1001", "--json"],
+        )?;
         let lines =
             |start: &'static str| output.lines().filter_map(move |line| line.strip_prefix(start));
         ensure!(lines("bench: ").count() == 2, "{output}");
