@@ -25,7 +25,8 @@ const FRAMES: usize = 512;
 pub struct HugeTables {
     /// Sorted by physical address.
     pages: Vec<TablePage>,
-    /// Frames that were taken back: all zero, but perhaps not yet in memory.
+    /// Frames that were taken back: all zero, but perhaps not yet in memory. There is room for all, so that taking one
+    /// back needs no memory.
     free: Vec<PhysAddr>,
     in_use: usize,
     lines: CacheLines,
@@ -64,9 +65,10 @@ impl HugeTables {
             })
             .collect();
         pages.sort_by_key(|page| page.phys);
+        let free = Vec::with_capacity(pages.len() * FRAMES);
         Self {
             pages,
-            free: Vec::new(),
+            free,
             in_use: 0,
             lines: CacheLines::detect(),
             nobody: 0,

@@ -67,13 +67,10 @@ pub fn run() {
             other => panic!("{other:?}"),
         }
     };
-    // A first one makes what every domain has.
     let mut made: Vec<Iova> = Vec::with_capacity(MAPPINGS as usize);
-    let first = map(&mut core, 0);
     let unmap = |core: &mut Core, iova| {
         core.run(&Event::Batch(core.session, vec![BatchRequest::Unmap { iova, length: 4096 }]));
     };
-    unmap(&mut core, first);
     let (heap, frames) = (in_use(), frames(&core));
     for page in 0..MAPPINGS {
         made.push(map(&mut core, page));
