@@ -97,6 +97,23 @@ pub trait TableMemory {
         }
     }
 
+    /// Words `first` to `first + count - 1` of a frame, looked up once: `change` gets the index and the word of each,
+    /// in order, and says what is to be stored in its place, if anything is. As [`TableMemory::load`] and
+    /// [`TableMemory::store`] in all else; when not all of the words exist, none may be handed over.
+    fn change_each(
+        &mut self,
+        frame: PhysAddr,
+        first: usize,
+        count: usize,
+        mut change: impl FnMut(usize, u64) -> Option<u64>,
+    ) {
+        for index in first..first + count {
+            if let Some(new) = change(index, self.load(frame, index)) {
+                self.store(frame, index, new);
+            }
+        }
+    }
+
     /// One word of a frame and the frame's counter, looked up once: `change` gets both, and says what is to be
     /// stored in place of the word, if anything is. Another frame address or index gives 0 and ignores what is to
     /// be stored.

@@ -113,6 +113,43 @@ impl Mapping {
         told
     }
 
+    /// As [`Mapping::change64`] for each of `count` words from `offset` on, in order; `change` gets their numbers, from 0
+    /// on, too. Nothing when they do not all lie inside.
+    #[inline(always)]
+    pub fn change64_each(
+        &mut self,
+        offset: usize,
+        count: usize,
+        mut change: impl FnMut(usize, u64) -> Option<u64>,
+    ) {
+        let Some(first) = self.words(offset, count) else { return };
+        for index in 0..count {
+            // SAFETY: `words` says that all `count` words lie inside the mapping and are aligned; see `read32`.
+            let word = unsafe { first.add(index) };
+            // SAFETY: as in `read32`.
+            if let Some(new) = change(index, unsafe { word.read_volatile() }) {
+                // SAFETY: as in `change64`.
+                unsafe { word.write_volatile(new) }
+            }
+        }
+    }
+
+    /// Writes the next `count` of `values` from `offset` on, a multiple of 8, in one store each. Nothing when they do
+    /// not all lie inside.
+    #[inline(always)]
+    pub fn write64_each(
+        &mut self,
+        offset: usize,
+        count: usize,
+        values: &mut impl Iterator<Item = u64>,
+    ) {
+        let Some(first) = self.words(offset, count) else { return };
+        for (index, value) in (0..count).zip(values) {
+            // SAFETY: as in `fill64`.
+            unsafe { first.add(index).write_volatile(value) }
+        }
+    }
+
     /// Writes `count` words of 64 bits from `offset` on, a multiple of 8, in one store each: `value`, and each
     /// next one greater by `step`. Nothing when they do not all lie inside.
     pub fn fill64(&mut self, offset: usize, count: usize, value: u64, step: u64) {
@@ -276,8 +313,27 @@ mod tests {
         page.fill64_unseen(4088, 2, 1, 1);
         page.fill64_unseen(4, 1, 1, 1);
         page.fill64_unseen(0, usize::MAX, 1, 1);
+        for (offset, count) in [(4088, 2), (4, 1), (0, usize::MAX)] {
+            page.write64_each(offset, count, &mut std::iter::repeat(1));
+            page.change64_each(offset, count, |_, _| panic!("a word outside"));
+        }
         page.clear(4095, 2);
         assert!((0..512).all(|word| page.read64(word * 8) == Some(0)));
+    }
+
+    #[test]
+    fn words_are_changed_one_by_one() {
+        let mut page = page();
+        page.write64_each(4064, 3, &mut [5, 6, 7, 8].into_iter());
+        page.write64_each(0, 4, &mut [9].into_iter());
+        let mut seen = Vec::new();
+        page.change64_each(4064, 4, |index, word| {
+            seen.push((index, word));
+            (index != 1).then_some(word + 100)
+        });
+        assert_eq!(seen, [(0, 5), (1, 6), (2, 7), (3, 0)]);
+        let words = [4056, 4064, 4072, 4080, 4088, 0, 8].map(|at| page.read64(at).unwrap());
+        assert_eq!(words, [0, 105, 6, 107, 100, 9, 0]);
     }
 
     #[test]

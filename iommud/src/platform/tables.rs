@@ -213,6 +213,35 @@ impl TableMemory for HugeTables {
     }
 
     #[inline(always)]
+    fn write(
+        &mut self,
+        frame: PhysAddr,
+        first: usize,
+        count: usize,
+        values: &mut impl Iterator<Item = u64>,
+    ) {
+        let Some((page, number)) = self.handed_out_mut(frame) else { return };
+        if first <= FRAME / 8 && count <= FRAME / 8 - first {
+            page.mapping.write64_each(number * FRAME + first * 8, count, values);
+        }
+    }
+
+    #[inline(always)]
+    fn change_each(
+        &mut self,
+        frame: PhysAddr,
+        first: usize,
+        count: usize,
+        mut change: impl FnMut(usize, u64) -> Option<u64>,
+    ) {
+        let Some((page, number)) = self.handed_out_mut(frame) else { return };
+        if first <= FRAME / 8 && count <= FRAME / 8 - first {
+            let change = |index, word| change(first + index, word);
+            page.mapping.change64_each(number * FRAME + first * 8, count, change);
+        }
+    }
+
+    #[inline(always)]
     fn change<T>(
         &mut self,
         frame: PhysAddr,
@@ -368,6 +397,34 @@ mod tests {
             assert_eq!(seen, (0, 1), "{outside:?} {index}");
         }
         assert_eq!((tables.load(frame, 0), tables.load(other, 0), *tables.live(frame)), (0, 0, 4));
+    }
+
+    /// As the trait does it with `load` and `store`.
+    #[test]
+    fn words_are_written_and_changed_in_the_frame_that_was_named() {
+        let mut tables = tables();
+        let (_, frame, next) = (tables.allocate(), tables.allocate().unwrap(), tables.allocate());
+        tables.write(frame, 509, 3, &mut [5, 6, 7, 8].into_iter());
+        let mut seen = Vec::new();
+        tables.change_each(frame, 508, 3, |index, word| {
+            seen.push((index, word));
+            (word == 5).then_some(9)
+        });
+        assert_eq!(seen, [(508, 0), (509, 5), (510, 6)]);
+        let words = [507, 508, 509, 510, 511].map(|index| tables.load(frame, index));
+        assert_eq!(words, [0, 0, 9, 6, 7]);
+        for (outside, first, count) in [
+            (frame, 511, 2),
+            (frame, 512, 1),
+            (frame, 0, usize::MAX),
+            (PhysAddr(frame.0 + 8), 0, 1),
+            (PhysAddr(LOW + 100 * 4096), 0, 1),
+        ] {
+            tables.write(outside, first, count, &mut std::iter::repeat(1));
+            tables.change_each(outside, first, count, |_, _| panic!("{outside:?} {first}"));
+        }
+        assert!((0..512).all(|index| tables.load(next.unwrap(), index) == 0));
+        assert_eq!((tables.load(frame, 0), tables.load(frame, 511)), (0, 7));
     }
 
     #[test]

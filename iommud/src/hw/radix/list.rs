@@ -5,6 +5,7 @@
 
 use iommu_protocol::wire::Access;
 
+use super::map::check_empty;
 use super::{
     Iova, IovaRange, MapError, PAGE_SIZE, PHYSICAL_BITS, PageTable, PhysAddr, PteFormat, PteSlot,
     Recent, Run, RunKind, SLOTS, TableMemory, slot_count, slot_of,
@@ -107,7 +108,9 @@ impl<F: PteFormat> PageTable<F> {
                 }
                 (PteSlot::Empty, Some(run)) => run.entry,
                 (PteSlot::Empty, None) => {
-                    let entry = F::table(memory.allocate()?, level);
+                    let new =
+                        if self.coherent { memory.allocate_unclean() } else { memory.allocate() };
+                    let entry = F::table(new?, level);
                     if table.live {
                         let run = Run::new(table.frame, slot, 1, level, entry, RunKind::Table);
                         self.pending.push(run);
@@ -141,21 +144,4 @@ impl<F: PteFormat> PageTable<F> {
         *memory.live(table) += slot_count(pages.len());
         self.clean(memory, table, first, pages.len());
     }
-}
-
-/// Refuses unless `count` slots of a table of pages are empty, from the one of `at` on.
-fn check_empty<F: PteFormat, M: TableMemory>(
-    memory: &M,
-    table: PhysAddr,
-    at: Iova,
-    count: usize,
-) -> Result<(), MapError> {
-    let first = slot_of(at.0, 1);
-    for slot in first..first + count {
-        if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
-            let bytes = PAGE_SIZE * (slot - first) as u64;
-            return Err(MapError::Overlap(Iova(at.0 + bytes)));
-        }
-    }
-    Ok(())
 }

@@ -153,7 +153,7 @@ impl<F: PteFormat> PageTable<F> {
     /// As `prepare`, for a table of 4 KiB pages.
     fn prepare_pages<M: TableMemory>(
         &mut self,
-        memory: &M,
+        memory: &mut M,
         table: PhysAddr,
         mapping: Mapping,
     ) -> Result<(), MapError> {
@@ -279,19 +279,34 @@ impl<F: PteFormat> PageTable<F> {
 
 /// The slots of a table of pages that a mapping takes: the first and their number. All are empty.
 fn free_pages<F: PteFormat, M: TableMemory>(
-    memory: &M,
+    memory: &mut M,
     table: PhysAddr,
     mapping: Mapping,
 ) -> Result<(usize, usize), MapError> {
-    let index = slot_of(mapping.first, 1);
     let count = mapping.leaves(1);
-    for slot in index..index + count {
-        if F::decode(memory.load(table, slot), 1) != PteSlot::Empty {
-            let bytes = slot_size(1) * (slot - index) as u64;
-            return Err(MapError::Overlap(Iova(mapping.first + bytes)));
+    check_empty::<F, M>(memory, table, Iova(mapping.first), count)?;
+    Ok((slot_of(mapping.first, 1), count))
+}
+
+/// Refuses unless `count` slots of a table of pages are empty, from the one of `at` on.
+pub(super) fn check_empty<F: PteFormat, M: TableMemory>(
+    memory: &mut M,
+    table: PhysAddr,
+    at: Iova,
+    count: usize,
+) -> Result<(), MapError> {
+    let first = slot_of(at.0, 1);
+    let mut taken = None;
+    memory.change_each(table, first, count, |slot, entry| {
+        if F::decode(entry, 1) != PteSlot::Empty {
+            taken.get_or_insert(slot);
         }
+        None
+    });
+    match taken {
+        Some(slot) => Err(MapError::Overlap(Iova(at.0 + slot_size(1) * (slot - first) as u64))),
+        None => Ok(()),
     }
-    Ok((index, count))
 }
 
 /// Frees what a run that was never stored would have linked.

@@ -278,13 +278,11 @@ impl<F: PteFormat> PageTable<F> {
         // The entry that would continue the run; 0 continues nothing.
         let mut next = 0;
         let mut gone = 0;
-        for slot in start..end {
-            let entry = memory.load(table, slot);
+        memory.change_each(table, start, end - start, |slot, entry| {
             if !matches!(F::decode(entry, 1), PteSlot::Leaf { .. }) {
                 next = 0;
-                continue;
+                return None;
             }
-            memory.store(table, slot, 0);
             gone += 1;
             if entry == next {
                 run.count += 1;
@@ -295,7 +293,8 @@ impl<F: PteFormat> PageTable<F> {
                 run = Run::new(table, slot, 1, 1, entry, RunKind::Leaves);
             }
             next = successor::<F>(entry, 1, slot);
-        }
+            Some(0)
+        });
         if run.count > 0 {
             detached.note(run);
         }

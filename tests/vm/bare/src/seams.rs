@@ -213,6 +213,25 @@ impl TableMemory for Frames {
         }
     }
 
+    fn change_each(
+        &mut self,
+        frame: PhysAddr,
+        first: usize,
+        count: usize,
+        mut change: impl FnMut(usize, u64) -> Option<u64>,
+    ) {
+        let Some(start) = Self::word(frame, first).filter(|_| first + count <= 512) else { return };
+        for index in 0..count {
+            // SAFETY: as in `load`; the last word lies in the same frame.
+            let word = unsafe { start.add(index) };
+            // SAFETY: as in `load`.
+            if let Some(new) = change(first + index, unsafe { word.read_volatile() }) {
+                // SAFETY: as in `load`.
+                unsafe { word.write_volatile(new) };
+            }
+        }
+    }
+
     fn change<T>(
         &mut self,
         frame: PhysAddr,
