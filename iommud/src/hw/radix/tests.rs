@@ -122,7 +122,9 @@ fn overlap_changes_nothing_and_frees_what_was_built() {
     let mut memory = TestMemory::new();
     let mut table = table(&mut memory, 4);
     table.map(&mut memory, range(0x4000_0000, 0x20_0000), PhysAddr(0x20_0000), BOTH).unwrap();
-    table.map(&mut memory, range(0x8000_5000, 0x1000), PhysAddr(0x5000), BOTH).unwrap();
+    for first in [0x8000_5000, 0x8000_7000] {
+        table.map(&mut memory, range(first, 0x1000), PhysAddr(0x5000), BOTH).unwrap();
+    }
     let (before, stores) = (memory.snapshot(), memory.stores);
     let tries = [
         (0x4010_0000, 0x1000, 0x4010_0000),
