@@ -252,7 +252,7 @@ impl Registry {
             draft.invalidate(id, domain, range);
             draft.last.push(Step::ReleaseTables { domain: id });
         }
-        draft.map_pieces(id, &enter);
+        draft.enter_pieces(id, domain, &enter);
         if let Some(range) = hull_of(&enter) {
             draft.publish(&self.machine, id, domain, range);
         }

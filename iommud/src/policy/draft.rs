@@ -262,6 +262,18 @@ impl Draft {
         }));
     }
 
+    /// As [`Draft::map_pieces`], in a domain that is there already: room is made for larger leaves.
+    pub(super) fn enter_pieces(&mut self, id: DomainId, domain: &Domain, pieces: &[Piece]) {
+        let mut vacated = false;
+        for piece in pieces {
+            vacated |= self.vacate(id, domain, piece.range);
+        }
+        if vacated {
+            self.last.push(Step::ReleaseTables { domain: id });
+        }
+        self.map_pieces(id, pieces);
+    }
+
     /// Unmaps pieces mapped one to one.
     pub(super) fn unmap_pieces(&mut self, domain: DomainId, pieces: &[Piece]) {
         self.steps.extend(pieces.iter().map(|piece| Step::Unmap { domain, range: piece.range }));

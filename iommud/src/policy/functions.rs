@@ -189,7 +189,7 @@ impl Registry {
         for id in self.compat_domains() {
             let domain = self.domain(id)?;
             let pieces = identity(ranges.iter().copied(), domain.shape.reach());
-            draft.map_pieces(id, &pieces);
+            draft.enter_pieces(id, domain, &pieces);
             for &(unit, _) in &domain.active {
                 if let (Some(range), Some(_)) = (hull_of(&pieces), self.machine.class_of(unit)) {
                     draft.steps.push(Step::Publish { unit, domain: id, range });

@@ -124,6 +124,24 @@ fn what_may_have_a_large_leaf_has_room_made_for_it() {
     assert_eq!(kinds(&both), ["Map", "Vacate", "Forget", "Map", "Publish", "ReleaseTables"]);
 }
 
+/// What was taken in parts leaves an empty table where all of it comes back at once.
+#[test]
+fn room_is_made_for_memory_that_comes_back_to_compat() {
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0)]);
+    let mut kinds = |event| {
+        let from = bench.world.steps.len();
+        bench.run(&event).unwrap();
+        bench.world.steps[from..].iter().map(kind).collect::<Vec<_>>()
+    };
+    for part in [4 * MIB, 5 * MIB, 6 * MIB] {
+        let taken = kinds(Event::MemoryTaken(phys(part, MIB)));
+        assert_eq!(taken, ["Unmap", "Invalidate", "ReleaseTables"]);
+    }
+    assert_eq!(kinds(Event::MemoryReturned(phys(6 * MIB, MIB))), ["Map", "Publish"], "none fits");
+    let back = kinds(Event::MemoryReturned(phys(4 * MIB, 2 * MIB)));
+    assert_eq!(back, ["Vacate", "Forget", "Map", "Publish", "ReleaseTables"]);
+}
+
 /// Every plan is aborted first, and the state compared, the order of mappings included.
 #[test]
 fn a_batch_ends_mappings_in_any_order_also_those_it_makes() {
