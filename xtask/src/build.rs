@@ -10,7 +10,7 @@ use crate::workspace::{cargo, root, target};
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages of the Linux guest.
-const PACKAGES: [&str; 4] = ["guest", "iommud", "edud", "nvme"];
+const PACKAGES: [&str; 5] = ["guest", "iommud", "edud", "nvme", "rogue"];
 
 /// Builds the binaries of the Linux guest; returns the directory that they are in.
 pub(crate) fn linux_guest() -> Result<PathBuf> {

@@ -62,6 +62,7 @@ pub(crate) fn initramfs(binaries: &Path, modules: &[PathBuf], to: &Path) -> Resu
         ("iommuctl", "bin/iommuctl"),
         ("edud", "bin/edud"),
         ("nvme", "bin/nvme"),
+        ("rogue", "bin/rogue"),
     ] {
         let file = binaries.join(name);
         let content =

@@ -24,11 +24,11 @@ const DEVICE_BUFFER: u64 = 0x40000;
 
 /// Longest DMA in bytes. The device's buffer has 4096, but QEMU before 10 ends the machine when a DMA
 /// touches the last of them.
-pub(crate) const MOST: u64 = 4088;
+pub const MOST: u64 = 4088;
 
 /// Which way a DMA goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
     /// The device reads memory.
     FromMemory,
     /// The device writes memory.
@@ -36,14 +36,17 @@ pub(crate) enum Direction {
 }
 
 /// An edu device that may master the bus.
-pub(crate) struct Edu {
+pub struct Edu {
     function: Function,
     registers: Memory,
 }
 
 impl Edu {
     /// Takes the device into use. Bus mastering is enabled last, with the permission that attaching gave.
-    pub(crate) fn start(device: &Device, permission: &BusMasterPermission) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// It is no edu device, or what the platform says of its registers.
+    pub fn start(device: &Device, permission: &BusMasterPermission) -> Result<Self, Error> {
         let function = Function::open(device.address())?;
         let registers = function.registers(0, 4096)?;
         let edu = registers.read_u32(0).is_some_and(|id| id & 0xffff == IDENTIFICATION);
@@ -56,7 +59,10 @@ impl Edu {
 
     /// Copies `count` bytes (at most [`MOST`]) between the device's buffer and memory. Returns when the
     /// device says it is done, which it also does when the DMA was blocked.
-    pub(crate) fn dma(&mut self, iova: u64, count: u64, direction: Direction) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// It does not say so in 5 s.
+    pub fn dma(&mut self, iova: u64, count: u64, direction: Direction) -> Result<(), Error> {
         let (source, destination, command) = match direction {
             Direction::FromMemory => (iova, DEVICE_BUFFER, COMMAND_START),
             Direction::ToMemory => (DEVICE_BUFFER, iova, COMMAND_START | COMMAND_TO_MEMORY),

@@ -24,10 +24,10 @@ const COMPILER: [(&str, &str); 3] =
     [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
 
 /// The crates that Redox gets.
-const PACKAGES: [&str; 4] = ["iommud", "edud", "nvme", "redox-guest"];
+const PACKAGES: [&str; 5] = ["iommud", "edud", "nvme", "rogue", "redox-guest"];
 
 /// The programs among what they build.
-const PROGRAMS: [&str; 5] = ["iommud", "iommuctl", "edud", "nvme", "redox-guest"];
+const PROGRAMS: [&str; 6] = ["iommud", "iommuctl", "edud", "nvme", "rogue", "redox-guest"];
 
 /// The loader, for a machine without an operating system.
 ///

@@ -11,7 +11,8 @@ use iommu_client::{BufferOptions, Connection, Device};
 
 use crate::Seen;
 
-pub(crate) const EDUD: &str = "/scheme/initfs/bin/edud";
+const EDUD: &str = "/scheme/initfs/bin/edud";
+pub(crate) const ROGUE: &str = "/scheme/initfs/bin/rogue";
 
 /// Exit code of a driver that iommud refused.
 const REFUSED: i32 = 3;
@@ -37,8 +38,8 @@ pub(crate) fn text(connection: &Connection, device: &str) -> Result<String, Stri
     connection.text(&format!("devices/{device}")).map_err(|error| format!("{device}: {error}"))
 }
 
-fn command(device: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(EDUD);
+fn command(program: &str, device: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
     // The default, /dev/null, is in a root file system.
     command.arg("--device").arg(device).args(arguments).stdin(Stdio::inherit());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -54,7 +55,7 @@ fn words(output: &Output) -> String {
 }
 
 pub(crate) fn expect(command: &mut Command, code: i32, part: &str) -> Seen {
-    let output = command.output().map_err(|error| format!("{EDUD}: {error}"))?;
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let text = format!("{}: {}", output.status, words(&output));
     if output.status.code() == Some(code) && text.contains(part) { Ok(text) } else { Err(text) }
 }
@@ -67,17 +68,17 @@ pub(crate) fn expect_any(command: &mut Command) -> Seen {
 
 /// A copy both ways.
 pub(crate) fn works(device: &str, how: &str) -> Seen {
-    expect(&mut command(device, &[]), 0, how)
+    expect(&mut command(EDUD, device, &[]), 0, how)
 }
 
 /// No driver may take a device whose unit has failed.
 pub(crate) fn unit_failed(device: &str) -> Seen {
-    expect(&mut command(device, &[]), REFUSED, "unit of this device has failed")
+    expect(&mut command(EDUD, device, &[]), REFUSED, "unit of this device has failed")
 }
 
 /// A write to where nothing was granted: addresses are handed out from the edges of what is free.
 pub(crate) fn rogue(device: &str) -> Seen {
-    expect(&mut command(device, &["--iova", "0xbad0000"]), 0, "fault")
+    expect(&mut command(ROGUE, device, &["--iova", "0xbad0000"]), 0, "fault")
 }
 
 /// The unit's text and the count of interrupts agree.
@@ -131,7 +132,7 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
 /// One of them: what was seen, and the fault of a DMA after its driver's end, if there was one.
 fn kill(connection: &Connection, device: &str) -> Result<(String, Option<String>), String> {
     let mut child =
-        command(device, &["--hold"]).spawn().map_err(|error| format!("{EDUD}: {error}"))?;
+        command(ROGUE, device, &["--hold"]).spawn().map_err(|error| format!("{ROGUE}: {error}"))?;
     let output = child.stdout.take().ok_or("a driver without output")?;
     let mut lines = BufReader::new(output).lines().map_while(Result::ok);
     let known = faults(connection)?.len();
@@ -184,7 +185,7 @@ pub(crate) fn reach(connection: &Connection, device: &str) -> Seen {
 
 /// A driver of another user, and a program of that user that only opens.
 pub(crate) fn stranger(device: &str) -> Seen {
-    let mut driver = command(device, &[]);
+    let mut driver = command(EDUD, device, &[]);
     let refused = expect(driver.uid(1000).gid(1000), REFUSED, "refused")?;
     let mut opener = Command::new("/scheme/initfs/bin/redox-guest");
     opener.args(["stranger", device]).stdin(Stdio::inherit()).uid(1000).gid(1000);

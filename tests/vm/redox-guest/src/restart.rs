@@ -223,10 +223,10 @@ fn once(device: &str, disk: &mut Disk) -> Result<(String, Duration), String> {
         return Err(format!("byte {at} of a buffer of the dead server's changed"));
     }
     drop((buffer, session));
-    let ended = driver.wait_with_output().map_err(|error| format!("edud: {error}"))?;
+    let ended = driver.wait_with_output().map_err(|error| format!("rogue: {error}"))?;
     let words = String::from_utf8_lossy(&ended.stdout).into_owned();
     if !words.contains("iommud is not there") {
-        return Err(format!("edud was told something else: {words}"));
+        return Err(format!("the driver was told something else: {words}"));
     }
     let connection = Connection::system().map_err(say("connect again"))?;
     let text = drivers::text(&connection, device)?;
@@ -240,16 +240,16 @@ fn once(device: &str, disk: &mut Disk) -> Result<(String, Duration), String> {
 
 /// A driver that copies and checks until it cannot.
 fn driver(device: &str) -> Result<Child, String> {
-    let mut driver = Command::new(drivers::EDUD)
+    let mut driver = Command::new(drivers::ROGUE)
         .args(["--device", device, "--loop"])
         .stdin(Stdio::inherit())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("edud: {error}"))?;
+        .map_err(|error| format!("rogue: {error}"))?;
     std::thread::sleep(Duration::from_millis(600));
     match driver.try_wait() {
         Ok(None) => Ok(driver),
-        other => Err(format!("edud ended early: {other:?}")),
+        other => Err(format!("the driver ended early: {other:?}")),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{OTHER_OUTPUT, Story, edud, tells};
+use super::{OTHER_OUTPUT, Story, edud, rogue, tells};
 use crate::edu::MAX_COUNT;
 use crate::process::{number, until};
 
@@ -14,7 +14,7 @@ const NEVER_GRANTED: u64 = 0x2000_0000;
 
 /// Check 4.
 pub(super) fn edud_works(story: &mut Story) -> Result<String> {
-    let output = edud(&story.first, &[], 0)?;
+    let output = edud(&story.first, 0)?;
     ensure!(output.contains(", confined"), "{output}");
     ensure!(output.contains("bytes to the device and back: same data, no fault"), "{output}");
     let iova = buffer_address(&output)?;
@@ -23,21 +23,21 @@ pub(super) fn edud_works(story: &mut Story) -> Result<String> {
     Ok(format!("{MAX_COUNT} bytes both ways at iova {iova:#x}; the other driver starts its loop"))
 }
 
-/// The address that edud says its buffer has.
+/// The address that a driver says its buffer has.
 pub(super) fn buffer_address(output: &str) -> Result<u64> {
     let word = output.split_once("at iova ").and_then(|(_, rest)| rest.split_whitespace().next());
     number(word.with_context(|| format!("no buffer in: {output}"))?)
 }
 
-/// Check 6: edud itself checks source and page of the fault that it is told.
+/// Check 6: the rogue itself checks source and page of the fault that it is told.
 pub(super) fn never_granted(story: &Story) -> Result<String> {
     let server = story.server()?;
     let before = server.fault_lines()?;
     let mut told = Vec::new();
     for task in [&["--iova", "0x20000000"][..], &["--iova", "0x20000000", "--read"]] {
-        let output = edud(&story.first, task, 0)?;
-        let fault = output.lines().find_map(|line| line.strip_prefix("edud: fault "));
-        let fault = fault.with_context(|| format!("edud told no fault: {output}"))?;
+        let output = rogue(&story.first, task)?;
+        let fault = output.lines().find_map(|line| line.strip_prefix("rogue: fault "));
+        let fault = fault.with_context(|| format!("the rogue was told no fault: {output}"))?;
         let access = if task.len() == 3 { "read" } else { "write" };
         for part in [&story.first, "reason"] {
             ensure!(fault.contains(part), "no \"{part}\" in: {fault}");
@@ -91,8 +91,8 @@ pub(super) fn other_memory(story: &Story) -> Result<u64> {
 
 /// Check 8.
 pub(super) fn unmapped(story: &Story) -> Result<String> {
-    let output = edud(&story.first, &["--unmap-then-dma"], 0)?;
-    ensure!(output.contains("edud: memory untouched"), "{output}");
-    let fault = output.lines().find_map(|line| line.strip_prefix("edud: fault "));
-    Ok(fault.context("edud told no fault")?.to_owned())
+    let output = rogue(&story.first, &["--unmap-then-dma"])?;
+    ensure!(output.contains("rogue: memory untouched"), "{output}");
+    let fault = output.lines().find_map(|line| line.strip_prefix("rogue: fault "));
+    Ok(fault.context("the rogue was told no fault")?.to_owned())
 }

@@ -39,7 +39,7 @@ pub(super) fn strict(story: &mut Story) -> Result<String> {
     let lines = server.fault_lines()?;
     ensure!(!write_passes(&legacy, page, 99)?, "a write passed under strict");
     server.wait_fault(lines, &story.legacy_name())?;
-    edud(&story.first, &[], 0).context("a driver that claims its device works under strict")?;
+    edud(&story.first, 0).context("a driver that claims its device works under strict")?;
     Ok(format!("{} writes passed before, then {} denied", before.len(), after.len() + 1))
 }
 

@@ -36,8 +36,8 @@ use crate::unit::Family;
 
 use std::time::Duration;
 
-/// How long edud may take for one of its tasks.
-const EDUD: Duration = Duration::from_secs(20);
+/// How long a driver may take for one of its tasks.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the undisturbed driver writes.
 const OTHER_OUTPUT: &str = "/tmp/other.log";
@@ -110,11 +110,11 @@ impl Story {
         self.legacy.function.scheme_name()
     }
 
-    /// Starts edud on the other device: copies and checks until it is stopped.
+    /// Starts a driver of the other device that copies and checks until it is stopped.
     fn start_other(&mut self) -> Result<()> {
         let arguments = ["--device", &self.other, "--loop"];
         let output = File::create(OTHER_OUTPUT)?;
-        self.other_driver = Some(Process::start("/bin/edud", &arguments, Some(output))?);
+        self.other_driver = Some(Process::start("/bin/rogue", &arguments, Some(output))?);
         Ok(())
     }
 
@@ -128,10 +128,17 @@ impl Story {
 }
 
 /// Runs edud on a device; its output, if it ends with `code`.
-fn edud(device: &str, task: &[&str], code: i32) -> Result<String> {
+fn edud(device: &str, code: i32) -> Result<String> {
+    let (ended, output) = run("/bin/edud", &["--device", device], PATIENCE)?;
+    ensure!(ended == code, "edud ended with {ended}: {output}");
+    Ok(output)
+}
+
+/// Has the rogue do something with a device; its output, if all was as expected.
+fn rogue(device: &str, task: &[&str]) -> Result<String> {
     let arguments = [&["--device", device], task].concat();
-    let (ended, output) = run("/bin/edud", &arguments, EDUD)?;
-    ensure!(ended == code, "edud {} ended with {ended}: {output}", task.join(" "));
+    let (ended, output) = run("/bin/rogue", &arguments, PATIENCE)?;
+    ensure!(ended == 0, "rogue {} ended with {ended}: {output}", task.join(" "));
     Ok(output)
 }
 

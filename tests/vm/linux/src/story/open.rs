@@ -23,7 +23,7 @@ pub(crate) fn run() {
         status(s)
     });
     check(2, || {
-        let output = edud(&s.first, &[], 0)?;
+        let output = edud(&s.first, 0)?;
         ensure!(output.contains(", NOT CONFINED"), "{output}");
         Ok(format!("{MAX_COUNT} bytes both ways"))
     });
@@ -56,7 +56,7 @@ fn death(story: &mut Story) -> Result<String> {
     ensure!(server.metric("buffers")? == 1, "{:?}", server.metrics()?);
     driver.kill()?;
     settled(story, 0, 0)?;
-    edud(&story.first, &[], 0)?;
+    edud(&story.first, 0)?;
     Ok(format!("{} is claimed again", story.first))
 }
 

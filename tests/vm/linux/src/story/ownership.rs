@@ -11,7 +11,7 @@ use crate::process::{Puppet, until};
 
 /// Check 9: the device of the running driver, and another member of a claimed group.
 pub(super) fn refused(story: &Story) -> Result<String> {
-    let output = edud(&story.other, &[], 3)?;
+    let output = edud(&story.other, 3)?;
     ensure!(output.contains("another owner"), "{output}");
     let mut second = Puppet::start()?;
     second.expect_refusal(&format!("claim {}", story.other), "NotOwner")?;

@@ -116,7 +116,7 @@ fn not_read(story: &Story, unit: &Registers, reason: &str) -> Result<String> {
 
 /// Check 2.
 fn works_unconfined(story: &Story) -> Result<String> {
-    let output = edud(&story.first, &[], 0)?;
+    let output = edud(&story.first, 0)?;
     ensure!(output.contains(", NOT CONFINED"), "{output}");
     copy_both_ways(story, &HugePage::new("legacy")?)?;
     Ok(format!("{} and {}", story.first, story.legacy_name()))
@@ -147,7 +147,7 @@ fn confined(story: &Story, unit: &Registers) -> Result<String> {
     let text = story.server()?.text("status")?;
     ensure!(field(&text, "confinement")?.starts_with("on"), "{text}");
     ensure!(unit.translates()?, "the unit does not translate");
-    let output = edud(&story.first, &[], 0)?;
+    let output = edud(&story.first, 0)?;
     ensure!(!output.contains("NOT CONFINED"), "{output}");
     Ok(format!("unit 0: {}", field(&text, "unit 0")?))
 }

@@ -3,23 +3,20 @@
 use std::fmt;
 
 pub(crate) const USAGE: &str = "\
-usage: edud --device SSSS--BB--DD.F [--iova HEX [--read] | --unmap-then-dma | --loop | --hold]
+usage: rogue --device SSSS--BB--DD.F --iova HEX [--read] | --unmap-then-dma | --loop | --hold
 
-Copies a pattern to the edu device and back by DMA through its IOVA, and checks it.
-  --iova HEX        then lets the device write (or --read) 64 bytes at an address it was not
+Copies a pattern to the edu device and back by DMA as edud does, then
+  --iova HEX        lets the device write (or --read) 64 bytes at an address it was not
                     granted, and expects the fault
-  --unmap-then-dma  then ends the mapping, lets the device write there once more, and expects
+  --unmap-then-dma  ends the mapping, lets the device write there once more, and expects
                     the fault and untouched memory
   --loop            copies and checks until it is killed, a line a hundred rounds
-  --hold            prints its IOVA and lets the device write its buffer until it is killed
-exit: 0 as expected, 1 could not run, 2 usage, 3 refused by iommud, 4 wrong data,
-      5 an expected fault did not come, 6 a fault that was not expected";
+  --hold            lets the device write its buffer until it is killed
+exit: 0 as expected, 1 failed, 2 usage, 3 refused by iommud";
 
 /// What to do after the first copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
-    /// Nothing.
-    Once,
     /// DMA to an address that was not granted.
     Rogue { iova: u64, read: bool },
     /// DMA after the end of the mapping.
@@ -49,7 +46,7 @@ impl fmt::Display for BadUsage {
 impl Options {
     pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, BadUsage> {
         let mut words = words.into_iter();
-        let (mut device, mut task, mut read) = (None, Task::Once, false);
+        let (mut device, mut task, mut read) = (None, None, false);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| BadUsage(format!("{word} what?")));
             let chosen = match word.as_str() {
@@ -67,11 +64,11 @@ impl Options {
                 "--hold" => Task::Hold,
                 _ => return Err(BadUsage(word)),
             };
-            if task != Task::Once {
+            if task.replace(chosen).is_some() {
                 return Err(BadUsage(word));
             }
-            task = chosen;
         }
+        let mut task = task.ok_or_else(|| BadUsage("nothing to do".into()))?;
         match &mut task {
             Task::Rogue { read: wanted, .. } => *wanted = read,
             _ if read => return Err(BadUsage("--read".into())),
@@ -98,11 +95,10 @@ mod tests {
     #[test]
     fn tasks_are_read_and_exclude_each_other() {
         let task = |line: &str| parse(&format!("--device x {line}")).map(|options| options.task);
-        assert_eq!(task(""), Ok(Task::Once));
         assert_eq!(task("--iova 0xfee00000"), Ok(Task::Rogue { iova: 0xfee0_0000, read: false }));
         assert_eq!(task("--read --iova 10"), Ok(Task::Rogue { iova: 16, read: true }));
         assert_eq!(task("--unmap-then-dma"), Ok(Task::UnmapThenDma));
-        for bad in ["--read", "--iova", "--iova x", "--loop --hold", "--what"] {
+        for bad in ["", "--read", "--iova", "--iova x", "--loop --hold", "--what"] {
             assert!(task(bad).is_err(), "{bad}");
         }
         assert!(parse("--loop").is_err());

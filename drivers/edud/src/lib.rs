@@ -1,0 +1,65 @@
+//! Driver of QEMU's edu device: the smallest complete user of iommu-client.
+
+mod edu;
+
+use iommu_client::{BufferOptions, BusMasterPermission, Device, DmaBuffer, Error};
+
+pub use edu::{Direction, Edu, MOST};
+
+/// Why a copy is not as expected.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// The driver of one device.
+pub struct Driver<'device> {
+    /// Dropped first: no bus mastering while the buffer goes.
+    pub edu: Edu,
+    /// Memory that the device reaches.
+    pub buffer: DmaBuffer,
+    device: &'device Device,
+}
+
+impl<'device> Driver<'device> {
+    /// Makes the buffer and takes the device into use.
+    ///
+    /// # Errors
+    /// It is no edu device, or what the server says.
+    pub fn start(device: &'device Device, may: &BusMasterPermission) -> Result<Self, Error> {
+        let buffer = device.allocate(4096, BufferOptions::default())?;
+        Ok(Self { edu: Edu::start(device, may)?, buffer, device })
+    }
+
+    /// Memory to device, other bytes over the memory, device to memory: the pattern is back.
+    ///
+    /// # Errors
+    /// It is not, or a fault was told.
+    pub fn round_trip(&mut self, round: u64) -> Result<(), Failure> {
+        let pattern: Vec<u8> = (0..MOST).map(|index| pattern(round, index)).collect();
+        self.buffer.write(0, &pattern)?;
+        self.edu.dma(self.buffer.iova(), MOST, Direction::FromMemory)?;
+        self.buffer.write(0, &vec![0xee; pattern.len()])?;
+        self.edu.dma(self.buffer.iova(), MOST, Direction::ToMemory)?;
+        let checked = self.check(&pattern);
+        // Why data is wrong is for the server to say: a fault, or that it is gone and with it the mapping.
+        match self.device.next_fault()? {
+            Some(fault) => Err(format!("a fault that was not expected: {fault}").into()),
+            None => checked,
+        }
+    }
+
+    /// Compares the buffer.
+    ///
+    /// # Errors
+    /// It holds something else.
+    pub fn check(&self, expected: &[u8]) -> Result<(), Failure> {
+        let mut found = vec![0; expected.len()];
+        self.buffer.read(0, &mut found)?;
+        let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+        differs.map_or(Ok(()), |at| Err(format!("wrong data at byte {at}").into()))
+    }
+}
+
+/// Differs from its neighbours, from round to round and from any single repeated byte.
+fn pattern(round: u64, index: u64) -> u8 {
+    let [low, ..] = (index.wrapping_mul(31) ^ index >> 5).wrapping_add(round * 7).to_le_bytes();
+    low
+}
