@@ -132,6 +132,59 @@ impl ChangePlan {
     }
 }
 
+/// One of the four requests, as it is asked by itself. All of it is inlined where it is decided: a closure would not be.
+trait Asked {
+    /// As [`Work::item`].
+    fn decide(&self, work: &mut Work<'_>, single: &mut Single) -> Result<(), Refusal>;
+    /// As an element of a batch.
+    fn item(&self) -> BatchRequest;
+}
+
+struct Map<'a>(&'a MapRequest);
+struct Unmap(Iova, u64);
+struct Grant<'a>(&'a MapRequest);
+struct Revoke(Slot, u64, u64);
+
+impl Asked for Map<'_> {
+    #[inline(always)]
+    fn decide(&self, work: &mut Work<'_>, single: &mut Single) -> Result<(), Refusal> {
+        work.map(self.0, single)
+    }
+    fn item(&self) -> BatchRequest {
+        BatchRequest::Map(*self.0)
+    }
+}
+
+impl Asked for Unmap {
+    #[inline(always)]
+    fn decide(&self, work: &mut Work<'_>, single: &mut Single) -> Result<(), Refusal> {
+        work.unmap(self.0, self.1, single)
+    }
+    fn item(&self) -> BatchRequest {
+        BatchRequest::Unmap { iova: self.0, length: self.1 }
+    }
+}
+
+impl Asked for Grant<'_> {
+    #[inline(always)]
+    fn decide(&self, work: &mut Work<'_>, single: &mut Single) -> Result<(), Refusal> {
+        work.grant(self.0, single)
+    }
+    fn item(&self) -> BatchRequest {
+        BatchRequest::Grant(*self.0)
+    }
+}
+
+impl Asked for Revoke {
+    #[inline(always)]
+    fn decide(&self, work: &mut Work<'_>, single: &mut Single) -> Result<(), Refusal> {
+        work.revoke(self.0, self.1, self.2, single)
+    }
+    fn item(&self) -> BatchRequest {
+        BatchRequest::Revoke { slot: self.0, offset: self.1, length: self.2 }
+    }
+}
+
 impl Registry {
     /// As [`Registry::decide`], for a map by itself.
     ///
@@ -144,8 +197,7 @@ impl Registry {
         request: &MapRequest,
         plan: &mut ChangePlan,
     ) -> Result<Decided, Refusal> {
-        let item = || BatchRequest::Map(*request);
-        self.decide_one(session, plan, |work, single| work.map(request, single), item)
+        self.decide_one(session, &Map(request), plan)
     }
 
     /// As [`Registry::decide_map`], for an unmap of exactly one mapping.
@@ -159,8 +211,7 @@ impl Registry {
         (iova, length): (Iova, u64),
         plan: &mut ChangePlan,
     ) -> Result<Decided, Refusal> {
-        let item = || BatchRequest::Unmap { iova, length };
-        self.decide_one(session, plan, |work, single| work.unmap(iova, length, single), item)
+        self.decide_one(session, &Unmap(iova, length), plan)
     }
 
     /// As [`Registry::decide_map`], for a grant.
@@ -174,8 +225,7 @@ impl Registry {
         request: &MapRequest,
         plan: &mut ChangePlan,
     ) -> Result<Decided, Refusal> {
-        let item = || BatchRequest::Grant(*request);
-        self.decide_one(session, plan, |work, single| work.grant(request, single), item)
+        self.decide_one(session, &Grant(request), plan)
     }
 
     /// As [`Registry::decide_map`], for the revocation of exactly one grant.
@@ -189,27 +239,23 @@ impl Registry {
         (slot, offset, length): (Slot, u64, u64),
         plan: &mut ChangePlan,
     ) -> Result<Decided, Refusal> {
-        let item = || BatchRequest::Revoke { slot, offset, length };
-        let revoke =
-            |work: &mut Work<'_>, single: &mut Single| work.revoke(slot, offset, length, single);
-        self.decide_one(session, plan, revoke, item)
+        self.decide_one(session, &Revoke(slot, offset, length), plan)
     }
 
     #[inline(always)]
     fn decide_one(
         &mut self,
         session: SessionId,
+        asked: &impl Asked,
         plan: &mut ChangePlan,
-        decide: impl FnOnce(&mut Work<'_>, &mut Single) -> Result<(), Refusal>,
-        item: impl FnOnce() -> BatchRequest,
     ) -> Result<Decided, Refusal> {
         let Some(mut work) = self.work(session)? else {
-            let plan = self.decide(&Event::Batch(session, Vec::from([item()])))?;
+            let plan = self.decide(&Event::Batch(session, Vec::from([asked.item()])))?;
             return Ok(Decided::Plan(plan));
         };
         let single = &mut plan.0;
         (single.domain, single.account) = work.charged();
-        decide(&mut work, single)?;
+        asked.decide(&mut work, single)?;
         if work.is_plain(single) {
             return Ok(Decided::Change);
         }
