@@ -43,7 +43,7 @@ use crate::topology::capabilities::PageSizes;
 
 use depth::KEPT;
 use detached::{Run, RunKind};
-use group::{fill, fill_new, successor};
+use group::{fill, fill_new};
 use idle::{Idle, Recent};
 
 /// Slots of a table.
@@ -325,17 +325,12 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// Stores what `run` describes into its empty slots, in pages of the size of its first, counts them and
-    /// cleans them.
+    /// Stores the entry of a run of one slot, which is empty, counts it and cleans it.
     fn enter<M: TableMemory>(&self, memory: &mut M, run: Run) {
-        let index = usize::from(run.index);
-        let mut entry = run.entry;
-        for slot in index..index + usize::from(run.count) {
-            memory.store(run.table, slot, entry);
-            entry = successor::<F>(entry, run.level, slot);
-        }
-        *memory.live(run.table) += run.count;
-        self.clean(memory, run.table, index, run.count.into());
+        debug_assert_eq!(run.count, 1);
+        memory.store(run.table, run.index.into(), run.entry);
+        *memory.live(run.table) += 1;
+        self.clean(memory, run.table, run.index.into(), 1);
     }
 }
 

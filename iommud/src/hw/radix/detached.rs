@@ -2,15 +2,17 @@
 
 use alloc::vec::Vec;
 
-use super::{PteFormat, PteSlot, free_subtree, slot_count, slot_size};
+use super::{PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_size};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::seams::TableMemory;
 
 /// What a run of slots holds, or held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunKind {
-    /// Leaves of one size that map consecutive memory with the same access.
+    /// Leaves of one size that map consecutive memory with the same access; taken out, it is one.
     Leaves,
+    /// Slots of a table of pages as they were, in use or not: see [`Detached::words`].
+    Words,
     /// One link to a table.
     Table,
     /// One leaf that was replaced by a link to a table of smaller leaves.
@@ -23,7 +25,7 @@ pub(super) enum RunKind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     pub(super) table: PhysAddr,
-    /// The entry of the first slot.
+    /// The entry of the first slot; of words, how many of them map a page.
     pub(super) entry: u64,
     /// The first slot.
     pub(super) index: u16,
@@ -74,6 +76,8 @@ impl Run {
 #[must_use]
 pub struct Detached {
     pub(super) runs: Vec<Run>,
+    /// What the slots of all runs of [`RunKind::Words`] held, the last run's last.
+    pub(super) words: Vec<u64>,
     /// Tables of splits that were undone, with their level.
     pub(super) tables: Vec<(PhysAddr, u8)>,
     /// First and last byte of what units may have cached; the first is above the last when there is nothing.
@@ -100,6 +104,7 @@ impl Detached {
     pub const fn new() -> Self {
         Self {
             runs: Vec::new(),
+            words: Vec::new(),
             tables: Vec::new(),
             stale: NOTHING,
             structure: false,
@@ -183,7 +188,7 @@ impl Detached {
     /// Frees all tables in it.
     #[inline]
     pub(super) fn release<F: PteFormat, M: TableMemory>(&mut self, memory: &mut M) {
-        if self.structure || !self.tables.is_empty() {
+        if self.structure || !self.tables.is_empty() || !self.words.is_empty() {
             self.free_tables::<F, M>(memory);
         }
         self.runs.clear();
@@ -204,5 +209,7 @@ impl Detached {
         for (table, level) in self.tables.drain(..) {
             free_subtree::<F, M>(memory, table, level);
         }
+        self.words.clear();
+        self.words.shrink_to(SLOTS);
     }
 }

@@ -61,17 +61,6 @@ fn largest<F: PteFormat>(slot: usize, left: usize, page: u64) -> u32 {
     aligned.min(left.checked_ilog2().unwrap_or(0)).min(F::MOST)
 }
 
-/// The entry that continues in the next slot what `entry` in `slot` maps, in pages of the same size; 0 when
-/// `entry` maps nothing.
-pub(super) fn successor<F: PteFormat>(entry: u64, level: u8, slot: usize) -> u64 {
-    let PteSlot::Leaf { phys, access } = F::decode_at(entry, level, slot) else { return 0 };
-    let power = F::power(entry, level);
-    if (slot + 1) & ((1 << power) - 1) != 0 {
-        return entry;
-    }
-    F::group(PhysAddr(phys.0.wrapping_add(slot_size(level))), access, level, power)
-}
-
 impl<F: PteFormat> PageTable<F> {
     /// Rewrites the pages over several slots of `table` that the addresses from `first` to `last`, which it
     /// translates, cover only partly: each slot becomes a page. They are at either end.

@@ -2,7 +2,7 @@
 
 use super::{
     Detached, Iova, IovaRange, KEPT, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot,
-    Recent, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_of, slot_size, successor,
+    Recent, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_count, slot_of, slot_size,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -141,6 +141,7 @@ impl<F: PteFormat> PageTable<F> {
             match run.kind {
                 RunKind::Leaves | RunKind::Table if run.count > 0 => self.enter(memory, run),
                 RunKind::Leaves | RunKind::Table => {}
+                RunKind::Words => self.enter_again(memory, run, detached),
                 RunKind::Group => self.uncut(memory, run),
                 RunKind::Split => {
                     let entry = memory.load(run.table, index);
@@ -266,7 +267,7 @@ impl<F: PteFormat> PageTable<F> {
         left
     }
 
-    /// Takes all pages of these slots out, and notes them in runs; returns how many they were.
+    /// Takes all pages of these slots out, and notes what the slots held; returns how many pages they were.
     fn remove_many<M: TableMemory>(
         memory: &mut M,
         table: PhysAddr,
@@ -274,31 +275,32 @@ impl<F: PteFormat> PageTable<F> {
         end: usize,
         detached: &mut Detached,
     ) -> u16 {
-        let mut run = Run::new(table, start, 0, 1, 0, RunKind::Leaves);
-        // The entry that would continue the run; 0 continues nothing.
-        let mut next = 0;
+        let words = &mut detached.words;
+        let before = words.len();
+        words.reserve(end - start);
         let mut gone = 0;
-        memory.change_each(table, start, end - start, |slot, entry| {
-            if !matches!(F::decode(entry, 1), PteSlot::Leaf { .. }) {
-                next = 0;
-                return None;
-            }
-            gone += 1;
-            if entry == next {
-                run.count += 1;
-            } else {
-                if run.count > 0 {
-                    detached.note(run);
-                }
-                run = Run::new(table, slot, 1, 1, entry, RunKind::Leaves);
-            }
-            next = successor::<F>(entry, 1, slot);
-            Some(0)
+        memory.change_each(table, start, end - start, |_, entry| {
+            words.push(entry);
+            let is_page = matches!(F::decode(entry, 1), PteSlot::Leaf { .. });
+            gone += u16::from(is_page);
+            is_page.then_some(0)
         });
-        if run.count > 0 {
-            detached.note(run);
+        if gone == 0 {
+            words.truncate(before);
+        } else {
+            let count = words.len() - before;
+            detached.note(Run::new(table, start, count, 1, u64::from(gone), RunKind::Words));
         }
         gone
+    }
+
+    /// Puts back what `remove_many` took out last.
+    fn enter_again<M: TableMemory>(&self, memory: &mut M, run: Run, detached: &mut Detached) {
+        let (index, count) = (usize::from(run.index), usize::from(run.count));
+        let words = detached.words.drain(detached.words.len().saturating_sub(count)..);
+        memory.write(run.table, index, count, &mut words.into_iter());
+        *memory.live(run.table) += slot_count(usize::try_from(run.entry).unwrap_or(0));
+        self.clean(memory, run.table, index, count);
     }
 
     /// Unlinks the tables on the way to `iova` that have become empty, from the lowest up.
