@@ -251,7 +251,7 @@ fn relink_undoes_calls_last_first() {
     let mut detached = Detached::new();
     table.unmap(&mut memory, range(0x1000, 0x2000), &mut detached).unwrap();
     let second = memory.snapshot();
-    table.unmap(&mut memory, range(0x10_0000, 0x1000), &mut detached).unwrap();
+    table.unmap(&mut memory, range(0x10_0000, 0x3000), &mut detached).unwrap();
     assert_eq!(memory.snapshot(), second, "nothing is mapped there");
     table.unmap(&mut memory, range(0, 0x40_0000), &mut detached).unwrap();
     assert_eq!(table.lookup(&memory, Iova(0)), None);
@@ -259,7 +259,12 @@ fn relink_undoes_calls_last_first() {
         table.relink(&mut memory, &mut detached);
         assert_eq!(&memory.snapshot(), expected);
     }
-    assert!(detached.is_empty());
+    assert!(detached.is_empty() && detached.words.is_empty());
+    // What the pages were is kept until the release.
+    table.unmap(&mut memory, range(0x1000, 0x2000), &mut detached).unwrap();
+    assert_eq!(detached.words, [0xa003, 0x4003]);
+    Table::release(&mut memory, &mut detached);
+    assert!(detached.is_empty() && detached.words.is_empty());
 }
 
 #[test]
