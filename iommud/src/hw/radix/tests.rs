@@ -260,7 +260,8 @@ fn relink_undoes_calls_last_first() {
         assert_eq!(&memory.snapshot(), expected);
     }
     assert!(detached.is_empty() && detached.words.is_empty());
-    // What the pages were is kept until the release.
+    // What the pages were is kept until the release, also when no table goes.
+    let mut detached = Detached::new();
     table.unmap(&mut memory, range(0x1000, 0x2000), &mut detached).unwrap();
     assert_eq!(detached.words, [0xa003, 0x4003]);
     Table::release(&mut memory, &mut detached);
