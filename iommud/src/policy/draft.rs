@@ -216,7 +216,7 @@ impl Draft {
     }
 
     /// Makes room for larger leaves in a range that is mapped next, if it can have any. True when tables are to be
-    /// released in the end.
+    /// released in the end. No unit that failed may walk the domain's table: it would forget nothing.
     pub(super) fn vacate(&mut self, id: DomainId, domain: &Domain, range: IovaRange) -> bool {
         if !domain.shape.has_larger_leaf(range) {
             return false;

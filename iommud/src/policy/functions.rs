@@ -12,7 +12,7 @@ use crate::policy::ids::DomainId;
 use crate::policy::machine::Added;
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
-use crate::policy::state::{Shared, Unit};
+use crate::policy::state::{Domain, Shared, Unit};
 use crate::policy::units::identity;
 use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
@@ -148,6 +148,12 @@ impl Registry {
         shared.filter(|(shared, _)| matches!(shared, Shared::Compat(_))).map(|(_, id)| *id)
     }
 
+    /// Whether a unit that failed may still walk a domain's table.
+    fn has_failed_unit(&self, domain: &Domain) -> bool {
+        let failed = |unit| matches!(self.machine.unit(unit), Some(Unit::Failed));
+        domain.active.iter().any(|(unit, _)| failed(*unit))
+    }
+
     /// Takes memory out of every domain of policy `compat`, and makes every unit forget it. Returns the parts
     /// that were mapped.
     pub(super) fn take_from_compat(
@@ -162,8 +168,7 @@ impl Registry {
         }
         for id in self.compat_domains() {
             let domain = self.domain(id)?;
-            let failed = |unit| matches!(self.machine.unit(unit), Some(Unit::Failed));
-            if domain.active.iter().any(|(unit, _)| failed(*unit)) {
+            if self.has_failed_unit(domain) {
                 return Err(Refusal::UnitFailed);
             }
             let pieces = identity(taken.iter().copied(), domain.shape.reach());
@@ -189,7 +194,11 @@ impl Registry {
         for id in self.compat_domains() {
             let domain = self.domain(id)?;
             let pieces = identity(ranges.iter().copied(), domain.shape.reach());
-            draft.enter_pieces(id, domain, &pieces);
+            if self.has_failed_unit(domain) {
+                draft.map_pieces(id, &pieces);
+            } else {
+                draft.enter_pieces(id, domain, &pieces);
+            }
             for &(unit, _) in &domain.active {
                 if let (Some(range), Some(_)) = (hull_of(&pieces), self.machine.class_of(unit)) {
                     draft.steps.push(Step::Publish { unit, domain: id, range });

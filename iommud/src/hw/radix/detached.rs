@@ -86,7 +86,7 @@ pub struct Detached {
     structure: bool,
     /// The region whose empty table stayed linked before another one's did.
     idle_before: Option<u64>,
-    /// An empty table made room for larger leaves.
+    /// The last attempt to make room for larger leaves unlinked an empty table.
     vacated: bool,
 }
 
@@ -131,21 +131,16 @@ impl Detached {
         self.structure
     }
 
-    /// Whether an empty table was unlinked to make room for larger leaves: units have to forget it before those are
-    /// entered.
+    /// Whether the last [`PageTable::vacate`](super::PageTable::vacate) unlinked an empty table to make room for larger
+    /// leaves: units have to forget it before those are entered.
     #[must_use]
     pub const fn vacated(&self) -> bool {
         self.vacated
     }
 
-    /// Notes that it was.
-    pub(super) const fn vacate(&mut self) {
-        self.vacated = true;
-    }
-
-    /// Notes that what made room is put back.
-    pub(super) const fn fill_again(&mut self) {
-        self.vacated = false;
+    /// Notes whether it did; what was put back did not.
+    pub(super) const fn set_vacated(&mut self, vacated: bool) {
+        self.vacated = vacated;
     }
 
     /// What units have to forget before the release: a range around all that was unmapped, and around all

@@ -146,10 +146,11 @@ impl<F: PteFormat> PageTable<F> {
         let region = self.idle.region;
         let block = IovaRange::new(Iova(region.wrapping_mul(slot_size(2))), slot_size(2));
         let inside = block.is_some_and(|block| range.contains(block));
-        if inside && self.leaf_allowed(2) && self.is_idle(memory, region) {
+        let vacates = inside && self.leaf_allowed(2) && self.is_idle(memory, region);
+        if vacates {
             self.unlink_idle(memory, detached);
-            detached.vacate();
         }
+        detached.set_vacated(vacates);
         self.begin_call(start, detached);
     }
 

@@ -153,6 +153,10 @@ fn it_makes_room_for_a_large_leaf_and_comes_back() {
         assert!(!detached.vacated() && memory.snapshot() == before);
     }
     table.vacate(&mut memory, block(5 * TWO_M, TWO_M), &mut detached);
+    assert!(detached.vacated());
+    // Units have forgotten it by now: what else is made room for tells them nothing.
+    table.vacate(&mut memory, block(8 * TWO_M, TWO_M), &mut detached);
+    assert!(!detached.vacated() && detached.tables_freed());
     assert_eq!(memory.frames_in_use(), 5, "not before units have forgotten it");
     table.map(&mut memory, block(5 * TWO_M, TWO_M), PhysAddr(TWO_M), BOTH).unwrap();
     Table::release(&mut memory, &mut detached);

@@ -142,6 +142,21 @@ fn room_is_made_for_memory_that_comes_back_to_compat() {
     assert_eq!(back, ["Vacate", "Forget", "Map", "Publish", "ReleaseTables"]);
 }
 
+/// It cannot be told to forget anything: memory comes back into the table that is there.
+#[test]
+fn no_room_is_made_where_a_unit_that_failed_may_still_walk() {
+    let mut bench =
+        Bench::new(Config::default(), two_units(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    for part in [4 * MIB, 5 * MIB] {
+        bench.run(&Event::MemoryTaken(phys(part, MIB))).unwrap();
+    }
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    let from = bench.world.steps.len();
+    bench.run(&Event::MemoryReturned(phys(4 * MIB, 2 * MIB))).unwrap();
+    let kinds: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
+    assert_eq!(kinds, ["Map", "Publish"]);
+}
+
 /// Every plan is aborted first, and the state compared, the order of mappings included.
 #[test]
 fn a_batch_ends_mappings_in_any_order_also_those_it_makes() {
