@@ -1,0 +1,279 @@
+//! Reading the command line.
+
+use lexopt::{Arg, Parser, ValueExt};
+
+use super::*;
+use crate::fuzz::TARGETS;
+
+/// Reads the program's arguments.
+pub(crate) fn parse() -> Result<Command, lexopt::Error> {
+    parse_from(Parser::from_env())
+}
+
+fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    match parser.next()? {
+        Some(Arg::Value(name)) => match name.string()?.as_str() {
+            "demo" => demo(parser),
+            "bare" => bare(parser),
+            "bench" => bench(parser),
+            "redox" => redox(parser),
+            "check-redox" => no_more(parser, Command::CheckRedox),
+            "test" => no_more(parser, Command::Test),
+            "fuzz" => fuzz(parser),
+            "explore" => explore(parser),
+            other => Err(format!("unknown command {other}").into()),
+        },
+        None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
+        Some(argument) => Err(argument.unexpected()),
+    }
+}
+
+fn no_more(mut parser: Parser, command: Command) -> Result<Command, lexopt::Error> {
+    match parser.next()? {
+        None => Ok(command),
+        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
+        Some(argument) => Err(argument.unexpected()),
+    }
+}
+
+fn on_or_off(parser: &mut Parser) -> Result<bool, lexopt::Error> {
+    match parser.value()?.string()?.as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(format!("{other}: on or off").into()),
+    }
+}
+
+fn qemu(parser: &mut Parser) -> Result<Qemu, lexopt::Error> {
+    match parser.value()?.string()?.as_str() {
+        "installed" => Ok(Qemu::Installed),
+        "newer" => Ok(Qemu::Newer),
+        other => Err(format!("--qemu {other}: installed or newer").into()),
+    }
+}
+
+fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = BareOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
+                "intel" => options.iommu = Iommu::Intel,
+                "amd" => options = BareOptions::amd(),
+                other => return Err(format!("--iommu {other}: intel or amd").into()),
+            },
+            Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
+            Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Bare(options))
+}
+
+fn bench(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = BenchOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => options.json = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Value(row) => options.rows.push(row.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Bench(options))
+}
+
+fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = RedoxOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("tree") => options.tree = Some(parser.value()?.into()),
+            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
+                "intel" => options.iommu = Iommu::Intel,
+                "amd" => options.iommu = Iommu::Amd,
+                "none" => options.iommu = Iommu::None,
+                other => return Err(format!("--iommu {other}: intel, amd or none").into()),
+            },
+            Arg::Long("late") => options.run = RedoxRun::Late,
+            Arg::Long("oneshot") => options.run = RedoxRun::Oneshot,
+            Arg::Long("damage") => options.run = RedoxRun::Damaged,
+            Arg::Long("boots") => options.run = RedoxRun::Boots(parser.value()?.parse()?),
+            Arg::Long("keep") => options.keep = true,
+            Arg::Long("verbose") => options.verbose = true,
+            Arg::Long("json") => options.json = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if options.iommu == Iommu::None && matches!(options.run, RedoxRun::Late | RedoxRun::Damaged) {
+        return Err("--late and --damage need a unit".into());
+    }
+    if options.run == RedoxRun::Boots(0) {
+        return Err("--boots 0: at least one".into());
+    }
+    Ok(Command::Redox(options))
+}
+
+fn explore(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut arguments = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("long") => arguments.push("--long"),
+            Arg::Long("write") => arguments.push("--write"),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Explore(arguments))
+}
+
+fn fuzz(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = FuzzOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("seconds") => options.seconds = parser.value()?.parse()?,
+            Arg::Value(name) => {
+                let name = name.string()?;
+                if !TARGETS.contains(&name.as_str()) {
+                    return Err(format!("{name}: one of {}", TARGETS.join(", ")).into());
+                }
+                options.targets.push(name);
+            }
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Fuzz(options))
+}
+
+fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = DemoOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
+                "intel" => options.iommu = Iommu::Intel,
+                "none" => options.iommu = Iommu::None,
+                "amd" => (options.iommu, options.qemu) = (Iommu::Amd, Qemu::Newer),
+                other => return Err(format!("--iommu {other}: intel, amd or none").into()),
+            },
+            Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
+            Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
+            Arg::Long("kernel") => options.kernel = Some(parser.value()?.into()),
+            Arg::Long("machine") => options.story = Story::Machine,
+            Arg::Long("damaged-table") => options.story = Story::DamagedTable,
+            Arg::Long("groups") => options.story = Story::Groups,
+            Arg::Long("kills") => options.story = Story::Kills(parser.value()?.parse()?),
+            Arg::Long("capture") => options.capture = Some(parser.value()?.into()),
+            Arg::Long("nvme") => options.story = Story::Nvme,
+            Arg::Long("keep") => options.keep = true,
+            Arg::Long("verbose") => options.verbose = true,
+            Arg::Long("json") => options.json = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let units = matches!(options.story, Story::Machine | Story::Nvme | Story::Kills(_));
+    if units && options.iommu == Iommu::None {
+        return Err("--machine, --nvme and --kills need a unit".into());
+    }
+    let intels = matches!(options.story, Story::DamagedTable | Story::Groups);
+    if intels && options.iommu != Iommu::Intel {
+        return Err("this story is about VT-d: --iommu intel".into());
+    }
+    Ok(Command::Demo(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Result<Command, lexopt::Error> {
+        parse_from(Parser::from_args(text.split_whitespace()))
+    }
+
+    #[test]
+    fn demo_options_are_read() {
+        let Ok(Command::Demo(options)) = words(
+            "demo --caching-mode=on --keep --kills 7 --capture c --qemu newer --kernel k --verbose --json x.json",
+        ) else {
+            panic!("not a demo")
+        };
+        assert_eq!(
+            options,
+            DemoOptions {
+                iommu: Iommu::Intel,
+                caching_mode: true,
+                qemu: Qemu::Newer,
+                kernel: Some("k".into()),
+                story: Story::Kills(7),
+                capture: Some("c".into()),
+                keep: true,
+                verbose: true,
+                json: Some("x.json".into()),
+            }
+        );
+        assert_eq!(
+            words("bare --caching-mode on").unwrap(),
+            Command::Bare(BareOptions { caching_mode: true, ..BareOptions::default() })
+        );
+        assert_eq!(words("bare --iommu amd").unwrap(), Command::Bare(BareOptions::amd()));
+        assert_eq!(words("bare").unwrap(), Command::Bare(BareOptions::default()));
+        assert_eq!(words("demo").unwrap(), Command::Demo(DemoOptions::default()));
+    }
+
+    #[test]
+    fn stories_go_with_their_units() {
+        let story = |text| match words(text) {
+            Ok(Command::Demo(options)) => Some(options.story),
+            _ => None,
+        };
+        assert_eq!(story("demo --machine"), Some(Story::Machine));
+        assert_eq!(story("demo --damaged-table"), Some(Story::DamagedTable));
+        assert_eq!(story("demo --nvme"), Some(Story::Nvme));
+        assert_eq!(story("demo --damaged-table --iommu amd"), None);
+        assert_eq!(story("demo --kills 3 --iommu amd"), Some(Story::Kills(3)));
+        assert_eq!(story("demo --machine --iommu none"), None);
+    }
+
+    #[test]
+    fn fuzz_options_are_read() {
+        let some = FuzzOptions { seconds: 5, targets: vec!["dmar".into(), "pci".into()] };
+        assert_eq!(words("fuzz dmar --seconds 5 pci").unwrap(), Command::Fuzz(some));
+        assert_eq!(words("fuzz").unwrap(), Command::Fuzz(FuzzOptions::default()));
+    }
+
+    #[test]
+    fn redox_options_are_read() {
+        let run = |text: &str| match words(text) {
+            Ok(Command::Redox(options)) => Some((options.iommu, options.run)),
+            _ => None,
+        };
+        assert_eq!(run("redox"), Some((Iommu::Intel, RedoxRun::Early)));
+        assert_eq!(run("redox --iommu amd --late"), Some((Iommu::Amd, RedoxRun::Late)));
+        assert_eq!(run("redox --oneshot"), Some((Iommu::Intel, RedoxRun::Oneshot)));
+        assert_eq!(run("redox --damage"), Some((Iommu::Intel, RedoxRun::Damaged)));
+        assert_eq!(run("redox --boots 5"), Some((Iommu::Intel, RedoxRun::Boots(5))));
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        for bad in [
+            "redox --boots 0",
+            "redox --iommu none --late",
+            "dem",
+            "demo x",
+            "demo --iommu",
+            "demo --iommu arm",
+            "demo --nvme --iommu none",
+            "demo --caching-mode 1",
+            "test x",
+            "fuzz x",
+            "fuzz --seconds -1",
+            "--x",
+            "demo --kills",
+            "demo --kills 3 --iommu none",
+        ] {
+            assert!(words(bad).is_err(), "{bad}");
+        }
+    }
+}
