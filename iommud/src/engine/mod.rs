@@ -8,8 +8,11 @@
 //! After a failure every word of every table is as before the plan, unless a unit cannot be told to forget:
 //! then its entry stays denied, nothing it might walk is freed, and the failure says so (`lost`, `unproved`).
 
+mod budget;
 mod step;
 mod undo;
+
+pub use budget::{GUARANTEE, Shares};
 
 #[cfg(test)]
 mod tests;
@@ -18,9 +21,10 @@ use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
+use crate::hw::TableMemory;
 use crate::hw::radix::{Detached, MapError, PageTable};
-use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{ChangePlan, Plan, Sink, Step, UnitIndex};
+use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
+use crate::policy::{ChangePlan, Payer, Plan, Sink, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -28,6 +32,8 @@ pub struct Engine<U: Unit> {
     units: Vec<Option<U>>,
     tables: Vec<Option<Table<U>>>,
     memory: U::Memory,
+    /// Groups that may be claimed: see [`Engine::promise`].
+    groups: usize,
     /// Tables that a unit which cannot be told to forget may still walk. Kept for good.
     abandoned: Vec<Detached>,
 }
@@ -36,6 +42,9 @@ pub struct Engine<U: Unit> {
 struct Table<U: Unit> {
     pages: PageTable<U::Format>,
     tag: DomainTag,
+    payer: Payer,
+    /// Frames that it has, what was unlinked and not freed included.
+    frames: usize,
     /// Unlinked by `Unmap` steps of the plan that runs, until `ReleaseTables`.
     detached: Detached,
 }
@@ -60,6 +69,7 @@ impl StepFailure {
     #[must_use]
     pub const fn refusal(&self) -> Refusal {
         match self.error {
+            UnitError::Memory(MemoryError::Share) => Refusal::Quota,
             UnitError::Memory(_) => Refusal::NoMemory,
             UnitError::Unsupported { .. } => Refusal::Unsupported,
             UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead => {
@@ -79,6 +89,7 @@ where
             units: self.units.clone(),
             tables: self.tables.clone(),
             memory: self.memory.clone(),
+            groups: self.groups,
             abandoned: self.abandoned.clone(),
         }
     }
@@ -86,7 +97,7 @@ where
 
 impl<U: Unit> Clone for Table<U> {
     fn clone(&self) -> Self {
-        Self { pages: self.pages.clone(), tag: self.tag, detached: self.detached.clone() }
+        Self { pages: self.pages.clone(), detached: self.detached.clone(), ..*self }
     }
 }
 
@@ -144,7 +155,7 @@ impl<U: Unit> Engine<U> {
     /// An engine without units, with the memory that all tables live in.
     #[must_use]
     pub const fn new(memory: U::Memory) -> Self {
-        Self { units: Vec::new(), tables: Vec::new(), memory, abandoned: Vec::new() }
+        Self { units: Vec::new(), tables: Vec::new(), memory, groups: 0, abandoned: Vec::new() }
     }
 
     /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.
@@ -161,13 +172,19 @@ impl<U: Unit> Engine<U> {
         plan: &Plan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
+        let before = self.memory.frames_in_use();
+        let last = plan.steps().iter().rposition(|step| !step.is_final()).map_or(0, |at| at + 1);
         for (index, step) in plan.steps().iter().enumerate() {
-            if let Err(fault) = self.carry_out(step, plan.pages(), buffers) {
+            let result = if index == last { self.afford(plan.charge(), before) } else { Ok(()) };
+            if let Err(fault) = result.and_then(|()| self.carry_out(step, plan.pages(), buffers)) {
                 let done = plan.steps().get(..index).unwrap_or_default();
                 return Err(self.undo(done, index, fault));
             }
         }
-        Ok(())
+        if last < plan.steps().len() {
+            return Ok(());
+        }
+        self.afford(plan.charge(), before).map_err(|fault| self.undo(plan.steps(), last, fault))
     }
 
     /// As [`Engine::run`], for a plan of one change.
@@ -180,10 +197,11 @@ impl<U: Unit> Engine<U> {
         plan: &ChangePlan,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
+        let before = self.memory.frames_in_use();
         let mut run = Run { engine: self, buffers, done: 0 };
         let result = plan.give(&mut run);
         let Run { engine, done, .. } = run;
-        result.map_err(|fault| {
+        result.and_then(|()| engine.afford(plan.charge(), before)).map_err(|fault| {
             let steps = plan.written();
             engine.undo(steps.get(..done).unwrap_or_default(), done, fault)
         })

@@ -5,8 +5,8 @@ use iommu_protocol::ids::RequesterId;
 use super::{Engine, Fault, Table, at_mut, place};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::hw::radix::{Detached, PageTable};
-use crate::hw::{BufferMemory, Entry, Unit, UnitError};
-use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Step, UnitIndex};
+use crate::hw::{BufferMemory, Entry, TableMemory, Unit, UnitError};
+use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Payer, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, TableFormat};
 
 impl<U: Unit> Engine<U> {
@@ -21,15 +21,24 @@ impl<U: Unit> Engine<U> {
         match *step {
             Step::Map { domain, range, phys, access } => {
                 let table = table_of(&mut self.tables, domain)?;
-                Ok(table.pages.map(&mut self.memory, range, phys, access)?)
+                let before = self.memory.frames_in_use();
+                let mapped = table.pages.map(&mut self.memory, range, phys, access);
+                table.frames += self.memory.frames_in_use().wrapping_sub(before);
+                Ok(mapped?)
             }
             Step::MapList { domain, range, access } => {
                 let table = table_of(&mut self.tables, domain)?;
-                Ok(table.pages.map_list(&mut self.memory, range, pages, access)?)
+                let before = self.memory.frames_in_use();
+                let mapped = table.pages.map_list(&mut self.memory, range, pages, access);
+                table.frames += self.memory.frames_in_use().wrapping_sub(before);
+                Ok(mapped?)
             }
             Step::Unmap { domain, range } => {
                 let table = table_of(&mut self.tables, domain)?;
-                Ok(table.pages.unmap(&mut self.memory, range, &mut table.detached)?)
+                let before = self.memory.frames_in_use();
+                let unmapped = table.pages.unmap(&mut self.memory, range, &mut table.detached);
+                table.frames += self.memory.frames_in_use().wrapping_sub(before);
+                Ok(unmapped?)
             }
             Step::Vacate { domain, range } => {
                 let table = table_of(&mut self.tables, domain)?;
@@ -46,10 +55,12 @@ impl<U: Unit> Engine<U> {
             Step::Invalidate { unit, domain, range } => self.invalidate(unit, domain, range),
             Step::ReleaseTables { domain } => {
                 let table = table_of(&mut self.tables, domain)?;
-                PageTable::<U::Format>::release(&mut self.memory, &mut table.detached);
+                table.release(&mut self.memory);
                 Ok(())
             }
-            Step::CreateTable { domain, tag, format } => self.create(domain, tag, format),
+            Step::CreateTable { domain, tag, format, payer } => {
+                self.create(domain, tag, format, payer)
+            }
             Step::DestroyTable { domain } => {
                 self.destroy(domain);
                 Ok(())
@@ -66,7 +77,10 @@ impl<U: Unit> Engine<U> {
             }
             Step::Grow { domain, levels, .. } => {
                 let table = table_of(&mut self.tables, domain)?;
-                Ok(table.pages.grow(&mut self.memory, levels)?)
+                let before = self.memory.frames_in_use();
+                let grown = table.pages.grow(&mut self.memory, levels);
+                table.frames += self.memory.frames_in_use().wrapping_sub(before);
+                Ok(grown?)
             }
             Step::Deepen { unit, source, domain, .. } => {
                 let entry = self.entry(Binding::Domain(domain))?;
@@ -94,10 +108,13 @@ impl<U: Unit> Engine<U> {
         domain: DomainId,
         tag: DomainTag,
         format: TableFormat,
+        payer: Payer,
     ) -> Result<(), Fault> {
         let pages =
             PageTable::new(&mut self.memory, format.levels, format.page_sizes, format.coherent)?;
-        place(&mut self.tables, domain.0, Table { pages, tag, detached: Detached::new() });
+        let pages = if payer == Payer::Server { pages.retain_tables() } else { pages };
+        let table = Table { pages, tag, payer, frames: 1, detached: Detached::new() };
+        place(&mut self.tables, domain.0, table);
         Ok(())
     }
 
@@ -190,6 +207,16 @@ impl<U: Unit> Engine<U> {
         hardware
             .invalidate_pages(&mut self.memory, tag, range, tables_freed)
             .map_err(|error| Fault::of(unit, error))
+    }
+}
+
+impl<U: Unit> Table<U> {
+    /// Frees what `Unmap` steps unlinked.
+    #[inline]
+    fn release(&mut self, memory: &mut U::Memory) {
+        let before = memory.frames_in_use();
+        PageTable::<U::Format>::release(memory, &mut self.detached);
+        self.frames -= before.wrapping_sub(memory.frames_in_use());
     }
 }
 

@@ -13,9 +13,10 @@ use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::hw::radix::{PteFormat, PteSlot};
 use crate::hw::testing::TestMemory;
 use crate::hw::{
-    BufferMemory, Constraints, Entry, HardwareFault, MemoryError, TableMemory, Unit, UnitError,
+    BufferMemory, BufferPool, Constraints, Entry, HardwareFault, MemoryError, TableMemory, Unit,
+    UnitError,
 };
-use crate::policy::{Binding, BufferId, DomainId, Plan, Step, UnitIndex};
+use crate::policy::{Binding, BufferId, DomainId, Payer, Plan, Step, UnitIndex};
 use crate::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
 };
@@ -187,6 +188,10 @@ impl BufferMemory for Buffers {
         self.0.push(id);
     }
 
+    fn pool(&self) -> BufferPool {
+        BufferPool::UNLIMITED
+    }
+
     fn share(&mut self, _: u32) -> Option<()> {
         None
     }
@@ -198,7 +203,7 @@ fn range(iova: u64, length: u64) -> IovaRange {
 
 fn create(domain: DomainId, tag: u16) -> Step {
     let format = TableFormat { levels: 4, page_sizes: PageSizes::all(), coherent: true };
-    Step::CreateTable { domain, tag: DomainTag(tag), format }
+    Step::CreateTable { domain, tag: DomainTag(tag), format, payer: Payer::Account(0) }
 }
 
 fn map(domain: DomainId, iova: u64, length: u64) -> Step {

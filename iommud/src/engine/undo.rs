@@ -8,7 +8,7 @@ use super::step::table_of;
 use super::{Engine, Fault, StepFailure, Table, is_fatal};
 use crate::addr::IovaRange;
 use crate::hw::radix::{Detached, PageTable};
-use crate::hw::{Entry, Unit, UnitError};
+use crate::hw::{Entry, TableMemory, Unit, UnitError};
 use crate::policy::{Binding, DomainId, Step, UnitIndex};
 
 /// What undoing has found out so far.
@@ -113,7 +113,9 @@ impl<U: Unit> Engine<U> {
             return;
         }
         if let Ok(table) = table_of(&mut self.tables, domain) {
+            let before = self.memory.frames_in_use();
             table.pages.shrink(&mut self.memory, from);
+            table.frames -= before.wrapping_sub(self.memory.frames_in_use());
         }
     }
 
@@ -185,7 +187,12 @@ impl<U: Unit> Engine<U> {
             proved &= undo.proved(told);
         }
         if proved {
+            let before = self.memory.frames_in_use();
             PageTable::<U::Format>::release(&mut self.memory, &mut detached);
+            let freed = before.wrapping_sub(self.memory.frames_in_use());
+            if let Ok(table) = table_of(&mut self.tables, domain) {
+                table.frames -= freed;
+            }
         } else {
             undo.unproved = true;
             self.abandoned.push(detached);

@@ -12,5 +12,7 @@ pub mod vtd;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use seams::{BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory};
+pub use seams::{
+    BufferMemory, BufferPool, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory,
+};
 pub use unit::{Entry, HardwareFault, Unit, UnitError};

@@ -150,6 +150,7 @@ impl fmt::Display for MapError {
             Self::Memory(MemoryError::Constraints) => {
                 f.write_str("no memory for a page table that meets the constraints")
             }
+            Self::Memory(MemoryError::Share) => f.write_str("the share of page tables is used up"),
         }
     }
 }
@@ -195,6 +196,8 @@ pub struct PageTable<F: PteFormat> {
     last: u64,
     page_sizes: PageSizes,
     coherent: bool,
+    /// Tables that become empty stay linked: see [`PageTable::retain_tables`].
+    retains: bool,
     /// The last table of pages that was looked up.
     recent: Recent,
     idle: Idle,
@@ -232,11 +235,19 @@ impl<F: PteFormat> PageTable<F> {
             last: last_of(levels),
             page_sizes: page_sizes | PageSizes::SIZE_4K,
             coherent,
+            retains: false,
             recent: Recent::NOTHING,
             idle: Idle::NOBODY,
             pending: Vec::new(),
             format: PhantomData,
         })
+    }
+
+    /// Keeps every table linked that [`PageTable::unmap`] empties from now on. Mapping again what was unmapped, in the
+    /// same pieces, then needs no memory and cannot fail. An empty table denies all that an absent one denies.
+    #[must_use]
+    pub fn retain_tables(self) -> Self {
+        Self { retains: true, ..self }
     }
 
     /// The frame of the topmost table.

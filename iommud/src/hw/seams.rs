@@ -140,6 +140,9 @@ pub trait TableMemory {
 
     /// Frames handed out and not taken back.
     fn frames_in_use(&self) -> usize;
+
+    /// Frames that can still be handed out, one by one.
+    fn frames_free(&self) -> usize;
 }
 
 /// Why memory could not be had.
@@ -149,6 +152,8 @@ pub enum MemoryError {
     Exhausted,
     /// None meets the constraints (alignment, below 4 GiB, contiguity).
     Constraints,
+    /// Whoever asks has its share.
+    Share,
 }
 
 /// What memory of a buffer must satisfy.
@@ -162,6 +167,20 @@ pub struct Constraints {
     pub alignment: u64,
     /// The memory may not cross a multiple of this power of two; 0 for no limit.
     pub boundary: u64,
+}
+
+/// How much memory buffers can have: what clients' shares are parts of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferPool {
+    /// Bytes in all.
+    pub capacity: u64,
+    /// Bytes of the smallest piece: a buffer takes a multiple of it.
+    pub granule: u64,
+}
+
+impl BufferPool {
+    /// As much as anybody asks for.
+    pub const UNLIMITED: Self = Self { capacity: u64::MAX, granule: 4096 };
 }
 
 /// DMA memory that is shared with clients. The platform owns it; the server names it by its own number.
@@ -189,6 +208,9 @@ pub trait BufferMemory {
     /// Memory that was not the server's from the start (`Registry::new`, `own`) goes back to the system
     /// here; the plan has mapped it into the domain of policy again one step earlier.
     fn release(&mut self, id: u32);
+
+    /// What there is, in use or not.
+    fn pool(&self) -> BufferPool;
 
     /// A new share of the memory of buffer `id`; `None` when there is no such buffer or no descriptor left.
     fn share(&mut self, id: u32) -> Option<Self::Share>;

@@ -133,4 +133,8 @@ impl TableMemory for TestMemory {
     fn frames_in_use(&self) -> usize {
         self.frames.len()
     }
+
+    fn frames_free(&self) -> usize {
+        self.budget
+    }
 }

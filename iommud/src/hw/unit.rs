@@ -75,6 +75,9 @@ impl core::fmt::Display for UnitError {
             Self::Memory(MemoryError::Constraints) => {
                 f.write_str("no memory that meets the constraints")
             }
+            Self::Memory(MemoryError::Share) => {
+                f.write_str("a client's share of tables is used up")
+            }
         }
     }
 }

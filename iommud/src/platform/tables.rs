@@ -284,6 +284,10 @@ impl TableMemory for HugeTables {
     fn frames_in_use(&self) -> usize {
         self.in_use
     }
+
+    fn frames_free(&self) -> usize {
+        self.pages.len() * FRAMES - self.in_use
+    }
 }
 
 #[cfg(test)]

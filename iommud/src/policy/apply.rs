@@ -75,6 +75,12 @@ impl Registry {
                 }
             }
             Effect::Release(buffer) => self.apply_release(buffer),
+            Effect::Owe(what, true) => {
+                self.owed.insert(what);
+            }
+            Effect::Owe(what, false) => {
+                self.owed.remove(&what);
+            }
             Effect::Space(..) | Effect::Attached(..) | Effect::Cut(..) | Effect::Freed(..) => {}
         }
     }
@@ -295,6 +301,7 @@ impl Registry {
         }
         if charged && let Some(account) = self.accounts.get_mut(buffer.client) {
             account.memory += buffer.length;
+            account.taken += self.pool.of(buffer.length);
         }
         self.buffers.insert(buffer);
     }
@@ -355,6 +362,7 @@ impl Registry {
         }
         if let Some(account) = self.accounts.get_mut(buffer.client) {
             account.memory -= buffer.length;
+            account.taken -= self.pool.of(buffer.length);
         }
         self.settle_account(buffer.client);
     }

@@ -10,7 +10,7 @@ use iommu_protocol::wire::AllocateFlags;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::draft::{Draft, Effect, bounds, full, hull};
-use crate::policy::event::{AllocateRequest, Outcome};
+use crate::policy::event::{AllocateRequest, Outcome, Owed};
 use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::mappings::{Mapping, MappingList};
 use crate::policy::memory::{Grants, Memory};
@@ -58,6 +58,7 @@ impl Registry {
         {
             return Err(Refusal::Quota);
         }
+        self.check_buffer_share(session.client, length)?;
         full(self.buffers.upcoming(0).and(self.slots.upcoming(0)))?;
         Ok(session.domain.is_some())
     }
@@ -270,7 +271,16 @@ impl Registry {
                 .any(|slot| slot.buffer == buffer && slot.mappings.count > 0)
     }
 
-    fn free_memory(&self, draft: &mut Draft, id: BufferId, buffer: &Buffer) -> Result<(), Refusal> {
+    pub(super) fn free_memory(
+        &self,
+        draft: &mut Draft,
+        id: BufferId,
+        buffer: &Buffer,
+    ) -> Result<(), Refusal> {
+        if draft.frugal && !buffer.taken.is_empty() {
+            draft.effects.push(Effect::Owe(Owed::Buffer(id), true));
+            return Ok(());
+        }
         self.give_to_compat(draft, buffer.taken.clone())?;
         draft.last.push(Step::ReleaseBuffer { buffer: id });
         draft.effects.push(Effect::Release(id));

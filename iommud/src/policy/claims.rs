@@ -19,7 +19,7 @@ use crate::policy::draft::{Claimant, Draft, Effect, full, hull_of};
 use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::machine::Machine;
-use crate::policy::plan::Step;
+use crate::policy::plan::{Payer, Step};
 use crate::policy::ranges::{Piece, Ranges, difference};
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
@@ -99,9 +99,10 @@ impl Registry {
         };
         let id = SessionId(full(self.sessions.upcoming(0))?);
         let domain = match unit {
-            Some(unit) => Some(self.domain_for(draft, unit, owner, group, domain)?),
+            Some(unit) => Some(self.domain_for(draft, unit, (owner, account), group, domain)?),
             None => None,
         };
+        self.prepare_end(draft, group)?;
         let session = Session {
             address,
             generation: self.machine.generation(address),
@@ -161,7 +162,7 @@ impl Registry {
         if sessions >= quotas.sessions || new && domains >= quotas.domains {
             return Err(Refusal::Quota);
         }
-        Ok(())
+        if new { self.check_tag_share(domains) } else { Ok(()) }
     }
 
     /// The owner's domain, with what firmware reserves for `group`; a new one for a new owner.
@@ -169,7 +170,7 @@ impl Registry {
         &mut self,
         draft: &mut Draft,
         unit: UnitIndex,
-        owner: OwnerId,
+        (owner, account): (OwnerId, u32),
         group: GroupId,
         known: Option<DomainId>,
     ) -> Result<DomainId, Refusal> {
@@ -179,7 +180,8 @@ impl Registry {
         let Some(id) = known else {
             let shape = self.shape_for(unit, &needed)?;
             let tag = last_tag(&self.machine);
-            let id = self.new_domain(draft, Purpose::Client, shape, tag, &needed)?;
+            let of = (Purpose::Client, Payer::Account(account));
+            let id = self.new_domain(draft, of, shape, tag, &needed)?;
             if let Some(Effect::Domain(domain)) = draft.effects.last_mut() {
                 let mut closed = addresses(&needed);
                 for (first, last) in self.closed.iter() {

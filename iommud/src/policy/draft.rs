@@ -7,11 +7,11 @@ use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
-use crate::policy::event::Outcome;
+use crate::policy::event::{Outcome, Owed};
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::machine::{Key, Machine};
 use crate::policy::mappings::{Mapping, MappingIndex};
-use crate::policy::plan::{Binding, Step};
+use crate::policy::plan::{Binding, Charge, Step};
 use crate::policy::ranges::Piece;
 use crate::policy::single::Single;
 use crate::policy::state::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
@@ -69,6 +69,8 @@ pub(super) enum Effect {
     Hold(BufferId, bool),
     /// A buffer's memory is free.
     Release(BufferId),
+    /// Something is owed, or no longer.
+    Owe(Owed, bool),
     /// The mapping that came with a buffer exists.
     Map(DomainId, Mapping),
     /// Without a unit: a part of a buffer is used once more, or once less.
@@ -151,6 +153,10 @@ pub(super) enum Claimant {
 pub(super) struct Draft {
     /// What is to be told of it, once it is carried out.
     pub(super) outcome: Outcome,
+    /// Which frames it may take.
+    pub(super) charge: Charge,
+    /// It may take no memory: an end of life for which there was none. What needs some is owed.
+    pub(super) frugal: bool,
     /// Steps that may fail, in order.
     pub(super) steps: Vec<Step>,
     /// Steps that cannot fail nor be undone: they come last.
@@ -185,6 +191,7 @@ impl Draft {
         self.changes.clear();
         self.domains = 0;
         self.tag = None;
+        (self.charge, self.frugal) = (Charge::Unlimited, false);
         // Elements that are to be dropped one by one.
         if !self.effects.is_empty() {
             self.effects.clear();

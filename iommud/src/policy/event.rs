@@ -63,6 +63,17 @@ pub enum Event {
     Close(SessionId),
     /// The server stops: every group goes back to policy.
     Shutdown,
+    /// What the end of something still owes, because there was no memory, is done now.
+    Settle(Owed),
+}
+
+/// What an end of life has left to be done when there is memory (I9). Nothing can be reached on its account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owed {
+    /// A requester is blocked, and is to be under policy.
+    Entry(UnitIndex, RequesterId),
+    /// The memory of a buffer that nobody has is to go back to policy, and then to the system.
+    Buffer(BufferId),
 }
 
 /// A buffer to be entered.

@@ -194,11 +194,7 @@ impl Registry {
         for id in self.compat_domains() {
             let domain = self.domain(id)?;
             let pieces = identity(ranges.iter().copied(), domain.shape.reach());
-            if self.has_failed_unit(domain) {
-                draft.map_pieces(id, &pieces);
-            } else {
-                draft.enter_pieces(id, domain, &pieces);
-            }
+            draft.map_pieces(id, &pieces);
             for &(unit, _) in &domain.active {
                 if let (Some(range), Some(_)) = (hull_of(&pieces), self.machine.class_of(unit)) {
                     draft.steps.push(Step::Publish { unit, domain: id, range });

@@ -25,9 +25,11 @@ mod list;
 mod machine;
 mod mappings;
 mod memory;
+mod owed;
 mod plan;
 mod ranges;
 mod registry;
+mod shares;
 mod single;
 mod slab;
 pub mod space;
@@ -40,9 +42,11 @@ mod views;
 mod work;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
-pub use event::{AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Refused};
+pub use event::{
+    AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Owed, Refused,
+};
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Sink, Step};
+pub use plan::{Binding, Charge, PASS_THROUGH_TAG, Payer, Plan, Sink, Step};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
 pub use view::{

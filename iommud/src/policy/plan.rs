@@ -40,6 +40,8 @@ pub enum Step {
         tag: DomainTag,
         /// What every unit that may use it can walk.
         format: TableFormat,
+        /// Who pays for its frames.
+        payer: Payer,
     },
     /// Frees a domain's page table. No entry points to it and every unit has forgotten it. Cannot fail.
     DestroyTable {
@@ -206,6 +208,39 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Whether it cannot fail nor be undone. Such steps come last in a plan.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::ReleaseTables { .. } | Self::DestroyTable { .. } | Self::ReleaseBuffer { .. }
+        )
+    }
+}
+
+/// Who pays for the frames of a page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payer {
+    /// The server: the domain is one of policy. Its tables stay linked when they are empty, so that memory which goes
+    /// back to policy needs no frame.
+    Server,
+    /// The client with this account.
+    Account(u32),
+}
+
+/// Which frames a plan may take: what is free is shared out ([`engine::budget`](crate::engine)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Charge {
+    /// All that there are: bring-up, and ends of life.
+    #[default]
+    Unlimited,
+    /// Those that no client was promised.
+    Server,
+    /// As `Server`, and of those only the share of the client with this account.
+    Account(u32),
+}
+
 /// Who is given steps, one after the other, in order.
 pub trait Sink {
     /// Why no step follows.
@@ -288,6 +323,12 @@ impl Plan {
     #[must_use]
     pub fn pages(&self) -> &[PhysAddr] {
         &self.draft.pages
+    }
+
+    /// Which frames it may take.
+    #[must_use]
+    pub const fn charge(&self) -> Charge {
+        self.draft.charge
     }
 
     /// A plan of these steps, for tests of the engine.

@@ -87,6 +87,10 @@ impl Piece {
 
 /// What is in `to` and not the same in `from` (to be entered), and what is in `from` and not the same in `to`
 /// (to be removed). Pieces may overlap: their accesses add up.
+///
+/// The result is cut wherever a piece begins or ends, and nothing is joined. So what is entered for some regions is
+/// mapped by leaves that lie in all of a region or in none of it, and taking a region out splits no leaf: the end of a
+/// device needs no memory.
 pub(super) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece>) {
     let mut cuts: Vec<u64> = Vec::new();
     for piece in from.iter().chain(to) {
@@ -118,22 +122,11 @@ fn access_at(pieces: &[Piece], address: u64) -> u32 {
     pieces.iter().filter(here).fold(0, |access, piece| access | piece.access)
 }
 
-/// Adds a piece behind the others, joined with the last one if it goes on with the same access.
+/// Adds a piece behind the others.
 fn push(pieces: &mut Vec<Piece>, first: u64, last: u64, access: u32) {
-    if access == 0 {
-        return;
-    }
-    let start = match pieces.last() {
-        Some(piece)
-            if piece.access == access && piece.range.last().0.checked_add(1) == Some(first) =>
-        {
-            let start = piece.range.first();
-            pieces.pop();
-            start
-        }
-        _ => Iova(first),
-    };
-    if let Some(range) = IovaRange::inclusive(start, Iova(last)) {
+    if access != 0
+        && let Some(range) = IovaRange::inclusive(Iova(first), Iova(last))
+    {
         pieces.push(Piece { range, access });
     }
 }

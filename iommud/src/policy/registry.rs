@@ -15,7 +15,7 @@
 //! entered, charged and taken out, members attached. `commit` makes all other changes, `abort` takes the marks back.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
@@ -24,12 +24,13 @@ use crate::addr::{INTERRUPT_WINDOW, PhysRange};
 use crate::policy::closed::closed;
 use crate::policy::config::Config;
 use crate::policy::draft::Draft;
-use crate::policy::event::{Event, Outcome, Refused};
+use crate::policy::event::{Event, Outcome, Owed, Refused};
 use crate::policy::ids::{ClientId, DomainId};
 use crate::policy::machine::Machine;
 use crate::policy::memory::MemoryMap;
-use crate::policy::plan::Plan;
+use crate::policy::plan::{Charge, Plan};
 use crate::policy::ranges::Ranges;
+use crate::policy::shares::Pool;
 use crate::policy::slab::Slab;
 use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, Tags, insert_pages};
 use crate::topology::firmware::Firmware;
@@ -55,6 +56,10 @@ pub struct Registry {
     pub(super) memory: MemoryMap,
     pub(super) accounts: Slab<Account>,
     pub(super) clients: BTreeMap<ClientId, u32>,
+    /// Memory for buffers.
+    pub(super) pool: Pool,
+    /// What ends of life have left to be done.
+    pub(super) owed: BTreeSet<Owed>,
     spare: Spare,
 }
 
@@ -109,6 +114,8 @@ impl Registry {
             memory: MemoryMap::default(),
             accounts: Slab::small(),
             clients: BTreeMap::new(),
+            pool: Pool::default(),
+            owed: BTreeSet::new(),
             spare: Spare::default(),
         }
     }
@@ -118,7 +125,22 @@ impl Registry {
     /// # Errors
     /// What the event is refused for; nothing has changed.
     pub fn decide(&mut self, event: &Event) -> Result<Plan, Refused> {
+        self.decide_with(event, false)
+    }
+
+    /// As [`Registry::decide`], for an end of life for which there was no memory: the plan takes none. Whatever would
+    /// have been under a domain of policy that does not exist is blocked, and [`Registry::owed`].
+    ///
+    /// # Errors
+    /// As [`Registry::decide`]; not for lack of memory.
+    pub fn decide_frugally(&mut self, event: &Event) -> Result<Plan, Refused> {
+        self.decide_with(event, true)
+    }
+
+    fn decide_with(&mut self, event: &Event, frugal: bool) -> Result<Plan, Refused> {
         let mut draft = self.new_draft();
+        draft.frugal = frugal;
+        draft.charge = self.charge(event);
         match self.draft(event, &mut draft) {
             Ok(outcome) => {
                 draft.finish();
@@ -130,6 +152,35 @@ impl Registry {
                 Err(refused)
             }
         }
+    }
+
+    /// Which frames the plan of an event may take.
+    fn charge(&self, event: &Event) -> Charge {
+        let session = match event {
+            Event::Batch(session, _)
+            | Event::MapList(session, _)
+            | Event::Attach(session)
+            | Event::Detach(session)
+            | Event::Allocate(session, _)
+            | Event::Import(session, _)
+            | Event::Bring(session, _) => *session,
+            Event::Claim { client, .. } => return Charge::Account(self.account_of(*client)),
+            Event::Storm(..) | Event::MemoryTaken(_) => return Charge::Server,
+            Event::FunctionAdded(_) if self.owners_known() => return Charge::Server,
+            _ => return Charge::Unlimited,
+        };
+        let session = self.sessions.get(session.0);
+        session.map_or(Charge::Server, |session| Charge::Account(session.client))
+    }
+
+    /// The account of a client, or the one that it would have.
+    fn account_of(&self, client: ClientId) -> u32 {
+        let known = self.clients.get(&client).copied();
+        known.or_else(|| self.accounts.upcoming(0)).unwrap_or(u32::MAX)
+    }
+
+    fn owners_known(&self) -> bool {
+        self.machine.owners.len() > 0
     }
 
     #[inline(always)]
@@ -178,6 +229,7 @@ impl Registry {
                 let all: Vec<_> = all.into_iter().map(crate::policy::SessionId).collect();
                 self.close(draft, &all)?;
             }
+            Event::Settle(owed) => self.settle_owed(draft, *owed)?,
         }
         Ok(Outcome::Done)
     }

@@ -19,7 +19,7 @@ use crate::policy::draft::{Change, Changes, Draft};
 use crate::policy::event::{BatchRequest, Event, MapRequest, Outcome};
 use crate::policy::ids::{DomainId, SessionId, UnitIndex};
 use crate::policy::mappings::MappingIndex;
-use crate::policy::plan::{Plan, Sink, Step, follow};
+use crate::policy::plan::{Charge, Plan, Sink, Step, follow};
 use crate::policy::registry::Registry;
 use crate::policy::work::Work;
 
@@ -115,6 +115,13 @@ impl ChangePlan {
         // A list takes every step.
         let Ok(()) = self.give(&mut steps);
         steps
+    }
+
+    /// Which frames it may take.
+    #[must_use]
+    #[inline(always)]
+    pub const fn charge(&self) -> Charge {
+        Charge::Account(self.0.account)
     }
 
     /// What the client is told: the address, 0 for an unmap or revoke.
@@ -289,7 +296,8 @@ impl Registry {
 #[cold]
 fn whole(work: Work<'_>, single: Single) -> Plan {
     let outcome = Outcome::Single(single.iova());
-    let mut draft = Box::new(Draft { outcome, ..Draft::default() });
+    let charge = Charge::Account(single.account);
+    let mut draft = Box::new(Draft { outcome, charge, ..Draft::default() });
     work.note(&single, &mut draft);
     work.conclude(&mut draft);
     Plan { draft }

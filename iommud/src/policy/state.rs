@@ -187,7 +187,10 @@ pub(super) struct SlotRecord {
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     pub(super) client: ClientId,
+    /// Bytes of its buffers.
     pub(super) memory: u64,
+    /// What they take of the pool, in bytes.
+    pub(super) taken: u64,
     pub(super) mappings: u32,
     pub(super) sessions: u32,
     pub(super) buffers: u32,
@@ -274,7 +277,7 @@ const fn last_of(bits: u8) -> u64 {
 
 impl Account {
     pub(super) const fn new(client: ClientId) -> Self {
-        Self { client, memory: 0, mappings: 0, sessions: 0, buffers: 0, domains: 0 }
+        Self { client, memory: 0, taken: 0, mappings: 0, sessions: 0, buffers: 0, domains: 0 }
     }
 
     /// Nothing is charged to it.
@@ -300,6 +303,16 @@ impl Tags {
             tag += word.trailing_ones();
         }
         None
+    }
+
+    /// Free tags not above `last`.
+    pub(super) fn count(&self, last: u16) -> u32 {
+        let used = |tag: u32| {
+            self.used.get(tag as usize / 64).is_some_and(|word| word >> (tag % 64) & 1 != 0)
+        };
+        let taken = (0..self.used.len() * 64).filter_map(|tag| u32::try_from(tag).ok());
+        let taken = taken.take_while(|tag| *tag <= u32::from(last)).filter(|tag| used(*tag));
+        (u32::from(last) + 1).saturating_sub(u32::try_from(taken.count()).unwrap_or(u32::MAX))
     }
 
     pub(super) fn set(&mut self, tag: DomainTag, used: bool) {

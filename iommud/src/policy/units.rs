@@ -6,10 +6,11 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect, entry, full};
+use crate::policy::event::Owed;
 use crate::policy::ids::{DomainId, UnitIndex};
 use crate::policy::machine::{Key, MOST_STRANGERS, Machine, Wish};
 use crate::policy::mappings::Mappings;
-use crate::policy::plan::{Binding, Step};
+use crate::policy::plan::{Binding, Payer, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
 use crate::policy::space::Space;
@@ -118,7 +119,7 @@ impl Registry {
     pub(super) fn new_domain(
         &self,
         draft: &mut Draft,
-        purpose: Purpose,
+        (purpose, payer): (Purpose, Payer),
         shape: Shape,
         last_tag: u16,
         pieces: &[Piece],
@@ -127,7 +128,8 @@ impl Registry {
         let tag = full(self.tags.next(draft.tag, last_tag))?;
         draft.domains += 1;
         draft.tag = Some(tag);
-        draft.steps.push(Step::CreateTable { domain: id, tag, format: shape.format });
+        let format = shape.format;
+        draft.steps.push(Step::CreateTable { domain: id, tag, format, payer });
         draft.map_pieces(id, pieces);
         draft.effects.push(Effect::Domain(Box::new(Domain {
             purpose,
@@ -154,6 +156,20 @@ impl Registry {
         if let Some(domain) = after.shared.get(&shared).copied().or_else(made) {
             return Ok(Binding::Domain(domain));
         }
+        if draft.frugal {
+            draft.effects.push(Effect::Owe(Owed::Entry(key.0, key.1), true));
+            return Ok(Binding::Blocked);
+        }
+        self.make_shared(draft, after, shared).map(Binding::Domain)
+    }
+
+    /// Makes a domain of policy.
+    pub(super) fn make_shared(
+        &self,
+        draft: &mut Draft,
+        after: &Machine,
+        shared: Shared,
+    ) -> Result<DomainId, Refusal> {
         let shape = *after.classes.get(shared.class()).ok_or(Refusal::NotReady)?;
         let (purpose, pieces) = match &shared {
             Shared::Compat(_) => (Purpose::Compat, identity(self.compat.iter(), shape.reach())),
@@ -162,9 +178,10 @@ impl Registry {
                 (Purpose::Reserved, within.copied().collect())
             }
         };
-        let id = self.new_domain(draft, purpose, shape, last_tag(after), &pieces)?;
+        let of = (purpose, Payer::Server);
+        let id = self.new_domain(draft, of, shape, last_tag(after), &pieces)?;
         draft.shared.push((shared, id));
-        Ok(Binding::Domain(id))
+        Ok(id)
     }
 
     /// Moves these entries from where they point now to where they are to point in `after`. An entry that

@@ -13,7 +13,7 @@ use crate::policy::memory::Memory;
 use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
-use crate::policy::state::{Purpose, Unit};
+use crate::policy::state::{Account, Purpose, Unit};
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,
@@ -139,9 +139,15 @@ impl Registry {
                 .and_then(|unit| self.machine.sources.get((unit, session.address.requester)))
                 .is_some_and(|source| source.silenced),
             domain,
-            memory_left: quotas.memory.saturating_sub(account.memory),
+            memory_left: self.memory_left(account),
             mappings_left: quotas.mappings.saturating_sub(account.mappings),
         })
+    }
+
+    /// Bytes of buffers that a client may still have, by its quota and its share.
+    fn memory_left(&self, account: &Account) -> u64 {
+        let quota = self.machine.config.quotas.memory.saturating_sub(account.memory);
+        quota.min(self.share_of(account.domains).saturating_sub(account.taken))
     }
 
     fn domain_view(&self, id: DomainId) -> Option<DomainView> {

@@ -41,21 +41,26 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.run(&Event::FunctionAdded(function))?;
         // What was driven at this address was another device.
         self.settle(function.address);
+        self.share_out();
         Ok(())
     }
 
     /// Cuts a function off that is gone. Its sessions stay open and are refused everything.
     pub fn function_gone(&mut self, address: PciAddress) {
-        self.run_to_the_end(&Event::FunctionRemoved(address));
+        self.run_to_the_end(Event::FunctionRemoved(address));
+        self.share_out();
         self.waiting.change();
     }
 
-    /// Lets domains of policy map memory that was kept from them at start ([`Startup::left`]) and is the
-    /// system's again: no unit uses it any more.
+    /// Lets domains of policy map memory that was kept from them at start ([`Startup::left`]) and that no unit uses
+    /// any more. True when they do: then it can be the system's again. Else there was no memory for tables; it is tried
+    /// again in [`Server::tick`], and whoever asks once more finds out.
     ///
     /// [`Startup::left`]: crate::server::Startup::left
-    pub fn memory_returned(&mut self, range: PhysRange) {
-        self.run_to_the_end(&Event::MemoryReturned(range));
+    pub fn memory_returned(&mut self, range: PhysRange) -> bool {
+        let event = Event::MemoryReturned(range);
+        self.endings.forget(&event);
+        self.run_to_the_end(event)
     }
 
     /// Whether every unit of the firmware's table translates through tables of this server.

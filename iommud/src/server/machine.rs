@@ -13,6 +13,7 @@ use crate::policy::{
 };
 use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
+use crate::server::endings::Endings;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::storm::Storms;
@@ -190,18 +191,30 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             counts: Counts::default(),
             scratch: Scratch::default(),
             storms: Storms::default(),
+            endings: Endings::default(),
         };
+        let pool = server.buffers.pool();
+        server.registry.set_buffer_pool(pool.capacity, pool.granule);
         for range in left {
-            server.run_to_the_end(&Event::MemoryTaken(range));
+            server.run_to_the_end(Event::MemoryTaken(range));
         }
         server.bring_up(&functions);
+        server.share_out();
         server
+    }
+
+    /// Promises each group that may be claimed its share of table memory.
+    pub(super) fn share_out(&mut self) {
+        self.engine.promise(self.registry.groups().count());
     }
 
     fn bring_up(&mut self, functions: &[PciFunction]) {
         self.registry.expect_functions(functions.len());
         for function in functions {
-            self.run_to_the_end(&Event::FunctionAdded(*function));
+            // No unit translates yet: entering a function takes no memory.
+            if let Err(refusal) = self.run(&Event::FunctionAdded(*function)) {
+                log::error!("{}: {refusal}", function.address);
+            }
         }
         for function in self.driven.iter() {
             if self.registry.cut_off(function) {
@@ -212,7 +225,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             let Ok(number) = u32::try_from(index) else { break };
             let unit = UnitIndex(number);
             match self.machine.units.get(index).map(|status| &status.state) {
-                Some(UnitState::Failed(_)) => self.run_to_the_end(&Event::UnitFailed(unit)),
+                Some(UnitState::Failed(_)) => {
+                    self.run_to_the_end(Event::UnitFailed(unit));
+                }
                 _ => self.enable(unit),
             }
         }
@@ -242,15 +257,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             self.machine.set(unit, UnitState::Failed(reason));
             self.waiting.change();
         }
-        // The plan of this event touches no failed unit: it cannot fail in turn.
-        let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) else { return };
-        match self.engine.run(&plan, &mut self.buffers) {
-            Ok(()) => drop(self.registry.commit(plan)),
-            Err(failure) => {
-                log::error!("unit {}: step {}: {}", unit.0, failure.step, failure.error);
-                self.registry.quarantine(plan);
-            }
-        }
+        self.run_to_the_end(Event::UnitFailed(unit));
     }
 
     /// Runs one event from decision to commit or abort.
@@ -264,19 +271,23 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// As [`Server::run`], for those who must know what exactly was refused.
     pub(super) fn run_marked(&mut self, event: &Event) -> Result<Outcome, Failed> {
-        self.note_before(event)
-            .map_err(|refusal| Failed { refused: refusal.into(), quarantined: false })?;
-        let outcome = self.carry_out(event);
-        self.settle_after(event);
-        outcome
+        self.run_as(event, Registry::decide)
     }
 
-    fn carry_out(&mut self, event: &Event) -> Result<Outcome, Failed> {
-        let plan = self
-            .registry
-            .decide(event)
-            .map_err(|refused| Failed { refused, quarantined: false })?;
-        self.finish(plan)
+    /// As [`Server::run_marked`], with a decision of one's own.
+    pub(super) fn run_as(
+        &mut self,
+        event: &Event,
+        decide: fn(&mut Registry, &Event) -> Result<Plan, Refused>,
+    ) -> Result<Outcome, Failed> {
+        let refused = |refused| Failed { refused, quarantined: false };
+        self.note_before(event).map_err(|refusal| refused(refusal.into()))?;
+        let outcome = match decide(&mut self.registry, event).map_err(refused) {
+            Ok(plan) => self.finish(plan),
+            Err(failed) => Err(failed),
+        };
+        self.settle_after(event);
+        outcome
     }
 
     /// Runs a plan, and commits or aborts it.
@@ -352,17 +363,6 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             self.fail(*unit, failure.error.to_string());
         }
         Failed { refused: failure.refusal().into(), quarantined: failure.unproved }
-    }
-
-    /// Runs an event that nobody can be refused: the end of a session, a function that is gone. A unit
-    /// that fails on the way is left out the next time; each time at least one more is.
-    pub(super) fn run_to_the_end(&mut self, event: &Event) {
-        for _ in 0..=self.machine.units.len() {
-            match self.run(event) {
-                Ok(_) => return,
-                Err(refusal) => log::error!("{event:?}: {refusal}"),
-            }
-        }
     }
 
     /// Makes every unit that translates send a message when it has fault records. A platform that can be sent

@@ -7,6 +7,7 @@
 mod call;
 mod decode;
 mod driven;
+mod endings;
 mod faults;
 mod handles;
 mod hotplug;
@@ -32,6 +33,7 @@ use crate::engine::Engine;
 use crate::hw::{BufferMemory, Unit};
 use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
 use decode::Scratch;
+use endings::Endings;
 use faults::Faults;
 use handles::{Handles, Object};
 use machine::Machine;
@@ -84,6 +86,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     waiting: Waiting,
     counts: Counts,
     storms: Storms,
+    endings: Endings,
     /// What the request at hand lists.
     scratch: Scratch,
 }
@@ -105,6 +108,7 @@ where
             driven: self.driven.clone(),
             scratch: self.scratch.clone(),
             storms: self.storms.clone(),
+            endings: self.endings.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }
@@ -204,12 +208,15 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.end_claims_below(handle);
         match self.handles.remove(handle) {
             Some(Object::Session(session)) => {
-                self.run_to_the_end(&Event::Close(session));
+                self.run_to_the_end(Event::Close(session));
                 self.faults.forget(session);
             }
-            Some(Object::Buffer { buffer, .. }) => self.run_to_the_end(&Event::Drop(buffer)),
+            Some(Object::Buffer { buffer, .. }) => {
+                self.run_to_the_end(Event::Drop(buffer));
+            }
             Some(Object::Directory(_) | Object::Text(_)) | None => {}
         }
+        self.finish_endings();
     }
 
     /// Reads fault records from a session (whole records only) or the bytes of a text from `offset` on.
@@ -343,7 +350,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for handle in self.handles.all() {
             self.close(handle);
         }
-        self.run_to_the_end(&Event::Shutdown);
+        self.run_to_the_end(Event::Shutdown);
     }
 
     fn entries(&self, path: Path) -> Vec<alloc::string::String> {

@@ -51,14 +51,15 @@ impl Storms {
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Takes waiting fault records from every unit; returns how many there were. Called when idle and at least
-    /// every 10 ms, unless units tell by interrupt: then 10 ms after each call that found some, since more may have
-    /// come meanwhile that are not told. A requester with 16 faults in ticks that follow each other is silenced:
+    /// Takes waiting fault records from every unit and returns how many there were; then tries what ends of life have
+    /// left to be done. Called when idle and at least every 10 ms, unless units tell by interrupt: then 10 ms after each
+    /// call that found some, since more may have come meanwhile that are not told, and while [`Server::has_unfinished`]. A requester with 16 faults in ticks that follow each other is silenced:
     /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one. So is
     /// an id that no function is known by, until a function appears there; 64 of them at most.
     pub fn tick(&mut self) -> u64 {
         let found = self.hear();
         self.storms.end_tick();
+        self.finish_endings();
         found
     }
 

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use core::fmt::{self, Write};
 
-use iommu_protocol::PciAddress;
+use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommu_protocol::path::Path;
 
 use crate::hw::{BufferMemory, TableMemory, Unit};
@@ -46,15 +46,23 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let totals = self.registry.counts();
         writeln!(out, "sessions: {}", totals.sessions)?;
         for (UnitIndex(unit), source, known) in self.registry.silenced() {
-            let segment = self.segment_of(unit);
-            let device = PciAddress { segment, requester: source };
+            let device = self.device_of_source(UnitIndex(unit), source);
             let words = if known { "" } else { ", no function is known there" };
             writeln!(out, "silenced: {device} after {LIMIT} faults{words}")?;
         }
         if totals.quarantined_bytes > 0 {
             writeln!(out, "quarantine: {} bytes", totals.quarantined_bytes)?;
         }
-        Ok(())
+        self.unfinished(out)
+    }
+
+    /// The device that a requester id behind a unit is.
+    pub(super) fn device_of_source(
+        &self,
+        UnitIndex(unit): UnitIndex,
+        source: RequesterId,
+    ) -> PciAddress {
+        PciAddress { segment: self.segment_of(unit), requester: source }
     }
 
     fn segment_of(&self, unit: u32) -> u16 {
@@ -149,7 +157,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn metrics(&self, out: &mut String) -> fmt::Result {
         let counts = self.registry.counts();
         let number = super::length_of;
-        let rows: [(&str, u64); 21] = [
+        let shares = self.engine.shares();
+        let rows: [(&str, u64); 24] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -165,6 +174,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("mappings", number(counts.mappings)),
             ("quarantined_bytes", counts.quarantined_bytes),
             ("table_frames", number(self.engine.memory().frames_in_use())),
+            ("table_frames_free", number(shares.free)),
+            ("table_frames_promised", number(shares.promised)),
+            ("table_frames_share", number(shares.of_one)),
             ("plans", self.counts.plans),
             ("plans_undone", self.counts.plans_undone),
             ("faults", self.faults.total()),

@@ -12,7 +12,7 @@ use iommud::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use iommud::engine::Engine;
 use iommud::hw::vtd::VtdUnit;
 use iommud::hw::{
-    BufferMemory, Clock, Constraints, Entry, HardwareFault, MemoryError, Nanos, RegisterIo, Unit,
+    BufferMemory, BufferPool, Clock, Constraints, Entry, HardwareFault, MemoryError, Nanos, RegisterIo, Unit,
     UnitError,
 };
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
@@ -214,6 +214,10 @@ impl BufferMemory for Buffers {
 
     fn release(&mut self, id: u32) {
         self.taken.remove(&id);
+    }
+
+    fn pool(&self) -> BufferPool {
+        BufferPool::UNLIMITED
     }
 
     fn share(&mut self, _: u32) -> Option<()> {

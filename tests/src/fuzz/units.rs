@@ -257,6 +257,10 @@ impl TableMemory for Frames<'_> {
     fn frames_in_use(&self) -> usize {
         usize::try_from(self.machine.0.borrow().next).unwrap()
     }
+
+    fn frames_free(&self) -> usize {
+        usize::try_from(FRAMES - self.machine.0.borrow().next).unwrap()
+    }
 }
 
 /// A VT-d unit: brought up, then whatever the input asks for.

@@ -1,7 +1,7 @@
 //! Memory for buffers.
 
 use iommud::addr::{PhysAddr, PhysRange};
-use iommud::hw::{BufferMemory, Constraints, MemoryError};
+use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 
 use super::{FRAME, Machine, Map, State, Through, Use, Violation};
 
@@ -245,6 +245,12 @@ impl BufferMemory for Buffers {
                 state.buffers.free.push(frame);
             }
         }
+    }
+
+    /// Behind each piece of 16 KiB a frame is lost.
+    fn pool(&self) -> BufferPool {
+        let state = self.machine.state();
+        BufferPool { capacity: state.layout.buffers.1 / 4 * 3, granule: FRAME }
     }
 
     fn share(&mut self, id: u32) -> Option<BufferShare> {

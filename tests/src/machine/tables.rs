@@ -238,4 +238,9 @@ impl TableMemory for Tables {
     fn frames_in_use(&self) -> usize {
         self.machine.state().tables.in_use
     }
+
+    fn frames_free(&self) -> usize {
+        let pool = &self.machine.state().tables;
+        pool.free.len() + usize::try_from((pool.end - pool.next) / FRAME).unwrap()
+    }
 }

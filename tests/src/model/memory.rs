@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iommud::addr::{PhysAddr, PhysRange};
-use iommud::hw::{BufferMemory, Constraints, MemoryError};
+use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::machine::{FRAME, Machine, Through, Violation};
@@ -146,6 +146,10 @@ impl BufferMemory for Shared {
         self.audit(&held.segments);
         // A process that still has it mapped loses it.
         ftruncate(&held.file, 0).unwrap();
+    }
+
+    fn pool(&self) -> BufferPool {
+        BufferPool::UNLIMITED
     }
 
     fn share(&mut self, id: u32) -> Option<File> {

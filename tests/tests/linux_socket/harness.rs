@@ -33,7 +33,7 @@ use rustix::net::{
 pub(crate) const MEMORY: u64 = 0x4_0000_0000 / 16;
 
 /// Pages of the machine.
-pub(crate) const PAGES: u64 = 8;
+pub(crate) const PAGES: u64 = 32;
 
 /// Names of the devices of the machine.
 pub(crate) const DEVICES: [&str; 3] = ["0000--00--04.0", "0000--00--05.0", "0000--00--06.0"];

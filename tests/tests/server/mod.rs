@@ -2,7 +2,9 @@
 //! demo tells on a real machine, in miniature; bad input; lives and deaths of clients. Compiled once for each
 //! vendor; `crate::vendor` names the units.
 
+mod budgets;
 mod depth;
+mod endings;
 mod input;
 mod lives;
 mod policies;
@@ -44,9 +46,9 @@ pub(crate) fn setup(mode: Mode) -> Setup {
     let config = Policy { default: mode, ..Policy::default() };
     // Small, so that a unit without large pages is not most of the test.
     let layout = Layout {
-        ram: vec![(0, 64 << 20)],
+        ram: vec![(0, 96 << 20)],
         tables: (16 << 20, 8 << 20),
-        buffers: (32 << 20, 16 << 20),
+        buffers: (64 << 20, 32 << 20),
         ..Layout::default()
     };
     Setup { config, functions, layout, ..Setup::default() }

@@ -9,7 +9,8 @@
 use super::{MapError, PageTable, PhysAddr, PteFormat, PteSlot, last_of};
 use crate::hw::seams::TableMemory;
 
-/// In the counter of a table: it was the root. Entries of units may point to it, so it is never unlinked.
+/// In the counter of a table: it is never unlinked. It was the root, and entries of units may point to it; or it is
+/// retained empty ([`PageTable::retain_tables`]).
 pub(super) const KEPT: u16 = 1 << 15;
 
 impl<F: PteFormat> PageTable<F> {

@@ -78,6 +78,10 @@ impl<F: PteFormat> PageTable<F> {
         if self.idle.region == at.region && *memory.live(at.parent) & !KEPT > 1 {
             return;
         }
+        if self.retains && new {
+            super::unmap::retain(memory.live(at.table));
+            return;
+        }
         self.emptied_other(memory, at.region, new, detached);
     }
 

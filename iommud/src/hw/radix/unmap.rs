@@ -25,6 +25,8 @@ impl Split {
 /// What one `unmap` works with.
 struct Removal<'a> {
     splits: [Option<Split>; 2],
+    /// Tables that become empty stay linked.
+    retains: bool,
     detached: &'a mut Detached,
 }
 
@@ -40,7 +42,7 @@ impl Removal<'_> {
 impl<F: PteFormat> PageTable<F> {
     /// Takes all translations of `range` out; pages in it that are not mapped are no error. A table that
     /// the range covers is unlinked by one store with all below it, a table that becomes empty is unlinked
-    /// too, but for one of pages that may stay for the next map, and a superpage that is covered partly is
+    /// too, but for one of pages that may stay for the next map ([`PageTable::retain_tables`]: all stay), and a superpage that is covered partly is
     /// replaced by a table of smaller pages. Nothing is freed: `detached` gets what [`PageTable::release`] frees
     /// or [`PageTable::relink`] puts back.
     ///
@@ -90,7 +92,7 @@ impl<F: PteFormat> PageTable<F> {
                     self.emptied(memory, found, new, detached);
                 }
             }
-            None => self.take_out_tables(memory, range, detached)?,
+            None => self.take_out_tables(memory, range, new, detached)?,
         }
         self.begin_call(start, detached);
         Ok(())
@@ -114,13 +116,14 @@ impl<F: PteFormat> PageTable<F> {
         &mut self,
         memory: &mut M,
         range: IovaRange,
+        new: bool,
         detached: &mut Detached,
     ) -> Result<(), MapError> {
         let splits = self.prepare_splits(memory, range)?;
         detached.spoil(range);
         let wholes = splits.iter().flatten().filter_map(Split::range);
         wholes.for_each(|whole| detached.spoil(whole));
-        let mut removal = Removal { splits, detached };
+        let mut removal = Removal { splits, retains: new && self.retains, detached };
         let (first, last) = (range.first().0, range.last().0);
         self.remove(memory, self.root, self.levels, first, last, &mut removal);
         self.recent = Recent::NOTHING;
@@ -197,11 +200,16 @@ impl<F: PteFormat> PageTable<F> {
                     replacement = F::table(smaller, level);
                     RunKind::Split
                 }),
-                PteSlot::Table(next) if covered && *memory.live(next) & KEPT == 0 => {
+                PteSlot::Table(next)
+                    if covered && !removal.retains && *memory.live(next) & KEPT == 0 =>
+                {
                     Some(RunKind::Table)
                 }
                 PteSlot::Table(next) => {
                     self.remove(memory, next, level - 1, at, part_last, removal);
+                    if removal.retains {
+                        retain(memory.live(next));
+                    }
                     (*memory.live(next) == 0).then_some(RunKind::Table)
                 }
             };
@@ -402,6 +410,13 @@ impl<F: PteFormat> PageTable<F> {
         }
         self.clean(memory, table, 0, SLOTS);
         Ok(table)
+    }
+}
+
+/// Keeps a table linked if it is empty.
+pub(super) const fn retain(live: &mut u16) {
+    if *live == 0 {
+        *live = KEPT;
     }
 }
 

@@ -250,10 +250,11 @@ fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver, all_known: bo
         }
         return;
     }
-    left.remove();
-    for range in &ranges {
-        server.memory_returned(*range);
+    if ranges.iter().filter(|range| !server.memory_returned(**range)).count() > 0 {
+        log::warn!("no memory for tables: memory of an earlier server is kept");
+        return;
     }
+    left.remove();
     if !ranges.is_empty() {
         log::info!("memory of an earlier server given back");
     }

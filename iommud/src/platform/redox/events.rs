@@ -165,7 +165,7 @@ impl Loop {
                     log::warn!("faults: not told by interrupt: asked for from now on");
                     self.timer.calm = self.timer.period;
                 }
-                self.timer.arm(taken)?;
+                self.timer.arm(taken.max(server.has_unfinished().into()))?;
             }
             if !requests.read_requests().map_err(from)? {
                 return Ok(());

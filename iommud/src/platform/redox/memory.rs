@@ -18,7 +18,7 @@ use super::kept::Piece;
 use super::pool::Pool;
 use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
-use crate::hw::{BufferMemory, Constraints, MemoryError};
+use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use crate::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 
 /// Bytes of a chunk of buffer memory: the most the kernel gives in one piece.
@@ -197,6 +197,11 @@ impl BufferMemory for Buffers {
             self.region.clear(pages.start * PAGE, pages.len() * PAGE);
             self.pool.release(id);
         }
+    }
+
+    fn pool(&self) -> BufferPool {
+        let capacity = u64::try_from(self.region.length).unwrap_or(u64::MAX);
+        BufferPool { capacity, granule: PAGE_SIZE }
     }
 
     fn share(&mut self, id: u32) -> Option<Window> {

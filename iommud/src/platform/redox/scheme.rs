@@ -90,10 +90,12 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         if !self.server.all_units_enabled() {
             return 0;
         }
-        let Some(left) = self.left.take() else { return 0 };
-        for range in left {
-            self.server.memory_returned(range);
+        let Some(left) = &self.left else { return 0 };
+        // What policy could not map yet is kept, and the keeper asks again.
+        if left.iter().filter(|range| !self.server.memory_returned(**range)).count() > 0 {
+            return 0;
         }
+        self.left = None;
         1
     }
 

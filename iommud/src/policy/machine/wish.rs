@@ -77,18 +77,35 @@ impl Machine {
         if users().any(|user| user.late) {
             return Wish::Blocked;
         }
-        self.wish_of_policy(key.0, group, &source.users)
+        self.wish_of_policy(key.0, group, &source.users, group.cut > 0)
+    }
+
+    /// The domain of policy that a source is under when its group was cut off; `None` when it is blocked.
+    pub(in crate::policy) fn target_when_cut(&self, key: Key) -> Option<Shared> {
+        let source = self.sources.get(key)?;
+        let first = source.users.iter().find_map(|user| self.function(*user))?;
+        let group = self.group(first.group)?;
+        match self.wish_of_policy(key.0, group, &source.users, true) {
+            Wish::Shared(shared) => Some(shared),
+            _ => None,
+        }
     }
 
     /// The strictest mode of all that use a requester id decides. For a group that was cut off that is
     /// `Strict`, whatever is configured: firmware's own regions stay where they are.
-    fn wish_of_policy(&self, unit: UnitIndex, group: &Group, users: &[FunctionIndex]) -> Wish {
+    fn wish_of_policy(
+        &self,
+        unit: UnitIndex,
+        group: &Group,
+        users: &[FunctionIndex],
+        cut: bool,
+    ) -> Wish {
         let Some(Unit::Enabled { capabilities, class }) = self.unit(unit) else {
             return Wish::Blocked;
         };
         let members = || group.members.iter().copied();
         let mode = |index: &FunctionIndex| match self.function(*index) {
-            Some(function) if group.cut == 0 => function.mode,
+            Some(function) if !cut => function.mode,
             _ => Mode::Strict,
         };
         match users.iter().map(mode).max().unwrap_or(Mode::Strict) {

@@ -273,4 +273,8 @@ impl TableMemory for Frames {
     fn frames_in_use(&self) -> usize {
         self.in_use
     }
+
+    fn frames_free(&self) -> usize {
+        COUNT - self.in_use
+    }
 }

@@ -7,7 +7,7 @@ use iommu_protocol::frame::MAX_DESCRIPTORS;
 
 use super::{HUGE_PAGE, Page, PageSource};
 use crate::addr::PhysRange;
-use crate::hw::{BufferMemory, Constraints, MemoryError};
+use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 
 /// Buffer memory of the process. A share is one descriptor a page, in the order of the buffer's bytes.
 #[derive(Debug)]
@@ -121,6 +121,12 @@ impl<S: PageSource> BufferMemory for HugeBuffers<S> {
                 None => log::warn!("a huge page of buffer {id} is lost to this server"),
             }
         }
+    }
+
+    fn pool(&self) -> BufferPool {
+        let used: usize = self.buffers.values().map(Vec::len).sum();
+        let pages = u64::try_from(self.free.len() + used).unwrap_or(u64::MAX);
+        BufferPool { capacity: pages.saturating_mul(HUGE_PAGE), granule: HUGE_PAGE }
     }
 
     fn share(&mut self, id: u32) -> Option<Self::Share> {

@@ -12,7 +12,7 @@ use syscall::flag::{O_RDONLY, O_RDWR};
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
 use crate::hw::radix::{PteFormat, PteSlot};
-use crate::hw::{Constraints, Entry, HardwareFault, MemoryError, UnitError};
+use crate::hw::{BufferPool, Constraints, Entry, HardwareFault, MemoryError, UnitError};
 use crate::platform::HugeTables;
 use crate::policy::Config;
 use crate::server::{Startup, TableState};
@@ -115,6 +115,10 @@ impl BufferMemory for Buffers {
     fn release(&mut self, id: u32) {
         self.0.remove(&id);
     }
+    fn pool(&self) -> BufferPool {
+        BufferPool::UNLIMITED
+    }
+
     fn share(&mut self, id: u32) -> Option<Window> {
         self.0.contains_key(&id).then_some(Window { address: 0x7f00_0000 })
     }

@@ -124,7 +124,7 @@ impl World {
     pub(in crate::policy::tests) fn step(&mut self, step: &Step, pages: &[PhysAddr]) {
         self.steps.push(*step);
         match *step {
-            Step::CreateTable { domain, tag: DomainTag(tag), format } => {
+            Step::CreateTable { domain, tag: DomainTag(tag), format, .. } => {
                 assert!(tag > 1, "tag {tag} is not for domains");
                 assert!((3..=6).contains(&format.levels));
                 let tables = Tables { tag, levels: format.levels, ..Tables::default() };

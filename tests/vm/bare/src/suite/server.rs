@@ -16,7 +16,7 @@ use iommu_protocol::wire::{
 use iommud::acpi;
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::vtd::VtdUnit;
-use iommud::hw::{BufferMemory, Constraints, MemoryError};
+use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use iommud::policy::{ClientId, Config};
 use iommud::server::{Caller, Handle, Server, Startup, TableState, UnitStart};
 use iommud::topology::pci::ConfigSpace;
@@ -104,6 +104,10 @@ impl BufferMemory for Pool {
 
     fn release(&mut self, id: u32) {
         self.free.extend(self.taken.remove(&id));
+    }
+
+    fn pool(&self) -> BufferPool {
+        BufferPool { capacity: BUFFERS_LENGTH, granule: 4096 }
     }
 
     fn share(&mut self, _: u32) -> Option<()> {

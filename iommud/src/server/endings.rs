@@ -1,0 +1,138 @@
+//! Events that cannot be refused: the end of a session, of a buffer's last handle, of a function or a unit, memory
+//! that is taken or given back. None is ever dropped (I9).
+//!
+//! ```text
+//! event --> run --(no memory)--> run without memory: cut off now, the rest is owed --> settled when there is memory
+//!            |                              |
+//!            +--(a unit failed)--> again without it
+//!                                           +--(still not)--> queued, shown in `status`, tried again
+//! ```
+
+use alloc::collections::VecDeque;
+use core::fmt;
+
+use iommu_protocol::Refusal;
+
+use crate::hw::{BufferMemory, Unit};
+use crate::policy::{Event, Owed, Registry};
+use crate::server::Server;
+
+/// Ends of life that were not carried out yet, oldest first.
+#[derive(Clone, Default)]
+pub(super) struct Endings {
+    queued: VecDeque<Event>,
+}
+
+impl Endings {
+    /// Takes the return of memory out of the queue, when it is tried anew.
+    pub(super) fn forget(&mut self, event: &Event) {
+        if let Event::MemoryReturned(range) = event {
+            let same = |other: &Event| matches!(other, Event::MemoryReturned(r) if r == range);
+            self.queued.retain(|other| !same(other));
+        }
+    }
+}
+
+/// What became of an end of life.
+enum Ended {
+    /// It was carried out, or what was to end is not there.
+    Done,
+    /// It was not, for this reason.
+    Not(Refusal),
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Runs an event that cannot be refused. What it leaves to be done is done later: see [`Server::finish_endings`].
+    /// True when nothing of the event itself is left.
+    pub(super) fn run_to_the_end(&mut self, event: Event) -> bool {
+        let Ended::Not(refusal) = self.end(&event) else { return true };
+        log::error!("{event:?}: {refusal}: it is tried again");
+        self.endings.queued.push_back(event);
+        false
+    }
+
+    /// Tries what ends of life have left to be done. Called after each event that may have given memory back, and in
+    /// each [`Server::tick`].
+    pub(super) fn finish_endings(&mut self) {
+        if !self.has_unfinished() {
+            return;
+        }
+        for event in core::mem::take(&mut self.endings.queued) {
+            if let Ended::Not(_) = self.end(&event) {
+                self.endings.queued.push_back(event);
+            }
+        }
+        let owed: alloc::vec::Vec<Owed> = self.registry.owed().collect();
+        for what in owed {
+            // Refused for memory, it is still owed.
+            let _ = self.run(&Event::Settle(what));
+        }
+    }
+
+    /// Whether ends of life have left something to be done: then [`Server::tick`] is to be called again.
+    #[must_use]
+    pub fn has_unfinished(&self) -> bool {
+        self.registry.owes() || !self.endings.queued.is_empty()
+    }
+
+    /// One line for each thing that is left to be done.
+    pub(super) fn unfinished(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        for event in &self.endings.queued {
+            writeln!(out, "unfinished: {}", name(event))?;
+        }
+        for owed in self.registry.owed() {
+            match owed {
+                Owed::Entry(unit, source) => {
+                    let device = self.device_of_source(unit, source);
+                    writeln!(
+                        out,
+                        "unfinished: {device} is blocked until there is memory for its policy"
+                    )?;
+                }
+                Owed::Buffer(_) => {
+                    writeln!(
+                        out,
+                        "unfinished: memory of a buffer that nobody has goes back when there is memory for tables"
+                    )?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A unit that fails on the way is left out the next time; each time at least one more is.
+    fn end(&mut self, event: &Event) -> Ended {
+        let mut last = Refusal::NoMemory;
+        for _ in 0..=self.machine.units().len() {
+            for decide in [Registry::decide, Registry::decide_frugally] {
+                match self.run_as(event, decide) {
+                    Ok(_) => return Ended::Done,
+                    Err(failed) => last = failed.refused.refusal,
+                }
+                match last {
+                    // There is nothing to end.
+                    Refusal::BadHandle | Refusal::NotProbed | Refusal::NotFound => {
+                        return Ended::Done;
+                    }
+                    Refusal::NoMemory | Refusal::Quota => {}
+                    _ => break,
+                }
+            }
+        }
+        Ended::Not(last)
+    }
+}
+
+/// What an end of life is, in words.
+const fn name(event: &Event) -> &'static str {
+    match event {
+        Event::Close(_) => "the end of a session",
+        Event::Drop(_) => "the end of a buffer's last handle",
+        Event::FunctionRemoved(_) => "the removal of a function",
+        Event::UnitFailed(_) => "the failure of a unit",
+        Event::MemoryTaken(_) => "memory that is taken from policy",
+        Event::MemoryReturned(_) => "memory that goes back to policy",
+        Event::Shutdown => "the end of all sessions",
+        _ => "an end of life",
+    }
+}

@@ -1,0 +1,165 @@
+//! What there is of table memory, buffer memory and tags is shared out: no client, nor any three together, can make
+//! another one's claim, attach, allocation within its share, or end fail.
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::PciAddress;
+use iommu_protocol::wire::{Access, Map, MapFlags, MapResult, Operation};
+use iommud::policy::Mode;
+use iommud::server::Handle;
+
+use super::{Bed, setup, subjects};
+use iommud_tests::conformance::UnderTest;
+use iommud_tests::machine::Layout;
+use iommud_tests::stack::endpoint;
+
+const LARGE: u64 = 2 << 20;
+
+/// Maps a page at every 2 MiB until it is refused, at most `most` times; returns how many there are.
+pub(super) fn scatter(stack: &mut Bed, session: Handle, most: u64) -> u64 {
+    let buffer = stack.allocate(session, 0x1000).unwrap();
+    let (access, flags) = (Access::all().bits(), MapFlags::FIXED.bits());
+    for at in 0..most {
+        let iova = (8 << 30) + at * LARGE;
+        let length = 0x1000;
+        let map = Map { slot: buffer.slot, access, flags, iova, length, ..Map::default() };
+        match stack.call::<MapResult>(session, Operation::Map, &map) {
+            Ok(_) => {}
+            Err(refusal) => {
+                assert!(matches!(refusal, Refusal::Quota | Refusal::NoMemory), "{refusal:?}");
+                return at;
+            }
+        }
+    }
+    most
+}
+
+/// Allocates buffers until it is refused; returns their bytes.
+fn allocate_all(stack: &mut Bed, session: Handle, size: u64) -> u64 {
+    let mut count = 0;
+    loop {
+        match stack.allocate(session, size) {
+            Ok(_) => count += size,
+            Err(refusal) => {
+                assert!(matches!(refusal, Refusal::Quota | Refusal::NoMemory), "{refusal:?}");
+                return count;
+            }
+        }
+    }
+}
+
+fn device(at: u8) -> PciAddress {
+    PciAddress::new(0, 1, at, 0).unwrap()
+}
+
+/// A machine with eight devices, 4 MiB for tables beside what AMD-Vi's device table takes, and 8 MiB for buffers.
+fn each(test: impl Fn(&mut Bed)) {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let mut setup = setup(Mode::Strict);
+        setup.functions = (0..8).map(|at| endpoint(1, at, 0)).collect();
+        setup.layout = Layout {
+            ram: vec![(0, 64 << 20)],
+            tables: (16 << 20, 6 << 20),
+            buffers: (32 << 20, 8 << 20),
+            ..Layout::default()
+        };
+        let mut stack = Bed::start(&[subject], setup);
+        test(&mut stack);
+        stack.machine.assert_clean();
+    }
+}
+
+/// A whole life: claim, attach, a buffer of 256 KiB, transfers, mappings of its own, the end.
+fn live(stack: &mut Bed, client: u32, device: PciAddress) {
+    let session = stack.claim(client, device).unwrap();
+    stack.attach(session).unwrap();
+    let buffer = stack.allocate(session, 256 << 10).unwrap();
+    stack.device_write(device, buffer.iova, b"works").unwrap();
+    assert_eq!(scatter(stack, session, 8), 8, "mappings of its own");
+    stack.detach(session).unwrap();
+    stack.attach(session).unwrap();
+    stack.server.close(session);
+    assert!(stack.device_write(device, buffer.iova, &[1]).is_err());
+}
+
+#[test]
+fn one_client_cannot_take_the_tables_of_others() {
+    each(|stack| {
+        let greedy = stack.claim(1, device(0)).unwrap();
+        stack.attach(greedy).unwrap();
+        let count = scatter(stack, greedy, u64::MAX);
+        println!("one client: {count} mappings 2 MiB apart");
+        assert!(count >= 64, "a share is worth something: {count}");
+        for at in 1..8 {
+            live(stack, 10 + u32::from(at), device(at));
+        }
+        stack.server.close(greedy);
+        live(stack, 1, device(0));
+    });
+}
+
+#[test]
+fn three_clients_together_cannot_take_the_tables_of_others() {
+    each(|stack| {
+        let greedy: Vec<_> =
+            (0..3).map(|at| stack.claim(1 + u32::from(at), device(at)).unwrap()).collect();
+        for session in &greedy {
+            stack.attach(*session).unwrap();
+            let count = scatter(stack, *session, u64::MAX);
+            println!("one of three: {count} mappings 2 MiB apart");
+        }
+        for at in 3..8 {
+            live(stack, 10 + u32::from(at), device(at));
+        }
+        // All at once, too.
+        let others: Vec<_> =
+            (3..8).map(|at| stack.claim(20 + u32::from(at), device(at)).unwrap()).collect();
+        for session in &others {
+            stack.attach(*session).unwrap();
+            let buffer = stack.allocate(*session, 0x4000).unwrap();
+            stack.map(*session, buffer.slot, 0, 0x4000).unwrap();
+        }
+        for session in others.into_iter().chain(greedy) {
+            stack.server.close(session);
+        }
+        assert_eq!(stack.metric("clients"), 0);
+    });
+}
+
+#[test]
+fn three_clients_together_cannot_take_the_buffers_of_others() {
+    each(|stack| {
+        let greedy: Vec<_> =
+            (0..3).map(|at| stack.claim(1 + u32::from(at), device(at)).unwrap()).collect();
+        for session in &greedy {
+            stack.attach(*session).unwrap();
+            let bytes = allocate_all(stack, *session, 0x8000);
+            println!("one of three: {} KiB of buffers", bytes >> 10);
+            assert!(bytes >= 1 << 20, "a share is worth something: {bytes}");
+        }
+        for at in 3..8 {
+            live(stack, 10 + u32::from(at), device(at));
+        }
+        for session in greedy {
+            stack.server.close(session);
+        }
+    });
+}
+
+/// A client that dies with all that it may have leaves everything behind.
+#[test]
+fn a_greedy_client_dies_and_all_comes_back() {
+    each(|stack| {
+        let before = stack.snapshot();
+        let greedy = stack.claim(1, device(0)).unwrap();
+        stack.attach(greedy).unwrap();
+        let first = scatter(stack, greedy, u64::MAX);
+        allocate_all(stack, greedy, 0x8000);
+        stack.detach(greedy).unwrap();
+        stack.server.close(greedy);
+        stack.snapshot().assert_same(&before, "after a greedy client");
+        let greedy = stack.claim(1, device(0)).unwrap();
+        assert_eq!(scatter(stack, greedy, u64::MAX), first);
+        stack.server.close(greedy);
+    });
+}

@@ -1,0 +1,278 @@
+//! Ends of life with no memory at all: a device is cut off at once, and what needs memory is done when there is
+//! some again (I9).
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::PciAddress;
+use iommud::addr::{PhysAddr, PhysRange};
+use iommud::policy::{ClientId, Mode};
+use iommud::server::Caller;
+use iommud::topology::firmware::ReservedRegion;
+
+use super::{Bed, compat, devices, pair, reach, setup, subjects};
+use iommud_tests::conformance::UnderTest;
+use iommud_tests::machine::{Reach, Trouble};
+use iommud_tests::stack::{Setup, scope};
+
+const LARGE: u64 = 2 << 20;
+
+fn region_of(devices: &[PciAddress], (start, length): (u64, u64)) -> ReservedRegion {
+    ReservedRegion {
+        segment: 0,
+        range: PhysRange::new(PhysAddr(start), length).unwrap(),
+        read: true,
+        write: true,
+        exclusion: false,
+        scopes: devices.iter().map(|device| scope(device.requester)).collect(),
+        entries: Vec::new(),
+    }
+}
+
+fn identity((start, length): (u64, u64)) -> Reach {
+    Reach { iova: start, last: start + length - 1, physical: start, read: true, write: true }
+}
+
+/// Runs a test over the subjects, with what firmware reserves.
+fn each(mode: Mode, reserved: &[ReservedRegion], test: impl Fn(&mut Bed)) {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let setup = Setup { reserved: reserved.to_vec(), ..setup(mode) };
+        let mut stack = Bed::start(&[subject], setup);
+        test(&mut stack);
+        stack.machine.assert_clean();
+    }
+}
+
+/// No allocation of table memory succeeds while `act` runs.
+fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
+    stack.machine.fail_table_allocations(0, u64::MAX);
+    let result = act(stack);
+    stack.machine.fail_table_allocations(0, 0);
+    result
+}
+
+const SMALL: (u64, u64) = (0x0380_0000, 0x3000);
+
+/// The driver of a device with a region that firmware reserves dies; in no mode does the end need memory.
+#[test]
+fn death_behind_a_reserved_region_needs_no_memory() {
+    for mode in [Mode::Compat, Mode::Strict] {
+        each(mode, &[region_of(&devices()[..1], SMALL)], |stack| {
+            let [device, ..] = devices();
+            let session = stack.claim(1, device).unwrap();
+            stack.attach(session).unwrap();
+            let buffer = stack.allocate(session, 0x4000).unwrap();
+            stack.device_write(device, buffer.iova, b"alive").unwrap();
+            without_memory(stack, |stack| {
+                stack.server.close(session);
+                assert!(stack.device_write(device, buffer.iova, b"dead").is_err());
+                assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+            });
+            stack.server.tick();
+            assert_eq!(reach(stack, device), [identity(SMALL)]);
+            let next = stack.claim(2, device).unwrap();
+            stack.attach(next).unwrap();
+            stack.give_back(next);
+            let expected = if mode == Mode::Compat { compat(stack) } else { vec![identity(SMALL)] };
+            assert_eq!(reach(stack, device), expected);
+        });
+    }
+}
+
+/// As above, when all table memory was used up by somebody, not when an allocation fails by itself.
+#[test]
+fn death_needs_no_memory_when_another_client_has_taken_all() {
+    each(Mode::Compat, &[region_of(&devices()[..1], SMALL)], |stack| {
+        let [device, other, ..] = devices();
+        let session = stack.claim(1, device).unwrap();
+        stack.attach(session).unwrap();
+        let buffer = stack.allocate(session, 0x4000).unwrap();
+        let greedy = stack.claim(2, other).unwrap();
+        stack.attach(greedy).unwrap();
+        super::budgets::scatter(stack, greedy, u64::MAX);
+        without_memory(stack, |stack| stack.server.close(session));
+        assert!(stack.device_write(device, buffer.iova, b"dead").is_err());
+        let status = stack.text("status");
+        assert!(!status.contains("unfinished"), "{status}");
+    });
+}
+
+/// All sessions of a client with two devices in one domain end at once.
+#[test]
+fn the_end_of_a_whole_owner_needs_no_memory() {
+    let reserved = [
+        region_of(&devices()[..1], SMALL),
+        region_of(&devices()[1..2], (0x0390_0000, 0x5000)),
+        region_of(&devices()[3..4], (0x03a0_0000, 0x1000)),
+    ];
+    each(Mode::Compat, &reserved, |stack| {
+        let [first, second, _, third, fourth] = devices();
+        let caller = Caller { client: ClientId(1), uid: 0 };
+        let session = stack.claim(1, first).unwrap();
+        let mut sessions = vec![session];
+        for device in [second, third, fourth] {
+            let path = format!("devices/{device}");
+            sessions.push(stack.server.open(caller, Some(session), &path, true).unwrap());
+        }
+        let mut buffers = Vec::new();
+        for session in &sessions {
+            stack.attach(*session).unwrap();
+            buffers.push(stack.allocate(*session, 0x3000).unwrap());
+        }
+        without_memory(stack, |stack| {
+            for session in &sessions {
+                stack.server.close(*session);
+            }
+            for device in [first, second, third, fourth] {
+                for buffer in &buffers {
+                    assert!(stack.device_write(device, buffer.iova, &[1]).is_err(), "{device}");
+                }
+            }
+            assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+        });
+        stack.server.tick();
+        assert_eq!(reach(stack, first), [identity(SMALL)]);
+        assert_eq!(stack.metric("groups_claimed"), 0);
+    });
+}
+
+/// Of a device that leaves, what only it needed is taken from those that stay; a region that ends inside a large
+/// page of another one is no reason for a table.
+#[test]
+fn a_session_that_leaves_its_owner_needs_no_memory() {
+    let (wide, inside) = ((0x0340_0000, 2 * LARGE), (0x0340_0000 + 0x3000, 0x2000));
+    let reserved = [region_of(&devices()[..1], wide), region_of(&devices()[1..2], inside)];
+    each(Mode::Strict, &reserved, |stack| {
+        let [first, second, ..] = devices();
+        let caller = Caller { client: ClientId(1), uid: 0 };
+        let stays = stack.claim(1, second).unwrap();
+        let path = format!("devices/{first}");
+        let leaves = stack.server.open(caller, Some(stays), &path, true).unwrap();
+        stack.attach(stays).unwrap();
+        stack.attach(leaves).unwrap();
+        assert_eq!(reach(stack, second), [identity(wide)]);
+        without_memory(stack, |stack| {
+            stack.server.close(leaves);
+            assert!([vec![identity(wide)], vec![]].contains(&reach(stack, first)));
+            assert_eq!(reach(stack, second), [identity(inside)], "at once");
+        });
+        stack.server.tick();
+        assert_eq!(reach(stack, first), [identity(wide)]);
+    });
+}
+
+/// A function is pulled out while its group is claimed: what remains is under policy, at the latest when there is
+/// memory.
+#[test]
+fn removal_needs_no_memory() {
+    let reserved =
+        [region_of(&devices()[3..4], SMALL), region_of(&devices()[4..5], (0x03a0_0000, 0x1000))];
+    each(Mode::Strict, &reserved, |stack| {
+        let [.., gone, stays] = devices();
+        let session = stack.claim(1, gone).unwrap();
+        stack.attach(session).unwrap();
+        let buffer = stack.allocate(session, 0x3000).unwrap();
+        without_memory(stack, |stack| {
+            stack.server.function_gone(gone);
+            assert!(stack.device_write(gone, buffer.iova, &[1]).is_err());
+            assert_eq!(stack.attach(session), Err(Refusal::NotProbed));
+            stack.server.close(session);
+            assert!(stack.device_write(stays, buffer.iova, &[1]).is_err());
+            assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+        });
+        stack.server.tick();
+        assert_eq!(reach(stack, gone), []);
+        assert_eq!(reach(stack, stays), [identity((0x03a0_0000, 0x1000))]);
+    });
+}
+
+/// Memory that was taken from policy goes back to it, whatever has become of the tables that mapped it.
+#[test]
+fn memory_goes_back_to_policy_without_memory() {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let setup = Setup { take_memory: true, ..setup(Mode::Compat) };
+        let mut stack = Bed::start(&[subject], setup);
+        stack.machine.set_returns(true);
+        let [device, ..] = devices();
+        let before = compat(&stack);
+        let session = stack.claim(1, device).unwrap();
+        // One by one, so that no plan gives all of a table's pages back.
+        let slots: Vec<_> =
+            (0..1024).map(|_| stack.allocate(session, 0x1000).unwrap().slot).collect();
+        without_memory(&mut stack, |stack| {
+            stack.release(session, slots[7]).unwrap();
+            stack.server.close(session);
+            assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+        });
+        stack.server.tick();
+        assert_eq!(reach(&stack, device), before);
+        stack.machine.assert_clean();
+    }
+}
+
+/// The end of the last handle of a buffer, after its session.
+#[test]
+fn the_last_handle_of_a_buffer_is_closed_without_memory() {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let setup = Setup { take_memory: true, ..setup(Mode::Compat) };
+        let mut stack = Bed::start(&[subject], setup);
+        stack.machine.set_returns(true);
+        let [device, ..] = devices();
+        let before = compat(&stack);
+        let session = stack.claim(1, device).unwrap();
+        let caller = Caller { client: ClientId(1), uid: 0 };
+        let mut held = Vec::new();
+        for _ in 0..1024 {
+            let slot = stack.allocate(session, 0x1000).unwrap().slot;
+            let path = format!("buffers/{slot}");
+            if held.len() < 200 {
+                held.push(stack.server.open(caller, Some(session), &path, true).unwrap());
+            }
+        }
+        stack.server.close(session);
+        without_memory(&mut stack, |stack| {
+            for handle in held {
+                stack.server.close(handle);
+            }
+        });
+        stack.server.tick();
+        assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+        assert_eq!(reach(&stack, device), before);
+        stack.machine.assert_clean();
+    }
+}
+
+/// A unit fails while there is no memory: policy knows of it at once.
+#[test]
+fn a_unit_fails_without_memory() {
+    let mut setup = setup(Mode::Compat);
+    setup.behind_first = vec![devices()[0]];
+    setup.reserved = vec![region_of(&devices()[..2], SMALL)];
+    let mut stack = Bed::start(&pair(), setup);
+    let [device, other, third, ..] = devices();
+    let caller = Caller { client: ClientId(1), uid: 0 };
+    let session = stack.claim(1, other).unwrap();
+    let path = format!("devices/{device}");
+    let below = stack.server.open(caller, Some(session), &path, true);
+    stack.attach(session).unwrap();
+    let buffer = stack.allocate(session, 0x3000).unwrap();
+    stack.machine.set_relax(1_000_000);
+    without_memory(&mut stack, |stack| {
+        stack.machine.trouble(1, Trouble::StallQueueAfter(0));
+        // The next request finds out.
+        assert_eq!(stack.unmap(session, buffer.iova, 0x3000), Err(Refusal::UnitFailed));
+        let status = stack.text("status");
+        assert!(status.contains("failed("), "{status}");
+        assert_eq!(stack.attach(session), Err(Refusal::UnitFailed));
+        assert_eq!(stack.claim(2, third), Err(Refusal::UnitFailed), "policy knows it too");
+        stack.server.close(session);
+        if let Ok(below) = below {
+            stack.server.close(below);
+        }
+    });
+    let next = stack.claim(2, device).unwrap();
+    stack.attach(next).unwrap();
+    stack.give_back(next);
+    assert_eq!(reach(&stack, device), compat(&stack));
+}
