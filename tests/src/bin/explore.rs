@@ -1,7 +1,14 @@
-//! Explores the ordering contract: `explore [--long] [--write]`, or free choice alone on a machine (0 to 4) to a
-//! depth: `explore --free MACHINE DEPTH`, or the plays of one name over both vendors' units: `explore --play NAME`,
-//! or injected failures: `explore --failures`, or random interleavings: `explore --random CASES`. With
-//! `--write`, `tests/ORDERING.md` becomes what the short mode says.
+//! Explores the ordering contract: `explore [--long] [--write]`, or a part of it alone:
+//!
+//! ```text
+//! --free MACHINE DEPTH   free choice on a machine (0 to 4) to a depth
+//! --play NAME            the plays of one name, over the units of both vendors
+//! --failures             one failure at a time
+//! --exhaust              all memory gone
+//! --random CASES         random interleavings
+//! ```
+//!
+//! With `--write`, `tests/ORDERING.md` becomes what the short mode says.
 
 use std::process::ExitCode;
 
@@ -31,6 +38,10 @@ fn main() -> ExitCode {
     }
     if has("--failures") {
         return told(stages::sweeps_alone(has("--long")).map(|sweeps| format!("{sweeps:#?}")));
+    }
+    if has("--exhaust") {
+        let exhausted = stages::exhaust_all(has("--long"));
+        return told(exhausted.map(|exhausted| report::without_memory(&exhausted)));
     }
     if let Some(at) = arguments.iter().position(|argument| argument == "--random") {
         let cases = number(at + 1).and_then(|cases| u32::try_from(cases).ok()).unwrap_or(100);

@@ -83,6 +83,8 @@ pub enum Failure {
     Table(u64),
     /// The allocation of a buffer.
     Buffer,
+    /// Every allocation, of tables and of buffers.
+    Exhausted,
     /// This unit dies after so many actions of the CPU.
     Dies(usize, u64),
     /// The queue of this unit stops after so many descriptors.

@@ -1,4 +1,4 @@
-//! The eight invariants, by an independent reading: tables and caches of the software units, the memory that the
+//! The invariants, by an independent reading: tables and caches of the software units, the memory that the
 //! machine has handed out, the answers that clients got.
 
 use iommu_protocol::Refusal;
@@ -27,6 +27,8 @@ pub enum Invariant {
     I7,
     /// A live translation changes on its owner's request only.
     I8,
+    /// An event that cannot be refused is carried out, at the latest when there is memory.
+    I9,
     /// What was granted can be used by the device when the reply is there.
     Usable,
     /// A rule of the hardware's specification.
@@ -93,6 +95,8 @@ pub struct Event<'a> {
     pub translating: &'a [bool],
     /// Groups that an event which is suspended now may be changing.
     pub open_groups: &'a [usize],
+    /// The server says that an end of life has left something to be done.
+    pub owes: bool,
 }
 
 pub(super) fn where_to(reach: &[Reach], iova: u64) -> impl Iterator<Item = u64> + '_ {
@@ -225,6 +229,10 @@ impl Event<'_> {
             return Err(broken(Invariant::I4, how));
         }
         if self.scene.aliases || self.is_open(device) || *reach == expected {
+            return Ok(());
+        }
+        // Cut off at once; under policy when there is memory.
+        if self.owes && self.after.driver(device).is_none() && reach.is_empty() {
             return Ok(());
         }
         let how = format!("D{} reaches {reach:x?} of {expected:x?}", device + 1);

@@ -74,8 +74,14 @@ fn failed_allocation() -> (Scene, Vec<Stream>) {
     (Scene::apart(Mode::Strict), vec![acts.with_failure(2, Failure::Table(0))])
 }
 
+fn death_without_memory() -> (Scene, Vec<Stream>) {
+    let acts = client(1, &[Claim(0), Attach(0), Allocate(0, 1)]);
+    let death = machine(&[Die(0)]).with_failure(0, Failure::Exhausted);
+    (Scene::apart(Mode::Strict), vec![acts, death])
+}
+
 /// All controls.
-pub const CONTROLS: [Control; 9] = [
+pub const CONTROLS: [Control; 10] = [
     Control {
         flaw: "the order of 2022: record, group and default domain in separate steps",
         shows: "S1",
@@ -138,6 +144,13 @@ pub const CONTROLS: [Control; 9] = [
         expected: &[Invariant::I7],
         play: claims_wait,
         run: explore::<Real<vtd::Subject, 3>>,
+    },
+    Control {
+        flaw: "an end of life is dropped when there is no memory",
+        shows: "a client that dies when all memory is gone",
+        expected: &[Invariant::I4, Invariant::I9],
+        play: death_without_memory,
+        run: explore::<Real<vtd::Subject, 4>>,
     },
 ];
 

@@ -1,5 +1,5 @@
 //! The ordering contract, shown: every order of clients' requests, units' events, hot-plug and deaths through the
-//! shipped policy, engine and server over software units, with the eight invariants checked after each event by
+//! shipped policy, engine and server over software units, with the invariants checked after each event by
 //! an independent reading of the hardware, and at every instant within it by devices that never stop trying.
 //!
 //! ```text
@@ -10,6 +10,7 @@
 //! ledger.rs    what must be so, units.rs   check.rs  I1 to I8, instants.rs       scenario.rs S1 to S32, history.rs where they were seen
 //! free.rs      every choice                   name.rs   which states are the same
 //! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure, of what spines.rs has
+//! exhaust.rs   no memory at all
 //! stages.rs    all of a run                 report.rs what is printed, and ORDERING.md
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod act;
 pub mod backend;
 pub mod check;
 pub mod controls;
+pub mod exhaust;
 pub mod free;
 pub mod history;
 mod instants;

@@ -27,7 +27,8 @@ type Shipped<T> = Server<<T as UnderTest>::Unit, Buffers>;
 /// The shipped server over the units of a backend.
 ///
 /// What takes the answers to claims that waited, and belongs to a platform, is played here. `CARELESS` is 0; or it is
-/// wrong on purpose: 1 takes the newest answer first, 2 forgets that a client has died, 3 takes an answer twice.
+/// wrong on purpose: 1 takes the newest answer first, 2 forgets that a client has died, 3 takes an answer twice, 4 drops
+/// an end of life when there is no memory.
 pub struct Real<T: Backend, const CARELESS: u8 = 0> {
     stack: Stack<T>,
     backend: T,
@@ -208,6 +209,10 @@ pub(super) fn fail(machine: &Machine, failure: Failure) {
     match failure {
         Failure::Table(after) => machine.fail_table_allocations(after, 1),
         Failure::Buffer => machine.fail_buffer_allocations(0, 1),
+        Failure::Exhausted => {
+            machine.fail_table_allocations(0, u64::MAX);
+            machine.fail_buffer_allocations(0, u64::MAX);
+        }
         Failure::Dies(unit, after) => {
             machine.set_relax(LONG);
             machine.trouble_after(after, unit, Trouble::Dead);
@@ -265,7 +270,9 @@ where
         if let Some(failure) = event.failure {
             fail(&self.stack.machine, failure);
         }
-        let answer = self.request(scene, ledger, client, event.act);
+        let dropped = CARELESS == 4 && event.failure == Some(Failure::Exhausted);
+        let answer =
+            if dropped { Answer::Done } else { self.request(scene, ledger, client, event.act) };
         if event.failure.is_some() {
             stop_failing(&self.stack.machine);
         }
@@ -340,6 +347,10 @@ where
         let everywhere = status.contains("NOT CONFINED, every device");
         let warned = everywhere || behind.is_none_or(|behind| status.contains(&behind));
         Some(said && warned)
+    }
+
+    fn owes(&mut self) -> bool {
+        self.stack.server.has_unfinished()
     }
 
     fn quarantined(&mut self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::exhaust::Exhausted;
 use super::free::Covered;
 use super::scenario::SCENARIOS;
 use super::scene::Vendor;
@@ -71,6 +72,7 @@ impl Report {
         let Sweep { allocations, retries, steps, descriptors, refused, bystander, .. } =
             self.swept();
         writeln!(out, "failures: {allocations} allocations ({retries} retries granted), {steps} hardware steps, {descriptors} descriptors; {refused} requests refused, {bystander} of a bystander granted").unwrap();
+        writeln!(out, "{}", without_memory(&self.exhausted)).unwrap();
         writeln!(out, "{}", at_random(&self.random)).unwrap();
         let Stats { interleavings, events, states, instants, .. } = &self.total;
         writeln!(out, "all: {interleavings} distinct interleavings, {events} events checked, {} states, {instants} instants, {:.1} s{}", states.len(), self.seconds, if self.long { ", long" } else { "" }).unwrap();
@@ -115,6 +117,7 @@ impl Report {
             });
             writeln!(out, "| {kind} | {vtd} | {amd} |").unwrap();
         }
+        writeln!(out, "\n{}", without_memory(&self.exhausted)).unwrap();
         out.push_str(FREE);
         for (words, vendor, covered) in &self.free {
             let Covered { depth, states, transitions, interleavings, again, scenarios } = covered;
@@ -143,6 +146,17 @@ impl Report {
         }
         out
     }
+}
+
+/// All memory gone, in words.
+#[must_use]
+pub fn without_memory(exhausted: &Exhausted) -> String {
+    let Exhausted { times, events, ends, owed } = exhausted;
+    format!(
+        "All memory gone, at every event of every play and for up to two events more: {times} times, {events} events \
+         without any, {ends} of them ends of life, each carried out at once; {owed} times something was left, and done \
+         when memory was back."
+    )
 }
 
 /// What random interleavings covered, in words.

@@ -92,7 +92,7 @@ impl<S: Subject> Explorer<S> {
         Ok(explorer.stats)
     }
 
-    fn found(&self, broken: Broken) -> Found {
+    pub(super) fn found(&self, broken: Broken) -> Found {
         Found { broken, trace: self.trace.clone() }
     }
 
@@ -183,6 +183,7 @@ impl<S: Subject> Explorer<S> {
             seen: &seen,
             translating: &translating,
             open_groups: &open_groups,
+            owes: self.subject.owes(),
         };
         checked.check(&machine.take_violations()).map_err(|broken| self.found(broken))?;
         if let Some(Answer::Refused(refusal)) = &answer {
@@ -285,9 +286,12 @@ impl<S: Subject> Explorer<S> {
         match (event.act, event.failure) {
             (Act::Restart, failure) => {
                 // The next server must bring every unit up; without memory none need come.
-                ledger.begin_again(matches!(failure, Some(Failure::Table(_))));
+                let without = matches!(failure, Some(Failure::Table(_) | Failure::Exhausted));
+                ledger.begin_again(without);
             }
-            (Act::Arrive(unit), Some(Failure::Table(_))) => ledger.troubled[unit] = true,
+            (Act::Arrive(unit), Some(Failure::Table(_) | Failure::Exhausted)) => {
+                ledger.troubled[unit] = true;
+            }
             _ => {}
         }
         if ledger.troubled.contains(&true) || matches!(event.act, Act::Arrive(_) | Act::Restart) {

@@ -7,12 +7,14 @@ use std::time::Instant;
 use iommud::policy::Mode;
 
 use super::controls::CONTROLS;
+use super::exhaust::{Exhausted, exhaust};
 use super::free::{Covered, free};
 use super::plays::{Play, plays, plays_on_amd};
 use super::random::random;
 use super::real::Real;
 use super::scene::{Scene, Start, Vendor};
 use super::search::Explorer;
+use super::spines::spines;
 use super::stats::{Found, Stats};
 use super::sweep::{Sweep, sweep};
 use crate::conformance::{amdvi, vtd};
@@ -71,6 +73,8 @@ pub struct Report {
     pub free: Vec<(&'static str, Vendor, Covered)>,
     /// Injected failures, VT-d and AMD-Vi.
     pub sweeps: [Sweep; 2],
+    /// All memory gone.
+    pub exhausted: Exhausted,
     /// Random runs.
     pub random: Stats,
     /// How long it took.
@@ -169,6 +173,31 @@ fn sweep_of(vendor: Vendor, long: bool) -> Result<Sweep, String> {
     swept.map_err(|found| format!("failures ({}): {found}", vendor.name()))
 }
 
+/// All memory gone, at every event of every play, over the units of both vendors.
+///
+/// # Errors
+/// What was found, in words.
+pub fn exhaust_all(long: bool) -> Result<Exhausted, String> {
+    let mut all = plays(false);
+    all.extend(plays_on_amd(long));
+    for vendor in [Vendor::Vtd, Vendor::Amd] {
+        all.extend(spines(vendor));
+    }
+    let each = |play: &Play| {
+        let exhausted = match play.scene.vendor {
+            Vendor::Vtd => exhaust::<OnVtd>(play),
+            Vendor::Amd => exhaust::<OnAmd>(play),
+        };
+        let vendor = play.scene.vendor.name();
+        exhausted.map_err(|found| format!("without memory: {} ({vendor}): {found}", play.name))
+    };
+    let mut total = Exhausted::default();
+    for exhausted in on_all_processors(&all, each) {
+        total.add(&exhausted?);
+    }
+    Ok(total)
+}
+
 fn random_of(vendor: Vendor, cases: u32, seed: u8) -> Result<Stats, String> {
     let stats = match vendor {
         Vendor::Vtd => random::<OnVtd>(vendor, cases, seed),
@@ -245,11 +274,12 @@ pub fn run(long: bool) -> Result<Report, String> {
     for (to, from) in sweeps.iter_mut().zip(swept) {
         *to = from?;
     }
+    let exhausted = exhaust_all(long)?;
     let cases = if long { RANDOM.1 } else { RANDOM.0 };
     let mut random = Stats::default();
     for stats in on_all_processors(&vendors, |vendor| random_of(*vendor, cases, 1)) {
         random.add(&stats?);
     }
     let seconds = started.elapsed().as_secs_f32();
-    Ok(Report { long, plays, free, controls, total, sweeps, random, seconds })
+    Ok(Report { long, plays, free, controls, total, sweeps, exhausted, random, seconds })
 }

@@ -74,6 +74,11 @@ pub trait Subject: Sized {
         None
     }
 
+    /// Whether ends of life have left something to be done.
+    fn owes(&mut self) -> bool {
+        false
+    }
+
     /// Whether it keeps memory back that devices may still reach.
     fn quarantined(&mut self) -> bool;
 

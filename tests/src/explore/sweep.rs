@@ -183,7 +183,7 @@ fn at<S: Subject>(
         let refused = matches!(answer, Some(Answer::Refused(_)));
         total.refused += u64::from(refused);
         match failure {
-            Failure::Table(_) | Failure::Buffer => {
+            Failure::Table(_) | Failure::Buffer | Failure::Exhausted => {
                 total.allocations += 1;
                 total.kinds.entry(kind).or_default()[0] += 1;
                 if !may_retry(event.act) {
