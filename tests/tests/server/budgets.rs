@@ -126,6 +126,57 @@ fn three_clients_together_cannot_take_the_tables_of_others() {
     });
 }
 
+/// What a fourth client may have it can have, whatever three others have; and none has more than its share.
+#[test]
+fn a_share_is_there_when_three_others_have_theirs() {
+    each(|stack| {
+        let share = stack.metric("table_frames_share");
+        println!("a share: {share} frames");
+        let sessions: Vec<_> =
+            (0..4).map(|at| stack.claim(1 + u32::from(at), device(at)).unwrap()).collect();
+        for session in &sessions {
+            stack.attach(*session).unwrap();
+            let count = scatter(stack, *session, u64::MAX);
+            println!("{count} mappings 2 MiB apart");
+            // Besides the tables of pages: a root, and at most one table more for each level and GiB.
+            assert!(count < share && count + 8 >= share, "{count} of {share}");
+        }
+    });
+}
+
+/// All clients but one take what they can; the last one has what it was promised.
+#[test]
+fn what_is_promised_is_kept_when_everybody_is_greedy() {
+    each(|stack| {
+        let greedy: Vec<_> =
+            (0..7).map(|at| stack.claim(1 + u32::from(at), device(at)).unwrap()).collect();
+        for session in &greedy {
+            stack.attach(*session).unwrap();
+            scatter(stack, *session, u64::MAX);
+            allocate_all(stack, *session, 0x8000);
+        }
+        let (free, promised) =
+            (stack.metric("table_frames_free"), stack.metric("table_frames_promised"));
+        assert!(promised >= 16 && free >= promised, "{free} {promised}");
+        let last = stack.claim(9, device(7)).unwrap();
+        stack.attach(last).unwrap();
+        let buffer = stack.allocate(last, 64 << 10).unwrap();
+        stack.device_write(device(7), buffer.iova, b"works").unwrap();
+        stack.map(last, buffer.slot, 0, 64 << 10).unwrap();
+        without_order(stack, greedy, last);
+    });
+}
+
+/// Everybody's life ends.
+fn without_order(stack: &mut Bed, greedy: Vec<Handle>, last: Handle) {
+    stack.server.close(last);
+    for session in greedy.into_iter().rev() {
+        stack.server.close(session);
+    }
+    assert_eq!(stack.metric("clients"), 0);
+    assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+}
+
 #[test]
 fn three_clients_together_cannot_take_the_buffers_of_others() {
     each(|stack| {

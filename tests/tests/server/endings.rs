@@ -190,13 +190,16 @@ fn removal_needs_no_memory() {
 fn memory_goes_back_to_policy_without_memory() {
     for subject in subjects() {
         println!("subject: {}", subject.name());
-        let setup = Setup { take_memory: true, ..setup(Mode::Compat) };
+        let mut setup = Setup { take_memory: true, ..setup(Mode::Compat) };
+        setup.layout.segment = 2 * LARGE;
         let mut stack = Bed::start(&[subject], setup);
         stack.machine.set_returns(true);
         let [device, ..] = devices();
         let before = compat(&stack);
         let session = stack.claim(1, device).unwrap();
-        // One by one, so that no plan gives all of a table's pages back.
+        // Then the pool hands out these pages again, one by one and without a gap: no page of their tables is left.
+        let whole = stack.allocate(session, 2 * LARGE).unwrap();
+        stack.release(session, whole.slot).unwrap();
         let slots: Vec<_> =
             (0..1024).map(|_| stack.allocate(session, 0x1000).unwrap().slot).collect();
         without_memory(&mut stack, |stack| {
@@ -239,6 +242,40 @@ fn the_last_handle_of_a_buffer_is_closed_without_memory() {
         stack.server.tick();
         assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
         assert_eq!(reach(&stack, device), before);
+        stack.machine.assert_clean();
+    }
+}
+
+/// Memory of an earlier server goes back in parts, which takes a table: not without one, and as soon as there is.
+#[test]
+fn the_return_of_memory_is_queued_until_there_is_some() {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let left = (24 << 20, LARGE);
+        let setup = Setup { left: vec![left], ..setup(Mode::Compat) };
+        let mut stack = Bed::start(&[subject], setup);
+        let [device, ..] = devices();
+        let whole = compat(&stack);
+        let part = PhysRange::new(PhysAddr(left.0), LARGE / 2).unwrap();
+        let rest = PhysRange::new(PhysAddr(left.0 + LARGE / 2), LARGE / 2).unwrap();
+        let reaches = |stack: &Bed, range: PhysRange| {
+            let first = range.first().0;
+            reach(stack, device).iter().any(|run| (run.iova..run.last).contains(&first))
+        };
+        assert!(!reaches(&stack, part) && !reaches(&stack, rest));
+        without_memory(&mut stack, |stack| {
+            assert!(!stack.server.memory_returned(part));
+            assert!(!stack.server.memory_returned(part), "asked again, and queued once");
+            let status = stack.text("status");
+            let lines = status.lines().filter(|line| line.starts_with("unfinished: "));
+            assert_eq!(lines.count(), 1, "{status}");
+            stack.server.tick();
+            assert!(stack.server.has_unfinished() && !reaches(stack, part));
+        });
+        stack.server.tick();
+        assert!(!stack.server.has_unfinished() && reaches(&stack, part) && !reaches(&stack, rest));
+        assert!(stack.server.memory_returned(rest) && stack.server.memory_returned(part));
+        assert_eq!(reach(&stack, device), whole);
         stack.machine.assert_clean();
     }
 }
