@@ -124,6 +124,11 @@ impl Builder {
 
     fn rmrr(&mut self, offset: usize, segment: u16, bounds: (u64, u64), scopes: Vec<DeviceScope>) {
         let (base, limit) = bounds;
+        // The limit must be above the base (VT-d 4.1 section 8.4). Firmware that reserves nothing leaves both zero.
+        if limit == base {
+            let problem = RegionProblem::Bounds { start: base, end: limit };
+            return self.report(Anomaly::Region { offset, problem });
+        }
         let Some(range) = self.region(offset, base, Some(limit)) else { return };
         if scopes.is_empty() {
             self.report(Anomaly::Region { offset, problem: RegionProblem::NoDevices });

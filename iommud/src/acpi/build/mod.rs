@@ -84,7 +84,8 @@ impl Builder {
             .position(|unit| unit.registers.is_ok_and(|other| other.overlaps(range)))
     }
 
-    /// The part of the checks that every reserved region goes through. `None` when it is skipped.
+    /// Checks what every reserved region must fulfil, and rounds it out to whole pages. `end` is the last byte, so
+    /// that a region of one byte is a page. `None` when the region is skipped.
     fn region(&mut self, offset: usize, start: u64, end: Option<u64>) -> Option<PhysRange> {
         match self.check_region(start, end) {
             Ok(range) => {
@@ -103,7 +104,7 @@ impl Builder {
 
     fn check_region(&self, start: u64, end: Option<u64>) -> Result<PhysRange, RegionProblem> {
         let bounds = RegionProblem::Bounds { start, end: end.unwrap_or(u64::MAX) };
-        let end = end.filter(|end| *end > start).ok_or(bounds)?;
+        let end = end.ok_or(bounds)?;
         let range = PhysRange::inclusive(PhysAddr(start), PhysAddr(end)).ok_or(bounds)?;
         let whole = range.page_aligned();
         if !self.within_width(whole) {
