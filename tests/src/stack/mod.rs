@@ -57,6 +57,7 @@ pub fn endpoint(bus: u8, device: u8, function: u8) -> PciFunction {
         multifunction: false,
         acs: None,
         acs_capability: 0,
+        hot_plug: false,
     }
 }
 
