@@ -25,6 +25,7 @@ mod list;
 mod machine;
 mod mappings;
 mod memory;
+mod named_views;
 mod plan;
 mod ranges;
 mod registry;
@@ -46,6 +47,6 @@ pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Sink, Step};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
 pub use view::{
-    BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
-    UnitView,
+    BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,
+    UnitState, UnitView, VacantBuses,
 };

@@ -5,6 +5,7 @@
 mod depth;
 mod input;
 mod lives;
+mod named;
 mod policies;
 mod quotas;
 mod ranges;

@@ -4,10 +4,11 @@ pub(super) mod dmar;
 mod entries;
 pub(super) mod ivrs;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::addr::{INTERRUPT_WINDOW, PhysAddr, PhysRange};
-use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
+use crate::topology::firmware::{Firmware, NamedDevice, UnitDefect, UnitDescription};
 
 use super::anomaly::{Anomaly, RegionProblem, UnitProblem};
 use super::table::Table;
@@ -120,10 +121,26 @@ impl Builder {
         }
     }
 
+    fn name_device(&mut self, device: NamedDevice) {
+        if !self.firmware.named.contains(&device) {
+            self.firmware.named.push(device);
+        }
+    }
+
     fn finish(mut self) -> (Firmware, Vec<Anomaly>) {
         if self.firmware.units.is_empty() {
             self.report(Anomaly::NoUnits);
         }
         (self.firmware, self.anomalies)
     }
+}
+
+/// Most characters of a name that are shown.
+const NAME_LENGTH: usize = 64;
+
+/// The text that bytes of a table are, up to the first zero, with `?` for what cannot be printed.
+fn printable(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let shown = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
+    text.iter().take(NAME_LENGTH).map(shown).collect()
 }

@@ -121,6 +121,7 @@ impl Machine {
                 entry.users.retain(|user| *user != index);
                 if entry.users.is_empty() {
                     self.sources.remove(key);
+                    self.close_named(key);
                 }
             }
         }
