@@ -7,7 +7,9 @@ use iommu_protocol::ids::RequesterId;
 
 use super::*;
 use crate::addr::{PhysAddr, PhysRange};
-use crate::topology::firmware::{DeviceScope, EntryRange, ScopeKind, UnitDefect, UnitKind};
+use crate::topology::firmware::{
+    DeviceScope, EntryRange, NamedDevice, ScopeKind, UnitDefect, UnitKind,
+};
 
 /// A table with a good length and checksum.
 fn table(signature: &[u8; 4], rest: &[&[u8]]) -> Vec<u8> {
@@ -138,4 +140,58 @@ fn blocks_of_one_unit_are_merged() {
     let io_apic =
         DeviceScope { kind: ScopeKind::IoApic(0x21), start_bus: 0, path: vec![(0x14, 0)] };
     assert_eq!(unit.scopes, [io_apic]);
+}
+
+/// The places and names of devices that are no PCI functions.
+fn named(firmware: &Firmware) -> Vec<(usize, u8, Vec<(u8, u8)>, &str)> {
+    let of = |named: &'_ NamedDevice| (named.unit, named.start_bus, named.path.clone());
+    let all = firmware.named.iter();
+    all.map(|device| {
+        let (unit, bus, path) = of(device);
+        (unit, bus, path, device.name.as_str())
+    })
+    .collect()
+}
+
+#[test]
+fn name_space_devices_of_a_dmar_have_a_unit_a_place_and_a_name() {
+    let all = [
+        &[0, 0, 40, 0, 1, 0, 0, 0, 0, 0x10, 0xd9, 0xfe, 0, 0, 0, 0][..],
+        &[5, 8, 0, 0, 1, 0, 0x15, 0, 5, 8, 0, 0, 9, 0, 0x1e, 0, 5, 8, 0, 0, 3, 0, 0x15, 2],
+    ]
+    .concat();
+    // As in a real DMAR: the name ends with zeros. The second holds what cannot be printed.
+    let i2c = [&[4, 0, 28, 0, 0, 0, 0, 1][..], b"\\_SB.PCI0.I2C0\0\0\0\0\0\0"].concat();
+    let uart = [&[4, 0, 16, 0, 0, 0, 0, 9][..], b"\\_SB.\nA\0"].concat();
+    let bytes = table(b"DMAR", &[DMAR_FIXED, DRHD_GPU, &all, &i2c, &uart]);
+    let firmware = parse_dmar(&bytes).unwrap();
+    let expected = [
+        (1, 0, vec![(0x15, 0)], "\\_SB.PCI0.I2C0"),
+        (1, 0, vec![(0x1e, 0)], "\\_SB.?A"),
+        (1, 0, vec![(0x15, 2)], "name space device 3"),
+    ];
+    assert_eq!(named(&firmware), expected);
+}
+
+#[test]
+fn name_space_devices_of_an_ivrs_have_a_unit_a_place_and_a_name() {
+    let hid = |id: u8, uid: &[u8]| {
+        let mut bytes = vec![0xf0, id, 0, 0x40];
+        bytes.extend(b"AMDI0020\0\0\0\0\0\0\0\0");
+        bytes.extend(uid);
+        bytes
+    };
+    let text = [&[2, 9][..], b"\\_SB.FUR0"].concat();
+    let number = [1, 8, 2, 1, 0, 0, 0, 0, 0, 0];
+    let entries = [hid(0xa5, &text), hid(0xa6, &number), hid(0xa7, &[0, 0])].concat();
+    let special = [0x48, 0, 0, 0xd7, 0x21, 0xa0, 0, 1];
+    let all = [&entries[..], &special].concat();
+    let bytes = table(b"IVRS", &[IVRS_FIXED, &ivhd(0x11, &entries), &ivhd(0x40, &all)]);
+    let firmware = parse_ivrs(&bytes).unwrap();
+    let expected = [
+        (0, 0, vec![(0x14, 5)], "AMDI0020 \\_SB.FUR0"),
+        (0, 0, vec![(0x14, 6)], "AMDI0020 258"),
+        (0, 0, vec![(0x14, 7)], "AMDI0020"),
+    ];
+    assert_eq!(named(&firmware), expected, "each once; the I/O APIC does no DMA");
 }

@@ -110,6 +110,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// The mode of a device that is no PCI function: only rules for its address are about it.
+    #[must_use]
+    pub fn mode_at(&self, address: PciAddress) -> Mode {
+        let is = |rule: &&Rule| rule.matcher == Matcher::Address(address);
+        self.rules.iter().find(is).map_or(self.default, |rule| rule.mode)
+    }
+
     /// The mode of a function.
     #[must_use]
     pub fn mode(&self, function: &PciFunction) -> Mode {

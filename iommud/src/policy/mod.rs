@@ -25,6 +25,7 @@ mod list;
 mod machine;
 mod mappings;
 mod memory;
+mod named_views;
 mod owed;
 mod plan;
 mod ranges;
@@ -50,6 +51,6 @@ pub use plan::{Binding, Charge, PASS_THROUGH_TAG, Payer, Plan, Sink, Step};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
 pub use view::{
-    BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
-    UnitView,
+    BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,
+    UnitState, UnitView, VacantBuses,
 };

@@ -76,6 +76,7 @@ impl Registry {
         if let Some(place) = after.units.get_mut(unit.0 as usize) {
             *place = Unit::Enabled { capabilities: *capabilities, class };
         }
+        after.enter_named(unit);
         let keys: Vec<Key> = after.sources.of(unit).map(|(source, _)| (unit, source)).collect();
         let mut binds = Vec::with_capacity(keys.len());
         for key in keys {

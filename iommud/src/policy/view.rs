@@ -1,5 +1,6 @@
 //! What others may see of the registry: plain copies, never references into its state.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
@@ -34,6 +35,32 @@ pub struct UnitView {
     pub functions: usize,
     /// Domains that an entry of it points to.
     pub domains: usize,
+}
+
+/// A device that firmware names and that is no PCI function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedView {
+    /// Its name.
+    pub name: String,
+    /// Where it is; `None` while a bridge above it is not known.
+    pub address: Option<PciAddress>,
+    /// What the entry of its requester id lets it do.
+    pub binding: Binding,
+    /// A PCI function is, or was, known by its requester id. Then that one decides what the entry is.
+    pub is_function: bool,
+}
+
+/// Buses behind a port where devices come and go, and where no function is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VacantBuses {
+    /// The port.
+    pub port: PciAddress,
+    /// The unit that denies what appears there.
+    pub unit: UnitIndex,
+    /// First bus.
+    pub first: u8,
+    /// Last bus (inclusive).
+    pub last: u8,
 }
 
 /// One function.

@@ -7,7 +7,7 @@ use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommu_protocol::path::Path;
 
 use crate::hw::{BufferMemory, TableMemory, Unit};
-use crate::policy::{Binding, FunctionView, GroupId, Mode, UnitIndex};
+use crate::policy::{Binding, FunctionView, GroupId, Mode, NamedView, UnitIndex, VacantBuses};
 use crate::server::Server;
 use crate::server::machine::{UnitState, UnitStatus};
 use crate::server::storm::LIMIT;
@@ -50,6 +50,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             let words = if known { "" } else { ", no function is known there" };
             writeln!(out, "silenced: {device} after {LIMIT} faults{words}")?;
         }
+        self.vacant_buses(out)?;
         if totals.quarantined_bytes > 0 {
             writeln!(out, "quarantine: {} bytes", totals.quarantined_bytes)?;
         }
@@ -63,6 +64,25 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         source: RequesterId,
     ) -> PciAddress {
         PciAddress { segment: self.segment_of(unit), requester: source }
+    }
+
+    /// Where devices may come: a unit that translates denies them until they are known.
+    fn vacant_buses(&self, out: &mut String) -> fmt::Result {
+        for VacantBuses { port, unit, first, last } in self.registry.vacant_buses() {
+            if self.state_of(unit) == Some(&UnitState::Enabled) {
+                writeln!(
+                    out,
+                    "hot-plug: buses {first:02x}-{last:02x} behind {port}: no function is known there, \
+                     one that comes is blocked until it is"
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn state_of(&self, UnitIndex(unit): UnitIndex) -> Option<&UnitState> {
+        let index = usize::try_from(unit).ok()?;
+        self.machine.units().get(index).map(|unit| &unit.state)
     }
 
     fn segment_of(&self, unit: u32) -> u16 {
@@ -94,7 +114,29 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.engine.describe(UnitIndex(index), out)?;
         let view = self.registry.unit(UnitIndex(index)).ok_or(fmt::Error)?;
         writeln!(out, "devices: {}", view.functions)?;
-        writeln!(out, "domains: {}", view.domains)
+        writeln!(out, "domains: {}", view.domains)?;
+        for named in self.registry.named(UnitIndex(index)) {
+            self.named(UnitIndex(index), &named, out)?;
+        }
+        Ok(())
+    }
+
+    /// A device that firmware names and that is no PCI function.
+    fn named(&self, unit: UnitIndex, named: &NamedView, out: &mut String) -> fmt::Result {
+        write!(out, "named by firmware: {}", named.name)?;
+        let Some(address) = named.address else {
+            return writeln!(out, ", behind a bridge that is not known: blocked");
+        };
+        let reach = match (self.state_of(unit), named.binding) {
+            (Some(UnitState::Enabled), _) if named.is_function => {
+                "what the device of that name does"
+            }
+            (Some(UnitState::Enabled), Binding::Blocked) => "nothing",
+            (Some(UnitState::Enabled), Binding::PassThrough) => "all memory, untranslated",
+            (Some(UnitState::Enabled), Binding::Domain(_)) => "what policy maps",
+            _ => "not known: its unit is not enabled",
+        };
+        writeln!(out, ", {address}, reaches: {reach}")
     }
 
     fn group(&self, id: GroupId, out: &mut String) -> fmt::Result {

@@ -7,53 +7,8 @@ use iommu_protocol::ids::RequesterId;
 
 use crate::topology::firmware::UnitDescription;
 use crate::topology::pci::{FunctionKind, PciFunction};
+use crate::topology::quirks::dma;
 use crate::topology::table::View;
-
-/// Functions whose requests carry the id of another function of the same device.
-struct FunctionAlias {
-    vendor: u16,
-    devices: &'static [u16],
-    /// Function number on the requests.
-    arrives_as: u8,
-    #[expect(dead_code, reason = "says where the fact is from")]
-    source: &'static str,
-}
-
-/// Known devices of that kind. Facts: Linux `drivers/pci/quirks.c`, "function 0/1 DMA alias".
-const FUNCTION_ALIASES: &[FunctionAlias] = &[
-    FunctionAlias {
-        vendor: 0x1180,
-        devices: &[0xe832, 0xe476],
-        arrives_as: 0,
-        source: "Ricoh card readers, Linux bug 605888",
-    },
-    FunctionAlias {
-        vendor: 0x6766,
-        devices: &[0x3d40, 0x3d41],
-        arrives_as: 0,
-        source: "Glenfly graphics and sound, Linux 6.12",
-    },
-    FunctionAlias {
-        vendor: 0x1b4b,
-        devices: &[
-            0x9120, 0x9123, 0x9125, 0x9128, 0x9130, 0x9172, 0x917a, 0x9182, 0x9183, 0x91a0, 0x9215,
-            0x9220, 0x9230,
-        ],
-        arrives_as: 1,
-        source: "Marvell 88SE91xx and 88SE92xx SATA, Linux bug 42679",
-    },
-    FunctionAlias {
-        vendor: 0x1103,
-        devices: &[0x0642],
-        arrives_as: 1,
-        source: "HighPoint RocketRAID 642L, Linux bug 42679",
-    },
-];
-
-/// Bridges without a PCI Express capability that nevertheless answer for what is behind with the id
-/// `secondary:00.0` (Linux `drivers/pci/quirks.c`, "PCIe bridge DMA alias"). They are given both ids.
-const SECONDARY_ALIASES: &[(u16, u16)] =
-    &[(0x1b21, 0x1080), (0x10e3, 0x8113), (0x1283, 0x8892), (0x8086, 0x244e)];
 
 /// The requester ids of a function beside its own, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,9 +53,7 @@ pub fn aliases(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFun
     let own = function.address.requester;
     let mut found = Aliases::default();
     let mut add = |id| found.add(own, id);
-    if let Some(id) = quirk(function) {
-        add(id);
-    }
+    dma::ids(function, &mut add);
     for bridge in view.path(function.address) {
         let secondary = bridge.buses().and_then(|buses| RequesterId::new(buses.secondary, 0, 0));
         match bridge.kind {
@@ -108,7 +61,7 @@ pub fn aliases(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFun
             FunctionKind::ConventionalToExpress(_) => add(bridge.address.requester),
             FunctionKind::ConventionalBridge(_) => {
                 add(bridge.address.requester);
-                if SECONDARY_ALIASES.contains(&(bridge.vendor, bridge.device)) {
+                if dma::uses_secondary_bus(bridge) {
                     secondary.into_iter().for_each(&mut add);
                 }
             }
@@ -119,14 +72,6 @@ pub fn aliases(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFun
     let names = entries.iter().rev().find(|entry| entry.first <= own && own <= entry.last);
     names.and_then(|entry| entry.alias).into_iter().for_each(&mut add);
     found
-}
-
-fn quirk(function: &PciFunction) -> Option<RequesterId> {
-    let known = FUNCTION_ALIASES.iter().find(|known| {
-        known.vendor == function.vendor && known.devices.contains(&function.device)
-    })?;
-    let own = function.address.requester;
-    RequesterId::new(own.bus(), own.device(), known.arrives_as)
 }
 
 #[cfg(test)]
@@ -183,8 +128,12 @@ mod tests {
     fn a_known_device_arrives_as_another_function() {
         let table = FunctionTable::default();
         let mut sata = endpoint(3, 0, 0);
-        (sata.vendor, sata.device) = (0x1b4b, 0x9230);
-        assert_eq!(ids(&table, &sata), [0x0300, 0x0301]);
+        for (vendor, device) in [(0x1b4b, 0x9230), (0x1b4b, 0x9235), (0x1103, 0x0645)] {
+            (sata.vendor, sata.device) = (vendor, device);
+            assert_eq!(ids(&table, &sata), [0x0300, 0x0301]);
+        }
+        sata.address = address(3, 0, 1);
+        assert_eq!(ids(&table, &sata), [0x0301], "not its own alias");
     }
 
     #[test]

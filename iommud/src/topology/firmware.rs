@@ -19,6 +19,8 @@ pub struct Firmware {
     pub units: Vec<UnitDescription>,
     /// Regions that some devices must go on reaching.
     pub reserved: Vec<ReservedRegion>,
+    /// Devices that are no PCI functions and do DMA.
+    pub named: Vec<NamedDevice>,
     /// What is wrong with the table, one sentence each; the parts concerned were skipped or read in the
     /// safest way.
     pub anomalies: Vec<String>,
@@ -144,6 +146,20 @@ pub struct DeviceScope {
     pub start_bus: u8,
     /// Device and function numbers: of the bridges on the way, and last of the device itself. Never empty.
     pub path: Vec<(u8, u8)>,
+}
+
+/// A device of the ACPI name space that does DMA: an eMMC, I2C or UART controller (DMAR ANDD with its device scope, IVHD
+/// entry F0h). I/O APICs and HPETs, which tables name in a similar way, send interrupts and do no DMA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedDevice {
+    /// The unit in front of it: an index into [`Firmware::units`].
+    pub unit: usize,
+    /// Bus where the path starts.
+    pub start_bus: u8,
+    /// Device and function numbers of its requester id: of the bridges on the way, and last its own.
+    pub path: Vec<(u8, u8)>,
+    /// Its path in the ACPI name space, its hardware id, or both. Printable.
+    pub name: String,
 }
 
 /// A range of requester ids that an IVHD names (both ends included).

@@ -7,10 +7,23 @@
 //! ```text
 //! to its other functions   when it and they lack ACS and the device has several functions
 //! to the bridge above      when any bridge on the way to the root lacks ACS, or is conventional
+//! to the ports beside      when it is a downstream port, and one of its switch lacks ACS
 //! to bridges that claim    the same secondary bus (a machine that is not sane)
 //! ```
 //!
+//! Other functions of a device are those above 7 (ARI) and virtual functions too. A virtual function that lacks ACS
+//! is in the group of its physical function when that lacks it as well. (Linux keeps them apart.)
+//!
+//! A downstream port without ACS sends a request of the device behind it straight to the port whose window holds the
+//! address, and no unit sees it: ACS of the port where it leaves the switch does not help. So all that is behind the
+//! ports of a switch is one group when one port lacks ACS. (Linux up to 6.18 makes a group of each port with what
+//! is behind it. Two drivers would believe their devices apart, and each device could write to the other's registers.)
+//! Root ports are not treated so: what goes from one to another passes the root complex, where units are.
+//!
 //! Functions that share a requester id are members of one group too: see [`crate::topology::alias`].
+
+#[cfg(test)]
+mod tests;
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -18,19 +31,19 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::PciAddress;
 
 use crate::topology::alias;
-use crate::topology::pci::{FunctionKind, PciFunction};
+use crate::topology::pci::{Buses, FunctionKind, PciFunction};
 use crate::topology::table::{FunctionTable, View};
 
 /// ACS controls that isolation needs: source validation, peer-to-peer request redirect, completion redirect,
 /// upstream forwarding (PCI Express Base 6.0 section 7.7.11.3, bits 0, 2, 3, 4).
-const REQUIRED: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
+pub(crate) const REQUIRED: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
 
-/// Whether requests of, or through, this function cannot be turned round to its peers before a unit has seen
-/// them.
+/// Whether requests of this function cannot be turned round to its peers before a unit has seen them.
 ///
 /// A control whose capability bit is absent counts as in force: the specification makes it either mandatory or
-/// irrelevant for such a port. Conventional bridges and buses have no ACS. An upstream port or endpoint
-/// with one function has no peers and needs none (PCI Express Base 6.0 section 6.12.1).
+/// irrelevant for such a port. Conventional bridges and functions have no ACS, but a few are known not to
+/// reach the other functions of their device. An upstream port or endpoint with one function has no peers and needs
+/// none (PCI Express Base 6.0 section 6.12.1).
 #[must_use]
 pub fn is_isolating(function: &PciFunction) -> bool {
     let controls = || match function.acs {
@@ -41,19 +54,39 @@ pub fn is_isolating(function: &PciFunction) -> bool {
         None => false,
     };
     match function.kind {
-        FunctionKind::RootPort(_) | FunctionKind::DownstreamPort(_) => controls(),
         FunctionKind::Endpoint
         | FunctionKind::RootComplexEndpoint
         | FunctionKind::UpstreamPort(_) => !function.multifunction || controls(),
-        FunctionKind::Conventional
-        | FunctionKind::ExpressToConventional(_)
-        | FunctionKind::ConventionalToExpress(_)
-        | FunctionKind::ConventionalBridge(_)
-        | FunctionKind::EventCollector => false,
+        FunctionKind::EventCollector => false,
+        _ => controls(),
     }
 }
 
-/// Tells `sink` every function that an edge of `function` leads to.
+/// Whether what is behind a bridge reaches nothing beside or in front of it that a unit has not seen.
+fn is_tight(view: View<'_>, bridge: &PciFunction) -> bool {
+    match bridge.kind {
+        FunctionKind::RootPort(_) | FunctionKind::UpstreamPort(_) => is_isolating(bridge),
+        FunctionKind::DownstreamPort(_) => {
+            is_isolating(bridge) && ports_beside(view, bridge).all(is_isolating)
+        }
+        // What is behind conventional bridges sees each other's requests.
+        _ => false,
+    }
+}
+
+/// The other downstream ports of a switch.
+fn ports_beside<'a>(
+    view: View<'a>,
+    port: &PciFunction,
+) -> impl Iterator<Item = &'a PciFunction> + use<'a> {
+    let own = port.address;
+    view.on_bus(own.segment, own.requester.bus()).filter(move |other| {
+        other.address != own && matches!(other.kind, FunctionKind::DownstreamPort(_))
+    })
+}
+
+/// Tells `sink` every function that an edge of `function` leads to; of several functions at the end of a link one is
+/// enough, because such steps lead to all.
 pub fn edges(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(PciAddress)) {
     let address = function.address;
     if !is_isolating(function) {
@@ -62,9 +95,15 @@ pub fn edges(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(PciAdd
                 sink(sibling.address);
             }
         }
+        if let Some(peer) = view.peer_at_link(address, |other| !is_isolating(other)) {
+            sink(peer.address);
+        }
+    }
+    if matches!(function.kind, FunctionKind::DownstreamPort(_)) && !is_tight(view, function) {
+        ports_beside(view, function).for_each(|port| sink(port.address));
     }
     if let Some(above) = view.bridge_above(address.segment, address.requester.bus())
-        && !(is_isolating(above) && view.path(above.address).all(is_isolating))
+        && !(is_tight(view, above) && view.path(above.address).all(|up| is_tight(view, up)))
     {
         sink(above.address);
     }
@@ -72,6 +111,15 @@ pub fn edges(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(PciAdd
         view.claims(address.segment, buses.secondary)
             .filter(|other| other.address != address)
             .for_each(|other| sink(other.address));
+    }
+}
+
+/// Tells `sink` the buses on which functions may have other edges because this one came: what is behind it, and behind
+/// the ports beside it.
+pub fn reach(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(Buses)) {
+    function.buses().into_iter().for_each(&mut *sink);
+    if matches!(function.kind, FunctionKind::DownstreamPort(_)) {
+        ports_beside(view, function).filter_map(PciFunction::buses).for_each(sink);
     }
 }
 
@@ -149,149 +197,4 @@ pub fn partition(table: &FunctionTable) -> Vec<Vec<PciAddress>> {
     let mut groups: Vec<_> = groups.into_values().collect();
     groups.sort_unstable();
     groups
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::topology::pci::Buses;
-    use crate::topology::testing::{address, bridge, endpoint, function, multi, with_acs};
-
-    fn groups(functions: &[PciFunction]) -> Vec<Vec<(u8, u8, u8)>> {
-        let mut table = FunctionTable::default();
-        for function in functions {
-            table.insert(*function);
-        }
-        let name =
-            |a: &PciAddress| (a.requester.bus(), a.requester.device(), a.requester.function());
-        partition(&table).iter().map(|group| group.iter().map(name).collect()).collect()
-    }
-
-    const fn buses(secondary: u8, subordinate: u8) -> Buses {
-        Buses { secondary, subordinate }
-    }
-
-    // The partitions below are those that Linux 6.12 makes of the same QEMU machines.
-
-    #[test]
-    fn a_root_port_with_acs_leaves_its_device_alone() {
-        let port = bridge(0, 1, 0, 1, 1);
-        let device = endpoint(1, 0, 0);
-        assert_eq!(groups(&[with_acs(port), device]), [vec![(0, 1, 0)], vec![(1, 0, 0)]]);
-        assert_eq!(groups(&[port, device]), [vec![(0, 1, 0), (1, 0, 0)]]);
-    }
-
-    #[test]
-    fn capability_without_control_does_not_isolate() {
-        let mut port = with_acs(bridge(0, 1, 0, 1, 1));
-        port.acs = Some(0b0_1101);
-        assert_eq!(groups(&[port, endpoint(1, 0, 0)]).len(), 1, "no upstream forwarding");
-        port.acs_capability = 0b0_1101;
-        assert_eq!(groups(&[port, endpoint(1, 0, 0)]).len(), 2, "nothing to control");
-    }
-
-    #[test]
-    fn each_downstream_port_of_a_switch_is_a_group_with_its_device() {
-        let functions = [
-            with_acs(bridge(0, 1, 0, 1, 4)),
-            function(address(1, 0, 0), FunctionKind::UpstreamPort(buses(2, 4))),
-            function(address(2, 0, 0), FunctionKind::DownstreamPort(buses(3, 3))),
-            function(address(2, 1, 0), FunctionKind::DownstreamPort(buses(4, 4))),
-            endpoint(3, 0, 0),
-            endpoint(4, 0, 0),
-        ];
-        let expected = [
-            vec![(0, 1, 0)],
-            vec![(1, 0, 0)],
-            vec![(2, 0, 0), (3, 0, 0)],
-            vec![(2, 1, 0), (4, 0, 0)],
-        ];
-        assert_eq!(groups(&functions), expected);
-    }
-
-    #[test]
-    fn below_a_port_without_acs_all_is_one() {
-        let functions = [
-            bridge(0, 1, 0, 1, 4),
-            function(address(1, 0, 0), FunctionKind::UpstreamPort(buses(2, 4))),
-            with_acs(function(address(2, 0, 0), FunctionKind::DownstreamPort(buses(3, 3)))),
-            with_acs(function(address(2, 1, 0), FunctionKind::DownstreamPort(buses(4, 4)))),
-            endpoint(3, 0, 0),
-            endpoint(4, 0, 0),
-        ];
-        assert_eq!(groups(&functions).len(), 1);
-    }
-
-    #[test]
-    fn a_conventional_bus_is_one_with_its_bridge() {
-        let functions = [
-            with_acs(bridge(0, 1, 0, 1, 2)),
-            function(address(1, 0, 0), FunctionKind::ExpressToConventional(buses(2, 2))),
-            function(address(2, 1, 0), FunctionKind::Conventional),
-            function(address(2, 2, 0), FunctionKind::Conventional),
-        ];
-        let expected = [vec![(0, 1, 0)], vec![(1, 0, 0), (2, 1, 0), (2, 2, 0)]];
-        assert_eq!(groups(&functions), expected);
-    }
-
-    #[test]
-    fn functions_of_one_device_are_one_unless_acs_separates_them() {
-        let chipset =
-            [0, 2, 3].map(|n| multi(function(address(0, 31, n), FunctionKind::Conventional)));
-        assert_eq!(groups(&chipset).len(), 1);
-        let nvme = [0, 1].map(|n| multi(endpoint(0, 4, n)));
-        assert_eq!(groups(&nvme).len(), 1);
-        assert_eq!(groups(&nvme.map(with_acs)).len(), 2);
-        assert_eq!(groups(&[with_acs(nvme[0]), nvme[1]]).len(), 2);
-    }
-
-    #[test]
-    fn devices_on_the_root_bus_are_apart() {
-        let functions = [endpoint(0, 2, 0), endpoint(0, 3, 0), endpoint(0x40, 0, 0)];
-        assert_eq!(groups(&functions).len(), 3);
-    }
-
-    #[test]
-    fn a_shared_requester_id_joins() {
-        let mut sata = endpoint(3, 0, 0);
-        (sata.vendor, sata.device) = (0x1b4b, 0x9230);
-        assert_eq!(groups(&[sata, endpoint(3, 0, 1)]).len(), 1);
-    }
-
-    #[test]
-    fn two_bridges_that_claim_one_bus_are_one() {
-        let functions =
-            [with_acs(bridge(0, 1, 0, 5, 5)), with_acs(bridge(0, 2, 0, 5, 5)), endpoint(5, 0, 0)];
-        assert_eq!(groups(&functions), [vec![(0, 1, 0), (0, 2, 0)], vec![(5, 0, 0)]]);
-    }
-
-    #[test]
-    fn s23_every_order_of_discovery_gives_the_same_partition() {
-        let mut functions = vec![
-            with_acs(bridge(0, 1, 0, 1, 3)),
-            function(address(1, 0, 0), FunctionKind::ExpressToConventional(buses(2, 3))),
-            function(address(2, 1, 0), FunctionKind::ConventionalBridge(buses(3, 3))),
-            function(address(3, 1, 0), FunctionKind::Conventional),
-            multi(endpoint(0, 4, 0)),
-            multi(endpoint(0, 4, 1)),
-        ];
-        let expected = groups(&functions);
-        let mut orders = 0;
-        permute(&mut functions, 0, &mut |order| {
-            assert_eq!(groups(order), expected);
-            orders += 1;
-        });
-        assert_eq!(orders, 720);
-    }
-
-    fn permute(items: &mut [PciFunction], from: usize, visit: &mut dyn FnMut(&[PciFunction])) {
-        if from == items.len() {
-            return visit(items);
-        }
-        for at in from..items.len() {
-            items.swap(from, at);
-            permute(items, from + 1, visit);
-            items.swap(from, at);
-        }
-    }
 }

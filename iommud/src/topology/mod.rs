@@ -8,6 +8,7 @@ pub mod groups;
 pub mod numbers;
 pub mod pci;
 pub mod pool;
+pub mod quirks;
 pub mod scope;
 pub mod table;
 #[cfg(test)]

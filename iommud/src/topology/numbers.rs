@@ -73,6 +73,21 @@ impl Numbers {
         self.range(0..=u8::MAX)
     }
 
+    /// The numbers below a requester id, on its bus and on those down to `lowest`, from the highest id down.
+    pub fn below(&self, id: RequesterId, lowest: u8) -> impl Iterator<Item = (RequesterId, u32)> {
+        (lowest..=id.bus()).rev().flat_map(move |number| {
+            let end = if number == id.bus() { usize::from(id.devfn()) } else { 256 };
+            let bus = self.buses.get(usize::from(number)).and_then(Option::as_ref);
+            let slots = bus.and_then(|bus| bus.slots.get(..end)).unwrap_or_default();
+            slots.iter().enumerate().rev().filter(|(_, slot)| **slot != NONE).filter_map(
+                move |(devfn, slot)| {
+                    let devfn = u8::try_from(devfn).ok()?;
+                    Some((RequesterId(u16::from_be_bytes([number, devfn])), *slot))
+                },
+            )
+        })
+    }
+
     /// The numbers of some buses, in order of requester id.
     pub fn range(&self, buses: RangeInclusive<u8>) -> impl Iterator<Item = (RequesterId, u32)> {
         let from = self.buses.get(usize::from(*buses.start())..).unwrap_or_default();
@@ -170,6 +185,13 @@ mod tests {
         let some: Vec<_> = numbers.range(1..=5).map(|(id, _)| id.0).collect();
         assert_eq!(some, [0x0520, 0x0521]);
         assert_eq!(numbers.range(0xff..=0xff).count(), 1);
+        let below = |id, lowest| -> Vec<_> {
+            numbers.below(RequesterId(id), lowest).map(|(id, _)| id.0).collect()
+        };
+        assert_eq!(below(0x0521, 0), [0x0520, 0x0008]);
+        assert_eq!(below(0x0700, 1), [0x0521, 0x0520]);
+        assert_eq!(below(0x0520, 5), [0u16; 0]);
+        assert_eq!(below(0x0008, 1), [0u16; 0]);
         assert_eq!(numbers.remove(RequesterId(0x0520)), Some(8));
         assert_eq!(numbers.remove(RequesterId(0x0520)), None);
         assert_eq!(numbers.get(RequesterId(0x0520)), None);

@@ -7,6 +7,12 @@ pub trait ConfigSpace {
     /// The 32 bits at `offset` (a multiple of 4, below 4096) of a function; all ones where no function
     /// answers or the offset cannot be reached.
     fn read(&mut self, address: PciAddress, offset: u16) -> u32;
+
+    /// The 32 bits at a physical address (a multiple of 4) that holds registers of the chipset. `None` where they
+    /// cannot be read; isolation that depends on them then counts as not in force.
+    fn chipset(&mut self, _address: u64) -> Option<u32> {
+        None
+    }
 }
 
 /// Kind of a function, from its header type and PCI Express capability.
@@ -58,11 +64,13 @@ pub struct PciFunction {
     pub kind: FunctionKind,
     /// The device has more than one function.
     pub multifunction: bool,
-    /// The ACS control bits that are in force, as in the ACS control register; `None` without the
-    /// capability (PCI Express Base 6.0 section 7.7.11).
+    /// The ACS control bits that are in force, as in the ACS control register (PCI Express Base 6.0 section
+    /// 7.7.11) or as [`crate::topology::quirks::acs`] knows; `None` without either.
     pub acs: Option<u16>,
     /// The ACS capability bits.
     pub acs_capability: u16,
+    /// A port with a slot where devices come and go (PCI Express Base 6.0 section 7.5.3.9, Hot-Plug Capable).
+    pub hot_plug: bool,
 }
 
 impl Buses {

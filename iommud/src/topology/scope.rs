@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use iommu_protocol::ids::PciAddress;
+use iommu_protocol::ids::{PciAddress, RequesterId};
 
 use crate::topology::firmware::{
     DeviceScope, EntryRange, Firmware, ReservedRegion, ScopeKind, UnitKind,
@@ -20,8 +20,7 @@ struct Resolved {
 
 impl Resolved {
     /// How precisely this names the function: 256 for itself, else the bus of the bridge.
-    fn precision(self, function: &PciFunction) -> Option<u16> {
-        let of = function.address;
+    fn precision(self, of: PciAddress) -> Option<u16> {
         if self.address == of {
             return Some(256);
         }
@@ -35,21 +34,30 @@ impl Resolved {
 
 /// Follows the path of a scope through the bridges that are known.
 fn resolve(view: View<'_>, segment: u16, scope: &DeviceScope) -> Option<Resolved> {
-    if !matches!(scope.kind, ScopeKind::Endpoint | ScopeKind::Bridge) {
-        return None;
-    }
-    let (&(device, function), bridges) = scope.path.split_last()?;
-    let mut bus = scope.start_bus;
+    let behind = match scope.kind {
+        ScopeKind::Endpoint | ScopeKind::Bridge => true,
+        ScopeKind::Namespace(_) => false,
+        // These send interrupts and do no DMA.
+        ScopeKind::IoApic(_) | ScopeKind::Hpet(_) => return None,
+    };
+    let address = place(view, segment, scope.start_bus, &scope.path)?;
+    let behind = view.find(address).filter(|_| behind).and_then(PciFunction::buses);
+    Some(Resolved { address, behind })
+}
+
+/// Where a path of device and function numbers leads from a bus. `None` while a bridge on the way is not known.
+#[must_use]
+pub fn place(view: View<'_>, segment: u16, start_bus: u8, path: &[(u8, u8)]) -> Option<PciAddress> {
+    let (&(device, function), bridges) = path.split_last()?;
+    let mut bus = start_bus;
     for &(device, function) in bridges {
         let bridge = view.find(PciAddress::new(segment, bus, device, function)?)?;
         bus = bridge.buses()?.secondary;
     }
-    let address = PciAddress::new(segment, bus, device, function)?;
-    Some(Resolved { address, behind: view.find(address).and_then(PciFunction::buses) })
+    PciAddress::new(segment, bus, device, function)
 }
 
-fn in_entries(entries: &[EntryRange], function: &PciFunction) -> Option<u16> {
-    let id = function.address.requester;
+fn in_entries(entries: &[EntryRange], id: RequesterId) -> Option<u16> {
     entries
         .iter()
         .filter(|entry| entry.first <= id && id <= entry.last)
@@ -105,28 +113,28 @@ impl Scopes {
             }
             let scopes = self.units.get(index).map_or(&[][..], Vec::as_slice);
             if let Some(precision) =
-                scopes.iter().filter_map(|scope| scope.precision(function)).max()
+                scopes.iter().filter_map(|scope| scope.precision(function.address)).max()
             {
                 offer(0x1_0001 + u32::from(precision), index);
             }
-            if let Some(span) = in_entries(&unit.entries, function) {
+            if let Some(span) = in_entries(&unit.entries, function.address.requester) {
                 offer(0x1_0000 - u32::from(span), index);
             }
         }
         best.map(|(_, index)| index).or_else(|| firmware.default_unit(segment))
     }
 
-    /// The regions that firmware reserves for a function.
+    /// The regions that firmware reserves for whoever is at an address.
     pub fn reserved<'a>(
         &'a self,
         firmware: &'a Firmware,
-        function: &'a PciFunction,
+        address: PciAddress,
     ) -> impl Iterator<Item = &'a ReservedRegion> {
-        firmware.reserved.iter().enumerate().filter_map(|(index, region)| {
+        firmware.reserved.iter().enumerate().filter_map(move |(index, region)| {
             let scopes = self.reserved.get(index).map_or(&[][..], Vec::as_slice);
-            let named = region.segment == function.address.segment
-                && (scopes.iter().any(|scope| scope.precision(function).is_some())
-                    || in_entries(&region.entries, function).is_some());
+            let named = region.segment == address.segment
+                && (scopes.iter().any(|scope| scope.precision(address).is_some())
+                    || in_entries(&region.entries, address.requester).is_some());
             named.then_some(region)
         })
     }
@@ -139,7 +147,6 @@ mod tests {
     use crate::topology::firmware::{UnitDefect, UnitDescription};
     use crate::topology::table::FunctionTable;
     use crate::topology::testing::{bridge, endpoint};
-    use iommu_protocol::ids::RequesterId;
 
     fn unit(include_all: bool, scopes: Vec<DeviceScope>) -> UnitDescription {
         UnitDescription {
@@ -286,7 +293,10 @@ mod tests {
         };
         let scopes = Scopes::new(&firmware, machine().view());
         let of = |function: PciFunction| -> Vec<u64> {
-            scopes.reserved(&firmware, &function).map(|region| region.range.first().0).collect()
+            scopes
+                .reserved(&firmware, function.address)
+                .map(|region| region.range.first().0)
+                .collect()
         };
         assert_eq!(of(endpoint(0, 2, 0)), [0x1000]);
         assert_eq!(of(endpoint(3, 0, 0)), [0x2000, 0x3000]);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
 use crate::topology::numbers::AddressNumbers;
-use crate::topology::pci::{Buses, PciFunction};
+use crate::topology::pci::{Buses, FunctionKind, PciFunction};
 use crate::topology::pool::{NOWHERE, Pool};
 
 /// Number of a function in a [`FunctionTable`]. Numbers of removed functions are used again.
@@ -153,6 +153,51 @@ impl<'a> View<'a> {
             })
             .filter(move |other| *other != address)
             .filter_map(move |other| self.find(other))
+    }
+
+    /// Whether a bridge leads to a link. There is one device at its end, and all buses behind that no other bridge
+    /// leads to are its own. Functions above 7 (ARI) and virtual functions look like other devices and other buses.
+    fn is_link(bridge: &PciFunction) -> bool {
+        matches!(bridge.kind, FunctionKind::RootPort(_) | FunctionKind::DownstreamPort(_))
+    }
+
+    /// One other function of the device that is at the end of a link: the nearest below `address` that `accept`s, or
+    /// else the nearest above. Such steps lead from each of them to all. `None` also where there is no link.
+    pub fn peer_at_link(
+        self,
+        address: PciAddress,
+        accept: impl Fn(&PciFunction) -> bool,
+    ) -> Option<&'a PciFunction> {
+        let (segment, own) = (address.segment, address.requester);
+        let port = self.bridge_above(segment, own.bus()).filter(|port| Self::is_link(port))?;
+        let buses = port.buses()?;
+        let here = |bus| {
+            self.bridge_above(segment, bus).is_some_and(|above| above.address == port.address)
+        };
+        let is_peer = |function: &&PciFunction| {
+            let of = function.address.requester;
+            of != own
+                && self.minus != Some(function.address)
+                && accept(function)
+                && (of.bus() == own.bus() || here(of.bus()))
+        };
+        let places = self.table.places.of(segment);
+        let find = |(_, index)| self.table.get(FunctionIndex(index));
+        let mut below = places
+            .into_iter()
+            .flat_map(|places| places.below(own, buses.secondary))
+            .filter_map(find);
+        let mut above = places
+            .into_iter()
+            .flat_map(|places| places.range(own.bus()..=buses.subordinate))
+            .filter_map(find)
+            .filter(|function| function.address.requester > own);
+        below.find(is_peer).or_else(|| above.find(is_peer))
+    }
+
+    /// The functions of a bus, by address.
+    pub fn on_bus(self, segment: u16, bus: u8) -> impl Iterator<Item = &'a PciFunction> {
+        self.behind(segment, Buses { secondary: bus, subordinate: bus })
     }
 
     /// The bridges whose secondary bus is this, by address. One on any sane machine.

@@ -22,6 +22,7 @@ pub(crate) fn function(address: PciAddress, kind: FunctionKind) -> PciFunction {
         multifunction: false,
         acs: None,
         acs_capability: 0,
+        hot_plug: false,
     }
 }
 

@@ -236,6 +236,7 @@ pub fn function(number: u16) -> PciFunction {
         multifunction: false,
         acs: None,
         acs_capability: 0,
+        hot_plug: false,
     }
 }
 

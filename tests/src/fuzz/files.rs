@@ -35,6 +35,7 @@ pub fn policy(data: &[u8]) {
                 multifunction: false,
                 acs: None,
                 acs_capability: 0,
+                hot_plug: false,
             };
             let modes = config.rules.iter().map(|rule| rule.mode).chain([config.default]);
             assert!(modes.into_iter().any(|mode| mode == config.mode(&function)));

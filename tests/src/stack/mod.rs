@@ -14,7 +14,7 @@ use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::UnitError;
 use iommud::policy::{Config, UnitIndex};
 use iommud::server::{Driven, Server, Startup, TableState, UnitStart};
-use iommud::topology::firmware::{Firmware, ReservedRegion};
+use iommud::topology::firmware::{Firmware, NamedDevice, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 
 use crate::conformance::UnderTest;
@@ -32,6 +32,8 @@ pub struct Setup {
     pub behind_first: Vec<PciAddress>,
     /// What firmware reserves.
     pub reserved: Vec<ReservedRegion>,
+    /// Devices that firmware names and that are no functions.
+    pub named: Vec<NamedDevice>,
     /// Memory of buffers is the system's until it is taken; else it is the server's from the start.
     pub take_memory: bool,
     /// Units that are left alone at start and come later.
@@ -57,6 +59,7 @@ pub fn endpoint(bus: u8, device: u8, function: u8) -> PciFunction {
         multifunction: false,
         acs: None,
         acs_capability: 0,
+        hot_plug: false,
     }
 }
 
@@ -86,7 +89,12 @@ fn firmware<T: UnderTest>(subjects: &[T], setup: &Setup) -> Firmware {
         units.push(subject(0).describe(0, Some(&devices)));
     }
     units.push(subject(units.len()).describe(units.len(), None));
-    Firmware { units, reserved: setup.reserved.clone(), ..Firmware::default() }
+    Firmware {
+        units,
+        reserved: setup.reserved.clone(),
+        named: setup.named.clone(),
+        ..Firmware::default()
+    }
 }
 
 impl<T: UnderTest> Stack<T> {

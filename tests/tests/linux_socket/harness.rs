@@ -187,6 +187,7 @@ fn function(address: PciAddress) -> PciFunction {
         multifunction: false,
         acs: None,
         acs_capability: 0,
+        hot_plug: false,
     }
 }
 

@@ -7,6 +7,7 @@ mod depth;
 mod endings;
 mod input;
 mod lives;
+mod named;
 mod policies;
 mod quotas;
 mod ranges;

@@ -1,16 +1,18 @@
 //! DMAR structures to units and regions.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use crate::addr::{PAGE_SIZE, PhysRange};
 use crate::topology::firmware::{
-    DeviceScope, Firmware, ReservedRegion, ScopeKind, UnitDefect, UnitDescription, UnitKind,
+    DeviceScope, Firmware, NamedDevice, ReservedRegion, ScopeKind, UnitDefect, UnitDescription,
+    UnitKind,
 };
 
 use super::super::anomaly::{Anomaly, RegionProblem, ScopeProblem, UnitProblem};
 use super::super::dmar::{Body, DMA_CTRL_PLATFORM_OPT_IN, Dmar, INCLUDE_PCI_ALL, Structure};
 use super::super::scope::{BadScopeLength, Scope, Scopes};
-use super::Builder;
+use super::{Builder, printable};
 
 /// Units first, because regions are held against their registers.
 pub(in crate::acpi) fn build(table: &Dmar<'_>) -> (Firmware, Vec<Anomaly>) {
@@ -25,6 +27,7 @@ pub(in crate::acpi) fn build(table: &Dmar<'_>) -> (Firmware, Vec<Anomaly>) {
     for structure in table.structures() {
         builder.dmar_other(&structure, &declared);
     }
+    builder.name_devices(table);
     builder.finish()
 }
 
@@ -124,6 +127,11 @@ impl Builder {
 
     fn rmrr(&mut self, offset: usize, segment: u16, bounds: (u64, u64), scopes: Vec<DeviceScope>) {
         let (base, limit) = bounds;
+        // The limit must be above the base (VT-d 4.1 section 8.4). Firmware that reserves nothing leaves both zero.
+        if limit == base {
+            let problem = RegionProblem::Bounds { start: base, end: limit };
+            return self.report(Anomaly::Region { offset, problem });
+        }
         let Some(range) = self.region(offset, base, Some(limit)) else { return };
         if scopes.is_empty() {
             self.report(Anomaly::Region { offset, problem: RegionProblem::NoDevices });
@@ -167,6 +175,30 @@ impl Builder {
             }
         }
         (named, broken)
+    }
+
+    /// The name space devices of all scopes of units, with the names that their declarations give.
+    fn name_devices(&mut self, table: &Dmar<'_>) {
+        let name = |number: u8| {
+            let named = table.structures().find_map(|structure| match structure.body {
+                Body::Andd { device_number, object_name } if device_number == number => {
+                    Some(printable(object_name))
+                }
+                _ => None,
+            });
+            let named = named.filter(|name| !name.is_empty());
+            named.unwrap_or_else(|| format!("name space device {number}"))
+        };
+        let mut devices = Vec::new();
+        for (unit, description) in self.firmware.units.iter().enumerate() {
+            for scope in &description.scopes {
+                if let ScopeKind::Namespace(number) = scope.kind {
+                    let (start_bus, path) = (scope.start_bus, scope.path.clone());
+                    devices.push(NamedDevice { unit, start_bus, path, name: name(number) });
+                }
+            }
+        }
+        devices.into_iter().for_each(|device| self.name_device(device));
     }
 
     /// What is wrong only with several units at once.

@@ -1,5 +1,7 @@
 //! Device entries of an IVHD to ranges of requester ids.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -9,6 +11,7 @@ use crate::topology::firmware::{DeviceScope, EntryRange, ScopeKind};
 
 use super::super::anomaly::{Anomaly, ScopeProblem};
 use super::super::entry::{BadEntry, Entries, Entry, EntryBody};
+use super::printable;
 
 /// What the entries of one IVHD name.
 pub(super) struct Named {
@@ -16,6 +19,8 @@ pub(super) struct Named {
     pub scopes: Vec<DeviceScope>,
     /// Requester ids.
     pub entries: Vec<EntryRange>,
+    /// Devices of the name space that do DMA, by requester id.
+    pub devices: Vec<(RequesterId, String)>,
     /// Offset of the first entry of which it cannot be said what it names.
     pub broken: Option<usize>,
 }
@@ -30,7 +35,8 @@ struct Open {
 
 impl Named {
     pub(super) fn read(entries: Entries<'_>, anomalies: &mut Vec<Anomaly>) -> Self {
-        let mut named = Self { scopes: Vec::new(), entries: Vec::new(), broken: None };
+        let mut named =
+            Self { scopes: Vec::new(), entries: Vec::new(), devices: Vec::new(), broken: None };
         let mut open: Option<Open> = None;
         let mut report = |offset, problem| anomalies.push(Anomaly::Scope { offset, problem });
         for entry in entries {
@@ -56,8 +62,12 @@ impl Named {
         match entry.body {
             EntryBody::Padding => {}
             EntryBody::All => self.push((0, u16::MAX), None, settings),
-            EntryBody::Select | EntryBody::ExtendedSelect { .. } | EntryBody::AcpiHid { .. } => {
+            EntryBody::Select | EntryBody::ExtendedSelect { .. } => {
                 self.push((id, id), None, settings);
+            }
+            EntryBody::AcpiHid { hardware_id, uid_format, uid, .. } => {
+                self.push((id, id), None, settings);
+                self.devices.push((RequesterId(id), name(&hardware_id, uid_format, uid)));
             }
             EntryBody::AliasSelect { source_device_id } => {
                 self.push((id, id), Some(RequesterId(source_device_id)), settings);
@@ -137,5 +147,16 @@ impl Named {
         report(open.offset, ScopeProblem::RangeWithoutEnd);
         self.broken = self.broken.or(Some(open.offset));
         self.push((open.first, open.first), open.alias, open.settings);
+    }
+}
+
+/// Hardware id and unique id of a device of the name space (AMD IOMMU 48882 rev 3.10 table 95: format 0 no unique
+/// id, 1 an integer of 8 bytes, 2 text).
+fn name(hardware_id: &[u8], uid_format: u8, uid: &[u8]) -> String {
+    let hardware = printable(hardware_id);
+    match (uid_format, uid.first_chunk()) {
+        (1, Some(number)) => format!("{hardware} {}", u64::from_le_bytes(*number)),
+        (2, _) => format!("{hardware} {}", printable(uid)),
+        _ => hardware,
     }
 }

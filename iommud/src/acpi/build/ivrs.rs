@@ -7,7 +7,8 @@ use iommu_protocol::ids::RequesterId;
 
 use crate::addr::PhysRange;
 use crate::topology::firmware::{
-    DeviceScope, EntryRange, Firmware, ReservedRegion, UnitDefect, UnitDescription, UnitKind,
+    DeviceScope, EntryRange, Firmware, NamedDevice, ReservedRegion, UnitDefect, UnitDescription,
+    UnitKind,
 };
 
 use super::super::anomaly::{Anomaly, RegionProblem, UnitProblem};
@@ -141,13 +142,15 @@ impl Builder {
             scopes: Vec::new(),
             entries: Vec::new(),
         };
-        let mut differing = Vec::new();
+        let (mut differing, mut devices) = (Vec::new(), Vec::new());
         if let Some(richest) = draft.blocks.last() {
             let Block { flags, capability, base, efr: features, .. } = *richest;
             unit.kind = UnitKind::AmdVi { function, capability, flags, features };
             unit.registers = self.amd_registers(richest, &draft.blocks);
             differing.extend(draft.blocks.iter().map(|block| block.base).filter(|b| *b != base));
             (unit.scopes, unit.entries) = union(&draft.blocks);
+            devices
+                .extend(draft.blocks.iter().flat_map(|block| block.named.devices.iter().cloned()));
         }
         unit.include_all = matches!(
             unit.registers,
@@ -155,6 +158,10 @@ impl Builder {
                 | UnitDefect::RestUnreadable { .. }
                 | UnitDefect::BadScope { .. })
         );
+        for (id, name) in devices {
+            let path = vec![(id.device(), id.function())];
+            self.name_device(NamedDevice { unit: index, start_bus: id.bus(), path, name });
+        }
         let empty = unit.registers.is_ok() && unit.entries.is_empty();
         let defect = unit.registers.err();
         self.push_unit(draft.offset, unit);

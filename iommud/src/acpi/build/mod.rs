@@ -4,10 +4,11 @@ pub(super) mod dmar;
 mod entries;
 pub(super) mod ivrs;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::addr::{INTERRUPT_WINDOW, PhysAddr, PhysRange};
-use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
+use crate::topology::firmware::{Firmware, NamedDevice, UnitDefect, UnitDescription};
 
 use super::anomaly::{Anomaly, RegionProblem, UnitProblem};
 use super::table::Table;
@@ -84,7 +85,8 @@ impl Builder {
             .position(|unit| unit.registers.is_ok_and(|other| other.overlaps(range)))
     }
 
-    /// The part of the checks that every reserved region goes through. `None` when it is skipped.
+    /// Checks what every reserved region must fulfil, and rounds it out to whole pages. `end` is the last byte, so
+    /// that a region of one byte is a page. `None` when the region is skipped.
     fn region(&mut self, offset: usize, start: u64, end: Option<u64>) -> Option<PhysRange> {
         match self.check_region(start, end) {
             Ok(range) => {
@@ -103,7 +105,7 @@ impl Builder {
 
     fn check_region(&self, start: u64, end: Option<u64>) -> Result<PhysRange, RegionProblem> {
         let bounds = RegionProblem::Bounds { start, end: end.unwrap_or(u64::MAX) };
-        let end = end.filter(|end| *end > start).ok_or(bounds)?;
+        let end = end.ok_or(bounds)?;
         let range = PhysRange::inclusive(PhysAddr(start), PhysAddr(end)).ok_or(bounds)?;
         let whole = range.page_aligned();
         if !self.within_width(whole) {
@@ -119,10 +121,26 @@ impl Builder {
         }
     }
 
+    fn name_device(&mut self, device: NamedDevice) {
+        if !self.firmware.named.contains(&device) {
+            self.firmware.named.push(device);
+        }
+    }
+
     fn finish(mut self) -> (Firmware, Vec<Anomaly>) {
         if self.firmware.units.is_empty() {
             self.report(Anomaly::NoUnits);
         }
         (self.firmware, self.anomalies)
     }
+}
+
+/// Most characters of a name that are shown.
+const NAME_LENGTH: usize = 64;
+
+/// The text that bytes of a table are, up to the first zero, with `?` for what cannot be printed.
+fn printable(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let shown = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };
+    text.iter().take(NAME_LENGTH).map(shown).collect()
 }

@@ -8,6 +8,9 @@ use std::path::Path;
 
 use iommu_protocol::ids::PciAddress;
 
+use crate::addr::{PhysAddr, PhysRange};
+use crate::hw::RegisterIo;
+use crate::platform::Registers;
 use crate::topology::pci::ConfigSpace;
 
 /// Where the kernel lists functions.
@@ -56,6 +59,11 @@ impl ConfigSpace for SysfsConfig {
         let read =
             self.files.get(&address).map(|file| file.read_exact_at(&mut bytes, offset.into()));
         if matches!(read, Some(Ok(()))) { u32::from_le_bytes(bytes) } else { u32::MAX }
+    }
+
+    fn chipset(&mut self, address: u64) -> Option<u32> {
+        let range = PhysRange::new(PhysAddr(address), 4)?;
+        Some(Registers::map(range).ok()?.read32(0))
     }
 }
 

@@ -12,6 +12,7 @@ use syscall::flag::CallFlags;
 
 use super::ecam::{self, Window};
 use super::tables;
+use crate::addr::{PhysAddr, PhysRange};
 use crate::hw::RegisterIo;
 use crate::platform::Registers;
 use crate::topology::pci::ConfigSpace;
@@ -89,6 +90,11 @@ impl ConfigSpace for PciAccess {
             Some(word) => word,
             None => self.call(address, offset).unwrap_or(u32::MAX),
         }
+    }
+
+    fn chipset(&mut self, address: u64) -> Option<u32> {
+        let range = PhysRange::new(PhysAddr(address), 4)?;
+        Some(super::registers(range).ok()?.read32(0))
     }
 }
 

@@ -22,11 +22,12 @@
 //! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
 //! neighbours' owner does not grant.
 
+mod named;
 mod sources;
 mod topology;
 mod wish;
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
@@ -67,6 +68,8 @@ pub(super) struct Machine {
     /// How often a function was added, by address.
     generations: AddressNumbers,
     pub(super) sources: SourceTable,
+    /// Requester ids that functions used and use no longer: what firmware names there is denied.
+    closed: BTreeSet<Key>,
     pub(super) groups: Pool<Group>,
     pub(super) owners: Slab<Owner>,
     /// The domains of policy.
@@ -90,6 +93,7 @@ impl Machine {
             functions: Vec::new(),
             generations: AddressNumbers::default(),
             sources,
+            closed: BTreeSet::new(),
             groups: Pool::default(),
             owners: Slab::distinct(),
             shared: BTreeMap::new(),

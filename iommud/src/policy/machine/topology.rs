@@ -121,6 +121,7 @@ impl Machine {
                 entry.users.retain(|user| *user != index);
                 if entry.users.is_empty() {
                     self.sources.remove(key);
+                    self.close_named(key);
                 }
             }
         }
@@ -131,11 +132,11 @@ impl Machine {
         let mut pairs = Vec::new();
         let view = self.table.view();
         groups::edges(view, new, &mut |to| pairs.push((new.address, to)));
-        if let Some(buses) = new.buses() {
+        groups::reach(view, new, &mut |buses| {
             for function in view.behind(new.address.segment, buses) {
                 groups::edges(view, function, &mut |to| pairs.push((function.address, to)));
             }
-        }
+        });
         for (a, b) in pairs {
             if let (Some(a), Some(b)) = (self.table.index(a), self.table.index(b)) {
                 self.join(a, b, merged);

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use iommu_protocol::ids::PciAddress;
+
 use crate::addr::IovaRange;
 use crate::policy::config::Mode;
 use crate::policy::ids::{DomainId, GroupId, UnitIndex};
@@ -24,9 +26,13 @@ pub(in crate::policy) enum Wish {
 impl Machine {
     /// What firmware reserves for a function, without what nobody may be given.
     pub(in crate::policy) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
-        let Some(function) = self.table.get(index) else { return Vec::new() };
+        self.table.get(index).map_or_else(Vec::new, |function| self.reserved_at(function.address))
+    }
+
+    /// What firmware reserves for whoever is at an address, without what nobody may be given.
+    pub(super) fn reserved_at(&self, address: PciAddress) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        for region in self.scopes.reserved(&self.firmware, function) {
+        for region in self.scopes.reserved(&self.firmware, address) {
             let mut left = Ranges::default();
             let range = region.range.page_aligned();
             left.insert(range.first().0, range.last().0);
@@ -45,7 +51,7 @@ impl Machine {
     ) -> impl Iterator<Item = (IovaRange, bool)> {
         let function = self.table.get(index).into_iter();
         function
-            .flat_map(|function| self.scopes.reserved(&self.firmware, function))
+            .flat_map(|function| self.scopes.reserved(&self.firmware, function.address))
             .map(|region| (region.range.page_aligned().identity(), region.exclusion))
     }
 
@@ -61,11 +67,11 @@ impl Machine {
         normal(&all)
     }
 
-    /// What the entry of a source is to be; blocked when nobody uses it.
+    /// What the entry of a source is to be; blocked when nobody uses it and firmware names no device there.
     pub(in crate::policy) fn wish(&self, key: Key) -> Wish {
         let Some(source) = self.sources.get(key) else { return Wish::Blocked };
         let users = || source.users.iter().filter_map(|user| self.function(*user));
-        let Some(first) = users().next() else { return Wish::Blocked };
+        let Some(first) = users().next() else { return self.wish_of_named(key) };
         let Some(group) = self.group(first.group) else { return Wish::Blocked };
         if group.attached > 0 {
             let domain = group.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);

@@ -138,6 +138,7 @@ fn scheme() -> Scheme {
         multifunction: false,
         acs: None,
         acs_capability: 0,
+        hot_plug: false,
     };
     IommuScheme::new(Server::start(Startup {
         config: Config::default(),

@@ -4,6 +4,7 @@ mod death;
 mod depth;
 mod groups;
 mod memory;
+mod named;
 mod probing;
 mod removal;
 mod reserved;

@@ -1,0 +1,66 @@
+//! Devices that firmware names and that are no PCI functions: eMMC, I2C or UART controllers that do DMA under a
+//! requester id of their own.
+//!
+//! Nobody can claim one. Its entry is under policy as that of an unclaimed function is. Once a function was known
+//! by that id, the function decides, also after it went: whoever sends then is not what firmware named.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::PciAddress;
+
+use super::{Key, Machine, Wish};
+use crate::policy::config::Mode;
+use crate::policy::ids::UnitIndex;
+use crate::policy::state::{Shared, Unit};
+use crate::topology::firmware::NamedDevice;
+use crate::topology::scope;
+
+impl Machine {
+    /// Where a device is that firmware names; `None` while a bridge above it is not known.
+    pub(in crate::policy) fn place_of(&self, device: &NamedDevice) -> Option<PciAddress> {
+        let segment = self.firmware.units.get(device.unit)?.segment;
+        scope::place(self.table.view(), segment, device.start_bus, &device.path)
+    }
+
+    /// Enters the devices that firmware names behind a unit. To be done before the unit translates, when the functions
+    /// of the machine are known.
+    pub(in crate::policy) fn enter_named(&mut self, unit: UnitIndex) {
+        let devices = self.firmware.named.iter().filter(|named| named.unit == unit.0 as usize);
+        let places: Vec<PciAddress> = devices.filter_map(|named| self.place_of(named)).collect();
+        for place in places {
+            let key = (unit, place.requester);
+            if !self.closed.contains(&key) && self.generation(place) == 0 {
+                self.sources.enter(key);
+            }
+        }
+    }
+
+    /// A function that used a requester id is gone: firmware's word no longer opens the id.
+    pub(super) fn close_named(&mut self, key: Key) {
+        if self.firmware.named.iter().any(|named| named.unit == key.0.0 as usize) {
+            self.closed.insert(key);
+        }
+    }
+
+    /// What the entry is to be of a requester id that firmware names and no function uses.
+    pub(super) fn wish_of_named(&self, (unit, requester): Key) -> Wish {
+        let description = self.firmware.units.get(unit.0 as usize);
+        let (Some(description), Some(Unit::Enabled { capabilities, class })) =
+            (description, self.unit(unit))
+        else {
+            return Wish::Blocked;
+        };
+        let place = PciAddress { segment: description.segment, requester };
+        match self.config.mode_at(place) {
+            Mode::Off if capabilities.pass_through => Wish::PassThrough,
+            Mode::Off | Mode::Compat => Wish::Shared(Shared::Compat(*class)),
+            Mode::Strict => {
+                let reserved = self.reserved_at(place);
+                if reserved.is_empty() {
+                    return Wish::Blocked;
+                }
+                Wish::Shared(Shared::Reserved(*class, crate::policy::ranges::normal(&reserved)))
+            }
+        }
+    }
+}
