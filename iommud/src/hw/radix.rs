@@ -304,15 +304,22 @@ impl<F: PteFormat> PageTable<F> {
         level <= 3 && self.page_sizes.bits() & slot_size(level) != 0
     }
 
-    /// Checks what does not depend on what is mapped.
+    /// Checks that `range` is whole pages that the levels translate, and that `phys` is a page's address.
     #[inline(always)]
-    fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
+    fn check_range(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
         let (first, end) = (range.first().0, range.last().0.wrapping_add(1));
         if (first | end | phys.0) & (PAGE_SIZE - 1) != 0 {
             return Err(MapError::Unaligned { range, phys });
         }
-        let last = phys.checked_add(range.last().0 - first);
-        if !self.reaches(range.last()) || last.is_none_or(|last| last.0 >> PHYSICAL_BITS != 0) {
+        if self.reaches(range.last()) { Ok(()) } else { Err(MapError::OutOfReach { range, phys }) }
+    }
+
+    /// Checks what does not depend on what is mapped, for memory that is as long as `range`.
+    #[inline(always)]
+    fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
+        self.check_range(range, phys)?;
+        let last = phys.checked_add(range.last().0 - range.first().0);
+        if last.is_none_or(|last| last.0 >> PHYSICAL_BITS != 0) {
             return Err(MapError::OutOfReach { range, phys });
         }
         Ok(())

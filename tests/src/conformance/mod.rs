@@ -229,7 +229,14 @@ impl<T: UnderTest> Bench<T> {
     /// # Panics
     /// When it cannot.
     pub fn unmap(&mut self, domain: &mut Domain<T>, iova: u64, length: u64) {
-        let range = range(iova, length);
+        self.unmap_range(domain, range(iova, length));
+    }
+
+    /// As [`Bench::unmap`], for a range whose length may have no number.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn unmap_range(&mut self, domain: &mut Domain<T>, range: IovaRange) {
         let mut detached = Detached::new();
         domain.pages.unmap(&mut self.tables, range, &mut detached).expect("unmap");
         self.unit

@@ -57,7 +57,7 @@ impl<F: PteFormat> PageTable<F> {
         access: Access,
     ) -> Result<(), MapError> {
         let phys = pages.first().copied().unwrap_or(PhysAddr(0));
-        self.check(range, phys)?;
+        self.check_range(range, phys)?;
         if !access.intersects(Access::READ | Access::WRITE) {
             return Err(MapError::NoAccess);
         }

@@ -117,6 +117,20 @@ fn what_cannot_be_mapped_is_refused() {
     assert_eq!(table.lookup(&memory, Iova(1 << 39)), None);
 }
 
+/// Each page of a list is memory by itself: the first may be the last that there can be.
+#[test]
+fn a_list_may_begin_with_the_last_page_of_memory() {
+    let mut memory = TestMemory::new();
+    let mut table = table(&mut memory, 5);
+    let last = PhysAddr((1 << 52) - 0x1000);
+    table.map_list(&mut memory, range(0x1000, 0x2000), &[last, PhysAddr(0)], BOTH).unwrap();
+    assert_eq!(table.lookup(&memory, Iova(0x1000)), Some((last, BOTH)));
+    assert_eq!(table.lookup(&memory, Iova(0x2000)), Some((PhysAddr(0), BOTH)));
+    let pages = [last, PhysAddr(1 << 52)];
+    let refused = table.map_list(&mut memory, range(0x3000, 0x2000), &pages, BOTH).unwrap_err();
+    assert_eq!(refused, MapError::OutOfReach { range: range(0x3000, 0x2000), phys: last });
+}
+
 #[test]
 fn overlap_changes_nothing_and_frees_what_was_built() {
     let mut memory = TestMemory::new();

@@ -78,7 +78,8 @@ impl<F: PteFormat> PageTable<F> {
         new: bool,
         detached: &mut Detached,
     ) -> Result<(), MapError> {
-        self.check(range, PhysAddr(0))?;
+        // No memory is as long as the range: it may be longer than physical addresses go.
+        self.check_range(range, PhysAddr(0))?;
         let (first, last) = (range.first().0, range.last().0);
         let start = detached.runs.len();
         // A table that the range covers is unlinked as a whole.
