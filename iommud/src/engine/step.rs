@@ -95,8 +95,7 @@ impl<U: Unit> Engine<U> {
         tag: DomainTag,
         format: TableFormat,
     ) -> Result<(), Fault> {
-        let pages =
-            PageTable::new(&mut self.memory, format.levels, format.page_sizes, format.coherent)?;
+        let pages = PageTable::new(&mut self.memory, format)?;
         place(&mut self.tables, domain.0, Table { pages, tag, detached: Detached::new() });
         Ok(())
     }

@@ -39,11 +39,10 @@ pub use detached::Detached;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::hw::seams::{MemoryError, TableMemory};
-use crate::topology::capabilities::PageSizes;
+use crate::topology::capabilities::{PageSizes, TableFormat};
 
 use depth::KEPT;
 use detached::{Run, RunKind};
-use group::{fill, fill_new};
 use idle::{Idle, Recent};
 
 /// Slots of a table.
@@ -80,6 +79,9 @@ pub trait PteFormat {
     /// What an entry found at `level` means. A page over several slots begins at `phys`: see
     /// [`PteFormat::decode_at`].
     fn decode(entry: u64, level: u8) -> PteSlot;
+
+    /// The bits of a leaf that make every access snoop; 0 where [`PteFormat::leaf`] has them already.
+    const SNOOP: u64 = 0;
 
     /// The most slots that one page may take, as a power of two (0 to 8); each holds the same entry.
     const MOST: u32 = 0;
@@ -195,6 +197,8 @@ pub struct PageTable<F: PteFormat> {
     last: u64,
     page_sizes: PageSizes,
     coherent: bool,
+    /// What every leaf has besides: [`PteFormat::SNOOP`], or nothing.
+    marks: u64,
     /// The last table of pages that was looked up.
     recent: Recent,
     idle: Idle,
@@ -212,17 +216,12 @@ impl<F: PteFormat> Clone for PageTable<F> {
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// An empty page table of `levels` levels (3 to 6) with leaves of `page_sizes`; 4 KiB are always
-    /// allowed. `coherent` says that every unit that will walk it snoops caches.
+    /// An empty page table; leaves of 4 KiB are always allowed.
     ///
     /// # Errors
     /// `Levels`, `Memory`.
-    pub fn new<M: TableMemory>(
-        memory: &mut M,
-        levels: u8,
-        page_sizes: PageSizes,
-        coherent: bool,
-    ) -> Result<Self, MapError> {
+    pub fn new<M: TableMemory>(memory: &mut M, format: TableFormat) -> Result<Self, MapError> {
+        let TableFormat { levels, page_sizes, coherent, forces_snoop } = format;
         if !(3..=6).contains(&levels) {
             return Err(MapError::Levels(levels));
         }
@@ -232,6 +231,7 @@ impl<F: PteFormat> PageTable<F> {
             last: last_of(levels),
             page_sizes: page_sizes | PageSizes::SIZE_4K,
             coherent,
+            marks: if forces_snoop { F::SNOOP } else { 0 },
             recent: Recent::NOTHING,
             idle: Idle::NOBODY,
             pending: Vec::new(),
@@ -323,6 +323,13 @@ impl<F: PteFormat> PageTable<F> {
             return Err(MapError::OutOfReach { range, phys });
         }
         Ok(())
+    }
+
+    /// The entry of a page.
+    #[inline(always)]
+    fn leaf(&self, phys: PhysAddr, access: Access, level: u8) -> u64 {
+        let entry = F::leaf(phys, access, level);
+        if F::SNOOP == 0 { entry } else { entry | self.marks }
     }
 
     /// Cleans slots just written, for hardware that does not snoop.

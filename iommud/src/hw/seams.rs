@@ -162,6 +162,9 @@ pub struct Constraints {
     pub alignment: u64,
     /// The memory may not cross a multiple of this power of two; 0 for no limit.
     pub boundary: u64,
+    /// The zeros are in memory, not only in caches: a device may read past those (PCI Express "No Snoop"), and would
+    /// find what the last user left.
+    pub written_back: bool,
 }
 
 /// DMA memory that is shared with clients. The platform owns it; the server names it by its own number.

@@ -2,7 +2,7 @@
 
 use super::{
     Detached, Iova, IovaRange, KEPT, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot,
-    Recent, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_count, slot_of, slot_size,
+    Recent, Run, RunKind, SLOTS, TableMemory, free_subtree, slot_count, slot_of, slot_size,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -384,7 +384,7 @@ impl<F: PteFormat> PageTable<F> {
             let (below, above) = (at | (size - 1) < hole.first().0, at > hole.last().0);
             let covered = hole.first().0 <= at && at | (size - 1) <= hole.last().0;
             if (below || above) && self.leaf_allowed(page.level) {
-                fill::<F, M>(memory, table, index, 1, phys, page.access, page.level);
+                self.fill(memory, table, index, 1, Leaf { phys, ..page });
                 *memory.live(table) += 1;
             } else if !covered {
                 let smaller = Leaf { phys, level: page.level - 1, ..page };
