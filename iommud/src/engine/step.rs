@@ -110,8 +110,7 @@ impl<U: Unit> Engine<U> {
         format: TableFormat,
         payer: Payer,
     ) -> Result<(), Fault> {
-        let pages =
-            PageTable::new(&mut self.memory, format.levels, format.page_sizes, format.coherent)?;
+        let pages = PageTable::new(&mut self.memory, format)?;
         let pages = if payer == Payer::Server { pages.retain_tables() } else { pages };
         let table = Table { pages, tag, payer, frames: 1, detached: Detached::new() };
         place(&mut self.tables, domain.0, table);

@@ -88,6 +88,7 @@ impl Unit for FakeUnit {
             levels: LevelSet::FOUR,
             page_sizes: PageSizes::SIZE_4K,
             coherent: true,
+            forces_snoop: true,
             caches_absent: true,
             publishes: true,
             last_tag: 9,
@@ -202,7 +203,8 @@ fn range(iova: u64, length: u64) -> IovaRange {
 }
 
 fn create(domain: DomainId, tag: u16) -> Step {
-    let format = TableFormat { levels: 4, page_sizes: PageSizes::all(), coherent: true };
+    let page_sizes = PageSizes::all();
+    let format = TableFormat { levels: 4, page_sizes, coherent: true, forces_snoop: true };
     Step::CreateTable { domain, tag: DomainTag(tag), format, payer: Payer::Account(0) }
 }
 

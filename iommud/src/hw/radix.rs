@@ -39,11 +39,10 @@ pub use detached::Detached;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::hw::seams::{MemoryError, TableMemory};
-use crate::topology::capabilities::PageSizes;
+use crate::topology::capabilities::{PageSizes, TableFormat};
 
 use depth::KEPT;
 use detached::{Run, RunKind};
-use group::{fill, fill_new};
 use idle::{Idle, Recent};
 
 /// Slots of a table.
@@ -80,6 +79,9 @@ pub trait PteFormat {
     /// What an entry found at `level` means. A page over several slots begins at `phys`: see
     /// [`PteFormat::decode_at`].
     fn decode(entry: u64, level: u8) -> PteSlot;
+
+    /// The bits of a leaf that make every access snoop; 0 where [`PteFormat::leaf`] has them already.
+    const SNOOP: u64 = 0;
 
     /// The most slots that one page may take, as a power of two (0 to 8); each holds the same entry.
     const MOST: u32 = 0;
@@ -198,6 +200,8 @@ pub struct PageTable<F: PteFormat> {
     coherent: bool,
     /// Tables that become empty stay linked: see [`PageTable::retain_tables`].
     retains: bool,
+    /// What every leaf has besides: [`PteFormat::SNOOP`], or nothing.
+    marks: u64,
     /// The last table of pages that was looked up.
     recent: Recent,
     idle: Idle,
@@ -215,17 +219,12 @@ impl<F: PteFormat> Clone for PageTable<F> {
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// An empty page table of `levels` levels (3 to 6) with leaves of `page_sizes`; 4 KiB are always
-    /// allowed. `coherent` says that every unit that will walk it snoops caches.
+    /// An empty page table; leaves of 4 KiB are always allowed.
     ///
     /// # Errors
     /// `Levels`, `Memory`.
-    pub fn new<M: TableMemory>(
-        memory: &mut M,
-        levels: u8,
-        page_sizes: PageSizes,
-        coherent: bool,
-    ) -> Result<Self, MapError> {
+    pub fn new<M: TableMemory>(memory: &mut M, format: TableFormat) -> Result<Self, MapError> {
+        let TableFormat { levels, page_sizes, coherent, forces_snoop } = format;
         if !(3..=6).contains(&levels) {
             return Err(MapError::Levels(levels));
         }
@@ -236,6 +235,7 @@ impl<F: PteFormat> PageTable<F> {
             page_sizes: page_sizes | PageSizes::SIZE_4K,
             coherent,
             retains: false,
+            marks: if forces_snoop { F::SNOOP } else { 0 },
             recent: Recent::NOTHING,
             idle: Idle::NOBODY,
             pending: Vec::new(),
@@ -315,18 +315,32 @@ impl<F: PteFormat> PageTable<F> {
         level <= 3 && self.page_sizes.bits() & slot_size(level) != 0
     }
 
-    /// Checks what does not depend on what is mapped.
+    /// Checks that `range` is whole pages that the levels translate, and that `phys` is a page's address.
     #[inline(always)]
-    fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
+    fn check_range(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
         let (first, end) = (range.first().0, range.last().0.wrapping_add(1));
         if (first | end | phys.0) & (PAGE_SIZE - 1) != 0 {
             return Err(MapError::Unaligned { range, phys });
         }
-        let last = phys.checked_add(range.last().0 - first);
-        if !self.reaches(range.last()) || last.is_none_or(|last| last.0 >> PHYSICAL_BITS != 0) {
+        if self.reaches(range.last()) { Ok(()) } else { Err(MapError::OutOfReach { range, phys }) }
+    }
+
+    /// Checks what does not depend on what is mapped, for memory that is as long as `range`.
+    #[inline(always)]
+    fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
+        self.check_range(range, phys)?;
+        let last = phys.checked_add(range.last().0 - range.first().0);
+        if last.is_none_or(|last| last.0 >> PHYSICAL_BITS != 0) {
             return Err(MapError::OutOfReach { range, phys });
         }
         Ok(())
+    }
+
+    /// The entry of a page.
+    #[inline(always)]
+    fn leaf(&self, phys: PhysAddr, access: Access, level: u8) -> u64 {
+        let entry = F::leaf(phys, access, level);
+        if F::SNOOP == 0 { entry } else { entry | self.marks }
     }
 
     /// Cleans slots just written, for hardware that does not snoop.

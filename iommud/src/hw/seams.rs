@@ -167,6 +167,9 @@ pub struct Constraints {
     pub alignment: u64,
     /// The memory may not cross a multiple of this power of two; 0 for no limit.
     pub boundary: u64,
+    /// The zeros are in memory, not only in caches: a device may read past those (PCI Express "No Snoop"), and would
+    /// find what the last user left.
+    pub written_back: bool,
 }
 
 /// How much memory buffers can have: what clients' shares are parts of.

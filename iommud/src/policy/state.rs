@@ -367,7 +367,12 @@ mod tests {
     #[test]
     fn reach_is_what_levels_and_memory_allow() {
         let shape = |levels, physical_bits, iova_bits| Shape {
-            format: TableFormat { levels, page_sizes: PageSizes::SIZE_4K, coherent: true },
+            format: TableFormat {
+                levels,
+                page_sizes: PageSizes::SIZE_4K,
+                coherent: true,
+                forces_snoop: true,
+            },
             physical_bits,
             iova_bits,
         };

@@ -23,22 +23,31 @@ impl Shape {
     fn common<'a>(units: impl Iterator<Item = &'a UnitCapabilities>, top: u64) -> Option<Self> {
         let mut levels = LevelSet::all();
         let mut page_sizes = PageSizes::all();
-        let (mut coherent, mut physical_bits, mut iova_bits) = (true, 64, 64);
+        let (mut coherent, mut forces_snoop) = (true, true);
+        let (mut physical_bits, mut iova_bits) = (64, 64);
         for unit in units {
             levels &= unit.levels;
             page_sizes &= unit.page_sizes;
             coherent &= unit.coherent;
+            forces_snoop &= unit.forces_snoop;
             physical_bits = physical_bits.min(unit.physical_bits);
             iova_bits = iova_bits.min(unit.iova_bits);
         }
         let depths = || (3..=6).filter(|depth| levels.bits() & 1 << depth != 0);
         let shape = |levels| Self {
-            format: TableFormat { levels, page_sizes, coherent },
+            format: TableFormat { levels, page_sizes, coherent, forces_snoop },
             physical_bits,
             iova_bits,
         };
         let enough = depths().map(shape).find(|shape| shape.reach() >= top);
         enough.or_else(|| depths().next_back().map(shape))
+    }
+
+    /// For domains of policy, which map memory that is not the server's. Devices snoop there, or not, as they do
+    /// without a unit; and units that differ in this share the tables.
+    const fn of_policy(mut self) -> Self {
+        self.format.forces_snoop = false;
+        self
     }
 
     /// With as few more levels, of those that all units can walk, as reach `top`.
@@ -54,6 +63,7 @@ impl Shape {
         unit.levels.bits() & 1 << self.format.levels != 0
             && unit.page_sizes.contains(self.format.page_sizes)
             && (unit.coherent || !self.format.coherent)
+            && (unit.forces_snoop || !self.format.forces_snoop)
             && unit.physical_bits >= self.physical_bits
             && unit.iova_bits >= self.iova_bits
     }
@@ -112,7 +122,7 @@ impl Registry {
         // Memory that is taken now comes back to policy, and firmware's regions lie within.
         let top = self.base.iter().map(|(_, last)| last).max().unwrap_or(0);
         let shape = Shape::common(core::iter::once(capabilities), top);
-        after.classes.push(shape.ok_or(Refusal::Unsupported)?);
+        after.classes.push(shape.ok_or(Refusal::Unsupported)?.of_policy());
         Ok(self.machine.classes.len())
     }
 

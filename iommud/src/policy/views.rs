@@ -62,6 +62,15 @@ impl Registry {
         Some(UnitView { index, state, functions, domains })
     }
 
+    /// Whether every unit is up and makes devices snoop that ask not to. Else memory must not hold anything that
+    /// only caches hide. Without a unit nothing makes them.
+    #[must_use]
+    pub fn forces_snoop(&self) -> bool {
+        let forces = |unit: &Unit| matches!(unit, Unit::Enabled { capabilities, .. } if capabilities.forces_snoop);
+        let units = &self.machine.units;
+        !units.is_empty() && units.iter().all(forces)
+    }
+
     /// The addresses of all functions, in order.
     pub fn functions(&self) -> impl Iterator<Item = PciAddress> + '_ {
         self.machine.table.iter().map(|function| function.address)

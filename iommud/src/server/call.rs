@@ -189,9 +189,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ) -> Result<AllocateResult, Refusal> {
         let confined = self.registry.admit_buffer(session, arguments.length)?;
         let buffer = self.registry.next_buffer();
+        let written_back = !self.registry.forces_snoop();
+        let constraints = Constraints { written_back, ..constraints(arguments, confined) };
         let segments = self
             .buffers
-            .allocate(buffer.0, arguments.length, constraints(arguments, confined))
+            .allocate(buffer.0, arguments.length, constraints)
             .map_err(|_: MemoryError| Refusal::NoMemory)?;
         let request = AllocateRequest {
             buffer,
@@ -316,5 +318,6 @@ fn constraints(arguments: &AllocateArguments, confined: bool) -> Constraints {
         contiguous: true,
         alignment: arguments.alignment,
         boundary: arguments.boundary,
+        ..Constraints::default()
     }
 }

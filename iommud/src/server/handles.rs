@@ -8,9 +8,14 @@ use iommu_protocol::path::Path;
 
 use crate::policy::{BufferId, ClientId, SessionId};
 
-/// A handle as the platform names it; never reused.
+/// A handle as the platform names it. The number of a closed one is not used again before all others have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub u32);
+
+impl Handle {
+    /// The highest number of a handle. Those above are the platform's, for what is no handle.
+    pub const LAST: Self = Self(u32::MAX - 256);
+}
 
 /// What a handle is open on.
 #[derive(Clone, Debug)]
@@ -52,7 +57,8 @@ pub(super) struct Handles {
     per_client: BTreeMap<ClientId, u32>,
     of_session: BTreeMap<SessionId, Handle>,
     ready: VecDeque<Handle>,
-    next: u32,
+    /// Where the search for the next number begins: behind the last one that was given.
+    next: Handle,
     limit: u32,
     /// Session handles that were asked for lately, each in the place that its number says.
     recent: [Option<(Handle, SessionId)>; RECENT],
@@ -66,25 +72,39 @@ impl Handles {
             per_client: BTreeMap::new(),
             of_session: BTreeMap::new(),
             ready: VecDeque::new(),
-            next: 0,
+            next: Handle(0),
             limit,
             recent: [None; RECENT],
         }
     }
 
-    /// Whether `client` may open one more, and there is a number for it.
+    /// Whether `client` may open one more.
     ///
     /// # Errors
     /// `Quota`.
     pub(super) fn admit(&self, client: ClientId) -> Result<(), Refusal> {
         let used = self.per_client.get(&client).copied().unwrap_or(0);
-        if used >= self.limit || self.next == u32::MAX { Err(Refusal::Quota) } else { Ok(()) }
+        if used >= self.limit { Err(Refusal::Quota) } else { Ok(()) }
+    }
+
+    /// The first number from `self.next` on that no open handle has; 0 follows the last. Memory for handles ends long
+    /// before their numbers do.
+    fn free_number(&self) -> Handle {
+        let free = self.first_free(self.next);
+        if free <= Handle::LAST { free } else { self.first_free(Handle(0)) }
+    }
+
+    /// The first number from `from` on that no open handle has; above [`Handle::LAST`] when all have one.
+    fn first_free(&self, from: Handle) -> Handle {
+        let taken = (from.0..).zip(self.open.range(from..));
+        let run = taken.take_while(|(number, (handle, _))| handle.0 == *number).last();
+        run.map_or(from, |(number, _)| Handle(number.saturating_add(1)))
     }
 
     /// Opens a handle. The caller has asked [`Handles::admit`].
     pub(super) fn insert(&mut self, client: ClientId, object: Object) -> Handle {
-        let handle = Handle(self.next);
-        self.next = self.next.saturating_add(1);
+        let handle = self.free_number();
+        self.next = Handle(handle.0.saturating_add(1));
         if let Object::Session(session) = object {
             self.of_session.insert(session, handle);
         }
@@ -171,7 +191,7 @@ impl Handles {
         self.open.len()
     }
 
-    /// All open handles, in the order they were opened.
+    /// All open handles, in the order of their numbers.
     pub(super) fn all(&self) -> alloc::vec::Vec<Handle> {
         self.open.keys().copied().collect()
     }
@@ -192,6 +212,51 @@ mod tests {
         assert!(handles.remove(first).is_none());
         assert_eq!(handles.admit(client), Ok(()));
         assert_ne!(handles.insert(client, Object::Directory(Path::Root)), first);
+    }
+
+    /// After the last number comes the first. Numbers of open handles are left out, and one that was closed has to
+    /// wait until all others were given.
+    #[test]
+    fn numbers_begin_anew_after_the_last() {
+        let client = ClientId(0);
+        let mut handles = Handles::new(100);
+        let open = |handles: &mut Handles| {
+            handles.admit(client)?;
+            Ok::<u32, Refusal>(handles.insert(client, Object::Session(SessionId(0))).0)
+        };
+        let old: Vec<u32> = (0..6).map(|_| open(&mut handles).unwrap()).collect();
+        assert_eq!(old, [0, 1, 2, 3, 4, 5]);
+        assert!([1, 4].map(|number| handles.remove(Handle(number))).iter().all(Option::is_some));
+        // As after 2^32 opens, but for a few.
+        let last = Handle::LAST.0;
+        handles.next = Handle(last - 1);
+        let new: Vec<u32> = (0..5).map(|_| open(&mut handles).unwrap()).collect();
+        assert_eq!(new, [last - 1, last, 1, 4, 6]);
+        assert!(handles.remove(Handle(4)).is_some());
+        assert_eq!(
+            (open(&mut handles), handles.object(Handle(4)).err()),
+            (Ok(7), Some(Refusal::BadHandle))
+        );
+        // The last one stays open: the next search ends behind it.
+        handles.next = Handle(last);
+        assert_eq!(open(&mut handles), Ok(4));
+        assert_eq!(handles.count(), 10);
+    }
+
+    /// A handle whose number was another one's is found as what it is.
+    #[test]
+    fn a_number_that_is_used_again_names_the_new_session() {
+        let mut handles = Handles::new(8);
+        let handle = handles.insert(ClientId(0), Object::Session(SessionId(3)));
+        handles.watch(handle, true);
+        handles.session_readable(SessionId(3));
+        assert_eq!(handles.session(handle), Ok(SessionId(3)));
+        handles.remove(handle);
+        handles.next = handle;
+        assert_eq!(handles.insert(ClientId(1), Object::Session(SessionId(4))), handle);
+        assert_eq!(handles.session(handle), Ok(SessionId(4)));
+        handles.session_readable(SessionId(4));
+        assert_eq!(handles.next_ready(), None, "nobody watches the new one");
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct UnitCapabilities {
     pub page_sizes: PageSizes,
     /// The unit snoops caches when it walks tables; else stores must be cleaned.
     pub coherent: bool,
+    /// Leaves can make every access of a device snoop caches, also one that asks not to (VT-d ECAP.SC; AMD-Vi
+    /// leaves always do, by FC). Without it a No-Snoop access meets memory as it is behind the caches.
+    pub forces_snoop: bool,
     /// The unit caches non-present entries too: making an entry present needs an invalidation
     /// (VT-d CAP.CM, AMD-Vi NpCache).
     pub caches_absent: bool,
@@ -73,4 +76,6 @@ pub struct TableFormat {
     pub page_sizes: PageSizes,
     /// Every unit snoops; else every store is cleaned.
     pub coherent: bool,
+    /// Leaves make every access of a device snoop: every unit can do that.
+    pub forces_snoop: bool,
 }

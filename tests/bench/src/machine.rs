@@ -20,7 +20,7 @@ use iommud::policy::{
     AllocateRequest, ChangePlan, ClientId, Config, Decided, Event, Outcome, Quotas, Registry,
     SessionId, UnitIndex,
 };
-use iommud::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+use iommud::topology::capabilities::{DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities};
 use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -68,6 +68,11 @@ pub fn page() -> Mapping {
     Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Populated).expect("mapping")
 }
 
+/// Page tables of 4 levels and 4 KiB leaves.
+pub const fn small_pages(coherent: bool) -> TableFormat {
+    TableFormat { levels: 4, page_sizes: PageSizes::SIZE_4K, coherent, forces_snoop: true }
+}
+
 /// `count` huge pages' worth of table memory, as the daemon's.
 pub fn tables(count: u64) -> HugeTables {
     HugeTables::new((0..count).map(|number| (PhysAddr(TABLES + number * HUGE_PAGE), page())))
@@ -107,6 +112,7 @@ impl Unit for Counting {
             levels: LevelSet::FOUR,
             page_sizes: if self.small_pages_only { PageSizes::SIZE_4K } else { all },
             coherent: true,
+            forces_snoop: true,
             caches_absent: false,
             publishes: false,
             last_tag: u16::MAX,

@@ -123,6 +123,8 @@ pub mod device {
 /// Entries of page tables (section 2.2.3).
 pub mod page {
     pub const PRESENT: u64 = 1;
+    /// FC: every access snoops.
+    pub const FORCE_COHERENT: u64 = 1 << 60;
     pub const NEXT_SHIFT: u32 = 9;
     pub const READ: u64 = 1 << 61;
     pub const WRITE: u64 = 1 << 62;

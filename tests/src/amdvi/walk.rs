@@ -116,7 +116,8 @@ impl Format for Config {
         if !fits || entry & page::LEAF_RESERVED != 0 || wide {
             return Slot::Reserved;
         }
-        let leaf = Leaf { physical: address & !below(size), read, write };
+        let snoops = entry & page::FORCE_COHERENT != 0;
+        let leaf = Leaf { physical: address & !below(size), read, write, snoops };
         Slot::Page { leaf, bits: size }
     }
 

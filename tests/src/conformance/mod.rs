@@ -28,7 +28,7 @@ use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::hw::{Entry, Unit, UnitError};
-use iommud::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
+use iommud::topology::capabilities::{DomainTag, LevelSet, TableFormat, UnitCapabilities};
 use iommud::topology::firmware::UnitDescription;
 
 use crate::machine::{Machine, Reach, Tables, Through};
@@ -194,8 +194,9 @@ impl<T: UnderTest> Bench<T> {
     /// # Panics
     /// When there is no memory.
     pub fn domain_of(&mut self, tag: u16, levels: u8) -> Domain<T> {
-        let UnitCapabilities { page_sizes, coherent, .. } = self.capabilities();
-        let pages = PageTable::new(&mut self.tables, levels, page_sizes, coherent);
+        let UnitCapabilities { page_sizes, coherent, forces_snoop, .. } = self.capabilities();
+        let format = TableFormat { levels, page_sizes, coherent, forces_snoop };
+        let pages = PageTable::new(&mut self.tables, format);
         Domain { tag: DomainTag(tag), pages: pages.expect("a root table") }
     }
 
@@ -229,7 +230,14 @@ impl<T: UnderTest> Bench<T> {
     /// # Panics
     /// When it cannot.
     pub fn unmap(&mut self, domain: &mut Domain<T>, iova: u64, length: u64) {
-        let range = range(iova, length);
+        self.unmap_range(domain, range(iova, length));
+    }
+
+    /// As [`Bench::unmap`], for a range whose length may have no number.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn unmap_range(&mut self, domain: &mut Domain<T>, range: IovaRange) {
         let mut detached = Detached::new();
         domain.pages.unmap(&mut self.tables, range, &mut detached).expect("unmap");
         self.unit

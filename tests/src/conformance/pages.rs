@@ -1,6 +1,7 @@
 //! Page tables and their invalidation.
 
 use iommu_protocol::wire::Access;
+use iommud::addr::{Iova, IovaRange};
 use iommud::hw::Unit;
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::topology::capabilities::PageSizes;
@@ -122,6 +123,29 @@ pub fn ranges_of_any_shape_are_forgotten<T: UnderTest>(subject: &T) {
             bench.unmap(&mut domain, at, PAGE);
         }
         bench.expect(SOURCES[0], &[]);
+    }
+}
+
+/// A range of I/O virtual addresses may be longer than physical memory can be (52 bits): both ends of a table of
+/// 5 or 6 levels go in one call.
+pub fn the_whole_of_a_deep_table_is_unmapped<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    for (tag, levels) in (1..).zip(depths(bench.capabilities().levels)) {
+        let width = 12 + 9 * u32::from(levels);
+        let last = if width < 64 { (1 << width) - 1 } else { u64::MAX };
+        let mut domain = bench.domain_of(tag, levels);
+        bench.attach(SOURCES[0], &domain);
+        for first in [0, PAGE] {
+            let (low, high) = (LARGE + PAGE, last - (PAGE - 1));
+            bench.map(&mut domain, low, TARGET, PAGE);
+            bench.map(&mut domain, high, TARGET + PAGE, PAGE);
+            bench.expect(SOURCES[0], &[run(low, TARGET, PAGE), run(high, TARGET + PAGE, PAGE)]);
+            let whole = IovaRange::inclusive(Iova(first), Iova(last)).expect("a range");
+            bench.unmap_range(&mut domain, whole);
+            bench.expect(SOURCES[0], &[]);
+        }
+        bench.detach(SOURCES[0], &domain);
+        domain.pages.destroy(&mut bench.tables);
     }
 }
 

@@ -22,6 +22,7 @@ entries:
                 permissions_are_what_was_mapped,
                 without_invalidation_it_stays,
                 ranges_of_any_shape_are_forgotten,
+                the_whole_of_a_deep_table_is_unmapped,
                 tags_keep_domains_apart,
                 a_call_costs_one_invalidation,
                 new_pages_show_after_publishing,

@@ -8,7 +8,7 @@ use iommu_protocol::{Refusal, RequesterId};
 use iommud::addr::PhysAddr;
 use iommud::hw::radix::PageTable;
 use iommud::hw::{Entry, Unit as _};
-use iommud::topology::capabilities::{DomainTag, PageSizes};
+use iommud::topology::capabilities::{DomainTag, PageSizes, TableFormat};
 
 use super::act::{Act, Answer, Client, Event};
 use super::backend::Backend as _;
@@ -133,9 +133,9 @@ impl<const FLAW: u8> Racy<FLAW> {
     }
 
     fn domain(&mut self, tag_of: Option<(Device, &Scene)>) -> Result<usize, Refusal> {
-        let levels = 3;
-        let pages =
-            Pages::new(&mut self.memory, levels, PageSizes::SIZE_4K | PageSizes::SIZE_2M, true);
+        let page_sizes = PageSizes::SIZE_4K | PageSizes::SIZE_2M;
+        let format = TableFormat { levels: 3, page_sizes, coherent: true, forces_snoop: false };
+        let pages = Pages::new(&mut self.memory, format);
         let mut pages = pages.map_err(|_| Refusal::NoMemory)?;
         if let Some((device, scene)) = tag_of {
             for run in scene.policy(device, &[]) {

@@ -5,7 +5,7 @@ use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 
 use super::{FRAME, Machine, Map, State, Through, Use, Violation};
 
-/// What memory of a buffer holds after it was given back.
+/// What memory of a buffer held before: the last user's bytes.
 const POISON: u64 = 0xdbdb_dbdb_dbdb_dbdb;
 
 /// Memory for buffers: frames are handed out again at once, last in first out.
@@ -226,7 +226,12 @@ impl BufferMemory for Buffers {
         }
         let segments = state.buffers.segments(length, constraints)?;
         for frame in segments.iter().flat_map(frames) {
-            state.memory.fill(frame, 0);
+            // Cleared through the caches: memory goes on holding what it held.
+            state.memory.fill(frame, POISON);
+            state.memory.fill_cached(frame, 0);
+            if constraints.written_back {
+                (frame..frame + FRAME).step_by(64).for_each(|line| state.memory.clean(line));
+            }
             state.memory.set_purpose(frame, Use::Buffer(id));
         }
         let old = state.buffers.held.insert(u64::from(id), segments.clone());

@@ -166,6 +166,39 @@ impl Machine {
         denied.map_or(Ok(()), Err)
     }
 
+    /// A device reads into `out` and asks not to snoop: what it gets comes from memory behind the caches, but for
+    /// pages whose unit makes it snoop.
+    ///
+    /// # Errors
+    /// As [`Machine::device_read`].
+    pub fn device_read_no_snoop(
+        &self,
+        unit: impl Into<Option<usize>>,
+        source: u16,
+        iova: u64,
+        out: &mut [u8],
+    ) -> Result<(), Denied> {
+        let unit = unit.into();
+        let mut state = self.state();
+        let request = Request { source, iova, write: false, record: true };
+        let length = u64::try_from(out.len()).unwrap();
+        let (pieces, denied) = state.access(unit, request, length);
+        let (mut at, mut rest) = (iova, out);
+        for (physical, piece) in pieces {
+            let (now, later) = rest.split_at_mut(usize::try_from(piece).unwrap());
+            let snoops = unit.is_some_and(|unit| {
+                let (device, view) = state.view(unit);
+                device.forces_snoop(view, source, at)
+            });
+            match snoops {
+                true => state.memory.read_bytes(physical, now),
+                false => state.memory.read_unsnooped(physical, now),
+            }
+            (at, rest) = (at + piece, later);
+        }
+        denied.map_or(Ok(()), Err)
+    }
+
     /// Where an access leads, without a fault record; fills the unit's caches.
     #[must_use]
     pub fn probe(&self, unit: usize, source: u16, iova: u64, write: bool) -> Option<u64> {

@@ -175,6 +175,9 @@ pub trait SoftwareUnit: Any {
     /// `Denied`, after the fault was recorded.
     fn translate(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Denied>;
 
+    /// Whether an access that was just translated snoops caches although it asks not to.
+    fn forces_snoop(&self, view: View<'_>, source: u16, iova: u64) -> bool;
+
     /// Everything a requester could reach now, in the order of the tables. Reads no caches unless asked
     /// to, and changes nothing.
     fn reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach>;

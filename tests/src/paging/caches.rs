@@ -91,7 +91,7 @@ impl Caches {
     }
 
     /// The cached translation of an address, whatever the page's size.
-    pub(super) fn leaf(&self, domain: u16, iova: u64) -> Option<(u32, Leaf)> {
+    pub(crate) fn leaf(&self, domain: u16, iova: u64) -> Option<(u32, Leaf)> {
         ascending(self.sizes.leaves).find_map(|bits| {
             let key = (domain, bits, above(iova, bits));
             self.leaves.get(&key).map(|leaf| (bits, *leaf))

@@ -24,6 +24,8 @@ pub(crate) struct Leaf {
     pub(crate) physical: u64,
     pub(crate) read: bool,
     pub(crate) write: bool,
+    /// Every access snoops caches, also one that asks not to.
+    pub(crate) snoops: bool,
 }
 
 /// A table below another, and what the entries on the way to it allow.

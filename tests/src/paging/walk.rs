@@ -54,7 +54,7 @@ pub(crate) fn translate(
             Slot::Page { leaf, bits: size } => {
                 check_replicas(bus, at.table, address, entry, size.saturating_sub(bits));
                 let (read, write) = (leaf.read && at.read, leaf.write && at.write);
-                let leaf = Leaf { physical: leaf.physical, read, write };
+                let leaf = Leaf { read, write, ..leaf };
                 caches.keep_leaf(domain, size, iova, leaf);
                 return finish(size, leaf);
             }

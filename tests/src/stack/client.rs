@@ -180,6 +180,22 @@ impl<T: UnderTest> Stack<T> {
         Ok(out)
     }
 
+    /// As [`Stack::device_read`], with accesses that ask not to snoop.
+    ///
+    /// # Errors
+    /// The first denial; the unit has recorded the fault.
+    pub fn device_read_no_snoop(
+        &self,
+        device: PciAddress,
+        iova: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, Denied> {
+        let mut out = vec![0; length];
+        let (unit, source) = (self.unit_of(device), device.requester.0);
+        self.machine.device_read_no_snoop(unit, source, iova, &mut out)?;
+        Ok(out)
+    }
+
     /// Unread fault records of a session.
     ///
     /// # Panics

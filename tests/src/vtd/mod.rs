@@ -156,6 +156,12 @@ impl SoftwareUnit for Vtd {
         }
     }
 
+    fn forces_snoop(&self, view: View<'_>, source: u16, iova: u64) -> bool {
+        let binding = self.look_binding(view, source);
+        let leaf = binding.and_then(|(domain, ..)| self.caches.leaf(domain, iova));
+        leaf.is_some_and(|(_, leaf)| leaf.snoops)
+    }
+
     fn reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach> {
         self.list_reach(view, source, through)
     }

@@ -133,7 +133,9 @@ fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
     if entry & reserved != 0 {
         Slot::Reserved
     } else if leaf {
-        let leaf = Leaf { physical: entry & bits::ADDRESS, read, write };
+        // Section 3.6: SNP makes an access snoop whatever its No Snoop attribute says.
+        let snoops = entry & bits::SNOOP != 0;
+        let leaf = Leaf { physical: entry & bits::ADDRESS, read, write, snoops };
         Slot::Page { leaf, bits: shift(level) }
     } else {
         Slot::Table(Upper { table: entry & bits::ADDRESS, level: level - 1, read, write })

@@ -72,9 +72,18 @@ fn root_and_context_entries() {
     assert_eq!([word(&bench, at), word(&bench, at + 8)], [0x9, 0x0903]);
 }
 
+/// Leaves of each size have SNP (bit 11) where the unit has snoop control (ECAP.SC), and keep it when they are cut;
+/// entries that point to tables never have it (section 9.8; Linux DMA_PTE_SNP is 1 << 11).
 #[test]
 fn second_level_entries() {
-    let mut bench = Bench::start(&server());
+    for (snoop_control, snp) in [(true, 0x800), (false, 0)] {
+        let config = Config { snoop_control, ..Config::default() };
+        second_level_entries_of(&Subject { name: "server", config }, snp);
+    }
+}
+
+fn second_level_entries_of(subject: &Subject, snp: u64) {
+    let mut bench = Bench::start(subject);
     let mut domain = bench.domain_of(1, 4);
     // 0x80_4060_5000: entries 1, 1, 3, 5 from the top.
     bench.map(&mut domain, 0x80_4060_5000, TARGET + 0x7000, 0x1000);
@@ -84,18 +93,35 @@ fn second_level_entries() {
         assert_eq!(entry & 0xfff, 3, "read and write, nothing else");
         table = entry & !0xfff;
     }
-    assert_eq!(word(&bench, table + 8 * 5), 0x1_0000_7003);
+    assert_eq!(word(&bench, table + 8 * 5), 0x1_0000_7003 | snp);
     // 2 MiB: PS (bit 7) at level 2. 1 GiB: PS at level 3.
     bench.map(&mut domain, 0x20_0000, TARGET + 0x20_0000, 0x20_0000);
     bench.map(&mut domain, 0x4000_0000, TARGET, 0x4000_0000);
     let level3 = word(&bench, domain.pages.root().0) & !0xfff;
-    assert_eq!(word(&bench, level3 + 8), 0x1_0000_0083);
+    assert_eq!(word(&bench, level3 + 8), 0x1_0000_0083 | snp);
     let level2 = word(&bench, level3) & !0xfff;
-    assert_eq!(word(&bench, level2 + 8), 0x1_0020_0083);
+    assert_eq!(word(&bench, level2 + 8), 0x1_0020_0083 | snp);
     let read = iommu_protocol::wire::Access::READ;
     bench.map_as(&mut domain, 0x40_0000, TARGET, 0x1000, read);
     let level1 = word(&bench, level2 + 16) & !0xfff;
-    assert_eq!(word(&bench, level1), 0x1_0000_0001);
+    assert_eq!(word(&bench, level1), 0x1_0000_0001 | snp);
+    // A page at a time, several at a time, in a table that is there and in a new one; then what is left of 2 MiB.
+    bench.map(&mut domain, 0x40_1000, TARGET + 0x1000, 0x1000);
+    bench.map(&mut domain, 0x40_2000, TARGET + 0x2000, 0x2000);
+    for page in 1..4 {
+        assert_eq!(word(&bench, level1 + 8 * page), 0x1_0000_0003 + (page << 12) | snp);
+    }
+    bench.unmap(&mut domain, 0x20_3000, 0x1000);
+    assert_eq!(word(&bench, level2 + 8) & 0xfff, 3, "a table, without SNP");
+    let cut = word(&bench, level2 + 8) & !0xfff;
+    assert_eq!(word(&bench, cut + 8 * 2), 0x1_0020_2003 | snp);
+    assert_eq!(word(&bench, cut + 8 * 3), 0);
+    assert_eq!(word(&bench, cut + 8 * 511), 0x1_003f_f003 | snp);
+    let range = iommud_tests::conformance::range(0x50_0000, 0x2000);
+    let pages = [TARGET + 0x9000, TARGET].map(iommud::addr::PhysAddr);
+    domain.pages.map_list(&mut bench.tables, range, &pages, read).unwrap();
+    assert_eq!(word(&bench, level1 + 8 * 256), 0x1_0000_9001 | snp);
+    assert_eq!(word(&bench, level1 + 8 * 257), 0x1_0000_0001 | snp);
 }
 
 #[test]

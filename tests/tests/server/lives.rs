@@ -2,12 +2,13 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
-use iommud::policy::Mode;
-use iommud::server::Handle;
+use iommud::policy::{ClientId, Mode};
+use iommud::server::{Caller, Handle};
 
-use super::{Bed, compat, devices, each, reach, setup, start, subjects};
+use super::{Bed, compat, devices, each, pair, reach, setup, start, subjects};
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::Watch;
+use iommud_tests::stack::Setup;
 
 /// The device of a client that dies is cut off before its memory is anybody else's.
 #[test]
@@ -57,6 +58,64 @@ fn a_client_that_dies_in_the_middle_of_a_transfer_is_cut_off() {
     });
 }
 
+/// Memory is cleared through the caches. A device that does not snoop meets memory behind them, and must not find
+/// what the last client left there.
+#[test]
+fn a_device_that_does_not_snoop_finds_no_bytes_of_an_earlier_client() {
+    each(Mode::Strict, |stack| {
+        let [device, other, ..] = devices();
+        let session = stack.claim(1, device).unwrap();
+        stack.attach(session).unwrap();
+        let buffer = stack.allocate(session, 0x8000).unwrap();
+        let share = stack.share(1, session, buffer.slot).unwrap();
+        let before = share.segments.clone();
+        stack.machine.share_write(&share, 0, &[0x5e; 0x8000]);
+        stack.server.close(session);
+        let session = stack.claim(2, other).unwrap();
+        stack.attach(session).unwrap();
+        let buffer = stack.allocate(session, 0x8000).unwrap();
+        let share = stack.share(2, session, buffer.slot).unwrap();
+        let reused = |segment| before.iter().any(|old| old.contains(segment));
+        assert!(share.segments.iter().copied().all(reused), "the same memory");
+        for length in [0x800, 0x8000] {
+            let found = stack.device_read_no_snoop(other, buffer.iova, length).unwrap();
+            let wrong = found.iter().position(|byte| *byte != 0);
+            assert_eq!(wrong, None, "an earlier client's byte: {:#x}", found[wrong.unwrap_or(0)]);
+        }
+        assert_eq!(stack.faults(session), []);
+    });
+}
+
+/// A domain over two units is walked by both: leaves have what both know. The unit without snoop control would
+/// refuse the bit.
+#[test]
+fn a_buffer_behind_two_units_is_read_by_both() {
+    let [device, other, ..] = devices();
+    for order in [pair(), {
+        let [one, two] = pair();
+        [two, one]
+    }] {
+        let setup = Setup { behind_first: vec![device], ..setup(Mode::Strict) };
+        let mut stack = Bed::start(&order, setup);
+        let first = stack.claim(1, device).unwrap();
+        stack.attach(first).unwrap();
+        let caller = Caller { client: ClientId(1), uid: 0 };
+        let second = stack.server.open(caller, Some(first), &format!("devices/{other}"), true);
+        let second = second.unwrap();
+        stack.attach(second).unwrap();
+        let buffer = stack.allocate(first, 0x4000).unwrap();
+        for device in [device, other] {
+            for found in [
+                stack.device_read(device, buffer.iova, 0x4000),
+                stack.device_read_no_snoop(device, buffer.iova, 0x4000),
+            ] {
+                assert!(found.unwrap().iter().all(|byte| *byte == 0));
+            }
+        }
+        stack.machine.assert_clean();
+    }
+}
+
 /// A buffer that is still mapped by a process outlives the session; its memory is given back with the last
 /// holder, and no device reaches it in between.
 #[test]
@@ -67,7 +126,7 @@ fn a_held_buffer_outlives_its_session() {
     let session = stack.claim(1, device).unwrap();
     stack.attach(session).unwrap();
     let buffer = stack.allocate(session, 0x2000).unwrap();
-    let caller = iommud::server::Caller { client: iommud::policy::ClientId(1), uid: 0 };
+    let caller = Caller { client: ClientId(1), uid: 0 };
     let path = format!("buffers/{}", buffer.slot);
     let held = stack.server.open(caller, Some(session), &path, true).unwrap();
     let (share, length) = stack.server.share(held).unwrap();

@@ -234,6 +234,7 @@ fn capabilities(
         levels,
         page_sizes: PageSizes::all(),
         coherent,
+        forces_snoop: true,
         caches_absent,
         publishes: caches_absent,
         last_tag: u16::MAX,

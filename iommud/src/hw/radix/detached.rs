@@ -60,7 +60,8 @@ impl Run {
         match F::decode(self.entry, self.level) {
             PteSlot::Leaf { phys, access } if adjoins => {
                 let bytes = slot_size(self.level) * u64::from(self.count);
-                F::leaf(PhysAddr(phys.0.wrapping_add(bytes)), access, self.level) == next.entry
+                let leaf = F::leaf(PhysAddr(phys.0.wrapping_add(bytes)), access, self.level);
+                leaf | self.entry & F::SNOOP == next.entry
             }
             _ => false,
         }

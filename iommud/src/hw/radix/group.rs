@@ -4,55 +4,12 @@
 //! Such a page is entered whole and taken out whole. One that is to be cut is first rewritten as a page a slot,
 //! which translates the same, and is stale as a whole; undoing puts it back as it was.
 
-use iommu_protocol::wire::Access;
-
 use super::detached::{Run, RunKind};
 use super::{
-    Detached, Iova, IovaRange, PageTable, PhysAddr, PteFormat, PteSlot, shift, slot_of, slot_size,
+    Detached, Iova, IovaRange, Leaf, PageTable, PhysAddr, PteFormat, PteSlot, shift, slot_of,
+    slot_size,
 };
 use crate::hw::seams::TableMemory;
-
-/// Stores `count` leaves from slot `index` on that map memory from `phys` on, in pages as large as alignment
-/// allows.
-pub(super) fn fill<F: PteFormat, M: TableMemory>(
-    memory: &mut M,
-    table: PhysAddr,
-    index: usize,
-    count: usize,
-    phys: PhysAddr,
-    access: Access,
-    level: u8,
-) {
-    if F::MOST == 0 {
-        return memory.fill(table, index, count, F::leaf(phys, access, level), slot_size(level));
-    }
-    let (mut slot, mut next) = (index, phys.0);
-    let end = index + count;
-    while slot < end {
-        let power = largest::<F>(slot, end - slot, next >> shift(level));
-        let entry = F::group(PhysAddr(next), access, level, power);
-        memory.fill(table, slot, 1 << power, entry, 0);
-        slot += 1 << power;
-        next = next.wrapping_add(slot_size(level) << power);
-    }
-}
-
-/// As [`fill`], in a table that no other table points to.
-pub(super) fn fill_new<F: PteFormat, M: TableMemory>(
-    memory: &mut M,
-    table: PhysAddr,
-    index: usize,
-    count: usize,
-    phys: PhysAddr,
-    access: Access,
-    level: u8,
-) {
-    if F::MOST == 0 {
-        let entry = F::leaf(phys, access, level);
-        return memory.fill_new(table, index, count, entry, slot_size(level));
-    }
-    fill::<F, M>(memory, table, index, count, phys, access, level);
-}
 
 /// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left, where `page`
 /// is the memory's address in pages of one slot.
@@ -62,6 +19,50 @@ fn largest<F: PteFormat>(slot: usize, left: usize, page: u64) -> u32 {
 }
 
 impl<F: PteFormat> PageTable<F> {
+    /// Stores `count` leaves from slot `index` on that map memory from the page of `leaf` on, in pages as large as
+    /// alignment allows.
+    #[inline(always)]
+    pub(super) fn fill<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        index: usize,
+        count: usize,
+        leaf: Leaf,
+    ) {
+        let Leaf { phys, access, level } = leaf;
+        if F::MOST == 0 {
+            let entry = self.leaf(phys, access, level);
+            return memory.fill(table, index, count, entry, slot_size(level));
+        }
+        let (mut slot, mut next) = (index, phys.0);
+        let end = index + count;
+        while slot < end {
+            let power = largest::<F>(slot, end - slot, next >> shift(level));
+            let entry = F::group(PhysAddr(next), access, level, power) | self.marks;
+            memory.fill(table, slot, 1 << power, entry, 0);
+            slot += 1 << power;
+            next = next.wrapping_add(slot_size(level) << power);
+        }
+    }
+
+    /// As `fill`, in a table that no other table points to.
+    pub(super) fn fill_new<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        table: PhysAddr,
+        index: usize,
+        count: usize,
+        leaf: Leaf,
+    ) {
+        if F::MOST == 0 {
+            let Leaf { phys, access, level } = leaf;
+            let entry = self.leaf(phys, access, level);
+            return memory.fill_new(table, index, count, entry, slot_size(level));
+        }
+        self.fill(memory, table, index, count, leaf);
+    }
+
     /// Rewrites the pages over several slots of `table` that the addresses from `first` to `last`, which it
     /// translates, cover only partly: each slot becomes a page. They are at either end.
     pub(super) fn cut_ends<M: TableMemory>(
@@ -105,7 +106,7 @@ impl<F: PteFormat> PageTable<F> {
         let (index, count) = (usize::from(run.index), usize::from(run.count));
         for slot in index..index + count {
             if let PteSlot::Leaf { phys, access } = F::decode_at(run.entry, run.level, slot) {
-                memory.store(run.table, slot, F::leaf(phys, access, run.level));
+                memory.store(run.table, slot, self.leaf(phys, access, run.level));
             }
         }
         self.clean(memory, run.table, index, count);

@@ -1,5 +1,6 @@
 //! Which empty table of pages stays linked.
 
+use super::tests::format;
 use super::*;
 use crate::hw::testing::TestMemory;
 use crate::hw::vtd::SecondStage;
@@ -12,7 +13,7 @@ const TWO_M: u64 = 2 << 20;
 /// A page table of four levels with one page mapped at 1 MiB: five frames would be in use with a second table of
 /// pages.
 fn table(memory: &mut TestMemory) -> Table {
-    let mut table = Table::new(memory, 4, PageSizes::all(), false).unwrap();
+    let mut table = Table::new(memory, format(4, PageSizes::all(), false)).unwrap();
     map(memory, &mut table, 0x10_0000);
     assert_eq!(memory.frames_in_use(), 4);
     table

@@ -57,7 +57,7 @@ impl<F: PteFormat> PageTable<F> {
         access: Access,
     ) -> Result<(), MapError> {
         let phys = pages.first().copied().unwrap_or(PhysAddr(0));
-        self.check(range, phys)?;
+        self.check_range(range, phys)?;
         if !access.intersects(Access::READ | Access::WRITE) {
             return Err(MapError::NoAccess);
         }
@@ -87,7 +87,7 @@ impl<F: PteFormat> PageTable<F> {
         }
         check_empty::<F, M>(memory, frame, at, pages.len())?;
         for (slot, page) in (first..).zip(pages) {
-            let entry = F::leaf(*page, access, 1);
+            let entry = self.leaf(*page, access, 1);
             self.pending.push(Run::new(frame, slot, 1, 1, entry, RunKind::Leaves));
         }
         Ok(())
@@ -139,7 +139,7 @@ impl<F: PteFormat> PageTable<F> {
         access: Access,
     ) {
         // The address stands in its place in a leaf: the rest of it is the same for all.
-        let bits = F::leaf(PhysAddr(0), access, 1);
+        let bits = self.leaf(PhysAddr(0), access, 1);
         memory.write(table, first, pages.len(), &mut pages.iter().map(|page| bits + page.0));
         *memory.live(table) += slot_count(pages.len());
         self.clean(memory, table, first, pages.len());

@@ -3,8 +3,8 @@
 use iommu_protocol::wire::Access;
 
 use super::{
-    Iova, IovaRange, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Recent, Run, RunKind,
-    SLOTS, TableMemory, fill, fill_new, free_subtree, slot_count, slot_of, slot_size,
+    Iova, IovaRange, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Recent, Run, RunKind,
+    SLOTS, TableMemory, free_subtree, slot_count, slot_of, slot_size,
 };
 
 /// Consecutive I/O virtual addresses over consecutive memory.
@@ -23,6 +23,12 @@ impl Mapping {
     #[inline(always)]
     const fn new(range: IovaRange, phys: PhysAddr, access: Access) -> Self {
         Self { first: range.first().0, last: range.last().0, phys: phys.0, access }
+    }
+
+    /// The page of its first byte, in a table at `level`.
+    #[inline(always)]
+    const fn leaf(self, level: u8) -> Leaf {
+        Leaf { phys: PhysAddr(self.phys), access: self.access, level }
     }
 
     /// The part that the slot of `self.first` in a table at `level` translates, and the rest.
@@ -138,7 +144,7 @@ impl<F: PteFormat> PageTable<F> {
                 PteSlot::Leaf { .. } => return Err(MapError::Overlap(Iova(part.first))),
                 PteSlot::Table(child) => self.prepare(memory, child, level - 1, part)?,
                 PteSlot::Empty if self.leaf_allowed(level) && part.leaves(level) > 0 => {
-                    let entry = F::leaf(PhysAddr(part.phys), part.access, level);
+                    let entry = self.leaf(PhysAddr(part.phys), part.access, level);
                     self.add(table, index, level, entry, RunKind::Leaves);
                 }
                 PteSlot::Empty => {
@@ -158,7 +164,7 @@ impl<F: PteFormat> PageTable<F> {
         mapping: Mapping,
     ) -> Result<(), MapError> {
         let (index, count) = free_pages::<F, M>(memory, table, mapping)?;
-        let entry = F::leaf(PhysAddr(mapping.phys), mapping.access, 1);
+        let entry = self.leaf(PhysAddr(mapping.phys), mapping.access, 1);
         self.pending.push(Run::new(table, index, count, 1, entry, RunKind::Leaves));
         Ok(())
     }
@@ -168,7 +174,8 @@ impl<F: PteFormat> PageTable<F> {
         match F::decode(run.entry, run.level) {
             PteSlot::Leaf { phys, access } => {
                 let (index, count) = (usize::from(run.index), usize::from(run.count));
-                fill::<F, M>(memory, run.table, index, count, phys, access, run.level);
+                let leaf = Leaf { phys, access, level: run.level };
+                self.fill(memory, run.table, index, count, leaf);
                 *memory.live(run.table) += run.count;
                 self.clean(memory, run.table, index, count);
             }
@@ -199,7 +206,7 @@ impl<F: PteFormat> PageTable<F> {
         mapping: Mapping,
     ) -> Result<(), MapError> {
         let (index, count) = free_pages::<F, M>(memory, table, mapping)?;
-        fill::<F, M>(memory, table, index, count, PhysAddr(mapping.phys), mapping.access, 1);
+        self.fill(memory, table, index, count, mapping.leaf(1));
         *memory.live(table) += slot_count(count);
         self.clean(memory, table, index, count);
         Ok(())
@@ -214,7 +221,7 @@ impl<F: PteFormat> PageTable<F> {
         mapping: Mapping,
     ) -> Result<(), MapError> {
         let slot = slot_of(mapping.first, 1);
-        let leaf = F::leaf(PhysAddr(mapping.phys), mapping.access, 1);
+        let leaf = self.leaf(PhysAddr(mapping.phys), mapping.access, 1);
         let entered = memory.change(table, slot, |old, live| {
             if F::decode(old, 1) != PteSlot::Empty {
                 return (None, false);
@@ -252,8 +259,7 @@ impl<F: PteFormat> PageTable<F> {
         while let Some(next) = rest {
             let leaves = if self.leaf_allowed(level) { next.leaves(level) } else { 0 };
             if leaves > 0 {
-                let phys = PhysAddr(next.phys);
-                fill_new::<F, M>(memory, table, index, leaves, phys, next.access, level);
+                self.fill_new(memory, table, index, leaves, next.leaf(level));
                 index += leaves;
                 rest = next.after(slot_size(level) * leaves as u64);
                 continue;

@@ -165,7 +165,9 @@ fn play<F: PteFormat>(run: &Run) -> Result<(), TestCaseError> {
     sizes.set(PageSizes::SIZE_2M, two_m);
     sizes.set(PageSizes::SIZE_1G, one_g && two_m);
     let mut memory = TestMemory::new();
-    let mut table = PageTable::<F>::new(&mut memory, levels, sizes, false).unwrap();
+    let forces_snoop = levels % 2 == 0;
+    let format = TableFormat { levels, page_sizes: sizes, coherent: false, forces_snoop };
+    let mut table = PageTable::<F>::new(&mut memory, format).unwrap();
     let mut model = Model::new();
     for (n, action) in actions.iter().enumerate() {
         memory.budget = match failing {

@@ -12,8 +12,13 @@ fn range(first: u64, length: u64) -> IovaRange {
     IovaRange::new(Iova(first), length).unwrap()
 }
 
+/// A table whose leaves leave it to the device whether to snoop.
+pub(super) const fn format(levels: u8, page_sizes: PageSizes, coherent: bool) -> TableFormat {
+    TableFormat { levels, page_sizes, coherent, forces_snoop: false }
+}
+
 fn table(memory: &mut TestMemory, levels: u8) -> Table {
-    Table::new(memory, levels, PageSizes::all(), false).unwrap()
+    Table::new(memory, format(levels, PageSizes::all(), false)).unwrap()
 }
 
 /// The entry of the path to `iova` at each level, from the top.
@@ -63,7 +68,7 @@ fn superpages_need_both_sides_aligned_and_the_size_allowed() {
     ];
     for (page_sizes, phys, level, entry) in sizes {
         let mut memory = TestMemory::new();
-        let mut table = Table::new(&mut memory, 4, page_sizes, true).unwrap();
+        let mut table = Table::new(&mut memory, format(4, page_sizes, true)).unwrap();
         table.map(&mut memory, range(0x4000_0000, 0x4000_0000), PhysAddr(phys), BOTH).unwrap();
         let found = path(&memory, &table, 0x4000_0000);
         assert_eq!((found.len(), found.last()), (5 - level, Some(&entry)), "{page_sizes:?}");
@@ -96,8 +101,14 @@ fn a_ragged_range_uses_each_size_where_it_fits() {
 #[test]
 fn what_cannot_be_mapped_is_refused() {
     let mut memory = TestMemory::new();
-    assert_eq!(Table::new(&mut memory, 2, PageSizes::all(), true).err(), Some(MapError::Levels(2)));
-    assert_eq!(Table::new(&mut memory, 7, PageSizes::all(), true).err(), Some(MapError::Levels(7)));
+    assert_eq!(
+        Table::new(&mut memory, format(2, PageSizes::all(), true)).err(),
+        Some(MapError::Levels(2))
+    );
+    assert_eq!(
+        Table::new(&mut memory, format(7, PageSizes::all(), true)).err(),
+        Some(MapError::Levels(7))
+    );
     let mut table = table(&mut memory, 3);
     let before = memory.snapshot();
     let page = PhysAddr(0x1000);
@@ -115,6 +126,20 @@ fn what_cannot_be_mapped_is_refused() {
     assert_eq!(refused(good, page, Access::empty()), MapError::NoAccess);
     assert_eq!(memory.snapshot(), before);
     assert_eq!(table.lookup(&memory, Iova(1 << 39)), None);
+}
+
+/// Each page of a list is memory by itself: the first may be the last that there can be.
+#[test]
+fn a_list_may_begin_with_the_last_page_of_memory() {
+    let mut memory = TestMemory::new();
+    let mut table = table(&mut memory, 5);
+    let last = PhysAddr((1 << 52) - 0x1000);
+    table.map_list(&mut memory, range(0x1000, 0x2000), &[last, PhysAddr(0)], BOTH).unwrap();
+    assert_eq!(table.lookup(&memory, Iova(0x1000)), Some((last, BOTH)));
+    assert_eq!(table.lookup(&memory, Iova(0x2000)), Some((PhysAddr(0), BOTH)));
+    let pages = [last, PhysAddr(1 << 52)];
+    let refused = table.map_list(&mut memory, range(0x3000, 0x2000), &pages, BOTH).unwrap_err();
+    assert_eq!(refused, MapError::OutOfReach { range: range(0x3000, 0x2000), phys: last });
 }
 
 #[test]
@@ -187,7 +212,7 @@ fn a_subtree_is_cleaned_before_it_is_linked_and_each_run_once() {
 #[test]
 fn a_covered_subtree_goes_with_one_store() {
     let mut memory = TestMemory::new();
-    let mut table = Table::new(&mut memory, 4, PageSizes::SIZE_4K, true).unwrap();
+    let mut table = Table::new(&mut memory, format(4, PageSizes::SIZE_4K, true)).unwrap();
     table.map(&mut memory, range(0, 0x1000), PhysAddr(0x1000), BOTH).unwrap();
     let few = memory.frames_in_use();
     table.map(&mut memory, range(0x4000_0000, 0x4000_0000), PhysAddr(0), BOTH).unwrap();

@@ -2,7 +2,7 @@
 
 use super::{
     Detached, Iova, IovaRange, KEPT, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot,
-    Recent, Run, RunKind, SLOTS, TableMemory, fill, free_subtree, slot_count, slot_of, slot_size,
+    Recent, Run, RunKind, SLOTS, TableMemory, free_subtree, slot_count, slot_of, slot_size,
 };
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
@@ -80,7 +80,8 @@ impl<F: PteFormat> PageTable<F> {
         new: bool,
         detached: &mut Detached,
     ) -> Result<(), MapError> {
-        self.check(range, PhysAddr(0))?;
+        // No memory is as long as the range: it may be longer than physical addresses go.
+        self.check_range(range, PhysAddr(0))?;
         let (first, last) = (range.first().0, range.last().0);
         let start = detached.runs.len();
         // A table that the range covers is unlinked as a whole.
@@ -391,7 +392,7 @@ impl<F: PteFormat> PageTable<F> {
             let (below, above) = (at | (size - 1) < hole.first().0, at > hole.last().0);
             let covered = hole.first().0 <= at && at | (size - 1) <= hole.last().0;
             if (below || above) && self.leaf_allowed(page.level) {
-                fill::<F, M>(memory, table, index, 1, phys, page.access, page.level);
+                self.fill(memory, table, index, 1, Leaf { phys, ..page });
                 *memory.live(table) += 1;
             } else if !covered {
                 let smaller = Leaf { phys, level: page.level - 1, ..page };

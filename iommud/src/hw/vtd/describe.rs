@@ -46,6 +46,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         writeln!(out, "\naddress width: {} bits in, {} out", unit.iova_bits, unit.physical_bits)?;
         writeln!(out, "domain tags: 1 to {}", unit.last_tag)?;
         writeln!(out, "walks tables through caches: {}", yes(unit.coherent))?;
+        writeln!(out, "makes devices snoop: {}", yes(unit.forces_snoop))?;
         writeln!(out, "caches absent entries: {}", yes(unit.caches_absent))?;
         writeln!(out, "needs write buffer flushes: {}", yes(capability.write_buffer()))?;
         writeln!(out, "pass-through: {}", yes(unit.pass_through))?;

@@ -226,6 +226,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
             levels: self.levels(),
             page_sizes,
             coherent: self.extended.coherent(),
+            forces_snoop: self.extended.snoop_control(),
             caches_absent: self.capability.caching_mode(),
             publishes: self.capability.caching_mode() || self.capability.write_buffer(),
             last_tag: self.highest_tag(),

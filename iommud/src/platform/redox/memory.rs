@@ -19,6 +19,7 @@ use super::pool::Pool;
 use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
+use crate::platform::cache::CacheLines;
 use crate::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 
 /// Bytes of a chunk of buffer memory: the most the kernel gives in one piece.
@@ -162,6 +163,14 @@ impl Region {
         Ok((Self { base, length: ranges.len() * CHUNK }, ranges))
     }
 
+    /// Writes a range back from the caches, where it was cleared, to memory.
+    fn write_back(&self, from: usize, length: usize) {
+        if from.checked_add(length).is_some_and(|end| end <= self.length) {
+            // SAFETY: the range lies in the region, which is mapped and readable as long as `self` lives.
+            unsafe { CacheLines::detect().write_back(self.base.add(from).as_ptr(), length) }
+        }
+    }
+
     fn clear(&mut self, from: usize, length: usize) {
         if from.checked_add(length).is_some_and(|end| end <= self.length) {
             // SAFETY: the range lies in the region, which is mapped, writable, and holds no Rust object.
@@ -189,7 +198,11 @@ impl BufferMemory for Buffers {
         length: u64,
         constraints: Constraints,
     ) -> Result<Vec<PhysRange>, MemoryError> {
-        self.pool.allocate(id, length, constraints)
+        let segments = self.pool.allocate(id, length, constraints)?;
+        if let Some(pages) = self.pool.pages(id).filter(|_| constraints.written_back) {
+            self.region.write_back(pages.start * PAGE, pages.len() * PAGE);
+        }
+        Ok(segments)
     }
 
     fn release(&mut self, id: u32) {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Everything is opened by path before the scheme is announced; after that the process has no name space
-//! and opens nothing. [`scheme`], [`pool`] and [`ecam`] use nothing of the system and are tested on every host.
+//! and opens nothing. [`scheme`], `keys`, [`pool`] and [`ecam`] use nothing of the system and are tested on every host.
 
 pub mod ecam;
 #[cfg(target_os = "redox")]
@@ -20,6 +20,7 @@ mod interrupt;
 mod keeper;
 #[cfg(target_os = "redox")]
 mod kept;
+mod keys;
 #[cfg(target_os = "redox")]
 mod machine;
 #[cfg(target_os = "redox")]

@@ -113,8 +113,13 @@ fn meets(pieces: &[PhysRange], constraints: Constraints) -> bool {
 mod tests {
     use super::*;
 
-    const ANY: Constraints =
-        Constraints { below_4g: false, contiguous: false, alignment: 0, boundary: 0 };
+    const ANY: Constraints = Constraints {
+        below_4g: false,
+        contiguous: false,
+        alignment: 0,
+        boundary: 0,
+        written_back: false,
+    };
 
     fn range(first: u64, length: u64) -> PhysRange {
         PhysRange::new(PhysAddr(first), length).unwrap()

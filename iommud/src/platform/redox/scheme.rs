@@ -7,7 +7,7 @@ use iommu_protocol::frame::READABLE;
 use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
-use syscall::error::{EACCES, EBADF, EINVAL, ENOTDIR, Error, Result};
+use syscall::error::{EACCES, EBADF, EINVAL, ENOSYS, ENOTDIR, Error, Result};
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, O_DIRECTORY, O_WRONLY};
 use syscall::schemev2::NewFdFlags;
 
@@ -16,11 +16,15 @@ use crate::hw::{BufferMemory, Unit};
 use crate::policy::ClientId;
 use crate::server::{Caller, Handle, Server};
 
+use super::keys::Keys;
+
 /// The scheme's own number of its root directory, which no handle has.
 pub const ROOT: usize = iommu_protocol::frame::ROOT as usize;
 
 /// The number of the server's memory as a whole, which its keeper alone has a descriptor of.
 pub const MEMORY: usize = ROOT - 1;
+
+const _: () = assert!(MEMORY > Handle::LAST.0 as usize);
 
 /// Metadata of a call on [`MEMORY`]: everything is mapped.
 pub const HELD: u64 = 1;
@@ -28,7 +32,8 @@ pub const HELD: u64 = 1;
 /// Metadata of a call on [`MEMORY`]: may the memory of servers before this one go? The result is 1 or 0.
 pub const GIVE_UP: u64 = 2;
 
-/// Metadata of a call on a session: a buffer may be brought with the 16 bytes of the payload, once.
+/// Metadata of a call on a session: a buffer may be brought, once, with the key that is put into the payload, which has
+/// 16 bytes.
 pub const EXPECT: u64 = 1;
 
 /// Metadata of a call on a buffer: gives it to the session that expects the 16 bytes of the payload. The result is
@@ -58,9 +63,12 @@ pub struct IommuScheme<U: Unit, B: BufferMemory> {
     server: Server<U, B>,
     /// The client of each session, which whatever is opened below counts against too.
     clients: BTreeMap<Handle, ClientId>,
-    sessions_opened: u32,
-    /// What sessions expect buffers to be brought with. Made up by their owners, who tell nobody.
+    /// The last number that a session got as a client.
+    last_client: u32,
+    /// What sessions expect buffers to be brought with.
     expected: BTreeMap<[u8; 16], Handle>,
+    /// Where those come from; without, no session expects anything.
+    keys: Option<Keys>,
     /// Memory of servers before this one, if it may ever go.
     left: Option<Vec<PhysRange>>,
 }
@@ -72,8 +80,9 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         Self {
             server,
             clients: BTreeMap::new(),
-            sessions_opened: 0,
+            last_client: u32::MAX,
             expected: BTreeMap::new(),
+            keys: None,
             left: None,
         }
     }
@@ -83,6 +92,23 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
     #[must_use]
     pub fn after(self, left: Vec<PhysRange>) -> Self {
         Self { left: Some(left), ..self }
+    }
+
+    /// The scheme with keys to bring buffers with, made from a seed that nobody can guess.
+    #[must_use]
+    pub fn with_keys(self, seed: Option<[u8; 32]>) -> Self {
+        Self { keys: seed.map(Keys::new), ..self }
+    }
+
+    /// Makes up a key for a session, whose last one names nothing from then on. It is the server that makes it up: no
+    /// client can choose one that another session has, and a driver without a name space has no source of its own.
+    fn expect(&mut self, session: Handle, payload: &mut [u8]) -> Result<usize> {
+        let place: &mut [u8; 16] = payload.try_into().map_err(|_| Error::new(EINVAL))?;
+        let key = self.keys.as_mut().ok_or(Error::new(ENOSYS))?.make();
+        self.expected.retain(|_, other| *other != session);
+        self.expected.insert(key, session);
+        *place = key;
+        Ok(0)
     }
 
     /// Lets the memory of servers before this one go, if every unit uses this one's.
@@ -100,19 +126,15 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
     }
 
     /// A request of the platform itself: its word is the first of the metadata.
-    fn told(&mut self, id: usize, word: u64, payload: &[u8]) -> Result<usize> {
+    fn told(&mut self, id: usize, word: u64, payload: &mut [u8]) -> Result<usize> {
         if id == MEMORY {
             return if word == GIVE_UP { Ok(self.give_up()) } else { Err(Error::new(EINVAL)) };
         }
         let at = handle(id)?;
-        let key: [u8; 16] = payload.try_into().map_err(|_| Error::new(EINVAL))?;
         match word {
-            EXPECT if self.clients.contains_key(&at) => {
-                self.expected.retain(|_, session| *session != at);
-                self.expected.insert(key, at);
-                Ok(0)
-            }
+            EXPECT if self.clients.contains_key(&at) => self.expect(at, payload),
             BRING => {
+                let key: [u8; 16] = (&*payload).try_into().map_err(|_| Error::new(EINVAL))?;
                 let session = self.expected.remove(&key).ok_or(Error::new(EBADF))?;
                 let slot = self.server.bring(session, at).map_err(refused)?;
                 usize::try_from(slot).map_err(|_| Error::new(EINVAL))
@@ -131,7 +153,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         let session = at.and_then(|at| self.clients.get(&at).copied());
         let client = match session {
             Some(client) => client,
-            None if write => ClientId(SESSION_CLIENT | self.sessions_opened),
+            None if write => self.new_client(),
             None => ClientId(u32::try_from(caller.pid).unwrap_or(0) & !SESSION_CLIENT),
         };
         let who = Caller { client, uid: caller.uid };
@@ -140,10 +162,21 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         if write {
             self.clients.insert(opened, client);
             if session.is_none() {
-                self.sessions_opened = (self.sessions_opened + 1) & !SESSION_CLIENT;
+                self.last_client = client.0;
             }
         }
         Ok(opened)
+    }
+
+    /// A number for a session that counts as a client of its own: the next that no open session has.
+    fn new_client(&self) -> ClientId {
+        let mut number = self.last_client;
+        loop {
+            number = SESSION_CLIENT | number.wrapping_add(1);
+            if !self.clients.values().any(|client| client.0 == number) {
+                return ClientId(number);
+            }
+        }
     }
 
     fn is_directory(&mut self, handle: Handle) -> Result<bool> {

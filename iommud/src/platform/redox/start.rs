@@ -9,7 +9,8 @@
 //! ```
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -187,7 +188,7 @@ fn serve_units<U: Family>(
         None => log::info!("faults: asked for every {} ms", period.as_millis()),
     }
     log::info!("started: {phases}");
-    let scheme = IommuScheme::new(server);
+    let scheme = IommuScheme::new(server).with_keys(seed());
     let scheme = if all_known { scheme.after(options.left.clone()) } else { scheme };
     events.run(scheme, vector, announce).map_err(StartError::Loop)
 }
@@ -199,6 +200,16 @@ fn driven(options: &Options, page: Mapping) -> Driven {
         notes.set(*function, true);
     }
     Driven::new(options.driven.iter().copied(), Box::new(notes))
+}
+
+/// What keys for buffers are made of. Without it none is: a key that can be guessed is worse.
+fn seed() -> Option<[u8; 32]> {
+    let mut seed = [0; 32];
+    let read = File::open("/scheme/rand").and_then(|mut rand| rand.read_exact(&mut seed));
+    let failed = |error: &io::Error| {
+        log::warn!("/scheme/rand: {error}: no buffer can be brought to another session");
+    };
+    read.inspect_err(failed).ok().map(|()| seed)
 }
 
 /// The vector that units tell of faults by; `None` when they are to be asked.

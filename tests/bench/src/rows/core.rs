@@ -6,9 +6,8 @@ use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::platform::HugeTables;
 use iommud::policy::{BatchRequest, Event, ListRequest, MapRequest, Outcome};
-use iommud::topology::capabilities::PageSizes;
 
-use crate::machine::{Core, Counting, Format, tables};
+use crate::machine::{Core, Counting, Format, small_pages, tables};
 use crate::peers::{Multiarch, X86};
 use crate::report::Line;
 use crate::timing::{median, nanos, ratio, rounds};
@@ -135,7 +134,7 @@ struct Table {
 impl Table {
     fn new() -> Self {
         let mut memory = tables(4);
-        let pages = PageTable::new(&mut memory, 4, PageSizes::SIZE_4K, true).expect("a table");
+        let pages = PageTable::new(&mut memory, small_pages(true)).expect("a table");
         Self { memory, pages, detached: Detached::new(), live: false }
     }
 

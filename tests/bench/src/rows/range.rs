@@ -9,9 +9,8 @@ use iommud::hw::TableMemory;
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::platform::{HUGE_PAGE_LENGTH, Mapping};
 use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
-use iommud::topology::capabilities::PageSizes;
 
-use crate::machine::{Core, Counting, Format, page, tables};
+use crate::machine::{Core, Counting, Format, page, small_pages, tables};
 use crate::peers::{Aarch64, Multiarch};
 use crate::report::Line;
 use crate::timing::{ROUNDS, cpu, median, nanos, ratio};
@@ -85,7 +84,7 @@ struct Once {
 fn ours<M: TableMemory>(memory: &mut M, coherent: bool) -> Once {
     let frames = memory.frames_in_use();
     let mut table =
-        PageTable::<Format>::new(memory, 4, PageSizes::SIZE_4K, coherent).expect("a table");
+        PageTable::<Format>::new(memory, small_pages(coherent)).expect("a table");
     // A neighbour keeps the upper tables in place.
     let neighbour = IovaRange::new(Iova(AT - 4096), 4096).expect("a range");
     table.map(memory, neighbour, PhysAddr(0), READ_WRITE).expect("mapped");

@@ -36,11 +36,11 @@ impl Device {
         unsafe { BorrowedFd::borrow_raw(number) }.as_fd().try_clone_to_owned()
     }
 
-    /// Makes up the key that one buffer may be brought to this session with, by any process that is told it. A new
-    /// key ends the one before.
+    /// Has the server make up the key that one buffer may be brought to this session with, by any process that is told
+    /// it. A new key ends the one before.
     ///
     /// # Errors
-    /// The server is gone.
+    /// The server is gone, or has no randomness to make keys of.
     pub fn expect_buffer(&self) -> Result<BufferKey, Error> {
         Ok(BufferKey(expect(self.session.handle)?))
     }
@@ -57,7 +57,7 @@ impl Device {
 pub struct BufferKey(pub [u8; 16]);
 
 impl<T: ?Sized> DmaBuffer<T> {
-    /// Gives this buffer to the session, of whatever process, that made the key up. Returns its number there, which
+    /// Gives this buffer to the session, of whatever process, that the key was made for. Returns its number there, which
     /// that process is to be told. Its memory is nobody else's before both have closed it.
     ///
     /// # Errors

@@ -1,10 +1,8 @@
 //! Operations of the scheme as the kernel carries them. A handle is a descriptor of this process.
 #![allow(unsafe_code)]
 
-use std::collections::hash_map::RandomState;
 use std::ffi::CStr;
 use std::fs::File;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -25,7 +23,8 @@ use crate::transport::{Handle, OPENING, Transport};
 
 const SCHEME: &str = "/scheme/iommu";
 
-/// Metadata of a call on a session: a buffer may be brought with the 16 bytes of the payload, once.
+/// Metadata of a call on a session: a buffer may be brought, once, with the key that the server puts into the 16 bytes
+/// of the payload.
 const EXPECT: u64 = 1;
 
 /// Metadata of a call on a buffer: gives it to the session that expects the payload; the result is its slot.
@@ -142,30 +141,28 @@ impl Transport for Scheme {
     }
 
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
-        // Two descriptors, one message: the session is told a key that nobody else knows, and the buffer brings it.
+        // Two descriptors, one message: the session gets a key that nobody else knows, and the buffer brings it.
         bring(buffer, expect(session)?)
     }
 }
 
-/// Tells a session a key that nobody else knows; returns the key.
+/// Has the server make up a key that one buffer may be brought to a session with. A process without a name space has no
+/// randomness of its own.
 pub(super) fn expect(session: Handle) -> Result<[u8; 16], Error> {
     let mut key = [0; 16];
-    for half in key.chunks_exact_mut(8) {
-        let word = RandomState::new().build_hasher().finish();
-        half.copy_from_slice(&word.to_ne_bytes());
-    }
-    tell(session, EXPECT, key)?;
-    Ok(key)
+    tell(session, EXPECT, &mut key)?;
+    // A server that makes up none leaves it as it was.
+    if key == [0; 16] { Err(Breach::Value.into()) } else { Ok(key) }
 }
 
 /// Gives a buffer to the session that expects this key; returns its slot there.
-pub(super) fn bring(buffer: Handle, key: [u8; 16]) -> Result<u32, Error> {
-    u32::try_from(tell(buffer, BRING, key)?).map_err(|_| Breach::Value.into())
+pub(super) fn bring(buffer: Handle, mut key: [u8; 16]) -> Result<u32, Error> {
+    u32::try_from(tell(buffer, BRING, &mut key)?).map_err(|_| Breach::Value.into())
 }
 
-fn tell(to: Handle, word: u64, mut key: [u8; 16]) -> Result<usize, Error> {
+fn tell(to: Handle, word: u64, key: &mut [u8; 16]) -> Result<usize, Error> {
     let at = fd(to)?;
-    call::call_rw(at, &mut key, CallFlags::empty(), &[word])
+    call::call_rw(at, key, CallFlags::empty(), &[word])
         .map_err(|error| told(at, error, &[Refusal::Quota, Refusal::BadHandle]))
 }
 

@@ -12,11 +12,16 @@ const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 /// PS: the entry maps a page, at levels 2 and 3. At level 1 the bit is ignored; it stays 0.
 const PAGE_SIZE: u64 = 1 << 7;
-/// The format of second-stage entries in legacy mode. SNP (bit 11), XD and the memory type fields stay 0.
+/// SNP: accesses snoop caches, also those that ask not to. Reserved without ECAP.SC, and in entries that point to
+/// tables.
+const SNOOP: u64 = 1 << 11;
+/// The format of second-stage entries in legacy mode. XD and the memory type fields stay 0.
 #[derive(Debug)]
 pub enum SecondStage {}
 
 impl PteFormat for SecondStage {
+    const SNOOP: u64 = SNOOP;
+
     fn leaf(phys: PhysAddr, access: Access, level: u8) -> u64 {
         let size = if level > 1 { PAGE_SIZE } else { 0 };
         let read = if access.contains(Access::READ) { READ } else { 0 };
@@ -63,6 +68,8 @@ mod tests {
         for level in 2..=5 {
             assert_eq!(SecondStage::table(PAGE, level), 0x12_4000_0003);
         }
+        // SNP, which the page table adds to leaves (Linux `DMA_PTE_SNP` is 1 << 11, QEMU `VTD_SPTE_SNP` 0x800).
+        assert_eq!(SecondStage::SNOOP, 0x800);
         let top = PhysAddr(0x000f_ffff_ffff_f000);
         assert_eq!(SecondStage::leaf(top, both, 1), 0x000f_ffff_ffff_f003);
     }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use iommu_protocol::frame::MAX_DESCRIPTORS;
 
-use super::{HUGE_PAGE, Page, PageSource};
+use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, Page, PageSource};
 use crate::addr::PhysRange;
 use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 
@@ -49,6 +49,16 @@ impl<S: PageSource> HugeBuffers<S> {
             enough if enough == count => Ok(chosen),
             _ if self.free.len() < count => Err(MemoryError::Exhausted),
             _ => Err(MemoryError::Constraints),
+        }
+    }
+
+    /// Writes the first `length` bytes of pages back from the caches: they were cleared through those.
+    fn write_back(&self, pages: &[Page], length: u64) {
+        let mut left = usize::try_from(length).unwrap_or(usize::MAX);
+        for page in pages {
+            let part = left.min(HUGE_PAGE_LENGTH);
+            self.source.write_back(page, part);
+            left -= part;
         }
     }
 }
@@ -105,6 +115,9 @@ impl<S: PageSource> BufferMemory for HugeBuffers<S> {
         let mut pages: Vec<Page> =
             chosen.into_iter().map(|index| self.free.remove(index)).collect();
         pages.reverse();
+        if constraints.written_back {
+            self.write_back(&pages, length);
+        }
         let segments = segments(&pages, length);
         self.buffers.insert(id, pages);
         Ok(segments)
@@ -142,8 +155,13 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     const MIB: u64 = 1 << 20;
-    const ANY: Constraints =
-        Constraints { below_4g: false, contiguous: false, alignment: 4096, boundary: 0 };
+    const ANY: Constraints = Constraints {
+        below_4g: false,
+        contiguous: false,
+        alignment: 4096,
+        boundary: 0,
+        written_back: false,
+    };
 
     fn buffers(addresses: &[u64]) -> HugeBuffers<FakePages> {
         let mut source = FakePages::at(addresses);
@@ -229,6 +247,20 @@ mod tests {
         let mut bytes = [1; 6];
         again.read_exact_at(&mut bytes, 100).unwrap();
         assert_eq!(bytes, [0; 6]);
+    }
+
+    /// What is asked to be in memory is written back before anybody is given it: all of it, and no page else.
+    #[test]
+    fn memory_is_written_back_where_it_is_asked_for() {
+        let mut memory = buffers(&[2 * MIB, 4 * MIB, 8 * MIB]);
+        memory.allocate(1, MIB, ANY).unwrap();
+        assert_eq!(memory.source.written_back.take(), []);
+        memory.allocate(2, 3 * MIB, Constraints { written_back: true, ..ANY }).unwrap();
+        assert_eq!(memory.source.written_back.take(), [(4 * MIB, 2 << 20), (8 * MIB, 1 << 20)]);
+        // What was cleared when it came back is written back for the next one.
+        memory.release(1);
+        memory.allocate(3, 4096, Constraints { written_back: true, ..ANY }).unwrap();
+        assert_eq!(memory.source.written_back.take(), [(2 * MIB, 4096)]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub use pagemap::PagemapError;
 pub use pin::Pin;
 
 use crate::addr::{PhysAddr, PhysRange};
+use crate::platform::cache::CacheLines;
 use crate::platform::mapping::Mapping;
 use crate::platform::tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};
 
@@ -65,6 +66,11 @@ impl Page {
         &self.name
     }
 
+    /// Writes its first `length` bytes back from the caches to memory.
+    pub fn write_back(&self, lines: CacheLines, length: usize) {
+        self.mapping.clean(lines, 0, length);
+    }
+
     /// Its memory alone.
     #[must_use]
     pub fn into_mapping(self) -> Mapping {
@@ -92,6 +98,9 @@ pub trait PageSource {
 
     /// Gives a page back to the system that no unit and no client ever knew.
     fn discard(&mut self, page: Page);
+
+    /// Writes the first `length` bytes of a page back from the caches to memory.
+    fn write_back(&self, page: &Page, length: usize);
 
     /// A descriptor of the page's memory; `None` when there is no descriptor left.
     fn share(&self, page: &Page) -> Option<OwnedFd>;

@@ -18,6 +18,8 @@ pub(in crate::platform) struct FakePages {
     pub(in crate::platform) files: Rc<RefCell<BTreeMap<String, OwnedFd>>>,
     /// Renewing loses the page.
     pub(in crate::platform) lossy: bool,
+    /// Pages that were written back, each with how many bytes of it.
+    pub(in crate::platform) written_back: RefCell<Vec<(u64, usize)>>,
     serial: u32,
 }
 
@@ -51,6 +53,10 @@ impl PageSource for FakePages {
 
     fn discard(&mut self, page: Page) {
         self.files.borrow_mut().remove(page.name());
+    }
+
+    fn write_back(&self, page: &Page, length: usize) {
+        self.written_back.borrow_mut().push((page.phys.0, length));
     }
 
     fn share(&self, page: &Page) -> Option<OwnedFd> {

@@ -140,7 +140,7 @@ fn scheme() -> Scheme {
         acs_capability: 0,
         hot_plug: false,
     };
-    IommuScheme::new(Server::start(Startup {
+    let server = Server::start(Startup {
         config: Config::default(),
         table: TableState::Absent,
         firmware: Firmware::default(),
@@ -151,7 +151,8 @@ fn scheme() -> Scheme {
         left: Vec::new(),
         memory: HugeTables::new([]),
         buffers: Buffers::default(),
-    }))
+    });
+    IommuScheme::new(server).with_keys(Some([9; 32]))
 }
 
 /// The crate makes callers out of requests only.
@@ -381,6 +382,8 @@ fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
     assert_eq!(errno(scheme.call(memory, &mut key, &[EXPECT], &who)), EINVAL);
     assert_eq!(scheme.call(session, &mut key, &[EXPECT], &who).unwrap(), 0);
     assert_eq!(scheme.call(session, &mut other, &[EXPECT], &who).unwrap(), 0);
+    assert!(key != [7; 16] && other != [8; 16] && key != other, "the server makes them up");
+    assert_eq!(errno(scheme.call(session, &mut [0; 15], &[EXPECT], &who)), EINVAL);
     assert_eq!(errno(scheme.call(memory, &mut key, &[BRING], &who)), EBADF, "forgotten");
     assert_eq!(scheme.call(memory, &mut other, &[BRING], &who).unwrap(), 0, "it has slot 0");
     assert_eq!(errno(scheme.call(memory, &mut other, &[BRING], &who)), EBADF, "used");
@@ -392,6 +395,36 @@ fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
     let next = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
     assert_eq!(scheme.call(next, &mut key, &[EXPECT], &who).unwrap(), 0);
     assert_eq!(scheme.call(memory, &mut key, &[BRING], &who).unwrap(), 0, "of another client's");
+}
+
+/// A client cannot choose a key: neither one that it makes up nor the one of another session gets it anything.
+#[test]
+fn a_key_is_the_servers_and_without_a_seed_there_is_none() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let memory = buffer(&mut scheme, session);
+    let who = caller(9, 7);
+    let chosen = [7; 16];
+    scheme.call(session, &mut chosen.clone(), &[EXPECT], &who).unwrap();
+    assert_eq!(errno(scheme.call(memory, &mut chosen.clone(), &[BRING], &who)), EBADF);
+    let mut scheme = scheme.with_keys(None);
+    assert_eq!(errno(scheme.call(session, &mut chosen.clone(), &[EXPECT], &who)), ENOSYS);
+}
+
+/// Numbers of clients begin anew after 2^31 sessions, and leave out those of sessions that are still open.
+#[test]
+fn a_session_never_gets_an_open_ones_client() {
+    let mut scheme = scheme();
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let client = |scheme: &Scheme, session: usize| scheme.clients[&handle(session).unwrap()];
+    let first = client(&scheme, session);
+    assert_eq!(first, ClientId(1 << 31));
+    for (last, next) in
+        [(u32::MAX, 0x8000_0001), (0x8000_0005, 0x8000_0006), (u32::MAX - 1, u32::MAX)]
+    {
+        scheme.last_client = last;
+        assert_eq!(scheme.new_client(), ClientId(next));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::policy::tests::world::*;
 use crate::policy::{
     BatchRequest, Binding, Config, Event, Matcher, Mode, Outcome, Rule, Step, UnitIndex, UnitState,
 };
-use crate::topology::capabilities::LevelSet;
+use crate::topology::capabilities::{LevelSet, UnitCapabilities};
 use crate::topology::firmware::Firmware;
 use crate::topology::testing::{address, endpoint};
 
@@ -201,6 +201,7 @@ fn units_without_a_common_table_each_have_their_own() {
     let mut four = capabilities();
     four.levels = LevelSet::FOUR;
     four.coherent = false;
+    four.forces_snoop = false;
     bench.run(&Event::UnitReady(UnitIndex(0), three)).unwrap();
     bench.run(&Event::UnitReady(UnitIndex(1), four)).unwrap();
     let (a, b) = (bench.world.entry(0, address(0, 3, 0)), bench.world.entry(1, address(0, 4, 0)));
@@ -221,6 +222,36 @@ fn units_without_a_common_table_each_have_their_own() {
     let first = bench.claim(1, address(0, 3, 0));
     let second = claim_event(1, address(0, 4, 0), Some(first));
     assert_eq!(bench.refused(&second), Refusal::Unsupported);
+}
+
+/// Units that differ in nothing but snoop control share the domains of policy, whose leaves leave snooping to the
+/// devices. An owner's domain makes them snoop where every unit can.
+#[test]
+fn an_owners_domain_makes_devices_snoop_where_every_unit_can() {
+    for (second, expected) in [(true, [false, true]), (false, [false, false])] {
+        let mut bench = Bench::cold(Config::default(), two_units());
+        for function in [endpoint(0, 3, 0), endpoint(0, 4, 0)] {
+            bench.run(&Event::FunctionAdded(function)).unwrap();
+        }
+        assert!(!bench.registry.forces_snoop(), "no unit is up");
+        bench.run(&Event::UnitReady(UnitIndex(0), capabilities())).unwrap();
+        assert!(!bench.registry.forces_snoop(), "one unit may yet be without");
+        let other = UnitCapabilities { forces_snoop: second, ..capabilities() };
+        bench.run(&Event::UnitReady(UnitIndex(1), other)).unwrap();
+        assert_eq!(bench.registry.forces_snoop(), second);
+        let owner = bench.claim(1, address(0, 3, 0));
+        bench.claim_under(1, address(0, 4, 0), Some(owner)).unwrap();
+        let forces = |step: &Step| match step {
+            Step::CreateTable { format, .. } => Some(format.forces_snoop),
+            _ => None,
+        };
+        let made: Vec<_> = bench.world.steps.iter().filter_map(forces).collect();
+        assert_eq!(made, expected, "compat, then the owner's");
+        bench.run(&Event::UnitFailed(UnitIndex(1))).unwrap();
+        assert!(!bench.registry.forces_snoop());
+    }
+    let bench = Bench::new(Config::default(), Firmware::default(), &[endpoint(0, 4, 0)]);
+    assert!(!bench.registry.forces_snoop(), "nothing makes devices snoop without a unit");
 }
 
 #[test]

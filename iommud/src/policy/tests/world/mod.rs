@@ -28,6 +28,7 @@ pub(super) fn capabilities() -> UnitCapabilities {
         levels: LevelSet::THREE | LevelSet::FOUR,
         page_sizes: PageSizes::SIZE_4K | PageSizes::SIZE_2M,
         coherent: true,
+        forces_snoop: true,
         caches_absent: false,
         publishes: true,
         last_tag: 255,

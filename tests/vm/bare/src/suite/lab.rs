@@ -11,7 +11,7 @@ use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::hw::vtd::{SecondStage, VtdUnit};
 use iommud::hw::{Entry, HardwareFault, Unit};
-use iommud::topology::capabilities::{DomainTag, PageSizes};
+use iommud::topology::capabilities::{DomainTag, PageSizes, TableFormat, UnitCapabilities};
 
 use crate::edu::Edu;
 use crate::phys;
@@ -101,16 +101,18 @@ impl Lab {
 
     /// A new space without mappings.
     pub fn space(&mut self, tag: u16) -> Result<Space, String> {
-        let capabilities = self.unit.capabilities();
-        let table =
-            PageTable::new(&mut self.memory, 3, capabilities.page_sizes, capabilities.coherent);
+        let UnitCapabilities { page_sizes, coherent, forces_snoop, .. } = self.unit.capabilities();
+        let format = TableFormat { levels: 3, page_sizes, coherent, forces_snoop };
+        let table = PageTable::new(&mut self.memory, format);
         Ok(Space { tag: DomainTag(tag), table: table.map_err(words)? })
     }
 
     /// As [`Lab::space`], of 4 KiB pages only.
     pub fn small_page_space(&mut self, tag: u16) -> Result<Space, String> {
-        let table =
-            PageTable::new(&mut self.memory, 3, PageSizes::SIZE_4K, false).map_err(words)?;
+        let UnitCapabilities { forces_snoop, .. } = self.unit.capabilities();
+        let page_sizes = PageSizes::SIZE_4K;
+        let format = TableFormat { levels: 3, page_sizes, coherent: false, forces_snoop };
+        let table = PageTable::new(&mut self.memory, format).map_err(words)?;
         Ok(Space { tag: DomainTag(tag), table })
     }
 
