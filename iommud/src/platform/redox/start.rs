@@ -15,9 +15,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::events::Loop;
+use super::kept::Memory;
 use super::interrupt::Vector;
 use super::keeper;
-use super::kept::Memory;
 use super::machine::Machine;
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
@@ -187,8 +187,7 @@ fn serve_units<U: Family>(
         None => log::info!("faults: asked for every {} ms", period.as_millis()),
     }
     log::info!("started: {phases}");
-    let scheme = IommuScheme::new(server);
-    let scheme = if all_known { scheme.after(options.left.clone()) } else { scheme };
+    let scheme = IommuScheme::new(server).after(options.left.clone(), all_known);
     events.run(scheme, vector, announce).map_err(StartError::Loop)
 }
 
