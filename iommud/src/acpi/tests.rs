@@ -142,8 +142,11 @@ fn blocks_of_one_unit_are_merged() {
     assert_eq!(unit.scopes, [io_apic]);
 }
 
+/// Devices and functions from a bus on.
+type Path = Vec<(u8, u8)>;
+
 /// The places and names of devices that are no PCI functions.
-fn named(firmware: &Firmware) -> Vec<(usize, u8, Vec<(u8, u8)>, &str)> {
+fn named(firmware: &Firmware) -> Vec<(usize, u8, Path, &str)> {
     let of = |named: &'_ NamedDevice| (named.unit, named.start_bus, named.path.clone());
     let all = firmware.named.iter();
     all.map(|device| {

@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid, __cpuid_count, _mm_mfence, _mm_sfence};
+use core::arch::x86_64::{__cpuid, __cpuid_count};
+
+use super::order::{_mm_mfence, _mm_sfence};
 
 /// The instruction that writes a line back (Intel SDM volume 2, CLFLUSH, CLFLUSHOPT, CLWB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,11 @@ impl CacheLines {
             unsafe { self.write_back_line(line) };
             done += self.size;
         }
+        self.settle();
+    }
+
+    /// Waits until all lines that were written back are in memory.
+    fn settle(self) {
         if self.instruction == Instruction::Clflush {
             // SAFETY: SSE2 is part of x86-64.
             unsafe { _mm_mfence() }
@@ -78,6 +85,8 @@ impl CacheLines {
     /// # Safety
     /// The address is mapped.
     unsafe fn write_back_line(self, line: *const u8) {
+        #[cfg(test)]
+        super::order::note(super::order::Order::Line(line.addr()));
         match self.instruction {
             // SAFETY: part of x86-64, on a mapped address. The asm block counts as reading and writing
             // memory, so the compiler keeps earlier stores before it.
@@ -121,5 +130,33 @@ mod tests {
             unsafe { detected.write_back(bytes.as_ptr().wrapping_add(start), length) }
         }
         assert_eq!(bytes, copy);
+    }
+
+    /// Whatever is stored after a write-back, to registers too, comes behind a fence that orders the instruction.
+    #[test]
+    fn lines_are_in_memory_when_a_write_back_is_over() {
+        use crate::platform::order::{Order, record};
+
+        #[repr(align(64))]
+        struct Lines([u8; 192]);
+
+        let lines = Lines([0; 192]);
+        let line = |number: usize| Order::Line(lines.0.as_ptr().addr() + 64 * number);
+        let write_back = |with: CacheLines, start: usize, length| {
+            // SAFETY: the range lies in `lines`.
+            record(|| unsafe { with.write_back(lines.0.as_ptr().wrapping_add(start), length) })
+        };
+        let flush = CacheLines { instruction: Instruction::Clflush, size: 64 };
+        assert_eq!(write_back(flush, 60, 5), [line(0), line(1), Order::Full]);
+        assert_eq!(write_back(flush, 64, 128), [line(1), line(2), Order::Full]);
+        let found = CacheLines { size: 64, ..CacheLines::detect() };
+        let last =
+            if found.instruction == Instruction::Clflush { Order::Full } else { Order::Stores };
+        assert_eq!(write_back(found, 0, 64), [line(0), last]);
+        // Also where this processor has none of them.
+        for instruction in [Instruction::Clflushopt, Instruction::Clwb] {
+            let lines = CacheLines { instruction, size: 64 };
+            assert_eq!(record(|| lines.settle()), [Order::Stores], "{instruction:?}");
+        }
     }
 }

@@ -5,9 +5,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use super::cache::CacheLines;
+use super::order::fence;
 
 /// Whose memory a mapping shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ impl Mapping {
     /// Writes 32 bits at `offset`, a multiple of 4; nothing outside.
     pub fn write32(&mut self, offset: usize, value: u32) {
         if let Some(to) = self.place(offset) {
+            #[cfg(test)]
+            super::order::note(super::order::Order::Store(offset));
             // SAFETY: as in `read32`; the mapping is writable and holds no Rust object.
             unsafe { to.write_volatile(value) }
         }
@@ -90,6 +93,8 @@ impl Mapping {
     /// Writes 64 bits at `offset`, a multiple of 8, in one store; nothing outside.
     pub fn write64(&mut self, offset: usize, value: u64) {
         if let Some(to) = self.place(offset) {
+            #[cfg(test)]
+            super::order::note(super::order::Order::Store(offset));
             // SAFETY: as in `write32`.
             unsafe { to.write_volatile(value) }
         }
@@ -319,6 +324,19 @@ mod tests {
         }
         page.clear(4095, 2);
         assert!((0..512).all(|word| page.read64(word * 8) == Some(0)));
+    }
+
+    /// Plain stores are the compiler's to move: not past what is stored after them.
+    #[test]
+    fn what_nobody_sees_yet_is_stored_before_what_shows_it() {
+        use crate::platform::order::{Order, record};
+
+        let mut page = page();
+        let order = record(|| {
+            page.fill64_unseen(0, 512, 1, 4096);
+            page.write64(8, 0);
+        });
+        assert_eq!(order, [Order::Fence(Ordering::Release), Order::Store(8)]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod logger;
 mod mapping;
 #[cfg(target_arch = "x86_64")]
 mod notes;
+#[cfg(target_arch = "x86_64")]
+mod order;
 mod pace;
 #[cfg(target_arch = "x86_64")]
 mod registers;

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use super::mapping::{Mapping, Sharing};
+use super::order::fence;
 use crate::addr::{PAGE_SIZE, PhysRange};
 use crate::hw::RegisterIo;
 
@@ -72,14 +73,31 @@ impl RegisterIo for Registers {
 #[cfg(target_os = "linux")]
 mod tests {
     use super::*;
+    use crate::platform::order::{Order, record};
     use std::os::fd::AsFd;
 
-    #[test]
-    fn outside_reads_ones_and_ignores_writes() {
+    fn registers() -> Registers {
         let file = rustix::fs::memfd_create("registers", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&file, 8192).unwrap();
         let mapping = Mapping::new(file.as_fd(), 0, 8192, Sharing::Shared).unwrap();
-        let mut registers = Registers { mapping, skew: 0x100, length: 0x1000 };
+        Registers { mapping, skew: 0x100, length: 0x1000 }
+    }
+
+    /// What a unit is to read in memory was stored before the register that tells it to.
+    #[test]
+    fn every_store_to_a_register_comes_behind_a_fence() {
+        let mut registers = registers();
+        let order = record(|| {
+            registers.write32(0x18, 1);
+            registers.write64(0x20, 1);
+        });
+        let fence = Order::Fence(Ordering::SeqCst);
+        assert_eq!(order, [fence, Order::Store(0x118), fence, Order::Store(0x120)]);
+    }
+
+    #[test]
+    fn outside_reads_ones_and_ignores_writes() {
+        let mut registers = registers();
         registers.write64(0xff8, 0x1122_3344_5566_7788);
         assert_eq!(registers.read64(0xff8), 0x1122_3344_5566_7788);
         assert_eq!(registers.mapping.read64(0x10f8), Some(0x1122_3344_5566_7788));

@@ -100,6 +100,10 @@ impl UnderTest for Subject {
         !self.config.caches_absent
     }
 
+    fn invalidates_pages(&self) -> bool {
+        true
+    }
+
     fn fault_capacity(&self) -> usize {
         // 16 frames of 16-byte entries, less the one that would make a full log look empty.
         4095

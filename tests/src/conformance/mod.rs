@@ -84,6 +84,9 @@ pub trait UnderTest {
     /// Whether new entries and pages need nothing of the unit to become visible.
     fn shows_new_at_once(&self) -> bool;
 
+    /// Whether the unit can be told to forget some pages of a domain.
+    fn invalidates_pages(&self) -> bool;
+
     /// Fault records that the unit holds before it drops some.
     fn fault_capacity(&self) -> usize;
 

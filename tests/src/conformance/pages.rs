@@ -226,6 +226,58 @@ pub fn a_large_page_can_be_cut<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[]);
 }
 
+/// The test bed itself: an invalidation of a part of a large page leaves the unit with all of it, so that what the next
+/// check finds gone was invalidated as a whole.
+pub fn a_large_page_is_forgotten_only_as_a_whole<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    if !bench.capabilities().page_sizes.contains(PageSizes::SIZE_2M) {
+        return;
+    }
+    bench.machine.set_audit(false);
+    let mut domain = bench.domain(1);
+    bench.map(&mut domain, LARGE, TARGET, LARGE);
+    bench.attach(SOURCES[0], &domain);
+    bench.touch(SOURCES[0], LARGE, PAGE);
+    let mut detached = Detached::new();
+    let hole = range(LARGE + 5 * PAGE, PAGE);
+    domain.pages.unmap(&mut bench.tables, hole, &mut detached).expect("unmap");
+    assert_eq!(
+        detached.around(hole),
+        range(LARGE, LARGE),
+        "what a unit may hold as one translation"
+    );
+    let selective = subject.invalidates_pages();
+    bench.unit.invalidate_pages(&mut bench.tables, domain.tag, hole, true).expect("invalidate");
+    let left = bench.probe(SOURCES[0], LARGE + 5 * PAGE, true);
+    assert_eq!(left, selective.then_some(TARGET + 5 * PAGE), "a mask that covers one page");
+    let whole = detached.around(hole);
+    bench.unit.invalidate_pages(&mut bench.tables, domain.tag, whole, true).expect("invalidate");
+    assert_eq!(bench.probe(SOURCES[0], LARGE + 5 * PAGE, true), None);
+    PageTable::<<T::Unit as Unit>::Format>::release(&mut bench.tables, &mut detached);
+}
+
+/// A page, a run, and an end of each larger size, while the unit has the large page cached.
+pub fn what_is_cut_from_a_large_page_is_forgotten<T: UnderTest>(subject: &T) {
+    let mut bench = Bench::start(subject);
+    let mut domain = bench.domain(1);
+    bench.attach(SOURCES[0], &domain);
+    for size in [LARGE, HUGE] {
+        for (at, length) in [(5 * PAGE, PAGE), (0, 3 * PAGE), (size - PAGE, PAGE), (PAGE, size / 2)]
+        {
+            bench.map(&mut domain, HUGE, TARGET, size);
+            for iova in [HUGE, HUGE + at, HUGE + size - PAGE] {
+                assert_eq!(bench.probe(SOURCES[0], iova, true), Some(TARGET + (iova - HUGE)));
+            }
+            bench.unmap(&mut domain, HUGE + at, length);
+            for iova in [HUGE + at, HUGE + at + length - PAGE] {
+                assert_eq!(bench.probe(SOURCES[0], iova, true), None, "{at:#x} of {size:#x}");
+            }
+            bench.unmap(&mut domain, HUGE, size);
+            bench.expect(SOURCES[0], &[]);
+        }
+    }
+}
+
 /// Pages that were mapped together, which a format may have made one, come out one by one, in any order.
 pub fn a_run_of_pages_can_be_cut<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);

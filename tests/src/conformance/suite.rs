@@ -27,6 +27,8 @@ entries:
                 a_call_costs_one_invalidation,
                 new_pages_show_after_publishing,
                 a_large_page_can_be_cut,
+                a_large_page_is_forgotten_only_as_a_whole,
+                what_is_cut_from_a_large_page_is_forgotten,
                 a_run_of_pages_can_be_cut,
                 rings_wrap,
                 sharers_see_the_same,;

@@ -92,6 +92,10 @@ impl UnderTest for Subject {
         !self.config.caching_mode
     }
 
+    fn invalidates_pages(&self) -> bool {
+        self.config.page_selective
+    }
+
     fn fault_capacity(&self) -> usize {
         usize::from(self.config.fault_records)
     }

@@ -1,4 +1,8 @@
 //! What a unit remembers of page tables. Nothing is ever evicted: what is not invalidated stays.
+//!
+//! An invalidation of pages drops a translation only where its address mask covers all that the entry translates. One of
+//! 2 MiB takes a mask of at least 9 (VT-d 4.1 section 6.5.2.3, "Address Mask"), whatever part of it was unmapped; a unit
+//! that compares the bits above the larger of the two masks, as QEMU's does, drops more, and nobody may count on it.
 
 use super::{Leaf, Upper, Why, below};
 use crate::machine::{Cached, Map};
@@ -62,12 +66,18 @@ impl Caches {
                 (domain, first, last, leaves_only)
             }
         };
-        let stays = |(of, bits, page): &Key| {
+        let range = |(_, bits, page): &Key| {
             let start = page.checked_shl(*bits).unwrap_or(0);
-            let end = start | below(*bits);
-            *of != domain || end < first || start > last
+            (start, start | below(*bits))
         };
-        self.leaves.retain(|key, _| stays(key));
+        let stays = |key: &Key| {
+            let (start, end) = range(key);
+            key.0 != domain || end < first || start > last
+        };
+        self.leaves.retain(|key, _| {
+            let (start, end) = range(key);
+            key.0 != domain || start < first || end > last
+        });
         // An absent entry of an upper level is one of the upper levels', which may be told to stay.
         self.absent.retain(|key, _| stays(key) || leaves_only && key.1 > 12);
         if !leaves_only {

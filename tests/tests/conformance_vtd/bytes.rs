@@ -109,7 +109,7 @@ fn second_level_entries_of(subject: &Subject, snp: u64) {
     bench.map(&mut domain, 0x40_1000, TARGET + 0x1000, 0x1000);
     bench.map(&mut domain, 0x40_2000, TARGET + 0x2000, 0x2000);
     for page in 1..4 {
-        assert_eq!(word(&bench, level1 + 8 * page), 0x1_0000_0003 + (page << 12) | snp);
+        assert_eq!(word(&bench, level1 + 8 * page), (0x1_0000_0003 + (page << 12)) | snp);
     }
     bench.unmap(&mut domain, 0x20_3000, 0x1000);
     assert_eq!(word(&bench, level2 + 8) & 0xfff, 3, "a table, without SNP");

@@ -1,10 +1,12 @@
 //! Frames by the byte: what is answered, what ends a connection, who is held up.
 
+use std::os::fd::OwnedFd;
+
 use iommu_protocol::frame::{EVENT_TAG, HEADER_SIZE, MAX_FRAME, ROOT, Request};
 use iommud::platform::linux::transport::{MOST_CONNECTIONS, WireLog};
 use rustix::net::SendFlags;
 
-use crate::harness::{DEVICES, Raw, pair, server, turn};
+use crate::harness::{DEVICES, Loop, Raw, pair, server, turn};
 
 // The numbers of the protocol, written out: see protocol/src/frame.rs.
 const OPEN: u16 = 1;
@@ -248,4 +250,37 @@ fn users_other_than_0_are_refused() {
         assert_eq!(client.ask(&mut looped, OPEN, ROOT, 0, path.as_bytes()).0, -1, "{path}");
     }
     assert_eq!(client.ask(&mut looped, OPEN, ROOT, 1, b"devices/0000--00--04.0").0, -1);
+}
+
+/// Both ends of a connection that another user than 0 makes: whoever runs the tests, or for user 0 a thread that gives
+/// its rights up.
+fn pair_of_another_user() -> (OwnedFd, OwnedFd) {
+    let other = || {
+        if rustix::process::geteuid().is_root() {
+            let nobody = rustix::process::Uid::from_raw(12345);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        }
+        pair()
+    };
+    std::thread::spawn(other).join().unwrap()
+}
+
+/// Nobody says who he is: the server asks the kernel.
+#[test]
+fn a_peer_is_the_user_whom_the_kernel_saw_connect() {
+    let mut looped = server(WireLog::off());
+    let (ours, theirs) = pair_of_another_user();
+    looped.adopt(theirs).unwrap();
+    let stranger = Raw(ours);
+    let open = |client: &Raw, looped: &mut Loop, path: &str, flags| {
+        client.ask(looped, OPEN, ROOT, flags, path.as_bytes()).0
+    };
+    // EPERM.
+    let denied = -1;
+    let claim = format!("devices/{}", DEVICES[0]);
+    assert_eq!(open(&stranger, &mut looped, "status", 0), denied);
+    assert_eq!(open(&stranger, &mut looped, &claim, 1), denied);
+    let root = Raw::join(&mut looped);
+    assert!(open(&root, &mut looped, "status", 0) >= 0);
+    assert!(open(&root, &mut looped, &claim, 1) >= 0);
 }

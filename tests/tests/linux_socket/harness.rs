@@ -73,6 +73,8 @@ impl PageSource for Pages {
         self.files.remove(page.name());
     }
 
+    fn write_back(&self, _: &Page, _: usize) {}
+
     fn share(&self, page: &Page) -> Option<OwnedFd> {
         self.files.get(page.name())?.try_clone().ok()
     }

@@ -28,7 +28,7 @@ use super::told::{self, Told};
 use super::transport::{Listener, Transport, WireLog};
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
-use crate::hw::Unit;
+use crate::hw::{BufferMemory, Unit};
 use crate::platform::units::{self, AmdVi, Family, Vtd};
 use crate::platform::{Registers, logger};
 use crate::policy::Config;
@@ -240,7 +240,7 @@ fn start<U: Family>(
 
 /// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
 /// not, or is not known, may still translate through the old ones: then they stay, out of every device's reach.
-fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver, all_known: bool) {
+fn give_back<U: Unit, B: BufferMemory>(server: &mut Server<U, B>, left: LeftOver, all_known: bool) {
     let ranges = left.ranges();
     if !(all_known && server.all_units_enabled()) {
         if !ranges.is_empty() {
@@ -259,3 +259,6 @@ fn give_back<U: Unit>(server: &mut LinuxServer<U>, left: LeftOver, all_known: bo
         log::info!("memory of an earlier server given back");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 /// The stream of ChaCha20 (RFC 8439 section 2.3), 16 bytes of each block.
 #[derive(Clone)]
-pub struct Keys {
+pub(super) struct Keys {
     seed: [u32; 8],
     /// Number of the next block.
     next: u64,
@@ -27,7 +27,7 @@ const ROUNDS: [[usize; 4]; 8] = [
 impl Keys {
     /// Keys that follow from `seed` alone.
     #[must_use]
-    pub fn new(seed: [u8; 32]) -> Self {
+    pub(super) fn new(seed: [u8; 32]) -> Self {
         let (words, _) = seed.as_chunks::<4>();
         let mut seed = [0; 8];
         for (place, word) in seed.iter_mut().zip(words) {
@@ -38,7 +38,7 @@ impl Keys {
 
     /// A key that was not given before.
     #[must_use]
-    pub fn make(&mut self) -> [u8; 16] {
+    pub(super) fn make(&mut self) -> [u8; 16] {
         let (low, high) = (self.next & 0xffff_ffff, self.next >> 32);
         self.next = self.next.wrapping_add(1);
         let word = |half| u32::try_from(half).unwrap_or(0);

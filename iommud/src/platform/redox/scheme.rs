@@ -87,11 +87,11 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         }
     }
 
-    /// The scheme after other servers, whose memory units may have used until they were told of this one's. Without
-    /// this no memory of others is ever given up.
+    /// The scheme after other servers, whose memory units may have used until they were told of this one's. That memory
+    /// is never given up unless `all_known`: a unit that the firmware's table does not tell of may still use it.
     #[must_use]
-    pub fn after(self, left: Vec<PhysRange>) -> Self {
-        Self { left: Some(left), ..self }
+    pub fn after(self, left: Vec<PhysRange>, all_known: bool) -> Self {
+        Self { left: all_known.then_some(left), ..self }
     }
 
     /// The scheme with keys to bring buffers with, made from a seed that nobody can guess.
@@ -363,4 +363,4 @@ fn refused(refusal: Refusal) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::platform) mod tests;

@@ -189,7 +189,7 @@ fn serve_units<U: Family>(
     }
     log::info!("started: {phases}");
     let scheme = IommuScheme::new(server).with_keys(seed());
-    let scheme = if all_known { scheme.after(options.left.clone()) } else { scheme };
+    let scheme = scheme.after(options.left.clone(), all_known);
     events.run(scheme, vector, announce).map_err(StartError::Loop)
 }
 

@@ -279,6 +279,24 @@ impl LeftOver {
     }
 }
 
+#[cfg(test)]
+impl LeftOver {
+    /// Server 1 left a file for each of these ranges in a directory of any file system; server 2 finds them.
+    pub(in crate::platform::linux) fn of_files(
+        path: &Path,
+        notes: NotesPage,
+        ranges: &[PhysRange],
+    ) -> Self {
+        let make = |(serial, range): (usize, &PhysRange)| {
+            let name = format!("00000001-{serial:08x}");
+            fs::write(path.join(&name), "").unwrap();
+            File { name, server: 1, range: Some(*range) }
+        };
+        let files = ranges.iter().enumerate().map(make).collect();
+        Self { directory: fs::File::open(path).unwrap().into(), notes, ours: 2, files }
+    }
+}
+
 /// Removes the files of a server that never told a unit of its memory. The pages are the system's when nobody maps
 /// them any more.
 ///
@@ -405,6 +423,27 @@ mod tests {
         let gone = [names[1], names[2]].map(|name| path.join(name).exists());
         fs::remove_dir_all(&path).unwrap();
         assert_eq!((left, gone), ([true; 2], [false; 2]));
+    }
+
+    /// Whoever has a descriptor of a buffer's file loses the memory when the buffer is released, whether the server gets
+    /// the memory back or not. Here it does not: no other file is given a page at that address.
+    #[test]
+    fn a_released_page_is_cut_from_whoever_has_its_file() {
+        let path = std::env::temp_dir().join(format!("iommud-cut-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        let directory = OwnedFd::from(fs::File::open(&path).unwrap());
+        let mut source = HugeDirectory { directory, server: 7, serial: 0 };
+        let (file, name) = source.create().unwrap();
+        ftruncate(&file, HUGE_PAGE).unwrap();
+        let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Shared).unwrap();
+        let page = Page::new(PhysAddr(0x20_0000), mapping, name.clone());
+        let client = fs::File::from(source.share(&page).unwrap());
+        assert_eq!(client.metadata().unwrap().len(), HUGE_PAGE);
+        let renewed = source.renew(page);
+        let left = (client.metadata().unwrap().len(), path.join(&name).exists());
+        drop(renewed);
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!(left, (0, false));
     }
 
     #[test]

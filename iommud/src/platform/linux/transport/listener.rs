@@ -60,3 +60,19 @@ impl Drop for Listener {
         let _ = fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the process's umask is.
+    #[test]
+    fn only_the_owner_may_connect() {
+        let path = std::env::temp_dir().join(format!("iommud-socket-{}", std::process::id()));
+        let listener = Listener::bind(&path).unwrap();
+        let mode = fs::symlink_metadata(&path).unwrap().permissions().mode();
+        drop(listener);
+        assert_eq!(mode & 0o7777, 0o600);
+        assert!(!path.exists());
+    }
+}

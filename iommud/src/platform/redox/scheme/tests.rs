@@ -15,13 +15,13 @@ use crate::hw::radix::{PteFormat, PteSlot};
 use crate::hw::{BufferPool, Constraints, Entry, HardwareFault, MemoryError, UnitError};
 use crate::platform::HugeTables;
 use crate::policy::Config;
-use crate::server::{Startup, TableState};
+use crate::server::{Startup, TableState, UnitStart};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
-use crate::topology::firmware::Firmware;
+use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::{FunctionKind, PciFunction};
 
 /// The unit of a machine that has none.
-struct NoUnit(Infallible);
+pub(in crate::platform) struct NoUnit(Infallible);
 
 impl PteFormat for NoUnit {
     fn leaf(_: PhysAddr, _: Access, _: u8) -> u64 {
@@ -129,6 +129,10 @@ type Scheme = IommuScheme<NoUnit, Buffers>;
 const DEVICE: &str = "/devices/0000--00--04.0";
 
 fn scheme() -> Scheme {
+    scheme_with(Firmware::default(), Vec::new())
+}
+
+fn scheme_with(firmware: Firmware, units: Vec<UnitStart<NoUnit>>) -> Scheme {
     let function = PciFunction {
         address: PciAddress::new(0, 0, 4, 0).unwrap(),
         vendor: 0x1234,
@@ -143,8 +147,8 @@ fn scheme() -> Scheme {
     let server = Server::start(Startup {
         config: Config::default(),
         table: TableState::Absent,
-        firmware: Firmware::default(),
-        units: Vec::new(),
+        firmware,
+        units,
         functions: vec![function],
         ram: Vec::new(),
         own: Vec::new(),
@@ -427,14 +431,39 @@ fn a_session_never_gets_an_open_ones_client() {
     }
 }
 
+fn memory() -> PhysRange {
+    PhysRange::new(PhysAddr(0x20_0000), 0x20_0000).unwrap()
+}
+
+fn ask_for_memory(scheme: &mut Scheme) -> usize {
+    scheme.call(MEMORY, &mut [0; 8], &[GIVE_UP], &caller(0, 0)).unwrap()
+}
+
 #[test]
 fn memory_of_others_goes_only_where_it_may() {
     let who = caller(0, 0);
-    let ask = |scheme: &mut Scheme| scheme.call(MEMORY, &mut [0; 8], &[GIVE_UP], &who).unwrap();
-    let mut unknown = scheme();
-    assert_eq!(ask(&mut unknown), 0, "nobody said that it may ever go");
-    let mut after = scheme().after(vec![PhysRange::new(PhysAddr(0x20_0000), 0x20_0000).unwrap()]);
-    assert_eq!((ask(&mut after), ask(&mut after)), (1, 0));
+    let mut alone = scheme();
+    assert_eq!(ask_for_memory(&mut alone), 0, "nobody said that it may ever go");
+    let mut unknown = scheme().after(vec![memory()], false);
+    assert_eq!(ask_for_memory(&mut unknown), 0, "units may be unknown");
+    let mut after = scheme().after(vec![memory()], true);
+    assert_eq!([ask_for_memory(&mut after), ask_for_memory(&mut after)], [1, 0]);
     assert!(after.munmap(MEMORY, 0, 4096, MunmapFlags::empty(), &who).is_ok());
     after.on_close(MEMORY);
+}
+
+#[test]
+fn memory_of_others_stays_while_a_unit_is_not_enabled() {
+    let description = UnitDescription {
+        kind: UnitKind::Vtd,
+        segment: 0,
+        registers: Ok(PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap()),
+        include_all: true,
+        scopes: Vec::new(),
+        entries: Vec::new(),
+    };
+    let firmware = Firmware { units: vec![description], ..Firmware::default() };
+    let failed = UnitStart::Failed(UnitError::Dead);
+    let mut after = scheme_with(firmware, vec![failed]).after(vec![memory()], true);
+    assert_eq!([ask_for_memory(&mut after), ask_for_memory(&mut after)], [0, 0]);
 }

@@ -5,7 +5,7 @@ use std::vec::Vec;
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
-use super::{claim_event, own_domain, pair, partition, permutations, tree};
+use super::{PAGE, claim_event, own_domain, pair, partition, permutations, tree};
 use crate::policy::tests::world::*;
 use crate::policy::{Binding, Config, Event, UnitIndex};
 use crate::topology::pci::{Buses, FunctionKind};
@@ -50,6 +50,36 @@ fn s20_one_owner_claims_both() {
     bench.run(&Event::Close(first)).unwrap();
     assert_eq!(bench.refused(&claim_event(2, d1.address, None)), Refusal::NotOwner);
     bench.claim_under(1, d1.address, Some(second)).unwrap();
+}
+
+/// Two sessions of one owner have one domain, and each its own mappings in it.
+#[test]
+fn s21_a_mapping_is_ended_by_the_session_that_made_it() {
+    let [d1, d2] = pair();
+    let mut bench = Bench::compat(&[d1, d2]);
+    let first = bench.claim(1, d1.address);
+    let second = bench.claim_under(1, d2.address, Some(first)).unwrap();
+    bench.run(&Event::Attach(first)).unwrap();
+    bench.run(&Event::Attach(second)).unwrap();
+    let (slot, iova, _) = bench.buffer(second, 2);
+    let at = 4 << 30;
+    bench.batch(second, &[fixed(slot, 0, 1, at)]).unwrap();
+    bench.run(&Event::MapList(second, list(slot, &[1, 0], at + 16 * PAGE))).unwrap();
+    let (own, mine, _) = bench.buffer(first, 1);
+    let Binding::Domain(domain) = own_domain(&bench, first) else { panic!("no domain") };
+    let before = bench.world.mapped(domain);
+    let others = [(iova, 2), (at, 1), (at + 16 * PAGE, 2)];
+    for (iova, pages) in others {
+        let theirs = unmap(iova, pages);
+        assert_eq!(bench.refused(&Event::Batch(first, vec![theirs])), Refusal::NotMapped);
+        let both = vec![map(own, 0, 1), theirs];
+        assert_eq!(bench.refused(&Event::Batch(first, both)), Refusal::NotMapped);
+    }
+    assert_eq!(bench.refused(&Event::Batch(second, vec![unmap(mine, 1)])), Refusal::NotMapped);
+    assert_eq!(bench.world.mapped(domain), before);
+    for (iova, pages) in others {
+        bench.batch(second, &[unmap(iova, pages)]).unwrap();
+    }
 }
 
 #[test]

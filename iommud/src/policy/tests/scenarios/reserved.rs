@@ -51,6 +51,35 @@ fn s22_reserved_regions_are_mapped_wherever_the_device_goes() {
     assert_eq!(bench.world.mapped(left), [region]);
 }
 
+/// Firmware's word gives nobody the server's memory, registers of units, or the interrupt window: neither under policy
+/// nor in the domain of an owner.
+#[test]
+fn s22_a_region_is_honoured_without_what_nobody_may_have() {
+    let device = address(0, 4, 0);
+    for (first, pages, parts) in [
+        (OWN - PAGE, 3, &[(OWN - PAGE, OWN - 1)][..]),
+        // The registers of unit 0 are the page at 0xfed9_0000.
+        (0xfed8_f000, 3, &[(0xfed8_f000, 0xfed8_ffff), (0xfed9_1000, 0xfed9_1fff)]),
+        (0xfedf_f000, 0x102, &[(0xfedf_f000, 0xfedf_ffff), (0xfef0_0000, 0xfef0_0fff)]),
+        (OWN + PAGE, 2, &[]),
+        (0xfed9_0000, 1, &[]),
+        (0xfee0_0000, 0x100, &[]),
+    ] {
+        let mut firmware = one_unit();
+        reserve(&mut firmware, 4, first, pages * PAGE);
+        let mut bench = Bench::new(strict(), firmware, &[endpoint(0, 4, 0)]);
+        let expected: Vec<_> = parts.iter().map(|(first, last)| (*first, *last, *first)).collect();
+        match bench.world.entry(0, device) {
+            Binding::Domain(domain) => assert_eq!(bench.world.mapped(domain), expected),
+            other => assert_eq!((other, parts.len()), (Binding::Blocked, 0), "{first:#x}"),
+        }
+        let session = bench.claim(1, device);
+        bench.run(&Event::Attach(session)).unwrap();
+        let Binding::Domain(own) = own_domain(&bench, session) else { panic!("no domain") };
+        assert_eq!(bench.world.mapped(own), expected, "{first:#x}");
+    }
+}
+
 #[test]
 fn s22_a_region_leaves_with_its_device() {
     let mut firmware = one_unit();
