@@ -88,9 +88,7 @@ impl Piece {
 /// What is in `to` and not the same in `from` (to be entered), and what is in `from` and not the same in `to`
 /// (to be removed). Pieces may overlap: their accesses add up.
 ///
-/// The result is cut wherever a piece begins or ends, and nothing is joined. So what is entered for some regions is
-/// mapped by leaves that lie in all of a region or in none of it, and taking a region out splits no leaf: the end of a
-/// device needs no memory.
+/// The result is cut wherever a piece begins or ends, and nothing is joined: where pieces are cut, leaves end.
 pub(super) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece>) {
     let mut cuts: Vec<u64> = Vec::new();
     for piece in from.iter().chain(to) {

@@ -144,9 +144,10 @@ fn a_session_that_leaves_its_owner_needs_no_memory() {
     each(Mode::Strict, &reserved, |stack| {
         let [first, second, ..] = devices();
         let caller = Caller { client: ClientId(1), uid: 0 };
-        let stays = stack.claim(1, second).unwrap();
-        let path = format!("devices/{first}");
-        let leaves = stack.server.open(caller, Some(stays), &path, true).unwrap();
+        // The wide region is mapped before anybody needs a part of it.
+        let leaves = stack.claim(1, first).unwrap();
+        let path = format!("devices/{second}");
+        let stays = stack.server.open(caller, Some(leaves), &path, true).unwrap();
         stack.attach(stays).unwrap();
         stack.attach(leaves).unwrap();
         assert_eq!(reach(stack, second), [identity(wide)]);

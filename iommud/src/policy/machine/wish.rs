@@ -39,9 +39,29 @@ impl Machine {
             for (first, last) in self.forbidden.within(range.first().0, range.last().0) {
                 left.remove(first, last);
             }
-            pieces.extend(left.iter().filter_map(|part| Piece::of_region(part, region)));
+            let parts = left.iter().flat_map(|part| self.cut_at_regions(part));
+            pieces.extend(parts.filter_map(|part| Piece::of_region(part, region)));
         }
         pieces
+    }
+
+    /// A range, cut wherever any region of firmware's begins or ends. No leaf crosses a cut, so that a region is taken
+    /// out of a domain without a leaf being split, which would need a table: the end of a device needs no memory.
+    fn cut_at_regions(&self, (first, last): (u64, u64)) -> Vec<(u64, u64)> {
+        let regions = self.firmware.reserved.iter().map(|region| region.range.page_aligned());
+        let ends = regions.flat_map(|range| [Some(range.first().0), range.last().0.checked_add(1)]);
+        let mut cuts: Vec<u64> =
+            ends.flatten().filter(|cut| first < *cut && *cut <= last).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut parts = Vec::with_capacity(cuts.len() + 1);
+        let mut from = first;
+        for cut in cuts {
+            parts.push((from, cut - 1));
+            from = cut;
+        }
+        parts.push((from, last));
+        parts
     }
 
     /// The regions that firmware names for a function, and whether they are excluded from all use.
