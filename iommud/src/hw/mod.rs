@@ -13,4 +13,4 @@ pub mod vtd;
 pub(crate) mod testing;
 
 pub use seams::{BufferMemory, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory};
-pub use unit::{Entry, HardwareFault, Unit, UnitError};
+pub use unit::{Entry, HardwareFault, Survey, Unit, UnitError};
