@@ -15,7 +15,7 @@ use crate::hw::radix::{PteFormat, PteSlot};
 use crate::hw::{Constraints, Entry, HardwareFault, MemoryError, UnitError};
 use crate::platform::HugeTables;
 use crate::policy::Config;
-use crate::server::{Startup, TableState};
+use crate::server::{Budget, Startup, TableState};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::{FunctionKind, PciFunction};
@@ -146,6 +146,7 @@ fn scheme() -> Scheme {
         left: Vec::new(),
         memory: HugeTables::new([]),
         buffers: Buffers::default(),
+        budget: Budget::default(),
     }))
 }
 
