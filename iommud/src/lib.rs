@@ -4,6 +4,7 @@
 //! main -> platform -> server -> engine -> hw -> seams (RegisterIo, TableMemory, Clock)
 //!                     server, engine -> policy -> protocol ids, topology
 //!                     acpi -> topology
+//!            platform -> sizing -> policy, hw: how much memory all of it needs
 //! ```
 //!
 //! Data moves one way: bytes -> operation -> event -> plan -> unit -> outcome -> commit or abort -> reply.
@@ -19,6 +20,7 @@ pub mod engine;
 pub mod hw;
 pub mod policy;
 pub mod server;
+pub mod sizing;
 pub mod topology;
 
 #[cfg(feature = "std")]

@@ -15,4 +15,4 @@ pub(crate) mod testing;
 pub use seams::{
     BufferMemory, BufferPool, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory,
 };
-pub use unit::{Entry, HardwareFault, Unit, UnitError};
+pub use unit::{Entry, HardwareFault, Survey, Unit, UnitError};

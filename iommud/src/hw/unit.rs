@@ -82,6 +82,19 @@ impl core::fmt::Display for UnitError {
     }
 }
 
+/// What a unit is, as far as reading its registers tells. Nothing was changed for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// What it can do.
+    pub capabilities: UnitCapabilities,
+    /// Whether `capabilities.coherent` is known. Some units have to be asked for coherent reads before it shows.
+    pub coherence_known: bool,
+    /// Runs of table frames that bring-up takes, in its order, each aligned to its size.
+    pub runs: &'static [usize],
+    /// Each bus with an entry takes one frame more, when its first entry is written.
+    pub frame_per_bus: bool,
+}
+
 /// A fault as a unit reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HardwareFault {

@@ -14,6 +14,8 @@ mod pace;
 #[cfg(target_arch = "x86_64")]
 mod registers;
 #[cfg(target_arch = "x86_64")]
+mod sizing;
+#[cfg(target_arch = "x86_64")]
 mod tables;
 #[cfg(target_arch = "x86_64")]
 mod units;
@@ -30,5 +32,7 @@ pub use mapping::{Mapping, Sharing};
 pub use notes::NotesPage;
 #[cfg(target_arch = "x86_64")]
 pub use registers::Registers;
+#[cfg(target_arch = "x86_64")]
+pub use sizing::{Amount, Order};
 #[cfg(target_arch = "x86_64")]
 pub use tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};

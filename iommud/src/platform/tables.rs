@@ -76,6 +76,12 @@ impl HugeTables {
         }
     }
 
+    /// Bytes of all pages.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.pages.iter().map(|_| HUGE_PAGE).sum()
+    }
+
     /// The page of a frame, and the frame's number in it.
     #[inline(always)]
     fn find(&self, frame: PhysAddr) -> Option<(usize, usize)> {
@@ -146,6 +152,27 @@ impl HugeTables {
         }
         Err(MemoryError::Exhausted)
     }
+
+    /// `count` frames that follow each other and were all taken back, or never handed out: a unit that comes late
+    /// finds room between the tables of others.
+    #[cold]
+    fn gathered_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
+        if !count.is_power_of_two() || count > FRAMES {
+            return Err(MemoryError::Exhausted);
+        }
+        let found = self.pages.iter().enumerate().find_map(|(index, page)| {
+            let unused = |run: &&[Frame]| run.iter().all(|frame| !frame.used);
+            let at = page.frames.chunks_exact(count).position(|run| unused(&run))?;
+            Some((index, at * count))
+        });
+        let (index, first) = found.ok_or(MemoryError::Exhausted)?;
+        let page = self.pages.get_mut(index).ok_or(MemoryError::Exhausted)?;
+        page.fresh = page.fresh.max(first + count);
+        let run = page.address(first).zip(page.address(first + count - 1));
+        let (from, to) = run.ok_or(MemoryError::Exhausted)?;
+        self.free.retain(|frame| *frame < from || *frame > to);
+        self.hand_out(index, first, count).ok_or(MemoryError::Exhausted)
+    }
 }
 
 impl TablePage {
@@ -169,7 +196,7 @@ impl TableMemory for HugeTables {
     }
 
     fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
-        let first = self.fresh_run(count)?;
+        let first = self.fresh_run(count).or_else(|_| self.gathered_run(count))?;
         Ok(self.cleaned(first, count))
     }
 
@@ -332,6 +359,61 @@ mod tests {
         assert!(rest.contains(&PhysAddr(LOW + 4096)));
         for bad in [0, 3, 1024] {
             assert_eq!(tables.allocate_run(bad), Err(MemoryError::Exhausted));
+        }
+    }
+
+    /// Every frame was in use, and all but one come back: runs are found between what is left, and no frame is
+    /// handed out twice.
+    #[test]
+    fn runs_are_gathered_from_frames_that_came_back() {
+        let mut tables = tables();
+        let frames: Vec<_> = std::iter::from_fn(|| tables.allocate().ok()).collect();
+        assert_eq!(tables.allocate_run(2), Err(MemoryError::Exhausted));
+        let kept = PhysAddr(LOW + 16 * 4096);
+        for frame in frames.iter().rev().filter(|frame| **frame != kept) {
+            tables.store(*frame, 7, 7);
+            tables.free(*frame, false);
+        }
+        assert_eq!(tables.allocate_run(512), Ok(PhysAddr(HIGH)));
+        assert_eq!(tables.allocate_run(512), Err(MemoryError::Exhausted));
+        assert_eq!(tables.allocate_run(256), Ok(PhysAddr(LOW + 256 * 4096)));
+        assert_eq!(tables.allocate_run(16), Ok(PhysAddr(LOW)));
+        assert_eq!(tables.allocate_run(16), Ok(PhysAddr(LOW + 32 * 4096)));
+        assert!((0..512).all(|word| tables.load(PhysAddr(LOW), word) == 0));
+        let rest: std::collections::BTreeSet<_> =
+            std::iter::from_fn(|| tables.allocate().ok()).map(|frame| frame.0).collect();
+        assert_eq!(rest.len(), 256 - 16 - 16 - 1);
+        assert!(rest.iter().all(|frame| (LOW + 17 * 4096..LOW + 256 * 4096).contains(frame)));
+        assert_eq!(tables.frames_in_use(), 1024);
+    }
+
+    /// Units of AMD-Vi take their runs one after the other, and all the rest goes to tables of one frame.
+    #[test]
+    fn the_pages_that_are_said_to_be_needed_hold_all_runs() {
+        for units in 1..12 {
+            let runs = [512, 1, 1, 1, 16, 16];
+            let single = 40 * units + 3;
+            let need = crate::sizing::Need {
+                runs: runs.into_iter().filter(|run| *run > 1).collect(),
+                base_frames: 547 * units + single,
+                ..crate::sizing::Need::default()
+            };
+            let pages = need.least_table_bytes() / HUGE_PAGE;
+            let mut source = FakePages::default();
+            let mut page = |index: u64| {
+                let phys = LOW + index * 3 * HUGE_PAGE;
+                (PhysAddr(phys), source.page(phys).into_mapping())
+            };
+            let mut tables = HugeTables::new((0..pages).map(&mut page));
+            for run in (0..units).flat_map(|_| runs) {
+                let first = tables.allocate_run(run).unwrap();
+                assert!(first.is_aligned(run as u64 * 4096), "{units} units, run of {run}");
+            }
+            for _ in 0..single {
+                tables.allocate().unwrap();
+            }
+            let frames = tables.frames_in_use() as u64;
+            assert!(pages * 512 - frames < 1024, "{units} units: {frames} of {pages} pages");
         }
     }
 

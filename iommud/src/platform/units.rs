@@ -10,10 +10,10 @@ use crate::acpi;
 use crate::addr::PhysRange;
 use crate::hw::amdvi::{AmdUnit, Capability};
 use crate::hw::vtd::VtdUnit;
-use crate::hw::{Unit, UnitError};
-use crate::server::{TableState, UnitStart};
+use crate::hw::{Survey, Unit, UnitError};
+use crate::server::{Budget, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
-use crate::topology::pci::ConfigSpace;
+use crate::topology::pci::{ConfigSpace, PciFunction};
 
 /// Reads the table with a signature; `None` when the firmware has none.
 pub(super) type ReadTable = fn(&str) -> io::Result<Option<Vec<u8>>>;
@@ -47,6 +47,14 @@ fn read_table(
 
 /// A family of units.
 pub(super) trait Family: Unit<Memory = HugeTables> + Sized {
+    /// Reads what a unit is, as bringing it up will find it. Changes nothing.
+    fn survey<S: ConfigSpace>(
+        registers: Registers,
+        firmware: &Firmware,
+        space: &mut S,
+        description: &UnitDescription,
+    ) -> Result<Survey, UnitError>;
+
     /// Brings a unit up as far as taking entries; one that translates goes on doing so.
     fn start<S: ConfigSpace>(
         registers: Registers,
@@ -61,39 +69,94 @@ pub(super) struct Surroundings<'a, S> {
     pub(super) space: &'a mut S,
     pub(super) tables: &'a mut HugeTables,
     pub(super) map: MapRegisters,
+    pub(super) budget: &'a Budget,
+}
+
+/// What memory is sized by, besides the units themselves.
+#[derive(Clone, Copy)]
+pub(super) struct Machine<'a> {
+    pub(super) firmware: &'a Firmware,
+    pub(super) ram: &'a [PhysRange],
+    pub(super) functions: &'a [PciFunction],
+}
+
+/// What each unit is; `None` where that cannot be read.
+pub(super) fn surveys<U: Family, S: ConfigSpace>(
+    firmware: &Firmware,
+    space: &mut S,
+    map: MapRegisters,
+) -> Vec<Option<Survey>> {
+    let mut survey = |unit: &UnitDescription| {
+        let registers = map(unit.registers.ok()?).ok()?;
+        U::survey(registers, firmware, space, unit).ok()
+    };
+    firmware.units.iter().map(&mut survey).collect()
 }
 
 /// VT-d.
 pub(super) type Vtd = VtdUnit<Registers, MonotonicClock, HugeTables>;
 
 impl Family for Vtd {
+    fn survey<S: ConfigSpace>(
+        registers: Registers,
+        firmware: &Firmware,
+        _space: &mut S,
+        description: &UnitDescription,
+    ) -> Result<Survey, UnitError> {
+        let UnitKind::Vtd = description.kind else { return Err(OTHER_FAMILY) };
+        Self::survey(registers, MonotonicClock::new(), host_bits(firmware))
+    }
+
     fn start<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
         description: &UnitDescription,
     ) -> Result<Self, UnitError> {
         let UnitKind::Vtd = description.kind else { return Err(OTHER_FAMILY) };
-        let bits = around.firmware.host_address_width.unwrap_or(u8::MAX);
+        let bits = host_bits(around.firmware);
         Self::bring_up(registers, MonotonicClock::new(), around.tables, bits)
     }
+}
+
+/// The width of physical addresses in bits; as wide as can be where the table does not say.
+fn host_bits(firmware: &Firmware) -> u8 {
+    firmware.host_address_width.unwrap_or(u8::MAX)
 }
 
 /// AMD-Vi.
 pub(super) type AmdVi = AmdUnit<Registers, MonotonicClock, HugeTables>;
 
 impl Family for AmdVi {
+    fn survey<S: ConfigSpace>(
+        registers: Registers,
+        _firmware: &Firmware,
+        space: &mut S,
+        description: &UnitDescription,
+    ) -> Result<Survey, UnitError> {
+        let block = block(space, description)?;
+        Self::survey(registers, MonotonicClock::new(), description, block)
+    }
+
     fn start<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
         description: &UnitDescription,
     ) -> Result<Self, UnitError> {
-        let UnitKind::AmdVi { function, capability, .. } = description.kind else {
-            return Err(OTHER_FAMILY);
-        };
-        let address = PciAddress { segment: description.segment, requester: function };
-        let block = Capability::read(around.space, address, capability);
+        let block = block(around.space, description)?;
         Self::bring_up(registers, MonotonicClock::new(), around.tables, description, block)
     }
+}
+
+/// The capability block of a unit's function, if that answers.
+fn block<S: ConfigSpace>(
+    space: &mut S,
+    description: &UnitDescription,
+) -> Result<Option<Capability>, UnitError> {
+    let UnitKind::AmdVi { function, capability, .. } = description.kind else {
+        return Err(OTHER_FAMILY);
+    };
+    let address = PciAddress { segment: description.segment, requester: function };
+    Ok(Capability::read(space, address, capability))
 }
 
 /// No table describes units of both families.
@@ -122,7 +185,7 @@ pub(super) fn bring_up<U: Family, S: ConfigSpace>(
             UnitStart::Ready(unit)
         }
         Err(error) => {
-            log::error!("unit {index}: failed({error})");
+            log::error!("unit {index}: failed({})", around.budget.reason(index, &error));
             UnitStart::Failed(error)
         }
     }

@@ -11,6 +11,7 @@ use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
 use crate::policy::{
     ChangePlan, Config, Decided, Event, Outcome, Plan, Refused, Registry, UnitIndex,
 };
+use crate::server::budget::Budget;
 use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
 use crate::server::endings::Endings;
@@ -49,6 +50,8 @@ pub struct Startup<U: Unit, B: BufferMemory> {
     pub memory: U::Memory,
     /// Where buffers live.
     pub buffers: B,
+    /// How much of both there is, and who needs it.
+    pub budget: Budget,
 }
 
 /// The firmware's table.
@@ -110,6 +113,7 @@ pub(super) struct Machine {
     pub(super) table: TableState,
     pub(super) anomalies: Vec<String>,
     pub(super) units: Vec<UnitStatus>,
+    pub(super) budget: Budget,
 }
 
 impl Machine {
@@ -120,6 +124,11 @@ impl Machine {
     fn has_failed(&self, unit: UnitIndex) -> bool {
         let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get(index));
         matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
+    }
+
+    /// What a unit needs that has not come up for lack of memory.
+    fn shortage(&self, unit: UnitIndex) -> Option<String> {
+        self.budget.shortage(usize::try_from(unit.0).ok()?)
     }
 
     fn set(&mut self, unit: UnitIndex, state: UnitState) {
@@ -163,12 +172,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// policy says, until an owner attaches and detaches them.
     pub fn start_after(startup: Startup<U, B>, driven: Driven) -> Self {
         let quotas = startup.config.quotas;
-        let Startup { config, table, firmware, units, functions, ram, own, left, memory, buffers } =
-            startup;
+        let Startup { config, table, firmware, units, functions, ram, own, left, .. } = startup;
+        let Startup { memory, buffers, budget, .. } = startup;
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
         let registry = Registry::new(config, firmware, &ram, &own);
-        let (engine, states) = sort_out(units, memory);
+        let (engine, states) = sort_out(units, memory, &budget);
         let units = descriptions
             .into_iter()
             .zip(states)
@@ -185,7 +194,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             buffers,
             handles: Handles::new(quotas.handles),
             faults: Faults::new(quotas.faults),
-            machine: Machine { table, anomalies, units },
+            machine: Machine { table, anomalies, units, budget },
             driven,
             waiting: Waiting::default(),
             counts: Counts::default(),
@@ -247,7 +256,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     fn not_enabled(&mut self, unit: UnitIndex, refusal: Refusal) {
         if !self.machine.has_failed(unit) {
-            self.fail(unit, refusal.to_string());
+            let reason = self.machine.shortage(unit).filter(|_| refusal == Refusal::NoMemory);
+            self.fail(unit, reason.unwrap_or_else(|| refusal.to_string()));
         }
     }
 
@@ -408,17 +418,22 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 }
 
 /// Splits the units that are up from what is known of all of them.
-fn sort_out<U: Unit>(units: Vec<UnitStart<U>>, memory: U::Memory) -> (Engine<U>, Vec<UnitState>) {
+fn sort_out<U: Unit>(
+    units: Vec<UnitStart<U>>,
+    memory: U::Memory,
+    budget: &Budget,
+) -> (Engine<U>, Vec<UnitState>) {
     let mut engine = Engine::new(memory);
     let states = units
         .into_iter()
         .zip(0..)
-        .map(|(unit, index)| match unit {
+        .enumerate()
+        .map(|(number, (unit, index))| match unit {
             UnitStart::Ready(unit) => {
                 engine.install(UnitIndex(index), unit);
                 UnitState::Parsed
             }
-            UnitStart::Failed(error) => UnitState::Failed(error.to_string()),
+            UnitStart::Failed(error) => UnitState::Failed(budget.reason(number, &error)),
             UnitStart::Unusable(defect) => UnitState::Failed(defect.to_string()),
             UnitStart::Off => UnitState::Parsed,
         })

@@ -4,6 +4,7 @@
 //! [`Event`], policy makes a plan of it, the engine runs the plan, and the outcome is committed or aborted
 //! before the method returns.
 
+mod budget;
 mod call;
 mod decode;
 mod driven;
@@ -16,6 +17,7 @@ mod storm;
 mod text;
 mod waiting;
 
+pub use budget::Budget;
 pub use driven::{Driven, Notes};
 pub use handles::Handle;
 pub use machine::{Startup, TableState, UnitStart, UnitState};

@@ -2,8 +2,8 @@
 
 use iommu_protocol::ids::RequesterId;
 use iommud::addr::{PhysAddr, PhysRange};
-use iommud::hw::UnitError;
 use iommud::hw::amdvi::{AmdUnit, Capability};
+use iommud::hw::{Survey, UnitError};
 use iommud::topology::firmware::{EntryRange, UnitDescription, UnitKind};
 
 use super::{Inherited, UnderTest};
@@ -28,6 +28,15 @@ pub struct Subject {
     pub flags: u8,
 }
 
+impl Subject {
+    /// The capability block of a unit.
+    fn block(&self, unit: usize) -> Capability {
+        let base = REGISTERS + u64::try_from(unit).unwrap() * LENGTH;
+        let [header, low, high, sizes] = self.config.block(base);
+        Capability::new(header, low, high, sizes)
+    }
+}
+
 impl UnderTest for Subject {
     type Unit = AmdUnit<Registers, SoftClock, Tables>;
 
@@ -42,18 +51,21 @@ impl UnderTest for Subject {
         Amdvi::add(machine, self.config.clone())
     }
 
+    fn survey(&self, machine: &Machine, unit: usize) -> Result<Survey, UnitError> {
+        let description = self.describe(unit, None);
+        let (registers, block) = (machine.registers(unit), Some(self.block(unit)));
+        Self::Unit::survey(registers, machine.clock(), &description, block)
+    }
+
     fn bring_up(
         &self,
         machine: &Machine,
         unit: usize,
         tables: &mut Tables,
     ) -> Result<Self::Unit, UnitError> {
-        let index = u64::try_from(unit).unwrap();
-        let [header, low, high, sizes] = self.config.block(REGISTERS + index * LENGTH);
-        let block = Capability::new(header, low, high, sizes);
         let description = self.describe(unit, None);
-        let registers = machine.registers(unit);
-        AmdUnit::bring_up(registers, machine.clock(), tables, &description, Some(block))
+        let (registers, block) = (machine.registers(unit), Some(self.block(unit)));
+        AmdUnit::bring_up(registers, machine.clock(), tables, &description, block)
     }
 
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription {

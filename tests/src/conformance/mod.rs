@@ -27,7 +27,7 @@ use iommu_protocol::RequesterId;
 use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::radix::{Detached, PageTable};
-use iommud::hw::{Entry, Unit, UnitError};
+use iommud::hw::{Entry, Survey, Unit, UnitError};
 use iommud::topology::capabilities::{DomainTag, LevelSet, TableFormat, UnitCapabilities};
 use iommud::topology::firmware::UnitDescription;
 
@@ -59,6 +59,12 @@ pub trait UnderTest {
 
     /// Adds the software unit to a machine and gives its number.
     fn add(&self, machine: &Machine) -> usize;
+
+    /// Reads what the unit is, before it is brought up.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn survey(&self, machine: &Machine, unit: usize) -> Result<Survey, UnitError>;
 
     /// Brings the unit up as far as taking entries; [`Unit::enable`] comes later.
     ///

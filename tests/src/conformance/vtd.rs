@@ -2,8 +2,8 @@
 
 use iommu_protocol::ids::RequesterId;
 use iommud::addr::{PhysAddr, PhysRange};
-use iommud::hw::UnitError;
 use iommud::hw::vtd::VtdUnit;
+use iommud::hw::{Survey, UnitError};
 use iommud::topology::firmware::{DeviceScope, ScopeKind, UnitDescription, UnitKind};
 
 use super::{Inherited, UnderTest};
@@ -46,6 +46,11 @@ impl UnderTest for Subject {
 
     fn add(&self, machine: &Machine) -> usize {
         Vtd::add(machine, self.config.clone())
+    }
+
+    fn survey(&self, machine: &Machine, unit: usize) -> Result<Survey, UnitError> {
+        let bits = u8::try_from(self.config.host_width).unwrap();
+        Self::Unit::survey(machine.registers(unit), machine.clock(), bits)
     }
 
     fn bring_up(

@@ -50,6 +50,9 @@ impl Pool {
 
     fn run(&mut self, count: usize) -> Result<u64, MemoryError> {
         let bytes = u64::try_from(count).map_err(|_| MemoryError::Exhausted)? * FRAME;
+        if let Some(start) = self.gathered(bytes) {
+            return Ok(start);
+        }
         let start = self.next.next_multiple_of(bytes);
         if self.end - self.next.min(self.end) < bytes || start > self.end - bytes {
             return Err(MemoryError::Exhausted);
@@ -57,6 +60,18 @@ impl Pool {
         self.free.extend((self.next..start).step_by(4096));
         self.next = start + bytes;
         Ok(start)
+    }
+}
+
+impl Pool {
+    /// An aligned run of frames that were skipped or given back: the alignment of long runs wastes none.
+    fn gathered(&mut self, bytes: u64) -> Option<u64> {
+        let frames = |start: u64| (start..start + bytes).step_by(4096);
+        let whole = |start: u64| frames(start).all(|frame| self.free.contains(&frame));
+        let aligned = self.free.iter().copied().filter(|start| start.is_multiple_of(bytes));
+        let start = aligned.filter(|start| whole(*start)).min()?;
+        self.free.retain(|frame| !(start..start + bytes).contains(frame));
+        Some(start)
     }
 }
 

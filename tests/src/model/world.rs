@@ -8,7 +8,7 @@ use iommu_protocol::wire::Operation;
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::vtd::VtdUnit;
 use iommud::policy::Config as Policy;
-use iommud::server::{Handle, Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Handle, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
 
 use super::DEVICES;
@@ -107,6 +107,7 @@ impl World {
             left: Vec::new(),
             memory: tables,
             buffers: memory.clone(),
+            budget: Budget::default(),
         });
         assert_eq!(DEVICES.len(), 3);
         Self {

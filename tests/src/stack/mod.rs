@@ -13,7 +13,7 @@ use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::UnitError;
 use iommud::policy::{Config, UnitIndex};
-use iommud::server::{Driven, Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Driven, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, NamedDevice, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 
@@ -189,6 +189,7 @@ impl<T: UnderTest> Stack<T> {
             left: ranges(&setup.left),
             memory,
             buffers: machine.buffers(),
+            budget: Budget::default(),
         };
         Server::start_after(startup, Driven::new(notes.noted(), Box::new(notes.clone())))
     }

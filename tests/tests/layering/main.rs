@@ -17,6 +17,7 @@ use source::{File, files};
 /// ```text
 /// drivers/* -> drivers/client -> protocol <- server
 /// main -> platform -> server -> engine -> hw -> seams
+/// platform -> sizing -> policy, hw
 /// server, engine -> policy        policy -> protocol, topology, addr        acpi -> topology
 /// ```
 const LAW: &[(&str, &[&str])] = &[
@@ -68,6 +69,19 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::policy",
             "iommud::hw",
             "iommud::engine",
+        ],
+    ),
+    // How much memory is taken at start: policy decided without hardware, frames counted.
+    (
+        "iommud::sizing",
+        &[
+            "core",
+            "alloc",
+            "iommu_protocol",
+            "iommud::addr",
+            "iommud::topology",
+            "iommud::policy",
+            "iommud::hw",
         ],
     ),
     // The administrator's command, with feature `std`: reads tables and texts, never a unit.

@@ -10,7 +10,7 @@ use iommud::hw::vtd::VtdUnit;
 use iommud::platform::linux::memory::{HugeBuffers, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};
 use iommud::policy::Config;
-use iommud::server::{Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use iommud_tests::machine::{Machine, Registers, SoftClock, Tables};
 use iommud_tests::vtd::{self, Vtd};
@@ -56,6 +56,7 @@ fn confined(left: Vec<PhysRange>) -> (Machine, Confined) {
         left,
         memory,
         buffers,
+        budget: Budget::default(),
     });
     (machine, Transport::new(server, WireLog::off()).unwrap())
 }

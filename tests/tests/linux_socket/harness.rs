@@ -18,9 +18,9 @@ use iommud::hw::radix::{PteFormat, PteSlot};
 use iommud::hw::{Entry, HardwareFault, Unit, UnitError};
 use iommud::platform::linux::memory::{DirectoryError, HugeBuffers, Page, PageSource, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};
-use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
+use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Order, Sharing};
 use iommud::policy::Config;
-use iommud::server::{Server, Startup, TableState};
+use iommud::server::{Budget, Server, Startup, TableState};
 use iommud::topology::capabilities::{DomainTag, UnitCapabilities};
 use iommud::topology::firmware::Firmware;
 use iommud::topology::pci::{FunctionKind, PciFunction};
@@ -153,7 +153,7 @@ pub(crate) type Loop = Transport<NoUnit, HugeBuffers<Pages>>;
 
 /// A server without clients or units.
 pub(crate) fn server(wire: WireLog) -> Loop {
-    let Taken { tables, buffers, ranges } = take();
+    let Taken { tables, buffers, ranges, .. } = take();
     let server = Server::start(Startup {
         config: Config::default(),
         table: TableState::Absent,
@@ -165,13 +165,16 @@ pub(crate) fn server(wire: WireLog) -> Loop {
         left: Vec::new(),
         memory: tables,
         buffers,
+        budget: Budget::default(),
     });
     Transport::new(server, wire).unwrap()
 }
 
 /// The memory of the machine.
 pub(crate) fn take() -> Taken<Pages> {
-    Taken::take(Pages::default(), PAGES * HUGE_PAGE).unwrap()
+    let tables = PAGES.div_ceil(4);
+    let order = Order::exactly(tables * HUGE_PAGE, (PAGES - tables) * HUGE_PAGE);
+    Taken::take(Pages::default(), &order).unwrap()
 }
 
 /// The devices of the machine.

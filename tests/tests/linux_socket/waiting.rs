@@ -8,7 +8,7 @@ use iommu_protocol::frame::{ROOT, Request};
 use iommud::platform::linux::memory::{HugeBuffers, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};
 use iommud::policy::{Config, UnitIndex};
-use iommud::server::{Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::Firmware;
 use iommud_tests::conformance::{UnderTest, vtd};
 use iommud_tests::machine::{Layout, Machine};
@@ -43,6 +43,7 @@ fn late() -> (Loop, Machine, vtd::Subject) {
         left: Vec::new(),
         memory: machine.tables(),
         buffers,
+        budget: Budget::default(),
     });
     (Transport::new(server, WireLog::off()).unwrap(), machine, subject)
 }

@@ -10,14 +10,15 @@ use super::device::DeviceTable;
 use super::log::Log;
 use super::port::Port;
 use super::spec::ADDRESS_BITS;
-use super::spec::capability::{Features, HeaderFlags, host_levels};
+use super::spec::capability::{Features, HeaderFlags};
 use super::spec::command;
 use super::spec::registers::{self, Control, Status};
+use super::survey::{NOT_AMD_VI, capabilities, identify, supported_levels};
 use super::unit::{AmdUnit, State};
 use crate::addr::PhysAddr;
 use crate::hw::seams::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
-use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+use crate::topology::capabilities::DomainTag;
 use crate::topology::firmware::{UnitDescription, UnitKind};
 
 /// Where a unit was told that its device table, command ring and logs are (48882 section 3.4.1). Of whoever
@@ -66,12 +67,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         description: &UnitDescription,
         capability: Option<Capability>,
     ) -> Result<Self, UnitError> {
-        let UnitKind::AmdVi { function, flags, features, .. } = description.kind else {
-            return Err(UnitError::Unsupported { what: "not an AMD-Vi unit" });
+        let UnitKind::AmdVi { function, flags, .. } = description.kind else {
+            return Err(NOT_AMD_VI);
         };
-        check_registers(description, capability)?;
-        let mut port = open(registers, clock, capability)?;
-        let features = read_features(&mut port, features, capability)?;
+        let (mut port, features) = identify(registers, clock, description, capability)?;
         let levels = supported_levels(features)?;
         let on = port.control.contains(Control::ENABLE);
         let coherent = make_coherent(&mut port, on);
@@ -200,88 +199,6 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         commands.execute(port, memory, (0..=u16::MAX).map(command::invalidate_device))?;
         let domains = (0..=u16::MAX).map(|tag| super::command::whole_domain(DomainTag(tag)));
         commands.execute(port, memory, domains)
-    }
-}
-
-/// The unit's registers.
-///
-/// # Errors
-/// `Dead`; `Unsupported` when firmware says that it did not enable them, and they do not answer. (QEMU's answer all
-/// the same.)
-fn open<R: RegisterIo, C: Clock>(
-    registers: R,
-    clock: C,
-    capability: Option<Capability>,
-) -> Result<Port<R, C>, UnitError> {
-    let enabled = capability.is_none_or(|block| block.enabled());
-    Port::open(registers, clock).map_err(|error| match error {
-        UnitError::Dead if !enabled => {
-            UnitError::Unsupported { what: "firmware did not enable the unit's registers" }
-        }
-        error => error,
-    })
-}
-
-/// What the unit can do, where its capability block says nothing: what every unit can that has four levels.
-fn capabilities(
-    levels: LevelSet,
-    coherent: bool,
-    capability: Option<Capability>,
-) -> UnitCapabilities {
-    // Unknown is taken for yes: one invalidation too many does no harm.
-    let caches_absent = capability.is_none_or(|block| block.caches_absent());
-    UnitCapabilities {
-        levels,
-        page_sizes: PageSizes::all(),
-        coherent,
-        forces_snoop: true,
-        caches_absent,
-        publishes: caches_absent,
-        last_tag: u16::MAX,
-        pass_through: true,
-        physical_bits: capability.and_then(|block| block.physical_bits()).unwrap_or(52),
-        iova_bits: capability.and_then(|block| block.virtual_bits()).unwrap_or(48),
-        deepens: true,
-    }
-}
-
-/// The registers that firmware's table and the capability block name must be the same.
-fn check_registers(
-    description: &UnitDescription,
-    capability: Option<Capability>,
-) -> Result<(), UnitError> {
-    match capability {
-        Some(block) if Some(block.base()) != description.base() => Err(UnitError::Unsupported {
-            what: "firmware table and unit disagree on its registers",
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The extended features: the register where there is one, else none. Firmware's copy tells that there is
-/// a register, too.
-fn read_features<R: RegisterIo, C: Clock>(
-    port: &mut Port<R, C>,
-    firmware: Option<u64>,
-    capability: Option<Capability>,
-) -> Result<Features, UnitError> {
-    let exists = capability.map_or(firmware.is_some(), |block| block.extended());
-    if !exists {
-        return Ok(Features::empty());
-    }
-    match port.read(registers::EXTENDED_FEATURES) {
-        u64::MAX => Err(UnitError::Dead),
-        features => Ok(Features::from_bits_retain(features)),
-    }
-}
-
-fn supported_levels(features: Features) -> Result<LevelSet, UnitError> {
-    let basic = LevelSet::THREE | LevelSet::FOUR;
-    match host_levels(features.bits()) {
-        0 => Ok(basic),
-        1 => Ok(basic | LevelSet::FIVE),
-        2 => Ok(LevelSet::all()),
-        _ => Err(UnitError::Unsupported { what: "the unit has no page tables for DMA" }),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::hw::unit::UnitError;
 use crate::topology::capabilities::DomainTag;
 
 /// Frames of the ring, and the log2 of its entries.
-const FRAMES: usize = 1;
+pub(super) const FRAMES: usize = 1;
 const LENGTH: u8 = 8;
 
 /// Entries that stay free: 0x20 bytes (48882 section 2.4, for units that read one command ahead).

@@ -26,8 +26,9 @@ use crate::hw::seams::{MemoryError, TableMemory};
 use crate::hw::unit::Entry;
 use crate::topology::firmware::EntryRange;
 
-/// Frames of the table.
-const FRAMES: usize = 512;
+/// Frames of the table: all requester ids. QEMU does not look at the size that the unit is told
+/// (`amdvi_get_dte`), so an id behind the end of a shorter table would get whatever memory follows for its entry.
+pub(super) const FRAMES: usize = 512;
 
 /// Entries in a frame.
 const PER_FRAME: usize = 128;

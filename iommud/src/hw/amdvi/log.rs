@@ -9,7 +9,7 @@ use crate::hw::seams::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
 /// Frames of a log, and the log2 of its entries: 4096. One DMA of a kilobyte that is blocked can fill 256.
-const FRAMES: usize = 16;
+pub(super) const FRAMES: usize = 16;
 const LENGTH: u8 = 12;
 
 /// How long an entry may stay unwritten after the unit has announced it.

@@ -24,6 +24,7 @@ mod format;
 mod log;
 mod port;
 mod spec;
+mod survey;
 mod unit;
 
 #[cfg(test)]
@@ -34,4 +35,5 @@ mod tests;
 pub use bringup::addresses_told;
 pub use capability::Capability;
 pub use format::AmdFormat;
+pub use survey::RUNS;
 pub use unit::AmdUnit;

@@ -16,26 +16,19 @@ use core::marker::PhantomData;
 
 use super::port::Port;
 use super::queue::Queue;
-use super::spec::capability::{Capability, ExtendedCapability};
 use super::spec::descriptor;
 use super::spec::register::{
-    CAPABILITY, COMPLETION_CONTROL, EXTENDED_CAPABILITY, FAULT_CONTROL, FAULT_LOG, INTERRUPT_MASK,
-    IO_RIGHTS, QUEUE, QUEUE_ADDRESS, QUEUE_HEAD, QUEUE_TAIL, ROOT_TABLE, SET_ROOT, TABLE_MODE,
-    TRANSLATION, VERSION,
+    COMPLETION_CONTROL, FAULT_CONTROL, FAULT_LOG, INTERRUPT_MASK, QUEUE, QUEUE_ADDRESS, QUEUE_HEAD,
+    QUEUE_TAIL, ROOT_TABLE, SET_ROOT, TABLE_MODE, TRANSLATION,
 };
+use super::survey::{Identity, identify, usable_host_bits};
 use super::unit::{Phase, VtdUnit};
 use crate::addr::PhysAddr;
 use crate::hw::seams::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
-/// Levels 3, 4 and 5 in SAGAW.
-const USABLE_WIDTHS: u8 = 0b1110;
-
 /// Addresses in registers: bits 63:12.
 const ADDRESS: u64 = !0xfff;
-
-/// The widest physical address that tables can hold.
-const MOST_HOST_BITS: u8 = 52;
 
 /// Where a unit was told that its root table and its queue are (sections 11.4.5 and 11.4.9.3). Of
 /// whoever owned it last; whether it uses them is not looked at.
@@ -60,15 +53,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         host_bits: u8,
     ) -> Result<Self, UnitError> {
         let mut port = Port { registers, clock };
-        let version = port.registers.read32(VERSION);
-        let capability = Capability(port.registers.read64(CAPABILITY));
-        let extended = ExtendedCapability(port.registers.read64(EXTENDED_CAPABILITY));
-        if version == u32::MAX || capability.0 == u64::MAX || extended.0 == u64::MAX {
-            return Err(UnitError::Dead);
-        }
-        let status = port.status()?;
-        let old_root = port.registers.read64(ROOT_TABLE);
-        check(capability, extended, status, old_root)?;
+        let Identity { version, capability, extended, old_root } = identify(&mut port)?;
         let root = memory.allocate_run(1)?;
         let queue = Queue::allocate(memory)?;
         let mut unit = Self {
@@ -77,7 +62,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             version,
             capability,
             extended,
-            host_bits: host_bits.min(MOST_HOST_BITS),
+            host_bits: usable_host_bits(host_bits),
             root,
             phase: Phase::Preparing,
             root_changed: false,
@@ -161,27 +146,4 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         self.port.registers.write64(ROOT_TABLE, root.0);
         self.port.switch_on(SET_ROOT, "the root table to be taken")
     }
-}
-
-/// Refuses what cannot be driven.
-fn check(
-    capability: Capability,
-    extended: ExtendedCapability,
-    status: u32,
-    old_root: u64,
-) -> Result<(), UnitError> {
-    if !extended.queued_invalidation() {
-        return Err(UnitError::Unsupported { what: "queued invalidation (ECAP.QI)" });
-    }
-    if capability.widths() & USABLE_WIDTHS == 0 {
-        return Err(UnitError::Unsupported {
-            what: "second-stage tables of 3 to 5 levels (SAGAW)",
-        });
-    }
-    // Section 11.4.5: the mode of a unit that translates may change only with ESRTPS.
-    let other_mode = old_root & (TABLE_MODE | IO_RIGHTS) != 0;
-    if status & TRANSLATION != 0 && other_mode && !capability.enhanced_root() {
-        return Err(UnitError::Unsupported { what: "taking over from scalable mode (ESRTPS)" });
-    }
-    Ok(())
 }

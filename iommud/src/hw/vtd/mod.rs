@@ -16,6 +16,7 @@ mod fault;
 mod port;
 mod queue;
 mod spec;
+mod survey;
 mod unit;
 
 #[cfg(test)]
@@ -25,4 +26,5 @@ mod tests;
 
 pub use bringup::addresses_told;
 pub use spec::SecondStage;
+pub use survey::RUNS;
 pub use unit::VtdUnit;

@@ -18,10 +18,11 @@ use super::spec::SecondStage;
 use super::spec::capability::{Capability, ExtendedCapability};
 use super::spec::descriptor::{self, Descriptor, Drain};
 use super::spec::entry;
+use super::survey;
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::hw::seams::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
-use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 
 /// Whether hardware walks this unit object's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,15 +68,11 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     }
 
     fn highest_tag(&self) -> u16 {
-        u16::try_from((1u32 << self.capability.domain_bits()) - 1).unwrap_or(u16::MAX)
+        survey::highest_tag(self.capability)
     }
 
     fn levels(&self) -> LevelSet {
-        let mut levels = LevelSet::empty();
-        levels.set(LevelSet::THREE, self.capability.widths() & 1 << 1 != 0);
-        levels.set(LevelSet::FOUR, self.capability.widths() & 1 << 2 != 0);
-        levels.set(LevelSet::FIVE, self.capability.widths() & 1 << 3 != 0);
-        levels
+        survey::levels(self.capability)
     }
 
     /// The words of a context entry.
@@ -219,23 +216,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     type Format = SecondStage;
 
     fn capabilities(&self) -> UnitCapabilities {
-        let mut page_sizes = PageSizes::SIZE_4K;
-        page_sizes.set(PageSizes::SIZE_2M, self.capability.large_pages() & 1 != 0);
-        page_sizes.set(PageSizes::SIZE_1G, self.capability.large_pages() & 2 != 0);
-        UnitCapabilities {
-            levels: self.levels(),
-            page_sizes,
-            coherent: self.extended.coherent(),
-            forces_snoop: self.extended.snoop_control(),
-            caches_absent: self.capability.caching_mode(),
-            publishes: self.capability.caching_mode() || self.capability.write_buffer(),
-            last_tag: self.highest_tag(),
-            pass_through: self.extended.pass_through(),
-            physical_bits: self.host_bits,
-            iova_bits: self.capability.address_bits(),
-            // Depth and root lie in the two words of a context entry.
-            deepens: false,
-        }
+        survey::capabilities(self.capability, self.extended, self.host_bits)
     }
 
     fn write_entry(

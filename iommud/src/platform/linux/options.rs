@@ -12,8 +12,9 @@ usage: iommud [options]
 
   --policy FILE      policy of unclaimed devices and limits of clients (TOML);
                      without it: compat for every device
-  --memory BYTES     memory for tables and buffers, taken at start; K, M and G
-                     are understood (default 64M)
+  --tables MIB       memory for tables, taken at start; without it as much as
+                     the machine needs
+  --buffers MIB      memory for buffers; without it a part of the machine's
   --memory-dir DIR   where its huge pages are kept: a directory in a hugetlbfs
                      with pages of 2 MiB (default /dev/hugepages/iommud)
   --socket PATH      where clients connect (default /run/iommu.sock)
@@ -34,8 +35,10 @@ exit: 0 ended by a signal, 1 could not run, 2 usage";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) policy: Option<PathBuf>,
-    /// In bytes.
-    pub(super) memory: u64,
+    /// In MiB; as much as the machine needs without a word.
+    pub(super) tables: Option<u32>,
+    /// In MiB; a part of the machine's without a word.
+    pub(super) buffers: Option<u32>,
     pub(super) memory_dir: PathBuf,
     pub(super) socket: PathBuf,
     pub(super) wire_log: Option<PathBuf>,
@@ -59,7 +62,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             policy: None,
-            memory: 64 << 20,
+            tables: None,
+            buffers: None,
             memory_dir: "/dev/hugepages/iommud".into(),
             socket: "/run/iommu.sock".into(),
             wire_log: None,
@@ -84,7 +88,8 @@ impl Options {
         while let Some(word) = parser.next()? {
             match word {
                 Long("policy") => options.policy = Some(parser.value()?.into()),
-                Long("memory") => options.memory = parser.value()?.parse_with(parse_bytes)?,
+                Long("tables") => options.tables = Some(parser.value()?.parse()?),
+                Long("buffers") => options.buffers = Some(parser.value()?.parse()?),
                 Long("memory-dir") => options.memory_dir = parser.value()?.into(),
                 Long("socket") => options.socket = parser.value()?.into(),
                 Long("wire-log") => options.wire_log = Some(parser.value()?.into()),
@@ -99,18 +104,6 @@ impl Options {
     }
 }
 
-/// A number of bytes with an optional K, M or G.
-fn parse_bytes(text: &str) -> Result<u64, &'static str> {
-    let (digits, unit) = match text.split_at_checked(text.len().saturating_sub(1)) {
-        Some((digits, "K")) => (digits, 1 << 10),
-        Some((digits, "M")) => (digits, 1 << 20),
-        Some((digits, "G")) => (digits, 1 << 30),
-        _ => (text, 1),
-    };
-    let bytes = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit));
-    bytes.filter(|bytes| *bytes > 0).ok_or("not a number of bytes")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,11 +115,12 @@ mod tests {
     #[test]
     fn every_option_has_its_place() {
         assert_eq!(parse("").unwrap(), Some(Options::default()));
-        let all = "--policy p --memory 3M --memory-dir d --socket=s --wire-log w";
+        let all = "--policy p --tables 3 --buffers 40 --memory-dir d --socket=s --wire-log w";
         let words: Vec<OsString> = all.split(' ').map(OsString::from).collect();
         let expected = Options {
             policy: Some("p".into()),
-            memory: 3 << 20,
+            tables: Some(3),
+            buffers: Some(40),
             memory_dir: "d".into(),
             socket: "s".into(),
             wire_log: Some("w".into()),
@@ -134,24 +128,15 @@ mod tests {
             words,
         };
         assert_eq!(parse(all).unwrap(), Some(expected));
-        let keeper = parse("--memory 3M --keep").unwrap().unwrap();
+        let keeper = parse("--tables 3 --keep").unwrap().unwrap();
         assert_eq!(
             (keeper.role, keeper.words),
-            (Role::Keeper, vec!["--memory".into(), "3M".into()])
+            (Role::Keeper, vec!["--tables".into(), "3".into()])
         );
         assert_eq!(parse("--kept-by 7").unwrap().unwrap().role, Role::Kept(7));
         assert_eq!(parse("--help").unwrap(), None);
-        for bad in ["x", "--memory", "--what", "--memory 1T", "--memory 0", "--memory -1"] {
+        for bad in ["x", "--tables", "--what", "--tables 1M", "--buffers x", "--buffers -1"] {
             assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn bytes_are_exact() {
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        assert_eq!(parse_bytes("2G"), Ok(0x8000_0000));
-        for bad in ["", "K", "1.5M", "18446744073709551616", "17179869184G"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! From the command line to the loop, in the one order that leaves no device unconfined for an instant.
 //!
 //! ```text
-//! signals blocked -> policy file, memory map, functions and table read
+//! signals blocked -> policy file, memory map, functions and table read; units looked at: how much memory they need
 //!  -> leftovers of earlier servers found; those that no unit can be using given back; memory taken
 //!  -> note that units may use this server's tables
 //!  -> every unit brought up: queues run, translation as it was found
@@ -30,9 +30,10 @@ use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
 use crate::hw::{BufferMemory, Unit};
 use crate::platform::units::{self, AmdVi, Family, Vtd};
-use crate::platform::{Registers, logger};
+use crate::platform::{Order, Registers, logger, sizing};
 use crate::policy::Config;
-use crate::server::{Driven, Server, Startup, TableState};
+use crate::server::{Budget, Driven, Server, Startup, TableState};
+use crate::sizing::Need;
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
@@ -142,9 +143,14 @@ fn serve<U: Told>(
     }
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
     let (any_unit, ours) = (any_unit(&machine.firmware), directory.server());
-    let mut memory = Taken::take(directory, options.memory).map_err(StartError::Memory)?;
+    let mut machine = machine;
+    let need = machine.need::<U>(&config, &left.ranges());
+    let order = Order::new(&need, options.tables, options.buffers);
+    let mut memory = Taken::take(directory, &order).map_err(StartError::Memory)?;
     memory.ranges.push(page);
-    let server = start::<U>(config, machine, memory, left, notes).map_err(StartError::Memory)?;
+    let budget = sizing::budget(&need, memory.tables.bytes(), memory.buffer_bytes);
+    let server =
+        start::<U>(config, machine, memory, budget, left, notes).map_err(StartError::Memory)?;
     let mut transport = Transport::new(server, wire).map_err(StartError::Loop)?;
     transport.stop_on(stop).map_err(StartError::Loop)?;
     let listener = Listener::bind(&options.socket)
@@ -195,17 +201,25 @@ impl Machine {
         let (table, firmware) = units::firmware(tables::read);
         Ok(Self { ram, space, functions, table, firmware })
     }
+
+    /// How much memory the machine needs. Registers of units are read.
+    fn need<U: Family>(&mut self, config: &Config, left: &[PhysRange]) -> Need {
+        let Self { ram, space, functions, firmware, .. } = self;
+        let surveys = units::surveys::<U, _>(firmware, space, Registers::map);
+        sizing::need(&units::Machine { firmware, ram, functions }, &surveys, config, left)
+    }
 }
 
 fn start<U: Family>(
     config: Config,
     machine: Machine,
     memory: Taken<HugeDirectory>,
+    budget: Budget,
     mut left: LeftOver,
     notes: NotesPage,
 ) -> Result<LinuxServer<U>, DirectoryError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
-    let Taken { mut tables, buffers, ranges } = memory;
+    let Taken { mut tables, buffers, ranges, .. } = memory;
     if any_unit(&firmware) {
         left.note_ours()?;
     }
@@ -216,6 +230,7 @@ fn start<U: Family>(
         space: &mut space,
         tables: &mut tables,
         map: Registers::map,
+        budget: &budget,
     };
     let descriptions = firmware.units.iter().enumerate();
     let units =
@@ -232,6 +247,7 @@ fn start<U: Family>(
         left: left.ranges(),
         memory: tables,
         buffers,
+        budget,
     };
     let mut server = Server::start_after(startup, driven);
     give_back(&mut server, left, all_known);

@@ -20,18 +20,22 @@ use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use crate::platform::cache::CacheLines;
-use crate::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
+use crate::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Order, Sharing};
 
 /// Bytes of a chunk of buffer memory: the most the kernel gives in one piece.
 const CHUNK: usize = 4 << 20;
 
-/// The part of free memory that may be taken. A process that takes the last frame stops the kernel.
-const SHARE_OF_FREE: u64 = 4;
+/// The parts of free memory that may be taken for tables, which units cannot do without, and for buffers. A process
+/// that takes the last frame stops the kernel.
+const PART_FOR_TABLES: u64 = 4;
+const PART_FOR_BUFFERS: u64 = 8;
 
 /// All memory of the server.
 pub(super) struct Taken {
     pub(super) tables: HugeTables,
     pub(super) buffers: Buffers,
+    /// Bytes of buffers.
+    pub(super) buffer_bytes: u64,
     /// Where it is.
     pub(super) ranges: Vec<PhysRange>,
     /// A page for what the next server is to know.
@@ -82,34 +86,41 @@ pub(super) fn amounts() -> io::Result<(u64, u64)> {
     Ok((bytes(found.f_blocks), bytes(found.f_bavail)))
 }
 
-/// Takes `tables` and `buffers` bytes, rounded up to chunks; less when that is more than a quarter of what
-/// is free.
+/// Takes what is wanted, rounded up to chunks; less when that is more than may be taken of what is free, or when
+/// there are no more chunks.
 ///
 /// # Errors
 /// The memory scheme does not answer, or gives no chunk at all.
-pub(super) fn take(tables: u64, buffers: u64) -> io::Result<Taken> {
+pub(super) fn take(order: &Order) -> io::Result<Taken> {
     let (_, free) = amounts()?;
-    let limit = free / SHARE_OF_FREE;
+    let wanted = order.tables.wanted.min(free / PART_FOR_TABLES);
     let contiguous = File::open("/scheme/memory/zeroed@wb?phys_contiguous")?;
     let translation = Translation::open()?;
     let mut ranges = Vec::new();
     let (mut pages, mut pieces) = (Vec::new(), Vec::new());
-    for _ in 0..tables.min(limit / 2).div_ceil(HUGE_PAGE).max(1) {
-        let page = Mapping::new(contiguous.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Private)?;
+    for _ in 0..wanted.div_ceil(HUGE_PAGE).max(1) {
+        let page = match Mapping::new(contiguous.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Private) {
+            Ok(page) => page,
+            Err(error) if pages.is_empty() => return Err(error),
+            // Units that find no room say how much would do.
+            Err(_) => break,
+        };
         let range = translation.range(page.base(), HUGE_PAGE_LENGTH)?;
         ranges.push(range);
         pieces.push(piece(&page));
         pages.push((range.first(), page));
     }
-    let chunks = usize::try_from(buffers.min(limit / 2)).unwrap_or(0).div_ceil(CHUNK).max(1);
+    let wanted = order.buffers.wanted.min(free / PART_FOR_BUFFERS);
+    let chunks = usize::try_from(wanted).unwrap_or(0).div_ceil(CHUNK).max(1);
     let (region, chunks) = Region::take(&contiguous, &translation, chunks)?;
     ranges.extend(&chunks);
     pieces.push(Piece { address: region.base.addr().get(), length: region.length });
     let notes = Mapping::new(contiguous.as_fd(), 0, PAGE, Sharing::Private)?;
     ranges.push(translation.range(notes.base(), PAGE)?);
     pieces.push(piece(&notes));
+    let buffer_bytes = chunks.iter().map(|chunk| chunk.length()).sum();
     let buffers = Buffers { region, pool: Pool::new(&chunks) };
-    Ok(Taken { tables: HugeTables::new(pages), buffers, ranges, notes, pieces })
+    Ok(Taken { tables: HugeTables::new(pages), buffers, buffer_bytes, ranges, notes, pieces })
 }
 
 fn piece(mapping: &Mapping) -> Piece {

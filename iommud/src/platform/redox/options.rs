@@ -15,8 +15,9 @@ usage: iommud [options]
 
   --policy FILE      policy of unclaimed devices and limits of clients (TOML);
                      without it: compat for every device
-  --tables MIB       memory for tables, taken at start (default 4)
-  --buffers MIB      memory for buffers, taken at start (default 8)
+  --tables MIB       memory for tables, taken at start; without it as much as
+                     the machine needs
+  --buffers MIB      memory for buffers; without it a part of the machine's
   --keep             start a server that is held: when it dies its memory stays out
                      of everybody's hands, and the next one takes the units over
   --oneshot          register the scheme and go on in the background: for a unit
@@ -29,10 +30,10 @@ exit: 0 stopped, 1 could not run, 2 usage";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) policy: Option<PathBuf>,
-    /// In MiB.
-    pub(super) tables: u32,
-    /// In MiB.
-    pub(super) buffers: u32,
+    /// In MiB; as much as the machine needs without a word.
+    pub(super) tables: Option<u32>,
+    /// In MiB; a part of the machine's without a word.
+    pub(super) buffers: Option<u32>,
     pub(super) oneshot: bool,
     pub(super) keep: bool,
     /// Set by a keeper: memory of dead servers.
@@ -49,13 +50,13 @@ impl Options {
     pub(super) fn parse(
         words: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {
-        let mut options = Self { tables: 4, buffers: 8, ..Self::default() };
+        let mut options = Self::default();
         let mut parser = lexopt::Parser::from_args(words);
         while let Some(word) = parser.next()? {
             match word {
                 Long("policy") => options.policy = Some(parser.value()?.into()),
-                Long("tables") => options.tables = parser.value()?.parse()?,
-                Long("buffers") => options.buffers = parser.value()?.parse()?,
+                Long("tables") => options.tables = Some(parser.value()?.parse()?),
+                Long("buffers") => options.buffers = Some(parser.value()?.parse()?),
                 Long("oneshot") => options.oneshot = true,
                 Long("keep") => options.keep = true,
                 Long("help") => return Ok(None),

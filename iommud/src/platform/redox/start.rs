@@ -1,7 +1,7 @@
 //! From the command line to the loop.
 //!
 //! ```text
-//! policy file, functions, table read -> memory taken -> socket, timer, queue opened
+//! policy file, functions, table read -> units looked at -> memory that they need taken -> socket, timer, queue opened
 //!  -> the keeper, if there is one, has the memory held
 //!  -> every unit brought up
 //!  -> Server::start: every function under its group's policy, then translation on, unit by unit
@@ -28,9 +28,9 @@ use super::scheme::IommuScheme;
 use crate::config::{self, ConfigError};
 use crate::platform::notes::NotesPage;
 use crate::platform::units::{self, AmdVi, Family, Surroundings, Vtd};
-use crate::platform::{Mapping, logger};
+use crate::platform::{Mapping, Order, logger, sizing};
 use crate::policy::Config;
-use crate::server::{Driven, Notes, Server, Startup, TableState};
+use crate::server::{Budget, Driven, Notes, Server, Startup, TableState};
 use crate::topology::firmware::{Firmware, UnitKind};
 
 /// How often units are asked for faults.
@@ -38,8 +38,6 @@ const PERIOD: Duration = Duration::from_millis(10);
 
 /// How often the loop wakes when there is no unit.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
-
-const MIB: u64 = 1 << 20;
 
 /// Why the server does not run.
 enum StartError {
@@ -119,29 +117,41 @@ fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
     let mut phases = Phases::new();
     let config = policy(options)?;
     let machine = Machine::read(&mut phases).map_err(StartError::Machine)?;
-    let mib = |number| u64::from(number) * MIB;
-    let taken = memory::take(mib(options.tables), mib(options.buffers));
-    let taken = taken.map_err(StartError::Memory)?;
-    phases.end("memory");
     match machine.table {
         TableState::Parsed("IVRS") => {
-            serve_units::<AmdVi>(options, config, machine, taken, announce, phases)
+            serve_units::<AmdVi>(options, config, machine, announce, phases)
         }
-        _ => serve_units::<Vtd>(options, config, machine, taken, announce, phases),
+        _ => serve_units::<Vtd>(options, config, machine, announce, phases),
     }
+}
+
+/// Takes as much memory as the machine needs, or the command line says. Registers of units are read.
+fn take<U: Family>(
+    options: &Options,
+    config: &Config,
+    machine: &mut Machine,
+) -> io::Result<(Taken, Budget)> {
+    let Machine { ram, space, functions, firmware, .. } = machine;
+    let surveys = units::surveys::<U, _>(firmware, space, super::registers);
+    let machine = units::Machine { firmware, ram, functions };
+    let need = sizing::need(&machine, &surveys, config, &options.left);
+    let taken = memory::take(&Order::new(&need, options.tables, options.buffers))?;
+    let budget = sizing::budget(&need, taken.tables.bytes(), taken.buffer_bytes);
+    Ok((taken, budget))
 }
 
 /// Serves a machine whose units, if any, are of one family.
 fn serve_units<U: Family>(
     options: &Options,
     config: Config,
-    machine: Machine,
-    taken: Taken,
+    mut machine: Machine,
     announce: Announce,
     mut phases: Phases,
 ) -> Result<(), StartError> {
+    let taken = take::<U>(options, &config, &mut machine).map_err(StartError::Memory)?;
+    phases.end("memory");
     let Machine { ram, mut space, functions, table, firmware } = machine;
-    let Taken { mut tables, buffers, ranges, notes, pieces } = taken;
+    let (Taken { mut tables, buffers, ranges, notes, pieces, .. }, budget) = taken;
     let period = if firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
     let mut events = Loop::open(period).map_err(StartError::Files)?;
     let driven = driven(options, notes);
@@ -154,6 +164,7 @@ fn serve_units<U: Family>(
         space: &mut space,
         tables: &mut tables,
         map: super::registers,
+        budget: &budget,
     };
     let descriptions = firmware.units.iter().enumerate();
     let units = descriptions
@@ -175,6 +186,7 @@ fn serve_units<U: Family>(
             left: options.left.clone(),
             memory: tables,
             buffers,
+            budget,
         },
         driven,
     );

@@ -9,8 +9,8 @@ use iommu_protocol::wire::{AllocateResult, ReplyHeader, Wire};
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::platform::linux::memory::{DirectoryError, HugeBuffers, Page, PageSource, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};
-use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, Mapping, Sharing};
-use iommud::server::{Server, Startup, TableState, UnitStart};
+use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, Mapping, Order, Sharing};
+use iommud::server::{Budget, Server, Startup, TableState, UnitStart};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -55,8 +55,10 @@ pub type Loop = Transport<Counting, HugeBuffers<Pages>>;
 
 /// The server behind these sockets.
 pub fn start(sockets: Vec<OwnedFd>) -> Loop {
-    let taken = Taken::take(Pages::default(), 4 * u64::from(CLIENTS) / 2 * HUGE_PAGE);
-    let Taken { tables, buffers, ranges } = taken.unwrap_or_else(|error| panic!("{error:?}"));
+    // Two pages a driver, a quarter of them for tables.
+    let tables = u64::from(CLIENTS) / 2 * HUGE_PAGE;
+    let taken = Taken::take(Pages::default(), &Order::exactly(tables, 3 * tables));
+    let Taken { tables, buffers, ranges, .. } = taken.unwrap_or_else(|error| panic!("{error:?}"));
     let server: Server<Counting, HugeBuffers<Pages>> = Server::start(Startup {
         config: config(),
         table: TableState::Parsed("DMAR"),
@@ -68,6 +70,7 @@ pub fn start(sockets: Vec<OwnedFd>) -> Loop {
         left: Vec::new(),
         memory: tables,
         buffers,
+        budget: Budget::default(),
     });
     let mut transport = Transport::new(server, WireLog::off()).expect("epoll");
     for socket in sockets {

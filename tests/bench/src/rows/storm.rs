@@ -8,7 +8,7 @@ use iommu_protocol::wire::{Empty, Operation, ReplyHeader};
 use iommud::addr::{Iova, PhysAddr, PhysRange};
 use iommud::hw::HardwareFault;
 use iommud::policy::ClientId;
-use iommud::server::{Caller, Handle, Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Caller, Handle, Server, Startup, TableState, UnitStart};
 use iommud_tests::stack::request;
 
 use crate::machine::{Buffers, Counting, Shared, config, firmware, function, tables};
@@ -52,6 +52,7 @@ impl Bench {
             left: Vec::new(),
             memory: tables(2),
             buffers: Buffers::default(),
+            budget: Budget::default(),
         });
         let mut claim = |number| {
             let path = format!("devices/{}", function(number).address);

@@ -10,8 +10,9 @@ use crate::memory::{HUGE_MOUNT, ServerMemory};
 use crate::process::{Process, until};
 use crate::unit::Registers;
 
-/// Memory of the server: small, since every server takes all of it anew.
-const MEMORY: &str = "16M";
+/// Memory of the server in MiB: small, since every server takes all of it anew.
+const TABLES: &str = "4";
+const BUFFERS: &str = "12";
 
 /// Huge pages of a server that serves: its memory, and the notes.
 pub(crate) const SERVER_PAGES: usize = 9;
@@ -29,8 +30,17 @@ impl Kept {
     pub(crate) fn start() -> Result<Self> {
         let policy = "/tmp/kept.toml";
         std::fs::write(policy, "default = \"compat\"\n")?;
-        let arguments =
-            ["--keep", "--memory-dir", DIRECTORY, "--memory", MEMORY, "--policy", policy];
+        let arguments = [
+            "--keep",
+            "--memory-dir",
+            DIRECTORY,
+            "--tables",
+            TABLES,
+            "--buffers",
+            BUFFERS,
+            "--policy",
+            policy,
+        ];
         let kept = Self { keeper: Process::start("/bin/iommud", &arguments, None)? };
         kept.serves()?;
         Ok(kept)

@@ -13,8 +13,8 @@ use crate::process::{Process, until};
 
 const SOCKET: &str = "/run/iommu.sock";
 
-/// Memory of the server.
-const MEMORY: &str = "128M";
+/// Memory of the server for buffers, in MiB. For tables it takes what the machine needs.
+const BUFFERS: &str = "96";
 
 /// A running iommud.
 pub(crate) struct Server {
@@ -33,8 +33,8 @@ impl Server {
             &directory,
             "--socket",
             SOCKET,
-            "--memory",
-            MEMORY,
+            "--buffers",
+            BUFFERS,
             "--policy",
             &policy_file,
         ];

@@ -33,6 +33,7 @@ pub use pagemap::PagemapError;
 pub use pin::Pin;
 
 use crate::addr::{PhysAddr, PhysRange};
+use crate::platform::Order;
 use crate::platform::cache::CacheLines;
 use crate::platform::mapping::Mapping;
 use crate::platform::tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};
@@ -114,34 +115,58 @@ pub struct Taken<S: PageSource> {
     pub buffers: HugeBuffers<S>,
     /// All of it.
     pub ranges: Vec<PhysRange>,
+    /// Bytes of buffers.
+    pub buffer_bytes: u64,
+}
+
+/// Huge pages of tables among `taken` ones that are not all that was ordered: the least that is needed, and half of
+/// what is left over.
+fn for_tables(taken: u64, order: &Order) -> u64 {
+    let pages = |bytes: u64| bytes / HUGE_PAGE;
+    let (tables, buffers) = (order.tables, order.buffers);
+    let over = taken.saturating_sub(pages(tables.least) + pages(buffers.least));
+    let share = pages(tables.least) + over.div_ceil(2);
+    share.max(taken.saturating_sub(pages(buffers.wanted))).min(pages(tables.wanted))
 }
 
 impl<S: PageSource> Taken<S> {
-    /// Takes `bytes` of memory, rounded up to at least two huge pages: a quarter for tables, the rest for
-    /// buffers.
+    /// Takes what was ordered, or as much of it as the system has, but no less than is needed.
     ///
     /// # Errors
-    /// Not all of it could be had; nothing stays taken.
-    pub fn take(mut source: S, bytes: u64) -> Result<Self, DirectoryError> {
-        let count = bytes.div_ceil(HUGE_PAGE).max(2);
-        let mut pages = Vec::new();
-        for _ in 0..count {
+    /// Not even the least could be had; nothing stays taken.
+    pub fn take(mut source: S, order: &Order) -> Result<Self, DirectoryError> {
+        let wanted = (order.tables.wanted + order.buffers.wanted) / HUGE_PAGE;
+        let least = (order.tables.least + order.buffers.least) / HUGE_PAGE;
+        let (mut pages, mut taken) = (Vec::new(), 0);
+        while taken < wanted {
             match source.take() {
                 Ok(page) => pages.push(page),
-                Err(error) => {
+                Err(error) if taken < least => {
+                    log::error!("memory: {least} huge pages are needed, {wanted} wanted");
                     pages.into_iter().for_each(|page| source.discard(page));
                     return Err(error);
                 }
+                Err(error) => {
+                    log::warn!("memory: {taken} huge pages of {wanted} wanted: {error}");
+                    break;
+                }
             }
+            taken += 1;
         }
+        Ok(Self::share_out(source, pages, for_tables(taken, order)))
+    }
+
+    /// The highest `count` pages are for tables: low ones are kept for buffers of devices that are not translated
+    /// and reach only 4 GiB.
+    fn share_out(source: S, mut pages: Vec<Page>, count: u64) -> Self {
         pages.sort_by_key(|page| page.phys);
         let ranges = pages.iter().filter_map(Page::range).collect();
-        let for_tables = usize::try_from(count.div_ceil(4)).unwrap_or(pages.len());
-        // Low pages are kept for buffers of devices that are not translated and reach only 4 GiB.
-        let tables = pages.split_off(pages.len().saturating_sub(for_tables));
+        let count = usize::try_from(count).unwrap_or(pages.len());
+        let tables = pages.split_off(pages.len().saturating_sub(count));
+        let buffer_bytes = pages.iter().map(|_| HUGE_PAGE).sum();
         let tables =
             HugeTables::new(tables.into_iter().map(|page| (page.phys, page.into_mapping())));
-        Ok(Self { tables, buffers: HugeBuffers::new(source, pages), ranges })
+        Self { tables, buffers: HugeBuffers::new(source, pages), ranges, buffer_bytes }
     }
 }
 
@@ -153,12 +178,24 @@ mod tests {
     use super::testing::FakePages;
     use super::*;
     use crate::hw::{BufferMemory, Constraints, TableMemory};
+    use crate::platform::Amount;
+
+    const PAGES: [u64; 5] = [0x80_0000, 0x20_0000, 0x60_0000, 0x40_0000, 0xa0_0000];
+
+    fn order(tables: [u64; 2], buffers: [u64; 2]) -> Order {
+        let amount = |[least, wanted]: [u64; 2]| Amount {
+            least: least * HUGE_PAGE,
+            wanted: wanted * HUGE_PAGE,
+        };
+        Order { tables: amount(tables), buffers: amount(buffers) }
+    }
 
     #[test]
-    fn a_quarter_is_for_tables_and_all_of_it_is_reported() {
-        let pages = FakePages::at(&[0x80_0000, 0x20_0000, 0x60_0000, 0x40_0000, 0xa0_0000]);
-        let mut taken = Taken::take(pages, 5 * HUGE_PAGE - 1).unwrap();
-        assert_eq!(taken.ranges.len(), 5);
+    fn the_highest_pages_are_for_tables_and_all_of_it_is_reported() {
+        let order = Order::exactly(2 * HUGE_PAGE, 3 * HUGE_PAGE - 1);
+        let mut taken = Taken::take(FakePages::at(&PAGES), &order).unwrap();
+        assert_eq!((taken.ranges.len(), taken.buffer_bytes), (5, 3 * HUGE_PAGE));
+        assert_eq!(taken.tables.bytes(), 2 * HUGE_PAGE);
         let frames: Vec<_> = std::iter::from_fn(|| taken.tables.allocate().ok()).collect();
         assert_eq!(frames.len(), 1024);
         assert!(frames.iter().all(|frame| frame.0 >= 0x80_0000), "the highest pages");
@@ -171,7 +208,24 @@ mod tests {
     fn what_cannot_all_be_had_is_not_kept() {
         let pages = FakePages::at(&[0x20_0000, 0x40_0000]);
         let files = pages.files.clone();
-        assert!(Taken::take(pages, 3 * HUGE_PAGE).is_err());
+        assert!(Taken::take(pages, &order([2, 4], [1, 1])).is_err());
         assert!(files.borrow().is_empty());
+    }
+
+    /// Five pages: tables get what they need before anything else, then half of the rest.
+    #[test]
+    fn what_there_is_does_when_it_is_enough() {
+        for (tables, buffers, expected) in [
+            ([1, 8], [1, 8], 3),
+            ([4, 8], [1, 8], 4),
+            ([2, 8], [1, 2], 3),
+            ([1, 8], [1, 1], 4),
+            ([1, 1], [1, 8], 1),
+            ([1, 2], [3, 8], 2),
+        ] {
+            let taken = Taken::take(FakePages::at(&PAGES), &order(tables, buffers)).unwrap();
+            let split = (taken.tables.bytes() / HUGE_PAGE, taken.buffer_bytes / HUGE_PAGE);
+            assert_eq!(split, (expected, 5 - expected), "{tables:?} {buffers:?}");
+        }
     }
 }

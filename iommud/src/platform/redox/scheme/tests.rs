@@ -15,7 +15,7 @@ use crate::hw::radix::{PteFormat, PteSlot};
 use crate::hw::{BufferPool, Constraints, Entry, HardwareFault, MemoryError, UnitError};
 use crate::platform::HugeTables;
 use crate::policy::Config;
-use crate::server::{Startup, TableState, UnitStart};
+use crate::server::{Budget, Startup, TableState, UnitStart};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::{FunctionKind, PciFunction};
@@ -155,6 +155,7 @@ fn scheme_with(firmware: Firmware, units: Vec<UnitStart<NoUnit>>) -> Scheme {
         left: Vec::new(),
         memory: HugeTables::new([]),
         buffers: Buffers::default(),
+        budget: Budget::default(),
     });
     IommuScheme::new(server).with_keys(Some([9; 32]))
 }

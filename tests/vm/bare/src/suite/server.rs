@@ -18,7 +18,7 @@ use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::vtd::VtdUnit;
 use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use iommud::policy::{ClientId, Config};
-use iommud::server::{Caller, Handle, Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Caller, Handle, Server, Startup, TableState, UnitStart};
 use iommud::topology::pci::ConfigSpace;
 use iommud::topology::walk::{Roots, walk};
 
@@ -153,6 +153,7 @@ impl Served {
             left: Vec::new(),
             memory,
             buffers: Pool::default(),
+            budget: Budget::default(),
         });
         let spent = cpu::instructions() - start;
         println!("@@count {spent} instructions to start the server");

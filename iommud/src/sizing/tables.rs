@@ -1,0 +1,71 @@
+//! How many tables a page table consists of.
+
+use crate::topology::capabilities::PageSizes;
+
+/// Bits of an address that one level translates.
+const LEVEL_BITS: u32 = 9;
+
+/// Bits of a page offset.
+const PAGE_BITS: u32 = 12;
+
+/// Number of tables, the root included, of a page table of `levels` levels with leaves of `sizes`, in which each
+/// of `ranges` (first and last byte, sorted, without overlap, of whole pages) is mapped one to one by the largest
+/// leaves that fit.
+pub(super) fn count(levels: u8, sizes: PageSizes, ranges: &[(u64, u64)]) -> u64 {
+    // The root translates all there is.
+    1 + (1..levels).map(|level| at_level(level, sizes, ranges)).sum::<u64>()
+}
+
+/// Leaves of `size` (2 MiB or 1 GiB) that map parts of the ranges.
+pub(super) fn leaves(size: PageSizes, sizes: PageSizes, ranges: &[(u64, u64)]) -> u64 {
+    if !sizes.contains(size) {
+        return 0;
+    }
+    let whole = |range: &(u64, u64)| {
+        let (first, end) = aligned(*range, size.bits());
+        u64::try_from(end.saturating_sub(first) / u128::from(size.bits())).unwrap_or(u64::MAX)
+    };
+    ranges.iter().map(whole).sum()
+}
+
+/// Tables at a level below the root: blocks of addresses that are mapped, but not by larger leaves alone.
+fn at_level(level: u8, sizes: PageSizes, ranges: &[(u64, u64)]) -> u64 {
+    let bits = PAGE_BITS + LEVEL_BITS * u32::from(level);
+    let leaf = smallest_leaf(bits, sizes);
+    let (mut tables, mut next) = (0, 0);
+    for range in ranges {
+        for (first, last) in without_leaves(*range, leaf).into_iter().flatten() {
+            let (first, last) = ((first >> bits).max(next), last >> bits);
+            if first <= last {
+                tables += last - first + 1;
+                next = last + 1;
+            }
+        }
+    }
+    tables
+}
+
+/// The smallest leaf that takes the place of a table which translates 2^`bits` bytes.
+fn smallest_leaf(bits: u32, sizes: PageSizes) -> Option<u64> {
+    let large = [PageSizes::SIZE_2M, PageSizes::SIZE_1G];
+    let fits = |size: &PageSizes| sizes.contains(*size) && size.bits() >> bits != 0;
+    large.into_iter().find(fits).map(|size| size.bits())
+}
+
+/// The parts of a range that leaves of a size do not map: what is before the first, and behind the last.
+fn without_leaves(range: (u64, u64), leaf: Option<u64>) -> [Option<(u64, u64)>; 2] {
+    let Some(leaf) = leaf else { return [Some(range), None] };
+    let (first, end) = aligned(range, leaf);
+    if first >= end {
+        return [Some(range), None];
+    }
+    let before = u64::try_from(first).ok().filter(|first| *first > range.0);
+    let behind = u64::try_from(end).ok().filter(|end| *end <= range.1);
+    [before.map(|first| (range.0, first - 1)), behind.map(|end| (end, range.1))]
+}
+
+/// First byte and end of what a range holds of whole blocks of `size`.
+fn aligned((first, last): (u64, u64), size: u64) -> (u128, u128) {
+    let size = u128::from(size);
+    (u128::from(first).next_multiple_of(size), (u128::from(last) + 1) / size * size)
+}
