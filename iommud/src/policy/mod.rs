@@ -32,6 +32,7 @@ mod single;
 mod slab;
 pub mod space;
 mod state;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -45,6 +46,7 @@ pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Binding, PASS_THROUGH_TAG, Plan, Sink, Step};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
+pub use tags::Holds;
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,

@@ -194,12 +194,6 @@ pub(super) struct Account {
     pub(super) domains: u32,
 }
 
-/// Domain tags in use.
-#[derive(Clone, Debug)]
-pub(super) struct Tags {
-    used: Vec<u64>,
-}
-
 impl Domain {
     /// Gives memory back that records of mappings and addresses no longer need.
     #[inline]
@@ -283,37 +277,6 @@ impl Account {
     }
 }
 
-impl Tags {
-    /// All free but 0, which is never used, and the one for requests that go through untranslated.
-    pub(super) fn new() -> Self {
-        Self { used: alloc::vec![0b11] }
-    }
-
-    /// The lowest free tag after `after`, not above `last`.
-    pub(super) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
-        let mut tag = after.map_or(0, |tag| u32::from(tag.0) + 1);
-        while tag <= u32::from(last) {
-            let word = self.used.get(tag as usize / 64).copied().unwrap_or(0) >> (tag % 64);
-            if word & 1 == 0 {
-                return u16::try_from(tag).ok().map(DomainTag);
-            }
-            tag += word.trailing_ones();
-        }
-        None
-    }
-
-    pub(super) fn set(&mut self, tag: DomainTag, used: bool) {
-        let at = usize::from(tag.0) / 64;
-        if self.used.len() <= at {
-            self.used.resize(at + 1, 0);
-        }
-        if let Some(word) = self.used.get_mut(at) {
-            let bit = 1 << (tag.0 % 64);
-            *word = if used { *word | bit } else { *word & !bit };
-        }
-    }
-}
-
 /// A set of addresses with one access.
 pub(super) fn read_write() -> Access {
     Access::READ | Access::WRITE
@@ -328,21 +291,6 @@ pub(super) fn insert_pages(set: &mut Ranges, range: PhysRange) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tags_begin_after_the_ones_that_are_never_given() {
-        let mut tags = Tags::new();
-        assert_eq!(tags.next(None, 255), Some(DomainTag(2)));
-        for tag in 2..130 {
-            tags.set(DomainTag(tag), true);
-        }
-        assert_eq!(tags.next(None, 255), Some(DomainTag(130)));
-        assert_eq!(tags.next(Some(DomainTag(130)), 255), Some(DomainTag(131)));
-        assert_eq!(tags.next(None, 129), None);
-        tags.set(DomainTag(64), false);
-        assert_eq!(tags.next(None, 129), Some(DomainTag(64)));
-        assert_eq!(tags.next(Some(DomainTag(u16::MAX)), u16::MAX), None);
-    }
 
     #[test]
     fn what_there_is_of_every_function_is_small() {

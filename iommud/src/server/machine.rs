@@ -16,6 +16,7 @@ use crate::server::driven::Driven;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::storm::Storms;
+use crate::server::tags::Found;
 use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
@@ -167,6 +168,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
         let registry = Registry::new(config, firmware, &ram, &own);
+        let found = Found::new(&units, driven.tags());
         let (engine, states) = sort_out(units, memory);
         let units = descriptions
             .into_iter()
@@ -191,6 +193,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             scratch: Scratch::default(),
             storms: Storms::default(),
         };
+        server.begin_tags(found);
         for range in left {
             server.run_to_the_end(&Event::MemoryTaken(range));
         }
@@ -223,6 +226,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let Some(capabilities) = self.engine.capabilities(unit) else { return };
         match self.run(&Event::UnitReady(unit, capabilities)) {
             Ok(_) => {
+                self.note_tags();
                 self.machine.set(unit, UnitState::Enabled);
                 self.waiting.change();
             }
@@ -244,6 +248,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         // The plan of this event touches no failed unit: it cannot fail in turn.
         let Ok(plan) = self.registry.decide(&Event::UnitFailed(unit)) else { return };
+        self.note_tags_of(&plan);
         match self.engine.run(&plan, &mut self.buffers) {
             Ok(()) => drop(self.registry.commit(plan)),
             Err(failure) => {
@@ -282,6 +287,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Runs a plan, and commits or aborts it.
     fn finish(&mut self, plan: Plan) -> Result<Outcome, Failed> {
         self.counts.plans += 1;
+        self.note_tags_of(&plan);
         match self.engine.run(&plan, &mut self.buffers) {
             Ok(()) => Ok(self.registry.commit(plan)),
             Err(failure) => Err(self.give_up(plan, &failure)),

@@ -10,6 +10,7 @@ pub mod pci;
 pub mod pool;
 pub mod scope;
 pub mod table;
+pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod walk;

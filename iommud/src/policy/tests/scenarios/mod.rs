@@ -7,6 +7,7 @@ mod memory;
 mod probing;
 mod removal;
 mod reserved;
+mod tags;
 mod units;
 
 use std::vec::Vec;
