@@ -11,6 +11,7 @@ mod ranges;
 mod restarts;
 mod room;
 mod story;
+mod tags;
 mod units;
 mod waiting;
 
