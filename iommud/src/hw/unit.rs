@@ -124,6 +124,12 @@ pub trait Unit {
     /// What the unit can do.
     fn capabilities(&self) -> UnitCapabilities;
 
+    /// Whether the unit translated, for its last owner, when it was brought up. Until [`Unit::enable`] has returned it
+    /// may hold translations of theirs, under their domain tags.
+    fn found_translating(&self) -> bool {
+        false
+    }
+
     /// Writes the entry of `source`, cleaned for hardware that does not snoop. An entry that translates is
     /// replaced by going through one that denies; but by one store when the tag stays the same and the unit
     /// can do that (`UnitCapabilities::deepens`). What the unit has cached of the old entry stays until

@@ -1,11 +1,14 @@
 //! The notes of servers to the next one, in memory which the death of a server leaves as it is and a new start of
 //! the machine does not: a file's huge page (Linux), a page that a keeper has mapped (Redox). It names the functions that are driven (see
-//! [`crate::server::Notes`]) and the servers whose tables a unit may use.
+//! [`crate::server::Notes`]), the servers whose tables a unit may use, and the tags that units may hold.
 //!
 //! ```text
 //! word 0     "iommudn1"
-//! word 1..   0, or bit 63 | segment << 16 | requester id, or bit 62 | number of a server
+//! word 1..   0, or bit 63 | segment << 16 | requester id, or bit 62 | number of a server, or bit 61 | tags
 //! ```
+//!
+//! One word names the tags ([`TagRecord::to_bits`]): it is written in one store, so that the death of the server
+//! leaves the old ones or the new ones.
 
 use std::os::fd::OwnedFd;
 
@@ -14,6 +17,7 @@ use iommu_protocol::ids::{PciAddress, RequesterId};
 use super::mapping::Mapping;
 use super::tables::HUGE_PAGE_LENGTH;
 use crate::server::Notes;
+use crate::topology::tags::TagRecord;
 
 /// The first word.
 const MARK: u64 = u64::from_le_bytes(*b"iommudn1");
@@ -23,6 +27,9 @@ const NAMED: u64 = 1 << 63;
 
 /// A word that names a server.
 const SERVER: u64 = 1 << 62;
+
+/// A word that names tags.
+const TAGS: u64 = 1 << 61;
 
 /// The page, mapped.
 #[derive(Debug)]
@@ -61,6 +68,12 @@ impl NotesPage {
         self.set_word(SERVER | u64::from(server), rooted)
     }
 
+    /// The tags that units may hold; `None` when no server noted any.
+    #[must_use]
+    pub fn tags(&self) -> Option<TagRecord> {
+        self.words().find(|(_, word)| word >> 61 == 1).map(|(_, word)| TagRecord::from_bits(word))
+    }
+
     fn words(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         (8..HUGE_PAGE_LENGTH)
             .step_by(8)
@@ -93,6 +106,13 @@ impl Notes for NotesPage {
     fn set(&mut self, function: PciAddress, driven: bool) -> bool {
         self.set_word(word_of(function), driven)
     }
+
+    fn set_tags(&mut self, tags: TagRecord) {
+        let place = self.words().find(|(_, word)| word >> 61 == 1).map(|(offset, _)| offset);
+        if let Some(offset) = place.or_else(|| self.find(0)) {
+            self.mapping.write64(offset, TAGS | tags.to_bits());
+        }
+    }
 }
 
 fn word_of(function: PciAddress) -> u64 {
@@ -110,6 +130,7 @@ fn function_of(word: u64) -> Option<PciAddress> {
 mod tests {
     use super::*;
     use crate::platform::mapping::Sharing;
+    use crate::topology::tags::{HeldTags, TagSpan};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use std::os::fd::AsFd;
 
@@ -144,6 +165,43 @@ mod tests {
         let page = NotesPage::new(map(&file), None).unwrap();
         assert_eq!(page.noted().collect::<Vec<_>>(), [a, c]);
         assert_eq!(page.servers().collect::<Vec<_>>(), [0, 0x20]);
+    }
+
+    #[test]
+    fn tags_are_one_word_beside_the_other_notes() {
+        let file = file();
+        let mut page = NotesPage::new(map(&file), None).unwrap();
+        assert_eq!(page.tags(), None);
+        page.set(at(0, 7), true);
+        // Nothing is not the same as no note.
+        let mut record = TagRecord::default();
+        page.set_tags(record);
+        assert_eq!(page.tags(), Some(record));
+        page.set_server(1, true);
+        record.held = HeldTags::Span(TagSpan { first: 2, last: 0x1234 });
+        record.strangers.insert(5);
+        page.set_tags(record);
+        page.set(at(0, 8), true);
+        std::mem::forget(page);
+        let shown = map(&file);
+        let words: Vec<_> = (0..6).map(|word| shown.read64(8 * word).unwrap()).collect();
+        let expected = [1 << 63 | 7, 0x2000_0020_0002_1234, 1 << 62 | 1, 1 << 63 | 8, 0];
+        assert_eq!(words[1..], expected);
+        let page = NotesPage::new(map(&file), None).unwrap();
+        assert_eq!(page.tags(), Some(record));
+        assert_eq!(page.noted().collect::<Vec<_>>(), [at(0, 7), at(0, 8)]);
+        assert_eq!(page.servers().collect::<Vec<_>>(), [1]);
+    }
+
+    /// A page without room has no note of tags: the next server takes all of them for held.
+    #[test]
+    fn tags_that_find_no_room_are_not_noted() {
+        let file = file();
+        let mut mapping = map(&file);
+        (8..HUGE_PAGE_LENGTH).step_by(8).for_each(|offset| mapping.write64(offset, NAMED | 7));
+        let mut page = NotesPage::new(mapping, None).unwrap();
+        page.set_tags(TagRecord::default());
+        assert_eq!(page.tags(), None);
     }
 
     #[test]

@@ -36,6 +36,8 @@ impl Registry {
                     self.tags.set(domain.tag, false);
                 }
             }
+            Effect::Flushed(unit, true) => self.tags.flushed(unit),
+            Effect::Flushed(unit, false) => self.tags.failed(unit),
             Effect::Taint(domain) => {
                 if let Some(domain) = self.domains.get_mut(domain.0) {
                     domain.tainted = true;

@@ -37,6 +37,8 @@ pub(super) enum Effect {
     Domain(Box<Domain>),
     /// A domain exists no more.
     DropDomain(DomainId),
+    /// A unit was flushed; or it has failed, and may hold what it is told to forget.
+    Flushed(UnitIndex, bool),
     /// A unit that failed may still use a domain.
     Taint(DomainId),
     /// The table of a domain has so many levels.

@@ -35,6 +35,7 @@ mod single;
 mod slab;
 pub mod space;
 mod state;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -50,6 +51,7 @@ pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Binding, Charge, PASS_THROUGH_TAG, Payer, Plan, Sink, Step};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
+pub use tags::Holds;
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,
     UnitState, UnitView, VacantBuses,

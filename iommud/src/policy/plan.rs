@@ -10,6 +10,7 @@
 //! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
 //! storm      Silence -> InvalidateEntry; a move of the entry begins with the opposite
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
+//! take-over  .. -> Block -> Enable -> Translate -> InvalidateEntry(none), of whoever gets a tag that the unit may hold
 //! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```
 

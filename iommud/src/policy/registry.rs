@@ -32,7 +32,8 @@ use crate::policy::plan::{Charge, Plan};
 use crate::policy::ranges::Ranges;
 use crate::policy::shares::Pool;
 use crate::policy::slab::Slab;
-use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, Tags, insert_pages};
+use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, insert_pages};
+use crate::policy::tags::Tags;
 use crate::topology::firmware::Firmware;
 
 /// 4 GiB: policy `compat` maps at least all below.

@@ -94,8 +94,9 @@ impl Registry {
     /// Refuses unless a client that has so many domains may have one more: units may know few tags.
     pub(super) fn check_tag_share(&self, domains: u32) -> Result<(), Refusal> {
         let last = last_tag(&self.machine);
-        let all = u64::from(last).saturating_sub(1);
-        let free = u64::from(self.tags.count(last));
+        let all = self.tags.count(last);
+        let taken = u64::try_from(self.domains.len()).unwrap_or(u64::MAX);
+        let free = all.saturating_sub(taken);
         let unclaimed = self.places(1, all).saturating_sub(self.claimed());
         if domains == 0 || (u64::from(domains) < all / PARTS && free > unclaimed) {
             Ok(())

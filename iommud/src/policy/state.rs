@@ -197,12 +197,6 @@ pub(super) struct Account {
     pub(super) domains: u32,
 }
 
-/// Domain tags in use.
-#[derive(Clone, Debug)]
-pub(super) struct Tags {
-    used: Vec<u64>,
-}
-
 impl Domain {
     /// Gives memory back that records of mappings and addresses no longer need.
     #[inline]
@@ -286,47 +280,6 @@ impl Account {
     }
 }
 
-impl Tags {
-    /// All free but 0, which is never used, and the one for requests that go through untranslated.
-    pub(super) fn new() -> Self {
-        Self { used: alloc::vec![0b11] }
-    }
-
-    /// The lowest free tag after `after`, not above `last`.
-    pub(super) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
-        let mut tag = after.map_or(0, |tag| u32::from(tag.0) + 1);
-        while tag <= u32::from(last) {
-            let word = self.used.get(tag as usize / 64).copied().unwrap_or(0) >> (tag % 64);
-            if word & 1 == 0 {
-                return u16::try_from(tag).ok().map(DomainTag);
-            }
-            tag += word.trailing_ones();
-        }
-        None
-    }
-
-    /// Free tags not above `last`.
-    pub(super) fn count(&self, last: u16) -> u32 {
-        let used = |tag: u32| {
-            self.used.get(tag as usize / 64).is_some_and(|word| word >> (tag % 64) & 1 != 0)
-        };
-        let taken = (0..self.used.len() * 64).filter_map(|tag| u32::try_from(tag).ok());
-        let taken = taken.take_while(|tag| *tag <= u32::from(last)).filter(|tag| used(*tag));
-        (u32::from(last) + 1).saturating_sub(u32::try_from(taken.count()).unwrap_or(u32::MAX))
-    }
-
-    pub(super) fn set(&mut self, tag: DomainTag, used: bool) {
-        let at = usize::from(tag.0) / 64;
-        if self.used.len() <= at {
-            self.used.resize(at + 1, 0);
-        }
-        if let Some(word) = self.used.get_mut(at) {
-            let bit = 1 << (tag.0 % 64);
-            *word = if used { *word | bit } else { *word & !bit };
-        }
-    }
-}
-
 /// A set of addresses with one access.
 pub(super) fn read_write() -> Access {
     Access::READ | Access::WRITE
@@ -341,21 +294,6 @@ pub(super) fn insert_pages(set: &mut Ranges, range: PhysRange) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tags_begin_after_the_ones_that_are_never_given() {
-        let mut tags = Tags::new();
-        assert_eq!(tags.next(None, 255), Some(DomainTag(2)));
-        for tag in 2..130 {
-            tags.set(DomainTag(tag), true);
-        }
-        assert_eq!(tags.next(None, 255), Some(DomainTag(130)));
-        assert_eq!(tags.next(Some(DomainTag(130)), 255), Some(DomainTag(131)));
-        assert_eq!(tags.next(None, 129), None);
-        tags.set(DomainTag(64), false);
-        assert_eq!(tags.next(None, 129), Some(DomainTag(64)));
-        assert_eq!(tags.next(Some(DomainTag(u16::MAX)), u16::MAX), None);
-    }
 
     #[test]
     fn what_there_is_of_every_function_is_small() {

@@ -89,14 +89,23 @@ impl Registry {
         after.enter_named(unit);
         let keys: Vec<Key> = after.sources.of(unit).map(|(source, _)| (unit, source)).collect();
         let mut binds = Vec::with_capacity(keys.len());
+        let mut late = Vec::new();
         for key in keys {
             let now = self.binding(draft, &after, key)?;
             let was = Binding::Blocked;
             let block = Step::Block { unit, source: key.1, was };
-            draft.steps.push(entry(unit, key.1, now).unwrap_or(block));
+            let mut opening = entry(unit, key.1, now);
+            if opening.is_some() && self.opens_late(draft, unit, now) {
+                late.extend(opening.take());
+                late.push(Step::InvalidateEntry { unit, source: key.1, was });
+            }
+            draft.steps.push(opening.unwrap_or(block));
             binds.push(Effect::Bind { key, was, now });
         }
         draft.steps.push(Step::Enable { unit });
+        // It was flushed: it holds nothing under any tag.
+        draft.steps.append(&mut late);
+        draft.effects.push(Effect::Flushed(unit, true));
         after.shared.extend(draft.shared.drain(..));
         draft.effects.push(Effect::Machine(after));
         draft.effects.append(&mut binds);
@@ -314,6 +323,7 @@ impl Registry {
         let mut keys = Vec::new();
         groups.iter().for_each(|group| after.keys(*group, &mut keys));
         keys.retain(|key| key.0 != unit);
+        draft.effects.push(Effect::Flushed(unit, false));
         let at = draft.effects.len();
         self.rebind(draft, &after, keys)?;
         after.shared.extend(draft.shared.drain(..));

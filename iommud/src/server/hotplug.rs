@@ -21,6 +21,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ///
     /// [`UnitStart::Off`]: crate::server::UnitStart::Off
     pub fn unit_arrived(&mut self, unit: UnitIndex, hardware: U) {
+        self.found_later(unit, hardware.found_translating());
         self.engine.install(unit, hardware);
         self.enable(unit);
         // Before anybody who asks only now.

@@ -18,6 +18,7 @@ use crate::server::endings::Endings;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
 use crate::server::storm::Storms;
+use crate::server::tags::Found;
 use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
@@ -177,6 +178,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
         let registry = Registry::new(config, firmware, &ram, &own);
+        let found = Found::new(&units, driven.tags());
         let (engine, states) = sort_out(units, memory, &budget);
         let units = descriptions
             .into_iter()
@@ -204,6 +206,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         };
         let pool = server.buffers.pool();
         server.registry.set_buffer_pool(pool.capacity, pool.granule);
+        server.begin_tags(found);
         for range in left {
             server.run_to_the_end(Event::MemoryTaken(range));
         }
@@ -247,6 +250,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let Some(capabilities) = self.engine.capabilities(unit) else { return };
         match self.run(&Event::UnitReady(unit, capabilities)) {
             Ok(_) => {
+                self.note_tags();
                 self.machine.set(unit, UnitState::Enabled);
                 self.waiting.change();
             }
@@ -303,6 +307,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Runs a plan, and commits or aborts it.
     fn finish(&mut self, plan: Plan) -> Result<Outcome, Failed> {
         self.counts.plans += 1;
+        self.note_tags_of(&plan);
         match self.engine.run(&plan, &mut self.buffers) {
             Ok(()) => Ok(self.registry.commit(plan)),
             Err(failure) => Err(self.give_up(plan, &failure)),

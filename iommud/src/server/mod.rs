@@ -14,6 +14,7 @@ mod handles;
 mod hotplug;
 mod machine;
 mod storm;
+mod tags;
 mod text;
 mod waiting;
 

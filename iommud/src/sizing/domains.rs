@@ -172,7 +172,7 @@ fn survey<'a>(facts: &Facts<'a>, unit: UnitIndex) -> Option<&'a crate::hw::Surve
 
 /// What firmware reserves for a function in whole pages, lowest first; and whether regions overlap.
 fn regions(facts: &Facts<'_>, scopes: &Scopes, function: &PciFunction) -> (Vec<(u64, u64)>, bool) {
-    let reserved = scopes.reserved(facts.firmware, function);
+    let reserved = scopes.reserved(facts.firmware, function.address);
     let pages = reserved.map(|region| region.range.page_aligned());
     let mut all: Vec<_> = pages.map(|range| (range.first().0, range.last().0)).collect();
     all.sort_unstable();

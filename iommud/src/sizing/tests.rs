@@ -57,6 +57,7 @@ fn capabilities(page_sizes: PageSizes) -> UnitCapabilities {
         levels: LevelSet::THREE | LevelSet::FOUR,
         page_sizes,
         coherent: false,
+        forces_snoop: false,
         caches_absent: false,
         publishes: false,
         last_tag: 255,

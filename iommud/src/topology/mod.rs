@@ -11,6 +11,7 @@ pub mod pool;
 pub mod quirks;
 pub mod scope;
 pub mod table;
+pub mod tags;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod walk;

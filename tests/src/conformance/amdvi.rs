@@ -92,13 +92,20 @@ impl UnderTest for Subject {
         }
     }
 
-    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
+    fn inherit_as(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        start: u64,
+        reaches: &Inherited,
+        domain: u16,
+    ) {
         let mut firmware = Firmware::new(machine, unit, start);
         firmware.deny_all();
         for (source, pages) in reaches {
             let table = firmware.frame();
             pages.iter().for_each(|page| firmware.map(table, 4, *page, *page));
-            firmware.attach(source.0, 7, table, 4);
+            firmware.attach(source.0, domain, table, 4);
         }
         firmware.start(0);
     }

@@ -82,7 +82,19 @@ pub trait UnderTest {
 
     /// Leaves the unit translating with tables of a previous owner, in memory of the system from `start` on:
     /// each of these requesters reaches these pages, one to one, as domain 7; nobody else reaches anything.
-    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited);
+    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
+        self.inherit_as(machine, unit, start, reaches, 7);
+    }
+
+    /// As [`UnderTest::inherit`], as the domain of this number.
+    fn inherit_as(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        start: u64,
+        reaches: &Inherited,
+        domain: u16,
+    );
 
     /// Invalidations of pages, invalidations of entries and waits that the unit has executed.
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64);

@@ -75,13 +75,20 @@ impl UnderTest for Subject {
         }
     }
 
-    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
+    fn inherit_as(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        start: u64,
+        reaches: &Inherited,
+        domain: u16,
+    ) {
         let levels = self.config.levels[0];
         let mut firmware = Firmware::new(machine, unit, start);
         for (source, pages) in reaches {
             let table = firmware.frame();
             pages.iter().for_each(|page| firmware.map(table, levels, *page, *page));
-            firmware.attach(source.0, 7, table, levels);
+            firmware.attach(source.0, domain, table, levels);
         }
         firmware.set_root();
         firmware.start_queue();

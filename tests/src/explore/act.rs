@@ -89,6 +89,8 @@ pub enum Failure {
     Dies(usize, u64),
     /// The queue of this unit stops after so many descriptors.
     Stalls(usize, u64),
+    /// The server that takes the place of a dead one dies after so many actions of the CPU, and a third one follows.
+    ServerDies(u64),
 }
 
 /// An event, and what goes wrong with it.

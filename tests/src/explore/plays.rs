@@ -57,6 +57,7 @@ pub fn plays(long: bool) -> Vec<Play> {
     units(&mut all, long);
     hot_plug(&mut all, long);
     deaths(&mut all, long);
+    restarts(&mut all, long);
     memory(&mut all, long);
     more_memory(&mut all, long);
     failures(&mut all, long);
@@ -263,6 +264,18 @@ fn deaths(all: &mut Vec<Play>, long: bool) {
             long,
         ));
     }
+}
+
+/// The next server makes its domains in another order than the one before: D2 is there from the beginning then.
+fn restarts(all: &mut Vec<Play>, long: bool) {
+    let driver = client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1)]);
+    all.push(play(
+        "restart, domains in another order",
+        Scene::beside(Mode::Strict),
+        &[driver, machine(&[Added(D2)]), machine(&[Restart])],
+        &[client(2, &[Claim(D2), Attach(D2)]), machine(&[Restart])],
+        long,
+    ));
 }
 
 fn memory(all: &mut Vec<Play>, long: bool) {

@@ -9,6 +9,7 @@ use iommu_protocol::ids::PciAddress;
 use iommu_protocol::wire::{Empty, Operation, QueryResult, ReplyHeader, RequestHeader, Wire};
 use iommud::policy::ClientId;
 use iommud::server::{Caller, Handle, Server};
+use iommud::topology::tags::TagRecord;
 
 use super::act::{Act, Answer, Client, Event, Failure};
 use super::backend::Backend;
@@ -27,8 +28,8 @@ type Shipped<T> = Server<<T as UnderTest>::Unit, Buffers>;
 /// The shipped server over the units of a backend.
 ///
 /// What takes the answers to claims that waited, and belongs to a platform, is played here. `CARELESS` is 0; or it is
-/// wrong on purpose: 1 takes the newest answer first, 2 forgets that a client has died, 3 takes an answer twice, 4 drops
-/// an end of life when there is no memory.
+/// wrong on purpose: 1 takes the newest answer first, 2 forgets that a client has died, 3 takes an answer twice, 4 tells a
+/// new server that no unit holds anything of the one before, 5 drops an end of life when there is no memory.
 pub struct Real<T: Backend, const CARELESS: u8 = 0> {
     stack: Stack<T>,
     backend: T,
@@ -38,6 +39,8 @@ pub struct Real<T: Backend, const CARELESS: u8 = 0> {
     answers: Vec<(u64, Answer)>,
     /// What the next request carries. No two requests of a run carry the same.
     cookie: u64,
+    /// The next server dies after so many actions.
+    death: Option<u64>,
 }
 
 /// A handle that was never given out.
@@ -182,7 +185,7 @@ where
                     .collect();
                 let down = |unit: &usize| ledger.units[*unit] == Unit::Down;
                 self.stack.setup.off = (0..ledger.units.len()).filter(down).collect();
-                self.stack.reboot(std::slice::from_ref(&self.backend));
+                self.start_next();
             }
             Act::Storm(device) => {
                 // Heard to its end: an attach hears what is left before it does anything else, refused or not.
@@ -195,6 +198,20 @@ where
             _ => unreachable!("a request"),
         }
         Answer::Done
+    }
+}
+
+impl<T: Backend, const CARELESS: u8> Real<T, CARELESS> {
+    /// Starts the next server; a second one when the first is to die.
+    fn start_next(&mut self) {
+        if CARELESS == 4 {
+            self.stack.notes.restore_tags(Some(TagRecord::default()));
+        }
+        let backend = std::slice::from_ref(&self.backend);
+        if let Some(after) = self.death.take() {
+            self.stack.reboot_dying(backend, after);
+        }
+        self.stack.reboot(backend);
     }
 }
 
@@ -221,6 +238,8 @@ pub(super) fn fail(machine: &Machine, failure: Failure) {
             machine.set_relax(LONG);
             machine.trouble(unit, Trouble::StallQueueAfter(after));
         }
+        // Nothing of the machine's.
+        Failure::ServerDies(_) => {}
     }
 }
 
@@ -235,7 +254,7 @@ impl<T: Backend, const CARELESS: u8> Subject for Real<T, CARELESS>
 where
     T::Unit: Clone,
 {
-    type Saved = (Shipped<T>, u64, Vec<PciAddress>, u64);
+    type Saved = (Shipped<T>, u64, (Vec<PciAddress>, Option<TagRecord>), u64);
 
     fn start(scene: &Scene) -> Self {
         let backend = T::of(scene);
@@ -248,7 +267,7 @@ where
                     machine.trouble(unit, Trouble::Dead);
                 }
             });
-        Self { stack, backend, time: 0, answers: Vec::new(), cookie: 0 }
+        Self { stack, backend, time: 0, answers: Vec::new(), cookie: 0, death: None }
     }
 
     fn machine(&self) -> &Machine {
@@ -256,13 +275,15 @@ where
     }
 
     fn save(&self) -> Self::Saved {
-        (self.stack.server.clone(), self.cookie, self.stack.notes.noted(), self.time)
+        let notes = (self.stack.notes.noted(), self.stack.notes.tags());
+        (self.stack.server.clone(), self.cookie, notes, self.time)
     }
 
     fn restore(&mut self, saved: &Self::Saved) {
         self.stack.server = saved.0.clone();
         self.cookie = saved.1;
-        self.stack.notes.restore(&saved.2);
+        self.stack.notes.restore(&saved.2.0);
+        self.stack.notes.restore_tags(saved.2.1);
         self.time = saved.3;
     }
 
@@ -270,7 +291,10 @@ where
         if let Some(failure) = event.failure {
             fail(&self.stack.machine, failure);
         }
-        let dropped = CARELESS == 4 && event.failure == Some(Failure::Exhausted);
+        if let Some(Failure::ServerDies(after)) = event.failure {
+            self.death = Some(after);
+        }
+        let dropped = CARELESS == 5 && event.failure == Some(Failure::Exhausted);
         let answer =
             if dropped { Answer::Done } else { self.request(scene, ledger, client, event.act) };
         if event.failure.is_some() {

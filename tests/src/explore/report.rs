@@ -69,9 +69,9 @@ impl Report {
             let (invariant, how) = (broken.invariant, &broken.how);
             writeln!(out, "control: {flaw} ({shows}): caught by {invariant:?}: {how}").unwrap();
         }
-        let Sweep { allocations, retries, steps, descriptors, refused, bystander, .. } =
+        let Sweep { allocations, retries, steps, descriptors, deaths, refused, bystander, .. } =
             self.swept();
-        writeln!(out, "failures: {allocations} allocations ({retries} retries granted), {steps} hardware steps, {descriptors} descriptors; {refused} requests refused, {bystander} of a bystander granted").unwrap();
+        writeln!(out, "failures: {allocations} allocations ({retries} retries granted), {steps} hardware steps, {descriptors} descriptors, {deaths} deaths on the way to taking over; {refused} requests refused, {bystander} of a bystander granted").unwrap();
         writeln!(out, "{}", without_memory(&self.exhausted)).unwrap();
         writeln!(out, "{}", at_random(&self.random)).unwrap();
         let Stats { interleavings, events, states, instants, .. } = &self.total;
@@ -96,14 +96,15 @@ impl Report {
             )
             .unwrap();
         }
-        let Sweep { allocations, retries, steps, descriptors, refused, bystander, .. } =
+        let Sweep { allocations, retries, steps, descriptors, deaths, refused, bystander, .. } =
             self.swept();
         writeln!(
             out,
             "\nS7 beyond that: {allocations} allocations failed one by one ({retries} refused, each granted at \
              once when tried again), a unit died at each of {steps} actions of the CPU, its queue stopped behind \
              each of {descriptors} descriptors: {refused} requests refused, {bystander} requests of a bystander \
-             behind the other unit granted."
+             behind the other unit granted.\n\nS28 beyond that: a server that was taking over died at each of \
+             {deaths} actions of the CPU, and a third one took over from both."
         )
         .unwrap();
         out.push_str(FAILED);
@@ -196,7 +197,8 @@ checked. A unit that translated once and failed is another matter: what it may r
 const FAILED: &str = "
 By what was under way: allocations that failed, actions of the CPU at which a unit died, descriptors behind which its
 queue stopped. A step that cannot fail has none; what allocates nothing has none. A bring-up over AMD-Vi units, which
-writes 65536 entries that no unit knows yet, fails at the last 8 actions and at 8 others, with `--long` at 200.
+writes 65536 entries that no unit knows yet, fails at the last 8 actions and at 8 others, with `--long` at 200. So do the deaths of a
+server that takes them over.
 
 | under way | VT-d: allocations | actions | descriptors | AMD-Vi: allocations | actions | descriptors |
 |---|---|---|---|---|---|---|
@@ -222,7 +224,7 @@ const PLAYS: &str = "
 ## Plays
 
 Machines: `apart` has two functions behind two units; `pair` one group of two behind the first and one function
-behind the second; `growing` a third member that comes; `bridge` a bridge with two functions behind it; `broken` a
+behind the second; `beside` two functions behind one unit, of which one comes; `growing` a third member that comes; `bridge` a bridge with two functions behind it; `broken` a
 dead unit, a late one, and a function behind none.
 
 | play | machine | units | interleavings | states | scenarios |

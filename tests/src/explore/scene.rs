@@ -157,6 +157,18 @@ impl Scene {
         Self { name: "apart", functions, ..Self::pair(mode) }
     }
 
+    /// D1 and D2 are alone, both behind U1. D2 is not there yet, and firmware reserves memory for it.
+    #[must_use]
+    pub fn beside(mode: Mode) -> Self {
+        let late = Function {
+            present: false,
+            reserved: Some(RESERVED),
+            ..function(endpoint(0, 4, 0), 0, 1)
+        };
+        let functions = vec![function(endpoint(0, 3, 0), 0, 0), late];
+        Self { name: "beside", functions, ..Self::pair(mode) }
+    }
+
     /// As `pair`, with a third function of the device that is not there yet.
     #[must_use]
     pub fn growing(mode: Mode) -> Self {

@@ -40,6 +40,7 @@ pub(super) fn spines(vendor: Vendor) -> Vec<Play> {
     for mode in [Mode::Strict, Mode::Compat] {
         all.push((Scene::apart(mode), with(&[Restart, Claim(D1), Attach(D1), Detach(D1)])));
     }
+    all.push((Scene::beside(Mode::Strict), with(&[Added(D2), Restart, Claim(D2), Attach(D2)])));
     let play = |(scene, acts): (Scene, Vec<Act>)| {
         let scene = Scene { vendor, ..scene };
         Play { name: scene.name, scene, streams: vec![client(1, &acts)] }

@@ -1,5 +1,5 @@
 //! S7: each request of a few sequences fails at every allocation, every hardware step and every descriptor it
-//! takes, one after another.
+//! takes, one after another; S28: a server that takes over dies at every hardware step, and a third one follows.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +25,8 @@ pub struct Sweep {
     pub steps: u64,
     /// Descriptors behind which a queue stopped.
     pub descriptors: u64,
+    /// Actions of the CPU at which a server died that was taking over.
+    pub deaths: u64,
     /// Requests that were refused for it.
     pub refused: u64,
     /// Events of the bystander that were granted after it.
@@ -42,6 +44,7 @@ impl Sweep {
         self.retries += other.retries;
         self.steps += other.steps;
         self.descriptors += other.descriptors;
+        self.deaths += other.deaths;
         self.refused += other.refused;
         self.bystander += other.bystander;
     }
@@ -49,7 +52,7 @@ impl Sweep {
     /// Failures injected.
     #[must_use]
     pub const fn injected(&self) -> u64 {
-        self.allocations + self.steps + self.descriptors
+        self.allocations + self.steps + self.descriptors + self.deaths
     }
 }
 
@@ -194,6 +197,10 @@ fn at<S: Subject>(
                 assert!(!refused || retried || !granted, "{event:?} after {failure:?}: {again:?}");
                 total.retries += u64::from(refused && retried);
             }
+            Failure::ServerDies(_) => {
+                total.deaths += 1;
+                explorer.again(&mut failed, 1, MACHINE, Act::Die(0).into())?;
+            }
             Failure::Dies(unit, _) | Failure::Stalls(unit, _) => {
                 let counts = total.kinds.entry(kind).or_default();
                 if let Failure::Dies(..) = failure {
@@ -217,6 +224,9 @@ fn failures(cost: &Cost, act: Act, most: u64) -> Vec<Failure> {
         points(cost.allocations, most).into_iter().map(Failure::Table).collect();
     if matches!(act, Act::Allocate(..) | Act::Reserve(..)) {
         all.push(Failure::Buffer);
+    }
+    if act == Act::Restart {
+        all.extend(points(cost.steps, most).into_iter().map(Failure::ServerDies));
     }
     for (unit, count) in cost.descriptors.iter().enumerate() {
         all.extend(points(cost.steps, most).into_iter().map(|step| Failure::Dies(unit, step)));

@@ -66,6 +66,8 @@ struct State {
     glimpses: glimpse::Glimpses,
     /// A unit is to misbehave at this step.
     doom: Option<(u64, usize, Trouble)>,
+    /// Whatever acts is to end at this step.
+    end: Option<u64>,
     /// Whether memory given back is checked against all that units reach.
     audit: bool,
     /// Memory of buffers goes back to policy, which maps it one to one before it is given back.
@@ -107,6 +109,9 @@ impl State {
     /// One more action of the CPU; trouble that was announced comes.
     fn count_step(&mut self) {
         self.steps += 1;
+        if self.end.take_if(|at| *at <= self.steps).is_some() {
+            std::panic::resume_unwind(Box::new(Death));
+        }
         if let Some((_, unit, trouble)) = self.doom.take_if(|(at, ..)| *at <= self.steps) {
             self.units[unit].trouble(trouble);
         }
@@ -126,6 +131,9 @@ impl Drop for State {
         }
     }
 }
+
+/// What ends whoever acts on a machine.
+struct Death;
 
 /// A handle on a machine; clones name the same one.
 #[derive(Clone)]
@@ -153,6 +161,7 @@ impl Machine {
             watches: Vec::new(),
             glimpses: glimpse::Glimpses::default(),
             doom: None,
+            end: None,
             audit: true,
             returns: false,
             tables: tables::Pool::new(layout.tables),
@@ -253,6 +262,25 @@ impl Machine {
     pub fn trouble_after(&self, steps: u64, unit: usize, trouble: Trouble) {
         let mut state = self.state();
         state.doom = Some((state.steps + steps + 1, unit, trouble));
+    }
+
+    /// Lets software act that dies after so many more actions of the CPU: `None` when it did. What it has done stays
+    /// done.
+    ///
+    /// # Panics
+    /// When it does for another reason.
+    pub fn dying_after<T>(&self, actions: u64, act: impl FnOnce() -> T) -> Option<T> {
+        {
+            let mut state = self.state();
+            state.end = Some(state.steps + actions + 1);
+        }
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+        self.state().end = None;
+        match ended {
+            Ok(result) => Some(result),
+            Err(payload) if payload.is::<Death>() => None,
+            Err(payload) => std::panic::resume_unwind(payload),
+        }
     }
 
     /// Whether trouble that was announced has not come; takes it back.

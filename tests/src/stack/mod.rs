@@ -110,13 +110,26 @@ impl<T: UnderTest> Stack<T> {
     /// When there are more units than subjects, and none.
     #[must_use]
     pub fn start_prepared(subjects: &[T], setup: Setup, prepare: impl FnOnce(&Machine)) -> Self {
+        Self::start_noted(subjects, setup, |machine, _| prepare(machine))
+    }
+
+    /// As [`Stack::start_prepared`], with notes of servers before it.
+    ///
+    /// # Panics
+    /// As [`Stack::start_prepared`].
+    #[must_use]
+    pub fn start_noted(
+        subjects: &[T],
+        setup: Setup,
+        prepare: impl FnOnce(&Machine, &SharedNotes),
+    ) -> Self {
         let machine = Machine::new(setup.layout.clone());
         let units = 1 + usize::from(!setup.behind_first.is_empty());
         for index in 0..units {
             subjects.get(index).or(subjects.last()).unwrap().add(&machine);
         }
-        prepare(&machine);
         let notes = SharedNotes::default();
+        prepare(&machine, &notes);
         let server = Self::serve(subjects, &setup, &machine, &notes);
         let units = firmware(subjects, &setup).units.into_iter();
         let registers = units.filter_map(|unit| unit.registers.ok()).collect();
@@ -136,6 +149,21 @@ impl<T: UnderTest> Stack<T> {
     /// stays as it is.
     pub fn reboot(&mut self, subjects: &[T]) {
         self.server = Self::serve(subjects, &self.setup, &self.machine, &self.notes);
+    }
+
+    /// As [`Stack::reboot`], but the new server dies at its next action after so many: false when it got to serving
+    /// before. What it has done to memory and units stays.
+    ///
+    /// # Panics
+    /// As the server does.
+    pub fn reboot_dying(&mut self, subjects: &[T], after: u64) -> bool {
+        let Self { machine, setup, notes, .. } = self;
+        let served = machine.dying_after(after, || Self::serve(subjects, setup, machine, notes));
+        let died = served.is_none();
+        if let Some(server) = served {
+            self.server = server;
+        }
+        died
     }
 
     /// A unit that was left alone comes up.
@@ -191,7 +219,8 @@ impl<T: UnderTest> Stack<T> {
             buffers: machine.buffers(),
             budget: Budget::default(),
         };
-        Server::start_after(startup, Driven::new(notes.noted(), Box::new(notes.clone())))
+        let driven = Driven::new(notes.noted(), Box::new(notes.clone())).after(notes.tags());
+        Server::start_after(startup, driven)
     }
 
     /// First byte and length of the registers of each unit.

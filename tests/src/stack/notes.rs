@@ -1,11 +1,12 @@
 //! Notes that outlive servers of a stack.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use iommu_protocol::ids::PciAddress;
 use iommud::server::Notes;
+use iommud::topology::tags::TagRecord;
 
 /// Looks at the machine whenever a note is made or taken back.
 type Look = Box<dyn FnMut(PciAddress, bool)>;
@@ -14,6 +15,7 @@ type Look = Box<dyn FnMut(PciAddress, bool)>;
 #[derive(Clone, Default)]
 pub struct SharedNotes {
     noted: Rc<RefCell<BTreeSet<PciAddress>>>,
+    tags: Rc<Cell<Option<TagRecord>>>,
     look: Rc<RefCell<Option<Look>>>,
 }
 
@@ -29,6 +31,17 @@ impl SharedNotes {
         *self.noted.borrow_mut() = noted.iter().copied().collect();
     }
 
+    /// What is noted of tags.
+    #[must_use]
+    pub fn tags(&self) -> Option<TagRecord> {
+        self.tags.get()
+    }
+
+    /// Puts back what was noted of tags at some time.
+    pub fn restore_tags(&self, tags: Option<TagRecord>) {
+        self.tags.set(tags);
+    }
+
     /// Calls `look` at each note before it is made or taken back.
     pub fn on_change(&self, look: impl FnMut(PciAddress, bool) + 'static) {
         *self.look.borrow_mut() = Some(Box::new(look));
@@ -38,6 +51,10 @@ impl SharedNotes {
 impl Notes for SharedNotes {
     fn copy(&self) -> Option<Box<dyn Notes>> {
         Some(Box::new(self.clone()))
+    }
+
+    fn set_tags(&mut self, tags: TagRecord) {
+        self.tags.set(Some(tags));
     }
 
     fn set(&mut self, function: PciAddress, driven: bool) -> bool {

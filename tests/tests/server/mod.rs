@@ -14,6 +14,7 @@ mod ranges;
 mod restarts;
 mod room;
 mod story;
+mod tags;
 mod units;
 mod waiting;
 

@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+mod few_domains;
 #[path = "../server/mod.rs"]
 mod server;
 

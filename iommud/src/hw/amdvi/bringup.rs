@@ -95,6 +95,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
                 entered: BTreeSet::new(),
                 control: running_control(flags, features),
             },
+            found_translating: on,
             memory: PhantomData,
         };
         match on {

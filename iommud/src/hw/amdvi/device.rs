@@ -15,6 +15,8 @@
 //! When the domain stays the same and gets a deeper page table, root and mode change in one store of word 0. The
 //! rest of what a unit reads at once is as before.
 //!
+//! An entry that denies has domain 0. Its permissions deny, whatever the unit holds of an earlier owner's domain 0.
+//!
 //! Words 2 and 3 (interrupts, attributes) and the firmware's SysMgt bits keep what they were given at first.
 
 use iommu_protocol::ids::RequesterId;

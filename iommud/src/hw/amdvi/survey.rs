@@ -1,11 +1,12 @@
 //! What a unit is, read from its registers and its capability block before anything is changed.
 
 use super::capability::Capability;
+use super::log::FRAMES as LOG_FRAMES;
 use super::port::Port;
 use super::spec::capability::{Features, host_levels};
 use super::spec::registers;
 use super::unit::AmdUnit;
-use super::{command, device, log};
+use super::{command, device};
 use crate::hw::seams::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Survey, UnitError};
 use crate::topology::capabilities::{LevelSet, PageSizes, UnitCapabilities};
@@ -13,7 +14,7 @@ use crate::topology::firmware::{UnitDescription, UnitKind};
 
 /// Runs of frames that bring-up takes: device table, a page table without pages, command ring and its status
 /// word, event log; and where page requests are logged, their log.
-pub const RUNS: &[usize] = &[device::FRAMES, 1, command::FRAMES, 1, log::FRAMES, log::FRAMES];
+pub const RUNS: &[usize] = &[device::FRAMES, 1, command::FRAMES, 1, LOG_FRAMES, LOG_FRAMES];
 
 /// The table describes a unit of another vendor.
 pub(super) const NOT_AMD_VI: UnitError = UnitError::Unsupported { what: "not an AMD-Vi unit" };

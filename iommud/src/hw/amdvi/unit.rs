@@ -55,6 +55,8 @@ pub struct AmdUnit<R, C, M> {
     pub(super) events: Log,
     pub(super) requests: Option<Log>,
     pub(super) state: State,
+    /// It translated when it was brought up.
+    pub(super) found_translating: bool,
     pub(super) memory: PhantomData<fn() -> M>,
 }
 
@@ -113,6 +115,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
 
     fn capabilities(&self) -> UnitCapabilities {
         self.capabilities
+    }
+
+    fn found_translating(&self) -> bool {
+        self.found_translating
     }
 
     fn write_entry(

@@ -6,11 +6,13 @@
 //! enable    RTADDR, SRTP -> context cache and IOTLB, all -> TE (if it was off) -> protected ranges off
 //! ```
 //!
-//! Translation that is on stays on. Until the root pointer is swapped the old tables translate; between the
-//! swap and the end of the global invalidations a request may be translated by either (section 6.6), which
-//! is never more than the old owner and the policy allow together. Domain ids of the old owner mean nothing
-//! here and are forgotten by the same invalidations. A unit with ESRTPS does both in one step; the explicit
-//! invalidations cost it nothing and are not left out.
+//! Translation that is on stays on. Until the root pointer is swapped the old tables translate. Between the
+//! swap and the end of the global invalidations a request may be translated by the entries of either owner
+//! (section 6.6). The IOTLB holds translations of the old owner under its domain ids until the same
+//! invalidations. An entry of ours with one of these ids would be served by them: a device would reach what the
+//! old owner granted to another. So whoever writes entries before `enable` uses ids that the old owner did not
+//! use (see [`crate::topology::tags`]); then a request reaches what one of the two owners grants to its source.
+//! A unit with ESRTPS does both in one step; the explicit invalidations cost it nothing and are not left out.
 
 use core::marker::PhantomData;
 
@@ -53,7 +55,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         host_bits: u8,
     ) -> Result<Self, UnitError> {
         let mut port = Port { registers, clock };
-        let Identity { version, capability, extended, old_root } = identify(&mut port)?;
+        let Identity { version, capability, extended, old_root, translating } =
+            identify(&mut port)?;
         let root = memory.allocate_run(1)?;
         let queue = Queue::allocate(memory)?;
         let mut unit = Self {
@@ -65,6 +68,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             host_bits: usable_host_bits(host_bits),
             root,
             phase: Phase::Preparing,
+            found_translating: translating,
             root_changed: false,
             next_fault: None,
             memory: PhantomData,

@@ -26,6 +26,8 @@ pub(super) struct Identity {
     pub(super) extended: ExtendedCapability,
     /// The root table register as the previous owner left it.
     pub(super) old_root: u64,
+    /// Translation was on.
+    pub(super) translating: bool,
 }
 
 /// Reads the registers that identify a unit: five reads, no wait.
@@ -44,7 +46,8 @@ pub(super) fn identify<R: RegisterIo, C: Clock>(
     let status = port.status()?;
     let old_root = port.registers.read64(ROOT_TABLE);
     check(capability, extended, status, old_root)?;
-    Ok(Identity { version, capability, extended, old_root })
+    let translating = status & TRANSLATION != 0;
+    Ok(Identity { version, capability, extended, old_root, translating })
 }
 
 /// Refuses what cannot be driven.

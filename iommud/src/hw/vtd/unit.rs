@@ -54,6 +54,8 @@ pub struct VtdUnit<R, C, M> {
     /// The root table's frame.
     pub(super) root: PhysAddr,
     pub(super) phase: Phase,
+    /// It translated when it was brought up.
+    pub(super) found_translating: bool,
     /// A root entry became present and the unit may have cached its absence (caching mode).
     pub(super) root_changed: bool,
     /// The fault record to go on at, when the last call left some.
@@ -217,6 +219,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
 
     fn capabilities(&self) -> UnitCapabilities {
         survey::capabilities(self.capability, self.extended, self.host_bits)
+    }
+
+    fn found_translating(&self) -> bool {
+        self.found_translating
     }
 
     fn write_entry(

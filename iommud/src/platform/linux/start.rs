@@ -235,7 +235,8 @@ fn start<U: Family>(
     let descriptions = firmware.units.iter().enumerate();
     let units =
         descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
-    let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes));
+    let tags = notes.tags();
+    let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes)).after(tags);
     let startup = Startup {
         config,
         table,

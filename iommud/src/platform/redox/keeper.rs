@@ -34,7 +34,7 @@ use super::options::Options;
 use super::ready::{Announce, NAME};
 use crate::addr::PAGE_SIZE;
 use crate::platform::pace::{End, MOST_FAILURES, Pace};
-use hold::Hold;
+use hold::{Contents, Hold};
 use patience::Patience;
 
 /// Requests of one scheme that can wait at a time are numbered from 0 on; nobody waits with a higher number.
@@ -242,9 +242,10 @@ impl<'a> Keeper<'a> {
             contents => contents,
         };
         self.old.push(hold);
-        let (ranges, driven) = contents?;
+        let Contents { ranges, driven, tags } = contents?;
         self.options.left.extend(ranges);
         self.options.driven = driven;
+        self.options.tags = tags;
         if !matches!(End::from(status), End::Final(_)) {
             let lived = since.elapsed();
             log::error!(

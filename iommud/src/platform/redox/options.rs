@@ -8,6 +8,7 @@ use lexopt::Arg::Long;
 use lexopt::ValueExt;
 
 use crate::addr::PhysRange;
+use crate::topology::tags::TagRecord;
 
 /// What `--help` prints.
 pub(super) const USAGE: &str = "\
@@ -40,6 +41,8 @@ pub(super) struct Options {
     pub(super) left: Vec<PhysRange>,
     /// Set by a keeper: functions that were driven when they died.
     pub(super) driven: Vec<PciAddress>,
+    /// Set by a keeper: tags that units may have held when the last one died, if it noted them.
+    pub(super) tags: Option<TagRecord>,
 }
 
 impl Options {

@@ -205,13 +205,17 @@ fn serve_units<U: Family>(
     events.run(scheme, vector, announce).map_err(StartError::Loop)
 }
 
-/// What was driven when earlier servers died, and a page to note for the next one what is.
+/// What was driven, and which tags units may hold, when earlier servers died; and a page to note for the next one what
+/// is.
 fn driven(options: &Options, page: Mapping) -> Driven {
     let Some(mut notes) = NotesPage::new(page, None) else { return Driven::default() };
     for function in &options.driven {
         notes.set(*function, true);
     }
-    Driven::new(options.driven.iter().copied(), Box::new(notes))
+    if let Some(tags) = options.tags {
+        notes.set_tags(tags);
+    }
+    Driven::new(options.driven.iter().copied(), Box::new(notes)).after(options.tags)
 }
 
 /// What keys for buffers are made of. Without it none is: a key that can be guessed is worse.

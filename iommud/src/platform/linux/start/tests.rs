@@ -66,6 +66,7 @@ fn server(failed: &[UnitError]) -> Server<NoUnit, HugeBuffers<FakePages>> {
         left: Vec::new(),
         memory: HugeTables::new([]),
         buffers: HugeBuffers::new(FakePages::default(), Vec::new()),
+        budget: Budget::default(),
     })
 }
 

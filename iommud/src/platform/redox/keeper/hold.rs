@@ -17,18 +17,30 @@ use crate::platform::redox::fork::Process;
 use crate::platform::redox::memory::Translation;
 use crate::platform::redox::scheme::{GIVE_UP, HELD};
 use crate::platform::{HUGE_PAGE_LENGTH, Mapping, Sharing};
+use crate::topology::tags::TagRecord;
 
 /// First words of its lines: the server has been told that the memory is mapped, or could not be.
 const TOLD: &str = "held";
 const UNTOLD: &str = "unheld";
 
-/// Where the memory is; what was noted there; that the server lets the memory of those before it go, that a unit uses
+/// Where the memory is; functions and tags that were noted there; that the server lets the memory of those before it go, that a unit uses
 /// it, that it says nothing.
 const RANGES: &str = "ranges";
 const NOTES: &str = "notes";
+const TAGS: &str = "tags";
 const GO: &str = "go";
 const STAY: &str = "stay";
 const SILENT: &str = "silent";
+
+/// What a server has left.
+pub(super) struct Contents {
+    /// Its memory.
+    pub(super) ranges: Vec<PhysRange>,
+    /// Functions that were driven.
+    pub(super) driven: Vec<PciAddress>,
+    /// Tags that units may hold, if it noted them.
+    pub(super) tags: Option<TagRecord>,
+}
 
 /// A process that has mapped the memory of a server: the memory is nobody else's until its input ends. The keeper maps
 /// none of it, since a process with mappings of a dead server's cannot fork; and it asks the server nothing itself,
@@ -87,17 +99,19 @@ impl Hold {
     }
 
     /// Where the memory is, and what the server has noted there. `UnexpectedEof`: the process has ended.
-    pub(super) fn contents(
-        &mut self,
-        patience: &mut Patience,
-    ) -> io::Result<(Vec<PhysRange>, Vec<PciAddress>)> {
+    pub(super) fn contents(&mut self, patience: &mut Patience) -> io::Result<Contents> {
         // Who has ended reads nothing; then there is no line either.
         let _ = self.input.write_all(b"?");
         let ranges = self.line(patience, None, &[RANGES])?.1;
         let names = self.line(patience, None, &[NOTES])?.1;
+        let tags = self.line(patience, None, &[TAGS])?.1;
         let ranges = ranges.iter().map(|word| range(word)).collect::<Option<_>>();
         let named = names.iter().map(|name| name.parse().ok()).collect::<Option<_>>();
-        ranges.zip(named).ok_or(io::ErrorKind::InvalidData.into())
+        // Tags that cannot be read are any tags.
+        let tags = tags.first().and_then(|bits| u64::from_str_radix(bits, 16).ok());
+        let tags = tags.map(TagRecord::from_bits);
+        let (ranges, driven) = ranges.zip(named).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Contents { ranges, driven, tags })
     }
 
     /// Whether the server says that no unit uses the memory of servers before it.
@@ -201,13 +215,15 @@ fn held_until_the_end(mut input: PipeReader, output: &mut PipeWriter) -> io::Res
     Ok(())
 }
 
-/// Two lines.
+/// Three lines.
 fn contents(ranges: &[PhysRange], notes: &NotesPage) -> String {
     let ranges = ranges.iter().map(|range| format!(" {:x}+{:x}", range.first().0, range.length()));
     let names = notes.noted().map(|function| format!(" {function}"));
     let first = std::iter::once(RANGES.to_owned()).chain(ranges);
     let second = std::iter::once(format!("\n{NOTES}")).chain(names);
-    first.chain(second).chain(["\n".to_owned()]).collect()
+    let tags = notes.tags().map(|tags| format!(" {:x}", tags.to_bits()));
+    let third = std::iter::once(format!("\n{TAGS}")).chain(tags);
+    first.chain(second).chain(third).chain(["\n".to_owned()]).collect()
 }
 
 fn may_go(memory: &OwnedFd) -> &'static str {

@@ -8,6 +8,7 @@ mod named;
 mod probing;
 mod removal;
 mod reserved;
+mod tags;
 mod units;
 
 use std::vec::Vec;

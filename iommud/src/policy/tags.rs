@@ -1,0 +1,208 @@
+//! Which domain tags are in use, and which a unit may still hold of servers before this one.
+//!
+//! An entry is written with a tag only where the unit is known to hold nothing under it: a translation that it
+//! holds of another server would serve the new domain. A tag that a unit may hold is used behind it all the same
+//! once the unit was flushed; until then its requesters are denied (see [`Registry::unit_ready`]).
+
+use alloc::vec::Vec;
+
+use crate::policy::draft::Draft;
+use crate::policy::ids::UnitIndex;
+use crate::policy::plan::{Binding, PASS_THROUGH_TAG, Plan, Step};
+use crate::policy::registry::Registry;
+use crate::topology::capabilities::DomainTag;
+use crate::topology::tags::{HeldTags, Strangers, TagRecord, TagRing};
+
+/// What a unit may hold of others than this server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Holds {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What servers before this one noted; or what is guessed of an owner that noted nothing.
+    Earlier,
+    /// Anything: its last owner left no note.
+    Anything,
+    /// Anything: it failed, and was not flushed since.
+    Failed,
+}
+
+/// Domain tags in use.
+#[derive(Clone, Debug)]
+pub(super) struct Tags {
+    /// A bit for each tag.
+    used: Vec<u64>,
+    ring: TagRing,
+    /// What units may hold of servers before this one, as far as it was noted.
+    held: HeldTags,
+    /// By unit; those that are not there hold nothing.
+    units: Vec<Holds>,
+    /// Of this server's tags the last one, round the ring.
+    furthest: Option<DomainTag>,
+}
+
+impl Tags {
+    /// All free but 0, which is never used, and the one for requests that go through untranslated. No unit holds
+    /// anything.
+    pub(super) fn new() -> Self {
+        let (held, units) = (HeldTags::Nothing, Vec::new());
+        let ring = TagRing::new(held, u16::MAX);
+        Self { used: alloc::vec![0b11], ring, held, units, furthest: None }
+    }
+
+    /// The next free tag behind `after`, not above `last`; `None` too when half of all tags are taken.
+    pub(super) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
+        let stretches = self.ring.stretches(after, last);
+        stretches.into_iter().find_map(|(first, last)| self.free_within(first, last))
+    }
+
+    fn free_within(&self, first: u32, last: u32) -> Option<DomainTag> {
+        let mut tag = first;
+        while tag <= last {
+            let word = self.used.get(tag as usize / 64).copied().unwrap_or(0) >> (tag % 64);
+            if word & 1 == 0 {
+                return u16::try_from(tag).ok().map(DomainTag);
+            }
+            tag += word.trailing_ones();
+        }
+        None
+    }
+
+    /// How many tags up to `last` this server may take in all.
+    pub(super) fn count(&self, last: u16) -> u64 {
+        let stretches = self.ring.stretches(None, last).into_iter();
+        stretches.map(|(first, last)| u64::from((last + 1).saturating_sub(first))).sum()
+    }
+
+    pub(super) fn set(&mut self, tag: DomainTag, used: bool) {
+        let at = usize::from(tag.0) / 64;
+        if self.used.len() <= at {
+            self.used.resize(at + 1, 0);
+        }
+        if let Some(word) = self.used.get_mut(at) {
+            let bit = 1 << (tag.0 % 64);
+            *word = if used { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn holds(&self, unit: UnitIndex) -> Holds {
+        self.units.get(unit.0 as usize).copied().unwrap_or_default()
+    }
+
+    fn set_holds(&mut self, unit: UnitIndex, holds: Holds) {
+        let at = unit.0 as usize;
+        if self.units.len() <= at {
+            self.units.resize(at + 1, Holds::Nothing);
+        }
+        if let Some(place) = self.units.get_mut(at) {
+            *place = holds;
+        }
+    }
+
+    /// A unit was flushed: it holds nothing of others. When that is true of every unit that servers before this one
+    /// used, their tags are as good as new.
+    pub(super) fn flushed(&mut self, unit: UnitIndex) {
+        self.set_holds(unit, Holds::Nothing);
+        if !self.units.iter().any(|holds| matches!(holds, Holds::Earlier | Holds::Failed)) {
+            self.held = HeldTags::Nothing;
+        }
+    }
+
+    /// A unit has failed: what it is told to forget it may hold.
+    pub(super) fn failed(&mut self, unit: UnitIndex) {
+        if self.holds(unit) != Holds::Anything {
+            self.set_holds(unit, Holds::Failed);
+        }
+    }
+
+    /// Whether a unit may hold translations under a tag that stand for something else.
+    fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
+        match self.holds(unit) {
+            Holds::Nothing => false,
+            Holds::Earlier => self.held.contains(tag),
+            Holds::Anything | Holds::Failed => true,
+        }
+    }
+
+    /// What the next server is to know, when no tag behind `furthest` is taken.
+    fn record(&self) -> TagRecord {
+        let held = match self.furthest {
+            Some(tag) => self.ring.held_with(self.held, tag),
+            None => self.held,
+        };
+        let mut strangers = Strangers::default();
+        for (unit, _) in self.units.iter().enumerate().filter(|(_, h)| **h == Holds::Anything) {
+            strangers.insert(unit);
+        }
+        TagRecord { held, strangers }
+    }
+}
+
+impl Registry {
+    /// Before any event: what units may hold of servers before this one. `held` are tags, `units` is how much of
+    /// them each unit has, by index, and `last` the highest tag that every unit can hold.
+    pub fn begin_tags(&mut self, held: HeldTags, units: Vec<Holds>, last: u16) {
+        let held = if units.contains(&Holds::Earlier) { held } else { HeldTags::Nothing };
+        let ring = TagRing::new(held, last);
+        self.tags = Tags { ring, held, units, ..Tags::new() };
+    }
+
+    /// A unit whose owner left no note was found with translation off: nothing that its caches held is used again.
+    pub fn found_off(&mut self, unit: UnitIndex) {
+        if self.tags.holds(unit) == Holds::Anything {
+            self.tags.set_holds(unit, Holds::Nothing);
+        }
+    }
+
+    /// Takes note of the tags of a plan that is about to be run. [`Registry::tag_record`] tells them from now on;
+    /// true when it did not before.
+    pub fn take_tags_of(&mut self, plan: &Plan) -> bool {
+        let Some(tag) = plan.draft.tag else { return false };
+        let tags = &mut self.tags;
+        let furthest = tags.furthest.map_or(tag, |known| tags.ring.later(known, tag));
+        tags.furthest.replace(furthest) != Some(furthest)
+    }
+
+    /// What the next server is to know of the tags that units may hold.
+    #[must_use]
+    pub fn tag_record(&self) -> TagRecord {
+        self.tags.record()
+    }
+
+    /// Whether an entry with this binding may be written only when the unit was flushed.
+    pub(super) fn opens_late(&self, draft: &Draft, unit: UnitIndex, binding: Binding) -> bool {
+        let tag = match binding {
+            _ if self.tags.holds(unit) == Holds::Nothing => return false,
+            Binding::Blocked => return false,
+            Binding::PassThrough => Some(PASS_THROUGH_TAG),
+            Binding::Domain(domain) => {
+                let made = draft.steps.iter().find_map(|step| match step {
+                    Step::CreateTable { domain: made, tag, .. } if *made == domain => Some(*tag),
+                    _ => None,
+                });
+                made.or_else(|| self.domains.get(domain.0).map(|domain| domain.tag))
+            }
+        };
+        tag.is_none_or(|tag| self.tags.is_stale(unit, tag))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_begin_after_the_ones_that_are_never_given() {
+        let mut tags = Tags::new();
+        assert_eq!(tags.next(None, 255), Some(DomainTag(2)));
+        for tag in 2..130 {
+            tags.set(DomainTag(tag), true);
+        }
+        assert_eq!(tags.next(None, 255), Some(DomainTag(130)));
+        assert_eq!(tags.next(Some(DomainTag(130)), 255), Some(DomainTag(131)));
+        assert_eq!(tags.next(None, 129), None);
+        tags.set(DomainTag(64), false);
+        assert_eq!(tags.next(None, 129), Some(DomainTag(64)));
+        assert_eq!(tags.next(Some(DomainTag(u16::MAX)), u16::MAX), None);
+    }
+}
