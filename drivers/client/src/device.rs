@@ -1,5 +1,6 @@
 //! A device and its session.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,31 @@ pub struct Device {
 #[must_use = "the permission is what bus mastering is enabled with"]
 pub struct BusMasterPermission {
     address: PciAddress,
+    /// Number of the session that was attached.
+    session: u64,
+}
+
+/// Why a device was not detached, and the permission, which is as good as before.
+#[derive(Debug)]
+pub struct DetachError {
+    /// Why.
+    pub error: Error,
+    /// What was given.
+    pub permission: BusMasterPermission,
+}
+
+impl fmt::Display for DetachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for DetachError {}
+
+impl From<DetachError> for Error {
+    fn from(failed: DetachError) -> Self {
+        failed.error
+    }
 }
 
 impl BusMasterPermission {
@@ -147,17 +173,25 @@ impl Device {
     /// `UnitFailed`, `NoUnit`, `NotReady`.
     pub fn attach(&self) -> Result<BusMasterPermission, Error> {
         let Empty { .. } = self.session.call(Operation::Attach, &Empty::default())?;
-        Ok(BusMasterPermission { address: self.address })
+        Ok(BusMasterPermission { address: self.address, session: self.session.number })
     }
 
-    /// Puts the device back under the policy of its group. Bus mastering is to be disabled before.
+    /// Puts the device back under the policy of its group. Bus mastering is to be disabled before. `permission` is what
+    /// attaching this device, in this session, gave.
     ///
     /// # Errors
-    /// `NotAttached`.
-    pub fn detach(&self, permission: BusMasterPermission) -> Result<(), Error> {
-        let BusMasterPermission { .. } = permission;
-        let Empty { .. } = self.session.call(Operation::Detach, &Empty::default())?;
-        Ok(())
+    /// [`Error::OtherPermission`]: it is of another device or session, and nothing has changed; `NotAttached`. The
+    /// permission comes back.
+    pub fn detach(&self, permission: BusMasterPermission) -> Result<(), DetachError> {
+        let ended = if permission.session == self.session.number {
+            self.session.call(Operation::Detach, &Empty::default())
+        } else {
+            Err(Error::OtherPermission { of: permission.address, device: self.address })
+        };
+        match ended {
+            Ok(Empty { .. }) => Ok(()),
+            Err(error) => Err(DetachError { error, permission }),
+        }
     }
 
     /// What the session is and may do.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use iommu_protocol::ids::PciAddress;
 use iommu_protocol::status::{Errno, Refusal};
 
 /// Why a request did not succeed.
@@ -29,6 +30,13 @@ pub enum Error {
     Outside,
     /// The text is not the name of a device.
     BadName,
+    /// A permission to master the bus that this session did not give.
+    OtherPermission {
+        /// The device that the permission is for.
+        of: PciAddress,
+        /// The device that it was used with.
+        device: PciAddress,
+    },
     /// A block of a pool cannot be that long.
     TooLong {
         /// What was asked for, in bytes.
@@ -103,6 +111,12 @@ impl fmt::Display for Error {
             Self::Breach(breach) => write!(f, "iommud breaks the protocol: {breach:?}"),
             Self::Outside => f.write_str("outside of the memory"),
             Self::BadName => f.write_str("not the name of a device (SSSS--BB--DD.F)"),
+            Self::OtherPermission { of, device } if of == device => {
+                write!(f, "the permission is of another session of {of}")
+            }
+            Self::OtherPermission { of, device } => {
+                write!(f, "the permission is for {of}, not for {device}")
+            }
             Self::TooLong { length, most } => {
                 write!(f, "a block of {length} bytes; the pool's largest has {most}")
             }

@@ -57,7 +57,7 @@ pub mod platform;
 pub use batch::Batch;
 pub use buffer::{BufferOptions, DmaBuffer, PAGE};
 pub use connection::Connection;
-pub use device::{BusMasterPermission, Device, Query, ReservedRegion};
+pub use device::{BusMasterPermission, DetachError, Device, Query, ReservedRegion};
 pub use error::{Breach, Error};
 pub use grant::Grant;
 pub use iommu_protocol::fault::{FaultAccess, FaultRecord};

@@ -14,12 +14,18 @@ use crate::transport::{Handle, Transport};
 pub(crate) struct Session {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) handle: Handle,
+    /// Which of this process's it is.
+    pub(crate) number: u64,
     cookie: AtomicU64,
 }
 
+/// Number of the next session of this process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 impl Session {
-    pub(crate) const fn new(transport: Arc<dyn Transport>, handle: Handle) -> Self {
-        Self { transport, handle, cookie: AtomicU64::new(1) }
+    pub(crate) fn new(transport: Arc<dyn Transport>, handle: Handle) -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { transport, handle, number, cookie: AtomicU64::new(1) }
     }
 
     /// One operation without items.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use iommu_client::{
     Access, Batch, BufferOptions, Device, DmaBuffer, DmaPool, Error, FaultAccess, Placement,
-    PoolOptions, Refusal, RegionKind, ScatterList, SegmentLimits,
+    PoolOptions, Refusal, RegionKind, ScatterList, SegmentLimits, SessionFlags,
 };
 use iommud_tests::model::{DEVICES, Model};
 
@@ -250,6 +250,36 @@ fn a_scatter_list_is_what_the_device_finds() {
         seen.extend(model.device_read(device.address(), segment.iova, length).unwrap());
     }
     assert_eq!(seen, [vec![0x33; 4900], vec![0x11], vec![0x22; 4096]].concat());
+}
+
+/// A permission is its session's: no other device, and no other session of the device, is detached with it. It comes
+/// back, as good as before.
+#[test]
+fn a_permission_detaches_the_device_that_it_is_of() {
+    let model = Model::new();
+    let (first, permission) = model.attached();
+    let second = first.open_member(DEVICES[2].parse().unwrap()).unwrap();
+    let other = second.attach().unwrap();
+    let reach = model.reach(second.address());
+    let failed = second.detach(permission).unwrap_err();
+    let Error::OtherPermission { of, device } = failed.error else { panic!("{failed:?}") };
+    assert_eq!((of, device), (first.address(), second.address()));
+    assert_eq!(failed.to_string(), format!("the permission is for {of}, not for {device}"));
+    assert_eq!(model.reach(second.address()), reach, "nothing has changed");
+    assert!(second.query().unwrap().flags.contains(SessionFlags::ATTACHED));
+    first.detach(failed.permission).unwrap();
+    second.detach(other).unwrap();
+    // The device is opened again: what an earlier session was given is of no use.
+    let stale = first.attach().unwrap();
+    drop((first, second));
+    let (again, permission) = model.attached();
+    let failed = again.detach(stale).unwrap_err();
+    assert_eq!(failed.to_string(), format!("the permission is of another session of {NAME}"));
+    again.detach(permission).unwrap();
+    // What the server refuses comes back, too.
+    let permission = again.attach().unwrap();
+    model.kill_clients();
+    assert_eq!(again.detach(permission).unwrap_err().permission.address(), again.address());
 }
 
 /// What cannot be is refused in words, and leaves everything as it was.

@@ -33,7 +33,7 @@ fn run(device: &str) -> Result<(), Failure> {
     println!("edud: {MOST} bytes to the device and back: same data, no fault");
 
     drop(driver); // bus mastering off, then the buffer
-    device.detach(permission)?;
+    device.detach(permission).map_err(Error::from)?;
     println!("edud: done");
     Ok(())
 }

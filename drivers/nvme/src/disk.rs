@@ -110,6 +110,6 @@ impl Disk {
         let Self { nvme, pool, function, device, permission, .. } = self;
         drop((nvme, pool));
         function.disable_bus_mastering().map_err(iommu_client::Error::from)?;
-        Ok(device.detach(permission)?)
+        Ok(device.detach(permission).map_err(ClientError::from)?)
     }
 }

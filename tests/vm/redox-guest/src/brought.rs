@@ -73,7 +73,7 @@ pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
     }
     drop(stale);
     let _ = function.disable_bus_mastering();
-    device.detach(permission).map_err(text("detach"))?;
+    device.detach(permission).map_err(|failed| text("detach")(failed.error))?;
     let detail = format!("{said}then: {fault}");
     if status.success() { Ok(detail) } else { Err(format!("{status}: {detail}")) }
 }

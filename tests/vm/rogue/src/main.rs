@@ -34,7 +34,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     driver.round_trip(0)?;
     tasks::carry_out(&mut driver, &device, options.task)?;
     drop(driver);
-    device.detach(permission)?;
+    device.detach(permission).map_err(Error::from)?;
     println!("rogue: done");
     Ok(())
 }
