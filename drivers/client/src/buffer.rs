@@ -1,6 +1,7 @@
 //! DMA buffers.
 
-use std::ops::{Deref, DerefMut, Range};
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 use iommu_protocol::ids::Slot;
@@ -14,10 +15,12 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::grant::Grant;
 use crate::mapping::{BufferSlot, unmap};
-use crate::platform::{Memory, View};
+use crate::platform::Memory;
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 use crate::transport::{Handle, Transport};
+
+mod values;
 
 /// Buffers are whole pages of this many bytes.
 pub const PAGE: u64 = 4096;
@@ -54,12 +57,12 @@ impl Default for BufferOptions {
 /// Memory of this process and of its device, with a `T` or some `T`s at its start. Its I/O virtual addresses
 /// are contiguous, whatever its length.
 ///
-/// The value is reached by dereferencing. A field that the device writes while the driver looks at it is to
-/// be an atomic; everything else may be plain numbers and arrays of them. [`DmaBuffer::read`] and
-/// [`DmaBuffer::write`] copy bytes with volatile accesses instead.
+/// Values are copied in and out, never referred to: a device may write at any time, and a reference would promise that
+/// nothing else does. Copies are volatile, and each aligned word of 8, 4 or 2 bytes is one access, so that what a device
+/// writes as one word is never read in halves. See also [`DmaBuffer::read`] and [`DmaBuffer::write`].
 ///
 /// ```
-/// use std::sync::atomic::{AtomicU16, Ordering};
+/// use std::mem::offset_of;
 /// use iommu_client::{Device, DmaBuffer};
 /// use zerocopy::{FromBytes, IntoBytes};
 ///
@@ -67,7 +70,7 @@ impl Default for BufferOptions {
 /// #[repr(C)]
 /// struct Ring {
 ///     descriptors: [[u64; 2]; 64],
-///     used: AtomicU16,
+///     used: u16,
 ///     reserved: [u16; 3],
 /// }
 ///
@@ -78,13 +81,25 @@ impl Default for BufferOptions {
 /// let mut ring = DmaBuffer::<Ring>::zeroed(&device)?;
 /// let mut data = DmaBuffer::<[u32]>::zeroed_slice(&device, 1024)?;
 ///
-/// data[3] = 7;
-/// ring.descriptors[0] = [data.iova_at(12).unwrap(), 4];
-/// assert_eq!(ring.used.load(Ordering::Acquire), 0);
+/// data.set(3, 7)?;
+/// let first = offset_of!(Ring, descriptors) as u64;
+/// ring.store_at(first, [data.iova_at(12).unwrap(), 4])?;
+/// assert_eq!(ring.load_at::<u16>(offset_of!(Ring, used) as u64)?, 0);
 /// // What the device finds where the descriptor points:
-/// assert_eq!(model.device_read(device.address(), ring.descriptors[0][0], 4), Ok(vec![7, 0, 0, 0]));
+/// let [address, _] = ring.load().descriptors[0];
+/// assert_eq!(model.device_read(device.address(), address, 4), Ok(vec![7, 0, 0, 0]));
 /// # let _ = permission;
 /// # Ok::<(), iommu_client::Error>(())
+/// ```
+///
+/// Nothing makes a reference to memory that a device may write:
+///
+/// ```compile_fail
+/// # let model = iommud_tests::model::Model::new();
+/// # let connection = model.connection();
+/// # let device = iommu_client::Device::open(&connection, "0000--00--04.0").unwrap();
+/// let buffer = device.allocate(4096, iommu_client::BufferOptions::default()).unwrap();
+/// let bytes: &[u8] = &buffer;
 /// ```
 #[derive(Debug)]
 pub struct DmaBuffer<T: ?Sized = [u8]> {
@@ -92,9 +107,12 @@ pub struct DmaBuffer<T: ?Sized = [u8]> {
     slot: u32,
     iova: u64,
     length: u64,
-    // The order of the last two is the order in which they go, after `drop`.
-    view: View<T>,
+    /// How many values there are.
+    count: usize,
+    // The order of the next two is the order in which they go, after `drop`.
+    memory: Memory,
     handle: BufferHandle,
+    value: PhantomData<fn() -> T>,
 }
 
 /// Memory as the server gave it.
@@ -147,23 +165,19 @@ impl Allocation {
         Ok(Self { session: session.clone(), slot, iova, length, memory, handle })
     }
 
-    fn view<T: ?Sized>(
-        self,
-        view: impl FnOnce(Memory) -> Result<View<T>, Error>,
-    ) -> Result<DmaBuffer<T>, Error> {
+    /// The buffer of `count` values that take `size` bytes.
+    fn values<T: ?Sized>(self, size: usize, count: usize) -> Result<DmaBuffer<T>, Error> {
         let Self { session, slot, iova, length, memory, handle } = self;
-        match view(memory) {
-            Ok(view) => Ok(DmaBuffer { session, slot, iova, length, view, handle }),
-            Err(error) => {
-                release(&session, slot);
-                Err(error)
-            }
-        }
+        // A transport that shows less than it says is caught here, not at some access.
+        let fits = u64::try_from(size).is_ok_and(|size| size <= length) && size <= memory.length();
+        let value = PhantomData;
+        let buffer = DmaBuffer { session, slot, iova, length, count, memory, handle, value };
+        if fits { Ok(buffer) } else { Err(Error::Outside) }
     }
 
     pub(crate) fn bytes(self) -> Result<DmaBuffer, Error> {
         let count = usize::try_from(self.length).map_err(|_| Error::Outside)?;
-        self.view(|memory| View::slice(memory, count))
+        self.values(count, count)
     }
 }
 
@@ -185,9 +199,10 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     /// A value, filled with zeros.
     ///
     /// # Errors
-    /// As [`Device::allocate`]; [`Error::Outside`] when its type is aligned to more than a page.
+    /// As [`Device::allocate`].
     pub fn zeroed_with(device: &Device, options: BufferOptions) -> Result<Self, Error> {
-        Allocation::new(&device.session, pages(size_of::<T>())?, options)?.view(View::value)
+        let size = size_of::<T>();
+        Allocation::new(&device.session, pages(size)?, options)?.values(size, 1)
     }
 
     /// This value, at any page below 4 GiB.
@@ -196,7 +211,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     /// As [`Device::allocate`].
     pub fn new(device: &Device, value: T) -> Result<Self, Error> {
         let mut buffer = Self::zeroed(device)?;
-        *buffer = value;
+        buffer.store(value);
         Ok(buffer)
     }
 }
@@ -220,8 +235,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
         options: BufferOptions,
     ) -> Result<Self, Error> {
         let bytes = size_of::<T>().checked_mul(count).ok_or(Error::Outside)?;
-        Allocation::new(&device.session, pages(bytes)?, options)?
-            .view(|memory| View::slice(memory, count))
+        Allocation::new(&device.session, pages(bytes)?, options)?.values(bytes, count)
     }
 }
 
@@ -235,7 +249,14 @@ impl<T: ?Sized> DmaBuffer<T> {
     }
 
     pub(crate) const fn memory(&self) -> &Memory {
-        self.view.memory()
+        &self.memory
+    }
+
+    /// Where this process has the memory, for drivers with accesses of their own. Nothing says that the device, or
+    /// whoever was given the buffer too, does not write there meanwhile.
+    #[must_use]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.memory.as_ptr()
     }
 
     /// The I/O virtual address of the first byte: what the device is told.
@@ -262,7 +283,16 @@ impl<T: ?Sized> DmaBuffer<T> {
     /// [`Error::Outside`]; nothing is copied then.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.check(offset, bytes.len())?;
-        self.view.memory_mut().write(offset, bytes)
+        self.memory.write(offset, bytes)
+    }
+
+    /// Sets `length` bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Outside`]; nothing is set then.
+    pub fn fill(&mut self, offset: u64, length: usize, byte: u8) -> Result<(), Error> {
+        self.check(offset, length)?;
+        self.memory.fill(offset, length, byte)
     }
 
     /// Copies bytes out of the buffer.
@@ -289,7 +319,7 @@ impl<T: ?Sized> DmaBuffer<T> {
     /// [`Error::Outside`], also when not aligned.
     pub fn write_u32(&mut self, offset: u64, value: u32) -> Result<(), Error> {
         self.check(offset, 4)?;
-        self.view.memory_mut().write_u32(offset, value).ok_or(Error::Outside)
+        self.memory.write_u32(offset, value).ok_or(Error::Outside)
     }
 
     fn check(&self, offset: u64, length: usize) -> Result<(), Error> {
@@ -319,20 +349,6 @@ impl<T: ?Sized> DmaBuffer<T> {
     /// `Mapped`, `Range`, `Alignment`, `Quota`.
     pub fn grant(&self, range: Range<u64>, access: Access) -> Result<Grant<'_>, Error> {
         Grant::new(&self.session, self.slot, range, access)
-    }
-}
-
-impl<T: ?Sized> Deref for DmaBuffer<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.view
-    }
-}
-
-impl<T: ?Sized> DerefMut for DmaBuffer<T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.view
     }
 }
 

@@ -14,9 +14,9 @@
 //! let mut ring = DmaBuffer::<[u64]>::zeroed_slice(&device, 512)?;
 //! let pool = DmaPool::new(&device, PoolOptions::default())?; // many small blocks, no request for any
 //! let mut block = pool.take(1500)?;
-//! block[..5].copy_from_slice(b"hello");
-//! ring[0] = block.iova(); // what the device is told: never a physical address
-//! # assert_eq!(model.device_read(device.address(), ring[0], 5), Ok(b"hello".to_vec()));
+//! block.write(0, b"hello")?;
+//! ring.set(0, block.iova())?; // what the device is told: never a physical address
+//! # assert_eq!(model.device_read(device.address(), block.iova(), 5), Ok(b"hello".to_vec()));
 //!
 //! drop((ring, pool, block));
 //! device.detach(permission)?; // the word that the device is quiet
@@ -35,6 +35,9 @@
 //! device is told to it ([`Device::wait_fault`]); when it dies, its device is cut off before any of its
 //! memory is used again. On a machine without an IOMMU the same code runs, addresses are bus addresses, and
 //! [`Device::query`] says so.
+//!
+//! Memory is read and written by copies, which are volatile. Nothing refers to it, since a device, or a process that was
+//! given a buffer too, may write there at any time; what is to be looked at for long is copied out first.
 //!
 //! Everything ends in the right order when dropped, whatever the order of the drops: a buffer's mappings
 //! end on the device's side before the memory leaves the process, and a session lives as long as anything

@@ -2,10 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use iommu_protocol::wire::Access;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::buffer::{BufferOptions, DmaBuffer, PAGE};
 use crate::device::Device;
@@ -69,7 +69,7 @@ impl Default for PoolOptions {
 ///
 /// let requests = model.counts().requests();
 /// let mut block = pool.take(1500)?;
-/// block[..5].copy_from_slice(b"hello");
+/// block.write(0, b"hello")?;
 /// assert_eq!(model.device_read(device.address(), block.iova(), 5), Ok(b"hello".to_vec()));
 /// drop(block);
 /// assert_eq!(model.counts().requests(), requests);
@@ -254,7 +254,8 @@ impl Drop for Class {
     }
 }
 
-/// Memory of a pool, given back when dropped. It may outlive its pool.
+/// Memory of a pool, given back when dropped. It may outlive its pool. The device reaches it all the time, so bytes are
+/// copied in and out, as those of a [`DmaBuffer`].
 #[derive(Debug)]
 pub struct DmaBlock {
     /// Present until the drop.
@@ -277,8 +278,71 @@ impl DmaBlock {
         self.length
     }
 
-    fn count(&self) -> usize {
-        usize::try_from(self.length).unwrap_or(usize::MAX)
+    /// Copies bytes into the block.
+    ///
+    /// # Errors
+    /// [`Error::Outside`]; nothing is copied then.
+    #[inline]
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.check(offset, bytes.len())?;
+        self.node.as_mut().ok_or(Error::Outside)?.piece.write(offset, bytes)
+    }
+
+    /// Copies bytes out of the block.
+    ///
+    /// # Errors
+    /// [`Error::Outside`]; nothing is copied then.
+    #[inline]
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.check(offset, bytes.len())?;
+        self.node.as_ref().ok_or(Error::Outside)?.piece.read(offset, bytes)
+    }
+
+    /// All of its bytes as they are now.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(0)];
+        let copied = self.read(0, &mut bytes);
+        debug_assert!(copied.is_ok());
+        bytes
+    }
+
+    /// Sets every byte.
+    pub fn fill(&mut self, byte: u8) {
+        let length = usize::try_from(self.length).unwrap_or(0);
+        let filled = self.node.as_mut().map(|node| node.piece.fill(0, length, byte));
+        debug_assert!(matches!(filled, Some(Ok(()))));
+    }
+
+    /// The value at `offset` as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Outside`].
+    #[inline]
+    pub fn load_at<V: FromBytes + IntoBytes>(&self, offset: u64) -> Result<V, Error> {
+        let mut value = V::new_zeroed();
+        self.read(offset, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Puts a value at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Outside`].
+    #[inline]
+    pub fn store_at<V: FromBytes + IntoBytes>(
+        &mut self,
+        offset: u64,
+        mut value: V,
+    ) -> Result<(), Error> {
+        self.write(offset, value.as_mut_bytes())
+    }
+
+    /// A block may be larger than what was asked for.
+    #[inline]
+    fn check(&self, offset: u64, length: usize) -> Result<(), Error> {
+        let end = u64::try_from(length).ok().and_then(|length| offset.checked_add(length));
+        if end.is_some_and(|end| end <= self.length) { Ok(()) } else { Err(Error::Outside) }
     }
 }
 
@@ -289,25 +353,6 @@ impl DeviceMemory for DmaBlock {
 
     fn length(&self) -> u64 {
         self.length
-    }
-}
-
-impl Deref for DmaBlock {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        let bytes = self.node.as_ref().map(|node| node.piece.bytes());
-        bytes.and_then(|bytes| bytes.get(..self.count())).unwrap_or_default()
-    }
-}
-
-impl DerefMut for DmaBlock {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let count = self.count();
-        let bytes = self.node.as_mut().map(|node| node.piece.bytes_mut());
-        bytes.and_then(|bytes| bytes.get_mut(..count)).unwrap_or_default()
     }
 }
 

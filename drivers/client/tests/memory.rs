@@ -8,7 +8,6 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,17 +28,32 @@ fn a_typed_buffer_is_the_devices_memory() {
     let (device, _permission) = model.attached();
     let at = device.address();
     let mut table = DmaBuffer::<[u64; 8]>::zeroed(&device).unwrap();
-    let words = DmaBuffer::<[AtomicU32]>::zeroed_slice(&device, 4000).unwrap();
-    assert_eq!((*table, table.length()), ([0; 8], 4096));
+    let mut words = DmaBuffer::<[u32]>::zeroed_slice(&device, 4000).unwrap();
+    assert_eq!((table.load(), table.length()), ([0; 8], 4096));
     assert_eq!((words.len(), words.length()), (4000, 16384));
 
-    table[2] = 0x1122_3344_5566_7788;
+    table.store_at(16, 0x1122_3344_5566_7788_u64).unwrap();
     let seen = model.device_read(at, table.iova() + 16, 8).unwrap();
     assert_eq!(seen, [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
     // The 2048th word, which lies on another page.
     model.device_write(at, words.iova() + 8192, &[1, 2, 0, 0]).unwrap();
-    assert_eq!(words[2048].load(Ordering::Acquire), 0x0201);
-    assert_eq!(words[2047].load(Ordering::Acquire), 0);
+    assert_eq!((words.get(2048).unwrap(), words.get(2047).unwrap()), (0x0201, 0));
+    words.set(2049, 0x0403).unwrap();
+    let mut some = [0; 3];
+    words.copy_to(2047, &mut some).unwrap();
+    assert_eq!(some, [0, 0x0201, 0x0403]);
+    words.copy_from(3999, &[5]).unwrap();
+    assert_eq!(words.to_vec().iter().sum::<u32>(), 0x0201 + 0x0403 + 5);
+    for outside in
+        [words.copy_from(3999, &[5, 6]), words.set(4000, 1), words.get(usize::MAX).map(drop)]
+    {
+        assert!(matches!(outside, Err(Error::Outside)));
+    }
+    assert!(matches!(table.load_at::<u64>(4089), Err(Error::Outside)));
+    table.store([9; 8]);
+    assert_eq!(table.load_at::<[u64; 2]>(48).unwrap(), [9, 9]);
+    table.fill(8, 8, 0x11).unwrap();
+    assert_eq!(table.load()[..3], [9, 0x1111_1111_1111_1111, 9]);
     let value = DmaBuffer::new(&device, [7_u8; 5]).unwrap();
     assert_eq!(model.device_read(at, value.iova(), 6).unwrap(), [7, 7, 7, 7, 7, 0]);
 }
@@ -115,7 +129,7 @@ fn a_pool_makes_no_requests() {
     for round in 0..10_000_u32 {
         let (small, page) = (pool.take(1).unwrap(), pool.take(3000).unwrap());
         let mut large = pool.take(65536).unwrap();
-        large[0] = 1;
+        large.store_at(0, 1_u8).unwrap();
         assert!(pool.take_ready(4096).is_some(), "round {round}");
         drop((page, large, small));
     }
@@ -140,7 +154,9 @@ fn blocks_do_not_overlap() {
         let length = 1 + (seed >> 33) % [64, 500, 5000][usize::try_from(step % 3).unwrap()];
         let mut block = pool.take(length).unwrap();
         let size = length.next_power_of_two().max(64);
-        assert_eq!(u64::try_from(block.len()).unwrap(), length);
+        assert_eq!(block.length(), length);
+        assert!(matches!(block.write(length, &[1]), Err(Error::Outside)));
+        assert!(matches!(block.load_at::<u8>(length), Err(Error::Outside)));
         assert!(block.iova().is_multiple_of(size), "{:#x} of {length}", block.iova());
         block.fill(step.to_le_bytes()[0]);
         blocks.push((block, step.to_le_bytes()[0]));
@@ -150,8 +166,9 @@ fn blocks_do_not_overlap() {
     }
     let mut ranges = Vec::new();
     for (block, fill) in &blocks {
-        assert!(block.iter().all(|byte| byte == fill), "another block wrote here");
-        let seen = model.device_read(device.address(), block.iova(), block.len()).unwrap();
+        let bytes = block.to_vec();
+        assert!(bytes.iter().all(|byte| byte == fill), "another block wrote here");
+        let seen = model.device_read(device.address(), block.iova(), bytes.len()).unwrap();
         assert!(seen.iter().all(|byte| byte == fill), "the device sees something else");
         ranges.push((block.iova(), block.iova() + block.length()));
     }
@@ -173,7 +190,7 @@ fn a_pool_says_why_not() {
     // A block may outlive its pool; the memory goes with the last one.
     drop(pool);
     model.device_write(device.address(), held[3].iova(), &[9]).unwrap();
-    assert_eq!(held[3][0], 9);
+    assert_eq!(held[3].load_at::<u8>(0).unwrap(), 9);
     drop(held);
     assert_eq!(model.reach(device.address()), []);
     for bad in [
@@ -274,13 +291,13 @@ fn without_a_unit_addresses_are_bus_addresses() {
     let (device, permission) = model.attached();
     assert!(!device.query().unwrap().flags.contains(SessionFlags::CONFINED));
     let mut buffer = DmaBuffer::<[u32; 1000]>::zeroed(&device).unwrap();
-    buffer[999] = 0x0a0b_0c0d;
+    buffer.store_at(3996, 0x0a0b_0c0d_u32).unwrap();
     let seen = model.device_read(device.address(), buffer.iova() + 3996, 4).unwrap();
     assert_eq!(seen, [0x0d, 0x0c, 0x0b, 0x0a]);
     let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
     let block = pool.take(5000).unwrap();
     model.device_write(device.address(), block.iova(), &[5; 5000]).unwrap();
-    assert!(block.iter().all(|byte| *byte == 5));
+    assert!(block.to_vec().iter().all(|byte| *byte == 5));
     drop((buffer, block, pool));
     device.detach(permission).unwrap();
 }

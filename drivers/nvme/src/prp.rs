@@ -62,11 +62,11 @@ fn lists(entries: &[u64], pool: &DmaPool) -> Result<Vec<DmaBlock>, Error> {
         let alone = lists.is_empty() && later.is_empty();
         let length = 8 * if alone { now.len() } else { ENTRIES };
         let mut list = pool.take(u64::try_from(length).unwrap_or(PAGE))?;
-        for (place, entry) in list.chunks_exact_mut(8).zip(now) {
-            place.copy_from_slice(&entry.to_le_bytes());
+        for (place, entry) in (0..).step_by(8).zip(now) {
+            list.store_at(place, entry.to_le())?;
         }
-        if let Some(place) = lists.last_mut().and_then(|before| before.last_chunk_mut::<8>()) {
-            *place = list.iova().to_le_bytes();
+        if let Some(before) = lists.last_mut() {
+            before.store_at(PAGE - 8, list.iova().to_le())?;
         }
         lists.push(list);
         rest = later;

@@ -22,14 +22,14 @@ pub trait Work {
     ///
     /// # Errors
     /// They end the run.
-    fn prepare(&mut self, request: &Request, memory: &mut [u8]) -> Result<(), Self::Error>;
+    fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Self::Error>;
 
     /// Looks at memory whose request the controller has completed with success: never at that of a request that was
     /// cut short.
     ///
     /// # Errors
     /// They end the run.
-    fn finish(&mut self, request: &Request, memory: &[u8]) -> Result<(), Self::Error>;
+    fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Self::Error>;
 
     /// Is told what did not go as it should.
     fn trouble(&mut self, trouble: &Trouble);

@@ -1,16 +1,19 @@
 //! A submission ring and its completion ring (3.3.1), in memory of the client library.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{Ordering, fence};
 
 use iommu_client::{BufferOptions, Device, DmaBuffer};
 
 use crate::error::Error;
 use crate::spec::{Command, Completion, phase};
 
+/// Bytes of an entry of a completion ring.
+const ENTRY: usize = 16;
+
 /// Two rings of the same number of entries. Each is one range of addresses, as the controller wants it.
 pub(crate) struct Rings {
     submission: DmaBuffer<[Command]>,
-    completion: DmaBuffer<[[AtomicU32; 4]]>,
+    completion: DmaBuffer<[[u32; 4]]>,
     entries: u16,
     tail: u16,
     head: u16,
@@ -37,9 +40,8 @@ impl Rings {
 
     /// Empties both, for a controller that has been reset.
     pub(crate) fn clear(&mut self) {
-        for entry in self.completion.iter().flatten() {
-            entry.store(0, Ordering::Relaxed);
-        }
+        let cleared = self.completion.fill(0, usize::from(self.entries) * ENTRY, 0);
+        debug_assert!(cleared.is_ok());
         (self.tail, self.head, self.phase) = (0, 0, true);
     }
 
@@ -55,24 +57,27 @@ impl Rings {
     /// Writes a command; returns the new tail, to be told to the controller. There is room for `entries - 1`
     /// commands under way, which the caller counts.
     pub(crate) fn push(&mut self, identifier: u16, command: &Command) -> u16 {
-        if let Some(entry) = self.submission.get_mut(usize::from(self.tail)) {
-            *entry = command.map(u32::to_le);
-            if let Some(first) = entry.first_mut() {
-                *first = (u32::from_le(*first) | u32::from(identifier) << 16).to_le();
-            }
+        let [first, rest @ ..] = *command;
+        let mut words = [first | u32::from(identifier) << 16; 16];
+        if let Some(places) = words.last_chunk_mut() {
+            *places = rest;
         }
+        let written = self.submission.set(usize::from(self.tail), words.map(u32::to_le));
+        debug_assert!(written.is_ok());
         self.tail = self.after(self.tail);
         self.tail
     }
 
     /// The next completion, if it has come, and the new head, to be told to the controller.
     pub(crate) fn pop(&mut self) -> Option<(Completion, u16)> {
-        let [first, _, _, last] = self.completion.get(usize::from(self.head))?;
-        let word = u32::from_le(last.load(Ordering::Acquire));
+        // The last word says whether the entry is new; the others, and the data, are read after it.
+        let entry = ENTRY as u64 * u64::from(self.head);
+        let word = u32::from_le(self.completion.read_u32(entry + 12).ok()?);
         if phase(word) != self.phase {
             return None;
         }
-        let result = u32::from_le(first.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        let result = u32::from_le(self.completion.read_u32(entry).ok()?);
         self.head = self.after(self.head);
         self.phase ^= self.head == 0;
         Some((Completion::from_words(result, word), self.head))

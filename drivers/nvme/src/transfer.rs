@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Instant;
 
+use iommu_client::DmaBlock;
 use nvme::{NamespaceInfo, Operation, Request, Trouble, Troubles, Work};
 
 use crate::Failure;
@@ -19,11 +20,11 @@ pub(crate) struct Nothing;
 impl Work for Nothing {
     type Error = Failure;
 
-    fn prepare(&mut self, _: &Request, _: &mut [u8]) -> Result<(), Failure> {
+    fn prepare(&mut self, _: &Request, _: &mut DmaBlock) -> Result<(), Failure> {
         Ok(())
     }
 
-    fn finish(&mut self, _: &Request, _: &[u8]) -> Result<(), Failure> {
+    fn finish(&mut self, _: &Request, _: &DmaBlock) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -41,31 +42,41 @@ struct Transfer {
     block_size: u64,
     seed: u64,
     file: Option<File>,
+    /// What goes to memory, or came from it.
+    bytes: Vec<u8>,
 }
 
 impl Work for Transfer {
     type Error = Failure;
 
-    fn prepare(&mut self, request: &Request, memory: &mut [u8]) -> Result<(), Failure> {
+    fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Failure> {
         let at = request.first * self.block_size;
-        match (&mut self.file, self.operation) {
-            (_, Operation::Read | Operation::Flush) => memory.fill(0xee),
-            (None, Operation::Write) => fill(memory, self.seed, at),
-            (Some(file), Operation::Write) => load(file, at - self.from, memory)?,
+        if self.operation != Operation::Write {
+            memory.fill(0xee);
+            return Ok(());
         }
-        Ok(())
+        self.bytes.resize(usize::try_from(memory.length()).unwrap_or(0), 0);
+        match &mut self.file {
+            None => fill(&mut self.bytes, self.seed, at),
+            Some(file) => load(file, at - self.from, &mut self.bytes)?,
+        }
+        Ok(memory.write(0, &self.bytes)?)
     }
 
-    fn finish(&mut self, request: &Request, memory: &[u8]) -> Result<(), Failure> {
+    fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Failure> {
         let at = request.first * self.block_size;
+        if self.operation == Operation::Read {
+            self.bytes.resize(usize::try_from(memory.length()).unwrap_or(0), 0);
+            memory.read(0, &mut self.bytes)?;
+        }
         match (&mut self.file, self.operation) {
             (_, Operation::Write | Operation::Flush) => Ok(()),
-            (None, Operation::Read) => compare(memory, self.seed, at),
+            (None, Operation::Read) => compare(&self.bytes, self.seed, at),
             (Some(file), Operation::Read) => {
                 let at = at - self.from;
                 let count = usize::try_from(self.length - at).unwrap_or(usize::MAX);
                 file.seek(SeekFrom::Start(at))?;
-                Ok(file.write_all(memory.get(..count).unwrap_or(memory))?)
+                Ok(file.write_all(self.bytes.get(..count).unwrap_or(&self.bytes))?)
             }
         }
     }
@@ -94,7 +105,8 @@ pub(crate) fn transfer(
     };
     let (from, seed, block_size) = (options.from, options.pattern, namespace.block_size);
     within(namespace, from, length)?;
-    let mut work = Transfer { operation, from, length, block_size, seed, file };
+    let bytes = Vec::new();
+    let mut work = Transfer { operation, from, length, block_size, seed, file, bytes };
     loop {
         let started = Instant::now();
         let troubles = disk.run(requests(namespace, operation, from, length), &mut work)?;

@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::transport::Transport;
 
 mod memory;
-mod view;
+mod piece;
+mod span;
 
 #[cfg(target_os = "linux")]
 pub mod linux;
@@ -20,8 +21,8 @@ use linux as system;
 use redox as system;
 
 pub use memory::Memory;
+pub(crate) use piece::{Piece, split};
 pub use system::pci;
-pub(crate) use view::{Piece, View, split};
 
 /// The transport to the server of this machine.
 #[cfg(target_os = "linux")]

@@ -28,16 +28,16 @@ struct Check {
 impl Work for Check {
     type Error = Error;
 
-    fn prepare(&mut self, request: &Request, memory: &mut [u8]) -> Result<(), Error> {
+    fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Error> {
         match request.operation {
-            Operation::Write => memory.copy_from_slice(&pattern(request)),
+            Operation::Write => memory.write(0, &pattern(request))?,
             _ => memory.fill(0xee),
         }
         Ok(())
     }
 
-    fn finish(&mut self, request: &Request, memory: &[u8]) -> Result<(), Error> {
-        assert!(*memory == pattern(request), "{request:?} was not carried out");
+    fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Error> {
+        assert!(memory.to_vec() == pattern(request), "{request:?} was not carried out");
         self.finished.push(request.first);
         Ok(())
     }
