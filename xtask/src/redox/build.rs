@@ -84,13 +84,18 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
+/// As [`debian_cargo`], with this workspace's lock file as it is.
+fn locked(program: &str, command: &str) -> Result<Command> {
+    debian_cargo(program, command, &["--locked"])
+}
+
 /// `program` is cargo or cargo-clippy: `cargo clippy` would find another toolchain's.
-fn debian_cargo(program: &str, command: &str) -> Result<Command> {
+fn debian_cargo(program: &str, command: &str, options: &[&str]) -> Result<Command> {
     compiler()?;
     let mut cargo = Command::new(program);
     cargo.current_dir(root()).env("RUSTC", RUSTC).env("RUSTC_BOOTSTRAP", "1").env("CARGO", CARGO);
     cargo.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    cargo.args([command, "--quiet", "--locked", "--target", TARGET]);
+    cargo.args([command, "--quiet", "--target", TARGET]).args(options);
     cargo.args(["-Z", "build-std=std,panic_abort", "--target-dir"]);
     cargo.arg(target().join("redox"));
     Ok(cargo)
@@ -116,24 +121,59 @@ pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
     let linter = packages::require_files(&[(CLIPPY, "rust-web-clippy")]);
     let lints = linter.inspect_err(|error| println!("not checked: lints for Redox: {error:#}"));
     let lints = lints.is_ok();
-    let mut cargo =
-        if lints { debian_cargo(CLIPPY, "clippy")? } else { debian_cargo(CARGO, "check")? };
+    let mut cargo = if lints { locked(CLIPPY, "clippy")? } else { locked(CARGO, "check")? };
     for package in ["iommu-protocol", "iommu-client"].iter().chain(&PACKAGES) {
         cargo.args(["-p", package]);
     }
     if lints {
         cargo.args(["--no-deps", "--", "--deny", "warnings"]);
     }
-    let passed = cargo.status()?.success();
-    Ok((usize::from(passed), usize::from(!passed), usize::from(!lints)))
+    let here = cargo.status()?.success();
+    let outside = outside()?;
+    if !outside {
+        println!("FAILED: a crate outside of this workspace with iommu-client does not compile");
+    }
+    let passed = usize::from(here) + usize::from(outside);
+    Ok((passed, 2 - passed, usize::from(!lints)))
 }
+
+/// Whether a crate outside of this workspace that depends on `iommu-client` compiles. It has a lock file of its own, made
+/// now: what the registry has that is newest.
+fn outside() -> Result<bool> {
+    let directory = std::env::temp_dir().join(format!("iommud-outside-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("src"))?;
+    let client = root().join("drivers/client");
+    let manifest = format!(
+        "[package]\nname = \"outside\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
+         [dependencies]\niommu-client = {{ path = {client:?} }}\n"
+    );
+    std::fs::write(directory.join("Cargo.toml"), manifest)?;
+    std::fs::write(directory.join("src/lib.rs"), OUTSIDE)?;
+    let mut cargo = debian_cargo(CARGO, "check", &[])?;
+    let passed = cargo.current_dir(&directory).status()?.success();
+    std::fs::remove_dir_all(&directory)?;
+    Ok(passed)
+}
+
+/// A driver outside of this workspace, as `drivers/README.md` has it.
+const OUTSIDE: &str = r#"
+use iommu_client::{Connection, Device, DmaBuffer, Error};
+
+pub fn run() -> Result<(), Error> {
+    let device = Device::open(&Connection::system()?, "0000--00--04.0")?;
+    let permission = device.attach()?;
+    let mut ring = DmaBuffer::<[u64]>::zeroed_slice(&device, 512)?;
+    ring.set(0, ring.iova())?;
+    Ok(device.detach(permission)?)
+}
+"#;
 
 /// Builds the programs and links them with the tree's library.
 ///
 /// # Errors
 /// `Missing` packages; it does not compile or link.
 pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
-    let mut cargo = debian_cargo(CARGO, "build")?;
+    let mut cargo = locked(CARGO, "build")?;
     cargo.arg("--release");
     for package in PACKAGES {
         cargo.args(["-p", package]);

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use event::{EventFlags, RawEventQueue};
-use syscall::flag::CLOCK_MONOTONIC;
+use libredox::flag::CLOCK_MONOTONIC;
 
 use super::scheme::after;
 use crate::error::Error;

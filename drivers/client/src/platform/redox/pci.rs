@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use bitflags::Flags;
 use iommu_protocol::ids::PciAddress;
 use libredox::call::call_rw;
-use syscall::flag::CallFlags;
 
 use super::channel::{Channel, VectorTable};
 use crate::device::BusMasterPermission;
@@ -156,7 +156,7 @@ impl Function {
             | u64::from(id.function()) << 12
             | u64::from(offset & 0xfff);
         let mut word = [0; 4];
-        call_rw(descriptor(&self.access)?, &mut word, CallFlags::empty(), &[READ, place])?;
+        call_rw(descriptor(&self.access)?, &mut word, Flags::empty(), &[READ, place])?;
         Ok(u32::from_le_bytes(word))
     }
 }

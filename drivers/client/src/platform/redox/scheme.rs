@@ -8,14 +8,15 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use bitflags::Flags;
 use event::{EventFlags, RawEventQueue};
 use iommu_protocol::status::{Errno, Refusal};
 use libredox::call::{self, MmapArgs, mmap, munmap};
+use libredox::errno::{ENODEV, ENOENT, ESRCH};
 use libredox::flag::{
-    MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ, PROT_WRITE,
+    CLOCK_MONOTONIC, MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ,
+    PROT_WRITE,
 };
-use syscall::error::{ENODEV, ENOENT, ESRCH};
-use syscall::flag::{CLOCK_MONOTONIC, CallFlags};
 
 use crate::error::{Breach, Error};
 use crate::platform::Memory;
@@ -94,7 +95,7 @@ impl Transport for Scheme {
         // The request's own header says where it ends.
         let _ = request;
         let at = fd(handle)?;
-        call::call_rw(at, payload, CallFlags::empty(), &[]).map_err(|error| told(at, error, &[]))
+        call::call_rw(at, payload, Flags::empty(), &[]).map_err(|error| told(at, error, &[]))
     }
 
     fn names(&self, handle: Handle) -> Result<Vec<String>, Error> {
@@ -162,7 +163,7 @@ pub(super) fn bring(buffer: Handle, mut key: [u8; 16]) -> Result<u32, Error> {
 
 fn tell(to: Handle, word: u64, key: &mut [u8; 16]) -> Result<usize, Error> {
     let at = fd(to)?;
-    call::call_rw(at, key, CallFlags::empty(), &[word])
+    call::call_rw(at, key, Flags::empty(), &[word])
         .map_err(|error| told(at, error, &[Refusal::Quota, Refusal::BadHandle]))
 }
 
@@ -192,18 +193,17 @@ impl Wait {
     }
 }
 
-/// What a timer is to be told so that it has an event after this time.
-pub(super) fn after(time: Duration) -> io::Result<syscall::TimeSpec> {
-    let now = call::clock_gettime(libredox::flag::CLOCK_MONOTONIC)?;
+/// What a timer is to be told so that it has an event after this time: the kernel's `TimeSpec`, 64 bits of seconds, 32
+/// of nanoseconds, and 32 that mean nothing.
+pub(super) fn after(time: Duration) -> io::Result<[u8; 16]> {
+    let now = call::clock_gettime(CLOCK_MONOTONIC)?;
     let now = Duration::new(
         u64::try_from(now.tv_sec).unwrap_or(0),
         u32::try_from(now.tv_nsec).unwrap_or(0),
     );
     let end = now.saturating_add(time);
-    Ok(syscall::TimeSpec {
-        tv_sec: i64::try_from(end.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i32::try_from(end.subsec_nanos()).unwrap_or(0),
-    })
+    let seconds = i64::try_from(end.as_secs()).unwrap_or(i64::MAX).unsigned_abs();
+    Ok((u128::from(end.subsec_nanos()) << 64 | u128::from(seconds)).to_ne_bytes())
 }
 
 /// The first entry of a directory's bytes: the number of the next one and the name; and what is behind it.
