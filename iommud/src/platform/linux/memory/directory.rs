@@ -14,7 +14,6 @@ use super::pagemap::{PagemapError, physical_address};
 use super::pin::{Pin, allow_many};
 use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, NotesPage, Page, PageSource};
 use crate::addr::{PhysAddr, PhysRange};
-use crate::platform::cache::CacheLines;
 use crate::platform::mapping::{Mapping, Sharing};
 
 /// File system type of hugetlbfs (statfs(2), HUGETLBFS_MAGIC).
@@ -213,10 +212,6 @@ impl PageSource for HugeDirectory {
 
     fn discard(&mut self, page: Page) {
         self.unlink(page.name());
-    }
-
-    fn write_back(&self, page: &Page, length: usize) {
-        page.write_back(CacheLines::detect(), length);
     }
 
     fn share(&self, page: &Page) -> Option<OwnedFd> {

@@ -101,7 +101,9 @@ pub trait PageSource {
     fn discard(&mut self, page: Page);
 
     /// Writes the first `length` bytes of a page back from the caches to memory.
-    fn write_back(&self, page: &Page, length: usize);
+    fn write_back(&self, page: &Page, length: usize) {
+        page.write_back(CacheLines::detect(), length);
+    }
 
     /// A descriptor of the page's memory; `None` when there is no descriptor left.
     fn share(&self, page: &Page) -> Option<OwnedFd>;
