@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::events::Loop;
-use super::kept::Memory;
+use super::held::Memory;
 use super::interrupt::Vector;
 use super::keeper;
 use super::machine::Machine;
