@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event::{EventFlags, RawEventQueue};
 use redox_scheme::wrappers::ReadinessBased;
@@ -12,9 +12,11 @@ use redox_scheme::{Response, SignalBehavior, Socket};
 use syscall::data::TimeSpec;
 use syscall::flag::CLOCK_MONOTONIC;
 
+use super::held::Memory;
 use super::interrupt::Vector;
-use super::kept::{Keeper, Memory};
+use super::kept::Keeper;
 use super::ready::Announce;
+use super::rhythm::{Alarm, Rhythm};
 use super::scheme::{IommuScheme, Window};
 use crate::hw::{BufferMemory, Unit};
 
@@ -24,45 +26,35 @@ const CALM: Duration = Duration::from_secs(1);
 /// Requests taken from the kernel at a time.
 const REQUESTS: usize = 32;
 
-/// A timer of the time scheme. What is written to it is one event more, never one in place of another.
+/// What wakes the loop without a request: a file of the time scheme for each alarm, so that an event tells whose it is.
 struct Timer {
-    file: File,
-    period: Duration,
-    calm: Duration,
-    /// Events that are still to come.
-    pending: u32,
-    /// When the last one of those after a `period` comes.
-    soon: Option<Instant>,
+    soon: File,
+    some_day: File,
+    rhythm: Rhythm,
 }
 
 impl Timer {
     fn open(period: Duration) -> io::Result<Self> {
-        Ok(Self { file: clock()?, period, calm: period, pending: 0, soon: None })
+        Ok(Self { soon: clock()?, some_day: clock()?, rhythm: Rhythm::new(period) })
     }
 
-    /// Its event has come.
-    const fn passed(&mut self) {
-        self.pending = self.pending.saturating_sub(1);
-    }
-
-    /// Whether faults are awaited, and none came within a period.
-    fn was_calm(&self) -> bool {
-        self.calm > self.period && self.soon.is_none_or(|soon| soon < Instant::now())
-    }
-
-    /// Sees to it that an event comes: a period from now when there were faults just now, some day when it is calm.
-    fn arm(&mut self, faults: u64) -> io::Result<()> {
-        let now = Instant::now();
-        if faults > 0 && self.soon.is_none_or(|soon| soon <= now) {
-            self.soon = now.checked_add(self.period);
-            return self.set(self.period);
+    /// Whose event has come from this file.
+    fn alarm_of(&self, file: usize) -> Option<Alarm> {
+        let is = |clock: &File| number(clock).is_ok_and(|number| number == file);
+        match file {
+            _ if is(&self.soon) => Some(Alarm::Soon),
+            _ if is(&self.some_day) => Some(Alarm::SomeDay),
+            _ => None,
         }
-        if self.pending == 0 { self.set(self.calm) } else { Ok(()) }
     }
 
-    fn set(&mut self, after: Duration) -> io::Result<()> {
-        self.pending += 1;
-        alarm(&self.file, after)
+    /// As [`Rhythm::arm`].
+    fn arm(&mut self, faults: u64) -> io::Result<()> {
+        let Self { soon, some_day, rhythm } = self;
+        rhythm.arm(faults, |which, after| match which {
+            Alarm::Soon => alarm(soon, after),
+            Alarm::SomeDay => alarm(some_day, after),
+        })
     }
 }
 
@@ -103,7 +95,8 @@ impl Loop {
         let timer = Timer::open(period)?;
         let queue = RawEventQueue::new()?;
         queue.subscribe(socket.inner().raw(), 0, EventFlags::READ)?;
-        queue.subscribe(number(&timer.file)?, 0, EventFlags::READ)?;
+        queue.subscribe(number(&timer.soon)?, 0, EventFlags::READ)?;
+        queue.subscribe(number(&timer.some_day)?, 0, EventFlags::READ)?;
         Ok(Self { socket, queue, timer })
     }
 
@@ -141,7 +134,7 @@ impl Loop {
     ) -> io::Result<()> {
         if let Some(vector) = &vector {
             self.queue.subscribe(number(vector.file())?, 0, EventFlags::READ)?;
-            self.timer.calm = CALM;
+            self.timer.rhythm.rest(CALM);
         }
         self.timer.arm(0)?;
         // Made while there is a name space: its hash maps take their keys from the random scheme.
@@ -149,21 +142,20 @@ impl Loop {
         announce.announce(&self.socket, &mut scheme).map_err(from)?;
         log::info!("serving /scheme/iommu");
         let scheme = RefCell::new(scheme);
-        let clock = number(&self.timer.file)?;
         loop {
             // Which file woke the loop does not matter: all are looked at, and none of them blocks.
             let woken = self.queue.next_event()?;
             if woken.fd != self.socket.inner().raw() {
-                if woken.fd == clock {
-                    self.timer.passed();
+                if let Some(alarm) = self.timer.alarm_of(woken.fd) {
+                    self.timer.rhythm.passed(alarm);
                 }
                 let raised = vector.as_mut().map_or(Ok(false), Vector::raised)?;
                 let mut scheme = scheme.borrow_mut();
                 let server = scheme.server_mut();
                 let taken = if raised { server.fault_interrupt() } else { server.tick() };
-                if taken > 0 && !raised && self.timer.was_calm() {
+                if taken > 0 && !raised && self.timer.rhythm.was_calm() {
                     log::warn!("faults: not told by interrupt: asked for from now on");
-                    self.timer.calm = self.timer.period;
+                    self.timer.rhythm.ask_always();
                 }
                 self.timer.arm(taken.max(server.has_unfinished().into()))?;
             }

@@ -10,128 +10,171 @@
 //!               it takes the units over, its name is entered, and only then is the old memory given up
 //! ```
 //!
+//! Memory of a dead server is given up only when the next one says that every unit uses its tables; whatever fails before,
+//! it stays held, by a keeper that does nothing else any more if need be.
+//!
 //! A server that says nothing when it should is killed, and is dead then as any other. Meanwhile each unit goes on
 //! with the tables that it was given last, which are held: what a device reaches is what it reached before.
 
+//!
+//! What is decided is here, over a [`System`], and tested on every host; the system itself is in `system.rs`.
+
+mod answers;
+#[cfg(target_os = "redox")]
 mod hold;
 mod patience;
+#[cfg(target_os = "redox")]
+mod system;
+#[cfg(target_os = "redox")]
+mod waits;
+mod words;
 
-use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use libredox::call::{call_ro, getns, register_scheme_to_ns, write};
-use syscall::error::{ENODEV, Error};
-use syscall::flag::CallFlags;
-use syscall::schemev2::{Cqe, CqeOpcode};
+use iommu_protocol::ids::PciAddress;
 
-use super::events::number;
-use super::fork::Process;
-use super::kept;
 use super::options::Options;
-use super::ready::{Announce, NAME};
-use crate::addr::PAGE_SIZE;
+use crate::addr::PhysRange;
 use crate::platform::pace::{End, MOST_FAILURES, Pace};
-use hold::{Contents, Hold};
-use patience::Patience;
+use crate::topology::tags::TagRecord;
 
-/// Requests of one scheme that can wait at a time are numbered from 0 on; nobody waits with a higher number.
-const MOST_WAITING: u32 = 1024;
+#[cfg(target_os = "redox")]
+pub(super) use system::keep;
+#[cfg(target_os = "redox")]
+pub use system::keep_others;
 
-/// How long a server may take from one step of its start to the next: it waits for hardware itself, with deadlines.
-const STEP: Duration = Duration::from_secs(60);
+/// What a dead server has left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Contents {
+    /// Its memory.
+    ranges: Vec<PhysRange>,
+    /// Functions that were driven.
+    driven: Vec<PciAddress>,
+    /// Tags that units may hold, if it noted them.
+    tags: Option<TagRecord>,
+}
 
-/// How long anybody may take to answer who has nothing to wait for.
-const ANSWER: Duration = Duration::from_secs(10);
+/// What a keeper does to the system, and learns of it. Nothing here waits for ever, but for [`System::wait`].
+trait System {
+    /// A server's process, and the pipe that it gives descriptors through.
+    type Server;
+    /// A descriptor that a server has given.
+    type Descriptor;
+    /// A process that has the memory of a server mapped. Dropped, it gives the memory up.
+    type Hold;
 
-/// How long clients of a dead server are answered.
-const LEARNING: Duration = Duration::from_millis(50);
+    /// Starts a server, and before it the process that is to hold its memory. Neither has `old`.
+    fn start(
+        &mut self,
+        options: &Options,
+        old: &mut Vec<Self::Hold>,
+    ) -> io::Result<(Self::Server, Self::Hold)>;
+
+    /// The next descriptor of a server's.
+    fn receive(&mut self, server: &mut Self::Server) -> io::Result<Self::Descriptor>;
+
+    /// Begins to map everything that `memory` stands for, and then tells the server, which waits for that.
+    fn bring(&mut self, hold: &mut Self::Hold, memory: &Self::Descriptor) -> io::Result<()>;
+
+    /// Waits until the server has taken note that everything is mapped.
+    fn be_told(&mut self, hold: &mut Self::Hold, server: &mut Self::Server) -> io::Result<()>;
+
+    /// Whether the server is known to have been told.
+    fn was_told(&self, hold: &Self::Hold) -> bool;
+
+    /// What the server has left. `UnexpectedEof`: the process that holds it has ended.
+    fn contents(&mut self, hold: &mut Self::Hold) -> io::Result<Contents>;
+
+    /// Whether the server says that no unit uses the memory of servers before it.
+    fn may_go(&mut self, hold: &mut Self::Hold, server: &mut Self::Server) -> io::Result<bool>;
+
+    /// Gives the memory up.
+    fn let_go(&mut self, hold: Self::Hold) -> io::Result<()>;
+
+    /// Ends a process that did not get to mapping anything.
+    fn end(&mut self, hold: Self::Hold) -> io::Result<()>;
+
+    /// Makes the scheme known whose root a server has given: the first one to whoever waits for it.
+    fn make_known(&mut self, root: Self::Descriptor) -> io::Result<()>;
+
+    /// Whoever waits for a server, so that the machine boots, goes on without one.
+    fn wait_no_more(&mut self);
+
+    /// Takes the name of a dead server's scheme back; it is not there when the server did not get that far.
+    fn take_name_back(&mut self);
+
+    /// Answers whoever waits for a dead server, and ends its scheme, of which `socket` is the last descriptor.
+    fn answer(&mut self, socket: Self::Descriptor) -> io::Result<()>;
+
+    /// Waits for a server's end.
+    fn wait(&mut self, server: &mut Self::Server) -> io::Result<ExitStatus>;
+
+    /// Kills a server, or has it ended before. With an error it may live.
+    fn kill(&mut self, server: &mut Self::Server) -> io::Result<ExitStatus>;
+
+    /// How long ago a server was started.
+    fn age(&self, server: &Self::Server) -> Duration;
+
+    /// Does nothing for a time.
+    fn pause(&mut self, time: Duration);
+}
 
 /// A server, and what is known of it so far.
-struct Running {
-    process: Process,
-    /// A byte comes with each descriptor.
-    pipe: File,
+struct Running<S: System> {
+    server: S::Server,
     /// A second descriptor of its socket: its scheme lives until this is closed.
-    socket: Option<OwnedFd>,
+    socket: Option<S::Descriptor>,
     /// The server learns of the end of its keeper by the end of this.
-    memory: Option<OwnedFd>,
-    hold: Hold,
-    since: Instant,
+    memory: Option<S::Descriptor>,
+    hold: S::Hold,
 }
 
-/// What a server is: it ends as `Process::new` says.
-pub(super) type Serve<'a> = &'a dyn Fn(&Options, Announce) -> bool;
-
-/// Runs servers with these options until one ends for good; says whether that was a good end.
-pub(super) fn keep(options: &Options, serve: Serve<'_>, announce: Announce) -> bool {
-    let mut keeper = match Keeper::new(options, serve, announce) {
-        Ok(keeper) => keeper,
-        Err(error) => {
-            log::error!("keeper: {error}");
-            return false;
-        }
-    };
-    keeper.run().unwrap_or_else(|error| {
-        log::error!("keeper: {error}");
-        if !keeper.old.is_empty() {
-            keeper.stay();
-        }
-        false
-    })
-}
-
-/// As [`keep`], over servers of the caller's, such as fail on purpose. Each is told how many ranges of memory earlier
-/// ones have left, and has the pipe to its keeper. The keeper is started as init starts it.
-#[must_use]
-pub fn keep_others(serve: impl Fn(usize, OwnedFd) -> bool) -> bool {
-    let serve = |options: &Options, announce| match announce {
-        Announce::Keeper(keeper) => serve(options.left.len(), keeper.into_pipe()),
-        _ => false,
-    };
-    Announce::from_init().is_some_and(|announce| keep(&Options::default(), &serve, announce))
-}
-
-struct Keeper<'a> {
+struct Keeper<S: System> {
+    system: S,
     options: Options,
-    serve: Serve<'a>,
-    patience: Patience,
-    /// Until a server serves: it is waited for by whoever boots.
-    announce: Option<Announce>,
     /// Memory of servers that are dead. A unit may use it.
-    old: Vec<Hold>,
+    old: Vec<S::Hold>,
 }
 
-impl<'a> Keeper<'a> {
-    fn new(options: &Options, serve: Serve<'a>, announce: Announce) -> io::Result<Self> {
-        let (options, patience) = (options.clone(), Patience::new()?);
-        Ok(Self { options, serve, patience, announce: Some(announce), old: Vec::new() })
+impl<S: System> Keeper<S> {
+    fn new(system: S, options: &Options) -> Self {
+        Self { system, options: options.clone(), old: Vec::new() }
     }
 
-    fn run(&mut self) -> io::Result<bool> {
+    /// Runs servers until one ends for good, or none can be started any more; says whether that was a good end. Whoever
+    /// calls this must not end as long as there is memory in [`Self::old`].
+    fn run(&mut self) -> bool {
+        self.run_all().unwrap_or_else(|error| {
+            log::error!("keeper: {error}");
+            false
+        })
+    }
+
+    fn run_all(&mut self) -> io::Result<bool> {
         let mut pace = Pace::default();
         loop {
-            let mut server = self.start()?;
-            let met = self.meet(&mut server);
+            let (server, hold) = self.system.start(&self.options, &mut self.old)?;
+            let mut running = Running { server, socket: None, memory: None, hold };
+            let met = self.meet(&mut running);
             let ended = match &met {
-                Ok(()) => server.process.wait(),
+                Ok(()) => self.system.wait(&mut running.server),
                 Err(error) => {
                     log::error!("keeper: the server did not get to serving: {error}");
-                    server.process.kill()
+                    self.system.kill(&mut running.server)
                 }
             };
             let status = match ended {
                 Ok(status) => status,
                 // It may be alive, and units its own: another one must not touch them.
                 Err(error) => {
-                    self.old.push(server.hold);
+                    self.old.push(running.hold);
                     return Err(error);
                 }
             };
-            let lived = server.since.elapsed();
-            self.bury(server, status)?;
+            let lived = self.system.age(&running.server);
+            self.bury(running, status)?;
             let end = match End::from(status) {
                 End::Final(code) => return Ok(code == 0),
                 // When the first one cannot run, neither can others.
@@ -142,79 +185,30 @@ impl<'a> Keeper<'a> {
             };
             let Some(pause) = pace.after(end, lived) else {
                 log::error!("keeper: {MOST_FAILURES} servers in a row could not run: giving up");
-                self.stay();
+                return Ok(false);
             };
-            std::thread::sleep(pause);
+            self.system.pause(pause);
         }
-    }
-
-    /// Nothing more can be done, but what units use must not become anybody else's. Who waits for a server, so that
-    /// the machine boots, goes on without one.
-    fn stay(&mut self) -> ! {
-        self.announce = None;
-        log::error!(
-            "keeper: units go on with the tables of the last server, which are held for ever"
-        );
-        loop {
-            std::thread::sleep(Duration::from_secs(3600));
-        }
-    }
-
-    /// Starts a server, and before it the process that is to hold its memory.
-    fn start(&mut self) -> io::Result<Running> {
-        let since = Instant::now();
-        let mut hold = Hold::new(&self.patience, || {
-            self.old.clear();
-            self.announce = None;
-        })?;
-        let (reader, writer) = io::pipe()?;
-        let mut pipe = File::from(OwnedFd::from(reader));
-        self.patience.watch(&pipe)?;
-        let mut ends = Some((pipe, hold));
-        let mut writer = Some(OwnedFd::from(writer));
-        let process = Process::new(|| {
-            self.old.clear();
-            self.announce = None;
-            drop(ends.take());
-            let keeper = writer.take().map(|pipe| Announce::Keeper(kept::Keeper::over(pipe)));
-            keeper.is_some_and(|keeper| (self.serve)(&self.options, keeper))
-        })?;
-        drop(writer);
-        (pipe, hold) = ends.ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(Running { process, pipe, socket: None, memory: None, hold, since })
     }
 
     /// Holds a server's memory, and makes its name known when it serves.
-    fn meet(&mut self, server: &mut Running) -> io::Result<()> {
-        server.socket = Some(self.receive(server)?);
-        let memory = self.receive(server)?;
-        let memory = server.memory.insert(memory);
-        server.hold.bring(memory)?;
-        server.hold.be_told(&mut self.patience, &mut server.process)?;
-        let root = self.receive(server)?.into_raw_fd();
-        let root = usize::try_from(root).map_err(|_| io::ErrorKind::InvalidData)?;
-        match self.announce.take() {
-            Some(announce) => {
-                announce.pass_on(root).map_err(|error| io::Error::from_raw_os_error(error.errno))?
-            }
-            None => register_scheme_to_ns(getns()?, NAME, root)?,
-        }
-        if self.old.is_empty() { Ok(()) } else { self.give_up(server) }
-    }
-
-    /// The next descriptor of a server's.
-    fn receive(&mut self, server: &mut Running) -> io::Result<OwnedFd> {
-        match self.patience.read(&server.pipe, Some(&mut server.process), STEP, &mut [0])? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => next(&server.pipe)?.ok_or(io::ErrorKind::UnexpectedEof.into()),
-        }
+    fn meet(&mut self, running: &mut Running<S>) -> io::Result<()> {
+        let Self { system, .. } = self;
+        let Running { server, socket, memory, hold } = running;
+        *socket = Some(system.receive(server)?);
+        let received = system.receive(server)?;
+        system.bring(hold, memory.insert(received))?;
+        system.be_told(hold, server)?;
+        let root = system.receive(server)?;
+        system.make_known(root)?;
+        if self.old.is_empty() { Ok(()) } else { self.give_up(running) }
     }
 
     /// Gives the memory of dead servers up, if the one that runs says that no unit uses it.
-    fn give_up(&mut self, server: &mut Running) -> io::Result<()> {
-        if server.hold.may_go(&mut self.patience, &mut server.process)? {
+    fn give_up(&mut self, running: &mut Running<S>) -> io::Result<()> {
+        if self.system.may_go(&mut running.hold, &mut running.server)? {
             for hold in self.old.drain(..) {
-                hold.end()?;
+                self.system.let_go(hold)?;
             }
             self.options.left.clear();
             log::info!("keeper: memory of the server before given back");
@@ -225,19 +219,22 @@ impl<'a> Keeper<'a> {
     }
 
     /// Clears up behind a server that has ended.
-    fn bury(&mut self, server: Running, status: ExitStatus) -> io::Result<()> {
-        let Running { socket, memory, mut hold, since, .. } = server;
+    fn bury(&mut self, running: Running<S>, status: ExitStatus) -> io::Result<()> {
+        let lived = self.system.age(&running.server);
+        let Running { socket, memory, mut hold, .. } = running;
         // First of all: whoever looks names up may be waiting for its answer, and every program for him.
-        if let Some(socket) = socket {
-            answer(socket)?;
+        if let Some(Err(error)) = socket.map(|socket| self.system.answer(socket)) {
+            log::error!("keeper: clients of the dead server may wait for ever: {error}");
         }
         if memory.is_none() {
-            return hold.kill();
+            return self.system.end(hold);
         }
-        let contents = match hold.contents(&mut self.patience) {
+        let contents = match self.system.contents(&mut hold) {
             // It ended before the server could be told: no unit knows of the memory.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !hold.told() => {
-                return hold.end();
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof && !self.system.was_told(&hold) =>
+            {
+                return self.system.let_go(hold);
             }
             contents => contents,
         };
@@ -247,67 +244,15 @@ impl<'a> Keeper<'a> {
         self.options.driven = driven;
         self.options.tags = tags;
         if !matches!(End::from(status), End::Final(_)) {
-            let lived = since.elapsed();
             log::error!(
                 "keeper: the server ended ({status}) after {lived:.1?}: its memory is held"
             );
         }
-        // Nobody else enters it; it is not there when the server did not get that far.
-        let _ = fs::remove_file(format!("/scheme/{NAME}"));
+        // Nobody else enters it.
+        self.system.take_name_back();
         Ok(())
     }
 }
 
-/// Answers whoever waits for a dead server, in a process of its own: an answer to a client that was killed while it
-/// waited makes the kernel unmap what the client lent, at the server's addresses, in whoever answers.
-fn answer(socket: OwnedFd) -> io::Result<()> {
-    let mut process = Process::new(|| number(&socket).is_ok_and(answer_all))?;
-    // The scheme ends when the other one closes its own.
-    drop(socket);
-    process.wait().map(drop)
-}
-
-/// Who asks after an answer with his number was written, and before the socket is closed, would wait for ever: answers
-/// are written until everybody had time to learn.
-fn answer_all(socket: usize) -> bool {
-    let end = Instant::now() + LEARNING;
-    while Instant::now() < end {
-        answer_once(socket);
-        std::thread::sleep(LEARNING / 10);
-    }
-    answer_once(socket);
-    true
-}
-
-fn answer_once(socket: usize) {
-    let gone = Error::mux(Err(Error::new(ENODEV)));
-    for tag in 0..MOST_WAITING {
-        let answer = Cqe {
-            flags: CqeOpcode::RespondRegular as u8,
-            extra_raw: [0; 3],
-            tag,
-            result: u64::try_from(gone).unwrap_or(u64::MAX),
-        };
-        // Most numbers are nobody's.
-        let _ = write(socket, &answer);
-    }
-}
-
-/// The next descriptor out of a pipe; `None` when the other end is closed.
-#[allow(unsafe_code)]
-fn next(pipe: &impl AsRawFd) -> io::Result<Option<OwnedFd>> {
-    let mut word = [0; 8];
-    match call_ro(number(pipe)?, &mut word, CallFlags::FD | CallFlags::FD_CLOEXEC, &[])? {
-        1 => {
-            let number = i32::try_from(usize::from_ne_bytes(word));
-            let number = number.map_err(|_| io::ErrorKind::InvalidData)?;
-            // SAFETY: the kernel has just made it, for this process alone.
-            Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
-        }
-        _ => Ok(None),
-    }
-}
-
-fn page() -> usize {
-    usize::try_from(PAGE_SIZE).unwrap_or(4096)
-}
+#[cfg(test)]
+mod tests;

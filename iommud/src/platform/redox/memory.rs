@@ -14,7 +14,7 @@ use libredox::call::{MmapArgs, call_rw, fstatvfs, mmap};
 use libredox::flag::{MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use syscall::flag::{CallFlags, MapFlags};
 
-use super::kept::Piece;
+use super::held::Piece;
 use super::pool::Pool;
 use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};

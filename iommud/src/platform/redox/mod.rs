@@ -7,16 +7,18 @@
 //! ```
 //!
 //! Everything is opened by path before the scheme is announced; after that the process has no name space
-//! and opens nothing. [`scheme`], `keys`, [`pool`] and [`ecam`] use nothing of the system and are tested on every host.
+//! and opens nothing. [`scheme`], `keys`, [`pool`], [`ecam`], and what `keeper`, `held` and `rhythm` decide, use nothing of
+//! the system and are tested on every host.
 
 pub mod ecam;
 #[cfg(target_os = "redox")]
 mod events;
 #[cfg(target_os = "redox")]
 mod fork;
+mod held;
 #[cfg(target_os = "redox")]
 mod interrupt;
-#[cfg(target_os = "redox")]
+#[cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "what the system uses"))]
 mod keeper;
 #[cfg(target_os = "redox")]
 mod kept;
@@ -25,7 +27,7 @@ mod keys;
 mod machine;
 #[cfg(target_os = "redox")]
 mod memory;
-#[cfg(target_os = "redox")]
+#[cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "read on Redox"))]
 mod options;
 #[cfg(target_os = "redox")]
 mod pci;
@@ -34,6 +36,7 @@ mod phases;
 pub mod pool;
 #[cfg(target_os = "redox")]
 mod ready;
+mod rhythm;
 pub mod scheme;
 #[cfg(target_os = "redox")]
 mod start;

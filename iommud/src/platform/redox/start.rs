@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::events::Loop;
+use super::held::Memory;
 use super::interrupt::Vector;
 use super::keeper;
 use super::kept::Memory;

@@ -20,6 +20,7 @@ pub(crate) const EARLY: &[&str] = &[
     "a buffer that one process made is mapped for another one's device, and taken back",
     "iommud killed under load: its memory is held, clients are told, the next one takes over and loses nothing",
     "a server killed, or hanging, while its keeper waits for a word of it: the memory stays held, another is started",
+    "clients with 40 mapped buffers end, or are killed, while their server is dead: none of them waits for ever",
     "with no interrupt vector to be had, faults are asked for and told all the same, and nvme polls and says so",
 ];
 

@@ -15,6 +15,8 @@ mod inherited;
 #[cfg(target_os = "redox")]
 mod keeper;
 #[cfg(target_os = "redox")]
+mod mapped;
+#[cfg(target_os = "redox")]
 mod names;
 mod nvme;
 mod pattern;
@@ -48,6 +50,7 @@ fn main() {
         Some("copied") => restart::copied(),
         Some("reader") => restart::read_on(),
         Some("idle") => restart::idle(),
+        Some("mapped") => mapped::client(&std::env::args().nth(2).unwrap_or_default()),
         Some("keeper") => keeper::run(&std::env::args().nth(2).unwrap_or_default()),
         Some("keep") => fake::keep(&std::env::args().nth(2).unwrap_or_default()),
         Some("mark") => {
@@ -134,6 +137,7 @@ fn early() -> Result<(), String> {
         report.check(brought::check(&connection, &device));
         report.check(restart::check(&device));
         report.check(keeper::check());
+        report.check(mapped::check());
         // Last: the kernel does not take vectors back.
         report.check(vectors::check(&device, &controller));
     }

@@ -1,82 +1,93 @@
 //! Waiting for others, with an end: a server that is killed or hangs in the middle of a word says no more.
-#![allow(unsafe_code)]
+//!
+//! Time is counted in events of a timer, never read from a clock. The kernel's monotonic clock steps back by up to 50 ms
+//! (a reading with a tick pending is one period too low): who asks it whether the timer's event has come may find that
+//! it has not, and then wait for an event that nothing will send.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
-
-use event::{EventFlags, RawEventQueue};
-
-use crate::platform::redox::events::{alarm, clock, number};
-use crate::platform::redox::fork::Process;
+use std::io;
+use std::time::Duration;
 
 /// How often a server that is waited for is looked after.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// What a keeper waits with. Opened at start: later whoever looks names up may wait for a dead server himself.
-pub(super) struct Patience {
-    queue: RawEventQueue,
-    clock: File,
-    /// When the timer's event comes.
-    armed: Option<Instant>,
+/// What wakes who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// The event of an alarm.
+    Timer,
+    /// A file that is watched, or nothing in particular.
+    File,
 }
 
-impl Patience {
-    /// Opens what waiting takes.
+/// What a keeper waits with.
+pub(super) trait Waits {
+    /// Sends one event more, `after` this time or somewhat earlier.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub(super) fn new() -> io::Result<Self> {
-        let (queue, clock) = (RawEventQueue::new()?, clock()?);
-        queue.subscribe(number(&clock)?, 0, EventFlags::READ)?;
-        Ok(Self { queue, clock, armed: None })
+    /// The system refuses; no event comes.
+    fn alarm(&mut self, after: Duration) -> io::Result<()>;
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// The system refuses.
+    fn next(&mut self) -> io::Result<Woken>;
+}
+
+/// Waits, and whether an alarm is set whose event has not come.
+pub(super) struct Patience<W> {
+    waits: W,
+    armed: bool,
+}
+
+impl<W: Waits> Patience<W> {
+    /// No alarm is set.
+    pub(super) const fn new(waits: W) -> Self {
+        Self { waits, armed: false }
     }
 
-    /// Makes a file one that [`Self::read`] can wait for.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub(super) fn watch(&self, file: &File) -> io::Result<()> {
-        // SAFETY: changes a flag of a file that is open, and no memory.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(self.queue.subscribe(number(file)?, 0, EventFlags::READ)?)
+    /// What it waits with.
+    pub(super) const fn waits(&self) -> &W {
+        &self.waits
     }
 
-    /// Reads what comes next, or nothing at the end of the file.
+    /// Has `read` try, whenever something woke this process, until it does not say `WouldBlock`.
     ///
     /// # Errors
-    /// `TimedOut`: nothing comes within `limit`; `BrokenPipe`: nothing has come, and `server` has ended; the file fails.
+    /// `TimedOut`: nothing comes within `limit`; `BrokenPipe`: nothing has come, and `ended` says that nobody is left who
+    /// could write; what `read` and `ended` say.
     pub(super) fn read(
         &mut self,
-        mut file: &File,
-        mut server: Option<&mut Process>,
         limit: Duration,
-        out: &mut [u8],
+        mut ended: impl FnMut() -> io::Result<bool>,
+        mut read: impl FnMut() -> io::Result<usize>,
     ) -> io::Result<usize> {
-        let started = Instant::now();
+        // One more: the first event may be of an alarm that was set for an earlier read.
+        let mut left = limit.as_nanos().div_ceil(SLICE.as_nanos()) + 1;
         loop {
             // In this order: what a server had done before it ended has been said by then.
-            let over = started.elapsed() >= limit;
-            let ended = server.as_deref_mut().map_or(Ok(None), Process::ended)?.is_some();
-            match file.read(out) {
+            let ended = ended()?;
+            match read() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 answer => return answer,
             }
             if ended {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            if over {
+            if left == 0 {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let now = Instant::now();
-            if self.armed.is_none_or(|armed| armed <= now) {
-                alarm(&self.clock, SLICE)?;
-                self.armed = now.checked_add(SLICE);
+            if !self.armed {
+                self.waits.alarm(SLICE)?;
+                self.armed = true;
             }
-            self.queue.next_event()?;
+            if self.waits.next()? == Woken::Timer {
+                self.armed = false;
+                left -= 1;
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

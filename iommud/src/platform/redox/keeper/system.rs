@@ -1,0 +1,250 @@
+//! What a keeper does, on Redox.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use libredox::call::{call_ro, close, getns, register_scheme_to_ns, write};
+use syscall::error::{ENODEV, Error};
+use syscall::flag::CallFlags;
+use syscall::schemev2::{Cqe, CqeOpcode};
+
+use super::answers::{Callers, answer_all};
+use super::hold::Hold;
+use super::patience::Patience;
+use super::waits::Queue;
+use super::{Contents, Keeper, System};
+use crate::addr::PAGE_SIZE;
+use crate::platform::redox::events::number;
+use crate::platform::redox::fork::Process;
+use crate::platform::redox::kept;
+use crate::platform::redox::options::Options;
+use crate::platform::redox::ready::{Announce, NAME};
+
+/// How long a server may take from one step of its start to the next: it waits for hardware itself, with deadlines.
+const STEP: Duration = Duration::from_secs(60);
+
+/// What a server is: it ends as `Process::new` says.
+pub(in crate::platform::redox) type Serve<'a> = &'a dyn Fn(&Options, Announce) -> bool;
+
+/// Runs servers with these options until one ends for good; says whether that was a good end. It does not return as long
+/// as a unit may use memory that this process has held.
+pub(in crate::platform::redox) fn keep(
+    options: &Options,
+    serve: Serve<'_>,
+    announce: Announce,
+) -> bool {
+    let Some(mut keeper) = keeper(options, serve, announce) else { return false };
+    let good = keeper.run();
+    if keeper.old.is_empty() {
+        return good;
+    }
+    keeper.system.wait_no_more();
+    log::error!("keeper: units go on with the tables of the last server, which are held for ever");
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// As the keeper of `iommud`, over servers of the caller's, such as fail on purpose, and whose memory no unit uses: this
+/// returns with memory still held. Each is told how many ranges of memory earlier ones have left, and has the pipe to
+/// its keeper. The keeper is started as init starts it.
+#[must_use]
+pub fn keep_others(serve: impl Fn(usize, OwnedFd) -> bool) -> bool {
+    let serve = |options: &Options, announce| match announce {
+        Announce::Keeper(keeper) => serve(options.left.len(), keeper.into_pipe()),
+        _ => false,
+    };
+    Announce::from_init()
+        .and_then(|announce| keeper(&Options::default(), &serve, announce))
+        .is_some_and(|mut keeper| keeper.run())
+}
+
+fn keeper<'a>(
+    options: &Options,
+    serve: Serve<'a>,
+    announce: Announce,
+) -> Option<Keeper<Redox<'a>>> {
+    let queue = Queue::new().inspect_err(|error| log::error!("keeper: {error}")).ok()?;
+    let system = Redox { serve, patience: Patience::new(queue), announce: Some(announce) };
+    Some(Keeper::new(system, options))
+}
+
+struct Redox<'a> {
+    serve: Serve<'a>,
+    patience: Patience<Queue>,
+    /// Until a server serves: it is waited for by whoever boots.
+    announce: Option<Announce>,
+}
+
+/// A server's process.
+struct Server {
+    process: Process,
+    /// A byte comes with each descriptor.
+    pipe: File,
+    since: Instant,
+}
+
+impl System for Redox<'_> {
+    type Server = Server;
+    type Descriptor = OwnedFd;
+    type Hold = Hold;
+
+    fn start(&mut self, options: &Options, old: &mut Vec<Hold>) -> io::Result<(Server, Hold)> {
+        let since = Instant::now();
+        let mut hold = Hold::new(self.patience.waits(), || {
+            old.clear();
+            self.announce = None;
+        })?;
+        let (reader, writer) = io::pipe()?;
+        let mut pipe = File::from(OwnedFd::from(reader));
+        self.patience.waits().watch(&pipe)?;
+        let mut ends = Some((pipe, hold));
+        let mut writer = Some(OwnedFd::from(writer));
+        let process = Process::new(|| {
+            old.clear();
+            self.announce = None;
+            drop(ends.take());
+            let keeper = writer.take().map(|pipe| Announce::Keeper(kept::Keeper::over(pipe)));
+            keeper.is_some_and(|keeper| (self.serve)(options, keeper))
+        })?;
+        drop(writer);
+        (pipe, hold) = ends.ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok((Server { process, pipe, since }, hold))
+    }
+
+    fn receive(&mut self, server: &mut Server) -> io::Result<OwnedFd> {
+        let Server { process, pipe, .. } = server;
+        let ended = || process.ended().map(|status| status.is_some());
+        match self.patience.read(STEP, ended, || (&*pipe).read(&mut [0]))? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => next(pipe)?.ok_or(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn bring(&mut self, hold: &mut Hold, memory: &OwnedFd) -> io::Result<()> {
+        hold.bring(memory)
+    }
+
+    fn be_told(&mut self, hold: &mut Hold, server: &mut Server) -> io::Result<()> {
+        hold.be_told(&mut self.patience, &mut server.process)
+    }
+
+    fn was_told(&self, hold: &Hold) -> bool {
+        hold.told()
+    }
+
+    fn contents(&mut self, hold: &mut Hold) -> io::Result<Contents> {
+        hold.contents(&mut self.patience)
+    }
+
+    fn may_go(&mut self, hold: &mut Hold, server: &mut Server) -> io::Result<bool> {
+        hold.may_go(&mut self.patience, &mut server.process)
+    }
+
+    fn let_go(&mut self, hold: Hold) -> io::Result<()> {
+        hold.end()
+    }
+
+    fn end(&mut self, hold: Hold) -> io::Result<()> {
+        hold.kill()
+    }
+
+    fn make_known(&mut self, root: OwnedFd) -> io::Result<()> {
+        let root = root.into_raw_fd();
+        let root = usize::try_from(root).map_err(|_| io::ErrorKind::InvalidData)?;
+        match self.announce.take() {
+            Some(announce) => {
+                announce.pass_on(root).map_err(|error| io::Error::from_raw_os_error(error.errno))
+            }
+            None => Ok(register_scheme_to_ns(getns()?, NAME, root)?),
+        }
+    }
+
+    fn wait_no_more(&mut self) {
+        self.announce = None;
+    }
+
+    fn take_name_back(&mut self) {
+        let _ = fs::remove_file(format!("/scheme/{NAME}"));
+    }
+
+    /// In a process of its own: an answer to a client that was killed while it waited makes the kernel unmap what the
+    /// client lent, at the server's addresses, in whoever answers.
+    fn answer(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let socket = number(&socket.into_raw_fd())?;
+        let started = Process::new(|| {
+            answer_all(Dead { socket });
+            true
+        });
+        // The scheme ends when the other process closes its own.
+        let closed = close(socket);
+        started?.wait()?;
+        Ok(closed?)
+    }
+
+    fn wait(&mut self, server: &mut Server) -> io::Result<ExitStatus> {
+        server.process.wait()
+    }
+
+    fn kill(&mut self, server: &mut Server) -> io::Result<ExitStatus> {
+        server.process.kill()
+    }
+
+    fn age(&self, server: &Server) -> Duration {
+        server.since.elapsed()
+    }
+
+    fn pause(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
+/// The socket of a dead server.
+struct Dead {
+    socket: usize,
+}
+
+impl Callers for Dead {
+    fn answer(&mut self, tag: u32) -> bool {
+        let gone = Error::mux(Err(Error::new(ENODEV)));
+        let answer = Cqe {
+            flags: CqeOpcode::RespondRegular as u8,
+            extra_raw: [0; 3],
+            tag,
+            result: u64::try_from(gone).unwrap_or(u64::MAX),
+        };
+        // The kernel refuses an answer that nobody waits for.
+        write(self.socket, &answer).is_ok()
+    }
+
+    fn pause(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+
+    fn close(self) {
+        let _ = close(self.socket);
+    }
+}
+
+/// The next descriptor out of a pipe; `None` when the other end is closed.
+pub(super) fn next(pipe: &impl AsRawFd) -> io::Result<Option<OwnedFd>> {
+    let mut word = [0; 8];
+    match call_ro(number(pipe)?, &mut word, CallFlags::FD | CallFlags::FD_CLOEXEC, &[])? {
+        1 => {
+            let number = i32::try_from(usize::from_ne_bytes(word));
+            let number = number.map_err(|_| io::ErrorKind::InvalidData)?;
+            // SAFETY: the kernel has just made it, for this process alone.
+            Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Bytes of a page as a length in memory.
+pub(super) fn page() -> usize {
+    usize::try_from(PAGE_SIZE).unwrap_or(4096)
+}

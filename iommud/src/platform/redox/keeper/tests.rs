@@ -1,0 +1,372 @@
+//! What a keeper decides, over servers that fail in every way at every step.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::os::unix::process::ExitStatusExt;
+
+use super::*;
+use crate::addr::PhysAddr;
+
+/// Statuses as wait(2) has them.
+const KILLED: i32 = 9;
+const PANICKED: i32 = 101 << 8;
+const FAILED: i32 = 1 << 8;
+const GOOD: i32 = 0;
+const USAGE: i32 = 2 << 8;
+
+/// A server as it will go on. By default it comes up and is killed.
+#[derive(Clone, Debug)]
+struct Plan {
+    /// Descriptors that it gives: socket, memory, root.
+    gives: usize,
+    /// The keeper gets no further with it after those, for this reason.
+    fails: io::ErrorKind,
+    /// What comes of the word that the memory is held.
+    held: Result<(), io::ErrorKind>,
+    /// What it says when asked whether older memory may go.
+    go: Result<bool, io::ErrorKind>,
+    /// What there is to know of its memory when it is dead.
+    contents: Option<io::ErrorKind>,
+    status: i32,
+    /// It cannot be killed, or its end is not to be known.
+    lives: bool,
+    age: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            gives: 3,
+            fails: io::ErrorKind::BrokenPipe,
+            held: Ok(()),
+            go: Ok(true),
+            contents: None,
+            status: KILLED,
+            lives: false,
+            age: Duration::from_secs(60),
+        }
+    }
+}
+
+struct Server {
+    number: usize,
+    plan: Plan,
+    given: usize,
+}
+
+/// The process that holds the memory of the server with this number.
+struct Hold {
+    number: usize,
+    plan: Plan,
+    told: bool,
+}
+
+/// What happened, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    /// A server was started, with this many ranges of memory that others have left.
+    Started(usize),
+    Known(usize),
+    Killed(usize),
+    Answered(usize),
+    NameTaken,
+    /// The memory of a server was given up.
+    LetGo(usize),
+    /// A process that held nothing ended.
+    Ended(usize),
+    Paused(Duration),
+}
+use Seen::{Answered, Ended, Killed, Known, LetGo, NameTaken, Paused, Started};
+
+#[derive(Default)]
+struct World {
+    plans: VecDeque<Plan>,
+    seen: Vec<Seen>,
+    started: usize,
+    no_answers: bool,
+}
+
+impl World {
+    fn refuse<T>(kind: io::ErrorKind) -> io::Result<T> {
+        Err(kind.into())
+    }
+}
+
+impl System for World {
+    type Server = Server;
+    type Descriptor = usize;
+    type Hold = Hold;
+
+    fn start(&mut self, options: &Options, _: &mut Vec<Hold>) -> io::Result<(Server, Hold)> {
+        let Some(plan) = self.plans.pop_front() else {
+            return Self::refuse(io::ErrorKind::OutOfMemory);
+        };
+        let number = self.started;
+        self.started += 1;
+        self.seen.push(Started(options.left.len()));
+        let hold = Hold { number, plan: plan.clone(), told: false };
+        Ok((Server { number, plan, given: 0 }, hold))
+    }
+
+    fn receive(&mut self, server: &mut Server) -> io::Result<usize> {
+        if server.given == server.plan.gives {
+            return Self::refuse(server.plan.fails);
+        }
+        server.given += 1;
+        Ok(server.number)
+    }
+
+    fn bring(&mut self, _: &mut Hold, _: &usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn be_told(&mut self, hold: &mut Hold, server: &mut Server) -> io::Result<()> {
+        server.plan.held.map_err(io::Error::from)?;
+        hold.told = true;
+        Ok(())
+    }
+
+    fn was_told(&self, hold: &Hold) -> bool {
+        hold.told
+    }
+
+    fn contents(&mut self, hold: &mut Hold) -> io::Result<Contents> {
+        if let Some(error) = hold.plan.contents {
+            return Self::refuse(error);
+        }
+        let first = u64::try_from(hold.number + 1).unwrap() << 30;
+        let ranges = vec![PhysRange::new(PhysAddr(first), 4096).unwrap()];
+        Ok(Contents {
+            ranges,
+            driven: vec![PciAddress::new(0, 0, 4, 0).unwrap()],
+            tags: Some(TagRecord::from_bits(0x0002_0010)),
+        })
+    }
+
+    fn may_go(&mut self, _: &mut Hold, server: &mut Server) -> io::Result<bool> {
+        server.plan.go.map_err(io::Error::from)
+    }
+
+    fn let_go(&mut self, hold: Hold) -> io::Result<()> {
+        self.seen.push(LetGo(hold.number));
+        Ok(())
+    }
+
+    fn end(&mut self, hold: Hold) -> io::Result<()> {
+        self.seen.push(Ended(hold.number));
+        Ok(())
+    }
+
+    fn make_known(&mut self, root: usize) -> io::Result<()> {
+        self.seen.push(Known(root));
+        Ok(())
+    }
+
+    fn wait_no_more(&mut self) {}
+
+    fn take_name_back(&mut self) {
+        self.seen.push(NameTaken);
+    }
+
+    fn answer(&mut self, socket: usize) -> io::Result<()> {
+        self.seen.push(Answered(socket));
+        if self.no_answers { Self::refuse(io::ErrorKind::OutOfMemory) } else { Ok(()) }
+    }
+
+    fn wait(&mut self, server: &mut Server) -> io::Result<ExitStatus> {
+        let status = ExitStatus::from_raw(server.plan.status);
+        if server.plan.lives { Self::refuse(io::ErrorKind::NotFound) } else { Ok(status) }
+    }
+
+    fn kill(&mut self, server: &mut Server) -> io::Result<ExitStatus> {
+        self.seen.push(Killed(server.number));
+        let status = ExitStatus::from_raw(server.plan.status);
+        if server.plan.lives { Self::refuse(io::ErrorKind::TimedOut) } else { Ok(status) }
+    }
+
+    fn age(&self, server: &Server) -> Duration {
+        server.plan.age
+    }
+
+    fn pause(&mut self, time: Duration) {
+        self.seen.push(Paused(time));
+    }
+}
+
+/// What comes of such servers, one after the other, until there is no process to be had.
+struct Run {
+    seen: Vec<Seen>,
+    good: bool,
+    /// Servers whose memory is held in the end.
+    held: Vec<usize>,
+    driven: usize,
+    tags: Option<TagRecord>,
+}
+
+fn run(plans: &[Plan]) -> Run {
+    run_in(World::default(), plans)
+}
+
+fn run_in(world: World, plans: &[Plan]) -> Run {
+    let world = World { plans: plans.iter().cloned().collect(), ..world };
+    let mut keeper = Keeper::new(world, &Options::default());
+    let good = keeper.run();
+    let held = keeper.old.iter().map(|hold| hold.number).collect();
+    let driven = keeper.options.driven.len();
+    let tags = keeper.options.tags;
+    Run { seen: keeper.system.seen, good, held, driven, tags }
+}
+
+const NONE: Seen = Paused(Duration::ZERO);
+
+#[test]
+fn a_server_that_dies_is_followed_and_its_memory_goes_when_the_next_says_so() {
+    let last = Plan { status: GOOD, ..Plan::default() };
+    let run = run(&[Plan::default(), Plan { go: Ok(true), ..last }]);
+    let expected = [
+        Started(0),
+        Known(0),
+        Answered(0),
+        NameTaken,
+        NONE,
+        // Its memory is kept from every device until then.
+        Started(1),
+        Known(1),
+        LetGo(0),
+        Answered(1),
+        NameTaken,
+    ];
+    assert_eq!((run.seen, run.good), (expected.to_vec(), true));
+    assert_eq!(run.held, [1], "units go on with the tables of the last one, however it ended");
+    assert_eq!((run.driven, run.tags), (1, Some(TagRecord::from_bits(0x0002_0010))));
+}
+
+#[test]
+fn memory_is_held_while_a_unit_is_not_enabled() {
+    let refuses = || Plan { go: Ok(false), ..Plan::default() };
+    let run = run(&[Plan::default(), refuses(), refuses(), Plan::default(), Plan::default()]);
+    assert!(!run.good, "there is no process to be had for a sixth");
+    // The fourth lets the memory of all three go.
+    let gone: Vec<_> = run.seen.iter().filter(|seen| matches!(seen, LetGo(_))).collect();
+    assert_eq!(gone, [&LetGo(0), &LetGo(1), &LetGo(2), &LetGo(3)]);
+    let started: Vec<_> = run.seen.iter().filter(|seen| matches!(seen, Started(_))).collect();
+    // The fifth is told of the fourth's alone.
+    assert_eq!(started, [0, 1, 2, 3, 1].map(Started).iter().collect::<Vec<_>>());
+    let first_gone = run.seen.iter().position(|seen| *seen == LetGo(0));
+    assert!(first_gone > run.seen.iter().position(|seen| *seen == Known(3)));
+    assert_eq!(run.held, [4]);
+}
+
+#[test]
+fn a_server_that_says_nothing_is_killed_and_lets_nothing_go() {
+    for silence in [io::ErrorKind::BrokenPipe, io::ErrorKind::TimedOut] {
+        let silent = Plan { go: Err(silence), ..Plan::default() };
+        let run = run(&[Plan::default(), silent]);
+        assert!(run.seen.contains(&Killed(1)), "{:?}", run.seen);
+        assert!(!run.seen.iter().any(|seen| matches!(seen, LetGo(_))));
+        assert_eq!(run.held, [0, 1]);
+    }
+}
+
+/// It may have been told when nobody heard that it was: its memory is held unless whoever held it has ended.
+#[test]
+fn a_server_that_was_not_told_has_its_memory_held_if_there_is_any() {
+    let hung = Plan { held: Err(io::ErrorKind::TimedOut), ..Plan::default() };
+    let run = run(&[Plan::default(), hung.clone()]);
+    assert_eq!((run.held, run.seen.contains(&Killed(1))), (vec![0, 1], true));
+    let gone = Plan { contents: Some(io::ErrorKind::UnexpectedEof), ..hung };
+    let run = self::run(&[Plan::default(), gone]);
+    assert_eq!(run.held, [0]);
+    assert!(run.seen.contains(&LetGo(1)), "no unit knows of it");
+}
+
+/// Units know of the memory: what became of the process that held it is no reason to forget it.
+#[test]
+fn a_server_that_was_told_is_never_followed_without_its_memory() {
+    for error in [io::ErrorKind::UnexpectedEof, io::ErrorKind::TimedOut, io::ErrorKind::InvalidData]
+    {
+        let lost = Plan { contents: Some(error), ..Plan::default() };
+        let run = run(&[lost, Plan::default()]);
+        assert_eq!((run.good, run.held), (false, vec![0]), "{error:?}");
+        assert_eq!(run.seen.iter().filter(|seen| matches!(seen, Started(_))).count(), 1);
+    }
+}
+
+#[test]
+fn a_server_that_may_live_is_followed_by_none() {
+    let hangs = Plan { gives: 2, lives: true, ..Plan::default() };
+    let unknown = Plan { lives: true, ..Plan::default() };
+    for plan in [hangs, unknown] {
+        let run = run(&[Plan::default(), plan, Plan::default()]);
+        assert!(!run.good);
+        let gone = run.seen.contains(&LetGo(0));
+        assert_eq!(run.held, if gone { vec![1] } else { vec![0, 1] });
+        assert_eq!(run.seen.iter().filter(|seen| matches!(seen, Started(_))).count(), 2);
+    }
+}
+
+#[test]
+fn when_the_first_cannot_run_no_other_is_started() {
+    for status in [FAILED, KILLED, PANICKED] {
+        for gives in [0, 1] {
+            let run = run(&[Plan { gives, status, ..Plan::default() }, Plan::default()]);
+            assert_eq!((run.good, run.held.len()), (false, 0));
+            let answered = (gives == 1).then_some(Answered(0)).into_iter();
+            let expected: Vec<_> =
+                [Started(0), Killed(0)].into_iter().chain(answered).chain([Ended(0)]).collect();
+            assert_eq!(run.seen, expected);
+        }
+    }
+}
+
+#[test]
+fn ten_that_cannot_run_are_enough_and_what_is_held_stays() {
+    let fails = Plan { gives: 0, status: FAILED, ..Plan::default() };
+    let plans: Vec<_> = std::iter::once(Plan::default()).chain(vec![fails; 20]).collect();
+    let run = run(&plans);
+    assert_eq!((run.good, run.held), (false, vec![0]));
+    assert_eq!(run.seen.iter().filter(|seen| matches!(seen, Started(_))).count(), 11);
+    let pauses: Vec<_> = run
+        .seen
+        .iter()
+        .filter_map(|seen| if let Paused(time) = seen { Some(time.as_millis()) } else { None })
+        .collect();
+    assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+}
+
+/// Killed again and again while it takes over: each leaves memory behind, so there is an end to it.
+#[test]
+fn servers_that_die_before_they_serve_count_as_failures() {
+    let dies = Plan { gives: 2, ..Plan::default() };
+    let plans: Vec<_> = std::iter::once(Plan::default()).chain(vec![dies; 20]).collect();
+    let run = run(&plans);
+    assert!(!run.good);
+    assert_eq!(run.held, (0..=10).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_good_end_is_the_last_and_a_wrong_command_line_is_none() {
+    let run = run(&[Plan { status: GOOD, ..Plan::default() }, Plan::default()]);
+    assert_eq!((run.good, run.held), (true, vec![0]), "units go on with its tables");
+    let run = self::run(&[Plan { status: USAGE, gives: 0, ..Plan::default() }, Plan::default()]);
+    assert_eq!((run.good, run.held.len()), (false, 0));
+}
+
+#[test]
+fn a_server_without_answers_is_followed_all_the_same() {
+    let world = World { no_answers: true, ..World::default() };
+    let run = run_in(world, &[Plan::default(), Plan::default()]);
+    assert_eq!(run.seen.iter().filter(|seen| matches!(seen, Started(_))).count(), 2);
+    assert_eq!(run.held, [1]);
+    assert!(run.seen.contains(&LetGo(0)));
+}
+
+/// Whoever looks names up may wait for the dead server: it is answered for before anything else is done.
+#[test]
+fn clients_of_a_dead_server_are_answered_first() {
+    let run = run(&[Plan::default(), Plan::default()]);
+    let at = |wanted: &Seen| run.seen.iter().position(|seen| seen == wanted);
+    assert!(at(&Known(0)) < at(&Answered(0)) && at(&Answered(0)) < at(&NameTaken));
+    assert!(at(&NameTaken) < at(&Started(1)));
+    let numbers: BTreeSet<_> = run.held.iter().collect();
+    assert_eq!(numbers.len(), 1);
+}
