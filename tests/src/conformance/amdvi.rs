@@ -42,7 +42,7 @@ impl UnderTest for Subject {
         Amdvi::add(machine, self.config.clone())
     }
 
-    fn bring_up(
+    fn prepare(
         &self,
         machine: &Machine,
         unit: usize,
@@ -53,7 +53,11 @@ impl UnderTest for Subject {
         let block = Capability::new(header, low, high, sizes);
         let description = self.describe(unit, None);
         let registers = machine.registers(unit);
-        AmdUnit::bring_up(registers, machine.clock(), tables, &description, Some(block))
+        AmdUnit::prepare(registers, machine.clock(), tables, &description, Some(block))
+    }
+
+    fn take_over(&self, unit: &mut Self::Unit, tables: &mut Tables) -> Result<(), UnitError> {
+        unit.take_over(tables)
     }
 
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription {
