@@ -28,8 +28,10 @@ pub struct Engine<U: Unit> {
     units: Vec<Option<U>>,
     tables: Vec<Option<Table<U>>>,
     memory: U::Memory,
-    /// Tables that a unit which cannot be told to forget may still walk. Kept for good.
+    /// Tables that a unit which cannot be told to forget may still walk, until `ReleaseAbandoned`.
     abandoned: Vec<Detached>,
+    /// The same, of whole domains.
+    replaced: Vec<Table<U>>,
 }
 
 /// The page table of a domain.
@@ -80,6 +82,7 @@ where
             tables: self.tables.clone(),
             memory: self.memory.clone(),
             abandoned: self.abandoned.clone(),
+            replaced: self.replaced.clone(),
         }
     }
 }
@@ -87,6 +90,14 @@ where
 impl<U: Unit> Clone for Table<U> {
     fn clone(&self) -> Self {
         Self { pages: self.pages.clone(), tag: self.tag, detached: self.detached.clone() }
+    }
+}
+
+impl<U: Unit> Table<U> {
+    fn destroy(self, memory: &mut U::Memory) {
+        let Self { pages, mut detached, .. } = self;
+        PageTable::<U::Format>::release(memory, &mut detached);
+        pages.destroy(memory);
     }
 }
 
@@ -144,7 +155,13 @@ impl<U: Unit> Engine<U> {
     /// An engine without units, with the memory that all tables live in.
     #[must_use]
     pub const fn new(memory: U::Memory) -> Self {
-        Self { units: Vec::new(), tables: Vec::new(), memory, abandoned: Vec::new() }
+        Self {
+            units: Vec::new(),
+            tables: Vec::new(),
+            memory,
+            abandoned: Vec::new(),
+            replaced: Vec::new(),
+        }
     }
 
     /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.

@@ -27,6 +27,7 @@ mod mappings;
 mod memory;
 mod plan;
 mod ranges;
+mod recovery;
 mod registry;
 mod single;
 mod slab;
