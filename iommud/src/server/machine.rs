@@ -15,7 +15,9 @@ use crate::server::decode::Scratch;
 use crate::server::driven::Driven;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
+use crate::server::rescan::Survey;
 use crate::server::storm::Storms;
+use crate::server::unit_recovery::Recovery;
 use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
@@ -65,6 +67,8 @@ pub enum TableState {
 pub enum UnitStart<U> {
     /// It takes entries and waits to be enabled.
     Ready(U),
+    /// It did not do what it was told, and may later.
+    Stuck(U, UnitError),
     /// It did not come up.
     Failed(UnitError),
     /// The firmware's table does not describe it well enough to try.
@@ -116,7 +120,7 @@ impl Machine {
         &self.units
     }
 
-    fn has_failed(&self, unit: UnitIndex) -> bool {
+    pub(super) fn has_failed(&self, unit: UnitIndex) -> bool {
         let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get(index));
         matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
     }
@@ -167,6 +171,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
         let registry = Registry::new(config, firmware, &ram, &own);
+        let hopeless = Recovery::hopeless(&units);
         let (engine, states) = sort_out(units, memory);
         let units = descriptions
             .into_iter()
@@ -190,7 +195,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             counts: Counts::default(),
             scratch: Scratch::default(),
             storms: Storms::default(),
+            recovery: Recovery::default(),
+            survey: Survey::default(),
         };
+        server.recovery.expect(hopeless);
         for range in left {
             server.run_to_the_end(&Event::MemoryTaken(range));
         }
@@ -223,8 +231,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let Some(capabilities) = self.engine.capabilities(unit) else { return };
         match self.run(&Event::UnitReady(unit, capabilities)) {
             Ok(_) => {
+                let came_back = self.machine.has_failed(unit);
                 self.machine.set(unit, UnitState::Enabled);
                 self.waiting.change();
+                if came_back {
+                    self.came_back(unit);
+                }
             }
             Err(refusal) => self.not_enabled(unit, refusal),
         }
@@ -370,6 +382,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// the others are to be asked by [`Server::tick`], as before.
     pub fn tell_faults(&mut self, address: u64, data: u32) -> bool {
         let mut all = true;
+        self.recovery.tell_by((address, data));
         for index in 0..self.machine.units.len() {
             let (Ok(number), Some(status)) =
                 (u32::try_from(index), self.machine.units.get_mut(index))
@@ -417,6 +430,10 @@ fn sort_out<U: Unit>(units: Vec<UnitStart<U>>, memory: U::Memory) -> (Engine<U>,
             UnitStart::Ready(unit) => {
                 engine.install(UnitIndex(index), unit);
                 UnitState::Parsed
+            }
+            UnitStart::Stuck(unit, error) => {
+                engine.install(UnitIndex(index), unit);
+                UnitState::Failed(error.to_string())
             }
             UnitStart::Failed(error) => UnitState::Failed(error.to_string()),
             UnitStart::Unusable(defect) => UnitState::Failed(defect.to_string()),

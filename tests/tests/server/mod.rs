@@ -8,6 +8,8 @@ mod lives;
 mod policies;
 mod quotas;
 mod ranges;
+mod recovery;
+mod rescan;
 mod restarts;
 mod room;
 mod story;
