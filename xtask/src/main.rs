@@ -11,7 +11,6 @@ mod explore;
 mod fuzz;
 mod guest;
 mod kernel;
-mod monitor;
 mod options;
 mod packages;
 mod qemu;

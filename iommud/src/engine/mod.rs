@@ -34,10 +34,8 @@ pub struct Engine<U: Unit> {
     memory: U::Memory,
     /// Groups that may be claimed: see [`Engine::promise`].
     groups: usize,
-    /// Tables that a unit which cannot be told to forget may still walk, until `ReleaseAbandoned`.
+    /// Tables that a unit which cannot be told to forget may still walk. Kept for good.
     abandoned: Vec<Detached>,
-    /// The same, of whole domains.
-    replaced: Vec<Table<U>>,
 }
 
 /// The page table of a domain.
@@ -93,7 +91,6 @@ where
             memory: self.memory.clone(),
             groups: self.groups,
             abandoned: self.abandoned.clone(),
-            replaced: self.replaced.clone(),
         }
     }
 }
@@ -101,14 +98,6 @@ where
 impl<U: Unit> Clone for Table<U> {
     fn clone(&self) -> Self {
         Self { pages: self.pages.clone(), detached: self.detached.clone(), ..*self }
-    }
-}
-
-impl<U: Unit> Table<U> {
-    fn destroy(self, memory: &mut U::Memory) {
-        let Self { pages, mut detached, .. } = self;
-        PageTable::<U::Format>::release(memory, &mut detached);
-        pages.destroy(memory);
     }
 }
 
@@ -166,14 +155,7 @@ impl<U: Unit> Engine<U> {
     /// An engine without units, with the memory that all tables live in.
     #[must_use]
     pub const fn new(memory: U::Memory) -> Self {
-        Self {
-            units: Vec::new(),
-            tables: Vec::new(),
-            memory,
-            groups: 0,
-            abandoned: Vec::new(),
-            replaced: Vec::new(),
-        }
+        Self { units: Vec::new(), tables: Vec::new(), memory, groups: 0, abandoned: Vec::new() }
     }
 
     /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.

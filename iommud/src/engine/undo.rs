@@ -92,9 +92,6 @@ impl<U: Unit> Engine<U> {
             | Step::Invalidate { .. }
             | Step::InvalidateEntry { .. }
             | Step::Enable { .. }
-            | Step::Revive { .. }
-            | Step::Renew { .. }
-            | Step::ReleaseAbandoned
             | Step::Deny { .. }
             | Step::ReleaseTables { .. }
             | Step::ReleaseBuffer { .. }

@@ -29,7 +29,6 @@ mod named_views;
 mod owed;
 mod plan;
 mod ranges;
-mod recovery;
 mod registry;
 mod shares;
 mod single;

@@ -1,14 +1,13 @@
 //! The registry: all that is known of units, functions, groups, domains, buffers and sessions.
 //!
 //! ```text
-//! unit      parsed --UnitReady--> enabled --UnitFailed--> failed
-//!              |                     ^-------UnitReady-------+
+//! unit      parsed --UnitReady--> enabled --UnitFailed--> failed (for good)
 //!              +------------------------UnitFailed----------^
 //! group     free --Claim--> claimed <--Attach, Detach--> attached --last Close--> free  (see `machine`)
 //! session   open --Attach--> attached --Detach--> open --Close--> gone
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
 //! buffer    known to sessions, held by handles --last of both--> released
-//!                                              +--> quarantined, when a unit failed that may reach it --Proved--> released
+//!                                              +--> quarantined, when a unit failed that may reach it
 //! mapping   (decided: entered) --commit--> live --(decided: taken out)--commit--> gone
 //! ```
 //!
@@ -203,7 +202,6 @@ impl Registry {
             Event::MapList(session, list) => return self.map_list(draft, *session, list),
             Event::UnitReady(unit, capabilities) => self.unit_ready(draft, *unit, capabilities)?,
             Event::UnitFailed(unit) => self.unit_failed(draft, *unit)?,
-            Event::Proved => self.proved(draft)?,
             Event::FunctionAdded(function) => self.function_added(draft, function)?,
             Event::FunctionRemoved(address) => self.function_removed(draft, *address)?,
             Event::Storm(unit, source) => self.storm(draft, (*unit, *source))?,

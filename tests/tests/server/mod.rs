@@ -11,8 +11,6 @@ mod named;
 mod policies;
 mod quotas;
 mod ranges;
-mod recovery;
-mod rescan;
 mod restarts;
 mod room;
 mod story;

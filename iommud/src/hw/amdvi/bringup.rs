@@ -67,24 +67,6 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         description: &UnitDescription,
         capability: Option<Capability>,
     ) -> Result<Self, UnitError> {
-        let mut unit = Self::prepare(registers, clock, memory, description, capability)?;
-        unit.take_over(memory)?;
-        Ok(unit)
-    }
-
-    /// Looks at what the unit can do, and allocates the tables that it needs, which are never given back. Nothing is
-    /// changed but whether it reads tables through the caches. [`AmdUnit::take_over`] is next; if that fails,
-    /// [`crate::hw::Unit::revive`] may be tried later.
-    ///
-    /// # Errors
-    /// `Dead`, `Unsupported`, `Memory`.
-    pub fn prepare(
-        registers: R,
-        clock: C,
-        memory: &mut M,
-        description: &UnitDescription,
-        capability: Option<Capability>,
-    ) -> Result<Self, UnitError> {
         let UnitKind::AmdVi { function, flags, .. } = description.kind else {
             return Err(NOT_AMD_VI);
         };
@@ -100,7 +82,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
             true => Some(Log::requests(memory, coherent)?),
             false => None,
         };
-        Ok(Self {
+        let mut unit = Self {
             function,
             capabilities: capabilities(levels, coherent, capability),
             features,
@@ -109,27 +91,23 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
             commands,
             events,
             requests,
-            running: running_control(flags, features),
-            state: State::Off { entered: BTreeSet::new() },
+            state: State::Off {
+                entered: BTreeSet::new(),
+                control: running_control(flags, features),
+            },
             found_translating: on,
             memory: PhantomData,
-        })
-    }
-
-    /// Takes a unit over from whoever had it before, as far as taking entries.
-    ///
-    /// # Errors
-    /// `Dead`, `Timeout`: what it translates is as it was.
-    pub fn take_over(&mut self, memory: &mut M) -> Result<(), UnitError> {
-        match self.port.control.contains(Control::ENABLE) {
-            true => self.replace_rings(memory),
-            false => self.arm(),
+        };
+        match on {
+            true => unit.replace_rings(memory)?,
+            false => unit.arm()?,
         }
+        Ok(unit)
     }
 
     /// A unit that is off: everything that firmware may have left is turned off, then bases and pointers.
-    pub(super) fn arm(&mut self) -> Result<(), UnitError> {
-        let control = self.running;
+    fn arm(&mut self) -> Result<(), UnitError> {
+        let State::Off { control, .. } = self.state else { return Ok(()) };
         self.port.set_control(Control::empty());
         self.port.wait_clear(RUNNING, "rings to stop")?;
         self.port.set_control(control & flag_bits());
@@ -143,7 +121,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
 
     /// A unit that is on: rings and logs are stopped, replaced and started; IommuEn stays, and the device
     /// table of the previous owner.
-    pub(super) fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
+    fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let old = self.port.control - OWN_INTERRUPTS;
         self.port.set_control(old - RINGS - REQUESTS);
         self.port.wait_clear(RUNNING, "rings of the previous owner to stop")?;
@@ -152,12 +130,14 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         if table == u64::MAX {
             return Err(UnitError::Dead);
         }
-        // Of a unit that reads this table already they are in it.
-        if table != self.devices.register() && self.devices.adopt_interrupts(memory, table) {
-            self.running |= old & INTERRUPTS;
+        let interrupts = self.devices.adopt_interrupts(memory, table);
+        if let State::Off { control, .. } = &mut self.state {
+            if interrupts {
+                *control |= old & INTERRUPTS;
+            }
+            let rings = *control & (RINGS | REQUESTS);
+            self.port.set_control((old - RINGS - REQUESTS) | rings);
         }
-        let rings = self.running & (RINGS | REQUESTS);
-        self.port.set_control((old - RINGS - REQUESTS) | rings);
         self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")
     }
 
@@ -178,27 +158,20 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     /// Turns the unit on, or over to the new device table; then makes it forget everything. The unit is on
     /// when this fails: what its device table denies, it denies.
     pub(super) fn turn_on(&mut self, memory: &mut M) -> Result<(), UnitError> {
-        if let State::Off { entered } = &mut self.state {
-            let entered = core::mem::take(entered);
-            self.switch(self.running);
+        if let State::Off { entered, control } = &mut self.state {
+            let (entered, control) = (core::mem::take(entered), *control);
+            self.switch(control);
             self.state = State::Stale { entered };
         }
-        if let State::Stale { .. } = self.state {
-            self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
-            self.forget_stale(memory)?;
-            self.state = State::On;
-        }
-        Ok(())
-    }
-
-    /// Makes a unit that reads the device table forget everything, if it may have anything from before.
-    pub(super) fn forget_stale(&mut self, memory: &mut M) -> Result<(), UnitError> {
-        let State::Stale { entered } = &mut self.state else { return Ok(()) };
+        let State::Stale { entered } = &self.state else { return Ok(()) };
         // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named. They come first:
         // what is walked after an entry was forgotten comes from the new one.
         let named: Vec<_> = entered.iter().copied().map(command::invalidate_device).collect();
+        self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
         self.commands.execute(&mut self.port, memory, named)?;
-        self.forget_everything(memory)
+        self.forget_everything(memory)?;
+        self.state = State::On;
+        Ok(())
     }
 
     /// Makes the unit read the new device table.

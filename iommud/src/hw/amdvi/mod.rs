@@ -23,7 +23,6 @@ mod event;
 mod format;
 mod log;
 mod port;
-mod revive;
 mod spec;
 mod survey;
 mod unit;

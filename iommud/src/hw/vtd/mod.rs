@@ -15,7 +15,6 @@ mod describe;
 mod fault;
 mod port;
 mod queue;
-mod revive;
 mod spec;
 mod survey;
 mod unit;

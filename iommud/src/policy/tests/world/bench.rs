@@ -35,10 +35,7 @@ pub(in crate::policy::tests) struct Bench {
 const fn is_final(step: &Step) -> bool {
     matches!(
         step,
-        Step::ReleaseTables { .. }
-            | Step::DestroyTable { .. }
-            | Step::ReleaseBuffer { .. }
-            | Step::ReleaseAbandoned
+        Step::ReleaseTables { .. } | Step::DestroyTable { .. } | Step::ReleaseBuffer { .. }
     )
 }
 

@@ -5,7 +5,6 @@ mod churn;
 mod confinement;
 mod death;
 mod ending;
-mod hotplug;
 mod kills;
 mod legacy;
 mod nvme;
@@ -16,7 +15,6 @@ mod table;
 mod worker;
 
 pub(crate) use churn::churn;
-pub(crate) use hotplug::run as run_hot_plug;
 pub(crate) use kills::run as run_kills;
 pub(crate) use nvme::run_all as run_nvme;
 pub(crate) use open::run as run_without_unit;
