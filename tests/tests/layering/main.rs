@@ -82,6 +82,9 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::topology",
             "iommud::policy",
             "iommud::hw",
+            // What runs of frames a unit of each vendor takes.
+            "iommud::hw::vtd",
+            "iommud::hw::amdvi",
         ],
     ),
     // The administrator's command, with feature `std`: reads tables and texts, never a unit.
