@@ -12,15 +12,17 @@ use iommud::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use iommud::engine::Engine;
 use iommud::hw::vtd::VtdUnit;
 use iommud::hw::{
-    BufferMemory, BufferPool, Clock, Constraints, Entry, HardwareFault, MemoryError, Nanos, RegisterIo, Unit,
-    UnitError,
+    BufferMemory, BufferPool, Clock, Constraints, Entry, HardwareFault, MemoryError, Nanos,
+    RegisterIo, Unit, UnitError,
 };
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use iommud::policy::{
     AllocateRequest, ChangePlan, ClientId, Config, Decided, Event, Outcome, Quotas, Registry,
     SessionId, UnitIndex,
 };
-use iommud::topology::capabilities::{DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities};
+use iommud::topology::capabilities::{
+    DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
+};
 use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};

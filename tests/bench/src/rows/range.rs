@@ -83,8 +83,7 @@ struct Once {
 
 fn ours<M: TableMemory>(memory: &mut M, coherent: bool) -> Once {
     let frames = memory.frames_in_use();
-    let mut table =
-        PageTable::<Format>::new(memory, small_pages(coherent)).expect("a table");
+    let mut table = PageTable::<Format>::new(memory, small_pages(coherent)).expect("a table");
     // A neighbour keeps the upper tables in place.
     let neighbour = IovaRange::new(Iova(AT - 4096), 4096).expect("a range");
     table.map(memory, neighbour, PhysAddr(0), READ_WRITE).expect("mapped");

@@ -14,7 +14,9 @@ use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::amdvi::{AmdFormat, AmdUnit, Capability};
 use iommud::hw::radix::{Detached, PageTable};
 use iommud::hw::{Entry, HardwareFault, RegisterIo, TableMemory, Unit};
-use iommud::topology::capabilities::{DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities};
+use iommud::topology::capabilities::{
+    DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
+};
 use iommud::topology::firmware::{UnitDescription, UnitKind};
 use iommud::topology::pci::ConfigSpace;
 

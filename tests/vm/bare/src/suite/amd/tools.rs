@@ -71,8 +71,7 @@ impl Suite {
     pub(super) fn table(&mut self, levels: u8, sizes: PageSizes) -> Result<Table, String> {
         let UnitCapabilities { coherent, forces_snoop, .. } = self.unit.capabilities();
         let format = TableFormat { levels, page_sizes: sizes, coherent, forces_snoop };
-        let mut table =
-            Table::new(&mut self.memory, format).map_err(|error| format!("{error}"))?;
+        let mut table = Table::new(&mut self.memory, format).map_err(|error| format!("{error}"))?;
         self.map(&mut table, WINDOW_IOVA, WINDOW, 4096, READ_WRITE)?;
         Ok(table)
     }
