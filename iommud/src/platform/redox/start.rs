@@ -19,7 +19,6 @@ use super::events::Loop;
 use super::held::Memory;
 use super::interrupt::Vector;
 use super::keeper;
-use super::kept::Memory;
 use super::machine::Machine;
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
