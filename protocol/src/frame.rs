@@ -72,6 +72,8 @@ kinds! {
     /// `handle` is a session, `argument` a buffer handle of this connection. Result: the buffer's slot in
     /// that session.
     Import = 9;
+    /// Payload: what is written. Result: how many bytes were taken. Of `units/N` and `rescan`, see [`crate::path`].
+    Write = 10;
 }
 
 /// A frame from client to server: 32 bytes, then the payload.

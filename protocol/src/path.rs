@@ -13,7 +13,8 @@ pub enum Path {
     Status,
     /// `units`, a directory.
     Units,
-    /// `units/N`: one unit, in firmware order.
+    /// `units/N`: one unit, in firmware order. Opened for writing: takes the word `reset`, which has a unit that
+    /// failed brought up again now (administrators).
     Unit(u32),
     /// `groups`, a directory.
     Groups,
@@ -27,7 +28,13 @@ pub enum Path {
     Faults,
     /// `metrics`: one `name value` a line.
     Metrics,
+    /// `rescan`: whatever is written to it has configuration space walked again (administrators). The text says what
+    /// the last walk found.
+    Rescan,
 }
+
+/// The word that is written to `units/N`; a line feed may follow.
+pub const RESET: &[u8] = b"reset";
 
 /// A path relative to a session's handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +67,7 @@ impl Path {
             "devices" => Self::Devices,
             "faults" => Self::Faults,
             "metrics" => Self::Metrics,
+            "rescan" => Self::Rescan,
             _ => return None,
         })
     }
@@ -84,6 +92,7 @@ impl fmt::Display for Path {
             Self::Device(address) => write!(f, "devices/{address}"),
             Self::Faults => f.write_str("faults"),
             Self::Metrics => f.write_str("metrics"),
+            Self::Rescan => f.write_str("rescan"),
         }
     }
 }
@@ -133,6 +142,7 @@ mod tests {
             (Path::Device(address), "devices/0000--00--04.0"),
             (Path::Faults, "faults"),
             (Path::Metrics, "metrics"),
+            (Path::Rescan, "rescan"),
         ];
         for (path, text) in table {
             assert_eq!(path.to_string(), text);

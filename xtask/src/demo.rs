@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::guest::{self, Parts, Scenario};
 use crate::kernel::{self, Kernel};
+use crate::monitor::Monitor;
 use crate::options::{DemoOptions, Iommu, Story};
 use crate::qemu::{End, show_logs};
 use crate::report::Report;
@@ -57,6 +58,7 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
         (Story::Kills(_), _) => Scenario::Kills,
         (Story::Groups, _) => Scenario::Groups,
         (Story::Nvme, _) => Scenario::Nvme,
+        (Story::HotPlug, _) => Scenario::HotPlug,
         (Story::Whole, Iommu::Intel) => Scenario::Intel,
         (Story::Whole, Iommu::Amd) => Scenario::Amd,
         (Story::Whole, Iommu::None) => Scenario::None,
@@ -81,10 +83,18 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
     if scenario == Scenario::Nvme {
         disks::add(&mut machine, &parts)?;
     }
+    let monitor =
+        (scenario == Scenario::HotPlug).then(|| Monitor::add(&mut machine, &parts.directory));
     println!("booting: {}, {}", emulator.version()?, describe(options));
     let started = Instant::now();
     let mut report = Report::new(scenario.checks());
     let end = machine.run(&emulator, |line| {
+        match monitor.as_ref().map_or(Ok(false), |monitor| monitor.obey(line)) {
+            Ok(true) => return,
+            Ok(false) => {}
+            // What the guest waits for does not come: its check fails.
+            Err(error) => println!("{error:#}"),
+        }
         if let Some(text) = report.take(line) {
             println!("{text}");
         }

@@ -11,6 +11,7 @@ mod explore;
 mod fuzz;
 mod guest;
 mod kernel;
+mod monitor;
 mod options;
 mod packages;
 mod qemu;

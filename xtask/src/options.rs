@@ -62,6 +62,7 @@ options of demo:
   --machine                check what the story takes for granted, not the story
   --damaged-table          another story: what iommud does with a broken DMAR
   --nvme                   the story of the NVMe driver
+  --hot-plug               devices that are plugged in and pulled out
   --keep                   keep the guest's files, and say where they are
   --verbose                show the guest's console too
   --json FILE              also write the checks to FILE: an array of {name, ok, detail}";
@@ -132,6 +133,8 @@ pub(crate) enum Story {
     Groups,
     /// The NVMe driver's.
     Nvme,
+    /// Devices that are plugged in and pulled out.
+    HotPlug,
 }
 
 /// Options of `demo`.

@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 23] = [
+const STAGES: [Stage; 24] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -73,6 +73,7 @@ const STAGES: [Stage; 23] = [
     ("demo, AMD-Vi", || story(Iommu::Amd, false)),
     ("demo, AMD-Vi, iommud killed 7 times", || kills(7, Iommu::Amd)),
     ("demo of the NVMe driver", nvme),
+    ("demo, devices plugged in and pulled out", hot_plug),
 ];
 
 /// Runs every stage; says whether all passed.
@@ -204,6 +205,10 @@ fn damaged_table() -> Result<Counts> {
 
 fn nvme() -> Result<Counts> {
     tell(&DemoOptions { story: Story::Nvme, ..DemoOptions::default() })
+}
+
+fn hot_plug() -> Result<Counts> {
+    tell(&DemoOptions { story: Story::HotPlug, ..DemoOptions::default() })
 }
 
 fn tell(options: &DemoOptions) -> Result<Counts> {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use iommu_protocol::path::RESET;
+
 use crate::error::Error;
 use crate::transport::{Handle, Transport};
 
@@ -46,6 +48,28 @@ impl Connection {
     /// As [`Connection::text`].
     pub fn names(&self, path: &str) -> Result<Vec<String>, Error> {
         self.0.names(self.open(path)?.0)
+    }
+
+    /// An administrator's request: has configuration space looked at again, for functions that came or went.
+    ///
+    /// # Errors
+    /// `Permission`; `Unsupported` when the server cannot look.
+    pub fn rescan(&self) -> Result<(), Error> {
+        self.write("rescan", b"1")
+    }
+
+    /// An administrator's request: has a unit that failed brought up again, within some 10 ms. What came of it is in
+    /// `status`.
+    ///
+    /// # Errors
+    /// `Permission`, `NotFound`; `Busy` when the unit is up; `Unsupported` when nothing can bring it up.
+    pub fn reset_unit(&self, unit: u32) -> Result<(), Error> {
+        self.write(&format!("units/{unit}"), RESET)
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {
+        let handle = Closing(self.0.open(None, path, true)?, self);
+        self.0.write(handle.0, bytes)
     }
 
     fn open(&self, path: &str) -> Result<Closing<'_>, Error> {

@@ -52,6 +52,15 @@ pub trait Transport: Send + Sync {
     /// `NotReady` when a session has no unread record.
     fn read(&self, handle: Handle, out: &mut [u8]) -> Result<usize, Error>;
 
+    /// Writes all of `bytes`: an administrator's request to `units/N` or `rescan`, opened for writing.
+    ///
+    /// # Errors
+    /// The server refuses, or is gone; `Unsupported` over a transport that cannot.
+    fn write(&self, handle: Handle, bytes: &[u8]) -> Result<(), Error> {
+        let _ = (handle, bytes);
+        Err(Refusal::Unsupported.into())
+    }
+
     /// Makes a call: the first `request` bytes of `payload` are the request, then its start is the reply.
     /// Returns the reply's length.
     ///

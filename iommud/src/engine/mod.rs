@@ -34,8 +34,10 @@ pub struct Engine<U: Unit> {
     memory: U::Memory,
     /// Groups that may be claimed: see [`Engine::promise`].
     groups: usize,
-    /// Tables that a unit which cannot be told to forget may still walk. Kept for good.
+    /// Tables that a unit which cannot be told to forget may still walk, until `ReleaseAbandoned`.
     abandoned: Vec<Detached>,
+    /// The same, of whole domains.
+    replaced: Vec<Table<U>>,
 }
 
 /// The page table of a domain.
@@ -91,6 +93,7 @@ where
             memory: self.memory.clone(),
             groups: self.groups,
             abandoned: self.abandoned.clone(),
+            replaced: self.replaced.clone(),
         }
     }
 }
@@ -98,6 +101,14 @@ where
 impl<U: Unit> Clone for Table<U> {
     fn clone(&self) -> Self {
         Self { pages: self.pages.clone(), detached: self.detached.clone(), ..*self }
+    }
+}
+
+impl<U: Unit> Table<U> {
+    fn destroy(self, memory: &mut U::Memory) {
+        let Self { pages, mut detached, .. } = self;
+        PageTable::<U::Format>::release(memory, &mut detached);
+        pages.destroy(memory);
     }
 }
 
@@ -155,7 +166,14 @@ impl<U: Unit> Engine<U> {
     /// An engine without units, with the memory that all tables live in.
     #[must_use]
     pub const fn new(memory: U::Memory) -> Self {
-        Self { units: Vec::new(), tables: Vec::new(), memory, groups: 0, abandoned: Vec::new() }
+        Self {
+            units: Vec::new(),
+            tables: Vec::new(),
+            memory,
+            groups: 0,
+            abandoned: Vec::new(),
+            replaced: Vec::new(),
+        }
     }
 
     /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.

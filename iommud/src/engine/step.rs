@@ -92,6 +92,18 @@ impl<U: Unit> Engine<U> {
             }
             Step::Silence { unit, source, silent, .. } => self.silence(unit, source, silent),
             Step::InvalidateEntry { unit, source, was } => self.forget(unit, source, was),
+            Step::Revive { unit } => {
+                let hardware = unit_of(&mut self.units, unit)?;
+                hardware.revive(&mut self.memory).map_err(|error| Fault::of(unit, error))
+            }
+            Step::Renew { unit, source, binding } => {
+                let entry = self.entry(binding)?;
+                self.write(unit, source, entry)
+            }
+            Step::ReleaseAbandoned => {
+                self.release_abandoned();
+                Ok(())
+            }
             Step::Enable { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
                 hardware.enable(&mut self.memory).map_err(|error| Fault::of(unit, error))
@@ -113,15 +125,25 @@ impl<U: Unit> Engine<U> {
         let pages = PageTable::new(&mut self.memory, format)?;
         let pages = if payer == Payer::Server { pages.retain_tables() } else { pages };
         let table = Table { pages, tag, payer, frames: 1, detached: Detached::new() };
+        // The table of a domain that was never to be, kept because a unit that failed may walk it.
+        self.replaced.extend(at_mut(&mut self.tables, domain.0).and_then(Option::take));
         place(&mut self.tables, domain.0, table);
         Ok(())
     }
 
+    /// No unit may walk what was kept any more.
+    fn release_abandoned(&mut self) {
+        for mut detached in core::mem::take(&mut self.abandoned) {
+            PageTable::<U::Format>::release(&mut self.memory, &mut detached);
+        }
+        for table in core::mem::take(&mut self.replaced) {
+            table.destroy(&mut self.memory);
+        }
+    }
+
     pub(super) fn destroy(&mut self, domain: DomainId) {
         let Some(table) = at_mut(&mut self.tables, domain.0).and_then(Option::take) else { return };
-        let Table { pages, mut detached, .. } = table;
-        PageTable::<U::Format>::release(&mut self.memory, &mut detached);
-        pages.destroy(&mut self.memory);
+        table.destroy(&mut self.memory);
     }
 
     /// The entry that lets a requester do what `binding` says.

@@ -92,6 +92,9 @@ impl<U: Unit> Engine<U> {
             | Step::Invalidate { .. }
             | Step::InvalidateEntry { .. }
             | Step::Enable { .. }
+            | Step::Revive { .. }
+            | Step::Renew { .. }
+            | Step::ReleaseAbandoned
             | Step::Deny { .. }
             | Step::ReleaseTables { .. }
             | Step::ReleaseBuffer { .. }

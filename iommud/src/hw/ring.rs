@@ -172,6 +172,11 @@ impl Semaphore {
         self.value
     }
 
+    /// Writes the last value given out in the unit's place: nobody waits for it any longer.
+    pub(crate) fn answer<M: TableMemory>(&self, memory: &mut M) {
+        memory.store(self.frame, 0, self.value);
+    }
+
     /// Whether the unit has written the last value given out.
     pub(crate) fn reached<M: TableMemory>(&self, memory: &M) -> bool {
         memory.load(self.frame, 0) & self.mask == self.value

@@ -203,6 +203,19 @@ pub trait Unit {
     /// `Timeout`, `Queue`.
     fn enable(&mut self, memory: &mut Self::Memory) -> Result<(), UnitError>;
 
+    /// Takes a unit that failed back as far as taking entries, with the tables and rings that it has: no memory is
+    /// allocated, so that a unit which goes on failing costs none. Translation stays as it is, and so do the entries.
+    /// A unit that walks these tables has forgotten everything that it cached when this returns, and every write of
+    /// an entry needs its invalidation as ever; any other unit is told of them by [`Unit::enable`], which follows in
+    /// both cases. Faults recorded meanwhile are lost, and the fault interrupt is masked.
+    ///
+    /// # Errors
+    /// `Dead`, `Timeout`, `Queue`: it is as it was; what it caches is not known. May be tried again.
+    fn revive(&mut self, memory: &mut Self::Memory) -> Result<(), UnitError> {
+        let _ = memory;
+        Err(UnitError::Unsupported { what: "bringing a unit back" })
+    }
+
     /// Takes the waiting fault records, oldest first, at most `limit` of them, and clears them in the unit.
     /// Returns the number of faults the unit is known to have lost (at least; overflow counts as one, and
     /// so does a log that is full and does not tell).

@@ -10,8 +10,9 @@ use crate::acpi;
 use crate::addr::PhysRange;
 use crate::hw::amdvi::{AmdUnit, Capability};
 use crate::hw::vtd::VtdUnit;
-use crate::hw::{Survey, Unit, UnitError};
-use crate::server::{Budget, TableState, UnitStart};
+use crate::hw::{BufferMemory, Nanos, Survey, Unit, UnitError};
+use crate::policy::UnitIndex;
+use crate::server::{Budget, Server, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::{ConfigSpace, PciFunction};
 
@@ -55,12 +56,15 @@ pub(super) trait Family: Unit<Memory = HugeTables> + Sized {
         description: &UnitDescription,
     ) -> Result<Survey, UnitError>;
 
-    /// Brings a unit up as far as taking entries; one that translates goes on doing so.
-    fn start<S: ConfigSpace>(
+    /// Looks at what a unit can do and allocates what it needs; see the backends' `prepare`.
+    fn prepare_unit<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
         description: &UnitDescription,
     ) -> Result<Self, UnitError>;
+
+    /// Brings it up as far as taking entries; one that translates goes on doing so.
+    fn take_over_unit(&mut self, tables: &mut HugeTables) -> Result<(), UnitError>;
 }
 
 /// What bringing a unit up looks at besides its registers.
@@ -107,14 +111,18 @@ impl Family for Vtd {
         Self::survey(registers, MonotonicClock::new(), host_bits(firmware))
     }
 
-    fn start<S: ConfigSpace>(
+    fn prepare_unit<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
         description: &UnitDescription,
     ) -> Result<Self, UnitError> {
         let UnitKind::Vtd = description.kind else { return Err(OTHER_FAMILY) };
         let bits = host_bits(around.firmware);
-        Self::bring_up(registers, MonotonicClock::new(), around.tables, bits)
+        Self::prepare(registers, MonotonicClock::new(), around.tables, bits)
+    }
+
+    fn take_over_unit(&mut self, tables: &mut HugeTables) -> Result<(), UnitError> {
+        self.take_over(tables)
     }
 }
 
@@ -137,13 +145,17 @@ impl Family for AmdVi {
         Self::survey(registers, MonotonicClock::new(), description, block)
     }
 
-    fn start<S: ConfigSpace>(
+    fn prepare_unit<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
         description: &UnitDescription,
     ) -> Result<Self, UnitError> {
         let block = block(around.space, description)?;
-        Self::bring_up(registers, MonotonicClock::new(), around.tables, description, block)
+        Self::prepare(registers, MonotonicClock::new(), around.tables, description, block)
+    }
+
+    fn take_over_unit(&mut self, tables: &mut HugeTables) -> Result<(), UnitError> {
+        self.take_over(tables)
     }
 }
 
@@ -179,14 +191,58 @@ pub(super) fn bring_up<U: Family, S: ConfigSpace>(
         log::error!("unit {index}: registers: {error}");
         UnitError::Unsupported { what: "registers that cannot be mapped" }
     });
-    match mapped.and_then(|registers| U::start(registers, around, description)) {
-        Ok(unit) => {
-            log::info!("unit {index}: parsed");
-            UnitStart::Ready(unit)
+    let prepared = mapped.and_then(|registers| U::prepare_unit(registers, around, description));
+    let (unit, error) = match prepared {
+        Ok(mut unit) => match unit.take_over_unit(around.tables) {
+            Ok(()) => {
+                log::info!("unit {index}: parsed");
+                return UnitStart::Ready(unit);
+            }
+            Err(error) => (Some(unit), error),
+        },
+        Err(error) => (None, error),
+    };
+    log::error!("unit {index}: failed({})", around.budget.reason(index, &error));
+    match unit {
+        Some(unit) => UnitStart::Stuck(unit, error),
+        None => UnitStart::Failed(error),
+    }
+}
+
+/// What units are brought up with once the server runs.
+pub(super) struct LateUnits<S> {
+    pub(super) firmware: Firmware,
+    pub(super) space: S,
+    pub(super) map: MapRegisters,
+    pub(super) budget: Budget,
+}
+
+impl<S: ConfigSpace> LateUnits<S> {
+    /// Has the server try units again that are due, and brings up those that never were.
+    pub(super) fn recover<U: Family, B: BufferMemory>(
+        &mut self,
+        server: &mut Server<U, B>,
+        now: Nanos,
+    ) {
+        // Each unit is due once at most.
+        for _ in 0..=self.firmware.units.len() {
+            let Some(unit) = server.recover_units(now) else { return };
+            self.bring_up(server, unit);
         }
-        Err(error) => {
-            log::error!("unit {index}: failed({})", around.budget.reason(index, &error));
-            UnitStart::Failed(error)
+    }
+
+    fn bring_up<U: Family, B: BufferMemory>(&mut self, server: &mut Server<U, B>, unit: UnitIndex) {
+        let Self { firmware, space, map, budget } = self;
+        let known = usize::try_from(unit.0).ok();
+        let known = known.and_then(|index| Some((index, firmware.units.get(index)?)));
+        let Some((index, description)) = known else { return };
+        let (tables, map) = (server.table_memory(), *map);
+        let mut around = Surroundings { firmware, space, tables, map, budget };
+        match bring_up::<U, _>(index, &mut around, description) {
+            UnitStart::Ready(hardware) => server.unit_arrived(unit, hardware),
+            UnitStart::Stuck(hardware, error) => server.unit_stuck(unit, hardware, &error),
+            UnitStart::Failed(error) => server.unit_not_arrived(unit, &error),
+            UnitStart::Unusable(_) | UnitStart::Off => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::policy::mappings::Mapping;
 use crate::policy::plan::Binding;
 use crate::policy::ranges::Piece;
 use crate::policy::registry::Registry;
-use crate::policy::state::{Account, Buffer, Owner, Purpose, Session, SlotRecord};
+use crate::policy::state::{Account, Buffer, Owner, Purpose, Session, SlotRecord, Trust};
 
 impl Registry {
     /// Makes a change that was decided.
@@ -40,7 +40,17 @@ impl Registry {
             Effect::Flushed(unit, false) => self.tags.failed(unit),
             Effect::Taint(domain) => {
                 if let Some(domain) = self.domains.get_mut(domain.0) {
-                    domain.tainted = true;
+                    domain.trust = Trust::Suspect;
+                }
+            }
+            Effect::Retire(domain) => {
+                if let Some(domain) = self.domains.get_mut(domain.0) {
+                    domain.trust = Trust::Retired;
+                }
+            }
+            Effect::Proved(buffer) => {
+                if let Some(buffer) = self.buffers.get_mut(buffer.0) {
+                    buffer.unproved = false;
                 }
             }
             Effect::Deepen(domain, levels) => {
@@ -137,7 +147,7 @@ impl Registry {
                 && let Some(domain) = self.domains.get_mut(domain.0)
                 && domain.purpose == Purpose::Client
             {
-                domain.tainted = true;
+                domain.trust = Trust::Suspect;
             }
         }
         // The rest of the changes is taken back by abort.
@@ -237,8 +247,8 @@ impl Registry {
         for slot in slots.into_iter().flatten() {
             let stuck = self.slots.get(slot).is_some_and(|slot| self.is_stuck(id, slot.buffer));
             let buffer = self.slots.get(slot).map(|slot| slot.buffer.0);
-            if stuck && let Some(buffer) = buffer.and_then(|id| self.buffers.get_mut(id)) {
-                buffer.unproved = true;
+            if stuck && let Some(buffer) = buffer {
+                self.leave_mapped(id, BufferId(buffer));
             }
             self.drop_slot(slot, !stuck);
         }
@@ -260,6 +270,17 @@ impl Registry {
             }
         }
         self.settle_account(session.client);
+    }
+
+    /// A session ends and leaves a buffer mapped in its domain, which a unit that failed may use.
+    fn leave_mapped(&mut self, session: SessionId, id: BufferId) {
+        if let Some(buffer) = self.buffers.get_mut(id.0) {
+            buffer.unproved = true;
+        }
+        let domain = self.sessions.get(session.0).and_then(|session| session.domain);
+        if let Some(domain) = domain.and_then(|domain| self.domains.get_mut(domain.0)) {
+            domain.left.push(id);
+        }
     }
 
     fn leave_group(&mut self, id: GroupId, session: &Session) {
@@ -296,7 +317,8 @@ impl Registry {
         }
     }
 
-    fn insert_buffer(&mut self, buffer: Buffer, charged: bool) {
+    fn insert_buffer(&mut self, mut buffer: Buffer, charged: bool) {
+        buffer.charged = charged;
         let id = BufferId(self.buffers.upcoming(0).unwrap_or(u32::MAX));
         for segment in buffer.memory.segments() {
             self.memory.insert(segment, id);
@@ -339,7 +361,7 @@ impl Registry {
             account.mappings -= record.mappings.charged + direct;
         }
         let domain = session.domain.and_then(|domain| self.domains.get_mut(domain.0));
-        if let Some(domain) = domain.filter(|domain| free && !domain.tainted) {
+        if let Some(domain) = domain.filter(|domain| free && domain.trust != Trust::Suspect) {
             let all: Vec<_> = domain.mappings.list(&record.mappings).collect();
             for (index, mapping) in all {
                 domain.mappings.remove(index, &mut record.mappings);
@@ -362,7 +384,9 @@ impl Registry {
         for segment in buffer.memory.segments() {
             self.memory.remove(segment);
         }
-        if let Some(account) = self.accounts.get_mut(buffer.client) {
+        if buffer.charged
+            && let Some(account) = self.accounts.get_mut(buffer.client)
+        {
             account.memory -= buffer.length;
             account.taken -= self.pool.of(buffer.length);
         }

@@ -17,7 +17,7 @@ use crate::policy::memory::{Grants, Memory};
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
 use crate::policy::space::Wanted;
-use crate::policy::state::{Buffer, Domain, Session, SlotRecord};
+use crate::policy::state::{Buffer, Domain, Session, SlotRecord, Trust};
 
 /// First address that needs more than 32 bits.
 const FOUR_GIB: u64 = 1 << 32;
@@ -28,7 +28,7 @@ impl Registry {
         let session = self.open_session(session)?;
         self.machine.check_session(session)?;
         if let Some(domain) = session.domain
-            && self.domain(domain)?.tainted
+            && self.domain(domain)?.trust != Trust::Sound
         {
             return Err(Refusal::UnitFailed);
         }
@@ -110,6 +110,7 @@ impl Registry {
             slots: 1,
             holds: 0,
             unproved: false,
+            charged: true,
         };
         draft.effects.push(Effect::Buffer(Box::new(buffer), Box::new(record)));
         if let (Some(domain), Some(range)) = (domain, map) {
@@ -213,7 +214,7 @@ impl Registry {
         let session = self.open_session(id)?;
         match session.domain {
             // A unit that failed may reach it all the same: left as it is, and never given to anyone else.
-            Some(domain) if self.domain(domain)?.tainted => Ok(()),
+            Some(domain) if self.domain(domain)?.trust == Trust::Suspect => Ok(()),
             Some(domain) => {
                 self.unmap_slots(draft, domain, session.slots.iter().copied().flatten())
             }
@@ -261,8 +262,8 @@ impl Registry {
     /// Whether a session maps a buffer where a failed unit may reach it.
     pub(super) fn is_stuck(&self, session: SessionId, buffer: BufferId) -> bool {
         let Some(session) = self.sessions.get(session.0) else { return false };
-        let tainted = session.domain.and_then(|domain| self.domains.get(domain.0));
-        tainted.is_some_and(|domain| domain.tainted)
+        let domain = session.domain.and_then(|domain| self.domains.get(domain.0));
+        domain.is_some_and(|domain| domain.trust == Trust::Suspect)
             && session
                 .slots
                 .iter()

@@ -23,7 +23,7 @@ use crate::policy::plan::{Payer, Step};
 use crate::policy::ranges::{Piece, Ranges, difference};
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
-use crate::policy::state::{OwnerId, Purpose, Session, Unit};
+use crate::policy::state::{OwnerId, Purpose, Session, Trust, Unit};
 use crate::policy::units::{last_tag, top_of};
 use crate::topology::firmware::UnitKind;
 use crate::topology::table::FunctionIndex;
@@ -214,7 +214,7 @@ impl Registry {
         needed: Vec<Piece>,
     ) -> Result<(), Refusal> {
         let domain = self.domain(id)?;
-        if domain.tainted {
+        if domain.trust != Trust::Sound {
             return Err(Refusal::UnitFailed);
         }
         if let Some(Unit::Enabled { capabilities, .. }) = self.machine.unit(unit)
@@ -395,7 +395,7 @@ impl Registry {
         let Some(domain) = owner.domain.filter(|_| !machine.firmware.reserved.is_empty()) else {
             return Ok(());
         };
-        if self.domain(domain)?.tainted {
+        if self.domain(domain)?.trust == Trust::Suspect {
             return Ok(());
         }
         let groups = owner.groups.iter().filter_map(|group| machine.group(*group));
@@ -411,11 +411,12 @@ impl Registry {
         self.change_reserved(draft, domain, kept.collect())
     }
 
-    /// Ends the domain of an owner; one that a failed unit may still use is kept for good.
+    /// Ends the domain of an owner; one that a failed unit may still use is kept until that is proved to have
+    /// forgotten it.
     fn end_domain(&self, draft: &mut Draft, owner: OwnerId) -> Result<(), Refusal> {
         let domain = self.machine.owner(owner).and_then(|owner| owner.domain);
         if let Some(id) = domain
-            && !self.domain(id)?.tainted
+            && self.domain(id)?.trust != Trust::Suspect
         {
             draft.last.push(Step::DestroyTable { domain: id });
             draft.effects.push(Effect::DropDomain(id));

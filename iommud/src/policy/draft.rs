@@ -41,6 +41,10 @@ pub(super) enum Effect {
     Flushed(UnitIndex, bool),
     /// A unit that failed may still use a domain.
     Taint(DomainId),
+    /// Every unit that failed has forgotten a domain that sessions still hold.
+    Retire(DomainId),
+    /// Every unit that failed has forgotten a buffer that somebody still knows.
+    Proved(BufferId),
     /// The table of a domain has so many levels.
     Deepen(DomainId, u8),
     /// A domain maps these for firmware.

@@ -15,10 +15,14 @@ use crate::topology::pci::PciFunction;
 /// and the deaths of clients enter the same queue.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A unit was brought up as far as taking entries. Its plan ends with turning translation on.
+    /// A unit was brought up as far as taking entries, or failed and is to come back. Its plan ends with turning
+    /// translation on.
     UnitReady(UnitIndex, UnitCapabilities),
     /// A unit can no longer be relied on.
     UnitFailed(UnitIndex),
+    /// No unit that has tables of this server is failed any more: each has forgotten what it had cached, so that
+    /// nothing reaches what is in quarantine.
+    Proved,
     /// A function appeared (the first walk, or hot-plug).
     FunctionAdded(PciFunction),
     /// A function went away.

@@ -29,6 +29,7 @@ mod named_views;
 mod owed;
 mod plan;
 mod ranges;
+mod recovery;
 mod registry;
 mod shares;
 mod single;

@@ -11,6 +11,8 @@
 //! storm      Silence -> InvalidateEntry; a move of the entry begins with the opposite
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
 //! take-over  .. -> Block -> Enable -> Translate -> InvalidateEntry(none), of whoever gets a tag that the unit may hold
+//! come-back  Revive -> as bring-up, but a move of each entry that is to change, Renew of all others
+//! proved     DestroyTable -> ReleaseBuffer -> ReleaseAbandoned, once every unit that failed was revived
 //! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```
 
@@ -194,6 +196,22 @@ pub enum Step {
         /// What the entry was before it was last written.
         was: Binding,
     },
+    /// Takes a unit that failed back as far as taking entries. It has forgotten all that it cached, and goes on with
+    /// the entries that it has. Undone by nothing: a unit that does as it is told is none the worse.
+    Revive {
+        /// The unit.
+        unit: UnitIndex,
+    },
+    /// Writes an entry that is to be what it was before its unit failed: what was written since then may have been
+    /// lost, or undone. Needs no undoing.
+    Renew {
+        /// The unit.
+        unit: UnitIndex,
+        /// The requester.
+        source: RequesterId,
+        /// What the entry is to be.
+        binding: Binding,
+    },
     /// Turns a unit's translation on. Every function behind it has its entry.
     Enable {
         /// The unit.
@@ -207,6 +225,8 @@ pub enum Step {
         /// The buffer.
         buffer: BufferId,
     },
+    /// Frees the tables that were kept because a unit that failed might walk them. None may any more. Cannot fail.
+    ReleaseAbandoned,
 }
 
 impl Step {
@@ -215,7 +235,10 @@ impl Step {
     pub const fn is_final(&self) -> bool {
         matches!(
             self,
-            Self::ReleaseTables { .. } | Self::DestroyTable { .. } | Self::ReleaseBuffer { .. }
+            Self::ReleaseTables { .. }
+                | Self::DestroyTable { .. }
+                | Self::ReleaseBuffer { .. }
+                | Self::ReleaseAbandoned
         )
     }
 }

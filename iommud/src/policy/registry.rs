@@ -1,13 +1,14 @@
 //! The registry: all that is known of units, functions, groups, domains, buffers and sessions.
 //!
 //! ```text
-//! unit      parsed --UnitReady--> enabled --UnitFailed--> failed (for good)
+//! unit      parsed --UnitReady--> enabled --UnitFailed--> failed
+//!              |                     ^-------UnitReady-------+
 //!              +------------------------UnitFailed----------^
 //! group     free --Claim--> claimed <--Attach, Detach--> attached --last Close--> free  (see `machine`)
 //! session   open --Attach--> attached --Detach--> open --Close--> gone
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
 //! buffer    known to sessions, held by handles --last of both--> released
-//!                                              +--> quarantined, when a unit failed that may reach it
+//!                                              +--> quarantined, when a unit failed that may reach it --Proved--> released
 //! mapping   (decided: entered) --commit--> live --(decided: taken out)--commit--> gone
 //! ```
 //!
@@ -202,6 +203,7 @@ impl Registry {
             Event::MapList(session, list) => return self.map_list(draft, *session, list),
             Event::UnitReady(unit, capabilities) => self.unit_ready(draft, *unit, capabilities)?,
             Event::UnitFailed(unit) => self.unit_failed(draft, *unit)?,
+            Event::Proved => self.proved(draft)?,
             Event::FunctionAdded(function) => self.function_added(draft, function)?,
             Event::FunctionRemoved(address) => self.function_removed(draft, *address)?,
             Event::Storm(unit, source) => self.storm(draft, (*unit, *source))?,

@@ -147,8 +147,24 @@ pub(super) struct Domain {
     pub(super) reserved: Vec<Piece>,
     /// Units with entries that point here, and how many.
     pub(super) active: Vec<(UnitIndex, u32)>,
-    /// A unit failed that may still use it: nothing it maps or mapped can be proved unreachable.
-    pub(super) tainted: bool,
+    pub(super) trust: Trust,
+    /// Buffers that sessions left mapped here when they ended, since a unit that failed was not to be told.
+    pub(super) left: Vec<BufferId>,
+}
+
+/// Whether a unit that failed may use a domain.
+///
+/// ```text
+/// sound --UnitFailed--> suspect --Proved--> retired (or gone, without an owner)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// None may.
+    Sound,
+    /// One may: nothing that the domain maps or mapped can be proved unreachable.
+    Suspect,
+    /// All that might have forgotten it. Sessions map nothing more in it, but end as any.
+    Retired,
 }
 
 /// DMA memory.
@@ -163,8 +179,10 @@ pub(super) struct Buffer {
     pub(super) slots: u32,
     /// Open handles.
     pub(super) holds: u32,
-    /// A unit that failed may still reach it: never freed.
+    /// A unit that failed may still reach it: not freed until that unit is proved to have forgotten it.
     pub(super) unproved: bool,
+    /// Its memory counts against its client.
+    pub(super) charged: bool,
 }
 
 /// A buffer as one session knows it.

@@ -14,7 +14,7 @@ use crate::policy::plan::{Binding, Payer, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
 use crate::policy::space::Space;
-use crate::policy::state::{Domain, Purpose, Shape, Shared, Unit, read_write};
+use crate::policy::state::{Domain, Purpose, Shape, Shared, Trust, Unit, read_write};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
 
 impl Shape {
@@ -76,10 +76,14 @@ impl Registry {
         unit: UnitIndex,
         capabilities: &UnitCapabilities,
     ) -> Result<(), Refusal> {
-        match self.machine.unit(unit).ok_or(Refusal::NotFound)? {
+        let comes_back = match self.machine.unit(unit).ok_or(Refusal::NotFound)? {
             Unit::Enabled { .. } => return Ok(()),
-            Unit::Failed => return Err(Refusal::UnitFailed),
-            Unit::Parsed => {}
+            Unit::Failed => true,
+            Unit::Parsed => false,
+        };
+        if comes_back {
+            // First: a unit that is still not there costs no memory.
+            draft.steps.push(Step::Revive { unit });
         }
         let mut after = Box::new(self.machine.clone());
         let class = self.class(&mut after, capabilities)?;
@@ -88,27 +92,42 @@ impl Registry {
         }
         after.enter_named(unit);
         let keys: Vec<Key> = after.sources.of(unit).map(|(source, _)| (unit, source)).collect();
-        let mut binds = Vec::with_capacity(keys.len());
+        let at = draft.effects.len();
         let mut late = Vec::new();
-        for key in keys {
-            let now = self.binding(draft, &after, key)?;
-            let was = Binding::Blocked;
-            let block = Step::Block { unit, source: key.1, was };
-            let mut opening = entry(unit, key.1, now);
-            if opening.is_some() && self.opens_late(draft, unit, now) {
-                late.extend(opening.take());
-                late.push(Step::InvalidateEntry { unit, source: key.1, was });
-            }
-            draft.steps.push(opening.unwrap_or(block));
-            binds.push(Effect::Bind { key, was, now });
+        if comes_back {
+            self.enter_again(draft, &after, &keys)?;
+        } else {
+            self.enter_first(draft, &after, &keys, &mut late)?;
         }
         draft.steps.push(Step::Enable { unit });
         // It was flushed: it holds nothing under any tag.
         draft.steps.append(&mut late);
         draft.effects.push(Effect::Flushed(unit, true));
         after.shared.extend(draft.shared.drain(..));
-        draft.effects.push(Effect::Machine(after));
-        draft.effects.append(&mut binds);
+        draft.effects.insert(at, Effect::Machine(after));
+        Ok(())
+    }
+
+    /// Writes the entries of a unit that uses none of them yet; what may be opened only when the unit was flushed goes
+    /// to `late`.
+    fn enter_first(
+        &self,
+        draft: &mut Draft,
+        after: &Machine,
+        keys: &[Key],
+        late: &mut Vec<Step>,
+    ) -> Result<(), Refusal> {
+        for &key in keys {
+            let now = self.binding(draft, after, key)?;
+            let (unit, source, was) = (key.0, key.1, Binding::Blocked);
+            let mut opening = entry(unit, source, now);
+            if opening.is_some() && self.opens_late(draft, unit, now) {
+                late.extend(opening.take());
+                late.push(Step::InvalidateEntry { unit, source, was });
+            }
+            draft.steps.push(opening.unwrap_or(Step::Block { unit, source, was }));
+            draft.effects.push(Effect::Bind { key, was, now });
+        }
         Ok(())
     }
 
@@ -159,13 +178,19 @@ impl Registry {
             mappings: Mappings::default(),
             reserved: if purpose == Purpose::Compat { Vec::new() } else { pieces.to_vec() },
             active: Vec::new(),
-            tainted: false,
+            trust: Trust::Sound,
+            left: Vec::new(),
         })));
         Ok(id)
     }
 
     /// Where an entry is to point in `after`; a domain that this needs is made.
-    fn binding(&self, draft: &mut Draft, after: &Machine, key: Key) -> Result<Binding, Refusal> {
+    pub(super) fn binding(
+        &self,
+        draft: &mut Draft,
+        after: &Machine,
+        key: Key,
+    ) -> Result<Binding, Refusal> {
         let shared = match after.wish(key) {
             Wish::Blocked => return Ok(Binding::Blocked),
             Wish::PassThrough => return Ok(Binding::PassThrough),
@@ -270,7 +295,7 @@ impl Registry {
     }
 
     /// The entry of a requester is about to be written, which makes the unit forget it: its faults count again.
-    fn unsilence(&self, draft: &mut Draft, key: Key, was: Binding) {
+    pub(super) fn unsilence(&self, draft: &mut Draft, key: Key, was: Binding) {
         if self.machine.sources.is_silenced(key) {
             let (unit, source) = key;
             draft.steps.push(Step::Silence { unit, source, silent: false, was });
@@ -308,6 +333,8 @@ impl Registry {
             for user in source.users.iter() {
                 if let Some(function) = self.machine.function(*user).filter(|f| f.attached) {
                     after.set_attached(*user, false);
+                    // Nobody has said that it is quiet: when the unit is back, policy may not let it through.
+                    after.set_cut(*user, true);
                     groups.push(function.group);
                 }
             }

@@ -13,7 +13,7 @@ use crate::policy::memory::Memory;
 use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
-use crate::policy::state::{Account, Purpose, Unit};
+use crate::policy::state::{Account, Purpose, Trust, Unit};
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,
@@ -132,7 +132,7 @@ impl Registry {
         let quotas = &self.machine.config.quotas;
         let failed = session.unit.and_then(|unit| self.machine.unit(unit));
         let domain = session.domain.and_then(|domain| self.domain_view(domain));
-        let tainted = session.domain.and_then(|domain| self.domains.get(domain.0));
+        let own = session.domain.and_then(|domain| self.domains.get(domain.0));
         Some(SessionView {
             address: session.address,
             generation: session.generation,
@@ -141,7 +141,7 @@ impl Registry {
             client: account.client,
             unit: session.unit,
             unit_failed: matches!(failed, Some(Unit::Failed))
-                || tainted.is_some_and(|domain| domain.tainted),
+                || own.is_some_and(|domain| domain.trust != Trust::Sound),
             attached: function.is_some_and(|function| function.attached),
             silenced: session
                 .unit
@@ -301,7 +301,7 @@ impl Registry {
         self.domains
             .iter()
             .filter(|(id, domain)| {
-                domain.purpose == Purpose::Client && domain.tainted && !owned(*id)
+                domain.purpose == Purpose::Client && domain.trust == Trust::Suspect && !owned(*id)
             })
             .count()
     }

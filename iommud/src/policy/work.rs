@@ -18,7 +18,7 @@ use crate::policy::registry::Registry;
 use crate::policy::single::Single;
 use crate::policy::slab::Slab;
 use crate::policy::space::{SPACE_BITS, Wanted};
-use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord};
+use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, Trust};
 
 /// A session whose mappings are to change, and what that needs of the registry.
 pub(super) struct Work<'a> {
@@ -41,7 +41,7 @@ impl Registry {
         self.machine.check_session(session)?;
         let Some(id) = session.domain else { return Ok(None) };
         let domain = self.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
-        if domain.tainted {
+        if domain.trust != Trust::Sound {
             return Err(Refusal::UnitFailed);
         }
         Ok(Some(Work {

@@ -6,7 +6,7 @@ use alloc::string::String;
 use iommu_protocol::Refusal;
 use iommu_protocol::path::Path;
 
-use crate::policy::{BufferId, ClientId, SessionId};
+use crate::policy::{BufferId, ClientId, SessionId, UnitIndex};
 
 /// A handle as the platform names it. The number of a closed one is not used again before all others have been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +26,8 @@ pub(super) enum Object {
     Text(String),
     /// A device, writable.
     Session(SessionId),
+    /// Takes an administrator's request.
+    Control(Control),
     /// A buffer.
     Buffer {
         /// Which.
@@ -33,6 +35,15 @@ pub(super) enum Object {
         /// Its length in bytes.
         length: u64,
     },
+}
+
+/// What is done when something is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Control {
+    /// A unit that failed is brought up again.
+    Reset(UnitIndex),
+    /// Configuration space is walked again.
+    Rescan,
 }
 
 #[derive(Clone)]

@@ -16,9 +16,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.engine.memory_mut()
     }
 
-    /// Takes a unit that firmware describes and that was not up at start ([`UnitStart::Off`]): puts the
-    /// functions behind it under policy and turns it on. Until then their devices are refused `NotReady`.
+    /// Takes a unit that firmware describes and that was not up at start ([`UnitStart::Off`], where devices behind
+    /// it are refused `NotReady` until then, or [`UnitStart::Failed`]): puts the functions behind it under policy and
+    /// turns it on.
     ///
+    /// [`UnitStart::Failed`]: crate::server::UnitStart::Failed
     /// [`UnitStart::Off`]: crate::server::UnitStart::Off
     pub fn unit_arrived(&mut self, unit: UnitIndex, hardware: U) {
         self.found_later(unit, hardware.found_translating());
@@ -28,8 +30,16 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.try_waiting();
     }
 
-    /// A unit that was to come did not come up: its devices are refused `UnitFailed` from now on.
+    /// As [`Server::unit_arrived`], of a unit that did not do what it was told: it is tried again later.
+    pub fn unit_stuck(&mut self, unit: UnitIndex, hardware: U, error: &UnitError) {
+        self.engine.install(unit, hardware);
+        self.fail(unit, error.to_string());
+        self.try_waiting();
+    }
+
+    /// A unit that was to come did not come up: its devices are refused `UnitFailed` until it does.
     pub fn unit_not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
+        self.recovery.not_arrived(unit, error);
         self.fail(unit, error.to_string());
         self.try_waiting();
     }

@@ -17,8 +17,10 @@ use crate::server::driven::Driven;
 use crate::server::endings::Endings;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
+use crate::server::rescan::Survey;
 use crate::server::storm::Storms;
 use crate::server::tags::Found;
+use crate::server::unit_recovery::Recovery;
 use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
@@ -70,6 +72,8 @@ pub enum TableState {
 pub enum UnitStart<U> {
     /// It takes entries and waits to be enabled.
     Ready(U),
+    /// It did not do what it was told, and may later.
+    Stuck(U, UnitError),
     /// It did not come up.
     Failed(UnitError),
     /// The firmware's table does not describe it well enough to try.
@@ -122,7 +126,7 @@ impl Machine {
         &self.units
     }
 
-    fn has_failed(&self, unit: UnitIndex) -> bool {
+    pub(super) fn has_failed(&self, unit: UnitIndex) -> bool {
         let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get(index));
         matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
     }
@@ -179,6 +183,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let descriptions = firmware.units.clone();
         let registry = Registry::new(config, firmware, &ram, &own);
         let found = Found::new(&units, driven.tags());
+        let hopeless = Recovery::hopeless(&units);
         let (engine, states) = sort_out(units, memory, &budget);
         let units = descriptions
             .into_iter()
@@ -203,7 +208,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             scratch: Scratch::default(),
             storms: Storms::default(),
             endings: Endings::default(),
+            recovery: Recovery::default(),
+            survey: Survey::default(),
         };
+        server.recovery.expect(hopeless);
         let pool = server.buffers.pool();
         server.registry.set_buffer_pool(pool.capacity, pool.granule);
         server.begin_tags(found);
@@ -251,8 +259,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         match self.run(&Event::UnitReady(unit, capabilities)) {
             Ok(_) => {
                 self.note_tags();
+                let came_back = self.machine.has_failed(unit);
                 self.machine.set(unit, UnitState::Enabled);
                 self.waiting.change();
+                if came_back {
+                    self.came_back(unit);
+                }
             }
             Err(refusal) => self.not_enabled(unit, refusal),
         }
@@ -385,6 +397,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// the others are to be asked by [`Server::tick`], as before.
     pub fn tell_faults(&mut self, address: u64, data: u32) -> bool {
         let mut all = true;
+        self.recovery.tell_by((address, data));
         for index in 0..self.machine.units.len() {
             let (Ok(number), Some(status)) =
                 (u32::try_from(index), self.machine.units.get_mut(index))
@@ -437,6 +450,10 @@ fn sort_out<U: Unit>(
             UnitStart::Ready(unit) => {
                 engine.install(UnitIndex(index), unit);
                 UnitState::Parsed
+            }
+            UnitStart::Stuck(unit, error) => {
+                engine.install(UnitIndex(index), unit);
+                UnitState::Failed(error.to_string())
             }
             UnitStart::Failed(error) => UnitState::Failed(budget.reason(number, &error)),
             UnitStart::Unusable(defect) => UnitState::Failed(defect.to_string()),

@@ -13,15 +13,19 @@ mod faults;
 mod handles;
 mod hotplug;
 mod machine;
+mod rescan;
 mod storm;
 mod tags;
 mod text;
+mod unit_recovery;
 mod waiting;
 
 pub use budget::Budget;
 pub use driven::{Driven, Notes};
 pub use handles::Handle;
 pub use machine::{Startup, TableState, UnitStart, UnitState};
+pub use rescan::{Discovery, Rescanned};
+pub use unit_recovery::{FIRST_PAUSE, LONGEST_PAUSE};
 pub use waiting::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 
 use alloc::string::ToString;
@@ -29,7 +33,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::frame::READABLE;
 use iommu_protocol::ids::{PciAddress, Slot};
-use iommu_protocol::path::{Path, SessionPath};
+use iommu_protocol::path::{Path, RESET, SessionPath};
 use iommu_protocol::{Refusal, fault};
 
 use crate::engine::Engine;
@@ -38,9 +42,11 @@ use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
 use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
-use handles::{Handles, Object};
+use handles::{Control, Handles, Object};
 use machine::Machine;
+use rescan::Survey;
 use storm::Storms;
+use unit_recovery::Recovery;
 use waiting::Waiting;
 
 /// Who opens a handle. Looked at when the handle is opened and never again.
@@ -64,6 +70,7 @@ pub struct Stat {
 const MODE_DIRECTORY: u32 = 0o040_500;
 const MODE_TEXT: u32 = 0o100_400;
 const MODE_DEVICE: u32 = 0o100_600;
+const MODE_CONTROL: u32 = 0o100_200;
 
 /// Counts of what the scheme did, for `metrics`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +82,8 @@ struct Counts {
     fault_interrupts: u64,
     plans: u64,
     plans_undone: u64,
+    units_recovered: u64,
+    quarantine_returned_bytes: u64,
 }
 
 /// The server of one machine.
@@ -90,6 +99,8 @@ pub struct Server<U: Unit, B: BufferMemory> {
     counts: Counts,
     storms: Storms,
     endings: Endings,
+    recovery: Recovery,
+    survey: Survey,
     /// What the request at hand lists.
     scratch: Scratch,
 }
@@ -112,6 +123,8 @@ where
             scratch: self.scratch.clone(),
             storms: self.storms.clone(),
             endings: self.endings.clone(),
+            recovery: self.recovery.clone(),
+            survey: self.survey.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }
@@ -160,6 +173,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         match path {
             Path::Device(address) if write => self.claim(caller.client, address, None),
+            Path::Unit(unit) if write => self.control_of(unit).map(Object::Control),
+            Path::Rescan if write => Ok(Object::Control(Control::Rescan)),
             _ if write => Err(Refusal::Permission),
             _ if path.is_directory() => Ok(Object::Directory(path)),
             _ => self.text(path).map(Object::Text).ok_or(Refusal::NotFound),
@@ -189,7 +204,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         address: PciAddress,
         parent: Option<SessionId>,
     ) -> Result<Object, Refusal> {
-        match self.run(&Event::Claim { client, address, parent })? {
+        let event = Event::Claim { client, address, parent };
+        let mut claimed = self.run(&event);
+        if claimed == Err(Refusal::NotProbed) && self.has_appeared(address) {
+            claimed = self.run(&event);
+        }
+        match claimed? {
             Outcome::Session(session) => Ok(Object::Session(session)),
             _ => Err(Refusal::NotProbed),
         }
@@ -213,11 +233,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Some(Object::Session(session)) => {
                 self.run_to_the_end(Event::Close(session));
                 self.faults.forget(session);
+                self.recovery.session_ended();
             }
             Some(Object::Buffer { buffer, .. }) => {
                 self.run_to_the_end(Event::Drop(buffer));
             }
-            Some(Object::Directory(_) | Object::Text(_)) | None => {}
+            Some(Object::Directory(_) | Object::Text(_) | Object::Control(_)) | None => {}
         }
         self.finish_endings();
     }
@@ -243,8 +264,34 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 }
                 Ok(length)
             }
-            Object::Directory(_) | Object::Buffer { .. } => Err(Refusal::BadOperation),
+            Object::Directory(_) | Object::Control(_) | Object::Buffer { .. } => {
+                Err(Refusal::BadOperation)
+            }
         }
+    }
+
+    /// Carries out an administrator's request: that a unit be reset, or configuration space walked again. Returns
+    /// how many bytes were taken, which is all of them.
+    ///
+    /// # Errors
+    /// `BadHandle`; `BadOperation` when the handle takes no requests, or not this one; `Busy` when the unit is not
+    /// failed; `Unsupported`: nothing can bring the unit up, or no walk can be made.
+    pub fn write(&mut self, handle: Handle, bytes: &[u8]) -> Result<usize, Refusal> {
+        let done = match *self.handles.object(handle)? {
+            Object::Control(Control::Reset(unit)) => {
+                let word = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+                if word == RESET { self.reset_unit(unit) } else { Err(Refusal::BadOperation) }
+            }
+            Object::Control(Control::Rescan) => self.rescan().map(drop).ok_or(Refusal::Unsupported),
+            _ => Err(Refusal::BadOperation),
+        };
+        self.counted(done).map(|()| bytes.len())
+    }
+
+    /// Whether a handle takes administrators' requests ([`Server::write`]), and is neither a session nor below one.
+    #[must_use]
+    pub fn is_control(&self, handle: Handle) -> bool {
+        matches!(self.handles.object(handle), Ok(Object::Control(_)))
     }
 
     /// Hands the names in a directory to `sink`, from the `first`-th on, until it returns false.
@@ -277,6 +324,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Object::Directory(_) => Stat { size: 0, mode: MODE_DIRECTORY },
             Object::Text(text) => Stat { size: length_of(text.len()), mode: MODE_TEXT },
             Object::Session(_) => Stat { size: 0, mode: MODE_DEVICE },
+            Object::Control(_) => Stat { size: 0, mode: MODE_CONTROL },
             Object::Buffer { length, .. } => Stat { size: *length, mode: MODE_DEVICE },
         })
     }
@@ -290,7 +338,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let readable = match self.handles.object(handle)? {
             Object::Session(session) => self.faults.pending(*session),
             Object::Text(_) | Object::Directory(_) => true,
-            Object::Buffer { .. } => false,
+            Object::Buffer { .. } | Object::Control(_) => false,
         };
         self.handles.watch(handle, bits & READABLE != 0);
         Ok(if readable { READABLE & bits } else { 0 })
@@ -359,7 +407,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn entries(&self, path: Path) -> Vec<alloc::string::String> {
         let numbers = |count: usize| (0..count).map(|n| n.to_string()).collect();
         match path {
-            Path::Root => ["status", "units", "groups", "devices", "faults", "metrics"]
+            Path::Root => ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]
                 .map(ToString::to_string)
                 .into(),
             Path::Units => numbers(self.machine.units().len()),

@@ -25,6 +25,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Path::Device(address) => self.device(address, &mut out),
             Path::Faults => self.fault_log(&mut out),
             Path::Metrics => self.metrics(&mut out),
+            Path::Rescan => self.survey_text(&mut out),
             Path::Root | Path::Units | Path::Groups | Path::Devices => Err(fmt::Error),
         }
         .ok()?;
@@ -45,6 +46,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "devices: {}", self.registry.functions().count())?;
         let totals = self.registry.counts();
         writeln!(out, "sessions: {}", totals.sessions)?;
+        for (device, refusal) in self.survey.missed() {
+            writeln!(out, "not taken in: {device}: {refusal}")?;
+        }
         for (UnitIndex(unit), source, known) in self.registry.silenced() {
             let device = self.device_of_source(UnitIndex(unit), source);
             let words = if known { "" } else { ", no function is known there" };
@@ -108,6 +112,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let unit = unit.ok_or(fmt::Error)?;
         writeln!(out, "kind: {}", kind(unit.description.kind))?;
         writeln!(out, "state: {}", unit.state)?;
+        let tries = self.recovery.tries(UnitIndex(index));
+        if tries > 0 {
+            writeln!(out, "brought up again: {tries} times")?;
+        }
         writeln!(out, "segment: {:04x}", unit.description.segment)?;
         writeln!(out, "all other devices: {}", unit.description.include_all)?;
         writeln!(out, "faults: {}", if unit.tells { "by interrupt" } else { "asked for" })?;
@@ -200,7 +208,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let counts = self.registry.counts();
         let number = super::length_of;
         let shares = self.engine.shares();
-        let rows: [(&str, u64); 24] = [
+        let rows: [(&str, u64); 26] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -215,6 +223,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("buffer_bytes", counts.buffer_bytes),
             ("mappings", number(counts.mappings)),
             ("quarantined_bytes", counts.quarantined_bytes),
+            ("quarantine_returned_bytes", self.counts.quarantine_returned_bytes),
+            ("units_recovered", self.counts.units_recovered),
             ("table_frames", number(self.engine.memory().frames_in_use())),
             ("table_frames_free", number(shares.free)),
             ("table_frames_promised", number(shares.promised)),

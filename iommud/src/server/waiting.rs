@@ -12,11 +12,11 @@
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
 
-use iommu_protocol::Refusal;
 use iommu_protocol::path::{Path, SessionPath};
+use iommu_protocol::{PciAddress, Refusal};
 
 use crate::hw::{BufferMemory, Nanos, Unit};
-use crate::policy::ClientId;
+use crate::policy::{ClientId, UnitState};
 use crate::server::handles::Handle;
 use crate::server::{Caller, Server};
 
@@ -94,8 +94,9 @@ impl Waiting {
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// As [`Server::open`] for writing; but a claim whose unit is not up yet is answered when it is, or
-    /// `NotReady` after `wait` (at most [`LONGEST_WAIT`]). `now` is the time of [`Server::next_answer`].
+    /// As [`Server::open`] for writing; but a claim whose unit is not up yet, or failed and is to be tried again, is
+    /// answered when it is up, or what it would be refused for without waiting after `wait` (at most [`LONGEST_WAIT`]). `now` is the time of
+    /// [`Server::next_answer`].
     ///
     /// # Errors
     /// As [`Server::open`]; `NotReady` at once when too many claims wait.
@@ -108,7 +109,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ) -> Result<Opened, Refusal> {
         match self.open(caller, at, path, true) {
             Ok(handle) => Ok(Opened::Now(handle)),
-            Err(Refusal::NotReady) if is_device(path) && self.waiting.has_room(caller.client) => {
+            Err(refusal)
+                if self.may_wait(path, refusal) && self.waiting.has_room(caller.client) =>
+            {
                 let ticket = Ticket(self.waiting.next);
                 self.waiting.next += 1;
                 let deadline = Nanos(now.0.saturating_add(wait.0.min(LONGEST_WAIT.0)));
@@ -124,8 +127,21 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// `now` never goes back.
     pub fn next_answer(&mut self, now: Nanos) -> Option<Answer> {
         self.try_waiting();
-        self.waiting.refuse(Refusal::NotReady, |claim| claim.deadline <= now);
+        self.expire(now);
         self.waiting.answers.pop_front()
+    }
+
+    /// Refuses claims whose time is over what they would be refused without waiting.
+    fn expire(&mut self, now: Nanos) {
+        let Self { waiting, registry, .. } = self;
+        let failed = |claim: &Claim| {
+            let unit = device_of(&claim.path).and_then(|device| registry.function(device)?.unit);
+            unit.and_then(|unit| registry.unit(unit))
+                .is_some_and(|unit| unit.state == UnitState::Failed)
+        };
+        let over = |claim: &Claim| claim.deadline <= now;
+        waiting.refuse(Refusal::UnitFailed, |claim| over(claim) && failed(claim));
+        waiting.refuse(Refusal::NotReady, over);
     }
 
     /// Whether claims wait, or answers to them.
@@ -148,6 +164,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
+    /// Whether a claim that was refused this may wait: its unit is to come, or to come back.
+    fn may_wait(&self, path: &str, refusal: Refusal) -> bool {
+        let Some(device) = device_of(path) else { return false };
+        match refusal {
+            Refusal::NotReady => true,
+            Refusal::UnitFailed => {
+                let unit = self.registry.function(device).and_then(|view| view.unit);
+                unit.is_some_and(|unit| self.may_come_back(unit))
+            }
+            _ => false,
+        }
+    }
+
     /// Tries every claim again, oldest first, if anything has changed that decides them.
     pub(super) fn try_waiting(&mut self) {
         if !core::mem::take(&mut self.waiting.changed) {
@@ -156,7 +185,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for claim in core::mem::take(&mut self.waiting.claims) {
             let Claim { ticket, caller, at, ref path, .. } = claim;
             match self.open_checked(caller, at, path, true) {
-                Err(Refusal::NotReady) => self.waiting.claims.push_back(claim),
+                Err(refusal) if self.may_wait(path, refusal) => {
+                    self.waiting.claims.push_back(claim);
+                }
                 answer => {
                     let answer = self.counted(answer);
                     self.waiting.answers.push_back((ticket, answer));
@@ -171,8 +202,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 }
 
-/// Whether a path can name a device that is claimed.
-fn is_device(path: &str) -> bool {
-    matches!(Path::parse(path), Some(Path::Device(_)))
-        || matches!(SessionPath::parse(path), Some(SessionPath::Member(_)))
+/// The device that a path can name when it is claimed.
+fn device_of(path: &str) -> Option<PciAddress> {
+    match (Path::parse(path), SessionPath::parse(path)) {
+        (Some(Path::Device(address)), _) | (_, Some(SessionPath::Member(address))) => Some(address),
+        _ => None,
+    }
 }

@@ -57,7 +57,7 @@ impl UnderTest for Subject {
         Self::Unit::survey(registers, machine.clock(), &description, block)
     }
 
-    fn bring_up(
+    fn prepare(
         &self,
         machine: &Machine,
         unit: usize,
@@ -65,7 +65,11 @@ impl UnderTest for Subject {
     ) -> Result<Self::Unit, UnitError> {
         let description = self.describe(unit, None);
         let (registers, block) = (machine.registers(unit), Some(self.block(unit)));
-        AmdUnit::bring_up(registers, machine.clock(), tables, &description, block)
+        AmdUnit::prepare(registers, machine.clock(), tables, &description, block)
+    }
+
+    fn take_over(&self, unit: &mut Self::Unit, tables: &mut Tables) -> Result<(), UnitError> {
+        unit.take_over(tables)
     }
 
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription {

@@ -7,6 +7,7 @@
 //! pages.rs     page tables and invalidations: sizes, ranges, tags, counts
 //! faults.rs    fault records
 //! takeover.rs  units that a previous owner left running
+//! revival.rs   units that failed and come back
 //! trouble.rs   time-outs, dead units, memory that runs out
 //! vtd.rs       the VT-d backend and units to run it on; amdvi.rs the same of AMD-Vi
 //! suite.rs     the list of all checks
@@ -18,6 +19,7 @@ pub mod entries;
 pub mod faults;
 pub mod pages;
 pub mod random;
+pub mod revival;
 mod suite;
 pub mod takeover;
 pub mod trouble;
@@ -66,7 +68,24 @@ pub trait UnderTest {
     /// The backend's.
     fn survey(&self, machine: &Machine, unit: usize) -> Result<Survey, UnitError>;
 
-    /// Brings the unit up as far as taking entries; [`Unit::enable`] comes later.
+    /// Looks at the unit and allocates what it needs.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn prepare(
+        &self,
+        machine: &Machine,
+        unit: usize,
+        tables: &mut Tables,
+    ) -> Result<Self::Unit, UnitError>;
+
+    /// Takes the unit over as far as taking entries; [`Unit::enable`] comes later.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn take_over(&self, unit: &mut Self::Unit, tables: &mut Tables) -> Result<(), UnitError>;
+
+    /// Both.
     ///
     /// # Errors
     /// The backend's.
@@ -75,7 +94,11 @@ pub trait UnderTest {
         machine: &Machine,
         unit: usize,
         tables: &mut Tables,
-    ) -> Result<Self::Unit, UnitError>;
+    ) -> Result<Self::Unit, UnitError> {
+        let mut prepared = self.prepare(machine, unit, tables)?;
+        self.take_over(&mut prepared, tables)?;
+        Ok(prepared)
+    }
 
     /// What firmware says of unit `unit`: these devices are behind it, or all that no other unit names.
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription;

@@ -47,6 +47,10 @@ entries:
                 a_bring_up_without_memory_is_an_error,
                 a_mapping_without_memory_changes_nothing,
                 an_undone_unmap_changes_nothing,;
+            revival:
+                a_stuck_queue_is_started_again,
+                a_unit_that_stays_stuck_costs_no_memory,
+                a_unit_that_never_came_up_comes_up,;
         }
 
         #[test]

@@ -53,14 +53,18 @@ impl UnderTest for Subject {
         Self::Unit::survey(machine.registers(unit), machine.clock(), bits)
     }
 
-    fn bring_up(
+    fn prepare(
         &self,
         machine: &Machine,
         unit: usize,
         tables: &mut Tables,
     ) -> Result<Self::Unit, UnitError> {
         let bits = u8::try_from(self.config.host_width).unwrap();
-        VtdUnit::bring_up(machine.registers(unit), machine.clock(), tables, bits)
+        VtdUnit::prepare(machine.registers(unit), machine.clock(), tables, bits)
+    }
+
+    fn take_over(&self, unit: &mut Self::Unit, tables: &mut Tables) -> Result<(), UnitError> {
+        unit.take_over(tables)
     }
 
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription {

@@ -64,6 +64,8 @@ pub enum Act {
     Stall(usize, u64),
     /// The queue goes on.
     Recover(usize),
+    /// An administrator has this unit brought up again.
+    Again(usize),
     /// A unit is gone.
     Kill(usize),
     /// The server dies and another one takes its place.

@@ -10,9 +10,9 @@ use iommud::policy::Mode;
 use super::act::{Act, Failure, Stream, client, machine};
 use super::scene::{RESERVED, Scene};
 use Act::{
-    Added, Allocate, Arrive, Attach, Batch, Claim, ClaimUnder, ClaimWithin, Close, Detach, Die,
-    Expire, Grant, Guess, Import, List, Look, Map, MapFixed, Recover, Release, Removed, Reserve,
-    Reset, Restart, Revoke, Stall, Storm, Tick, Unmap, UnmapAt,
+    Added, Again, Allocate, Arrive, Attach, Batch, Claim, ClaimUnder, ClaimWithin, Close, Detach,
+    Die, Expire, Grant, Guess, Import, List, Look, Map, MapFixed, Recover, Release, Removed,
+    Reserve, Reset, Restart, Revoke, Stall, Storm, Tick, Unmap, UnmapAt,
 };
 
 /// Streams on a machine.
@@ -165,6 +165,21 @@ fn units(all: &mut Vec<Play>, long: bool) {
                 machine(&[Stall(U1, after), Die(C1), Recover(U1)]),
             ],
             &[client(2, &[Allocate(D2, 1), Unmap(D2)]), client(3, &[Claim(D1)])],
+            long,
+        ));
+    }
+    for (name, mode) in
+        [("a unit comes back, strict", Mode::Strict), ("a unit comes back, compat", Mode::Compat)]
+    {
+        all.push(play(
+            name,
+            Scene::apart(mode),
+            &[
+                client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1)]),
+                client(2, &[ClaimWithin(D1), Attach(D1)]),
+                machine(&[Stall(U1, 0), Die(C1), Recover(U1), Again(U1)]),
+            ],
+            &[client(3, &[Claim(D2), Attach(D2)])],
             long,
         ));
     }

@@ -7,6 +7,7 @@ mod words;
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::wire::{Empty, Operation, QueryResult, ReplyHeader, RequestHeader, Wire};
+use iommud::hw::Nanos;
 use iommud::policy::ClientId;
 use iommud::server::{Caller, Handle, Server};
 use iommud::topology::tags::TagRecord;
@@ -140,9 +141,12 @@ where
                 self.close(ledger, |s| s.client == client && s.device == device);
                 Answer::Done
             }
-            Act::Stall(..) | Act::Recover(_) | Act::Kill(_) | Act::Restart | Act::Storm(_) => {
-                self.happen(scene, ledger, act)
-            }
+            Act::Stall(..)
+            | Act::Recover(_)
+            | Act::Again(_)
+            | Act::Kill(_)
+            | Act::Restart
+            | Act::Storm(_) => self.happen(scene, ledger, act),
             Act::Die(_) | Act::Expire | Act::Tick | Act::Arrive(_) => {
                 self.happen(scene, ledger, act)
             }
@@ -172,6 +176,14 @@ where
             Act::Recover(unit) => {
                 machine.trouble(unit, Trouble::None);
                 machine.pass_time(LONG);
+            }
+            Act::Again(unit) => {
+                // Refused when it is up: nothing is to be done.
+                let _ = self.stack.write(&format!("units/{unit}"), b"reset");
+                if let Some(late) = self.stack.server.recover_units(Nanos(self.time)) {
+                    let unit = usize::try_from(late.0).expect("few units");
+                    let _ = self.stack.arrive(&self.backend, unit);
+                }
             }
             Act::Kill(unit) => {
                 machine.set_relax(LONG);

@@ -294,7 +294,9 @@ impl<S: Subject> Explorer<S> {
             }
             _ => {}
         }
-        if ledger.troubled.contains(&true) || matches!(event.act, Act::Arrive(_) | Act::Restart) {
+        if ledger.troubled.contains(&true)
+            || matches!(event.act, Act::Arrive(_) | Act::Again(_) | Act::Restart)
+        {
             let units = self.subject.units();
             for (at, unit) in units.iter().enumerate() {
                 if *unit == Unit::Failed && !ledger.troubled[at] {

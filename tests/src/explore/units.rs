@@ -21,7 +21,7 @@ impl Ledger {
         for (at, unit) in units.iter().enumerate() {
             if *unit == Unit::Failed && self.units[at] != Unit::Failed {
                 self.units[at] = Unit::Failed;
-            } else if *unit == Unit::Up && self.units[at] == Unit::Down {
+            } else if *unit == Unit::Up && self.units[at] != Unit::Up {
                 self.units[at] = Unit::Up;
                 self.enabled[at] = true;
             }
@@ -33,7 +33,9 @@ impl Ledger {
         for at in 0..self.sessions.len() {
             let device = self.sessions[at].device;
             if self.unit(scene, device) == Some(Unit::Failed) {
-                self.sessions[at].attached = false;
+                // Nobody has said that it is quiet.
+                let driven = std::mem::take(&mut self.sessions[at].attached);
+                self.functions[device].cut |= driven && !self.sessions[at].orphan;
             }
         }
     }

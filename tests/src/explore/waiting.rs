@@ -46,8 +46,9 @@ pub fn enter(
 pub fn check(ledger: &Ledger, scene: &Scene, client: Client, act: Act) -> Result<(), Broken> {
     for claim in &ledger.waiting {
         let present = ledger.functions[claim.device].present;
-        let down = ledger.unit(scene, claim.device) == Some(Unit::Down);
-        if !present || !down || act == Act::Expire {
+        // One that failed may come back.
+        let up = ledger.unit(scene, claim.device) == Some(Unit::Up);
+        if !present || up || act == Act::Expire {
             let how = format!("{claim:?} still waits after {act:?} of client {client}");
             return Err(broken(Invariant::I7, how));
         }

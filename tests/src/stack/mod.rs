@@ -2,18 +2,21 @@
 //! device does goes through the unit.
 
 mod client;
+mod discovery;
 mod notes;
 mod snapshot;
 
 pub use client::request;
+pub use discovery::Functions;
 pub use notes::SharedNotes;
 pub use snapshot::Snapshot;
 
+use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::UnitError;
-use iommud::policy::{Config, UnitIndex};
-use iommud::server::{Budget, Driven, Server, Startup, TableState, UnitStart};
+use iommud::policy::{ClientId, Config, UnitIndex};
+use iommud::server::{Budget, Caller, Driven, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, NamedDevice, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
 
@@ -172,14 +175,36 @@ impl<T: UnderTest> Stack<T> {
     /// The backend's: it does not.
     pub fn arrive(&mut self, subject: &T, unit: usize) -> Result<(), UnitError> {
         let index = UnitIndex(u32::try_from(unit).unwrap());
-        match subject.bring_up(&self.machine, unit, self.server.table_memory()) {
-            Ok(hardware) => self.server.unit_arrived(index, hardware),
+        let prepared = subject.prepare(&self.machine, unit, self.server.table_memory());
+        let mut hardware =
+            prepared.inspect_err(|error| self.server.unit_not_arrived(index, error))?;
+        match subject.take_over(&mut hardware, self.server.table_memory()) {
+            Ok(()) => self.server.unit_arrived(index, hardware),
             Err(error) => {
-                self.server.unit_not_arrived(index, &error);
+                self.server.unit_stuck(index, hardware, &error);
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// Lets the server look for functions among these, which begin as those of the setup.
+    pub fn discover(&mut self) -> Functions {
+        let functions = Functions::of(self.setup.functions.clone());
+        self.server.discover_with(Box::new(functions.clone()));
+        functions
+    }
+
+    /// An administrator writes to a file of the scheme.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn write(&mut self, path: &str, bytes: &[u8]) -> Result<usize, Refusal> {
+        let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
+        let handle = self.server.open(caller, None, path, true)?;
+        let written = self.server.write(handle, bytes);
+        self.server.close(handle);
+        written
     }
 
     fn serve(
@@ -196,9 +221,13 @@ impl<T: UnderTest> Stack<T> {
                     return UnitStart::Off;
                 }
                 let subject = subjects.get(index).or(subjects.last()).unwrap();
-                match subject.bring_up(machine, index, &mut memory) {
-                    Ok(unit) => UnitStart::Ready(unit),
-                    Err(error) => UnitStart::Failed(error),
+                let mut unit = match subject.prepare(machine, index, &mut memory) {
+                    Ok(unit) => unit,
+                    Err(error) => return UnitStart::Failed(error),
+                };
+                match subject.take_over(&mut unit, &mut memory) {
+                    Ok(()) => UnitStart::Ready(unit),
+                    Err(error) => UnitStart::Stuck(unit, error),
                 }
             })
             .collect();

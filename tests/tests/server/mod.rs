@@ -11,6 +11,8 @@ mod named;
 mod policies;
 mod quotas;
 mod ranges;
+mod recovery;
+mod rescan;
 mod restarts;
 mod room;
 mod story;

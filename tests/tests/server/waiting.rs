@@ -2,8 +2,8 @@
 //! `tests/src/explore`.
 
 use iommu_protocol::Refusal;
-use iommud::hw::Nanos;
-use iommud::policy::{ClientId, Mode};
+use iommud::hw::{Nanos, UnitError};
+use iommud::policy::{ClientId, Mode, UnitIndex};
 use iommud::server::{
     Caller, Handle, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket,
 };
@@ -140,11 +140,32 @@ fn there_is_nothing_left_to_wait_for() {
     assert_eq!(stack.server.next_answer(Nanos(0)), Some((ticket, Err(Refusal::NotProbed))));
     let mut stack = late();
     let ticket = waits(claim(&mut stack, 1, SECOND));
-    stack.server.unit_not_arrived(iommud::policy::UnitIndex(1), &iommud::hw::UnitError::Dead);
+    let lasting = UnitError::Unsupported { what: "a unit like this" };
+    stack.server.unit_not_arrived(UnitIndex(1), &lasting);
     assert_eq!(stack.server.next_answer(Nanos(0)), Some((ticket, Err(Refusal::UnitFailed))));
     assert!(
         stack.text("status").contains("NOT CONFINED behind unit 1"),
         "{}",
         stack.text("status")
     );
+}
+
+/// A unit that did not come is tried again: whoever waits for it goes on waiting, and is told at the deadline what is
+/// wrong.
+#[test]
+fn a_unit_that_failed_is_waited_for_as_long_as_it_may_come_back() {
+    let mut stack = late();
+    let ticket = waits(claim(&mut stack, 1, SECOND));
+    stack.server.unit_not_arrived(UnitIndex(1), &UnitError::Dead);
+    assert_eq!(stack.server.next_answer(Nanos(0)), None);
+    let second = waits(claim(&mut stack, 2, 2 * SECOND));
+    assert_eq!(stack.claim(3, devices()[1]), Err(Refusal::UnitFailed), "who does not wait");
+    assert_eq!(stack.server.next_answer(Nanos(SECOND)), Some((ticket, Err(Refusal::UnitFailed))));
+    assert_eq!(stack.server.recover_units(Nanos(0)), None);
+    assert_eq!(stack.server.recover_units(Nanos(SECOND)), Some(UnitIndex(1)));
+    arrive(&mut stack);
+    let (ticket, granted) = stack.server.next_answer(Nanos(SECOND)).unwrap();
+    assert_eq!(ticket, second);
+    stack.attach(granted.unwrap()).unwrap();
+    stack.machine.assert_clean();
 }

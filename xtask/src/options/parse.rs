@@ -165,6 +165,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("kills") => options.story = Story::Kills(parser.value()?.parse()?),
             Arg::Long("capture") => options.capture = Some(parser.value()?.into()),
             Arg::Long("nvme") => options.story = Story::Nvme,
+            Arg::Long("hot-plug") => options.story = Story::HotPlug,
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
@@ -176,7 +177,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
     if units && options.iommu == Iommu::None {
         return Err("--machine, --nvme and --kills need a unit".into());
     }
-    let intels = matches!(options.story, Story::DamagedTable | Story::Groups);
+    let intels = matches!(options.story, Story::DamagedTable | Story::Groups | Story::HotPlug);
     if intels && options.iommu != Iommu::Intel {
         return Err("this story is about VT-d: --iommu intel".into());
     }
@@ -230,6 +231,8 @@ mod tests {
         assert_eq!(story("demo --machine"), Some(Story::Machine));
         assert_eq!(story("demo --damaged-table"), Some(Story::DamagedTable));
         assert_eq!(story("demo --nvme"), Some(Story::Nvme));
+        assert_eq!(story("demo --hot-plug"), Some(Story::HotPlug));
+        assert_eq!(story("demo --hot-plug --iommu amd"), None);
         assert_eq!(story("demo --damaged-table --iommu amd"), None);
         assert_eq!(story("demo --kills 3 --iommu amd"), Some(Story::Kills(3)));
         assert_eq!(story("demo --machine --iommu none"), None);

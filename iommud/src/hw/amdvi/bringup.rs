@@ -67,6 +67,24 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         description: &UnitDescription,
         capability: Option<Capability>,
     ) -> Result<Self, UnitError> {
+        let mut unit = Self::prepare(registers, clock, memory, description, capability)?;
+        unit.take_over(memory)?;
+        Ok(unit)
+    }
+
+    /// Looks at what the unit can do, and allocates the tables that it needs, which are never given back. Nothing is
+    /// changed but whether it reads tables through the caches. [`AmdUnit::take_over`] is next; if that fails,
+    /// [`crate::hw::Unit::revive`] may be tried later.
+    ///
+    /// # Errors
+    /// `Dead`, `Unsupported`, `Memory`.
+    pub fn prepare(
+        registers: R,
+        clock: C,
+        memory: &mut M,
+        description: &UnitDescription,
+        capability: Option<Capability>,
+    ) -> Result<Self, UnitError> {
         let UnitKind::AmdVi { function, flags, .. } = description.kind else {
             return Err(NOT_AMD_VI);
         };
@@ -82,7 +100,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
             true => Some(Log::requests(memory, coherent)?),
             false => None,
         };
-        let mut unit = Self {
+        Ok(Self {
             function,
             capabilities: capabilities(levels, coherent, capability),
             features,
@@ -91,23 +109,27 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
             commands,
             events,
             requests,
-            state: State::Off {
-                entered: BTreeSet::new(),
-                control: running_control(flags, features),
-            },
+            running: running_control(flags, features),
+            state: State::Off { entered: BTreeSet::new() },
             found_translating: on,
             memory: PhantomData,
-        };
-        match on {
-            true => unit.replace_rings(memory)?,
-            false => unit.arm()?,
+        })
+    }
+
+    /// Takes a unit over from whoever had it before, as far as taking entries.
+    ///
+    /// # Errors
+    /// `Dead`, `Timeout`: what it translates is as it was.
+    pub fn take_over(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        match self.port.control.contains(Control::ENABLE) {
+            true => self.replace_rings(memory),
+            false => self.arm(),
         }
-        Ok(unit)
     }
 
     /// A unit that is off: everything that firmware may have left is turned off, then bases and pointers.
-    fn arm(&mut self) -> Result<(), UnitError> {
-        let State::Off { control, .. } = self.state else { return Ok(()) };
+    pub(super) fn arm(&mut self) -> Result<(), UnitError> {
+        let control = self.running;
         self.port.set_control(Control::empty());
         self.port.wait_clear(RUNNING, "rings to stop")?;
         self.port.set_control(control & flag_bits());
@@ -121,7 +143,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
 
     /// A unit that is on: rings and logs are stopped, replaced and started; IommuEn stays, and the device
     /// table of the previous owner.
-    fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
+    pub(super) fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let old = self.port.control - OWN_INTERRUPTS;
         self.port.set_control(old - RINGS - REQUESTS);
         self.port.wait_clear(RUNNING, "rings of the previous owner to stop")?;
@@ -130,14 +152,12 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         if table == u64::MAX {
             return Err(UnitError::Dead);
         }
-        let interrupts = self.devices.adopt_interrupts(memory, table);
-        if let State::Off { control, .. } = &mut self.state {
-            if interrupts {
-                *control |= old & INTERRUPTS;
-            }
-            let rings = *control & (RINGS | REQUESTS);
-            self.port.set_control((old - RINGS - REQUESTS) | rings);
+        // Of a unit that reads this table already they are in it.
+        if table != self.devices.register() && self.devices.adopt_interrupts(memory, table) {
+            self.running |= old & INTERRUPTS;
         }
+        let rings = self.running & (RINGS | REQUESTS);
+        self.port.set_control((old - RINGS - REQUESTS) | rings);
         self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")
     }
 
@@ -158,20 +178,27 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     /// Turns the unit on, or over to the new device table; then makes it forget everything. The unit is on
     /// when this fails: what its device table denies, it denies.
     pub(super) fn turn_on(&mut self, memory: &mut M) -> Result<(), UnitError> {
-        if let State::Off { entered, control } = &mut self.state {
-            let (entered, control) = (core::mem::take(entered), *control);
-            self.switch(control);
+        if let State::Off { entered } = &mut self.state {
+            let entered = core::mem::take(entered);
+            self.switch(self.running);
             self.state = State::Stale { entered };
         }
-        let State::Stale { entered } = &self.state else { return Ok(()) };
+        if let State::Stale { .. } = self.state {
+            self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
+            self.forget_stale(memory)?;
+            self.state = State::On;
+        }
+        Ok(())
+    }
+
+    /// Makes a unit that reads the device table forget everything, if it may have anything from before.
+    pub(super) fn forget_stale(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        let State::Stale { entered } = &mut self.state else { return Ok(()) };
         // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named. They come first:
         // what is walked after an entry was forgotten comes from the new one.
         let named: Vec<_> = entered.iter().copied().map(command::invalidate_device).collect();
-        self.port.wait_set(Status::COMMANDS_RUN, "command ring to start")?;
         self.commands.execute(&mut self.port, memory, named)?;
-        self.forget_everything(memory)?;
-        self.state = State::On;
-        Ok(())
+        self.forget_everything(memory)
     }
 
     /// Makes the unit read the new device table.

@@ -64,6 +64,11 @@ impl Commands {
         port.write(registers::COMMAND_TAIL, 0);
     }
 
+    /// Gives up a wait that is not answered. The unit is not taking commands, so that it cannot be answered late.
+    pub(super) fn give_up_wait<M: TableMemory>(&self, memory: &mut M) {
+        self.done.answer(memory);
+    }
+
     /// Carries out commands, in as many rounds as fit, each with its wait.
     ///
     /// # Errors

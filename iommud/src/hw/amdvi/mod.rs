@@ -23,6 +23,7 @@ mod event;
 mod format;
 mod log;
 mod port;
+mod revive;
 mod spec;
 mod survey;
 mod unit;

@@ -30,12 +30,10 @@ pub(super) enum State {
     Off {
         /// Requesters whose entries were written.
         entered: BTreeSet<u16>,
-        /// The control register as it will be.
-        control: Control,
     },
     /// It does, but may still have something cached from before; [`Unit::enable`] is under way or failed.
     Stale {
-        /// Requesters whose entries were written before.
+        /// Requesters whose entries were written and not named to the unit since.
         entered: BTreeSet<u16>,
     },
     /// It does.
@@ -54,6 +52,8 @@ pub struct AmdUnit<R, C, M> {
     pub(super) commands: Commands,
     pub(super) events: Log,
     pub(super) requests: Option<Log>,
+    /// The control register as it is while the unit runs.
+    pub(super) running: Control,
     pub(super) state: State,
     /// It translated when it was brought up.
     pub(super) found_translating: bool,
@@ -129,7 +129,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
     ) -> Result<(), UnitError> {
         self.check(entry)?;
         self.devices.write(memory, source, entry);
-        if let State::Off { entered, .. } = &mut self.state {
+        if let State::Off { entered } | State::Stale { entered } = &mut self.state {
             entered.insert(source.0);
         }
         Ok(())
@@ -184,6 +184,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
 
     fn enable(&mut self, memory: &mut M) -> Result<(), UnitError> {
         self.turn_on(memory)
+    }
+
+    fn revive(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        self.start_anew(memory)
     }
 
     /// One DMA over a page can leave hundreds of events: those that follow each other and tell the same are

@@ -16,7 +16,7 @@
 
 use core::marker::PhantomData;
 
-use super::port::Port;
+use super::port::{LIMIT, Port};
 use super::queue::Queue;
 use super::spec::descriptor;
 use super::spec::register::{
@@ -42,8 +42,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     /// Takes a unit over as far as taking entries. `host_bits` is the host address width that firmware
     /// states (DMAR, "Host Address Width" + 1). Translation stays as it is: off, or on with the old tables.
     ///
-    /// Three frames are allocated before anything is touched. They are not given back when a later step
-    /// fails, since the unit may have been told of them.
+    /// As [`VtdUnit::prepare`] and [`VtdUnit::take_over`].
     ///
     /// # Errors
     /// `Dead`, `Unsupported` and `Memory` before the unit was touched; `Timeout`, `Queue` when it does not
@@ -54,12 +53,28 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         memory: &mut M,
         host_bits: u8,
     ) -> Result<Self, UnitError> {
-        let mut port = Port { registers, clock };
-        let Identity { version, capability, extended, old_root, translating } =
-            identify(&mut port)?;
+        let mut unit = Self::prepare(registers, clock, memory, host_bits)?;
+        unit.take_over(memory)?;
+        Ok(unit)
+    }
+
+    /// Looks at what the unit can do, and allocates the three frames that it needs, which are never given back.
+    /// Nothing is written to it. [`VtdUnit::take_over`] is next; if that fails, [`crate::hw::Unit::revive`] may be
+    /// tried later.
+    ///
+    /// # Errors
+    /// `Dead`, `Unsupported`, `Memory`.
+    pub fn prepare(
+        registers: R,
+        clock: C,
+        memory: &mut M,
+        host_bits: u8,
+    ) -> Result<Self, UnitError> {
+        let mut port = Port { registers, clock, limit: LIMIT };
+        let Identity { version, capability, extended, translating } = identify(&mut port)?;
         let root = memory.allocate_run(1)?;
         let queue = Queue::allocate(memory)?;
-        let mut unit = Self {
+        Ok(Self {
             port,
             queue,
             version,
@@ -72,19 +87,27 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             root_changed: false,
             next_fault: None,
             memory: PhantomData,
-        };
-        unit.silence()?;
-        unit.stop_old_queue()?;
-        unit.start_queue()?;
+        })
+    }
+
+    /// Takes a unit over from whoever had it before, as far as taking entries.
+    ///
+    /// # Errors
+    /// `Dead`, `Timeout`, `Queue`: what it translates is as it was.
+    pub fn take_over(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        let old_root = self.port.registers.read64(ROOT_TABLE);
+        self.silence()?;
+        self.stop_old_queue()?;
+        self.start_queue()?;
         // In other modes the unit takes only descriptors of the other width; `enable` tries the queue then.
         if old_root & TABLE_MODE == 0 {
-            unit.invalidate(memory, &[])?;
+            self.invalidate(memory, &[])?;
         }
-        Ok(unit)
+        Ok(())
     }
 
     /// Masks the unit's interrupts and clears what it has recorded for its previous owner.
-    fn silence(&mut self) -> Result<(), UnitError> {
+    pub(super) fn silence(&mut self) -> Result<(), UnitError> {
         self.port.registers.write32(FAULT_CONTROL, INTERRUPT_MASK);
         self.port.registers.write32(COMPLETION_CONTROL, INTERRUPT_MASK);
         if self.port.status()? & FAULT_LOG != 0 {
@@ -116,7 +139,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     }
 
     /// Starts our queue: 256 descriptors of 128 bits, which is QS 0 and DW 0.
-    fn start_queue(&mut self) -> Result<(), UnitError> {
+    pub(super) fn start_queue(&mut self) -> Result<(), UnitError> {
         self.port.registers.write32(QUEUE_TAIL, 0);
         self.port.registers.write64(QUEUE_ADDRESS, self.queue.base().0);
         self.port.switch_on(QUEUE, "the invalidation queue to start")

@@ -15,6 +15,7 @@ mod describe;
 mod fault;
 mod port;
 mod queue;
+mod revive;
 mod spec;
 mod survey;
 mod unit;

@@ -12,11 +12,17 @@ use crate::hw::unit::UnitError;
 /// How long a unit may take over anything. Commands take microseconds; drains wait for devices.
 pub(super) const LIMIT: Nanos = Nanos(1_000_000_000);
 
+/// How long a unit that failed may take over anything while it is brought back: everybody waits meanwhile, and there
+/// will be another try.
+pub(super) const SHORT_LIMIT: Nanos = Nanos(20_000_000);
+
 /// The registers of a unit and the time.
 #[derive(Clone, Debug)]
 pub(super) struct Port<R, C> {
     pub(super) registers: R,
     pub(super) clock: C,
+    /// How long any wait may take.
+    pub(super) limit: Nanos,
 }
 
 impl<R: RegisterIo, C: Clock> Port<R, C> {
@@ -37,8 +43,8 @@ impl<R: RegisterIo, C: Clock> Port<R, C> {
         what: &'static str,
         done: impl Fn(u32) -> bool,
     ) -> Result<u32, UnitError> {
-        let Self { registers, clock } = self;
-        let seen = poll::until(clock, LIMIT, || match alive(registers.read32(offset)) {
+        let Self { registers, clock, limit } = self;
+        let seen = poll::until(clock, *limit, || match alive(registers.read32(offset)) {
             Ok(value) if done(value) => Some(Ok(value)),
             Ok(_) => None,
             Err(dead) => Some(Err(dead)),

@@ -6,7 +6,7 @@
 //! invalidations only after the context-cache invalidations before them (section 6.5.2.12), so that no
 //! fence is needed in between.
 
-use super::port::{LIMIT, Port};
+use super::port::Port;
 use super::spec::descriptor::{self, Descriptor};
 use super::spec::register::{
     COMPLETION_ERROR, FAULT_STATUS, QUEUE_ERROR, QUEUE_HEAD, QUEUE_TAIL, TIMEOUT_ERROR,
@@ -45,6 +45,12 @@ impl Queue {
     pub(super) fn allocate<M: TableMemory>(memory: &mut M) -> Result<Self, MemoryError> {
         let ring = Ring::allocate(memory, 1)?;
         Ok(Self { ring, done: Semaphore::allocate(memory, u32::MAX.into())? })
+    }
+
+    /// Begins at the first descriptor again. The unit does not take any. Values of waits go on counting, so that a
+    /// late answer is not taken for a new one.
+    pub(super) fn restart(&mut self) {
+        self.ring.set_offset(0);
     }
 
     /// Where it is.
@@ -127,8 +133,8 @@ impl Queue {
     ) -> Result<Outcome, UnitError> {
         let mut looks = 0;
         let mut refused = None;
-        let Port { registers, clock } = port;
-        let seen = poll::until(clock, LIMIT, || {
+        let Port { registers, clock, limit } = port;
+        let seen = poll::until(clock, *limit, || {
             if self.done.reached(memory) {
                 return Some(Ok(Outcome::Done));
             }

@@ -1,6 +1,6 @@
 //! What a unit is, read from its registers before anything is changed.
 
-use super::port::Port;
+use super::port::{LIMIT, Port};
 use super::spec::capability::{Capability, ExtendedCapability};
 use super::spec::register::{
     CAPABILITY, EXTENDED_CAPABILITY, IO_RIGHTS, ROOT_TABLE, TABLE_MODE, TRANSLATION, VERSION,
@@ -24,8 +24,6 @@ pub(super) struct Identity {
     pub(super) version: u32,
     pub(super) capability: Capability,
     pub(super) extended: ExtendedCapability,
-    /// The root table register as the previous owner left it.
-    pub(super) old_root: u64,
     /// Translation was on.
     pub(super) translating: bool,
 }
@@ -47,7 +45,7 @@ pub(super) fn identify<R: RegisterIo, C: Clock>(
     let old_root = port.registers.read64(ROOT_TABLE);
     check(capability, extended, status, old_root)?;
     let translating = status & TRANSLATION != 0;
-    Ok(Identity { version, capability, extended, old_root, translating })
+    Ok(Identity { version, capability, extended, translating })
 }
 
 /// Refuses what cannot be driven.
@@ -123,7 +121,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     /// # Errors
     /// `Dead`, `Unsupported`: bring-up would fail in the same way.
     pub fn survey(registers: R, clock: C, host_bits: u8) -> Result<Survey, UnitError> {
-        let identity = identify(&mut Port { registers, clock })?;
+        let identity = identify(&mut Port { registers, clock, limit: LIMIT })?;
         let host_bits = usable_host_bits(host_bits);
         Ok(Survey {
             capabilities: capabilities(identity.capability, identity.extended, host_bits),

@@ -318,6 +318,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
         self.start_translation(memory)
     }
 
+    fn revive(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        self.start_anew(memory)
+    }
+
     fn take_faults(
         &mut self,
         _memory: &mut M,

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use iommu_protocol::ids::PciAddress;
+
 use super::pci::SysfsConfig;
-use crate::topology::pci::PciFunction;
+use crate::server::Discovery;
+use crate::topology::pci::{ConfigSpace, PciFunction};
 use crate::topology::walk::{Roots, walk};
 
 /// Every function, bridges included, from a walk that begins at every bus the kernel knows.
@@ -15,4 +18,19 @@ pub(super) fn functions(config: &mut SysfsConfig) -> Vec<PciFunction> {
         .collect();
     let roots: Vec<(u16, u8)> = buses.into_iter().collect();
     walk(config, Roots::Known(&roots))
+}
+
+/// Functions as sysfs lists them when asked.
+pub(super) struct Sysfs;
+
+impl Discovery for Sysfs {
+    fn walk(&mut self) -> Option<Vec<PciFunction>> {
+        let config = SysfsConfig::open().inspect_err(|error| log::error!("PCI: {error}"));
+        Some(functions(&mut config.ok()?))
+    }
+
+    fn answers(&mut self, address: PciAddress) -> bool {
+        let identity = SysfsConfig::of(address).read(address, 0);
+        !matches!(identity & 0xffff, 0 | 0xffff)
+    }
 }

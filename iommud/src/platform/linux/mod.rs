@@ -14,6 +14,7 @@ mod start;
 mod tables;
 mod told;
 pub mod transport;
+pub mod uevent;
 
 pub use pci::SysfsConfig;
 pub use start::main;

@@ -31,6 +31,14 @@ impl SysfsConfig {
         Self::open_below(Path::new(DEVICES))
     }
 
+    /// The configuration space of one function, if the kernel knows it.
+    #[must_use]
+    pub fn of(address: PciAddress) -> Self {
+        let name = address.to_string().replace("--", ":");
+        let file = File::open(Path::new(DEVICES).join(name).join("config"));
+        Self { files: file.ok().map(|file| (address, file)).into_iter().collect() }
+    }
+
     fn open_below(devices: &Path) -> io::Result<Self> {
         let entries = match fs::read_dir(devices) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -40,7 +48,12 @@ impl SysfsConfig {
         for entry in entries {
             let entry = entry?;
             if let Some(address) = entry.file_name().to_str().and_then(parse_name) {
-                files.insert(address, File::open(entry.path().join("config"))?);
+                match File::open(entry.path().join("config")) {
+                    Ok(file) => drop(files.insert(address, file)),
+                    // It was pulled out between the two calls.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(Self { files })

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::keeper;
-use super::machine;
+use super::machine::{self, Sysfs};
 use super::memory::{self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, NotesPage, Taken};
 use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
@@ -25,11 +25,12 @@ use super::ram::{RamError, system_ram};
 use super::signals;
 use super::tables;
 use super::told::{self, Told};
-use super::transport::{Listener, Transport, WireLog};
+use super::transport::{Listener, Recover, Transport, WireLog};
+use super::uevent::Uevents;
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
 use crate::hw::{BufferMemory, Unit};
-use crate::platform::units::{self, AmdVi, Family, Vtd};
+use crate::platform::units::{self, AmdVi, Family, LateUnits, Vtd};
 use crate::platform::{Order, Registers, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Budget, Driven, Server, Startup, TableState};
@@ -149,10 +150,18 @@ fn serve<U: Told>(
     let mut memory = Taken::take(directory, &order).map_err(StartError::Memory)?;
     memory.ranges.push(page);
     let budget = sizing::budget(&need, memory.tables.bytes(), memory.buffer_bytes);
-    let server =
+    // Before functions are walked for the last time: what comes later is told.
+    let uevents = Uevents::open();
+    let (server, later) =
         start::<U>(config, machine, memory, budget, left, notes).map_err(StartError::Memory)?;
     let mut transport = Transport::new(server, wire).map_err(StartError::Loop)?;
+    transport.recover_by(later.recover());
     transport.stop_on(stop).map_err(StartError::Loop)?;
+    match uevents {
+        Ok(uevents) => transport.hear_of_functions(uevents).map_err(StartError::Loop)?,
+        Err(error) => log::warn!("functions that come and go are not told: {error}"),
+    }
+    transport.server().rescan();
     let listener = Listener::bind(&options.socket)
         .map_err(|error| StartError::Socket(options.socket.clone(), error))?;
     transport.listen(listener).map_err(StartError::Loop)?;
@@ -217,7 +226,7 @@ fn start<U: Family>(
     budget: Budget,
     mut left: LeftOver,
     notes: NotesPage,
-) -> Result<LinuxServer<U>, DirectoryError> {
+) -> Result<(LinuxServer<U>, Later), DirectoryError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges, .. } = memory;
     if any_unit(&firmware) {
@@ -237,6 +246,7 @@ fn start<U: Family>(
         descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
     let tags = notes.tags();
     let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes)).after(tags);
+    let (late, late_budget) = (firmware.clone(), budget.clone());
     let startup = Startup {
         config,
         table,
@@ -251,27 +261,49 @@ fn start<U: Family>(
         budget,
     };
     let mut server = Server::start_after(startup, driven);
-    give_back(&mut server, left, all_known);
-    Ok(server)
+    server.discover_with(Box::new(Sysfs));
+    let units = LateUnits { firmware: late, space, map: Registers::map, budget: late_budget };
+    let mut later = Later { units, left: removable(left, all_known) };
+    give_back(&mut server, &mut later.left);
+    if later.left.as_ref().is_some_and(|left| !left.ranges().is_empty()) {
+        log::warn!("a unit is not enabled: memory of an earlier server is kept from all devices");
+    }
+    Ok((server, later))
 }
 
-/// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has
-/// not, or is not known, may still translate through the old ones: then they stay, out of every device's reach.
-fn give_back<U: Unit, B: BufferMemory>(server: &mut Server<U, B>, left: LeftOver, all_known: bool) {
-    let ranges = left.ranges();
-    if !(all_known && server.all_units_enabled()) {
-        if !ranges.is_empty() {
-            log::warn!(
-                "a unit is not enabled: memory of an earlier server is kept from all devices"
-            );
-        }
-        return;
+/// What is done once the server runs: units that failed are brought up again.
+struct Later {
+    units: LateUnits<SysfsConfig>,
+    /// What an earlier server left, if it may ever be removed.
+    left: Option<LeftOver>,
+}
+
+impl Later {
+    fn recover<U: Family>(mut self) -> Recover<U, HugeBuffers<HugeDirectory>> {
+        Box::new(move |server, now| {
+            self.units.recover(server, now);
+            give_back(server, &mut self.left);
+        })
     }
+}
+
+/// What may ever be removed: a unit that the firmware's table does not tell of may use it for good.
+fn removable(left: LeftOver, all_known: bool) -> Option<LeftOver> {
+    Some(left).filter(|_| all_known)
+}
+
+/// Removes what an earlier server left, once every unit has swapped its tables for new ones. A unit that has not may
+/// still translate through the old ones: until then they stay, out of every device's reach.
+fn give_back<U: Unit, B: BufferMemory>(server: &mut Server<U, B>, left: &mut Option<LeftOver>) {
+    let Some(kept) = left.as_ref().filter(|_| server.all_units_enabled()) else { return };
+    let ranges = kept.ranges();
     if ranges.iter().filter(|range| !server.memory_returned(**range)).count() > 0 {
         log::warn!("no memory for tables: memory of an earlier server is kept");
         return;
     }
-    left.remove();
+    if let Some(left) = left.take() {
+        left.remove();
+    }
     if !ranges.is_empty() {
         log::info!("memory of an earlier server given back");
     }

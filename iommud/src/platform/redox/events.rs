@@ -15,10 +15,12 @@ use syscall::flag::CLOCK_MONOTONIC;
 use super::held::Memory;
 use super::interrupt::Vector;
 use super::kept::Keeper;
+use super::machine::SharedSpace;
 use super::ready::Announce;
 use super::rhythm::{Alarm, Rhythm};
 use super::scheme::{IommuScheme, Window};
-use crate::hw::{BufferMemory, Unit};
+use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::platform::units::{Family, LateUnits};
 
 /// How long units are left alone that tell of faults themselves, while they do not.
 const CALM: Duration = Duration::from_secs(1);
@@ -126,10 +128,11 @@ impl Loop {
     ///
     /// # Errors
     /// The kernel refuses to register the scheme, or one of its files fails.
-    pub(super) fn run<U: Unit, B: BufferMemory<Share = Window>>(
+    pub(super) fn run<U: Family, B: BufferMemory<Share = Window>>(
         mut self,
         mut scheme: IommuScheme<U, B>,
         mut vector: Option<Vector>,
+        mut late: LateUnits<SharedSpace>,
         announce: Announce,
     ) -> io::Result<()> {
         if let Some(vector) = &vector {
@@ -142,6 +145,7 @@ impl Loop {
         announce.announce(&self.socket, &mut scheme).map_err(from)?;
         log::info!("serving /scheme/iommu");
         let scheme = RefCell::new(scheme);
+        let started = Instant::now();
         loop {
             // Which file woke the loop does not matter: all are looked at, and none of them blocks.
             let woken = self.queue.next_event()?;
@@ -157,6 +161,7 @@ impl Loop {
                     log::warn!("faults: not told by interrupt: asked for from now on");
                     self.timer.rhythm.ask_always();
                 }
+                late.recover(server, since(started));
                 self.timer.arm(taken.max(server.has_unfinished().into()))?;
             }
             if !requests.read_requests().map_err(from)? {
@@ -168,6 +173,11 @@ impl Loop {
             tell_readable(&self.socket, &mut scheme.borrow_mut())?;
         }
     }
+}
+
+/// Nanoseconds since the start of the loop.
+fn since(started: Instant) -> Nanos {
+    Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Tells the kernel which watched sessions have something to read now.

@@ -1,15 +1,19 @@
 //! What kind of machine this is: the firmware's table, the functions, the units.
 
+use std::cell::RefCell;
 use std::io;
+use std::rc::Rc;
+
+use iommu_protocol::ids::PciAddress;
 
 use super::pci::{PciAccess, roots};
 use super::phases::Phases;
 use super::{memory, tables};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::units;
-use crate::server::TableState;
+use crate::server::{Discovery, TableState};
 use crate::topology::firmware::Firmware;
-use crate::topology::pci::PciFunction;
+use crate::topology::pci::{ConfigSpace, PciFunction};
 use crate::topology::walk::{Roots, walk};
 use crate::topology::windows;
 
@@ -18,6 +22,8 @@ const GIB: u64 = 1 << 30;
 /// What is read before anything is changed.
 pub(super) struct Machine {
     pub(super) ram: Vec<PhysRange>,
+    /// Where walks begin.
+    pub(super) roots: Vec<(u16, u8)>,
     pub(super) space: PciAccess,
     pub(super) functions: Vec<PciFunction>,
     pub(super) table: TableState,
@@ -31,12 +37,13 @@ impl Machine {
     /// The memory scheme or pcid does not answer.
     pub(super) fn read(phases: &mut Phases) -> io::Result<Self> {
         let mut space = PciAccess::open()?;
-        let functions = walk(&mut space, Roots::Known(&roots()?));
+        let roots = roots()?;
+        let functions = walk(&mut space, Roots::Known(&roots));
         phases.end("functions");
         let (table, firmware) = units::firmware(tables::read);
         phases.end("table");
         let devices = windows::lowest(&mut space, &functions);
-        Ok(Self { ram: ram(devices)?, space, functions, table, firmware })
+        Ok(Self { ram: ram(devices)?, roots, space, functions, table, firmware })
     }
 }
 
@@ -51,4 +58,37 @@ fn ram(devices: Option<u64>) -> io::Result<Vec<PhysRange>> {
     };
     let range = |(first, end): (u64, u64)| PhysRange::new(PhysAddr(first), end - first);
     Ok(parts.into_iter().filter_map(range).collect())
+}
+
+/// Configuration space, which bringing up a late unit reads too. One thread does both, one after the other.
+#[derive(Clone)]
+pub(super) struct SharedSpace(Rc<RefCell<PciAccess>>);
+
+impl SharedSpace {
+    pub(super) fn new(space: PciAccess) -> Self {
+        Self(Rc::new(RefCell::new(space)))
+    }
+}
+
+impl ConfigSpace for SharedSpace {
+    fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
+        self.0.try_borrow_mut().map_or(u32::MAX, |mut space| space.read(address, offset))
+    }
+}
+
+/// Functions on the buses that were known at start, and behind bridges on them. There is no name space any more to
+/// list others in.
+pub(super) struct Buses {
+    pub(super) space: SharedSpace,
+    pub(super) roots: Vec<(u16, u8)>,
+}
+
+impl Discovery for Buses {
+    fn walk(&mut self) -> Option<Vec<PciFunction>> {
+        Some(walk(&mut self.space, Roots::Known(&self.roots)))
+    }
+
+    fn answers(&mut self, address: PciAddress) -> bool {
+        !matches!(self.space.read(address, 0) & 0xffff, 0 | 0xffff)
+    }
 }

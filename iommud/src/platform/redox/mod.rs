@@ -48,12 +48,21 @@ pub use keeper::keep_others;
 #[cfg(target_os = "redox")]
 pub use start::main;
 
-/// Maps registers, uncached.
+/// Maps registers, uncached. The file stays open: nothing can be opened any more when a unit comes up late.
 #[cfg(target_os = "redox")]
 fn registers(range: crate::addr::PhysRange) -> std::io::Result<super::Registers> {
+    use std::cell::OnceCell;
+    use std::fs::File;
     use std::os::fd::AsFd;
 
+    thread_local! { static MEMORY: OnceCell<File> = const { OnceCell::new() } }
     let path = "/scheme/memory/physical@uc";
-    let memory = std::fs::File::options().read(true).write(true).open(path)?;
-    super::Registers::over(memory.as_fd(), range)
+    MEMORY.with(|memory| {
+        if memory.get().is_none() {
+            // There is none in it: this is the only thread that uses it.
+            let _ = memory.set(File::options().read(true).write(true).open(path)?);
+        }
+        let memory = memory.get().ok_or(std::io::ErrorKind::NotFound)?;
+        super::Registers::over(memory.as_fd(), range)
+    })
 }

@@ -159,7 +159,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         let who = Caller { client, uid: caller.uid };
         // The name space's server leaves a slash in front; programs put one behind names of directories.
         let opened = self.server.open(who, at, path.trim_matches('/'), write).map_err(refused)?;
-        if write {
+        if write && !self.server.is_control(opened) {
             self.clients.insert(opened, client);
             if session.is_none() {
                 self.last_client = client.0;
@@ -196,7 +196,8 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         Ok(ROOT)
     }
 
-    /// Opens for writing claim a device; all other opens are of texts, directories and buffers.
+    /// Opens for writing claim a device, or are for an administrator's request ([`Server::write`]); all other opens are
+    /// of texts, directories and buffers.
     fn openat(
         &mut self,
         at: usize,
@@ -235,6 +236,18 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         _caller: &CallerCtx,
     ) -> Result<usize> {
         self.server.read(handle(id)?, offset, out).map_err(refused)
+    }
+
+    /// An administrator's request: `reset` to a unit, anything to `rescan`.
+    fn write(
+        &mut self,
+        id: usize,
+        bytes: &[u8],
+        _offset: u64,
+        _fcntl_flags: u32,
+        _caller: &CallerCtx,
+    ) -> Result<usize> {
+        self.server.write(handle(id)?, bytes).map_err(refused)
     }
 
     fn fstat(&mut self, id: usize, stat: &mut syscall::Stat, _caller: &CallerCtx) -> Result<()> {

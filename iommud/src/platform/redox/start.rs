@@ -19,7 +19,7 @@ use super::events::Loop;
 use super::held::Memory;
 use super::interrupt::Vector;
 use super::keeper;
-use super::machine::Machine;
+use super::machine::{Buses, Machine, SharedSpace};
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
 use super::phases::Phases;
@@ -27,7 +27,7 @@ use super::ready::{Announce, in_child};
 use super::scheme::IommuScheme;
 use crate::config::{self, ConfigError};
 use crate::platform::notes::NotesPage;
-use crate::platform::units::{self, AmdVi, Family, Surroundings, Vtd};
+use crate::platform::units::{self, AmdVi, Family, LateUnits, Surroundings, Vtd};
 use crate::platform::{Mapping, Order, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Budget, Driven, Notes, Server, Startup, TableState};
@@ -150,7 +150,8 @@ fn serve_units<U: Family>(
 ) -> Result<(), StartError> {
     let taken = take::<U>(options, &config, &mut machine).map_err(StartError::Memory)?;
     phases.end("memory");
-    let Machine { ram, mut space, functions, table, firmware } = machine;
+    let Machine { ram, roots, space, functions, table, firmware } = machine;
+    let mut space = SharedSpace::new(space);
     let (Taken { mut tables, buffers, ranges, notes, pieces, .. }, budget) = taken;
     let period = if firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
     let mut events = Loop::open(period).map_err(StartError::Files)?;
@@ -172,6 +173,7 @@ fn serve_units<U: Family>(
         .collect();
     phases.end("units");
     let vector = vector(&firmware);
+    let (late, late_budget) = (firmware.clone(), budget.clone());
     // Units that an earlier server drove are among those that are not known now: their memory stays out of reach.
     let all_known = !matches!(table, TableState::Failed(..));
     let mut server = Server::start_after(
@@ -191,6 +193,8 @@ fn serve_units<U: Family>(
         driven,
     );
     phases.end("policy");
+    server.discover_with(Box::new(Buses { space: space.clone(), roots }));
+    let late = LateUnits { firmware: late, space, map: super::registers, budget: late_budget };
     let vector = vector.filter(|vector| {
         let (address, data) = vector.message();
         server.tell_faults(address, data)
@@ -202,7 +206,7 @@ fn serve_units<U: Family>(
     log::info!("started: {phases}");
     let scheme = IommuScheme::new(server).with_keys(seed());
     let scheme = scheme.after(options.left.clone(), all_known);
-    events.run(scheme, vector, announce).map_err(StartError::Loop)
+    events.run(scheme, vector, late, announce).map_err(StartError::Loop)
 }
 
 /// What was driven, and which tags units may hold, when earlier servers died; and a page to note for the next one what

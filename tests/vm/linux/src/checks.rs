@@ -20,11 +20,13 @@ pub(crate) enum Scenario {
     Groups,
     /// The story of the NVMe driver.
     Nvme,
+    /// Devices that are plugged in and pulled out, on a machine with a VT-d unit.
+    HotPlug,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Machine,
         Self::Intel,
         Self::Amd,
@@ -33,6 +35,7 @@ impl Scenario {
         Self::Kills,
         Self::Groups,
         Self::Nvme,
+        Self::HotPlug,
     ];
 
     /// Its name on the command line.
@@ -46,6 +49,7 @@ impl Scenario {
             Self::Kills => "kills",
             Self::Groups => "groups",
             Self::Nvme => "nvme",
+            Self::HotPlug => "hotplug",
         }
     }
 
@@ -64,6 +68,7 @@ impl Scenario {
             Self::Kills => &KILLS,
             Self::Groups => &GROUPS,
             Self::Nvme => &NVME,
+            Self::HotPlug => &HOT_PLUG,
         }
     }
 }
@@ -134,6 +139,15 @@ const GROUPS: [&str; 3] = [
 /// Checked from outside of the guest: the emulator's own record of the bit.
 pub(crate) const TRANSLATION_STAYS_ON: &str =
     "translation was turned on once, and never off, by the emulator's own record";
+
+const HOT_PLUG: [&str; 6] = [
+    "plugged in behind a root port: iommud hears of it and puts it under policy",
+    "claimed and attached, it does DMA both ways",
+    "pulled out in the middle of a DMA: cut off, its session dead",
+    "another function in its place has another generation; the old session stays dead, its memory goes with it",
+    "the first one again in its place is claimed and does DMA: a third generation",
+    "the other driver noticed nothing, and a walk that is asked for finds nothing new",
+];
 
 const NVME: [&str; 11] = [
     "the driver starts three controllers, of which one is behind no unit",

@@ -80,5 +80,6 @@ fn run(scenario: Scenario) {
         Scenario::None => story::run_without_unit(),
         Scenario::Table => story::run_with_damaged_table(),
         Scenario::Nvme => story::run_nvme(),
+        Scenario::HotPlug => story::run_hot_plug(),
     }
 }

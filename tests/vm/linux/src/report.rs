@@ -6,6 +6,8 @@
 //! @@unchecked text          something that this machine cannot show: neither passed nor failed
 //! @@log text                progress
 //! @@data text               something to be kept in a file
+//! @@plug edu|rng            please plug this in behind the hot-plug port
+//! @@unplug                  please pull out what is there
 //! @@end                     every check was tried
 //! ```
 
@@ -49,6 +51,11 @@ pub(crate) fn data(text: &str) {
 /// Something that this machine cannot show. May be said again and again.
 pub(crate) fn unchecked(text: &str) {
     line(&format!("@@unchecked {text}"));
+}
+
+/// Asks the machine for something: `plug edu`, `plug rng` or `unplug`.
+pub(crate) fn please(what: &str) {
+    line(&format!("@@{what}"));
 }
 
 /// Ends the report.

@@ -64,6 +64,11 @@ impl Server {
         Connection::system().and_then(|c| c.text(path)).with_context(|| format!("reading {path}"))
     }
 
+    /// Has it look for functions that came or went.
+    pub(crate) fn rescan(&self) -> Result<()> {
+        Connection::system().and_then(|c| c.rescan()).context("asking for a rescan")
+    }
+
     /// The names in a directory of the scheme.
     pub(crate) fn names(&self, path: &str) -> Result<Vec<String>> {
         Connection::system().and_then(|c| c.names(path)).with_context(|| format!("listing {path}"))

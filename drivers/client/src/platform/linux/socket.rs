@@ -307,6 +307,10 @@ impl Transport for Socket {
         copy(&self.request(Kind::Read, handle, wanted, &[], &[])?.payload, out)
     }
 
+    fn write(&self, Handle(handle): Handle, bytes: &[u8]) -> Result<(), Error> {
+        self.request(Kind::Write, handle, 0, bytes, &[]).map(drop)
+    }
+
     fn call(
         &self,
         Handle(handle): Handle,

@@ -91,6 +91,14 @@ impl Transport for Scheme {
         call::read(at, out).map_err(|error| told(at, error, &[Refusal::NotReady]))
     }
 
+    fn write(&self, handle: Handle, bytes: &[u8]) -> Result<(), Error> {
+        let at = fd(handle)?;
+        match call::write(at, bytes).map_err(|error| told(at, error, &[]))? {
+            length if length == bytes.len() => Ok(()),
+            _ => Err(Breach::Length.into()),
+        }
+    }
+
     fn call(&self, handle: Handle, payload: &mut [u8], request: usize) -> Result<usize, Error> {
         // The request's own header says where it ends.
         let _ = request;

@@ -73,20 +73,20 @@ fn server(failed: &[UnitError]) -> Server<NoUnit, HugeBuffers<FakePages>> {
 #[test]
 fn memory_of_an_earlier_server_stays_while_a_unit_is_not_enabled() {
     let left = Left::new("kept");
-    give_back(&mut server(&[UnitError::Dead]), left.found(), true);
+    give_back(&mut server(&[UnitError::Dead]), &mut removable(left.found(), true));
     assert_eq!(left.files(), 2, "the unit may still walk the old tables");
 }
 
 #[test]
 fn memory_of_an_earlier_server_stays_while_units_may_be_unknown() {
     let left = Left::new("unknown");
-    give_back(&mut server(&[]), left.found(), false);
+    give_back(&mut server(&[]), &mut removable(left.found(), false));
     assert_eq!(left.files(), 2, "a unit that no table tells of may still walk the old tables");
 }
 
 #[test]
 fn memory_of_an_earlier_server_goes_when_every_unit_is_enabled() {
     let left = Left::new("gone");
-    give_back(&mut server(&[]), left.found(), true);
+    give_back(&mut server(&[]), &mut removable(left.found(), true));
     assert_eq!(left.files(), 0);
 }

@@ -124,10 +124,11 @@ fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     payload: &mut Payload<'_>,
 ) -> Result<Answer, Refusal> {
     let kind = Kind::from_code(request.kind).ok_or(Refusal::BadOperation)?;
-    if payload.asked > 0 && !matches!(kind, Kind::Open | Kind::Call) {
+    if payload.asked > 0 && !matches!(kind, Kind::Open | Kind::Call | Kind::Write) {
         return Err(Refusal::BadLength);
     }
-    if request.argument != 0 && matches!(kind, Kind::Close | Kind::Stat | Kind::Mmap) {
+    if request.argument != 0 && matches!(kind, Kind::Close | Kind::Stat | Kind::Mmap | Kind::Write)
+    {
         return Err(Refusal::BadReserved);
     }
     let opened = connection.handle(request.handle).ok_or(Refusal::BadHandle)?;
@@ -153,6 +154,7 @@ fn carry_out<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
             let length = server.call(handle, payload.reply(request.argument)?, asked)?;
             Ok(Answer::bytes(length, length))
         }
+        Kind::Write => server.write(handle, payload.request()).map(Answer::number),
         Kind::GetDents => names(server, handle, request.argument, payload.room),
         Kind::Stat => {
             let stat = server.stat(handle)?;

@@ -8,7 +8,8 @@
 //!                                                   a process end finds its device free
 //!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room
 //!   new connection
-//!   10 ms passed -> Server::tick
+//!   functions came or went, says the kernel -> Server::rescan
+//!   10 ms passed -> Server::tick, Server::recover_units
 //!   after each of them: Server::next_ready -> event frames
 //! ```
 //!
@@ -40,5 +41,5 @@ mod wire_log;
 pub use connection::QUEUE_LIMIT;
 pub use connections::MOST_CONNECTIONS;
 pub use listener::Listener;
-pub use turn::{End, Transport};
+pub use turn::{End, Recover, Transport};
 pub use wire_log::WireLog;

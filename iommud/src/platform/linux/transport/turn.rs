@@ -15,11 +15,12 @@ use super::listener::Listener;
 use super::waits::{Waits, What, has};
 use super::wire_log::{Direction, WireLog};
 use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::platform::linux::uevent::Uevents;
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
 
-/// What may be found at once: of each client, of the listener and of what stops the loop.
-const MOST_EVENTS: usize = MOST_CONNECTIONS + 2;
+/// What may be found at once: of each client, of the listener, of functions and of what stops the loop.
+const MOST_EVENTS: usize = MOST_CONNECTIONS + 3;
 
 /// How often units are asked for faults.
 const TICK: Duration = Duration::from_millis(10);
@@ -33,6 +34,9 @@ pub enum End {
     Stop,
 }
 
+/// What brings units up again; see [`Transport::recover_by`].
+pub type Recover<U, B> = Box<dyn FnMut(&mut Server<U, B>, Nanos)>;
+
 /// The server behind its socket.
 pub struct Transport<U: Unit, B: BufferMemory> {
     server: Server<U, B>,
@@ -42,6 +46,9 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     listener: Option<Listener>,
     /// Open while it is waited for.
     stop: Option<OwnedFd>,
+    functions: Option<Uevents>,
+    /// Brings units up again.
+    recover: Option<Recover<U, B>>,
     connections: Connections,
     next_tick: Instant,
     started: Instant,
@@ -64,6 +71,8 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             events: Vec::with_capacity(MOST_EVENTS),
             listener: None,
             stop: None,
+            functions: None,
+            recover: None,
             connections: Connections::new(),
             next_tick: Instant::now(),
             started: Instant::now(),
@@ -91,6 +100,21 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.waits.add(What::Stop, &stop)?;
         self.stop = Some(stop);
         Ok(())
+    }
+
+    /// Walks configuration space again when the kernel tells of functions that came or went.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) reports.
+    pub fn hear_of_functions(&mut self, uevents: Uevents) -> io::Result<()> {
+        self.waits.add(What::Functions, &uevents)?;
+        self.functions = Some(uevents);
+        Ok(())
+    }
+
+    /// Has `recover` called after each tick, with the time: it calls [`Server::recover_units`].
+    pub fn recover_by(&mut self, recover: Recover<U, B>) {
+        self.recover = Some(recover);
     }
 
     /// The server behind the socket.
@@ -173,8 +197,16 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         if found(What::Arrival) {
             self.accept();
         }
+        if found(What::Functions) && self.functions.as_mut().is_some_and(Uevents::changed) {
+            self.server.rescan();
+            self.answer_claims();
+            self.announce();
+        }
         if self.next_tick <= Instant::now() {
             self.server.tick();
+            if let Some(recover) = &mut self.recover {
+                recover(&mut self.server, since(self.started));
+            }
             self.next_tick = Instant::now() + TICK;
             self.answer_claims();
             self.announce();

@@ -14,6 +14,7 @@ use crate::policy::ClientId;
 /// Numbers of what is no client: theirs have 32 bits.
 const STOP: u64 = u64::MAX;
 const ARRIVAL: u64 = u64::MAX - 1;
+const FUNCTIONS: u64 = u64::MAX - 2;
 
 /// What can be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) enum What {
     Stop,
     /// A new connection.
     Arrival,
+    /// Functions that came or went.
+    Functions,
     /// Requests of a client, or room for what it has not taken.
     Client(ClientId),
 }
@@ -31,6 +34,7 @@ impl What {
         match self {
             Self::Stop => STOP,
             Self::Arrival => ARRIVAL,
+            Self::Functions => FUNCTIONS,
             Self::Client(ClientId(number)) => number as u64,
         }
     }
@@ -40,6 +44,7 @@ impl What {
         match u32::try_from(event.data.u64()) {
             Ok(number) => Self::Client(ClientId(number)),
             Err(_) if event.data.u64() == STOP => Self::Stop,
+            Err(_) if event.data.u64() == FUNCTIONS => Self::Functions,
             Err(_) => Self::Arrival,
         }
     }

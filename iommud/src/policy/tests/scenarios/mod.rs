@@ -112,6 +112,9 @@ fn kind(step: &Step) -> &'static str {
         Step::InvalidateEntry { .. } => "InvalidateEntry",
         Step::Enable { .. } => "Enable",
         Step::ReleaseBuffer { .. } => "ReleaseBuffer",
+        Step::Revive { .. } => "Revive",
+        Step::Renew { .. } => "Renew",
+        Step::ReleaseAbandoned => "ReleaseAbandoned",
     }
 }
 

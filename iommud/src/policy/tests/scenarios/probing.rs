@@ -106,7 +106,6 @@ fn s5_no_unit_failed_unit_and_unit_not_up_are_three_refusals() {
     assert_eq!(refusal(&mut bench, 4), Refusal::NotReady);
     assert_eq!(refusal(&mut bench, 5), Refusal::NoUnit);
     assert_eq!(refusal(&mut bench, 6), Refusal::NotProbed);
-    assert_eq!(bench.refused(&ready(0)), Refusal::UnitFailed);
     assert_eq!(bench.refused(&ready(9)), Refusal::NotFound);
 }
 

@@ -288,3 +288,98 @@ fn a_domain_of_policy_is_made_when_the_first_device_needs_it() {
     let holes = bench.world.mapped(compat);
     assert!(holes.iter().all(|(first, last, _)| *last < MIB || *first >= 2 * MIB), "{holes:?}");
 }
+
+/// Two functions behind one unit, one attached with a buffer of one page, whose unit then fails.
+fn failed(config: Config) -> (Bench, crate::policy::SessionId, crate::policy::BufferId) {
+    let mut bench = Bench::new(config, one_unit(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let session = bench.claim(1, address(0, 3, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    let (_, _, buffer) = bench.buffer(session, 1);
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    (bench, session, buffer)
+}
+
+#[test]
+fn a_unit_that_failed_comes_back_with_what_policy_says_now() {
+    let (mut bench, session, _) = failed(Config::default());
+    let compat = bench.world.entry(0, address(0, 4, 0));
+    let from = bench.world.steps.len();
+    bench.run(&ready(0)).unwrap();
+    let steps: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
+    assert_eq!(
+        steps,
+        ["Revive", "Renew", "InvalidateEntry", "Renew", "InvalidateEntry", "Enable"],
+        "nothing under policy is blocked on the way"
+    );
+    assert_eq!(bench.world.entry(0, address(0, 4, 0)), compat);
+    assert_eq!(
+        bench.world.entry(0, address(0, 3, 0)),
+        Binding::Blocked,
+        "nobody has said that it is quiet: compat would let it through"
+    );
+    assert!(bench.registry.function(address(0, 3, 0)).unwrap().cut);
+    assert_eq!(bench.refused(&Event::Attach(session)), Refusal::UnitFailed, "its domain is lost");
+    bench.run(&Event::Close(session)).unwrap();
+    let session = bench.claim(1, address(0, 3, 0));
+    bench.run(&Event::Attach(session)).unwrap();
+    bench.buffer(session, 1);
+    bench.run(&Event::Detach(session)).unwrap();
+    assert_eq!(bench.world.entry(0, address(0, 3, 0)), compat);
+}
+
+#[test]
+fn quarantine_is_given_back_when_nothing_can_reach_it() {
+    let (mut bench, session, buffer) = failed(strict());
+    bench.run(&Event::Close(session)).unwrap();
+    assert_eq!((bench.registry.counts().quarantined, bench.registry.domains_kept()), (1, 1));
+    assert!(bench.registry.has_quarantine());
+    bench.run(&ready(0)).unwrap();
+    assert_eq!(bench.registry.counts().quarantined, 1, "until it is asked about");
+    bench.run(&Event::Proved).unwrap();
+    assert_eq!((bench.registry.counts().quarantined, bench.registry.domains_kept()), (0, 0));
+    assert_eq!(bench.world.released, [buffer]);
+    assert_eq!(bench.world.domain_count(), 0);
+    assert_eq!(bench.registry.counts().clients, 0, "nothing is charged to anybody");
+    assert!(!bench.registry.has_quarantine());
+}
+
+#[test]
+fn what_a_session_still_holds_of_the_quarantine_goes_with_it() {
+    // One owner, devices behind both units, one buffer mapped through each session.
+    let mut bench = Bench::new(strict(), two_units(), &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    let broken = bench.claim(1, address(0, 3, 0));
+    let fine = bench.claim_under(1, address(0, 4, 0), Some(broken)).unwrap();
+    for session in [broken, fine] {
+        bench.run(&Event::Attach(session)).unwrap();
+    }
+    let (_, _, first) = bench.buffer(broken, 1);
+    let (_, _, second) = bench.buffer(fine, 1);
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    bench.run(&Event::Close(broken)).unwrap();
+    bench.run(&ready(0)).unwrap();
+    bench.run(&Event::Proved).unwrap();
+    // The device behind the other unit goes on reaching both, through their one table.
+    assert_eq!(bench.world.released, []);
+    assert!(bench.registry.has_quarantine());
+    assert_eq!(bench.refused(&claim_event(1, address(0, 3, 0), Some(fine))), Refusal::UnitFailed);
+    bench.run(&Event::Close(fine)).unwrap();
+    assert_eq!(bench.world.released, [second], "nothing suspect has it");
+    bench.run(&Event::Proved).unwrap();
+    assert_eq!(bench.world.released, [second, first]);
+    assert_eq!((bench.world.domain_count(), bench.registry.has_quarantine()), (0, false));
+}
+
+#[test]
+fn functions_that_came_and_went_while_a_unit_was_failed_are_as_if_it_had_not() {
+    let (mut bench, session, _) = failed(Config::default());
+    bench.run(&Event::FunctionRemoved(address(0, 4, 0))).unwrap();
+    bench.run(&Event::FunctionAdded(endpoint(0, 5, 0))).unwrap();
+    bench.run(&Event::FunctionRemoved(address(0, 3, 0))).unwrap();
+    bench.run(&ready(0)).unwrap();
+    let entry = |device| bench.world.entry(0, address(0, device, 0));
+    assert_eq!((entry(3), entry(4)), (Binding::Blocked, Binding::Blocked));
+    assert!(matches!(entry(5), Binding::Domain(_)));
+    bench.run(&Event::Close(session)).unwrap();
+    bench.run(&Event::Proved).unwrap();
+    assert!(!bench.registry.has_quarantine());
+}

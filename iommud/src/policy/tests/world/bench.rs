@@ -35,7 +35,10 @@ pub(in crate::policy::tests) struct Bench {
 const fn is_final(step: &Step) -> bool {
     matches!(
         step,
-        Step::ReleaseTables { .. } | Step::DestroyTable { .. } | Step::ReleaseBuffer { .. }
+        Step::ReleaseTables { .. }
+            | Step::DestroyTable { .. }
+            | Step::ReleaseBuffer { .. }
+            | Step::ReleaseAbandoned
     )
 }
 

@@ -213,6 +213,24 @@ impl World {
                 };
                 assert!(changed, "{source:?} was so already");
             }
+            Step::Revive { unit } => {
+                let hardware = self.unit(unit);
+                hardware.stale_entries.clear();
+                hardware.stale_pages.clear();
+                self.cache_all();
+            }
+            Step::Renew { unit, source, binding } => {
+                let now = self.unit(unit).entries.get(&source.0).copied();
+                let now = now.unwrap_or(Binding::Blocked);
+                assert!(now == binding || now == Binding::Blocked, "{source:?} was {now:?}");
+                let levels = match binding {
+                    Binding::Domain(domain) => self.domain(domain).levels,
+                    _ => 0,
+                };
+                self.unit(unit).depths.insert(source.0, levels);
+                self.write(unit, source, binding);
+            }
+            Step::ReleaseAbandoned => {}
             Step::Enable { unit } => {
                 self.unit(unit).enabled = true;
                 self.cache_all();

@@ -5,6 +5,7 @@ mod churn;
 mod confinement;
 mod death;
 mod ending;
+mod hotplug;
 mod kills;
 mod legacy;
 mod nvme;
@@ -15,6 +16,7 @@ mod table;
 mod worker;
 
 pub(crate) use churn::churn;
+pub(crate) use hotplug::run as run_hot_plug;
 pub(crate) use kills::run as run_kills;
 pub(crate) use nvme::run_all as run_nvme;
 pub(crate) use open::run as run_without_unit;

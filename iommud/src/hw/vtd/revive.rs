@@ -1,0 +1,64 @@
+//! From a unit that failed to one that takes entries again, with the tables and the queue that it has.
+//!
+//! ```text
+//! faults masked and cleared -> queue off, whatever stands in it -> queue on, from its start
+//!  -> the unit translates with our root table:  context cache and IOTLB forget everything
+//!     it does not:                              nothing of ours is cached; `enable` tells it of the tables
+//! ```
+//!
+//! Translation is never turned off. What the unit walks meanwhile are our tables as they stand: entries of clients'
+//! devices deny since it failed, all others are as policy left them.
+
+use super::port::{LIMIT, SHORT_LIMIT};
+use super::spec::descriptor;
+use super::spec::register::{QUEUE, QUEUE_HEAD, QUEUE_TAIL, ROOT_TABLE, TRANSLATION, VERSION};
+use super::unit::{Phase, VtdUnit};
+use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::unit::UnitError;
+
+impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
+    /// See [`crate::hw::Unit::revive`].
+    pub(super) fn start_anew(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        self.port.limit = SHORT_LIMIT;
+        let result = self.restart(memory);
+        self.port.limit = LIMIT;
+        result
+    }
+
+    fn restart(&mut self, memory: &mut M) -> Result<(), UnitError> {
+        if self.port.registers.read32(VERSION) == u32::MAX {
+            return Err(UnitError::Dead);
+        }
+        self.next_fault = None;
+        self.silence()?;
+        self.drop_queue()?;
+        self.queue.restart();
+        self.start_queue()?;
+        let on = self.port.status()? & TRANSLATION != 0;
+        if !on || self.port.registers.read64(ROOT_TABLE) != self.root.0 {
+            self.phase = Phase::Preparing;
+            return Ok(());
+        }
+        if self.capability.write_buffer() {
+            self.port.flush_write_buffer()?;
+        }
+        let drain = self.drain();
+        self.invalidate(memory, &[descriptor::context_global(), descriptor::iotlb_global(drain)])?;
+        self.root_changed = false;
+        // Not `Translating`: `enable` goes through all of its steps once more.
+        self.phase = Phase::Told;
+        Ok(())
+    }
+
+    /// Stops the queue without waiting for what is in it: it did not do that in time before. The unit may stop only
+    /// when head and tail are equal (section 6.5.2).
+    fn drop_queue(&mut self) -> Result<(), UnitError> {
+        if self.port.status()? & QUEUE == 0 {
+            return Ok(());
+        }
+        let head = self.port.registers.read32(QUEUE_HEAD);
+        self.port.registers.write32(QUEUE_TAIL, head);
+        self.port.switch_off(QUEUE, "the invalidation queue to stop")?;
+        self.forget_errors()
+    }
+}
