@@ -300,11 +300,12 @@ fn frames() {
     }
     assert_eq!(frame::Reply::decode(&golden[..31]), Err(Short));
 
-    let kinds = ["Open", "Close", "Read", "Call", "GetDents", "Stat", "Fevent", "Mmap", "Import"];
+    let kinds =
+        ["Open", "Close", "Read", "Call", "GetDents", "Stat", "Fevent", "Mmap", "Import", "Write"];
     for (code, name) in (1..).zip(kinds) {
         assert_eq!(format!("{:?}", frame::Kind::from_code(code).unwrap()), name);
     }
-    assert_eq!((frame::Kind::from_code(0), frame::Kind::from_code(10)), (None, None));
+    assert_eq!((frame::Kind::from_code(0), frame::Kind::from_code(11)), (None, None));
     assert_eq!((frame::HEADER_SIZE, frame::MAX_FRAME), (32, 65568));
     assert_eq!((frame::EVENT_TAG, frame::ROOT), (u64::MAX, u32::MAX));
     assert_eq!((frame::READABLE, frame::OPEN_WRITE), (1, 1));

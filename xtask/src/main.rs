@@ -12,6 +12,7 @@ mod fuzz;
 mod guest;
 mod kernel;
 mod monitor;
+mod mutants;
 mod options;
 mod packages;
 mod qemu;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::CheckRedox => redox::check(),
         Command::Explore(arguments) => explore::run(&arguments),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Test => Ok(test::run()),
     };

@@ -18,6 +18,7 @@ commands:
   test    everything CI runs
   explore every order of events through the server over software units
   fuzz    look for inputs from outside that break something
+  mutants change one place of the server at a time; a test must fail (takes hours)
   bench   the targets of performance: measured, wanted, and what peers do in the same run
   redox   an image of Redox with iommud in it, booted
   check-redox
@@ -45,6 +46,10 @@ options of redox:
 options of explore:
   --long                   many more orders, all plays on AMD-Vi too, deeper
   --write                  write tests/ORDERING.md anew
+
+options of mutants:
+  PATH...                  change only these files and folders (default: policy, engine, hw, server)
+  --shard K/N              only every Nth mutant, beginning with the Kth (from 0)
 
 options of fuzz:
   TARGET ...               only these (default: all)
@@ -233,6 +238,15 @@ impl Default for FuzzOptions {
     }
 }
 
+/// Options of `mutants`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MutantsOptions {
+    /// What is changed; policy, engine, hw and server when empty.
+    pub(crate) paths: Vec<String>,
+    /// `K/N`: every Nth mutant only.
+    pub(crate) shard: Option<String>,
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -250,6 +264,8 @@ pub(crate) enum Command {
     Test,
     /// The fuzzer.
     Fuzz(FuzzOptions),
+    /// Mutation testing.
+    Mutants(MutantsOptions),
     /// The explorer of the ordering contract, with its arguments.
     Explore(Vec<&'static str>),
     /// Measurements.

@@ -1,4 +1,4 @@
-//! The machine as it was found at start, and how its units are doing; running events on it.
+//! Bringing the machine up, and running events on it.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -21,9 +21,10 @@ use crate::server::rescan::Survey;
 use crate::server::storm::Storms;
 use crate::server::tags::Found;
 use crate::server::unit_recovery::Recovery;
+use crate::server::unit_status::{Machine, UnitState, UnitStatus};
 use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
-use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription};
+use crate::topology::firmware::{Firmware, UnitDefect};
 use crate::topology::pci::PciFunction;
 
 /// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
@@ -82,78 +83,12 @@ pub enum UnitStart<U> {
     Off,
 }
 
-/// How a unit is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UnitState {
-    /// Known from the table, and left alone.
-    Parsed,
-    /// Translating.
-    Enabled,
-    /// Not to be relied on, and why.
-    Failed(String),
-}
-
-/// A unit as `status` shows it.
-#[derive(Clone)]
-pub(super) struct UnitStatus {
-    pub(super) description: UnitDescription,
-    pub(super) state: UnitState,
-    /// Whether it tells of faults by interrupt.
-    pub(super) tells: bool,
-    /// It translated with tables of this server, whatever became of it.
-    pub(super) translated: bool,
-}
-
 /// An event that was not carried out.
 pub(super) struct Failed {
     /// Why.
     pub(super) refused: Refused,
     /// Memory that the event brought may still be reached: it must not be given back.
     pub(super) quarantined: bool,
-}
-
-/// What was found at start.
-#[derive(Clone)]
-pub(super) struct Machine {
-    pub(super) table: TableState,
-    pub(super) anomalies: Vec<String>,
-    pub(super) units: Vec<UnitStatus>,
-    pub(super) budget: Budget,
-}
-
-impl Machine {
-    pub(super) fn units(&self) -> &[UnitStatus] {
-        &self.units
-    }
-
-    pub(super) fn has_failed(&self, unit: UnitIndex) -> bool {
-        let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get(index));
-        matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
-    }
-
-    /// What a unit needs that has not come up for lack of memory.
-    fn shortage(&self, unit: UnitIndex) -> Option<String> {
-        self.budget.shortage(usize::try_from(unit.0).ok()?)
-    }
-
-    fn set(&mut self, unit: UnitIndex, state: UnitState) {
-        let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get_mut(index));
-        if let Some(status) = status {
-            log::info!("unit {}: {}", unit.0, state);
-            status.translated |= state == UnitState::Enabled;
-            status.state = state;
-        }
-    }
-}
-
-impl core::fmt::Display for UnitState {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Parsed => f.write_str("parsed"),
-            Self::Enabled => f.write_str("enabled"),
-            Self::Failed(reason) => write!(f, "failed({reason})"),
-        }
-    }
 }
 
 impl core::fmt::Display for TableState {

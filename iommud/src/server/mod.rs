@@ -18,14 +18,16 @@ mod storm;
 mod tags;
 mod text;
 mod unit_recovery;
+mod unit_status;
 mod waiting;
 
 pub use budget::Budget;
 pub use driven::{Driven, Notes};
 pub use handles::Handle;
-pub use machine::{Startup, TableState, UnitStart, UnitState};
+pub use machine::{Startup, TableState, UnitStart};
 pub use rescan::{Discovery, Rescanned};
 pub use unit_recovery::{FIRST_PAUSE, LONGEST_PAUSE};
+pub use unit_status::UnitState;
 pub use waiting::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 
 use alloc::string::ToString;
@@ -43,10 +45,10 @@ use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
 use handles::{Control, Handles, Object};
-use machine::Machine;
 use rescan::Survey;
 use storm::Storms;
 use unit_recovery::Recovery;
+use unit_status::Machine;
 use waiting::Waiting;
 
 /// Who opens a handle. Looked at when the handle is opened and never again.

@@ -1,5 +1,7 @@
 //! Units that failed and come back, by themselves or because an administrator asks for it; what is given back then.
 
+use std::collections::BTreeSet;
+
 use iommu_protocol::Refusal;
 use iommud::hw::Nanos;
 use iommud::policy::{ClientId, Mode, UnitIndex};
@@ -49,6 +51,12 @@ fn drive(stack: &mut Bed, client: u32) -> (Handle, u64, u32) {
     let buffer = stack.allocate(session, 0x4000).unwrap();
     stack.device_write(devices()[0], buffer.iova, &[1]).unwrap();
     (session, buffer.iova, buffer.slot)
+}
+
+/// The physical pages of a buffer.
+fn pages(stack: &mut Bed, client: u32, session: Handle, slot: u32) -> BTreeSet<u64> {
+    let segments = stack.share(client, session, slot).unwrap().segments;
+    segments.iter().flat_map(|s| (s.first().0..=s.last().0).step_by(0x1000)).collect()
 }
 
 #[test]
@@ -137,9 +145,18 @@ fn quarantine_is_given_back_when_the_unit_is() {
         setup.behind_first = vec![devices()[0]];
         setup.take_memory = take_memory;
         let mut stack = Bed::start(&pair(), setup);
+        stack.machine.set_returns(take_memory);
+        // What policy's domains need for the ends of sessions, and where memory is taken from compat, is made once
+        // and stays.
+        for device in [devices()[0], devices()[1]] {
+            let session = stack.claim(1, device).unwrap();
+            stack.attach(session).unwrap();
+            stack.allocate(session, 0x8000).unwrap();
+            stack.give_back(session);
+        }
         let frames = stack.metric("table_frames");
         let (session, _, slot) = drive(&mut stack, 1);
-        let first = stack.share(1, session, slot).unwrap().segments;
+        let first = pages(&mut stack, 1, session, slot);
         stall(&mut stack, session);
         stack.server.close(session);
         assert_eq!(stack.metric("quarantined_bytes"), 0x4000);
@@ -147,7 +164,7 @@ fn quarantine_is_given_back_when_the_unit_is() {
         let elsewhere = stack.claim(2, devices()[1]).unwrap();
         stack.attach(elsewhere).unwrap();
         let theirs = stack.allocate(elsewhere, 0x4000).unwrap();
-        assert_ne!(stack.share(2, elsewhere, theirs.slot).unwrap().segments, first);
+        assert!(pages(&mut stack, 2, elsewhere, theirs.slot).is_disjoint(&first));
         stack.give_back(elsewhere);
         pass(&mut stack, 0, 0);
         heal(&stack);
@@ -156,9 +173,9 @@ fn quarantine_is_given_back_when_the_unit_is() {
         assert_eq!(stack.metric("quarantine_returned_bytes"), 0x4000);
         assert_eq!(stack.metric("clients"), 0, "nothing is charged to anybody");
         let now = stack.metric("table_frames");
-        assert!(now <= frames + 1, "tables too: {now} frames, {frames} before");
+        assert_eq!(now, frames, "tables too");
         let (session, _, slot) = drive(&mut stack, 1);
-        assert_eq!(stack.share(1, session, slot).unwrap().segments, first);
+        assert_eq!(pages(&mut stack, 1, session, slot), first);
         stack.machine.assert_clean();
     }
 }

@@ -292,6 +292,9 @@ fn texts_tell_the_truth() {
     assert_eq!(told.page_sizes & 0x1000, 0x1000);
     assert!(told.iova_first > 0 && told.iova_last > 0xffff_ffff, "{told:?}");
     assert_eq!(stack.names("devices").len(), 5);
-    assert_eq!(stack.names(""), ["status", "units", "groups", "devices", "faults", "metrics"]);
+    assert_eq!(
+        stack.names(""),
+        ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]
+    );
     let _ = Access::READ;
 }

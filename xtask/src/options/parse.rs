@@ -20,6 +20,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "check-redox" => no_more(parser, Command::CheckRedox),
             "test" => no_more(parser, Command::Test),
             "fuzz" => fuzz(parser),
+            "mutants" => mutants(parser),
             "explore" => explore(parser),
             other => Err(format!("unknown command {other}").into()),
         },
@@ -146,6 +147,19 @@ fn fuzz(mut parser: Parser) -> Result<Command, lexopt::Error> {
     Ok(Command::Fuzz(options))
 }
 
+fn mutants(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = MutantsOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("shard") => options.shard = Some(parser.value()?.string()?),
+            Arg::Value(path) => options.paths.push(path.string()?),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Mutants(options))
+}
+
 fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut options = DemoOptions::default();
     while let Some(argument) = parser.next()? {
@@ -243,6 +257,13 @@ mod tests {
         let some = FuzzOptions { seconds: 5, targets: vec!["dmar".into(), "pci".into()] };
         assert_eq!(words("fuzz dmar --seconds 5 pci").unwrap(), Command::Fuzz(some));
         assert_eq!(words("fuzz").unwrap(), Command::Fuzz(FuzzOptions::default()));
+    }
+
+    #[test]
+    fn mutants_options_are_read() {
+        let some = MutantsOptions { paths: vec!["a/b.rs".into()], shard: Some("0/8".into()) };
+        assert_eq!(words("mutants a/b.rs --shard 0/8").unwrap(), Command::Mutants(some));
+        assert!(words("mutants --shard").is_err());
     }
 
     #[test]

@@ -265,7 +265,7 @@ fn directories_are_listed_in_as_many_parts_as_it_takes() {
         first = *next;
         seen.extend(part.into_iter().map(|(_, name)| name));
     }
-    assert_eq!(seen, ["status", "units", "groups", "devices", "faults", "metrics"]);
+    assert_eq!(seen, ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]);
     let mut small = [0; 8];
     assert_eq!(
         errno(scheme.getdents(root, DirentBuf::new(&mut small[..], 19).unwrap(), 0).map(|_| ())),

@@ -1,0 +1,75 @@
+//! What was found at start, and how each unit is doing.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::policy::UnitIndex;
+use crate::server::budget::Budget;
+use crate::server::machine::TableState;
+use crate::topology::firmware::UnitDescription;
+
+/// How a unit is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnitState {
+    /// Known from the table, and left alone.
+    Parsed,
+    /// Translating.
+    Enabled,
+    /// Not to be relied on, and why.
+    Failed(String),
+}
+
+/// A unit as `status` shows it.
+#[derive(Clone)]
+pub(super) struct UnitStatus {
+    pub(super) description: UnitDescription,
+    pub(super) state: UnitState,
+    /// Whether it tells of faults by interrupt.
+    pub(super) tells: bool,
+    /// It translated with tables of this server, whatever became of it.
+    pub(super) translated: bool,
+}
+
+/// What was found at start.
+#[derive(Clone)]
+pub(super) struct Machine {
+    pub(super) table: TableState,
+    pub(super) anomalies: Vec<String>,
+    pub(super) units: Vec<UnitStatus>,
+    pub(super) budget: Budget,
+}
+
+impl Machine {
+    pub(super) fn units(&self) -> &[UnitStatus] {
+        &self.units
+    }
+
+    pub(super) fn has_failed(&self, unit: UnitIndex) -> bool {
+        let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get(index));
+        matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
+    }
+
+    /// What a unit needs that has not come up for lack of memory.
+    pub(super) fn shortage(&self, unit: UnitIndex) -> Option<String> {
+        self.budget.shortage(usize::try_from(unit.0).ok()?)
+    }
+
+    pub(super) fn set(&mut self, unit: UnitIndex, state: UnitState) {
+        let status = usize::try_from(unit.0).ok().and_then(|index| self.units.get_mut(index));
+        if let Some(status) = status {
+            log::info!("unit {}: {}", unit.0, state);
+            status.translated |= state == UnitState::Enabled;
+            status.state = state;
+        }
+    }
+}
+
+impl core::fmt::Display for UnitState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Parsed => f.write_str("parsed"),
+            Self::Enabled => f.write_str("enabled"),
+            Self::Failed(reason) => write!(f, "failed({reason})"),
+        }
+    }
+}
