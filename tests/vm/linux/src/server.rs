@@ -14,7 +14,7 @@ use crate::process::{Process, until};
 const SOCKET: &str = "/run/iommu.sock";
 
 /// Memory of the server for buffers, in MiB. For tables it takes what the machine needs.
-const BUFFERS: &str = "160";
+const BUFFERS: &str = "240";
 
 /// A running iommud.
 pub(crate) struct Server {

@@ -77,6 +77,11 @@ fn nvme(device: &str, arguments: &[&str]) -> Result<String> {
     Ok(output)
 }
 
+/// Whether a request was refused in this way.
+fn is(error: &anyhow::Error, refusal: &str) -> bool {
+    error.to_string().starts_with(refusal)
+}
+
 fn last(output: String) -> String {
     output.lines().last().unwrap_or_default().to_owned()
 }
@@ -185,7 +190,7 @@ impl Story {
         let (mut taken, mut count) = (None, 0);
         while taken.is_none_or(|taken| count <= taken + MORE_BUFFERS) && count < MOST_BUFFERS {
             match next.ask(&format!("allocate {count} 4096")) {
-                Err(error) if error.to_string().starts_with("NoMemory") => break,
+                Err(error) if ["NoMemory", "Quota"].iter().any(|end| is(&error, end)) => break,
                 other => other?,
             };
             next.tell(&format!("fill {count} {REUSED}"))?;
@@ -194,7 +199,8 @@ impl Story {
             }
             count += 1;
         }
-        let taken = taken.context("nobody was given the dead driver's memory")?;
+        let taken =
+            taken.with_context(|| format!("none of {count} buffers is the dead driver's"))?;
         std::thread::sleep(Duration::from_millis(1500));
         for index in 0..count {
             next.tell(&format!("check {index} {REUSED}"))?;
