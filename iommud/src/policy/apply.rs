@@ -259,7 +259,9 @@ impl Registry {
         if let Some(account) = self.accounts.get_mut(session.client) {
             account.sessions -= 1;
         }
-        self.leave_group(session.group, &session);
+        if session.function.is_some() {
+            self.leave_group(session.group, &session);
+        }
         if let Some(owner) = self.machine.owners.get_mut(session.owner.0) {
             owner.sessions -= 1;
             if owner.sessions == 0 {

@@ -307,7 +307,9 @@ impl Registry {
         let mut buffers: Vec<(BufferId, u32)> = Vec::new();
         for id in closing {
             let session = self.open_session(*id)?;
-            count(&mut groups, session.group);
+            if session.function.is_some() {
+                count(&mut groups, session.group);
+            }
             count(&mut owners, session.owner);
             for slot in session.slots.iter().flatten() {
                 if let Some(slot) = self.slots.get(*slot) {

@@ -83,7 +83,7 @@ pub(super) struct Source {
 pub(super) struct Group {
     pub(super) members: Few<FunctionIndex>,
     pub(super) owner: Option<OwnerId>,
-    /// Open sessions on members, those on members that are gone included.
+    /// Open sessions on members. One whose member is gone does not count.
     pub(super) sessions: u32,
     /// Members attached.
     pub(super) attached: u32,

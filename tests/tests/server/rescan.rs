@@ -67,6 +67,43 @@ fn what_is_gone_is_cut_off_and_what_is_new_is_under_policy() {
     });
 }
 
+/// A port without ACS and the device behind it are one group. The port is never claimed: it does not hold the group
+/// for a driver whose device was pulled out.
+#[test]
+fn a_session_on_a_device_that_is_gone_holds_no_group() {
+    each(Mode::Compat, |stack| {
+        let functions = stack.discover();
+        let kind = FunctionKind::RootPort(Buses { secondary: 5, subordinate: 5 });
+        let port = PciFunction { kind, class: 0x06_0400, ..endpoint(0, 8, 0) };
+        let device = endpoint(5, 0, 0);
+        functions.plug(port);
+        functions.plug(device);
+        stack.server.rescan().unwrap();
+        let driver = stack.claim(1, device.address).unwrap();
+        stack.attach(driver).unwrap();
+        let mine = stack.allocate(driver, 0x3000).unwrap();
+        assert_eq!(reach(stack, port.address), [], "one group");
+        functions.pull(device.address);
+        stack.server.rescan().unwrap();
+        assert_eq!(reach(stack, device.address), []);
+        assert_eq!(reach(stack, port.address), compat(stack));
+        functions.plug(PciFunction { device: 0x5555, ..device });
+        stack.server.rescan().unwrap();
+        assert_eq!(reach(stack, device.address), compat(stack));
+        let next = stack.claim(2, device.address).unwrap();
+        stack.attach(next).unwrap();
+        let theirs = stack.allocate(next, 0x1000).unwrap();
+        stack.device_write(device.address, theirs.iova, &[1]).unwrap();
+        assert_eq!(stack.attach(driver), Err(Refusal::NotProbed));
+        stack.server.close(driver);
+        assert!(stack.device_write(device.address, mine.iova + 0x2000, &[1]).is_err());
+        stack.device_write(device.address, theirs.iova, &[1]).unwrap();
+        stack.give_back(next);
+        assert_eq!(reach(stack, device.address), compat(stack));
+        assert_eq!(stack.metric("buffers"), 0);
+    });
+}
+
 #[test]
 fn nothing_has_changed_and_nothing_is_done() {
     let mut stack = start(Mode::Compat);

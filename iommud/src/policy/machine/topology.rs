@@ -174,7 +174,7 @@ impl Machine {
     }
 
     /// Takes functions out, with all that is behind those of them that are bridges; returns their groups.
-    /// A free group that falls apart becomes several.
+    /// A group on whose members no session is left is free. A free group that falls apart becomes several.
     pub(in crate::policy) fn remove(&mut self, gone: &[FunctionIndex]) -> Vec<GroupId> {
         let mut touched = Vec::new();
         let mut bridges = false;
@@ -191,6 +191,7 @@ impl Machine {
                 group.members.retain(|member| member != index);
                 group.attached -= u32::from(function.attached);
                 group.cut -= u32::from(function.cut);
+                group.sessions -= u32::from(function.session.is_some());
                 group.stale = group.owner.is_some();
             }
             if !touched.contains(&function.group) {
@@ -202,9 +203,32 @@ impl Machine {
         }
         let groups = touched.clone();
         for group in groups {
+            self.free_if_unused(group);
             touched.extend(self.fall_apart(group));
         }
         touched
+    }
+
+    /// Frees a group whose members nobody has a session on: a session on a member that is gone holds nothing.
+    fn free_if_unused(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(id.0) else { return };
+        let in_use = |member: &FunctionIndex| {
+            let function = self.functions.get(member.0 as usize).and_then(Option::as_ref);
+            function.is_some_and(|function| function.session.is_some())
+        };
+        if group.members.iter().any(in_use) {
+            return;
+        }
+        let owner = group.owner.take();
+        (group.sessions, group.stale) = (0, false);
+        for member in group.members.to_vec() {
+            if let Some(function) = self.function_mut(member) {
+                function.late = false;
+            }
+        }
+        if let Some(owner) = owner.and_then(|owner| self.owners.get_mut(owner.0)) {
+            owner.groups.retain(|other| *other != id);
+        }
     }
 
     /// Makes a free group what its members are now; returns the groups that are new. Drops an empty one.
