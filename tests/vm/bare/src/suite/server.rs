@@ -48,7 +48,7 @@ const PAIR: u64 = 1800;
 const PUBLISHED: u64 = 200;
 
 /// Most instructions to map and unmap a page, as one of [`PAGES`] items of a batch.
-const BATCHED: u64 = 1850;
+const BATCHED: u64 = 1900;
 
 /// Most instructions to map and unmap a page of a list of [`PAGES`]. The target is 60.
 const LISTED: u64 = 40;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{OTHER_OUTPUT, Story, field};
+use super::{Story, field};
 use crate::edu::{EDU, MAX_COUNT};
 use crate::pci::Function;
 use crate::process::{Puppet, until};
@@ -189,12 +189,7 @@ fn undisturbed(s: &mut HotPlug) -> Result<String> {
     server.rescan()?;
     let text = server.text("rescan")?;
     ensure!(text == "last walk: 0 new, 0 gone\n", "{text}");
-    let mut other = s.story.other_driver.take().context("the other driver does not run")?;
-    ensure!(other.ended()?.is_none(), "the other driver ended");
-    other.terminate()?;
-    let status = other.wait(PATIENCE)?;
-    let output = std::fs::read_to_string(OTHER_OUTPUT)?;
-    ensure!(status.success(), "the other driver ended with {status}: {output}");
+    let undisturbed = super::ownership::undisturbed(&mut s.story)?;
     s.story.stop()?;
-    Ok(output.lines().last().unwrap_or_default().to_owned())
+    Ok(undisturbed)
 }
