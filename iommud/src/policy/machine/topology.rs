@@ -221,8 +221,8 @@ impl Machine {
         }
         let owner = group.owner.take();
         (group.sessions, group.stale) = (0, false);
-        for member in group.members.to_vec() {
-            if let Some(function) = self.function_mut(member) {
+        for member in group.members.iter() {
+            if let Some(Some(function)) = self.functions.get_mut(member.0 as usize) {
                 function.late = false;
             }
         }
