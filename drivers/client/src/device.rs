@@ -180,8 +180,8 @@ impl Device {
     /// attaching this device, in this session, gave.
     ///
     /// # Errors
-    /// [`Error::OtherPermission`]: it is of another device or session, and nothing has changed; `NotAttached`. The
-    /// permission comes back.
+    /// [`Error::OtherPermission`]: it is of another device or session, and nothing has changed. The permission comes
+    /// back.
     pub fn detach(&self, permission: BusMasterPermission) -> Result<(), DetachError> {
         let ended = if permission.session == self.session.number {
             self.session.call(Operation::Detach, &Empty::default())

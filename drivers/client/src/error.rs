@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn shared_numbers_are_told_apart_by_what_is_likely() {
-        let split = Error::from_errno(Errno(22), &[Refusal::SplitGroup]);
-        assert_eq!(split.refusal(), Some(Refusal::SplitGroup));
+        let access = Error::from_errno(Errno(22), &[Refusal::BadAccess]);
+        assert_eq!(access.refusal(), Some(Refusal::BadAccess));
         assert_eq!(Error::from_errno(Errno(22), &[]).refusal(), Some(Refusal::Alignment));
         assert!(matches!(Error::from_errno(Errno(27), &[]), Error::Errno(Errno(27))));
     }

@@ -11,13 +11,8 @@ use crate::platform::Memory;
 pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// What opening is refused for: looked at first where several refusals share an error number.
-pub(crate) const OPENING: &[Refusal] = &[
-    Refusal::NotOwner,
-    Refusal::NotFound,
-    Refusal::SplitGroup,
-    Refusal::BadHandle,
-    Refusal::Permission,
-];
+pub(crate) const OPENING: &[Refusal] =
+    &[Refusal::NotOwner, Refusal::NotFound, Refusal::BadHandle, Refusal::Permission];
 
 /// An open handle of the scheme, as this transport numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

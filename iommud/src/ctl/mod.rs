@@ -1,4 +1,4 @@
-//! `iommuctl`: looks at firmware tables and at a running server.
+//! `iommuctl`: looks at firmware tables.
 
 pub mod acpidump;
 pub mod decode;

@@ -13,8 +13,6 @@ use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 pub enum Entry {
     /// Every access is denied and reported.
     Blocked,
-    /// Every access is denied and not reported: a source that storms.
-    Silenced,
     /// Accesses go through the page table at `root`.
     Translate {
         /// Tag of the domain.

@@ -20,7 +20,7 @@ use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::machine::Machine;
 use crate::policy::plan::{Payer, Step};
-use crate::policy::ranges::{Piece, Ranges, difference};
+use crate::policy::ranges::{Piece, Ranges, addresses, difference};
 use crate::policy::registry::Registry;
 use crate::policy::space::SPACE_BITS;
 use crate::policy::state::{OwnerId, Purpose, Session, Trust, Unit};
@@ -433,15 +433,6 @@ fn count<T: PartialEq>(counts: &mut Vec<(T, u32)>, of: T) {
         Some((_, count)) => *count += 1,
         None => counts.push((of, 1)),
     }
-}
-
-/// The addresses of pieces.
-pub(super) fn addresses(pieces: &[Piece]) -> Ranges {
-    let mut all = Ranges::default();
-    for piece in pieces {
-        all.insert(piece.range.first().0, piece.range.last().0);
-    }
-    all
 }
 
 /// The ranges of a set that a space hands out.

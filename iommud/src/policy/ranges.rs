@@ -129,6 +129,15 @@ fn push(pieces: &mut Vec<Piece>, first: u64, last: u64, access: u32) {
     }
 }
 
+/// The addresses of pieces.
+pub(super) fn addresses(pieces: &[Piece]) -> Ranges {
+    let mut all = Ranges::default();
+    for piece in pieces {
+        all.insert(piece.range.first().0, piece.range.last().0);
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -77,7 +77,8 @@ fn device_table_entries() {
     assert_eq!(bytes(&bench, nothing, 4096), vec![0; 4096]);
 
     // SE (97) and SA (98).
-    let denied = entry(&mut bench, Entry::Silenced);
+    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    let denied = stored(&mut bench);
     assert_eq!(denied[..8], blocked[..8]);
     let mut expected = vec![0, 0, 0, 0, 0x06];
     expected.resize(24, 0);

@@ -62,7 +62,7 @@ fn root_and_context_entries() {
     let page_table = deep.pages.root().0;
     assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0000_0703]);
     bench.detach(SOURCES[2], &deep);
-    bench.unit.write_entry(&mut bench.tables, SOURCES[2], Entry::Silenced).unwrap();
+    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
     assert_eq!(word(&bench, table) & 3, 2, "silenced: P clear, FPD set");
     // Requester 00:03.1: root entry 0, context entry 0x19; TT 10, AW of the deepest table (5 levels).
     let tag = iommud::topology::capabilities::DomainTag(9);

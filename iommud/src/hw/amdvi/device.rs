@@ -160,7 +160,6 @@ impl DeviceTable {
     const fn words(&self, entry: Entry) -> (u64, u64) {
         match entry {
             Entry::Blocked => (self.deny(), 0),
-            Entry::Silenced => (self.deny(), device::SUPPRESS | device::SUPPRESS_ALL),
             Entry::Translate { tag, root, levels } => {
                 let permissions = device::READ | device::WRITE;
                 (device::translation(root.0, levels, permissions), tag.0 as u64)

@@ -82,7 +82,6 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         let tag_fits = |tag: DomainTag| tag.0 != 0 && tag.0 <= self.highest_tag();
         match entry {
             Entry::Blocked => Ok([0, 0]),
-            Entry::Silenced => Ok([entry::FAULTS_SILENT, 0]),
             Entry::Translate { tag, .. } | Entry::PassThrough { tag } if !tag_fits(tag) => {
                 Err(UnitError::Unsupported { what: "domain tag" })
             }

@@ -89,7 +89,7 @@ impl<const FLAW: u8> Racy<FLAW> {
 
     fn allocate(&mut self, client: Client, device: Device, pages: u64) -> Result<Answer, Refusal> {
         let count = self.session(client, device)?.buffers.len();
-        let domain = self.session(client, device)?.domain.ok_or(Refusal::NotAttached)?;
+        let domain = self.session(client, device)?.domain.ok_or(Refusal::BadHandle)?;
         let id = self.inside.next;
         self.inside.next += 1;
         let constraints = Constraints { alignment: PAGE, ..Constraints::default() };
@@ -101,7 +101,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         }
         let mut at = iova;
         let Some(Domain { pages: table, .. }) = self.inside.domains[domain].as_mut() else {
-            return Err(Refusal::NotAttached);
+            return Err(Refusal::BadHandle);
         };
         for segment in &segments {
             let to = range(at, segment.length());

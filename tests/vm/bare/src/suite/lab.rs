@@ -156,6 +156,10 @@ impl Lab {
         self.unit.write_entry(&mut self.memory, source, entry).map_err(words)
     }
 
+    pub fn silence(&mut self, source: RequesterId, silent: bool) -> Result<(), String> {
+        self.unit.silence(&mut self.memory, source, silent).map_err(words)
+    }
+
     pub fn invalidate_entry(
         &mut self,
         source: RequesterId,

@@ -64,7 +64,7 @@ fn error_numbers_are_the_refusals_of_the_operation() {
     ]);
     let open = || socket.open(None, "devices/x", true).unwrap_err();
     assert_eq!(open().refusal(), Some(Refusal::NotOwner));
-    assert_eq!(open().refusal(), Some(Refusal::SplitGroup));
+    assert_eq!(open().refusal(), Some(Refusal::Alignment));
     let unread = socket.read(Handle(0), &mut [0; 128]).unwrap_err();
     assert_eq!(unread.refusal(), Some(Refusal::NotReady));
     assert!(matches!(open(), Error::Errno(Errno(77))));

@@ -93,6 +93,10 @@ impl Suite {
         self.unit.write_entry(&mut self.memory, source, entry).map_err(|error| format!("{error}"))
     }
 
+    pub(super) fn silence(&mut self, source: RequesterId, silent: bool) -> Result<(), String> {
+        self.unit.silence(&mut self.memory, source, silent).map_err(|error| format!("{error}"))
+    }
+
     pub(super) fn forget(
         &mut self,
         source: RequesterId,
