@@ -22,7 +22,7 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::hw::TableMemory;
-use crate::hw::radix::{Detached, MapError, PageTable};
+use crate::hw::page_table::{Detached, MapError, PageTable};
 use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
 use crate::policy::{ChangePlan, Payer, Plan, Sink, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};

@@ -4,7 +4,7 @@ use iommu_protocol::ids::RequesterId;
 
 use super::{Engine, Fault, Table, at_mut, place};
 use crate::addr::{IovaRange, PhysAddr};
-use crate::hw::radix::{Detached, PageTable};
+use crate::hw::page_table::{Detached, PageTable};
 use crate::hw::{BufferMemory, Entry, TableMemory, Unit, UnitError};
 use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Payer, Step, UnitIndex};
 use crate::topology::capabilities::{DomainTag, TableFormat};

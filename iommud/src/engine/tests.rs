@@ -10,7 +10,7 @@ use iommu_protocol::wire::Access;
 
 use super::Engine;
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
-use crate::hw::radix::{PteFormat, PteSlot};
+use crate::hw::page_table::{PteFormat, PteSlot};
 use crate::hw::testing::TestMemory;
 use crate::hw::{
     BufferMemory, BufferPool, Constraints, Entry, HardwareFault, MemoryError, TableMemory, Unit,

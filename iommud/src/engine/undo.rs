@@ -7,7 +7,7 @@ use iommu_protocol::ids::RequesterId;
 use super::step::table_of;
 use super::{Engine, Fault, StepFailure, Table, is_fatal};
 use crate::addr::IovaRange;
-use crate::hw::radix::{Detached, PageTable};
+use crate::hw::page_table::{Detached, PageTable};
 use crate::hw::{Entry, TableMemory, Unit, UnitError};
 use crate::policy::{Binding, DomainId, Step, UnitIndex};
 

@@ -2,17 +2,17 @@
 //! share (page tables, rings, bounded polls).
 
 pub mod amdvi;
+mod hal;
+pub mod page_table;
 mod poll;
-pub mod radix;
 mod ring;
-mod seams;
 mod unit;
 pub mod vtd;
 
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use seams::{
+pub use hal::{
     BufferMemory, BufferPool, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory,
 };
 pub use unit::{Entry, HardwareFault, Survey, Unit, UnitError};

@@ -1,6 +1,6 @@
 //! Waiting for hardware: always with a deadline.
 
-use super::seams::{Clock, Nanos};
+use super::hal::{Clock, Nanos};
 
 /// Looks until there is something or `limit` has passed. It looks at least twice, the last time after the
 /// deadline, so that a server that was not running in between does not take a unit for dead.

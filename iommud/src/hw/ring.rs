@@ -1,7 +1,7 @@
 //! Rings of 16-byte entries in memory, and the word in which a unit says how far it came. Both vendors'
 //! queues and logs have this shape, with head and tail as byte offsets.
 
-use super::seams::{MemoryError, TableMemory};
+use super::hal::{MemoryError, TableMemory};
 use crate::addr::{PAGE_SIZE, PhysAddr};
 
 /// Bytes of an entry.

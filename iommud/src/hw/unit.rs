@@ -4,8 +4,8 @@ use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
 
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::hw::radix::PteFormat;
-use crate::hw::seams::{MemoryError, TableMemory};
+use crate::hw::hal::{MemoryError, TableMemory};
+use crate::hw::page_table::PteFormat;
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The entry of one requester id in a unit's context or device table.

@@ -12,11 +12,11 @@ use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::draft::{Draft, Effect, bounds, full, hull};
 use crate::policy::event::{AllocateRequest, Outcome, Owed};
 use crate::policy::ids::{BufferId, DomainId, SessionId};
+use crate::policy::iova::Wanted;
 use crate::policy::mappings::{Mapping, MappingList};
 use crate::policy::memory::{Grants, Memory};
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
-use crate::policy::space::Wanted;
 use crate::policy::state::{Buffer, Domain, Session, SlotRecord, Trust};
 
 /// First address that needs more than 32 bits.

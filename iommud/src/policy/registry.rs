@@ -22,10 +22,10 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{INTERRUPT_WINDOW, PhysRange};
-use crate::policy::closed::closed;
 use crate::policy::config::Config;
 use crate::policy::draft::Draft;
 use crate::policy::event::{Event, Outcome, Owed, Refused};
+use crate::policy::excluded::closed;
 use crate::policy::ids::{ClientId, DomainId};
 use crate::policy::machine::Machine;
 use crate::policy::memory::MemoryMap;

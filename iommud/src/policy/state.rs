@@ -8,13 +8,13 @@ use iommu_protocol::wire::Access;
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
 use crate::policy::config::Mode;
-use crate::policy::few::Few;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::inline_list::InlineList;
+use crate::policy::iova::Space;
 use crate::policy::mappings::{MappingList, Mappings};
 use crate::policy::memory::{Grants, Memory};
 use crate::policy::plan::Binding;
 use crate::policy::ranges::{Piece, Ranges};
-use crate::policy::space::Space;
 use crate::topology::alias::Aliases;
 use crate::topology::capabilities::{DomainTag, PageSizes, TableFormat, UnitCapabilities};
 use crate::topology::table::FunctionIndex;
@@ -72,7 +72,7 @@ pub(super) struct Function {
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     /// Functions whose requests may carry it. Members of one group.
-    pub(super) users: Few<FunctionIndex>,
+    pub(super) users: InlineList<FunctionIndex>,
     pub(super) binding: Binding,
     /// Its faults are not reported.
     pub(super) silenced: bool,
@@ -81,7 +81,7 @@ pub(super) struct Source {
 /// One isolation group.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Group {
-    pub(super) members: Few<FunctionIndex>,
+    pub(super) members: InlineList<FunctionIndex>,
     pub(super) owner: Option<OwnerId>,
     /// Open sessions on members. One whose member is gone does not count.
     pub(super) sessions: u32,

@@ -8,12 +8,12 @@ use iommu_protocol::status::Refusal;
 use crate::policy::draft::{Draft, Effect, entry, full};
 use crate::policy::event::Owed;
 use crate::policy::ids::{DomainId, UnitIndex};
-use crate::policy::machine::{Key, MOST_STRANGERS, Machine, Wish};
+use crate::policy::iova::Space;
+use crate::policy::machine::{Key, MOST_STRANGERS, Machine, TargetBinding};
 use crate::policy::mappings::Mappings;
 use crate::policy::plan::{Binding, Payer, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
-use crate::policy::space::Space;
 use crate::policy::state::{Domain, Purpose, Shape, Shared, Trust, Unit, read_write};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
 
@@ -191,11 +191,11 @@ impl Registry {
         after: &Machine,
         key: Key,
     ) -> Result<Binding, Refusal> {
-        let shared = match after.wish(key) {
-            Wish::Blocked => return Ok(Binding::Blocked),
-            Wish::PassThrough => return Ok(Binding::PassThrough),
-            Wish::Domain(domain) => return Ok(Binding::Domain(domain)),
-            Wish::Shared(shared) => shared,
+        let shared = match after.target(key) {
+            TargetBinding::Blocked => return Ok(Binding::Blocked),
+            TargetBinding::PassThrough => return Ok(Binding::PassThrough),
+            TargetBinding::Domain(domain) => return Ok(Binding::Domain(domain)),
+            TargetBinding::Shared(shared) => shared,
         };
         let made = || draft.shared.iter().find(|(made, _)| *made == shared).map(|(_, id)| *id);
         if let Some(domain) = after.shared.get(&shared).copied().or_else(made) {

@@ -6,13 +6,13 @@ use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::wire::RegionKind;
 
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
-use crate::policy::closed::windows;
 use crate::policy::config::Config;
+use crate::policy::excluded::windows;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
+use crate::policy::iova::SPACE_BITS;
 use crate::policy::memory::Memory;
 use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
-use crate::policy::space::SPACE_BITS;
 use crate::policy::state::{Account, Purpose, Trust, Unit};
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,

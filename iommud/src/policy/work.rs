@@ -9,6 +9,7 @@ use crate::policy::buffers::take;
 use crate::policy::draft::{Change, Draft};
 use crate::policy::event::{BatchRequest, MapRequest};
 use crate::policy::ids::{DomainId, SessionId};
+use crate::policy::iova::{SPACE_BITS, Wanted};
 use crate::policy::machine::Machine;
 use crate::policy::mappings::{Mapping, MappingIndex};
 use crate::policy::memory::Memory;
@@ -17,7 +18,6 @@ use crate::policy::ranges::Ranges;
 use crate::policy::registry::Registry;
 use crate::policy::single::Single;
 use crate::policy::slab::Slab;
-use crate::policy::space::{SPACE_BITS, Wanted};
 use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, Trust};
 
 /// A session whose mappings are to change, and what that needs of the registry.

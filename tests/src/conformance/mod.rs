@@ -28,7 +28,7 @@ pub mod vtd;
 use iommu_protocol::RequesterId;
 use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::{Entry, Survey, Unit, UnitError};
 use iommud::topology::capabilities::{DomainTag, LevelSet, TableFormat, UnitCapabilities};
 use iommud::topology::firmware::UnitDescription;

@@ -3,7 +3,7 @@
 use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange};
 use iommud::hw::Unit;
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::topology::capabilities::PageSizes;
 
 use super::{Bench, Domain, SOURCES, TARGET, UnderTest, depths, range, run};

@@ -2,7 +2,7 @@
 //! cached forgotten.
 
 use iommud::addr::PhysAddr;
-use iommud::hw::radix::Detached;
+use iommud::hw::page_table::Detached;
 use iommud::hw::{Entry, Unit, UnitError};
 
 use super::{Bench, SOURCES, TARGET, UnderTest, range, run};

@@ -2,7 +2,7 @@
 
 use iommu_protocol::wire::Access;
 use iommud::addr::PhysAddr;
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::{Entry, TableMemory, Unit, UnitError};
 
 use super::{Bench, SOURCES, TARGET, UnderTest, range, run};

@@ -6,7 +6,7 @@ mod requests;
 use iommu_protocol::wire::Access;
 use iommu_protocol::{Refusal, RequesterId};
 use iommud::addr::PhysAddr;
-use iommud::hw::radix::PageTable;
+use iommud::hw::page_table::PageTable;
 use iommud::hw::{Entry, Unit as _};
 use iommud::topology::capabilities::{DomainTag, PageSizes, TableFormat};
 

@@ -1,7 +1,7 @@
 //! The command ring when something goes wrong: whatever happens, an operation that says it is done is done.
 
 use iommud::hw::amdvi::AmdFormat;
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::{Entry, RegisterIo, Unit, UnitError};
 use iommud_tests::amdvi::Amdvi;
 use iommud_tests::conformance::amdvi::{Subject, matrix};

@@ -1,6 +1,6 @@
 //! Errors of the invalidation queue: whatever happens, an operation that says it is done is done.
 
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::vtd::SecondStage;
 use iommud::hw::{Entry, Unit, UnitError};
 use iommud_tests::conformance::{Bench, Domain, SOURCES, TARGET, range, run};

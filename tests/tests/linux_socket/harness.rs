@@ -14,7 +14,7 @@ use iommu_protocol::frame::{MAX_FRAME, Reply, Request};
 use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommu_protocol::wire::Access;
 use iommud::addr::{IovaRange, PhysAddr};
-use iommud::hw::radix::{PteFormat, PteSlot};
+use iommud::hw::page_table::{PteFormat, PteSlot};
 use iommud::hw::{Entry, HardwareFault, Unit, UnitError};
 use iommud::platform::linux::memory::{DirectoryError, HugeBuffers, Page, PageSource, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};

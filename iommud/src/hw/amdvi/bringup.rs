@@ -16,7 +16,7 @@ use super::spec::registers::{self, Control, Status};
 use super::survey::{NOT_AMD_VI, capabilities, identify, supported_levels};
 use super::unit::{AmdUnit, State};
 use crate::addr::PhysAddr;
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 use crate::topology::capabilities::DomainTag;
 use crate::topology::firmware::{UnitDescription, UnitKind};

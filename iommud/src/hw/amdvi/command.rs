@@ -4,9 +4,9 @@ use super::port::Port;
 use super::spec::command;
 use super::spec::registers::{self, Control, Status};
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
+use crate::hw::hal::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::poll;
 use crate::hw::ring::{Ring, Semaphore};
-use crate::hw::seams::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 use crate::topology::capabilities::DomainTag;
 

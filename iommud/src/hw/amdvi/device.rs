@@ -24,7 +24,7 @@ use iommu_protocol::ids::RequesterId;
 use super::spec::device::{self, WORDS};
 use super::spec::registers;
 use crate::addr::{PAGE_SIZE, PhysAddr};
-use crate::hw::seams::{MemoryError, TableMemory};
+use crate::hw::hal::{MemoryError, TableMemory};
 use crate::hw::unit::Entry;
 use crate::topology::firmware::EntryRange;
 

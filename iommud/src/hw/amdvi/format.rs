@@ -8,7 +8,7 @@ use iommu_protocol::wire::Access;
 
 use super::spec::page;
 use crate::addr::PhysAddr;
-use crate::hw::radix::{PteFormat, PteSlot};
+use crate::hw::page_table::{PteFormat, PteSlot};
 
 /// Version 1 page tables of AMD-Vi (48882 section 2.2.3).
 #[derive(Clone, Copy, Debug)]

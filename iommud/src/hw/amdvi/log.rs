@@ -3,9 +3,9 @@
 use super::port::Port;
 use super::spec::event as layout;
 use super::spec::registers::{self, Control, Status};
+use crate::hw::hal::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::poll;
 use crate::hw::ring::Ring;
-use crate::hw::seams::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
 /// Frames of a log, and the log2 of its entries: 4096. One DMA of a kilobyte that is blocked can fill 256.

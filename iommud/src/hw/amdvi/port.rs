@@ -1,8 +1,8 @@
 //! The registers of a unit, with waits that end.
 
 use super::spec::registers::{self, Control, Status};
+use crate::hw::hal::{Clock, Nanos, RegisterIo};
 use crate::hw::poll;
-use crate::hw::seams::{Clock, Nanos, RegisterIo};
 use crate::hw::unit::UnitError;
 
 /// How long a unit may take to start or stop a ring.

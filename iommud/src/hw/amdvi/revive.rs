@@ -11,7 +11,7 @@ use alloc::collections::BTreeSet;
 
 use super::spec::registers::{self, Control};
 use super::unit::{AmdUnit, State};
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {

@@ -7,7 +7,7 @@ use super::spec::capability::{Features, host_levels};
 use super::spec::registers;
 use super::unit::AmdUnit;
 use super::{command, device};
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Survey, UnitError};
 use crate::topology::capabilities::{LevelSet, PageSizes, UnitCapabilities};
 use crate::topology::firmware::{UnitDescription, UnitKind};

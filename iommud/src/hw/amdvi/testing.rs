@@ -11,7 +11,7 @@ use iommu_protocol::ids::RequesterId;
 
 use super::{AmdUnit, Capability};
 use crate::addr::{PhysAddr, PhysRange};
-use crate::hw::seams::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 use crate::topology::firmware::{EntryRange, UnitDescription, UnitKind};
 

@@ -5,7 +5,7 @@ use iommu_protocol::ids::RequesterId;
 
 use super::testing::*;
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::hw::seams::MemoryError;
+use crate::hw::hal::MemoryError;
 use crate::hw::unit::{Entry, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet};
 use crate::topology::firmware::EntryRange;

@@ -16,7 +16,7 @@ use super::spec::capability::Features;
 use super::spec::command;
 use super::spec::registers::{self, Control, Status};
 use crate::addr::IovaRange;
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 

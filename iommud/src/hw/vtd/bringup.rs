@@ -26,7 +26,7 @@ use super::spec::register::{
 use super::survey::{Identity, identify, usable_host_bits};
 use super::unit::{Phase, VtdUnit};
 use crate::addr::PhysAddr;
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
 /// Addresses in registers: bits 63:12.

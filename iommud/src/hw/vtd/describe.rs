@@ -4,7 +4,7 @@ use core::fmt::{self, Write};
 
 use super::spec::register::{INTERRUPT_REMAPPING, QUEUE, TRANSLATION};
 use super::unit::VtdUnit;
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::Unit;
 use crate::topology::capabilities::{LevelSet, PageSizes};
 

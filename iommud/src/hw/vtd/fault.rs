@@ -6,7 +6,7 @@ use super::spec::register::{
     INTERRUPT_MASK, LOG_FAULTS, OVERFLOW, PENDING, QUEUE_ERROR, TIMEOUT_ERROR, first_record,
 };
 use super::unit::VtdUnit;
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{HardwareFault, UnitError};
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {

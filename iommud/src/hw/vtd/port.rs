@@ -5,8 +5,8 @@ use super::spec::register::{
     COMMAND, FAULT_STATUS, FLUSH_WRITE_BUFFER, PERSISTENT, PROTECT, PROTECTED, PROTECTED_MEMORY,
     STATUS,
 };
+use crate::hw::hal::{Clock, Nanos, RegisterIo};
 use crate::hw::poll;
-use crate::hw::seams::{Clock, Nanos, RegisterIo};
 use crate::hw::unit::UnitError;
 
 /// How long a unit may take over anything. Commands take microseconds; drains wait for devices.

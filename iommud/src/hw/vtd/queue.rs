@@ -12,9 +12,9 @@ use super::spec::register::{
     COMPLETION_ERROR, FAULT_STATUS, QUEUE_ERROR, QUEUE_HEAD, QUEUE_TAIL, TIMEOUT_ERROR,
 };
 use crate::addr::PhysAddr;
+use crate::hw::hal::{Clock, MemoryError, RegisterIo, TableMemory};
 use crate::hw::poll;
 use crate::hw::ring::{Ring, Semaphore};
-use crate::hw::seams::{Clock, MemoryError, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
 /// Most descriptors of a request, its wait included.

@@ -13,7 +13,7 @@ use super::port::{LIMIT, SHORT_LIMIT};
 use super::spec::descriptor;
 use super::spec::register::{QUEUE, QUEUE_HEAD, QUEUE_TAIL, ROOT_TABLE, TRANSLATION, VERSION};
 use super::unit::{Phase, VtdUnit};
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::UnitError;
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {

@@ -6,7 +6,7 @@ use super::spec::register::{
     CAPABILITY, EXTENDED_CAPABILITY, IO_RIGHTS, ROOT_TABLE, TABLE_MODE, TRANSLATION, VERSION,
 };
 use super::unit::VtdUnit;
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Survey, UnitError};
 use crate::topology::capabilities::{LevelSet, PageSizes, UnitCapabilities};
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::vec::Vec;
 
-use crate::hw::seams::{Clock, Nanos, RegisterIo};
+use crate::hw::hal::{Clock, Nanos, RegisterIo};
 use crate::hw::testing::Bus;
 
 /// What was done to the unit, in order.

@@ -20,7 +20,7 @@ use super::spec::descriptor::{self, Descriptor, Drain};
 use super::spec::entry;
 use super::survey;
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
-use crate::hw::seams::{Clock, RegisterIo, TableMemory};
+use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 

@@ -22,10 +22,10 @@
 //! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
 //! neighbours' owner does not grant.
 
+mod entries;
 mod named;
-mod sources;
+mod target_binding;
 mod topology;
-mod wish;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -43,10 +43,10 @@ use crate::topology::pool::Pool;
 use crate::topology::scope::Scopes;
 use crate::topology::table::{FunctionIndex, FunctionTable};
 
-pub(super) use sources::MOST_STRANGERS;
-use sources::SourceTable;
+pub(super) use entries::MOST_STRANGERS;
+use entries::SourceTable;
+pub(super) use target_binding::TargetBinding;
 pub(super) use topology::Added;
-pub(super) use wish::Wish;
 
 /// An entry: a requester id in a unit.
 pub(super) type Key = (UnitIndex, RequesterId);

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::PciAddress;
 
-use super::{Key, Machine, Wish};
+use super::{Key, Machine, TargetBinding};
 use crate::policy::config::Mode;
 use crate::policy::ids::UnitIndex;
 use crate::policy::state::{Shared, Unit};
@@ -43,23 +43,26 @@ impl Machine {
     }
 
     /// What the entry is to be of a requester id that firmware names and no function uses.
-    pub(super) fn wish_of_named(&self, (unit, requester): Key) -> Wish {
+    pub(super) fn target_of_named(&self, (unit, requester): Key) -> TargetBinding {
         let description = self.firmware.units.get(unit.0 as usize);
         let (Some(description), Some(Unit::Enabled { capabilities, class })) =
             (description, self.unit(unit))
         else {
-            return Wish::Blocked;
+            return TargetBinding::Blocked;
         };
         let place = PciAddress { segment: description.segment, requester };
         match self.config.mode_at(place) {
-            Mode::Off if capabilities.pass_through => Wish::PassThrough,
-            Mode::Off | Mode::Compat => Wish::Shared(Shared::Compat(*class)),
+            Mode::Off if capabilities.pass_through => TargetBinding::PassThrough,
+            Mode::Off | Mode::Compat => TargetBinding::Shared(Shared::Compat(*class)),
             Mode::Strict => {
                 let reserved = self.reserved_at(place);
                 if reserved.is_empty() {
-                    return Wish::Blocked;
+                    return TargetBinding::Blocked;
                 }
-                Wish::Shared(Shared::Reserved(*class, crate::policy::ranges::normal(&reserved)))
+                TargetBinding::Shared(Shared::Reserved(
+                    *class,
+                    crate::policy::ranges::normal(&reserved),
+                ))
             }
         }
     }

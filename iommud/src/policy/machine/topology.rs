@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use crate::policy::few::Few;
 use crate::policy::ids::{GroupId, UnitIndex};
+use crate::policy::inline_list::InlineList;
 use crate::policy::machine::Machine;
 use crate::policy::state::{Function, Group};
 use crate::topology::alias::{self, Aliases};
@@ -41,7 +41,7 @@ impl Machine {
         let next = |before: Option<u32>| before.unwrap_or(0).saturating_add(1).min(u32::MAX - 1);
         self.generations.update(new.address, next);
         let (unit, aliases) = self.resolve(&new);
-        let alone = Group { members: Few::One(index), ..Group::default() };
+        let alone = Group { members: InlineList::One(index), ..Group::default() };
         let group = GroupId(self.groups.insert(alone).unwrap_or(NOWHERE));
         let function = Function {
             group,

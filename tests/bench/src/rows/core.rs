@@ -3,7 +3,7 @@
 use iommu_protocol::ids::Slot;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use iommud::addr::{Iova, IovaRange, PhysAddr};
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::platform::HugeTables;
 use iommud::policy::{BatchRequest, Event, ListRequest, MapRequest, Outcome};
 

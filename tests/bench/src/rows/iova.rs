@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use buddy_system_allocator::FrameAllocator;
 use iommud::addr::{Iova, IovaRange};
-use iommud::policy::space::{Space, Wanted};
+use iommud::policy::iova::{Space, Wanted};
 use offset_allocator::{Allocation, Allocator};
 
 use crate::report::Line;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::TableMemory;
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::platform::{HUGE_PAGE_LENGTH, Mapping};
 use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
 

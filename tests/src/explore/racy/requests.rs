@@ -2,7 +2,7 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::Access;
-use iommud::hw::radix::Detached;
+use iommud::hw::page_table::Detached;
 use iommud::hw::{BufferMemory, Constraints, Unit as _};
 
 use super::{Domain, Flaw, Going, Pages, Racy, Record, Session};

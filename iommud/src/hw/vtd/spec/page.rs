@@ -4,7 +4,7 @@ use iommu_protocol::wire::Access;
 
 use super::ADDRESS;
 use crate::addr::PhysAddr;
-use crate::hw::radix::{PteFormat, PteSlot};
+use crate::hw::page_table::{PteFormat, PteSlot};
 
 /// R: reads are allowed. An entry with R and W clear is not present.
 const READ: u64 = 1 << 0;

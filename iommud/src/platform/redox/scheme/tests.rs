@@ -11,7 +11,7 @@ use syscall::error::{EAGAIN, EMSGSIZE, ENODEV, ENOENT, ENOSYS, EPERM, ERANGE};
 use syscall::flag::{O_RDONLY, O_RDWR};
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
-use crate::hw::radix::{PteFormat, PteSlot};
+use crate::hw::page_table::{PteFormat, PteSlot};
 use crate::hw::{BufferPool, Constraints, Entry, HardwareFault, MemoryError, UnitError};
 use crate::platform::HugeTables;
 use crate::policy::Config;

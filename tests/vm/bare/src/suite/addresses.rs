@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use iommud::addr::IovaRange;
-use iommud::policy::space::{Space, Wanted};
+use iommud::policy::iova::{Space, Wanted};
 
 use super::{Outcome, ensure};
 use crate::{cpu, heap, println};

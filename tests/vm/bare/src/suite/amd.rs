@@ -12,7 +12,7 @@ use iommu_protocol::wire::Access;
 use iommud::acpi;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::amdvi::{AmdFormat, AmdUnit, Capability};
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::{Entry, HardwareFault, RegisterIo, TableMemory, Unit};
 use iommud::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,

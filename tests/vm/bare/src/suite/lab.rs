@@ -8,7 +8,7 @@ use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
-use iommud::hw::radix::{Detached, PageTable};
+use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::vtd::{SecondStage, VtdUnit};
 use iommud::hw::{Entry, HardwareFault, Unit};
 use iommud::topology::capabilities::{DomainTag, PageSizes, TableFormat, UnitCapabilities};

@@ -14,16 +14,16 @@
 //! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
 //! contiguous run of stores is cleaned once; a new table is cleaned as a whole, once.
 
-mod depth;
+mod contiguous;
 mod detached;
-mod group;
-mod idle;
+mod grow;
+mod kept_leaf_table;
 mod list;
 mod map;
 mod unmap;
 
 #[cfg(test)]
-mod idle_tests;
+mod kept_leaf_table_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
@@ -38,12 +38,12 @@ use iommu_protocol::wire::Access;
 pub use detached::Detached;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
-use crate::hw::seams::{MemoryError, TableMemory};
+use crate::hw::hal::{MemoryError, TableMemory};
 use crate::topology::capabilities::{PageSizes, TableFormat};
 
-use depth::KEPT;
 use detached::{Run, RunKind};
-use idle::{Idle, Recent};
+use grow::KEPT;
+use kept_leaf_table::{Idle, Recent};
 
 /// Slots of a table.
 const SLOTS: usize = 512;

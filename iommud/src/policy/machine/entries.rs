@@ -7,8 +7,8 @@ use core::fmt;
 use iommu_protocol::ids::RequesterId;
 
 use super::Key;
-use crate::policy::few::Few;
 use crate::policy::ids::UnitIndex;
+use crate::policy::inline_list::InlineList;
 use crate::policy::plan::Binding;
 use crate::policy::state::Source;
 use crate::topology::numbers::Numbers;
@@ -95,7 +95,7 @@ impl SourceTable {
         let of = self.units.get_mut(unit.0 as usize)?;
         // It is as its entry is in the unit, until that is written.
         let silenced = !self.strangers.is_empty() && self.strangers.remove(&(unit, source));
-        let new = || Source { users: Few::default(), binding: Binding::Blocked, silenced };
+        let new = || Source { users: InlineList::default(), binding: Binding::Blocked, silenced };
         let entries = &mut of.entries;
         let place = of
             .places

@@ -9,7 +9,7 @@ use super::{
     Detached, Iova, IovaRange, Leaf, PageTable, PhysAddr, PteFormat, PteSlot, shift, slot_of,
     slot_size,
 };
-use crate::hw::seams::TableMemory;
+use crate::hw::hal::TableMemory;
 
 /// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left, where `page`
 /// is the memory's address in pages of one slot.

@@ -128,7 +128,7 @@ impl<F: PteFormat> PageTable<F> {
         let (first, last) = (range.first().0, range.last().0);
         self.remove(memory, self.root, self.levels, first, last, &mut removal);
         self.recent = Recent::NOTHING;
-        self.leave_none_alone(memory, super::idle::NONE, detached);
+        self.leave_none_alone(memory, super::kept_leaf_table::NONE, detached);
         Ok(())
     }
 

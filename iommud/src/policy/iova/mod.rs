@@ -17,7 +17,7 @@
 //! of 2 MiB are searched for any run.
 
 mod node;
-mod shelf;
+mod range_cache;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
 use node::{NONE, Node, SLOTS, TOP};
-use shelf::Shelf;
+use range_cache::Shelf;
 use tree::child;
 
 /// Number of the page, 4096 bytes each.

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::{PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_size};
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::hw::seams::TableMemory;
+use crate::hw::hal::TableMemory;
 
 /// What a run of slots holds, or held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 //! ```
 
 use super::{MapError, PageTable, PhysAddr, PteFormat, PteSlot, last_of};
-use crate::hw::seams::TableMemory;
+use crate::hw::hal::TableMemory;
 
 /// In the counter of a table: it is never unlinked. It was the root, and entries of units may point to it; or it is
 /// retained empty ([`PageTable::retain_tables`]).

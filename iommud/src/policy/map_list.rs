@@ -12,11 +12,11 @@ use crate::policy::buffers::take;
 use crate::policy::draft::{Change, Draft};
 use crate::policy::event::{BatchRequest, ListRequest, MapRequest, Outcome, Refused};
 use crate::policy::ids::SessionId;
+use crate::policy::iova::Wanted;
 use crate::policy::mappings::Mapping;
 use crate::policy::memory::Memory;
 use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
-use crate::policy::space::Wanted;
 use crate::policy::state::Buffer;
 use crate::policy::work::fixed;
 

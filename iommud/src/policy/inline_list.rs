@@ -8,14 +8,14 @@ use core::ops::Deref;
 /// A list in the order of its elements.
 #[derive(Clone, Default)]
 #[expect(clippy::box_collection, reason = "there are many lists, and the longer ones are few")]
-pub(super) enum Few<T> {
+pub(super) enum InlineList<T> {
     #[default]
     None,
     One(T),
     Many(Box<Vec<T>>),
 }
 
-impl<T> Deref for Few<T> {
+impl<T> Deref for InlineList<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -27,7 +27,7 @@ impl<T> Deref for Few<T> {
     }
 }
 
-impl<T: Copy> Few<T> {
+impl<T: Copy> InlineList<T> {
     pub(super) fn push(&mut self, new: T) {
         match self {
             Self::None => *self = Self::One(new),
@@ -46,7 +46,7 @@ impl<T: Copy> Few<T> {
     }
 }
 
-impl<T: Copy> FromIterator<T> for Few<T> {
+impl<T: Copy> FromIterator<T> for InlineList<T> {
     fn from_iter<I: IntoIterator<Item = T>>(all: I) -> Self {
         let mut few = Self::default();
         all.into_iter().for_each(|each| few.push(each));
@@ -54,7 +54,7 @@ impl<T: Copy> FromIterator<T> for Few<T> {
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for Few<T> {
+impl<T: fmt::Debug> fmt::Debug for InlineList<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
     }
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn it_is_a_list_whatever_its_length() {
-        let mut few = Few::default();
+        let mut few = InlineList::default();
         let mut list = Vec::new();
         for (step, new) in [3, 1, 4, 1, 5].into_iter().enumerate() {
             few.push(new);
@@ -83,6 +83,6 @@ mod tests {
         assert_eq!(*few, [9]);
         few.retain(|_| false);
         assert!(few.is_empty());
-        assert_eq!(*[7, 8].into_iter().collect::<Few<_>>(), [7, 8]);
+        assert_eq!(*[7, 8].into_iter().collect::<InlineList<_>>(), [7, 8]);
     }
 }

@@ -14,7 +14,7 @@ use crate::topology::table::FunctionIndex;
 
 /// What an entry is to be, before domains have been looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::policy) enum Wish {
+pub(in crate::policy) enum TargetBinding {
     Blocked,
     PassThrough,
     /// This domain.
@@ -88,22 +88,22 @@ impl Machine {
     }
 
     /// What the entry of a source is to be; blocked when nobody uses it and firmware names no device there.
-    pub(in crate::policy) fn wish(&self, key: Key) -> Wish {
-        let Some(source) = self.sources.get(key) else { return Wish::Blocked };
+    pub(in crate::policy) fn target(&self, key: Key) -> TargetBinding {
+        let Some(source) = self.sources.get(key) else { return TargetBinding::Blocked };
         let users = || source.users.iter().filter_map(|user| self.function(*user));
-        let Some(first) = users().next() else { return self.wish_of_named(key) };
-        let Some(group) = self.group(first.group) else { return Wish::Blocked };
+        let Some(first) = users().next() else { return self.target_of_named(key) };
+        let Some(group) = self.group(first.group) else { return TargetBinding::Blocked };
         if group.attached > 0 {
             let domain = group.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);
             return match domain {
-                Some(domain) if users().any(|user| user.attached) => Wish::Domain(domain),
-                _ => Wish::Blocked,
+                Some(domain) if users().any(|user| user.attached) => TargetBinding::Domain(domain),
+                _ => TargetBinding::Blocked,
             };
         }
         if users().any(|user| user.late) {
-            return Wish::Blocked;
+            return TargetBinding::Blocked;
         }
-        self.wish_of_policy(key.0, group, &source.users, group.cut > 0)
+        self.target_of_policy(key.0, group, &source.users, group.cut > 0)
     }
 
     /// The domain of policy that a source is under when its group was cut off; `None` when it is blocked.
@@ -111,23 +111,23 @@ impl Machine {
         let source = self.sources.get(key)?;
         let first = source.users.iter().find_map(|user| self.function(*user))?;
         let group = self.group(first.group)?;
-        match self.wish_of_policy(key.0, group, &source.users, true) {
-            Wish::Shared(shared) => Some(shared),
+        match self.target_of_policy(key.0, group, &source.users, true) {
+            TargetBinding::Shared(shared) => Some(shared),
             _ => None,
         }
     }
 
     /// The strictest mode of all that use a requester id decides. For a group that was cut off that is
     /// `Strict`, whatever is configured: firmware's own regions stay where they are.
-    fn wish_of_policy(
+    fn target_of_policy(
         &self,
         unit: UnitIndex,
         group: &Group,
         users: &[FunctionIndex],
         cut: bool,
-    ) -> Wish {
+    ) -> TargetBinding {
         let Some(Unit::Enabled { capabilities, class }) = self.unit(unit) else {
-            return Wish::Blocked;
+            return TargetBinding::Blocked;
         };
         let members = || group.members.iter().copied();
         let mode = |index: &FunctionIndex| match self.function(*index) {
@@ -135,16 +135,16 @@ impl Machine {
             _ => Mode::Strict,
         };
         match users.iter().map(mode).max().unwrap_or(Mode::Strict) {
-            Mode::Off if capabilities.pass_through => Wish::PassThrough,
-            Mode::Off | Mode::Compat => Wish::Shared(Shared::Compat(*class)),
+            Mode::Off if capabilities.pass_through => TargetBinding::PassThrough,
+            Mode::Off | Mode::Compat => TargetBinding::Shared(Shared::Compat(*class)),
             Mode::Strict => {
                 let strict = |index: &FunctionIndex| mode(index) == Mode::Strict;
                 let own = users.iter().copied().filter(strict);
                 if self.reserved_of_all(own).is_empty() {
-                    return Wish::Blocked;
+                    return TargetBinding::Blocked;
                 }
                 let all = self.reserved_of_all(members().filter(strict));
-                Wish::Shared(Shared::Reserved(*class, all))
+                TargetBinding::Shared(Shared::Reserved(*class, all))
             }
         }
     }
