@@ -11,9 +11,9 @@ use crate::acpi::{Anomaly, Table, TableError, build_dmar, build_ivrs};
 use crate::topology::firmware::Firmware;
 
 use super::acpidump::{self, BadDump};
-use super::outlook::outlook;
 use super::present::Functions;
 use super::record::{Record, Value, text};
+use super::verdict::outlook;
 use super::{dmar, ivrs};
 
 /// Longest file that is read, in bytes: a dump of all tables of a machine takes some megabytes.

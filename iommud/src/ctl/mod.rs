@@ -4,9 +4,9 @@ pub mod acpidump;
 pub mod decode;
 mod dmar;
 mod ivrs;
-mod outlook;
 mod present;
 mod record;
+mod verdict;
 
 use std::fmt;
 use std::io::{self, Write};

@@ -3,20 +3,20 @@
 #[cfg(target_arch = "x86_64")]
 mod cache;
 mod clock;
+#[cfg(target_arch = "x86_64")]
+mod frame_allocator;
+#[cfg(target_arch = "x86_64")]
+mod handover_page;
 mod logger;
 #[cfg(target_arch = "x86_64")]
 mod mapping;
 #[cfg(target_arch = "x86_64")]
-mod notes;
-#[cfg(target_arch = "x86_64")]
 mod order;
-mod pace;
 #[cfg(target_arch = "x86_64")]
 mod registers;
+mod restart_backoff;
 #[cfg(target_arch = "x86_64")]
 mod sizing;
-#[cfg(target_arch = "x86_64")]
-mod tables;
 #[cfg(target_arch = "x86_64")]
 mod units;
 
@@ -27,12 +27,12 @@ pub mod redox;
 
 pub use clock::MonotonicClock;
 #[cfg(target_arch = "x86_64")]
-pub use mapping::{Mapping, Sharing};
+pub use frame_allocator::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};
 #[cfg(target_arch = "x86_64")]
-pub use notes::NotesPage;
+pub use handover_page::NotesPage;
+#[cfg(target_arch = "x86_64")]
+pub use mapping::{Mapping, Sharing};
 #[cfg(target_arch = "x86_64")]
 pub use registers::Registers;
 #[cfg(target_arch = "x86_64")]
 pub use sizing::{Amount, Order};
-#[cfg(target_arch = "x86_64")]
-pub use tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};

@@ -13,16 +13,16 @@ use crate::policy::{
 };
 use crate::server::budget::Budget;
 use crate::server::decode::Scratch;
-use crate::server::driven::Driven;
+use crate::server::driven_devices::Driven;
 use crate::server::endings::Endings;
 use crate::server::faults::Faults;
 use crate::server::handles::Handles;
+use crate::server::pending_claims::PendingClaims;
 use crate::server::rescan::Survey;
 use crate::server::storm::Storms;
 use crate::server::tags::Found;
 use crate::server::unit_recovery::Recovery;
 use crate::server::unit_status::{Machine, UnitState, UnitStatus};
-use crate::server::waiting::Waiting;
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect};
 use crate::topology::pci::PciFunction;
@@ -138,7 +138,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             faults: Faults::new(quotas.faults),
             machine: Machine { table, anomalies, units, budget },
             driven,
-            waiting: Waiting::default(),
+            waiting: PendingClaims::default(),
             counts: Counts::default(),
             scratch: Scratch::default(),
             storms: Storms::default(),

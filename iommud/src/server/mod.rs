@@ -7,28 +7,28 @@
 mod budget;
 mod call;
 mod decode;
-mod driven;
+mod driven_devices;
 mod endings;
 mod faults;
 mod handles;
 mod hotplug;
 mod machine;
+mod pending_claims;
 mod rescan;
 mod storm;
 mod tags;
 mod text;
 mod unit_recovery;
 mod unit_status;
-mod waiting;
 
 pub use budget::Budget;
-pub use driven::{Driven, Notes};
+pub use driven_devices::{Driven, Notes};
 pub use handles::Handle;
 pub use machine::{Startup, TableState, UnitStart};
+pub use pending_claims::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 pub use rescan::{Discovery, Rescanned};
 pub use unit_recovery::{FIRST_PAUSE, LONGEST_PAUSE};
 pub use unit_status::UnitState;
-pub use waiting::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -45,11 +45,11 @@ use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
 use handles::{Control, Handles, Object};
+use pending_claims::PendingClaims;
 use rescan::Survey;
 use storm::Storms;
 use unit_recovery::Recovery;
 use unit_status::Machine;
-use waiting::Waiting;
 
 /// Who opens a handle. Looked at when the handle is opened and never again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     faults: Faults,
     machine: Machine,
     driven: Driven,
-    waiting: Waiting,
+    waiting: PendingClaims,
     counts: Counts,
     storms: Storms,
     endings: Endings,

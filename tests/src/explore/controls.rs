@@ -4,10 +4,10 @@ use iommud::policy::Mode;
 
 use super::act::{Act, Failure, Stream, client, machine};
 use super::check::Invariant;
-use super::racy::Racy;
-use super::real::Real;
+use super::flawed::Racy;
 use super::scene::Scene;
 use super::search::Explorer;
+use super::shipped::Real;
 use super::stats::{Found, Stats};
 use super::subject::Subject;
 use crate::conformance::vtd;

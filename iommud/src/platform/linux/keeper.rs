@@ -24,7 +24,7 @@ use rustix::process::{
 };
 
 use super::signals;
-use crate::platform::pace::{End, MOST_FAILURES, Pace};
+use crate::platform::restart_backoff::{End, MOST_FAILURES, Pace};
 
 /// How long a server that was told to end may take. One that is killed then is followed by none; what it leaves is
 /// what any server leaves that is killed.

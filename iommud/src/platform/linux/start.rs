@@ -16,15 +16,15 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::acpi_tables;
 use super::keeper;
 use super::machine::{self, Sysfs};
 use super::memory::{self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, NotesPage, Taken};
 use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
+use super::previous_tables::{self, Told};
 use super::ram::{RamError, system_ram};
 use super::signals;
-use super::tables;
-use super::told::{self, Told};
 use super::transport::{Listener, Recover, Transport, WireLog};
 use super::uevent::Uevents;
 use crate::addr::PhysRange;
@@ -139,7 +139,7 @@ fn serve<U: Told>(
 ) -> Result<(), StartError> {
     let (directory, mut left) =
         HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
-    if let Some(told) = told::addresses_told::<U>(&machine.firmware, Registers::map) {
+    if let Some(told) = previous_tables::addresses_told::<U>(&machine.firmware, Registers::map) {
         left.give_back_unknown(&told);
     }
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
@@ -207,7 +207,7 @@ impl Machine {
         let ram = system_ram().map_err(StartError::Ram)?;
         let mut space = SysfsConfig::open().map_err(StartError::Pci)?;
         let functions = machine::functions(&mut space);
-        let (table, firmware) = units::firmware(tables::read);
+        let (table, firmware) = units::firmware(acpi_tables::read);
         Ok(Self { ram, space, functions, table, firmware })
     }
 

@@ -12,11 +12,11 @@ use redox_scheme::{Response, SignalBehavior, Socket};
 use syscall::data::TimeSpec;
 use syscall::flag::CLOCK_MONOTONIC;
 
-use super::held::Memory;
+use super::held_memory::Memory;
 use super::interrupt::Vector;
-use super::kept::Keeper;
+use super::keeper_link::Keeper;
 use super::machine::SharedSpace;
-use super::ready::Announce;
+use super::registration::Announce;
 use super::rhythm::{Alarm, Rhythm};
 use super::scheme::{IommuScheme, Window};
 use crate::hw::{BufferMemory, Nanos, Unit};

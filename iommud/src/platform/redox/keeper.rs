@@ -20,9 +20,9 @@
 //! What is decided is here, over a [`System`], and tested on every host; the system itself is in `system.rs`.
 
 mod answers;
+mod bounded_read;
 #[cfg(target_os = "redox")]
-mod hold;
-mod patience;
+mod memory_holder;
 #[cfg(target_os = "redox")]
 mod system;
 #[cfg(target_os = "redox")]
@@ -37,7 +37,7 @@ use iommu_protocol::ids::PciAddress;
 
 use super::options::Options;
 use crate::addr::PhysRange;
-use crate::platform::pace::{End, MOST_FAILURES, Pace};
+use crate::platform::restart_backoff::{End, MOST_FAILURES, Pace};
 use crate::topology::tags::TagRecord;
 
 #[cfg(target_os = "redox")]

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use iommu_protocol::ids::PciAddress;
 
+use super::boot_timing::Phases;
 use super::pci::{PciAccess, roots};
-use super::phases::Phases;
 use super::{memory, tables};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::units;
@@ -40,7 +40,7 @@ impl Machine {
         let roots = roots()?;
         let functions = walk(&mut space, Roots::Known(&roots));
         phases.end("functions");
-        let (table, firmware) = units::firmware(tables::read);
+        let (table, firmware) = units::firmware(acpi_tables::read);
         phases.end("table");
         let devices = windows::lowest(&mut space, &functions);
         Ok(Self { ram: ram(devices)?, roots, space, functions, table, firmware })

@@ -14,8 +14,8 @@ use libredox::call::{MmapArgs, call_rw, fstatvfs, mmap};
 use libredox::flag::{MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use syscall::flag::{CallFlags, MapFlags};
 
-use super::held::Piece;
-use super::pool::Pool;
+use super::buffer_pool::Pool;
+use super::held_memory::Piece;
 use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};

@@ -7,21 +7,26 @@
 //! ```
 //!
 //! Everything is opened by path before the scheme is announced; after that the process has no name space
-//! and opens nothing. [`scheme`], `keys`, [`pool`], [`ecam`], and what `keeper`, `held` and `rhythm` decide, use nothing of
+//! and opens nothing. [`scheme`], `keys`, [`buffer_pool`], [`ecam`], and what `keeper`, `held_memory` and `rhythm` decide, use nothing of
 //! the system and are tested on every host.
 
+#[cfg(target_os = "redox")]
+mod acpi_tables;
+#[cfg(target_os = "redox")]
+mod boot_timing;
+pub mod buffer_pool;
 pub mod ecam;
 #[cfg(target_os = "redox")]
 mod events;
 #[cfg(target_os = "redox")]
 mod fork;
-mod held;
+mod held_memory;
 #[cfg(target_os = "redox")]
 mod interrupt;
 #[cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "what the system uses"))]
 mod keeper;
 #[cfg(target_os = "redox")]
-mod kept;
+mod keeper_link;
 mod keys;
 #[cfg(target_os = "redox")]
 mod machine;
@@ -32,16 +37,11 @@ mod options;
 #[cfg(target_os = "redox")]
 mod pci;
 #[cfg(target_os = "redox")]
-mod phases;
-pub mod pool;
-#[cfg(target_os = "redox")]
-mod ready;
+mod registration;
 mod rhythm;
 pub mod scheme;
 #[cfg(target_os = "redox")]
 mod start;
-#[cfg(target_os = "redox")]
-mod tables;
 
 #[cfg(target_os = "redox")]
 pub use keeper::keep_others;

@@ -10,8 +10,8 @@ use iommu_protocol::ids::PciAddress;
 use libredox::call::call_rw;
 use syscall::flag::CallFlags;
 
+use super::acpi_tables;
 use super::ecam::{self, Window};
-use super::tables;
 use crate::addr::{PhysAddr, PhysRange};
 use crate::hw::RegisterIo;
 use crate::platform::Registers;
@@ -36,7 +36,7 @@ impl PciAccess {
     /// There is no pcid, or this is not uid 0.
     pub(super) fn open() -> io::Result<Self> {
         let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
-        let mcfg = tables::read("MCFG").ok().flatten().unwrap_or_default();
+        let mcfg = acpi_tables::read("MCFG").ok().flatten().unwrap_or_default();
         let mut space = Self { access, windows: Window::all(&mcfg), buses: BTreeMap::new() };
         if !space.agrees() {
             log::warn!("configuration space is not where firmware says: pcid is asked instead");

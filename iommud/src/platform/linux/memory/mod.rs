@@ -26,7 +26,7 @@ mod pin;
 
 use std::os::fd::OwnedFd;
 
-pub use crate::platform::notes::NotesPage;
+pub use crate::platform::handover_page::NotesPage;
 pub use buffers::HugeBuffers;
 pub use directory::{DirectoryError, HugeDirectory, LeftOver, remove_files};
 pub use pagemap::PagemapError;
@@ -35,8 +35,8 @@ pub use pin::Pin;
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::Order;
 use crate::platform::cache::CacheLines;
+use crate::platform::frame_allocator::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};
 use crate::platform::mapping::Mapping;
-use crate::platform::tables::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables};
 
 /// A huge page, mapped into this process.
 #[derive(Debug)]

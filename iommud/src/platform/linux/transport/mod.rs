@@ -33,13 +33,13 @@
 mod connection;
 mod connections;
 mod dispatch;
+mod epoll;
+mod event_loop;
 mod listener;
-mod turn;
-mod waits;
 mod wire_log;
 
 pub use connection::QUEUE_LIMIT;
 pub use connections::MOST_CONNECTIONS;
+pub use event_loop::{End, Recover, Transport};
 pub use listener::Listener;
-pub use turn::{End, Recover, Transport};
 pub use wire_log::WireLog;

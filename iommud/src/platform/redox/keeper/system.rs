@@ -13,16 +13,16 @@ use syscall::flag::CallFlags;
 use syscall::schemev2::{Cqe, CqeOpcode};
 
 use super::answers::{Callers, answer_all};
-use super::hold::Hold;
-use super::patience::Patience;
+use super::bounded_read::Patience;
+use super::memory_holder::Hold;
 use super::waits::Queue;
 use super::{Contents, Keeper, System};
 use crate::addr::PAGE_SIZE;
 use crate::platform::redox::events::number;
 use crate::platform::redox::fork::Process;
-use crate::platform::redox::kept;
+use crate::platform::redox::keeper_link;
 use crate::platform::redox::options::Options;
-use crate::platform::redox::ready::{Announce, NAME};
+use crate::platform::redox::registration::{Announce, NAME};
 
 /// How long a server may take from one step of its start to the next: it waits for hardware itself, with deadlines.
 const STEP: Duration = Duration::from_secs(60);
@@ -108,7 +108,7 @@ impl System for Redox<'_> {
             old.clear();
             self.announce = None;
             drop(ends.take());
-            let keeper = writer.take().map(|pipe| Announce::Keeper(kept::Keeper::over(pipe)));
+            let keeper = writer.take().map(|pipe| Announce::Keeper(keeper_link::Keeper::over(pipe)));
             keeper.is_some_and(|keeper| (self.serve)(options, keeper))
         })?;
         drop(writer);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use event::{EventFlags, RawEventQueue};
 
-use super::patience::{Waits, Woken};
+use super::bounded_read::{Waits, Woken};
 use crate::platform::redox::events::{alarm, clock, number};
 
 /// Opened at start: later whoever looks names up may wait for a dead server himself.

@@ -56,7 +56,7 @@ struct Claim {
 
 /// Claims that wait, oldest first, and answers that were not taken yet.
 #[derive(Clone, Default)]
-pub(super) struct Waiting {
+pub(super) struct PendingClaims {
     claims: VecDeque<Claim>,
     answers: VecDeque<Answer>,
     next: u64,
@@ -64,7 +64,7 @@ pub(super) struct Waiting {
     changed: bool,
 }
 
-impl Waiting {
+impl PendingClaims {
     /// Something that decides claims has changed.
     pub(super) const fn change(&mut self) {
         self.changed = true;

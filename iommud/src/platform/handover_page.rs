@@ -14,8 +14,8 @@ use std::os::fd::OwnedFd;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
+use super::frame_allocator::HUGE_PAGE_LENGTH;
 use super::mapping::Mapping;
-use super::tables::HUGE_PAGE_LENGTH;
 use crate::server::Notes;
 use crate::topology::tags::TagRecord;
 

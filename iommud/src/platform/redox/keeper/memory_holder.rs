@@ -9,13 +9,13 @@ use libredox::call::{call_rw, call_wo, fstat};
 use syscall::flag::CallFlags;
 
 use super::Contents;
-use super::patience::Patience;
+use super::bounded_read::Patience;
 use super::system::{next, page};
 use super::waits::Queue;
 use super::words::{
     GO, NOTES, RANGES, SILENT, STAY, Said, TAGS, TOLD, UNTOLD, contents, noted, ranges, tags,
 };
-use crate::platform::notes::NotesPage;
+use crate::platform::handover_page::NotesPage;
 use crate::platform::redox::events::number;
 use crate::platform::redox::fork::Process;
 use crate::platform::redox::memory::Translation;

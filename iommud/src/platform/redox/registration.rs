@@ -12,7 +12,7 @@ use redox_scheme::Socket;
 use redox_scheme::scheme::SchemeSync;
 use syscall::flag::CallFlags;
 
-use super::kept::Keeper;
+use super::keeper_link::Keeper;
 
 /// The scheme's name.
 pub(super) const NAME: &str = "iommu";
