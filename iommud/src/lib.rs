@@ -1,7 +1,7 @@
 //! A userspace IOMMU server. See `README.md` for what it does and `CONTRIBUTING.md` for where what lives.
 //!
 //! ```text
-//! main -> platform -> server -> engine -> hw -> seams (RegisterIo, TableMemory, Clock)
+//! main -> platform -> server -> engine -> hw -> hal (RegisterIo, TableMemory, Clock)
 //!                     server, engine -> policy -> protocol ids, topology
 //!                     acpi -> topology
 //!            platform -> sizing -> policy, hw: how much memory all of it needs

@@ -5,7 +5,7 @@ use std::ops::Range;
 use iommu_protocol::wire::{self, Access, BatchItem, Empty, MapFlags, MapResult, Operation, Wire};
 
 use crate::device::Device;
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::mapping::{BufferSlot, Placement};
 
 /// Maps and unmaps that take effect together or not at all, with one invalidation.
@@ -88,9 +88,9 @@ impl Batch {
         let request = wire::Batch { count, reserved: 0 };
         let extra = self.items.len() * MapResult::SIZE;
         device.session.call_with(Operation::Batch, &request, &items, extra, |body| {
-            let results = body.get(Empty::SIZE..).ok_or(Breach::Length)?;
+            let results = body.get(Empty::SIZE..).ok_or(ProtocolError::Length)?;
             if results.len() != extra {
-                return Err(Breach::Length.into());
+                return Err(ProtocolError::Length.into());
             }
             results.chunks_exact(MapResult::SIZE).map(|r| Ok(MapResult::decode(r)?.iova)).collect()
         })

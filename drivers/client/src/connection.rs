@@ -29,7 +29,7 @@ impl Connection {
     /// The whole of a text: `status`, `units/0`, `groups/0`, `devices/…`, `faults`, `metrics`.
     ///
     /// # Errors
-    /// `NotFound`, `Permission`; [`Error::Breach`] when it is not UTF-8.
+    /// `NotFound`, `Permission`; [`Error::ProtocolError`] when it is not UTF-8.
     pub fn text(&self, path: &str) -> Result<String, Error> {
         let handle = self.open(path)?;
         let mut text = Vec::new();
@@ -39,7 +39,7 @@ impl Connection {
             let Some(read) = part.get(..length).filter(|read| !read.is_empty()) else { break };
             text.extend_from_slice(read);
         }
-        String::from_utf8(text).map_err(|_| crate::Breach::Value.into())
+        String::from_utf8(text).map_err(|_| crate::ProtocolError::Value.into())
     }
 
     /// The names in a directory; the empty path is the root.

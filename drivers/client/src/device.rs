@@ -15,7 +15,7 @@ use iommu_protocol::wire::{
 
 use crate::buffer::{Allocation, BufferOptions, DmaBuffer};
 use crate::connection::Connection;
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::mapping::Imported;
 use crate::session::Session;
 use crate::transport::{FOREVER, Handle, Transport};
@@ -229,7 +229,7 @@ impl Device {
             let regions: Vec<_> =
                 regions.chunks(Region::SIZE).map(read_region).collect::<Result<_, _>>()?;
             let complete = usize::try_from(count) == Ok(regions.len());
-            if complete { Ok(regions) } else { Err(Breach::Length.into()) }
+            if complete { Ok(regions) } else { Err(ProtocolError::Length.into()) }
         })
     }
 
@@ -261,7 +261,7 @@ impl Device {
         let mut bytes = [0; RECORD_SIZE];
         match self.session.transport.read(self.session.handle, &mut bytes) {
             Ok(RECORD_SIZE) => Ok(Some(FaultRecord::decode(&bytes)?)),
-            Ok(_) => Err(Breach::Length.into()),
+            Ok(_) => Err(ProtocolError::Length.into()),
             Err(Error::Refused(Refusal::NotReady)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -312,6 +312,6 @@ fn read_region(bytes: &[u8]) -> Result<ReservedRegion, Error> {
     let kind = [Firmware, Interrupt, Exclusion, Registers]
         .into_iter()
         .find(|kind| *kind as u32 == region.kind)
-        .ok_or(Breach::Value)?;
+        .ok_or(ProtocolError::Value)?;
     Ok(ReservedRegion { first: region.first, last: region.last, kind })
 }

@@ -25,7 +25,7 @@ pub enum Error {
     /// The operating system failed.
     Io(std::io::Error),
     /// The server answered something that the protocol does not allow.
-    Breach(Breach),
+    ProtocolError(ProtocolError),
     /// An offset or length outside of the memory.
     Outside,
     /// The text is not the name of a device.
@@ -64,7 +64,7 @@ pub enum Error {
 
 /// What is wrong with an answer of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Breach {
+pub enum ProtocolError {
     /// It is too short or too long.
     Length,
     /// It speaks another version.
@@ -108,7 +108,7 @@ impl fmt::Display for Error {
             Self::Errno(Errno(number)) => write!(f, "error number {number}"),
             Self::Disconnected => f.write_str("iommud is not there"),
             Self::Io(error) => error.fmt(f),
-            Self::Breach(breach) => write!(f, "iommud breaks the protocol: {breach:?}"),
+            Self::ProtocolError(breach) => write!(f, "iommud breaks the protocol: {breach:?}"),
             Self::Outside => f.write_str("outside of the memory"),
             Self::BadName => f.write_str("not the name of a device (SSSS--BB--DD.F)"),
             Self::OtherPermission { of, device } if of == device => {
@@ -144,9 +144,9 @@ impl From<Refusal> for Error {
     }
 }
 
-impl From<Breach> for Error {
-    fn from(breach: Breach) -> Self {
-        Self::Breach(breach)
+impl From<ProtocolError> for Error {
+    fn from(breach: ProtocolError) -> Self {
+        Self::ProtocolError(breach)
     }
 }
 

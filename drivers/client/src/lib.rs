@@ -61,7 +61,7 @@ pub use batch::Batch;
 pub use buffer::{BufferOptions, DmaBuffer, PAGE};
 pub use connection::Connection;
 pub use device::{BusMasterPermission, DetachError, Device, Query, ReservedRegion};
-pub use error::{Breach, Error};
+pub use error::{Error, ProtocolError};
 pub use grant::Grant;
 pub use iommu_protocol::fault::{FaultAccess, FaultRecord};
 pub use iommu_protocol::ids::PciAddress;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{Operation, ReplyHeader, RequestHeader, Short, VERSION, Wire};
 
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::transport::{Handle, Transport};
 
 /// A writable handle on a device. Closing it gives the device back to policy and ends all its mappings.
@@ -61,32 +61,33 @@ impl Session {
         request.encode(part(&mut payload, RequestHeader::SIZE)?)?;
         part(&mut payload, head)?
             .get_mut(..items.len())
-            .ok_or(Breach::Length)?
+            .ok_or(ProtocolError::Length)?
             .copy_from_slice(items);
         let length = self.transport.call(self.handle, &mut payload, length)?;
-        let reply = payload.get(..length).ok_or(Breach::Length)?;
+        let reply = payload.get(..length).ok_or(ProtocolError::Length)?;
         read(checked(&header, reply)?)
     }
 }
 
-fn part(payload: &mut [u8], start: usize) -> Result<&mut [u8], Breach> {
-    payload.get_mut(start..).ok_or(Breach::Length)
+fn part(payload: &mut [u8], start: usize) -> Result<&mut [u8], ProtocolError> {
+    payload.get_mut(start..).ok_or(ProtocolError::Length)
 }
 
 /// What follows the header of a reply that is not a refusal.
 fn checked<'a>(request: &RequestHeader, reply: &'a [u8]) -> Result<&'a [u8], Error> {
     let header = ReplyHeader::decode(reply)?;
     if header.version != VERSION {
-        return Err(Breach::Version(header.version).into());
+        return Err(ProtocolError::Version(header.version).into());
     }
     if (header.operation, header.cookie) != (request.operation, request.cookie) {
-        return Err(Breach::Mismatch.into());
+        return Err(ProtocolError::Mismatch.into());
     }
     if usize::try_from(header.length) != Ok(reply.len()) {
-        return Err(Breach::Length.into());
+        return Err(ProtocolError::Length.into());
     }
     if header.refusal != 0 {
-        let refusal = Refusal::from_code(header.refusal).ok_or(Breach::Refusal(header.refusal))?;
+        let refusal =
+            Refusal::from_code(header.refusal).ok_or(ProtocolError::Refusal(header.refusal))?;
         let items = [Operation::Batch.code(), Operation::MapList.code()];
         return Err(if items.contains(&request.operation) {
             Error::RefusedItem { refusal, item: header.item }
@@ -94,7 +95,7 @@ fn checked<'a>(request: &RequestHeader, reply: &'a [u8]) -> Result<&'a [u8], Err
             refusal.into()
         });
     }
-    reply.get(ReplyHeader::SIZE..).ok_or_else(|| Breach::Length.into())
+    reply.get(ReplyHeader::SIZE..).ok_or_else(|| ProtocolError::Length.into())
 }
 
 impl Drop for Session {
@@ -111,7 +112,7 @@ impl fmt::Debug for Session {
 
 impl From<Short> for Error {
     fn from(_: Short) -> Self {
-        Breach::Length.into()
+        ProtocolError::Length.into()
     }
 }
 
@@ -140,15 +141,15 @@ mod tests {
     fn a_reply_must_be_the_requests_own() {
         assert_eq!(reply(|_| {}).unwrap(), 8);
         let breach = |result| match result {
-            Err(Error::Breach(breach)) => breach,
+            Err(Error::ProtocolError(breach)) => breach,
             other => panic!("{other:?}"),
         };
-        assert_eq!(breach(reply(|r| r.version = 9)), Breach::Version(9));
-        assert_eq!(breach(reply(|r| r.cookie = 8)), Breach::Mismatch);
-        assert_eq!(breach(reply(|r| r.operation = 3)), Breach::Mismatch);
-        assert_eq!(breach(reply(|r| r.length = 24)), Breach::Length);
-        assert_eq!(breach(reply(|r| r.refusal = 999)), Breach::Refusal(999));
+        assert_eq!(breach(reply(|r| r.version = 9)), ProtocolError::Version(9));
+        assert_eq!(breach(reply(|r| r.cookie = 8)), ProtocolError::Mismatch);
+        assert_eq!(breach(reply(|r| r.operation = 3)), ProtocolError::Mismatch);
+        assert_eq!(breach(reply(|r| r.length = 24)), ProtocolError::Length);
+        assert_eq!(breach(reply(|r| r.refusal = 999)), ProtocolError::Refusal(999));
         assert!(matches!(reply(|r| r.refusal = 5), Err(Error::Refused(Refusal::Busy))));
-        assert_eq!(breach(checked(&REQUEST, &[]).map(<[u8]>::len)), Breach::Length);
+        assert_eq!(breach(checked(&REQUEST, &[]).map(<[u8]>::len)), ProtocolError::Length);
     }
 }

@@ -118,7 +118,9 @@ impl<R: Registers> Admin<R> {
             if let Some((completion, head)) = self.rings.pop() {
                 self.ring_doorbell(0, true, head)?;
                 return match (completion.command, completion.status) {
-                    (command, _) if command != self.identifier => Err(Error::Breach { command }),
+                    (command, _) if command != self.identifier => {
+                        Err(Error::ProtocolError { command })
+                    }
                     (_, 0) => Ok(completion.result),
                     (_, status) => Err(Error::Status(Status(status))),
                 };

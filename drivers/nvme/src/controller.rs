@@ -148,7 +148,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// The next request that has ended, if one has.
     ///
     /// # Errors
-    /// [`Error::Breach`]: the controller is to be reset.
+    /// [`Error::ProtocolError`]: the controller is to be reset.
     pub fn poll(&mut self) -> Result<Option<Done<D>>, Error> {
         for _ in 0..self.queues.len() {
             let number = self.next();
@@ -165,7 +165,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// The next request that has ended, waited for at most `timeout`.
     ///
     /// # Errors
-    /// [`Error::Timeout`]: see [`Controller::abort`]. [`Error::Fatal`], [`Error::Gone`], [`Error::Breach`]:
+    /// [`Error::Timeout`]: see [`Controller::abort`]. [`Error::Fatal`], [`Error::Gone`], [`Error::ProtocolError`]:
     /// the controller is to be reset.
     pub fn wait(&mut self, timeout: Duration) -> Result<Done<D>, Error> {
         let deadline = Instant::now() + timeout.min(LONGEST);

@@ -62,7 +62,7 @@ pub enum Error {
     /// The registers read as all ones: the controller is gone.
     Gone,
     /// The controller completed a command that was not under way. It is to be reset.
-    Breach {
+    ProtocolError {
         /// Identifier of the command.
         command: u16,
     },
@@ -106,7 +106,9 @@ impl fmt::Display for Error {
             Self::Timeout { what, ms } => write!(f, "no {what} within {ms} ms"),
             Self::Fatal => f.write_str("the controller has failed"),
             Self::Gone => f.write_str("the controller is gone"),
-            Self::Breach { command } => write!(f, "completion of command {command}, not under way"),
+            Self::ProtocolError { command } => {
+                write!(f, "completion of command {command}, not under way")
+            }
             Self::Unsupported { what, value } => write!(f, "{what} {value} is not supported"),
             Self::Full => f.write_str("the queue is full"),
             Self::NoNamespace(id) => write!(f, "no namespace {id}"),

@@ -101,7 +101,7 @@ impl<D: DeviceMemory> Queue<D> {
     pub(crate) fn complete(&mut self, completion: Completion) -> Result<Done<D>, Error> {
         let Completion { command, status, .. } = completion;
         let slot = self.slots.get_mut(usize::from(command)).and_then(Option::take);
-        let InFlight { request, data, lists } = slot.ok_or(Error::Breach { command })?;
+        let InFlight { request, data, lists } = slot.ok_or(Error::ProtocolError { command })?;
         drop(lists);
         self.free.push(command);
         let result = if status == 0 { Ok(()) } else { Err(Status(status)) };

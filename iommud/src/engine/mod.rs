@@ -250,15 +250,15 @@ impl<U: Unit> Engine<U> {
     /// Makes a unit send a message when it has fault records.
     ///
     /// # Errors
-    /// As [`Unit::tell_faults`]; `Unsupported` when the unit was not installed.
-    pub fn tell_faults(
+    /// As [`Unit::enable_fault_interrupt`]; `Unsupported` when the unit was not installed.
+    pub fn enable_fault_interrupt(
         &mut self,
         unit: UnitIndex,
         address: u64,
         data: u32,
     ) -> Result<(), UnitError> {
         match at_mut(&mut self.units, unit.0) {
-            Some(Some(hardware)) => hardware.tell_faults(address, data),
+            Some(Some(hardware)) => hardware.enable_fault_interrupt(address, data),
             _ => Err(UnitError::Unsupported { what: "interrupt of a unit that is not there" }),
         }
     }

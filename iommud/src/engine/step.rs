@@ -90,7 +90,9 @@ impl<U: Unit> Engine<U> {
                 let entry = self.entry(Binding::PassThrough)?;
                 self.write(unit, source, entry)
             }
-            Step::Silence { unit, source, silent, .. } => self.silence(unit, source, silent),
+            Step::SuppressFaults { unit, source, silent, .. } => {
+                self.suppress_faults(unit, source, silent)
+            }
             Step::InvalidateEntry { unit, source, was } => self.forget(unit, source, was),
             Step::Revive { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
@@ -174,14 +176,16 @@ impl<U: Unit> Engine<U> {
             .map_err(|error| Fault::of(unit, error))
     }
 
-    pub(super) fn silence(
+    pub(super) fn suppress_faults(
         &mut self,
         unit: UnitIndex,
         source: RequesterId,
         silent: bool,
     ) -> Result<(), Fault> {
         let hardware = unit_of(&mut self.units, unit)?;
-        hardware.silence(&mut self.memory, source, silent).map_err(|error| Fault::of(unit, error))
+        hardware
+            .suppress_faults(&mut self.memory, source, silent)
+            .map_err(|error| Fault::of(unit, error))
     }
 
     pub(super) fn forget(

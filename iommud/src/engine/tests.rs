@@ -115,7 +115,7 @@ impl Unit for FakeUnit {
         Ok(())
     }
 
-    fn silence(
+    fn suppress_faults(
         &mut self,
         _: &mut TestMemory,
         source: RequesterId,
@@ -434,7 +434,7 @@ fn a_storm_that_cannot_be_told_of_is_reported_as_before() {
     let was = Binding::Domain(OLD);
     let silence = |silent| {
         Plan::of(&[
-            Step::Silence { unit: UNIT, source: SOURCE, silent, was },
+            Step::SuppressFaults { unit: UNIT, source: SOURCE, silent, was },
             Step::InvalidateEntry { unit: UNIT, source: SOURCE, was },
         ])
     };

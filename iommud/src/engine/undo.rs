@@ -46,7 +46,7 @@ impl<U: Unit> Engine<U> {
         let mut undo = Undo { lost: Vec::new(), unproved: false, walked: false };
         undo.note(&fault);
         for step in done.iter().rev() {
-            self.take_back(step, &mut undo);
+            self.undo_step(step, &mut undo);
         }
         StepFailure {
             step: failed,
@@ -57,33 +57,33 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    fn take_back(&mut self, step: &Step, undo: &mut Undo) {
+    fn undo_step(&mut self, step: &Step, undo: &mut Undo) {
         match *step {
-            Step::CreateTable { domain, .. } => self.take_back_table(domain, undo),
-            Step::Grow { domain, from, .. } => self.take_back_root(domain, from, undo),
+            Step::CreateTable { domain, .. } => self.undo_table(domain, undo),
+            Step::Grow { domain, from, .. } => self.undo_root(domain, from, undo),
             Step::Deepen { unit, source, domain, from } => {
-                self.take_back_deeper(unit, source, (domain, from), undo);
+                self.undo_deeper(unit, source, (domain, from), undo);
             }
             Step::Map { domain, range, .. } | Step::MapList { domain, range, .. } => {
-                self.take_back_map(domain, range, undo);
+                self.undo_map(domain, range, undo);
             }
             Step::Unmap { domain, range } | Step::Vacate { domain, range } => {
-                self.take_back_unmap(domain, range, undo);
+                self.undo_unmap(domain, range, undo);
             }
-            Step::Block { unit, source, was } => self.take_back_block(unit, source, was, undo),
+            Step::Block { unit, source, was } => self.undo_block(unit, source, was, undo),
             Step::Translate { unit, source, domain } => {
-                self.take_back_entry(unit, source, Binding::Domain(domain), undo);
+                self.undo_entry(unit, source, Binding::Domain(domain), undo);
             }
-            Step::Silence { unit, source, silent, was } => {
+            Step::SuppressFaults { unit, source, silent, was } => {
                 // The word is as before, whatever the unit says; what it may reach never changed.
-                let restored = self.silence(unit, source, !silent);
+                let restored = self.suppress_faults(unit, source, !silent);
                 if undo.proved(restored) && !undo.lost.contains(&unit) {
                     let forgotten = self.forget(unit, source, was);
                     undo.proved(forgotten);
                 }
             }
             Step::PassThrough { unit, source } => {
-                self.take_back_entry(unit, source, Binding::PassThrough, undo);
+                self.undo_entry(unit, source, Binding::PassThrough, undo);
             }
             // What a unit was told to forget it may look up again; what cannot fail comes last in a plan,
             // behind everything that can.
@@ -103,7 +103,7 @@ impl<U: Unit> Engine<U> {
     }
 
     /// Nothing points to the table any longer. If a unit may still walk it, it stays.
-    fn take_back_table(&mut self, domain: DomainId, undo: &Undo) {
+    fn undo_table(&mut self, domain: DomainId, undo: &Undo) {
         if !undo.unproved {
             self.destroy(domain);
         }
@@ -111,7 +111,7 @@ impl<U: Unit> Engine<U> {
 
     /// Nothing points to the new root any longer. If a unit may still walk it, it stays: it translates the
     /// same.
-    fn take_back_root(&mut self, domain: DomainId, from: u8, undo: &Undo) {
+    fn undo_root(&mut self, domain: DomainId, from: u8, undo: &Undo) {
         if undo.walked {
             return;
         }
@@ -123,7 +123,7 @@ impl<U: Unit> Engine<U> {
     }
 
     /// The entry points to the root that the domain had; and if the unit says so, that is what it uses.
-    fn take_back_deeper(
+    fn undo_deeper(
         &mut self,
         unit: UnitIndex,
         source: RequesterId,
@@ -149,7 +149,7 @@ impl<U: Unit> Engine<U> {
         undo.unproved |= !proved;
     }
 
-    fn take_back_map(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
+    fn undo_map(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
         let Ok(table) = table_of(&mut self.tables, domain) else { return };
         let mut detached = Detached::new();
         let unmapped = table.pages.undo_map(&mut self.memory, range, &mut detached);
@@ -158,7 +158,7 @@ impl<U: Unit> Engine<U> {
         self.settle(domain, range, detached, undo);
     }
 
-    fn take_back_unmap(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
+    fn undo_unmap(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
         let Ok(table) = table_of(&mut self.tables, domain) else { return };
         table.pages.relink(&mut self.memory, &mut table.detached);
         for unit in self.reliable(undo) {
@@ -215,13 +215,7 @@ impl<U: Unit> Engine<U> {
             .map_err(|error| Fault::of(unit, error))
     }
 
-    fn take_back_block(
-        &mut self,
-        unit: UnitIndex,
-        source: RequesterId,
-        was: Binding,
-        undo: &mut Undo,
-    ) {
+    fn undo_block(&mut self, unit: UnitIndex, source: RequesterId, was: Binding, undo: &mut Undo) {
         if undo.lost.contains(&unit) {
             return;
         }
@@ -233,7 +227,7 @@ impl<U: Unit> Engine<U> {
     }
 
     /// The entry denied before it was written: it does again, whatever the unit says.
-    fn take_back_entry(
+    fn undo_entry(
         &mut self,
         unit: UnitIndex,
         source: RequesterId,

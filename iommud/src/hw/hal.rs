@@ -1,4 +1,4 @@
-//! The seams: the only ways in which this crate touches a machine. A platform implements them over real
+//! The hardware abstraction layer: the only ways in which this crate touches a machine. A platform implements them over real
 //! hardware, the test crate over software units.
 
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! Remapping hardware: the seams it is reached through, what every unit can do, and what VT-d and AMD-Vi
+//! Remapping hardware: the traits it is reached through (`hal`), what every unit can do, and what VT-d and AMD-Vi
 //! share (page tables, rings, bounded polls).
 
 pub mod amdvi;

@@ -148,7 +148,7 @@ pub trait Unit {
     ///
     /// # Errors
     /// `Memory` when a context table cannot be allocated; the entry is as before.
-    fn silence(
+    fn suppress_faults(
         &mut self,
         memory: &mut Self::Memory,
         source: RequesterId,
@@ -233,7 +233,7 @@ pub trait Unit {
     /// # Errors
     /// `Unsupported`: it is to be asked by [`Unit::take_faults`]. So is every AMD-Vi unit, whose message is set in
     /// the configuration space of its function.
-    fn tell_faults(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
+    fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
         let _ = (address, data);
         Err(UnitError::Unsupported { what: "interrupt for faults" })
     }

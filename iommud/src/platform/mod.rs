@@ -1,4 +1,4 @@
-//! The seams over real machines. The only place with `unsafe`.
+//! The `hal` traits over real machines. The only place with `unsafe`.
 
 #[cfg(target_arch = "x86_64")]
 mod cache;

@@ -26,7 +26,7 @@ impl Registry {
                 }
             }
             Effect::Bind { key, was, now } => self.apply_bind(key, was, now),
-            Effect::Silenced(key, silent) => self.machine.sources.silence(key, silent),
+            Effect::Silenced(key, silent) => self.machine.sources.suppress_faults(key, silent),
             Effect::Domain(domain) => {
                 self.tags.set(domain.tag, true);
                 self.domains.insert(*domain);

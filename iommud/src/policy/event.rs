@@ -54,7 +54,7 @@ pub enum Event {
     Import(SessionId, BufferId),
     /// A session of any client is given a buffer which it expects, by whoever has that. The memory stays charged to the
     /// client that allocated it; the slot and its mappings are charged to the session's.
-    Bring(SessionId, BufferId),
+    ImportShared(SessionId, BufferId),
     /// Maps and unmaps, all or none. A single one is a batch of one.
     Batch(SessionId, Vec<BatchRequest>),
     /// Maps pages of a buffer, in any order, to consecutive addresses, as one mapping.

@@ -8,7 +8,7 @@
 //! large map  Vacate -> Forget (every unit of the domain) -> Map -> Publish -> ReleaseTables
 //! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
 //! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
-//! storm      Silence -> InvalidateEntry; a move of the entry begins with the opposite
+//! storm      SuppressFaults -> InvalidateEntry; a move of the entry begins with the opposite
 //! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
 //! take-over  .. -> Block -> Enable -> Translate -> InvalidateEntry(none), of whoever gets a tag that the unit may hold
 //! come-back  Revive -> as bring-up, but a move of each entry that is to change, Renew of all others
@@ -177,7 +177,7 @@ pub enum Step {
     },
     /// Makes a unit report no faults of a requester, or report them again; what the entry lets it do stays. In
     /// effect when `InvalidateEntry` follows. Undone by its opposite and an invalidation.
-    Silence {
+    SuppressFaults {
         /// The unit.
         unit: UnitIndex,
         /// The requester.

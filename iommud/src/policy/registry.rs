@@ -165,7 +165,7 @@ impl Registry {
             | Event::Detach(session)
             | Event::Allocate(session, _)
             | Event::Import(session, _)
-            | Event::Bring(session, _) => *session,
+            | Event::ImportShared(session, _) => *session,
             Event::Claim { client, .. } => return Charge::Account(self.account_of(*client)),
             Event::Storm(..) | Event::MemoryTaken(_) => return Charge::Server,
             Event::FunctionAdded(_) if self.owners_known() => return Charge::Server,
@@ -221,7 +221,7 @@ impl Registry {
             Event::Import(session, buffer) => {
                 return Ok(self.import(draft, *session, *buffer, false)?);
             }
-            Event::Bring(session, buffer) => {
+            Event::ImportShared(session, buffer) => {
                 return Ok(self.import(draft, *session, *buffer, true)?);
             }
             Event::Hold(session, slot) => return Ok(self.hold(draft, *session, *slot)?),

@@ -287,7 +287,7 @@ impl Registry {
                 return Err(Refusal::Quota);
             }
             let ((unit, source), was) = (key, known.unwrap_or(Binding::Blocked));
-            draft.steps.push(Step::Silence { unit, source, silent: true, was });
+            draft.steps.push(Step::SuppressFaults { unit, source, silent: true, was });
             draft.steps.push(Step::InvalidateEntry { unit, source, was });
             draft.effects.push(Effect::Silenced(key, true));
         }
@@ -298,7 +298,7 @@ impl Registry {
     pub(super) fn unsilence(&self, draft: &mut Draft, key: Key, was: Binding) {
         if self.machine.sources.is_silenced(key) {
             let (unit, source) = key;
-            draft.steps.push(Step::Silence { unit, source, silent: false, was });
+            draft.steps.push(Step::SuppressFaults { unit, source, silent: false, was });
             draft.effects.push(Effect::Silenced(key, false));
         }
     }

@@ -110,7 +110,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::Query => Ok(body.put(&self.query(session)?)?),
             Request::Attach => {
                 // What the device did before is not this owner's: a dead driver's last DMA, for one.
-                self.hear();
+                self.poll_faults();
                 self.plain(&Event::Attach(session), body)
             }
             Request::Detach => self.plain(&Event::Detach(session), body),

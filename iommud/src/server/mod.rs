@@ -12,23 +12,23 @@ mod endings;
 mod faults;
 mod handles;
 mod hotplug;
-mod machine;
 mod pending_claims;
 mod rescan;
-mod storm;
+mod startup;
 mod tags;
 mod text;
+mod transaction;
 mod unit_recovery;
 mod unit_status;
 
 pub use budget::Budget;
 pub use driven_devices::{Driven, Notes};
 pub use handles::Handle;
-pub use machine::{Startup, TableState, UnitStart};
 pub use pending_claims::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 pub use rescan::{Discovery, Rescanned};
+pub use startup::{Startup, UnitStart};
 pub use unit_recovery::{FIRST_PAUSE, LONGEST_PAUSE};
-pub use unit_status::UnitState;
+pub use unit_status::{TableState, UnitState};
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -44,10 +44,10 @@ use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
 use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
+use faults::storm::Storms;
 use handles::{Control, Handles, Object};
 use pending_claims::PendingClaims;
 use rescan::Survey;
-use storm::Storms;
 use unit_recovery::Recovery;
 use unit_status::Machine;
 
@@ -379,7 +379,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// # Errors
     /// `BadHandle`, `BadOperation`, `Quota`.
     pub fn bring(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
-        self.give(session, buffer, Event::Bring)
+        self.give(session, buffer, Event::ImportShared)
     }
 
     fn give(

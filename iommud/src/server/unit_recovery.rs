@@ -191,7 +191,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.recovery.sweep = true;
         self.recovery.next_sweep = Nanos(0);
         let Some((address, data)) = self.recovery.interrupt else { return };
-        let told = self.engine.tell_faults(unit, address, data);
+        let told = self.engine.enable_fault_interrupt(unit, address, data);
         let status = usize::try_from(unit.0).ok().and_then(|at| self.machine.units.get_mut(at));
         if let Some(status) = status {
             status.tells = told.is_ok();

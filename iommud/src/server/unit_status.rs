@@ -5,8 +5,18 @@ use alloc::vec::Vec;
 
 use crate::policy::UnitIndex;
 use crate::server::budget::Budget;
-use crate::server::machine::TableState;
 use crate::topology::firmware::UnitDescription;
+
+/// The firmware's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableState {
+    /// The machine has none.
+    Absent,
+    /// It has one that cannot be read: signature and reason.
+    Failed(&'static str, String),
+    /// It was read: signature.
+    Parsed(&'static str),
+}
 
 /// How a unit is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +80,16 @@ impl core::fmt::Display for UnitState {
             Self::Parsed => f.write_str("parsed"),
             Self::Enabled => f.write_str("enabled"),
             Self::Failed(reason) => write!(f, "failed({reason})"),
+        }
+    }
+}
+
+impl core::fmt::Display for TableState {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Absent => f.write_str("absent"),
+            Self::Failed(signature, reason) => write!(f, "{signature} failed({reason})"),
+            Self::Parsed(signature) => write!(f, "{signature} parsed"),
         }
     }
 }

@@ -106,7 +106,7 @@ impl Forecast {
             }
             Step::Block { unit, source, .. }
             | Step::PassThrough { unit, source }
-            | Step::Silence { unit, source, .. } => self.enter(unit, source.bus()),
+            | Step::SuppressFaults { unit, source, .. } => self.enter(unit, source.bus()),
             _ => {}
         }
     }

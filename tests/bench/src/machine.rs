@@ -132,7 +132,7 @@ impl Unit for Counting {
     ) -> Result<(), UnitError> {
         Ok(())
     }
-    fn silence(
+    fn suppress_faults(
         &mut self,
         _: &mut HugeTables,
         _: RequesterId,

@@ -162,7 +162,7 @@ pub fn a_silenced_requester_leaves_no_record<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let count = |bench: &mut Bench<T>, silent| {
         bench.unit.write_entry(&mut bench.tables, SOURCES[0], Entry::Blocked).expect("entry");
-        bench.unit.silence(&mut bench.tables, SOURCES[0], silent).expect("silence");
+        bench.unit.suppress_faults(&mut bench.tables, SOURCES[0], silent).expect("silence");
         bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], None).expect("invalidate");
         let denied = bench.machine.access(bench.number, SOURCES[0].0, IOVA, 1, true);
         assert!(denied.is_err(), "silent: {silent}");
@@ -183,7 +183,7 @@ pub fn silencing_leaves_what_is_reached_as_it_is<T: UnderTest>(subject: &T) {
     let mut domain = bench.domain(1);
     bench.map(&mut domain, IOVA, TARGET, 0x1000);
     let set = |bench: &mut Bench<T>, silent, tag| {
-        bench.unit.silence(&mut bench.tables, SOURCES[0], silent).expect("silence");
+        bench.unit.suppress_faults(&mut bench.tables, SOURCES[0], silent).expect("silence");
         bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], tag).expect("invalidate");
     };
     let records = |bench: &mut Bench<T>| {
@@ -226,7 +226,7 @@ pub fn silencing_holds_against_what_was_cached<T: UnderTest>(subject: &T) {
         });
     }
     bench.unit.write_entry(&mut bench.tables, SOURCES[0], Entry::Blocked).expect("entry");
-    bench.unit.silence(&mut bench.tables, SOURCES[0], true).expect("silence");
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[0], true).expect("silence");
     bench
         .unit
         .invalidate_entry(&mut bench.tables, SOURCES[0], Some(domain.tag))

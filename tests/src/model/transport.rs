@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use iommu_client::platform::Memory;
 use iommu_client::transport::{self, Transport};
-use iommu_client::{Breach, Error};
+use iommu_client::{Error, ProtocolError};
 use iommu_protocol::wire::RequestHeader;
 use iommu_protocol::{Refusal, wire::Wire};
 use iommud::policy::ClientId;
@@ -49,7 +49,7 @@ const fn server(handle: transport::Handle) -> Handle {
 }
 
 fn copy(from: &[u8], out: &mut [u8]) -> Result<usize, Error> {
-    out.get_mut(..from.len()).ok_or(Breach::Length)?.copy_from_slice(from);
+    out.get_mut(..from.len()).ok_or(ProtocolError::Length)?.copy_from_slice(from);
     Ok(from.len())
 }
 

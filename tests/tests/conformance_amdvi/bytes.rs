@@ -26,7 +26,7 @@ fn stored(bench: &mut Bench<Subject>) -> Vec<u8> {
 
 /// As `entry`, of the entry as it is, silenced or not.
 fn silenced(bench: &mut Bench<Subject>, silent: bool) -> Vec<u8> {
-    bench.unit.silence(&mut bench.tables, SOURCES[2], silent).unwrap();
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], silent).unwrap();
     stored(bench)
 }
 
@@ -77,7 +77,7 @@ fn device_table_entries() {
     assert_eq!(bytes(&bench, nothing, 4096), vec![0; 4096]);
 
     // SE (97) and SA (98).
-    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], true).unwrap();
     let denied = stored(&mut bench);
     assert_eq!(denied[..8], blocked[..8]);
     let mut expected = vec![0, 0, 0, 0, 0x06];
@@ -125,7 +125,7 @@ fn a_silenced_entry_deepens_in_one_store_too() {
     let mut domain = bench.domain_of(0x1234, 3);
     bench.map(&mut domain, 0x1000, TARGET, 0x1000);
     let before = entry(&mut bench, domain.entry());
-    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], true).unwrap();
     domain.pages.grow(&mut bench.tables, 4).unwrap();
     let steps = bench.machine.steps();
     bench.unit.write_entry(&mut bench.tables, SOURCES[2], domain.entry()).unwrap();

@@ -174,7 +174,7 @@ fn interrupt_fields_of_the_previous_owner_are_kept() {
         check(&bench.machine, "attached");
         bench.expect(SOURCES[0], &[run(SHARED, SHARED, 0x1000)]);
         bench.detach(SOURCES[0], &domain);
-        bench.unit.silence(&mut bench.tables, SOURCES[1], true).unwrap();
+        bench.unit.suppress_faults(&mut bench.tables, SOURCES[1], true).unwrap();
         let tag = iommud::topology::capabilities::DomainTag(9);
         bench.unit.write_entry(&mut bench.tables, SOURCES[2], Entry::PassThrough { tag }).unwrap();
         check(&bench.machine, "blocked, silenced, passing");
@@ -203,7 +203,7 @@ fn interrupt_fields_set_meanwhile_are_kept() {
         check(&bench);
         bench.detach(SOURCES[1], &domain);
         check(&bench);
-        bench.unit.silence(&mut bench.tables, SOURCES[1], true).unwrap();
+        bench.unit.suppress_faults(&mut bench.tables, SOURCES[1], true).unwrap();
         check(&bench);
     }
 }

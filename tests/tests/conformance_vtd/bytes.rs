@@ -51,9 +51,9 @@ fn root_and_context_entries() {
     let page_table = domain.pages.root().0;
     assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0012_3402]);
     // FPD, bit 1 (9.3; QEMU's VTD_CONTEXT_ENTRY_FPD is 2), and nothing else.
-    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], true).unwrap();
     assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 3, 0x0012_3402]);
-    bench.unit.silence(&mut bench.tables, SOURCES[2], false).unwrap();
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], false).unwrap();
     assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0012_3402]);
     let deep = bench.domain_of(0x0007, 5);
     bench.detach(SOURCES[2], &domain);
@@ -62,7 +62,7 @@ fn root_and_context_entries() {
     let page_table = deep.pages.root().0;
     assert_eq!([word(&bench, table), word(&bench, table + 8)], [page_table | 1, 0x0000_0703]);
     bench.detach(SOURCES[2], &deep);
-    bench.unit.silence(&mut bench.tables, SOURCES[2], true).unwrap();
+    bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], true).unwrap();
     assert_eq!(word(&bench, table) & 3, 2, "silenced: P clear, FPD set");
     // Requester 00:03.1: root entry 0, context entry 0x19; TT 10, AW of the deepest table (5 levels).
     let tag = iommud::topology::capabilities::DomainTag(9);

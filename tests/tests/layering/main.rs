@@ -16,7 +16,7 @@ use source::{File, files};
 ///
 /// ```text
 /// drivers/* -> drivers/client -> protocol <- server
-/// main -> platform -> server -> engine -> hw -> seams
+/// main -> platform -> server -> engine -> hw -> hal
 /// platform -> sizing -> policy, hw
 /// server, engine -> policy        policy -> protocol, topology, addr        acpi -> topology
 /// ```

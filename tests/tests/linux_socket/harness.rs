@@ -110,7 +110,7 @@ impl Unit for NoUnit {
     fn write_entry(&mut self, _: &mut HugeTables, _: RequesterId, _: Entry) -> Done {
         match *self {}
     }
-    fn silence(&mut self, _: &mut HugeTables, _: RequesterId, _: bool) -> Done {
+    fn suppress_faults(&mut self, _: &mut HugeTables, _: RequesterId, _: bool) -> Done {
         match *self {}
     }
     fn invalidate_entry(

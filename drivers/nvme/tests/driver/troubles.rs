@@ -35,7 +35,7 @@ fn a_completion_of_nothing_is_an_error() {
     lab.software.set(Manner { liar: true, ..Manner::default() });
     let data = lab.pool.take(512).unwrap();
     let ended = lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON);
-    assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
+    assert!(matches!(ended, Err(Error::ProtocolError { command: 0x7777 })), "{ended:?}");
     lab.software.set(Manner::default());
     assert_eq!(lab.nvme.reset().unwrap().len(), 1);
 }
@@ -48,7 +48,7 @@ fn an_answer_to_another_admin_command_is_an_error() {
     lab.nvme.submit(request(1, Operation::Read, 0, 1), data).unwrap();
     lab.software.set(Manner { slow: true, aborts: true, confused: true, ..Manner::default() });
     let ended = lab.nvme.abort();
-    assert!(matches!(ended, Err(Error::Breach { command: 0x7777 })), "{ended:?}");
+    assert!(matches!(ended, Err(Error::ProtocolError { command: 0x7777 })), "{ended:?}");
 }
 
 /// Memory comes back from a reset when the controller says that it has stopped, not when it is told to: what it

@@ -145,7 +145,7 @@ impl DeviceTable {
 
     /// Sets or clears SE and SA in the entry of `source`: one store, of a word that says nothing of what it
     /// may reach.
-    pub(super) fn silence<M: TableMemory>(
+    pub(super) fn suppress_faults<M: TableMemory>(
         &self,
         memory: &mut M,
         source: RequesterId,

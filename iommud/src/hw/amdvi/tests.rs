@@ -216,7 +216,7 @@ fn an_entry_changes_by_way_of_one_that_denies() {
     assert_eq!(stores(&shared), [(at, deny), (at + 8, 7), (at, 0x6000_0000_0000_5803)]);
     unit.write_entry(&mut shared, SOURCE, Entry::PassThrough { tag: DomainTag(9) }).unwrap();
     assert_eq!(stores(&shared), [(at, deny), (at + 8, 9), (at, 0x6000_0000_0000_0003)]);
-    unit.silence(&mut shared, SOURCE, true).unwrap();
+    unit.suppress_faults(&mut shared, SOURCE, true).unwrap();
     assert_eq!(stores(&shared), [(at + 8, 0x6_0000_0009)]);
     unit.write_entry(&mut shared, SOURCE, Entry::Blocked).unwrap();
     assert_eq!(stores(&shared), [(at, deny), (at + 8, 0), (at, deny)]);

@@ -135,13 +135,13 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         Ok(())
     }
 
-    fn silence(
+    fn suppress_faults(
         &mut self,
         memory: &mut M,
         source: RequesterId,
         silent: bool,
     ) -> Result<(), UnitError> {
-        self.devices.silence(memory, source, silent);
+        self.devices.suppress_faults(memory, source, silent);
         Ok(())
     }
 

@@ -96,7 +96,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     /// `Dead`, `Timeout`, `Queue`: what it translates is as it was.
     pub fn take_over(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let old_root = self.port.registers.read64(ROOT_TABLE);
-        self.silence()?;
+        self.mask_interrupts()?;
         self.stop_old_queue()?;
         self.start_queue()?;
         // In other modes the unit takes only descriptors of the other width; `enable` tries the queue then.
@@ -107,7 +107,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     }
 
     /// Masks the unit's interrupts and clears what it has recorded for its previous owner.
-    pub(super) fn silence(&mut self) -> Result<(), UnitError> {
+    pub(super) fn mask_interrupts(&mut self) -> Result<(), UnitError> {
         self.port.registers.write32(FAULT_CONTROL, INTERRUPT_MASK);
         self.port.registers.write32(COMPLETION_CONTROL, INTERRUPT_MASK);
         if self.port.status()? & FAULT_LOG != 0 {

@@ -30,7 +30,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             return Err(UnitError::Dead);
         }
         self.next_fault = None;
-        self.silence()?;
+        self.mask_interrupts()?;
         self.drop_queue()?;
         self.queue.restart();
         self.start_queue()?;

@@ -254,7 +254,7 @@ fn entries_are_written_whole_or_absent() {
     assert_eq!(memory.stores - stores, 3);
     let context = PhysAddr(CONTEXT);
     assert_eq!(memory.cleans, [(context, 0x32, 1), (context, 0x32, 2)]);
-    Unit::silence(&mut unit, &mut memory, device, true).unwrap();
+    Unit::suppress_faults(&mut unit, &mut memory, device, true).unwrap();
     assert_eq!(words(&memory), [0xb, 0x3402]);
     unit.write_entry(&mut memory, device, Entry::Blocked).unwrap();
     assert_eq!(words(&memory), [0, 0]);
@@ -299,7 +299,7 @@ fn blocking_needs_no_memory_and_letting_through_does() {
     let before = memory.snapshot();
     unit.write_entry(&mut memory, source(9, 0, 0), Entry::Blocked).unwrap();
     let translating = unit.write_entry(&mut memory, source(9, 0, 0), translate(1));
-    let silenced = Unit::silence(&mut unit, &mut memory, source(9, 0, 0), true);
+    let silenced = Unit::suppress_faults(&mut unit, &mut memory, source(9, 0, 0), true);
     for result in [translating, silenced] {
         assert!(matches!(result, Err(UnitError::Memory(_))));
     }

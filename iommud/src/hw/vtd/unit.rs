@@ -37,7 +37,7 @@ pub(super) enum Phase {
 
 /// A VT-d unit whose queue runs. Made by [`VtdUnit::bring_up`].
 ///
-/// A copy is a checkpoint of what software knows, for tests over seams that can be copied; no real machine's
+/// A copy is a checkpoint of what software knows, for tests over a `hal` that can be copied; no real machine's
 /// can.
 ///
 /// Device TLBs stay off: context entries have TT 00, which blocks translation requests and translated
@@ -242,7 +242,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     }
 
     /// FPD, one bit of the word with P: one store, which the unit sees before or after.
-    fn silence(
+    fn suppress_faults(
         &mut self,
         memory: &mut M,
         source: RequesterId,
@@ -330,7 +330,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
         self.drain_faults(limit, sink)
     }
 
-    fn tell_faults(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
+    fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
         self.program_fault_interrupt(address, data);
         Ok(())
     }

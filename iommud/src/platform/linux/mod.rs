@@ -1,4 +1,4 @@
-//! The seams on a stock Linux kernel, for development and continuous integration: an ordinary privileged
+//! The `hal` traits on a stock Linux kernel, for development and continuous integration: an ordinary privileged
 //! process owns the units. Registers come through `/dev/mem`, configuration space and tables through sysfs,
 //! memory from huge pages with known addresses, and clients through a Unix socket.
 

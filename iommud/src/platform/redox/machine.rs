@@ -8,7 +8,7 @@ use iommu_protocol::ids::PciAddress;
 
 use super::boot_timing::Phases;
 use super::pci::{PciAccess, roots};
-use super::{memory, tables};
+use super::{acpi_tables, memory};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::units;
 use crate::server::{Discovery, TableState};

@@ -1,4 +1,4 @@
-//! The seams on Redox: a scheme daemon.
+//! The `hal` traits on Redox: a scheme daemon.
 //!
 //! ```text
 //!  acpi, pci, memory schemes -> start -> Server -> scheme (SchemeSync) <- requests

@@ -197,7 +197,7 @@ fn serve_units<U: Family>(
     let late = LateUnits { firmware: late, space, map: super::registers, budget: late_budget };
     let vector = vector.filter(|vector| {
         let (address, data) = vector.message();
-        server.tell_faults(address, data)
+        server.enable_fault_interrupt(address, data)
     });
     match &vector {
         Some(vector) => log::info!("faults: by interrupt, vector {}", vector.vector()),

@@ -56,7 +56,7 @@ impl SourceTable {
     }
 
     /// Notes that faults of a requester are not reported, or are again.
-    pub(in crate::policy) fn silence(&mut self, key: Key, silent: bool) {
+    pub(in crate::policy) fn suppress_faults(&mut self, key: Key, silent: bool) {
         let known = self.get_mut(key).map(|source| source.silenced = silent).is_some();
         if silent && !known {
             self.strangers.insert(key);

@@ -151,7 +151,7 @@ impl Sequence {
             }
             20 => Event::Release(self.session(a), Slot(u32::from(b % 4))),
             21 if c & 1 == 0 => {
-                Event::Bring(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0)))
+                Event::ImportShared(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0)))
             }
             21 => Event::Import(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0))),
             22 => Event::Hold(self.session(a), Slot(u32::from(b % 4))),
@@ -335,7 +335,7 @@ fn the_sequences_reach_what_they_should() {
         "DestroyTable",
         "Map",
         "MapList",
-        "Silence",
+        "SuppressFaults",
         "Unmap",
         "Publish",
         "Invalidate",

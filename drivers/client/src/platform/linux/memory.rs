@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use rustix::fs::fstat;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
 
 /// Alignment of every mapping: files of huge pages need it, others do not mind.
@@ -18,15 +18,17 @@ impl Memory {
     /// Maps the whole of each file, in order. Together they hold at least `length` bytes.
     ///
     /// # Errors
-    /// [`Breach::Memory`] when they do not; what mmap(2) reports.
+    /// [`ProtocolError::Memory`] when they do not; what mmap(2) reports.
     pub fn map(files: &[impl AsFd], length: u64) -> Result<Self, Error> {
         let mut sizes = Vec::with_capacity(files.len());
         for file in files {
             let size = fstat(file).map_err(std::io::Error::from)?.st_size;
-            sizes.push(usize::try_from(size).ok().filter(|size| *size > 0).ok_or(Breach::Memory)?);
+            sizes.push(
+                usize::try_from(size).ok().filter(|size| *size > 0).ok_or(ProtocolError::Memory)?,
+            );
         }
         let sum = sizes.iter().try_fold(0_usize, |sum, size| sum.checked_add(*size));
-        let sum = sum.filter(|sum| *sum as u64 >= length).ok_or(Breach::Memory)?;
+        let sum = sum.filter(|sum| *sum as u64 >= length).ok_or(ProtocolError::Memory)?;
         let mut memory = Self::reserve(sum)?;
         let mut offset = 0;
         for (file, size) in files.iter().zip(sizes) {
@@ -38,7 +40,7 @@ impl Memory {
 
     /// Address space of `length` bytes, aligned, that nobody can access yet.
     fn reserve(length: usize) -> Result<Self, Error> {
-        let whole = length.checked_add(ALIGNMENT).ok_or(Breach::Memory)?;
+        let whole = length.checked_add(ALIGNMENT).ok_or(ProtocolError::Memory)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
         let start =
@@ -49,7 +51,7 @@ impl Memory {
         // The rest of the reservation may stay when it cannot be ended: it holds no memory.
         trim(start, before);
         trim(base.wrapping_byte_add(length), whole - before - length);
-        let base = NonNull::new(base.cast()).ok_or(Breach::Memory)?;
+        let base = NonNull::new(base.cast()).ok_or(ProtocolError::Memory)?;
         Ok(Self { base, length })
     }
 
@@ -57,7 +59,7 @@ impl Memory {
     fn place(&mut self, file: BorrowedFd<'_>, offset: usize, size: usize) -> Result<(), Error> {
         let inside = offset.checked_add(size).is_some_and(|end| end <= self.length);
         if !inside {
-            return Err(Breach::Memory.into());
+            return Err(ProtocolError::Memory.into());
         }
         let at = self.base.as_ptr().wrapping_add(offset).cast();
         let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -161,7 +163,7 @@ mod tests {
     fn files_that_are_too_small_are_a_breach() {
         for files in [vec![], vec![file(0)], vec![file(4096)]] {
             let refused = Memory::map(&files, 4097);
-            assert!(matches!(refused, Err(Error::Breach(Breach::Memory))));
+            assert!(matches!(refused, Err(Error::ProtocolError(ProtocolError::Memory))));
         }
     }
 }

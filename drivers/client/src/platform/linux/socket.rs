@@ -22,7 +22,7 @@ use rustix::net::{
 #[cfg(test)]
 mod tests;
 
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
 use crate::transport::{FOREVER, Handle, OPENING, Transport};
 
@@ -120,7 +120,7 @@ impl Socket {
         match i32::try_from(answer.result.saturating_neg()) {
             _ if answer.result >= 0 => Ok(answer),
             Ok(number) => Err(Error::from_errno(Errno(number), likely)),
-            Err(_) => Err(Breach::Value.into()),
+            Err(_) => Err(ProtocolError::Value.into()),
         }
     }
 
@@ -132,7 +132,7 @@ impl Socket {
                 return Ok(state.answers.swap_remove(at));
             }
             if !state.asked.contains(&tag) {
-                return Err(Breach::Mismatch.into());
+                return Err(ProtocolError::Mismatch.into());
             }
             state = match state.room.take() {
                 Some(room) => self.receive(state, room, RecvFlags::empty())?,
@@ -215,7 +215,7 @@ impl Socket {
                 descriptors.extend(rights);
             }
         }
-        let frame = room.get(..length).ok_or(Breach::Length)?;
+        let frame = room.get(..length).ok_or(ProtocolError::Length)?;
         let (Reply { tag, result, handle }, payload) = Reply::decode(frame)?;
         Ok(Some(match tag {
             EVENT_TAG => Frame::Readable(handle),
@@ -254,7 +254,7 @@ impl State {
     fn file(&mut self, answer: Answer) -> Result<(), Error> {
         let Some(at) = self.asked.iter().position(|tag| *tag == answer.tag) else {
             self.asked.clear();
-            return Err(Breach::Mismatch.into());
+            return Err(ProtocolError::Mismatch.into());
         };
         self.asked.swap_remove(at);
         self.answers.push(answer);
@@ -270,11 +270,11 @@ fn lost(error: rustix::io::Errno) -> Error {
 }
 
 fn number<T: TryFrom<i64>>(result: i64) -> Result<T, Error> {
-    T::try_from(result).map_err(|_| Breach::Value.into())
+    T::try_from(result).map_err(|_| ProtocolError::Value.into())
 }
 
 fn copy(payload: &[u8], out: &mut [u8]) -> Result<usize, Error> {
-    out.get_mut(..payload.len()).ok_or(Breach::Length)?.copy_from_slice(payload);
+    out.get_mut(..payload.len()).ok_or(ProtocolError::Length)?.copy_from_slice(payload);
     Ok(payload.len())
 }
 
@@ -327,7 +327,7 @@ impl Transport for Socket {
         loop {
             let first = u64::try_from(names.len()).unwrap_or(u64::MAX);
             let answer = self.request(Kind::GetDents, handle, first, &[], &[])?;
-            let text = String::from_utf8(answer.payload).map_err(|_| Breach::Value)?;
+            let text = String::from_utf8(answer.payload).map_err(|_| ProtocolError::Value)?;
             if text.is_empty() {
                 return Ok(names);
             }

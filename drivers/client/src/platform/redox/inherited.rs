@@ -10,7 +10,7 @@ use super::Scheme;
 use super::scheme::{bring, expect};
 use crate::buffer::{DmaBuffer, release};
 use crate::device::Device;
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::mapping::BufferSlot;
 use crate::session::Session;
 use crate::transport::Handle;
@@ -22,7 +22,7 @@ impl Device {
     /// # Errors
     /// The descriptor is not that of a session; the server is gone.
     pub fn inherited(descriptor: OwnedFd) -> Result<Self, Error> {
-        let number = u32::try_from(descriptor.into_raw_fd()).map_err(|_| Breach::Value)?;
+        let number = u32::try_from(descriptor.into_raw_fd()).map_err(|_| ProtocolError::Value)?;
         Self::over(Arc::new(Scheme::unnamed()), Handle(number))
     }
 

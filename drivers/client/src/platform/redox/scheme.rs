@@ -18,7 +18,7 @@ use libredox::flag::{
     PROT_WRITE,
 };
 
-use crate::error::{Breach, Error};
+use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
 use crate::transport::{Handle, OPENING, Transport};
 
@@ -95,7 +95,7 @@ impl Transport for Scheme {
         let at = fd(handle)?;
         match call::write(at, bytes).map_err(|error| told(at, error, &[]))? {
             length if length == bytes.len() => Ok(()),
-            _ => Err(Breach::Length.into()),
+            _ => Err(ProtocolError::Length.into()),
         }
     }
 
@@ -118,7 +118,7 @@ impl Transport for Scheme {
                 return Ok(names);
             }
             while !rest.is_empty() {
-                let (entry, after) = entry(rest).ok_or(Breach::Value)?;
+                let (entry, after) = entry(rest).ok_or(ProtocolError::Value)?;
                 names.push(entry.1);
                 next = entry.0;
                 rest = after;
@@ -142,7 +142,7 @@ impl Transport for Scheme {
         let fd = fd(handle)?;
         let stat = call::fstat(fd).map_err(io::Error::from)?;
         let length = usize::try_from(stat.st_size).ok().filter(|length| *length > 0);
-        Memory::of(fd, 0, length.ok_or(Breach::Memory)?)
+        Memory::of(fd, 0, length.ok_or(ProtocolError::Memory)?)
     }
 
     fn process_wide(&self) -> bool {
@@ -161,12 +161,12 @@ pub(super) fn expect(session: Handle) -> Result<[u8; 16], Error> {
     let mut key = [0; 16];
     tell(session, EXPECT, &mut key)?;
     // A server that makes up none leaves it as it was.
-    if key == [0; 16] { Err(Breach::Value.into()) } else { Ok(key) }
+    if key == [0; 16] { Err(ProtocolError::Value.into()) } else { Ok(key) }
 }
 
 /// Gives a buffer to the session that expects this key; returns its slot there.
 pub(super) fn bring(buffer: Handle, mut key: [u8; 16]) -> Result<u32, Error> {
-    u32::try_from(tell(buffer, BRING, &mut key)?).map_err(|_| Breach::Value.into())
+    u32::try_from(tell(buffer, BRING, &mut key)?).map_err(|_| ProtocolError::Value.into())
 }
 
 fn tell(to: Handle, word: u64, key: &mut [u8; 16]) -> Result<usize, Error> {
@@ -192,7 +192,7 @@ impl Wait {
     }
 
     fn readable(mut self, session: usize, timeout: Duration) -> Result<bool, Error> {
-        let clock = usize::try_from(self.timer.as_raw_fd()).map_err(|_| Breach::Value)?;
+        let clock = usize::try_from(self.timer.as_raw_fd()).map_err(|_| ProtocolError::Value)?;
         for fd in [session, clock] {
             self.queue.subscribe(fd, 0, EventFlags::READ).map_err(io::Error::from)?;
         }
@@ -226,11 +226,11 @@ fn entry(bytes: &[u8]) -> Option<((u64, String), &[u8])> {
 }
 
 fn fd(handle: Handle) -> Result<usize, Error> {
-    usize::try_from(handle.0).map_err(|_| Breach::Value.into())
+    usize::try_from(handle.0).map_err(|_| ProtocolError::Value.into())
 }
 
 fn handle(fd: usize) -> Result<Handle, Error> {
-    u32::try_from(fd).map(Handle).map_err(|_| Breach::Value.into())
+    u32::try_from(fd).map(Handle).map_err(|_| ProtocolError::Value.into())
 }
 
 /// Why something on a descriptor failed. A server that is gone answers what a device without a record is refused
@@ -258,7 +258,7 @@ impl Memory {
         let request = MmapArgs { addr: std::ptr::null_mut(), length, prot, flags, fd, offset };
         // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
         let base = unsafe { mmap(request) }.map_err(io::Error::from)?;
-        let base = NonNull::new(base.cast()).ok_or(Breach::Memory)?;
+        let base = NonNull::new(base.cast()).ok_or(ProtocolError::Memory)?;
         Ok(Self { base, length })
     }
 }

@@ -108,7 +108,8 @@ impl System for Redox<'_> {
             old.clear();
             self.announce = None;
             drop(ends.take());
-            let keeper = writer.take().map(|pipe| Announce::Keeper(keeper_link::Keeper::over(pipe)));
+            let keeper =
+                writer.take().map(|pipe| Announce::Keeper(keeper_link::Keeper::over(pipe)));
             keeper.is_some_and(|keeper| (self.serve)(options, keeper))
         })?;
         drop(writer);

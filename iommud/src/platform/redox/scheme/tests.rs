@@ -50,7 +50,12 @@ impl Unit for NoUnit {
     ) -> Result<(), UnitError> {
         match self.0 {}
     }
-    fn silence(&mut self, _: &mut HugeTables, _: RequesterId, _: bool) -> Result<(), UnitError> {
+    fn suppress_faults(
+        &mut self,
+        _: &mut HugeTables,
+        _: RequesterId,
+        _: bool,
+    ) -> Result<(), UnitError> {
         match self.0 {}
     }
     fn invalidate_entry(

@@ -95,7 +95,9 @@ fn a_buffer_that_was_brought_outlives_the_client_that_made_it() {
     let user = bench.claim(2, address(0, 4, 0));
     let (_, _, buffer) = bench.buffer(maker, 2);
     assert_eq!(bench.refused(&Event::Import(user, buffer)), Refusal::Permission);
-    let Ok(Outcome::Held(_, brought)) = bench.run(&Event::Bring(user, buffer)) else { panic!() };
+    let Ok(Outcome::Held(_, brought)) = bench.run(&Event::ImportShared(user, buffer)) else {
+        panic!()
+    };
     bench.batch(user, &[map(brought, 0, 2)]).unwrap();
     bench.run(&Event::Close(maker)).unwrap();
     let counts = bench.registry.counts();

@@ -96,7 +96,7 @@ fn kind(step: &Step) -> &'static str {
         Step::DestroyTable { .. } => "DestroyTable",
         Step::Map { .. } => "Map",
         Step::MapList { .. } => "MapList",
-        Step::Silence { .. } => "Silence",
+        Step::SuppressFaults { .. } => "Silence",
         Step::Unmap { .. } => "Unmap",
         Step::Grow { .. } => "Grow",
         Step::Deepen { .. } => "Deepen",

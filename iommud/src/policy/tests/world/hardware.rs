@@ -202,7 +202,7 @@ impl World {
                 }
                 self.cache_all();
             }
-            Step::Silence { unit, source, silent, was } => {
+            Step::SuppressFaults { unit, source, silent, was } => {
                 let hardware = self.unit(unit);
                 let now = hardware.entries.get(&source.0).copied();
                 assert_eq!(now.unwrap_or(Binding::Blocked), was, "what {source:?} was");

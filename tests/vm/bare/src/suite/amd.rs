@@ -336,7 +336,7 @@ impl Suite {
 
     fn silences(&mut self) -> Outcome {
         let edu = self.edu()?;
-        self.silence(edu.id, true)?;
+        self.suppress_faults(edu.id, true)?;
         self.forget(edu.id, None)?;
         ensure!(!writes(edu, GRANTED, GRANTED), "a silenced device reaches memory");
         let (faults, _) = self.take();

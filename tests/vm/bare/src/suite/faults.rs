@@ -46,7 +46,7 @@ pub fn exact(lab: &mut Lab) -> Outcome {
 
 pub fn silenced(lab: &mut Lab) -> Outcome {
     let source = lab.edu[0].id;
-    lab.silence(source, true)?;
+    lab.suppress_faults(source, true)?;
     lab.invalidate_entry(source, None)?;
     ensure!(!lab.arrives(0, ARENA, ARENA)?, "the device writes");
     lab.expect_no_fault()?;

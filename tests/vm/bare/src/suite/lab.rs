@@ -156,8 +156,8 @@ impl Lab {
         self.unit.write_entry(&mut self.memory, source, entry).map_err(words)
     }
 
-    pub fn silence(&mut self, source: RequesterId, silent: bool) -> Result<(), String> {
-        self.unit.silence(&mut self.memory, source, silent).map_err(words)
+    pub fn suppress_faults(&mut self, source: RequesterId, silent: bool) -> Result<(), String> {
+        self.unit.suppress_faults(&mut self.memory, source, silent).map_err(words)
     }
 
     pub fn invalidate_entry(

@@ -68,7 +68,7 @@ fn error_numbers_are_the_refusals_of_the_operation() {
     let unread = socket.read(Handle(0), &mut [0; 128]).unwrap_err();
     assert_eq!(unread.refusal(), Some(Refusal::NotReady));
     assert!(matches!(open(), Error::Errno(Errno(77))));
-    assert!(matches!(open(), Error::Breach(Breach::Value)));
+    assert!(matches!(open(), Error::ProtocolError(ProtocolError::Value)));
     server.join().unwrap();
 }
 
@@ -205,14 +205,14 @@ fn answers_that_break_the_protocol_are_errors() {
         result(2, b"\xff\n"),
     ]);
     let breach = |error: Error| match error {
-        Error::Breach(breach) => breach,
+        Error::ProtocolError(breach) => breach,
         other => panic!("{other:?}"),
     };
-    assert_eq!(breach(socket.open(None, "x", false).unwrap_err()), Breach::Mismatch);
-    assert_eq!(breach(socket.read(Handle(0), &mut [0; 2]).unwrap_err()), Breach::Length);
-    assert_eq!(breach(socket.open(None, "x", false).unwrap_err()), Breach::Value);
-    assert_eq!(breach(socket.map(Handle(0)).unwrap_err()), Breach::Memory);
-    assert_eq!(breach(socket.names(Handle(0)).unwrap_err()), Breach::Value);
+    assert_eq!(breach(socket.open(None, "x", false).unwrap_err()), ProtocolError::Mismatch);
+    assert_eq!(breach(socket.read(Handle(0), &mut [0; 2]).unwrap_err()), ProtocolError::Length);
+    assert_eq!(breach(socket.open(None, "x", false).unwrap_err()), ProtocolError::Value);
+    assert_eq!(breach(socket.map(Handle(0)).unwrap_err()), ProtocolError::Memory);
+    assert_eq!(breach(socket.names(Handle(0)).unwrap_err()), ProtocolError::Value);
     server.join().unwrap();
 }
 

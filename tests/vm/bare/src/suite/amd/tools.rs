@@ -93,8 +93,14 @@ impl Suite {
         self.unit.write_entry(&mut self.memory, source, entry).map_err(|error| format!("{error}"))
     }
 
-    pub(super) fn silence(&mut self, source: RequesterId, silent: bool) -> Result<(), String> {
-        self.unit.silence(&mut self.memory, source, silent).map_err(|error| format!("{error}"))
+    pub(super) fn suppress_faults(
+        &mut self,
+        source: RequesterId,
+        silent: bool,
+    ) -> Result<(), String> {
+        self.unit
+            .suppress_faults(&mut self.memory, source, silent)
+            .map_err(|error| format!("{error}"))
     }
 
     pub(super) fn forget(

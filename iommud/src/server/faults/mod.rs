@@ -1,5 +1,8 @@
 //! Fault records: a log of the machine's latest, and a bounded queue for each session.
 
+mod delivery;
+pub(super) mod storm;
+
 use alloc::collections::{BTreeMap, VecDeque};
 
 use iommu_protocol::fault::{FaultRecord, RECORD_SIZE};

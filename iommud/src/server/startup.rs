@@ -1,34 +1,29 @@
-//! Bringing the machine up, and running events on it.
+//! Start: every unit is brought up, and every function put under policy, before the first unit translates.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use iommu_protocol::Refusal;
 
-use crate::addr::{Iova, PhysRange};
-use crate::engine::{Engine, StepFailure};
-use crate::hw::{BufferMemory, HardwareFault, Unit, UnitError};
-use crate::policy::{
-    ChangePlan, Config, Decided, Event, Outcome, Plan, Refused, Registry, UnitIndex,
-};
+use crate::addr::PhysRange;
+use crate::engine::Engine;
+use crate::hw::{BufferMemory, Unit, UnitError};
+use crate::policy::{Config, Event, Registry, UnitIndex};
 use crate::server::budget::Budget;
 use crate::server::decode::Scratch;
 use crate::server::driven_devices::Driven;
 use crate::server::endings::Endings;
 use crate::server::faults::Faults;
+use crate::server::faults::storm::Storms;
 use crate::server::handles::Handles;
 use crate::server::pending_claims::PendingClaims;
 use crate::server::rescan::Survey;
-use crate::server::storm::Storms;
 use crate::server::tags::Found;
 use crate::server::unit_recovery::Recovery;
-use crate::server::unit_status::{Machine, UnitState, UnitStatus};
+use crate::server::unit_status::{Machine, TableState, UnitState, UnitStatus};
 use crate::server::{Counts, Server};
 use crate::topology::firmware::{Firmware, UnitDefect};
 use crate::topology::pci::PciFunction;
-
-/// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
-pub(super) const FAULTS_A_TICK: usize = 16;
 
 /// Everything the server is started with.
 pub struct Startup<U: Unit, B: BufferMemory> {
@@ -58,17 +53,6 @@ pub struct Startup<U: Unit, B: BufferMemory> {
     pub budget: Budget,
 }
 
-/// The firmware's table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TableState {
-    /// The machine has none.
-    Absent,
-    /// It has one that cannot be read: signature and reason.
-    Failed(&'static str, String),
-    /// It was read: signature.
-    Parsed(&'static str),
-}
-
 /// How bringing up a unit went.
 pub enum UnitStart<U> {
     /// It takes entries and waits to be enabled.
@@ -81,24 +65,6 @@ pub enum UnitStart<U> {
     Unusable(UnitDefect),
     /// Policy leaves it alone.
     Off,
-}
-
-/// An event that was not carried out.
-pub(super) struct Failed {
-    /// Why.
-    pub(super) refused: Refused,
-    /// Memory that the event brought may still be reached: it must not be given back.
-    pub(super) quarantined: bool,
-}
-
-impl core::fmt::Display for TableState {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Absent => f.write_str("absent"),
-            Self::Failed(signature, reason) => write!(f, "{signature} failed({reason})"),
-            Self::Parsed(signature) => write!(f, "{signature} parsed"),
-        }
-    }
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
@@ -219,154 +185,6 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             self.waiting.change();
         }
         self.run_to_the_end(Event::UnitFailed(unit));
-    }
-
-    /// Runs one event from decision to commit or abort.
-    ///
-    /// # Errors
-    /// Policy's refusal; or what the failure of a step means to the client. Either way the state is as
-    /// before, except that a unit that failed is marked so.
-    pub(super) fn run(&mut self, event: &Event) -> Result<Outcome, Refusal> {
-        self.run_marked(event).map_err(|failed| failed.refused.refusal)
-    }
-
-    /// As [`Server::run`], for those who must know what exactly was refused.
-    pub(super) fn run_marked(&mut self, event: &Event) -> Result<Outcome, Failed> {
-        self.run_as(event, Registry::decide)
-    }
-
-    /// As [`Server::run_marked`], with a decision of one's own.
-    pub(super) fn run_as(
-        &mut self,
-        event: &Event,
-        decide: fn(&mut Registry, &Event) -> Result<Plan, Refused>,
-    ) -> Result<Outcome, Failed> {
-        let refused = |refused| Failed { refused, quarantined: false };
-        self.note_before(event).map_err(|refusal| refused(refusal.into()))?;
-        let outcome = match decide(&mut self.registry, event).map_err(refused) {
-            Ok(plan) => self.finish(plan),
-            Err(failed) => Err(failed),
-        };
-        self.settle_after(event);
-        outcome
-    }
-
-    /// Runs a plan, and commits or aborts it.
-    fn finish(&mut self, plan: Plan) -> Result<Outcome, Failed> {
-        self.counts.plans += 1;
-        self.note_tags_of(&plan);
-        match self.engine.run(&plan, &mut self.buffers) {
-            Ok(()) => Ok(self.registry.commit(plan)),
-            Err(failure) => Err(self.give_up(plan, &failure)),
-        }
-    }
-
-    /// Runs one map, unmap, grant or revoke from decision to commit or abort: what [`Server::run`] does with a
-    /// batch of one. Returns the address, 0 for an unmap.
-    ///
-    /// # Errors
-    /// As [`Server::run`].
-    #[inline(always)]
-    pub(super) fn run_change(
-        &mut self,
-        decide: impl FnOnce(&mut Registry, &mut ChangePlan) -> Result<Decided, Refusal>,
-    ) -> Result<Iova, Refused> {
-        let mut plan = ChangePlan::default();
-        if let Decided::Plan(whole) = decide(&mut self.registry, &mut plan)? {
-            return self.run_whole(whole);
-        }
-        self.counts.plans += 1;
-        let iova = plan.iova();
-        match self.engine.run_change(&plan, &mut self.buffers) {
-            Ok(()) => {
-                self.registry.commit_change(plan);
-                Ok(iova)
-            }
-            Err(failure) => Err(self.give_up_change(plan, &failure).refused),
-        }
-    }
-
-    /// As `run_change`, for a change that takes a list of steps.
-    #[cold]
-    fn run_whole(&mut self, plan: Plan) -> Result<Iova, Refused> {
-        match self.finish(plan) {
-            Ok(Outcome::Single(iova)) => Ok(iova),
-            Ok(_) => Err(Refusal::BadOperation.into()),
-            Err(failed) => Err(failed.refused),
-        }
-    }
-
-    /// Aborts a plan that the engine could not carry out.
-    #[cold]
-    fn give_up(&mut self, plan: Plan, failure: &StepFailure) -> Failed {
-        if failure.unproved {
-            self.registry.quarantine(plan);
-        } else {
-            self.registry.abort(plan);
-        }
-        self.given_up(failure)
-    }
-
-    /// As `give_up`, for a plan of one change.
-    #[cold]
-    fn give_up_change(&mut self, plan: ChangePlan, failure: &StepFailure) -> Failed {
-        if failure.unproved {
-            self.registry.quarantine_change(plan);
-        } else {
-            self.registry.abort_change(plan);
-        }
-        self.given_up(failure)
-    }
-
-    /// What the failure of a plan that was aborted means.
-    fn given_up(&mut self, failure: &StepFailure) -> Failed {
-        self.counts.plans_undone += 1;
-        for unit in &failure.lost {
-            self.fail(*unit, failure.error.to_string());
-        }
-        Failed { refused: failure.refusal().into(), quarantined: failure.unproved }
-    }
-
-    /// Makes every unit that translates send a message when it has fault records. A platform that can be sent
-    /// messages calls this, and [`Server::fault_interrupt`] when one comes. True when every unit will tell:
-    /// the others are to be asked by [`Server::tick`], as before.
-    pub fn tell_faults(&mut self, address: u64, data: u32) -> bool {
-        let mut all = true;
-        self.recovery.tell_by((address, data));
-        for index in 0..self.machine.units.len() {
-            let (Ok(number), Some(status)) =
-                (u32::try_from(index), self.machine.units.get_mut(index))
-            else {
-                break;
-            };
-            if status.state != UnitState::Enabled {
-                continue;
-            }
-            match self.engine.tell_faults(UnitIndex(number), address, data) {
-                Ok(()) => status.tells = true,
-                Err(error) => {
-                    log::info!("unit {index}: asked for faults: {error}");
-                    all = false;
-                }
-            }
-        }
-        all
-    }
-
-    /// As [`Server::tick`], because a unit sent its message.
-    pub fn fault_interrupt(&mut self) -> u64 {
-        self.counts.fault_interrupts += 1;
-        self.tick()
-    }
-
-    pub(super) fn route(&mut self, unit: usize, fault: &HardwareFault) {
-        let segment = self.machine.units.get(unit).map_or(0, |status| status.description.segment);
-        let owner =
-            u32::try_from(unit).ok().and_then(|unit| self.owner_of(UnitIndex(unit), fault.source));
-        self.faults.record(segment, fault, owner);
-        if let Some(session) = owner {
-            self.handles.session_readable(session);
-        }
     }
 }
 

@@ -11,8 +11,11 @@ use crate::hw::{BufferMemory, HardwareFault, Unit};
 use crate::policy::{Event, SessionId, UnitIndex};
 use crate::server::Server;
 
+/// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
+pub(in crate::server) const FAULTS_A_TICK: usize = 16;
+
 /// Faults of one requester that are taken, from one tick to the next without a pause, before it is silenced.
-pub(super) const LIMIT: u32 = 16;
+pub(in crate::server) const LIMIT: u32 = 16;
 
 /// How often one tick looks at a unit again after it silenced a requester.
 const ROUNDS: usize = 4;
@@ -23,7 +26,7 @@ const WORDS: &str =
 
 /// Requesters that have had faults in each tick lately.
 #[derive(Clone, Default)]
-pub(super) struct Storms {
+pub(in crate::server) struct Storms {
     /// How many, and whether there was one since the last tick ended.
     counts: BTreeMap<(UnitIndex, RequesterId), (u32, bool)>,
     /// It was said that no more requesters of no known function can be silenced.
@@ -57,14 +60,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one. So is
     /// an id that no function is known by, until a function appears there; 64 of them at most.
     pub fn tick(&mut self) -> u64 {
-        let found = self.hear();
+        let found = self.poll_faults();
         self.storms.end_tick();
         self.finish_endings();
         found
     }
 
     /// Takes waiting fault records without ending the tick: what a client does must not make a storm look quiet.
-    pub(super) fn hear(&mut self) -> u64 {
+    pub(in crate::server) fn poll_faults(&mut self) -> u64 {
         let before = self.faults.total();
         for index in 0..self.machine.units.len() {
             let Ok(number) = u32::try_from(index) else { break };
@@ -79,9 +82,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// Takes faults of one unit; says whether it silenced somebody, and others may have more to tell.
     fn take_faults(&mut self, index: usize, unit: UnitIndex) -> bool {
-        let mut taken: [Option<HardwareFault>; super::machine::FAULTS_A_TICK] = [None; _];
+        let mut taken: [Option<HardwareFault>; FAULTS_A_TICK] = [None; _];
         let mut places = taken.iter_mut();
-        let result = self.engine.take_faults(unit, super::machine::FAULTS_A_TICK, &mut |fault| {
+        let result = self.engine.take_faults(unit, FAULTS_A_TICK, &mut |fault| {
             if let Some(place) = places.next() {
                 *place = Some(fault);
             }
@@ -92,15 +95,15 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let mut silenced = false;
         for fault in taken.iter().flatten() {
-            self.route(index, fault);
+            self.deliver_fault(index, fault);
             if self.storms.count(unit, fault.source) {
-                silenced |= self.silence(index, unit, fault.source);
+                silenced |= self.suppress_faults(index, unit, fault.source);
             }
         }
         silenced
     }
 
-    fn silence(&mut self, index: usize, unit: UnitIndex, source: RequesterId) -> bool {
+    fn suppress_faults(&mut self, index: usize, unit: UnitIndex, source: RequesterId) -> bool {
         // What the unit had recorded before comes even now.
         if self.registry.is_silenced(unit, source) {
             return false;
@@ -124,7 +127,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     /// The session that is told of a requester's faults: of one that is attached.
-    pub(super) fn owner_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
+    pub(in crate::server) fn owner_of(
+        &self,
+        unit: UnitIndex,
+        source: RequesterId,
+    ) -> Option<SessionId> {
         self.registry
             .session_of(unit, source)
             .filter(|session| self.registry.session(*session).is_some_and(|view| view.attached))
