@@ -1,5 +1,5 @@
-//! The hardware abstraction layer: the only ways in which this crate touches a machine. A platform implements them over real
-//! hardware, the test crate over software units.
+//! The hardware abstraction layer: the only ways in which this crate touches a machine. A platform implements them
+//! over real hardware, the test crate over software units.
 
 use alloc::vec::Vec;
 
