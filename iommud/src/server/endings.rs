@@ -8,7 +8,8 @@
 //!                                           +--(still not)--> queued, shown in `status`, tried again
 //! ```
 
-use alloc::collections::VecDeque;
+mod queue;
+
 use core::fmt;
 
 use iommu_protocol::Refusal;
@@ -17,21 +18,7 @@ use crate::hw::{BufferMemory, Unit};
 use crate::policy::{Event, Owed, Registry};
 use crate::server::Server;
 
-/// Ends of life that were not carried out yet, oldest first.
-#[derive(Clone, Default)]
-pub(super) struct Endings {
-    queued: VecDeque<Event>,
-}
-
-impl Endings {
-    /// Takes the return of memory out of the queue, when it is tried anew.
-    pub(super) fn forget(&mut self, event: &Event) {
-        if let Event::MemoryReturned(range) = event {
-            let same = |other: &Event| matches!(other, Event::MemoryReturned(r) if r == range);
-            self.queued.retain(|other| !same(other));
-        }
-    }
-}
+pub(super) use queue::Endings;
 
 /// What became of an end of life.
 enum Ended {

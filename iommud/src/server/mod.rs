@@ -6,6 +6,7 @@
 
 mod budget;
 mod call;
+mod caller;
 mod decode;
 mod driven_devices;
 mod endings;
@@ -22,13 +23,14 @@ mod unit_recovery;
 mod unit_status;
 
 pub use budget::Budget;
+pub use caller::Caller;
 pub use driven_devices::{Driven, Notes};
 pub use handles::Handle;
 pub use pending_claims::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 pub use rescan::{Discovery, Rescanned};
-pub use startup::{Startup, UnitStart};
+pub use startup::Startup;
 pub use unit_recovery::{FIRST_PAUSE, LONGEST_PAUSE};
-pub use unit_status::{TableState, UnitState};
+pub use unit_status::{TableState, UnitStart, UnitState};
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -44,21 +46,12 @@ use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
 use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
-use faults::storm::Storms;
+use faults::storms::Storms;
 use handles::{Control, Handles, Object};
 use pending_claims::PendingClaims;
 use rescan::Survey;
 use unit_recovery::Recovery;
 use unit_status::Machine;
-
-/// Who opens a handle. Looked at when the handle is opened and never again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Whose quota counts.
-    pub client: ClientId,
-    /// User id.
-    pub uid: u32,
-}
 
 /// What `fstat` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

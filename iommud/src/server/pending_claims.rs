@@ -9,89 +9,23 @@
 //!              +--its client ends--> dropped, and nothing was done
 //! ```
 
+mod queue;
+
 use alloc::collections::VecDeque;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 
 use iommu_protocol::path::{Path, SessionPath};
 use iommu_protocol::{PciAddress, Refusal};
 
 use crate::hw::{BufferMemory, Nanos, Unit};
-use crate::policy::{ClientId, UnitState};
+use crate::policy::UnitState;
+use crate::server::Server;
+use crate::server::caller::Caller;
 use crate::server::handles::Handle;
-use crate::server::{Caller, Server};
 
-/// The most claims that wait, of all clients.
-pub const MOST_WAITING: usize = 64;
-
-/// The most claims of one client that wait.
-pub const MOST_WAITING_OF_ONE: usize = 4;
-
-/// The longest that a claim waits, whatever its client asks for.
-pub const LONGEST_WAIT: Nanos = Nanos(60_000_000_000);
-
-/// The number of a claim that waits; never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u64);
-
-/// What opening comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opened {
-    /// It is open.
-    Now(Handle),
-    /// [`Server::next_answer`] will tell.
-    Later(Ticket),
-}
-
-/// The answer to a claim that waited.
-pub type Answer = (Ticket, Result<Handle, Refusal>);
-
-#[derive(Clone)]
-struct Claim {
-    ticket: Ticket,
-    caller: Caller,
-    at: Option<Handle>,
-    path: String,
-    deadline: Nanos,
-}
-
-/// Claims that wait, oldest first, and answers that were not taken yet.
-#[derive(Clone, Default)]
-pub(super) struct PendingClaims {
-    claims: VecDeque<Claim>,
-    answers: VecDeque<Answer>,
-    next: u64,
-    /// A unit came or failed, or a function went: claims are to be tried.
-    changed: bool,
-}
-
-impl PendingClaims {
-    /// Something that decides claims has changed.
-    pub(super) const fn change(&mut self) {
-        self.changed = true;
-    }
-
-    /// Claims that wait.
-    pub(super) fn count(&self) -> usize {
-        self.claims.len()
-    }
-
-    fn has_room(&self, client: ClientId) -> bool {
-        let mine = self.claims.iter().filter(|claim| claim.caller.client == client).count();
-        self.claims.len() < MOST_WAITING && mine < MOST_WAITING_OF_ONE
-    }
-
-    /// Answers every claim that `ends` says so of.
-    fn refuse(&mut self, refusal: Refusal, ends: impl Fn(&Claim) -> bool) {
-        let Self { claims, answers, .. } = self;
-        claims.retain(|claim| {
-            let over = ends(claim);
-            if over {
-                answers.push_back((claim.ticket, Err(refusal)));
-            }
-            !over
-        });
-    }
-}
+use queue::Claim;
+pub(super) use queue::PendingClaims;
+pub use queue::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// As [`Server::open`] for writing; but a claim whose unit is not up yet, or failed and is to be tried again, is

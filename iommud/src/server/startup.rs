@@ -7,22 +7,22 @@ use iommu_protocol::Refusal;
 
 use crate::addr::PhysRange;
 use crate::engine::Engine;
-use crate::hw::{BufferMemory, Unit, UnitError};
+use crate::hw::{BufferMemory, Unit};
 use crate::policy::{Config, Event, Registry, UnitIndex};
 use crate::server::budget::Budget;
 use crate::server::decode::Scratch;
 use crate::server::driven_devices::Driven;
 use crate::server::endings::Endings;
 use crate::server::faults::Faults;
-use crate::server::faults::storm::Storms;
+use crate::server::faults::storms::Storms;
 use crate::server::handles::Handles;
 use crate::server::pending_claims::PendingClaims;
 use crate::server::rescan::Survey;
 use crate::server::tags::Found;
 use crate::server::unit_recovery::Recovery;
-use crate::server::unit_status::{Machine, TableState, UnitState, UnitStatus};
+use crate::server::unit_status::{Machine, TableState, UnitStart, UnitState, UnitStatus};
 use crate::server::{Counts, Server};
-use crate::topology::firmware::{Firmware, UnitDefect};
+use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
 /// Everything the server is started with.
@@ -51,20 +51,6 @@ pub struct Startup<U: Unit, B: BufferMemory> {
     pub buffers: B,
     /// How much of both there is, and who needs it.
     pub budget: Budget,
-}
-
-/// How bringing up a unit went.
-pub enum UnitStart<U> {
-    /// It takes entries and waits to be enabled.
-    Ready(U),
-    /// It did not do what it was told, and may later.
-    Stuck(U, UnitError),
-    /// It did not come up.
-    Failed(UnitError),
-    /// The firmware's table does not describe it well enough to try.
-    Unusable(UnitDefect),
-    /// Policy leaves it alone.
-    Off,
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {

@@ -16,7 +16,8 @@ use alloc::vec::Vec;
 
 use crate::hw::{BufferMemory, Unit};
 use crate::policy::{Holds, Plan, UnitIndex};
-use crate::server::{Server, UnitStart};
+use crate::server::Server;
+use crate::server::unit_status::UnitStart;
 use crate::topology::tags::{HeldTags, TagRecord};
 
 /// What is known of the units before the first event.

@@ -9,7 +9,7 @@ use iommu_protocol::path::Path;
 use crate::hw::{BufferMemory, TableMemory, Unit};
 use crate::policy::{Binding, FunctionView, GroupId, Mode, NamedView, UnitIndex, VacantBuses};
 use crate::server::Server;
-use crate::server::faults::storm::LIMIT;
+use crate::server::faults::storms::LIMIT;
 use crate::server::unit_status::{UnitState, UnitStatus};
 use crate::topology::firmware::UnitKind;
 

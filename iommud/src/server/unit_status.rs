@@ -3,9 +3,10 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::hw::UnitError;
 use crate::policy::UnitIndex;
 use crate::server::budget::Budget;
-use crate::topology::firmware::UnitDescription;
+use crate::topology::firmware::{UnitDefect, UnitDescription};
 
 /// The firmware's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,20 @@ pub enum TableState {
     Failed(&'static str, String),
     /// It was read: signature.
     Parsed(&'static str),
+}
+
+/// How bringing up a unit went.
+pub enum UnitStart<U> {
+    /// It takes entries and waits to be enabled.
+    Ready(U),
+    /// It did not do what it was told, and may later.
+    Stuck(U, UnitError),
+    /// It did not come up.
+    Failed(UnitError),
+    /// The firmware's table does not describe it well enough to try.
+    Unusable(UnitDefect),
+    /// Policy leaves it alone.
+    Off,
 }
 
 /// How a unit is doing.

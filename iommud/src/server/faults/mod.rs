@@ -1,7 +1,8 @@
 //! Fault records: a log of the machine's latest, and a bounded queue for each session.
 
 mod delivery;
-pub(super) mod storm;
+mod storm;
+pub(super) mod storms;
 
 use alloc::collections::{BTreeMap, VecDeque};
 

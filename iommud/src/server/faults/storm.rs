@@ -1,8 +1,6 @@
 //! Fault storms: a requester whose faults do not stop is not listened to any longer, so that those of others are
 //! heard and requests go on being answered.
 
-use alloc::collections::BTreeMap;
-
 use iommu_protocol::Refusal;
 use iommu_protocol::fault::{FaultAccess, FaultRecord};
 use iommu_protocol::ids::{PciAddress, RequesterId};
@@ -14,44 +12,12 @@ use crate::server::Server;
 /// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
 pub(in crate::server) const FAULTS_A_TICK: usize = 16;
 
-/// Faults of one requester that are taken, from one tick to the next without a pause, before it is silenced.
-pub(in crate::server) const LIMIT: u32 = 16;
-
 /// How often one tick looks at a unit again after it silenced a requester.
 const ROUNDS: usize = 4;
 
 /// What a session is told, and the log.
 const WORDS: &str =
     "silenced: 16 faults without a pause; reported again when the device is attached";
-
-/// Requesters that have had faults in each tick lately.
-#[derive(Clone, Default)]
-pub(in crate::server) struct Storms {
-    /// How many, and whether there was one since the last tick ended.
-    counts: BTreeMap<(UnitIndex, RequesterId), (u32, bool)>,
-    /// It was said that no more requesters of no known function can be silenced.
-    full: bool,
-}
-
-impl Storms {
-    /// Counts a fault; says whether it is the one too many. Then counting begins anew: a device that is attached
-    /// again in the middle of its storm has 16 faults like any other.
-    fn count(&mut self, unit: UnitIndex, source: RequesterId) -> bool {
-        let (count, lately) = self.counts.entry((unit, source)).or_insert((0, true));
-        *count = count.saturating_add(1);
-        *lately = true;
-        if *count < LIMIT {
-            return false;
-        }
-        *count = 0;
-        true
-    }
-
-    /// Forgets those that were quiet since the last call.
-    fn end_tick(&mut self) {
-        self.counts.retain(|_, (_, lately)| core::mem::take(lately));
-    }
-}
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Takes waiting fault records from every unit and returns how many there were; then tries what ends of life have
@@ -135,32 +101,5 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.registry
             .session_of(unit, source)
             .filter(|session| self.registry.session(*session).is_some_and(|view| view.attached))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_faults_that_do_not_pause_add_up() {
-        let mut storms = Storms::default();
-        let (unit, loud, other) = (UnitIndex(0), RequesterId(8), RequesterId(9));
-        for _ in 0..40 {
-            assert!(!storms.count(unit, other), "one now and then");
-            storms.end_tick();
-            storms.end_tick();
-        }
-        for _ in 0..15 {
-            assert!(!storms.count(unit, loud));
-            assert!(!storms.count(UnitIndex(1), loud), "of another unit");
-            storms.end_tick();
-        }
-        assert!(!storms.count(unit, other));
-        assert!(storms.count(unit, loud), "the sixteenth");
-        assert!(!storms.count(unit, loud), "once");
-        storms.end_tick();
-        storms.end_tick();
-        assert!(storms.counts.is_empty());
     }
 }

@@ -1,0 +1,21 @@
+//! Ends of life that wait for memory.
+
+use alloc::collections::VecDeque;
+
+use crate::policy::Event;
+
+/// Ends of life that were not carried out yet, oldest first.
+#[derive(Clone, Default)]
+pub(in crate::server) struct Endings {
+    pub(super) queued: VecDeque<Event>,
+}
+
+impl Endings {
+    /// Takes the return of memory out of the queue, when it is tried anew.
+    pub(in crate::server) fn forget(&mut self, event: &Event) {
+        if let Event::MemoryReturned(range) = event {
+            let same = |other: &Event| matches!(other, Event::MemoryReturned(r) if r == range);
+            self.queued.retain(|other| !same(other));
+        }
+    }
+}
