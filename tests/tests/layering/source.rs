@@ -16,6 +16,8 @@ pub(crate) struct Name {
     pub(crate) path: String,
     /// It stands in a module compiled for tests only.
     pub(crate) in_test: bool,
+    /// It is made known under this module's name, by `pub use`.
+    pub(crate) exported: bool,
 }
 
 /// One source file.
@@ -25,6 +27,8 @@ pub(crate) struct File {
     /// From the crate's name on. Binaries, examples and integration tests are `crate.bin`, `crate.tests`.
     pub(crate) module: String,
     pub(crate) names: Vec<Name>,
+    /// Paths that may begin with a module below this one, from the crate's name on.
+    pub(crate) below: Vec<Name>,
     pub(crate) unsafe_lines: Vec<usize>,
     /// Lines outside of modules compiled for tests only.
     pub(crate) lines: usize,
@@ -49,7 +53,7 @@ pub(crate) fn files() -> Vec<File> {
     let tests: BTreeSet<String> = files.iter().flat_map(|file| file.test_modules.clone()).collect();
     for file in &mut files {
         if tests.iter().any(|test| super::covers(test, &file.module)) {
-            file.names.iter_mut().for_each(|name| name.in_test = true);
+            file.names.iter_mut().chain(&mut file.below).for_each(|name| name.in_test = true);
             file.lines = 0;
         }
     }
@@ -124,6 +128,7 @@ impl File {
             path: path.to_string(),
             module: module.to_string(),
             names: Vec::new(),
+            below: Vec::new(),
             unsafe_lines: Vec::new(),
             lines: text.lines().count(),
             test_modules: Vec::new(),
@@ -143,6 +148,17 @@ impl File {
                     let text = tokens.get(at + 1).map(ToString::to_string).unwrap_or_default();
                     test_attribute |= text.replace(' ', "") == "[cfg(test)]";
                     at += 1;
+                }
+                TokenTree::Ident(ident) if ident == "pub" => {
+                    // Where it may be seen names no dependency.
+                    at += 1 + usize::from(is_parenthesis(tokens.get(at + 1)));
+                    if tokens.get(at).is_some_and(|token| token.to_string() == "use") {
+                        let (names, below) = (self.names.len(), self.below.len());
+                        at = self.walk_path(&tokens, at + 1, &[], module, in_test);
+                        let new = self.names.iter_mut().skip(names);
+                        new.chain(self.below.iter_mut().skip(below))
+                            .for_each(|name| name.exported = true);
+                    }
                 }
                 TokenTree::Ident(ident) if ident == "mod" => {
                     at = self.walk_module(&tokens, at, module, in_test, test_attribute);
@@ -221,8 +237,11 @@ impl File {
             }
             at += 2;
         }
+        let name = |path| Name { line, path, in_test, exported: false };
         if let Some(path) = resolve(&steps, module, before.is_empty()) {
-            self.names.push(Name { line, path, in_test });
+            self.names.push(name(path));
+        } else if steps.len() > 1 {
+            self.below.push(name(format!("{module}::{}", steps.join("::"))));
         }
         at
     }
@@ -239,6 +258,10 @@ impl File {
             };
         }
     }
+}
+
+fn is_parenthesis(token: Option<&TokenTree>) -> bool {
+    matches!(token, Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis)
 }
 
 fn is_path_separator(tokens: &[TokenTree], at: usize) -> bool {

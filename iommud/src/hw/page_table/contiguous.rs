@@ -4,11 +4,10 @@
 //! Such a page is entered whole and taken out whole. One that is to be cut is first rewritten as a page a slot,
 //! which translates the same, and is stale as a whole; undoing puts it back as it was.
 
-use super::detached::{Run, RunKind};
-use super::{
-    Detached, Iova, IovaRange, Leaf, PageTable, PhysAddr, PteFormat, PteSlot, shift, slot_of,
-    slot_size,
-};
+use super::PageTable;
+use super::detached::{Detached, Run, RunKind};
+use super::format::{Leaf, PteFormat, PteSlot, shift, slot_of, slot_size};
+use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::TableMemory;
 
 /// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left, where `page`

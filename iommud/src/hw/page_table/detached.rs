@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_size};
+use super::format::{PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_size};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::TableMemory;
 

@@ -6,12 +6,10 @@
 //!                                                            either root; only the new one reaches further
 //! ```
 
-use super::{MapError, PageTable, PhysAddr, PteFormat, PteSlot, last_of};
+use super::PageTable;
+use super::format::{KEPT, MapError, PteFormat, PteSlot, last_of};
+use crate::addr::PhysAddr;
 use crate::hw::hal::TableMemory;
-
-/// In the counter of a table: it is never unlinked. It was the root, and entries of units may point to it; or it is
-/// retained empty ([`PageTable::retain_tables`]).
-pub(super) const KEPT: u16 = 1 << 15;
 
 impl<F: PteFormat> PageTable<F> {
     /// Puts roots above the root until there are `levels` (at most 6); nothing when there are. Hardware sees

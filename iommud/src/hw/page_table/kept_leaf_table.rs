@@ -8,46 +8,16 @@
 //! Where it lies a larger leaf can be entered only when it has been unlinked and units have forgotten it, which
 //! takes an invalidation: [`PageTable::vacate`] is a step of its own, before the map. A map without it uses the table.
 
-use super::{
-    Detached, Iova, IovaRange, KEPT, PageTable, PhysAddr, PteFormat, PteSlot, TableMemory, shift,
-    slot_of, slot_size,
-};
-
-/// No region of 2 MiB.
-pub(super) const NONE: u64 = u64::MAX;
+use super::PageTable;
+use super::detached::Detached;
+use super::format::{KEPT, PteFormat, PteSlot, shift, slot_of, slot_size};
+use super::recent::{Idle, NONE, Recent};
+use crate::addr::{Iova, IovaRange};
+use crate::hw::hal::TableMemory;
 
 /// How many other tables become empty before one of them takes the place of the one that is kept: units then
 /// forget a range around both.
 const PATIENCE: u8 = 16;
-
-/// Which table of pages stays linked when it is empty.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Idle {
-    /// Its address over 2 MiB. Whether it is linked and empty, the tables say.
-    region: u64,
-    /// Others that became empty since.
-    others: u8,
-}
-
-impl Idle {
-    pub(super) const NOBODY: Self = Self { region: NONE, others: 0 };
-}
-
-/// Tables of pages that lie where the last one was looked up.
-#[derive(Clone, Copy)]
-pub(super) struct Recent {
-    /// Address over 2 MiB.
-    pub(super) region: u64,
-    /// The table of pages.
-    pub(super) table: PhysAddr,
-    /// The table above it.
-    pub(super) parent: PhysAddr,
-}
-
-impl Recent {
-    /// None was looked up since tables changed.
-    pub(super) const NOTHING: Self = Self { region: NONE, table: PhysAddr(0), parent: PhysAddr(0) };
-}
 
 impl<F: PteFormat> PageTable<F> {
     /// The table of pages of a region, if there is one, and the table above it.

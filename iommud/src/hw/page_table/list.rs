@@ -5,11 +5,13 @@
 
 use iommu_protocol::wire::Access;
 
+use super::PageTable;
+use super::detached::{Run, RunKind};
+use super::format::{MapError, PHYSICAL_BITS, PteFormat, PteSlot, SLOTS, slot_count, slot_of};
 use super::map::check_empty;
-use super::{
-    Iova, IovaRange, MapError, PAGE_SIZE, PHYSICAL_BITS, PageTable, PhysAddr, PteFormat, PteSlot,
-    Recent, Run, RunKind, SLOTS, TableMemory, slot_count, slot_of,
-};
+use super::recent::Recent;
+use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
+use crate::hw::hal::TableMemory;
 
 /// A table of pages.
 struct Table {

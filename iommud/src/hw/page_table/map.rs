@@ -2,10 +2,14 @@
 
 use iommu_protocol::wire::Access;
 
-use super::{
-    Iova, IovaRange, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot, Recent, Run, RunKind,
-    SLOTS, TableMemory, free_subtree, slot_count, slot_of, slot_size,
+use super::PageTable;
+use super::detached::{Run, RunKind};
+use super::format::{
+    Leaf, MapError, PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_of, slot_size,
 };
+use super::recent::Recent;
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::hw::hal::TableMemory;
 
 /// Consecutive I/O virtual addresses over consecutive memory.
 #[derive(Clone, Copy)]

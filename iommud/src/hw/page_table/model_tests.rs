@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::format::*;
 use super::*;
 use crate::hw::amdvi::AmdFormat;
 use crate::hw::testing::TestMemory;

@@ -1,6 +1,8 @@
 //! Literal tables. Entries are those of VT-d 4.1 section 9.8: R 1, W 2, PS 0x80.
 
+use super::format::*;
 use super::*;
+use crate::hw::hal::MemoryError;
 use crate::hw::testing::TestMemory;
 use crate::hw::vtd::SecondStage;
 

@@ -1,9 +1,13 @@
 //! Taking translations out, and putting them back.
 
-use super::{
-    Detached, Iova, IovaRange, KEPT, Leaf, MapError, PageTable, PhysAddr, PteFormat, PteSlot,
-    Recent, Run, RunKind, SLOTS, TableMemory, free_subtree, slot_count, slot_of, slot_size,
+use super::PageTable;
+use super::detached::{Detached, Run, RunKind};
+use super::format::{
+    KEPT, Leaf, MapError, PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_of, slot_size,
 };
+use super::recent::Recent;
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::hw::hal::TableMemory;
 
 /// A superpage that a range covers only partly, and the table of smaller pages that will replace it.
 #[derive(Clone, Copy)]
@@ -128,7 +132,7 @@ impl<F: PteFormat> PageTable<F> {
         let (first, last) = (range.first().0, range.last().0);
         self.remove(memory, self.root, self.levels, first, last, &mut removal);
         self.recent = Recent::NOTHING;
-        self.leave_none_alone(memory, super::kept_leaf_table::NONE, detached);
+        self.leave_none_alone(memory, super::recent::NONE, detached);
         Ok(())
     }
 

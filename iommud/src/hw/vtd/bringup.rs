@@ -23,11 +23,11 @@ use super::spec::register::{
     COMPLETION_CONTROL, FAULT_CONTROL, FAULT_LOG, INTERRUPT_MASK, QUEUE, QUEUE_ADDRESS, QUEUE_HEAD,
     QUEUE_TAIL, ROOT_TABLE, SET_ROOT, TABLE_MODE, TRANSLATION,
 };
-use super::survey::{Identity, identify, usable_host_bits};
+use super::survey::{Identity, RUNS, capabilities, identify, usable_host_bits};
 use super::unit::{Phase, VtdUnit};
 use crate::addr::PhysAddr;
 use crate::hw::hal::{Clock, RegisterIo, TableMemory};
-use crate::hw::unit::UnitError;
+use crate::hw::unit::{Survey, UnitError};
 
 /// Addresses in registers: bits 63:12.
 const ADDRESS: u64 = !0xfff;
@@ -39,6 +39,21 @@ pub fn addresses_told(registers: &mut impl RegisterIo) -> [PhysAddr; 2] {
 }
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
+    /// Reads what the unit is, as [`VtdUnit::bring_up`] will find it. Writes nothing and waits for nothing.
+    ///
+    /// # Errors
+    /// `Dead`, `Unsupported`: bring-up would fail in the same way.
+    pub fn survey(registers: R, clock: C, host_bits: u8) -> Result<Survey, UnitError> {
+        let identity = identify(&mut Port { registers, clock, limit: LIMIT })?;
+        let host_bits = usable_host_bits(host_bits);
+        Ok(Survey {
+            capabilities: capabilities(identity.capability, identity.extended, host_bits),
+            coherence_known: true,
+            runs: RUNS,
+            frame_per_bus: true,
+        })
+    }
+
     /// Takes a unit over as far as taking entries. `host_bits` is the host address width that firmware
     /// states (DMAR, "Host Address Width" + 1). Translation stays as it is: off, or on with the old tables.
     ///

@@ -1,13 +1,12 @@
 //! What a unit is, read from its registers before anything is changed.
 
-use super::port::{LIMIT, Port};
+use super::port::Port;
 use super::spec::capability::{Capability, ExtendedCapability};
 use super::spec::register::{
     CAPABILITY, EXTENDED_CAPABILITY, IO_RIGHTS, ROOT_TABLE, TABLE_MODE, TRANSLATION, VERSION,
 };
-use super::unit::VtdUnit;
-use crate::hw::hal::{Clock, RegisterIo, TableMemory};
-use crate::hw::unit::{Survey, UnitError};
+use crate::hw::hal::{Clock, RegisterIo};
+use crate::hw::unit::UnitError;
 use crate::topology::capabilities::{LevelSet, PageSizes, UnitCapabilities};
 
 /// Runs of frames that bring-up takes: root table, queue, status word of the queue.
@@ -112,22 +111,5 @@ pub(super) fn capabilities(
         iova_bits: capability.address_bits(),
         // Depth and root lie in the two words of a context entry.
         deepens: false,
-    }
-}
-
-impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
-    /// Reads what the unit is, as [`VtdUnit::bring_up`] will find it. Writes nothing and waits for nothing.
-    ///
-    /// # Errors
-    /// `Dead`, `Unsupported`: bring-up would fail in the same way.
-    pub fn survey(registers: R, clock: C, host_bits: u8) -> Result<Survey, UnitError> {
-        let identity = identify(&mut Port { registers, clock, limit: LIMIT })?;
-        let host_bits = usable_host_bits(host_bits);
-        Ok(Survey {
-            capabilities: capabilities(identity.capability, identity.extended, host_bits),
-            coherence_known: true,
-            runs: RUNS,
-            frame_per_bus: true,
-        })
     }
 }

@@ -16,8 +16,10 @@
 //! there are. Short ranges given back are kept by length ([`shelf`]) and handed out again first. Where alignment leaves no room below 4 GiB for something longer than 2 MiB, the 2048 slots
 //! of 2 MiB are searched for any run.
 
+mod geometry;
 mod node;
 mod range_cache;
+mod reuse;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -25,50 +27,10 @@ mod tree;
 use alloc::vec::Vec;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
-use node::{NONE, Node, SLOTS, TOP};
+use geometry::{LOW_SLOTS, Lists, PAGES_1G, Page, ROOT, SPACE_PAGES, Zone, level_shift};
+pub use geometry::{SPACE_BITS, Wanted};
+use node::{NONE, Node, SLOTS, TOP, child};
 use range_cache::Shelf;
-use tree::child;
-
-/// Number of the page, 4096 bytes each.
-type Page = u32;
-
-/// Bits of the I/O virtual addresses that are handed out: what the shallowest page table reaches. The window of
-/// HyperTransport, 0xfd00000000 to 0xffffffffff, which AMD-Vi does not translate, lies beyond.
-pub const SPACE_BITS: u32 = 39;
-const SPACE_PAGES: u64 = 1 << (SPACE_BITS - 12);
-/// Slots of level 2 below 4 GiB.
-const LOW_SLOTS: u32 = 4;
-const PAGES_1G: u32 = 1 << 18;
-const ROOT: u32 = 0;
-
-/// What a range must satisfy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Length in bytes, a multiple of 4096, not 0.
-    pub length: u64,
-    /// Alignment of the first byte, a power of two; less than 4096 counts as 4096.
-    pub alignment: u64,
-    /// The range does not cross a multiple of this power of two, which is not below the length; 0 for no
-    /// limit.
-    pub boundary: u64,
-    /// Addresses from 4 GiB on are tried first; else they are not handed out.
-    pub above_4g: bool,
-}
-
-/// Below or above 4 GiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Zone {
-    Low,
-    High,
-}
-
-/// The nodes of one level in one zone, by largest free block.
-#[derive(Clone, Debug)]
-struct Lists {
-    heads: [u32; 10],
-    /// Bit `order`: that list is not empty.
-    orders: u16,
-}
 
 /// The free addresses of a domain, from 0 to 2^39.
 #[derive(Clone)]
@@ -82,18 +44,6 @@ pub struct Space {
     idle: Option<u32>,
     /// Free, but not in the nodes.
     shelf: Shelf,
-}
-
-/// Nodes that are allocated together, so that growing never moves many.
-const CHUNK: usize = 16;
-
-/// Logarithm of the pages that a slot of `level` has.
-const fn level_shift(level: usize) -> u32 {
-    match level {
-        0 => 0,
-        1 => 9,
-        _ => 18,
-    }
 }
 
 impl Default for Space {

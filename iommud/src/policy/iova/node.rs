@@ -194,6 +194,12 @@ impl Node {
     }
 }
 
+/// The node in place of a slot.
+pub(super) fn child(node: &Node, slot: u32) -> Option<u32> {
+    let child = *node.children.as_ref()?.get(slot as usize)?;
+    (child != NONE).then_some(child)
+}
+
 /// The largest aligned blocks that make up a run of slots, as order and index.
 fn blocks(mut first: u32, mut count: u32) -> impl Iterator<Item = (u32, u32)> {
     core::iter::from_fn(move || {

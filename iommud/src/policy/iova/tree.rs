@@ -2,8 +2,9 @@
 
 use alloc::vec::Vec;
 
-use super::node::{Links, NONE, Node, SLOTS};
-use super::{CHUNK, LOW_SLOTS, Lists, PAGES_1G, Page, ROOT, Space};
+use super::Space;
+use super::geometry::{CHUNK, LOW_SLOTS, Lists, PAGES_1G, Page, ROOT};
+use super::node::{Links, NONE, Node, SLOTS, child};
 
 impl Space {
     pub(super) fn node(&self, at: u32) -> Option<&Node> {
@@ -207,22 +208,4 @@ impl Space {
             *place = node;
         }
     }
-}
-
-impl Lists {
-    fn set(&mut self, order: u32, head: u32) {
-        if let Some(place) = self.heads.get_mut(order as usize) {
-            *place = head;
-        }
-        if head == NONE {
-            self.orders &= !(1 << order);
-        } else {
-            self.orders |= 1 << order;
-        }
-    }
-}
-
-pub(super) fn child(node: &Node, slot: u32) -> Option<u32> {
-    let child = *node.children.as_ref()?.get(slot as usize)?;
-    (child != NONE).then_some(child)
 }

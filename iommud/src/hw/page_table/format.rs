@@ -1,0 +1,184 @@
+//! What tables of every format have in common: the geometry of levels and slots, and what an entry means.
+
+use core::fmt;
+
+use iommu_protocol::wire::Access;
+
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::hw::hal::{MemoryError, TableMemory};
+
+/// In the counter of a table: it is never unlinked. It was the root, and entries of units may point to it; or it is
+/// retained empty ([`PageTable::retain_tables`]).
+pub(super) const KEPT: u16 = 1 << 15;
+
+/// Slots of a table.
+pub(super) const SLOTS: usize = 512;
+
+/// Bits of a physical address that an entry of any supported format holds.
+pub(super) const PHYSICAL_BITS: u32 = 52;
+
+/// What one entry of a table means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PteSlot {
+    /// Not present.
+    Empty,
+    /// Points to the table of the next lower level.
+    Table(PhysAddr),
+    /// Maps a page.
+    Leaf {
+        /// First byte of the page.
+        phys: PhysAddr,
+        /// What a device may do.
+        access: Access,
+    },
+}
+
+/// The format of page table entries. Levels count from 1 (entries that map 4 KiB). An empty slot is 0.
+pub trait PteFormat {
+    /// The entry at `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) that maps the page at `phys`, aligned to its size.
+    /// The address stands in its place: the entry of a page further on is greater by the distance.
+    fn leaf(phys: PhysAddr, access: Access, level: u8) -> u64;
+
+    /// The entry at `level` (2 and up) that points to the table at `next`.
+    fn table(next: PhysAddr, level: u8) -> u64;
+
+    /// What an entry found at `level` means. A page over several slots begins at `phys`: see
+    /// [`PteFormat::decode_at`].
+    fn decode(entry: u64, level: u8) -> PteSlot;
+
+    /// The bits of a leaf that make every access snoop; 0 where [`PteFormat::leaf`] has them already.
+    const SNOOP: u64 = 0;
+
+    /// The most slots that one page may take, as a power of two (0 to 8); each holds the same entry.
+    const MOST: u32 = 0;
+
+    /// The entry at `level` that maps a page of 2^`power` slots at `phys`, aligned to its size.
+    fn group(phys: PhysAddr, access: Access, level: u8, _power: u32) -> u64 {
+        Self::leaf(phys, access, level)
+    }
+
+    /// How many slots the page takes that a leaf at `level` maps, as a power of two; 0 for entries of
+    /// other kinds.
+    fn power(_entry: u64, _level: u8) -> u32 {
+        0
+    }
+
+    /// As [`PteFormat::decode`], for the part of a page that lies in slot `slot` (0 to 511).
+    fn decode_at(entry: u64, level: u8, _slot: usize) -> PteSlot {
+        Self::decode(entry, level)
+    }
+}
+
+/// Why a page table did not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// The page table would have fewer than 3 or more than 6 levels.
+    Levels(u8),
+    /// The range or the memory does not begin or end at a multiple of 4096.
+    Unaligned {
+        /// The range.
+        range: IovaRange,
+        /// The memory of its first byte.
+        phys: PhysAddr,
+    },
+    /// The range lies outside what the levels translate, or the memory outside what an entry can hold.
+    OutOfReach {
+        /// The range.
+        range: IovaRange,
+        /// The memory of its first byte.
+        phys: PhysAddr,
+    },
+    /// Neither reading nor writing was asked for: such an entry would be an absent one.
+    NoAccess,
+    /// Something is mapped there already.
+    Overlap(Iova),
+    /// No memory for a table.
+    Memory(MemoryError),
+}
+
+impl From<MemoryError> for MapError {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Levels(levels) => write!(f, "a page table cannot have {levels} levels"),
+            Self::Unaligned { range, phys } => {
+                write!(f, "{range:?} at {phys:?} is not whole pages")
+            }
+            Self::OutOfReach { range, phys } => {
+                write!(f, "{range:?} at {phys:?} is beyond what the page table can translate")
+            }
+            Self::NoAccess => f.write_str("a mapping must allow reading or writing"),
+            Self::Overlap(iova) => write!(f, "{iova:?} is mapped already"),
+            Self::Memory(MemoryError::Exhausted) => f.write_str("no memory for a page table"),
+            Self::Memory(MemoryError::Constraints) => {
+                f.write_str("no memory for a page table that meets the constraints")
+            }
+            Self::Memory(MemoryError::Share) => f.write_str("the share of page tables is used up"),
+        }
+    }
+}
+
+/// Bits of an address below the ones that index a table at `level` (1 to 6).
+pub(super) const fn shift(level: u8) -> u32 {
+    3 + 9 * level as u32
+}
+
+/// Bytes that one slot of a table at `level` (1 to 6) translates.
+pub(super) const fn slot_size(level: u8) -> u64 {
+    1 << shift(level)
+}
+
+/// The last address that `levels` levels (3 to 6) translate.
+pub(super) const fn last_of(levels: u8) -> u64 {
+    match levels {
+        0..=3 => (1 << 39) - 1,
+        4 => (1 << 48) - 1,
+        5 => (1 << 57) - 1,
+        _ => u64::MAX,
+    }
+}
+
+/// Index of the slot that translates `iova` in a table at `level`.
+pub(super) const fn slot_of(iova: u64, level: u8) -> usize {
+    ((iova >> shift(level)) & 511) as usize
+}
+
+/// A number of slots, at most 512, as [`TableMemory::live`] counts them.
+pub(super) fn slot_count(slots: usize) -> u16 {
+    u16::try_from(slots).unwrap_or(u16::MAX)
+}
+
+/// A page, found in a table at `level`.
+#[derive(Clone, Copy)]
+pub(super) struct Leaf {
+    pub(super) phys: PhysAddr,
+    pub(super) access: Access,
+    pub(super) level: u8,
+}
+
+/// Frees a table at `level` and all tables below it.
+pub(super) fn free_subtree<F: PteFormat, M: TableMemory>(
+    memory: &mut M,
+    table: PhysAddr,
+    level: u8,
+) {
+    let live = core::mem::take(memory.live(table)) & !KEPT;
+    let mut left = if level > 1 { live } else { 0 };
+    for index in 0..SLOTS {
+        if left == 0 {
+            break;
+        }
+        match F::decode(memory.load(table, index), level) {
+            PteSlot::Empty => continue,
+            PteSlot::Table(next) => free_subtree::<F, M>(memory, next, level - 1),
+            PteSlot::Leaf { .. } => {}
+        }
+        left -= 1;
+    }
+    memory.free(table, live == 0);
+}

@@ -1,0 +1,110 @@
+//! Ranges that were given back lately, handed out again; and blocks of one node.
+
+use super::Space;
+use super::geometry::{CHUNK, Page, Wanted, Zone};
+use super::node::SLOTS;
+use super::range_cache::Shelf;
+use crate::addr::{Iova, IovaRange, PAGE_SIZE};
+
+impl Space {
+    /// Whether there are more [`fragments`](Self::fragments) than `limit`.
+    #[inline]
+    pub fn exceeds(&mut self, limit: u32) -> bool {
+        self.fragments() > limit && self.still_exceeds(limit)
+    }
+
+    #[cold]
+    fn still_exceeds(&mut self, limit: u32) -> bool {
+        self.tidy();
+        self.settle();
+        self.fragments() > limit
+    }
+
+    /// A range of this length that was given back lately, where nothing else is asked of it.
+    #[inline(always)]
+    pub(super) fn allocate_again(&mut self, wanted: Wanted) -> Option<IovaRange> {
+        let Wanted { length, alignment, boundary: _, above_4g } = wanted;
+        if alignment > PAGE_SIZE || !length.is_multiple_of(PAGE_SIZE) {
+            return None;
+        }
+        let zone = if above_4g { Zone::High } else { Zone::Low };
+        // Aligned to its length, rounded up to a power of two: it crosses no boundary that the length allows.
+        let first = self.shelf.take(zone, Page::try_from(length / PAGE_SIZE).ok()?)?;
+        IovaRange::new(Iova(u64::from(first) * PAGE_SIZE), length)
+    }
+
+    /// Puts ranges given back lately where they can become part of longer ones.
+    pub fn tidy(&mut self) {
+        while let Some((first, count)) = self.shelf.take_any() {
+            self.vacate(first, count);
+        }
+    }
+
+    /// Takes `pages` at the start of a block of `2^order`.
+    pub(super) fn take_in(&mut self, zone: Zone, pages: Page, order: u32) -> Option<Page> {
+        let block: Page = 1_u32.checked_shl(order)?;
+        if block / 2 < pages
+            && let Some(first) = self.shelf.take(zone, pages)
+        {
+            return Some(first);
+        }
+        let first = self.take(zone, order).or_else(|| {
+            if self.shelf.is_empty() {
+                return None;
+            }
+            self.tidy();
+            self.take(zone, order)
+        })?;
+        if pages < block {
+            self.vacate(first + pages, block - pages);
+        }
+        Some(first)
+    }
+
+    /// Gives back the memory of nodes that are not needed, whatever else is taken.
+    pub fn shrink(&mut self) {
+        if self.nodes.len() <= 1 {
+            return;
+        }
+        self.tidy();
+        self.settle();
+        if self.free_nodes.len() >= CHUNK {
+            self.compact();
+            self.shelf = Shelf::default();
+        }
+    }
+
+    /// The node of level 0 in which a range is one block, with its order and index there. Not of the node that is
+    /// kept empty.
+    fn block_of(&self, first: Page, count: Page) -> Option<(u32, u32, u32)> {
+        if !count.is_power_of_two() || count >= SLOTS || !first.is_multiple_of(count) {
+            return None;
+        }
+        let at = self.find(0, first).filter(|at| self.idle != Some(*at))?;
+        let order = count.ilog2();
+        Some((at, order, (first % SLOTS) >> order))
+    }
+
+    /// Takes a range that is one free block of a node. False when it is not: that says nothing about others.
+    pub(super) fn take_block(&mut self, first: Page, count: Page) -> bool {
+        let Some((at, order, index)) = self.block_of(first, count) else { return false };
+        let taken = self.node_mut(at).is_some_and(|node| node.occupy_block(order, index));
+        if taken {
+            self.relist(0, at);
+        }
+        taken
+    }
+
+    /// Frees a range that is one block of a node which does not become empty by it. False when it is not.
+    pub(super) fn give_block(&mut self, first: Page, count: Page) -> bool {
+        let Some((at, order, index)) = self.block_of(first, count) else { return false };
+        let Some(node) = self.node_mut(at) else { return false };
+        node.vacate_block(order, index);
+        if node.is_empty() {
+            node.occupy_block(order, index);
+            return false;
+        }
+        self.relist(0, at);
+        true
+    }
+}

@@ -1,0 +1,82 @@
+//! Circles of files that name each other, within one crate. A name that a module makes known with `pub use` counts as the
+//! name of the file that defines it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::source::File;
+
+/// Which files of a crate name which others.
+pub(crate) type Edges<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
+
+/// Re-exports that lead to re-exports: no more than so many.
+const MOST: usize = 8;
+
+/// What each module makes known, by name: the path of what it is.
+type Exports<'a> = BTreeMap<&'a str, BTreeMap<&'a str, &'a str>>;
+
+/// Every file that is part of a program, and the other files of its crate that it names.
+pub(crate) fn edges(files: &[File]) -> Edges<'_> {
+    let program = || files.iter().filter(|file| file.lines > 0);
+    let modules: BTreeSet<&str> = program().map(|file| file.module.as_str()).collect();
+    let exports = program().map(|file| (file.module.as_str(), exports(file))).collect();
+    let mut edges = Edges::new();
+    for file in program() {
+        let own = file.module.as_str();
+        let to = edges.entry(own).or_default();
+        let names = file.names.iter().chain(&file.below);
+        for name in names.filter(|name| !name.in_test && !name.exported) {
+            let found = definition(&name.path, &modules, &exports);
+            to.extend(found.filter(|found| *found != own && crate_of(found) == crate_of(own)));
+        }
+    }
+    edges
+}
+
+fn crate_of(module: &str) -> &str {
+    module.split("::").next().unwrap()
+}
+
+fn exports(file: &File) -> BTreeMap<&str, &str> {
+    let exported = file.names.iter().chain(&file.below).filter(|name| name.exported);
+    exported.map(|name| (name.path.rsplit("::").next().unwrap(), name.path.as_str())).collect()
+}
+
+/// The file that defines what a path names.
+fn definition<'a>(
+    path: &str,
+    modules: &BTreeSet<&'a str>,
+    exports: &Exports<'a>,
+) -> Option<&'a str> {
+    let mut path = path.to_string();
+    for _ in 0..MOST {
+        let mut end = path.len();
+        let module = loop {
+            if let Some(module) = modules.get(&path[..end]) {
+                break *module;
+            }
+            end = path[..end].rfind("::")?;
+        };
+        let rest = path[end..].trim_start_matches("::");
+        let (name, behind) = rest.split_once("::").unwrap_or((rest, ""));
+        let Some(target) = exports.get(module).and_then(|exports| exports.get(name)) else {
+            return Some(module);
+        };
+        path = if behind.is_empty() { (*target).into() } else { format!("{target}::{behind}") };
+    }
+    None
+}
+
+/// The files that are part of a circle: those that lead back to themselves.
+pub(crate) fn in_circles(edges: Edges<'_>) -> BTreeSet<&str> {
+    let leads_back = |start: &&str| {
+        let mut seen = BTreeSet::new();
+        let mut next: Vec<&str> = edges.get(start).into_iter().flatten().copied().collect();
+        while let Some(module) = next.pop() {
+            if seen.insert(module) {
+                next.extend(edges.get(module).into_iter().flatten());
+            }
+        }
+        seen.contains(start)
+    };
+    edges.keys().copied().filter(leads_back).collect()
+}
