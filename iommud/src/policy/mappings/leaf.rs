@@ -9,7 +9,7 @@ use super::NONE;
 #[derive(Clone, Debug)]
 pub(super) enum Leaf {
     /// A few, by slot.
-    InlineList(Vec<(u16, u32)>),
+    List(Vec<(u16, u32)>),
     /// One place for each slot, and how many are taken.
     Many(Directory, u16),
 }
@@ -21,7 +21,7 @@ pub(super) type Directory = Box<[u32; 512]>;
 
 impl Default for Leaf {
     fn default() -> Self {
-        Self::InlineList(Vec::new())
+        Self::List(Vec::new())
     }
 }
 
@@ -29,7 +29,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn get(&self, slot: u32) -> Option<u32> {
         match self {
-            Self::InlineList(list) => match list.last() {
+            Self::List(list) => match list.last() {
                 Some((last, record)) if u32::from(*last) == slot => Some(*record),
                 _ => list.get(place_of(list, slot).ok()?).map(|(_, record)| *record),
             },
@@ -42,7 +42,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn is_empty(&self) -> bool {
         match self {
-            Self::InlineList(list) => list.is_empty(),
+            Self::List(list) => list.is_empty(),
             Self::Many(_, count) => *count == 0,
         }
     }
@@ -50,7 +50,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn insert(&mut self, slot: u32, record: u32) {
         match self {
-            Self::InlineList(list) => {
+            Self::List(list) => {
                 let Ok(number) = u16::try_from(slot) else { return };
                 if list.last().is_none_or(|(last, _)| *last < number) {
                     list.push((number, record));
@@ -73,7 +73,7 @@ impl Leaf {
     #[inline(always)]
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
-            Self::InlineList(list) => {
+            Self::List(list) => {
                 if let [.., (last, _)] = list.as_slice()
                     && u32::from(*last) == slot
                 {
@@ -97,7 +97,7 @@ impl Leaf {
     /// Every record.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         let (list, slots): (&[(u16, u32)], &[u32]) = match self {
-            Self::InlineList(list) => (list, &[]),
+            Self::List(list) => (list, &[]),
             Self::Many(slots, _) => (&[], slots.as_slice()),
         };
         let slots = slots.iter().copied().filter(|record| *record != NONE);
@@ -127,5 +127,5 @@ fn many(list: &[(u16, u32)]) -> Leaf {
 #[cold]
 fn few(slots: &[u32; 512]) -> Leaf {
     let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);
-    Leaf::InlineList(left.map(|(slot, record)| (slot, *record)).collect())
+    Leaf::List(left.map(|(slot, record)| (slot, *record)).collect())
 }
