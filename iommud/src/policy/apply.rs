@@ -4,13 +4,13 @@ use alloc::vec::Vec;
 
 use crate::policy::claims::in_space;
 use crate::policy::draft::{Claimant, Effect};
+use crate::policy::ids::Key;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId};
-use crate::policy::machine::Key;
 use crate::policy::mappings::Mapping;
-use crate::policy::plan::Binding;
 use crate::policy::ranges::{Piece, addresses};
 use crate::policy::registry::Registry;
 use crate::policy::state::{Account, Buffer, Owner, Purpose, Session, SlotRecord, Trust};
+use crate::policy::step::Binding;
 
 impl Registry {
     /// Makes a change that was decided.

@@ -9,15 +9,16 @@ use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::AllocateFlags;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
-use crate::policy::draft::{Draft, Effect, bounds, full, hull};
+use crate::policy::change::hull;
+use crate::policy::draft::{Draft, Effect, bounds, full};
 use crate::policy::event::{AllocateRequest, Outcome, Owed};
 use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::iova::Wanted;
 use crate::policy::mappings::{Mapping, MappingList};
 use crate::policy::memory::{Grants, Memory};
-use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
 use crate::policy::state::{Buffer, Domain, Session, SlotRecord, Trust};
+use crate::policy::step::Step;
 
 /// First address that needs more than 32 bits.
 const FOUR_GIB: u64 = 1 << 32;

@@ -1,6 +1,6 @@
 //! What becomes of the mappings that a batch marked, when its plan is consumed.
 
-use crate::policy::draft::{Change, Changes};
+use crate::policy::change::{Change, Changes};
 use crate::policy::ids::DomainId;
 use crate::policy::mappings::Mapping;
 use crate::policy::registry::Registry;
@@ -31,7 +31,12 @@ impl Registry {
         }
         domain.shrink();
         if domain.mappings.is_sparse() {
-            domain.mappings.rebuild(&mut self.slots);
+            let slots = &mut self.slots;
+            domain.mappings.rebuild(|slot, change| {
+                if let Some(record) = slots.get_mut(slot) {
+                    change(&mut record.mappings);
+                }
+            });
             domain.space.shrink();
         }
         if let Some(account) = self.accounts.get_mut(account) {

@@ -7,14 +7,15 @@ use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
+use crate::policy::change::{Changes, hull};
 use crate::policy::event::{Outcome, Owed};
+use crate::policy::ids::Key;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-use crate::policy::machine::{Key, Machine};
-use crate::policy::mappings::{Mapping, MappingIndex};
-use crate::policy::plan::{Binding, Charge, Step};
+use crate::policy::machine::Machine;
+use crate::policy::mappings::Mapping;
 use crate::policy::ranges::Piece;
-use crate::policy::single::Single;
 use crate::policy::state::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
+use crate::policy::step::{Binding, Charge, Step};
 use crate::topology::capabilities::DomainTag;
 use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
@@ -81,66 +82,6 @@ pub(super) enum Effect {
     Map(DomainId, Mapping),
     /// Without a unit: a part of a buffer is used once more, or once less.
     Direct { slot: u32, offset: u64, length: u64, more: bool },
-}
-
-/// A change that a batch made to the mappings of a domain when the plan was drawn up.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Change {
-    /// Entered in the record of a slot, and charged; taken back by abort.
-    Entered(MappingIndex, u32),
-    /// Taken out of the record of a slot; its addresses are given back by commit, it is put back by abort.
-    Left(MappingIndex, u32),
-}
-
-/// The changes of a batch, in order.
-#[derive(Debug)]
-pub(super) struct Changes {
-    pub(super) domain: DomainId,
-    /// Number of the account that mappings are charged to.
-    pub(super) account: u32,
-    pub(super) list: Vec<Change>,
-    /// A range around all that is mapped.
-    pub(super) mapped: Option<IovaRange>,
-    /// A range around all that is unmapped.
-    pub(super) unmapped: Option<IovaRange>,
-    /// Tables may be unlinked to make room for larger leaves.
-    pub(super) vacated: bool,
-}
-
-impl Changes {
-    /// Adds a change.
-    #[inline(always)]
-    pub(super) fn note(&mut self, single: &Single) {
-        (self.domain, self.account) = (single.domain, single.account);
-        self.list.push(single.change);
-        let around = if single.mapped.is_some() { &mut self.mapped } else { &mut self.unmapped };
-        *around = Some(hull(*around, single.range));
-    }
-
-    /// Whether nothing was changed: no other field means anything then.
-    pub(super) const fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    /// Forgets everything but the capacity of the list.
-    #[inline]
-    fn clear(&mut self) {
-        self.list.clear();
-        (self.mapped, self.unmapped, self.vacated) = (None, None, false);
-    }
-}
-
-impl Default for Changes {
-    fn default() -> Self {
-        Self {
-            domain: DomainId(u32::MAX),
-            account: u32::MAX,
-            list: Vec::new(),
-            mapped: None,
-            unmapped: None,
-            vacated: false,
-        }
-    }
 }
 
 /// Who opens a session.
@@ -300,13 +241,6 @@ pub(super) const fn entry(unit: UnitIndex, source: RequesterId, now: Binding) ->
         Binding::Domain(domain) => Some(Step::Translate { unit, source, domain }),
         Binding::PassThrough => Some(Step::PassThrough { unit, source }),
     }
-}
-
-/// The smallest range around two.
-#[inline]
-pub(super) fn hull(a: Option<IovaRange>, b: IovaRange) -> IovaRange {
-    let Some(a) = a else { return b };
-    IovaRange::inclusive(a.first().min(b.first()), a.last().max(b.last())).unwrap_or(b)
 }
 
 /// The smallest range around some pieces.

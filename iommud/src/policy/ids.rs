@@ -1,5 +1,7 @@
 //! Numbers of objects. They are the server's own: a client never names one.
 
+use iommu_protocol::ids::RequesterId;
+
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
@@ -22,3 +24,6 @@ ids! {
     /// Whose quota a request counts against: a connection, or an owner's first session.
     ClientId;
 }
+
+/// An entry: a requester id in a unit.
+pub(super) type Key = (UnitIndex, RequesterId);

@@ -9,15 +9,16 @@ use iommu_protocol::wire::MapFlags;
 
 use crate::addr::{IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::buffers::take;
-use crate::policy::draft::{Change, Draft};
+use crate::policy::change::Change;
+use crate::policy::draft::Draft;
 use crate::policy::event::{BatchRequest, ListRequest, MapRequest, Outcome, Refused};
 use crate::policy::ids::SessionId;
 use crate::policy::iova::Wanted;
 use crate::policy::mappings::Mapping;
 use crate::policy::memory::Memory;
-use crate::policy::plan::Step;
 use crate::policy::registry::Registry;
 use crate::policy::state::Buffer;
+use crate::policy::step::Step;
 use crate::policy::work::fixed;
 
 impl Registry {

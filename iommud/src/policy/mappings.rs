@@ -6,124 +6,19 @@
 
 mod index;
 mod leaf;
+mod place;
+mod record;
 mod sparse;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use iommu_protocol::wire::Access;
-
-use crate::addr::{Iova, IovaRange, PAGE_SIZE};
-use index::Place;
+use crate::addr::{Iova, PAGE_SIZE};
 use leaf::{Directory, Leaf};
+use place::{NONE, Place};
+use record::{ACCESS_SHIFT, CHUNK, GRANT, LIST, Record, UNUSED, page_number, threshold};
 
-/// No record, leaf or directory.
-const NONE: u32 = u32::MAX;
-/// Records that are allocated together, so that growing never moves one.
-const CHUNK: usize = 256;
-const PAGE_MASK: u32 = (1 << 27) - 1;
-const GRANT: u32 = 1 << 30;
-const ACCESS_SHIFT: u32 = 28;
-const LIST: u32 = 1 << 27;
-
-/// Number of a mapping in its table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MappingIndex(u32);
-
-impl MappingIndex {
-    /// Of no mapping.
-    pub(super) const NONE: Self = Self(NONE);
-}
-
-/// A mapping, unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mapping {
-    /// Where.
-    pub(super) range: IovaRange,
-    /// Index of the slot of the buffer it maps.
-    pub(super) slot: u32,
-    /// First byte in the buffer.
-    pub(super) offset: u64,
-    /// What devices may do.
-    pub(super) access: Access,
-    /// Made by a grant: ended by a revoke.
-    pub(super) grant: bool,
-    /// Its pages lie anywhere in the buffer; `offset` is the first one's.
-    pub(super) list: bool,
-}
-
-impl Mapping {
-    /// How many mappings it is charged as.
-    pub(super) fn charge(&self) -> u32 {
-        if self.list { page_number(self.range.length()) } else { 1 }
-    }
-}
-
-/// A number of bytes, at most 2^43, in pages.
-#[inline(always)]
-fn page_number(bytes: u64) -> u32 {
-    u32::try_from((bytes / PAGE_SIZE) & u64::from(u32::MAX)).unwrap_or(PAGE_MASK)
-}
-
-/// The mappings of one slot, oldest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MappingList {
-    first: u32,
-    last: u32,
-    /// How many.
-    pub(super) count: u32,
-    /// As how many they are charged.
-    pub(super) charged: u32,
-}
-
-impl Default for MappingList {
-    fn default() -> Self {
-        Self { first: NONE, last: NONE, count: 0, charged: 0 }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Record {
-    /// First page, and flags in the upper bits.
-    page: u32,
-    pages: u32,
-    slot: u32,
-    offset: u32,
-    previous: u32,
-    /// The next of the list; in a free record, the next free one.
-    next: u32,
-}
-
-const _: () = assert!(size_of::<Record>() == 24);
-
-/// One that was never used.
-const UNUSED: Record =
-    Record { page: 0, pages: 0, slot: NONE, offset: 0, previous: NONE, next: NONE };
-
-impl Record {
-    /// As [`Mapping::charge`].
-    const fn charge(&self) -> u32 {
-        if self.page & LIST != 0 { self.pages } else { 1 }
-    }
-
-    /// Where its number is found.
-    fn place(&self) -> Place {
-        Place::new(self.page & PAGE_MASK, self.pages)
-    }
-
-    #[inline(always)]
-    fn unpack(&self) -> Option<Mapping> {
-        let first = Iova(u64::from(self.page & PAGE_MASK) * PAGE_SIZE);
-        Some(Mapping {
-            range: IovaRange::new(first, u64::from(self.pages) * PAGE_SIZE)?,
-            slot: self.slot,
-            offset: u64::from(self.offset) * PAGE_SIZE,
-            access: Access::from_bits_truncate(self.page >> ACCESS_SHIFT & 3),
-            grant: self.page & GRANT != 0,
-            list: self.page & LIST != 0,
-        })
-    }
-}
+pub(super) use record::{Mapping, MappingIndex, MappingList};
 
 /// All mappings of one domain.
 #[derive(Clone)]
@@ -358,7 +253,7 @@ impl Mappings {
     fn add_fresh(&mut self, record: Record) -> u32 {
         let index = self.fresh;
         if index as usize / CHUNK == self.records.len() {
-            self.sparse_below = sparse::threshold(self.records.len() * CHUNK);
+            self.sparse_below = threshold(self.records.len() * CHUNK);
             self.records.push(Box::new([UNUSED; CHUNK]));
         }
         self.fresh += 1;
@@ -372,7 +267,9 @@ impl Mappings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::IovaRange;
     use alloc::collections::BTreeMap;
+    use iommu_protocol::wire::Access;
     use proptest::prelude::*;
 
     fn mapping(first: u64, length: u64, slot: u32) -> Mapping {

@@ -12,6 +12,7 @@
 mod apply;
 mod batch;
 mod buffers;
+mod change;
 mod changes;
 mod claims;
 mod config;
@@ -29,6 +30,7 @@ mod memory;
 mod named_views;
 mod owed;
 mod plan;
+mod pool;
 mod ranges;
 mod recovery;
 mod registry;
@@ -36,6 +38,8 @@ mod shares;
 mod single;
 mod slab;
 mod state;
+mod step;
+mod tag_use;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -49,9 +53,10 @@ pub use event::{
     AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Owed, Refused,
 };
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-pub use plan::{Binding, Charge, PASS_THROUGH_TAG, Payer, Plan, Sink, Step};
+pub use plan::{Plan, Sink};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
+pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
 pub use tags::Holds;
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,

@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::policy::ids::UnitIndex;
-use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
+use crate::policy::step::Binding;
 use crate::policy::view::{NamedView, VacantBuses};
 use crate::topology::pci::PciFunction;
 

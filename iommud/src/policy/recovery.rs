@@ -9,11 +9,12 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect};
+use crate::policy::ids::Key;
 use crate::policy::ids::{BufferId, DomainId};
-use crate::policy::machine::{Key, Machine};
-use crate::policy::plan::{Binding, Step};
+use crate::policy::machine::Machine;
 use crate::policy::registry::Registry;
 use crate::policy::state::{Buffer, Domain, Purpose, Trust};
+use crate::policy::step::{Binding, Step};
 
 impl Registry {
     /// Makes the entries of a unit that was revived what they are to be in `after`. Those that stay are written anew

@@ -29,11 +29,12 @@ use crate::policy::excluded::closed;
 use crate::policy::ids::{ClientId, DomainId};
 use crate::policy::machine::Machine;
 use crate::policy::memory::MemoryMap;
-use crate::policy::plan::{Charge, Plan};
+use crate::policy::plan::Plan;
+use crate::policy::pool::Pool;
 use crate::policy::ranges::Ranges;
-use crate::policy::shares::Pool;
 use crate::policy::slab::Slab;
 use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, insert_pages};
+use crate::policy::step::Charge;
 use crate::policy::tags::Tags;
 use crate::topology::firmware::Firmware;
 

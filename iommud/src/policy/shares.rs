@@ -11,6 +11,7 @@
 
 use iommu_protocol::status::Refusal;
 
+use crate::policy::pool::Pool;
 use crate::policy::registry::Registry;
 use crate::policy::units::last_tag;
 
@@ -19,27 +20,6 @@ const PROMISED: u64 = 64 << 10;
 
 /// Of what is common, one client may have one part in so many.
 const PARTS: u64 = 4;
-
-/// Memory for buffers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pool {
-    capacity: u64,
-    granule: u64,
-}
-
-impl Default for Pool {
-    /// As much as anybody asks for.
-    fn default() -> Self {
-        Self { capacity: u64::MAX, granule: 1 }
-    }
-}
-
-impl Pool {
-    /// What a buffer of so many bytes takes.
-    pub(super) fn of(self, length: u64) -> u64 {
-        length.checked_next_multiple_of(self.granule.max(1)).unwrap_or(u64::MAX)
-    }
-}
 
 impl Registry {
     /// Says how much memory there is for buffers, in use or not, and in pieces of how many bytes, both in bytes. Without

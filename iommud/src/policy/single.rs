@@ -12,38 +12,16 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::status::Refusal;
-use iommu_protocol::wire::Access;
 
-use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PhysAddr};
-use crate::policy::draft::{Change, Changes, Draft};
+use crate::addr::Iova;
+use crate::policy::change::{Change, Changes, Single};
+use crate::policy::draft::Draft;
 use crate::policy::event::{BatchRequest, Event, MapRequest, Outcome};
-use crate::policy::ids::{DomainId, SessionId, UnitIndex};
-use crate::policy::mappings::MappingIndex;
-use crate::policy::plan::{Charge, Plan, Sink, Step, follow};
+use crate::policy::ids::SessionId;
+use crate::policy::plan::{Plan, Sink, follow};
 use crate::policy::registry::Registry;
+use crate::policy::step::{Charge, Step};
 use crate::policy::work::Work;
-
-/// Where nothing is mapped.
-const NOWHERE: IovaRange = INTERRUPT_WINDOW;
-
-/// A change of one mapping.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Single {
-    pub(super) domain: DomainId,
-    /// Number of the account that the mapping is charged to.
-    pub(super) account: u32,
-    pub(super) range: IovaRange,
-    /// What devices may do; nothing when the range is unmapped.
-    pub(super) mapped: Option<Access>,
-    /// First byte of what is mapped, in its buffer.
-    pub(super) offset: u64,
-    /// Its memory; known when it is in one piece.
-    pub(super) phys: Option<PhysAddr>,
-    /// The mark on the registry.
-    pub(super) change: Change,
-    /// The unit that uses the domain, and whether it is to be told of new translations.
-    pub(super) unit: Option<(UnitIndex, bool)>,
-}
 
 /// A decision about one mapping, complete before the first register is touched: what a [`Plan`] is for everything
 /// else. Consumed by [`Registry::commit_change`], [`Registry::abort_change`] or [`Registry::quarantine_change`].
@@ -58,30 +36,6 @@ pub enum Decided {
     Change,
     /// In a plan with a list of steps, whose outcome is [`Outcome::Single`].
     Plan(Plan),
-}
-
-impl Default for Single {
-    /// Of nothing.
-    fn default() -> Self {
-        Self {
-            domain: DomainId(u32::MAX),
-            account: u32::MAX,
-            range: NOWHERE,
-            mapped: None,
-            offset: 0,
-            phys: None,
-            change: Change::Left(MappingIndex::NONE, u32::MAX),
-            unit: None,
-        }
-    }
-}
-
-impl Single {
-    /// What the client is told: the address, 0 for an unmap or revoke.
-    #[inline(always)]
-    pub(super) const fn iova(&self) -> Iova {
-        if self.mapped.is_some() { self.range.first() } else { Iova(0) }
-    }
 }
 
 impl ChangePlan {

@@ -6,10 +6,7 @@
 
 use alloc::vec::Vec;
 
-use crate::policy::draft::Draft;
 use crate::policy::ids::UnitIndex;
-use crate::policy::plan::{Binding, PASS_THROUGH_TAG, Plan, Step};
-use crate::policy::registry::Registry;
 use crate::topology::capabilities::DomainTag;
 use crate::topology::tags::{HeldTags, Strangers, TagRecord, TagRing};
 
@@ -50,6 +47,17 @@ impl Tags {
         Self { used: alloc::vec![0b11], ring, held, units, furthest: None }
     }
 
+    /// All free, of units that may hold these of servers before this one.
+    pub(super) fn of(ring: TagRing, held: HeldTags, units: Vec<Holds>) -> Self {
+        Self { ring, held, units, ..Self::new() }
+    }
+
+    /// Takes note of a tag that is taken; true when it lies further round the ring than those before.
+    pub(super) fn reach(&mut self, tag: DomainTag) -> bool {
+        let furthest = self.furthest.map_or(tag, |known| self.ring.later(known, tag));
+        self.furthest.replace(furthest) != Some(furthest)
+    }
+
     /// The next free tag behind `after`, not above `last`; `None` too when half of all tags are taken.
     pub(super) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
         let stretches = self.ring.stretches(after, last);
@@ -85,11 +93,11 @@ impl Tags {
         }
     }
 
-    fn holds(&self, unit: UnitIndex) -> Holds {
+    pub(super) fn holds(&self, unit: UnitIndex) -> Holds {
         self.units.get(unit.0 as usize).copied().unwrap_or_default()
     }
 
-    fn set_holds(&mut self, unit: UnitIndex, holds: Holds) {
+    pub(super) fn set_holds(&mut self, unit: UnitIndex, holds: Holds) {
         let at = unit.0 as usize;
         if self.units.len() <= at {
             self.units.resize(at + 1, Holds::Nothing);
@@ -116,7 +124,7 @@ impl Tags {
     }
 
     /// Whether a unit may hold translations under a tag that stand for something else.
-    fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
+    pub(super) fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
         match self.holds(unit) {
             Holds::Nothing => false,
             Holds::Earlier => self.held.contains(tag),
@@ -125,7 +133,7 @@ impl Tags {
     }
 
     /// What the next server is to know, when no tag behind `furthest` is taken.
-    fn record(&self) -> TagRecord {
+    pub(super) fn record(&self) -> TagRecord {
         let held = match self.furthest {
             Some(tag) => self.ring.held_with(self.held, tag),
             None => self.held,
@@ -135,55 +143,6 @@ impl Tags {
             strangers.insert(unit);
         }
         TagRecord { held, strangers }
-    }
-}
-
-impl Registry {
-    /// Before any event: what units may hold of servers before this one. `held` are tags, `units` is how much of
-    /// them each unit has, by index, and `last` the highest tag that every unit can hold.
-    pub fn begin_tags(&mut self, held: HeldTags, units: Vec<Holds>, last: u16) {
-        let held = if units.contains(&Holds::Earlier) { held } else { HeldTags::Nothing };
-        let ring = TagRing::new(held, last);
-        self.tags = Tags { ring, held, units, ..Tags::new() };
-    }
-
-    /// A unit whose owner left no note was found with translation off: nothing that its caches held is used again.
-    pub fn found_off(&mut self, unit: UnitIndex) {
-        if self.tags.holds(unit) == Holds::Anything {
-            self.tags.set_holds(unit, Holds::Nothing);
-        }
-    }
-
-    /// Takes note of the tags of a plan that is about to be run. [`Registry::tag_record`] tells them from now on;
-    /// true when it did not before.
-    pub fn take_tags_of(&mut self, plan: &Plan) -> bool {
-        let Some(tag) = plan.draft.tag else { return false };
-        let tags = &mut self.tags;
-        let furthest = tags.furthest.map_or(tag, |known| tags.ring.later(known, tag));
-        tags.furthest.replace(furthest) != Some(furthest)
-    }
-
-    /// What the next server is to know of the tags that units may hold.
-    #[must_use]
-    pub fn tag_record(&self) -> TagRecord {
-        self.tags.record()
-    }
-
-    /// Whether an entry with this binding may be written only when the unit was flushed.
-    pub(super) fn opens_late(&self, draft: &Draft, unit: UnitIndex, binding: Binding) -> bool {
-        let tag = match binding {
-            _ if self.tags.holds(unit) == Holds::Nothing => return false,
-            Binding::Blocked => return false,
-            Binding::PassThrough => Some(PASS_THROUGH_TAG),
-            Binding::Domain(domain) => {
-                let made = draft.steps.iter().find_map(|step| match step {
-                    Step::CreateTable { domain: made, tag, .. } if *made == domain => Some(*tag),
-                    _ => None,
-                });
-                made.or_else(|| self.domains.get(domain.0).map(|domain| domain.tag))
-            }
-        };
-        tag.is_none_or(|tag| self.tags.is_stale(unit, tag))
     }
 }
 

@@ -7,14 +7,15 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect, entry, full};
 use crate::policy::event::Owed;
+use crate::policy::ids::Key;
 use crate::policy::ids::{DomainId, UnitIndex};
 use crate::policy::iova::Space;
-use crate::policy::machine::{Key, MOST_STRANGERS, Machine, TargetBinding};
+use crate::policy::machine::{MOST_STRANGERS, Machine, TargetBinding};
 use crate::policy::mappings::Mappings;
-use crate::policy::plan::{Binding, Payer, Step};
 use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
 use crate::policy::state::{Domain, Purpose, Shape, Shared, Trust, Unit, read_write};
+use crate::policy::step::{Binding, Payer, Step};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
 
 impl Shape {

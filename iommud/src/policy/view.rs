@@ -9,7 +9,7 @@ use iommu_protocol::wire::RegionKind;
 use crate::addr::IovaRange;
 use crate::policy::config::Mode;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-use crate::policy::plan::Binding;
+use crate::policy::step::Binding;
 use crate::topology::capabilities::{DomainTag, PageSizes, UnitCapabilities};
 use crate::topology::pci::PciFunction;
 

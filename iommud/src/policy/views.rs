@@ -11,9 +11,9 @@ use crate::policy::excluded::windows;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::iova::SPACE_BITS;
 use crate::policy::memory::Memory;
-use crate::policy::plan::Binding;
 use crate::policy::registry::Registry;
 use crate::policy::state::{Account, Purpose, Trust, Unit};
+use crate::policy::step::Binding;
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
     UnitView,

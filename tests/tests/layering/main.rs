@@ -243,7 +243,6 @@ fn files_are_short() {
 const CIRCLES: &[(&str, usize)] = &[
     ("iommu_client", 10),
     ("iommud::platform", 4),
-    ("iommud::policy", 17),
     ("iommud::sizing", 2),
     ("iommud::topology", 3),
 ];

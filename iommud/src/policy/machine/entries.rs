@@ -6,11 +6,11 @@ use core::fmt;
 
 use iommu_protocol::ids::RequesterId;
 
-use super::Key;
+use crate::policy::ids::Key;
 use crate::policy::ids::UnitIndex;
 use crate::policy::inline_list::InlineList;
-use crate::policy::plan::Binding;
 use crate::policy::state::Source;
+use crate::policy::step::Binding;
 use crate::topology::numbers::Numbers;
 use crate::topology::pool::{NOWHERE, Pool};
 

@@ -33,7 +33,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
 use crate::policy::config::Config;
-use crate::policy::ids::{DomainId, GroupId, UnitIndex};
+use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
 use crate::policy::ranges::Ranges;
 use crate::policy::slab::Slab;
 use crate::policy::state::{Function, Group, Owner, OwnerId, Shape, Shared, Unit};
@@ -47,9 +47,6 @@ pub(super) use entries::MOST_STRANGERS;
 use entries::SourceTable;
 pub(super) use target_binding::TargetBinding;
 pub(super) use topology::Added;
-
-/// An entry: a requester id in a unit.
-pub(super) type Key = (UnitIndex, RequesterId);
 
 /// What the machine consists of.
 #[derive(Clone, Debug)]

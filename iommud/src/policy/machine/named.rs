@@ -8,8 +8,9 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::PciAddress;
 
-use super::{Key, Machine, TargetBinding};
+use super::{Machine, TargetBinding};
 use crate::policy::config::Mode;
+use crate::policy::ids::Key;
 use crate::policy::ids::UnitIndex;
 use crate::policy::state::{Shared, Unit};
 use crate::topology::firmware::NamedDevice;

@@ -6,8 +6,9 @@ use iommu_protocol::ids::PciAddress;
 
 use crate::addr::IovaRange;
 use crate::policy::config::Mode;
+use crate::policy::ids::Key;
 use crate::policy::ids::{DomainId, GroupId, UnitIndex};
-use crate::policy::machine::{Key, Machine};
+use crate::policy::machine::Machine;
 use crate::policy::ranges::{Piece, Ranges, normal};
 use crate::policy::state::{Group, Shared, Unit};
 use crate::topology::table::FunctionIndex;

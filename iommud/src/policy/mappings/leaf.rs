@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use super::NONE;
+use super::place::NONE;
 
 /// The records that begin in 512 consecutive slots.
 #[derive(Clone, Debug)]

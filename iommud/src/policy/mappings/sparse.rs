@@ -2,17 +2,13 @@
 
 use alloc::vec::Vec;
 
-use super::{Leaf, Mappings, NONE};
-use crate::policy::slab::Slab;
-use crate::policy::state::SlotRecord;
+use super::Mappings;
+use super::leaf::Leaf;
+use super::place::NONE;
+use super::record::{MappingList, threshold};
 
 /// So few records are not worth a look.
 const FEW: usize = 128;
-
-/// A quarter of so many records.
-pub(super) fn threshold(records: usize) -> u32 {
-    u32::try_from(records / 4).unwrap_or(0)
-}
 
 impl Mappings {
     /// Whether less than a quarter of the records are in use: of more than 256, or of what is left of as many.
@@ -26,19 +22,24 @@ impl Mappings {
         self.fresh as usize
     }
 
-    /// Enters all mappings into a new table, in the order of their lists, and drops this one. No plan may be under
-    /// way: it would know them by numbers that are others' now.
-    pub(in crate::policy) fn rebuild(&mut self, slots: &mut Slab<SlotRecord>) {
+    /// Enters all mappings into a new table, in the order of their lists, and drops this one. `with_list` calls what it
+    /// is given with the list of a slot. No plan may be under way: it would know mappings by numbers that are others'
+    /// now.
+    pub(in crate::policy) fn rebuild(
+        &mut self,
+        mut with_list: impl FnMut(u32, &mut dyn FnMut(&mut MappingList)),
+    ) {
         let live = self.leaves.iter().flat_map(Leaf::iter).filter_map(|index| self.record(index));
         let first = live.filter(|record| record.previous == NONE).map(|record| record.slot);
         let lists: Vec<u32> = first.collect();
         let mut new = Self::default();
         for number in lists {
-            let Some(slot) = slots.get_mut(number) else { continue };
-            let old = core::mem::take(&mut slot.mappings);
-            for (_, mapping) in self.list(&old) {
-                new.insert(mapping, &mut slot.mappings);
-            }
+            with_list(number, &mut |list| {
+                let old = core::mem::take(list);
+                for (_, mapping) in self.list(&old) {
+                    new.insert(mapping, list);
+                }
+            });
         }
         let records = new.capacity();
         // The last one to go takes the rest along.

@@ -1,0 +1,45 @@
+//! Where the record of a mapping is found: which leaf, and which slot in it.
+
+use crate::addr::{Iova, PAGE_SIZE};
+
+/// No record, leaf or directory.
+pub(super) const NONE: u32 = u32::MAX;
+/// Bits of the number of a page.
+pub(super) const PAGE_MASK: u32 = (1 << 27) - 1;
+
+/// Which leaf, and which slot in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) level: u8,
+    /// Number of the leaf among those of its level.
+    pub(super) leaf: u32,
+    pub(super) slot: u32,
+}
+
+impl Place {
+    #[inline(always)]
+    pub(super) fn new(page: u32, pages: u32) -> Self {
+        let level = if pages < 512 || !page.is_multiple_of(512) {
+            0
+        } else if pages >= 1 << 18 && page.is_multiple_of(1 << 18) {
+            2
+        } else {
+            1
+        };
+        let slot = page >> (9 * u32::from(level));
+        Self { level, leaf: slot >> 9, slot: slot & 511 }
+    }
+
+    /// No place that a leaf has.
+    pub(super) const NOWHERE: Self = Self { level: u8::MAX, leaf: NONE, slot: 0 };
+
+    /// The place of a mapping of this range, if there can be one.
+    #[inline(always)]
+    pub(super) fn of(iova: Iova, length: u64) -> Option<Self> {
+        let (page, pages) = (iova.0 / PAGE_SIZE, length / PAGE_SIZE);
+        if page > u64::from(PAGE_MASK) || (iova.0 | length) & (PAGE_SIZE - 1) != 0 {
+            return None;
+        }
+        Some(Self::new(u32::try_from(page).ok()?, u32::try_from(pages).ok()?))
+    }
+}

@@ -1,0 +1,22 @@
+//! The pool of memory for buffers.
+
+/// Memory for buffers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pool {
+    pub(super) capacity: u64,
+    pub(super) granule: u64,
+}
+
+impl Default for Pool {
+    /// As much as anybody asks for.
+    fn default() -> Self {
+        Self { capacity: u64::MAX, granule: 1 }
+    }
+}
+
+impl Pool {
+    /// What a buffer of so many bytes takes.
+    pub(super) fn of(self, length: u64) -> u64 {
+        length.checked_next_multiple_of(self.granule.max(1)).unwrap_or(u64::MAX)
+    }
+}
