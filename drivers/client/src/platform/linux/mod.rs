@@ -4,11 +4,12 @@ mod interrupt;
 mod memory;
 pub mod pci;
 mod socket;
+mod unmap;
 
 use std::path::PathBuf;
 
-pub(super) use memory::end;
 pub use socket::Socket;
+pub(super) use unmap::end;
 
 /// Where iommud listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/iommu.sock";
