@@ -1,5 +1,6 @@
 //! Linux: a Unix socket, memory by descriptors, PCI functions through sysfs.
 
+mod config;
 mod interrupt;
 mod memory;
 pub mod pci;
