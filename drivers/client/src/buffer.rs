@@ -6,20 +6,17 @@ use std::sync::Arc;
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::path::SessionPath;
-use iommu_protocol::wire::{
-    Access, Allocate, AllocateFlags, AllocateResult, BufferRequest, Empty, Operation,
-};
-use zerocopy::{FromBytes, IntoBytes};
+use iommu_protocol::wire::{Access, Allocate, AllocateFlags, AllocateResult, Operation};
 
-use crate::device::Device;
 use crate::error::Error;
 use crate::grant::Grant;
-use crate::mapping::{BufferSlot, unmap};
+use crate::mapping::{BufferSlot, release, unmap};
 use crate::platform::Memory;
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 use crate::transport::{Handle, Transport};
 
+mod create;
 mod values;
 
 /// Buffers are whole pages of this many bytes.
@@ -64,8 +61,7 @@ impl Default for BufferOptions {
 /// ```
 /// use std::mem::offset_of;
 /// use iommu_client::{Device, DmaBuffer};
-/// use zerocopy::{FromBytes, IntoBytes};
-///
+/// ///
 /// #[derive(FromBytes, IntoBytes)]
 /// #[repr(C)]
 /// struct Ring {
@@ -178,64 +174,6 @@ impl Allocation {
     pub(crate) fn bytes(self) -> Result<DmaBuffer, Error> {
         let count = usize::try_from(self.length).map_err(|_| Error::Outside)?;
         self.values(count, count)
-    }
-}
-
-/// The length of a buffer that holds this many bytes.
-fn pages(bytes: usize) -> Result<u64, Error> {
-    let bytes = u64::try_from(bytes).map_err(|_| Error::Outside)?;
-    bytes.max(1).checked_next_multiple_of(PAGE).ok_or(Error::Outside)
-}
-
-impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
-    /// A value, filled with zeros, at any page below 4 GiB.
-    ///
-    /// # Errors
-    /// As [`Device::allocate`].
-    pub fn zeroed(device: &Device) -> Result<Self, Error> {
-        Self::zeroed_with(device, BufferOptions::default())
-    }
-
-    /// A value, filled with zeros.
-    ///
-    /// # Errors
-    /// As [`Device::allocate`].
-    pub fn zeroed_with(device: &Device, options: BufferOptions) -> Result<Self, Error> {
-        let size = size_of::<T>();
-        Allocation::new(&device.session, pages(size)?, options)?.values(size, 1)
-    }
-
-    /// This value, at any page below 4 GiB.
-    ///
-    /// # Errors
-    /// As [`Device::allocate`].
-    pub fn new(device: &Device, value: T) -> Result<Self, Error> {
-        let mut buffer = Self::zeroed(device)?;
-        buffer.store(value);
-        Ok(buffer)
-    }
-}
-
-impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
-    /// `count` values, filled with zeros, at any page below 4 GiB.
-    ///
-    /// # Errors
-    /// As [`Device::allocate`].
-    pub fn zeroed_slice(device: &Device, count: usize) -> Result<Self, Error> {
-        Self::zeroed_slice_with(device, count, BufferOptions::default())
-    }
-
-    /// `count` values, filled with zeros.
-    ///
-    /// # Errors
-    /// As [`DmaBuffer::zeroed_with`].
-    pub fn zeroed_slice_with(
-        device: &Device,
-        count: usize,
-        options: BufferOptions,
-    ) -> Result<Self, Error> {
-        let bytes = size_of::<T>().checked_mul(count).ok_or(Error::Outside)?;
-        Allocation::new(&device.session, pages(bytes)?, options)?.values(bytes, count)
     }
 }
 
@@ -368,12 +306,6 @@ impl<T: ?Sized> Drop for DmaBuffer<T> {
     fn drop(&mut self) {
         release(&self.session, self.slot);
     }
-}
-
-/// Gives a slot up. The server says no only when the session is gone, and the slot with it.
-pub(crate) fn release(session: &Session, slot: u32) {
-    let request = BufferRequest { slot, reserved: 0 };
-    let _: Result<Empty, Error> = session.call(Operation::Release, &request);
 }
 
 /// Gives a slot up if what follows its allocation fails.

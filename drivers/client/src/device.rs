@@ -16,7 +16,7 @@ use iommu_protocol::wire::{
 use crate::buffer::{Allocation, BufferOptions, DmaBuffer};
 use crate::connection::Connection;
 use crate::error::{Error, ProtocolError};
-use crate::mapping::Imported;
+use crate::imported::Imported;
 use crate::session::Session;
 use crate::transport::{FOREVER, Handle, Transport};
 

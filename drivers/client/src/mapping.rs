@@ -1,14 +1,12 @@
-//! Buffers of one session in the domain of another.
+//! Ranges of a session's buffers in its domain.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{
-    Access, Empty, Map, MapFlags, MapList, MapResult, Operation, Unmap, Wire,
+    Access, BufferRequest, Empty, Map, MapFlags, MapList, MapResult, Operation, Unmap, Wire,
 };
 
-use crate::buffer::{DmaBuffer, release};
 use crate::error::Error;
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
@@ -32,41 +30,6 @@ impl Placement {
             Self::Anywhere => (MapFlags::ABOVE_4G, 0),
             Self::At(iova) => (MapFlags::FIXED, iova),
         }
-    }
-}
-
-/// A buffer that a second session was given. Its mappings there end when it is dropped.
-#[derive(Debug)]
-pub struct Imported<'buffer, T: ?Sized = [u8]> {
-    session: Arc<Session>,
-    slot: u32,
-    buffer: &'buffer DmaBuffer<T>,
-}
-
-impl<'buffer, T: ?Sized> Imported<'buffer, T> {
-    pub(crate) fn new(
-        session: &Arc<Session>,
-        buffer: &'buffer DmaBuffer<T>,
-    ) -> Result<Self, Error> {
-        // Another connection numbers its handles itself: the buffer's number is some other one there.
-        let same = Arc::ptr_eq(&session.transport, buffer.transport());
-        if !same && !session.transport.process_wide() {
-            return Err(Refusal::BadHandle.into());
-        }
-        let slot = session.transport.import(session.handle, buffer.handle())?;
-        Ok(Self { session: session.clone(), slot, buffer })
-    }
-
-    /// The buffer.
-    #[must_use]
-    pub const fn buffer(&self) -> &'buffer DmaBuffer<T> {
-        self.buffer
-    }
-
-    /// Where the session knows the buffer.
-    #[must_use]
-    pub fn slot(&self) -> BufferSlot<'_> {
-        BufferSlot { session: &self.session, number: self.slot }
     }
 }
 
@@ -148,12 +111,6 @@ impl<'owner> BufferSlot<'owner> {
     }
 }
 
-impl<T: ?Sized> Drop for Imported<'_, T> {
-    fn drop(&mut self) {
-        release(&self.session, self.slot);
-    }
-}
-
 /// A range that the device reaches, until this is dropped.
 #[derive(Debug)]
 pub struct Mapping<'owner> {
@@ -210,4 +167,10 @@ impl Drop for Mapping<'_> {
 pub(crate) fn unmap(session: &Session, iova: u64, length: u64) -> Result<(), Error> {
     let Empty { .. } = session.call(Operation::Unmap, &Unmap { iova, length })?;
     Ok(())
+}
+
+/// Gives a slot up. The server says no only when the session is gone, and the slot with it.
+pub(crate) fn release(session: &Session, slot: u32) {
+    let request = BufferRequest { slot, reserved: 0 };
+    let _: Result<Empty, Error> = session.call(Operation::Release, &request);
 }

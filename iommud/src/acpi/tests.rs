@@ -8,7 +8,7 @@ use iommu_protocol::ids::RequesterId;
 use super::*;
 use crate::addr::{PhysAddr, PhysRange};
 use crate::topology::firmware::{
-    DeviceScope, EntryRange, NamedDevice, ScopeKind, UnitDefect, UnitKind,
+    DeviceScope, EntryRange, Firmware, NamedDevice, ScopeKind, UnitDefect, UnitKind,
 };
 
 /// A table with a good length and checksum.

@@ -3,7 +3,8 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use super::{Facts, tables};
+use super::facts::Facts;
+use super::tables;
 use crate::addr::PhysRange;
 use crate::policy::{DomainId, Event, Registry, Step, UnitIndex};
 use crate::topology::capabilities::{PageSizes, TableFormat, UnitCapabilities};
@@ -155,7 +156,7 @@ impl Forecast {
     /// Frames of context tables of a unit.
     pub(super) fn buses_of(&self, unit: usize) -> u64 {
         let buses = self.buses.iter().find(|(of, _)| usize::try_from(of.0) == Ok(unit));
-        buses.map_or(0, |(_, buses)| super::frames(buses.len()))
+        buses.map_or(0, |(_, buses)| tables::frames(buses.len()))
     }
 
     /// Frames of the domains that entries of a unit point to.

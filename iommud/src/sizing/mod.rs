@@ -14,6 +14,7 @@
 //! ```
 
 mod domains;
+mod facts;
 mod tables;
 
 #[cfg(test)]
@@ -22,12 +23,12 @@ mod tests;
 use alloc::vec::Vec;
 
 use crate::addr::PhysRange;
-use crate::hw::{Survey, amdvi, vtd};
-use crate::policy::Config;
-use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
-use crate::topology::pci::PciFunction;
+use crate::hw::{amdvi, vtd};
+use crate::topology::firmware::{UnitDescription, UnitKind};
 
 use domains::{Domain, Forecast};
+pub use facts::Facts;
+use tables::frames;
 
 /// Frames in a page of 2 MiB, as which memory for tables is taken.
 pub const PAGE_FRAMES: u64 = 512;
@@ -60,23 +61,6 @@ const PART_FOR_BUFFERS: u64 = 64;
 
 /// Memory for buffers comes in multiples of this many bytes: the chunks that Redox gives.
 const BUFFER_CHUNK: u64 = 4 << 20;
-
-/// What is known of a machine before memory is taken.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
-    /// The firmware's table.
-    pub firmware: &'a Firmware,
-    /// One for each unit of the table; `None` when its registers cannot be read.
-    pub surveys: &'a [Option<Survey>],
-    /// The memory map.
-    pub ram: &'a [PhysRange],
-    /// Every function.
-    pub functions: &'a [PciFunction],
-    /// Policy of unclaimed devices.
-    pub config: &'a Config,
-    /// Memory that earlier servers left, which `compat` maps again when it is given back.
-    pub left: &'a [PhysRange],
-}
 
 /// What the server needs on a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -178,8 +162,4 @@ fn buffer_bytes(ram: &[PhysRange]) -> u64 {
     let total = ram.iter().fold(0_u64, |all, range| all.saturating_add(range.length()));
     let part = total / PART_FOR_BUFFERS / BUFFER_CHUNK * BUFFER_CHUNK;
     part.clamp(LEAST_BUFFERS, MOST_BUFFERS)
-}
-
-fn frames(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
 }

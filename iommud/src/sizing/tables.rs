@@ -69,3 +69,8 @@ fn aligned((first, last): (u64, u64), size: u64) -> (u128, u128) {
     let size = u128::from(size);
     (u128::from(first).next_multiple_of(size), (u128::from(last) + 1) / size * size)
 }
+
+/// The frames that so many things take, one each.
+pub(super) fn frames(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

@@ -3,11 +3,13 @@
 //! Register offsets: PCI Local Bus 3.0 section 6.1 (type 0 header), PCI-to-PCI Bridge 1.2 section 3.2 (type 1),
 //! PCI Express Base 6.0 sections 7.5.3 (PCI Express capability), 7.7.11 (ACS), 7.8.8 (ARI), 9.3.3 (SR-IOV).
 
+mod enter_virtuals;
 mod look;
 mod pch;
 #[cfg(test)]
 mod tests;
 mod virtuals;
+mod word;
 
 use alloc::vec::Vec;
 
@@ -148,15 +150,4 @@ impl<'a> Walk<'a> {
         }
         self.found.push(function);
     }
-}
-
-/// The low 16 bits.
-const fn low(word: u32) -> u16 {
-    let [a, b, _, _] = word.to_le_bytes();
-    u16::from_le_bytes([a, b])
-}
-
-/// The high 16 bits.
-const fn high(word: u32) -> u16 {
-    low(word >> 16)
 }

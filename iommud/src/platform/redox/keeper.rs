@@ -22,6 +22,8 @@
 mod answers;
 mod bounded_read;
 #[cfg(target_os = "redox")]
+mod descriptors;
+#[cfg(target_os = "redox")]
 mod memory_holder;
 #[cfg(target_os = "redox")]
 mod system;

@@ -2,8 +2,9 @@
 
 use iommu_protocol::ids::PciAddress;
 
+use super::pch;
 use super::virtuals::{self, Virtuals};
-use super::{high, low, pch};
+use super::word::{high, low};
 use crate::topology::groups::REQUIRED;
 use crate::topology::pci::{Buses, ConfigSpace, FunctionKind, PciFunction};
 use crate::topology::quirks::acs::{self, Acs};

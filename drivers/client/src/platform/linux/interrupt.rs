@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::pci::unmask;
+use super::config::unmask;
 
 /// Where interrupts of a function arrive.
 #[derive(Debug)]

@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use rustix::fs::fstat;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
+use super::unmap::end;
 use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
 
@@ -75,17 +76,6 @@ fn trim(start: *mut c_void, length: usize) {
     if let Some(start) = NonNull::new(start.cast()) {
         // SAFETY: the callers' obligation, all in this file: the range is theirs.
         unsafe { end(start, length) }
-    }
-}
-
-/// Ends a mapping. A piece that cannot be ended stays.
-///
-/// # Safety
-/// The range is a mapping that nothing refers to.
-pub(in crate::platform) unsafe fn end(start: NonNull<u8>, length: usize) {
-    if length > 0 {
-        // SAFETY: the caller's promise.
-        let _ = unsafe { munmap(start.as_ptr().cast(), length) };
     }
 }
 

@@ -1,14 +1,16 @@
 //! Linux: a Unix socket, memory by descriptors, PCI functions through sysfs.
 
+mod config;
 mod interrupt;
 mod memory;
 pub mod pci;
 mod socket;
+mod unmap;
 
 use std::path::PathBuf;
 
-pub(super) use memory::end;
 pub use socket::Socket;
+pub(super) use unmap::end;
 
 /// Where iommud listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/iommu.sock";

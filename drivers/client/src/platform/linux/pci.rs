@@ -2,25 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use iommu_protocol::ids::PciAddress;
 
+use super::config::{BUS_MASTER, INTERRUPT_OFF, MEMORY_SPACE, change_command, read_config};
 use crate::device::BusMasterPermission;
 use crate::error::Error;
 use crate::platform::Memory;
 
 pub use super::interrupt::Interrupt;
-
-/// Offset of the command register (PCI Local Bus Specification 3.0, section 6.2.2).
-const COMMAND: u64 = 4;
-/// Command register: the function answers accesses to its memory.
-const MEMORY_SPACE: u16 = 1 << 1;
-/// Command register: the function may master the bus.
-const BUS_MASTER: u16 = 1 << 2;
-/// Command register: the function does not assert its interrupt line.
-const INTERRUPT_OFF: u16 = 1 << 10;
 
 /// A function that no kernel driver uses, or that uio_pci_generic has, which gives its interrupts.
 #[derive(Debug)]
@@ -54,7 +45,7 @@ impl Function {
         let directory = PathBuf::from("/sys/bus/pci/devices").join(name);
         let config = OpenOptions::new().read(true).write(true).open(directory.join("config"))?;
         let function = Self { address, directory, config };
-        function.change_command(MEMORY_SPACE | INTERRUPT_OFF, BUS_MASTER)?;
+        change_command(&function.config, MEMORY_SPACE | INTERRUPT_OFF, BUS_MASTER)?;
         Ok(function)
     }
 
@@ -63,7 +54,7 @@ impl Function {
     /// # Errors
     /// Configuration space cannot be read.
     pub fn ids(&self) -> io::Result<(u16, u16)> {
-        Ok((self.read_config(0)?, self.read_config(2)?))
+        Ok((read_config(&self.config, 0)?, read_config(&self.config, 2)?))
     }
 
     /// Lets the function master the bus. `permission` is what attaching its device gave.
@@ -74,7 +65,7 @@ impl Function {
         if permission.address() != self.address {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.change_command(BUS_MASTER, 0)
+        change_command(&self.config, BUS_MASTER, 0)
     }
 
     /// Keeps the function from mastering the bus.
@@ -82,7 +73,7 @@ impl Function {
     /// # Errors
     /// Configuration space cannot be written.
     pub fn disable_bus_mastering(&self) -> io::Result<()> {
-        self.change_command(0, BUS_MASTER)
+        change_command(&self.config, 0, BUS_MASTER)
     }
 
     /// The first `length` bytes, at least, of the registers behind a base address register, 0 to 5.
@@ -109,28 +100,4 @@ impl Function {
         let file = File::open(PathBuf::from("/dev").join(entry.file_name()))?;
         Ok(Interrupt::new(file, self.config.try_clone()?))
     }
-
-    fn change_command(&self, set: u16, clear: u16) -> io::Result<()> {
-        change_command(&self.config, set, clear)
-    }
-
-    fn read_config(&self, offset: u64) -> io::Result<u16> {
-        read_config(&self.config, offset)
-    }
-}
-
-/// Lets a function assert its interrupt line again.
-pub(super) fn unmask(config: &File) -> io::Result<()> {
-    change_command(config, 0, INTERRUPT_OFF)
-}
-
-fn change_command(config: &File, set: u16, clear: u16) -> io::Result<()> {
-    let command = read_config(config, COMMAND)? & !clear | set;
-    config.write_all_at(&command.to_le_bytes(), COMMAND)
-}
-
-fn read_config(config: &File, offset: u64) -> io::Result<u16> {
-    let mut bytes = [0; 2];
-    config.read_exact_at(&mut bytes, offset)?;
-    Ok(u16::from_le_bytes(bytes))
 }

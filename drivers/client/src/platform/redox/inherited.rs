@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use super::Scheme;
 use super::scheme::{bring, expect};
-use crate::buffer::{DmaBuffer, release};
+use crate::buffer::DmaBuffer;
 use crate::device::Device;
 use crate::error::{Error, ProtocolError};
-use crate::mapping::BufferSlot;
+use crate::mapping::{BufferSlot, release};
 use crate::session::Session;
 use crate::transport::Handle;
 

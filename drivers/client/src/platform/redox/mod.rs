@@ -5,8 +5,9 @@ mod inherited;
 mod interrupt;
 pub mod pci;
 mod scheme;
+mod unmap;
 
 pub use inherited::{Brought, BufferKey};
 pub use scheme::Scheme;
 
-pub(super) use scheme::end;
+pub(super) use unmap::end;

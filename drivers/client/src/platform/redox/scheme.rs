@@ -11,7 +11,7 @@ use std::time::Duration;
 use bitflags::Flags;
 use event::{EventFlags, RawEventQueue};
 use iommu_protocol::status::{Errno, Refusal};
-use libredox::call::{self, MmapArgs, mmap, munmap};
+use libredox::call::{self, MmapArgs, mmap};
 use libredox::errno::{ENODEV, ENOENT, ESRCH};
 use libredox::flag::{
     CLOCK_MONOTONIC, MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ,
@@ -261,13 +261,4 @@ impl Memory {
         let base = NonNull::new(base.cast()).ok_or(ProtocolError::Memory)?;
         Ok(Self { base, length })
     }
-}
-
-/// Ends a mapping. A piece that cannot be ended stays.
-///
-/// # Safety
-/// The range is a mapping that nothing refers to.
-pub(in crate::platform) unsafe fn end(start: NonNull<u8>, length: usize) {
-    // SAFETY: the caller's promise.
-    let _ = unsafe { munmap(start.as_ptr().cast(), length) };
 }

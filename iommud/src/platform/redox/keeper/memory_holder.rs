@@ -10,11 +10,12 @@ use syscall::flag::CallFlags;
 
 use super::Contents;
 use super::bounded_read::Patience;
-use super::system::{next, page};
+use super::descriptors::next;
 use super::waits::Queue;
 use super::words::{
     GO, NOTES, RANGES, SILENT, STAY, Said, TAGS, TOLD, UNTOLD, contents, noted, ranges, tags,
 };
+use crate::addr::PAGE_SIZE;
 use crate::platform::handover_page::NotesPage;
 use crate::platform::redox::events::number;
 use crate::platform::redox::fork::Process;
@@ -196,4 +197,9 @@ fn may_go(memory: &OwnedFd) -> &'static str {
 
 fn say(memory: &OwnedFd, word: u64) -> io::Result<usize> {
     Ok(call_rw(number(memory)?, &mut [0; 8], CallFlags::empty(), &[word])?)
+}
+
+/// Bytes of a page as a length in memory.
+fn page() -> usize {
+    usize::try_from(PAGE_SIZE).unwrap_or(4096)
 }

@@ -1,23 +1,21 @@
 //! What a keeper does, on Redox.
-#![allow(unsafe_code)]
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use libredox::call::{call_ro, close, getns, register_scheme_to_ns, write};
+use libredox::call::{close, getns, register_scheme_to_ns, write};
 use syscall::error::{ENODEV, Error};
-use syscall::flag::CallFlags;
 use syscall::schemev2::{Cqe, CqeOpcode};
 
 use super::answers::{Callers, answer_all};
 use super::bounded_read::Patience;
+use super::descriptors::next;
 use super::memory_holder::Hold;
 use super::waits::Queue;
 use super::{Contents, Keeper, System};
-use crate::addr::PAGE_SIZE;
 use crate::platform::redox::events::number;
 use crate::platform::redox::fork::Process;
 use crate::platform::redox::keeper_link;
@@ -229,23 +227,4 @@ impl Callers for Dead {
     fn close(self) {
         let _ = close(self.socket);
     }
-}
-
-/// The next descriptor out of a pipe; `None` when the other end is closed.
-pub(super) fn next(pipe: &impl AsRawFd) -> io::Result<Option<OwnedFd>> {
-    let mut word = [0; 8];
-    match call_ro(number(pipe)?, &mut word, CallFlags::FD | CallFlags::FD_CLOEXEC, &[])? {
-        1 => {
-            let number = i32::try_from(usize::from_ne_bytes(word));
-            let number = number.map_err(|_| io::ErrorKind::InvalidData)?;
-            // SAFETY: the kernel has just made it, for this process alone.
-            Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
-        }
-        _ => Ok(None),
-    }
-}
-
-/// Bytes of a page as a length in memory.
-pub(super) fn page() -> usize {
-    usize::try_from(PAGE_SIZE).unwrap_or(4096)
 }
