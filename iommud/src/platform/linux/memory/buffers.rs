@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 
 use iommu_protocol::frame::MAX_DESCRIPTORS;
 
-use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, Page, PageSource};
+use super::page::{Page, PageSource};
 use crate::addr::PhysRange;
 use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
+use crate::platform::frame_allocator::{HUGE_PAGE, HUGE_PAGE_LENGTH};
 
 /// Buffer memory of the process. A share is one descriptor a page, in the order of the buffer's bytes.
 #[derive(Debug)]

@@ -10,50 +10,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::fs::{fallocate, flock, fstatfs, ftruncate, openat, unlinkat};
 
+use super::error::DirectoryError;
+use super::page::{Page, PageSource};
 use super::pagemap::{PagemapError, physical_address};
 use super::pin::{Pin, allow_many};
-use super::{HUGE_PAGE, HUGE_PAGE_LENGTH, NotesPage, Page, PageSource};
 use crate::addr::{PhysAddr, PhysRange};
+use crate::platform::frame_allocator::{HUGE_PAGE, HUGE_PAGE_LENGTH};
+use crate::platform::handover_page::NotesPage;
 use crate::platform::mapping::{Mapping, Sharing};
 
 /// File system type of hugetlbfs (statfs(2), HUGETLBFS_MAGIC).
 const HUGETLBFS_MAGIC: u64 = 0x958_458f6;
-
-/// Why memory cannot be had from the directory.
-#[derive(Debug)]
-pub enum DirectoryError {
-    /// The directory cannot be made, opened, read or locked.
-    Unusable(PathBuf, io::Error),
-    /// Another server uses it.
-    InUse(PathBuf),
-    /// It does not lie in a hugetlbfs with pages of 2 MiB.
-    NotHuge(PathBuf),
-    /// The system has no huge page left.
-    NoPages {
-        /// How many were taken before.
-        taken: u32,
-    },
-    /// The physical address of a page cannot be had.
-    Address(PagemapError),
-}
-
-impl std::fmt::Display for DirectoryError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unusable(path, error) => write!(f, "{}: {error}", path.display()),
-            Self::InUse(path) => write!(f, "{}: another iommud uses it", path.display()),
-            Self::NotHuge(path) => {
-                write!(f, "{}: not on a hugetlbfs with pages of 2 MiB", path.display())
-            }
-            Self::NoPages { taken } => {
-                write!(f, "no huge page left after {taken}; raise /proc/sys/vm/nr_hugepages")
-            }
-            Self::Address(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for DirectoryError {}
 
 /// The directory as a source of pages. Its lock is held as long as this or its [`LeftOver`] exists.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::HUGE_PAGE;
 use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::platform::frame_allocator::HUGE_PAGE;
 use crate::platform::mapping::Mapping;
 
 /// Small pages of a huge page.

@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use super::{DirectoryError, HUGE_PAGE_LENGTH, Page, PageSource};
+use super::{DirectoryError, Page, PageSource};
 use crate::addr::PhysAddr;
+use crate::platform::frame_allocator::HUGE_PAGE_LENGTH;
 use crate::platform::mapping::{Mapping, Sharing};
 
 #[derive(Default)]
