@@ -322,6 +322,16 @@ impl Ledger {
         }
     }
 
+    /// A session on a device that is gone holds no group: when no other is left, the group is free.
+    fn free_if_unused(&mut self, scene: &Scene, group: usize) {
+        let of_group = |session: &Session| scene.functions[session.device].group == group;
+        if self.sessions.iter().any(|session| of_group(session) && !session.orphan) {
+            return;
+        }
+        self.sessions.iter_mut().filter(|s| of_group(s)).for_each(|session| session.lost = true);
+        scene.members(group).for_each(|member| self.functions[member].on_time());
+    }
+
     fn happened(&mut self, scene: &Scene, act: Act) {
         match act {
             Act::Added(device) if !self.functions[device].present => {
@@ -343,15 +353,7 @@ impl Ledger {
                 for session in self.sessions.iter_mut().filter(|s| s.device == device) {
                     session.orphan = true;
                 }
-                let group = scene.functions[device].group;
-                if scene.members(group).all(|member| !self.functions[member].present) {
-                    let of_group =
-                        |session: &&mut Session| scene.functions[session.device].group == group;
-                    self.sessions
-                        .iter_mut()
-                        .filter(of_group)
-                        .for_each(|session| session.lost = true);
-                }
+                self.free_if_unused(scene, scene.functions[device].group);
             }
             Act::Restart => {
                 // What was driven stays cut off: nobody has said that it is quiet.

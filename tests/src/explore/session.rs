@@ -30,7 +30,7 @@ pub struct Session {
     pub attached: bool,
     /// The device was removed.
     pub orphan: bool,
-    /// All members of the group were removed: what comes to their places is another group.
+    /// No session on a present member of its group is left: it holds the group no longer.
     pub lost: bool,
     /// Its buffers: slot, memory.
     pub buffers: Vec<(u32, Segments)>,
