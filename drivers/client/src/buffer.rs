@@ -61,7 +61,8 @@ impl Default for BufferOptions {
 /// ```
 /// use std::mem::offset_of;
 /// use iommu_client::{Device, DmaBuffer};
-/// ///
+/// use zerocopy::{FromBytes, IntoBytes};
+///
 /// #[derive(FromBytes, IntoBytes)]
 /// #[repr(C)]
 /// struct Ring {

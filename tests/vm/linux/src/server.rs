@@ -14,7 +14,7 @@ use crate::process::{Process, until};
 const SOCKET: &str = "/run/iommu.sock";
 
 /// Memory of the server for buffers, in MiB. For tables it takes what the machine needs.
-const BUFFERS: &str = "240";
+const BUFFERS: &str = "160";
 
 /// A running iommud.
 pub(crate) struct Server {
@@ -25,6 +25,11 @@ impl Server {
     /// Starts iommud with a default policy and waits until it takes requests. Every byte to and from clients goes to
     /// `wire_log`, too, if there is one.
     pub(crate) fn start(policy: &str, wire_log: Option<&str>) -> Result<Self> {
+        Self::start_with(policy, wire_log, BUFFERS)
+    }
+
+    /// As [`Server::start`], with so many MiB of buffers.
+    pub(crate) fn start_with(policy: &str, wire_log: Option<&str>, buffers: &str) -> Result<Self> {
         let policy_file = format!("/tmp/{policy}.toml");
         std::fs::write(&policy_file, format!("default = \"{policy}\"\n"))?;
         let directory = Self::directory();
@@ -34,7 +39,7 @@ impl Server {
             "--socket",
             SOCKET,
             "--buffers",
-            BUFFERS,
+            buffers,
             "--policy",
             &policy_file,
         ];

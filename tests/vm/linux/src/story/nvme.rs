@@ -30,6 +30,9 @@ const FIRST_WRITE: u64 = 1 << 32 | 1;
 /// What the next user of the dead driver's memory writes.
 const REUSED: u64 = 20;
 
+/// Memory for buffers in MiB: a fourth of it is one client's, and holds more pages than a driver has.
+const BUFFERS: &str = "240";
+
 /// Buffers that it takes at most to get that memory among them, and how many it takes besides.
 const MOST_BUFFERS: u64 = 60;
 const MORE_BUFFERS: u64 = 6;
@@ -97,7 +100,7 @@ fn begin() -> Result<Story> {
         .map_err(|names| anyhow::anyhow!("controllers: {names:?}"))?;
     let edus = Function::find(crate::edu::EDU.0, crate::edu::EDU.1)?;
     let edu = edus.first().context("no edu device")?.scheme_name();
-    Ok(Story { server: Server::start("compat", None)?, confined, slow, open, edu })
+    Ok(Story { server: Server::start_with("compat", None, BUFFERS)?, confined, slow, open, edu })
 }
 
 impl Story {
