@@ -180,6 +180,31 @@ fn quarantine_is_given_back_when_the_unit_is() {
     }
 }
 
+/// What is in quarantine may be reached through any unit that is failed: one that is back proves nothing of another.
+#[test]
+fn quarantine_stays_while_another_unit_is_failed() {
+    let mut stack = two(Mode::Strict);
+    let (session, ..) = drive(&mut stack, 1);
+    let elsewhere = stack.claim(2, devices()[1]).unwrap();
+    stack.attach(elsewhere).unwrap();
+    stack.allocate(elsewhere, 0x4000).unwrap();
+    stall(&mut stack, session);
+    stack.server.close(session);
+    stack.machine.trouble(1, Trouble::StallQueueAfter(0));
+    assert_eq!(stack.detach(elsewhere), Err(Refusal::UnitFailed));
+    stack.server.close(elsewhere);
+    assert_eq!(stack.metric("quarantined_bytes"), 0x8000);
+    pass(&mut stack, 0, 0);
+    heal(&stack);
+    pass(&mut stack, 1, 1);
+    assert!(is_up(&mut stack));
+    assert_eq!(stack.metric("quarantined_bytes"), 0x8000, "the other unit is failed");
+    stack.machine.trouble(1, Trouble::None);
+    pass(&mut stack, 2, 30);
+    assert_eq!(stack.metric("quarantined_bytes"), 0);
+    stack.machine.assert_clean();
+}
+
 /// A session that was cut off with its unit and is still open keeps what it mapped from being given to others.
 #[test]
 fn what_a_session_still_maps_is_given_back_with_it() {
