@@ -76,7 +76,6 @@ fn install() -> Result<PathBuf> {
         println!("installing cargo-mutants {VERSION}");
         let mut install = cargo();
         install.args(["install", "--quiet", "--locked", "cargo-mutants", "--version", VERSION]);
-        // Outside of the workspace its settings for Redox and its toolchain do not count.
         quietly(install.arg("--root").arg(&folder))?;
     }
     Ok(program)

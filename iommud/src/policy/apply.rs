@@ -4,8 +4,7 @@ use alloc::vec::Vec;
 
 use crate::policy::claims::in_space;
 use crate::policy::draft::{Claimant, Effect};
-use crate::policy::ids::Key;
-use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId};
+use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, Key, SessionId};
 use crate::policy::mappings::Mapping;
 use crate::policy::ranges::{Piece, addresses};
 use crate::policy::registry::Registry;

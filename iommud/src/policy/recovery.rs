@@ -9,8 +9,7 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect};
-use crate::policy::ids::Key;
-use crate::policy::ids::{BufferId, DomainId};
+use crate::policy::ids::{BufferId, DomainId, Key};
 use crate::policy::machine::Machine;
 use crate::policy::registry::Registry;
 use crate::policy::state::{Buffer, Domain, Purpose, Trust};

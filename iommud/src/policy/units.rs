@@ -7,8 +7,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect, entry, full};
 use crate::policy::event::Owed;
-use crate::policy::ids::Key;
-use crate::policy::ids::{DomainId, UnitIndex};
+use crate::policy::ids::{DomainId, Key, UnitIndex};
 use crate::policy::iova::Space;
 use crate::policy::machine::{MOST_STRANGERS, Machine, TargetBinding};
 use crate::policy::mappings::Mappings;

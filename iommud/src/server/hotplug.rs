@@ -61,6 +61,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.run_to_the_end(Event::FunctionRemoved(address));
         self.share_out();
         self.waiting.change();
+        self.survey.change();
     }
 
     /// Lets domains of policy map memory that was kept from them at start ([`Startup::left`]) and that no unit uses

@@ -29,6 +29,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// were, are cut off; then new ones are put under policy. One that cannot be taken in stays denied, is told in
     /// `status`, and tried again at the next walk. `None` when no walk can be made.
     pub fn rescan(&mut self) -> Option<Rescanned> {
+        self.survey.change();
+        self.walk()
+    }
+
+    fn walk(&mut self) -> Option<Rescanned> {
         let found = self.survey.discovery.as_mut()?.walk()?;
         let removed = self.remove_all_but(&found);
         let added = self.add_all(&found);
@@ -74,12 +79,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// Whether a function that was not known is there after all, and known now.
     pub(super) fn has_appeared(&mut self, address: PciAddress) -> bool {
-        if self.registry.function(address).is_some() {
+        if self.registry.function(address).is_some() || self.survey.in_vain.contains(&address) {
             return false;
         }
-        // One look before all others: who asks for what is nowhere does not have everything walked.
-        let answers = self.survey.discovery.as_mut().is_some_and(|d| d.answers(address));
-        answers && self.rescan().is_some() && self.registry.function(address).is_some()
+        // One look before a walk: a client that claims what is nowhere must not make everybody wait.
+        if !self.survey.discovery.as_mut().is_some_and(|discovery| discovery.answers(address)) {
+            return false;
+        }
+        self.walk();
+        let appeared = self.registry.function(address).is_some();
+        if !appeared {
+            self.survey.in_vain.insert(address);
+        }
+        appeared
     }
 
     /// The text of `rescan`.

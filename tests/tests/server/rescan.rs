@@ -167,10 +167,18 @@ fn what_cannot_be_taken_in_stays_blocked_and_is_told() {
     let told = format!("not taken in: {}: the object is in use\n", bridge.address);
     assert!(stack.text("status").contains(&told), "{}", stack.text("status"));
     assert_eq!(stack.text("rescan"), format!("last walk: 0 new, 0 gone\n{told}"));
+    // A client that claims it again and again has nothing walked a second time, before something changes.
+    let walks = functions.walks();
+    for _ in 0..5 {
+        assert_eq!(stack.claim(3, bridge.address), Err(Refusal::NotProbed));
+    }
+    assert_eq!(functions.walks(), walks + 1);
     for session in sessions {
         stack.server.close(session);
     }
-    stack.server.rescan().unwrap();
+    let claimed = stack.claim(3, bridge.address).unwrap();
+    assert_eq!(functions.walks(), walks + 2);
+    stack.server.close(claimed);
     assert!(!stack.text("status").contains("not taken in"));
     assert_eq!(generation(&mut stack, bridge.address), "1");
     stack.machine.assert_clean();

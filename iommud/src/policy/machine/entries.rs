@@ -6,8 +6,7 @@ use core::fmt;
 
 use iommu_protocol::ids::RequesterId;
 
-use crate::policy::ids::Key;
-use crate::policy::ids::UnitIndex;
+use crate::policy::ids::{Key, UnitIndex};
 use crate::policy::inline_list::InlineList;
 use crate::policy::state::Source;
 use crate::policy::step::Binding;

@@ -10,8 +10,7 @@ use iommu_protocol::ids::PciAddress;
 
 use super::{Machine, TargetBinding};
 use crate::policy::config::Mode;
-use crate::policy::ids::Key;
-use crate::policy::ids::UnitIndex;
+use crate::policy::ids::{Key, UnitIndex};
 use crate::policy::state::{Shared, Unit};
 use crate::topology::firmware::NamedDevice;
 use crate::topology::scope;

@@ -6,8 +6,7 @@ use iommu_protocol::ids::PciAddress;
 
 use crate::addr::IovaRange;
 use crate::policy::config::Mode;
-use crate::policy::ids::Key;
-use crate::policy::ids::{DomainId, GroupId, UnitIndex};
+use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
 use crate::policy::machine::Machine;
 use crate::policy::ranges::{Piece, Ranges, normal};
 use crate::policy::state::{Group, Shared, Unit};

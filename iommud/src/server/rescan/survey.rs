@@ -1,6 +1,7 @@
 //! How functions are found, and what came of the last walk.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use iommu_protocol::{PciAddress, Refusal};
@@ -37,17 +38,26 @@ pub(in crate::server) struct Survey {
     pub(super) last: Option<Rescanned>,
     /// Functions that are there and could not be taken in. Their entries deny.
     pub(super) missed: Vec<(PciAddress, Refusal)>,
+    /// Functions that a claim had looked for and that were not taken in: no claim has them looked for again before
+    /// something changes. They answer, so there are no more of them than functions of the machine.
+    pub(super) in_vain: BTreeSet<PciAddress>,
 }
 
 impl Clone for Survey {
     fn clone(&self) -> Self {
         let discovery = self.discovery.as_ref().and_then(|discovery| discovery.copy());
-        Self { discovery, last: self.last, missed: self.missed.clone() }
+        let (missed, in_vain) = (self.missed.clone(), self.in_vain.clone());
+        Self { discovery, last: self.last, missed, in_vain }
     }
 }
 
 impl Survey {
     pub(in crate::server) fn missed(&self) -> &[(PciAddress, Refusal)] {
         &self.missed
+    }
+
+    /// A session or a function ended: what was not taken in may be now.
+    pub(in crate::server) fn change(&mut self) {
+        self.in_vain.clear();
     }
 }

@@ -41,16 +41,16 @@ pub(super) const TABLES: u64 = FRAMES;
 pub(super) const PAGES: u32 = 512;
 
 /// Most instructions to map and unmap 4 KiB, alone in its 2 MiB, whose table of pages is there from the last time:
-/// the target.
+/// the target, which is meant for one path that serves batches too.
 const PAIR: u64 = 1800;
 
 /// Most instructions more when mapping takes an invalidation, too.
 const PUBLISHED: u64 = 200;
 
-/// Most instructions to map and unmap a page, as one of [`PAGES`] items of a batch.
+/// Most instructions to map and unmap a page, as one of [`PAGES`] items of a batch. The target is 300.
 const BATCHED: u64 = 1900;
 
-/// Most instructions to map and unmap a page of a list of [`PAGES`]. The target is 60.
+/// Most instructions to map and unmap a page of a list of [`PAGES`]: the target.
 const LISTED: u64 = 40;
 
 /// Rounds before a measurement: the first ones make tables and grow lists.
