@@ -34,7 +34,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn walk(&mut self) -> Option<Rescanned> {
-        let found = self.survey.discovery.as_mut()?.walk()?;
+        // A machine has functions: when none answers they cannot be read now, and none of them is taken for gone.
+        let found = self.survey.discovery.as_mut()?.walk().filter(|found| !found.is_empty())?;
         let removed = self.remove_all_but(&found);
         let added = self.add_all(&found);
         let done = Rescanned { added, removed };

@@ -124,6 +124,11 @@ fn a_walk_that_cannot_be_made_removes_nothing() {
     let functions = stack.discover();
     functions.fail(true);
     assert_eq!(stack.write("rescan", b"1"), Err(Refusal::Unsupported));
+    functions.fail(false);
+    for device in devices() {
+        functions.pull(device);
+    }
+    assert_eq!(stack.write("rescan", b"1"), Err(Refusal::Unsupported), "no function answers");
     assert_eq!(stack.names("devices").len(), devices().len());
 }
 

@@ -11,7 +11,7 @@ use super::pci::{PciAccess, roots};
 use super::{acpi_tables, memory};
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::units;
-use crate::server::{Discovery, TableState};
+use crate::server::TableState;
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::{ConfigSpace, PciFunction};
 use crate::topology::walk::{Roots, walk};
@@ -73,22 +73,5 @@ impl SharedSpace {
 impl ConfigSpace for SharedSpace {
     fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
         self.0.try_borrow_mut().map_or(u32::MAX, |mut space| space.read(address, offset))
-    }
-}
-
-/// Functions on the buses that were known at start, and behind bridges on them. There is no name space any more to
-/// list others in.
-pub(super) struct Buses {
-    pub(super) space: SharedSpace,
-    pub(super) roots: Vec<(u16, u8)>,
-}
-
-impl Discovery for Buses {
-    fn walk(&mut self) -> Option<Vec<PciFunction>> {
-        Some(walk(&mut self.space, Roots::Known(&self.roots)))
-    }
-
-    fn answers(&mut self, address: PciAddress) -> bool {
-        !matches!(self.space.read(address, 0) & 0xffff, 0 | 0xffff)
     }
 }

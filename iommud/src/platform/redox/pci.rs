@@ -24,7 +24,7 @@ const READ: u64 = 1;
 pub(super) struct PciAccess {
     access: File,
     windows: Vec<Window>,
-    /// Buses that were looked at; `None` for those that are not in memory.
+    /// Buses that were looked at; `None` for those that could not be mapped.
     buses: BTreeMap<(u16, u8), Option<Registers>>,
 }
 
@@ -62,10 +62,10 @@ impl PciAccess {
     fn bus(&mut self, address: PciAddress) -> Option<&mut Registers> {
         let (segment, bus) = (address.segment, address.requester.bus());
         let windows = &self.windows;
-        let mapped = self.buses.entry((segment, bus)).or_insert_with(|| {
-            let range = windows.iter().find_map(|window| window.bus(segment, bus))?;
-            super::registers(range).ok()
-        });
+        // Only buses that are in memory are remembered: clients may ask for any.
+        let range = windows.iter().find_map(|window| window.bus(segment, bus))?;
+        let mapped =
+            self.buses.entry((segment, bus)).or_insert_with(|| super::registers(range).ok());
         mapped.as_mut()
     }
 

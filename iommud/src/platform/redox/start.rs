@@ -16,11 +16,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::boot_timing::Phases;
+use super::discovery::Buses;
 use super::events::Loop;
 use super::held_memory::Memory;
 use super::interrupt::Vector;
 use super::keeper;
-use super::machine::{Buses, Machine, SharedSpace};
+use super::machine::{Machine, SharedSpace};
 use super::memory::{self, Taken};
 use super::options::{Options, USAGE};
 use super::registration::{Announce, in_child};

@@ -1,0 +1,58 @@
+//! Functions that come and go: the buses that were known at start are walked again.
+
+use iommu_protocol::ids::PciAddress;
+
+use crate::server::Discovery;
+use crate::topology::pci::{ConfigSpace, PciFunction};
+use crate::topology::walk::{Roots, walk};
+
+/// Functions on the buses that were known at start, and behind bridges on them. There is no name space any more to
+/// list others in.
+pub(super) struct Buses<S> {
+    pub(super) space: S,
+    /// Segments and buses where a walk begins.
+    pub(super) roots: Vec<(u16, u8)>,
+}
+
+impl<S: ConfigSpace> Discovery for Buses<S> {
+    fn walk(&mut self) -> Option<Vec<PciFunction>> {
+        Some(walk(&mut self.space, Roots::Known(&self.roots)))
+    }
+
+    /// A client may name any address. Nothing is read of a segment that the machine does not have: each of its buses
+    /// would be remembered, and pcid would be asked for it.
+    fn answers(&mut self, address: PciAddress) -> bool {
+        self.roots.iter().any(|(segment, _)| *segment == address.segment)
+            && !matches!(self.space.read(address, 0) & 0xffff, 0 | 0xffff)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One function of segment 0; counts what is read.
+    #[derive(Default)]
+    struct One(usize);
+
+    impl ConfigSpace for One {
+        fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
+            self.0 += 1;
+            if address.requester.0 == 0x18 && offset == 0 { 0x1234_8086 } else { u32::MAX }
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_of_a_segment_that_is_not_there() {
+        let mut buses = Buses { space: One::default(), roots: vec![(0, 0), (2, 0x40)] };
+        let at = |segment, device| PciAddress::new(segment, 0, device, 0).unwrap();
+        assert!(buses.answers(at(0, 3)));
+        assert!(!buses.answers(at(0, 4)));
+        assert_eq!(buses.space.0, 2);
+        for segment in [1, 3, u16::MAX] {
+            assert!(!buses.answers(at(segment, 3)));
+        }
+        assert_eq!(buses.space.0, 2);
+        assert!(buses.answers(at(2, 3)));
+    }
+}
