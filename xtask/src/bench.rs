@@ -302,12 +302,12 @@ mod tests {
         guest.take("@@count 400 instructions of the server to map 4 KiB");
         let lines = counted(&guest);
         assert!(lines.iter().all(|line| line.verdict == "not measured"), "{lines:?}");
-        guest.take("@@count 1101 instructions of the server to unmap 4 KiB");
+        guest.take("@@count 1401 instructions of the server to unmap 4 KiB");
         let lines = counted(&guest);
         let pair = lines.iter().find(|line| line.row == 7).unwrap();
         assert_eq!(
             (pair.measured.as_str(), pair.verdict.as_str()),
-            ("1501 instructions", "missed")
+            ("1801 instructions", "missed")
         );
     }
 
