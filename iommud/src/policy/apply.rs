@@ -3,12 +3,12 @@
 use alloc::vec::Vec;
 
 use crate::policy::claims::in_space;
+use crate::policy::collections::ranges::{Piece, addresses};
 use crate::policy::draft::{Claimant, Effect};
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, Key, SessionId};
-use crate::policy::mappings::Mapping;
-use crate::policy::ranges::{Piece, addresses};
 use crate::policy::registry::Registry;
-use crate::policy::state::{Account, Buffer, Owner, Purpose, Session, SlotRecord, Trust};
+use crate::policy::state::mappings::Mapping;
+use crate::policy::state::objects::{Account, Buffer, Owner, Purpose, Session, SlotRecord, Trust};
 use crate::policy::step::Binding;
 
 impl Registry {

@@ -9,9 +9,9 @@ use crate::addr::Iova;
 use crate::policy::draft::{Draft, Effect};
 use crate::policy::event::{BatchRequest, Outcome, Refused};
 use crate::policy::ids::SessionId;
-use crate::policy::memory::Memory;
 use crate::policy::registry::Registry;
-use crate::policy::state::SlotRecord;
+use crate::policy::state::memory::Memory;
+use crate::policy::state::objects::SlotRecord;
 use crate::policy::work::check;
 
 impl Registry {

@@ -14,10 +14,10 @@ use crate::policy::draft::{Draft, Effect, bounds, full};
 use crate::policy::event::{AllocateRequest, Outcome, Owed};
 use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::iova::Wanted;
-use crate::policy::mappings::{Mapping, MappingList};
-use crate::policy::memory::{Grants, Memory};
 use crate::policy::registry::Registry;
-use crate::policy::state::{Buffer, Domain, Session, SlotRecord, Trust};
+use crate::policy::state::mappings::{Mapping, MappingList};
+use crate::policy::state::memory::{Grants, Memory};
+use crate::policy::state::objects::{Buffer, Domain, Session, SlotRecord, Trust};
 use crate::policy::step::Step;
 
 /// First address that needs more than 32 bits.

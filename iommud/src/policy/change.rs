@@ -6,7 +6,7 @@ use iommu_protocol::wire::Access;
 
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PhysAddr};
 use crate::policy::ids::{DomainId, UnitIndex};
-use crate::policy::mappings::MappingIndex;
+use crate::policy::state::mappings::MappingIndex;
 
 /// Where nothing is mapped.
 const NOWHERE: IovaRange = INTERRUPT_WINDOW;

@@ -1,11 +1,11 @@
 //! What becomes of the mappings that a batch marked, when its plan is consumed.
 
 use crate::policy::change::{Change, Changes};
+use crate::policy::collections::slab::Slab;
 use crate::policy::ids::DomainId;
-use crate::policy::mappings::Mapping;
 use crate::policy::registry::Registry;
-use crate::policy::slab::Slab;
-use crate::policy::state::{Domain, SlotRecord};
+use crate::policy::state::mappings::Mapping;
+use crate::policy::state::objects::{Domain, SlotRecord};
 
 impl Registry {
     /// The plan was carried out: what was to leave goes. What it entered is there.

@@ -14,15 +14,15 @@ use iommu_protocol::ids::PciAddress;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{Iova, IovaRange};
+use crate::policy::collections::ranges::{Piece, Ranges, addresses, difference};
 use crate::policy::config::Mode;
 use crate::policy::draft::{Claimant, Draft, Effect, full, hull_of};
 use crate::policy::event::Outcome;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::iova::SPACE_BITS;
-use crate::policy::machine::Machine;
-use crate::policy::ranges::{Piece, Ranges, addresses, difference};
 use crate::policy::registry::Registry;
-use crate::policy::state::{OwnerId, Purpose, Session, Trust, Unit};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::objects::{OwnerId, Purpose, Session, Trust, Unit};
 use crate::policy::step::{Payer, Step};
 use crate::policy::units::{last_tag, top_of};
 use crate::topology::firmware::UnitKind;

@@ -8,12 +8,12 @@ use iommu_protocol::status::Refusal;
 
 use crate::addr::{IovaRange, PhysAddr, PhysRange};
 use crate::policy::change::{Changes, hull};
+use crate::policy::collections::ranges::Piece;
 use crate::policy::event::{Outcome, Owed};
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, Key, SessionId, UnitIndex};
-use crate::policy::machine::Machine;
-use crate::policy::mappings::Mapping;
-use crate::policy::ranges::Piece;
-use crate::policy::state::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::mappings::Mapping;
+use crate::policy::state::objects::{Buffer, Domain, OwnerId, Session, Shared, SlotRecord};
 use crate::policy::step::{Binding, Charge, Step};
 use crate::topology::capabilities::DomainTag;
 use crate::topology::pci::PciFunction;

@@ -6,7 +6,7 @@
 //! physical ones: no register has them.
 
 use crate::addr::{INTERRUPT_WINDOW, PAGE_SIZE, PhysRange};
-use crate::policy::ranges::Ranges;
+use crate::policy::collections::ranges::Ranges;
 
 /// Registers below this have addresses that firmware keeps free of memory.
 const FOUR_GIB: u64 = 1 << 32;

@@ -9,9 +9,9 @@ use iommu_protocol::status::Refusal;
 use crate::addr::PhysRange;
 use crate::policy::draft::{Draft, Effect, bounds, hull_of};
 use crate::policy::ids::DomainId;
-use crate::policy::machine::Added;
 use crate::policy::registry::Registry;
-use crate::policy::state::{Domain, Shared, Unit};
+use crate::policy::state::machine::Added;
+use crate::policy::state::objects::{Domain, Shared, Unit};
 use crate::policy::step::Step;
 use crate::policy::units::identity;
 use crate::topology::pci::PciFunction;
@@ -137,7 +137,7 @@ impl Registry {
         if self.memory.overlapping(first, last).is_some() {
             return Err(Refusal::Busy);
         }
-        let mut back = crate::policy::ranges::Ranges::default();
+        let mut back = crate::policy::collections::ranges::Ranges::default();
         self.base.within(first, last).for_each(|(first, last)| back.insert(first, last));
         self.compat.within(first, last).for_each(|(first, last)| back.remove(first, last));
         self.give_to_compat(draft, back.iter().collect())

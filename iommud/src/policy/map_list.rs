@@ -14,10 +14,10 @@ use crate::policy::draft::Draft;
 use crate::policy::event::{BatchRequest, ListRequest, MapRequest, Outcome, Refused};
 use crate::policy::ids::SessionId;
 use crate::policy::iova::Wanted;
-use crate::policy::mappings::Mapping;
-use crate::policy::memory::Memory;
 use crate::policy::registry::Registry;
-use crate::policy::state::Buffer;
+use crate::policy::state::mappings::Mapping;
+use crate::policy::state::memory::Memory;
+use crate::policy::state::objects::Buffer;
 use crate::policy::step::Step;
 use crate::policy::work::fixed;
 

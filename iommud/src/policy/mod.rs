@@ -15,32 +15,25 @@ mod buffers;
 mod change;
 mod changes;
 mod claims;
+mod collections;
 mod config;
 mod draft;
 mod event;
 mod excluded;
 mod functions;
 mod ids;
-mod inline_list;
 pub mod iova;
-mod machine;
 mod map_list;
-mod mappings;
-mod memory;
 mod named_views;
 mod owed;
 mod plan;
-mod pool;
-mod ranges;
 mod recovery;
 mod registry;
 mod shares;
 mod single;
-mod slab;
 mod state;
 mod step;
 mod tag_use;
-mod tags;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -56,8 +49,8 @@ pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Plan, Sink};
 pub use registry::Registry;
 pub use single::{ChangePlan, Decided};
+pub use state::tags::Holds;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
-pub use tags::Holds;
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,
     UnitState, UnitView, VacantBuses,

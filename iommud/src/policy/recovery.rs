@@ -10,9 +10,9 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::draft::{Draft, Effect};
 use crate::policy::ids::{BufferId, DomainId, Key};
-use crate::policy::machine::Machine;
 use crate::policy::registry::Registry;
-use crate::policy::state::{Buffer, Domain, Purpose, Trust};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::objects::{Buffer, Domain, Purpose, Trust};
 use crate::policy::step::{Binding, Step};
 
 impl Registry {

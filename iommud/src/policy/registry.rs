@@ -22,20 +22,20 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::{INTERRUPT_WINDOW, PhysRange};
+use crate::policy::collections::ranges::Ranges;
+use crate::policy::collections::slab::Slab;
 use crate::policy::config::Config;
 use crate::policy::draft::Draft;
 use crate::policy::event::{Event, Outcome, Owed, Refused};
 use crate::policy::excluded::closed;
 use crate::policy::ids::{ClientId, DomainId};
-use crate::policy::machine::Machine;
-use crate::policy::memory::MemoryMap;
 use crate::policy::plan::Plan;
-use crate::policy::pool::Pool;
-use crate::policy::ranges::Ranges;
-use crate::policy::slab::Slab;
-use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, insert_pages};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::memory::MemoryMap;
+use crate::policy::state::objects::{Account, Buffer, Domain, Session, SlotRecord, insert_pages};
+use crate::policy::state::pool::Pool;
+use crate::policy::state::tags::Tags;
 use crate::policy::step::Charge;
-use crate::policy::tags::Tags;
 use crate::topology::firmware::Firmware;
 
 /// 4 GiB: policy `compat` maps at least all below.

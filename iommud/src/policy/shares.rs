@@ -11,8 +11,8 @@
 
 use iommu_protocol::status::Refusal;
 
-use crate::policy::pool::Pool;
 use crate::policy::registry::Registry;
+use crate::policy::state::pool::Pool;
 use crate::policy::units::last_tag;
 
 /// Bytes of buffers that each domain of a client is promised, if pieces are not larger.

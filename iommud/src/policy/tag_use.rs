@@ -6,8 +6,8 @@ use crate::policy::draft::Draft;
 use crate::policy::ids::UnitIndex;
 use crate::policy::plan::Plan;
 use crate::policy::registry::Registry;
+use crate::policy::state::tags::{Holds, Tags};
 use crate::policy::step::{Binding, PASS_THROUGH_TAG, Step};
-use crate::policy::tags::{Holds, Tags};
 use crate::topology::tags::{HeldTags, TagRecord, TagRing};
 
 impl Registry {

@@ -5,15 +5,15 @@ use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
+use crate::policy::collections::ranges::{Piece, Ranges};
 use crate::policy::draft::{Draft, Effect, entry, full};
 use crate::policy::event::Owed;
 use crate::policy::ids::{DomainId, Key, UnitIndex};
 use crate::policy::iova::Space;
-use crate::policy::machine::{MOST_STRANGERS, Machine, TargetBinding};
-use crate::policy::mappings::Mappings;
-use crate::policy::ranges::{Piece, Ranges};
 use crate::policy::registry::Registry;
-use crate::policy::state::{Domain, Purpose, Shape, Shared, Trust, Unit, read_write};
+use crate::policy::state::machine::{MOST_STRANGERS, Machine, TargetBinding};
+use crate::policy::state::mappings::Mappings;
+use crate::policy::state::objects::{Domain, Purpose, Shape, Shared, Trust, Unit, read_write};
 use crate::policy::step::{Binding, Payer, Step};
 use crate::topology::capabilities::{LevelSet, PageSizes, TableFormat, UnitCapabilities};
 

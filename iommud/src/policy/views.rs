@@ -10,9 +10,9 @@ use crate::policy::config::Config;
 use crate::policy::excluded::windows;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::iova::SPACE_BITS;
-use crate::policy::memory::Memory;
 use crate::policy::registry::Registry;
-use crate::policy::state::{Account, Purpose, Trust, Unit};
+use crate::policy::state::memory::Memory;
+use crate::policy::state::objects::{Account, Purpose, Trust, Unit};
 use crate::policy::step::Binding;
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,

@@ -7,18 +7,18 @@ use iommu_protocol::wire::{Access, MapFlags};
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::buffers::take;
 use crate::policy::change::{Change, Single};
+use crate::policy::collections::ranges::Ranges;
+use crate::policy::collections::slab::Slab;
 use crate::policy::draft::Draft;
 use crate::policy::event::{BatchRequest, MapRequest};
 use crate::policy::ids::{DomainId, SessionId};
 use crate::policy::iova::{SPACE_BITS, Wanted};
-use crate::policy::machine::Machine;
-use crate::policy::mappings::{Mapping, MappingIndex};
-use crate::policy::memory::Memory;
 use crate::policy::plan::follow;
-use crate::policy::ranges::Ranges;
 use crate::policy::registry::Registry;
-use crate::policy::slab::Slab;
-use crate::policy::state::{Account, Buffer, Domain, Session, SlotRecord, Trust};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::mappings::{Mapping, MappingIndex};
+use crate::policy::state::memory::Memory;
+use crate::policy::state::objects::{Account, Buffer, Domain, Session, SlotRecord, Trust};
 use crate::policy::step::Step;
 
 /// A session whose mappings are to change, and what that needs of the registry.

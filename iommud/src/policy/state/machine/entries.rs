@@ -6,9 +6,9 @@ use core::fmt;
 
 use iommu_protocol::ids::RequesterId;
 
+use crate::policy::collections::inline_list::InlineList;
 use crate::policy::ids::{Key, UnitIndex};
-use crate::policy::inline_list::InlineList;
-use crate::policy::state::Source;
+use crate::policy::state::objects::Source;
 use crate::policy::step::Binding;
 use crate::topology::numbers::Numbers;
 use crate::topology::pool::{NOWHERE, Pool};

@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 
+use crate::policy::collections::inline_list::InlineList;
 use crate::policy::ids::{GroupId, UnitIndex};
-use crate::policy::inline_list::InlineList;
-use crate::policy::machine::Machine;
-use crate::policy::state::{Function, Group};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::objects::{Function, Group};
 use crate::topology::alias::{self, Aliases};
 use crate::topology::groups;
 use crate::topology::pci::PciFunction;

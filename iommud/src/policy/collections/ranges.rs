@@ -9,14 +9,14 @@ use crate::topology::firmware::ReservedRegion;
 
 /// A set of addresses. Ranges that touch are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ranges {
+pub(in crate::policy) struct Ranges {
     /// First and last byte.
     ranges: Vec<(u64, u64)>,
 }
 
 impl Ranges {
     /// Adds a range.
-    pub(super) fn insert(&mut self, first: u64, last: u64) {
+    pub(in crate::policy) fn insert(&mut self, first: u64, last: u64) {
         let from = self.ranges.partition_point(|r| r.1.saturating_add(1) < first);
         let to = self.ranges.partition_point(|r| r.0 <= last.saturating_add(1));
         let low = self.ranges.get(from).map_or(first, |r| r.0.min(first));
@@ -29,7 +29,7 @@ impl Ranges {
     }
 
     /// Takes a range out.
-    pub(super) fn remove(&mut self, first: u64, last: u64) {
+    pub(in crate::policy) fn remove(&mut self, first: u64, last: u64) {
         let from = self.ranges.partition_point(|r| r.1 < first);
         let to = self.ranges.partition_point(|r| r.0 <= last);
         if from >= to {
@@ -41,7 +41,11 @@ impl Ranges {
     }
 
     /// The parts of a range that are in the set.
-    pub(super) fn within(&self, first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+    pub(in crate::policy) fn within(
+        &self,
+        first: u64,
+        last: u64,
+    ) -> impl Iterator<Item = (u64, u64)> {
         let from = self.ranges.partition_point(|r| r.1 < first);
         let to = self.ranges.partition_point(|r| r.0 <= last);
         let found = self.ranges.get(from..to.max(from)).unwrap_or_default();
@@ -49,30 +53,33 @@ impl Ranges {
     }
 
     /// All ranges, lowest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub(in crate::policy) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         self.ranges.iter().copied()
     }
 }
 
 /// A range and what devices may do there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Piece {
-    pub(super) range: IovaRange,
+pub(in crate::policy) struct Piece {
+    pub(in crate::policy) range: IovaRange,
     access: u32,
 }
 
 impl Piece {
-    pub(super) const fn new(range: IovaRange, access: Access) -> Self {
+    pub(in crate::policy) const fn new(range: IovaRange, access: Access) -> Self {
         Self { range, access: access.bits() }
     }
 
     /// A range that is mapped to the same addresses.
-    pub(super) fn identity((first, last): (u64, u64), access: Access) -> Option<Self> {
+    pub(in crate::policy) fn identity((first, last): (u64, u64), access: Access) -> Option<Self> {
         Some(Self::new(IovaRange::inclusive(Iova(first), Iova(last))?, access))
     }
 
     /// A part of a region, with what the region allows; an excluded region allows all.
-    pub(super) fn of_region((first, last): (u64, u64), region: &ReservedRegion) -> Option<Self> {
+    pub(in crate::policy) fn of_region(
+        (first, last): (u64, u64),
+        region: &ReservedRegion,
+    ) -> Option<Self> {
         let mut access = Access::empty();
         access.set(Access::READ, region.read || region.exclusion);
         access.set(Access::WRITE, region.write || region.exclusion);
@@ -80,7 +87,7 @@ impl Piece {
         (!access.is_empty()).then(|| Self::new(range, access))
     }
 
-    pub(super) const fn access(self) -> Access {
+    pub(in crate::policy) const fn access(self) -> Access {
         Access::from_bits_truncate(self.access)
     }
 }
@@ -89,7 +96,7 @@ impl Piece {
 /// (to be removed). Pieces may overlap: their accesses add up.
 ///
 /// The result is cut wherever a piece begins or ends, and nothing is joined: where pieces are cut, leaves end.
-pub(super) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece>) {
+pub(in crate::policy) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece>) {
     let mut cuts: Vec<u64> = Vec::new();
     for piece in from.iter().chain(to) {
         cuts.push(piece.range.first().0);
@@ -111,7 +118,7 @@ pub(super) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece
 }
 
 /// The same addresses and accesses, without overlap, lowest first.
-pub(super) fn normal(pieces: &[Piece]) -> Vec<Piece> {
+pub(in crate::policy) fn normal(pieces: &[Piece]) -> Vec<Piece> {
     difference(&[], pieces).0
 }
 
@@ -130,7 +137,7 @@ fn push(pieces: &mut Vec<Piece>, first: u64, last: u64, access: u32) {
 }
 
 /// The addresses of pieces.
-pub(super) fn addresses(pieces: &[Piece]) -> Ranges {
+pub(in crate::policy) fn addresses(pieces: &[Piece]) -> Ranges {
     let mut all = Ranges::default();
     for piece in pieces {
         all.insert(piece.range.first().0, piece.range.last().0);

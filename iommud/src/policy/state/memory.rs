@@ -8,7 +8,7 @@ use crate::policy::ids::BufferId;
 
 /// The memory of a buffer, in order.
 #[derive(Clone, Debug)]
-pub(super) enum Memory {
+pub(in crate::policy) enum Memory {
     One(PhysRange),
     /// Each with the offset of its first byte.
     Many(Vec<(u64, PhysRange)>),
@@ -16,13 +16,13 @@ pub(super) enum Memory {
 
 /// Addresses reserved for a buffer, and which of its pages are granted.
 #[derive(Clone, Debug)]
-pub(super) struct Grants {
-    pub(super) range: IovaRange,
+pub(in crate::policy) struct Grants {
+    pub(in crate::policy) range: IovaRange,
     pages: Vec<u64>,
 }
 
 impl Memory {
-    pub(super) fn new(segments: &[PhysRange]) -> Option<Self> {
+    pub(in crate::policy) fn new(segments: &[PhysRange]) -> Option<Self> {
         if let [one] = segments {
             return Some(Self::One(*one));
         }
@@ -38,7 +38,7 @@ impl Memory {
     /// Tells `sink` the consecutive memory behind a part of the buffer, piece by piece: offset in the part, first
     /// address, length.
     #[inline(always)]
-    pub(super) fn pieces(
+    pub(in crate::policy) fn pieces(
         &self,
         offset: u64,
         length: u64,
@@ -62,7 +62,7 @@ impl Memory {
     }
 
     /// Where all of it begins, if it is in one piece.
-    pub(super) const fn base(&self) -> Option<PhysAddr> {
+    pub(in crate::policy) const fn base(&self) -> Option<PhysAddr> {
         match self {
             Self::One(range) => Some(range.first()),
             Self::Many(_) => None,
@@ -71,7 +71,7 @@ impl Memory {
 
     /// Where `length` bytes from `offset` on begin, if they follow each other. They are the buffer's.
     #[inline(never)]
-    pub(super) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
+    pub(in crate::policy) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
         let mut found = None;
         self.pieces(offset, length, |at, phys, piece| {
             if at == 0 && piece == length {
@@ -81,7 +81,7 @@ impl Memory {
         found
     }
 
-    pub(super) fn segments(&self) -> impl Iterator<Item = PhysRange> + '_ {
+    pub(in crate::policy) fn segments(&self) -> impl Iterator<Item = PhysRange> + '_ {
         let (one, many) = match self {
             Self::One(range) => (Some(*range), &[][..]),
             Self::Many(many) => (None, many.as_slice()),
@@ -91,7 +91,7 @@ impl Memory {
 }
 
 impl Grants {
-    pub(super) fn new(range: IovaRange) -> Self {
+    pub(in crate::policy) fn new(range: IovaRange) -> Self {
         let pages = usize::try_from((range.length() >> 12).div_ceil(64)).unwrap_or(0);
         Self { range, pages: alloc::vec![0; pages] }
     }
@@ -108,13 +108,13 @@ impl Grants {
     }
 
     /// Whether no page of a part is granted.
-    pub(super) fn is_free(&self, offset: u64, length: u64) -> bool {
+    pub(in crate::policy) fn is_free(&self, offset: u64, length: u64) -> bool {
         Self::words(offset, length)
             .all(|(word, mask)| self.pages.get(word).is_some_and(|bits| bits & mask == 0))
     }
 
     /// Marks the pages of a part as granted or not.
-    pub(super) fn set(&mut self, offset: u64, length: u64, granted: bool) {
+    pub(in crate::policy) fn set(&mut self, offset: u64, length: u64, granted: bool) {
         for (word, mask) in Self::words(offset, length) {
             if let Some(bits) = self.pages.get_mut(word) {
                 *bits = if granted { *bits | mask } else { *bits & !mask };
@@ -125,22 +125,22 @@ impl Grants {
 
 /// All ranges of memory, for quick checks of overlap.
 #[derive(Clone, Debug, Default)]
-pub(super) struct MemoryMap {
+pub(in crate::policy) struct MemoryMap {
     /// By first byte: last byte and buffer.
     ranges: BTreeMap<u64, (u64, BufferId)>,
 }
 
 impl MemoryMap {
-    pub(super) fn insert(&mut self, range: PhysRange, buffer: BufferId) {
+    pub(in crate::policy) fn insert(&mut self, range: PhysRange, buffer: BufferId) {
         self.ranges.insert(range.first().0, (range.last().0, buffer));
     }
 
-    pub(super) fn remove(&mut self, range: PhysRange) {
+    pub(in crate::policy) fn remove(&mut self, range: PhysRange) {
         self.ranges.remove(&range.first().0);
     }
 
     /// A buffer that has a byte between these two.
-    pub(super) fn overlapping(&self, first: u64, last: u64) -> Option<BufferId> {
+    pub(in crate::policy) fn overlapping(&self, first: u64, last: u64) -> Option<BufferId> {
         let (_, (end, buffer)) = self.ranges.range(..=last).next_back()?;
         (*end >= first).then_some(*buffer)
     }

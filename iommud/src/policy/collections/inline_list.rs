@@ -8,7 +8,7 @@ use core::ops::Deref;
 /// A list in the order of its elements.
 #[derive(Clone, Default)]
 #[expect(clippy::box_collection, reason = "there are many lists, and the longer ones are few")]
-pub(super) enum InlineList<T> {
+pub(in crate::policy) enum InlineList<T> {
     #[default]
     None,
     One(T),
@@ -28,7 +28,7 @@ impl<T> Deref for InlineList<T> {
 }
 
 impl<T: Copy> InlineList<T> {
-    pub(super) fn push(&mut self, new: T) {
+    pub(in crate::policy) fn push(&mut self, new: T) {
         match self {
             Self::None => *self = Self::One(new),
             Self::One(one) => *self = Self::Many(Box::new(alloc::vec![*one, new])),
@@ -36,7 +36,7 @@ impl<T: Copy> InlineList<T> {
         }
     }
 
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+    pub(in crate::policy) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
         match self {
             Self::None => {}
             Self::One(one) if keep(one) => {}

@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::PciAddress;
 
 use crate::addr::IovaRange;
+use crate::policy::collections::ranges::{Piece, Ranges, normal};
 use crate::policy::config::Mode;
 use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
-use crate::policy::machine::Machine;
-use crate::policy::ranges::{Piece, Ranges, normal};
-use crate::policy::state::{Group, Shared, Unit};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::objects::{Group, Shared, Unit};
 use crate::topology::table::FunctionIndex;
 
 /// What an entry is to be, before domains have been looked up.

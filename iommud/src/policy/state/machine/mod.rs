@@ -32,49 +32,49 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
+use crate::policy::collections::ranges::Ranges;
+use crate::policy::collections::slab::Slab;
 use crate::policy::config::Config;
 use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
-use crate::policy::ranges::Ranges;
-use crate::policy::slab::Slab;
-use crate::policy::state::{Function, Group, Owner, OwnerId, Shape, Shared, Unit};
+use crate::policy::state::objects::{Function, Group, Owner, OwnerId, Shape, Shared, Unit};
 use crate::topology::firmware::Firmware;
 use crate::topology::numbers::AddressNumbers;
 use crate::topology::pool::Pool;
 use crate::topology::scope::Scopes;
 use crate::topology::table::{FunctionIndex, FunctionTable};
 
-pub(super) use entries::MOST_STRANGERS;
+pub(in crate::policy) use entries::MOST_STRANGERS;
 use entries::SourceTable;
-pub(super) use target_binding::TargetBinding;
-pub(super) use topology::Added;
+pub(in crate::policy) use target_binding::TargetBinding;
+pub(in crate::policy) use topology::Added;
 
 /// What the machine consists of.
 #[derive(Clone, Debug)]
-pub(super) struct Machine {
-    pub(super) config: Config,
-    pub(super) firmware: Firmware,
+pub(in crate::policy) struct Machine {
+    pub(in crate::policy) config: Config,
+    pub(in crate::policy) firmware: Firmware,
     /// What nobody may be given by the firmware's word: the server's memory, registers, the interrupt
     /// window.
-    pub(super) forbidden: Ranges,
-    pub(super) units: Vec<Unit>,
+    pub(in crate::policy) forbidden: Ranges,
+    pub(in crate::policy) units: Vec<Unit>,
     /// What units of a class can walk. Units of one class share the domains of policy.
-    pub(super) classes: Vec<Shape>,
-    pub(super) table: FunctionTable,
+    pub(in crate::policy) classes: Vec<Shape>,
+    pub(in crate::policy) table: FunctionTable,
     scopes: Scopes,
     functions: Vec<Option<Function>>,
     /// How often a function was added, by address.
     generations: AddressNumbers,
-    pub(super) sources: SourceTable,
+    pub(in crate::policy) sources: SourceTable,
     /// Requester ids that functions used and use no longer: what firmware names there is denied.
     closed: BTreeSet<Key>,
-    pub(super) groups: Pool<Group>,
-    pub(super) owners: Slab<Owner>,
+    pub(in crate::policy) groups: Pool<Group>,
+    pub(in crate::policy) owners: Slab<Owner>,
     /// The domains of policy.
-    pub(super) shared: BTreeMap<Shared, DomainId>,
+    pub(in crate::policy) shared: BTreeMap<Shared, DomainId>,
 }
 
 impl Machine {
-    pub(super) fn new(config: Config, firmware: Firmware, forbidden: Ranges) -> Self {
+    pub(in crate::policy) fn new(config: Config, firmware: Firmware, forbidden: Ranges) -> Self {
         let units = firmware.units.iter().map(|_| Unit::Parsed).collect();
         let table = FunctionTable::default();
         let scopes = Scopes::new(&firmware, table.view());
@@ -97,12 +97,12 @@ impl Machine {
         }
     }
 
-    pub(super) fn unit(&self, unit: UnitIndex) -> Option<&Unit> {
+    pub(in crate::policy) fn unit(&self, unit: UnitIndex) -> Option<&Unit> {
         self.units.get(unit.0 as usize)
     }
 
     /// Index of the class of a unit that is up.
-    pub(super) fn class_of(&self, unit: UnitIndex) -> Option<usize> {
+    pub(in crate::policy) fn class_of(&self, unit: UnitIndex) -> Option<usize> {
         match self.unit(unit)? {
             Unit::Enabled { class, .. } => Some(*class),
             _ => None,
@@ -111,40 +111,49 @@ impl Machine {
 
     /// Whether a unit must be told of new translations. One that has failed is told nothing.
     #[inline]
-    pub(super) fn needs_publishing(&self, unit: UnitIndex) -> bool {
+    pub(in crate::policy) fn needs_publishing(&self, unit: UnitIndex) -> bool {
         match self.unit(unit) {
             Some(Unit::Enabled { capabilities, .. }) => capabilities.publishes,
             _ => true,
         }
     }
 
-    pub(super) fn function(&self, index: FunctionIndex) -> Option<&Function> {
+    pub(in crate::policy) fn function(&self, index: FunctionIndex) -> Option<&Function> {
         self.functions.get(index.0 as usize)?.as_ref()
     }
 
-    pub(super) fn function_mut(&mut self, index: FunctionIndex) -> Option<&mut Function> {
+    pub(in crate::policy) fn function_mut(
+        &mut self,
+        index: FunctionIndex,
+    ) -> Option<&mut Function> {
         self.functions.get_mut(index.0 as usize)?.as_mut()
     }
 
     /// The function at an address.
-    pub(super) fn find(&self, address: PciAddress) -> Option<(FunctionIndex, &Function)> {
+    pub(in crate::policy) fn find(
+        &self,
+        address: PciAddress,
+    ) -> Option<(FunctionIndex, &Function)> {
         let index = self.table.index(address)?;
         Some((index, self.function(index)?))
     }
 
     /// How often a function was added at an address.
-    pub(super) fn generation(&self, address: PciAddress) -> u32 {
+    pub(in crate::policy) fn generation(&self, address: PciAddress) -> u32 {
         self.generations.get(address).unwrap_or(0)
     }
 
     /// The requester ids of a function, its own first.
-    pub(super) fn sources_of(&self, index: FunctionIndex) -> impl Iterator<Item = RequesterId> {
+    pub(in crate::policy) fn sources_of(
+        &self,
+        index: FunctionIndex,
+    ) -> impl Iterator<Item = RequesterId> {
         let known = self.function(index).zip(self.table.get(index));
         known.into_iter().flat_map(|(known, pci)| known.aliases.with(pci.address.requester))
     }
 
     /// All entries of a function.
-    pub(super) fn keys_of(&self, index: FunctionIndex) -> impl Iterator<Item = Key> {
+    pub(in crate::policy) fn keys_of(&self, index: FunctionIndex) -> impl Iterator<Item = Key> {
         let unit = self.function(index).and_then(|function| function.unit);
         let keys = move |unit| self.sources_of(index).map(move |source| (unit, source));
         unit.into_iter().flat_map(keys)
@@ -156,16 +165,16 @@ impl Machine {
         Some((known.unit?, known.aliases.nth(pci.address.requester, number)?))
     }
 
-    pub(super) fn group(&self, group: GroupId) -> Option<&Group> {
+    pub(in crate::policy) fn group(&self, group: GroupId) -> Option<&Group> {
         self.groups.get(group.0)
     }
 
-    pub(super) fn owner(&self, owner: OwnerId) -> Option<&Owner> {
+    pub(in crate::policy) fn owner(&self, owner: OwnerId) -> Option<&Owner> {
         self.owners.get(owner.0)
     }
 
     /// Notes that a function is in its owner's domain, or is no longer.
-    pub(super) fn set_attached(&mut self, index: FunctionIndex, attached: bool) {
+    pub(in crate::policy) fn set_attached(&mut self, index: FunctionIndex, attached: bool) {
         let Some(function) = self.function_mut(index) else { return };
         if function.attached == attached {
             return;
@@ -178,7 +187,7 @@ impl Machine {
     }
 
     /// Notes that a function was cut off, or is driven again; returns what was noted before.
-    pub(super) fn set_cut(&mut self, index: FunctionIndex, cut: bool) -> bool {
+    pub(in crate::policy) fn set_cut(&mut self, index: FunctionIndex, cut: bool) -> bool {
         let Some(function) = self.function_mut(index) else { return false };
         let before = core::mem::replace(&mut function.cut, cut);
         let group = function.group;

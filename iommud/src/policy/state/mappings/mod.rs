@@ -18,11 +18,11 @@ use leaf::{Directory, Leaf};
 use place::{NONE, Place};
 use record::{ACCESS_SHIFT, CHUNK, GRANT, LIST, Record, UNUSED, page_number, threshold};
 
-pub(super) use record::{Mapping, MappingIndex, MappingList};
+pub(in crate::policy) use record::{Mapping, MappingIndex, MappingList};
 
 /// All mappings of one domain.
 #[derive(Clone)]
-pub(super) struct Mappings {
+pub(in crate::policy) struct Mappings {
     records: Vec<Box<[Record; CHUNK]>>,
     /// Records from here on were never used.
     fresh: u32,
@@ -76,14 +76,18 @@ impl core::fmt::Debug for Mappings {
 
 impl Mappings {
     /// Number of mappings.
-    pub(super) const fn len(&self) -> u32 {
+    pub(in crate::policy) const fn len(&self) -> u32 {
         self.count
     }
 
     /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
     /// first 2^39 bytes; offset and length are multiples of 4096.
     #[inline(always)]
-    pub(super) fn insert(&mut self, mapping: Mapping, list: &mut MappingList) -> MappingIndex {
+    pub(in crate::policy) fn insert(
+        &mut self,
+        mapping: Mapping,
+        list: &mut MappingList,
+    ) -> MappingIndex {
         let page = page_number(mapping.range.first().0);
         let mut flags = (mapping.access.bits() & 3) << ACCESS_SHIFT;
         if mapping.grant {
@@ -115,7 +119,7 @@ impl Mappings {
 
     /// The mapping of exactly this range.
     #[cfg(test)]
-    pub(super) fn find(&mut self, iova: Iova, length: u64) -> Option<MappingIndex> {
+    pub(in crate::policy) fn find(&mut self, iova: Iova, length: u64) -> Option<MappingIndex> {
         let place = Place::of(iova, length)?;
         let leaf = self.leaf_of(place)?;
         let index = self.leaves.get(leaf as usize)?.get(place.slot)?;
@@ -127,7 +131,7 @@ impl Mappings {
     /// and for whether it is a grant, if it gives one. Returns its number, which is not used again before
     /// [`Mappings::forget`], and its slot.
     #[inline(always)]
-    pub(super) fn take_out<'list>(
+    pub(in crate::policy) fn take_out<'list>(
         &mut self,
         iova: Iova,
         length: u64,
@@ -146,7 +150,7 @@ impl Mappings {
     }
 
     /// Undoes the last [`Mappings::take_out`] that is not undone. Everything else that happened since is undone.
-    pub(super) fn put_back(&mut self, index: MappingIndex, list: &mut MappingList) {
+    pub(in crate::policy) fn put_back(&mut self, index: MappingIndex, list: &mut MappingList) {
         let Some(&record) = self.record(index.0) else { return };
         match self.record_mut(record.previous) {
             Some(previous) => previous.next = index.0,
@@ -164,7 +168,7 @@ impl Mappings {
 
     /// Forgets a mapping that was taken out, and returns what it was.
     #[inline(always)]
-    pub(super) fn forget(&mut self, index: MappingIndex) -> Option<Mapping> {
+    pub(in crate::policy) fn forget(&mut self, index: MappingIndex) -> Option<Mapping> {
         let free = self.free;
         let record = self.record_mut(index.0)?;
         record.next = free;
@@ -174,7 +178,7 @@ impl Mappings {
     }
 
     /// Removes a mapping from the table and from its slot's list; returns what it was.
-    pub(super) fn remove(
+    pub(in crate::policy) fn remove(
         &mut self,
         index: MappingIndex,
         list: &mut MappingList,
@@ -188,14 +192,14 @@ impl Mappings {
 
     /// Gives the memory of an empty table back. None of its mappings is taken out and not forgotten.
     #[inline]
-    pub(super) fn tidy(&mut self) {
+    pub(in crate::policy) fn tidy(&mut self) {
         if self.count == 0 && (self.records.len() > 1 || self.leaves.len() > 64) {
             *self = Self::default();
         }
     }
 
     /// A mapping.
-    pub(super) fn get(&self, index: MappingIndex) -> Option<Mapping> {
+    pub(in crate::policy) fn get(&self, index: MappingIndex) -> Option<Mapping> {
         self.record(index.0)?.unpack()
     }
 
@@ -217,7 +221,10 @@ impl Mappings {
     }
 
     /// The mappings of a list, oldest first.
-    pub(super) fn list(&self, list: &MappingList) -> impl Iterator<Item = (MappingIndex, Mapping)> {
+    pub(in crate::policy) fn list(
+        &self,
+        list: &MappingList,
+    ) -> impl Iterator<Item = (MappingIndex, Mapping)> {
         let next = |index: u32| (index != NONE).then_some(index);
         core::iter::successors(next(list.first), move |index| {
             self.record(*index).and_then(|record| next(record.next))

@@ -2,9 +2,9 @@
 
 /// Memory for buffers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pool {
-    pub(super) capacity: u64,
-    pub(super) granule: u64,
+pub(in crate::policy) struct Pool {
+    pub(in crate::policy) capacity: u64,
+    pub(in crate::policy) granule: u64,
 }
 
 impl Default for Pool {
@@ -16,7 +16,7 @@ impl Default for Pool {
 
 impl Pool {
     /// What a buffer of so many bytes takes.
-    pub(super) fn of(self, length: u64) -> u64 {
+    pub(in crate::policy) fn of(self, length: u64) -> u64 {
         length.checked_next_multiple_of(self.granule.max(1)).unwrap_or(u64::MAX)
     }
 }

@@ -11,7 +11,7 @@ use iommu_protocol::ids::PciAddress;
 use super::{Machine, TargetBinding};
 use crate::policy::config::Mode;
 use crate::policy::ids::{Key, UnitIndex};
-use crate::policy::state::{Shared, Unit};
+use crate::policy::state::objects::{Shared, Unit};
 use crate::topology::firmware::NamedDevice;
 use crate::topology::scope;
 
@@ -61,7 +61,7 @@ impl Machine {
                 }
                 TargetBinding::Shared(Shared::Reserved(
                     *class,
-                    crate::policy::ranges::normal(&reserved),
+                    crate::policy::collections::ranges::normal(&reserved),
                 ))
             }
         }

@@ -8,7 +8,7 @@ const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 
 /// Objects and their numbers.
 #[derive(Clone, Debug)]
-pub(super) struct Slab<T> {
+pub(in crate::policy) struct Slab<T> {
     entries: Vec<Entry<T>>,
     free: Vec<u32>,
     /// Whether a number says how often its place was used, so that one of a removed object names nothing.
@@ -23,17 +23,17 @@ struct Entry<T> {
 
 impl<T> Slab<T> {
     /// Objects whose numbers stay small: the number of a removed one is used again.
-    pub(super) const fn small() -> Self {
+    pub(in crate::policy) const fn small() -> Self {
         Self { entries: Vec::new(), free: Vec::new(), generations: false }
     }
 
     /// Objects whose numbers come back only after 4096 uses of the same place.
-    pub(super) const fn distinct() -> Self {
+    pub(in crate::policy) const fn distinct() -> Self {
         Self { entries: Vec::new(), free: Vec::new(), generations: true }
     }
 
     /// The number that the `ahead`-th [`Slab::insert`] from now will give, from 0; `None` when the slab is full.
-    pub(super) fn upcoming(&self, ahead: usize) -> Option<u32> {
+    pub(in crate::policy) fn upcoming(&self, ahead: usize) -> Option<u32> {
         if let Some(at) = self.free.len().checked_sub(ahead + 1) {
             return Some(self.entries.get(*self.free.get(at)? as usize)?.number);
         }
@@ -42,7 +42,7 @@ impl<T> Slab<T> {
     }
 
     /// Enters an object under the number that [`Slab::upcoming`] gave.
-    pub(super) fn insert(&mut self, value: T) -> Option<u32> {
+    pub(in crate::policy) fn insert(&mut self, value: T) -> Option<u32> {
         let number = self.upcoming(0)?;
         match self.free.pop() {
             Some(place) => self.entries.get_mut(place as usize)?.value = Some(value),
@@ -52,7 +52,7 @@ impl<T> Slab<T> {
     }
 
     /// Removes an object; its number then names nothing.
-    pub(super) fn remove(&mut self, number: u32) -> Option<T> {
+    pub(in crate::policy) fn remove(&mut self, number: u32) -> Option<T> {
         let generations = self.generations;
         let place = number & PLACE_MASK;
         let entry = self.entries.get_mut(place as usize).filter(|entry| entry.number == number)?;
@@ -65,24 +65,24 @@ impl<T> Slab<T> {
     }
 
     /// The object with a number.
-    pub(super) fn get(&self, number: u32) -> Option<&T> {
+    pub(in crate::policy) fn get(&self, number: u32) -> Option<&T> {
         let entry = self.entries.get((number & PLACE_MASK) as usize)?;
         if entry.number == number { entry.value.as_ref() } else { None }
     }
 
     /// The object with a number.
-    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
+    pub(in crate::policy) fn get_mut(&mut self, number: u32) -> Option<&mut T> {
         let entry = self.entries.get_mut((number & PLACE_MASK) as usize)?;
         if entry.number == number { entry.value.as_mut() } else { None }
     }
 
     /// All objects with their numbers.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+    pub(in crate::policy) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.entries.iter().filter_map(|entry| Some((entry.number, entry.value.as_ref()?)))
     }
 
     /// Number of objects.
-    pub(super) const fn len(&self) -> usize {
+    pub(in crate::policy) const fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }
 }

@@ -26,7 +26,7 @@ pub enum Holds {
 
 /// Domain tags in use.
 #[derive(Clone, Debug)]
-pub(super) struct Tags {
+pub(in crate::policy) struct Tags {
     /// A bit for each tag.
     used: Vec<u64>,
     ring: TagRing,
@@ -41,25 +41,25 @@ pub(super) struct Tags {
 impl Tags {
     /// All free but 0, which is never used, and the one for requests that go through untranslated. No unit holds
     /// anything.
-    pub(super) fn new() -> Self {
+    pub(in crate::policy) fn new() -> Self {
         let (held, units) = (HeldTags::Nothing, Vec::new());
         let ring = TagRing::new(held, u16::MAX);
         Self { used: alloc::vec![0b11], ring, held, units, furthest: None }
     }
 
     /// All free, of units that may hold these of servers before this one.
-    pub(super) fn of(ring: TagRing, held: HeldTags, units: Vec<Holds>) -> Self {
+    pub(in crate::policy) fn of(ring: TagRing, held: HeldTags, units: Vec<Holds>) -> Self {
         Self { ring, held, units, ..Self::new() }
     }
 
     /// Takes note of a tag that is taken; true when it lies further round the ring than those before.
-    pub(super) fn reach(&mut self, tag: DomainTag) -> bool {
+    pub(in crate::policy) fn reach(&mut self, tag: DomainTag) -> bool {
         let furthest = self.furthest.map_or(tag, |known| self.ring.later(known, tag));
         self.furthest.replace(furthest) != Some(furthest)
     }
 
     /// The next free tag behind `after`, not above `last`; `None` too when half of all tags are taken.
-    pub(super) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
+    pub(in crate::policy) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
         let stretches = self.ring.stretches(after, last);
         stretches.into_iter().find_map(|(first, last)| self.free_within(first, last))
     }
@@ -77,12 +77,12 @@ impl Tags {
     }
 
     /// How many tags up to `last` this server may take in all.
-    pub(super) fn count(&self, last: u16) -> u64 {
+    pub(in crate::policy) fn count(&self, last: u16) -> u64 {
         let stretches = self.ring.stretches(None, last).into_iter();
         stretches.map(|(first, last)| u64::from((last + 1).saturating_sub(first))).sum()
     }
 
-    pub(super) fn set(&mut self, tag: DomainTag, used: bool) {
+    pub(in crate::policy) fn set(&mut self, tag: DomainTag, used: bool) {
         let at = usize::from(tag.0) / 64;
         if self.used.len() <= at {
             self.used.resize(at + 1, 0);
@@ -93,11 +93,11 @@ impl Tags {
         }
     }
 
-    pub(super) fn holds(&self, unit: UnitIndex) -> Holds {
+    pub(in crate::policy) fn holds(&self, unit: UnitIndex) -> Holds {
         self.units.get(unit.0 as usize).copied().unwrap_or_default()
     }
 
-    pub(super) fn set_holds(&mut self, unit: UnitIndex, holds: Holds) {
+    pub(in crate::policy) fn set_holds(&mut self, unit: UnitIndex, holds: Holds) {
         let at = unit.0 as usize;
         if self.units.len() <= at {
             self.units.resize(at + 1, Holds::Nothing);
@@ -109,7 +109,7 @@ impl Tags {
 
     /// A unit was flushed: it holds nothing of others. When that is true of every unit that servers before this one
     /// used, their tags are as good as new.
-    pub(super) fn flushed(&mut self, unit: UnitIndex) {
+    pub(in crate::policy) fn flushed(&mut self, unit: UnitIndex) {
         self.set_holds(unit, Holds::Nothing);
         if !self.units.iter().any(|holds| matches!(holds, Holds::Earlier | Holds::Failed)) {
             self.held = HeldTags::Nothing;
@@ -117,14 +117,14 @@ impl Tags {
     }
 
     /// A unit has failed: what it is told to forget it may hold.
-    pub(super) fn failed(&mut self, unit: UnitIndex) {
+    pub(in crate::policy) fn failed(&mut self, unit: UnitIndex) {
         if self.holds(unit) != Holds::Anything {
             self.set_holds(unit, Holds::Failed);
         }
     }
 
     /// Whether a unit may hold translations under a tag that stand for something else.
-    pub(super) fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
+    pub(in crate::policy) fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
         match self.holds(unit) {
             Holds::Nothing => false,
             Holds::Earlier => self.held.contains(tag),
@@ -133,7 +133,7 @@ impl Tags {
     }
 
     /// What the next server is to know, when no tag behind `furthest` is taken.
-    pub(super) fn record(&self) -> TagRecord {
+    pub(in crate::policy) fn record(&self) -> TagRecord {
         let held = match self.furthest {
             Some(tag) => self.ring.held_with(self.held, tag),
             None => self.held,
