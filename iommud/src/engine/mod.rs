@@ -24,7 +24,7 @@ use iommu_protocol::status::Refusal;
 use crate::hw::TableMemory;
 use crate::hw::page_table::{Detached, MapError, PageTable};
 use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
-use crate::policy::{ChangePlan, Payer, Plan, Sink, Step, UnitIndex};
+use crate::policy::{Payer, Plan, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -143,25 +143,6 @@ const fn is_fatal(error: &UnitError) -> bool {
     matches!(error, UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead)
 }
 
-/// Carries out each step that it is given.
-struct Run<'a, U: Unit, B> {
-    engine: &'a mut Engine<U>,
-    buffers: &'a mut B,
-    /// Steps carried out.
-    done: usize,
-}
-
-impl<U: Unit, B: BufferMemory> Sink for Run<'_, U, B> {
-    type Error = Fault;
-
-    #[inline(always)]
-    fn step(&mut self, step: Step) -> Result<(), Fault> {
-        self.engine.carry_out(&step, &[], self.buffers)?;
-        self.done += 1;
-        Ok(())
-    }
-}
-
 impl<U: Unit> Engine<U> {
     /// An engine without units, with the memory that all tables live in.
     #[must_use]
@@ -191,38 +172,21 @@ impl<U: Unit> Engine<U> {
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
         let before = self.memory.frames_in_use();
-        let last = plan.steps().iter().rposition(|step| !step.is_final()).map_or(0, |at| at + 1);
-        for (index, step) in plan.steps().iter().enumerate() {
-            let result = if index == last { self.afford(plan.charge(), before) } else { Ok(()) };
-            if let Err(fault) = result.and_then(|()| self.carry_out(step, plan.pages(), buffers)) {
-                let done = plan.steps().get(..index).unwrap_or_default();
+        let (steps, pages) = (plan.steps(), plan.pages());
+        let (fallible, last) = steps.split_at_checked(plan.fallible()).unwrap_or((steps, &[]));
+        for (index, step) in fallible.iter().enumerate() {
+            if let Err(fault) = self.carry_out(step, pages, buffers) {
+                let done = fallible.get(..index).unwrap_or_default();
                 return Err(self.undo(done, index, fault));
             }
         }
-        if last < plan.steps().len() {
-            return Ok(());
+        if let Err(fault) = self.afford(plan.charge(), before) {
+            return Err(self.undo(fallible, fallible.len(), fault));
         }
-        self.afford(plan.charge(), before).map_err(|fault| self.undo(plan.steps(), last, fault))
-    }
-
-    /// As [`Engine::run`], for a plan of one change.
-    ///
-    /// # Errors
-    /// As [`Engine::run`].
-    #[inline(always)]
-    pub fn run_change<B: BufferMemory>(
-        &mut self,
-        plan: &ChangePlan,
-        buffers: &mut B,
-    ) -> Result<(), StepFailure> {
-        let before = self.memory.frames_in_use();
-        let mut run = Run { engine: self, buffers, done: 0 };
-        let result = plan.give(&mut run);
-        let Run { engine, done, .. } = run;
-        result.and_then(|()| engine.afford(plan.charge(), before)).map_err(|fault| {
-            let steps = plan.written();
-            engine.undo(steps.get(..done).unwrap_or_default(), done, fault)
-        })
+        for step in last {
+            self.finish(step, buffers);
+        }
+        Ok(())
     }
 
     /// What a unit can do; `None` when it was never brought up.

@@ -53,17 +53,8 @@ impl<U: Unit> Engine<U> {
             }
             Step::Publish { unit, domain, range } => self.publish(unit, domain, range),
             Step::Invalidate { unit, domain, range } => self.invalidate(unit, domain, range),
-            Step::ReleaseTables { domain } => {
-                let table = table_of(&mut self.tables, domain)?;
-                table.release(&mut self.memory);
-                Ok(())
-            }
             Step::CreateTable { domain, tag, format, payer } => {
                 self.create(domain, tag, format, payer)
-            }
-            Step::DestroyTable { domain } => {
-                self.destroy(domain);
-                Ok(())
             }
             Step::Block { unit, source, .. } => self.write(unit, source, Entry::Blocked),
             Step::Deny { unit, source } => {
@@ -102,18 +93,32 @@ impl<U: Unit> Engine<U> {
                 let entry = self.entry(binding)?;
                 self.write(unit, source, entry)
             }
-            Step::ReleaseAbandoned => {
-                self.release_abandoned();
-                Ok(())
-            }
             Step::Enable { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
                 hardware.enable(&mut self.memory).map_err(|error| Fault::of(unit, error))
             }
-            Step::ReleaseBuffer { buffer } => {
-                buffers.release(buffer.0);
+            Step::ReleaseTables { .. }
+            | Step::DestroyTable { .. }
+            | Step::ReleaseBuffer { .. }
+            | Step::ReleaseAbandoned => {
+                self.finish(step, buffers);
                 Ok(())
             }
+        }
+    }
+
+    /// Carries out a step that cannot fail.
+    pub(super) fn finish<B: BufferMemory>(&mut self, step: &Step, buffers: &mut B) {
+        match *step {
+            Step::ReleaseTables { domain } => {
+                if let Ok(table) = table_of(&mut self.tables, domain) {
+                    table.release(&mut self.memory);
+                }
+            }
+            Step::DestroyTable { domain } => self.destroy(domain),
+            Step::ReleaseBuffer { buffer } => buffers.release(buffer.0),
+            Step::ReleaseAbandoned => self.release_abandoned(),
+            _ => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! What can happen, and what comes of it.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
@@ -67,6 +68,9 @@ pub enum Event {
     Close(SessionId),
     /// The server stops: every group goes back to policy.
     Shutdown,
+    /// An end of life for which there was no memory: the plan takes none. Whatever would have been under a domain of
+    /// policy that does not exist is blocked, and owed. Not refused for lack of memory.
+    Frugally(Box<Self>),
     /// What the end of something still owes, because there was no memory, is done now.
     Settle(Owed),
 }

@@ -8,47 +8,42 @@
 //! ```
 //!
 //! A plan is complete before the first register is touched, and consumed by `commit` or `abort`.
+//!
+//! ```text
+//! registry     decide, commit, abort, quarantine
+//! transition   what comes of each event: functions over a Decision
+//! decision     the state, the plan and the journal, and the only ways to change them
+//! journal      what abort takes back
+//! state        all that is known
+//! plan, event, step   plain data
+//! ```
 
-mod apply;
-mod batch;
-mod buffers;
-mod change;
-mod changes;
-mod claims;
 mod collections;
 mod config;
-mod draft;
+mod decision;
 mod event;
-mod excluded;
-mod functions;
 mod ids;
 pub mod iova;
-mod map_list;
+mod journal;
 mod named_views;
-mod owed;
 mod plan;
-mod recovery;
 mod registry;
-mod shares;
-mod single;
+mod setup;
 mod state;
 mod step;
-mod tag_use;
 #[cfg(test)]
 mod tests;
-mod units;
+mod transition;
 mod view;
 mod views;
-mod work;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
 pub use event::{
     AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Owed, Refused,
 };
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-pub use plan::{Plan, Sink};
+pub use plan::Plan;
 pub use registry::Registry;
-pub use single::{ChangePlan, Decided};
 pub use state::tags::Holds;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
 pub use view::{

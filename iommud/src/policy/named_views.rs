@@ -11,7 +11,7 @@ use crate::topology::pci::PciFunction;
 impl Registry {
     /// The devices behind a unit that firmware names and that are no PCI functions, in the order of its table.
     pub fn named(&self, unit: UnitIndex) -> impl Iterator<Item = NamedView> + '_ {
-        let machine = &self.machine;
+        let machine = &self.state.machine;
         let of_unit =
             machine.firmware.named.iter().filter(move |named| named.unit == unit.0 as usize);
         of_unit.map(move |named| {
@@ -20,7 +20,7 @@ impl Registry {
             NamedView {
                 name: named.name.clone(),
                 address,
-                binding: entry.map_or(Binding::Blocked, |entry| entry.binding),
+                binding: entry.and_then(|entry| entry.binding).unwrap_or(Binding::Blocked),
                 is_function: address.is_some_and(|at| machine.generation(at) > 0),
             }
         })
@@ -31,8 +31,8 @@ impl Registry {
     #[must_use]
     pub fn vacant_buses(&self) -> Vec<VacantBuses> {
         let mut found: Vec<VacantBuses> = Vec::new();
-        for port in self.machine.table.iter().filter(|port| port.hot_plug) {
-            let unit = self.machine.find(port.address).and_then(|(_, known)| known.unit);
+        for port in self.state.machine.table.iter().filter(|port| port.hot_plug) {
+            let unit = self.state.machine.find(port.address).and_then(|(_, known)| known.unit);
             let (Some(unit), Some(buses)) = (unit, port.buses()) else { continue };
             for bus in buses.secondary..=buses.subordinate {
                 if !self.is_vacant(port, bus) {
@@ -55,7 +55,7 @@ impl Registry {
 
     /// Whether there is no function on a bus, and `port` is the nearest above it where devices come and go.
     fn is_vacant(&self, port: &PciFunction, bus: u8) -> bool {
-        let view = self.machine.table.view();
+        let view = self.state.machine.table.view();
         let segment = port.address.segment;
         if view.on_bus(segment, bus).next().is_some() {
             return false;

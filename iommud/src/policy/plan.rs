@@ -1,60 +1,13 @@
-//! A decision, complete before the first register is touched; and a plan of one change.
+//! A decision, complete before the first register is touched.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::convert::Infallible;
 
-use crate::addr::{IovaRange, PhysAddr};
-use crate::policy::draft::Draft;
-use crate::policy::ids::{DomainId, UnitIndex};
+use crate::addr::PhysAddr;
+use crate::policy::event::Outcome;
+use crate::policy::journal::Journal;
 use crate::policy::step::{Charge, Step};
-
-/// Who is given steps, one after the other, in order.
-pub trait Sink {
-    /// Why no step follows.
-    type Error;
-
-    /// Takes the next step.
-    ///
-    /// # Errors
-    /// No step follows: this one was not carried out.
-    fn step(&mut self, step: Step) -> Result<(), Self::Error>;
-}
-
-/// A list takes every step.
-impl Sink for Vec<Step> {
-    type Error = Infallible;
-
-    fn step(&mut self, step: Step) -> Result<(), Infallible> {
-        self.push(step);
-        Ok(())
-    }
-}
-
-/// The steps that follow the maps and unmaps of a domain, until the sink takes no more. `unmapped` and `mapped` are
-/// ranges around all of them, `units` those that have entries of the domain, and whether each is to be told of new
-/// translations; `release` says whether tables may have been unlinked.
-#[inline(always)]
-pub(super) fn follow<S: Sink>(
-    domain: DomainId,
-    unmapped: Option<IovaRange>,
-    mapped: Option<IovaRange>,
-    units: impl Iterator<Item = (UnitIndex, bool)> + Clone,
-    release: bool,
-    sink: &mut S,
-) -> Result<(), S::Error> {
-    if let Some(range) = unmapped {
-        for (unit, _) in units.clone() {
-            sink.step(Step::Invalidate { unit, domain, range })?;
-        }
-    }
-    if let Some(range) = mapped {
-        for (unit, _) in units.filter(|(_, publish)| *publish) {
-            sink.step(Step::Publish { unit, domain, range })?;
-        }
-    }
-    if release { sink.step(Step::ReleaseTables { domain }) } else { Ok(()) }
-}
+use crate::topology::capabilities::DomainTag;
 
 /// A decision, complete before the first register is touched. [`Registry::commit`] or
 /// [`Registry::abort`] consumes it; there is at most one at a time.
@@ -66,26 +19,71 @@ pub(super) fn follow<S: Sink>(
 #[derive(Debug)]
 #[must_use = "a plan is consumed by commit or abort"]
 pub struct Plan {
-    pub(super) draft: Box<Draft>,
+    pub(super) contents: Box<Contents>,
+    pub(super) journal: Journal,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// What is to be told of it, once it is carried out.
+    pub(super) outcome: Outcome,
+    /// Which frames it may take.
+    pub(super) charge: Charge,
+    /// Steps, in order. When the plan is complete the last ones are behind them.
+    pub(super) steps: Vec<Step>,
+    /// How many of them may fail.
+    pub(super) fallible: usize,
+    /// Steps that cannot fail nor be undone: they come last.
+    pub(super) last: Vec<Step>,
+    /// The memory of each page of a [`Step::MapList`].
+    pub(super) pages: Vec<PhysAddr>,
+    /// The last tag it took.
+    pub(super) tag: Option<DomainTag>,
+}
+
+impl Contents {
+    /// Puts the last steps behind the others: the plan is complete.
+    #[inline]
+    pub(super) fn finish(&mut self, outcome: Outcome) {
+        self.fallible = self.steps.len();
+        self.steps.append(&mut self.last);
+        self.outcome = outcome;
+    }
+
+    /// Forgets everything but the capacity of the lists.
+    #[inline]
+    pub(super) fn clear(&mut self) {
+        self.steps.clear();
+        self.last.clear();
+        self.pages.clear();
+        (self.tag, self.charge, self.outcome) = (None, Charge::Unlimited, Outcome::Done);
+    }
 }
 
 impl Plan {
     /// What is to be done, in order.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
-        &self.draft.steps
+        &self.contents.steps
+    }
+
+    /// How many steps may fail: those behind them can neither fail nor be undone.
+    #[must_use]
+    pub const fn fallible(&self) -> usize {
+        self.contents.fallible
     }
 
     /// The memory of each page of the plan's `MapList`.
     #[must_use]
     pub fn pages(&self) -> &[PhysAddr] {
-        &self.draft.pages
+        &self.contents.pages
     }
 
     /// Which frames it may take.
     #[must_use]
     pub const fn charge(&self) -> Charge {
-        self.draft.charge
+        self.contents.charge
     }
 
     /// A plan of these steps, for tests of the engine.
@@ -97,7 +95,9 @@ impl Plan {
     /// As [`Plan::of`], with the memory of a list.
     #[cfg(test)]
     pub(crate) fn with_pages(steps: &[Step], pages: &[PhysAddr]) -> Self {
-        let draft = Draft { steps: steps.into(), pages: pages.into(), ..Draft::default() };
-        Self { draft: Box::new(draft) }
+        let fallible = steps.iter().rposition(|step| !step.is_final()).map_or(0, |at| at + 1);
+        let (steps, pages) = (steps.into(), pages.into());
+        let contents = Contents { steps, pages, fallible, ..Contents::default() };
+        Self { contents: Box::new(contents), journal: Journal::default() }
     }
 }

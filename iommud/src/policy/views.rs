@@ -3,16 +3,19 @@
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
+use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::RegionKind;
 
 use crate::addr::{INTERRUPT_WINDOW, Iova, IovaRange, PAGE_SIZE};
 use crate::policy::config::Config;
-use crate::policy::excluded::windows;
+use crate::policy::event::Owed;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::iova::SPACE_BITS;
 use crate::policy::registry::Registry;
+use crate::policy::state::domain::Trust;
+use crate::policy::state::excluded::windows;
 use crate::policy::state::memory::Memory;
-use crate::policy::state::objects::{Account, Purpose, Trust, Unit};
+use crate::policy::state::objects::{Account, Activity, Unit};
 use crate::policy::step::Binding;
 use crate::policy::view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
@@ -25,13 +28,13 @@ impl Registry {
     /// The policy of the machine.
     #[must_use]
     pub fn config(&self) -> &Config {
-        &self.machine.config
+        &self.state.machine.config
     }
 
     /// What firmware says.
     #[must_use]
     pub fn firmware(&self) -> &Firmware {
-        &self.machine.firmware
+        &self.state.machine.firmware
     }
 
     /// All units, in firmware order.
@@ -42,23 +45,23 @@ impl Registry {
     /// One unit.
     #[must_use]
     pub fn unit(&self, index: UnitIndex) -> Option<UnitView> {
-        let state = match self.machine.unit(index)? {
+        let state = match self.state.machine.unit(index)? {
             Unit::Parsed => UnitState::Parsed,
             Unit::Enabled { capabilities, .. } => UnitState::Enabled(*capabilities),
             Unit::Failed => UnitState::Failed,
         };
-        let behind = self.machine.sources.of(index).filter(|(source, entry)| {
+        let behind = self.state.machine.sources.of(index).filter(|(source, entry)| {
             let own = |user: &FunctionIndex| {
-                self.machine.table.get(*user).is_some_and(|f| f.address.requester == *source)
+                self.state.machine.table.get(*user).is_some_and(|f| f.address.requester == *source)
             };
             entry.users.iter().any(own)
         });
         let points_to = |id: u32| {
-            let domain = self.domains.get(id);
+            let domain = self.state.domains.get(id);
             domain.is_some_and(|d| d.active.iter().any(|(unit, _)| *unit == index))
         };
         let functions = behind.count();
-        let domains = self.domains.iter().filter(|(id, _)| points_to(*id)).count();
+        let domains = self.state.domains.iter().filter(|(id, _)| points_to(*id)).count();
         Some(UnitView { index, state, functions, domains })
     }
 
@@ -67,51 +70,52 @@ impl Registry {
     #[must_use]
     pub fn forces_snoop(&self) -> bool {
         let forces = |unit: &Unit| matches!(unit, Unit::Enabled { capabilities, .. } if capabilities.forces_snoop);
-        let units = &self.machine.units;
+        let units = &self.state.machine.units;
         !units.is_empty() && units.iter().all(forces)
     }
 
     /// The addresses of all functions, in order.
     pub fn functions(&self) -> impl Iterator<Item = PciAddress> + '_ {
-        self.machine.table.iter().map(|function| function.address)
+        self.state.machine.table.iter().map(|function| function.address)
     }
 
     /// One function.
     #[must_use]
     pub fn function(&self, address: PciAddress) -> Option<FunctionView> {
-        let (index, known) = self.machine.find(address)?;
+        let (index, known) = self.state.machine.find(address)?;
         let own = known.unit.map(|unit| (unit, address.requester));
-        let own = own.map(|key| self.machine.sources.get(key));
+        let own = own.map(|key| self.state.machine.sources.get(key));
         let binding = match own {
-            Some(source) => source.map_or(Binding::Blocked, |source| source.binding),
+            Some(source) => source.and_then(|source| source.binding).unwrap_or(Binding::Blocked),
             None => Binding::PassThrough,
         };
         Some(FunctionView {
-            function: *self.machine.table.get(index)?,
-            generation: self.machine.generation(address),
+            function: *self.state.machine.table.get(index)?,
+            generation: self.state.machine.generation(address),
             group: known.group,
             unit: known.unit,
             mode: known.mode,
             binding,
-            sources: self.machine.sources_of(index).collect(),
+            sources: self.state.machine.sources_of(index).collect(),
             session: known.session,
-            cut: known.cut,
+            cut: known.activity == Activity::Unquiesced,
             silenced: own.flatten().is_some_and(|source| source.silenced),
         })
     }
 
     /// All groups, in order of their numbers.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
-        self.machine.groups.iter().map(|(number, _)| GroupId(number))
+        self.state.machine.groups.iter().map(|(number, _)| GroupId(number))
     }
 
     /// One group.
     #[must_use]
     pub fn group(&self, id: GroupId) -> Option<GroupView> {
-        let group = self.machine.group(id)?;
-        let owner = group.owner.and_then(|owner| self.machine.owner(owner));
-        let account = owner.and_then(|owner| self.accounts.get(owner.client));
-        let members = group.members.iter().filter_map(|member| self.machine.table.get(*member));
+        let group = self.state.machine.group(id)?;
+        let owner = group.state.owner.and_then(|owner| self.state.machine.owner(owner));
+        let account = owner.and_then(|owner| self.state.accounts.get(owner.client));
+        let members =
+            group.members.iter().filter_map(|member| self.state.machine.table.get(*member));
         let mut members: Vec<_> = members.map(|function| function.address).collect();
         members.sort_unstable();
         Some(GroupView {
@@ -119,20 +123,20 @@ impl Registry {
             members,
             owner: account.map(|account| account.client),
             domain: owner.and_then(|owner| owner.domain),
-            attached: group.attached as usize,
+            attached: group.state.attached as usize,
         })
     }
 
     /// One session.
     #[must_use]
     pub fn session(&self, id: SessionId) -> Option<SessionView> {
-        let session = self.sessions.get(id.0)?;
-        let account = self.accounts.get(session.client)?;
-        let function = session.function.and_then(|index| self.machine.function(index));
-        let quotas = &self.machine.config.quotas;
-        let failed = session.unit.and_then(|unit| self.machine.unit(unit));
+        let session = self.state.sessions.get(id.0)?;
+        let account = self.state.accounts.get(session.client)?;
+        let function = session.function.and_then(|index| self.state.machine.function(index));
+        let quotas = &self.state.machine.config.quotas;
+        let failed = session.unit.and_then(|unit| self.state.machine.unit(unit));
         let domain = session.domain.and_then(|domain| self.domain_view(domain));
-        let own = session.domain.and_then(|domain| self.domains.get(domain.0));
+        let own = session.domain.and_then(|domain| self.state.domains.get(domain.0));
         Some(SessionView {
             address: session.address,
             generation: session.generation,
@@ -142,10 +146,10 @@ impl Registry {
             unit: session.unit,
             unit_failed: matches!(failed, Some(Unit::Failed))
                 || own.is_some_and(|domain| domain.trust != Trust::Sound),
-            attached: function.is_some_and(|function| function.attached),
+            attached: function.is_some_and(|function| function.activity == Activity::Attached),
             silenced: session
                 .unit
-                .and_then(|unit| self.machine.sources.get((unit, session.address.requester)))
+                .and_then(|unit| self.state.machine.sources.get((unit, session.address.requester)))
                 .is_some_and(|source| source.silenced),
             domain,
             memory_left: self.memory_left(account),
@@ -155,12 +159,12 @@ impl Registry {
 
     /// Bytes of buffers that a client may still have, by its quota and its share.
     fn memory_left(&self, account: &Account) -> u64 {
-        let quota = self.machine.config.quotas.memory.saturating_sub(account.memory);
-        quota.min(self.share_of(account.domains).saturating_sub(account.taken))
+        let quota = self.state.machine.config.quotas.memory.saturating_sub(account.memory);
+        quota.min(self.state.share_of(account.domains).saturating_sub(account.taken))
     }
 
     fn domain_view(&self, id: DomainId) -> Option<DomainView> {
-        let domain = self.domains.get(id.0)?;
+        let domain = self.state.domains.get(id.0)?;
         Some(DomainView {
             id,
             tag: domain.tag,
@@ -176,12 +180,12 @@ impl Registry {
     /// Whether the faults of a requester are not reported.
     #[must_use]
     pub fn is_silenced(&self, unit: UnitIndex, source: RequesterId) -> bool {
-        self.machine.sources.is_silenced((unit, source))
+        self.state.machine.sources.is_silenced((unit, source))
     }
 
     /// Requesters whose faults are not reported, and whether a function is known by the id.
     pub fn silenced(&self) -> impl Iterator<Item = (UnitIndex, RequesterId, bool)> + '_ {
-        let sources = &self.machine.sources;
+        let sources = &self.state.machine.sources;
         let known = sources.iter().filter(|(_, source)| source.silenced);
         let known = known.map(|((unit, source), _)| (unit, source, true));
         known.chain(sources.strangers().iter().map(|(unit, source)| (*unit, *source, false)))
@@ -192,14 +196,14 @@ impl Registry {
     #[must_use]
     pub fn session_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
         let users = || {
-            let users = self.machine.sources.get((unit, source)).map(|source| &source.users);
+            let users = self.state.machine.sources.get((unit, source)).map(|source| &source.users);
             users
                 .into_iter()
                 .flat_map(|users| users.iter())
-                .filter_map(|user| self.machine.function(*user))
+                .filter_map(|user| self.state.machine.function(*user))
         };
         users()
-            .find(|user| user.attached && user.session.is_some())
+            .find(|user| user.activity == Activity::Attached && user.session.is_some())
             .or_else(|| users().find(|user| user.session.is_some()))
             .and_then(|user| user.session)
     }
@@ -207,10 +211,11 @@ impl Registry {
     /// A buffer as the session names it.
     #[must_use]
     pub fn buffer(&self, session: SessionId, slot: Slot) -> Option<BufferView> {
-        let session = self.sessions.get(session.0)?;
-        let record = self.slots.get(session.slots.get(slot.0 as usize).copied().flatten()?)?;
-        let buffer = self.buffers.get(record.buffer.0)?;
-        let (first, mappings) = match session.domain.and_then(|d| self.domains.get(d.0)) {
+        let session = self.state.sessions.get(session.0)?;
+        let record =
+            self.state.slots.get(session.slots.get(slot.0 as usize).copied().flatten()?)?;
+        let buffer = self.state.buffers.get(record.buffer.0)?;
+        let (first, mappings) = match session.domain.and_then(|d| self.state.domains.get(d.0)) {
             Some(domain) => {
                 let first = domain.mappings.list(&record.mappings).next();
                 (first.map(|(_, mapping)| mapping.range.first()), record.mappings.count)
@@ -232,14 +237,14 @@ impl Registry {
     /// I/O virtual addresses that clients may not use in the domains of this session's device.
     #[must_use]
     pub fn regions(&self, session: SessionId) -> Vec<RegionView> {
-        let Some(session) = self.sessions.get(session.0) else { return Vec::new() };
+        let Some(session) = self.state.sessions.get(session.0) else { return Vec::new() };
         let mut found =
             alloc::vec![RegionView { range: INTERRUPT_WINDOW, kind: RegionKind::Interrupt }];
-        let owner = self.machine.owner(session.owner);
+        let owner = self.state.machine.owner(session.owner);
         let groups = owner.map_or(&[][..], |owner| owner.groups.as_slice());
-        let members = groups.iter().filter_map(|group| self.machine.group(*group));
+        let members = groups.iter().filter_map(|group| self.state.machine.group(*group));
         for member in members.flat_map(|group| group.members.iter()) {
-            for (range, exclusion) in self.machine.regions_of(*member) {
+            for (range, exclusion) in self.state.machine.regions_of(*member) {
                 let kind = if exclusion { RegionKind::Exclusion } else { RegionKind::Firmware };
                 let region = RegionView { range, kind };
                 if !found.contains(&region) {
@@ -247,7 +252,7 @@ impl Registry {
                 }
             }
         }
-        for (first, last) in windows(&self.closed).iter() {
+        for (first, last) in windows(&self.state.excluded).iter() {
             let range = IovaRange::inclusive(Iova(first), Iova(last));
             found.extend(range.map(|range| RegionView { range, kind: RegionKind::Registers }));
         }
@@ -259,21 +264,21 @@ impl Registry {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts {
-            functions: self.machine.table.len(),
-            groups: self.machine.groups.len(),
-            sessions: self.sessions.len(),
-            domains: self.domains.len(),
-            clients: self.accounts.len(),
+            functions: self.state.machine.table.len(),
+            groups: self.state.machine.groups.len(),
+            sessions: self.state.sessions.len(),
+            domains: self.state.domains.len(),
+            clients: self.state.accounts.len(),
             ..Counts::default()
         };
-        for (_, group) in self.machine.groups.iter() {
-            counts.groups_claimed += usize::from(group.owner.is_some());
-            counts.attached += group.attached as usize;
+        for (_, group) in self.state.machine.groups.iter() {
+            counts.groups_claimed += usize::from(group.state.owner.is_some());
+            counts.attached += group.state.attached as usize;
         }
-        for (_, account) in self.accounts.iter() {
+        for (_, account) in self.state.accounts.iter() {
             counts.mappings += account.mappings as usize;
         }
-        for (id, buffer) in self.buffers.iter() {
+        for (id, buffer) in self.state.buffers.iter() {
             if self.is_quarantined(BufferId(id)) {
                 counts.quarantined += 1;
                 counts.quarantined_bytes += buffer.length;
@@ -287,7 +292,8 @@ impl Registry {
 
     /// Nobody knows the buffer any more, and it cannot be freed.
     fn is_quarantined(&self, id: BufferId) -> bool {
-        self.buffers
+        self.state
+            .buffers
             .get(id.0)
             .is_some_and(|buffer| buffer.unproved && buffer.slots == 0 && buffer.holds == 0)
     }
@@ -296,13 +302,48 @@ impl Registry {
     #[must_use]
     pub fn domains_kept(&self) -> usize {
         let owned = |id: u32| {
-            self.machine.owners.iter().any(|(_, owner)| owner.domain == Some(DomainId(id)))
+            self.state.machine.owners.iter().any(|(_, owner)| owner.domain == Some(DomainId(id)))
         };
-        self.domains
-            .iter()
-            .filter(|(id, domain)| {
-                domain.purpose == Purpose::Client && domain.trust == Trust::Suspect && !owned(*id)
-            })
-            .count()
+        self.state.domains.iter().filter(|(id, domain)| domain.is_suspect() && !owned(*id)).count()
+    }
+
+    /// The slot under which a session knows a buffer.
+    #[must_use]
+    pub fn slot_of(&self, session: SessionId, buffer: BufferId) -> Option<Slot> {
+        self.state.slot_of(session, buffer)
+    }
+
+    /// The number that the next buffer must have.
+    #[must_use]
+    pub fn next_buffer(&self) -> BufferId {
+        BufferId(self.state.buffers.next().unwrap_or(u32::MAX))
+    }
+
+    /// Whether a buffer of `length` bytes may be allocated for a session now, before memory is looked for.
+    /// Returns whether a unit confines the device: else the memory must be one segment, and meet the
+    /// request's alignment, boundary and reach with its own address.
+    ///
+    /// # Errors
+    /// As [`Event::Allocate`](crate::policy::Event::Allocate) would be refused.
+    pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<bool, Refusal> {
+        self.state.admit_buffer(session, length)
+    }
+
+    /// What is owed, in a fixed order.
+    pub fn owed(&self) -> impl Iterator<Item = Owed> + '_ {
+        self.state.owed.iter().copied()
+    }
+
+    /// Whether anything is owed.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        !self.state.owed.is_empty()
+    }
+
+    /// Whether anything is kept that [`crate::policy::Event::Proved`] gives back now or later.
+    #[must_use]
+    pub fn has_quarantine(&self) -> bool {
+        self.state.buffers.iter().any(|(_, buffer)| buffer.unproved)
+            || self.state.domains.iter().any(|(_, domain)| domain.is_suspect())
     }
 }

@@ -9,9 +9,7 @@ use iommu_protocol::wire::{
 
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
-use crate::policy::{
-    AllocateRequest, ChangePlan, Decided, Event, ListRequest, Outcome, Refused, Registry, SessionId,
-};
+use crate::policy::{AllocateRequest, Event, ListRequest, Outcome, Refused, SessionId};
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
 use crate::server::handles::Handle;
@@ -58,21 +56,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let bytes = payload.get(..request_length).unwrap_or_default();
         let asked = RequestHeader::decode(bytes).unwrap_or_default();
-        let mapped = |Iova(iova)| MapResult { iova };
-        let done = |_| Empty::default();
         let result = match parse_header(bytes) {
-            Ok((_, Operation::Map, body)) => decode::map(body).and_then(|request| {
-                self.change(payload, |all, plan| all.decide_map(session, &request, plan), mapped)
-            }),
-            Ok((_, Operation::Unmap, body)) => decode::unmap(body).and_then(|range| {
-                self.change(payload, |all, plan| all.decide_unmap(session, range, plan), done)
-            }),
-            Ok((_, Operation::Grant, body)) => decode::grant(body).and_then(|request| {
-                self.change(payload, |all, plan| all.decide_grant(session, &request, plan), mapped)
-            }),
-            Ok((_, Operation::Revoke, body)) => decode::revoke(body).and_then(|part| {
-                self.change(payload, |all, plan| all.decide_revoke(session, part, plan), done)
-            }),
             Ok((_, operation, body)) => match decode::decode(operation, body, &mut self.scratch) {
                 Ok(request) => self.answer(session, operation, request, payload),
                 Err(refused) => Err(refused),
@@ -118,6 +102,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::QueryBuffer(slot) => Ok(body.put(&self.query_buffer(session, slot)?)?),
             Request::Regions => self.regions(session, body),
             Request::Allocate(arguments) => Ok(body.put(&self.allocate(session, &arguments)?)?),
+            Request::Map => self.map(session, body),
+            Request::Unmap => self.unmap(session, body),
             Request::Batch => self.batch(session, body),
             Request::List(arguments) => self.map_list(session, arguments, body),
         }
@@ -221,31 +207,36 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Carries out a map, unmap, grant or revoke; returns the length of the reply.
-    #[inline(always)]
-    fn change<W: Wire>(
-        &mut self,
-        payload: &mut [u8],
-        decide: impl FnOnce(&mut Registry, &mut ChangePlan) -> Result<Decided, Refusal>,
-        result: impl FnOnce(Iova) -> W,
-    ) -> Result<usize, Refused> {
-        let mut body = Body { payload, length: ReplyHeader::SIZE };
-        body.room(W::SIZE)?;
-        let iova = self.run_change(decide)?;
-        body.put(&result(iova))?;
-        Ok(body.length)
+    /// Carries out a map or grant.
+    fn map(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
+        match self.change(session)? {
+            Outcome::Single(Iova(iova)) => Ok(body.put(&MapResult { iova })?),
+            _ => Err(Refusal::BadOperation.into()),
+        }
     }
 
-    fn batch(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
-        body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
+    /// Carries out an unmap or revoke.
+    fn unmap(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
+        self.change(session)?;
+        Ok(body.put(&Empty::default())?)
+    }
+
+    /// Runs the batch that was decoded.
+    fn change(&mut self, session: SessionId) -> Result<Outcome, Refused> {
         let event = Event::Batch(session, core::mem::take(&mut self.scratch.items));
         let result = self.run_marked(&event);
         if let Event::Batch(_, items) = event {
             // Its capacity is used again.
             self.scratch.items = items;
         }
+        result.map_err(|failed| failed.refused)
+    }
+
+    fn batch(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
+        body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
+        let outcome = self.change(session)?;
         body.put(&Empty::default())?;
-        match result.map_err(|failed| failed.refused)? {
+        match outcome {
             Outcome::Single(Iova(iova)) => body.put(&MapResult { iova })?,
             Outcome::Batch(addresses) => {
                 for Iova(iova) in addresses {

@@ -23,6 +23,10 @@ pub(super) enum Request {
     Allocate(AllocateArguments),
     Release(Slot),
     QueryBuffer(Slot),
+    /// The item read, a map or grant.
+    Map,
+    /// The item read, an unmap or revoke.
+    Unmap,
     /// The items read.
     Batch,
     /// Map the pages read.
@@ -58,8 +62,7 @@ pub(super) struct AllocateArguments {
     pub(super) flags: AllocateFlags,
 }
 
-/// Reads the body of a request that is not a single [`change`]; what it lists goes into `scratch`, in place of
-/// what was there.
+/// Reads the body of a request; what it lists goes into `scratch`, in place of what was there.
 ///
 /// # Errors
 /// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
@@ -79,9 +82,10 @@ pub(super) fn decode(
         Operation::Allocate => Request::Allocate(allocate(&read(body)?)?),
         Operation::Release => Request::Release(slot(body)?),
         Operation::QueryBuffer => Request::QueryBuffer(slot(body)?),
-        Operation::Map | Operation::Unmap | Operation::Grant | Operation::Revoke => {
-            return Err(Refusal::BadOperation.into());
-        }
+        Operation::Map => one(items, BatchRequest::Map(map_of(&read(body)?)?), Request::Map),
+        Operation::Grant => one(items, BatchRequest::Grant(grant_of(&read(body)?)?), Request::Map),
+        Operation::Unmap => one(items, unmap_of(&read(body)?)?, Request::Unmap),
+        Operation::Revoke => one(items, revoke_of(&read(body)?)?, Request::Unmap),
         Operation::Batch => {
             batch(body, items)?;
             Request::Batch
@@ -90,31 +94,10 @@ pub(super) fn decode(
     })
 }
 
-/// Reads the body of a request for a map.
-///
-/// # Errors
-/// As [`decode`].
-#[inline(always)]
-pub(super) fn map(body: &[u8]) -> Result<MapRequest, Refused> {
-    Ok(map_of(&read(body)?)?)
-}
-
-/// As [`map`], for an unmap: first address and length.
-#[inline(always)]
-pub(super) fn unmap(body: &[u8]) -> Result<(Iova, u64), Refused> {
-    Ok(unmap_of(&read(body)?)?)
-}
-
-/// As [`map`], for a grant.
-#[inline(always)]
-pub(super) fn grant(body: &[u8]) -> Result<MapRequest, Refused> {
-    Ok(grant_of(&read(body)?)?)
-}
-
-/// As [`map`], for a revocation: slot, first byte and length.
-#[inline(always)]
-pub(super) fn revoke(body: &[u8]) -> Result<(Slot, u64, u64), Refused> {
-    Ok(revoke_of(&read(body)?)?)
+/// One change is a batch of one.
+fn one(items: &mut Vec<BatchRequest>, item: BatchRequest, request: Request) -> Request {
+    items.push(item);
+    request
 }
 
 fn read<W: Wire>(body: &[u8]) -> Result<W, Refusal> {
@@ -207,9 +190,9 @@ fn list(body: &[u8], into: &mut Vec<u32>) -> Result<ListArguments, Refusal> {
     Ok(ListArguments { slot: Slot(request.slot), access, flags, iova: Iova(request.iova) })
 }
 
-fn unmap_of(request: &Unmap) -> Result<(Iova, u64), Refusal> {
+fn unmap_of(request: &Unmap) -> Result<BatchRequest, Refusal> {
     pages(request.iova, request.length)?;
-    Ok((Iova(request.iova), request.length))
+    Ok(BatchRequest::Unmap { iova: Iova(request.iova), length: request.length })
 }
 
 fn grant_of(request: &Grant) -> Result<MapRequest, Refusal> {
@@ -224,10 +207,11 @@ fn grant_of(request: &Grant) -> Result<MapRequest, Refusal> {
     })
 }
 
-fn revoke_of(request: &Grant) -> Result<(Slot, u64, u64), Refusal> {
+fn revoke_of(request: &Grant) -> Result<BatchRequest, Refusal> {
     pages(request.offset, request.length)?;
     zero(request.access)?;
-    Ok((Slot(request.slot), request.offset, request.length))
+    let Grant { slot, offset, length, .. } = *request;
+    Ok(BatchRequest::Revoke { slot: Slot(slot), offset, length })
 }
 
 /// Reads the items of a batch.
@@ -269,8 +253,7 @@ fn batch_item(item: &BatchItem) -> Result<BatchRequest, Refusal> {
         Some(Operation::Unmap) => {
             zero(item.flags | item.slot | item.access)?;
             zero(item.offset)?;
-            let (iova, length) = unmap_of(&Unmap { iova: item.iova, length: item.length })?;
-            Ok(BatchRequest::Unmap { iova, length })
+            unmap_of(&Unmap { iova: item.iova, length: item.length })
         }
         _ => Err(Refusal::BadOperation),
     }
@@ -289,7 +272,12 @@ mod tests {
     fn map_with(edit: impl FnOnce(&mut Map)) -> Result<MapRequest, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
         edit(&mut request);
-        map(&bytes(&request)).map_err(Refusal::from)
+        let mut scratch = Scratch::default();
+        let decoded = decode(Operation::Map, &bytes(&request), &mut scratch);
+        match (decoded.map_err(Refusal::from)?, scratch.items.as_slice()) {
+            (Request::Map, [BatchRequest::Map(map)]) => Ok(*map),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

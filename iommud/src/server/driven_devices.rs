@@ -37,6 +37,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// After an event was carried out, refused or undone: notes that no longer hold are taken back.
     pub(super) fn settle_after(&mut self, event: &Event) {
         match event {
+            Event::Frugally(event) => self.settle_after(event),
             Event::Attach(session) | Event::Detach(session) => {
                 if let Some(function) = self.device_of(*session) {
                     self.settle(function);

@@ -10,12 +10,13 @@
 
 mod queue;
 
+use alloc::boxed::Box;
 use core::fmt;
 
 use iommu_protocol::Refusal;
 
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{Event, Owed, Registry};
+use crate::policy::{Event, Owed};
 use crate::server::Server;
 
 pub(super) use queue::Endings;
@@ -91,19 +92,17 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn end(&mut self, event: &Event) -> Ended {
         let mut last = Refusal::NoMemory;
         for _ in 0..=self.machine.units().len() {
-            for decide in [Registry::decide, Registry::decide_frugally] {
-                match self.run_as(event, decide) {
-                    Ok(_) => return Ended::Done,
-                    Err(failed) => last = failed.refused.refusal,
+            let mut ended = self.run(event);
+            if let Err(Refusal::NoMemory | Refusal::Quota) = ended {
+                ended = self.run(&Event::Frugally(Box::new(event.clone())));
+            }
+            match ended {
+                Ok(_) => return Ended::Done,
+                // There is nothing to end.
+                Err(Refusal::BadHandle | Refusal::NotProbed | Refusal::NotFound) => {
+                    return Ended::Done;
                 }
-                match last {
-                    // There is nothing to end.
-                    Refusal::BadHandle | Refusal::NotProbed | Refusal::NotFound => {
-                        return Ended::Done;
-                    }
-                    Refusal::NoMemory | Refusal::Quota => {}
-                    _ => break,
-                }
+                Err(refusal) => last = refusal,
             }
         }
         Ended::Not(last)

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::wire::Access;
 
-use crate::addr::{Iova, IovaRange};
+use crate::addr::{Iova, IovaRange, PhysRange};
 use crate::topology::firmware::ReservedRegion;
 
 /// A set of addresses. Ranges that touch are one.
@@ -56,6 +56,17 @@ impl Ranges {
     pub(in crate::policy) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
         self.ranges.iter().copied()
     }
+}
+
+/// Whole pages around a range.
+pub(in crate::policy) fn insert_pages(set: &mut Ranges, range: PhysRange) {
+    let range = range.page_aligned();
+    set.insert(range.first().0, range.last().0);
+}
+
+/// First and last byte.
+pub(in crate::policy) const fn bounds(range: PhysRange) -> (u64, u64) {
+    (range.first().0, range.last().0)
 }
 
 /// A range and what devices may do there.
@@ -134,6 +145,34 @@ fn push(pieces: &mut Vec<Piece>, first: u64, last: u64, access: u32) {
     {
         pieces.push(Piece { range, access });
     }
+}
+
+/// The last address of some pieces.
+pub(in crate::policy) fn top_of(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|piece| piece.range.last().0).max().unwrap_or(0)
+}
+
+/// The smallest range around two.
+#[inline]
+pub(in crate::policy) fn hull(a: Option<IovaRange>, b: IovaRange) -> IovaRange {
+    let Some(a) = a else { return b };
+    IovaRange::inclusive(a.first().min(b.first()), a.last().max(b.last())).unwrap_or(b)
+}
+
+/// The smallest range around some pieces.
+pub(in crate::policy) fn hull_of(pieces: &[Piece]) -> Option<IovaRange> {
+    pieces.iter().fold(None, |all, piece| Some(hull(all, piece.range)))
+}
+
+/// Pieces for all access, one to one, as far as a table reaches.
+pub(in crate::policy) fn identity(
+    ranges: impl Iterator<Item = (u64, u64)>,
+    reach: u64,
+) -> Vec<Piece> {
+    let mut all = Ranges::default();
+    ranges.for_each(|(first, last)| all.insert(first, last));
+    let access = Access::READ | Access::WRITE;
+    all.within(0, reach).filter_map(|part| Piece::identity(part, access)).collect()
 }
 
 /// The addresses of pieces.

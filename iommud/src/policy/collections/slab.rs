@@ -1,13 +1,14 @@
 //! Numbered objects: constant-time access by number, numbers that are not used again at once.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Bits of a number that are the place; the bits above count how often the place was used.
 const PLACE_BITS: u32 = 20;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 
 /// Objects and their numbers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(in crate::policy) struct Slab<T> {
     entries: Vec<Entry<T>>,
     free: Vec<u32>,
@@ -15,7 +16,7 @@ pub(in crate::policy) struct Slab<T> {
     generations: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Entry<T> {
     number: u32,
     value: Option<T>,
@@ -32,23 +33,41 @@ impl<T> Slab<T> {
         Self { entries: Vec::new(), free: Vec::new(), generations: true }
     }
 
-    /// The number that the `ahead`-th [`Slab::insert`] from now will give, from 0; `None` when the slab is full.
-    pub(in crate::policy) fn upcoming(&self, ahead: usize) -> Option<u32> {
-        if let Some(at) = self.free.len().checked_sub(ahead + 1) {
-            return Some(self.entries.get(*self.free.get(at)? as usize)?.number);
+    /// The number that the next [`Slab::insert`] gives; `None` when the slab is full.
+    pub(in crate::policy) fn next(&self) -> Option<u32> {
+        match self.free.last() {
+            Some(place) => Some(self.entries.get(*place as usize)?.number),
+            None => u32::try_from(self.entries.len()).ok().filter(|place| *place <= PLACE_MASK),
         }
-        let fresh = self.entries.len() + ahead - self.free.len();
-        u32::try_from(fresh).ok().filter(|place| *place <= PLACE_MASK)
     }
 
-    /// Enters an object under the number that [`Slab::upcoming`] gave.
+    /// Enters an object; returns its number. `None` when the slab is full.
     pub(in crate::policy) fn insert(&mut self, value: T) -> Option<u32> {
-        let number = self.upcoming(0)?;
+        let number = self.next()?;
         match self.free.pop() {
             Some(place) => self.entries.get_mut(place as usize)?.value = Some(value),
             None => self.entries.push(Entry { number, value: Some(value) }),
         }
         Some(number)
+    }
+
+    /// Undoes the last [`Slab::insert`] that is not undone: its number is the next one again. Everything else that
+    /// happened since is undone.
+    pub(in crate::policy) fn undo_insert(&mut self, number: u32) {
+        let place = number & PLACE_MASK;
+        if let Some(entry) = self.entries.get_mut(place as usize) {
+            entry.value = None;
+            self.free.push(place);
+        }
+    }
+
+    /// Undoes the last [`Slab::remove`] that is not undone. Everything else that happened since is undone.
+    pub(in crate::policy) fn undo_remove(&mut self, number: u32, value: T) {
+        let place = number & PLACE_MASK;
+        if let Some(entry) = self.entries.get_mut(place as usize) {
+            *entry = Entry { number, value: Some(value) };
+            self.free.pop();
+        }
     }
 
     /// Removes an object; its number then names nothing.
@@ -87,21 +106,51 @@ impl<T> Slab<T> {
     }
 }
 
+impl<T: fmt::Debug> fmt::Debug for Slab<T> {
+    /// The objects, and the numbers that the next ones get: all there is to know from outside. Free places in the order
+    /// in which new ones would follow them are not told.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut end = self.entries.len();
+        let is_new = |place: &u32, at: usize| {
+            let entry = self.entries.get(*place as usize);
+            *place as usize == at && entry.is_some_and(|entry| entry.number >> PLACE_BITS == 0)
+        };
+        let kept = self.free.iter().take_while(|place| {
+            let new = is_new(place, end.wrapping_sub(1));
+            end -= usize::from(new);
+            new
+        });
+        let skipped = kept.count();
+        let next = self.free.iter().skip(skipped).rev();
+        let next = next.filter_map(|place| self.entries.get(*place as usize));
+        f.debug_map()
+            .entries(self.iter())
+            .entry(&"next", &next.map(|entry| entry.number).collect::<Vec<_>>())
+            .finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
+
+    fn shown(slab: &Slab<char>) -> alloc::string::String {
+        format!("{slab:?}")
+    }
 
     #[test]
-    fn upcoming_numbers_are_the_ones_given() {
+    fn the_next_number_is_the_one_given() {
         for mut slab in [Slab::small(), Slab::distinct()] {
             for n in 0..5 {
                 slab.insert(n);
             }
             slab.remove(1);
             slab.remove(3);
-            let expected: Vec<_> = (0..4).map(|ahead| slab.upcoming(ahead)).collect();
-            let given: Vec<_> = (0..4).map(|n| slab.insert(n)).collect();
-            assert_eq!(given, expected);
+            for n in 0..4 {
+                let next = slab.next();
+                assert_eq!((next.is_some(), slab.insert(n)), (true, next));
+            }
             assert_eq!(slab.len(), 7);
         }
     }
@@ -116,5 +165,28 @@ mod tests {
         assert_eq!((slab.get(old), slab.get(new)), (None, Some(&'b')));
         assert_eq!(slab.remove(old), None);
         assert_eq!(slab.iter().collect::<Vec<_>>(), [(new, &'b')]);
+    }
+
+    /// What was undone leaves no trace: the same numbers come next, in the same order.
+    #[test]
+    fn undone_is_as_before() {
+        for make in [Slab::small, Slab::distinct] {
+            let mut slab = make();
+            let numbers = ['a', 'b', 'c', 'd'].map(|value| slab.insert(value).unwrap());
+            slab.remove(numbers[1]);
+            let before = (shown(&slab), slab.clone());
+            let inserted = ['e', 'f', 'g'].map(|value| slab.insert(value).unwrap());
+            let c = slab.remove(numbers[2]).unwrap();
+            let f = slab.remove(inserted[1]).unwrap();
+            assert_ne!(shown(&slab), before.0);
+            slab.undo_remove(inserted[1], f);
+            slab.undo_remove(numbers[2], c);
+            inserted.iter().rev().for_each(|number| slab.undo_insert(*number));
+            assert_eq!(shown(&slab), before.0);
+            let mut same = before.1;
+            for value in ['x', 'y', 'z', 'u'] {
+                assert_eq!(slab.insert(value), same.insert(value));
+            }
+        }
     }
 }

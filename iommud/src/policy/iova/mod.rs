@@ -27,6 +27,7 @@ mod tree;
 use alloc::vec::Vec;
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
+use crate::policy::collections::ranges::Ranges;
 use geometry::{LOW_SLOTS, Lists, PAGES_1G, Page, ROOT, SPACE_PAGES, Zone, level_shift};
 pub use geometry::{SPACE_BITS, Wanted};
 use node::{NONE, Node, SLOTS, TOP, child};
@@ -325,6 +326,12 @@ impl PartialEq for Space {
     fn eq(&self, other: &Self) -> bool {
         self.free_ranges() == other.free_ranges()
     }
+}
+
+/// The ranges of a set that a space hands out.
+pub(in crate::policy) fn in_space(set: &Ranges) -> impl Iterator<Item = IovaRange> {
+    set.within(0, (1 << SPACE_BITS) - 1)
+        .filter_map(|(first, last)| IovaRange::inclusive(Iova(first), Iova(last)))
 }
 
 fn pages_of(range: IovaRange) -> Option<(Page, Page)> {

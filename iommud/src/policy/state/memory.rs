@@ -69,18 +69,6 @@ impl Memory {
         }
     }
 
-    /// Where `length` bytes from `offset` on begin, if they follow each other. They are the buffer's.
-    #[inline(never)]
-    pub(in crate::policy) fn contiguous(&self, offset: u64, length: u64) -> Option<PhysAddr> {
-        let mut found = None;
-        self.pieces(offset, length, |at, phys, piece| {
-            if at == 0 && piece == length {
-                found = Some(phys);
-            }
-        });
-        found
-    }
-
     pub(in crate::policy) fn segments(&self) -> impl Iterator<Item = PhysRange> + '_ {
         let (one, many) = match self {
             Self::One(range) => (Some(*range), &[][..]),

@@ -1,26 +1,24 @@
-//! The objects of the registry.
+//! Units, functions, groups, owners, sessions, buffers, accounts.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, Slot};
-use iommu_protocol::wire::Access;
+use iommu_protocol::status::Refusal;
 
-use crate::addr::{IovaRange, PhysAddr, PhysRange};
+use crate::addr::PhysAddr;
 use crate::policy::collections::inline_list::InlineList;
-use crate::policy::collections::ranges::{Piece, Ranges};
 use crate::policy::config::Mode;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-use crate::policy::iova::Space;
-use crate::policy::state::mappings::{MappingList, Mappings};
+use crate::policy::state::mappings::MappingList;
 use crate::policy::state::memory::{Grants, Memory};
 use crate::policy::step::Binding;
 use crate::topology::alias::Aliases;
-use crate::topology::capabilities::{DomainTag, PageSizes, TableFormat, UnitCapabilities};
+use crate::topology::capabilities::UnitCapabilities;
 use crate::topology::table::FunctionIndex;
 
 /// One unit.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(in crate::policy) enum Unit {
     /// Known from the table.
     Parsed,
@@ -34,22 +32,21 @@ pub(in crate::policy) enum Unit {
     Failed,
 }
 
-/// A domain of policy, for a class of units.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::policy) enum Shared {
-    /// All memory that policy `compat` maps.
-    Compat(usize),
-    /// Just these pieces.
-    Reserved(usize, Vec<Piece>),
-}
-
-impl Shared {
-    /// The class.
-    pub(in crate::policy) const fn class(&self) -> usize {
-        match self {
-            Self::Compat(class) | Self::Reserved(class, _) => *class,
-        }
-    }
+/// What a device may be doing.
+///
+/// ```text
+/// quiet --Attach--> attached --Detach--> quiet
+///                      +--Close, UnitFailed, death of a server--> unquiesced --Attach--> attached
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Activity {
+    /// No owner has it do anything.
+    Quiet,
+    /// In its owner's domain.
+    Attached,
+    /// It was cut off while it was attached. What it was told to do may be under way, with addresses of a domain that
+    /// is gone, so its group is blocked until it was attached again and detached.
+    Unquiesced,
 }
 
 /// What policy knows of a function, beside what the walk found. A machine may have 65,536 and more.
@@ -60,12 +57,9 @@ pub(in crate::policy) struct Function {
     pub(in crate::policy) aliases: Aliases,
     pub(in crate::policy) mode: Mode,
     pub(in crate::policy) session: Option<SessionId>,
-    pub(in crate::policy) attached: bool,
+    pub(in crate::policy) activity: Activity,
     /// Added to a claimed group: blocked until the group is free, unless attached.
-    pub(in crate::policy) late: bool,
-    /// Its session ended while it was attached: what it was told to do may be under way, with addresses of
-    /// a domain that is gone. Its group is blocked until it was attached again and detached.
-    pub(in crate::policy) cut: bool,
+    pub(in crate::policy) hot_added: bool,
 }
 
 /// The entry of one requester id in one unit.
@@ -73,7 +67,8 @@ pub(in crate::policy) struct Function {
 pub(in crate::policy) struct Source {
     /// Functions whose requests may carry it. Members of one group.
     pub(in crate::policy) users: InlineList<FunctionIndex>,
-    pub(in crate::policy) binding: Binding,
+    /// `None` when the entry was never written: on some units it denies only then.
+    pub(in crate::policy) binding: Option<Binding>,
     /// Its faults are not reported.
     pub(in crate::policy) silenced: bool,
 }
@@ -82,15 +77,33 @@ pub(in crate::policy) struct Source {
 #[derive(Clone, Debug, Default)]
 pub(in crate::policy) struct Group {
     pub(in crate::policy) members: InlineList<FunctionIndex>,
+    pub(in crate::policy) state: GroupState,
+}
+
+/// Who has a group, and what its members do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::policy) struct GroupState {
     pub(in crate::policy) owner: Option<OwnerId>,
     /// Open sessions on members. One whose member is gone does not count.
     pub(in crate::policy) sessions: u32,
     /// Members attached.
     pub(in crate::policy) attached: u32,
-    /// Members cut off.
-    pub(in crate::policy) cut: u32,
+    /// Members unquiesced.
+    pub(in crate::policy) unquiesced: u32,
     /// A member was removed while the group was claimed: it may fall apart when it is free.
     pub(in crate::policy) stale: bool,
+}
+
+impl GroupState {
+    /// Counts a member that does this, or does it no longer.
+    pub(in crate::policy) const fn count(&mut self, activity: Activity, more: bool) {
+        let count = match activity {
+            Activity::Quiet => return,
+            Activity::Attached => &mut self.attached,
+            Activity::Unquiesced => &mut self.unquiesced,
+        };
+        *count = if more { *count + 1 } else { *count - 1 };
+    }
 }
 
 /// Who holds groups: a first session and those opened under it.
@@ -124,47 +137,32 @@ pub(in crate::policy) struct Session {
     pub(in crate::policy) slots: Vec<Option<u32>>,
 }
 
-/// What a domain is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::policy) enum Purpose {
-    /// All memory, for a class of units.
-    Compat,
-    /// Regions that firmware reserves, for devices of policy `strict`.
-    Reserved,
-    /// An owner's.
-    Client,
-}
+impl Session {
+    /// Number of the record of a slot.
+    #[inline]
+    pub(in crate::policy) fn slot(&self, slot: Slot) -> Result<u32, Refusal> {
+        self.slots.get(slot.0 as usize).copied().flatten().ok_or(Refusal::BadHandle)
+    }
 
-/// One I/O address space.
-#[derive(Clone, Debug)]
-pub(in crate::policy) struct Domain {
-    pub(in crate::policy) purpose: Purpose,
-    pub(in crate::policy) tag: DomainTag,
-    pub(in crate::policy) shape: Shape,
-    pub(in crate::policy) space: Space,
-    pub(in crate::policy) mappings: Mappings,
-    /// What is mapped one to one for firmware, without overlap.
-    pub(in crate::policy) reserved: Vec<Piece>,
-    /// Units with entries that point here, and how many.
-    pub(in crate::policy) active: Vec<(UnitIndex, u32)>,
-    pub(in crate::policy) trust: Trust,
-    /// Buffers that sessions left mapped here when they ended, since a unit that failed was not to be told.
-    pub(in crate::policy) left: Vec<BufferId>,
-}
+    /// The lowest slot that is free.
+    pub(in crate::policy) fn free_slot(&self) -> Slot {
+        let at = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        Slot(u32::try_from(at).unwrap_or(u32::MAX))
+    }
 
-/// Whether a unit that failed may use a domain.
-///
-/// ```text
-/// sound --UnitFailed--> suspect --Proved--> retired (or gone, without an owner)
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::policy) enum Trust {
-    /// None may.
-    Sound,
-    /// One may: nothing that the domain maps or mapped can be proved unreachable.
-    Suspect,
-    /// All that might have forgotten it. Sessions map nothing more in it, but end as any.
-    Retired,
+    /// Notes the number of a slot's record, or that there is none.
+    pub(in crate::policy) fn set_slot(&mut self, slot: Slot, record: Option<u32>) {
+        let at = slot.0 as usize;
+        if self.slots.len() <= at {
+            self.slots.resize(at + 1, None);
+        }
+        if let Some(place) = self.slots.get_mut(at) {
+            *place = record;
+        }
+        while self.slots.last() == Some(&None) {
+            self.slots.pop();
+        }
+    }
 }
 
 /// DMA memory.
@@ -185,6 +183,13 @@ pub(in crate::policy) struct Buffer {
     pub(in crate::policy) charged: bool,
 }
 
+impl Buffer {
+    /// No session knows it, no handle is open on it, and no unit may reach it.
+    pub(in crate::policy) const fn is_unused(&self) -> bool {
+        self.slots == 0 && self.holds == 0 && !self.unproved
+    }
+}
+
 /// A buffer as one session knows it.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct SlotRecord {
@@ -201,6 +206,53 @@ pub(in crate::policy) struct SlotRecord {
     pub(in crate::policy) direct: BTreeMap<(u64, u64), u32>,
 }
 
+impl SlotRecord {
+    /// A buffer that a session comes to know, of which nothing is mapped.
+    pub(in crate::policy) fn new(
+        (session, number): (SessionId, Slot),
+        buffer: BufferId,
+        length: u64,
+        memory: &Memory,
+    ) -> Self {
+        Self {
+            session,
+            number,
+            buffer,
+            length,
+            base: memory.base(),
+            mappings: MappingList::default(),
+            granted: None,
+            direct: BTreeMap::new(),
+        }
+    }
+
+    /// Mappings it is charged for.
+    pub(in crate::policy) fn charged(&self) -> u32 {
+        let direct: u32 = self.direct.values().fold(0, |sum, n| sum.saturating_add(*n));
+        direct.saturating_add(self.mappings.charged)
+    }
+
+    /// Without a unit: counts one use of a part more or less.
+    pub(in crate::policy) fn count_direct(
+        &mut self,
+        offset: u64,
+        length: u64,
+        more: bool,
+    ) -> Result<(), Refusal> {
+        if more {
+            let count = self.direct.entry((offset, length)).or_insert(0);
+            *count = count.saturating_add(1);
+            return Ok(());
+        }
+        let count = self.direct.get_mut(&(offset, length)).ok_or(Refusal::NotMapped)?;
+        *count -= 1;
+        if *count == 0 {
+            self.direct.remove(&(offset, length));
+        }
+        Ok(())
+    }
+}
+
 /// What a client uses.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Account {
@@ -215,98 +267,23 @@ pub(in crate::policy) struct Account {
     pub(in crate::policy) domains: u32,
 }
 
-impl Domain {
-    /// Gives memory back that records of mappings and addresses no longer need.
-    #[inline]
-    pub(in crate::policy) fn shrink(&mut self) {
-        if self.mappings.len() == 0 {
-            self.mappings.tidy();
-            self.space.shrink();
-        }
-    }
-
-    /// Notes one entry more or less of a unit.
-    pub(in crate::policy) fn count_entry(&mut self, unit: UnitIndex, more: bool) {
-        let at = self.active.iter().position(|(known, _)| *known == unit);
-        match at {
-            None if more => self.active.push((unit, 1)),
-            Some(at) => {
-                if let Some((_, count)) = self.active.get_mut(at) {
-                    *count = if more { *count + 1 } else { *count - 1 };
-                    if *count == 0 {
-                        self.active.remove(at);
-                    }
-                }
-            }
-            None => {}
-        }
-    }
-}
-
-/// What a domain is made of, and the addresses it can hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::policy) struct Shape {
-    pub(in crate::policy) format: TableFormat,
-    /// Bits of memory addresses.
-    pub(in crate::policy) physical_bits: u8,
-    /// Bits of I/O virtual addresses that every unit lets through.
-    pub(in crate::policy) iova_bits: u8,
-}
-
-impl Shape {
-    /// Last I/O virtual address.
-    pub(in crate::policy) fn last_iova(&self) -> u64 {
-        last_of(self.iova_bits.min(12 + 9 * self.format.levels))
-    }
-
-    /// Whether a range holds all that a leaf of 2 MiB would translate, and there may be one.
-    #[inline(always)]
-    pub(in crate::policy) fn has_larger_leaf(&self, range: IovaRange) -> bool {
-        const BLOCK: u64 = 1 << 21;
-        if range.length() < BLOCK || !self.format.page_sizes.contains(PageSizes::SIZE_2M) {
-            return false;
-        }
-        let block = range.first().0.checked_next_multiple_of(BLOCK);
-        let end = block.and_then(|first| first.checked_add(BLOCK - 1));
-        end.is_some_and(|last| last <= range.last().0)
-    }
-
-    /// Last address of memory.
-    pub(in crate::policy) const fn last_memory(&self) -> u64 {
-        last_of(self.physical_bits)
-    }
-
-    /// Last address that can be mapped to itself.
-    pub(in crate::policy) fn reach(&self) -> u64 {
-        self.last_iova().min(self.last_memory())
-    }
-}
-
-/// Last address of so many bits.
-const fn last_of(bits: u8) -> u64 {
-    if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
-}
-
 impl Account {
     pub(in crate::policy) const fn new(client: ClientId) -> Self {
         Self { client, memory: 0, taken: 0, mappings: 0, sessions: 0, buffers: 0, domains: 0 }
+    }
+
+    /// Charges mappings to it, or takes the charge back.
+    pub(in crate::policy) const fn charge(&mut self, mappings: u32, more: bool) {
+        self.mappings = match more {
+            true => self.mappings.saturating_add(mappings),
+            false => self.mappings.saturating_sub(mappings),
+        };
     }
 
     /// Nothing is charged to it.
     pub(in crate::policy) const fn is_idle(&self) -> bool {
         self.sessions == 0 && self.buffers == 0 && self.memory == 0
     }
-}
-
-/// A set of addresses with one access.
-pub(in crate::policy) fn read_write() -> Access {
-    Access::READ | Access::WRITE
-}
-
-/// Whole pages around a range.
-pub(in crate::policy) fn insert_pages(set: &mut Ranges, range: PhysRange) {
-    let range = range.page_aligned();
-    set.insert(range.first().0, range.last().0);
 }
 
 #[cfg(test)]
@@ -318,24 +295,5 @@ mod tests {
         let sizes = [size_of::<Option<Function>>(), size_of::<Source>(), size_of::<Group>()];
         assert_eq!(sizes, [32, 32, 40]);
         assert_eq!(size_of::<Option<Source>>() + size_of::<Option<Group>>(), 32 + 40);
-    }
-
-    #[test]
-    fn reach_is_what_levels_and_memory_allow() {
-        let shape = |levels, physical_bits, iova_bits| Shape {
-            format: TableFormat {
-                levels,
-                page_sizes: PageSizes::SIZE_4K,
-                coherent: true,
-                forces_snoop: true,
-            },
-            physical_bits,
-            iova_bits,
-        };
-        assert_eq!(shape(3, 46, 48).reach(), (1 << 39) - 1);
-        assert_eq!(shape(4, 39, 48).reach(), (1 << 39) - 1);
-        assert_eq!(shape(4, 46, 36).reach(), (1 << 36) - 1);
-        assert_eq!(shape(6, 64, 64).reach(), u64::MAX);
-        assert_eq!(shape(3, 46, 48).last_memory(), (1 << 46) - 1);
     }
 }

@@ -123,6 +123,11 @@ impl Tags {
         }
     }
 
+    /// Takes changes back. What the next server is to know of tags that were taken stays: a plan may have been run.
+    pub(in crate::policy) fn undo(&mut self, was: Self) {
+        *self = Self { furthest: self.furthest, ..was };
+    }
+
     /// Whether a unit may hold translations under a tag that stand for something else.
     pub(in crate::policy) fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
         match self.holds(unit) {

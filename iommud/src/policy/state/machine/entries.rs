@@ -1,6 +1,6 @@
 //! The entries of all units: found by unit and requester id, listed in their order.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -31,6 +31,8 @@ pub(in crate::policy) struct SourceTable {
     units: Vec<OfUnit>,
     /// Requester ids of no known function whose faults are not reported. Their entries deny.
     strangers: BTreeSet<Key>,
+    /// Entries whose last function went in the decision under way, which has not written them yet.
+    leaving: BTreeMap<Key, Source>,
 }
 
 impl SourceTable {
@@ -39,9 +41,13 @@ impl SourceTable {
         of.entries.get(of.places.get(source)?)
     }
 
-    pub(in crate::policy) fn get_mut(&mut self, (unit, source): Key) -> Option<&mut Source> {
-        let of = self.units.get_mut(unit.0 as usize)?;
-        of.entries.get_mut(of.places.get(source)?)
+    /// An entry, which may be one that the decision under way leaves.
+    pub(in crate::policy) fn get_mut(&mut self, key: Key) -> Option<&mut Source> {
+        if let Some(left) = self.leaving.get_mut(&key) {
+            return Some(left);
+        }
+        let of = self.units.get_mut(key.0.0 as usize)?;
+        of.entries.get_mut(of.places.get(key.1)?)
     }
 
     /// Requester ids of no known function that are silenced.
@@ -51,7 +57,8 @@ impl SourceTable {
 
     /// Whether faults of a requester are not reported.
     pub(in crate::policy) fn is_silenced(&self, key: Key) -> bool {
-        self.get(key).is_some_and(|source| source.silenced) || self.strangers.contains(&key)
+        let known = self.get(key).or_else(|| self.leaving.get(&key));
+        known.is_some_and(|source| source.silenced) || self.strangers.contains(&key)
     }
 
     /// Notes that faults of a requester are not reported, or are again.
@@ -85,16 +92,22 @@ impl SourceTable {
     /// No entries, of as many units.
     pub(super) fn new(units: usize) -> Self {
         let none = OfUnit { places: Numbers::default(), entries: Pool::default() };
-        Self { units: alloc::vec![none; units], strangers: BTreeSet::new() }
+        Self {
+            units: alloc::vec![none; units],
+            strangers: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+        }
     }
 
     /// An entry; one that is new is nobody's, and denies. `None` without such a unit, or when there are as many
     /// as can be.
-    pub(super) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
+    pub(in crate::policy) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
         let of = self.units.get_mut(unit.0 as usize)?;
         // It is as its entry is in the unit, until that is written.
         let silenced = !self.strangers.is_empty() && self.strangers.remove(&(unit, source));
-        let new = || Source { users: InlineList::default(), binding: Binding::Blocked, silenced };
+        let left = self.leaving.remove(&(unit, source));
+        let new =
+            || left.unwrap_or(Source { users: InlineList::default(), binding: None, silenced });
         let entries = &mut of.entries;
         let place = of
             .places
@@ -109,18 +122,48 @@ impl SourceTable {
         }
     }
 
-    pub(super) fn remove(&mut self, (unit, source): Key) {
-        if let Some(of) = self.units.get_mut(unit.0 as usize)
-            && let Some(place) = of.places.remove(source)
-            && of.entries.remove(place).is_some_and(|entry| entry.silenced)
-        {
-            self.strangers.insert((unit, source));
+    /// Drops an entry that was never written.
+    pub(in crate::policy) fn remove(&mut self, key: Key) {
+        if self.take(key).is_some_and(|entry| entry.silenced) {
+            self.strangers.insert(key);
         }
+    }
+
+    /// The last function that used an entry is gone. It is the decision's to write the entry, if anything was ever written
+    /// there.
+    pub(super) fn leave(&mut self, key: Key) {
+        let written = |entry: &Source| entry.binding.is_some() || entry.silenced;
+        if let Some(entry) = self.take(key).filter(written) {
+            self.leaving.insert(key, entry);
+        }
+    }
+
+    fn take(&mut self, (unit, source): Key) -> Option<Source> {
+        let of = self.units.get_mut(unit.0 as usize)?;
+        of.entries.remove(of.places.remove(source)?)
+    }
+
+    /// What an entry is that the decision under way leaves or finds; and whether it leaves it.
+    pub(in crate::policy) fn under_way(&self, key: Key) -> (Option<Binding>, bool) {
+        match self.leaving.get(&key) {
+            Some(left) => (left.binding, true),
+            None => (self.get(key).and_then(|source| source.binding), false),
+        }
+    }
+
+    /// Drops an entry that was left, and is written now.
+    pub(in crate::policy) fn drop_left(&mut self, key: Key) -> Option<Source> {
+        self.leaving.remove(&key)
+    }
+
+    /// Undoes [`SourceTable::drop_left`].
+    pub(in crate::policy) fn undo_drop(&mut self, key: Key, source: Source) {
+        self.leaving.insert(key, source);
     }
 }
 
 impl fmt::Debug for SourceTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.iter()).finish()
+        f.debug_map().entries(self.iter()).entry(&"strangers", &self.strangers).finish()
     }
 }

@@ -8,19 +8,18 @@
 //!   free --+                             |  ^                                    |
 //!    ^     policy of each function       |  +------------------------------------+
 //!    |     (off, compat, strict)         |    detach of the last member
-//!    |                                   |    policy of each function; late members blocked
+//!    |                                   |    policy of each function; hot-added members blocked
 //!    +-----------------------------------+
 //!       last session closed                   attached: the owner's domain for attached members,
 //!                                                       blocked for all others
 //! ```
 //!
-//! A session that ends with its device attached cuts the device off: nobody has said that the device is quiet,
-//! and under `compat` a write that is under way would land at the physical address that equals its I/O virtual
-//! one. Its group stays blocked until an owner has attached the device again and detached it, which is the word
-//! that it is quiet.
+//! A session that ends with its device attached leaves the device unquiesced: under `compat` a write that is under way
+//! would land at the physical address that equals its I/O virtual one. Its group stays blocked until an owner has
+//! attached the device again and detached it, which says that it is quiet.
 //!
-//! A function added to a group that is claimed is late: nobody drives it yet, and it must not reach what its
-//! neighbours' owner does not grant.
+//! A function added to a claimed group is blocked until the group is free: it must not reach what its neighbours'
+//! owner does not grant.
 
 mod entries;
 mod named;
@@ -31,12 +30,15 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
+use iommu_protocol::status::Refusal;
 
 use crate::policy::collections::ranges::Ranges;
 use crate::policy::collections::slab::Slab;
 use crate::policy::config::Config;
 use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
-use crate::policy::state::objects::{Function, Group, Owner, OwnerId, Shape, Shared, Unit};
+use crate::policy::state::domain::{Shape, Shared};
+use crate::policy::state::objects::{Activity, Function, Group, Owner, OwnerId, Session, Unit};
+use crate::topology::capabilities::UnitCapabilities;
 use crate::topology::firmware::Firmware;
 use crate::topology::numbers::AddressNumbers;
 use crate::topology::pool::Pool;
@@ -66,7 +68,7 @@ pub(in crate::policy) struct Machine {
     generations: AddressNumbers,
     pub(in crate::policy) sources: SourceTable,
     /// Requester ids that functions used and use no longer: what firmware names there is denied.
-    closed: BTreeSet<Key>,
+    taken: BTreeSet<Key>,
     pub(in crate::policy) groups: Pool<Group>,
     pub(in crate::policy) owners: Slab<Owner>,
     /// The domains of policy.
@@ -90,7 +92,7 @@ impl Machine {
             functions: Vec::new(),
             generations: AddressNumbers::default(),
             sources,
-            closed: BTreeSet::new(),
+            taken: BTreeSet::new(),
             groups: Pool::default(),
             owners: Slab::distinct(),
             shared: BTreeMap::new(),
@@ -173,29 +175,61 @@ impl Machine {
         self.owners.get(owner.0)
     }
 
-    /// Notes that a function is in its owner's domain, or is no longer.
-    pub(in crate::policy) fn set_attached(&mut self, index: FunctionIndex, attached: bool) {
-        let Some(function) = self.function_mut(index) else { return };
-        if function.attached == attached {
-            return;
-        }
-        function.attached = attached;
-        let group = function.group;
-        if let Some(group) = self.groups.get_mut(group.0) {
-            group.attached = if attached { group.attached + 1 } else { group.attached - 1 };
+    pub(in crate::policy) fn set_function(&mut self, index: FunctionIndex, was: Function) {
+        if let Some(function) = self.function_mut(index) {
+            *function = was;
         }
     }
 
-    /// Notes that a function was cut off, or is driven again; returns what was noted before.
-    pub(in crate::policy) fn set_cut(&mut self, index: FunctionIndex, cut: bool) -> bool {
-        let Some(function) = self.function_mut(index) else { return false };
-        let before = core::mem::replace(&mut function.cut, cut);
-        let group = function.group;
-        if before != cut
-            && let Some(group) = self.groups.get_mut(group.0)
-        {
-            group.cut = if cut { group.cut + 1 } else { group.cut - 1 };
+    pub(in crate::policy) fn set_unit(&mut self, unit: UnitIndex, now: Unit) {
+        if let Some(place) = self.units.get_mut(unit.0 as usize) {
+            *place = now;
         }
-        before
+    }
+
+    /// Notes what a device does.
+    pub(in crate::policy) fn set_activity(&mut self, index: FunctionIndex, activity: Activity) {
+        let Some(function) = self.function_mut(index) else { return };
+        let was = core::mem::replace(&mut function.activity, activity);
+        let group = function.group;
+        if let Some(group) = self.groups.get_mut(group.0) {
+            group.state.count(was, false);
+            group.state.count(activity, true);
+        }
+    }
+
+    /// Refuses unless a unit is up.
+    pub(in crate::policy) fn check_unit(&self, unit: UnitIndex) -> Result<(), Refusal> {
+        match self.unit(unit) {
+            Some(Unit::Enabled { .. }) => Ok(()),
+            Some(Unit::Failed) => Err(Refusal::UnitFailed),
+            Some(Unit::Parsed) | None => Err(Refusal::NotReady),
+        }
+    }
+
+    /// Refuses unless a session's device is there and behind no unit that failed.
+    pub(in crate::policy) fn check_session(&self, session: &Session) -> Result<(), Refusal> {
+        if session.function.is_none() {
+            return Err(Refusal::NotProbed);
+        }
+        session.unit.map_or(Ok(()), |unit| self.check_unit(unit))
+    }
+
+    /// What the units that are up can do.
+    pub(in crate::policy) fn up(&self) -> impl Iterator<Item = &UnitCapabilities> {
+        self.units.iter().filter_map(|unit| match unit {
+            Unit::Enabled { capabilities, .. } => Some(capabilities),
+            _ => None,
+        })
+    }
+
+    /// The highest tag that every unit that is up can hold.
+    pub(in crate::policy) fn last_tag(&self) -> u16 {
+        self.up().map(|unit| unit.last_tag).min().unwrap_or(u16::MAX)
+    }
+
+    /// Whether no unit has been up, and nothing is claimed: functions are entered without writing an entry.
+    pub(in crate::policy) fn is_untouched(&self) -> bool {
+        self.units.iter().all(|unit| matches!(unit, Unit::Parsed)) && self.owners.len() == 0
     }
 }

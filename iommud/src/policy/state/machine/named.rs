@@ -11,7 +11,8 @@ use iommu_protocol::ids::PciAddress;
 use super::{Machine, TargetBinding};
 use crate::policy::config::Mode;
 use crate::policy::ids::{Key, UnitIndex};
-use crate::policy::state::objects::{Shared, Unit};
+use crate::policy::state::domain::Shared;
+use crate::policy::state::objects::Unit;
 use crate::topology::firmware::NamedDevice;
 use crate::topology::scope;
 
@@ -22,23 +23,23 @@ impl Machine {
         scope::place(self.table.view(), segment, device.start_bus, &device.path)
     }
 
-    /// Enters the devices that firmware names behind a unit. To be done before the unit translates, when the functions
+    /// The entries of devices that firmware names behind a unit, to be made before the unit translates, when the functions
     /// of the machine are known.
-    pub(in crate::policy) fn enter_named(&mut self, unit: UnitIndex) {
+    pub(in crate::policy) fn named_entries(&self, unit: UnitIndex) -> Vec<Key> {
         let devices = self.firmware.named.iter().filter(|named| named.unit == unit.0 as usize);
-        let places: Vec<PciAddress> = devices.filter_map(|named| self.place_of(named)).collect();
-        for place in places {
+        let places = devices.filter_map(|named| self.place_of(named));
+        let unused = |place: &PciAddress| {
             let key = (unit, place.requester);
-            if !self.closed.contains(&key) && self.generation(place) == 0 {
-                self.sources.enter(key);
-            }
-        }
+            let taken = self.taken.contains(&key) || self.sources.get(key).is_some();
+            !taken && self.generation(*place) == 0
+        };
+        places.filter(unused).map(|place| (unit, place.requester)).collect()
     }
 
     /// A function that used a requester id is gone: firmware's word no longer opens the id.
-    pub(super) fn close_named(&mut self, key: Key) {
+    pub(super) fn take_named(&mut self, key: Key) {
         if self.firmware.named.iter().any(|named| named.unit == key.0.0 as usize) {
-            self.closed.insert(key);
+            self.taken.insert(key);
         }
     }
 

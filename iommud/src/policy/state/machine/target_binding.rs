@@ -8,8 +8,9 @@ use crate::addr::IovaRange;
 use crate::policy::collections::ranges::{Piece, Ranges, normal};
 use crate::policy::config::Mode;
 use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
+use crate::policy::state::domain::Shared;
 use crate::policy::state::machine::Machine;
-use crate::policy::state::objects::{Group, Shared, Unit};
+use crate::policy::state::objects::{Activity, Group, Unit};
 use crate::topology::table::FunctionIndex;
 
 /// What an entry is to be, before domains have been looked up.
@@ -93,21 +94,24 @@ impl Machine {
         let users = || source.users.iter().filter_map(|user| self.function(*user));
         let Some(first) = users().next() else { return self.target_of_named(key) };
         let Some(group) = self.group(first.group) else { return TargetBinding::Blocked };
-        if group.attached > 0 {
-            let domain = group.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);
+        if group.state.attached > 0 {
+            let domain =
+                group.state.owner.and_then(|owner| self.owner(owner)).and_then(|o| o.domain);
             return match domain {
-                Some(domain) if users().any(|user| user.attached) => TargetBinding::Domain(domain),
+                Some(domain) if users().any(|user| user.activity == Activity::Attached) => {
+                    TargetBinding::Domain(domain)
+                }
                 _ => TargetBinding::Blocked,
             };
         }
-        if users().any(|user| user.late) {
+        if users().any(|user| user.hot_added) {
             return TargetBinding::Blocked;
         }
-        self.target_of_policy(key.0, group, &source.users, group.cut > 0)
+        self.target_of_policy(key.0, group, &source.users, group.state.unquiesced > 0)
     }
 
-    /// The domain of policy that a source is under when its group was cut off; `None` when it is blocked.
-    pub(in crate::policy) fn target_when_cut(&self, key: Key) -> Option<Shared> {
+    /// The domain of policy that a source is under when its group is unquiesced; `None` when it is blocked.
+    pub(in crate::policy) fn target_when_unquiesced(&self, key: Key) -> Option<Shared> {
         let source = self.sources.get(key)?;
         let first = source.users.iter().find_map(|user| self.function(*user))?;
         let group = self.group(first.group)?;
@@ -117,21 +121,21 @@ impl Machine {
         }
     }
 
-    /// The strictest mode of all that use a requester id decides. For a group that was cut off that is
+    /// The strictest mode of all that use a requester id decides. For an unquiesced group that is
     /// `Strict`, whatever is configured: firmware's own regions stay where they are.
     fn target_of_policy(
         &self,
         unit: UnitIndex,
         group: &Group,
         users: &[FunctionIndex],
-        cut: bool,
+        unquiesced: bool,
     ) -> TargetBinding {
         let Some(Unit::Enabled { capabilities, class }) = self.unit(unit) else {
             return TargetBinding::Blocked;
         };
         let members = || group.members.iter().copied();
         let mode = |index: &FunctionIndex| match self.function(*index) {
-            Some(function) if !cut => function.mode,
+            Some(function) if !unquiesced => function.mode,
             _ => Mode::Strict,
         };
         match users.iter().map(mode).max().unwrap_or(Mode::Strict) {

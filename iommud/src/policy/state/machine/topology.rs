@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use crate::policy::collections::inline_list::InlineList;
 use crate::policy::ids::{GroupId, UnitIndex};
 use crate::policy::state::machine::Machine;
-use crate::policy::state::objects::{Function, Group};
+use crate::policy::state::objects::{Activity, Function, Group, GroupState};
 use crate::topology::alias::{self, Aliases};
 use crate::topology::groups;
 use crate::topology::pci::PciFunction;
@@ -49,9 +49,8 @@ impl Machine {
             aliases,
             mode: self.config.mode(&new),
             session: None,
-            attached: false,
-            late: false,
-            cut: false,
+            activity: Activity::Quiet,
+            hot_added: false,
         };
         match self.functions.get_mut(index.0 as usize) {
             Some(place) => *place = Some(function),
@@ -120,8 +119,8 @@ impl Machine {
             if let Some(entry) = self.sources.get_mut(key) {
                 entry.users.retain(|user| *user != index);
                 if entry.users.is_empty() {
-                    self.sources.remove(key);
-                    self.close_named(key);
+                    self.sources.leave(key);
+                    self.take_named(key);
                 }
             }
         }
@@ -150,7 +149,8 @@ impl Machine {
         if a.group == b.group {
             return;
         }
-        let claimed = |group: GroupId| self.group(group).is_some_and(|group| group.owner.is_some());
+        let claimed =
+            |group: GroupId| self.group(group).is_some_and(|group| group.state.owner.is_some());
         let rank = |group: GroupId| (!claimed(group), group);
         let (keep, gone) =
             if rank(a.group) < rank(b.group) { (a.group, b.group) } else { (b.group, a.group) };
@@ -162,9 +162,9 @@ impl Machine {
         }
         if let Some(group) = self.groups.get_mut(keep.0) {
             old.members.iter().for_each(|member| group.members.push(*member));
-            group.attached += old.attached;
-            group.cut += old.cut;
-            group.sessions += old.sessions;
+            group.state.attached += old.state.attached;
+            group.state.unquiesced += old.state.unquiesced;
+            group.state.sessions += old.state.sessions;
         }
         for group in [keep, gone] {
             if !merged.contains(&group) {
@@ -189,10 +189,9 @@ impl Machine {
             bridges |= removed.is_some_and(|function| function.kind.buses().is_some());
             if let Some(group) = self.groups.get_mut(function.group.0) {
                 group.members.retain(|member| member != index);
-                group.attached -= u32::from(function.attached);
-                group.cut -= u32::from(function.cut);
-                group.sessions -= u32::from(function.session.is_some());
-                group.stale = group.owner.is_some();
+                group.state.count(function.activity, false);
+                group.state.sessions -= u32::from(function.session.is_some());
+                group.state.stale = group.state.owner.is_some();
             }
             if !touched.contains(&function.group) {
                 touched.push(function.group);
@@ -219,11 +218,11 @@ impl Machine {
         if group.members.iter().any(in_use) {
             return;
         }
-        let owner = group.owner.take();
-        (group.sessions, group.stale) = (0, false);
+        let owner = group.state.owner.take();
+        (group.state.sessions, group.state.stale) = (0, false);
         for member in group.members.iter() {
             if let Some(Some(function)) = self.functions.get_mut(member.0 as usize) {
-                function.late = false;
+                function.hot_added = false;
             }
         }
         if let Some(owner) = owner.and_then(|owner| self.owners.get_mut(owner.0)) {
@@ -233,7 +232,7 @@ impl Machine {
 
     /// Makes a free group what its members are now; returns the groups that are new. Drops an empty one.
     pub(in crate::policy) fn fall_apart(&mut self, id: GroupId) -> Vec<GroupId> {
-        let Some(group) = self.groups.get(id.0).filter(|group| group.owner.is_none()) else {
+        let Some(group) = self.groups.get(id.0).filter(|group| group.state.owner.is_none()) else {
             return Vec::new();
         };
         let mut left = group.members.to_vec();
@@ -254,15 +253,15 @@ impl Machine {
                     GroupId(id)
                 }
             };
-            let mut cut = 0;
+            let mut state = GroupState::default();
             for member in &part {
                 if let Some(function) = self.function_mut(*member) {
                     function.group = id;
-                    cut += u32::from(function.cut);
+                    state.count(function.activity, true);
                 }
             }
             if let Some(group) = self.groups.get_mut(id.0) {
-                *group = Group { members: part.iter().copied().collect(), cut, ..Group::default() };
+                *group = Group { members: part.iter().copied().collect(), state };
             }
         }
         new

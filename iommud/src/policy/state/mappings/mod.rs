@@ -129,14 +129,14 @@ impl Mappings {
 
     /// Takes the mapping of exactly this range out of the table and of the list that `list_of` gives for its slot
     /// and for whether it is a grant, if it gives one. Returns its number, which is not used again before
-    /// [`Mappings::forget`], and its slot.
-    #[inline(always)]
+    /// [`Mappings::forget`], its slot, and how many mappings it is charged as.
+    #[inline]
     pub(in crate::policy) fn take_out<'list>(
         &mut self,
         iova: Iova,
         length: u64,
         list_of: impl FnOnce(u32, bool) -> Option<&'list mut MappingList>,
-    ) -> Option<(MappingIndex, u32)> {
+    ) -> Option<(MappingIndex, u32, u32)> {
         let place = Place::of(iova, length)?;
         let leaf = self.leaf_of(place)?;
         let index = self.leaves.get(leaf as usize)?.get(place.slot)?;
@@ -146,7 +146,16 @@ impl Mappings {
         }
         let list = list_of(record.slot, record.page & GRANT != 0)?;
         self.leave(&record, (leaf, place), list);
-        Some((MappingIndex(index), record.slot))
+        Some((MappingIndex(index), record.slot, record.charge()))
+    }
+
+    /// As [`Mappings::take_out`], for a mapping whose number is known.
+    pub(in crate::policy) fn take_out_at(&mut self, index: MappingIndex, list: &mut MappingList) {
+        let Some(record) = self.record(index.0).copied() else { return };
+        let place = record.place();
+        if let Some(leaf) = self.leaf_of(place) {
+            self.leave(&record, (leaf, place), list);
+        }
     }
 
     /// Undoes the last [`Mappings::take_out`] that is not undone. Everything else that happened since is undone.
@@ -183,10 +192,7 @@ impl Mappings {
         index: MappingIndex,
         list: &mut MappingList,
     ) -> Option<Mapping> {
-        let record = *self.record(index.0)?;
-        let place = record.place();
-        let leaf = self.leaf_of(place)?;
-        self.leave(&record, (leaf, place), list);
+        self.take_out_at(index, list);
         self.forget(index)
     }
 
@@ -312,7 +318,7 @@ mod tests {
         let other = table.insert(mapping(0x40_0000, 0x1000, 3), &mut list);
         let before = (list, table.len());
         let taken = table.take_out(Iova(0x20_0000), 0x20_0000, |_, _| Some(&mut list));
-        assert_eq!((taken, table.len()), (Some((index, 3)), 1));
+        assert_eq!((taken, table.len()), (Some((index, 3, 512)), 1));
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
         table.put_back(index, &mut list);
         assert_eq!((list, table.len(), table.get(index)), (before.0, before.1, Some(m)));

@@ -15,11 +15,6 @@ pub(super) const LIST: u32 = 1 << 27;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) struct MappingIndex(pub(super) u32);
 
-impl MappingIndex {
-    /// Of no mapping.
-    pub(in crate::policy) const NONE: Self = Self(NONE);
-}
-
 /// A mapping, unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) struct Mapping {

@@ -370,7 +370,7 @@ fn mappings_that_stay_do_not_keep_the_memory_of_those_that_went() {
         }
     }
     let capacities = |bench: &Bench| {
-        let domains = bench.registry.domains.iter();
+        let domains = bench.registry.state.domains.iter();
         domains.map(|(_, domain)| domain.mappings.capacity()).max().unwrap()
     };
     assert!(capacities(&bench) >= 2000);

@@ -9,11 +9,13 @@ use iommu_protocol::status::Refusal;
 use super::{OWN, PAGE, RAM, World, one_unit, phys, ready};
 use crate::addr::PhysAddr;
 use crate::policy::{
-    BatchRequest, ChangePlan, ClientId, Config, Decided, Event, Outcome, Refused, Registry,
-    SessionId, Step, UnitIndex, UnitState,
+    ClientId, Config, Event, Outcome, Refused, Registry, Step, UnitIndex, UnitState,
 };
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
+
+/// The client of each requester that has one, by requester id, of each unit that is up.
+type Owners = BTreeMap<usize, BTreeMap<u16, ClientId>>;
 
 /// A registry, its hardware, and a supply of memory.
 pub(in crate::policy::tests) struct Bench {
@@ -90,78 +92,32 @@ impl Bench {
             }
             assert_eq!(self.snapshot(), before, "abort restores everything: {event:?}");
         }
-        if let Event::Batch(session, items) = event
-            && let [item] = items.as_slice()
-        {
-            return self.run_change(event, *session, item);
-        }
+        // Between decision and commit the registry tells what will be: who has a device is asked before.
+        let owners = self.owners();
         let plan = self.registry.decide(event)?;
-        self.carry_out(plan.steps(), plan.pages(), event);
+        self.carry_out(plan.steps(), plan.pages(), event, &owners);
         let outcome = self.registry.commit(plan);
         self.check();
         Ok(outcome)
     }
 
-    /// A batch of one, in the way of requests for one change: it comes to the same.
-    fn run_change(
-        &mut self,
-        event: &Event,
-        session: SessionId,
-        item: &BatchRequest,
-    ) -> Result<Outcome, Refused> {
-        let before = self.snapshot();
-        let whole = self.registry.decide(event).map(|plan| {
-            let steps = plan.steps().to_vec();
-            self.registry.abort(plan);
-            steps
-        });
-        let mut plan = ChangePlan::default();
-        let decided = match (self.decide_one(session, item, &mut plan), &whole) {
-            (Ok(decided), Ok(_)) => decided,
-            (Err(refusal), Err(refused)) => {
-                assert_eq!((refusal, self.snapshot()), (refused.refusal, before), "{item:?}");
-                return Err(*refused);
+    fn owners(&self) -> Owners {
+        let mut owners = Owners::new();
+        for (number, hardware) in self.world.units.iter().enumerate() {
+            let index = UnitIndex(u32::try_from(number).unwrap());
+            if !matches!(self.registry.unit(index).unwrap().state, UnitState::Enabled(_)) {
+                continue;
             }
-            (single, _) => panic!("{item:?}: {whole:?}, but by itself {single:?}"),
-        };
-        if let Decided::Plan(plan) = decided {
-            assert_eq!(Ok(plan.steps()), whole.as_deref(), "{item:?}");
-            self.carry_out(plan.steps(), plan.pages(), event);
-            let outcome = self.registry.commit(plan);
-            self.check();
-            return Ok(outcome);
+            let client = |source: &u16| {
+                let session = self.registry.session_of(index, RequesterId(*source))?;
+                Some((*source, self.registry.session(session).unwrap().client))
+            };
+            owners.insert(number, hardware.entries.keys().filter_map(client).collect());
         }
-        assert_eq!(Ok(plan.written()), whole, "{item:?}");
-        self.registry.abort_change(plan);
-        assert_eq!(self.snapshot(), before, "abort restores everything: {item:?}");
-        let mut plan = ChangePlan::default();
-        self.decide_one(session, item, &mut plan)?;
-        let iova = plan.iova();
-        self.carry_out(&plan.written(), &[], event);
-        self.registry.commit_change(plan);
-        self.check();
-        Ok(Outcome::Single(iova))
+        owners
     }
 
-    fn decide_one(
-        &mut self,
-        session: SessionId,
-        item: &BatchRequest,
-        plan: &mut ChangePlan,
-    ) -> Result<Decided, Refusal> {
-        match *item {
-            BatchRequest::Map(request) => self.registry.decide_map(session, &request, plan),
-            BatchRequest::Grant(request) => self.registry.decide_grant(session, &request, plan),
-            BatchRequest::Unmap { iova, length } => {
-                self.registry.decide_unmap(session, (iova, length), plan)
-            }
-            BatchRequest::Revoke { slot, offset, length } => {
-                self.registry.decide_revoke(session, (slot, offset, length), plan)
-            }
-        }
-    }
-
-    fn carry_out(&mut self, steps: &[Step], pages: &[PhysAddr], event: &Event) {
+    fn carry_out(&mut self, steps: &[Step], pages: &[PhysAddr], event: &Event, owners: &Owners) {
         let last = steps.iter().rposition(|step| !is_final(step));
         let first = steps.iter().position(is_final);
         assert!(last < first || first.is_none(), "what cannot be undone comes last: {steps:?}");
@@ -185,7 +141,7 @@ impl Bench {
                 >= steps.iter().rposition(|s| matches!(s, Step::Invalidate { .. }));
             let opened = steps[..=at].iter().any(|s| matches!(s, Step::Map { .. }));
             if !taking || settled || opened {
-                self.check_reach(step);
+                self.check_reach(step, owners);
             }
         }
     }
@@ -206,18 +162,11 @@ impl Bench {
     }
 
     /// No device reaches the server's memory, the registers, or a buffer of another client.
-    fn check_reach(&self, step: &Step) {
+    fn check_reach(&self, step: &Step, owners: &Owners) {
         for (number, hardware) in self.world.units.iter().enumerate() {
-            let index = UnitIndex(u32::try_from(number).unwrap());
-            let up = matches!(self.registry.unit(index).unwrap().state, UnitState::Enabled(_));
-            if !(up && hardware.enabled) {
-                continue;
-            }
+            let Some(owners) = owners.get(&number).filter(|_| hardware.enabled) else { continue };
             for source in hardware.entries.keys().copied() {
-                let client = self
-                    .registry
-                    .session_of(index, RequesterId(source))
-                    .map(|session| self.registry.session(session).unwrap().client);
+                let client = owners.get(&source).copied();
                 for (first, last) in self.world.reach(number, source) {
                     if (first, last) == (0, u64::MAX) {
                         assert!(self.passes.contains(&source), "{source:#x} passes after {step:?}");

@@ -11,9 +11,9 @@
 
 use iommu_protocol::status::Refusal;
 
-use crate::policy::registry::Registry;
-use crate::policy::state::pool::Pool;
-use crate::policy::units::last_tag;
+use crate::addr::PAGE_SIZE;
+use crate::policy::ids::SessionId;
+use crate::policy::state::State;
 
 /// Bytes of buffers that each domain of a client is promised, if pieces are not larger.
 const PROMISED: u64 = 64 << 10;
@@ -21,13 +21,7 @@ const PROMISED: u64 = 64 << 10;
 /// Of what is common, one client may have one part in so many.
 const PARTS: u64 = 4;
 
-impl Registry {
-    /// Says how much memory there is for buffers, in use or not, and in pieces of how many bytes, both in bytes. Without
-    /// it there is as much as anybody asks for.
-    pub fn set_buffer_pool(&mut self, capacity: u64, granule: u64) {
-        self.pool = Pool { capacity, granule };
-    }
-
+impl State {
     /// Places that are promised: one for each domain of a client, and one for each group that may be claimed.
     fn places(&self, each: u64, of: u64) -> u64 {
         let groups = u64::try_from(self.machine.groups.len()).unwrap_or(u64::MAX);
@@ -40,7 +34,7 @@ impl Registry {
     }
 
     /// The most bytes of the pool that a client with so many domains may have.
-    pub(super) fn share_of(&self, domains: u32) -> u64 {
+    pub(in crate::policy) fn share_of(&self, domains: u32) -> u64 {
         let each = self.pool.of(PROMISED);
         let promised = self.places(each, self.pool.capacity) * each;
         let own = u64::from(domains.max(1)).saturating_mul(each);
@@ -48,7 +42,11 @@ impl Registry {
     }
 
     /// Refuses unless a client may have so many bytes of buffers more.
-    pub(super) fn check_buffer_share(&self, account: u32, length: u64) -> Result<(), Refusal> {
+    pub(in crate::policy) fn check_buffer_share(
+        &self,
+        account: u32,
+        length: u64,
+    ) -> Result<(), Refusal> {
         let more = self.pool.of(length);
         let Some(client) = self.accounts.get(account) else { return Err(Refusal::BadHandle) };
         let after = client.taken.checked_add(more).ok_or(Refusal::Quota)?;
@@ -72,8 +70,8 @@ impl Registry {
     }
 
     /// Refuses unless a client that has so many domains may have one more: units may know few tags.
-    pub(super) fn check_tag_share(&self, domains: u32) -> Result<(), Refusal> {
-        let last = last_tag(&self.machine);
+    pub(in crate::policy) fn check_tag_share(&self, domains: u32) -> Result<(), Refusal> {
+        let last = self.machine.last_tag();
         let all = self.tags.count(last);
         let taken = u64::try_from(self.domains.len()).unwrap_or(u64::MAX);
         let free = all.saturating_sub(taken);
@@ -83,5 +81,32 @@ impl Registry {
         } else {
             Err(Refusal::Quota)
         }
+    }
+
+    /// See [`crate::policy::Registry::admit_buffer`].
+    pub(in crate::policy) fn admit_buffer(
+        &self,
+        session: SessionId,
+        length: u64,
+    ) -> Result<bool, Refusal> {
+        let session = self.usable(session)?;
+        if length == 0 {
+            return Err(Refusal::Range);
+        }
+        if !length.is_multiple_of(PAGE_SIZE) {
+            return Err(Refusal::Alignment);
+        }
+        let account = self.accounts.get(session.client).ok_or(Refusal::BadHandle)?;
+        let quotas = &self.machine.config.quotas;
+        let memory = account.memory.checked_add(length).ok_or(Refusal::Quota)?;
+        if memory > quotas.memory
+            || account.buffers >= quotas.buffers
+            || account.mappings >= quotas.mappings
+        {
+            return Err(Refusal::Quota);
+        }
+        self.check_buffer_share(session.client, length)?;
+        self.buffers.next().and(self.slots.next()).ok_or(Refusal::NoMemory)?;
+        Ok(session.domain.is_some())
     }
 }

@@ -11,30 +11,30 @@ use crate::policy::collections::ranges::Ranges;
 /// Registers below this have addresses that firmware keeps free of memory.
 const FOUR_GIB: u64 = 1 << 32;
 
-/// What is closed on a machine with this memory. One whose memory below 4 GiB is not known has no more than
+/// What is excluded on a machine with this memory. One whose memory below 4 GiB is not known has no more than
 /// the first page and the interrupt window.
-pub(super) fn closed(ram: &[PhysRange]) -> Ranges {
-    let mut closed = Ranges::default();
+pub(in crate::policy) fn addresses(ram: &[PhysRange]) -> Ranges {
+    let mut excluded = Ranges::default();
     let low = |range: &&PhysRange| range.first().0 < FOUR_GIB;
     if ram.iter().any(|range| low(&range)) {
-        closed.insert(0, FOUR_GIB - 1);
+        excluded.insert(0, FOUR_GIB - 1);
     }
     for range in ram.iter().filter(low) {
         // Whole pages of memory.
         let first = range.first().0.next_multiple_of(PAGE_SIZE);
         let end = range.last().0.saturating_add(1).min(FOUR_GIB) / PAGE_SIZE * PAGE_SIZE;
         if first < end {
-            closed.remove(first, end - 1);
+            excluded.remove(first, end - 1);
         }
     }
-    closed.insert(0, PAGE_SIZE - 1);
-    closed.insert(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
-    closed
+    excluded.insert(0, PAGE_SIZE - 1);
+    excluded.insert(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
+    excluded
 }
 
-/// Where registers may be, of what is closed.
-pub(super) fn windows(closed: &Ranges) -> Ranges {
-    let mut windows = closed.clone();
+/// Where registers may be, of what is excluded.
+pub(in crate::policy) fn windows(excluded: &Ranges) -> Ranges {
+    let mut windows = excluded.clone();
     windows.remove(0, PAGE_SIZE - 1);
     windows.remove(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
     windows

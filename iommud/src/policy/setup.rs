@@ -1,0 +1,68 @@
+//! What the registry is told before the first event, and between events: facts, which need no plan.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::PciAddress;
+
+use crate::policy::ids::UnitIndex;
+use crate::policy::plan::Plan;
+use crate::policy::registry::Registry;
+use crate::policy::state::objects::{Activity, Unit};
+use crate::policy::state::pool::Pool;
+use crate::policy::state::tags::{Holds, Tags};
+use crate::topology::tags::{HeldTags, TagRecord, TagRing};
+
+impl Registry {
+    /// Makes room for that many functions more: what it costs to add many of them is mostly memory.
+    pub fn expect_functions(&mut self, count: usize) {
+        self.state.machine.reserve(count);
+    }
+
+    /// Notes that a function was driven when an earlier server ended. Its group is blocked until it was
+    /// attached and detached. Call it between the first walk and the first [`Event::UnitReady`]: it writes no
+    /// entry. False when the function is not known, or when a unit translates already.
+    ///
+    /// [`Event::UnitReady`]: crate::policy::Event::UnitReady
+    pub fn cut_off(&mut self, address: PciAddress) -> bool {
+        let machine = &mut self.state.machine;
+        if !machine.units.iter().all(|unit| matches!(unit, Unit::Parsed)) {
+            return false;
+        }
+        let Some((index, _)) = machine.find(address) else { return false };
+        machine.set_activity(index, Activity::Unquiesced);
+        true
+    }
+
+    /// Says how much memory there is for buffers, in use or not, and in pieces of how many bytes, both in bytes. Without
+    /// it there is as much as anybody asks for.
+    pub fn set_buffer_pool(&mut self, capacity: u64, granule: u64) {
+        self.state.pool = Pool { capacity, granule };
+    }
+
+    /// What units may hold of servers before this one. `held` are tags, `units` is how much of them each unit has, by
+    /// index, and `last` the highest tag that every unit can hold.
+    pub fn begin_tags(&mut self, held: HeldTags, units: Vec<Holds>, last: u16) {
+        let held = if units.contains(&Holds::Earlier) { held } else { HeldTags::Nothing };
+        let ring = TagRing::new(held, last);
+        self.state.tags = Tags::of(ring, held, units);
+    }
+
+    /// A unit whose owner left no note was found with translation off: nothing that its caches held is used again.
+    pub fn found_off(&mut self, unit: UnitIndex) {
+        if self.state.tags.holds(unit) == Holds::Anything {
+            self.state.tags.set_holds(unit, Holds::Nothing);
+        }
+    }
+
+    /// Takes note of the tags of a plan that is about to be run. [`Registry::tag_record`] tells them from now on;
+    /// true when it did not before.
+    pub fn take_tags_of(&mut self, plan: &Plan) -> bool {
+        plan.contents.tag.is_some_and(|tag| self.state.tags.reach(tag))
+    }
+
+    /// What the next server is to know of the tags that units may hold.
+    #[must_use]
+    pub fn tag_record(&self) -> TagRecord {
+        self.state.tags.record()
+    }
+}

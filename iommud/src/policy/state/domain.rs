@@ -1,0 +1,290 @@
+//! Domains: one I/O address space each.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::addr::{IovaRange, PAGE_SIZE};
+use crate::policy::collections::ranges::{Piece, Ranges};
+use crate::policy::ids::{BufferId, UnitIndex};
+use crate::policy::iova::{SPACE_BITS, Space, Wanted};
+use crate::policy::state::mappings::Mappings;
+use crate::topology::capabilities::{
+    DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
+};
+
+/// What a domain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Purpose {
+    /// All memory, for a class of units.
+    Compat,
+    /// Regions that firmware reserves, for devices of policy `strict`.
+    Reserved,
+    /// An owner's.
+    Client,
+}
+
+/// A domain of policy, for a class of units.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::policy) enum Shared {
+    /// All memory that policy `compat` maps.
+    Compat(usize),
+    /// Just these pieces.
+    Reserved(usize, Vec<Piece>),
+}
+
+impl Shared {
+    /// The class.
+    pub(in crate::policy) const fn class(&self) -> usize {
+        match self {
+            Self::Compat(class) | Self::Reserved(class, _) => *class,
+        }
+    }
+}
+
+/// Whether a unit that failed may use a domain.
+///
+/// ```text
+/// sound --UnitFailed--> suspect --Proved--> retired (or gone, without an owner)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) enum Trust {
+    /// None may.
+    Sound,
+    /// One may: nothing that the domain maps or mapped can be proved unreachable.
+    Suspect,
+    /// All that might have forgotten it. Sessions map nothing more in it, but end as any.
+    Retired,
+}
+
+/// One I/O address space.
+#[derive(Clone, Debug)]
+pub(in crate::policy) struct Domain {
+    pub(in crate::policy) purpose: Purpose,
+    pub(in crate::policy) tag: DomainTag,
+    pub(in crate::policy) shape: Shape,
+    pub(in crate::policy) space: Space,
+    pub(in crate::policy) mappings: Mappings,
+    /// What is mapped one to one for firmware, without overlap.
+    pub(in crate::policy) reserved: Vec<Piece>,
+    /// Units with entries that point here, in their order, and how many entries.
+    pub(in crate::policy) active: Vec<(UnitIndex, u32)>,
+    pub(in crate::policy) trust: Trust,
+    /// Buffers that sessions left mapped here when they ended, since a unit that failed was not to be told.
+    pub(in crate::policy) left: Vec<BufferId>,
+}
+
+impl Domain {
+    /// An empty one.
+    pub(in crate::policy) fn new(purpose: Purpose, tag: DomainTag, shape: Shape) -> Self {
+        Self {
+            purpose,
+            tag,
+            shape,
+            space: Space::new(),
+            mappings: Mappings::default(),
+            reserved: Vec::new(),
+            active: Vec::new(),
+            trust: Trust::Sound,
+            left: Vec::new(),
+        }
+    }
+
+    /// An owner's.
+    pub(in crate::policy) fn is_client(&self) -> bool {
+        self.purpose == Purpose::Client
+    }
+
+    /// An owner's, that a unit which failed may still use.
+    pub(in crate::policy) fn is_suspect(&self) -> bool {
+        self.is_client() && self.trust == Trust::Suspect
+    }
+
+    /// Takes addresses, as long as the page tables stay within bounds.
+    #[inline]
+    pub(in crate::policy) fn take_addresses(
+        &mut self,
+        regions: u32,
+        wanted: Wanted,
+    ) -> Result<IovaRange, Refusal> {
+        let range = self.space.allocate(wanted).ok_or(Refusal::NoSpace)?;
+        self.keep_within(regions, range)
+    }
+
+    /// Takes the addresses that a client asks for, as long as the page tables stay within bounds.
+    #[inline]
+    pub(in crate::policy) fn take_addresses_at(
+        &mut self,
+        regions: u32,
+        range: IovaRange,
+        excluded: &Ranges,
+    ) -> Result<IovaRange, Refusal> {
+        if !range.first().is_aligned(PAGE_SIZE) {
+            return Err(Refusal::Alignment);
+        }
+        let last = range.last().0;
+        if range.first().0 < PAGE_SIZE || last >> SPACE_BITS != 0 || last > self.shape.last_iova() {
+            return Err(Refusal::Range);
+        }
+        if self.space.allocate_at(range) {
+            return self.keep_within(regions, range);
+        }
+        Err(self.why_taken(range, excluded))
+    }
+
+    /// What is excluded or reserved was taken when the domain was made.
+    #[cold]
+    fn why_taken(&self, range: IovaRange, excluded: &Ranges) -> Refusal {
+        let excluded = excluded.within(range.first().0, range.last().0).next().is_some();
+        if excluded || self.reserved.iter().any(|piece| piece.range.overlaps(range)) {
+            return Refusal::Reserved;
+        }
+        Refusal::Mapped
+    }
+
+    #[inline]
+    fn keep_within(&mut self, regions: u32, range: IovaRange) -> Result<IovaRange, Refusal> {
+        if self.space.exceeds(regions) {
+            self.space.free(range);
+            return Err(Refusal::Quota);
+        }
+        Ok(range)
+    }
+
+    /// Notes one entry more or less of a unit.
+    pub(in crate::policy) fn count_entry(&mut self, unit: UnitIndex, more: bool) {
+        match self.active.binary_search_by_key(&unit, |(unit, _)| *unit) {
+            Err(at) if more => self.active.insert(at, (unit, 1)),
+            Err(_) => {}
+            Ok(at) => {
+                if let Some((_, count)) = self.active.get_mut(at) {
+                    *count = if more { *count + 1 } else { *count - 1 };
+                    if *count == 0 {
+                        self.active.remove(at);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a domain is made of, and the addresses it can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::policy) struct Shape {
+    pub(in crate::policy) format: TableFormat,
+    /// Bits of memory addresses.
+    pub(in crate::policy) physical_bits: u8,
+    /// Bits of I/O virtual addresses that every unit lets through.
+    pub(in crate::policy) iova_bits: u8,
+}
+
+impl Shape {
+    /// What all of these units can walk, with as few levels as reach `top`, or else as many as there are.
+    /// `None` when they have no depth in common.
+    pub(in crate::policy) fn common<'a>(
+        units: impl Iterator<Item = &'a UnitCapabilities>,
+        top: u64,
+    ) -> Option<Self> {
+        let mut levels = LevelSet::all();
+        let mut page_sizes = PageSizes::all();
+        let (mut coherent, mut forces_snoop) = (true, true);
+        let (mut physical_bits, mut iova_bits) = (64, 64);
+        for unit in units {
+            levels &= unit.levels;
+            page_sizes &= unit.page_sizes;
+            coherent &= unit.coherent;
+            forces_snoop &= unit.forces_snoop;
+            physical_bits = physical_bits.min(unit.physical_bits);
+            iova_bits = iova_bits.min(unit.iova_bits);
+        }
+        let depths = || (3..=6).filter(|depth| levels.bits() & 1 << depth != 0);
+        let shape = |levels| Self {
+            format: TableFormat { levels, page_sizes, coherent, forces_snoop },
+            physical_bits,
+            iova_bits,
+        };
+        let enough = depths().map(shape).find(|shape| shape.reach() >= top);
+        enough.or_else(|| depths().next_back().map(shape))
+    }
+
+    /// For domains of policy, which map memory that is not the server's. Devices snoop there, or not, as they do
+    /// without a unit; and units that differ in this share the tables.
+    pub(in crate::policy) const fn of_policy(mut self) -> Self {
+        self.format.forces_snoop = false;
+        self
+    }
+
+    /// With as few more levels, of those that all units can walk, as reach `top`.
+    pub(in crate::policy) fn deepened(self, levels: LevelSet, top: u64) -> Option<Self> {
+        let deeper = (self.format.levels + 1..=6).filter(|depth| levels.bits() & 1 << depth != 0);
+        deeper
+            .map(|levels| Self { format: TableFormat { levels, ..self.format }, ..self })
+            .find(|shape| shape.reach() >= top)
+    }
+
+    /// Whether a unit can walk such a table.
+    pub(in crate::policy) fn serves(self, unit: &UnitCapabilities) -> bool {
+        unit.levels.bits() & 1 << self.format.levels != 0
+            && unit.page_sizes.contains(self.format.page_sizes)
+            && (unit.coherent || !self.format.coherent)
+            && (unit.forces_snoop || !self.format.forces_snoop)
+            && unit.physical_bits >= self.physical_bits
+            && unit.iova_bits >= self.iova_bits
+    }
+
+    /// Last I/O virtual address.
+    pub(in crate::policy) fn last_iova(&self) -> u64 {
+        last_of(self.iova_bits.min(12 + 9 * self.format.levels))
+    }
+
+    /// Whether a range holds all that a leaf of 2 MiB would translate, and there may be one.
+    #[inline(always)]
+    pub(in crate::policy) fn has_larger_leaf(&self, range: IovaRange) -> bool {
+        const BLOCK: u64 = 1 << 21;
+        if range.length() < BLOCK || !self.format.page_sizes.contains(PageSizes::SIZE_2M) {
+            return false;
+        }
+        let block = range.first().0.checked_next_multiple_of(BLOCK);
+        let end = block.and_then(|first| first.checked_add(BLOCK - 1));
+        end.is_some_and(|last| last <= range.last().0)
+    }
+
+    /// Last address of memory.
+    pub(in crate::policy) const fn last_memory(&self) -> u64 {
+        last_of(self.physical_bits)
+    }
+
+    /// Last address that can be mapped to itself.
+    pub(in crate::policy) fn reach(&self) -> u64 {
+        self.last_iova().min(self.last_memory())
+    }
+}
+
+/// Last address of so many bits.
+const fn last_of(bits: u8) -> u64 {
+    if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reach_is_what_levels_and_memory_allow() {
+        let shape = |levels, physical_bits, iova_bits| Shape {
+            format: TableFormat {
+                levels,
+                page_sizes: PageSizes::SIZE_4K,
+                coherent: true,
+                forces_snoop: true,
+            },
+            physical_bits,
+            iova_bits,
+        };
+        assert_eq!(shape(3, 46, 48).reach(), (1 << 39) - 1);
+        assert_eq!(shape(4, 39, 48).reach(), (1 << 39) - 1);
+        assert_eq!(shape(4, 46, 36).reach(), (1 << 36) - 1);
+        assert_eq!(shape(6, 64, 64).reach(), u64::MAX);
+        assert_eq!(shape(3, 46, 48).last_memory(), (1 << 46) - 1);
+    }
+}

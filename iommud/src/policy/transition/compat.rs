@@ -1,0 +1,102 @@
+//! Memory that policy `compat` maps: what buffers and the server have is not part of it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::addr::PhysRange;
+use crate::policy::collections::ranges::{Ranges, bounds, hull_of, identity};
+use crate::policy::decision::Decision;
+use crate::policy::ids::DomainId;
+use crate::policy::journal::Change;
+use crate::policy::state::State;
+use crate::policy::state::domain::{Domain, Shared};
+use crate::policy::state::objects::Unit;
+use crate::policy::step::Step;
+
+pub(super) fn memory_taken(decision: &mut Decision<'_>, range: PhysRange) -> Result<(), Refusal> {
+    take(decision, &[bounds(range.page_aligned())]).map(drop)
+}
+
+pub(super) fn memory_returned(
+    decision: &mut Decision<'_>,
+    range: PhysRange,
+) -> Result<(), Refusal> {
+    let state = &decision.state;
+    let (first, last) = bounds(range.page_aligned());
+    if state.memory.overlapping(first, last).is_some() {
+        return Err(Refusal::Busy);
+    }
+    let mut back = Ranges::default();
+    state.base.within(first, last).for_each(|(first, last)| back.insert(first, last));
+    state.compat.within(first, last).for_each(|(first, last)| back.remove(first, last));
+    let back: Vec<_> = back.iter().collect();
+    give(decision, &back)
+}
+
+fn domains(state: &State) -> Vec<DomainId> {
+    let compat = state.machine.shared.iter().filter(|(of, _)| matches!(of, Shared::Compat(_)));
+    compat.map(|(_, id)| *id).collect()
+}
+
+/// Whether a unit that failed may still walk a domain's table.
+fn has_failed_unit(state: &State, domain: &Domain) -> bool {
+    let failed = |unit| matches!(state.machine.unit(unit), Some(Unit::Failed));
+    domain.active.iter().any(|(unit, _)| failed(*unit))
+}
+
+/// Takes memory out of every domain of policy `compat`, and makes every unit forget it. Returns the parts
+/// that were mapped.
+pub(super) fn take(
+    decision: &mut Decision<'_>,
+    ranges: &[(u64, u64)],
+) -> Result<Vec<(u64, u64)>, Refusal> {
+    let compat = &decision.state.compat;
+    let within = ranges.iter().flat_map(|(first, last)| compat.within(*first, *last));
+    let taken: Vec<_> = within.collect();
+    if taken.is_empty() {
+        return Ok(taken);
+    }
+    for id in domains(decision.state) {
+        let domain = decision.state.domain(id)?;
+        if has_failed_unit(decision.state, domain) {
+            return Err(Refusal::UnitFailed);
+        }
+        let pieces = identity(taken.iter().copied(), domain.shape.reach());
+        decision.unmap_pieces(id, &pieces);
+        if let Some(range) = hull_of(&pieces) {
+            decision.invalidate(id, range);
+            decision.release_tables(id);
+        }
+    }
+    change(decision, &taken, Ranges::remove);
+    Ok(taken)
+}
+
+/// Lets every domain of policy `compat` map memory again.
+pub(super) fn give(decision: &mut Decision<'_>, ranges: &[(u64, u64)]) -> Result<(), Refusal> {
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    for id in domains(decision.state) {
+        let reach = decision.state.domain(id)?.shape.reach();
+        let pieces = identity(ranges.iter().copied(), reach);
+        decision.map_pieces(id, &pieces);
+        let Some(range) = hull_of(&pieces) else { continue };
+        let domain = decision.state.domain(id)?;
+        let units = domain.active.iter().map(|(unit, _)| *unit);
+        let up = units.filter(|unit| decision.state.machine.class_of(*unit).is_some());
+        let steps = up.map(|unit| Step::Publish { unit, domain: id, range });
+        decision.plan.steps.extend(steps);
+    }
+    change(decision, ranges, Ranges::insert);
+    Ok(())
+}
+
+fn change(decision: &mut Decision<'_>, ranges: &[(u64, u64)], change: fn(&mut Ranges, u64, u64)) {
+    decision.journal.note(Change::Compat(Box::new(decision.state.compat.clone())));
+    for (first, last) in ranges {
+        change(&mut decision.state.compat, *first, *last);
+    }
+}

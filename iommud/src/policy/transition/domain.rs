@@ -1,0 +1,271 @@
+//! Domains: made, made deeper, and what they map for firmware.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::addr::IovaRange;
+use crate::policy::collections::ranges::{Piece, addresses, difference, hull_of, identity, top_of};
+use crate::policy::decision::{Decision, full};
+use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
+use crate::policy::iova::in_space;
+use crate::policy::journal::Change;
+use crate::policy::state::domain::{Domain, Purpose, Shape, Shared, Trust};
+use crate::policy::state::objects::{OwnerId, Unit};
+use crate::policy::step::{Binding, Payer, Step};
+use crate::topology::capabilities::{LevelSet, UnitCapabilities};
+
+/// Makes a domain of policy.
+pub(super) fn make_shared(
+    decision: &mut Decision<'_>,
+    shared: Shared,
+) -> Result<DomainId, Refusal> {
+    let state = &decision.state;
+    let shape = *state.machine.classes.get(shared.class()).ok_or(Refusal::NotReady)?;
+    let (purpose, pieces) = match &shared {
+        Shared::Compat(_) => (Purpose::Compat, identity(state.compat.iter(), shape.reach())),
+        Shared::Reserved(_, pieces) => {
+            let within = pieces.iter().filter(|piece| piece.range.last().0 <= shape.reach());
+            (Purpose::Reserved, within.copied().collect())
+        }
+    };
+    let id = new_domain(decision, (purpose, Payer::Server), shape, &pieces)?;
+    decision.journal.note(Change::Shared(Box::new(shared.clone())));
+    decision.state.machine.shared.insert(shared, id);
+    Ok(id)
+}
+
+/// A domain that maps these pieces one to one.
+fn new_domain(
+    decision: &mut Decision<'_>,
+    (purpose, payer): (Purpose, Payer),
+    shape: Shape,
+    pieces: &[Piece],
+) -> Result<DomainId, Refusal> {
+    let state = &mut decision.state;
+    let tag = full(state.tags.next(decision.plan.tag, state.machine.last_tag()))?;
+    let mut domain = Domain::new(purpose, tag, shape);
+    if purpose != Purpose::Compat {
+        domain.reserved = pieces.to_vec();
+    }
+    if purpose == Purpose::Client {
+        exclude(&mut domain, state.excluded.iter().chain(addresses(pieces).iter()));
+    }
+    let id = DomainId(decision.insert(domain)?);
+    decision.journal.note(Change::Tag(tag, false));
+    decision.state.tags.set(tag, true);
+    decision.plan.tag = Some(tag);
+    let format = shape.format;
+    decision.step(Step::CreateTable { domain: id, tag, format, payer });
+    decision.map_pieces(id, pieces);
+    Ok(id)
+}
+
+/// Takes from a new domain what no client is given.
+fn exclude(domain: &mut Domain, excluded: impl Iterator<Item = (u64, u64)>) {
+    let mut all = crate::policy::collections::ranges::Ranges::default();
+    excluded.for_each(|(first, last)| all.insert(first, last));
+    if let Some(beyond) = domain.shape.last_iova().checked_add(1) {
+        all.insert(beyond, u64::MAX);
+    }
+    for range in in_space(&all) {
+        domain.space.allocate_at(range);
+    }
+}
+
+/// The class of a unit: the first whose tables it can walk, or a new one.
+pub(super) fn class(
+    decision: &mut Decision<'_>,
+    capabilities: &UnitCapabilities,
+) -> Result<usize, Refusal> {
+    let state = &decision.state;
+    let fits = |(index, shape): &(usize, &Shape)| {
+        let mut domains = state.machine.shared.iter().filter(|(of, _)| of.class() == *index);
+        let holds = |id: &DomainId| {
+            state.domains.get(id.0).is_some_and(|d| d.tag.0 <= capabilities.last_tag)
+        };
+        shape.serves(capabilities) && domains.all(|(_, id)| holds(id))
+    };
+    if let Some((index, _)) = state.machine.classes.iter().enumerate().find(fits) {
+        return Ok(index);
+    }
+    // Memory that is taken now comes back to policy, and firmware's regions lie within.
+    let top = state.base.iter().map(|(_, last)| last).max().unwrap_or(0);
+    let shape = Shape::common(core::iter::once(capabilities), top);
+    let shape = shape.ok_or(Refusal::Unsupported)?.of_policy();
+    decision.journal.note(Change::Class);
+    decision.state.machine.classes.push(shape);
+    Ok(decision.state.machine.classes.len() - 1)
+}
+
+/// The owner's domain, with what firmware reserves for `group`; a new one for a new owner.
+pub(super) fn for_owner(
+    decision: &mut Decision<'_>,
+    unit: UnitIndex,
+    (owner, account): (Option<OwnerId>, u32),
+    group: GroupId,
+) -> Result<DomainId, Refusal> {
+    let machine = &decision.state.machine;
+    let owner = owner.and_then(|owner| machine.owner(owner));
+    let owned = owner.map_or(&[][..], |owner| owner.groups.as_slice());
+    let groups = owned.iter().copied().chain([group]);
+    let members = groups.filter_map(|group| machine.group(group));
+    let members = members.flat_map(|group| group.members.iter().copied());
+    let needed = machine.reserved_of_all(members);
+    if let Some(id) = owner.and_then(|owner| owner.domain) {
+        widen(decision, unit, id, needed)?;
+        return Ok(id);
+    }
+    let shape = shape_for(decision, unit, &needed)?;
+    new_domain(decision, (Purpose::Client, Payer::Account(account)), shape, &needed)
+}
+
+/// The shape of a new domain for a device behind `unit`: what all units that are up can walk, or at least
+/// those of its class.
+fn shape_for(decision: &Decision<'_>, unit: UnitIndex, pieces: &[Piece]) -> Result<Shape, Refusal> {
+    let machine = &decision.state.machine;
+    let class = machine.class_of(unit).ok_or(Refusal::NotReady)?;
+    let needed = top_of(pieces);
+    // A table that cannot become deeper is made for whatever firmware may ask of its domain later.
+    let regions = machine.firmware.reserved.iter().map(|region| region.range.last().0);
+    let later = if machine.up().all(|unit| unit.deepens) { None } else { regions.max() };
+    let top = later.unwrap_or(0).max(needed);
+    let of_class = || machine.classes.get(class).copied();
+    let shape = Shape::common(machine.up(), top).or_else(of_class).ok_or(Refusal::Unsupported)?;
+    if shape.reach() < needed { Err(Refusal::Unsupported) } else { Ok(shape) }
+}
+
+/// Lets a domain that is in use map what firmware reserves for one more device.
+fn widen(
+    decision: &mut Decision<'_>,
+    unit: UnitIndex,
+    id: DomainId,
+    needed: Vec<Piece>,
+) -> Result<(), Refusal> {
+    let domain = decision.state.domain(id)?;
+    if domain.trust != Trust::Sound {
+        return Err(Refusal::UnitFailed);
+    }
+    if let Some(Unit::Enabled { capabilities, .. }) = decision.state.machine.unit(unit)
+        && !(domain.shape.serves(capabilities) && domain.tag.0 <= capabilities.last_tag)
+    {
+        return Err(Refusal::Unsupported);
+    }
+    grow(decision, id, unit, top_of(&needed))?;
+    let mut new = addresses(&needed);
+    let reserved = addresses(&decision.state.domain(id)?.reserved);
+    for (first, last) in reserved.iter().chain(decision.state.excluded.iter()) {
+        new.remove(first, last);
+    }
+    for range in in_space(&new) {
+        if !decision.take_addresses(id, range) {
+            return Err(Refusal::Reserved);
+        }
+    }
+    change_reserved(decision, id, needed)
+}
+
+/// Makes a domain map just these pieces for firmware. Addresses that it maps no longer are free at commit.
+fn change_reserved(
+    decision: &mut Decision<'_>,
+    id: DomainId,
+    needed: Vec<Piece>,
+) -> Result<(), Refusal> {
+    let domain = decision.state.domain(id)?;
+    let (enter, remove) = difference(&domain.reserved, &needed);
+    if enter.is_empty() && remove.is_empty() {
+        return Ok(());
+    }
+    let mut gone = addresses(&domain.reserved);
+    for (first, last) in addresses(&needed).iter().chain(decision.state.excluded.iter()) {
+        gone.remove(first, last);
+    }
+    decision.unmap_pieces(id, &remove);
+    if let Some(range) = hull_of(&remove) {
+        decision.invalidate(id, range);
+        decision.release_tables(id);
+    }
+    enter.iter().for_each(|piece| decision.vacate(id, piece.range));
+    decision.map_pieces(id, &enter);
+    if let Some(range) = hull_of(&enter) {
+        decision.publish(id, range);
+    }
+    let free: Vec<IovaRange> = in_space(&gone).collect();
+    free.into_iter().for_each(|range| decision.journal.note(Change::Free(id, range)));
+    decision.set_reserved(id, needed);
+    Ok(())
+}
+
+/// Takes from an owner's domain what firmware reserves for devices that are not with it any more. Nothing enters: what a
+/// hot-added member needs does so when it is claimed, and may be refused then, which the end of a session or of a device
+/// may not.
+pub(super) fn narrow(decision: &mut Decision<'_>, id: OwnerId) -> Result<(), Refusal> {
+    let machine = &decision.state.machine;
+    let Some(owner) = machine.owner(id) else { return Ok(()) };
+    let Some(domain) = owner.domain.filter(|_| !machine.firmware.reserved.is_empty()) else {
+        return Ok(());
+    };
+    let known = decision.state.domain(domain)?;
+    if known.trust == Trust::Suspect {
+        return Ok(());
+    }
+    let groups = owner.groups.iter().filter_map(|group| machine.group(*group));
+    let still = groups.filter(|group| group.state.owner == Some(id));
+    let members = still.flat_map(|group| group.members.iter().copied());
+    let needed = machine.reserved_of_all(members);
+    let had = addresses(&known.reserved);
+    let kept = needed.iter().flat_map(|piece| {
+        let (first, last) = (piece.range.first().0, piece.range.last().0);
+        had.within(first, last).filter_map(|part| Piece::identity(part, piece.access()))
+    });
+    let kept = kept.collect();
+    change_reserved(decision, domain, kept)
+}
+
+/// Makes the table of an owner's domain reach `top`, for a device behind `unit`. The entries that point to it
+/// follow, each in one store: what its devices reach they reach throughout. A table that became deeper stays so
+/// until its domain ends: that costs a frame for each level, three at most.
+fn grow(
+    decision: &mut Decision<'_>,
+    id: DomainId,
+    unit: UnitIndex,
+    top: u64,
+) -> Result<(), Refusal> {
+    let state = &decision.state;
+    let domain = state.domain(id)?;
+    if domain.shape.reach() >= top {
+        return Ok(());
+    }
+    let sessions = state.sessions.iter().map(|(_, session)| session);
+    let units = sessions.filter(|session| session.domain == Some(id)).filter_map(|s| s.unit);
+    let mut levels = LevelSet::all();
+    for unit in units.chain([unit]) {
+        match state.machine.unit(unit) {
+            Some(Unit::Enabled { capabilities, .. }) if capabilities.deepens => {
+                levels &= capabilities.levels;
+            }
+            // Nothing of it points to the domain, nor will.
+            Some(Unit::Failed) => {}
+            _ => return Err(Refusal::Unsupported),
+        }
+    }
+    let shape = domain.shape.deepened(levels, top).ok_or(Refusal::Unsupported)?;
+    let (from, levels) = (domain.shape.format.levels, shape.format.levels);
+    let was = Binding::Domain(id);
+    let here = |key: &Key| state.machine.class_of(key.0).is_some();
+    let bound = state.machine.sources.iter().filter(|(_, source)| source.binding == Some(was));
+    let keys: Vec<Key> = bound.map(|(key, _)| key).filter(here).collect();
+    decision.step(Step::Grow { domain: id, from, levels });
+    for &(unit, source) in &keys {
+        decision.step(Step::Deepen { unit, source, domain: id, from });
+    }
+    for &(unit, source) in &keys {
+        decision.step(Step::InvalidateEntry { unit, source, was });
+    }
+    if let Some(domain) = decision.state.domains.get_mut(id.0) {
+        domain.shape.format.levels = levels;
+        decision.journal.note(Change::Levels(id, from));
+    }
+    Ok(())
+}

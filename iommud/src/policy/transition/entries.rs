@@ -1,0 +1,145 @@
+//! Where entries point, and how they get there.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::policy::decision::Decision;
+use crate::policy::event::Owed;
+use crate::policy::ids::{GroupId, Key};
+use crate::policy::state::machine::{MOST_STRANGERS, TargetBinding};
+use crate::policy::state::objects::Unit;
+use crate::policy::step::{Binding, Step};
+use crate::policy::transition::domain;
+
+/// The step that writes an entry which denied before; none that denies.
+pub(super) const fn opening((unit, source): Key, now: Binding) -> Option<Step> {
+    match now {
+        Binding::Blocked => None,
+        Binding::Domain(domain) => Some(Step::Translate { unit, source, domain }),
+        Binding::PassThrough => Some(Step::PassThrough { unit, source }),
+    }
+}
+
+/// Where an entry is to point; a domain of policy that this needs is made.
+pub(super) fn binding(decision: &mut Decision<'_>, key: Key) -> Result<Binding, Refusal> {
+    let machine = &decision.state.machine;
+    let shared = match machine.target(key) {
+        TargetBinding::Blocked => return Ok(Binding::Blocked),
+        TargetBinding::PassThrough => return Ok(Binding::PassThrough),
+        TargetBinding::Domain(domain) => return Ok(Binding::Domain(domain)),
+        TargetBinding::Shared(shared) => shared,
+    };
+    if let Some(domain) = machine.shared.get(&shared) {
+        return Ok(Binding::Domain(*domain));
+    }
+    if decision.frugal {
+        decision.owe(Owed::Entry(key.0, key.1), true);
+        return Ok(Binding::Blocked);
+    }
+    domain::make_shared(decision, shared).map(Binding::Domain)
+}
+
+/// Moves these entries from where they point now to where they are to point. An entry that is new and denies is
+/// written too: an absent one does not deny on every unit.
+pub(super) fn rebind(decision: &mut Decision<'_>, mut keys: Vec<Key>) -> Result<(), Refusal> {
+    keys.sort_unstable();
+    keys.dedup();
+    let mut moves = Vec::new();
+    for key in keys {
+        let (before, leaves) = decision.state.machine.sources.under_way(key);
+        match decision.state.machine.unit(key.0) {
+            Some(Unit::Enabled { .. }) => {}
+            Some(Unit::Failed) if leaves => {
+                // What the unit may have cached of a domain goes on counting as used by it.
+                deny(decision, key);
+                decision.drop_left(key);
+                continue;
+            }
+            _ => continue,
+        }
+        let was = before.unwrap_or(Binding::Blocked);
+        let now = binding(decision, key)?;
+        let silent = decision.state.machine.sources.is_silenced(key);
+        if was != now {
+            unsilence(decision, key, was);
+            moves.push((key, was, now));
+        } else if before.is_none() || leaves && silent {
+            unsilence(decision, key, was);
+            decision.block(key, was);
+            decision.bind(key, now);
+        }
+        if leaves && was == now {
+            decision.drop_left(key);
+        }
+    }
+    move_entries(decision, &moves);
+    Ok(())
+}
+
+/// Denies a requester of a unit that failed as far as its tables reach.
+pub(super) fn deny(decision: &mut Decision<'_>, key: Key) {
+    decision.step(Step::Deny { unit: key.0, source: key.1 });
+    decision.note_silence(key, false);
+}
+
+/// Moves entries: all that let something through are blocked and forgotten before any is opened, so that no two members
+/// of a group are ever in different domains.
+pub(super) fn move_entries(decision: &mut Decision<'_>, moves: &[(Key, Binding, Binding)]) {
+    let closing = || moves.iter().filter(|(_, was, _)| *was != Binding::Blocked);
+    let steps = &mut decision.plan.steps;
+    for &((unit, source), was, _) in closing() {
+        steps.push(Step::Block { unit, source, was });
+    }
+    for &((unit, source), was, _) in closing() {
+        steps.push(Step::InvalidateEntry { unit, source, was });
+    }
+    steps.extend(moves.iter().filter_map(|&(key, _, now)| opening(key, now)));
+    for &((unit, source), _, now) in moves {
+        if now != Binding::Blocked {
+            steps.push(Step::InvalidateEntry { unit, source, was: Binding::Blocked });
+        }
+    }
+    for &(key, _, now) in moves {
+        decision.bind(key, now);
+        decision.drop_left(key);
+    }
+}
+
+/// Moves the entries of groups to where they are to point now.
+pub(super) fn rebind_groups(
+    decision: &mut Decision<'_>,
+    groups: &[GroupId],
+) -> Result<(), Refusal> {
+    let mut keys = Vec::new();
+    groups.iter().for_each(|group| decision.state.machine.keys(*group, &mut keys));
+    rebind(decision, keys)
+}
+
+/// Stops the reports of a requester's faults. What it may reach, and what is cached of it, is as before. One that
+/// is no function anybody knows of reaches nothing; so many of them can be silenced ([`MOST_STRANGERS`]).
+pub(super) fn silence(decision: &mut Decision<'_>, key: Key) -> Result<(), Refusal> {
+    decision.state.machine.check_unit(key.0)?;
+    let sources = &decision.state.machine.sources;
+    if sources.is_silenced(key) {
+        return Ok(());
+    }
+    let known = sources.get(key).map(|source| source.binding);
+    if known.is_none() && sources.strangers().len() >= MOST_STRANGERS {
+        return Err(Refusal::Quota);
+    }
+    let ((unit, source), was) = (key, known.flatten().unwrap_or(Binding::Blocked));
+    decision.step(Step::SuppressFaults { unit, source, silent: true, was });
+    decision.step(Step::InvalidateEntry { unit, source, was });
+    decision.note_silence(key, true);
+    Ok(())
+}
+
+/// The entry of a requester is about to be written, which makes the unit forget it: its faults count again.
+pub(super) fn unsilence(decision: &mut Decision<'_>, key: Key, was: Binding) {
+    if decision.state.machine.sources.is_silenced(key) {
+        let (unit, source) = key;
+        decision.step(Step::SuppressFaults { unit, source, silent: false, was });
+        decision.note_silence(key, false);
+    }
+}

@@ -1,0 +1,285 @@
+//! Maps, unmaps, grants and revokes: the requests that drivers make for each transfer. A single one is a batch of one.
+//!
+//! What holds for all of a batch is looked up once: the session, its domain, its account. The steps follow in the order
+//! of the elements; one invalidation for each unit, around all that was unmapped, comes after them.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::Slot;
+use iommu_protocol::status::Refusal;
+use iommu_protocol::wire::MapFlags;
+
+use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
+use crate::policy::collections::ranges::{Ranges, hull};
+use crate::policy::collections::slab::Slab;
+use crate::policy::config::Quotas;
+use crate::policy::decision::Decision;
+use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
+use crate::policy::ids::{DomainId, SessionId};
+use crate::policy::iova::Wanted;
+use crate::policy::journal::{Change, Journal};
+use crate::policy::plan::Contents;
+use crate::policy::state::domain::{Domain, Trust};
+use crate::policy::state::machine::Machine;
+use crate::policy::state::mappings::{Mapping, MappingIndex};
+use crate::policy::state::objects::{Account, Buffer, Session, SlotRecord};
+use crate::policy::step::Step;
+use crate::policy::transition::unconfined;
+
+pub(super) fn batch(
+    decision: &mut Decision<'_>,
+    id: SessionId,
+    items: &[BatchRequest],
+) -> Result<Outcome, Refused> {
+    let Some(mut batch) = Batch::new(decision, id)? else {
+        return unconfined::batch(decision, id, items);
+    };
+    let outcome = each(items, |item| batch.item(item))?;
+    batch.conclude();
+    Ok(outcome)
+}
+
+/// Carries out elements in order, and says which one was refused.
+pub(super) fn each(
+    items: &[BatchRequest],
+    mut work: impl FnMut(&BatchRequest) -> Result<Iova, Refusal>,
+) -> Result<Outcome, Refused> {
+    if let [one] = items {
+        return Ok(Outcome::Single(work(one)?));
+    }
+    let mut addresses = Vec::with_capacity(items.len());
+    for (at, item) in items.iter().enumerate() {
+        let item = work(item)
+            .map_err(|refusal| Refused { refusal, item: u32::try_from(at).unwrap_or(u32::MAX) });
+        addresses.push(item?);
+    }
+    Ok(Outcome::Batch(addresses))
+}
+
+/// A session whose mappings change, and what that needs of the state and of the decision.
+struct Batch<'a> {
+    id: DomainId,
+    session_id: SessionId,
+    session: &'a Session,
+    machine: &'a Machine,
+    quotas: &'a Quotas,
+    domain: &'a mut Domain,
+    slots: &'a mut Slab<SlotRecord>,
+    buffers: &'a Slab<Buffer>,
+    account: &'a mut Account,
+    excluded: &'a Ranges,
+    plan: &'a mut Contents,
+    journal: &'a mut Journal,
+    /// A range around all that was mapped.
+    mapped: Option<IovaRange>,
+    /// A range around all that was unmapped.
+    unmapped: Option<IovaRange>,
+    /// Tables may be unlinked to make room for larger leaves.
+    vacated: bool,
+}
+
+impl<'a> Batch<'a> {
+    /// `None` when no unit confines the session's device.
+    #[inline]
+    fn new(decision: &'a mut Decision<'_>, session_id: SessionId) -> Result<Option<Self>, Refusal> {
+        let state = &mut *decision.state;
+        let session = state.sessions.get(session_id.0).ok_or(Refusal::BadHandle)?;
+        state.machine.check_session(session)?;
+        let Some(id) = session.domain else { return Ok(None) };
+        let domain = state.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
+        if domain.trust != Trust::Sound {
+            return Err(Refusal::UnitFailed);
+        }
+        Ok(Some(Self {
+            id,
+            session_id,
+            session,
+            machine: &state.machine,
+            quotas: &state.machine.config.quotas,
+            domain,
+            slots: &mut state.slots,
+            buffers: &state.buffers,
+            account: state.accounts.get_mut(session.client).ok_or(Refusal::Quota)?,
+            excluded: &state.excluded,
+            plan: &mut *decision.plan,
+            journal: &mut *decision.journal,
+            mapped: None,
+            unmapped: None,
+            vacated: false,
+        }))
+    }
+
+    /// Decides one element; returns its address, 0 for an unmap or revoke.
+    #[inline]
+    fn item(&mut self, item: &BatchRequest) -> Result<Iova, Refusal> {
+        match item {
+            BatchRequest::Map(request) => self.map(request),
+            BatchRequest::Grant(request) => self.grant(request),
+            BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length),
+            BatchRequest::Revoke { slot, offset, length } => self.revoke(*slot, *offset, *length),
+        }
+    }
+
+    fn map(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
+        let number = self.session.slot(request.slot)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        check(request, record.length)?;
+        check_quota(self.account, self.quotas)?;
+        let MapRequest { length, flags, iova, .. } = *request;
+        let regions = self.quotas.regions;
+        let range = if flags.contains(MapFlags::FIXED) {
+            let range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
+            self.domain.take_addresses_at(regions, range, self.excluded)?
+        } else {
+            let above_4g = flags.contains(MapFlags::ABOVE_4G);
+            let wanted = Wanted { length, alignment: 0, boundary: 0, above_4g };
+            self.domain.take_addresses(regions, wanted)?
+        };
+        Ok(self.enter(number, range, request, false))
+    }
+
+    fn grant(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
+        let number = self.session.slot(request.slot)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        check(request, record.length)?;
+        check_quota(self.account, self.quotas)?;
+        let grants = record.granted.as_mut().ok_or(Refusal::BadOperation)?;
+        let MapRequest { offset, length, .. } = *request;
+        if !grants.is_free(offset, length) {
+            return Err(Refusal::Mapped);
+        }
+        let first = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
+        let range = IovaRange::new(first, length).ok_or(Refusal::Range)?;
+        grants.set(offset, length, true);
+        Ok(self.enter(number, range, request, true))
+    }
+
+    fn unmap(&mut self, iova: Iova, length: u64) -> Result<Iova, Refusal> {
+        let range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
+        let Self { domain, slots, session_id, .. } = self;
+        let left = domain.mappings.take_out(iova, length, |slot, grant| {
+            let record = slots.get_mut(slot).filter(|record| record.session == *session_id)?;
+            (!grant).then_some(&mut record.mappings)
+        });
+        self.leave(left, range)
+    }
+
+    fn revoke(&mut self, slot: Slot, offset: u64, length: u64) -> Result<Iova, Refusal> {
+        let number = self.session.slot(slot)?;
+        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
+        let iova = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
+        let range = IovaRange::new(iova, length).ok_or(Refusal::NotMapped)?;
+        let left = self.domain.mappings.take_out(iova, length, |slot, grant| {
+            (grant && slot == number).then_some(&mut record.mappings)
+        });
+        self.leave(left, range)
+    }
+
+    /// Enters a mapping of a slot, a grant or not.
+    #[inline]
+    fn enter(&mut self, slot: u32, range: IovaRange, request: &MapRequest, grant: bool) -> Iova {
+        let Some(record) = self.slots.get_mut(slot) else { return Iova(0) };
+        let MapRequest { offset, access, .. } = *request;
+        let mapping = Mapping { range, slot, offset, access, grant, list: false };
+        let index = self.domain.mappings.insert(mapping, &mut record.mappings);
+        self.account.mappings += 1;
+        self.journal.note(Change::Entered(self.id, index, slot));
+        self.mapped = Some(hull(self.mapped, range));
+        if self.domain.shape.has_larger_leaf(range) {
+            self.vacate(range);
+        }
+        let domain = self.id;
+        match self.slots.get(slot).and_then(|record| record.base) {
+            Some(base) => {
+                let phys = PhysAddr(base.0 + offset);
+                self.plan.steps.push(Step::Map { domain, range, phys, access });
+            }
+            None => self.map_pieces(&mapping),
+        }
+        range.first()
+    }
+
+    /// Makes room for larger leaves.
+    #[cold]
+    fn vacate(&mut self, range: IovaRange) {
+        let domain = self.id;
+        self.plan.steps.push(Step::Vacate { domain, range });
+        let units = self.domain.active.iter();
+        self.plan.steps.extend(units.map(|&(unit, _)| Step::Forget { unit, domain, range }));
+        self.vacated = true;
+    }
+
+    /// Maps memory that is not in one piece.
+    #[inline(never)]
+    fn map_pieces(&mut self, mapping: &Mapping) {
+        let Mapping { range, slot, offset, access, .. } = *mapping;
+        let domain = self.id;
+        let buffer = self.slots.get(slot).and_then(|record| self.buffers.get(record.buffer.0));
+        let Some(buffer) = buffer else { return };
+        let steps = &mut self.plan.steps;
+        buffer.memory.pieces(offset, range.length(), |at, phys, length| {
+            if let Some(range) = IovaRange::new(Iova(range.first().0 + at), length) {
+                steps.push(Step::Map { domain, range, phys, access });
+            }
+        });
+    }
+
+    /// A mapping left, if there was one.
+    #[inline]
+    fn leave(
+        &mut self,
+        left: Option<(MappingIndex, u32, u32)>,
+        range: IovaRange,
+    ) -> Result<Iova, Refusal> {
+        let (index, slot, charge) = left.ok_or(Refusal::NotMapped)?;
+        self.account.charge(charge, false);
+        self.journal.note(Change::Left(self.id, index, slot));
+        self.unmapped = Some(hull(self.unmapped, range));
+        self.plan.steps.push(Step::Unmap { domain: self.id, range });
+        Ok(Iova(0))
+    }
+
+    /// Orders what follows from all elements.
+    #[inline]
+    fn conclude(&mut self) {
+        let (domain, steps) = (self.id, &mut self.plan.steps);
+        if let Some(range) = self.unmapped {
+            let units = self.domain.active.iter();
+            steps.extend(units.map(|&(unit, _)| Step::Invalidate { unit, domain, range }));
+        }
+        if let Some(range) = self.mapped {
+            let units = self.domain.active.iter().map(|(unit, _)| *unit);
+            let units = units.filter(|unit| self.machine.needs_publishing(*unit));
+            steps.extend(units.map(|unit| Step::Publish { unit, domain, range }));
+        }
+        if self.unmapped.is_some() || self.vacated {
+            self.plan.last.push(Step::ReleaseTables { domain });
+        }
+    }
+}
+
+/// Refuses unless a client may have one mapping more.
+#[inline]
+const fn check_quota(account: &Account, quotas: &Quotas) -> Result<(), Refusal> {
+    if account.mappings < quotas.mappings { Ok(()) } else { Err(Refusal::Quota) }
+}
+
+/// Whether a request names a part of a buffer of `size` bytes, in whole pages, with an access.
+#[inline]
+pub(super) fn check(request: &MapRequest, size: u64) -> Result<(), Refusal> {
+    let MapRequest { offset, length, access, .. } = *request;
+    if access.is_empty() || access.bits() & !3 != 0 {
+        return Err(Refusal::BadAccess);
+    }
+    if length == 0 {
+        return Err(Refusal::Range);
+    }
+    if (offset | length) & (PAGE_SIZE - 1) != 0 {
+        return Err(Refusal::Alignment);
+    }
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Refusal::Range),
+    }
+}

@@ -1,0 +1,74 @@
+//! Units that come back after they failed, and what is given back then.
+//!
+//! While a unit is failed it is told nothing, since nobody knows what it would make of it. `Step::Revive` makes it
+//! forget all that it cached; from there on its entries are what its tables say: those of clients deny, those of
+//! policy are as they were. Entries that policy wants otherwise now are moved as ever.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::policy::decision::Decision;
+use crate::policy::ids::{BufferId, DomainId, Key};
+use crate::policy::state::domain::{Domain, Trust};
+use crate::policy::state::objects::Buffer;
+use crate::policy::step::{Binding, Step};
+use crate::policy::transition::{entries, release};
+
+/// Makes the entries of a unit that was revived what they are to be. Those that stay are written anew without being
+/// blocked on the way: devices under policy may be at work.
+pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<(), Refusal> {
+    let mut moves = Vec::new();
+    for &key in keys {
+        let (before, _) = decision.state.machine.sources.under_way(key);
+        let was = before.unwrap_or(Binding::Blocked);
+        let now = entries::binding(decision, key)?;
+        entries::unsilence(decision, key, was);
+        if was != now {
+            moves.push((key, was, now));
+            continue;
+        }
+        let (unit, source) = key;
+        decision.step(Step::Renew { unit, source, binding: now });
+        decision.step(Step::InvalidateEntry { unit, source, was: now });
+        decision.bind(key, now);
+    }
+    entries::move_entries(decision, &moves);
+    Ok(())
+}
+
+/// Gives back what is in quarantine; see [`crate::policy::Event::Proved`]. What a session still holds of it ends
+/// with the session.
+pub(super) fn proved(decision: &mut Decision<'_>) -> Result<(), Refusal> {
+    let state = &decision.state;
+    let owners = state.machine.owners.iter();
+    let held: Vec<DomainId> = owners.filter_map(|(_, owner)| owner.domain).collect();
+    let suspect = state.domains.iter().filter(|(_, domain)| domain.is_suspect());
+    let suspect: Vec<_> = suspect.map(|(id, domain)| (DomainId(id), is_unused(domain))).collect();
+    let kept = |buffer: BufferId| {
+        let domains = held.iter().filter_map(|id| state.domains.get(id.0));
+        domains.into_iter().any(|domain| domain.left.contains(&buffer))
+    };
+    let unproved = state.buffers.iter().filter(|(_, buffer)| buffer.unproved);
+    let unproved = unproved.map(|(id, _)| BufferId(id)).filter(|id| !kept(*id));
+    let unproved: Vec<BufferId> = unproved.collect();
+    for (id, unused) in suspect {
+        if held.contains(&id) {
+            decision.set_trust(id, Trust::Retired);
+        } else if unused {
+            decision.end_domain(id);
+        }
+    }
+    for id in unproved {
+        if let Some(buffer) = decision.change::<Buffer>(id.0) {
+            buffer.unproved = false;
+        }
+        release::free_if_unused(decision, id)?;
+    }
+    decision.last(Step::ReleaseAbandoned);
+    Ok(())
+}
+
+fn is_unused(domain: &Domain) -> bool {
+    domain.active.is_empty()
+}

@@ -1,0 +1,142 @@
+//! Buffers that sessions give up, and memory that nobody knows any more.
+
+use alloc::vec::Vec;
+
+use iommu_protocol::ids::Slot;
+use iommu_protocol::status::Refusal;
+
+use crate::policy::collections::ranges::hull;
+use crate::policy::decision::Decision;
+use crate::policy::event::Owed;
+use crate::policy::ids::{BufferId, DomainId, SessionId};
+use crate::policy::journal::Change;
+use crate::policy::state::domain::Trust;
+use crate::policy::state::objects::{Account, Buffer, Session, SlotRecord};
+use crate::policy::step::Step;
+use crate::policy::transition::compat;
+
+pub(super) fn release(
+    decision: &mut Decision<'_>,
+    id: SessionId,
+    slot: Slot,
+) -> Result<(), Refusal> {
+    let session = decision.state.usable(id)?;
+    let domain = session.domain;
+    let (number, record) = decision.state.slot(session, slot)?;
+    let buffer = record.buffer;
+    if let Some(domain) = domain {
+        unmap_slots(decision, domain, &[number])?;
+    }
+    drop_slot(decision, number);
+    free_if_unused(decision, buffer)
+}
+
+/// Unmaps all mappings of these slots, and takes them out.
+pub(super) fn unmap_slots(
+    decision: &mut Decision<'_>,
+    id: DomainId,
+    slots: &[u32],
+) -> Result<(), Refusal> {
+    let state = &mut decision.state;
+    let domain = state.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
+    let mut around = None;
+    for slot in slots {
+        let Some(record) = state.slots.get_mut(*slot) else { continue };
+        let all: Vec<_> = domain.mappings.list(&record.mappings).collect();
+        let charged = record.mappings.charged;
+        for (index, mapping) in all {
+            decision.plan.steps.push(Step::Unmap { domain: id, range: mapping.range });
+            around = Some(hull(around, mapping.range));
+            domain.mappings.take_out_at(index, &mut record.mappings);
+            decision.journal.note(Change::Left(id, index, *slot));
+        }
+        let account = state.sessions.get(record.session.0).map(|session| session.client);
+        if let Some(account) = account.and_then(|account| state.accounts.get_mut(account)) {
+            account.charge(charged, false);
+        }
+    }
+    if let Some(range) = around {
+        decision.invalidate(id, range);
+        decision.release_tables(id);
+    }
+    Ok(())
+}
+
+/// Removes a slot record. What a failed unit may still reach of it stays as it is, and is never given to anyone else.
+pub(super) fn drop_slot(decision: &mut Decision<'_>, number: u32) {
+    let Some(record) = decision.state.slots.get(number) else { return };
+    let (id, slot, buffer, charged) =
+        (record.session, record.number, record.buffer, record.charged());
+    let mapped = record.mappings.count > 0;
+    let reserved = record.granted.as_ref().map(|grants| grants.range);
+    let Some(session) = decision.change::<Session>(id.0) else { return };
+    session.set_slot(slot, None);
+    let (client, domain) = (session.client, session.domain);
+    let domain = domain.and_then(|id| Some((id, decision.state.domains.get_mut(id.0)?)));
+    let mut stuck = false;
+    if let Some((id, domain)) = domain {
+        if domain.trust == Trust::Suspect {
+            stuck = mapped;
+            if stuck {
+                domain.left.push(buffer);
+                decision.journal.note(Change::LeftMapped(id));
+            }
+        } else if let Some(range) = reserved {
+            decision.journal.note(Change::Free(id, range));
+        }
+    }
+    decision.remove::<SlotRecord>(number);
+    if let Some(account) = decision.change::<Account>(client) {
+        account.buffers -= 1;
+        account.charge(charged, false);
+    }
+    if let Some(buffer) = decision.change::<Buffer>(buffer.0) {
+        buffer.slots -= 1;
+        buffer.unproved |= stuck;
+    }
+}
+
+/// Frees the memory of a buffer that no session knows, no handle is open on, and no unit may reach.
+pub(super) fn free_if_unused(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refusal> {
+    if decision.state.buffer(id)?.is_unused() { free(decision, id) } else { Ok(()) }
+}
+
+/// Gives the memory of a buffer back: to policy, then to the system.
+pub(super) fn free(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refusal> {
+    let buffer = decision.state.buffer(id)?;
+    if decision.frugal && !buffer.taken.is_empty() {
+        decision.owe(Owed::Buffer(id), true);
+        return Ok(());
+    }
+    let (client, length, charged) = (buffer.client, buffer.length, buffer.charged);
+    let taken = buffer.taken.clone();
+    compat::give(decision, &taken)?;
+    decision.last(Step::ReleaseBuffer { buffer: id });
+    decision.remove_buffer(id);
+    let pooled = decision.state.pool.of(length);
+    if let Some(account) = decision.change::<Account>(client).filter(|_| charged) {
+        account.memory -= length;
+        account.taken -= pooled;
+    }
+    close_account(decision, client);
+    Ok(())
+}
+
+/// Closes an account with nothing on it.
+pub(super) fn close_account(decision: &mut Decision<'_>, number: u32) {
+    let account = decision.state.accounts.get(number).filter(|account| account.is_idle());
+    if let Some(client) = account.map(|account| account.client) {
+        decision.state.clients.remove(&client);
+        decision.remove::<Account>(number);
+    }
+}
+
+pub(super) fn drop_hold(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refusal> {
+    if decision.state.buffer(id)?.holds == 0 {
+        return Err(Refusal::BadHandle);
+    }
+    if let Some(buffer) = decision.change::<Buffer>(id.0) {
+        buffer.holds -= 1;
+    }
+    free_if_unused(decision, id)
+}

@@ -1,0 +1,128 @@
+//! Units come up, fail, and come back.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_protocol::status::Refusal;
+
+use crate::policy::decision::Decision;
+use crate::policy::ids::{Key, UnitIndex};
+use crate::policy::journal::Change;
+use crate::policy::state::State;
+use crate::policy::state::domain::{Domain, Trust};
+use crate::policy::state::objects::{Activity, Unit};
+use crate::policy::state::tags::Holds;
+use crate::policy::step::{Binding, PASS_THROUGH_TAG, Step};
+use crate::policy::transition::{domain, entries, recovery};
+use crate::topology::capabilities::UnitCapabilities;
+
+pub(super) fn ready(
+    decision: &mut Decision<'_>,
+    unit: UnitIndex,
+    capabilities: &UnitCapabilities,
+) -> Result<(), Refusal> {
+    let comes_back = match decision.state.machine.unit(unit).ok_or(Refusal::NotFound)? {
+        Unit::Enabled { .. } => return Ok(()),
+        Unit::Failed => true,
+        Unit::Parsed => false,
+    };
+    if comes_back {
+        // First: a unit that is still not there costs no memory.
+        decision.step(Step::Revive { unit });
+    }
+    let class = domain::class(decision, capabilities)?;
+    decision.set_unit(unit, Unit::Enabled { capabilities: *capabilities, class });
+    enter_named(decision, unit);
+    let sources = decision.state.machine.sources.of(unit);
+    let keys: Vec<Key> = sources.map(|(source, _)| (unit, source)).collect();
+    let late = if comes_back {
+        recovery::enter_again(decision, &keys)?;
+        Vec::new()
+    } else {
+        enter_first(decision, &keys)?
+    };
+    decision.step(Step::Enable { unit });
+    // It was flushed: it holds nothing under any tag.
+    decision.plan.steps.extend(late);
+    decision.journal.note(Change::Tags(Box::new(decision.state.tags.clone())));
+    decision.state.tags.flushed(unit);
+    Ok(())
+}
+
+/// Makes the entries of devices that firmware names and that are no PCI functions.
+fn enter_named(decision: &mut Decision<'_>, unit: UnitIndex) {
+    for key in decision.state.machine.named_entries(unit) {
+        if decision.state.machine.sources.get(key).is_none() {
+            decision.state.machine.sources.enter(key);
+            decision.journal.note(Change::Source(key));
+        }
+    }
+}
+
+/// Writes the entries of a unit that uses none of them yet; returns the steps of those that may be opened only when the
+/// unit was flushed.
+fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, Refusal> {
+    let mut late = Vec::new();
+    for &key in keys {
+        let now = entries::binding(decision, key)?;
+        let (unit, source, was) = (key.0, key.1, Binding::Blocked);
+        let mut opening = entries::opening(key, now);
+        if opening.is_some() && opens_late(decision.state, unit, now) {
+            late.extend(opening.take());
+            late.push(Step::InvalidateEntry { unit, source, was });
+        }
+        decision.step(opening.unwrap_or(Step::Block { unit, source, was }));
+        decision.bind(key, now);
+    }
+    Ok(late)
+}
+
+/// Whether an entry with this binding may be written only when the unit was flushed.
+fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
+    let tag = match binding {
+        _ if state.tags.holds(unit) == Holds::Nothing => return false,
+        Binding::Blocked => return false,
+        Binding::PassThrough => Some(PASS_THROUGH_TAG),
+        Binding::Domain(domain) => state.domains.get(domain.0).map(|domain| domain.tag),
+    };
+    tag.is_none_or(|tag| state.tags.is_stale(unit, tag))
+}
+
+/// A unit that failed may go on using what it has cached. Clients' devices behind it are denied as far as
+/// its tables reach; the others go on as they are, since nothing is ever given to them.
+pub(super) fn failed(decision: &mut Decision<'_>, unit: UnitIndex) -> Result<(), Refusal> {
+    let machine = &decision.state.machine;
+    if matches!(machine.unit(unit).ok_or(Refusal::NotFound)?, Unit::Failed) {
+        return Ok(());
+    }
+    let entries: Vec<_> = machine.sources.of(unit).collect();
+    let users = entries.iter().flat_map(|(_, source)| source.users.iter().copied());
+    let users: Vec<_> = users.collect();
+    let bound = entries.iter().filter_map(|(source, entry)| match entry.binding {
+        Some(Binding::Domain(domain)) => Some(((unit, *source), domain)),
+        _ => None,
+    });
+    let of_client = |domain: u32| decision.state.domains.get(domain).is_some_and(Domain::is_client);
+    let bound: Vec<_> = bound.filter(|(_, domain)| of_client(domain.0)).collect();
+    decision.set_unit(unit, Unit::Failed);
+    decision.journal.note(Change::Tags(Box::new(decision.state.tags.clone())));
+    decision.state.tags.failed(unit);
+    let mut keys = Vec::new();
+    for user in users {
+        let function = decision.state.machine.function(user);
+        let Some(function) = function.filter(|f| f.activity == Activity::Attached) else {
+            continue;
+        };
+        let group = function.group;
+        // Nobody has said that it is quiet: when the unit is back, policy may not let it through.
+        decision.set_activity(user, Activity::Unquiesced);
+        decision.state.machine.keys(group, &mut keys);
+    }
+    keys.retain(|key| key.0 != unit);
+    for (key, domain) in bound {
+        entries::deny(decision, key);
+        decision.set_trust(domain, Trust::Suspect);
+        decision.bind(key, Binding::Blocked);
+    }
+    entries::rebind(decision, keys)
+}
