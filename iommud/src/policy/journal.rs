@@ -47,6 +47,8 @@ pub(super) enum Change {
     Free(DomainId, IovaRange),
     /// A function is entered at commit.
     Add(Box<PciFunction>),
+    /// At commit a unit is known to hold nothing of others. Until then the note for the next server says that it may.
+    Flushed(UnitIndex),
     Account(u32, Object<Account>),
     Buffer(u32, Object<Buffer>),
     Domain(u32, Object<Domain>),
@@ -142,7 +144,10 @@ impl Journal {
     /// Notes a change that was made.
     #[inline]
     pub(super) fn note(&mut self, change: Change) {
-        self.unsettled |= matches!(change, Change::Left(..) | Change::Free(..) | Change::Add(_));
+        self.unsettled |= matches!(
+            change,
+            Change::Left(..) | Change::Free(..) | Change::Add(_) | Change::Flushed(_)
+        );
         self.changes.push(change);
     }
 
@@ -176,6 +181,10 @@ impl Journal {
                 }
                 Change::Add(function) => {
                     state.machine.add(*function);
+                    continue;
+                }
+                Change::Flushed(unit) => {
+                    state.tags.flushed(unit);
                     continue;
                 }
                 _ => continue,
@@ -260,7 +269,7 @@ impl Change {
                     domain.space.free(range);
                 }
             }
-            Self::Free(..) | Self::Add(_) => {}
+            Self::Free(..) | Self::Add(_) | Self::Flushed(_) => {}
             Self::Account(number, what) => {
                 if let Some(account) = state.accounts.get(number) {
                     state.clients.remove(&account.client);

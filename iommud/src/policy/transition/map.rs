@@ -3,13 +3,11 @@
 //! What holds for all of a batch is looked up once: the session, its domain, its account. The steps follow in the order
 //! of the elements; one invalidation for each unit, around all that was unmapped, comes after them.
 
-use alloc::vec::Vec;
-
 use iommu_protocol::ids::Slot;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
 
-use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
+use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::policy::collections::ranges::{Ranges, hull};
 use crate::policy::collections::slab::Slab;
 use crate::policy::config::Quotas;
@@ -24,6 +22,7 @@ use crate::policy::state::machine::Machine;
 use crate::policy::state::mappings::{Mapping, MappingIndex};
 use crate::policy::state::objects::{Account, Buffer, Session, SlotRecord};
 use crate::policy::step::Step;
+use crate::policy::transition::request::{check, each};
 use crate::policy::transition::unconfined;
 
 pub(super) fn batch(
@@ -37,23 +36,6 @@ pub(super) fn batch(
     let outcome = each(items, |item| batch.item(item))?;
     batch.conclude();
     Ok(outcome)
-}
-
-/// Carries out elements in order, and says which one was refused.
-pub(super) fn each(
-    items: &[BatchRequest],
-    mut work: impl FnMut(&BatchRequest) -> Result<Iova, Refusal>,
-) -> Result<Outcome, Refused> {
-    if let [one] = items {
-        return Ok(Outcome::Single(work(one)?));
-    }
-    let mut addresses = Vec::with_capacity(items.len());
-    for (at, item) in items.iter().enumerate() {
-        let item = work(item)
-            .map_err(|refusal| Refused { refusal, item: u32::try_from(at).unwrap_or(u32::MAX) });
-        addresses.push(item?);
-    }
-    Ok(Outcome::Batch(addresses))
 }
 
 /// A session whose mappings change, and what that needs of the state and of the decision.
@@ -263,23 +245,4 @@ impl<'a> Batch<'a> {
 #[inline]
 const fn check_quota(account: &Account, quotas: &Quotas) -> Result<(), Refusal> {
     if account.mappings < quotas.mappings { Ok(()) } else { Err(Refusal::Quota) }
-}
-
-/// Whether a request names a part of a buffer of `size` bytes, in whole pages, with an access.
-#[inline]
-pub(super) fn check(request: &MapRequest, size: u64) -> Result<(), Refusal> {
-    let MapRequest { offset, length, access, .. } = *request;
-    if access.is_empty() || access.bits() & !3 != 0 {
-        return Err(Refusal::BadAccess);
-    }
-    if length == 0 {
-        return Err(Refusal::Range);
-    }
-    if (offset | length) & (PAGE_SIZE - 1) != 0 {
-        return Err(Refusal::Alignment);
-    }
-    match offset.checked_add(length) {
-        Some(end) if end <= size => Ok(()),
-        _ => Err(Refusal::Range),
-    }
 }

@@ -12,6 +12,7 @@ mod map_list;
 mod owed;
 mod recovery;
 mod release;
+mod request;
 mod session;
 mod unconfined;
 mod unit;

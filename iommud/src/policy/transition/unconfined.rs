@@ -10,7 +10,7 @@ use crate::policy::ids::SessionId;
 use crate::policy::state::State;
 use crate::policy::state::memory::Memory;
 use crate::policy::transition::buffer::use_directly;
-use crate::policy::transition::map::{check, each};
+use crate::policy::transition::request::{check, each};
 
 /// A part of a buffer that an element is about.
 struct Part {

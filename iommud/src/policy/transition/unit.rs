@@ -44,8 +44,7 @@ pub(super) fn ready(
     decision.step(Step::Enable { unit });
     // It was flushed: it holds nothing under any tag.
     decision.plan.steps.extend(late);
-    decision.journal.note(Change::Tags(Box::new(decision.state.tags.clone())));
-    decision.state.tags.flushed(unit);
+    decision.journal.note(Change::Flushed(unit));
     Ok(())
 }
 
