@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use iommu_protocol::Refusal;
 use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
 use iommu_protocol::wire::{Access, AllocateFlags};
 use iommud::addr::{Iova, IovaRange, PhysAddr, PhysRange};
@@ -17,8 +16,8 @@ use iommud::hw::{
 };
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use iommud::policy::{
-    AllocateRequest, ChangePlan, ClientId, Config, Decided, Event, Outcome, Quotas, Registry,
-    SessionId, UnitIndex,
+    AllocateRequest, BatchRequest, ClientId, Config, Event, Outcome, Quotas, Registry, SessionId,
+    UnitIndex,
 };
 use iommud::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
@@ -282,6 +281,8 @@ pub struct Core {
     pub engine: Engine<Counting>,
     pub buffers: Buffers,
     pub session: SessionId,
+    /// The list of the last change, kept for its capacity.
+    items: Vec<BatchRequest>,
 }
 
 impl Core {
@@ -304,7 +305,7 @@ impl Core {
             }
         }
         let session = session.expect("claimed");
-        let mut core = Self { registry, engine, buffers, session };
+        let mut core = Self { registry, engine, buffers, session, items: Vec::new() };
         core.run(&Event::Attach(session));
         core
     }
@@ -314,23 +315,21 @@ impl Core {
         carry(&mut self.registry, &mut self.engine, &mut self.buffers, event)
     }
 
-    /// Runs one change by itself, as the server does: the address, 0 for an unmap or revoke.
-    #[inline(always)]
-    pub fn change(
-        &mut self,
-        decide: impl FnOnce(&mut Registry, SessionId, &mut ChangePlan) -> Result<Decided, Refusal>,
-    ) -> Iova {
-        let mut plan = ChangePlan::default();
-        match decide(&mut self.registry, self.session, &mut plan) {
-            Ok(Decided::Change) => {}
+    /// Runs one change, a batch of one, as the server does: the address, 0 for an unmap or revoke.
+    #[inline]
+    pub fn change(&mut self, change: BatchRequest) -> Iova {
+        let mut items = core::mem::take(&mut self.items);
+        items.push(change);
+        let event = Event::Batch(self.session, items);
+        let outcome = self.run(&event);
+        if let Event::Batch(_, items) = event {
+            self.items = items;
+            self.items.clear();
+        }
+        match outcome {
+            Outcome::Single(iova) => iova,
             other => panic!("{other:?}"),
         }
-        let iova = plan.iova();
-        match self.engine.run_change(&plan, &mut self.buffers) {
-            Ok(()) => self.registry.commit_change(plan),
-            Err(failure) => panic!("{failure:?}"),
-        }
-        iova
     }
 
     /// A buffer that is not mapped by itself when `flags` say so; the slot and its address.

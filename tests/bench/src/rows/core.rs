@@ -48,14 +48,10 @@ impl Ring {
     pub fn turn(&mut self) -> u64 {
         for page in 0..RING {
             if let Some(&old) = self.live.get(page as usize) {
-                self.core.change(|registry, session, plan| {
-                    registry.decide_unmap(session, (old, 4096), plan)
-                });
+                self.core.change(BatchRequest::Unmap { iova: old, length: 4096 });
             }
             let request = request(self.slot, page);
-            let iova = self
-                .core
-                .change(|registry, session, plan| registry.decide_map(session, &request, plan));
+            let iova = self.core.change(BatchRequest::Map(request));
             match self.live.get_mut(page as usize) {
                 Some(place) => *place = iova,
                 None => self.live.push(iova),
@@ -84,13 +80,11 @@ impl Grants {
         let slot = self.slot;
         for page in 0..RING {
             if self.granted {
-                self.core.change(|registry, session, plan| {
-                    registry.decide_revoke(session, (slot, page * 4096, 4096), plan)
-                });
+                let offset = page * 4096;
+                self.core.change(BatchRequest::Revoke { slot, offset, length: 4096 });
             }
             let request = request(slot, page);
-            self.core
-                .change(|registry, session, plan| registry.decide_grant(session, &request, plan));
+            self.core.change(BatchRequest::Grant(request));
         }
         self.granted = true;
         RING
