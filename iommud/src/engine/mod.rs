@@ -24,7 +24,7 @@ use iommu_protocol::status::Refusal;
 use crate::hw::TableMemory;
 use crate::hw::page_table::{Detached, MapError, PageTable};
 use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
-use crate::policy::{Payer, Plan, UnitIndex};
+use crate::policy::{Orders, Payer, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -168,19 +168,19 @@ impl<U: Unit> Engine<U> {
     /// The first step that failed; the ones before it were undone.
     pub fn run<B: BufferMemory>(
         &mut self,
-        plan: &Plan,
+        orders: &Orders,
         buffers: &mut B,
     ) -> Result<(), StepFailure> {
         let before = self.memory.frames_in_use();
-        let (steps, pages) = (plan.steps(), plan.pages());
-        let (fallible, last) = steps.split_at_checked(plan.fallible()).unwrap_or((steps, &[]));
+        let (steps, pages) = (orders.steps(), orders.pages());
+        let (fallible, last) = steps.split_at_checked(orders.fallible()).unwrap_or((steps, &[]));
         for (index, step) in fallible.iter().enumerate() {
             if let Err(fault) = self.carry_out(step, pages, buffers) {
                 let done = fallible.get(..index).unwrap_or_default();
                 return Err(self.undo(done, index, fault));
             }
         }
-        if let Err(fault) = self.afford(plan.charge(), before) {
+        if let Err(fault) = self.afford(orders.charge(), before) {
             return Err(self.undo(fallible, fallible.len(), fault));
         }
         for step in last {

@@ -16,7 +16,7 @@ use crate::hw::{
     BufferMemory, BufferPool, Constraints, Entry, HardwareFault, MemoryError, TableMemory, Unit,
     UnitError,
 };
-use crate::policy::{Binding, BufferId, DomainId, Payer, Plan, Step, UnitIndex};
+use crate::policy::{Binding, BufferId, DomainId, Orders, Payer, Step, UnitIndex};
 use crate::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
 };
@@ -229,7 +229,7 @@ fn machine() -> Engine<FakeUnit> {
     let mut engine = Engine::new(TestMemory::new());
     engine.install(UNIT, FakeUnit::new(usize::MAX));
     engine.install(OTHER, FakeUnit::new(usize::MAX));
-    let plan = Plan::of(&[
+    let plan = Orders::of(&[
         create(OLD, 2),
         map(OLD, 0x20_0000, 0x20_0000),
         map(OLD, 0x8000_0000, 0x1000),
@@ -244,8 +244,8 @@ fn unit(engine: &mut Engine<FakeUnit>, index: usize) -> &mut FakeUnit {
 }
 
 /// A move into a new domain: everything that attaching does.
-fn moving() -> Plan {
-    Plan::of(&[
+fn moving() -> Orders {
+    Orders::of(&[
         create(NEW, 3),
         map(NEW, 0x1000, 0x3000),
         map(OLD, 0x4000_0000, 0x1000),
@@ -319,7 +319,7 @@ fn an_unmap_that_fails_is_bit_identical_whichever_unit_fails() {
         let mut engine = machine();
         let before = engine.memory.snapshot();
         unit(&mut engine, index).budget = 0;
-        let plan = Plan::of(&[
+        let plan = Orders::of(&[
             unmap(OLD, 0x20_0000, 0x20_0000),
             unmap(OLD, 0x8000_0000, 0x1000),
             invalidate(UNIT, OLD, 0x20_0000, 0x7fe0_1000),
@@ -340,7 +340,7 @@ fn an_unmap_that_fails_is_bit_identical_whichever_unit_fails() {
 fn tables_and_buffers_are_freed_after_the_invalidation() {
     let mut engine = machine();
     let frames = engine.memory.frames_in_use();
-    let plan = Plan::of(&[
+    let plan = Orders::of(&[
         unmap(OLD, 0x8000_0000, 0x1000),
         invalidate(UNIT, OLD, 0x8000_0000, 0x1000),
         Step::ReleaseTables { domain: OLD },
@@ -358,7 +358,7 @@ fn a_split_that_is_undone_is_bit_identical() {
     let mut engine = machine();
     let before = engine.memory.snapshot();
     unit(&mut engine, 1).budget = 0;
-    let plan = Plan::of(&[
+    let plan = Orders::of(&[
         unmap(OLD, 0x21_0000, 0x1000),
         invalidate(UNIT, OLD, 0x21_0000, 0x1000),
         invalidate(OTHER, OLD, 0x21_0000, 0x1000),
@@ -382,14 +382,14 @@ fn what_does_not_exist_is_an_error_and_changes_nothing() {
         Step::Enable { unit: UnitIndex(9) },
         Step::Translate { unit: UNIT, source: SOURCE, domain: DomainId(u32::MAX) },
     ] {
-        let failure = engine.run(&Plan::of(&[step]), &mut Buffers::default()).unwrap_err();
+        let failure = engine.run(&Orders::of(&[step]), &mut Buffers::default()).unwrap_err();
         assert!(failure.lost.is_empty(), "{step:?}");
         assert_eq!(engine.memory.snapshot(), before, "{step:?}");
     }
 }
 
 /// Pages of a list across two tables, one of them live.
-fn list(budget: usize) -> (Engine<FakeUnit>, Plan) {
+fn list(budget: usize) -> (Engine<FakeUnit>, Orders) {
     let mut engine = machine();
     unit(&mut engine, 1).budget = budget;
     let pages: Vec<PhysAddr> = (0..600_u64).map(|n| PhysAddr(n * 0x7000)).collect();
@@ -399,7 +399,7 @@ fn list(budget: usize) -> (Engine<FakeUnit>, Plan) {
         publish(UNIT, OLD, first, length),
         publish(OTHER, OLD, first, length),
     ];
-    (engine, Plan::with_pages(&steps, &pages))
+    (engine, Orders::with_pages(&steps, &pages))
 }
 
 #[test]
@@ -433,7 +433,7 @@ fn a_list_is_entered_whole_or_not_at_all() {
 fn a_storm_that_cannot_be_told_of_is_reported_as_before() {
     let was = Binding::Domain(OLD);
     let silence = |silent| {
-        Plan::of(&[
+        Orders::of(&[
             Step::SuppressFaults { unit: UNIT, source: SOURCE, silent, was },
             Step::InvalidateEntry { unit: UNIT, source: SOURCE, was },
         ])

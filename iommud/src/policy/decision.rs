@@ -13,7 +13,7 @@ use crate::policy::collections::ranges::Piece;
 use crate::policy::event::Owed;
 use crate::policy::ids::{BufferId, DomainId, GroupId, Key, UnitIndex};
 use crate::policy::journal::{Change, Journal, Kept, Object};
-use crate::policy::plan::Contents;
+use crate::policy::plan::Orders;
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Trust};
 use crate::policy::state::objects::{Activity, Buffer, Function, GroupState, Unit};
@@ -21,9 +21,9 @@ use crate::policy::step::{Binding, Step};
 use crate::topology::table::FunctionIndex;
 
 /// What every transition gets.
-pub(super) struct Decision<'a> {
+pub struct Decision<'a> {
     pub(super) state: &'a mut State,
-    pub(super) plan: &'a mut Contents,
+    pub(super) plan: &'a mut Orders,
     pub(super) journal: &'a mut Journal,
     /// The plan may take no memory: it is of an end of life for which there was none. What needs some is owed.
     pub(super) frugal: bool,

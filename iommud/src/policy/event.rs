@@ -1,4 +1,4 @@
-//! What can happen, and what comes of it.
+//! What can happen: events without an outcome, and requests that have one.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -12,8 +12,8 @@ use crate::policy::ids::{BufferId, ClientId, SessionId, UnitIndex};
 use crate::topology::capabilities::UnitCapabilities;
 use crate::topology::pci::PciFunction;
 
-/// Something that happened. Requests of clients, units coming up and failing, functions coming and going
-/// and the deaths of clients enter the same queue.
+/// Something that happened of which there is nothing to tell. Requests of clients, units coming up and failing,
+/// functions coming and going and the deaths of clients enter the same queue.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A unit was brought up as far as taking entries, or failed and is to come back. Its plan ends with turning
@@ -34,35 +34,13 @@ pub enum Event {
     MemoryReturned(PhysRange),
     /// A requester has too many faults: its unit is to report no more of them, until its entry is moved.
     Storm(UnitIndex, RequesterId),
-    /// A device was opened for writing; under a session, when its owner opens another member.
-    Claim {
-        /// Whose quota it counts against.
-        client: ClientId,
-        /// The device.
-        address: PciAddress,
-        /// The session it was opened under.
-        parent: Option<SessionId>,
-    },
     /// Attach, detach: into the session's domain, back to policy.
     Attach(SessionId),
     /// See `Attach`.
     Detach(SessionId),
-    /// A buffer was allocated for a session.
-    Allocate(SessionId, AllocateRequest),
     /// A session gives up a buffer.
     Release(SessionId, Slot),
-    /// Another session of the same client is given a buffer.
-    Import(SessionId, BufferId),
-    /// A session of any client is given a buffer which it expects, by whoever has that. The memory stays charged to the
-    /// client that allocated it; the slot and its mappings are charged to the session's.
-    ImportShared(SessionId, BufferId),
-    /// Maps and unmaps, all or none. A single one is a batch of one.
-    Batch(SessionId, Vec<BatchRequest>),
-    /// Maps pages of a buffer, in any order, to consecutive addresses, as one mapping.
-    MapList(SessionId, ListRequest),
-    /// A buffer's descriptor was opened, and closed again.
-    Hold(SessionId, Slot),
-    /// See `Hold`.
+    /// A buffer's descriptor was closed.
     Drop(BufferId),
     /// A session was closed, or its process died.
     Close(SessionId),
@@ -160,28 +138,51 @@ pub struct ListRequest {
     pub pages: Vec<u32>,
 }
 
-/// What came of an event that was carried out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Outcome {
-    /// Done; there is nothing to tell.
-    #[default]
-    Done,
-    /// A new session.
-    Session(SessionId),
-    /// A buffer was entered, at this address.
-    Buffer {
-        /// Its slot in the session.
-        slot: Slot,
-        /// Where it is mapped or will be.
-        iova: Iova,
-    },
-    /// A buffer is held, or was imported under this slot.
-    Held(BufferId, Slot),
-    /// A batch of one was carried out: its address (0 for an unmap); or a list was mapped there.
-    Single(Iova),
-    /// One address an element of the batch (0 for an unmap).
-    Batch(Vec<Iova>),
+/// A device was opened for writing; under a session, when its owner opens another member.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// Whose quota it counts against.
+    pub client: ClientId,
+    /// The device.
+    pub address: PciAddress,
+    /// The session it was opened under.
+    pub parent: Option<SessionId>,
 }
+
+/// A buffer was allocated for a session.
+#[derive(Clone, Debug)]
+pub struct Allocate(pub SessionId, pub AllocateRequest);
+
+/// Where a buffer was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its slot in the session.
+    pub slot: Slot,
+    /// Where it is mapped or will be.
+    pub iova: Iova,
+}
+
+/// A session of the same client is given a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Import(pub SessionId, pub BufferId);
+
+/// A session of any client is given a buffer which it expects, by whoever has that. The memory stays charged to the
+/// client that allocated it; the slot and its mappings are charged to the session's.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportShared(pub SessionId, pub BufferId);
+
+/// A buffer's descriptor was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold(pub SessionId, pub Slot);
+
+/// Maps and unmaps, all or none. A single one is a batch of one. [`Orders::addresses`](crate::policy::Orders::addresses)
+/// has an address for each.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a>(pub SessionId, pub &'a [BatchRequest]);
+
+/// Maps pages of a buffer, in any order, to consecutive addresses, as one mapping.
+#[derive(Clone, Copy, Debug)]
+pub struct MapList<'a>(pub SessionId, pub &'a ListRequest);
 
 /// An event was refused; nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,13 +39,15 @@ mod views;
 
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
 pub use event::{
-    AllocateRequest, BatchRequest, Event, ListRequest, MapRequest, Outcome, Owed, Refused,
+    Allocate, AllocateRequest, Batch, BatchRequest, Claim, Event, Hold, Import, ImportShared,
+    ListRequest, MapList, MapRequest, Owed, Placed, Refused,
 };
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
-pub use plan::Plan;
+pub use plan::{Orders, Plan};
 pub use registry::Registry;
 pub use state::tags::Holds;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
+pub use transition::Request;
 pub use view::{
     BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,
     UnitState, UnitView, VacantBuses,

@@ -3,8 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::addr::PhysAddr;
-use crate::policy::event::Outcome;
+use crate::addr::{Iova, PhysAddr};
 use crate::policy::journal::Journal;
 use crate::policy::step::{Charge, Step};
 use crate::topology::capabilities::DomainTag;
@@ -12,22 +11,26 @@ use crate::topology::capabilities::DomainTag;
 /// A decision, complete before the first register is touched. [`Registry::commit`] or
 /// [`Registry::abort`] consumes it; there is at most one at a time.
 ///
-/// Steps that cannot fail come after all that can, so that a failure can always be undone.
-///
 /// [`Registry::commit`]: crate::policy::Registry::commit
 /// [`Registry::abort`]: crate::policy::Registry::abort
 #[derive(Debug)]
 #[must_use = "a plan is consumed by commit or abort"]
-pub struct Plan {
+pub struct Plan<T = ()> {
     pub(super) contents: Box<Contents>,
+    /// What is to be told, once the plan is carried out.
+    pub(super) outcome: T,
+}
+
+/// What is to be done, and what takes the decision back.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) orders: Orders,
     pub(super) journal: Journal,
 }
 
-/// What is to be done.
+/// What is to be done. Steps that cannot fail come after all that can, so that a failure can always be undone.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
-    /// What is to be told of it, once it is carried out.
-    pub(super) outcome: Outcome,
+pub struct Orders {
     /// Which frames it may take.
     pub(super) charge: Charge,
     /// Steps, in order. When the plan is complete the last ones are behind them.
@@ -38,66 +41,81 @@ pub(super) struct Contents {
     pub(super) last: Vec<Step>,
     /// The memory of each page of a [`Step::MapList`].
     pub(super) pages: Vec<PhysAddr>,
+    /// An address for each element of a batch.
+    pub(super) addresses: Vec<Iova>,
     /// The last tag it took.
     pub(super) tag: Option<DomainTag>,
 }
 
 impl Contents {
-    /// Puts the last steps behind the others: the plan is complete.
-    #[inline]
-    pub(super) fn finish(&mut self, outcome: Outcome) {
-        self.fallible = self.steps.len();
-        self.steps.append(&mut self.last);
-        self.outcome = outcome;
-    }
-
-    /// Forgets everything but the capacity of the lists.
+    /// Forgets everything but the capacity of the lists. The journal was consumed.
     #[inline]
     pub(super) fn clear(&mut self) {
-        self.steps.clear();
-        self.last.clear();
-        self.pages.clear();
-        (self.tag, self.charge, self.outcome) = (None, Charge::Unlimited, Outcome::Done);
+        let Orders { charge, steps, last, pages, addresses, tag, .. } = &mut self.orders;
+        (*tag, *charge) = (None, Charge::Unlimited);
+        steps.clear();
+        last.clear();
+        pages.clear();
+        addresses.clear();
     }
 }
 
-impl Plan {
-    /// What is to be done, in order.
+impl<T> Plan<T> {
+    /// What is to be done.
+    #[must_use]
+    pub const fn orders(&self) -> &Orders {
+        &self.contents.orders
+    }
+}
+
+impl Orders {
+    /// Puts the last steps behind the others: the plan is complete.
+    #[inline]
+    pub(super) fn finish(&mut self) {
+        self.fallible = self.steps.len();
+        self.steps.append(&mut self.last);
+    }
+
+    /// All steps, in order.
     #[must_use]
     pub fn steps(&self) -> &[Step] {
-        &self.contents.steps
+        &self.steps
     }
 
     /// How many steps may fail: those behind them can neither fail nor be undone.
     #[must_use]
     pub const fn fallible(&self) -> usize {
-        self.contents.fallible
+        self.fallible
     }
 
     /// The memory of each page of the plan's `MapList`.
     #[must_use]
     pub fn pages(&self) -> &[PhysAddr] {
-        &self.contents.pages
+        &self.pages
+    }
+
+    /// One address for each element of a batch: 0 for an unmap or revoke.
+    #[must_use]
+    pub fn addresses(&self) -> &[Iova] {
+        &self.addresses
     }
 
     /// Which frames it may take.
     #[must_use]
     pub const fn charge(&self) -> Charge {
-        self.contents.charge
+        self.charge
     }
 
-    /// A plan of these steps, for tests of the engine.
+    /// These steps, for tests of the engine.
     #[cfg(test)]
     pub(crate) fn of(steps: &[Step]) -> Self {
         Self::with_pages(steps, &[])
     }
 
-    /// As [`Plan::of`], with the memory of a list.
+    /// As [`Orders::of`], with the memory of a list.
     #[cfg(test)]
     pub(crate) fn with_pages(steps: &[Step], pages: &[PhysAddr]) -> Self {
         let fallible = steps.iter().rposition(|step| !step.is_final()).map_or(0, |at| at + 1);
-        let (steps, pages) = (steps.into(), pages.into());
-        let contents = Contents { steps, pages, fallible, ..Contents::default() };
-        Self { contents: Box::new(contents), journal: Journal::default() }
+        Self { steps: steps.into(), pages: pages.into(), fallible, ..Self::default() }
     }
 }

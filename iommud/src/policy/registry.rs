@@ -9,11 +9,10 @@ use alloc::boxed::Box;
 use crate::addr::PhysRange;
 use crate::policy::config::Config;
 use crate::policy::decision::Decision;
-use crate::policy::event::{Event, Outcome, Refused};
-use crate::policy::journal::Journal;
-use crate::policy::plan::Plan;
+use crate::policy::event::Refused;
+use crate::policy::plan::{Contents, Plan};
 use crate::policy::state::State;
-use crate::policy::transition;
+use crate::policy::transition::Request;
 use crate::topology::firmware::Firmware;
 
 /// The state of everything, and what may become of it.
@@ -25,7 +24,7 @@ pub struct Registry {
 
 /// The lists of the last plan, empty, kept for their capacity.
 #[derive(Default)]
-struct Spare(Option<Plan>);
+struct Spare(Option<Box<Contents>>);
 
 /// A copy has none: between plans there is nothing in them.
 impl Clone for Spare {
@@ -50,55 +49,53 @@ impl Registry {
         Self { state: State::new(config, firmware, ram, own), spare: Spare::default() }
     }
 
-    /// Decides what comes of an event. Until the plan is consumed, no other event may be decided.
+    /// Decides what comes of a request or event. Until the plan is consumed, no other may be decided.
     ///
     /// # Errors
-    /// What the event is refused for; nothing has changed.
-    pub fn decide(&mut self, event: &Event) -> Result<Plan, Refused> {
-        let new = || Plan { contents: Box::default(), journal: Journal::default() };
-        let Plan { mut contents, mut journal } = self.spare.0.take().unwrap_or_else(new);
-        contents.charge = transition::charge(&self.state, event);
-        let (state, plan) = (&mut self.state, &mut *contents);
-        let mut decision = Decision { state, plan, journal: &mut journal, frugal: false };
-        match transition::decide(&mut decision, event) {
+    /// What it is refused for; nothing has changed.
+    pub fn decide<R: Request>(&mut self, request: &R) -> Result<Plan<R::Outcome>, Refused> {
+        let mut contents = self.spare.0.take().unwrap_or_default();
+        let Contents { orders, journal } = &mut *contents;
+        let (state, plan) = (&mut self.state, orders);
+        match request.decide(&mut Decision { state, plan, journal, frugal: false }) {
             Ok(outcome) => {
-                contents.finish(outcome);
-                Ok(Plan { contents, journal })
+                contents.orders.finish();
+                Ok(Plan { contents, outcome })
             }
             Err(refused) => {
-                self.abort(Plan { contents, journal });
+                self.abort(Plan { contents, outcome: () });
                 Err(refused)
             }
         }
     }
 
     /// Takes note that every step of the plan was carried out.
-    pub fn commit(&mut self, mut plan: Plan) -> Outcome {
-        plan.journal.commit(&mut self.state);
-        let outcome = core::mem::take(&mut plan.contents.outcome);
-        self.recycle(plan);
+    pub fn commit<T>(&mut self, plan: Plan<T>) -> T {
+        let Plan { mut contents, outcome } = plan;
+        contents.journal.commit(&mut self.state);
+        self.recycle(contents);
         outcome
     }
 
     /// Takes note that the plan was not carried out and its steps were undone: everything is as before
     /// [`Registry::decide`].
-    pub fn abort(&mut self, mut plan: Plan) {
-        plan.journal.abort(&mut self.state);
-        self.recycle(plan);
+    pub fn abort<T>(&mut self, mut plan: Plan<T>) {
+        plan.contents.journal.abort(&mut self.state);
+        self.recycle(plan.contents);
     }
 
     /// As [`Registry::abort`], when undoing could not be proved (`StepFailure::unproved`): memory that the
     /// plan entered into a domain may still be reached by a device. It goes to quarantine; the memory of a
-    /// refused [`Event::Allocate`] must not be given back either.
-    pub fn quarantine(&mut self, mut plan: Plan) {
-        plan.journal.quarantine(&mut self.state);
-        self.recycle(plan);
+    /// refused [`Allocate`](crate::policy::Allocate) must not be given back either.
+    pub fn quarantine<T>(&mut self, mut plan: Plan<T>) {
+        plan.contents.journal.quarantine(&mut self.state);
+        self.recycle(plan.contents);
     }
 
     /// There is one plan at a time: the place of the spare one is empty.
     #[inline]
-    fn recycle(&mut self, mut plan: Plan) {
-        plan.contents.clear();
-        self.spare.0 = Some(plan);
+    fn recycle(&mut self, mut contents: Box<Contents>) {
+        contents.clear();
+        self.spare.0 = Some(contents);
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::PciAddress;
 
 use crate::policy::ids::UnitIndex;
-use crate::policy::plan::Plan;
+use crate::policy::plan::Orders;
 use crate::policy::registry::Registry;
 use crate::policy::state::objects::{Activity, Unit};
 use crate::policy::state::pool::Pool;
@@ -56,8 +56,8 @@ impl Registry {
 
     /// Takes note of the tags of a plan that is about to be run. [`Registry::tag_record`] tells them from now on;
     /// true when it did not before.
-    pub fn take_tags_of(&mut self, plan: &Plan) -> bool {
-        plan.contents.tag.is_some_and(|tag| self.state.tags.reach(tag))
+    pub fn take_tags_of(&mut self, orders: &Orders) -> bool {
+        orders.tag.is_some_and(|tag| self.state.tags.reach(tag))
     }
 
     /// What the next server is to know of the tags that units may hold.

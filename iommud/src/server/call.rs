@@ -9,7 +9,9 @@ use iommu_protocol::wire::{
 
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
-use crate::policy::{AllocateRequest, Event, ListRequest, Outcome, Refused, SessionId};
+use crate::policy::{
+    Allocate, AllocateRequest, Batch, Event, ListRequest, MapList, Placed, Refused, SessionId,
+};
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
 use crate::server::handles::Handle;
@@ -110,7 +112,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn plain(&mut self, event: &Event, body: &mut Body<'_>) -> Result<(), Refused> {
-        self.run(event)?;
+        self.run_event(event)?;
         Ok(body.put(&Empty::default())?)
     }
 
@@ -190,14 +192,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             access: arguments.access,
             flags: arguments.flags,
         };
-        match self.run_marked(&Event::Allocate(session, request)) {
-            Ok(Outcome::Buffer { slot, iova }) => Ok(AllocateResult {
+        match self.run_marked(&Allocate(session, request), |_| ()) {
+            Ok(Placed { slot, iova }) => Ok(AllocateResult {
                 iova: iova.0,
                 length: arguments.length,
                 slot: slot.0,
                 reserved: 0,
             }),
-            Ok(_) => Err(Refusal::NoMemory),
             Err(failed) => {
                 if !failed.quarantined {
                     self.buffers.release(buffer.0);
@@ -209,43 +210,36 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// Carries out a map or grant.
     fn map(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
-        match self.change(session)? {
-            Outcome::Single(Iova(iova)) => Ok(body.put(&MapResult { iova })?),
-            _ => Err(Refusal::BadOperation.into()),
-        }
+        self.change(session, |iova| body.put(&MapResult { iova: iova.0 }))
     }
 
     /// Carries out an unmap or revoke.
     fn unmap(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
-        self.change(session)?;
-        Ok(body.put(&Empty::default())?)
-    }
-
-    /// Runs the batch that was decoded.
-    fn change(&mut self, session: SessionId) -> Result<Outcome, Refused> {
-        let event = Event::Batch(session, core::mem::take(&mut self.scratch.items));
-        let result = self.run_marked(&event);
-        if let Event::Batch(_, items) = event {
-            // Its capacity is used again.
-            self.scratch.items = items;
-        }
-        result.map_err(|failed| failed.refused)
+        self.change(session, |_| body.put(&Empty::default()))
     }
 
     fn batch(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
         body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
-        let outcome = self.change(session)?;
         body.put(&Empty::default())?;
-        match outcome {
-            Outcome::Single(Iova(iova)) => body.put(&MapResult { iova })?,
-            Outcome::Batch(addresses) => {
-                for Iova(iova) in addresses {
-                    body.put(&MapResult { iova })?;
-                }
-            }
-            _ => return Err(Refusal::BadOperation.into()),
-        }
-        Ok(())
+        self.change(session, |iova| body.put(&MapResult { iova: iova.0 }))
+    }
+
+    /// Runs the batch that was decoded, and hands the address of each element to `sink`, for which there is room.
+    #[inline]
+    fn change(
+        &mut self,
+        session: SessionId,
+        mut sink: impl FnMut(Iova) -> Result<(), Refusal>,
+    ) -> Result<(), Refused> {
+        let items = core::mem::take(&mut self.scratch.items);
+        let mut told = Ok(());
+        let done = self.run_marked(&Batch(session, &items), |orders| {
+            told = orders.addresses().iter().try_for_each(|iova| sink(*iova));
+        });
+        // Its capacity is used again.
+        self.scratch.items = items;
+        done.map_err(|failed| failed.refused)?;
+        Ok(told?)
     }
 
     fn map_list(
@@ -257,15 +251,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let ListArguments { slot, access, flags, iova } = arguments;
         let pages = core::mem::take(&mut self.scratch.pages);
         let request = ListRequest { slot, access, flags, iova, pages };
-        let event = Event::MapList(session, request);
-        let result = self.run_marked(&event);
-        if let Event::MapList(_, request) = event {
-            self.scratch.pages = request.pages;
-        }
-        match result.map_err(|failed| failed.refused)? {
-            Outcome::Single(Iova(iova)) => Ok(body.put(&MapResult { iova })?),
-            _ => Err(Refusal::BadOperation.into()),
-        }
+        let mapped = self.run_marked(&MapList(session, &request), |_| ());
+        self.scratch.pages = request.pages;
+        let Iova(iova) = mapped.map_err(|failed| failed.refused)?;
+        Ok(body.put(&MapResult { iova })?)
     }
 }
 

@@ -53,7 +53,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let owed: alloc::vec::Vec<Owed> = self.registry.owed().collect();
         for what in owed {
             // Refused for memory, it is still owed.
-            let _ = self.run(&Event::Settle(what));
+            let _ = self.run_event(&Event::Settle(what));
         }
     }
 
@@ -92,9 +92,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn end(&mut self, event: &Event) -> Ended {
         let mut last = Refusal::NoMemory;
         for _ in 0..=self.machine.units().len() {
-            let mut ended = self.run(event);
+            let mut ended = self.run_event(event);
             if let Err(Refusal::NoMemory | Refusal::Quota) = ended {
-                ended = self.run(&Event::Frugally(Box::new(event.clone())));
+                ended = self.run_event(&Event::Frugally(Box::new(event.clone())));
             }
             match ended {
                 Ok(_) => return Ended::Done,

@@ -49,7 +49,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// # Errors
     /// A function is there already, or its entry cannot be written: then the unit goes on denying it.
     pub fn function_arrived(&mut self, function: PciFunction) -> Result<(), Refusal> {
-        self.run(&Event::FunctionAdded(function))?;
+        self.run_event(&Event::FunctionAdded(function))?;
         // What was driven at this address was another device.
         self.settle(function.address);
         self.share_out();

@@ -42,7 +42,9 @@ use iommu_protocol::{Refusal, fault};
 
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{ClientId, Event, Outcome, Registry, SessionId};
+use crate::policy::{
+    BufferId, Claim, ClientId, Event, Hold, Import, ImportShared, Registry, Request, SessionId,
+};
 use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
@@ -199,25 +201,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         address: PciAddress,
         parent: Option<SessionId>,
     ) -> Result<Object, Refusal> {
-        let event = Event::Claim { client, address, parent };
-        let mut claimed = self.run(&event);
+        let claim = Claim { client, address, parent };
+        let mut claimed = self.run(&claim);
         if claimed == Err(Refusal::NotProbed) && self.has_appeared(address) {
-            claimed = self.run(&event);
+            claimed = self.run(&claim);
         }
-        match claimed? {
-            Outcome::Session(session) => Ok(Object::Session(session)),
-            _ => Err(Refusal::NotProbed),
-        }
+        Ok(Object::Session(claimed?))
     }
 
     fn hold(&mut self, session: SessionId, slot: Slot) -> Result<Object, Refusal> {
-        match self.run(&Event::Hold(session, slot))? {
-            Outcome::Held(buffer, _) => {
-                let length = self.registry.buffer(session, slot).map_or(0, |view| view.length);
-                Ok(Object::Buffer { buffer, length })
-            }
-            _ => Err(Refusal::BadHandle),
-        }
+        let buffer = self.run(&Hold(session, slot))?;
+        let length = self.registry.buffer(session, slot).map_or(0, |view| view.length);
+        Ok(Object::Buffer { buffer, length })
     }
 
     /// Closes a handle: the end of a session takes its device back to policy, then gives its memory back.
@@ -364,7 +359,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// # Errors
     /// `BadHandle`, `BadOperation`, `Quota`; `Permission`: it is another client's.
     pub fn import(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
-        self.give(session, buffer, Event::Import)
+        self.give(session, buffer, Import)
     }
 
     /// Gives a session of any client a buffer. Who holds the session has said that it expects this buffer, and who
@@ -373,23 +368,21 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// # Errors
     /// `BadHandle`, `BadOperation`, `Quota`.
     pub fn bring(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
-        self.give(session, buffer, Event::ImportShared)
+        self.give(session, buffer, ImportShared)
     }
 
-    fn give(
+    fn give<R: Request<Outcome = Slot>>(
         &mut self,
         session: Handle,
         buffer: Handle,
-        event: fn(SessionId, crate::policy::BufferId) -> Event,
+        request: fn(SessionId, BufferId) -> R,
     ) -> Result<u32, Refusal> {
         let target = self.handles.session(session)?;
         let Object::Buffer { buffer, .. } = *self.handles.object(buffer)? else {
             return Err(Refusal::BadOperation);
         };
-        match self.run(&event(target, buffer))? {
-            Outcome::Held(_, Slot(slot)) => Ok(slot),
-            _ => Err(Refusal::BadHandle),
-        }
+        let Slot(slot) = self.run(&request(target, buffer))?;
+        Ok(slot)
     }
 
     /// Closes every session and puts every group back under policy. Translation stays on.

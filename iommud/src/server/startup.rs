@@ -119,7 +119,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.registry.expect_functions(functions.len());
         for function in functions {
             // No unit translates yet: entering a function takes no memory.
-            if let Err(refusal) = self.run(&Event::FunctionAdded(*function)) {
+            if let Err(refusal) = self.run_event(&Event::FunctionAdded(*function)) {
                 log::error!("{}: {refusal}", function.address);
             }
         }
@@ -143,7 +143,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Turns a unit on that was installed; one that was not stays as it is.
     pub(super) fn enable(&mut self, unit: UnitIndex) {
         let Some(capabilities) = self.engine.capabilities(unit) else { return };
-        match self.run(&Event::UnitReady(unit, capabilities)) {
+        match self.run_event(&Event::UnitReady(unit, capabilities)) {
             Ok(_) => {
                 self.note_tags();
                 let came_back = self.machine.has_failed(unit);

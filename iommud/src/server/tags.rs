@@ -15,7 +15,7 @@
 use alloc::vec::Vec;
 
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{Holds, Plan, UnitIndex};
+use crate::policy::{Holds, Orders, UnitIndex};
 use crate::server::Server;
 use crate::server::unit_status::UnitStart;
 use crate::topology::tags::{HeldTags, TagRecord};
@@ -65,8 +65,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     /// Notes the tags of a plan that is about to be run.
-    pub(super) fn note_tags_of(&mut self, plan: &Plan) {
-        if self.registry.take_tags_of(plan) {
+    pub(super) fn note_tags_of(&mut self, orders: &Orders) {
+        if self.registry.take_tags_of(orders) {
             self.note_tags();
         }
     }

@@ -6,7 +6,7 @@ use iommu_protocol::Refusal;
 
 use crate::engine::StepFailure;
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{Event, Outcome, Plan, Refused};
+use crate::policy::{Event, Orders, Plan, Refused, Request};
 use crate::server::Server;
 
 /// An event that was not carried out.
@@ -18,40 +18,50 @@ pub(super) struct Failed {
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Runs one event from decision to commit or abort.
+    /// Runs one event from decision to commit or abort, and keeps the notes for the next server.
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub(super) fn run_event(&mut self, event: &Event) -> Result<(), Refusal> {
+        self.note_before(event)?;
+        let done = self.run(event);
+        self.settle_after(event);
+        done
+    }
+
+    /// Runs one request from decision to commit or abort.
     ///
     /// # Errors
     /// Policy's refusal; or what the failure of a step means to the client. Either way the state is as
     /// before, except that a unit that failed is marked so.
-    pub(super) fn run(&mut self, event: &Event) -> Result<Outcome, Refusal> {
-        self.run_marked(event).map_err(|failed| failed.refused.refusal)
+    pub(super) fn run<R: Request>(&mut self, request: &R) -> Result<R::Outcome, Refusal> {
+        self.run_marked(request, |_| ()).map_err(|failed| failed.refused.refusal)
     }
 
-    /// As [`Server::run`], for those who must know what exactly was refused.
-    pub(super) fn run_marked(&mut self, event: &Event) -> Result<Outcome, Failed> {
+    /// As [`Server::run`], for those who must know what exactly was refused. `told` reads what was ordered, when it was
+    /// carried out.
+    #[inline]
+    pub(super) fn run_marked<R: Request>(
+        &mut self,
+        request: &R,
+        told: impl FnOnce(&Orders),
+    ) -> Result<R::Outcome, Failed> {
         let refused = |refused| Failed { refused, quarantined: false };
-        self.note_before(event).map_err(|refusal| refused(refusal.into()))?;
-        let outcome = match self.registry.decide(event).map_err(refused) {
-            Ok(plan) => self.finish(plan),
-            Err(failed) => Err(failed),
-        };
-        self.settle_after(event);
-        outcome
-    }
-
-    /// Runs a plan, and commits or aborts it.
-    fn finish(&mut self, plan: Plan) -> Result<Outcome, Failed> {
+        let plan = self.registry.decide(request).map_err(refused)?;
         self.counts.plans += 1;
-        self.note_tags_of(&plan);
-        match self.engine.run(&plan, &mut self.buffers) {
-            Ok(()) => Ok(self.registry.commit(plan)),
+        self.note_tags_of(plan.orders());
+        match self.engine.run(plan.orders(), &mut self.buffers) {
+            Ok(()) => {
+                told(plan.orders());
+                Ok(self.registry.commit(plan))
+            }
             Err(failure) => Err(self.give_up(plan, &failure)),
         }
     }
 
     /// Aborts a plan that the engine could not carry out.
     #[cold]
-    fn give_up(&mut self, plan: Plan, failure: &StepFailure) -> Failed {
+    fn give_up<T>(&mut self, plan: Plan<T>, failure: &StepFailure) -> Failed {
         if failure.unproved {
             self.registry.quarantine(plan);
         } else {

@@ -119,7 +119,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.recovery.sweep = false;
         if self.registry.has_quarantine() {
             let before = self.registry.counts().quarantined_bytes;
-            if let Err(refusal) = self.run(&Event::Proved) {
+            if let Err(refusal) = self.run_event(&Event::Proved) {
                 log::warn!("quarantine stays for now: {refusal}");
                 self.recovery.sweep = true;
                 self.recovery.next_sweep = Nanos(now.0.saturating_add(FIRST_PAUSE.0));

@@ -82,7 +82,7 @@ impl Forecast {
     /// Decides an event and takes note of its steps.
     fn carry_out(&mut self, registry: &mut Registry, event: &Event) {
         let Ok(plan) = registry.decide(event) else { return };
-        for step in plan.steps() {
+        for step in plan.orders().steps() {
             self.note(step);
         }
         registry.commit(plan);

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -16,8 +17,8 @@ use iommud::hw::{
 };
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use iommud::policy::{
-    AllocateRequest, BatchRequest, ClientId, Config, Event, Outcome, Quotas, Registry, SessionId,
-    UnitIndex,
+    Allocate, AllocateRequest, Batch, BatchRequest, Claim, ClientId, Config, Event, Orders, Placed,
+    Quotas, Registry, Request, SessionId, UnitIndex,
 };
 use iommud::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
@@ -281,8 +282,6 @@ pub struct Core {
     pub engine: Engine<Counting>,
     pub buffers: Buffers,
     pub session: SessionId,
-    /// The list of the last change, kept for its capacity.
-    items: Vec<BatchRequest>,
 }
 
 impl Core {
@@ -295,41 +294,29 @@ impl Core {
         let capabilities = engine.capabilities(UnitIndex(0)).expect("installed");
         let device = function(0x20);
         let client = ClientId(1);
-        let claim = Event::Claim { client, address: device.address, parent: None };
-        let mut session = None;
-        for event in
-            [Event::FunctionAdded(device), Event::UnitReady(UnitIndex(0), capabilities), claim]
-        {
-            if let Outcome::Session(new) = carry(&mut registry, &mut engine, &mut buffers, &event) {
-                session = Some(new);
-            }
+        let claim = Claim { client, address: device.address, parent: None };
+        for event in [Event::FunctionAdded(device), Event::UnitReady(UnitIndex(0), capabilities)] {
+            carry(&mut registry, &mut engine, &mut buffers, &event, |_| ());
         }
-        let session = session.expect("claimed");
-        let mut core = Self { registry, engine, buffers, session, items: Vec::new() };
+        let session = carry(&mut registry, &mut engine, &mut buffers, &claim, |_| ());
+        let mut core = Self { registry, engine, buffers, session };
         core.run(&Event::Attach(session));
         core
     }
 
-    /// Runs one event.
-    pub fn run(&mut self, event: &Event) -> Outcome {
-        carry(&mut self.registry, &mut self.engine, &mut self.buffers, event)
+    /// Runs one request.
+    pub fn run<R: Request + Debug>(&mut self, request: &R) -> R::Outcome {
+        carry(&mut self.registry, &mut self.engine, &mut self.buffers, request, |_| ())
     }
 
     /// Runs one change, a batch of one, as the server does: the address, 0 for an unmap or revoke.
     #[inline]
     pub fn change(&mut self, change: BatchRequest) -> Iova {
-        let mut items = core::mem::take(&mut self.items);
-        items.push(change);
-        let event = Event::Batch(self.session, items);
-        let outcome = self.run(&event);
-        if let Event::Batch(_, items) = event {
-            self.items = items;
-            self.items.clear();
-        }
-        match outcome {
-            Outcome::Single(iova) => iova,
-            other => panic!("{other:?}"),
-        }
+        let mut iova = Iova(0);
+        let told = |orders: &Orders| iova = orders.addresses().first().copied().unwrap_or_default();
+        let request = Batch(self.session, &[change]);
+        carry(&mut self.registry, &mut self.engine, &mut self.buffers, &request, told);
+        iova
     }
 
     /// A buffer that is not mapped by itself when `flags` say so; the slot and its address.
@@ -345,25 +332,27 @@ impl Core {
             access: Access::READ | Access::WRITE,
             flags,
         };
-        match self.run(&Event::Allocate(self.session, request)) {
-            Outcome::Buffer { slot, iova } => (slot, iova.0),
-            other => panic!("{other:?}"),
-        }
+        let Placed { slot, iova } = self.run(&Allocate(self.session, request));
+        (slot, iova.0)
     }
 }
 
-fn carry(
+fn carry<R: Request + Debug>(
     registry: &mut Registry,
     engine: &mut Engine<Counting>,
     buffers: &mut Buffers,
-    event: &Event,
-) -> Outcome {
-    let plan = match registry.decide(event) {
+    request: &R,
+    told: impl FnOnce(&Orders),
+) -> R::Outcome {
+    let plan = match registry.decide(request) {
         Ok(plan) => plan,
-        Err(refused) => panic!("{event:?}: {refused:?}"),
+        Err(refused) => panic!("{request:?}: {refused:?}"),
     };
-    match engine.run(&plan, buffers) {
-        Ok(()) => registry.commit(plan),
-        Err(failure) => panic!("{event:?}: {failure:?}"),
+    match engine.run(plan.orders(), buffers) {
+        Ok(()) => {
+            told(plan.orders());
+            registry.commit(plan)
+        }
+        Err(failure) => panic!("{request:?}: {failure:?}"),
     }
 }

@@ -3,9 +3,9 @@
 use super::*;
 
 /// A table that becomes two levels deeper for a page beyond its reach.
-fn deepening() -> Plan {
+fn deepening() -> Orders {
     let far = 1 << 50;
-    Plan::of(&[
+    Orders::of(&[
         Step::Grow { domain: OLD, from: 4, levels: 6 },
         Step::Deepen { unit: UNIT, source: SOURCE, domain: OLD, from: 4 },
         Step::InvalidateEntry { unit: UNIT, source: SOURCE, was: Binding::Domain(OLD) },

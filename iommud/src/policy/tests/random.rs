@@ -10,8 +10,8 @@ use proptest::test_runner::RngSeed;
 
 use super::world::*;
 use crate::policy::{
-    BatchRequest, BufferId, ClientId, Config, Event, Matcher, Mode, Outcome, Rule, SessionId,
-    UnitIndex,
+    Allocate, BatchRequest, BufferId, Claim, ClientId, Config, Event, Hold, Import, ImportShared,
+    ListRequest, MapList, Matcher, Mode, Rule, SessionId, UnitIndex,
 };
 use crate::topology::firmware::{DeviceScope, Firmware, ReservedRegion, ScopeKind};
 use crate::topology::pci::{Buses, FunctionKind, PciFunction};
@@ -57,6 +57,19 @@ fn machine() -> (Config, Firmware, Vec<PciFunction>) {
 
 /// One random choice, to be given meaning by the state it is made in.
 type Choice = (u8, u16, u16, u16);
+
+/// Anything that can be decided.
+#[derive(Debug)]
+enum Try {
+    Event(Event),
+    Claim(Claim),
+    Allocate(Allocate),
+    Import(Import),
+    ImportShared(ImportShared),
+    Hold(Hold),
+    Batch(SessionId, Vec<BatchRequest>),
+    MapList(SessionId, ListRequest),
+}
 
 struct Sequence {
     bench: Bench,
@@ -120,16 +133,18 @@ impl Sequence {
         }
     }
 
-    fn event(&mut self, (kind, a, b, c): Choice) -> Event {
-        match kind % 32 {
-            0..=4 => Event::Claim {
-                client: ClientId(u32::from(a % 4)),
-                address: self.address(b),
-                parent: if c.is_multiple_of(3) { Some(self.session(c)) } else { None },
-            },
+    fn choose(&mut self, (kind, a, b, c): Choice) -> Try {
+        let event = match kind % 32 {
+            0..=4 => {
+                return Try::Claim(Claim {
+                    client: ClientId(u32::from(a % 4)),
+                    address: self.address(b),
+                    parent: if c.is_multiple_of(3) { Some(self.session(c)) } else { None },
+                });
+            }
             5..=8 => Event::Attach(self.session(a)),
             9 => Event::Detach(self.session(a)),
-            10..=13 => self.allocation(a, b, c),
+            10..=13 => return Try::Allocate(self.allocation(a, b, c)),
             14..=18 => {
                 let items = (0..=c % 4).map(|n| {
                     self.batch_item((
@@ -140,21 +155,26 @@ impl Sequence {
                     ))
                 });
                 let items = items.collect();
-                Event::Batch(self.session(a >> 2), items)
+                return Try::Batch(self.session(a >> 2), items);
             }
             19 => {
                 let pages: Vec<u32> =
                     (0..=c % 5).map(|n| u32::from(b.wrapping_mul(n) % 7)).collect();
                 let at = 24 * MIB + u64::from(b % 16) * PAGE;
                 let iova = if c.is_multiple_of(3) { at } else { 0 };
-                Event::MapList(self.session(a >> 2), list(Slot(u32::from(a % 4)), &pages, iova))
+                let list = list(Slot(u32::from(a % 4)), &pages, iova);
+                return Try::MapList(self.session(a >> 2), list);
             }
             20 => Event::Release(self.session(a), Slot(u32::from(b % 4))),
             21 if c & 1 == 0 => {
-                Event::ImportShared(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0)))
+                let buffer = pick(&self.buffers, b).unwrap_or(BufferId(0));
+                return Try::ImportShared(ImportShared(self.session(a), buffer));
             }
-            21 => Event::Import(self.session(a), pick(&self.buffers, b).unwrap_or(BufferId(0))),
-            22 => Event::Hold(self.session(a), Slot(u32::from(b % 4))),
+            21 => {
+                let buffer = pick(&self.buffers, b).unwrap_or(BufferId(0));
+                return Try::Import(Import(self.session(a), buffer));
+            }
+            22 => return Try::Hold(Hold(self.session(a), Slot(u32::from(b % 4)))),
             23 => Event::Drop(pick(&self.buffers, b).unwrap_or(BufferId(0))),
             24 | 25 => Event::Close(self.session(a)),
             26 => Event::FunctionRemoved(self.address(a)),
@@ -169,11 +189,12 @@ impl Sequence {
                 if a & 1 == 0 { Event::MemoryTaken(range) } else { Event::MemoryReturned(range) }
             }
             _ => Event::Shutdown,
-        }
+        };
+        Try::Event(event)
     }
 
     /// Memory of the server or of the system, in one piece or in two.
-    fn allocation(&mut self, a: u16, b: u16, c: u16) -> Event {
+    fn allocation(&mut self, a: u16, b: u16, c: u16) -> Allocate {
         let length = u64::from(b % 5 + 1) * PAGE;
         let flags = match c % 4 {
             0 => AllocateFlags::UNMAPPED,
@@ -192,54 +213,48 @@ impl Sequence {
     }
 
     fn run(&mut self, choice: Choice) {
-        let event = self.event(choice);
-        let outcome = match &event {
-            Event::Allocate(_, request) => {
-                let length = request.length;
-                self.bench.allocated(&event).map(|(_, iova, buffer)| {
+        let done = match self.choose(choice) {
+            Try::Allocate(allocate) => {
+                let length = allocate.1.length;
+                self.bench.allocated(&allocate).map(|(_, iova, buffer)| {
                     self.buffers.push(buffer);
                     self.mappings.push((iova, length));
                 })
             }
-            Event::Batch(_, items) => {
-                let items = items.clone();
-                self.bench.run(&event).map(|outcome| self.note(&items, &outcome))
+            Try::Batch(session, items) => {
+                self.bench.batch(session, &items).map(|addresses| self.note(&items, &addresses))
             }
-            Event::MapList(_, request) => {
-                let length = request.pages.len() as u64 * PAGE;
-                self.bench.run(&event).map(|outcome| {
-                    let Outcome::Single(iova) = outcome else { panic!("{outcome:?}") };
-                    self.mappings.push((iova.0, length));
-                })
+            Try::MapList(session, list) => {
+                let length = list.pages.len() as u64 * PAGE;
+                self.bench
+                    .run(&MapList(session, &list))
+                    .map(|iova| self.mappings.push((iova.0, length)))
             }
-            Event::Claim { .. } => self.bench.run(&event).map(|outcome| {
-                if let crate::policy::Outcome::Session(session) = outcome {
-                    self.sessions.push(session);
+            Try::Claim(claim) => self.bench.run(&claim).map(|session| self.sessions.push(session)),
+            Try::Import(import) => self.bench.run(&import).map(drop),
+            Try::ImportShared(import) => self.bench.run(&import).map(drop),
+            Try::Hold(hold) => self.bench.run(&hold).map(drop),
+            Try::Event(event) => {
+                let done = self.bench.run(&event);
+                // Now and then a dead session is named again.
+                if let Event::Close(session) = event
+                    && choice.1 & 3 != 0
+                {
+                    self.sessions.retain(|known| *known != session);
                 }
-            }),
-            _ => self.bench.run(&event).map(drop),
+                done
+            }
         };
-        match outcome {
+        match done {
             Ok(()) => self.done += 1,
             Err(_) => self.refused += 1,
         }
-        if let Event::Close(session) = event {
-            // Now and then a dead one is named again.
-            if choice.1 & 3 != 0 {
-                self.sessions.retain(|known| *known != session);
-            }
-        }
     }
 
-    fn note(&mut self, items: &[BatchRequest], outcome: &crate::policy::Outcome) {
-        let addresses = match outcome {
-            crate::policy::Outcome::Single(iova) => vec![*iova],
-            crate::policy::Outcome::Batch(all) => all.clone(),
-            other => panic!("{other:?}"),
-        };
+    fn note(&mut self, items: &[BatchRequest], addresses: &[u64]) {
         for (item, iova) in items.iter().zip(addresses) {
             if let BatchRequest::Map(request) | BatchRequest::Grant(request) = item {
-                self.mappings.push((iova.0, request.length));
+                self.mappings.push((*iova, request.length));
             }
         }
     }

@@ -9,7 +9,9 @@ use iommu_protocol::wire::AllocateFlags;
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::collections::ranges::bounds;
 use crate::policy::decision::{Decision, full};
-use crate::policy::event::{AllocateRequest, Outcome};
+use crate::policy::event::{
+    Allocate, AllocateRequest, Hold, Import, ImportShared, Placed, Refused,
+};
 use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::iova::Wanted;
 use crate::policy::journal::Change;
@@ -18,16 +20,49 @@ use crate::policy::state::mappings::Mapping;
 use crate::policy::state::memory::{Grants, Memory};
 use crate::policy::state::objects::{Account, Buffer, Session, SlotRecord};
 use crate::policy::step::Step;
-use crate::policy::transition::compat;
+use crate::policy::transition::{Request, charge_of, compat};
 
 /// First address that needs more than 32 bits.
 const FOUR_GIB: u64 = 1 << 32;
 
-pub(super) fn allocate(
+impl Request for Allocate {
+    type Outcome = Placed;
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<Placed, Refused> {
+        decision.plan.charge = charge_of(decision, self.0);
+        Ok(allocate(decision, self.0, &self.1)?)
+    }
+}
+
+impl Request for Import {
+    type Outcome = Slot;
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<Slot, Refused> {
+        Ok(import(decision, self.0, self.1, false)?)
+    }
+}
+
+impl Request for ImportShared {
+    type Outcome = Slot;
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<Slot, Refused> {
+        Ok(import(decision, self.0, self.1, true)?)
+    }
+}
+
+impl Request for Hold {
+    type Outcome = BufferId;
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<BufferId, Refused> {
+        Ok(hold(decision, self.0, self.1)?)
+    }
+}
+
+fn allocate(
     decision: &mut Decision<'_>,
     id: SessionId,
     request: &AllocateRequest,
-) -> Result<Outcome, Refusal> {
+) -> Result<Placed, Refusal> {
     let confined = decision.state.admit_buffer(id, request.length)?;
     check_request(request)?;
     let memory = check_segments(decision.state, request)?;
@@ -64,7 +99,7 @@ pub(super) fn allocate(
     if !confined && !unmapped {
         use_directly(decision, slot, (0, length), true)?;
     }
-    Ok(Outcome::Buffer { slot: number, iova })
+    Ok(Placed { slot: number, iova })
 }
 
 /// Without a unit: counts one use of a part of a buffer more or less.
@@ -135,12 +170,12 @@ fn place(
     Ok(range.first())
 }
 
-pub(super) fn import(
+fn import(
     decision: &mut Decision<'_>,
     id: SessionId,
     buffer: BufferId,
     given: bool,
-) -> Result<Outcome, Refusal> {
+) -> Result<Slot, Refusal> {
     let state = &decision.state;
     let session = state.usable(id)?;
     let known = state.buffer(buffer)?;
@@ -151,7 +186,7 @@ pub(super) fn import(
         return Err(Refusal::Busy);
     }
     if let Some(slot) = state.slot_of(id, buffer) {
-        return Ok(Outcome::Held(buffer, slot));
+        return Ok(slot);
     }
     let account = state.accounts.get(session.client).ok_or(Refusal::BadHandle)?;
     if account.buffers >= state.machine.config.quotas.buffers {
@@ -166,21 +201,17 @@ pub(super) fn import(
     let number = session.free_slot();
     let record = SlotRecord::new((id, number), buffer, known.length, &known.memory);
     enter_slot(decision, record)?;
-    Ok(Outcome::Held(buffer, number))
+    Ok(number)
 }
 
-pub(super) fn hold(
-    decision: &mut Decision<'_>,
-    id: SessionId,
-    slot: Slot,
-) -> Result<Outcome, Refusal> {
+fn hold(decision: &mut Decision<'_>, id: SessionId, slot: Slot) -> Result<BufferId, Refusal> {
     let session = decision.state.session(id)?;
     let buffer = decision.state.slot(session, slot)?.1.buffer;
     let holds = full(decision.state.buffer(buffer)?.holds.checked_add(1))?;
     if let Some(buffer) = decision.change::<Buffer>(buffer.0) {
         buffer.holds = holds;
     }
-    Ok(Outcome::Held(buffer, slot))
+    Ok(buffer)
 }
 
 /// The memory of a request, which is nobody else's.

@@ -7,19 +7,24 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::config::Mode;
 use crate::policy::decision::Decision;
-use crate::policy::event::Outcome;
+use crate::policy::event::{Claim, Refused};
 use crate::policy::ids::{ClientId, GroupId, SessionId};
 use crate::policy::state::State;
 use crate::policy::state::objects::{Account, Owner, OwnerId, Session};
-use crate::policy::transition::{domain, owed};
+use crate::policy::step::Charge;
+use crate::policy::transition::{Request, domain, owed};
 use crate::topology::firmware::UnitKind;
 
-pub(super) fn claim(
-    decision: &mut Decision<'_>,
-    client: ClientId,
-    address: PciAddress,
-    parent: Option<SessionId>,
-) -> Result<Outcome, Refusal> {
+impl Request for Claim {
+    type Outcome = SessionId;
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<SessionId, Refused> {
+        Ok(claim(decision, self)?)
+    }
+}
+
+fn claim(decision: &mut Decision<'_>, request: &Claim) -> Result<SessionId, Refusal> {
+    let Claim { client, address, parent } = *request;
     let state = &decision.state;
     let (index, function) = state.machine.find(address).ok_or(Refusal::NotProbed)?;
     let (unit, group) = (function.unit, function.group);
@@ -36,6 +41,7 @@ pub(super) fn claim(
     }
     check_quota(state, client, owner)?;
     let account = account(decision, client)?;
+    decision.plan.charge = Charge::Account(account);
     let domain = match unit {
         Some(unit) => Some(domain::for_owner(decision, unit, (owner, account), group)?),
         None => None,
@@ -74,7 +80,7 @@ pub(super) fn claim(
     if let Some(function) = decision.change_function(index) {
         function.session = Some(id);
     }
-    Ok(Outcome::Session(id))
+    Ok(id)
 }
 
 /// Whether the function is a unit itself (AMD-Vi).

@@ -48,6 +48,13 @@ pub(super) fn close(decision: &mut Decision<'_>, closing: &[SessionId]) -> Resul
     buffers.into_iter().try_for_each(|buffer| release::free_if_unused(decision, buffer))
 }
 
+/// Ends all sessions.
+pub(super) fn close_all(decision: &mut Decision<'_>) -> Result<(), Refusal> {
+    let all = decision.state.sessions.iter().map(|(number, _)| SessionId(number));
+    let all: Vec<_> = all.collect();
+    close(decision, &all)
+}
+
 /// The owners of these sessions, and whether it is the end of all that each has.
 fn count_owners(
     decision: &Decision<'_>,

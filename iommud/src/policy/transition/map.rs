@@ -12,34 +12,58 @@ use crate::policy::collections::ranges::{Ranges, hull};
 use crate::policy::collections::slab::Slab;
 use crate::policy::config::Quotas;
 use crate::policy::decision::Decision;
-use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
+use crate::policy::event::{Batch, BatchRequest, MapRequest, Refused};
 use crate::policy::ids::{DomainId, SessionId};
 use crate::policy::iova::Wanted;
 use crate::policy::journal::{Change, Journal};
-use crate::policy::plan::Contents;
+use crate::policy::plan::Orders;
 use crate::policy::state::domain::{Domain, Trust};
 use crate::policy::state::machine::Machine;
 use crate::policy::state::mappings::{Mapping, MappingIndex};
 use crate::policy::state::objects::{Account, Buffer, Session, SlotRecord};
-use crate::policy::step::Step;
-use crate::policy::transition::request::{check, each};
-use crate::policy::transition::unconfined;
+use crate::policy::step::{Charge, Step};
+use crate::policy::transition::request::check;
+use crate::policy::transition::{Request, unconfined};
 
-pub(super) fn batch(
-    decision: &mut Decision<'_>,
-    id: SessionId,
+impl Request for Batch<'_> {
+    type Outcome = ();
+
+    #[inline]
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<(), Refused> {
+        let Self(session, items) = *self;
+        let Some(mut work) = Work::new(decision, session)? else {
+            return each(items, |item| {
+                let iova = unconfined::carry_out(decision, session, item)?;
+                decision.plan.addresses.push(iova);
+                Ok(())
+            });
+        };
+        each(items, |item| {
+            let iova = work.item(item)?;
+            work.plan.addresses.push(iova);
+            Ok(())
+        })?;
+        work.conclude();
+        Ok(())
+    }
+}
+
+/// Carries out elements in order, and says which one was refused.
+#[inline]
+fn each(
     items: &[BatchRequest],
-) -> Result<Outcome, Refused> {
-    let Some(mut batch) = Batch::new(decision, id)? else {
-        return unconfined::batch(decision, id, items);
-    };
-    let outcome = each(items, |item| batch.item(item))?;
-    batch.conclude();
-    Ok(outcome)
+    mut work: impl FnMut(&BatchRequest) -> Result<(), Refusal>,
+) -> Result<(), Refused> {
+    for (at, item) in items.iter().enumerate() {
+        if let Err(refusal) = work(item) {
+            return Err(Refused { refusal, item: u32::try_from(at).unwrap_or(u32::MAX) });
+        }
+    }
+    Ok(())
 }
 
 /// A session whose mappings change, and what that needs of the state and of the decision.
-struct Batch<'a> {
+struct Work<'a> {
     id: DomainId,
     session_id: SessionId,
     session: &'a Session,
@@ -50,7 +74,7 @@ struct Batch<'a> {
     buffers: &'a Slab<Buffer>,
     account: &'a mut Account,
     excluded: &'a Ranges,
-    plan: &'a mut Contents,
+    plan: &'a mut Orders,
     journal: &'a mut Journal,
     /// A range around all that was mapped.
     mapped: Option<IovaRange>,
@@ -60,7 +84,7 @@ struct Batch<'a> {
     vacated: bool,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> Work<'a> {
     /// `None` when no unit confines the session's device.
     #[inline]
     fn new(decision: &'a mut Decision<'_>, session_id: SessionId) -> Result<Option<Self>, Refusal> {
@@ -72,6 +96,7 @@ impl<'a> Batch<'a> {
         if domain.trust != Trust::Sound {
             return Err(Refusal::UnitFailed);
         }
+        decision.plan.charge = Charge::Account(session.client);
         Ok(Some(Self {
             id,
             session_id,

@@ -7,24 +7,28 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
 
-use crate::addr::{IovaRange, PAGE_SIZE, PhysAddr};
+use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::policy::decision::Decision;
-use crate::policy::event::{BatchRequest, ListRequest, MapRequest, Outcome, Refused};
+use crate::policy::event::{BatchRequest, ListRequest, MapList, MapRequest, Refused};
 use crate::policy::ids::SessionId;
 use crate::policy::iova::Wanted;
 use crate::policy::journal::Change;
 use crate::policy::state::mappings::Mapping;
 use crate::policy::state::memory::Memory;
 use crate::policy::state::objects::Buffer;
-use crate::policy::step::Step;
-use crate::policy::transition::unconfined;
+use crate::policy::step::{Charge, Step};
+use crate::policy::transition::{Request, unconfined};
+
+impl Request for MapList<'_> {
+    type Outcome = Iova;
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<Iova, Refused> {
+        map(decision, self.0, self.1)
+    }
+}
 
 /// Each page counts as one of the mappings that the client may make.
-pub(super) fn map(
-    decision: &mut Decision<'_>,
-    id: SessionId,
-    request: &ListRequest,
-) -> Result<Outcome, Refused> {
+fn map(decision: &mut Decision<'_>, id: SessionId, request: &ListRequest) -> Result<Iova, Refused> {
     let ListRequest { slot, access, flags, iova, ref pages } = *request;
     if access.is_empty() || access.bits() & !3 != 0 {
         return Err(Refusal::BadAccess.into());
@@ -33,6 +37,7 @@ pub(super) fn map(
     let session = state.usable(id)?;
     let Some(domain_id) = session.domain else { return direct(decision, id, request) };
     let (number, client) = (session.slot(slot)?, session.client);
+    decision.plan.charge = Charge::Account(client);
     let account = state.accounts.get_mut(client).ok_or(Refusal::Quota)?;
     let record = state.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
     let buffer = state.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
@@ -61,7 +66,7 @@ pub(super) fn map(
     buffer.memory.addresses(pages, &mut decision.plan.pages);
     decision.step(Step::MapList { domain: domain_id, range, access });
     decision.publish(domain_id, range);
-    Ok(Outcome::Single(range.first()))
+    Ok(range.first())
 }
 
 /// For a device that no unit confines, whose addresses are those of the memory: only pages that follow each
@@ -70,7 +75,7 @@ fn direct(
     decision: &mut Decision<'_>,
     id: SessionId,
     request: &ListRequest,
-) -> Result<Outcome, Refused> {
+) -> Result<Iova, Refused> {
     let ListRequest { slot, access, flags, iova, ref pages } = *request;
     let Some(&first) = pages.first() else { return Err(Refusal::Range.into()) };
     if pages.iter().zip(u64::from(first)..).any(|(page, next)| u64::from(*page) != next) {
@@ -78,7 +83,7 @@ fn direct(
     }
     let (offset, length) = (u64::from(first) * PAGE_SIZE, bytes(pages.len())?);
     let map = BatchRequest::Map(MapRequest { slot, offset, length, iova, access, flags });
-    unconfined::batch(decision, id, &[map])
+    Ok(unconfined::carry_out(decision, id, &map)?)
 }
 
 fn bytes(pages: usize) -> Result<u64, Refusal> {

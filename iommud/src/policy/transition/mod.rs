@@ -17,76 +17,67 @@ mod session;
 mod unconfined;
 mod unit;
 
+use iommu_protocol::status::Refusal;
+
 use crate::policy::decision::Decision;
-use crate::policy::event::{Event, Outcome, Refused};
+use crate::policy::event::{Event, Refused};
 use crate::policy::ids::SessionId;
-use crate::policy::state::State;
 use crate::policy::step::Charge;
 
-/// Decides what comes of an event.
-pub(super) fn decide(decision: &mut Decision<'_>, event: &Event) -> Result<Outcome, Refused> {
-    match event {
-        Event::Batch(session, items) => return map::batch(decision, *session, items),
-        Event::MapList(session, list) => return map_list::map(decision, *session, list),
-        Event::Frugally(event) => {
-            decision.frugal = true;
-            return decide(decision, event);
+/// What can be decided.
+pub trait Request {
+    /// What is to be told of it, once it was carried out.
+    type Outcome;
+
+    /// Changes the state to what it will be, and orders the steps that make it so.
+    ///
+    /// # Errors
+    /// What it is refused for. What was changed is taken back by the journal.
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<Self::Outcome, Refused>;
+}
+
+impl Request for Event {
+    type Outcome = ();
+
+    fn decide(&self, decision: &mut Decision<'_>) -> Result<(), Refused> {
+        decision.plan.charge = charge(decision, self);
+        match self {
+            Self::Frugally(event) => {
+                decision.frugal = true;
+                return event.decide(decision);
+            }
+            Self::UnitReady(unit, capabilities) => unit::ready(decision, *unit, capabilities),
+            Self::UnitFailed(unit) => unit::failed(decision, *unit),
+            Self::Proved => recovery::proved(decision),
+            Self::FunctionAdded(function) => hotplug::added(decision, function),
+            Self::FunctionRemoved(address) => hotplug::removed(decision, *address),
+            Self::Storm(unit, source) => entries::silence(decision, (*unit, *source)),
+            Self::MemoryTaken(range) => compat::memory_taken(decision, *range),
+            Self::MemoryReturned(range) => compat::memory_returned(decision, *range),
+            Self::Attach(session) => session::attach(decision, *session),
+            Self::Detach(session) => session::detach(decision, *session),
+            Self::Release(session, slot) => release::release(decision, *session, *slot),
+            Self::Drop(buffer) => release::drop_hold(decision, *buffer),
+            Self::Close(session) => close::close(decision, &[*session]),
+            Self::Shutdown => close::close_all(decision),
+            Self::Settle(owed) => owed::settle(decision, *owed),
         }
-        Event::UnitReady(unit, capabilities) => unit::ready(decision, *unit, capabilities)?,
-        Event::UnitFailed(unit) => unit::failed(decision, *unit)?,
-        Event::Proved => recovery::proved(decision)?,
-        Event::FunctionAdded(function) => hotplug::added(decision, function)?,
-        Event::FunctionRemoved(address) => hotplug::removed(decision, *address)?,
-        Event::Storm(unit, source) => entries::silence(decision, (*unit, *source))?,
-        Event::MemoryTaken(range) => compat::memory_taken(decision, *range)?,
-        Event::MemoryReturned(range) => compat::memory_returned(decision, *range)?,
-        Event::Claim { client, address, parent } => {
-            return Ok(claim::claim(decision, *client, *address, *parent)?);
-        }
-        Event::Attach(session) => session::attach(decision, *session)?,
-        Event::Detach(session) => session::detach(decision, *session)?,
-        Event::Allocate(session, request) => {
-            return Ok(buffer::allocate(decision, *session, request)?);
-        }
-        Event::Release(session, slot) => release::release(decision, *session, *slot)?,
-        Event::Import(session, buffer) => {
-            return Ok(buffer::import(decision, *session, *buffer, false)?);
-        }
-        Event::ImportShared(session, buffer) => {
-            return Ok(buffer::import(decision, *session, *buffer, true)?);
-        }
-        Event::Hold(session, slot) => return Ok(buffer::hold(decision, *session, *slot)?),
-        Event::Drop(buffer) => release::drop_hold(decision, *buffer)?,
-        Event::Close(session) => close::close(decision, &[*session])?,
-        Event::Shutdown => {
-            let all = decision.state.sessions.iter().map(|(number, _)| SessionId(number));
-            let all: alloc::vec::Vec<_> = all.collect();
-            close::close(decision, &all)?;
-        }
-        Event::Settle(owed) => owed::settle(decision, *owed)?,
+        .map_err(Refused::from)
     }
-    Ok(Outcome::Done)
 }
 
 /// Which frames the plan of an event may take.
-pub(super) fn charge(state: &State, event: &Event) -> Charge {
-    let session = match event {
-        Event::Batch(session, _)
-        | Event::MapList(session, _)
-        | Event::Attach(session)
-        | Event::Detach(session)
-        | Event::Allocate(session, _)
-        | Event::Import(session, _)
-        | Event::ImportShared(session, _) => *session,
-        Event::Claim { client, .. } => {
-            // That of the account that it has or will have.
-            let known = state.clients.get(client).copied().or_else(|| state.accounts.next());
-            return Charge::Account(known.unwrap_or(u32::MAX));
-        }
-        Event::Storm(..) | Event::MemoryTaken(_) => return Charge::Server,
-        Event::FunctionAdded(_) if state.machine.owners.len() > 0 => return Charge::Server,
-        _ => return Charge::Unlimited,
-    };
-    let session = state.sessions.get(session.0);
+fn charge(decision: &Decision<'_>, event: &Event) -> Charge {
+    match event {
+        Event::Attach(session) | Event::Detach(session) => charge_of(decision, *session),
+        Event::Storm(..) | Event::MemoryTaken(_) => Charge::Server,
+        Event::FunctionAdded(_) if decision.state.machine.owners.len() > 0 => Charge::Server,
+        _ => Charge::Unlimited,
+    }
+}
+
+/// The frames of a session's client.
+fn charge_of(decision: &Decision<'_>, session: SessionId) -> Charge {
+    let session: Result<_, Refusal> = decision.state.session(session);
     session.map_or(Charge::Server, |session| Charge::Account(session.client))
 }

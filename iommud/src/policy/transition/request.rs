@@ -1,28 +1,9 @@
 //! What requests about mappings have in common, whether a unit confines the device or not.
 
-use alloc::vec::Vec;
-
 use iommu_protocol::status::Refusal;
 
-use crate::addr::{Iova, PAGE_SIZE};
-use crate::policy::event::{BatchRequest, MapRequest, Outcome, Refused};
-
-/// Carries out elements in order, and says which one was refused.
-pub(super) fn each(
-    items: &[BatchRequest],
-    mut work: impl FnMut(&BatchRequest) -> Result<Iova, Refusal>,
-) -> Result<Outcome, Refused> {
-    if let [one] = items {
-        return Ok(Outcome::Single(work(one)?));
-    }
-    let mut addresses = Vec::with_capacity(items.len());
-    for (at, item) in items.iter().enumerate() {
-        let item = work(item)
-            .map_err(|refusal| Refused { refusal, item: u32::try_from(at).unwrap_or(u32::MAX) });
-        addresses.push(item?);
-    }
-    Ok(Outcome::Batch(addresses))
-}
+use crate::addr::PAGE_SIZE;
+use crate::policy::event::MapRequest;
 
 /// Whether a request names a part of a buffer of `size` bytes, in whole pages, with an access.
 #[inline]

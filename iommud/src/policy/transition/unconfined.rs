@@ -5,12 +5,12 @@ use iommu_protocol::wire::MapFlags;
 
 use crate::addr::Iova;
 use crate::policy::decision::Decision;
-use crate::policy::event::{BatchRequest, Outcome, Refused};
+use crate::policy::event::BatchRequest;
 use crate::policy::ids::SessionId;
 use crate::policy::state::State;
 use crate::policy::state::memory::Memory;
 use crate::policy::transition::buffer::use_directly;
-use crate::policy::transition::request::{check, each};
+use crate::policy::transition::request::check;
 
 /// A part of a buffer that an element is about.
 struct Part {
@@ -22,35 +22,34 @@ struct Part {
     more: bool,
 }
 
-pub(super) fn batch(
+/// Carries out one element; returns its address, 0 for an unmap or revoke.
+pub(super) fn carry_out(
     decision: &mut Decision<'_>,
     id: SessionId,
-    items: &[BatchRequest],
-) -> Result<Outcome, Refused> {
-    each(items, |item| {
-        let part = part(decision.state, id, item)?;
-        let state = &decision.state;
-        if part.more {
-            let account = state.session(id).map(|session| session.client)?;
-            let used = state.accounts.get(account).map_or(u32::MAX, |account| account.mappings);
-            if used >= state.machine.config.quotas.mappings {
-                return Err(Refusal::Quota);
-            }
+    item: &BatchRequest,
+) -> Result<Iova, Refusal> {
+    let part = part(decision.state, id, item)?;
+    let state = &decision.state;
+    if part.more {
+        let account = state.session(id).map(|session| session.client)?;
+        let used = state.accounts.get(account).map_or(u32::MAX, |account| account.mappings);
+        if used >= state.machine.config.quotas.mappings {
+            return Err(Refusal::Quota);
         }
-        let record = state.slots.get(part.slot).ok_or(Refusal::BadHandle)?;
-        let iova = match &state.buffer(record.buffer)?.memory {
-            Memory::One(range) => Iova(range.first().0 + part.offset),
-            Memory::Many(_) => return Err(Refusal::NoMemory),
-        };
-        if let BatchRequest::Map(request) = item
-            && request.flags.contains(MapFlags::FIXED)
-            && request.iova != iova
-        {
-            return Err(Refusal::Unsupported);
-        }
-        use_directly(decision, part.slot, (part.offset, part.length), part.more)?;
-        Ok(if part.more { iova } else { Iova(0) })
-    })
+    }
+    let record = state.slots.get(part.slot).ok_or(Refusal::BadHandle)?;
+    let iova = match &state.buffer(record.buffer)?.memory {
+        Memory::One(range) => Iova(range.first().0 + part.offset),
+        Memory::Many(_) => return Err(Refusal::NoMemory),
+    };
+    if let BatchRequest::Map(request) = item
+        && request.flags.contains(MapFlags::FIXED)
+        && request.iova != iova
+    {
+        return Err(Refusal::Unsupported);
+    }
+    use_directly(decision, part.slot, (part.offset, part.length), part.more)?;
+    Ok(if part.more { iova } else { Iova(0) })
 }
 
 fn part(state: &State, id: SessionId, item: &BatchRequest) -> Result<Part, Refusal> {

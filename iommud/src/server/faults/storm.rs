@@ -74,7 +74,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         if self.registry.is_silenced(unit, source) {
             return false;
         }
-        if let Err(refusal) = self.run(&Event::Storm(unit, source)) {
+        if let Err(refusal) = self.run_event(&Event::Storm(unit, source)) {
             // A device that makes up ids could go on for all 65536 of them.
             if refusal != Refusal::Quota || !core::mem::replace(&mut self.storms.full, true) {
                 log::warn!("unit {index}: {source:?} has too many faults, and goes on: {refusal}");

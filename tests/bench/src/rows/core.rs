@@ -5,7 +5,7 @@ use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::page_table::{Detached, PageTable};
 use iommud::platform::HugeTables;
-use iommud::policy::{BatchRequest, Event, ListRequest, MapRequest, Outcome};
+use iommud::policy::{Batch, BatchRequest, ListRequest, MapList, MapRequest};
 
 use crate::machine::{Core, Counting, Format, small_pages, tables};
 use crate::peers::{Multiarch, X86};
@@ -94,7 +94,7 @@ impl Grants {
 /// The same with all pages of the ring in one request to map and one to unmap; no page follows the one before.
 struct Lists {
     core: Core,
-    map: Event,
+    map: ListRequest,
 }
 
 impl Lists {
@@ -103,16 +103,14 @@ impl Lists {
         let (slot, _) = core.allocate(RING * 4096, AllocateFlags::empty());
         let pages = (0..RING as u32).rev().collect();
         let flags = MapFlags::empty();
-        let list = ListRequest { slot, access: READ_WRITE, flags, iova: Iova(0), pages };
-        let map = Event::MapList(core.session, list);
+        let map = ListRequest { slot, access: READ_WRITE, flags, iova: Iova(0), pages };
         Self { core, map }
     }
 
     #[inline(never)]
     fn turn(&mut self) -> u64 {
-        let Outcome::Single(iova) = self.core.run(&self.map) else { panic!("no address") };
-        let unmap = BatchRequest::Unmap { iova, length: RING * 4096 };
-        self.core.run(&Event::Batch(self.core.session, vec![unmap]));
+        let iova = self.core.run(&MapList(self.core.session, &self.map));
+        self.core.change(BatchRequest::Unmap { iova, length: RING * 4096 });
         RING
     }
 }
@@ -240,18 +238,18 @@ pub fn profile_batches() {
         let request = request(slot, PAGES - 1 - page);
         BatchRequest::Map(MapRequest { iova: at(page), flags: MapFlags::FIXED, ..request })
     };
-    let map = Event::Batch(core.session, (0..PAGES).map(map).collect());
+    let map: Vec<_> = (0..PAGES).map(map).collect();
     let unmap = |page| BatchRequest::Unmap { iova: at(page), length: 4096 };
-    let unmap = Event::Batch(core.session, (0..PAGES).map(unmap).collect());
+    let unmap: Vec<_> = (0..PAGES).map(unmap).collect();
     for _ in 0..200 {
         pair(&mut core, &map, &unmap);
     }
 }
 
 #[inline(never)]
-fn pair(core: &mut Core, map: &Event, unmap: &Event) {
-    core.run(map);
-    core.run(unmap);
+fn pair(core: &mut Core, map: &[BatchRequest], unmap: &[BatchRequest]) {
+    core.run(&Batch(core.session, map));
+    core.run(&Batch(core.session, unmap));
 }
 
 /// Works for a profiler to look at.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use iommud::addr::Iova;
-use iommud::policy::{BatchRequest, ClientId, Event, MapRequest, Outcome};
+use iommud::policy::{BatchRequest, Claim, ClientId, Event, MapRequest};
 
 use crate::machine::{Core, Counting, function};
 use crate::report::Line;
@@ -62,14 +62,11 @@ pub fn run() {
             access: Access::READ,
             flags: MapFlags::ABOVE_4G,
         };
-        match core.run(&Event::Batch(core.session, vec![BatchRequest::Map(request)])) {
-            Outcome::Single(iova) => iova,
-            other => panic!("{other:?}"),
-        }
+        core.change(BatchRequest::Map(request))
     };
     let mut made: Vec<Iova> = Vec::with_capacity(MAPPINGS as usize);
     let unmap = |core: &mut Core, iova| {
-        core.run(&Event::Batch(core.session, vec![BatchRequest::Unmap { iova, length: 4096 }]));
+        core.change(BatchRequest::Unmap { iova, length: 4096 });
     };
     let (heap, frames) = (in_use(), frames(&core));
     for page in 0..MAPPINGS {
@@ -117,8 +114,8 @@ fn idle() {
     for number in numbers {
         let (heap, tables) = (in_use(), frames(&core));
         let client = ClientId(u32::from(number));
-        let claim = Event::Claim { client, address: function(number).address, parent: None };
-        let Outcome::Session(session) = core.run(&claim) else { panic!("no session") };
+        let claim = Claim { client, address: function(number).address, parent: None };
+        let session = core.run(&claim);
         core.run(&Event::Attach(session));
         cost = in_use() - heap + (frames(&core) - tables) as i64 * 4096;
     }

@@ -8,7 +8,7 @@ use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::TableMemory;
 use iommud::hw::page_table::{Detached, PageTable};
 use iommud::platform::{HUGE_PAGE_LENGTH, Mapping};
-use iommud::policy::{BatchRequest, Event, MapRequest, Outcome};
+use iommud::policy::{BatchRequest, MapRequest};
 
 use crate::machine::{Core, Counting, Format, page, small_pages, tables};
 use crate::peers::{Aarch64, Multiarch};
@@ -187,13 +187,11 @@ fn whole() {
         access: READ_WRITE,
         flags: MapFlags::ABOVE_4G,
     };
-    let map = Event::Batch(core.session, vec![BatchRequest::Map(map)]);
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        let Outcome::Single(iova) = core.run(&map) else { panic!("no address") };
-        let unmap = Event::Batch(core.session, vec![BatchRequest::Unmap { iova, length: GIB }]);
+        let iova = core.change(BatchRequest::Map(map));
         times.push(timed(|| {
-            core.run(&unmap);
+            core.change(BatchRequest::Unmap { iova, length: GIB });
         }));
     }
     Line::note(3, "the whole request, decided to committed, tables freed", nanos(median(&times)))

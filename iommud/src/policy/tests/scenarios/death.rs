@@ -7,7 +7,7 @@ use iommu_protocol::wire::AllocateFlags;
 
 use super::{PAGE, kind, pair};
 use crate::policy::tests::world::*;
-use crate::policy::{Binding, Event, Outcome, UnitIndex};
+use crate::policy::{Batch, Binding, Event, Hold, Import, ImportShared, UnitIndex};
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -42,17 +42,17 @@ fn s16_without_proof_memory_stays_in_quarantine() {
     bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
     assert_eq!(bench.world.entry(0, address(0, 4, 0)), Binding::Blocked);
     assert!(bench.registry.session(session).unwrap().unit_failed);
-    for event in [
-        Event::Attach(session),
-        Event::Batch(session, vec![unmap(iova, 4)]),
-        Event::Batch(session, vec![map(slot, 0, 1)]),
-        Event::Release(session, slot),
-        Event::Release(session, unmapped),
-        Event::Import(session, crate::policy::BufferId(0)),
-    ] {
+    for event in
+        [Event::Attach(session), Event::Release(session, slot), Event::Release(session, unmapped)]
+    {
         assert_eq!(bench.refused(&event), Refusal::UnitFailed, "{event:?}");
     }
-    bench.run(&Event::Hold(session, slot)).unwrap();
+    for item in [unmap(iova, 4), map(slot, 0, 1)] {
+        assert_eq!(bench.refused(&Batch(session, &[item])), Refusal::UnitFailed, "{item:?}");
+    }
+    let import = Import(session, crate::policy::BufferId(0));
+    assert_eq!(bench.refused(&import), Refusal::UnitFailed);
+    bench.run(&Hold(session, slot)).unwrap();
     bench.run(&Event::Close(session)).unwrap();
     assert_eq!(bench.world.released.len(), 1, "only what was never mapped");
     bench.run(&Event::Drop(crate::policy::BufferId(0))).unwrap();
@@ -69,13 +69,11 @@ fn a_buffer_lives_until_nobody_knows_or_holds_it() {
     let first = bench.claim(1, address(0, 3, 0));
     let second = bench.claim(1, address(0, 4, 0));
     let (slot, _, buffer) = bench.buffer(first, 2);
-    let Ok(Outcome::Held(_, imported)) = bench.run(&Event::Import(second, buffer)) else {
-        panic!()
-    };
-    let again = bench.run(&Event::Import(second, buffer));
-    assert_eq!(again, Ok(Outcome::Held(buffer, imported)), "the same slot");
+    let imported = bench.run(&Import(second, buffer)).unwrap();
+    let again = bench.run(&Import(second, buffer));
+    assert_eq!(again, Ok(imported), "the same slot");
     bench.batch(second, &[map(imported, 0, 2)]).unwrap();
-    assert_eq!(bench.run(&Event::Hold(first, slot)), Ok(Outcome::Held(buffer, slot)));
+    assert_eq!(bench.run(&Hold(first, slot)), Ok(buffer));
     bench.run(&Event::Release(first, slot)).unwrap();
     bench.run(&Event::Close(first)).unwrap();
     assert_eq!(bench.registry.counts().buffers, 1);
@@ -94,10 +92,8 @@ fn a_buffer_that_was_brought_outlives_the_client_that_made_it() {
     let maker = bench.claim(1, address(0, 3, 0));
     let user = bench.claim(2, address(0, 4, 0));
     let (_, _, buffer) = bench.buffer(maker, 2);
-    assert_eq!(bench.refused(&Event::Import(user, buffer)), Refusal::Permission);
-    let Ok(Outcome::Held(_, brought)) = bench.run(&Event::ImportShared(user, buffer)) else {
-        panic!()
-    };
+    assert_eq!(bench.refused(&Import(user, buffer)), Refusal::Permission);
+    let brought = bench.run(&ImportShared(user, buffer)).unwrap();
     bench.batch(user, &[map(brought, 0, 2)]).unwrap();
     bench.run(&Event::Close(maker)).unwrap();
     let counts = bench.registry.counts();
@@ -129,7 +125,7 @@ fn shutdown_leaves_every_group_to_policy_and_translation_on() {
     assert!(bench.world.units[0].enabled);
     assert_eq!((bench.world.domain_count(), bench.world.released.len()), (1, 3));
     assert_eq!(bench.registry.counts().sessions, 0);
-    assert_eq!(bench.run(&Event::Shutdown), Ok(Outcome::Done));
+    assert_eq!(bench.run(&Event::Shutdown), Ok(()));
 }
 
 #[test]
@@ -139,7 +135,7 @@ fn quarantine_of_a_plan_keeps_what_it_would_have_mapped() {
     bench.run(&Event::Attach(session)).unwrap();
     let (slot, ..) = bench.buffer(session, 2);
     // A map whose undoing could not be proved.
-    let plan = bench.registry.decide(&Event::Batch(session, vec![map(slot, 0, 1)])).unwrap();
+    let plan = bench.registry.decide(&Batch(session, &[map(slot, 0, 1)])).unwrap();
     bench.registry.quarantine(plan);
     // An allocation likewise: its memory is never given back.
     let event = bench.allocation(session, &[phys(OWN + MIB, PAGE)], AllocateFlags::empty());

@@ -7,7 +7,7 @@ use iommu_protocol::status::Refusal;
 
 use super::{PAGE, claim_event, own_domain, pair, partition, permutations, tree};
 use crate::policy::tests::world::*;
-use crate::policy::{Binding, Config, Event, UnitIndex};
+use crate::policy::{Batch, Binding, Config, Event, Hold, Import, MapList, UnitIndex};
 use crate::topology::pci::{Buses, FunctionKind};
 use crate::topology::testing::{address, bridge, endpoint, function, with_acs};
 
@@ -64,18 +64,18 @@ fn s21_a_mapping_is_ended_by_the_session_that_made_it() {
     let (slot, iova, _) = bench.buffer(second, 2);
     let at = 4 << 30;
     bench.batch(second, &[fixed(slot, 0, 1, at)]).unwrap();
-    bench.run(&Event::MapList(second, list(slot, &[1, 0], at + 16 * PAGE))).unwrap();
+    bench.run(&MapList(second, &list(slot, &[1, 0], at + 16 * PAGE))).unwrap();
     let (own, mine, _) = bench.buffer(first, 1);
     let Binding::Domain(domain) = own_domain(&bench, first) else { panic!("no domain") };
     let before = bench.world.mapped(domain);
     let others = [(iova, 2), (at, 1), (at + 16 * PAGE, 2)];
     for (iova, pages) in others {
         let theirs = unmap(iova, pages);
-        assert_eq!(bench.refused(&Event::Batch(first, vec![theirs])), Refusal::NotMapped);
+        assert_eq!(bench.refused(&Batch(first, &[theirs])), Refusal::NotMapped);
         let both = vec![map(own, 0, 1), theirs];
-        assert_eq!(bench.refused(&Event::Batch(first, both)), Refusal::NotMapped);
+        assert_eq!(bench.refused(&Batch(first, &both)), Refusal::NotMapped);
     }
-    assert_eq!(bench.refused(&Event::Batch(second, vec![unmap(mine, 1)])), Refusal::NotMapped);
+    assert_eq!(bench.refused(&Batch(second, &[unmap(mine, 1)])), Refusal::NotMapped);
     assert_eq!(bench.world.mapped(domain), before);
     for (iova, pages) in others {
         bench.batch(second, &[unmap(iova, pages)]).unwrap();
@@ -89,10 +89,10 @@ fn s21_what_belongs_to_another_session_is_not_there() {
     let other = bench.claim(2, address(0, 4, 0));
     let (slot, iova, buffer) = bench.buffer(mine, 1);
     assert_eq!(bench.refused(&Event::Release(other, slot)), Refusal::BadHandle);
-    assert_eq!(bench.refused(&Event::Batch(other, vec![map(slot, 0, 1)])), Refusal::BadHandle);
-    assert_eq!(bench.refused(&Event::Batch(other, vec![unmap(iova, 1)])), Refusal::NotMapped);
-    assert_eq!(bench.refused(&Event::Hold(other, slot)), Refusal::BadHandle);
-    assert_eq!(bench.refused(&Event::Import(other, buffer)), Refusal::Permission);
+    assert_eq!(bench.refused(&Batch(other, &[map(slot, 0, 1)])), Refusal::BadHandle);
+    assert_eq!(bench.refused(&Batch(other, &[unmap(iova, 1)])), Refusal::NotMapped);
+    assert_eq!(bench.refused(&Hold(other, slot)), Refusal::BadHandle);
+    assert_eq!(bench.refused(&Import(other, buffer)), Refusal::Permission);
 }
 
 #[test]

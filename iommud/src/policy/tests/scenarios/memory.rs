@@ -8,7 +8,7 @@ use iommu_protocol::wire::AllocateFlags;
 
 use super::{PAGE, claim_event, kind, own_domain, two_units};
 use crate::policy::tests::world::*;
-use crate::policy::{BatchRequest, Binding, Config, Event, Outcome, UnitIndex};
+use crate::policy::{Allocate, Batch, BatchRequest, Binding, Config, Event, MapList, UnitIndex};
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -31,13 +31,12 @@ fn s30_every_quota_is_a_refusal() {
     let (slot, ..) = bench.buffer(session, 2);
     bench.buffer(session, 1);
     assert_eq!(bench.registry.admit_buffer(session, PAGE), Err(Refusal::Quota), "two buffers");
-    let refused =
-        bench.run(&Event::Batch(session, vec![map(slot, 0, 1), map(slot, 1, 1)])).unwrap_err();
+    let refused = bench.run(&Batch(session, &[map(slot, 0, 1), map(slot, 1, 1)])).unwrap_err();
     assert_eq!((refused.refusal, refused.item), (Refusal::Quota, 1));
     let view = bench.registry.session(session).unwrap();
     assert_eq!((view.memory_left, view.mappings_left), (PAGE, 1));
     bench.batch(session, &[map(slot, 0, 1)]).unwrap();
-    assert_eq!(bench.refused(&Event::Batch(session, vec![map(slot, 0, 1)])), Refusal::Quota);
+    assert_eq!(bench.refused(&Batch(session, &[map(slot, 0, 1)])), Refusal::Quota);
     // Others have their own.
     bench.claim(2, address(0, 5, 0));
 }
@@ -50,17 +49,17 @@ fn s30_each_page_of_a_list_counts() {
     let session = bench.claim(1, address(0, 3, 0));
     let (slot, _, buffer) = bench.buffer(session, 4);
     let left = |bench: &Bench| bench.registry.session(session).unwrap().mappings_left;
-    let map = |pages: &[u32]| Event::MapList(session, list(slot, pages, 0));
+    let map = |pages: &[u32]| list(slot, pages, 0);
     assert_eq!(left(&bench), 5);
-    assert_eq!(bench.refused(&map(&[0, 1, 2, 3, 0, 1])), Refusal::Quota);
-    let Outcome::Single(at) = bench.run(&map(&[3, 0, 2])).unwrap() else { panic!() };
+    assert_eq!(bench.refused(&MapList(session, &map(&[0, 1, 2, 3, 0, 1]))), Refusal::Quota);
+    let at = bench.run(&MapList(session, &map(&[3, 0, 2]))).unwrap();
     assert_eq!(left(&bench), 2);
-    assert_eq!(bench.refused(&map(&[0, 1, 2])), Refusal::Quota);
+    assert_eq!(bench.refused(&MapList(session, &map(&[0, 1, 2]))), Refusal::Quota);
     bench.batch(session, &[unmap(at.0, 3)]).unwrap();
     assert_eq!(left(&bench), 5);
-    let outside = bench.run(&map(&[0, 1, 4, 9])).unwrap_err();
+    let outside = bench.run(&MapList(session, &map(&[0, 1, 4, 9]))).unwrap_err();
     assert_eq!((outside.refusal, outside.item), (Refusal::Range, 2));
-    bench.run(&map(&[1, 1])).unwrap();
+    bench.run(&MapList(session, &map(&[1, 1]))).unwrap();
     // The end of the buffer's slot ends them.
     bench.run(&Event::Release(session, slot)).unwrap();
     assert_eq!(left(&bench), 6);
@@ -76,13 +75,13 @@ fn a_list_follows_the_pieces_of_a_buffer() {
     let event = bench.allocation(session, &pieces, AllocateFlags::UNMAPPED);
     let (slot, ..) = bench.allocated(&event).unwrap();
     let at = 4 << 30;
-    bench.run(&Event::MapList(session, list(slot, &[4, 0, 1, 2], at))).unwrap();
+    bench.run(&MapList(session, &list(slot, &[4, 0, 1, 2], at))).unwrap();
     let pages = [2, 8, 9, 0].map(|page| OWN + page * PAGE);
     let wanted: Vec<_> =
         (0..).zip(pages).map(|(n, phys)| (at + n * PAGE, at + n * PAGE + PAGE - 1, phys)).collect();
     let Binding::Domain(domain) = own_domain(&bench, session) else { panic!() };
     assert_eq!(bench.world.mapped(domain), wanted);
-    assert_eq!(bench.refused(&Event::Batch(session, vec![unmap(at, 1)])), Refusal::NotMapped);
+    assert_eq!(bench.refused(&Batch(session, &[unmap(at, 1)])), Refusal::NotMapped);
     bench.batch(session, &[unmap(at, 4)]).unwrap();
     assert!(bench.world.mapped(domain).is_empty());
 }
@@ -100,7 +99,7 @@ fn s30_page_tables_are_limited_too() {
         assert!(made < 8);
     }
     let next = fixed(slot, 0, 1, (made + 5) << 30);
-    assert_eq!(bench.refused(&Event::Batch(session, vec![next])), Refusal::Quota);
+    assert_eq!(bench.refused(&Batch(session, &[next])), Refusal::Quota);
     assert!(made > 1);
 }
 
@@ -173,9 +172,9 @@ fn a_batch_ends_mappings_in_any_order_also_those_it_makes() {
     bench.batch(session, &[end(2), fixed(5), end(1), end(5), fixed(6), end(3)]).unwrap();
     assert_eq!(left(&bench), before - 2);
     bench.batch(session, &[end(0), end(6)]).unwrap();
-    let again = bench.run(&Event::Batch(session, vec![end(0)])).unwrap_err();
+    let again = bench.run(&Batch(session, &[end(0)])).unwrap_err();
     assert_eq!((again.refusal, left(&bench)), (Refusal::NotMapped, before));
-    let half = bench.run(&Event::Batch(session, vec![fixed(0), end(0), end(1)])).unwrap_err();
+    let half = bench.run(&Batch(session, &[fixed(0), end(0), end(1)])).unwrap_err();
     assert_eq!((half.refusal, half.item, left(&bench)), (Refusal::NotMapped, 2, before));
 }
 
@@ -186,7 +185,7 @@ fn a_batch_is_all_or_nothing_and_names_the_item() {
     bench.run(&Event::Attach(session)).unwrap();
     let (slot, iova, _) = bench.buffer(session, 8);
     let bad = |bench: &mut Bench, items: Vec<BatchRequest>| {
-        let refused = bench.run(&Event::Batch(session, items)).unwrap_err();
+        let refused = bench.run(&Batch(session, &items)).unwrap_err();
         (refused.refusal, refused.item)
     };
     let ok = map(slot, 0, 1);
@@ -235,23 +234,23 @@ fn grants_are_within_the_buffers_own_addresses() {
     };
     assert_eq!(bench.batch(session, &[grant(4, 2)]).unwrap(), [iova + 4 * PAGE]);
     for overlapping in [grant(4, 2), grant(5, 1), grant(0, 16)] {
-        let refused = bench.refused(&Event::Batch(session, vec![overlapping]));
+        let refused = bench.refused(&Batch(session, &[overlapping]));
         assert_eq!(refused, Refusal::Mapped);
     }
     let twice = vec![grant(0, 1), grant(0, 1)];
-    assert_eq!(bench.refused(&Event::Batch(session, twice)), Refusal::Mapped);
-    let as_mapping = Event::Batch(session, vec![unmap(iova + 4 * PAGE, 2)]);
+    assert_eq!(bench.refused(&Batch(session, &twice)), Refusal::Mapped);
+    let as_mapping = Batch(session, &[unmap(iova + 4 * PAGE, 2)]);
     assert_eq!(bench.refused(&as_mapping), Refusal::NotMapped, "a grant is revoked");
-    assert_eq!(bench.refused(&Event::Batch(session, vec![revoke(4, 1)])), Refusal::NotMapped);
+    assert_eq!(bench.refused(&Batch(session, &[revoke(4, 1)])), Refusal::NotMapped);
     let elsewhere = fixed(slot, 0, 1, iova);
-    assert_eq!(bench.refused(&Event::Batch(session, vec![elsewhere])), Refusal::Mapped);
+    assert_eq!(bench.refused(&Batch(session, &[elsewhere])), Refusal::Mapped);
     bench.batch(session, &[revoke(4, 2)]).unwrap();
     bench.batch(session, &[grant(0, 16)]).unwrap();
     bench.run(&Event::Release(session, slot)).unwrap();
     assert_eq!(bench.world.mapped(own), []);
     let (mapped, ..) = bench.buffer(session, 1);
     let no_grants = BatchRequest::Grant(request(mapped, 0, 1));
-    assert_eq!(bench.refused(&Event::Batch(session, vec![no_grants])), Refusal::BadOperation);
+    assert_eq!(bench.refused(&Batch(session, &[no_grants])), Refusal::BadOperation);
 }
 
 #[test]
@@ -329,13 +328,10 @@ fn allocations_are_checked() {
     assert_eq!(bench.registry.admit_buffer(session, !4095), Err(Refusal::Quota));
     assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(true));
     let change = |bench: &mut Bench, edit: &dyn Fn(&mut crate::policy::AllocateRequest)| {
-        let Event::Allocate(session, mut request) =
-            bench.allocation(session, &[phys(OWN, 2 * PAGE)], AllocateFlags::empty())
-        else {
-            panic!()
-        };
+        let Allocate(session, mut request) =
+            bench.allocation(session, &[phys(OWN, 2 * PAGE)], AllocateFlags::empty());
         edit(&mut request);
-        bench.refused(&Event::Allocate(session, request))
+        bench.refused(&Allocate(session, request))
     };
     assert_eq!(change(&mut bench, &|r| r.alignment = 3 * PAGE), Refusal::Alignment);
     assert_eq!(change(&mut bench, &|r| r.alignment = 512), Refusal::Alignment);
@@ -383,7 +379,7 @@ fn mappings_that_stay_do_not_keep_the_memory_of_those_that_went() {
         }
     }
     assert!(capacities(&bench) <= 128, "{} records", capacities(&bench));
-    let gone = bench.run(&Event::Batch(session, vec![unmap(at(0, 1), 1)])).unwrap_err();
+    let gone = bench.run(&Batch(session, &[unmap(at(0, 1), 1)])).unwrap_err();
     assert_eq!(gone.refusal, Refusal::NotMapped);
     for page in [900, 0, 500] {
         bench.batch(session, &[unmap(at(1, page), 1)]).unwrap();

@@ -16,7 +16,7 @@ use std::vec::Vec;
 use iommu_protocol::ids::PciAddress;
 
 use crate::policy::tests::world::*;
-use crate::policy::{Binding, ClientId, Config, Event, Mode, SessionId, Step};
+use crate::policy::{Binding, Claim, ClientId, Config, Event, Mode, SessionId, Step};
 use crate::topology::firmware::{DeviceScope, Firmware, ReservedRegion, ScopeKind};
 use crate::topology::pci::{Buses, FunctionKind, PciFunction};
 use crate::topology::testing::{address, bridge, endpoint, function, multi, with_acs};
@@ -64,8 +64,8 @@ fn strict() -> Config {
     Config { default: Mode::Strict, ..Config::default() }
 }
 
-fn claim_event(client: u32, address: PciAddress, parent: Option<SessionId>) -> Event {
-    Event::Claim { client: ClientId(client), address, parent }
+fn claim_event(client: u32, address: PciAddress, parent: Option<SessionId>) -> Claim {
+    Claim { client: ClientId(client), address, parent }
 }
 
 fn permutations(count: usize) -> Vec<Vec<usize>> {

@@ -6,7 +6,7 @@ use iommu_protocol::status::Refusal;
 
 use super::{PAGE, claim_event, kind, own_domain, pair, reserve, strict};
 use crate::policy::tests::world::*;
-use crate::policy::{Binding, Config, Event, Matcher, Mode, Outcome, Rule};
+use crate::policy::{Batch, Binding, Config, Event, Matcher, Mode, Rule};
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -28,11 +28,11 @@ fn s22_reserved_regions_are_mapped_wherever_the_device_goes() {
     assert_eq!(bench.world.mapped(own), [region]);
     let (slot, ..) = bench.buffer(session, 4);
     for at in [32 * MIB, 32 * MIB - PAGE, 32 * MIB + PAGE] {
-        let refusal = bench.refused(&Event::Batch(session, vec![fixed(slot, 0, 2, at)]));
+        let refusal = bench.refused(&Batch(session, &[fixed(slot, 0, 2, at)]));
         assert_eq!(refusal, Refusal::Reserved);
     }
-    assert_eq!(bench.refused(&Event::Batch(session, vec![unmap(32 * MIB, 2)])), Refusal::NotMapped);
-    let refusal = bench.refused(&Event::Batch(session, vec![fixed(slot, 0, 1, 0xfee0_0000)]));
+    assert_eq!(bench.refused(&Batch(session, &[unmap(32 * MIB, 2)])), Refusal::NotMapped);
+    let refusal = bench.refused(&Batch(session, &[fixed(slot, 0, 1, 0xfee0_0000)]));
     assert_eq!(refusal, Refusal::Reserved);
     let regions: Vec<_> =
         bench.registry.regions(session).iter().map(|r| r.range.first().0).collect();
@@ -179,21 +179,20 @@ fn addresses_of_registers_are_nobodys() {
     let (slot, iova, _) = bench.buffer(first, 4);
     let low = |iova: u64| (PAGE..RAM).contains(&iova);
     assert!(low(iova), "{iova:#x}");
-    let refused = |bench: &mut Bench, iova| {
-        bench.refused(&Event::Batch(first, vec![fixed(slot, 0, 4, iova)]))
-    };
+    let refused =
+        |bench: &mut Bench, iova| bench.refused(&Batch(first, &[fixed(slot, 0, 4, iova)]));
     for iova in [RAM, RAM - PAGE, at, 0xa000_0000, 0xfec0_0000, 0xfef0_0000, (4 << 30) - PAGE] {
         assert_eq!(refused(&mut bench, iova), Refusal::Reserved, "{iova:#x}");
     }
     for iova in [RAM - 4 * PAGE, 4 << 30] {
-        bench.run(&Event::Batch(first, vec![fixed(slot, 0, 4, iova)])).unwrap();
+        bench.run(&Batch(first, &[fixed(slot, 0, 4, iova)])).unwrap();
     }
     // All that there is below 4 GiB, and not a page more.
     let (large, ..) = bench.buffer(first, 1024);
     let mut taken = 0;
     let ended = loop {
-        match bench.run(&Event::Batch(first, vec![map(large, 0, 1024)])) {
-            Ok(Outcome::Single(iova)) => assert!(low(iova.0), "{:#x}", iova.0),
+        match bench.run(&Batch(first, &[map(large, 0, 1024)])) {
+            Ok(()) => assert!(low(bench.addresses[0].0), "{:?}", bench.addresses),
             other => break other,
         }
         taken += 1;

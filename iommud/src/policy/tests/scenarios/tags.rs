@@ -59,8 +59,8 @@ fn s28_old_tags_are_free_when_every_unit_was_flushed() {
     let held = |bench: &Bench| bench.registry.tag_record().held;
     assert_eq!(held(&bench), span(2, 4));
     let plan = bench.registry.decide(&ready(0)).unwrap();
-    assert!(bench.registry.take_tags_of(&plan), "a tag more");
-    assert!(!bench.registry.take_tags_of(&plan), "which is known now");
+    assert!(bench.registry.take_tags_of(plan.orders()), "a tag more");
+    assert!(!bench.registry.take_tags_of(plan.orders()), "which is known now");
     assert_eq!(held(&bench), span(2, 5));
     bench.registry.abort(plan);
     bench.run(&ready(0)).unwrap();

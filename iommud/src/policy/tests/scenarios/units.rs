@@ -9,7 +9,7 @@ use iommu_protocol::wire::AllocateFlags;
 use super::{PAGE, claim_event, kind, own_domain, strict, two_units};
 use crate::policy::tests::world::*;
 use crate::policy::{
-    BatchRequest, Binding, Config, Event, Matcher, Mode, Outcome, Rule, Step, UnitIndex, UnitState,
+    Batch, BatchRequest, Binding, Config, Event, Matcher, Mode, Rule, Step, UnitIndex, UnitState,
 };
 use crate::topology::capabilities::{LevelSet, UnitCapabilities};
 use crate::topology::firmware::Firmware;
@@ -34,7 +34,7 @@ fn s4_a_unit_that_comes_up_leaves_active_domains_alone() {
         assert!(!format!("{step:?}").contains(&format!("{own:?}")), "{step:?}");
         assert!(!format!("{step:?}").contains("UnitIndex(0)"), "{step:?}");
     }
-    assert_eq!(bench.run(&ready(1)), Ok(Outcome::Done), "a second time is nothing");
+    assert_eq!(bench.run(&ready(1)), Ok(()), "a second time is nothing");
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn s27_a_failing_unit_leaves_clients_of_others_alone() {
         bench.buffer(session, 1);
     }
     bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
-    assert_eq!(bench.run(&Event::UnitFailed(UnitIndex(0))), Ok(Outcome::Done));
+    assert_eq!(bench.run(&Event::UnitFailed(UnitIndex(0))), Ok(()));
     assert_eq!(bench.registry.unit(UnitIndex(0)).unwrap().state, UnitState::Failed);
     let (slot, ..) = bench.buffer(fine, 2);
     bench.run(&Event::Release(fine, slot)).unwrap();
@@ -121,12 +121,9 @@ fn without_a_unit_a_session_works_with_bus_addresses() {
     assert_eq!(bench.batch(session, &[map(slot, 1, 2)]).unwrap(), [OWN + PAGE], "twice the same");
     assert_eq!(bench.registry.counts().mappings, 3);
     bench.batch(session, &[unmap(OWN + PAGE, 2), unmap(OWN + PAGE, 2)]).unwrap();
-    assert_eq!(
-        bench.refused(&Event::Batch(session, vec![unmap(OWN + PAGE, 2)])),
-        Refusal::NotMapped
-    );
+    assert_eq!(bench.refused(&Batch(session, &[unmap(OWN + PAGE, 2)])), Refusal::NotMapped);
     let wrong = fixed(slot, 0, 1, MIB);
-    assert_eq!(bench.refused(&Event::Batch(session, vec![wrong])), Refusal::Unsupported);
+    assert_eq!(bench.refused(&Batch(session, &[wrong])), Refusal::Unsupported);
     let scattered = [phys(OWN + 8 * PAGE, PAGE), phys(OWN + 16 * PAGE, PAGE)];
     let event = bench.allocation(session, &scattered, AllocateFlags::empty());
     assert_eq!(bench.refused(&event), Refusal::NoMemory, "no unit makes it contiguous");
@@ -266,7 +263,7 @@ fn addresses_stay_within_what_the_unit_lets_through() {
     let space = bench.registry.session(session).unwrap().domain.unwrap().space;
     assert_eq!((space.first().0, space.last().0), (PAGE, (1 << 34) - 1));
     bench.batch(session, &[fixed(slot, 0, 1, (1 << 34) - PAGE)]).unwrap();
-    let beyond = Event::Batch(session, vec![fixed(slot, 0, 1, 1 << 34)]);
+    let beyond = Batch(session, &[fixed(slot, 0, 1, 1 << 34)]);
     assert_eq!(bench.refused(&beyond), Refusal::Range);
 }
 

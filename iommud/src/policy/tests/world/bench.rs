@@ -1,15 +1,17 @@
 //! A registry over such hardware: events are decided, carried out and checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::vec::Vec;
 
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
 use super::{OWN, PAGE, RAM, World, one_unit, phys, ready};
-use crate::addr::PhysAddr;
+use crate::addr::Iova;
 use crate::policy::{
-    ClientId, Config, Event, Outcome, Refused, Registry, Step, UnitIndex, UnitState,
+    Allocate, Batch, Claim, ClientId, Config, Event, Hold, Import, ImportShared, MapList, Orders,
+    Refused, Registry, Request, Step, UnitIndex, UnitState,
 };
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
@@ -29,9 +31,42 @@ pub(in crate::policy::tests) struct Bench {
     pub(in crate::policy::tests) passes: BTreeSet<u16>,
     /// Memory of the server, which no device reaches: first and last byte.
     pub(in crate::policy::tests) own: BTreeMap<u64, u64>,
+    /// Of the elements of the last batch.
+    pub(in crate::policy::tests) addresses: Vec<Iova>,
     /// Every plan is first aborted, and the state compared.
     pub(in crate::policy::tests) thorough: bool,
 }
+
+/// A request, and what the executor must know of it.
+pub(in crate::policy::tests) trait Tried: Request + Debug {
+    fn allocation(&self) -> Option<&Allocate> {
+        None
+    }
+
+    /// Memory that is being taken from policy is nobody's until every unit has forgotten it.
+    fn takes_memory(&self) -> bool {
+        self.allocation().is_some()
+    }
+}
+
+impl Tried for Event {
+    fn takes_memory(&self) -> bool {
+        matches!(self, Self::MemoryTaken(_))
+    }
+}
+
+impl Tried for Allocate {
+    fn allocation(&self) -> Option<&Allocate> {
+        Some(self)
+    }
+}
+
+impl Tried for Claim {}
+impl Tried for Import {}
+impl Tried for ImportShared {}
+impl Tried for Hold {}
+impl Tried for Batch<'_> {}
+impl Tried for MapList<'_> {}
 
 /// Steps that cannot fail, and cannot be undone.
 const fn is_final(step: &Step) -> bool {
@@ -72,6 +107,7 @@ impl Bench {
             clients: BTreeMap::new(),
             passes: BTreeSet::new(),
             own: BTreeMap::from([(OWN, RAM - 1)]),
+            addresses: Vec::new(),
             thorough: true,
         }
     }
@@ -80,27 +116,41 @@ impl Bench {
         Self::new(Config::default(), one_unit(), functions)
     }
 
-    pub(in crate::policy::tests) fn run(&mut self, event: &Event) -> Result<Outcome, Refused> {
+    pub(in crate::policy::tests) fn run<R: Tried>(
+        &mut self,
+        request: &R,
+    ) -> Result<R::Outcome, Refused> {
         if self.thorough {
             let before = self.snapshot();
-            match self.registry.decide(event) {
+            match self.registry.decide(request) {
                 Ok(plan) => self.registry.abort(plan),
                 Err(refused) => {
-                    assert_eq!(self.snapshot(), before, "a refusal changes nothing: {event:?}");
+                    assert_eq!(self.snapshot(), before, "a refusal changes nothing: {request:?}");
                     return Err(refused);
                 }
             }
-            assert_eq!(self.snapshot(), before, "abort restores everything: {event:?}");
+            assert_eq!(self.snapshot(), before, "abort restores everything: {request:?}");
         }
         // Between decision and commit the registry tells what will be: who has a device is asked before.
         let owners = self.owners();
-        let plan = self.registry.decide(event)?;
-        self.carry_out(plan.steps(), plan.pages(), event, &owners);
+        let plan = self.registry.decide(request)?;
+        if let Some(Allocate(session, request)) = request.allocation() {
+            // The memory is the buffer's from the first step that lets its device reach it.
+            let client = self.registry.session(*session).unwrap().client;
+            for segment in &request.segments {
+                let (first, last) = (segment.first().0, segment.last().0);
+                self.world.buffers.insert(first, (last, request.buffer.0));
+            }
+            self.clients.insert(request.buffer.0, client);
+        }
+        self.carry_out(plan.orders(), request.takes_memory(), &owners);
+        self.addresses = plan.orders().addresses().to_vec();
         let outcome = self.registry.commit(plan);
         self.check();
         Ok(outcome)
     }
 
+    /// The client of each requester of each unit that is up.
     fn owners(&self) -> Owners {
         let mut owners = Owners::new();
         for (number, hardware) in self.world.units.iter().enumerate() {
@@ -117,25 +167,17 @@ impl Bench {
         owners
     }
 
-    fn carry_out(&mut self, steps: &[Step], pages: &[PhysAddr], event: &Event, owners: &Owners) {
+    fn carry_out(&mut self, orders: &Orders, taking: bool, owners: &Owners) {
+        let steps = orders.steps();
         let last = steps.iter().rposition(|step| !is_final(step));
         let first = steps.iter().position(is_final);
         assert!(last < first || first.is_none(), "what cannot be undone comes last: {steps:?}");
-        if let Event::Allocate(session, request) = event {
-            // The memory is the buffer's from the first step that lets its device reach it.
-            let client = self.registry.session(*session).unwrap().client;
-            for segment in &request.segments {
-                let (first, last) = (segment.first().0, segment.last().0);
-                self.world.buffers.insert(first, (last, request.buffer.0));
-            }
-            self.clients.insert(request.buffer.0, client);
-        }
-        let taking = matches!(event, Event::Allocate(..) | Event::MemoryTaken(_));
+        assert_eq!(orders.fallible(), first.unwrap_or(steps.len()));
         for (at, step) in steps.iter().enumerate() {
             if let Step::Map { range, phys, .. } = step {
                 self.give_back(steps, phys.0, phys.0 + (range.last().0 - range.first().0));
             }
-            self.world.step(step, pages);
+            self.world.step(step, orders.pages());
             // Memory that is being taken from policy is nobody's until every unit has forgotten it.
             let settled = steps[..=at].iter().rposition(|s| matches!(s, Step::Invalidate { .. }))
                 >= steps.iter().rposition(|s| matches!(s, Step::Invalidate { .. }));
@@ -199,8 +241,11 @@ impl Bench {
         assert!(last < 0xfee0_0000 || first > 0xfeef_ffff, "interrupts within reach of {what}");
     }
 
-    pub(in crate::policy::tests) fn refused(&mut self, event: &Event) -> Refusal {
-        self.run(event).expect_err("a refusal").refusal
+    pub(in crate::policy::tests) fn refused<R: Tried>(&mut self, request: &R) -> Refusal {
+        match self.run(request) {
+            Ok(_) => panic!("not refused: {request:?}"),
+            Err(refused) => refused.refusal,
+        }
     }
 
     pub(in crate::policy::tests) fn snapshot(&self) -> String {

@@ -8,8 +8,8 @@ use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 use super::{Bench, PAGE, capabilities, phys, read_write};
 use crate::addr::{Iova, PhysRange};
 use crate::policy::{
-    AllocateRequest, BatchRequest, BufferId, ClientId, Event, ListRequest, MapRequest, Outcome,
-    Refused, SessionId, UnitIndex,
+    Allocate, AllocateRequest, Batch, BatchRequest, BufferId, Claim, ClientId, Event, ListRequest,
+    MapRequest, Placed, Refused, SessionId, UnitIndex,
 };
 
 impl Bench {
@@ -28,10 +28,7 @@ impl Bench {
         parent: Option<SessionId>,
     ) -> Result<SessionId, Refused> {
         let client = ClientId(client);
-        match self.run(&Event::Claim { client, address, parent })? {
-            Outcome::Session(session) => Ok(session),
-            other => panic!("{other:?}"),
-        }
+        self.run(&Claim { client, address, parent })
     }
 
     pub(in crate::policy::tests) fn allocate(
@@ -51,8 +48,8 @@ impl Bench {
         session: SessionId,
         segments: &[PhysRange],
         flags: AllocateFlags,
-    ) -> Event {
-        Event::Allocate(
+    ) -> Allocate {
+        Allocate(
             session,
             AllocateRequest {
                 buffer: self.registry.next_buffer(),
@@ -69,10 +66,10 @@ impl Bench {
     /// Runs an allocation; the memory counts as the buffer's from then on.
     pub(in crate::policy::tests) fn allocated(
         &mut self,
-        event: &Event,
+        allocate: &Allocate,
     ) -> Result<(Slot, u64, BufferId), Refused> {
-        let Event::Allocate(_, request) = event else { panic!("{event:?}") };
-        let Outcome::Buffer { slot, iova } = self.run(event)? else { panic!("a buffer") };
+        let Allocate(_, request) = allocate;
+        let Placed { slot, iova } = self.run(allocate)?;
         for segment in &request.segments {
             self.world.buffers.insert(segment.first().0, (segment.last().0, request.buffer.0));
         }
@@ -92,11 +89,8 @@ impl Bench {
         session: SessionId,
         items: &[BatchRequest],
     ) -> Result<Vec<u64>, Refused> {
-        match self.run(&Event::Batch(session, items.to_vec()))? {
-            Outcome::Single(iova) => Ok(vec![iova.0]),
-            Outcome::Batch(all) => Ok(all.into_iter().map(|iova| iova.0).collect()),
-            other => panic!("{other:?}"),
-        }
+        self.run(&Batch(session, items))?;
+        Ok(self.addresses.iter().map(|iova| iova.0).collect())
     }
 }
 
