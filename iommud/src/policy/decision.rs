@@ -12,7 +12,7 @@ use crate::addr::IovaRange;
 use crate::policy::collections::ranges::Piece;
 use crate::policy::event::Owed;
 use crate::policy::ids::{BufferId, DomainId, GroupId, Key, UnitIndex};
-use crate::policy::journal::{Change, Journal, Kept, Object};
+use crate::policy::journal::{Change, Image, Journal, Kept, Object};
 use crate::policy::plan::Orders;
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Trust};
@@ -49,21 +49,21 @@ impl Decision<'_> {
     /// Enters an object; returns its number.
     pub(super) fn insert<T: Kept>(&mut self, object: T) -> Result<u32, Refusal> {
         let number = full(T::table(self.state).insert(object))?;
-        self.journal.note(T::change(number, Object::Inserted));
+        self.journal.keep(T::image(number, Object::Inserted));
         Ok(number)
     }
 
     /// Removes an object.
     pub(super) fn remove<T: Kept>(&mut self, number: u32) {
         if let Some(was) = T::table(self.state).remove(number) {
-            self.journal.note(T::change(number, Object::Removed(Box::new(was))));
+            self.journal.keep(T::image(number, Object::Removed(Box::new(was))));
         }
     }
 
     /// An object that is to be changed. It is copied: not for domains.
     pub(super) fn change<T: Kept + Clone>(&mut self, number: u32) -> Option<&mut T> {
         let object = T::table(self.state).get_mut(number)?;
-        self.journal.note(T::change(number, Object::Changed(Box::new(object.clone()))));
+        self.journal.keep(T::image(number, Object::Changed(Box::new(object.clone()))));
         Some(object)
     }
 
@@ -100,7 +100,7 @@ impl Decision<'_> {
     /// Drops an entry whose last function is gone. It was written, or its unit has failed.
     pub(super) fn drop_left(&mut self, key: Key) {
         if let Some(source) = self.state.machine.sources.drop_left(key) {
-            self.journal.note(Change::Dropped(key, Box::new(source)));
+            self.journal.keep(Image::Dropped(key, Box::new(source)));
         }
     }
 
@@ -116,7 +116,7 @@ impl Decision<'_> {
     /// A function that is to be changed, but for what it does ([`Decision::set_activity`]).
     pub(super) fn change_function(&mut self, index: FunctionIndex) -> Option<&mut Function> {
         let function = self.state.machine.function_mut(index)?;
-        self.journal.note(Change::Function(index, Box::new(function.clone())));
+        self.journal.keep(Image::Function(index, Box::new(function.clone())));
         Some(function)
     }
 
@@ -125,7 +125,7 @@ impl Decision<'_> {
         let Some(function) = self.state.machine.function(index).cloned() else { return };
         if function.activity != activity {
             self.change_group(function.group);
-            self.journal.note(Change::Function(index, Box::new(function)));
+            self.journal.keep(Image::Function(index, Box::new(function)));
             self.state.machine.set_activity(index, activity);
         }
     }
@@ -133,14 +133,14 @@ impl Decision<'_> {
     /// A group's state, which is to be changed.
     pub(super) fn change_group(&mut self, id: GroupId) -> Option<&mut GroupState> {
         let group = self.state.machine.groups.get_mut(id.0)?;
-        self.journal.note(Change::Group(id, group.state));
+        self.journal.keep(Image::Group(id, group.state));
         Some(&mut group.state)
     }
 
     /// Notes how a unit is.
     pub(super) fn set_unit(&mut self, unit: UnitIndex, now: Unit) {
         if let Some(was) = self.state.machine.unit(unit) {
-            self.journal.note(Change::Unit(unit, Box::new(*was)));
+            self.journal.keep(Image::Unit(unit, Box::new(*was)));
             self.state.machine.set_unit(unit, now);
         }
     }
@@ -157,7 +157,7 @@ impl Decision<'_> {
     pub(super) fn set_reserved(&mut self, id: DomainId, pieces: Vec<Piece>) {
         if let Some(domain) = self.state.domains.get_mut(id.0) {
             let was = core::mem::replace(&mut domain.reserved, pieces);
-            self.journal.note(Change::Reserved(id, was));
+            self.journal.keep(Image::Reserved(id, was));
         }
     }
 

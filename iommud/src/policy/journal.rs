@@ -34,8 +34,9 @@ pub(super) enum Object<T> {
     Changed(Box<T>),
 }
 
-/// One change that was made, with what undoes it.
-#[derive(Debug)]
+/// One change that was made, with what undoes it. There may be thousands in a plan: they are small, and a plan without
+/// an [`Image`] is forgotten at once.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     /// A mapping of a slot was entered, and charged.
     Entered(DomainId, MappingIndex, u32),
@@ -45,10 +46,33 @@ pub(super) enum Change {
     Taken(DomainId, IovaRange),
     /// Addresses are free at commit.
     Free(DomainId, IovaRange),
-    /// A function is entered at commit.
-    Add(Box<PciFunction>),
     /// At commit a unit is known to hold nothing of others. Until then the note for the next server says that it may.
     Flushed(UnitIndex),
+    /// An entry pointed there.
+    Entry(Key, Option<Binding>),
+    /// The faults of a requester were not reported, or were.
+    Silenced(Key, bool),
+    /// An entry was made.
+    Source(Key),
+    /// A class of units was added.
+    Class,
+    Trust(DomainId, Trust),
+    /// The table of a domain had so many levels.
+    Levels(DomainId, u8),
+    /// A buffer was left mapped in a domain.
+    LeftMapped(DomainId),
+    Tag(DomainTag, bool),
+    /// It was owed, or not.
+    Owed(Owed, bool),
+    /// The next image, from the end on.
+    Image,
+}
+
+const _: () = assert!(size_of::<Change>() == 24);
+
+/// What something was before it was changed as a whole.
+#[derive(Debug)]
+pub(super) enum Image {
     Account(u32, Object<Account>),
     Buffer(u32, Object<Buffer>),
     Domain(u32, Object<Domain>),
@@ -62,42 +86,28 @@ pub(super) enum Change {
         length: u64,
         more: bool,
     },
-    /// It pointed there.
-    Entry(Key, Option<Binding>),
-    /// The faults of a requester were not reported, or were.
-    Silenced(Key, bool),
-    /// An entry was made.
-    Source(Key),
-    /// An entry whose last function is gone was dropped.
-    Dropped(Key, Box<Source>),
     Function(FunctionIndex, Box<Function>),
     Group(GroupId, GroupState),
     Unit(UnitIndex, Box<Unit>),
-    /// A class of units was added.
-    Class,
     /// Functions and groups were these.
     Machine(Box<Machine>),
+    /// A function is entered at commit.
+    Add(Box<PciFunction>),
+    /// An entry whose last function is gone was dropped.
+    Dropped(Key, Box<Source>),
     /// A domain of policy was made known.
     Shared(Box<Shared>),
     /// Policy `compat` mapped these.
     Compat(Box<Ranges>),
-    Trust(DomainId, Trust),
-    /// The table of a domain had so many levels.
-    Levels(DomainId, u8),
     /// A domain mapped these for firmware.
     Reserved(DomainId, Vec<Piece>),
-    /// A buffer was left mapped in a domain.
-    LeftMapped(DomainId),
-    Tag(DomainTag, bool),
     Tags(Box<Tags>),
-    /// It was owed, or not.
-    Owed(Owed, bool),
 }
 
 /// An object that is kept in a table of its kind.
 pub(super) trait Kept: Sized {
     fn table(state: &mut State) -> &mut Slab<Self>;
-    fn change(number: u32, what: Object<Self>) -> Change;
+    fn image(number: u32, what: Object<Self>) -> Image;
 }
 
 macro_rules! kept {
@@ -107,8 +117,8 @@ macro_rules! kept {
                 &mut state.$($table).+
             }
 
-            fn change(number: u32, what: Object<Self>) -> Change {
-                Change::$kind(number, what)
+            fn image(number: u32, what: Object<Self>) -> Image {
+                Image::$kind(number, what)
             }
         }
     )*};
@@ -127,6 +137,7 @@ kept! {
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     changes: Vec<Change>,
+    images: Vec<Image>,
     /// Commit has something left to do.
     unsettled: bool,
 }
@@ -144,33 +155,37 @@ impl Journal {
     /// Notes a change that was made.
     #[inline]
     pub(super) fn note(&mut self, change: Change) {
-        self.unsettled |= matches!(
-            change,
-            Change::Left(..) | Change::Free(..) | Change::Add(_) | Change::Flushed(_)
-        );
+        self.unsettled |=
+            matches!(change, Change::Left(..) | Change::Free(..) | Change::Flushed(_));
         self.changes.push(change);
     }
 
+    /// Notes what something was.
+    pub(super) fn keep(&mut self, image: Image) {
+        self.unsettled |= matches!(image, Image::Add(_));
+        self.images.push(image);
+        self.changes.push(Change::Image);
+    }
+
     /// The plan was carried out: frees what could not be given to anybody before.
+    #[inline]
     pub(super) fn commit(&mut self, state: &mut State) {
-        if core::mem::take(&mut self.unsettled) {
+        if self.unsettled {
             self.settle(state);
         }
         self.changes.clear();
+        if !self.images.is_empty() {
+            self.images.clear();
+        }
     }
 
     fn settle(&mut self, state: &mut State) {
+        self.unsettled = false;
         let mut touched: Option<DomainId> = None;
-        for change in self.changes.drain(..) {
-            let domain = match change {
+        for change in &self.changes {
+            let domain = match *change {
                 Change::Left(domain, index, slot) => {
-                    let mapping = state
-                        .domains
-                        .get_mut(domain.0)
-                        .and_then(|domain| domain.mappings.forget(index));
-                    if let Some(mapping) = mapping {
-                        free_addresses(state, domain, slot, &mapping);
-                    }
+                    forget(state, domain, index, slot);
                     domain
                 }
                 Change::Free(domain, range) => {
@@ -178,10 +193,6 @@ impl Journal {
                         domain.space.free(range);
                     }
                     domain
-                }
-                Change::Add(function) => {
-                    state.machine.add(*function);
-                    continue;
                 }
                 Change::Flushed(unit) => {
                     state.tags.flushed(unit);
@@ -195,13 +206,21 @@ impl Journal {
             }
         }
         touched.into_iter().for_each(|last| tidy(state, last));
+        for image in self.images.drain(..) {
+            if let Image::Add(function) = image {
+                state.machine.add(*function);
+            }
+        }
     }
 
     /// The plan was not carried out, and its steps were undone: everything is as before.
     pub(super) fn abort(&mut self, state: &mut State) {
         self.unsettled = false;
         while let Some(change) = self.changes.pop() {
-            change.undo(state);
+            match change {
+                Change::Image => self.images.pop().into_iter().for_each(|image| image.undo(state)),
+                change => change.undo(state),
+            }
         }
     }
 
@@ -240,19 +259,21 @@ impl Journal {
                         unproved.domains.push(domain);
                     }
                 }
-                Change::Buffer(number, Object::Inserted) => {
-                    // Steps that took its memory out of policy `compat` were undone.
-                    let known = state.buffers.get(*number).cloned();
-                    let kept = known.map(|buffer| Buffer {
-                        slots: 0,
-                        unproved: true,
-                        taken: Vec::new(),
-                        charged: false,
-                        ..buffer
-                    });
-                    unproved.entered = kept.map(|buffer| (*number, buffer));
-                }
                 _ => {}
+            }
+        }
+        for image in &self.images {
+            if let Image::Buffer(number, Object::Inserted) = image {
+                // Steps that took its memory out of policy `compat` were undone.
+                let known = state.buffers.get(*number).cloned();
+                let kept = known.map(|buffer| Buffer {
+                    slots: 0,
+                    unproved: true,
+                    taken: Vec::new(),
+                    charged: false,
+                    ..buffer
+                });
+                unproved.entered = kept.map(|buffer| (*number, buffer));
             }
         }
         unproved
@@ -264,12 +285,40 @@ impl Change {
         match self {
             Self::Entered(domain, index, slot) => undo_entered(state, domain, index, slot),
             Self::Left(domain, index, slot) => undo_left(state, domain, index, slot),
-            Self::Taken(domain, range) => {
+            Self::Free(..) | Self::Flushed(_) | Self::Image => {}
+            Self::Entry(key, was) => state.set_binding(key, was),
+            Self::Silenced(key, was) => state.machine.sources.suppress_faults(key, was),
+            Self::Source(key) => state.machine.sources.remove(key),
+            Self::Class => drop(state.machine.classes.pop()),
+            Self::Tag(tag, was) => state.tags.set(tag, was),
+            Self::Owed(owed, true) => drop(state.owed.insert(owed)),
+            Self::Owed(owed, false) => drop(state.owed.remove(&owed)),
+            Self::Taken(domain, _)
+            | Self::Trust(domain, _)
+            | Self::Levels(domain, _)
+            | Self::LeftMapped(domain) => {
                 if let Some(domain) = state.domains.get_mut(domain.0) {
-                    domain.space.free(range);
+                    self.undo_in(domain);
                 }
             }
-            Self::Free(..) | Self::Add(_) | Self::Flushed(_) => {}
+        }
+    }
+
+    fn undo_in(self, domain: &mut Domain) {
+        match self {
+            Self::Taken(_, range) => domain.space.free(range),
+            Self::Trust(_, was) => domain.trust = was,
+            Self::Levels(_, was) => domain.shape.format.levels = was,
+            Self::LeftMapped(_) => drop(domain.left.pop()),
+            _ => {}
+        }
+    }
+}
+
+impl Image {
+    fn undo(self, state: &mut State) {
+        match self {
+            Self::Add(_) => {}
             Self::Account(number, what) => {
                 if let Some(account) = state.accounts.get(number) {
                     state.clients.remove(&account.client);
@@ -295,10 +344,6 @@ impl Change {
                 }
                 state.charge_slot(slot, 1, !more);
             }
-            Self::Entry(key, was) => state.set_binding(key, was),
-            Self::Silenced(key, was) => state.machine.sources.suppress_faults(key, was),
-            Self::Source(key) => state.machine.sources.remove(key),
-            Self::Dropped(key, source) => state.machine.sources.undo_drop(key, *source),
             Self::Function(index, was) => state.machine.set_function(index, *was),
             Self::Group(group, was) => {
                 if let Some(group) = state.machine.groups.get_mut(group.0) {
@@ -306,32 +351,16 @@ impl Change {
                 }
             }
             Self::Unit(unit, was) => state.machine.set_unit(unit, *was),
-            Self::Class => drop(state.machine.classes.pop()),
             Self::Machine(was) => state.machine = *was,
+            Self::Dropped(key, source) => state.machine.sources.undo_drop(key, *source),
             Self::Shared(shared) => drop(state.machine.shared.remove(&shared)),
             Self::Compat(was) => state.compat = *was,
-            Self::Tag(tag, was) => state.tags.set(tag, was),
-            Self::Tags(was) => state.tags.undo(*was),
-            Self::Owed(owed, true) => drop(state.owed.insert(owed)),
-            Self::Owed(owed, false) => drop(state.owed.remove(&owed)),
-            Self::Trust(domain, _)
-            | Self::Levels(domain, _)
-            | Self::Reserved(domain, _)
-            | Self::LeftMapped(domain) => {
+            Self::Reserved(domain, was) => {
                 if let Some(domain) = state.domains.get_mut(domain.0) {
-                    self.undo_in(domain);
+                    domain.reserved = was;
                 }
             }
-        }
-    }
-
-    fn undo_in(self, domain: &mut Domain) {
-        match self {
-            Self::Trust(_, was) => domain.trust = was,
-            Self::Levels(_, was) => domain.shape.format.levels = was,
-            Self::Reserved(_, was) => domain.reserved = was,
-            Self::LeftMapped(_) => drop(domain.left.pop()),
-            _ => {}
+            Self::Tags(was) => state.tags.undo(*was),
         }
     }
 }
@@ -368,6 +397,14 @@ fn undo_left(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32
     }
     let charge = of.mappings.get(index).map_or(0, |mapping| mapping.charge());
     state.charge_slot(slot, charge, true);
+}
+
+/// A mapping that was taken out is forgotten; its addresses are free.
+fn forget(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
+    let Some(of) = state.domains.get_mut(domain.0) else { return };
+    if let Some(mapping) = of.mappings.forget(index) {
+        free_addresses(state, domain, slot, &mapping);
+    }
 }
 
 /// Frees the addresses of a mapping that is gone: in the domain, or in what is reserved for grants of its buffer.

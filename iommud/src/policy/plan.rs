@@ -73,7 +73,9 @@ impl Orders {
     #[inline]
     pub(super) fn finish(&mut self) {
         self.fallible = self.steps.len();
-        self.steps.append(&mut self.last);
+        if !self.last.is_empty() {
+            self.steps.append(&mut self.last);
+        }
     }
 
     /// All steps, in order.

@@ -10,7 +10,8 @@ use iommu_protocol::wire::{
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
 use crate::policy::{
-    Allocate, AllocateRequest, Batch, Event, ListRequest, MapList, Placed, Refused, SessionId,
+    Allocate, AllocateRequest, Batch, BatchRequest, Event, ListRequest, MapList, Placed, Refused,
+    SessionId,
 };
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
@@ -104,8 +105,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::QueryBuffer(slot) => Ok(body.put(&self.query_buffer(session, slot)?)?),
             Request::Regions => self.regions(session, body),
             Request::Allocate(arguments) => Ok(body.put(&self.allocate(session, &arguments)?)?),
-            Request::Map => self.map(session, body),
-            Request::Unmap => self.unmap(session, body),
+            Request::One(item) => self.one(session, item, body),
             Request::Batch => self.batch(session, body),
             Request::List(arguments) => self.map_list(session, arguments, body),
         }
@@ -208,33 +208,30 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Carries out a map or grant.
-    fn map(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
-        self.change(session, |iova| body.put(&MapResult { iova: iova.0 }))
-    }
-
-    /// Carries out an unmap or revoke.
-    fn unmap(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
-        self.change(session, |_| body.put(&Empty::default()))
+    /// Carries out a map, unmap, grant or revoke.
+    fn one(
+        &mut self,
+        session: SessionId,
+        item: BatchRequest,
+        body: &mut Body<'_>,
+    ) -> Result<(), Refused> {
+        let maps = matches!(item, BatchRequest::Map(_) | BatchRequest::Grant(_));
+        let mut told = 0;
+        let done = self.run_marked(&Batch(session, &[item]), |orders| {
+            told = orders.addresses().first().map_or(0, |iova| iova.0);
+        });
+        done.map_err(|failed| failed.refused)?;
+        Ok(if maps { body.put(&MapResult { iova: told }) } else { body.put(&Empty::default()) }?)
     }
 
     fn batch(&mut self, session: SessionId, body: &mut Body<'_>) -> Result<(), Refused> {
         body.room(Empty::SIZE + self.scratch.items.len() * MapResult::SIZE)?;
         body.put(&Empty::default())?;
-        self.change(session, |iova| body.put(&MapResult { iova: iova.0 }))
-    }
-
-    /// Runs the batch that was decoded, and hands the address of each element to `sink`, for which there is room.
-    #[inline]
-    fn change(
-        &mut self,
-        session: SessionId,
-        mut sink: impl FnMut(Iova) -> Result<(), Refusal>,
-    ) -> Result<(), Refused> {
         let items = core::mem::take(&mut self.scratch.items);
         let mut told = Ok(());
         let done = self.run_marked(&Batch(session, &items), |orders| {
-            told = orders.addresses().iter().try_for_each(|iova| sink(*iova));
+            let mut addresses = orders.addresses().iter();
+            told = addresses.try_for_each(|iova| body.put(&MapResult { iova: iova.0 }));
         });
         // Its capacity is used again.
         self.scratch.items = items;

@@ -23,10 +23,8 @@ pub(super) enum Request {
     Allocate(AllocateArguments),
     Release(Slot),
     QueryBuffer(Slot),
-    /// The item read, a map or grant.
-    Map,
-    /// The item read, an unmap or revoke.
-    Unmap,
+    /// A map, unmap, grant or revoke by itself.
+    One(BatchRequest),
     /// The items read.
     Batch,
     /// Map the pages read.
@@ -82,22 +80,16 @@ pub(super) fn decode(
         Operation::Allocate => Request::Allocate(allocate(&read(body)?)?),
         Operation::Release => Request::Release(slot(body)?),
         Operation::QueryBuffer => Request::QueryBuffer(slot(body)?),
-        Operation::Map => one(items, BatchRequest::Map(map_of(&read(body)?)?), Request::Map),
-        Operation::Grant => one(items, BatchRequest::Grant(grant_of(&read(body)?)?), Request::Map),
-        Operation::Unmap => one(items, unmap_of(&read(body)?)?, Request::Unmap),
-        Operation::Revoke => one(items, revoke_of(&read(body)?)?, Request::Unmap),
+        Operation::Map => Request::One(BatchRequest::Map(map_of(&read(body)?)?)),
+        Operation::Grant => Request::One(BatchRequest::Grant(grant_of(&read(body)?)?)),
+        Operation::Unmap => Request::One(unmap_of(&read(body)?)?),
+        Operation::Revoke => Request::One(revoke_of(&read(body)?)?),
         Operation::Batch => {
             batch(body, items)?;
             Request::Batch
         }
         Operation::MapList => Request::List(list(body, pages)?),
     })
-}
-
-/// One change is a batch of one.
-fn one(items: &mut Vec<BatchRequest>, item: BatchRequest, request: Request) -> Request {
-    items.push(item);
-    request
 }
 
 fn read<W: Wire>(body: &[u8]) -> Result<W, Refusal> {
@@ -272,10 +264,8 @@ mod tests {
     fn map_with(edit: impl FnOnce(&mut Map)) -> Result<MapRequest, Refusal> {
         let mut request = Map { slot: 1, access: 3, length: 0x1000, ..Map::default() };
         edit(&mut request);
-        let mut scratch = Scratch::default();
-        let decoded = decode(Operation::Map, &bytes(&request), &mut scratch);
-        match (decoded.map_err(Refusal::from)?, scratch.items.as_slice()) {
-            (Request::Map, [BatchRequest::Map(map)]) => Ok(*map),
+        match decode(Operation::Map, &bytes(&request), &mut Scratch::default())? {
+            Request::One(BatchRequest::Map(map)) => Ok(map),
             other => panic!("{other:?}"),
         }
     }

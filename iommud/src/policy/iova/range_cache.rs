@@ -24,14 +24,14 @@ impl Shelf {
         self.count == 0
     }
 
-    #[inline(always)]
+    #[inline]
     fn place(&mut self, zone: Zone, count: Page) -> Option<&mut Vec<Page>> {
         let length = usize::try_from(count).ok()?.checked_sub(1).filter(|at| *at < LONGEST)?;
         self.places.get_mut(if zone == Zone::High { length + LONGEST } else { length })
     }
 
     /// Keeps a range, if it is aligned as a new one would be and there is room.
-    #[inline(always)]
+    #[inline]
     pub(super) fn put(&mut self, first: Page, count: Page) -> bool {
         let zone = if first < LOW_SLOTS * PAGES_1G { Zone::Low } else { Zone::High };
         let Some(place) = self.place(zone, count) else { return false };
@@ -44,7 +44,7 @@ impl Shelf {
     }
 
     /// The range of this length that was kept last.
-    #[inline(always)]
+    #[inline]
     pub(super) fn take(&mut self, zone: Zone, count: Page) -> Option<Page> {
         let first = self.place(zone, count)?.pop()?;
         self.count -= 1;

@@ -21,7 +21,7 @@ impl Space {
     }
 
     /// A range of this length that was given back lately, where nothing else is asked of it.
-    #[inline(always)]
+    #[inline]
     pub(super) fn allocate_again(&mut self, wanted: Wanted) -> Option<IovaRange> {
         let Wanted { length, alignment, boundary: _, above_4g } = wanted;
         if alignment > PAGE_SIZE || !length.is_multiple_of(PAGE_SIZE) {

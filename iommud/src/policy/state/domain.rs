@@ -238,7 +238,7 @@ impl Shape {
     }
 
     /// Whether a range holds all that a leaf of 2 MiB would translate, and there may be one.
-    #[inline(always)]
+    #[inline]
     pub(in crate::policy) fn has_larger_leaf(&self, range: IovaRange) -> bool {
         const BLOCK: u64 = 1 << 21;
         if range.length() < BLOCK || !self.format.page_sizes.contains(PageSizes::SIZE_2M) {

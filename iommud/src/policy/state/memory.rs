@@ -37,7 +37,7 @@ impl Memory {
 
     /// Tells `sink` the consecutive memory behind a part of the buffer, piece by piece: offset in the part, first
     /// address, length.
-    #[inline(always)]
+    #[inline]
     pub(in crate::policy) fn pieces(
         &self,
         offset: u64,

@@ -14,7 +14,7 @@ use crate::policy::event::{
 };
 use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::iova::Wanted;
-use crate::policy::journal::Change;
+use crate::policy::journal::{Change, Image};
 use crate::policy::state::State;
 use crate::policy::state::mappings::Mapping;
 use crate::policy::state::memory::{Grants, Memory};
@@ -112,7 +112,7 @@ pub(super) fn use_directly(
     let record = decision.state.slots.get_mut(slot).ok_or(Refusal::BadHandle)?;
     record.count_direct(offset, length, more)?;
     decision.state.charge_slot(slot, 1, more);
-    decision.journal.note(Change::Direct { slot, offset, length, more });
+    decision.journal.keep(Image::Direct { slot, offset, length, more });
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::decision::Decision;
 use crate::policy::ids::{BufferId, DomainId, GroupId, SessionId};
-use crate::policy::journal::Change;
+use crate::policy::journal::Image;
 use crate::policy::state::domain::Trust;
 use crate::policy::state::objects::{Account, Activity, Owner, OwnerId, Session};
 use crate::policy::transition::{domain, entries, release};
@@ -177,7 +177,7 @@ fn disband(decision: &mut Decision<'_>, id: GroupId) {
     if group.state.owner.is_some() || !stale {
         return;
     }
-    decision.journal.note(Change::Machine(Box::new(machine.clone())));
+    decision.journal.keep(Image::Machine(Box::new(machine.clone())));
     if let Some(group) = machine.groups.get_mut(id.0) {
         group.state.stale = false;
     }

@@ -9,7 +9,7 @@ use crate::addr::PhysRange;
 use crate::policy::collections::ranges::{Ranges, bounds, hull_of, identity};
 use crate::policy::decision::Decision;
 use crate::policy::ids::DomainId;
-use crate::policy::journal::Change;
+use crate::policy::journal::Image;
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Shared};
 use crate::policy::state::objects::Unit;
@@ -95,7 +95,7 @@ pub(super) fn give(decision: &mut Decision<'_>, ranges: &[(u64, u64)]) -> Result
 }
 
 fn change(decision: &mut Decision<'_>, ranges: &[(u64, u64)], change: fn(&mut Ranges, u64, u64)) {
-    decision.journal.note(Change::Compat(Box::new(decision.state.compat.clone())));
+    decision.journal.keep(Image::Compat(Box::new(decision.state.compat.clone())));
     for (first, last) in ranges {
         change(&mut decision.state.compat, *first, *last);
     }

@@ -10,7 +10,7 @@ use crate::policy::collections::ranges::{Piece, addresses, difference, hull_of, 
 use crate::policy::decision::{Decision, full};
 use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
 use crate::policy::iova::in_space;
-use crate::policy::journal::Change;
+use crate::policy::journal::{Change, Image};
 use crate::policy::state::domain::{Domain, Purpose, Shape, Shared, Trust};
 use crate::policy::state::objects::{OwnerId, Unit};
 use crate::policy::step::{Binding, Payer, Step};
@@ -31,7 +31,7 @@ pub(super) fn make_shared(
         }
     };
     let id = new_domain(decision, (purpose, Payer::Server), shape, &pieces)?;
-    decision.journal.note(Change::Shared(Box::new(shared.clone())));
+    decision.journal.keep(Image::Shared(Box::new(shared.clone())));
     decision.state.machine.shared.insert(shared, id);
     Ok(id)
 }

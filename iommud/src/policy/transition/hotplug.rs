@@ -12,7 +12,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::decision::Decision;
 use crate::policy::ids::GroupId;
-use crate::policy::journal::Change;
+use crate::policy::journal::Image;
 use crate::policy::state::machine::{Added, Machine};
 use crate::policy::state::objects::Session;
 use crate::policy::transition::{domain, entries};
@@ -25,7 +25,7 @@ pub(super) fn added(decision: &mut Decision<'_>, function: &PciFunction) -> Resu
         return if known == function { Ok(()) } else { Err(Refusal::Busy) };
     }
     if machine.is_untouched() {
-        decision.journal.note(Change::Add(Box::new(*function)));
+        decision.journal.keep(Image::Add(Box::new(*function)));
         return Ok(());
     }
     let before = Box::new(machine.clone());
@@ -33,7 +33,7 @@ pub(super) fn added(decision: &mut Decision<'_>, function: &PciFunction) -> Resu
     let claimed = joins_claimed(&before, &added);
     let mut keys = Vec::new();
     added.changed.iter().for_each(|index| keys.extend(before.keys_of(*index)));
-    decision.journal.note(Change::Machine(before));
+    decision.journal.keep(Image::Machine(before));
     let machine = &mut decision.state.machine;
     machine.keys(added.group, &mut keys);
     if claimed? {
@@ -70,7 +70,7 @@ pub(super) fn removed(decision: &mut Decision<'_>, address: PciAddress) -> Resul
         owners.extend(machine.group(function.group).and_then(|group| group.state.owner));
         orphans.extend(function.session);
     }
-    decision.journal.note(Change::Machine(Box::new(machine.clone())));
+    decision.journal.keep(Image::Machine(Box::new(machine.clone())));
     for group in decision.state.machine.remove(&gone) {
         decision.state.machine.keys(group, &mut keys);
     }

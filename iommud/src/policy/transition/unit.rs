@@ -7,7 +7,7 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::decision::Decision;
 use crate::policy::ids::{Key, UnitIndex};
-use crate::policy::journal::Change;
+use crate::policy::journal::{Change, Image};
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Trust};
 use crate::policy::state::objects::{Activity, Unit};
@@ -104,7 +104,7 @@ pub(super) fn failed(decision: &mut Decision<'_>, unit: UnitIndex) -> Result<(),
     let of_client = |domain: u32| decision.state.domains.get(domain).is_some_and(Domain::is_client);
     let bound: Vec<_> = bound.filter(|(_, domain)| of_client(domain.0)).collect();
     decision.set_unit(unit, Unit::Failed);
-    decision.journal.note(Change::Tags(Box::new(decision.state.tags.clone())));
+    decision.journal.keep(Image::Tags(Box::new(decision.state.tags.clone())));
     decision.state.tags.failed(unit);
     let mut keys = Vec::new();
     for user in users {

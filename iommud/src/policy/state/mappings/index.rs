@@ -38,7 +38,7 @@ impl Mappings {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn leaf_of(&mut self, place: Place) -> Option<u32> {
         if place.level == 0 && self.recent.0 == place.leaf {
             return Some(self.recent.1);
@@ -56,7 +56,7 @@ impl Mappings {
     }
 
     /// Puts the number of a record in its place.
-    #[inline(always)]
+    #[inline]
     pub(super) fn link(&mut self, place: Place, record: u32) {
         let at = match self.leaf_of(place) {
             Some(leaf) => leaf,
@@ -80,7 +80,7 @@ impl Mappings {
     }
 
     /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
-    #[inline(always)]
+    #[inline]
     pub(super) fn unlink(&mut self, (at, place): (u32, Place)) {
         let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
         leaf.remove(place.slot);

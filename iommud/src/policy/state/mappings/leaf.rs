@@ -26,7 +26,7 @@ impl Default for Leaf {
 }
 
 impl Leaf {
-    #[inline(always)]
+    #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<u32> {
         match self {
             Self::List(list) => match list.last() {
@@ -39,7 +39,7 @@ impl Leaf {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         match self {
             Self::List(list) => list.is_empty(),
@@ -47,7 +47,7 @@ impl Leaf {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn insert(&mut self, slot: u32, record: u32) {
         match self {
             Self::List(list) => {
@@ -70,7 +70,7 @@ impl Leaf {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn remove(&mut self, slot: u32) {
         match self {
             Self::List(list) => {

@@ -82,7 +82,7 @@ impl Mappings {
 
     /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
     /// first 2^39 bytes; offset and length are multiples of 4096.
-    #[inline(always)]
+    #[inline]
     pub(in crate::policy) fn insert(
         &mut self,
         mapping: Mapping,
@@ -176,7 +176,7 @@ impl Mappings {
     }
 
     /// Forgets a mapping that was taken out, and returns what it was.
-    #[inline(always)]
+    #[inline]
     pub(in crate::policy) fn forget(&mut self, index: MappingIndex) -> Option<Mapping> {
         let free = self.free;
         let record = self.record_mut(index.0)?;
@@ -210,7 +210,7 @@ impl Mappings {
     }
 
     /// Takes a record out of its list and its leaf.
-    #[inline(always)]
+    #[inline]
     fn leave(&mut self, record: &Record, at: (u32, Place), list: &mut MappingList) {
         match self.record_mut(record.previous) {
             Some(previous) => previous.next = record.next,
@@ -238,17 +238,17 @@ impl Mappings {
         .filter_map(|index| Some((MappingIndex(index), self.get(MappingIndex(index))?)))
     }
 
-    #[inline(always)]
+    #[inline]
     fn record(&self, index: u32) -> Option<&Record> {
         self.records.get(index as usize / CHUNK)?.get(index as usize % CHUNK)
     }
 
-    #[inline(always)]
+    #[inline]
     fn record_mut(&mut self, index: u32) -> Option<&mut Record> {
         self.records.get_mut(index as usize / CHUNK)?.get_mut(index as usize % CHUNK)
     }
 
-    #[inline(always)]
+    #[inline]
     fn add(&mut self, record: Record) -> u32 {
         self.count += 1;
         let free = self.free;

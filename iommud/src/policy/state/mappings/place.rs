@@ -17,7 +17,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    #[inline(always)]
+    #[inline]
     pub(super) fn new(page: u32, pages: u32) -> Self {
         let level = if pages < 512 || !page.is_multiple_of(512) {
             0
@@ -34,7 +34,7 @@ impl Place {
     pub(super) const NOWHERE: Self = Self { level: u8::MAX, leaf: NONE, slot: 0 };
 
     /// The place of a mapping of this range, if there can be one.
-    #[inline(always)]
+    #[inline]
     pub(super) fn of(iova: Iova, length: u64) -> Option<Self> {
         let (page, pages) = (iova.0 / PAGE_SIZE, length / PAGE_SIZE);
         if page > u64::from(PAGE_MASK) || (iova.0 | length) & (PAGE_SIZE - 1) != 0 {

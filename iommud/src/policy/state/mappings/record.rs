@@ -40,7 +40,7 @@ impl Mapping {
 }
 
 /// A number of bytes, at most 2^43, in pages.
-#[inline(always)]
+#[inline]
 pub(super) fn page_number(bytes: u64) -> u32 {
     u32::try_from((bytes / PAGE_SIZE) & u64::from(u32::MAX)).unwrap_or(PAGE_MASK)
 }
@@ -91,7 +91,7 @@ impl Record {
         Place::new(self.page & PAGE_MASK, self.pages)
     }
 
-    #[inline(always)]
+    #[inline]
     pub(super) fn unpack(&self) -> Option<Mapping> {
         let first = Iova(u64::from(self.page & PAGE_MASK) * PAGE_SIZE);
         Some(Mapping {
