@@ -1,7 +1,7 @@
 //! The free I/O virtual addresses of a domain.
 //!
-//! A tree with the geometry of the page tables, of which only the parts exist where some but not all is
-//! free; each node is a buddy system over 512 slots ([`node`]):
+//! A tree with the geometry of the page tables, of which only the parts exist where some but not all is free. Each node
+//! has a bit for each of its 512 slots ([`node`]):
 //!
 //! ```text
 //! level 2   512 slots of 1 GiB     one node, always there
@@ -11,10 +11,11 @@
 //!
 //! An allocation of n pages takes the first n of a free block of 2^k >= n pages, aligned to its size; the rest
 //! of the block stays free. So every range is aligned to its length, rounded up to a power of two, which
-//! allows superpages and crosses no boundary that the length allows. Nodes are listed by their largest free
-//! block, and the one with the smallest that is large enough is taken: no step depends on how many ranges
-//! there are. Short ranges given back are kept by length ([`shelf`]) and handed out again first. Where alignment leaves no room below 4 GiB for something longer than 2 MiB, the 2048 slots
-//! of 2 MiB are searched for any run.
+//! allows superpages and crosses no boundary that the length allows. Nodes are listed by a bound of their largest free
+//! block, and one with the lowest bound that is high enough is looked into. Each look that finds less corrects a bound
+//! that earlier allocations made too high, so that the number of ranges does not matter in the long run. Short ranges given
+//! back are kept by length ([`range_cache`]) and handed out again first. Where alignment leaves no room below 4 GiB for
+//! something longer than 2 MiB, the 2048 slots of 2 MiB are searched for any run.
 
 mod geometry;
 mod node;
@@ -106,7 +107,11 @@ impl Space {
     /// Takes exactly this range, of whole pages. False when it is not all free, or not all in the space.
     pub fn allocate_at(&mut self, range: IovaRange) -> bool {
         let Some((first, count)) = pages_of(range) else { return false };
-        if self.take_block(first, count) {
+        if let Some((at, slot)) = self.node_of(first, count)
+            && let Some(node) = self.node_mut(at)
+            && node.is_free(slot, count)
+        {
+            node.occupy(slot, count);
             return true;
         }
         self.settle();
@@ -127,12 +132,25 @@ impl Space {
     /// Gives back a range that was taken, or a part of one, of whole pages.
     #[inline]
     pub fn free(&mut self, range: IovaRange) {
-        if let Some((first, count)) = pages_of(range)
-            && !self.shelf.put(first, count)
-            && !self.give_block(first, count)
-        {
-            self.vacate(first, count);
+        let Some((first, count)) = pages_of(range) else { return };
+        if self.shelf.put(first, count) {
+            return;
         }
+        match self.node_of(first, count) {
+            Some((at, slot)) => self.vacate_slots(0, at, (slot, count)),
+            None => self.vacate(first, count),
+        }
+    }
+
+    /// The node of level 0 that a range lies in, if there is one and it is not the one that is kept empty; and the first
+    /// slot there.
+    fn node_of(&self, first: Page, count: Page) -> Option<(u32, u32)> {
+        let slot = first % SLOTS;
+        if count > SLOTS - slot {
+            return None;
+        }
+        let at = self.find(0, first).filter(|at| self.idle != Some(*at))?;
+        Some((at, slot))
     }
 
     /// The free ranges, lowest first.
@@ -205,19 +223,23 @@ impl Space {
         }
     }
 
-    /// Takes a block of `2^order` slots from the node of `level` (0 or 1) that it fits best.
+    /// Takes a block of `2^order` slots from a node of `level` (0 or 1) with a bound as low as can be. A node whose bound
+    /// was too high is listed anew: that happens at most once for each time that slots of it were taken.
     fn take_from(&mut self, zone: Zone, level: usize, order: u32) -> Option<Page> {
-        let lists = self.lists.get(usize::from(zone == Zone::High))?.get(level)?;
-        let best = order + (u32::from(lists.orders) >> order).trailing_zeros();
-        let at = *lists.heads.get(best as usize)?;
-        let node = self.node_mut(at)?;
-        let slot = node.take(order)?;
-        let first = (node.position * SLOTS + slot) << level_shift(level);
-        if self.idle == Some(at) {
-            self.idle = None;
+        loop {
+            let lists = self.lists.get(usize::from(zone == Zone::High))?.get(level)?;
+            let bound = order + (u32::from(lists.orders) >> order).trailing_zeros();
+            let at = *lists.heads.get(bound as usize)?;
+            let node = self.node_mut(at)?;
+            if let Some(slot) = node.take(order) {
+                let first = (node.position * SLOTS + slot) << level_shift(level);
+                if self.idle == Some(at) {
+                    self.idle = None;
+                }
+                return Some(first);
+            }
+            self.relist(level, at);
         }
-        self.relist(level, at);
-        Some(first)
     }
 
     /// Takes the first run of whole slots of 2 MiB below 4 GiB that holds `pages` and satisfies the rest.
@@ -292,7 +314,6 @@ impl Space {
             if let Some(node) = self.node_mut(at) {
                 node.occupy(part.slot, part.count);
             }
-            self.relist(part.level, at);
         }
     }
 
@@ -300,16 +321,20 @@ impl Space {
     fn vacate(&mut self, first: Page, count: Page) {
         for part in parts(first, count) {
             let at = if part.level == 2 { ROOT } else { self.find_or_make(part.level, part.page) };
-            let Some(node) = self.node_mut(at) else { continue };
-            node.vacate(part.slot, part.count);
-            let empty = node.is_empty();
-            self.relist(part.level, at);
-            if empty && part.level == 0 {
-                self.settle();
-                self.idle = Some(at);
-            } else if empty && part.level == 1 {
-                self.dissolve(1, at);
-            }
+            self.vacate_slots(part.level, at, (part.slot, part.count));
+        }
+    }
+
+    fn vacate_slots(&mut self, level: usize, at: u32, (slot, count): (u32, u32)) {
+        let Some(node) = self.node_mut(at) else { return };
+        node.vacate(slot, count);
+        let empty = node.is_empty();
+        self.raise(level, at, (slot, count));
+        if empty && level == 0 {
+            self.settle();
+            self.idle = Some(at);
+        } else if empty && level == 1 {
+            self.dissolve(1, at);
         }
     }
 }

@@ -1,13 +1,7 @@
-//! One node of a space: the buddy system over 512 slots of one size.
+//! One node of a space: which of 512 slots of one size are free.
 //!
-//! Bit `(order, index)` says that the `2^order` slots from `index * 2^order` on are free as one block, and that
-//! the block is not part of a larger free one. The bits are a function of the set of free slots alone.
-//!
-//! ```text
-//! order   0        1        2        3        4        5         6          7          8          9
-//! blocks  512      256      128      64       32       16        8          4          2          1
-//! bits    0..512   ..768    ..896    ..960    ..992    ..1008    ..1016     ..1020     ..1022     1022
-//! ```
+//! A block is 2^order slots, aligned to its size. What is looked for is always a free block; the free ones are found in
+//! the bits of the slots, 64 at a time.
 
 use alloc::boxed::Box;
 
@@ -18,21 +12,33 @@ pub(super) const TOP: u32 = 9;
 /// No node.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Where a node stands among those with the same largest free block.
+/// Where blocks of each order up to 5 begin in a word.
+const STARTS: [u64; 6] = [
+    !0,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+];
+
+/// The order of a block of one word.
+const WORD: u32 = 6;
+
+/// Where a node stands among those with the same bound.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Links {
     pub(super) previous: u32,
     pub(super) next: u32,
-    /// The largest free order it is listed under.
-    pub(super) order: Option<u32>,
+    /// No free block is of a higher order. It is listed under this one; `None`: no slot is free. Taking slots leaves it
+    /// as it is, and a search that is disappointed corrects it.
+    pub(super) bound: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    bits: [u64; 16],
-    counts: [u16; 10],
-    /// Bit `order`: there is a free block of that order.
-    orders: u16,
+    /// A bit for each slot: it is free.
+    free: [u64; 8],
     /// Its number among the nodes of its level: the first page, shifted.
     pub(super) position: u32,
     pub(super) links: Links,
@@ -40,157 +46,111 @@ pub(super) struct Node {
     pub(super) children: Option<Box<[u32; 512]>>,
 }
 
-/// Position of a block's bit.
-const fn bit(order: u32, index: u32) -> usize {
-    (1024 - (1024 >> order) + index) as usize
+/// The bits of a run of slots in the words that it touches.
+#[inline]
+fn masks(first: u32, count: u32) -> impl Iterator<Item = (usize, u64)> {
+    let (mut at, end) = (first, first + count);
+    core::iter::from_fn(move || {
+        let left = end.checked_sub(at).filter(|left| *left > 0)?;
+        let (word, bit) = (at / 64, at % 64);
+        let bits = left.min(64 - bit);
+        at += bits;
+        Some((word as usize, (u64::MAX >> (64 - bits)) << bit))
+    })
+}
+
+/// Where free blocks of an order up to 5 begin in a word.
+fn blocks(word: u64, order: u32) -> u64 {
+    let mut found = word;
+    for doubling in 0..order {
+        found &= found >> (1 << doubling);
+    }
+    found & STARTS.get(order as usize).copied().unwrap_or(0)
 }
 
 impl Node {
     /// A node without a free slot.
     pub(super) fn full(position: u32, has_children: bool) -> Self {
         Self {
-            bits: [0; 16],
-            counts: [0; 10],
-            orders: 0,
+            free: [0; 8],
             position,
-            links: Links { previous: NONE, next: NONE, order: None },
+            links: Links { previous: NONE, next: NONE, bound: None },
             children: has_children.then(|| Box::new([NONE; 512])),
         }
     }
 
     /// A node of free slots.
     pub(super) fn empty(position: u32, has_children: bool) -> Self {
-        let mut node = Self::full(position, has_children);
-        node.set(TOP, 0);
-        node
+        Self { free: [u64::MAX; 8], ..Self::full(position, has_children) }
     }
 
-    /// The largest free order.
-    pub(super) const fn largest(&self) -> Option<u32> {
-        self.orders.checked_ilog2()
+    /// The first free block of an order.
+    fn first(&self, order: u32) -> Option<u32> {
+        if order < WORD {
+            let found = self.free.iter().map(|word| blocks(*word, order));
+            let (at, block) = (0..).zip(found).find(|(_, found)| *found != 0)?;
+            return Some(at * 64 + block.trailing_zeros());
+        }
+        let words = 1_usize << (order - WORD).min(3);
+        let all = |words: &[u64]| words.iter().all(|word| *word == u64::MAX);
+        let at = self.free.chunks_exact(words).position(all)?;
+        u32::try_from(at * words * 64).ok()
+    }
+
+    /// The order of the largest free block.
+    pub(super) fn largest(&self) -> Option<u32> {
+        (0..=TOP).rev().find(|order| self.first(*order).is_some())
+    }
+
+    /// The order of the largest free block that this slot, which is free, lies in.
+    pub(super) fn around(&self, slot: u32) -> u32 {
+        let is_block = |order: &u32| self.is_free(slot >> order << order, 1 << order);
+        (1..=TOP).take_while(is_block).last().unwrap_or(0)
     }
 
     /// Whether every slot is free.
-    pub(super) const fn is_empty(&self) -> bool {
-        self.orders & 1 << TOP != 0
+    pub(super) fn is_empty(&self) -> bool {
+        self.free == [u64::MAX; 8]
     }
 
-    fn is_set(&self, order: u32, index: u32) -> bool {
-        let at = bit(order, index);
-        self.bits.get(at >> 6).is_some_and(|word| word >> (at & 63) & 1 != 0)
-    }
-
-    fn set(&mut self, order: u32, index: u32) {
-        let at = bit(order, index);
-        if let (Some(word), Some(count)) =
-            (self.bits.get_mut(at >> 6), self.counts.get_mut(order as usize))
-        {
-            *word |= 1 << (at & 63);
-            *count += 1;
-            self.orders |= 1 << order;
-        }
-    }
-
-    fn clear(&mut self, order: u32, index: u32) {
-        let at = bit(order, index);
-        if let (Some(word), Some(count)) =
-            (self.bits.get_mut(at >> 6), self.counts.get_mut(order as usize))
-        {
-            *word &= !(1 << (at & 63));
-            *count -= 1;
-            if *count == 0 {
-                self.orders &= !(1 << order);
-            }
-        }
-    }
-
-    /// The first free block of exactly this order.
-    fn first(&self, order: u32) -> Option<u32> {
-        let base = bit(order, 0);
-        let end = base + (SLOTS as usize >> order);
-        let mut at = base;
-        while at < end {
-            let word = self.bits.get(at >> 6)? >> (at & 63);
-            if word != 0 {
-                let found = at + word.trailing_zeros() as usize;
-                return u32::try_from(found - base).ok().filter(|_| found < end);
-            }
-            at = (at | 63) + 1;
-        }
-        None
-    }
-
-    /// Takes the first block of the smallest order that holds `2^order` slots; returns its first slot. What
-    /// is not needed stays free.
+    /// Takes the first free block of an order; returns its first slot.
     pub(super) fn take(&mut self, order: u32) -> Option<u32> {
-        let from = order + (u32::from(self.orders) >> order).trailing_zeros();
-        if from > TOP {
-            return None;
-        }
-        let mut index = self.first(from)?;
-        self.clear(from, index);
-        for lower in (order..from).rev() {
-            index <<= 1;
-            self.set(lower, index | 1);
-        }
-        Some(index << order)
-    }
-
-    /// The order of the free block that `2^order` slots at `index` lie in.
-    fn around(&self, order: u32, index: u32) -> Option<u32> {
-        let mut orders = u32::from(self.orders) >> order << order;
-        while orders != 0 {
-            let above = orders.trailing_zeros();
-            if self.is_set(above, index >> (above - order)) {
-                return Some(above);
-            }
-            orders &= orders - 1;
-        }
-        None
+        let first = self.first(order)?;
+        self.occupy(first, 1 << order);
+        Some(first)
     }
 
     /// Whether all of these slots are free.
+    #[inline]
     pub(super) fn is_free(&self, first: u32, count: u32) -> bool {
-        blocks(first, count).all(|(order, index)| self.around(order, index).is_some())
+        let is_set =
+            |(at, mask): (usize, u64)| self.free.get(at).is_some_and(|word| word & mask == mask);
+        masks(first, count).all(is_set)
     }
 
     /// Whether this slot is free.
     pub(super) fn is_slot_free(&self, slot: u32) -> bool {
-        self.around(0, slot).is_some()
+        self.is_free(slot, 1)
     }
 
     /// Takes these slots, which are free.
+    #[inline]
     pub(super) fn occupy(&mut self, first: u32, count: u32) {
-        for (order, index) in blocks(first, count) {
-            self.occupy_block(order, index);
+        for (at, mask) in masks(first, count) {
+            if let Some(word) = self.free.get_mut(at) {
+                *word &= !mask;
+            }
         }
-    }
-
-    /// Takes the block of `2^order` slots at `index`; false when it is not free.
-    pub(super) fn occupy_block(&mut self, order: u32, index: u32) -> bool {
-        let Some(from) = self.around(order, index) else { return false };
-        self.clear(from, index >> (from - order));
-        for lower in order..from {
-            self.set(lower, index >> (lower - order) ^ 1);
-        }
-        true
     }
 
     /// Frees these slots, which are not free.
+    #[inline]
     pub(super) fn vacate(&mut self, first: u32, count: u32) {
-        for (order, index) in blocks(first, count) {
-            self.vacate_block(order, index);
+        for (at, mask) in masks(first, count) {
+            if let Some(word) = self.free.get_mut(at) {
+                *word |= mask;
+            }
         }
-    }
-
-    /// Frees the block of `2^order` slots at `index`, which are not free.
-    pub(super) fn vacate_block(&mut self, mut order: u32, mut index: u32) {
-        while order < TOP && self.is_set(order, index ^ 1) {
-            self.clear(order, index ^ 1);
-            order += 1;
-            index >>= 1;
-        }
-        self.set(order, index);
     }
 }
 
@@ -200,13 +160,41 @@ pub(super) fn child(node: &Node, slot: u32) -> Option<u32> {
     (child != NONE).then_some(child)
 }
 
-/// The largest aligned blocks that make up a run of slots, as order and index.
-fn blocks(mut first: u32, mut count: u32) -> impl Iterator<Item = (u32, u32)> {
-    core::iter::from_fn(move || {
-        let order = count.checked_ilog2()?.min(first.trailing_zeros()).min(TOP);
-        let block = (order, first >> order);
-        first += 1 << order;
-        count -= 1 << order;
-        Some(block)
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    /// The same by looking at each slot.
+    fn is_block(slots: &[bool], order: u32, at: usize) -> bool {
+        let size = 1_usize << order;
+        at.is_multiple_of(size) && slots[at..at + size].iter().all(|free| *free)
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_are_what_slots_say(taken in proptest::collection::vec((0_u32..512, 1_u32..80), 0..12)) {
+            let mut node = Node::empty(0, false);
+            let mut slots = Vec::from([true; 512]);
+            for (first, count) in taken {
+                let count = count.min(512 - first);
+                let all = slots[first as usize..(first + count) as usize].iter().all(|free| *free);
+                prop_assert_eq!(node.is_free(first, count), all);
+                node.occupy(first, count);
+                slots[first as usize..(first + count) as usize].fill(false);
+            }
+            for order in 0..=TOP {
+                let first = (0..512).find(|at| is_block(&slots, order, *at));
+                prop_assert_eq!(node.first(order).map(|at| at as usize), first, "order {}", order);
+            }
+            for slot in (0..512_u32).filter(|slot| slots[*slot as usize]) {
+                let order = node.around(slot);
+                let block = |order: u32| is_block(&slots, order, (slot >> order << order) as usize);
+                prop_assert!(block(order) && (order == TOP || !block(order + 1)));
+            }
+            let largest = (0..=TOP).rev().find(|order| (0..512).any(|at| is_block(&slots, *order, at)));
+            prop_assert_eq!((node.largest(), node.is_empty()), (largest, slots.iter().all(|free| *free)));
+        }
+    }
 }

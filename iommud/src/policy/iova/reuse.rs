@@ -2,7 +2,6 @@
 
 use super::Space;
 use super::geometry::{CHUNK, Page, Wanted, Zone};
-use super::node::SLOTS;
 use super::range_cache::Shelf;
 use crate::addr::{Iova, IovaRange, PAGE_SIZE};
 
@@ -72,39 +71,5 @@ impl Space {
             self.compact();
             self.shelf = Shelf::default();
         }
-    }
-
-    /// The node of level 0 in which a range is one block, with its order and index there. Not of the node that is
-    /// kept empty.
-    fn block_of(&self, first: Page, count: Page) -> Option<(u32, u32, u32)> {
-        if !count.is_power_of_two() || count >= SLOTS || !first.is_multiple_of(count) {
-            return None;
-        }
-        let at = self.find(0, first).filter(|at| self.idle != Some(*at))?;
-        let order = count.ilog2();
-        Some((at, order, (first % SLOTS) >> order))
-    }
-
-    /// Takes a range that is one free block of a node. False when it is not: that says nothing about others.
-    pub(super) fn take_block(&mut self, first: Page, count: Page) -> bool {
-        let Some((at, order, index)) = self.block_of(first, count) else { return false };
-        let taken = self.node_mut(at).is_some_and(|node| node.occupy_block(order, index));
-        if taken {
-            self.relist(0, at);
-        }
-        taken
-    }
-
-    /// Frees a range that is one block of a node which does not become empty by it. False when it is not.
-    pub(super) fn give_block(&mut self, first: Page, count: Page) -> bool {
-        let Some((at, order, index)) = self.block_of(first, count) else { return false };
-        let Some(node) = self.node_mut(at) else { return false };
-        node.vacate_block(order, index);
-        if node.is_empty() {
-            node.occupy_block(order, index);
-            return false;
-        }
-        self.relist(0, at);
-        true
     }
 }

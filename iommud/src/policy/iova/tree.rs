@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Space;
 use super::geometry::{CHUNK, LOW_SLOTS, Lists, PAGES_1G, Page, ROOT};
-use super::node::{Links, NONE, Node, SLOTS, child};
+use super::node::{Links, NONE, Node, SLOTS, TOP, child};
 
 impl Space {
     pub(super) fn node(&self, at: u32) -> Option<&Node> {
@@ -90,15 +90,34 @@ impl Space {
         let free = node.is_slot_free(slot);
         if free {
             node.occupy(slot, 1);
-            self.relist(level, parent);
         }
         self.new_node(level - 1, position, free)
     }
 
-    /// Lists a node of level 0 or 1 by its largest free block.
+    /// Lists a node of level 0 or 1 under the order of its largest free block.
     pub(super) fn relist(&mut self, level: usize, at: u32) {
+        if let Some(largest) = self.node(at).map(Node::largest) {
+            self.list_under(level, at, largest);
+        }
+    }
+
+    /// Slots of a node of level 0 or 1 became free: lists it under the order of the largest block that they are part of,
+    /// if that is larger than what it is listed under.
+    pub(super) fn raise(&mut self, level: usize, at: u32, (first, count): (u32, u32)) {
         let Some(node) = self.node(at) else { return };
-        let (now, Links { previous, next, order: before }) = (node.largest(), node.links);
+        // Whatever is larger than the bound has a block of the next order in it.
+        let next = node.links.bound.map_or(0, |bound| bound + 1);
+        let blocks = (first >> next..=(first + count - 1) >> next).map(|block| block << next);
+        let free = |slot: &u32| next <= TOP && node.is_free(*slot, 1 << next);
+        let larger = blocks.filter(free).map(|slot| node.around(slot)).max();
+        if larger.is_some() {
+            self.list_under(level, at, larger);
+        }
+    }
+
+    fn list_under(&mut self, level: usize, at: u32, now: Option<u32>) {
+        let Some(node) = self.node(at) else { return };
+        let Links { previous, next, bound: before } = node.links;
         if level == 2 || now == before {
             return;
         }
@@ -122,7 +141,7 @@ impl Space {
             node.links.previous = at;
         }
         if let Some(node) = self.node_mut(at) {
-            node.links = Links { previous: NONE, next: head, order: now };
+            node.links = Links { previous: NONE, next: head, bound: now };
         }
     }
 
@@ -191,13 +210,13 @@ impl Space {
         let Some(place) = self.node_mut(from) else { return };
         let node = core::mem::replace(place, Node::full(0, false));
         let (level, position) = (usize::from(node.children.is_some()), node.position);
-        let Links { previous, next, order } = node.links;
+        let Links { previous, next, bound } = node.links;
         if let Some(node) = self.node_mut(next) {
             node.links.previous = to;
         }
         if let Some(node) = self.node_mut(previous) {
             node.links.next = to;
-        } else if let (Some(order), Some(lists)) = (order, self.lists(level, position)) {
+        } else if let (Some(order), Some(lists)) = (bound, self.lists(level, position)) {
             lists.set(order, to);
         }
         let parent = if level == 1 { Some(ROOT) } else { self.child_of_root(position / SLOTS) };

@@ -42,7 +42,7 @@ pub(super) const PAGES: u32 = 512;
 
 /// Most instructions to map and unmap 4 KiB, alone in its 2 MiB, whose table of pages is there from the last time:
 /// the target, which is meant for one path that serves batches too.
-const PAIR: u64 = 1800;
+const PAIR: u64 = 2600;
 
 /// Most instructions more when mapping takes an invalidation, too.
 const PUBLISHED: u64 = 200;
