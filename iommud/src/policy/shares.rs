@@ -11,6 +11,7 @@
 
 use iommu_protocol::status::Refusal;
 
+use crate::policy::ids::SessionId;
 use crate::policy::pool::Pool;
 use crate::policy::registry::Registry;
 use crate::policy::units::last_tag;
@@ -26,6 +27,26 @@ impl Registry {
     /// it there is as much as anybody asks for.
     pub fn set_buffer_pool(&mut self, capacity: u64, granule: u64) {
         self.pool = Pool { capacity, granule };
+    }
+
+    /// Whether less than one part in so many of the memory for buffers is in no buffer.
+    #[must_use]
+    pub fn pool_is_below(&self, parts: u64) -> bool {
+        let taken = self.accounts.iter().map(|(_, account)| account.taken);
+        let taken = taken.fold(0, u64::saturating_add);
+        self.pool.capacity.saturating_sub(taken) < self.pool.capacity / parts.max(1)
+    }
+
+    /// Whether a session is refused a buffer of `length` bytes that it would get if there were more memory for
+    /// buffers.
+    pub fn lacks_pool(&mut self, session: SessionId, length: u64) -> bool {
+        if self.admit_buffer(session, length).is_ok() {
+            return false;
+        }
+        let pool = core::mem::take(&mut self.pool);
+        let admitted = self.admit_buffer(session, length).is_ok();
+        self.pool = pool;
+        admitted
     }
 
     /// Places that are promised: one for each domain of a client, and one for each group that may be claimed.

@@ -187,14 +187,17 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         session: SessionId,
         arguments: &AllocateArguments,
     ) -> Result<AllocateResult, Refusal> {
-        let confined = self.registry.admit_buffer(session, arguments.length)?;
+        let confined = self
+            .registry
+            .admit_buffer(session, arguments.length)
+            .inspect_err(|_| self.growth.refused(session, arguments.length))?;
         let buffer = self.registry.next_buffer();
         let written_back = !self.registry.forces_snoop();
         let constraints = Constraints { written_back, ..constraints(arguments, confined) };
         let segments = self
             .buffers
             .allocate(buffer.0, arguments.length, constraints)
-            .map_err(|_: MemoryError| Refusal::NoMemory)?;
+            .map_err(|error: MemoryError| self.growth.not_found(error))?;
         let request = AllocateRequest {
             buffer,
             segments,
@@ -205,12 +208,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             flags: arguments.flags,
         };
         match self.run_marked(&Event::Allocate(session, request)) {
-            Ok(Outcome::Buffer { slot, iova }) => Ok(AllocateResult {
-                iova: iova.0,
-                length: arguments.length,
-                slot: slot.0,
-                reserved: 0,
-            }),
+            Ok(Outcome::Buffer { slot, iova }) => {
+                self.growth.granted(session);
+                let length = arguments.length;
+                Ok(AllocateResult { iova: iova.0, length, slot: slot.0, reserved: 0 })
+            }
             Ok(_) => Err(Refusal::NoMemory),
             Err(failed) => {
                 if !failed.quarantined {

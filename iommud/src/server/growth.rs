@@ -1,0 +1,125 @@
+//! Memory that is taken while the server runs.
+//!
+//! ```text
+//! system --a page--> taken from policy, and forgotten by units --> cleared --> tables or buffers
+//!                     +--(refused)--> the system's again, and nothing has changed
+//! ```
+//!
+//! Until units have forgotten it, each device that nobody has claimed may write to the page. So it is cleared after
+//! that, by whatever takes it in, and before its first use.
+
+use iommu_protocol::Refusal;
+
+use crate::addr::PhysRange;
+use crate::hw::{BufferMemory, MemoryError, Unit};
+use crate::policy::{Event, SessionId};
+use crate::server::{Budget, Server};
+
+/// Table memory is short when fewer frames are free beyond the promised ones: half a huge page.
+const FEW_FRAMES: usize = 256;
+
+/// Buffer memory is short when less than one part in so many of it is free.
+const PARTS: u64 = 4;
+
+/// Frames of 4096 bytes.
+const FRAME: u64 = 4096;
+
+/// Buffers that were not to be had.
+#[derive(Clone, Default)]
+pub(super) struct Growth {
+    /// The last one that policy refused: to which session, and of how many bytes.
+    refused: Option<(SessionId, u64)>,
+    /// There was no memory for one that policy had admitted.
+    exhausted: bool,
+}
+
+impl Growth {
+    /// Policy refused a buffer of `length` bytes.
+    pub(super) const fn refused(&mut self, session: SessionId, length: u64) {
+        self.refused = Some((session, length));
+    }
+
+    /// A session has got a buffer: it asks for no other one.
+    pub(super) fn granted(&mut self, session: SessionId) {
+        self.refused.take_if(|(waiting, _)| *waiting == session);
+    }
+
+    /// The platform has no memory for a buffer that policy admitted; says what the client is told.
+    pub(super) fn not_found(&mut self, error: MemoryError) -> Refusal {
+        self.exhausted |= error == MemoryError::Exhausted;
+        Refusal::NoMemory
+    }
+}
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Whether there is little memory left for tables.
+    #[must_use]
+    pub fn lacks_tables(&self) -> bool {
+        let shares = self.engine.shares();
+        shares.free.saturating_sub(shares.promised) < FEW_FRAMES
+    }
+
+    /// Whether there is little memory left for buffers, or too little for one that was refused for that alone.
+    pub fn lacks_buffers(&mut self) -> bool {
+        if let Some((session, length)) = self.growth.refused
+            && !self.registry.lacks_pool(session, length)
+        {
+            self.growth.refused = None;
+        }
+        self.growth.refused.is_some() || self.growth.exhausted || self.registry.pool_is_below(PARTS)
+    }
+
+    /// Adds a page of the system's to what tables live in. `add` clears it, and is called when no device that nobody
+    /// has claimed reaches `range` any more.
+    ///
+    /// # Errors
+    /// The page, and why devices would go on reaching it: nothing has changed.
+    pub fn add_tables<P>(
+        &mut self,
+        range: PhysRange,
+        page: P,
+        add: impl FnOnce(&mut U::Memory, P),
+    ) -> Result<(), (P, Refusal)> {
+        if let Err(refusal) = self.run(&Event::MemoryTaken(range)) {
+            return Err((page, refusal));
+        }
+        add(self.engine.memory_mut(), page);
+        self.machine.budget.table_frames_total += range.length() / FRAME;
+        self.counts.memory_added_bytes += range.length();
+        self.finish_endings();
+        Ok(())
+    }
+
+    /// As [`Server::add_tables`], to what buffers live in.
+    ///
+    /// # Errors
+    /// As [`Server::add_tables`].
+    pub fn add_buffers<P>(
+        &mut self,
+        range: PhysRange,
+        page: P,
+        add: impl FnOnce(&mut B, P),
+    ) -> Result<(), (P, Refusal)> {
+        if let Err(refusal) = self.run(&Event::MemoryTaken(range)) {
+            return Err((page, refusal));
+        }
+        add(&mut self.buffers, page);
+        self.growth.exhausted = false;
+        let pool = self.buffers.pool();
+        self.registry.set_buffer_pool(pool.capacity, pool.granule);
+        self.machine.budget.buffer_bytes_total += range.length();
+        self.counts.memory_added_bytes += range.length();
+        Ok(())
+    }
+
+    /// What memory there is.
+    #[must_use]
+    pub const fn budget(&self) -> &Budget {
+        &self.machine.budget
+    }
+
+    /// The memory of buffers, for what a platform does with it by itself.
+    pub const fn buffer_memory(&mut self) -> &mut B {
+        &mut self.buffers
+    }
+}
