@@ -22,6 +22,7 @@ pub mod ecam;
 mod events;
 #[cfg(target_os = "redox")]
 mod fork;
+mod free_part;
 mod held_memory;
 #[cfg(target_os = "redox")]
 mod interrupt;
@@ -34,6 +35,8 @@ mod keys;
 mod machine;
 #[cfg(target_os = "redox")]
 mod memory;
+#[cfg(target_os = "redox")]
+mod more;
 #[cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "read on Redox"))]
 mod options;
 #[cfg(target_os = "redox")]
