@@ -172,8 +172,13 @@ impl Loop {
                 return Ok(());
             }
             requests.process_requests(|| scheme.borrow_mut());
+            scheme.borrow_mut().answer_claims();
             requests.poll_all_requests(|| scheme.borrow_mut()).map_err(from)?;
             requests.write_responses().map_err(from)?;
+            if scheme.borrow().has_claims() {
+                // They end at a deadline, whatever happens.
+                self.timer.arm(1)?;
+            }
             tell_readable(&self.socket, &mut scheme.borrow_mut())?;
         }
     }
@@ -189,8 +194,7 @@ fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
     socket: &Socket,
     scheme: &mut IommuScheme<U, B>,
 ) -> io::Result<()> {
-    while let Some(handle) = scheme.server_mut().next_ready() {
-        let id = usize::try_from(handle.0).map_err(|_| io::ErrorKind::InvalidData)?;
+    while let Some(id) = scheme.next_ready() {
         let readable = syscall::flag::EventFlags::EVENT_READ.bits();
         socket
             .write_response(Response::post_fevent(id, readable), SignalBehavior::Restart)

@@ -28,9 +28,10 @@ use super::options::{Options, USAGE};
 use super::registration::{Announce, in_child};
 use super::scheme::IommuScheme;
 use crate::config::{self, ConfigError};
+use crate::hw::Clock;
 use crate::platform::handover_page::NotesPage;
 use crate::platform::units::{self, AmdVi, Family, LateUnits, Surroundings, Vtd};
-use crate::platform::{Mapping, Order, logger, sizing};
+use crate::platform::{Mapping, MonotonicClock, Order, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Budget, Driven, Notes, Server, Startup, TableState};
 use crate::topology::firmware::{Firmware, UnitKind};
@@ -211,7 +212,8 @@ fn serve_units<U: Family>(
         None => log::info!("faults: asked for every {} ms", period.as_millis()),
     }
     log::info!("started: {phases}");
-    let scheme = IommuScheme::new(server).with_keys(seed());
+    let mut clock = MonotonicClock::new();
+    let scheme = IommuScheme::new(server).with_keys(seed()).with_clock(move || clock.now());
     let scheme = scheme.after(options.left.clone(), all_known);
     events.run(scheme, vector, (late, more), announce).map_err(StartError::Loop)
 }
