@@ -8,12 +8,16 @@
 //! Until units have forgotten it, each device that nobody has claimed may write to the page. So it is cleared after
 //! that, by whatever takes it in, and before its first use.
 
+mod lack;
+
 use iommu_protocol::Refusal;
 
 use crate::addr::PhysRange;
-use crate::hw::{BufferMemory, MemoryError, Unit};
-use crate::policy::{Event, SessionId};
+use crate::hw::{BufferMemory, Unit};
+use crate::policy::Event;
 use crate::server::{Budget, Server};
+
+pub(super) use lack::Growth;
 
 /// Table memory is short when fewer frames are free beyond the promised ones: half a huge page.
 const FEW_FRAMES: usize = 256;
@@ -23,33 +27,6 @@ const PARTS: u64 = 4;
 
 /// Frames of 4096 bytes.
 const FRAME: u64 = 4096;
-
-/// Buffers that were not to be had.
-#[derive(Clone, Default)]
-pub(super) struct Growth {
-    /// The last one that policy refused: to which session, and of how many bytes.
-    refused: Option<(SessionId, u64)>,
-    /// There was no memory for one that policy had admitted.
-    exhausted: bool,
-}
-
-impl Growth {
-    /// Policy refused a buffer of `length` bytes.
-    pub(super) const fn refused(&mut self, session: SessionId, length: u64) {
-        self.refused = Some((session, length));
-    }
-
-    /// A session has got a buffer: it asks for no other one.
-    pub(super) fn granted(&mut self, session: SessionId) {
-        self.refused.take_if(|(waiting, _)| *waiting == session);
-    }
-
-    /// The platform has no memory for a buffer that policy admitted; says what the client is told.
-    pub(super) fn not_found(&mut self, error: MemoryError) -> Refusal {
-        self.exhausted |= error == MemoryError::Exhausted;
-        Refusal::NoMemory
-    }
-}
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Whether there is little memory left for tables.

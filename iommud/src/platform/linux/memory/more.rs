@@ -46,7 +46,10 @@ impl MorePages {
             return Err(format!("{free} huge pages are free, the next server needs {kept}"));
         }
         let page = server.buffer_memory().take().map_err(|error| error.to_string())?;
-        let range = page.range().ok_or("a page without an address")?;
+        let Some(range) = page.range() else {
+            server.buffer_memory().discard(page);
+            return Err("a page without an address".to_owned());
+        };
         Ok((page, range))
     }
 }
