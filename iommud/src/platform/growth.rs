@@ -20,7 +20,7 @@ const FRAME: u64 = 4096;
 
 const MIB: u64 = 1 << 20;
 
-/// Where more memory comes from. What cannot be added is the system's again.
+/// A source of more memory. Memory that cannot be added goes back to the system.
 pub(super) trait MoreMemory<U: Unit, B: BufferMemory> {
     /// Bytes that [`MoreMemory::tables`] adds.
     const TABLES: u64;
@@ -57,7 +57,7 @@ impl Growth {
         Self { most_tables, most_buffers, pause: FIRST_PAUSE, due: Nanos(0) }
     }
 
-    /// Takes memory for what is short, once. Whether there is more now: then more still may be needed at once.
+    /// Takes memory once where it is short. Returns whether it did: more may be short then.
     pub(super) fn grow<U: Unit, B: BufferMemory, M: MoreMemory<U, B>>(
         &mut self,
         server: &mut Server<U, B>,

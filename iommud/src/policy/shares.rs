@@ -29,7 +29,7 @@ impl Registry {
         self.pool = Pool { capacity, granule };
     }
 
-    /// Whether less than one part in so many of the memory for buffers is in no buffer.
+    /// Whether less than one part in so many of the memory for buffers is free.
     #[must_use]
     pub fn pool_is_below(&self, parts: u64) -> bool {
         let taken = self.accounts.iter().map(|(_, account)| account.taken);
@@ -37,8 +37,7 @@ impl Registry {
         self.pool.capacity.saturating_sub(taken) < self.pool.capacity / parts.max(1)
     }
 
-    /// Whether a session is refused a buffer of `length` bytes that it would get if there were more memory for
-    /// buffers.
+    /// Whether a session is refused a buffer of `length` bytes for lack of memory for buffers alone.
     pub fn lacks_pool(&mut self, session: SessionId, length: u64) -> bool {
         if self.admit_buffer(session, length).is_ok() {
             return false;

@@ -5,8 +5,8 @@
 //!                     +--(refused)--> the system's again, and nothing has changed
 //! ```
 //!
-//! Until units have forgotten it, each device that nobody has claimed may write to the page. So it is cleared after
-//! that, by whatever takes it in, and before its first use.
+//! A device that nobody has claimed may write to the page until units have forgotten it. So the page is cleared after
+//! that, before its first use.
 
 mod lack;
 
@@ -29,14 +29,14 @@ const PARTS: u64 = 4;
 const FRAME: u64 = 4096;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Whether there is little memory left for tables.
+    /// Whether little memory is left for tables.
     #[must_use]
     pub fn lacks_tables(&self) -> bool {
         let shares = self.engine.shares();
         shares.free.saturating_sub(shares.promised) < FEW_FRAMES
     }
 
-    /// Whether there is little memory left for buffers, or too little for one that was refused for that alone.
+    /// Whether little memory is left for buffers, or one was refused for lack of it alone.
     pub fn lacks_buffers(&mut self) -> bool {
         if let Some((session, length)) = self.growth.refused
             && !self.registry.lacks_pool(session, length)
@@ -46,7 +46,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.growth.refused.is_some() || self.growth.exhausted || self.registry.pool_is_below(PARTS)
     }
 
-    /// Adds a page of the system's to what tables live in. `add` clears it, and is called when no device that nobody
+    /// Adds a page of the system's to the memory of tables. `add` clears it, and is called when no device that nobody
     /// has claimed reaches `range` any more.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(())
     }
 
-    /// As [`Server::add_tables`], to what buffers live in.
+    /// As [`Server::add_tables`], to the memory of buffers.
     ///
     /// # Errors
     /// As [`Server::add_tables`].
@@ -89,13 +89,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(())
     }
 
-    /// What memory there is.
+    /// How much memory there is.
     #[must_use]
     pub const fn budget(&self) -> &Budget {
         &self.machine.budget
     }
 
-    /// The memory of buffers, for what a platform does with it by itself.
+    /// The memory of buffers, as the platform knows it.
     pub const fn buffer_memory(&mut self) -> &mut B {
         &mut self.buffers
     }

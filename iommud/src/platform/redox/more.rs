@@ -9,8 +9,8 @@ use crate::platform::growth::{Growth, MoreMemory};
 use crate::platform::{HUGE_PAGE, HugeTables, Order};
 use crate::server::Server;
 
-/// Takes more memory when it is short. Only a server without a keeper has it: a keeper holds what it was given at start,
-/// and what it does not hold is anybody's when the server dies; one that takes more when asked to is for later.
+/// Takes more memory when it is short. A server with a keeper has none of this: a keeper holds what it was given at
+/// start, and one that grows when it is asked to is for later.
 pub(super) struct More {
     growth: Growth,
     chunks: Chunks,
@@ -31,7 +31,7 @@ impl More {
     }
 }
 
-/// What the memory scheme has left, as far as a part of it may be taken.
+/// Takes chunks of the memory scheme, up to a part of its free memory.
 struct Chunks {
     files: Files,
 }

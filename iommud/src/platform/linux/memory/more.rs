@@ -17,8 +17,8 @@ const COUNTS: [&str; 2] = [
     "/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages",
 ];
 
-/// The huge pages that the system has left, but for those that the next server takes at its start: it takes the units
-/// over while all that this one took is still taken.
+/// Takes huge pages of the system, and leaves those that the next server takes at its start. That one takes the units
+/// over while the memory of this one is still taken.
 pub(in crate::platform) struct MorePages {
     kept: u64,
     free: fn() -> Option<u64>,

@@ -207,15 +207,32 @@ fn an_open_is_answered_at_once() {
     assert!(memory.is_err());
 }
 
-/// Members of a group, claimed below a session, wait in the same way, and end with it.
+/// A claim ends with the descriptor that it is relative to: nothing is opened below that any more.
 #[test]
-fn a_claim_below_a_session_ends_with_it() {
+fn a_claim_ends_with_what_it_is_relative_to() {
+    let (mut scheme, _) = late();
+    let who = caller(5, 0);
+    let root = number(scheme.openat(ROOT, "/", O_RDONLY | O_DIRECTORY, 0, &who)).unwrap();
+    let path = WAITING.trim_matches('/');
+    let claim = number(scheme.openat(root, path, O_RDWR, 0, &who)).unwrap();
+    assert!(waits(&mut scheme, claim));
+    scheme.on_close(root);
+    assert_eq!(ask(&mut scheme, claim), code(Refusal::BadHandle));
+    arrive(&mut scheme);
+    assert_eq!(ask(&mut scheme, claim), code(Refusal::BadHandle));
+    assert_eq!(sessions(&mut scheme), 0);
+}
+
+/// Below a session that was a claim, a member waits or is refused as below any other.
+#[test]
+fn a_session_that_was_a_claim_is_one_to_claim_below() {
     let (mut scheme, _) = late();
     let parent = claim(&mut scheme, 1).unwrap();
+    let path = b"devices/0000--00--04.0?wait=1000";
+    assert_eq!(errno(scheme.dup(parent, path, &caller(9, 0))), EBADF, "it is none yet");
     arrive(&mut scheme);
     assert_eq!(ask(&mut scheme, parent), Ok(0));
-    let path = b"devices/0000--00--04.0?wait=1000";
-    let below = scheme.dup(parent, path, &caller(9, 0));
-    assert!(below.is_err(), "it is the parent's own: {below:?}");
+    let below = errno(scheme.dup(parent, path, &caller(9, 0)));
+    assert_eq!(below, Refusal::Busy.errno().0, "it is the parent's own");
     assert_eq!(errno(scheme.dup(parent, b"devices/0000--00--04.0?wait=x", &caller(9, 0))), EINVAL);
 }
