@@ -198,6 +198,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             .buffers
             .allocate(buffer.0, arguments.length, constraints)
             .map_err(|error: MemoryError| self.growth.not_found(error))?;
+        self.growth.found(session);
         let request = AllocateRequest {
             buffer,
             segments,
@@ -208,11 +209,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             flags: arguments.flags,
         };
         match self.run_marked(&Event::Allocate(session, request)) {
-            Ok(Outcome::Buffer { slot, iova }) => {
-                self.growth.granted(session);
-                let length = arguments.length;
-                Ok(AllocateResult { iova: iova.0, length, slot: slot.0, reserved: 0 })
-            }
+            Ok(Outcome::Buffer { slot, iova }) => Ok(AllocateResult {
+                iova: iova.0,
+                length: arguments.length,
+                slot: slot.0,
+                reserved: 0,
+            }),
             Ok(_) => Err(Refusal::NoMemory),
             Err(failed) => {
                 if !failed.quarantined {

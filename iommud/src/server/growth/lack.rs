@@ -20,8 +20,8 @@ impl Growth {
         self.refused = Some((session, length));
     }
 
-    /// A session has got a buffer: it asks for no other one.
-    pub(in crate::server) fn granted(&mut self, session: SessionId) {
+    /// There was memory for a buffer of a session: it asks for no other one.
+    pub(in crate::server) fn found(&mut self, session: SessionId) {
         self.refused.take_if(|(waiting, _)| *waiting == session);
     }
 
