@@ -36,6 +36,10 @@ pub enum Path {
 /// The word that is written to `units/N`; a line feed may follow.
 pub const RESET: &[u8] = b"reset";
 
+/// On Redox: what a client that waits for a device's unit puts behind the device's path, before the milliseconds that it
+/// waits at most, in decimal. A call tells what came of it.
+pub const WAIT: &str = "?wait=";
+
 /// A path relative to a session's handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionPath {

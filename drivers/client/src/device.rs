@@ -117,7 +117,7 @@ impl Device {
 
     /// Claims the device of this name, and waits for its unit to come up, at most `wait` and at most as long as the
     /// server lets claims wait (a minute). Claims are granted in the order in which they were made. Other threads
-    /// may use the connection meanwhile. On Redox nothing waits yet: this is [`Device::open`] there.
+    /// may use the connection meanwhile.
     ///
     /// # Errors
     /// As [`Device::open`]; `NotReady` after `wait`, or at once when too many claims wait.

@@ -208,8 +208,8 @@ pub trait BufferMemory {
     /// buffer's hugetlbfs file is cut to length 0, so that the kernel takes its pages out of every
     /// process). Its content is cleared before anyone else gets it. An unknown id is ignored.
     ///
-    /// Memory that was not the server's from the start (`Registry::new`, `own`) goes back to the system
-    /// here; the plan has mapped it into the domain of policy again one step earlier.
+    /// Memory that is not the server's own (from the start by `Registry::new`, or since by `Event::MemoryTaken`) goes back
+    /// to the system here; the plan has mapped it into the domain of policy again one step earlier.
     fn release(&mut self, id: u32);
 
     /// What there is, in use or not.

@@ -55,15 +55,9 @@ impl HugeTables {
     /// Tables live in these pages, all of which are zero.
     #[must_use]
     pub fn new(pages: impl IntoIterator<Item = (PhysAddr, Mapping)>) -> Self {
-        let mut pages: Vec<TablePage> = pages
-            .into_iter()
-            .map(|(phys, mapping)| TablePage {
-                phys: phys.0,
-                mapping,
-                frames: Box::new([Frame::default(); FRAMES]),
-                fresh: 0,
-            })
-            .collect();
+        let pages = pages.into_iter();
+        let mut pages: Vec<_> =
+            pages.map(|(phys, mapping)| TablePage::new(phys, mapping)).collect();
         pages.sort_by_key(|page| page.phys);
         let free = Vec::with_capacity(pages.len() * FRAMES);
         Self {
@@ -74,6 +68,15 @@ impl HugeTables {
             nobody: 0,
             recent: Cell::new(0),
         }
+    }
+
+    /// Adds a page, which no device reaches any more. Whatever one has written to it is cleared.
+    pub fn add(&mut self, phys: PhysAddr, mut mapping: Mapping) {
+        mapping.clear(0, HUGE_PAGE_LENGTH);
+        let at = self.pages.partition_point(|page| page.phys < phys.0);
+        self.pages.insert(at, TablePage::new(phys, mapping));
+        let all = self.pages.len() * FRAMES;
+        self.free.reserve(all.saturating_sub(self.free.len()));
     }
 
     /// Bytes of all pages.
@@ -176,6 +179,10 @@ impl HugeTables {
 }
 
 impl TablePage {
+    fn new(phys: PhysAddr, mapping: Mapping) -> Self {
+        Self { phys: phys.0, mapping, frames: Box::new([Frame::default(); FRAMES]), fresh: 0 }
+    }
+
     fn address(&self, number: usize) -> Option<PhysAddr> {
         let offset = u64::try_from(number * FRAME).ok()?;
         PhysAddr(self.phys).checked_add(offset)

@@ -3,8 +3,12 @@
 #[cfg(target_arch = "x86_64")]
 mod cache;
 mod clock;
+#[cfg(test)]
+mod fake_unit;
 #[cfg(target_arch = "x86_64")]
 mod frame_allocator;
+#[cfg(target_arch = "x86_64")]
+mod growth;
 #[cfg(target_arch = "x86_64")]
 mod handover_page;
 mod logger;

@@ -1,4 +1,5 @@
-//! How much memory is taken at start: what the machine needs, unless the command line says how much.
+//! How much memory is taken: at start what the machine needs, and more while the server runs, unless the command line
+//! says how much.
 
 use super::HUGE_PAGE;
 use super::units::Machine;
@@ -15,8 +16,10 @@ const MIB: u64 = 1 << 20;
 pub struct Amount {
     /// With less the server does not start on Linux, and units fail on Redox.
     pub least: u64,
-    /// What is taken where it can be had.
+    /// What is taken at start, where it can be had.
     pub wanted: u64,
+    /// What is taken at most, while the server runs.
+    pub most: u64,
 }
 
 /// Memory to take.
@@ -28,17 +31,25 @@ pub struct Order {
     pub buffers: Amount,
 }
 
+/// Of memory whose amount the command line does not say, so many times as much as is wanted at start is taken at most.
+const MOST: u64 = 4;
+
 impl Amount {
-    /// So many bytes, no less: rounded up to pages of 2 MiB, one at least.
+    /// So many bytes, neither less nor more: rounded up to pages of 2 MiB, one at least.
     #[must_use]
     pub fn exactly(bytes: u64) -> Self {
         let bytes = bytes.div_ceil(HUGE_PAGE).max(1).saturating_mul(HUGE_PAGE);
-        Self { least: bytes, wanted: bytes }
+        Self { least: bytes, wanted: bytes, most: bytes }
+    }
+
+    /// What a machine needs.
+    const fn needed(least: u64, wanted: u64) -> Self {
+        Self { least, wanted, most: wanted.saturating_mul(MOST) }
     }
 }
 
 impl Order {
-    /// So many bytes of tables and buffers, no less.
+    /// So many bytes of tables and buffers, neither less nor more.
     #[must_use]
     pub fn exactly(tables: u64, buffers: u64) -> Self {
         Self { tables: Amount::exactly(tables), buffers: Amount::exactly(buffers) }
@@ -50,11 +61,10 @@ impl Order {
         let said = |mib: u32| Amount::exactly(u64::from(mib) * MIB);
         let tables = tables
             .map(said)
-            .unwrap_or(Amount { least: need.least_table_bytes(), wanted: need.table_bytes() });
-        let buffers = buffers.map(said).unwrap_or(Amount {
-            least: HUGE_PAGE,
-            wanted: Amount::exactly(need.buffer_bytes).wanted,
-        });
+            .unwrap_or(Amount::needed(need.least_table_bytes(), need.table_bytes()));
+        let buffers = buffers
+            .map(said)
+            .unwrap_or(Amount::needed(HUGE_PAGE, Amount::exactly(need.buffer_bytes).wanted));
         Self { tables, buffers }
     }
 }
@@ -108,11 +118,11 @@ mod tests {
     #[test]
     fn the_machine_says_how_much_unless_the_command_line_does() {
         let by_machine = Order::new(&wanted(), None, None);
-        assert_eq!(by_machine.tables, Amount { least: 6 * MIB, wanted: 8 * MIB });
-        assert_eq!(by_machine.buffers, Amount { least: 2 * MIB, wanted: 10 * MIB });
+        assert_eq!(by_machine.tables, Amount { least: 6 * MIB, wanted: 8 * MIB, most: 32 * MIB });
+        assert_eq!(by_machine.buffers, Amount { least: 2 * MIB, wanted: 10 * MIB, most: 40 * MIB });
         let said = Order::new(&wanted(), Some(3), Some(0));
         assert_eq!(said, Order::exactly(4 * MIB, 2 * MIB));
-        assert_eq!(said.tables, Amount { least: 4 * MIB, wanted: 4 * MIB });
+        assert_eq!(said.tables, Amount { least: 4 * MIB, wanted: 4 * MIB, most: 4 * MIB });
     }
 
     #[test]

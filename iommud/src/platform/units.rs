@@ -214,7 +214,6 @@ pub(super) struct LateUnits<S> {
     pub(super) firmware: Firmware,
     pub(super) space: S,
     pub(super) map: MapRegisters,
-    pub(super) budget: Budget,
 }
 
 impl<S: ConfigSpace> LateUnits<S> {
@@ -232,12 +231,13 @@ impl<S: ConfigSpace> LateUnits<S> {
     }
 
     fn bring_up<U: Family, B: BufferMemory>(&mut self, server: &mut Server<U, B>, unit: UnitIndex) {
-        let Self { firmware, space, map, budget } = self;
+        let Self { firmware, space, map } = self;
         let known = usize::try_from(unit.0).ok();
         let known = known.and_then(|index| Some((index, firmware.units.get(index)?)));
         let Some((index, description)) = known else { return };
+        let budget = server.budget().clone();
         let (tables, map) = (server.table_memory(), *map);
-        let mut around = Surroundings { firmware, space, tables, map, budget };
+        let mut around = Surroundings { firmware, space, tables, map, budget: &budget };
         match bring_up::<U, _>(index, &mut around, description) {
             UnitStart::Ready(hardware) => server.unit_arrived(unit, hardware),
             UnitStart::Stuck(hardware, error) => server.unit_stuck(unit, hardware, &error),

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::PciAddress;
 
-use crate::policy::ids::UnitIndex;
+use crate::policy::ids::{SessionId, UnitIndex};
 use crate::policy::plan::Orders;
 use crate::policy::registry::Registry;
 use crate::policy::state::objects::{Activity, Unit};
@@ -37,6 +37,26 @@ impl Registry {
     /// it there is as much as anybody asks for.
     pub fn set_buffer_pool(&mut self, capacity: u64, granule: u64) {
         self.state.pool = Pool { capacity, granule };
+    }
+
+    /// Whether less than one part in so many of the memory for buffers is free.
+    #[must_use]
+    pub fn pool_is_below(&self, parts: u64) -> bool {
+        let accounts = self.state.accounts.iter();
+        let taken = accounts.map(|(_, account)| account.taken).fold(0, u64::saturating_add);
+        let capacity = self.state.pool.capacity;
+        capacity.saturating_sub(taken) < capacity / parts.max(1)
+    }
+
+    /// Whether a session is refused a buffer of `length` bytes for lack of memory for buffers alone.
+    pub fn lacks_pool(&mut self, session: SessionId, length: u64) -> bool {
+        if self.admit_buffer(session, length).is_ok() {
+            return false;
+        }
+        let pool = core::mem::take(&mut self.state.pool);
+        let admitted = self.admit_buffer(session, length).is_ok();
+        self.state.pool = pool;
+        admitted
     }
 
     /// What units may hold of servers before this one. `held` are tags, `units` is how much of them each unit has, by

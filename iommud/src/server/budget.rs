@@ -1,4 +1,4 @@
-//! What memory was taken at start, and what of it the server needs for itself.
+//! What memory was taken, and what of it the server needs for itself.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ const FRAMES_A_MIB: u64 = 256;
 /// Bytes of a frame in KiB.
 const FRAME_KIB: u64 = 4;
 
-/// Memory taken at start.
+/// Memory taken, at start and since.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Frames of 4 KiB for tables, all that were taken.

@@ -175,14 +175,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         session: SessionId,
         arguments: &AllocateArguments,
     ) -> Result<AllocateResult, Refusal> {
-        let confined = self.registry.admit_buffer(session, arguments.length)?;
+        let confined = self
+            .registry
+            .admit_buffer(session, arguments.length)
+            .inspect_err(|_| self.growth.refused(session, arguments.length))?;
         let buffer = self.registry.next_buffer();
         let written_back = !self.registry.forces_snoop();
         let constraints = Constraints { written_back, ..constraints(arguments, confined) };
         let segments = self
             .buffers
             .allocate(buffer.0, arguments.length, constraints)
-            .map_err(|_: MemoryError| Refusal::NoMemory)?;
+            .map_err(|error: MemoryError| self.growth.not_found(error))?;
+        self.growth.found(session);
         let request = AllocateRequest {
             buffer,
             segments,

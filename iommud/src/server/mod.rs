@@ -11,6 +11,7 @@ mod decode;
 mod driven_devices;
 mod endings;
 mod faults;
+mod growth;
 mod handles;
 mod hotplug;
 mod pending_claims;
@@ -49,6 +50,7 @@ use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
 use faults::storms::Storms;
+use growth::Growth;
 use handles::{Control, Handles, Object};
 use pending_claims::PendingClaims;
 use rescan::Survey;
@@ -81,6 +83,7 @@ struct Counts {
     plans_undone: u64,
     units_recovered: u64,
     quarantine_returned_bytes: u64,
+    memory_added_bytes: u64,
 }
 
 /// The server of one machine.
@@ -98,6 +101,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     endings: Endings,
     recovery: Recovery,
     survey: Survey,
+    growth: Growth,
     /// What the request at hand lists.
     scratch: Scratch,
 }
@@ -122,6 +126,7 @@ where
             endings: self.endings.clone(),
             recovery: self.recovery.clone(),
             survey: self.survey.clone(),
+            growth: self.growth.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }

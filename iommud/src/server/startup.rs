@@ -15,6 +15,7 @@ use crate::server::driven_devices::Driven;
 use crate::server::endings::Endings;
 use crate::server::faults::Faults;
 use crate::server::faults::storms::Storms;
+use crate::server::growth::Growth;
 use crate::server::handles::Handles;
 use crate::server::pending_claims::PendingClaims;
 use crate::server::rescan::Survey;
@@ -97,6 +98,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             endings: Endings::default(),
             recovery: Recovery::default(),
             survey: Survey::default(),
+            growth: Growth::default(),
         };
         server.recovery.expect(hopeless);
         let pool = server.buffers.pool();

@@ -208,7 +208,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let counts = self.registry.counts();
         let number = super::length_of;
         let shares = self.engine.shares();
-        let rows: [(&str, u64); 26] = [
+        let rows: [(&str, u64); 28] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -221,6 +221,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("domains", number(counts.domains)),
             ("buffers", number(counts.buffers)),
             ("buffer_bytes", counts.buffer_bytes),
+            ("buffer_bytes_pool", self.buffers.pool().capacity),
             ("mappings", number(counts.mappings)),
             ("quarantined_bytes", counts.quarantined_bytes),
             ("quarantine_returned_bytes", self.counts.quarantine_returned_bytes),
@@ -229,6 +230,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("table_frames_free", number(shares.free)),
             ("table_frames_promised", number(shares.promised)),
             ("table_frames_share", number(shares.of_one)),
+            ("memory_added_bytes", self.counts.memory_added_bytes),
             ("plans", self.counts.plans),
             ("plans_undone", self.counts.plans_undone),
             ("faults", self.faults.total()),

@@ -15,6 +15,8 @@ pub(super) struct Pool {
     end: u64,
     segment: u64,
     free: Vec<u64>,
+    /// Bytes that came later.
+    added: u64,
     held: Map<u64, Vec<PhysRange>>,
     allocations: u64,
     fail_from: Option<(u64, u64)>,
@@ -27,6 +29,7 @@ impl Pool {
             end: start + length,
             segment,
             free: Vec::new(),
+            added: 0,
             held: Map::default(),
             allocations: 0,
             fail_from: None,
@@ -201,6 +204,17 @@ impl Machine {
     }
 }
 
+impl Buffers {
+    /// Adds memory of the system's, first byte and length, which no device that nobody has claimed may reach any more.
+    pub fn add(&mut self, (start, length): (u64, u64)) {
+        let mut state = self.machine.state();
+        let frames = (start..start + length).step_by(4096);
+        state.buffers.free.extend(frames);
+        state.buffers.added += length;
+        state.observe();
+    }
+}
+
 fn byte_of(segments: &[PhysRange], mut offset: u64) -> Option<u64> {
     for segment in segments {
         if offset < segment.length() {
@@ -255,7 +269,8 @@ impl BufferMemory for Buffers {
     /// Behind each piece of 16 KiB a frame is lost.
     fn pool(&self) -> BufferPool {
         let state = self.machine.state();
-        BufferPool { capacity: state.layout.buffers.1 / 4 * 3, granule: FRAME }
+        let capacity = state.layout.buffers.1 / 4 * 3 + state.buffers.added;
+        BufferPool { capacity, granule: FRAME }
     }
 
     fn share(&mut self, id: u32) -> Option<BufferShare> {

@@ -1,6 +1,6 @@
 //! Devices: accesses through a unit, and accesses that are tried after every step of the server.
 
-use super::{Denied, FRAME, Machine, Reach, Request, State, Through, Use, Violation};
+use super::{Denied, FRAME, Machine, Reach, Request, State, Through, Violation};
 
 /// An access that is tried after every step. It leaves no fault record but fills the unit's caches, as a
 /// device that never stops would.
@@ -53,6 +53,9 @@ impl State {
                     if !watch.granted.iter().any(fine) {
                         bus.report(Violation::Passed { step, unit, source, iova, physical });
                     }
+                    if bus.memory.serves_tables(physical) {
+                        bus.report(Violation::DeviceInTables { source, iova, physical });
+                    }
                 }
                 Err(Denied { reason, .. }) if watch.must_pass => {
                     bus.report(Violation::Denied { step, unit, source, iova, reason });
@@ -66,7 +69,7 @@ impl State {
     fn translate(&mut self, unit: usize, request: Request) -> Result<u64, Denied> {
         let (device, mut bus) = self.unit(unit);
         let physical = device.translate(&mut bus, request)?;
-        if matches!(bus.memory.purpose(physical), Some(Use::Table | Use::FreeTable)) {
+        if bus.memory.serves_tables(physical) {
             let Request { source, iova, .. } = request;
             bus.report(Violation::DeviceInTables { source, iova, physical });
         }

@@ -139,6 +139,12 @@ impl Memory {
             .then(|| self.frames.get(&(address / FRAME)).map_or(Use::Ram, |frame| frame.purpose))
     }
 
+    /// Whether the frame around `address` is kept for tables.
+    #[must_use]
+    pub(super) fn serves_tables(&self, address: u64) -> bool {
+        matches!(self.purpose(address), Some(Use::Table | Use::FreeTable))
+    }
+
     /// Sets what a frame serves for.
     pub fn set_purpose(&mut self, address: u64, purpose: Use) {
         if let Some(frame) = self.frame(address) {

@@ -164,6 +164,17 @@ impl Machine {
 }
 
 impl Tables {
+    /// Adds memory of the system's, first byte and length, which no device may reach any more.
+    pub fn add(&mut self, (start, length): (u64, u64)) {
+        let mut state = self.machine.state();
+        for frame in (start..start + length).step_by(4096) {
+            state.memory.fill(frame, 0);
+            state.memory.set_purpose(frame, Use::FreeTable);
+            state.tables.free.push(frame);
+        }
+        state.observe();
+    }
+
     /// One frame of zeros. Unless it is clean, units that do not snoop find poison in it.
     fn one(&mut self, clean: bool) -> Result<PhysAddr, MemoryError> {
         let mut state = self.machine.state();

@@ -5,6 +5,7 @@
 mod budgets;
 mod depth;
 mod endings;
+mod growth;
 mod input;
 mod lives;
 mod named;

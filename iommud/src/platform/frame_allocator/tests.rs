@@ -201,3 +201,36 @@ fn stores_are_seen_through_the_page_itself() {
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4096 + 16).unwrap();
     assert_eq!(bytes, [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
 }
+
+/// A page that comes later is found among the others, has nothing in it that was written before, and has its places
+/// among those that came back.
+#[test]
+fn a_page_is_added_clear_and_in_its_place() {
+    let mut tables = tables();
+    let first: Vec<_> = std::iter::from_fn(|| tables.allocate().ok()).collect();
+    tables.store(first[1023], 3, 7);
+    let mut source = FakePages::default();
+    let page = source.page(LOW + 0x20_0000);
+    source.dirty(&page, 0x1f_fff8);
+    tables.add(PhysAddr(LOW + 0x20_0000), page.into_mapping());
+    assert_eq!((tables.bytes(), tables.frames_free()), (3 << 21, 512));
+    assert_eq!(tables.load(first[1023], 3), 7, "the pages behind it have moved");
+    let more: Vec<_> = std::iter::from_fn(|| tables.allocate().ok()).collect();
+    assert_eq!((more[0].0, more.len()), (LOW + 0x20_0000, 512));
+    assert!(more.iter().all(|frame| (0..512).all(|word| tables.load(*frame, word) == 0)));
+    assert_eq!(tables.allocate(), Err(MemoryError::Exhausted));
+    first.iter().chain(&more).for_each(|frame| tables.free(*frame, true));
+    assert!(tables.free.capacity() >= 3 * 512 && tables.free.len() == 3 * 512);
+}
+
+/// Taking a frame back needs no memory, whatever was added: there is room for all of them before the first one.
+#[test]
+fn there_is_room_for_all_frames_before_one_comes_back() {
+    let mut tables = tables();
+    let mut source = FakePages::default();
+    for number in 1..4 {
+        let phys = LOW + number * 0x20_0000;
+        tables.add(PhysAddr(phys), source.page(phys).into_mapping());
+        assert!(tables.free.capacity() >= tables.pages.len() * 512);
+    }
+}

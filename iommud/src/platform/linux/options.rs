@@ -12,9 +12,10 @@ usage: iommud [options]
 
   --policy FILE      policy of unclaimed devices and limits of clients (TOML);
                      without it: compat for every device
-  --tables MIB       memory for tables, taken at start; without it as much as
-                     the machine needs
-  --buffers MIB      memory for buffers; without it a part of the machine's
+  --tables MIB       memory for tables, neither more nor less; without it as
+                     much as the machine needs, and more when it is short
+  --buffers MIB      memory for buffers, likewise; without it a part of the
+                     machine's, and more when it is short
   --memory-dir DIR   where its huge pages are kept: a directory in a hugetlbfs
                      with pages of 2 MiB (default /dev/hugepages/iommud)
   --socket PATH      where clients connect (default /run/iommu.sock)

@@ -8,6 +8,7 @@
 //!  -> Server::start_after: functions that were driven cut off, every other function under its group's policy, then translation on, unit by unit
 //!  -> leftovers given back, if no unit can still be using them
 //!  -> socket bound
+//!  -> while it runs: memory that is short is taken, page by page
 //! ```
 
 use std::ffi::OsString;
@@ -19,7 +20,9 @@ use std::process::ExitCode;
 use super::acpi_tables;
 use super::keeper;
 use super::machine::{self, Sysfs};
-use super::memory::{self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, NotesPage, Taken};
+use super::memory::{
+    self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, MorePages, NotesPage, Taken,
+};
 use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
 use super::previous_tables::{self, Told};
@@ -30,6 +33,7 @@ use super::uevent::Uevents;
 use crate::addr::PhysRange;
 use crate::config::{self, ConfigError};
 use crate::hw::{BufferMemory, Unit};
+use crate::platform::growth::Growth;
 use crate::platform::units::{self, AmdVi, Family, LateUnits, Vtd};
 use crate::platform::{Order, Registers, logger, sizing};
 use crate::policy::Config;
@@ -149,11 +153,12 @@ fn serve<U: Told>(
     let order = Order::new(&need, options.tables, options.buffers);
     let mut memory = Taken::take(directory, &order).map_err(StartError::Memory)?;
     memory.ranges.push(page);
+    let more = (Growth::new(&order), MorePages::new(&order));
     let budget = sizing::budget(&need, memory.tables.bytes(), memory.buffer_bytes);
     // Before functions are walked for the last time: what comes later is told.
     let uevents = Uevents::open();
-    let (server, later) =
-        start::<U>(config, machine, memory, budget, left, notes).map_err(StartError::Memory)?;
+    let (server, later) = start::<U>(config, machine, memory, budget, (left, notes), more)
+        .map_err(StartError::Memory)?;
     let mut transport = Transport::new(server, wire).map_err(StartError::Loop)?;
     transport.recover_by(later.recover());
     transport.stop_on(stop).map_err(StartError::Loop)?;
@@ -224,8 +229,8 @@ fn start<U: Family>(
     machine: Machine,
     memory: Taken<HugeDirectory>,
     budget: Budget,
-    mut left: LeftOver,
-    notes: NotesPage,
+    (mut left, notes): (LeftOver, NotesPage),
+    more: (Growth, MorePages),
 ) -> Result<(LinuxServer<U>, Later), DirectoryError> {
     let Machine { ram, mut space, functions, table, firmware } = machine;
     let Taken { mut tables, buffers, ranges, .. } = memory;
@@ -246,7 +251,7 @@ fn start<U: Family>(
         descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
     let tags = notes.tags();
     let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes)).after(tags);
-    let (late, late_budget) = (firmware.clone(), budget.clone());
+    let late = firmware.clone();
     let startup = Startup {
         config,
         table,
@@ -262,8 +267,8 @@ fn start<U: Family>(
     };
     let mut server = Server::start_after(startup, driven);
     server.discover_with(Box::new(Sysfs));
-    let units = LateUnits { firmware: late, space, map: Registers::map, budget: late_budget };
-    let mut later = Later { units, left: removable(left, all_known) };
+    let units = LateUnits { firmware: late, space, map: Registers::map };
+    let mut later = Later { units, left: removable(left, all_known), more };
     give_back(&mut server, &mut later.left);
     if later.left.as_ref().is_some_and(|left| !left.ranges().is_empty()) {
         log::warn!("a unit is not enabled: memory of an earlier server is kept from all devices");
@@ -271,11 +276,12 @@ fn start<U: Family>(
     Ok((server, later))
 }
 
-/// What is done once the server runs: units that failed are brought up again.
+/// What is done once the server runs: units that failed are brought up again, and memory is taken that is short.
 struct Later {
     units: LateUnits<SysfsConfig>,
     /// What an earlier server left, if it may ever be removed.
     left: Option<LeftOver>,
+    more: (Growth, MorePages),
 }
 
 impl Later {
@@ -283,6 +289,8 @@ impl Later {
         Box::new(move |server, now| {
             self.units.recover(server, now);
             give_back(server, &mut self.left);
+            let (growth, pages) = &mut self.more;
+            growth.grow(server, pages, now);
         })
     }
 }

@@ -69,8 +69,7 @@ impl Pool {
             self.first_fit(*first..*end, count, constraints)
         });
         let Some(run) = found else {
-            let total = self.extents.last().map_or(0, |extent| extent.pages.end);
-            let possible = self.first_fit(0..total, count, constraints).is_some();
+            let possible = self.first_fit(0..self.page_count(), count, constraints).is_some();
             return Err(if possible { MemoryError::Exhausted } else { MemoryError::Constraints });
         };
         self.take(&run);
@@ -82,6 +81,27 @@ impl Pool {
     /// Takes the pages of buffer `id` back; returns where they were.
     pub fn release(&mut self, id: u32) -> Option<Range<usize>> {
         let run = self.buffers.remove(&id)?;
+        self.give(run.clone());
+        Some(run)
+    }
+
+    /// Adds a chunk whose virtual addresses follow those of the last one.
+    pub fn add(&mut self, chunk: PhysRange) {
+        let start = self.page_count();
+        append(&mut self.extents, chunk);
+        let end = self.page_count();
+        if start < end {
+            self.give(start..end);
+        }
+    }
+
+    /// All pages.
+    fn page_count(&self) -> usize {
+        self.extents.last().map_or(0, |extent| extent.pages.end)
+    }
+
+    /// Joins a run to what is free.
+    fn give(&mut self, run: Range<usize>) {
         let Range { mut start, mut end } = run;
         if let Some((before, _)) =
             self.free.range(..start).next_back().filter(|(_, at)| **at == start)
@@ -92,7 +112,6 @@ impl Pool {
             end = behind;
         }
         self.free.insert(start, end);
-        Some(run)
     }
 
     /// The pages of buffer `id`.
@@ -223,19 +242,20 @@ impl Extent {
 
 /// The chunks as extents, joined where they are one piece of physical memory.
 fn extents(chunks: &[PhysRange]) -> Vec<Extent> {
-    let mut all: Vec<Extent> = Vec::new();
-    for chunk in chunks {
-        let count = usize::try_from(chunk.length() / PAGE_SIZE).unwrap_or(0);
-        let start = all.last().map_or(0, |extent| extent.pages.end);
-        let pages = start..start.saturating_add(count);
-        match all.last_mut() {
-            Some(last) if last.address(start) == Some(chunk.first().0) => {
-                last.pages.end = pages.end
-            }
-            _ => all.push(Extent { pages, first: chunk.first().0 }),
-        }
-    }
+    let mut all = Vec::new();
+    chunks.iter().for_each(|chunk| append(&mut all, *chunk));
     all
+}
+
+/// One chunk more behind the others.
+fn append(all: &mut Vec<Extent>, chunk: PhysRange) {
+    let count = usize::try_from(chunk.length() / PAGE_SIZE).unwrap_or(0);
+    let start = all.last().map_or(0, |extent| extent.pages.end);
+    let pages = start..start.saturating_add(count);
+    match all.last_mut() {
+        Some(last) if last.address(start) == Some(chunk.first().0) => last.pages.end = pages.end,
+        _ => all.push(Extent { pages, first: chunk.first().0 }),
+    }
 }
 
 fn bytes(pages: usize) -> Option<u64> {
@@ -312,6 +332,21 @@ mod tests {
         let mut pool = pool();
         let pieces = pool.allocate(9, 0x8000, ANY).unwrap();
         assert_eq!(pieces, [range(1 << 32, 0x4000), range(0x1_0000, 0x4000)]);
+    }
+
+    /// A chunk that comes later is the end of the last free run, and of the last piece of memory if it is its next.
+    #[test]
+    fn a_chunk_is_added_behind_the_others() {
+        let mut pool = pool();
+        assert_eq!(pool.allocate(1, 0x7000, ANY).map(|pieces| pieces.len()), Ok(2));
+        pool.add(range(0x1_4000, 0x4000));
+        pool.add(range(0x8_0000, 0x4000));
+        let pieces = pool.allocate(2, 0x9000, ANY);
+        assert_eq!(pieces, Ok(vec![range(0x1_3000, 0x5000), range(0x8_0000, 0x4000)]));
+        assert_eq!(pool.pages(2), Some(7..16));
+        assert_eq!(pool.allocate(3, 0x1000, ANY), Err(MemoryError::Exhausted));
+        pool.add(range(0x10_0000, 0x1000));
+        assert_eq!(pool.allocate(3, 0x1000, ANY), Ok(vec![range(0x10_0000, 0x1000)]));
     }
 
     /// The pool of a large machine: 256 MiB in chunks of 4 MiB, no two of which are one piece of physical memory.

@@ -16,6 +16,8 @@ use super::held_memory::Memory;
 use super::interrupt::Vector;
 use super::keeper_link::Keeper;
 use super::machine::SharedSpace;
+use super::memory::Buffers;
+use super::more::More;
 use super::registration::Announce;
 use super::rhythm::{Alarm, Rhythm};
 use super::scheme::{IommuScheme, Window};
@@ -128,11 +130,11 @@ impl Loop {
     ///
     /// # Errors
     /// The kernel refuses to register the scheme, or one of its files fails.
-    pub(super) fn run<U: Family, B: BufferMemory<Share = Window>>(
+    pub(super) fn run<U: Family>(
         mut self,
-        mut scheme: IommuScheme<U, B>,
+        mut scheme: IommuScheme<U, Buffers>,
         mut vector: Option<Vector>,
-        mut late: LateUnits<SharedSpace>,
+        (mut late, mut more): (LateUnits<SharedSpace>, Option<More>),
         announce: Announce,
     ) -> io::Result<()> {
         if let Some(vector) = &vector {
@@ -154,6 +156,7 @@ impl Loop {
                     self.timer.rhythm.passed(alarm);
                 }
                 let raised = vector.as_mut().map_or(Ok(false), Vector::raised)?;
+                let now = since(started);
                 let mut scheme = scheme.borrow_mut();
                 let server = scheme.server_mut();
                 let taken = if raised { server.fault_interrupt() } else { server.tick() };
@@ -161,15 +164,21 @@ impl Loop {
                     log::warn!("faults: not told by interrupt: asked for from now on");
                     self.timer.rhythm.ask_always();
                 }
-                late.recover(server, since(started));
-                self.timer.arm(taken.max(server.has_unfinished().into()))?;
+                late.recover(server, now);
+                let grown = more.as_mut().is_some_and(|more| more.grow(server, now));
+                self.timer.arm(taken.max((grown || server.has_unfinished()).into()))?;
             }
             if !requests.read_requests().map_err(from)? {
                 return Ok(());
             }
             requests.process_requests(|| scheme.borrow_mut());
+            scheme.borrow_mut().answer_claims();
             requests.poll_all_requests(|| scheme.borrow_mut()).map_err(from)?;
             requests.write_responses().map_err(from)?;
+            if scheme.borrow().has_claims() {
+                // They end at a deadline, whatever happens.
+                self.timer.arm(1)?;
+            }
             tell_readable(&self.socket, &mut scheme.borrow_mut())?;
         }
     }
@@ -185,8 +194,7 @@ fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
     socket: &Socket,
     scheme: &mut IommuScheme<U, B>,
 ) -> io::Result<()> {
-    while let Some(handle) = scheme.server_mut().next_ready() {
-        let id = usize::try_from(handle.0).map_err(|_| io::ErrorKind::InvalidData)?;
+    while let Some(id) = scheme.next_ready() {
         let readable = syscall::flag::EventFlags::EVENT_READ.bits();
         socket
             .write_response(Response::post_fevent(id, readable), SignalBehavior::Restart)

@@ -1,8 +1,8 @@
 //! Memory of the process with known physical addresses.
 //!
 //! The memory scheme hands out physically contiguous chunks: powers of two, at most 4 MiB, aligned to their
-//! size, from anywhere, filled with zeros. All of it is taken at start and never given back: its frames would be
-//! anybody's at once, and nothing else tells a device's reach from what the kernel thinks is free.
+//! size, from anywhere, filled with zeros. What hardware may reach is never given back: its frames would be anybody's at
+//! once, and nothing else tells a device's reach from what the kernel thinks is free.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -15,6 +15,7 @@ use libredox::flag::{MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use syscall::flag::{CallFlags, MapFlags};
 
 use super::buffer_pool::Pool;
+use super::free_part;
 use super::held_memory::Piece;
 use super::scheme::Window;
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
@@ -23,12 +24,7 @@ use crate::platform::cache::CacheLines;
 use crate::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, HugeTables, Mapping, Order, Sharing};
 
 /// Bytes of a chunk of buffer memory: the most the kernel gives in one piece.
-const CHUNK: usize = 4 << 20;
-
-/// The parts of free memory that may be taken for tables, which units cannot do without, and for buffers. A process
-/// that takes the last frame stops the kernel.
-const PART_FOR_TABLES: u64 = 4;
-const PART_FOR_BUFFERS: u64 = 8;
+pub(super) const CHUNK: usize = 4 << 20;
 
 /// All memory of the server.
 pub(super) struct Taken {
@@ -42,6 +38,56 @@ pub(super) struct Taken {
     pub(super) notes: Mapping,
     /// All of it by virtual address, the notes last.
     pub(super) pieces: Vec<Piece>,
+    /// Where more of it comes from.
+    pub(super) files: Files,
+}
+
+/// The files of the memory scheme. They stay open: nothing can be opened any more when memory is taken later.
+pub(super) struct Files {
+    zeroed: File,
+    contiguous: File,
+    translation: Translation,
+}
+
+impl Files {
+    fn open() -> io::Result<Self> {
+        Ok(Self {
+            zeroed: File::open("/scheme/memory/zeroed")?,
+            contiguous: File::open("/scheme/memory/zeroed@wb?phys_contiguous")?,
+            translation: Translation::open()?,
+        })
+    }
+
+    /// Bytes of the machine's memory that are free.
+    pub(super) fn free(&self) -> io::Result<u64> {
+        Ok(amounts_by(&self.zeroed)?.1)
+    }
+
+    /// A page for tables, and where it is.
+    pub(super) fn page(&self) -> io::Result<(Mapping, PhysRange)> {
+        let length = HUGE_PAGE_LENGTH;
+        let page = Mapping::new(self.contiguous.as_fd(), 0, length, Sharing::Private)?;
+        let range = self.translation.range(page.base(), length)?;
+        Ok((page, range))
+    }
+
+    /// Maps `length` bytes at `place`: memory that follows one another when `access` is given, or else nothing that
+    /// can be used.
+    ///
+    /// # Safety
+    /// Nothing refers to what is mapped there, and it is this process's own.
+    unsafe fn map_at(&self, place: *mut u8, length: usize, access: bool) -> io::Result<()> {
+        let fixed = u32::try_from(MapFlags::MAP_FIXED.bits()).unwrap_or(0);
+        let (file, prot) = match access {
+            true => (&self.contiguous, PROT_READ | PROT_WRITE),
+            false => (&self.zeroed, PROT_NONE),
+        };
+        let (fd, flags) = (descriptor(file)?, MAP_PRIVATE | fixed);
+        let request = MmapArgs { addr: place.cast(), length, prot, flags, fd, offset: 0 };
+        // SAFETY: the caller's word.
+        unsafe { mmap(request) }?;
+        Ok(())
+    }
 }
 
 /// Physical addresses of this process's pages.
@@ -80,8 +126,11 @@ fn descriptor(file: &File) -> io::Result<usize> {
 
 /// The machine's memory in bytes: all of it, and what is free.
 pub(super) fn amounts() -> io::Result<(u64, u64)> {
-    let memory = File::open("/scheme/memory/zeroed")?;
-    let found = fstatvfs(descriptor(&memory)?)?;
+    amounts_by(&File::open("/scheme/memory/zeroed")?)
+}
+
+fn amounts_by(memory: &File) -> io::Result<(u64, u64)> {
+    let found = fstatvfs(descriptor(memory)?)?;
     let bytes = |blocks: u64| blocks.saturating_mul(PAGE_SIZE);
     Ok((bytes(found.f_blocks), bytes(found.f_bavail)))
 }
@@ -92,35 +141,37 @@ pub(super) fn amounts() -> io::Result<(u64, u64)> {
 /// # Errors
 /// The memory scheme does not answer, or gives no chunk at all.
 pub(super) fn take(order: &Order) -> io::Result<Taken> {
-    let (_, free) = amounts()?;
-    let wanted = order.tables.wanted.min(free / PART_FOR_TABLES);
-    let contiguous = File::open("/scheme/memory/zeroed@wb?phys_contiguous")?;
-    let translation = Translation::open()?;
+    let files = Files::open()?;
+    let free = files.free()?;
+    let wanted = order.tables.wanted.min(free / free_part::FOR_TABLES);
     let mut ranges = Vec::new();
     let (mut pages, mut pieces) = (Vec::new(), Vec::new());
     for _ in 0..wanted.div_ceil(HUGE_PAGE).max(1) {
-        let page = match Mapping::new(contiguous.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Private) {
+        let (page, range) = match files.page() {
             Ok(page) => page,
             Err(error) if pages.is_empty() => return Err(error),
             // Units that find no room say how much would do.
             Err(_) => break,
         };
-        let range = translation.range(page.base(), HUGE_PAGE_LENGTH)?;
         ranges.push(range);
         pieces.push(piece(&page));
         pages.push((range.first(), page));
     }
-    let wanted = order.buffers.wanted.min(free / PART_FOR_BUFFERS);
-    let chunks = usize::try_from(wanted).unwrap_or(0).div_ceil(CHUNK).max(1);
-    let (region, chunks) = Region::take(&contiguous, &translation, chunks)?;
+    let chunks = |bytes: u64| {
+        let bytes = bytes.min(free / free_part::FOR_BUFFERS);
+        usize::try_from(bytes).unwrap_or(0).div_ceil(CHUNK).max(1)
+    };
+    let (most, wanted) = (chunks(order.buffers.most), chunks(order.buffers.wanted));
+    let (region, chunks) = Region::take(&files, wanted, most.max(wanted))?;
     ranges.extend(&chunks);
     pieces.push(Piece { address: region.base.addr().get(), length: region.length });
-    let notes = Mapping::new(contiguous.as_fd(), 0, PAGE, Sharing::Private)?;
-    ranges.push(translation.range(notes.base(), PAGE)?);
+    let notes = Mapping::new(files.contiguous.as_fd(), 0, PAGE, Sharing::Private)?;
+    ranges.push(files.translation.range(notes.base(), PAGE)?);
     pieces.push(piece(&notes));
     let buffer_bytes = chunks.iter().map(|chunk| chunk.length()).sum();
     let buffers = Buffers { region, pool: Pool::new(&chunks) };
-    Ok(Taken { tables: HugeTables::new(pages), buffers, buffer_bytes, ranges, notes, pieces })
+    let tables = HugeTables::new(pages);
+    Ok(Taken { tables, buffers, buffer_bytes, ranges, notes, pieces, files })
 }
 
 fn piece(mapping: &Mapping) -> Piece {
@@ -131,47 +182,59 @@ fn piece(mapping: &Mapping) -> Piece {
 struct Region {
     base: NonNull<u8>,
     length: usize,
+    /// Addresses that are kept for chunks, those that there are included.
+    reserved: usize,
 }
 
 impl Region {
-    /// Takes up to `count` chunks; stops at the first one that is not to be had.
-    fn take(
-        contiguous: &File,
-        translation: &Translation,
-        count: usize,
-    ) -> io::Result<(Self, Vec<PhysRange>)> {
-        let plain = File::open("/scheme/memory/zeroed")?;
-        let request = |file: &File, addr, length, prot, flags| {
-            Ok::<_, io::Error>(MmapArgs {
-                addr,
-                length,
-                prot,
-                flags,
-                fd: descriptor(file)?,
-                offset: 0,
-            })
+    /// Takes up to `count` chunks, and keeps addresses for `most`; stops at the first one that is not to be had.
+    fn take(files: &Files, count: usize, most: usize) -> io::Result<(Self, Vec<PhysRange>)> {
+        let reserved = most * CHUNK;
+        let whole = MmapArgs {
+            addr: std::ptr::null_mut(),
+            length: reserved,
+            prot: PROT_NONE,
+            flags: MAP_PRIVATE,
+            fd: descriptor(&files.zeroed)?,
+            offset: 0,
         };
-        let whole = request(&plain, std::ptr::null_mut(), count * CHUNK, PROT_NONE, MAP_PRIVATE)?;
         // SAFETY: a new mapping at an address of the kernel's choice changes no memory that Rust knows.
         let base = unsafe { mmap(whole) }?.cast::<u8>();
-        let fixed = u32::try_from(MapFlags::MAP_FIXED.bits()).unwrap_or(0);
+        let base = NonNull::new(base).ok_or(io::ErrorKind::InvalidData)?;
+        let mut region = Self { base, length: 0, reserved };
         let mut ranges = Vec::new();
-        for number in 0..count {
-            let place = base.wrapping_add(number * CHUNK);
-            let (access, flags) = (PROT_READ | PROT_WRITE, MAP_PRIVATE | fixed);
-            let chunk = request(contiguous, place.cast(), CHUNK, access, flags)?;
-            // SAFETY: replaces a part of the mapping above, which nothing refers to yet.
-            if unsafe { mmap(chunk) }.is_err() {
-                break;
-            }
-            let place = NonNull::new(place).ok_or(io::ErrorKind::InvalidData)?;
-            ranges.push(translation.range(place, CHUNK)?);
+        while ranges.len() < count {
+            let Ok(range) = region.map_next(files) else { break };
+            ranges.push(range);
+            region.length += CHUNK;
         }
         if ranges.is_empty() {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        let base = NonNull::new(base).ok_or(io::ErrorKind::InvalidData)?;
-        Ok((Self { base, length: ranges.len() * CHUNK }, ranges))
+        Ok((region, ranges))
+    }
+
+    /// Maps one chunk more behind the last one. It is no part of the region yet.
+    fn map_next(&mut self, files: &Files) -> io::Result<PhysRange> {
+        if self.length.checked_add(CHUNK).is_none_or(|end| end > self.reserved) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        // SAFETY: at most `reserved`, which is mapped.
+        let place = unsafe { self.base.add(self.length) };
+        // SAFETY: replaces a part of the mapping of `take` that is no part of the region: nothing refers to it.
+        unsafe { files.map_at(place.as_ptr(), CHUNK, true) }?;
+        let range = files.translation.range(place, CHUNK);
+        range.inspect_err(|_| self.unmap_next(files))
+    }
+
+    /// Gives the chunk behind the last one back to the system, and keeps its addresses.
+    fn unmap_next(&mut self, files: &Files) {
+        // SAFETY: as in `map_next`, which was called before.
+        let place = unsafe { self.base.add(self.length) };
+        // SAFETY: as in `map_next`.
+        if let Err(error) = unsafe { files.map_at(place.as_ptr(), CHUNK, false) } {
+            log::warn!("memory: {} MiB stay taken: {error}", CHUNK >> 20);
+        }
     }
 
     /// Writes a range back from the caches, where it was cleared, to memory.
@@ -199,6 +262,30 @@ pub(super) struct Buffers {
 
 /// Bytes of a page as a length in memory.
 const PAGE: usize = 4096;
+
+impl Buffers {
+    /// Maps a chunk of the system's, which is no part of any buffer before [`Buffers::add`].
+    ///
+    /// # Errors
+    /// There is none, or there are no addresses left for it.
+    pub(super) fn take(&mut self, files: &Files) -> io::Result<PhysRange> {
+        self.region.map_next(files)
+    }
+
+    /// Gives the chunk back that was taken and not added.
+    pub(super) fn discard(&mut self, files: &Files) {
+        self.region.unmap_next(files);
+    }
+
+    /// Makes buffers of the chunk that was taken, which no device reaches any more. Whatever one has written to it is
+    /// cleared.
+    pub(super) fn add(&mut self, chunk: PhysRange) {
+        let from = self.region.length;
+        self.region.length += CHUNK;
+        self.region.clear(from, CHUNK);
+        self.pool.add(chunk);
+    }
+}
 
 impl BufferMemory for Buffers {
     type Share = Window;

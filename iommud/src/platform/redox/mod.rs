@@ -7,14 +7,15 @@
 //! ```
 //!
 //! Everything is opened by path before the scheme is announced; after that the process has no name space
-//! and opens nothing. [`scheme`], `keys`, [`buffer_pool`], [`ecam`], `discovery`, and what `keeper`, `held_memory` and
-//! `rhythm` decide, use nothing of the system and are tested on every host.
+//! and opens nothing. [`scheme`], `claims`, `keys`, [`buffer_pool`], `free_part`, [`ecam`], `discovery`, and what `keeper`,
+//! `held_memory` and `rhythm` decide, use nothing of the system and are tested on every host.
 
 #[cfg(target_os = "redox")]
 mod acpi_tables;
 #[cfg(target_os = "redox")]
 mod boot_timing;
 pub mod buffer_pool;
+mod claims;
 #[cfg(any(target_os = "redox", test))]
 mod discovery;
 pub mod ecam;
@@ -22,6 +23,7 @@ pub mod ecam;
 mod events;
 #[cfg(target_os = "redox")]
 mod fork;
+mod free_part;
 mod held_memory;
 #[cfg(target_os = "redox")]
 mod interrupt;
@@ -34,6 +36,8 @@ mod keys;
 mod machine;
 #[cfg(target_os = "redox")]
 mod memory;
+#[cfg(target_os = "redox")]
+mod more;
 #[cfg_attr(not(target_os = "redox"), expect(dead_code, reason = "read on Redox"))]
 mod options;
 #[cfg(target_os = "redox")]

@@ -16,9 +16,10 @@ usage: iommud [options]
 
   --policy FILE      policy of unclaimed devices and limits of clients (TOML);
                      without it: compat for every device
-  --tables MIB       memory for tables, taken at start; without it as much as
-                     the machine needs
-  --buffers MIB      memory for buffers; without it a part of the machine's
+  --tables MIB       memory for tables, no more; without it as much as the
+                     machine needs, and more when it is short (not with --keep)
+  --buffers MIB      memory for buffers, likewise; without it a part of the
+                     machine's, and more when it is short (not with --keep)
   --keep             start a server that is held: when it dies its memory stays out
                      of everybody's hands, and the next one takes the units over
   --oneshot          register the scheme and go on in the background: for a unit

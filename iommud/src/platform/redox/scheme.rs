@@ -12,11 +12,14 @@ use syscall::flag::{EventFlags, MapFlags, MunmapFlags, O_DIRECTORY, O_WRONLY};
 use syscall::schemev2::NewFdFlags;
 
 use crate::addr::{PAGE_SIZE, PhysRange};
-use crate::hw::{BufferMemory, Unit};
+use crate::hw::{BufferMemory, Nanos, Unit};
 use crate::policy::ClientId;
-use crate::server::{Caller, Handle, Server};
+use crate::server::{Handle, Server};
 
+use super::claims::Claims;
 use super::keys::Keys;
+
+mod opening;
 
 /// The scheme's own number of its root directory, which no handle has.
 pub const ROOT: usize = iommu_protocol::frame::ROOT as usize;
@@ -39,6 +42,10 @@ pub const EXPECT: u64 = 1;
 /// Metadata of a call on a buffer: gives it to the session that expects the 16 bytes of the payload. The result is
 /// its slot there.
 pub const BRING: u64 = 2;
+
+/// Metadata of a call on a session, or on a claim that waits to become one: it is answered when that is decided. The
+/// result is 0 when there is a session, or the code of the refusal.
+pub const AWAIT: u64 = 3;
 
 /// Set in the number of clients that are sessions; clear in those that are processes.
 const SESSION_CLIENT: u32 = 1 << 31;
@@ -69,6 +76,8 @@ pub struct IommuScheme<U: Unit, B: BufferMemory> {
     expected: BTreeMap<[u8; 16], Handle>,
     /// Where those come from; without, no session expects anything.
     keys: Option<Keys>,
+    /// Claims that waited for their unit, or do.
+    claims: Claims,
     /// Memory of servers before this one, if it may ever go.
     left: Option<Vec<PhysRange>>,
 }
@@ -83,6 +92,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
             last_client: u32::MAX,
             expected: BTreeMap::new(),
             keys: None,
+            claims: Claims::new(),
             left: None,
         }
     }
@@ -98,6 +108,19 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
     #[must_use]
     pub fn with_keys(self, seed: Option<[u8; 32]>) -> Self {
         Self { keys: seed.map(Keys::new), ..self }
+    }
+
+    /// The scheme with a clock: claims may wait.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl FnMut() -> Nanos + 'static) -> Self {
+        self.claims.set_clock(Box::new(clock));
+        self
+    }
+
+    /// The next watched descriptor that became readable.
+    pub fn next_ready(&mut self) -> Option<usize> {
+        let handle = self.server.next_ready()?;
+        self.claims.number(handle).or_else(|| usize::try_from(handle.0).ok())
     }
 
     /// Makes up a key for a session, whose last one names nothing from then on. It is the server that makes it up: no
@@ -130,7 +153,11 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         if id == MEMORY {
             return if word == GIVE_UP { Ok(self.give_up()) } else { Err(Error::new(EINVAL)) };
         }
-        let at = handle(id)?;
+        if word == AWAIT {
+            let session = handle(id).is_ok_and(|handle| self.clients.contains_key(&handle));
+            return if session { Ok(0) } else { self.claims.ask(id) };
+        }
+        let at = self.handle(id)?;
         match word {
             EXPECT if self.clients.contains_key(&at) => self.expect(at, payload),
             BRING => {
@@ -148,38 +175,13 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         &mut self.server
     }
 
-    fn open(&mut self, at: usize, path: &str, write: bool, caller: &CallerCtx) -> Result<Handle> {
-        let at = if at == ROOT { None } else { Some(handle(at)?) };
-        let session = at.and_then(|at| self.clients.get(&at).copied());
-        let client = match session {
-            Some(client) => client,
-            None if write => self.new_client(),
-            None => ClientId(u32::try_from(caller.pid).unwrap_or(0) & !SESSION_CLIENT),
-        };
-        let who = Caller { client, uid: caller.uid };
-        // The name space's server leaves a slash in front; programs put one behind names of directories.
-        let opened = self.server.open(who, at, path.trim_matches('/'), write).map_err(refused)?;
-        if write && !self.server.is_control(opened) {
-            self.clients.insert(opened, client);
-            if session.is_none() {
-                self.last_client = client.0;
-            }
-        }
-        Ok(opened)
+    /// The handle behind a descriptor's number.
+    fn handle(&self, id: usize) -> Result<Handle> {
+        self.claims.session(id).map_or_else(|| handle(id), Ok)
     }
 
-    /// A number for a session that counts as a client of its own: the next that no open session has.
-    fn new_client(&self) -> ClientId {
-        let mut number = self.last_client;
-        loop {
-            number = SESSION_CLIENT | number.wrapping_add(1);
-            if !self.clients.values().any(|client| client.0 == number) {
-                return ClientId(number);
-            }
-        }
-    }
-
-    fn is_directory(&mut self, handle: Handle) -> Result<bool> {
+    fn is_directory(&mut self, number: usize) -> Result<bool> {
+        let Ok(handle) = self.handle(number) else { return Ok(false) };
         let mode = self.server.stat(handle).map_err(refused)?.mode;
         Ok(mode & MODE_TYPE == MODE_DIRECTORY)
     }
@@ -208,25 +210,24 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
     ) -> Result<OpenResult> {
         let opened = self.open(at, path, flags & O_WRONLY != 0, caller)?;
         if flags & O_DIRECTORY != 0 && !self.is_directory(opened)? {
-            self.close(opened);
+            self.on_close(opened);
             return Err(Error::new(ENOTDIR));
         }
-        result(opened)
+        Ok(result(opened))
     }
 
     /// A descriptor of a session is all that a driver needs: what lies below it is opened by `dup`.
     fn dup(&mut self, id: usize, path: &[u8], caller: &CallerCtx) -> Result<OpenResult> {
-        let session = handle(id)?;
+        let session = self.handle(id)?;
         if !self.clients.contains_key(&session) {
             return Err(Error::new(EBADF));
         }
         let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
         let member = path.trim_matches('/').starts_with("devices/");
-        result(self.open(id, path, member, caller)?)
+        self.open(id, path, member, caller).map(result)
     }
 
-    /// Blocks until there is a fault record to read, unless the descriptor says otherwise: the event loop
-    /// asks again as long as this says EAGAIN.
+    /// `EAGAIN` when there is no fault record to read: an event tells of the next one.
     fn read(
         &mut self,
         id: usize,
@@ -235,7 +236,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         _fcntl_flags: u32,
         _caller: &CallerCtx,
     ) -> Result<usize> {
-        self.server.read(handle(id)?, offset, out).map_err(refused)
+        self.server.read(self.handle(id)?, offset, out).map_err(refused)
     }
 
     /// An administrator's request: `reset` to a unit, anything to `rescan`.
@@ -247,7 +248,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         _fcntl_flags: u32,
         _caller: &CallerCtx,
     ) -> Result<usize> {
-        self.server.write(handle(id)?, bytes).map_err(refused)
+        self.server.write(self.handle(id)?, bytes).map_err(refused)
     }
 
     fn fstat(&mut self, id: usize, stat: &mut syscall::Stat, _caller: &CallerCtx) -> Result<()> {
@@ -255,7 +256,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
             stat.st_mode = syscall::flag::MODE_DIR | 0o500;
             return Ok(());
         }
-        let found = self.server.stat(handle(id)?).map_err(refused)?;
+        let found = self.server.stat(self.handle(id)?).map_err(refused)?;
         stat.st_mode = u16::try_from(found.mode).map_err(|_| Error::new(EBADF))?;
         stat.st_nlink = 1;
         stat.st_size = found.size;
@@ -281,7 +282,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
             }
             put.is_ok()
         };
-        self.server.names(handle(id)?, first, &mut sink).map_err(|refusal| match refusal {
+        self.server.names(self.handle(id)?, first, &mut sink).map_err(|refusal| match refusal {
             Refusal::BadOperation => Error::new(ENOTDIR),
             other => refused(other),
         })?;
@@ -290,7 +291,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
 
     fn fevent(&mut self, id: usize, flags: EventFlags, _caller: &CallerCtx) -> Result<EventFlags> {
         let bits = if flags.contains(EventFlags::EVENT_READ) { READABLE } else { 0 };
-        let now = self.server.watch(handle(id)?, bits).map_err(refused)?;
+        let now = self.server.watch(self.handle(id)?, bits).map_err(refused)?;
         Ok(if now & READABLE != 0 { EventFlags::EVENT_READ } else { EventFlags::empty() })
     }
 
@@ -307,7 +308,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
             Some(word) => return self.told(id, *word, payload),
         }
         let length = payload.len();
-        self.server.call(handle(id)?, payload, length).map_err(refused)
+        self.server.call(self.handle(id)?, payload, length).map_err(refused)
     }
 
     /// Only shared mappings without execution. A private one would make the kernel copy a frame at the next
@@ -326,7 +327,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         if flags.contains(MapFlags::PROT_EXEC) {
             return Err(Error::new(EACCES));
         }
-        let (window, length) = self.server.share(handle(id)?).map_err(refused)?;
+        let (window, length) = self.server.share(self.handle(id)?).map_err(refused)?;
         let size = u64::try_from(size).unwrap_or(u64::MAX);
         let end = offset.checked_add(size).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
         if size == 0 || end.is_none_or(|end| end > length) || !offset.is_multiple_of(PAGE_SIZE) {
@@ -345,7 +346,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         _flags: MunmapFlags,
         _caller: &CallerCtx,
     ) -> Result<()> {
-        if id == MEMORY { Ok(()) } else { handle(id).map(|_| ()) }
+        if id == MEMORY { Ok(()) } else { self.handle(id).map(|_| ()) }
     }
 
     /// The last descriptor is gone, in whatever way: the end of the process looks the same.
@@ -353,8 +354,14 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         if id == MEMORY {
             log::error!("the keeper is gone: nobody holds this server's memory when it dies");
         }
-        if let Ok(handle) = handle(id) {
-            self.close(handle);
+        match self.claims.remove(id) {
+            Some(Ok(session)) => self.close(session),
+            Some(Err(ticket)) => self.server.forget_claims(&[ticket]),
+            None => {
+                if let Ok(handle) = handle(id) {
+                    self.close(handle);
+                }
+            }
         }
     }
 }
@@ -366,9 +373,8 @@ fn handle(id: usize) -> Result<Handle> {
     }
 }
 
-fn result(handle: Handle) -> Result<OpenResult> {
-    let number = usize::try_from(handle.0).map_err(|_| Error::new(EBADF))?;
-    Ok(OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED })
+fn result(number: usize) -> OpenResult {
+    OpenResult::ThisScheme { number, flags: NewFdFlags::POSITIONED }
 }
 
 fn refused(refusal: Refusal) -> Error {

@@ -23,13 +23,15 @@ use super::interrupt::Vector;
 use super::keeper;
 use super::machine::{Machine, SharedSpace};
 use super::memory::{self, Taken};
+use super::more::More;
 use super::options::{Options, USAGE};
 use super::registration::{Announce, in_child};
 use super::scheme::IommuScheme;
 use crate::config::{self, ConfigError};
+use crate::hw::Clock;
 use crate::platform::handover_page::NotesPage;
 use crate::platform::units::{self, AmdVi, Family, LateUnits, Surroundings, Vtd};
-use crate::platform::{Mapping, Order, logger, sizing};
+use crate::platform::{Mapping, MonotonicClock, Order, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Budget, Driven, Notes, Server, Startup, TableState};
 use crate::topology::firmware::{Firmware, UnitKind};
@@ -131,14 +133,15 @@ fn take<U: Family>(
     options: &Options,
     config: &Config,
     machine: &mut Machine,
-) -> io::Result<(Taken, Budget)> {
+) -> io::Result<(Taken, Budget, Order)> {
     let Machine { ram, space, functions, firmware, .. } = machine;
     let surveys = units::surveys::<U, _>(firmware, space, super::registers);
     let machine = units::Machine { firmware, ram, functions };
     let need = sizing::need(&machine, &surveys, config, &options.left);
-    let taken = memory::take(&Order::new(&need, options.tables, options.buffers))?;
+    let order = Order::new(&need, options.tables, options.buffers);
+    let taken = memory::take(&order)?;
     let budget = sizing::budget(&need, taken.tables.bytes(), taken.buffer_bytes);
-    Ok((taken, budget))
+    Ok((taken, budget, order))
 }
 
 /// Serves a machine whose units, if any, are of one family.
@@ -153,7 +156,11 @@ fn serve_units<U: Family>(
     phases.end("memory");
     let Machine { ram, roots, space, functions, table, firmware } = machine;
     let mut space = SharedSpace::new(space);
-    let (Taken { mut tables, buffers, ranges, notes, pieces, .. }, budget) = taken;
+    let (Taken { mut tables, buffers, ranges, notes, pieces, files, .. }, budget, order) = taken;
+    let more = match announce {
+        Announce::Keeper(_) => None,
+        Announce::Init(_) | Announce::Parent(_) => Some(More::new(&order, files)),
+    };
     let period = if firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
     let mut events = Loop::open(period).map_err(StartError::Files)?;
     let driven = driven(options, notes);
@@ -174,7 +181,7 @@ fn serve_units<U: Family>(
         .collect();
     phases.end("units");
     let vector = vector(&firmware);
-    let (late, late_budget) = (firmware.clone(), budget.clone());
+    let late = firmware.clone();
     // Units that an earlier server drove are among those that are not known now: their memory stays out of reach.
     let all_known = !matches!(table, TableState::Failed(..));
     let mut server = Server::start_after(
@@ -195,7 +202,7 @@ fn serve_units<U: Family>(
     );
     phases.end("policy");
     server.discover_with(Box::new(Buses { space: space.clone(), roots }));
-    let late = LateUnits { firmware: late, space, map: super::registers, budget: late_budget };
+    let late = LateUnits { firmware: late, space, map: super::registers };
     let vector = vector.filter(|vector| {
         let (address, data) = vector.message();
         server.enable_fault_interrupt(address, data)
@@ -205,9 +212,10 @@ fn serve_units<U: Family>(
         None => log::info!("faults: asked for every {} ms", period.as_millis()),
     }
     log::info!("started: {phases}");
-    let scheme = IommuScheme::new(server).with_keys(seed());
+    let mut clock = MonotonicClock::new();
+    let scheme = IommuScheme::new(server).with_keys(seed()).with_clock(move || clock.now());
     let scheme = scheme.after(options.left.clone(), all_known);
-    events.run(scheme, vector, late, announce).map_err(StartError::Loop)
+    events.run(scheme, vector, (late, more), announce).map_err(StartError::Loop)
 }
 
 /// What was driven, and which tags units may hold, when earlier servers died; and a page to note for the next one what

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use bitflags::Flags;
 use event::{EventFlags, RawEventQueue};
+use iommu_protocol::path::WAIT;
 use iommu_protocol::status::{Errno, Refusal};
 use libredox::call::{self, MmapArgs, mmap};
-use libredox::errno::{ENODEV, ENOENT, ESRCH};
+use libredox::errno::{EINTR, ENODEV, ENOENT, ESRCH};
 use libredox::flag::{
     CLOCK_MONOTONIC, MAP_SHARED, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_RDONLY, O_RDWR, PROT_READ,
     PROT_WRITE,
@@ -31,6 +32,10 @@ const EXPECT: u64 = 1;
 /// Metadata of a call on a buffer: gives it to the session that expects the payload; the result is its slot.
 const BRING: u64 = 2;
 
+/// Metadata of a call on a session, or on a claim that waits to become one: answered when that is decided, with 0 or the
+/// code of the refusal.
+const AWAIT: u64 = 3;
+
 /// The way to the scheme.
 #[derive(Debug)]
 pub struct Scheme(());
@@ -46,13 +51,33 @@ impl Scheme {
     /// # Errors
     /// [`Error::Disconnected`] when there is none, `Permission` when it is not for this process.
     pub fn connect() -> Result<Self, Error> {
+        let _ = call::close(Self::root()?);
+        Ok(Self(()))
+    }
+
+    /// Opens the scheme's root directory.
+    fn root() -> Result<usize, Error> {
         match call::open(SCHEME, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0) {
-            Ok(fd) => {
-                let _ = call::close(fd);
-                Ok(Self(()))
-            }
+            Ok(fd) => Ok(fd),
             Err(error) if is_gone(error) || error.errno() == ENOENT => Err(Error::Disconnected),
             Err(error) => Err(refused(error, OPENING)),
+        }
+    }
+
+    /// Waits until it is decided whether the claim that was opened is a session.
+    fn decided(claim: Handle) -> Result<(), Error> {
+        let at = fd(claim)?;
+        loop {
+            match call::call_rw(at, &mut [0; 8], Flags::empty(), &[AWAIT]) {
+                Ok(0) => return Ok(()),
+                Ok(code) => {
+                    let code = u16::try_from(code).ok().and_then(Refusal::from_code);
+                    return Err(code.map_or(ProtocolError::Value.into(), Error::Refused));
+                }
+                // A signal: the claim waits all the same, and ends when the server says.
+                Err(error) if error.errno() == EINTR => {}
+                Err(error) => return Err(told(at, error, OPENING)),
+            }
         }
     }
 }
@@ -78,6 +103,22 @@ impl Transport for Scheme {
             }
         };
         handle(opened?)
+    }
+
+    fn open_within(&self, at: Option<Handle>, path: &str, wait: Duration) -> Result<Handle, Error> {
+        // Relative to a descriptor, so that the server sees whose claim it is. That stays open as long as the claim waits.
+        let root = if at.is_none() { Some(handle(Self::root()?)?) } else { None };
+        let wait = wait.as_nanos().div_ceil(1_000_000).min(u32::MAX.into());
+        let opened = self.open(at.or(root), &format!("{path}{WAIT}{wait}"), true);
+        let decided = opened.and_then(|claim| match Self::decided(claim) {
+            Ok(()) => Ok(claim),
+            Err(error) => {
+                self.close(claim);
+                Err(error)
+            }
+        });
+        root.into_iter().for_each(|root| self.close(root));
+        decided
     }
 
     fn close(&self, handle: Handle) {

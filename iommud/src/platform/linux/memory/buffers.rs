@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use iommu_protocol::frame::MAX_DESCRIPTORS;
 
+use super::error::DirectoryError;
 use super::page::{Page, PageSource};
 use crate::addr::PhysRange;
 use crate::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
@@ -25,6 +26,31 @@ impl<S: PageSource> HugeBuffers<S> {
     pub fn new(source: S, mut free: Vec<Page>) -> Self {
         free.sort_by_key(|page| page.phys);
         Self { source, free, buffers: BTreeMap::new() }
+    }
+
+    /// Takes a page of the system's, which is nobody's yet: see [`HugeBuffers::add`].
+    ///
+    /// # Errors
+    /// As [`PageSource::take`].
+    pub fn take(&mut self) -> Result<Page, DirectoryError> {
+        self.source.take()
+    }
+
+    /// Gives a page back to the system that was taken and added to nothing.
+    pub fn discard(&mut self, page: Page) {
+        self.source.discard(page);
+    }
+
+    /// Makes buffers of one page more, which no device reaches any more. Whatever one has written to it is cleared.
+    pub fn add(&mut self, mut page: Page) {
+        page.mapping.clear(0, HUGE_PAGE_LENGTH);
+        self.put(page);
+    }
+
+    /// Puts a page of zeros among the free ones.
+    fn put(&mut self, page: Page) {
+        let at = self.free.partition_point(|other| other.phys < page.phys);
+        self.free.insert(at, page);
     }
 
     /// Indices into `free` of pages that meet the constraints, in ascending order: one run of adjacent
@@ -128,10 +154,7 @@ impl<S: PageSource> BufferMemory for HugeBuffers<S> {
     fn release(&mut self, id: u32) {
         for page in self.buffers.remove(&id).unwrap_or_default() {
             match self.source.renew(page) {
-                Some(page) => {
-                    let at = self.free.partition_point(|other| other.phys < page.phys);
-                    self.free.insert(at, page);
-                }
+                Some(page) => self.put(page),
                 None => log::warn!("a huge page of buffer {id} is lost to this server"),
             }
         }
@@ -271,5 +294,25 @@ mod tests {
         memory.allocate(1, 4096, ANY).unwrap();
         memory.release(1);
         assert_eq!(memory.allocate(2, 4096, ANY), Err(MemoryError::Exhausted));
+    }
+
+    /// A page that comes later is one of all others, without what was written to it before.
+    #[test]
+    fn a_page_is_added_clear_and_in_its_place() {
+        let mut memory = buffers(&[2 * MIB, 6 * MIB]);
+        memory.source.addresses = vec![8 * MIB, 4 * MIB];
+        let page = memory.take().unwrap();
+        memory.source.dirty(&page, 100);
+        memory.add(page);
+        assert_eq!(memory.pool().capacity, 6 * MIB);
+        assert_eq!(memory.allocate(1, 6 * MIB, ANY), Ok(vec![range(2 * MIB, 6 * MIB)]));
+        let file = std::fs::File::from(memory.share(1).unwrap().remove(1));
+        let mut bytes = [1; 8];
+        file.read_exact_at(&mut bytes, 100).unwrap();
+        assert_eq!(bytes, [0; 8]);
+        let page = memory.take().unwrap();
+        memory.discard(page);
+        assert!(memory.take().is_err(), "there were two");
+        assert_eq!((memory.pool().capacity, memory.source.files.borrow().len()), (6 * MIB, 3));
     }
 }

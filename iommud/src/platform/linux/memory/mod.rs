@@ -6,8 +6,8 @@
 //!                       +-> HugeBuffers  DMA buffers: whole pages, never shared by two buffers
 //! ```
 //!
-//! All of it is taken at start, so that no domain ever maps it, and stays where it is: a page has the same
-//! physical address as long as its file exists. The files are not removed when the process ends, in
+//! What is taken at start is never mapped by a domain; what is taken later is removed from domains of policy first, and
+//! then cleared (`more`). A page stays where it is: it has the same physical address as long as its file exists. The files are not removed when the process ends, in
 //! whatever way it does: hardware may go on using tables and buffers, and as long as their files exist the
 //! kernel gives their memory to nobody. The next server takes the units over and then removes them
 //! ([`LeftOver`]). What no unit was ever told of, because its server died before, it removes first: servers
@@ -22,6 +22,7 @@
 mod buffers;
 mod directory;
 mod error;
+mod more;
 mod page;
 mod pagemap;
 mod pin;
@@ -30,6 +31,7 @@ pub use crate::platform::handover_page::NotesPage;
 pub use buffers::HugeBuffers;
 pub use directory::{HugeDirectory, LeftOver, remove_files};
 pub use error::DirectoryError;
+pub(in crate::platform) use more::MorePages;
 pub use page::{Page, PageSource};
 pub use pagemap::PagemapError;
 pub use pin::Pin;
@@ -117,6 +119,7 @@ mod tests {
         let amount = |[least, wanted]: [u64; 2]| Amount {
             least: least * HUGE_PAGE,
             wanted: wanted * HUGE_PAGE,
+            most: wanted * HUGE_PAGE,
         };
         Order { tables: amount(tables), buffers: amount(buffers) }
     }

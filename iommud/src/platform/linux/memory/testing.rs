@@ -29,6 +29,12 @@ impl FakePages {
         Self { addresses: addresses.iter().rev().copied().collect(), ..Self::default() }
     }
 
+    /// A device writes 8 bytes at this offset of a page.
+    pub(in crate::platform) fn dirty(&self, page: &Page, offset: u64) {
+        let files = self.files.borrow();
+        rustix::io::pwrite(&files[page.name()], &[0xdb; 8], offset).unwrap();
+    }
+
     pub(in crate::platform) fn page(&mut self, phys: u64) -> Page {
         self.serial += 1;
         let name = format!("{}", self.serial);

@@ -1,5 +1,7 @@
 //! The scheme's methods, called as the kernel's requests call them, over a machine without a unit.
 
+mod waiting;
+
 use super::*;
 
 use std::convert::Infallible;
@@ -138,6 +140,15 @@ fn scheme() -> Scheme {
 }
 
 fn scheme_with(firmware: Firmware, units: Vec<UnitStart<NoUnit>>) -> Scheme {
+    IommuScheme::new(start(firmware, units, HugeTables::new([]))).with_keys(Some([9; 32]))
+}
+
+/// A server with one function.
+fn start<U: Unit<Memory = HugeTables>>(
+    firmware: Firmware,
+    units: Vec<UnitStart<U>>,
+    memory: HugeTables,
+) -> Server<U, Buffers> {
     let function = PciFunction {
         address: PciAddress::new(0, 0, 4, 0).unwrap(),
         vendor: 0x1234,
@@ -149,7 +160,7 @@ fn scheme_with(firmware: Firmware, units: Vec<UnitStart<NoUnit>>) -> Scheme {
         acs_capability: 0,
         hot_plug: false,
     };
-    let server = Server::start(Startup {
+    Server::start(Startup {
         config: Config::default(),
         table: TableState::Absent,
         firmware,
@@ -158,11 +169,10 @@ fn scheme_with(firmware: Firmware, units: Vec<UnitStart<NoUnit>>) -> Scheme {
         ram: Vec::new(),
         own: Vec::new(),
         left: Vec::new(),
-        memory: HugeTables::new([]),
+        memory,
         buffers: Buffers::default(),
         budget: Budget::default(),
-    });
-    IommuScheme::new(server).with_keys(Some([9; 32]))
+    })
 }
 
 /// The crate makes callers out of requests only.
@@ -378,7 +388,7 @@ fn calls_and_reads_that_make_no_sense_are_refused() {
     assert_eq!(errno(scheme.call(ROOT, &mut request(1, &[0], 128), &[], &who)), EBADF);
     assert_eq!(errno(scheme.call(MEMORY, &mut [0; 8], &[HELD], &who)), EINVAL);
     assert_eq!(errno(scheme.call(MEMORY, &mut [], &[], &who)), EBADF);
-    assert_eq!(errno(scheme.call(session, &mut [0; 16], &[3], &who)), EINVAL);
+    assert_eq!(errno(scheme.call(session, &mut [0; 16], &[4], &who)), EINVAL);
 }
 
 #[test]

@@ -1,0 +1,167 @@
+//! Claims that wait for their unit.
+//!
+//! ```text
+//! open devices/D?wait=MS --> a session at once
+//!   +----> a descriptor of the claim --call--> kept until it is decided --> it is the session; or why not
+//!            +--closed, or its process ends--> the claim is dropped, or the session that it became is closed
+//! ```
+//!
+//! The open itself never waits, for two reasons. The manager of name spaces opens for others, one after the other: all
+//! opens of the system would wait, too. And the kernel asks nobody to close what is opened for a process that was killed
+//! meanwhile, so that its device would be claimed for good. A descriptor that is there already is closed in any case.
+
+use std::collections::BTreeMap;
+
+use iommu_protocol::Refusal;
+use iommu_protocol::path::WAIT;
+use syscall::error::{EBADF, EINVAL, EWOULDBLOCK, Error, Result};
+
+use crate::hw::Nanos;
+use crate::policy::ClientId;
+use crate::server::{Handle, MOST_WAITING_OF_ONE, Ticket};
+
+/// Numbers of claims begin here, above those of all handles.
+const FIRST: usize = 1 << 32;
+
+/// A claim that was not decided when it was opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) ticket: Ticket,
+    pub(super) client: ClientId,
+    /// The process that opened it; 0 when somebody opened it for that.
+    pub(super) process: usize,
+    /// What came of it.
+    answer: Option<core::result::Result<Handle, Refusal>>,
+}
+
+/// All of them, by their scheme's numbers, until they are closed.
+#[derive(Default)]
+pub(super) struct Claims {
+    all: BTreeMap<usize, Claim>,
+    /// Reads the clock; without one nobody waits.
+    clock: Option<Box<dyn FnMut() -> Nanos>>,
+    /// What it said last: it may go back, and time does not.
+    now: Nanos,
+}
+
+impl Claims {
+    /// Without a clock.
+    pub(super) const fn new() -> Self {
+        Self { all: BTreeMap::new(), clock: None, now: Nanos(0) }
+    }
+
+    pub(super) fn set_clock(&mut self, clock: Box<dyn FnMut() -> Nanos>) {
+        self.clock = Some(clock);
+    }
+
+    /// The time; `None` without a clock.
+    pub(super) fn now(&mut self) -> Option<Nanos> {
+        self.now = self.clock.as_mut()?().max(self.now);
+        Some(self.now)
+    }
+
+    /// Whether a process may have one claim more that waits.
+    pub(super) fn has_room(&self, process: usize) -> bool {
+        let waits = |claim: &&Claim| claim.process == process && claim.answer.is_none();
+        self.all.values().filter(waits).count() < MOST_WAITING_OF_ONE
+    }
+
+    /// Enters a claim; returns its number.
+    pub(super) fn add(
+        &mut self,
+        ticket: Ticket,
+        client: ClientId,
+        process: usize,
+    ) -> Result<usize> {
+        let number = usize::try_from(ticket.0).ok().and_then(|ticket| FIRST.checked_add(ticket));
+        let number = number.ok_or(Error::new(EBADF))?;
+        self.all.insert(number, Claim { ticket, client, process, answer: None });
+        Ok(number)
+    }
+
+    /// Notes what came of a claim; returns it, if it is still there.
+    pub(super) fn decide(
+        &mut self,
+        ticket: Ticket,
+        answer: core::result::Result<Handle, Refusal>,
+    ) -> Option<Claim> {
+        let claim = self.all.values_mut().find(|claim| claim.ticket == ticket)?;
+        claim.answer = Some(answer);
+        Some(*claim)
+    }
+
+    /// What is answered to a call that waits: 0 when the claim is a session now, or the code of the refusal.
+    ///
+    /// # Errors
+    /// `EWOULDBLOCK` while it waits: the call is kept, and asks again. `EBADF`: there is no such claim.
+    pub(super) fn ask(&self, number: usize) -> Result<usize> {
+        match self.all.get(&number).ok_or(Error::new(EBADF))?.answer {
+            None => Err(Error::new(EWOULDBLOCK)),
+            Some(Ok(_)) => Ok(0),
+            Some(Err(refusal)) => Ok(refusal.code().into()),
+        }
+    }
+
+    /// The session that a claim has become.
+    pub(super) fn session(&self, number: usize) -> Option<Handle> {
+        self.all.get(&number)?.answer?.ok()
+    }
+
+    /// The number of the claim that has become this session.
+    pub(super) fn number(&self, session: Handle) -> Option<usize> {
+        let mut all = self.all.iter();
+        all.find(|(_, claim)| claim.answer == Some(Ok(session))).map(|(number, _)| *number)
+    }
+
+    /// Takes a claim out whose descriptor is closed: its ticket while it waits, or its session.
+    pub(super) fn remove(&mut self, number: usize) -> Option<core::result::Result<Handle, Ticket>> {
+        let claim = self.all.remove(&number)?;
+        match claim.answer {
+            None => Some(Err(claim.ticket)),
+            Some(answer) => answer.ok().map(Ok),
+        }
+    }
+
+    /// Whether a claim is this client's, decided or not.
+    pub(super) fn has_client(&self, client: ClientId) -> bool {
+        self.all.values().any(|claim| claim.client == client)
+    }
+}
+
+/// The path of a device, and how long its claim may wait, if it may.
+///
+/// # Errors
+/// `EINVAL`: the time is no number of milliseconds.
+pub(super) fn wait_of(path: &str) -> Result<(&str, Option<Nanos>)> {
+    let Some((path, wait)) = path.split_once(WAIT) else { return Ok((path, None)) };
+    let digits = wait.bytes().all(|byte| byte.is_ascii_digit());
+    let wait: Option<u64> = digits.then_some(wait).and_then(|wait| wait.parse().ok());
+    let wait = wait.ok_or(Error::new(EINVAL))?;
+    Ok((path, Some(Nanos(wait.saturating_mul(1_000_000)))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_says_how_long_its_claim_waits() {
+        assert_eq!(wait_of("devices/d"), Ok(("devices/d", None)));
+        assert_eq!(wait_of("devices/d?wait=20"), Ok(("devices/d", Some(Nanos(20_000_000)))));
+        assert_eq!(wait_of("d?wait=18446744073709551615"), Ok(("d", Some(Nanos(u64::MAX)))));
+        for bad in ["d?wait=", "d?wait=x", "d?wait=+1", "d?wait=-1", "d?wait=1?wait=1"] {
+            assert_eq!(wait_of(bad), Err(Error::new(EINVAL)), "{bad}");
+        }
+        assert_eq!(wait_of("d?wait=18446744073709551616"), Err(Error::new(EINVAL)));
+    }
+
+    #[test]
+    fn time_does_not_go_back() {
+        let mut claims = Claims::new();
+        assert_eq!(claims.now(), None);
+        let mut times = [5, 3, 9, 8].into_iter();
+        claims.set_clock(Box::new(move || Nanos(times.next().unwrap())));
+        let seen: Vec<_> = (0..4).map(|_| claims.now().unwrap().0).collect();
+        assert_eq!(seen, [5, 5, 9, 9]);
+    }
+}

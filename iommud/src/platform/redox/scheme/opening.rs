@@ -1,0 +1,106 @@
+//! What an open comes to: something that is open at once, or a claim that waits.
+
+use syscall::error::{EBADF, EINVAL, Error, Result};
+
+use redox_scheme::CallerCtx;
+
+use super::{IommuScheme, ROOT, SESSION_CLIENT, Window, refused};
+use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::platform::redox::claims::wait_of;
+use crate::policy::ClientId;
+use crate::server::{Caller, Handle, Opened};
+
+impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
+    /// Decides claims that have waited long enough. Called after each event and each tick, before requests that were
+    /// kept are polled.
+    pub fn answer_claims(&mut self) {
+        while self.server.has_claims()
+            && let Some(now) = self.claims.now()
+            && let Some((ticket, answer)) = self.server.next_answer(now)
+        {
+            match (self.claims.decide(ticket, answer), answer) {
+                (Some(claim), Ok(session)) => {
+                    self.clients.insert(session, claim.client);
+                }
+                (None, Ok(session)) => self.server.close(session),
+                (_, Err(_)) => {}
+            }
+        }
+    }
+
+    /// Whether claims wait: then they are to be decided at a tick.
+    #[must_use]
+    pub fn has_claims(&self) -> bool {
+        self.server.has_claims()
+    }
+
+    /// Opens a path; returns the number of what is opened.
+    pub(super) fn open(
+        &mut self,
+        at: usize,
+        path: &str,
+        write: bool,
+        caller: &CallerCtx,
+    ) -> Result<usize> {
+        // The name space's server leaves a slash in front; programs put one behind names of directories.
+        let (path, wait) = wait_of(path.trim_matches('/'))?;
+        if wait.is_some() && !write {
+            return Err(Error::new(EINVAL));
+        }
+        let at = if at == ROOT { None } else { Some(self.handle(at)?) };
+        let session = at.and_then(|at| self.clients.get(&at).copied());
+        let client = match session {
+            Some(client) => client,
+            None if write => self.new_client(),
+            None => ClientId(u32::try_from(caller.pid).unwrap_or(0) & !SESSION_CLIENT),
+        };
+        let who = Caller { client, uid: caller.uid };
+        let opened = self.open_within(who, at, path, (write, wait), caller.pid)?;
+        if session.is_none() && self.is_client(client) {
+            self.last_client = client.0;
+        }
+        Ok(opened)
+    }
+
+    /// Opens at once, or enters a claim that waits: never does this wait itself.
+    fn open_within(
+        &mut self,
+        who: Caller,
+        at: Option<Handle>,
+        path: &str,
+        (write, wait): (bool, Option<Nanos>),
+        process: usize,
+    ) -> Result<usize> {
+        let may_wait = self.claims.has_room(process);
+        let times = wait.filter(|_| may_wait).and_then(|wait| Some((self.claims.now()?, wait)));
+        let opened = match times {
+            Some(times) => self.server.open_within(who, at, path, times),
+            None => self.server.open(who, at, path, write).map(Opened::Now),
+        };
+        match opened.map_err(refused)? {
+            Opened::Now(opened) => {
+                if write && !self.server.is_control(opened) {
+                    self.clients.insert(opened, who.client);
+                }
+                usize::try_from(opened.0).map_err(|_| Error::new(EBADF))
+            }
+            Opened::Later(ticket) => self.claims.add(ticket, who.client, process),
+        }
+    }
+
+    /// Whether a session is this client's, or a claim that may become one.
+    fn is_client(&self, client: ClientId) -> bool {
+        self.clients.values().any(|other| *other == client) || self.claims.has_client(client)
+    }
+
+    /// A number for a session that counts as a client of its own: the next that no open session has.
+    pub(super) fn new_client(&self) -> ClientId {
+        let mut number = self.last_client;
+        loop {
+            number = SESSION_CLIENT | number.wrapping_add(1);
+            if !self.is_client(ClientId(number)) {
+                return ClientId(number);
+            }
+        }
+    }
+}

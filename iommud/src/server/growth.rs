@@ -1,0 +1,102 @@
+//! Memory that is taken while the server runs.
+//!
+//! ```text
+//! system --a page--> taken from policy, and forgotten by units --> cleared --> tables or buffers
+//!                     +--(refused)--> the system's again, and nothing has changed
+//! ```
+//!
+//! A device that nobody has claimed may write to the page until units have forgotten it. So the page is cleared after
+//! that, before its first use.
+
+mod lack;
+
+use iommu_protocol::Refusal;
+
+use crate::addr::PhysRange;
+use crate::hw::{BufferMemory, Unit};
+use crate::policy::Event;
+use crate::server::{Budget, Server};
+
+pub(super) use lack::Growth;
+
+/// Table memory is short when fewer frames are free beyond the promised ones: half a huge page.
+const FEW_FRAMES: usize = 256;
+
+/// Buffer memory is short when less than one part in so many of it is free.
+const PARTS: u64 = 4;
+
+/// Frames of 4096 bytes.
+const FRAME: u64 = 4096;
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// Whether little memory is left for tables.
+    #[must_use]
+    pub fn lacks_tables(&self) -> bool {
+        let shares = self.engine.shares();
+        shares.free.saturating_sub(shares.promised) < FEW_FRAMES
+    }
+
+    /// Whether little memory is left for buffers, or one was refused for lack of it alone.
+    pub fn lacks_buffers(&mut self) -> bool {
+        if let Some((session, length)) = self.growth.refused
+            && !self.registry.lacks_pool(session, length)
+        {
+            self.growth.refused = None;
+        }
+        self.growth.refused.is_some() || self.growth.exhausted || self.registry.pool_is_below(PARTS)
+    }
+
+    /// Adds a page of the system's to the memory of tables. `add` clears it, and is called when no device that nobody
+    /// has claimed reaches `range` any more.
+    ///
+    /// # Errors
+    /// The page, and why devices would go on reaching it: nothing has changed.
+    pub fn add_tables<P>(
+        &mut self,
+        range: PhysRange,
+        page: P,
+        add: impl FnOnce(&mut U::Memory, P),
+    ) -> Result<(), (P, Refusal)> {
+        if let Err(refusal) = self.run_event(&Event::MemoryTaken(range)) {
+            return Err((page, refusal));
+        }
+        add(self.engine.memory_mut(), page);
+        self.machine.budget.table_frames_total += range.length() / FRAME;
+        self.counts.memory_added_bytes += range.length();
+        self.finish_endings();
+        Ok(())
+    }
+
+    /// As [`Server::add_tables`], to the memory of buffers.
+    ///
+    /// # Errors
+    /// As [`Server::add_tables`].
+    pub fn add_buffers<P>(
+        &mut self,
+        range: PhysRange,
+        page: P,
+        add: impl FnOnce(&mut B, P),
+    ) -> Result<(), (P, Refusal)> {
+        if let Err(refusal) = self.run_event(&Event::MemoryTaken(range)) {
+            return Err((page, refusal));
+        }
+        add(&mut self.buffers, page);
+        self.growth.exhausted = false;
+        let pool = self.buffers.pool();
+        self.registry.set_buffer_pool(pool.capacity, pool.granule);
+        self.machine.budget.buffer_bytes_total += range.length();
+        self.counts.memory_added_bytes += range.length();
+        Ok(())
+    }
+
+    /// How much memory there is.
+    #[must_use]
+    pub const fn budget(&self) -> &Budget {
+        &self.machine.budget
+    }
+
+    /// The memory of buffers, as the platform knows it.
+    pub const fn buffer_memory(&mut self) -> &mut B {
+        &mut self.buffers
+    }
+}
