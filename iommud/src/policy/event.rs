@@ -8,7 +8,7 @@ use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 
 use crate::addr::{Iova, PhysRange};
-use crate::policy::ids::{BufferId, ClientId, SessionId, UnitIndex};
+use crate::policy::ids::{BufferId, ClientId, DomainId, SessionId, UnitIndex};
 use crate::topology::capabilities::UnitCapabilities;
 use crate::topology::pci::PciFunction;
 
@@ -53,13 +53,16 @@ pub enum Event {
     Settle(Owed),
 }
 
-/// What an end of life has left to be done when there is memory (I9). Nothing can be reached on its account.
+/// What an end of life has left to be done when there is memory (I9). Nothing that is anybody else's can be reached on its
+/// account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owed {
     /// A requester is blocked, and is to be under policy.
     Entry(UnitIndex, RequesterId),
     /// The memory of a buffer that nobody has is to go back to policy, and then to the system.
     Buffer(BufferId),
+    /// A domain lets its devices do more in a region of firmware's than firmware says: the device that might is gone.
+    Regions(DomainId),
 }
 
 /// A buffer to be entered.

@@ -77,6 +77,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                         "unfinished: {device} is blocked until there is memory for its policy"
                     )?;
                 }
+                Owed::Regions(_) => {
+                    writeln!(
+                        out,
+                        "unfinished: a region of firmware's allows more than it is to until there is memory for tables"
+                    )?;
+                }
                 Owed::Buffer(_) => {
                     writeln!(
                         out,

@@ -103,7 +103,8 @@ impl State {
             buffers: Slab::distinct(),
             slots: Slab::small(),
             memory: MemoryMap::default(),
-            accounts: Slab::small(),
+            // The tables of a client that is gone may be kept, and are charged to its number: nobody else has that.
+            accounts: Slab::distinct(),
             clients: BTreeMap::new(),
             pool: Pool::default(),
             owed: BTreeSet::new(),

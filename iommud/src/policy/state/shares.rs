@@ -54,6 +54,7 @@ impl State {
             return Err(Refusal::Quota);
         }
         let each = self.pool.of(PROMISED);
+        let promised = after <= u64::from(client.domains).saturating_mul(each);
         let (mut taken, mut short) = (more, 0_u64);
         for (number, other) in self.accounts.iter() {
             taken = taken.saturating_add(other.taken);
@@ -64,6 +65,8 @@ impl State {
         }
         let unclaimed = self.places(each, self.pool.capacity).saturating_sub(self.claimed()) * each;
         match taken.checked_add(short).and_then(|all| all.checked_add(unclaimed)) {
+            // What a client was promised it has, also when groups have come since that there is nothing left for.
+            _ if promised && taken <= self.pool.capacity => Ok(()),
             Some(all) if all <= self.pool.capacity => Ok(()),
             _ => Err(Refusal::NoMemory),
         }

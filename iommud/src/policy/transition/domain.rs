@@ -6,8 +6,11 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::IovaRange;
-use crate::policy::collections::ranges::{Piece, addresses, difference, hull_of, identity, top_of};
+use crate::policy::collections::ranges::{
+    Piece, Ranges, addresses, difference, hull_of, identity, top_of,
+};
 use crate::policy::decision::{Decision, full};
+use crate::policy::event::Owed;
 use crate::policy::ids::{DomainId, GroupId, Key, UnitIndex};
 use crate::policy::iova::in_space;
 use crate::policy::journal::{Change, Image};
@@ -64,7 +67,7 @@ fn new_domain(
 
 /// Takes from a new domain what no client is given.
 fn exclude(domain: &mut Domain, excluded: impl Iterator<Item = (u64, u64)>) {
-    let mut all = crate::policy::collections::ranges::Ranges::default();
+    let mut all = Ranges::default();
     excluded.for_each(|(first, last)| all.insert(first, last));
     if let Some(beyond) = domain.shape.last_iova().checked_add(1) {
         all.insert(beyond, u64::MAX);
@@ -214,13 +217,30 @@ pub(super) fn narrow(decision: &mut Decision<'_>, id: OwnerId) -> Result<(), Ref
     let still = groups.filter(|group| group.state.owner == Some(id));
     let members = still.flat_map(|group| group.members.iter().copied());
     let needed = machine.reserved_of_all(members);
-    let had = addresses(&known.reserved);
-    let kept = needed.iter().flat_map(|piece| {
-        let (first, last) = (piece.range.first().0, piece.range.last().0);
-        had.within(first, last).filter_map(|part| Piece::identity(part, piece.access()))
-    });
-    let kept = kept.collect();
+    let had = known.reserved.clone();
+    let kept: Vec<Piece> = within(&needed, &addresses(&had)).collect();
+    // A page that is to allow less is unmapped and mapped, for which there may be no memory.
+    let (narrower, _) = difference(&had, &kept);
+    if decision.frugal && !narrower.is_empty() {
+        decision.owe(Owed::Regions(domain), true);
+        return change_reserved(decision, domain, within(&had, &addresses(&kept)).collect());
+    }
     change_reserved(decision, domain, kept)
+}
+
+/// The parts of pieces that lie in a set.
+fn within<'a>(pieces: &'a [Piece], set: &'a Ranges) -> impl Iterator<Item = Piece> + 'a {
+    pieces.iter().flat_map(|piece| {
+        let (first, last) = (piece.range.first().0, piece.range.last().0);
+        set.within(first, last).filter_map(|part| Piece::identity(part, piece.access()))
+    })
+}
+
+/// Narrows what a domain maps for firmware, now that there may be memory.
+pub(super) fn settle_regions(decision: &mut Decision<'_>, id: DomainId) -> Result<(), Refusal> {
+    let owners = decision.state.machine.owners.iter();
+    let owner = owners.into_iter().find(|(_, owner)| owner.domain == Some(id));
+    owner.map(|(owner, _)| OwnerId(owner)).map_or(Ok(()), |owner| narrow(decision, owner))
 }
 
 /// Makes the table of an owner's domain reach `top`, for a device behind `unit`. The entries that point to it

@@ -46,6 +46,7 @@ pub(super) fn settle(decision: &mut Decision<'_>, owed: Owed) -> Result<(), Refu
             release::free(decision, id)?;
         }
         Owed::Buffer(_) => {}
+        Owed::Regions(id) => domain::settle_regions(decision, id)?,
     }
     decision.owe(owed, false);
     Ok(())

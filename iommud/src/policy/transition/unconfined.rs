@@ -39,7 +39,10 @@ pub(super) fn carry_out(
     }
     let record = state.slots.get(part.slot).ok_or(Refusal::BadHandle)?;
     let iova = match &state.buffer(record.buffer)?.memory {
-        Memory::One(range) => Iova(range.first().0 + part.offset),
+        Memory::One(range) => {
+            let offset = range.first().0.checked_add(part.offset);
+            Iova(offset.ok_or(Refusal::NotMapped)?)
+        }
         Memory::Many(_) => return Err(Refusal::NoMemory),
     };
     if let BatchRequest::Map(request) = item

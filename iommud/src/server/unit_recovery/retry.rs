@@ -26,6 +26,8 @@ pub(super) struct Retry {
     pub(super) asked: bool,
     /// What was wrong does not pass by itself: it is tried again only when asked for.
     pub(super) hopeless: bool,
+    /// What was wrong is that there was no memory: it is tried again when there may be more. Each try may cost some.
+    starved: bool,
 }
 
 impl Retry {
@@ -101,7 +103,16 @@ impl Recovery {
 
     /// The platform could not bring a unit up.
     pub(in crate::server) fn not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
-        self.units.entry(unit).or_default().hopeless = is_lasting(error);
+        let retry = self.units.entry(unit).or_default();
+        retry.hopeless = is_lasting(error);
+        retry.starved = matches!(error, UnitError::Memory(_));
+    }
+
+    /// There may be more memory for tables: units that found none are tried again, once.
+    pub(in crate::server) fn memory_came(&mut self) {
+        for retry in self.units.values_mut().filter(|retry| retry.starved) {
+            (retry.hopeless, retry.starved) = (false, false);
+        }
     }
 
     /// How often a unit was tried again lately.
@@ -114,8 +125,9 @@ impl Recovery {
     }
 
     /// What it held of the quarantine may be given back now.
-    pub(in crate::server) const fn session_ended(&mut self) {
+    pub(in crate::server) fn session_ended(&mut self) {
         self.sweep |= self.held;
+        self.memory_came();
     }
 }
 

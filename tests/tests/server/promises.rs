@@ -1,0 +1,142 @@
+//! What clients were promised they have, whatever happens to groups, units and other clients meanwhile.
+
+use iommu_protocol::Refusal;
+use iommu_protocol::ids::PciAddress;
+use iommu_protocol::wire::{Access, Empty, Grant, Map, MapFlags, MapResult, Operation};
+use iommud::hw::Nanos;
+use iommud::policy::{ClientId, Mode, UnitIndex};
+use iommud::server::{Caller, Handle};
+use iommud_tests::conformance::UnderTest;
+use iommud_tests::machine::{Layout, Trouble};
+use iommud_tests::stack::endpoint;
+
+use super::budgets::scatter;
+use super::{Bed, Subject, devices, pair, setup, subjects};
+
+fn device(at: u8) -> PciAddress {
+    PciAddress::new(0, 1, at, 0).unwrap()
+}
+
+/// A machine of eight devices with 6 MiB of tables.
+fn eight(subject: Subject) -> Bed {
+    let mut setup = setup(Mode::Strict);
+    setup.functions = (0..8).map(|at| endpoint(1, at, 0)).collect();
+    setup.layout = Layout {
+        ram: vec![(0, 64 << 20)],
+        tables: (16 << 20, 6 << 20),
+        buffers: (32 << 20, 8 << 20),
+        ..Layout::default()
+    };
+    Bed::start(&[subject], setup)
+}
+
+/// Three clients have taken their shares when 64 functions are plugged in, for which there is nothing left.
+#[test]
+fn groups_that_come_later_take_nothing_from_what_was_promised_before() {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let mut stack = eight(subject);
+        let functions = stack.discover();
+        for (client, at) in (1..).zip(0..3) {
+            let session = stack.claim(client, device(at)).unwrap();
+            stack.attach(session).unwrap();
+            scatter(&mut stack, session, u64::MAX);
+        }
+        for number in 0..64_u8 {
+            functions.plug(endpoint(2, number / 8, number % 8));
+        }
+        stack.server.rescan();
+        assert!(stack.metric("table_frames_free") < stack.metric("table_frames_promised"));
+        let session = stack.claim(9, device(5)).unwrap();
+        stack.attach(session).unwrap();
+        stack.allocate(session, 0x1000).unwrap();
+        stack.machine.assert_clean();
+    }
+}
+
+/// A driver that has taken its share of tables dies while its unit is failed: the tables are kept, and its account is
+/// closed. They are not charged to the client that comes next.
+#[test]
+fn a_newcomer_does_not_pay_for_the_tables_of_a_dead_client() {
+    let mut setup = setup(Mode::Strict);
+    setup.behind_first = vec![devices()[0]];
+    let mut stack = Bed::start(&pair(), setup);
+    let [device, other, third, ..] = devices();
+    let friend = stack.claim(50, other).unwrap();
+    let buffer = stack.allocate(friend, 0x1000).unwrap();
+    let caller = Caller { client: ClientId(50), uid: 0 };
+    let path = format!("buffers/{}", buffer.slot);
+    let handle = stack.server.open(caller, Some(friend), &path, true).unwrap();
+    let session = stack.claim(1, device).unwrap();
+    stack.attach(session).unwrap();
+    let slot = stack.server.bring(session, handle).unwrap();
+    let (access, flags) = (Access::all().bits(), MapFlags::FIXED.bits());
+    let mut mapped = 0;
+    let mut map = |stack: &mut Bed| {
+        let iova = (8 << 30) + mapped * (2 << 20);
+        let map = Map { slot, access, flags, iova, length: 0x1000, ..Map::default() };
+        mapped += 1;
+        stack.call::<MapResult>(session, Operation::Map, &map).is_ok()
+    };
+    while map(&mut stack) {}
+    let share = stack.metric("table_frames_share");
+    stack.machine.set_relax(10_000_000);
+    stack.machine.trouble(0, Trouble::StallQueueAfter(0));
+    assert_eq!(stack.detach(session), Err(Refusal::UnitFailed));
+    stack.server.close(session);
+    let next = stack.claim(2, third).unwrap();
+    stack.attach(next).unwrap();
+    let got = scatter(&mut stack, next, u64::MAX);
+    assert!(got + 16 > mapped.min(share), "{got} of {share}; the dead client had {mapped}");
+}
+
+/// A unit that comes late finds no memory, since clients have theirs. It is tried again when one of them ends. (Whether it
+/// then finds a run of frames that is long enough depends on who has frames in between.)
+#[test]
+fn a_unit_that_found_no_memory_is_tried_again_when_there_is_some() {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let mut setup = setup(Mode::Compat);
+        setup.functions = (0..8).map(|at| endpoint(1, at, 0)).collect();
+        setup.behind_first = setup.functions[..6].iter().map(|f| f.address).collect();
+        setup.off = vec![1];
+        setup.layout.tables = (16 << 20, 6 << 20);
+        let first = setup.behind_first.clone();
+        let mut stack = Bed::start(&[subject.clone(), subject.clone()], setup);
+        let sessions: Vec<Handle> = (1..)
+            .zip(&first[..3])
+            .map(|(client, device)| {
+                let session = stack.claim(client, *device).unwrap();
+                stack.attach(session).unwrap();
+                scatter(&mut stack, session, u64::MAX);
+                session
+            })
+            .collect();
+        let arrived = stack.arrive(&subject, 1);
+        for session in sessions {
+            stack.server.close(session);
+        }
+        let asked = |second: &u64| {
+            stack.server.recover_units(Nanos(second * 1_000_000_000)) == Some(UnitIndex(1))
+        };
+        assert!(arrived.is_ok() || (0..1000).any(|second| asked(&second)), "not tried again");
+    }
+}
+
+/// Without a unit: the number of a revocation is looked up before it is added to anything.
+#[test]
+fn a_revocation_far_outside_is_not_mapped() {
+    for subject in subjects() {
+        let mut setup = setup(Mode::Compat);
+        // The only unit is in front of nothing: they are in another segment.
+        setup.functions.iter_mut().for_each(|function| function.address.segment = 1);
+        let mut stack = Bed::start(&[subject], setup);
+        let session = stack.claim(1, PciAddress { segment: 1, ..devices()[0] }).unwrap();
+        let buffer = stack.allocate(session, 0x1000).unwrap();
+        for offset in [!0xfff - 0x1000, !0xfff, 1 << 63] {
+            let far = Grant { slot: buffer.slot, offset, length: 0x1000, ..Grant::default() };
+            let refused = stack.call::<Empty>(session, Operation::Revoke, &far);
+            assert_eq!(refused.err(), Some(Refusal::NotMapped), "{offset:#x}");
+        }
+    }
+}
