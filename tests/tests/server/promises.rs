@@ -116,7 +116,7 @@ fn a_unit_that_found_no_memory_is_tried_again_when_there_is_some() {
         for session in sessions {
             stack.server.close(session);
         }
-        let asked = |second: &u64| {
+        let mut asked = |second: &u64| {
             stack.server.recover_units(Nanos(second * 1_000_000_000)) == Some(UnitIndex(1))
         };
         assert!(arrived.is_ok() || (0..1000).any(|second| asked(&second)), "not tried again");

@@ -200,7 +200,7 @@ impl Space {
                 let node = self.node_mut(at)?;
                 node.vacate(0, SLOTS);
                 let slot = node.take(order)?;
-                self.relist(0, at);
+                self.list_under(0, at, Some(TOP - 1));
                 Some(first + slot)
             }),
             TOP..18 => self.take_from(zone, 1, order - TOP).or_else(|| {
@@ -212,7 +212,7 @@ impl Space {
                 let node = self.node_mut(at)?;
                 node.vacate(0, SLOTS);
                 let slot = node.take(order - TOP)?;
-                self.relist(1, at);
+                self.list_under(1, at, Some(TOP - 1));
                 Some(first + slot * SLOTS)
             }),
             _ if zone == Zone::High => {
@@ -238,7 +238,7 @@ impl Space {
                 }
                 return Some(first);
             }
-            self.relist(level, at);
+            self.lower(level, at, order);
         }
     }
 

@@ -44,7 +44,7 @@ impl Space {
         if let Some(parent) = parent {
             self.set_child(parent, position % SLOTS, at);
         }
-        self.relist(level, at);
+        self.list_under(level, at, empty.then_some(TOP));
         at
     }
 
@@ -94,9 +94,9 @@ impl Space {
         self.new_node(level - 1, position, free)
     }
 
-    /// Lists a node of level 0 or 1 under the order of its largest free block.
-    pub(super) fn relist(&mut self, level: usize, at: u32) {
-        if let Some(largest) = self.node(at).map(Node::largest) {
+    /// A node has no free block of this order: lists it under that of its largest.
+    pub(super) fn lower(&mut self, level: usize, at: u32, order: u32) {
+        if let Some(largest) = self.node(at).map(|node| node.largest_below(order)) {
             self.list_under(level, at, largest);
         }
     }
@@ -115,7 +115,8 @@ impl Space {
         }
     }
 
-    fn list_under(&mut self, level: usize, at: u32, now: Option<u32>) {
+    /// Lists a node of level 0 or 1 under a bound.
+    pub(super) fn list_under(&mut self, level: usize, at: u32, now: Option<u32>) {
         let Some(node) = self.node(at) else { return };
         let Links { previous, next, bound: before } = node.links;
         if level == 2 || now == before {
@@ -170,7 +171,7 @@ impl Space {
         if let Some(node) = self.node_mut(at) {
             node.occupy(0, SLOTS);
         }
-        self.relist(level, at);
+        self.list_under(level, at, None);
         self.set_child(parent, position % SLOTS, NONE);
         if let Some(node) = self.node_mut(at) {
             node.children = None;
@@ -180,7 +181,7 @@ impl Space {
         let Some(node) = self.node_mut(parent) else { return };
         node.vacate(position % SLOTS, 1);
         let empty = node.is_empty();
-        self.relist(level + 1, parent);
+        self.raise(level + 1, parent, (position % SLOTS, 1));
         if empty && level == 0 {
             self.dissolve(1, parent);
         }
