@@ -340,3 +340,16 @@ fn a_breach_is_seen() {
     let file = File::parse("x.rs", "iommud::hw::x", text);
     assert_eq!((file.unsafe_lines, file.lines), (vec![2], 5));
 }
+
+/// The list that CONTRIBUTING gives a new reader is short, and its files are there.
+#[test]
+fn the_files_to_begin_with_have_less_than_900_lines() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let guide = std::fs::read_to_string(root.join("CONTRIBUTING.md")).unwrap();
+    let begin = guide.split("## Where to begin reading").nth(1).unwrap();
+    let table = begin.split("Three ways").next().unwrap();
+    let listed = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let count = |path: &str| std::fs::read_to_string(root.join(path)).unwrap().lines().count();
+    let lines: Vec<usize> = listed.map(count).collect();
+    assert!(lines.len() >= 5 && lines.iter().sum::<usize>() < 900, "{lines:?}");
+}
