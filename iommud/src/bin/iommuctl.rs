@@ -1,4 +1,4 @@
-//! Looks at firmware tables and at a running server. See [`iommud::ctl`].
+//! Decodes firmware tables. See [`iommud::ctl`].
 
 use std::io::{BufWriter, stdout};
 use std::process::ExitCode;
