@@ -67,14 +67,7 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Recipe {
-    source: Source,
     build: Build,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Source {
-    git: String,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +116,6 @@ fn the_installer_puts_in_what_the_units_name() {
 #[test]
 fn the_recipe_builds_the_package_that_the_installer_names() {
     let recipe: Recipe = toml::from_str(&text("iommud/image/recipe.toml")).unwrap();
-    assert!(recipe.source.git.starts_with("https://"));
     assert_eq!(
         (&*recipe.build.template, &*recipe.build.cargopackages),
         ("cargo", &["iommud".to_owned()][..])
