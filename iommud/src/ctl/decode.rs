@@ -74,10 +74,10 @@ pub fn file(path: &Path) -> Result<Vec<Decoded>, DecodeError> {
     Ok(decoded)
 }
 
-/// As [`file`], of bytes.
+/// As [`fn@file`], of bytes.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`fn@file`].
 pub fn tables(bytes: &[u8]) -> Result<Vec<Decoded>, DecodeError> {
     let dumped = match std::str::from_utf8(bytes) {
         Ok(text) => acpidump::tables(text).map_err(DecodeError::Dump)?,

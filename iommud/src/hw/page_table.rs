@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked, but for one
-//! ([`idle`]). The root itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
+//! (`kept_leaf_table`). The root itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
 //! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
 //! contiguous run of stores is cleaned once; a new table is cleaned as a whole, once.
 

@@ -96,7 +96,7 @@ pub enum Step {
         /// What devices may do.
         access: Access,
     },
-    /// Enters a translation for each page of a range, all or none: to the memory that [`Plan::pages`](crate::policy::Plan::pages) says, in
+    /// Enters a translation for each page of a range, all or none: to the memory that [`Orders::pages`](crate::policy::Orders::pages) says, in
     /// order. There is at most one such step in a plan. Undone as `Map`.
     MapList {
         /// The domain.

@@ -324,7 +324,7 @@ impl Registry {
     /// request's alignment, boundary and reach with its own address.
     ///
     /// # Errors
-    /// As [`Event::Allocate`](crate::policy::Event::Allocate) would be refused.
+    /// As [`Allocate`](crate::policy::Allocate) would be refused.
     pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<bool, Refusal> {
         self.state.admit_buffer(session, length)
     }

@@ -8,7 +8,7 @@ use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::{MemoryError, TableMemory};
 
 /// In the counter of a table: it is never unlinked. It was the root, and entries of units may point to it; or it is
-/// retained empty ([`PageTable::retain_tables`]).
+/// retained empty (`retain_tables`).
 pub(super) const KEPT: u16 = 1 << 15;
 
 /// Slots of a table.

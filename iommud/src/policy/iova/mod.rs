@@ -1,7 +1,7 @@
 //! The free I/O virtual addresses of a domain.
 //!
 //! A tree with the geometry of the page tables, of which only the parts exist where some but not all is free. Each node
-//! has a bit for each of its 512 slots ([`node`]):
+//! has a bit for each of its 512 slots (`node`):
 //!
 //! ```text
 //! level 2   512 slots of 1 GiB     one node, always there
@@ -14,7 +14,7 @@
 //! allows superpages and crosses no boundary that the length allows. Nodes are listed by a bound of their largest free
 //! block, and one with the lowest bound that is high enough is looked into. Each look that finds less corrects a bound
 //! that earlier allocations made too high, so that the number of ranges does not matter in the long run. Short ranges given
-//! back are kept by length ([`range_cache`]) and handed out again first. Where alignment leaves no room below 4 GiB for
+//! back are kept by length (`range_cache`) and handed out again first. Where alignment leaves no room below 4 GiB for
 //! something longer than 2 MiB, the 2048 slots of 2 MiB are searched for any run.
 
 mod geometry;

@@ -2,7 +2,7 @@
 //!
 //! An entry is written with a tag only where the unit is known to hold nothing under it: a translation that it
 //! holds of another server would serve the new domain. A tag that a unit may hold is used behind it all the same
-//! once the unit was flushed; until then its requesters are denied (see [`Registry::unit_ready`]).
+//! once the unit was flushed; until then its requesters are denied (see `transition::unit`).
 
 use alloc::vec::Vec;
 
