@@ -14,6 +14,7 @@ mod quotas;
 mod ranges;
 mod recovery;
 mod rescan;
+mod rescan_driven;
 mod restarts;
 mod room;
 mod story;
