@@ -40,11 +40,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 None => {}
             }
         }
-        let takes_nothing = |address: &PciAddress| {
-            self.behind(*address, &known).all(|behind| gone.contains(&behind))
-        };
-        let sure = gone.iter().copied().filter(takes_nothing);
-        replaced.iter().copied().chain(sure).collect()
+        let (sure, bridges): (Vec<PciAddress>, Vec<PciAddress>) =
+            gone.iter().copied().partition(|address| {
+                self.behind(*address, &known).all(|behind| gone.contains(&behind))
+            });
+        // A bridge that stays for what is behind it goes with that.
+        self.survey.absent.extend(bridges);
+        replaced.into_iter().chain(sure).collect()
     }
 
     /// Whether what was found at an address takes the place of the function that is known there.
