@@ -7,7 +7,7 @@ use iommu_protocol::ids::PciAddress;
 use crate::policy::ids::{SessionId, UnitIndex};
 use crate::policy::plan::Orders;
 use crate::policy::registry::Registry;
-use crate::policy::state::objects::{Activity, Unit};
+use crate::policy::state::objects::Unit;
 use crate::policy::state::pool::Pool;
 use crate::policy::state::tags::{Holds, Tags};
 use crate::topology::tags::{HeldTags, TagRecord, TagRing};
@@ -22,15 +22,15 @@ impl Registry {
     /// attached and detached. Call it between the first walk and the first [`Event::UnitReady`]: it writes no
     /// entry. False when the function is not known, or when a unit translates already.
     ///
+    /// A function that the walk missed is blocked from the moment that it is found.
+    ///
     /// [`Event::UnitReady`]: crate::policy::Event::UnitReady
     pub fn cut_off(&mut self, address: PciAddress) -> bool {
         let machine = &mut self.state.machine;
         if !machine.units.iter().all(|unit| matches!(unit, Unit::Parsed)) {
             return false;
         }
-        let Some((index, _)) = machine.find(address) else { return false };
-        machine.set_activity(index, Activity::Unquiesced);
-        true
+        machine.note_left_driven(address)
     }
 
     /// Says how much memory there is for buffers, in use or not, and in pieces of how many bytes, both in bytes. Without

@@ -103,6 +103,21 @@ impl Registry {
         })
     }
 
+    /// Whether the function at an address is attached or unquiesced, or was when it went and has not come back. It
+    /// holds until a different function is seen there.
+    #[must_use]
+    pub fn may_be_driven(&self, address: PciAddress) -> bool {
+        self.state.machine.may_be_driven(address)
+    }
+
+    /// Whether a function, and all that is behind it, is in groups that nobody has claimed and whose members are quiet:
+    /// what is known of it may be replaced. False when it is not known.
+    #[must_use]
+    pub fn is_at_rest(&self, address: PciAddress) -> bool {
+        let machine = &self.state.machine;
+        machine.find(address).is_some_and(|(index, _)| machine.is_at_rest(index))
+    }
+
     /// All groups, in order of their numbers.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.state.machine.groups.iter().map(|(number, _)| GroupId(number))

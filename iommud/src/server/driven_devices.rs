@@ -9,6 +9,7 @@
 //! attach   noted -> entry written           a note too many cuts a device off that did nothing yet
 //! detach   entry is policy's again -> note taken back
 //! death    the note stays; Server::start_after cuts the function off before any unit translates
+//! removal  the note stays until a different function is seen at the address: a walk may have missed one at work
 //! ```
 
 mod driven;
@@ -43,21 +44,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                     self.settle(function);
                 }
             }
-            Event::FunctionRemoved(_) => {
-                let noted: alloc::vec::Vec<_> = self.driven.iter().collect();
-                noted.into_iter().for_each(|function| self.settle(function));
-            }
             _ => {}
         }
     }
 
-    /// Takes the note of a function back if the function is neither attached nor cut off.
+    /// Takes the note of a function back if the function is neither attached nor unquiesced, and was not when it went.
     pub(super) fn settle(&mut self, function: PciAddress) {
-        let driven = self.registry.function(function).is_some_and(|view| {
-            let attached = |session| self.registry.session(session).is_some_and(|s| s.attached);
-            view.cut || view.session.is_some_and(attached)
-        });
-        if !driven {
+        if !self.registry.may_be_driven(function) {
             self.driven.forget(function);
         }
     }

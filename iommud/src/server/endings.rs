@@ -39,6 +39,15 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         false
     }
 
+    /// As [`Server::run_to_the_end`], of an event that was queued. That it was not carried out is logged already.
+    pub(super) fn run_once_more(&mut self, event: Event) -> bool {
+        let done = matches!(self.end(&event), Ended::Done);
+        if !done {
+            self.endings.queued.push_back(event);
+        }
+        done
+    }
+
     /// Tries what ends of life have left to be done. Called after each event that may have given memory back, and in
     /// each [`Server::tick`].
     pub(super) fn finish_endings(&mut self) {
@@ -46,9 +55,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             return;
         }
         for event in core::mem::take(&mut self.endings.queued) {
-            if let Ended::Not(_) = self.end(&event) {
-                self.endings.queued.push_back(event);
-            }
+            self.run_once_more(event);
         }
         let owed: alloc::vec::Vec<Owed> = self.registry.owed().collect();
         for what in owed {
@@ -60,7 +67,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Whether ends of life have left something to be done: then [`Server::tick`] is to be called again.
     #[must_use]
     pub fn has_unfinished(&self) -> bool {
-        self.registry.owes() || !self.endings.queued.is_empty()
+        self.registry.owes() || !self.endings.queued.is_empty() || self.survey.is_due()
     }
 
     /// One line for each thing that is left to be done.

@@ -50,7 +50,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// A function is there already, or its entry cannot be written: then the unit goes on denying it.
     pub fn function_arrived(&mut self, function: PciFunction) -> Result<(), Refusal> {
         self.run_event(&Event::FunctionAdded(function))?;
-        // What was driven at this address was another device.
+        // If what was driven at this address was another device, its note goes.
         self.settle(function.address);
         self.share_out();
         Ok(())
@@ -71,8 +71,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// [`Startup::left`]: crate::server::Startup::left
     pub fn memory_returned(&mut self, range: PhysRange) -> bool {
         let event = Event::MemoryReturned(range);
-        self.endings.forget(&event);
-        self.run_to_the_end(event)
+        if self.endings.forget(&event) {
+            self.run_once_more(event)
+        } else {
+            self.run_to_the_end(event)
+        }
     }
 
     /// Whether every unit of the firmware's table translates through tables of this server.

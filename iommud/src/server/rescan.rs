@@ -1,16 +1,18 @@
 //! Functions that come and go while the server runs: configuration space is walked again, and what differs from what
 //! is known becomes events. Whatever tells of a change is only a hint to do so: an event of the kernel, a write to
 //! `rescan`, a claim of a function that is not known.
+//!
+//! A device that is at work must not be taken for gone, nor for another one: under `compat` what it was told to do would
+//! land at the physical addresses that equal its I/O virtual ones. See `compare` for what counts as either.
 
+mod compare;
 mod survey;
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use iommu_protocol::PciAddress;
+use iommu_protocol::{PciAddress, Refusal};
 
 use crate::hw::{BufferMemory, Unit};
 use crate::server::Server;
@@ -25,9 +27,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.survey.discovery = Some(discovery);
     }
 
-    /// Walks configuration space and carries out what has changed: functions that are gone, or are not what they
+    /// Walks configuration space and carries out what has changed: functions that are gone, or are others than they
     /// were, are cut off; then new ones are put under policy. One that cannot be taken in stays denied, is told in
-    /// `status`, and tried again at the next walk. `None` when no walk can be made.
+    /// `status`, and tried again at the next walk. One that somebody uses and that is missed is looked for again in
+    /// [`Server::tick`]. `None` when no walk can be made.
     pub fn rescan(&mut self) -> Option<Rescanned> {
         self.survey.change();
         self.walk()
@@ -36,7 +39,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn walk(&mut self) -> Option<Rescanned> {
         // A machine has functions: when none answers they cannot be read now, and none of them is taken for gone.
         let found = self.survey.discovery.as_mut()?.walk().filter(|found| !found.is_empty())?;
-        let removed = self.remove_all_but(&found);
+        self.survey.begin();
+        let removed = self.remove_gone(&found);
         let added = self.add_all(&found);
         let done = Rescanned { added, removed };
         if done != Rescanned::default() {
@@ -46,18 +50,26 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Some(done)
     }
 
-    fn remove_all_but(&mut self, found: &[PciFunction]) -> usize {
-        let found: BTreeMap<_, _> = found.iter().map(|found| (found.address, found)).collect();
-        let known: Vec<PciAddress> = self.registry.functions().collect();
-        let before = known.len();
-        for address in known {
+    fn remove_gone(&mut self, found: &[PciFunction]) -> usize {
+        let before = self.registry.functions().count();
+        for address in self.find_gone(found) {
             // What was behind one that is gone went with it.
-            let Some(view) = self.registry.function(address) else { continue };
-            if found.get(&address) != Some(&&view.function) {
+            if self.registry.function(address).is_some() {
                 self.function_gone(address);
             }
         }
         before - self.registry.functions().count()
+    }
+
+    /// Walks again when it is time to: a function was missed, or one that has changed is free.
+    pub(super) fn look_again(&mut self) {
+        if !self.survey.is_time() {
+            return;
+        }
+        let is_free = |function: &PciFunction| self.registry.is_at_rest(function.address);
+        if self.survey.missing || self.survey.kept.iter().any(is_free) {
+            self.walk();
+        }
     }
 
     fn add_all(&mut self, found: &[PciFunction]) -> usize {
@@ -67,7 +79,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             if self.registry.function(function.address).is_some() {
                 continue;
             }
-            match self.function_arrived(*function) {
+            let arrived = if self.waits_for_bridge(function) {
+                Err(Refusal::Busy)
+            } else {
+                self.function_arrived(*function)
+            };
+            match arrived {
                 Ok(()) => added += 1,
                 Err(refusal) => {
                     log::warn!("{}: not taken in, stays blocked: {refusal}", function.address);
@@ -102,6 +119,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Some(Rescanned { added, removed }) => {
                 writeln!(out, "last walk: {added} new, {removed} gone")?;
             }
+        }
+        for device in &self.survey.absent {
+            writeln!(out, "not found: {device}: looked for again")?;
+        }
+        for device in &self.survey.kept {
+            writeln!(out, "changed: {}: taken over when it is free", device.address)?;
         }
         for (device, refusal) in &self.survey.missed {
             writeln!(out, "not taken in: {device}: {refusal}")?;

@@ -73,6 +73,14 @@ pub struct PciFunction {
     pub hot_plug: bool,
 }
 
+/// What tells one device at an address from another: vendor id and device id. All else may change while it is there:
+/// isolation and bus numbers by system software, the class by the device itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    vendor: u16,
+    device: u16,
+}
+
 impl Buses {
     /// Whether a bus is behind.
     #[must_use]
@@ -82,6 +90,12 @@ impl Buses {
 }
 
 impl PciFunction {
+    /// What tells it from another function at its address. That of a virtual function comes from its physical one.
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        Identity { vendor: self.vendor, device: self.device }
+    }
+
     /// The buses behind a bridge that is set up; `None` for other functions, and for a bridge whose bus
     /// numbers cannot be: what is behind has a higher number than the bus the bridge is on.
     #[must_use]

@@ -16,7 +16,8 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
 use crate::topology::pci::{ConfigSpace, PciFunction};
-use look::{Found, look};
+pub use look::answers;
+use look::{Found, Nothing, look};
 use virtuals::Virtuals;
 
 /// Which buses a walk begins at. Buses behind bridges are found from there.
@@ -29,7 +30,8 @@ pub enum Roots<'a> {
 }
 
 /// Finds every function, in order of segment, then of discovery: a bridge comes before what is behind it, virtual
-/// functions come last. Never follows a bus twice, whatever bus numbers bridges hold.
+/// functions come last. Never follows a bus twice, whatever bus numbers bridges hold. A function that stops answering
+/// while it is looked at is left out, although it may be there: see [`answers`].
 pub fn walk(config: &mut dyn ConfigSpace, roots: Roots<'_>) -> Vec<PciFunction> {
     let mut found = Vec::new();
     match roots {
@@ -107,12 +109,12 @@ impl<'a> Walk<'a> {
             }
             let Some(address) = PciAddress::new(self.segment, bus, device, number) else { break };
             match look(self.config, address, multifunction, false) {
-                Some(found) => {
+                Ok(found) => {
                     multifunction = multifunction.or(Some(found.multifunction));
                     self.enter(found, todo);
                 }
-                None if number == 0 => break,
-                None => {}
+                Err(_) if number == 0 => break,
+                Err(_) => {}
             }
         }
     }
@@ -125,8 +127,10 @@ impl<'a> Walk<'a> {
             let requester = RequesterId(u16::from_be_bytes([bus, number]));
             let address = PciAddress { segment: self.segment, requester };
             let several = (number > 0).then_some(true);
-            let Some(found) = look(self.config, address, several, true) else {
-                return number > 0;
+            let found = match look(self.config, address, several, true) {
+                Ok(found) => found,
+                // Looked at as one that does not know of ARI, it would be described as another.
+                Err(nothing) => return number > 0 || nothing == Nothing::Undescribed,
             };
             let next = found.next;
             if number == 0 && next.is_none() {

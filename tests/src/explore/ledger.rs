@@ -37,7 +37,7 @@ pub struct Function {
     pub present: bool,
     /// How often its address was taken.
     pub generation: u32,
-    /// It was driven by a client that ended without saying that it is quiet.
+    /// It was driven by a client that ended, or until it went, and nobody has said that it is quiet.
     pub cut: bool,
     /// It came while its group was claimed.
     pub late: bool,
@@ -212,12 +212,18 @@ impl Ledger {
             self.domain(scene, session.domain)
         } else if self.group_attached(scene, group) || function.late {
             Vec::new()
-        } else if scene.members(group).any(|member| self.functions[member].cut) {
+        } else if self.is_cut_off(scene, group) {
             scene.reserved_of(device).into_iter().collect()
         } else {
             let held: Vec<_> = self.memory_of_others([None, None]).collect();
             scene.policy(device, &held)
         })
+    }
+
+    /// Whether a member was driven and nobody has said that it is quiet.
+    fn is_cut_off(&self, scene: &Scene, group: usize) -> bool {
+        let mut members = scene.members(group).map(|member| self.functions[member]);
+        members.any(|member| member.present && member.cut)
     }
 
     /// Memory of buffers that clients other than these hold.
@@ -337,7 +343,9 @@ impl Ledger {
             Act::Added(device) if !self.functions[device].present => {
                 let claimed = self.owner(scene, scene.functions[device].group).is_some();
                 let generation = self.functions[device].generation + 1;
-                let (present, cut, late, unmet) = (true, false, claimed, claimed);
+                // It may be the one that was there, and at work.
+                let cut = self.functions[device].cut;
+                let (present, late, unmet) = (true, claimed, claimed);
                 // A unit that cannot be told goes on with what it has for this requester.
                 let untold = scene.functions[device].unit.is_some_and(|unit| self.troubled[unit]);
                 let driven_by = self.functions[device].driven_by.filter(|_| untold);
@@ -346,8 +354,8 @@ impl Ledger {
                 self.ids[device] = None;
             }
             Act::Removed(device) => {
+                self.functions[device].cut |= self.driver(device).is_some();
                 self.functions[device].present = false;
-                self.functions[device].cut = false;
                 self.functions[device].on_time();
                 self.ids[device] = None;
                 for session in self.sessions.iter_mut().filter(|s| s.device == device) {

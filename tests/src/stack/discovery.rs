@@ -11,6 +11,7 @@ use iommud::topology::pci::PciFunction;
 #[derive(Clone, Debug, Default)]
 pub struct Functions {
     there: Rc<RefCell<Vec<PciFunction>>>,
+    hidden: Rc<RefCell<Vec<PciAddress>>>,
     walks: Rc<Cell<u32>>,
     broken: Rc<Cell<bool>>,
 }
@@ -31,6 +32,16 @@ impl Functions {
         self.there.borrow_mut().push(function);
     }
 
+    /// No walk finds what is at an address, although it answers.
+    pub fn hide(&self, address: PciAddress) {
+        self.hidden.borrow_mut().push(address);
+    }
+
+    /// Walks find it again.
+    pub fn show(&self, address: PciAddress) {
+        self.hidden.borrow_mut().retain(|hidden| *hidden != address);
+    }
+
     /// Functions cannot be listed any more, or can be again.
     pub fn fail(&self, broken: bool) {
         self.broken.set(broken);
@@ -46,7 +57,9 @@ impl Functions {
 impl Discovery for Functions {
     fn walk(&mut self) -> Option<Vec<PciFunction>> {
         self.walks.set(self.walks.get() + 1);
-        (!self.broken.get()).then(|| self.there.borrow().clone())
+        let hidden = self.hidden.borrow();
+        let seen = |function: &&PciFunction| !hidden.contains(&function.address);
+        (!self.broken.get()).then(|| self.there.borrow().iter().filter(seen).copied().collect())
     }
 
     fn answers(&mut self, address: PciAddress) -> bool {

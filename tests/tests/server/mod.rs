@@ -16,6 +16,7 @@ mod quotas;
 mod ranges;
 mod recovery;
 mod rescan;
+mod rescan_driven;
 mod restarts;
 mod room;
 mod story;

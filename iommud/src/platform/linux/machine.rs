@@ -6,8 +6,8 @@ use iommu_protocol::ids::PciAddress;
 
 use super::pci::SysfsConfig;
 use crate::server::Discovery;
-use crate::topology::pci::{ConfigSpace, PciFunction};
-use crate::topology::walk::{Roots, walk};
+use crate::topology::pci::PciFunction;
+use crate::topology::walk::{Roots, answers, walk};
 
 /// Every function, bridges included, from a walk that begins at every bus the kernel knows.
 pub(super) fn functions(config: &mut SysfsConfig) -> Vec<PciFunction> {
@@ -30,7 +30,6 @@ impl Discovery for Sysfs {
     }
 
     fn answers(&mut self, address: PciAddress) -> bool {
-        let identity = SysfsConfig::of(address).read(address, 0);
-        !matches!(identity & 0xffff, 0 | 0xffff)
+        answers(&mut SysfsConfig::of(address), address)
     }
 }

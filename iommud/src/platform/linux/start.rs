@@ -305,8 +305,8 @@ fn removable(left: LeftOver, all_known: bool) -> Option<LeftOver> {
 fn give_back<U: Unit, B: BufferMemory>(server: &mut Server<U, B>, left: &mut Option<LeftOver>) {
     let Some(kept) = left.as_ref().filter(|_| server.all_units_enabled()) else { return };
     let ranges = kept.ranges();
+    // The server logs the first time that it has no memory for tables, and goes on trying.
     if ranges.iter().filter(|range| !server.memory_returned(**range)).count() > 0 {
-        log::warn!("no memory for tables: memory of an earlier server is kept");
         return;
     }
     if let Some(left) = left.take() {

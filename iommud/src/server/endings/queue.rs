@@ -11,11 +11,12 @@ pub(in crate::server) struct Endings {
 }
 
 impl Endings {
-    /// Takes the return of memory out of the queue, when it is tried anew.
-    pub(in crate::server) fn forget(&mut self, event: &Event) {
-        if let Event::MemoryReturned(range) = event {
-            let same = |other: &Event| matches!(other, Event::MemoryReturned(r) if r == range);
-            self.queued.retain(|other| !same(other));
-        }
+    /// Takes the return of memory out of the queue, when it is tried anew. Whether it was there.
+    pub(in crate::server) fn forget(&mut self, event: &Event) -> bool {
+        let Event::MemoryReturned(range) = event else { return false };
+        let before = self.queued.len();
+        let same = |other: &Event| matches!(other, Event::MemoryReturned(r) if r == range);
+        self.queued.retain(|other| !same(other));
+        self.queued.len() < before
     }
 }

@@ -28,6 +28,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub fn tick(&mut self) -> u64 {
         let found = self.poll_faults();
         self.storms.end_tick();
+        self.look_again();
         self.finish_endings();
         found
     }

@@ -8,12 +8,16 @@ use iommu_protocol::{PciAddress, Refusal};
 
 use crate::topology::pci::PciFunction;
 
+/// Ticks until a function that was missed is looked for again: 200 ms at least. A function-level reset takes 100 ms (PCI
+/// Express Base 6.0 section 6.6.2).
+const SECOND_LOOK: u32 = 20;
+
 /// Configuration space as it is now.
 pub trait Discovery {
-    /// Every function, bridges before what is behind them; `None` when they cannot be listed now.
+    /// Every function that can be described, bridges before what is behind them; `None` when they cannot be listed now.
     fn walk(&mut self) -> Option<Vec<PciFunction>>;
 
-    /// Whether a function answers at an address.
+    /// Whether a function answers at an address, described or not.
     fn answers(&mut self, address: PciAddress) -> bool;
 
     /// The same, for a checkpoint of the server in tests; `None` where that makes no sense.
@@ -41,13 +45,29 @@ pub(in crate::server) struct Survey {
     /// Functions that a claim had looked for and that were not taken in: no claim has them looked for again before
     /// something changes. They answer, so there are no more of them than functions of the machine.
     pub(super) in_vain: BTreeSet<PciAddress>,
+    /// Functions in use that the last walk did not find and that did not answer.
+    pub(super) absent: BTreeSet<PciAddress>,
+    /// Functions in use that are no longer what they are known as: as they were found.
+    pub(super) kept: Vec<PciFunction>,
+    /// The last walk missed a function.
+    pub(super) missing: bool,
+    /// Ticks until it may be time for another walk.
+    pause: Option<u32>,
 }
 
 impl Clone for Survey {
     fn clone(&self) -> Self {
         let discovery = self.discovery.as_ref().and_then(|discovery| discovery.copy());
-        let (missed, in_vain) = (self.missed.clone(), self.in_vain.clone());
-        Self { discovery, last: self.last, missed, in_vain }
+        Self {
+            discovery,
+            last: self.last,
+            missed: self.missed.clone(),
+            in_vain: self.in_vain.clone(),
+            absent: self.absent.clone(),
+            kept: self.kept.clone(),
+            missing: self.missing,
+            pause: self.pause,
+        }
     }
 }
 
@@ -56,8 +76,39 @@ impl Survey {
         &self.missed
     }
 
-    /// A session or a function ended: what was not taken in may be now.
+    /// A session or a function ended: what was not taken in may be now, and what was kept as it was may be free.
     pub(in crate::server) fn change(&mut self) {
         self.in_vain.clear();
+        if !self.kept.is_empty() {
+            self.pause.get_or_insert(0);
+        }
+    }
+
+    /// A walk was made. Which functions the one before missed is known until they have been compared.
+    pub(super) fn begin(&mut self) {
+        self.kept.clear();
+        (self.missing, self.pause) = (false, None);
+    }
+
+    /// A function was missed: it may come back.
+    pub(super) const fn expect_back(&mut self) {
+        (self.missing, self.pause) = (true, Some(SECOND_LOOK));
+    }
+
+    /// Whether another walk is to be thought of in a later tick.
+    pub(in crate::server) const fn is_due(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    /// Whether it is time for that. Each call is a tick.
+    pub(super) fn is_time(&mut self) -> bool {
+        match self.pause {
+            Some(0) => self.pause.take().is_some(),
+            Some(left) => {
+                self.pause = Some(left - 1);
+                false
+            }
+            None => false,
+        }
     }
 }

@@ -42,8 +42,9 @@ impl Walk<'_> {
             acs_capability: 0,
             ..*physical
         };
-        look_at_virtual(self.config, &mut function);
-        self.found.push(function);
+        if look_at_virtual(self.config, &mut function) {
+            self.found.push(function);
+        }
     }
 
     /// The secondary bus of the innermost bridge around each bus, 0 for none.

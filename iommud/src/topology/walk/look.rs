@@ -44,19 +44,29 @@ pub(super) struct Found {
     pub(super) virtuals: Option<Virtuals>,
 }
 
+/// Why a look found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nothing {
+    /// No function answers.
+    Absent,
+    /// One answered at first, and then read all ones: it was reset, or pulled out. What was read of it describes
+    /// another function, without capabilities that it has.
+    Undescribed,
+}
+
 /// Looks at an address. `multifunction` is what function 0 of the device says, once that is known; with `ari` the
-/// function may name the next one. `None` where no function answers.
+/// function may name the next one.
 pub(super) fn look(
     config: &mut dyn ConfigSpace,
     address: PciAddress,
     multifunction: Option<bool>,
     ari: bool,
-) -> Option<Found> {
-    let mut reader = Reader { config, address };
-    let identity = reader.read(0);
+) -> Result<Found, Nothing> {
+    let identity = config.read(address, 0);
     if is_absent(identity) {
-        return None;
+        return Err(Nothing::Absent);
     }
+    let mut reader = Reader { config, address, constant: (0, identity), lost: false };
     let header = reader.read(0x0c) >> 16;
     let several = header & 0x80 != 0;
     let class = reader.read(0x08) >> 8;
@@ -87,13 +97,17 @@ pub(super) fn look(
         reader.port(express, &mut found);
     }
     reader.extended_capabilities(ari, &mut found);
-    Some(found)
+    if reader.lost { Err(Nothing::Undescribed) } else { Ok(found) }
 }
 
 /// The registers of one function.
 struct Reader<'a> {
     config: &'a mut dyn ConfigSpace,
     address: PciAddress,
+    /// A register that never changes: its offset, and what it reads.
+    constant: (u16, u32),
+    /// The function did not answer for a while: what was read is of no use.
+    lost: bool,
 }
 
 /// The PCI Express capability.
@@ -107,7 +121,26 @@ struct Express {
 impl Reader<'_> {
     /// A word; all ones past the end, where a capability may reach whose place a device makes up.
     fn read(&mut self, offset: u32) -> u32 {
-        if offset < 4096 { self.config.read(self.address, low(offset)) } else { u32::MAX }
+        if offset >= 4096 {
+            return u32::MAX;
+        }
+        let word = self.config.read(self.address, low(offset));
+        if word == u32::MAX {
+            self.lost = self.lost || !self.is_all_ones(low(offset));
+        }
+        word
+    }
+
+    /// Whether a register reads all ones although the function answers: extended configuration space may be out of
+    /// reach. It is read again between two reads of the constant register, so that a function which came back after
+    /// the first read, or went after it, is found out.
+    fn is_all_ones(&mut self, offset: u16) -> bool {
+        self.answers() && self.config.read(self.address, offset) == u32::MAX && self.answers()
+    }
+
+    fn answers(&mut self) -> bool {
+        let (offset, word) = self.constant;
+        self.config.read(self.address, offset) == word
     }
 
     /// A word that is not all ones.
@@ -205,7 +238,7 @@ impl Reader<'_> {
         let known = acs::find(function);
         let (capability, control) = match known {
             Some(Acs::InForce) => (REQUIRED, REQUIRED),
-            Some(Acs::Pch) if pch::isolates(self.config, function.address) => (REQUIRED, REQUIRED),
+            Some(Acs::Pch) if pch::isolates(self, function.address) => (REQUIRED, REQUIRED),
             _ => {
                 let at = at.filter(|_| needs_acs(function.kind, function.multifunction));
                 let Some(at) = at else { return };
@@ -223,11 +256,44 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the isolation of a virtual function, which answers with no identity of its own.
-pub(super) fn look_at_virtual(config: &mut dyn ConfigSpace, function: &mut PciFunction) {
-    let mut reader = Reader { config, address: function.address };
+/// The chipset's registers of a port are read through it.
+impl ConfigSpace for Reader<'_> {
+    fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
+        if address == self.address {
+            self.read(u32::from(offset))
+        } else {
+            self.config.read(address, offset)
+        }
+    }
+
+    fn chipset(&mut self, address: u64) -> Option<u32> {
+        self.config.chipset(address)
+    }
+}
+
+/// Offsets: Command and Status; class and revision.
+const STATUS: u16 = 0x04;
+const CLASS: u16 = 0x08;
+
+/// Reads the isolation of a virtual function, which answers with no identity of its own. False when that is no
+/// description of it.
+pub(super) fn look_at_virtual(config: &mut dyn ConfigSpace, function: &mut PciFunction) -> bool {
+    let address = function.address;
+    let constant = (CLASS, config.read(address, CLASS));
+    let mut reader = Reader { config, address, constant, lost: false };
     let [at] = reader.find_extended([Some(EXTENDED_ACS)]);
     reader.isolation(at, function);
+    !reader.lost
+}
+
+/// Whether a function answers at an address. The vendor id of a virtual one reads all ones (PCI Express Base 6.0
+/// section 9.3.4.1.1): its status does not.
+pub fn answers(config: &mut dyn ConfigSpace, address: PciAddress) -> bool {
+    match low(config.read(address, 0)) {
+        0 => false,
+        0xffff => !matches!(config.read(address, STATUS), 0 | u32::MAX),
+        _ => true,
+    }
 }
 
 /// No function answers, or what answers has no identity.

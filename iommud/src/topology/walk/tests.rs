@@ -1,5 +1,6 @@
 //! Words of configuration space, and the functions that come of them.
 
+mod lost;
 mod peers;
 
 use super::look::kind;

@@ -41,6 +41,7 @@ use crate::policy::state::objects::{Activity, Function, Group, Owner, OwnerId, S
 use crate::topology::capabilities::UnitCapabilities;
 use crate::topology::firmware::Firmware;
 use crate::topology::numbers::AddressNumbers;
+use crate::topology::pci::Identity;
 use crate::topology::pool::Pool;
 use crate::topology::scope::Scopes;
 use crate::topology::table::{FunctionIndex, FunctionTable};
@@ -66,6 +67,10 @@ pub(in crate::policy) struct Machine {
     functions: Vec<Option<Function>>,
     /// How often a function was added, by address.
     generations: AddressNumbers,
+    /// Functions that were attached or unquiesced when they went, and the identity of each. `None`: an earlier server
+    /// left it driven, and no walk has found it yet. The same function is unquiesced when it comes back: nobody has
+    /// said that it is quiet, and one that a walk missed was at work all the time.
+    left_driven: BTreeMap<PciAddress, Option<Identity>>,
     pub(in crate::policy) sources: SourceTable,
     /// Requester ids that functions used and use no longer: what firmware names there is denied.
     taken: BTreeSet<Key>,
@@ -91,6 +96,7 @@ impl Machine {
             scopes,
             functions: Vec::new(),
             generations: AddressNumbers::default(),
+            left_driven: BTreeMap::new(),
             sources,
             taken: BTreeSet::new(),
             groups: Pool::default(),
@@ -196,6 +202,37 @@ impl Machine {
             group.state.count(was, false);
             group.state.count(activity, true);
         }
+    }
+
+    /// Whether the function at an address may be doing what an owner told it, or was when it went.
+    pub(in crate::policy) fn may_be_driven(&self, address: PciAddress) -> bool {
+        match self.find(address) {
+            Some((_, function)) => function.activity != Activity::Quiet,
+            None => self.left_driven.contains_key(&address),
+        }
+    }
+
+    /// Whether nobody relies on what a function is, or on what is behind it: no group is claimed, and every device is
+    /// quiet.
+    pub(in crate::policy) fn is_at_rest(&self, index: FunctionIndex) -> bool {
+        self.with_behind(index).into_iter().all(|index| {
+            let group = self.function(index).and_then(|function| self.group(function.group));
+            group.is_none_or(|group| {
+                let state = &group.state;
+                state.owner.is_none() && state.attached == 0 && state.unquiesced == 0
+            })
+        })
+    }
+
+    /// Notes that an earlier server left a function driven. False when it is not known yet: then it is unquiesced from
+    /// the moment that a walk finds it.
+    pub(in crate::policy) fn note_left_driven(&mut self, address: PciAddress) -> bool {
+        let index = self.find(address).map(|(index, _)| index);
+        match index {
+            Some(index) => self.set_activity(index, Activity::Unquiesced),
+            None => drop(self.left_driven.insert(address, None)),
+        }
+        index.is_some()
     }
 
     /// Refuses unless a unit is up.

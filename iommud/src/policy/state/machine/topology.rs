@@ -57,6 +57,9 @@ impl Machine {
             // Indices are used again, so that this one is the next.
             None => self.functions.push(Some(function)),
         }
+        if self.comes_back_driven(&new) {
+            self.set_activity(index, Activity::Unquiesced);
+        }
         let changed = self.resolve_behind(&new);
         let mut merged = Vec::new();
         for each in core::iter::once(index).chain(changed.iter().copied()) {
@@ -67,6 +70,12 @@ impl Machine {
         // The group made for the function alone was never anybody else's.
         merged.retain(|other| *other != group);
         Added { group, merged, changed }
+    }
+
+    /// Whether a new function may be the one that was driven when it went. A different one takes its place for good.
+    fn comes_back_driven(&mut self, new: &PciFunction) -> bool {
+        let left = self.left_driven.remove(&new.address);
+        left.is_some_and(|identity| identity.is_none_or(|identity| identity == new.identity()))
     }
 
     fn resolve(&self, function: &PciFunction) -> (Option<UnitIndex>, Aliases) {
@@ -187,6 +196,9 @@ impl Machine {
             let address = self.table.get(*index).map(|function| function.address);
             let removed = address.and_then(|address| self.table.remove(address));
             bridges |= removed.is_some_and(|function| function.kind.buses().is_some());
+            if let Some(removed) = removed.filter(|_| function.activity != Activity::Quiet) {
+                self.left_driven.insert(removed.address, Some(removed.identity()));
+            }
             if let Some(group) = self.groups.get_mut(function.group.0) {
                 group.members.retain(|member| member != index);
                 group.state.count(function.activity, false);

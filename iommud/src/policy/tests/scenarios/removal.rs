@@ -5,6 +5,7 @@ use iommu_protocol::status::Refusal;
 use super::{claim_event, own_domain, pair, partition, tree};
 use crate::policy::tests::world::*;
 use crate::policy::{Batch, Binding, Event, UnitIndex};
+use crate::topology::pci::PciFunction;
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -30,6 +31,35 @@ fn s11_a_removed_device_is_blocked_and_flushed_and_its_session_is_dead() {
     assert_eq!(bench.world.released.len(), 1);
     assert!(bench.registry.session(again).is_some(), "the new session is another matter");
     bench.run(&Event::Close(again)).unwrap();
+}
+
+/// A walk may have missed a device that was there, and at work, all the time.
+#[test]
+fn a_device_that_was_driven_when_it_went_is_blocked_when_it_comes_back() {
+    let function = endpoint(0, 4, 0);
+    let mut bench = Bench::compat(&[function]);
+    let d = function.address;
+    let policy = bench.world.entry(0, d);
+    let session = bench.claim(1, d);
+    bench.run(&Event::Attach(session)).unwrap();
+    for _ in 0..2 {
+        bench.run(&Event::FunctionRemoved(d)).unwrap();
+        assert!(bench.registry.may_be_driven(d));
+        bench.run(&Event::FunctionAdded(PciFunction { class: 0x02_0000, ..function })).unwrap();
+        assert_eq!(bench.world.entry(0, d), Binding::Blocked);
+        assert!(bench.registry.function(d).unwrap().cut && !bench.registry.is_at_rest(d));
+    }
+    bench.run(&Event::FunctionRemoved(d)).unwrap();
+    bench.run(&Event::FunctionAdded(PciFunction { device: 0x4321, ..function })).unwrap();
+    assert_eq!(bench.world.entry(0, d), policy, "a different device");
+    assert!(!bench.registry.may_be_driven(d));
+    bench.run(&Event::FunctionRemoved(d)).unwrap();
+    bench.run(&Event::FunctionAdded(function)).unwrap();
+    assert_eq!(
+        bench.world.entry(0, d),
+        policy,
+        "the first one again, after another: it was pulled out"
+    );
 }
 
 #[test]

@@ -1,0 +1,112 @@
+//! What a walk says of the functions that are known.
+//!
+//! ```text
+//! found, vendor and device are others      another device: gone
+//! found, something else has changed        nobody relies on it: replaced; else it stays as it is known until it is free
+//! not found, but it answers                it stays: the walk could not describe it, or did not get there
+//! not found, and it does not answer        nobody relies on it: gone; else gone if the next look says so too
+//! a bridge that is not found               it stays while anything behind it does
+//! ```
+//!
+//! A function reads all ones while it is reset, or asleep. So one look proves nothing of a device that is driven. Two
+//! looks prove little more: policy remembers what was driven when it went, and blocks it when it comes back.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use iommu_protocol::PciAddress;
+
+use crate::hw::{BufferMemory, Unit};
+use crate::server::Server;
+use crate::topology::pci::PciFunction;
+
+/// Functions by address.
+type Found<'a> = BTreeMap<PciAddress, &'a PciFunction>;
+
+impl<U: Unit, B: BufferMemory> Server<U, B> {
+    /// The functions that are gone, or are to be replaced by what was found. Takes note of those that are looked for
+    /// again, and of those that stay as they are known.
+    pub(super) fn find_gone(&mut self, found: &[PciFunction]) -> Vec<PciAddress> {
+        let found: Found<'_> = found.iter().map(|found| (found.address, found)).collect();
+        let known: Vec<PciAddress> = self.registry.functions().collect();
+        let absent = core::mem::take(&mut self.survey.absent);
+        let mut replaced = BTreeSet::new();
+        let mut gone = BTreeSet::new();
+        for address in &known {
+            match found.get(address) {
+                Some(now) if self.is_replaced(now) => drop(replaced.insert(*address)),
+                Some(_) => {}
+                None if self.is_gone(*address, &absent) => drop(gone.insert(*address)),
+                None => {}
+            }
+        }
+        let (sure, bridges): (Vec<PciAddress>, Vec<PciAddress>) =
+            gone.iter().copied().partition(|address| {
+                self.behind(*address, &known).all(|behind| gone.contains(&behind))
+            });
+        // A bridge that stays for what is behind it goes with that.
+        self.survey.absent.extend(bridges);
+        replaced.into_iter().chain(sure).collect()
+    }
+
+    /// Whether what was found at an address takes the place of the function that is known there.
+    fn is_replaced(&mut self, now: &PciFunction) -> bool {
+        let Some(known) = self.registry.function(now.address) else { return false };
+        if known.function == *now {
+            return false;
+        }
+        // Isolation, bus numbers and class decide on groups and policy. They may change while the device is at work,
+        // some of them at its own will: then it goes on as what it is known as.
+        let replaced =
+            known.function.identity() != now.identity() || self.registry.is_at_rest(now.address);
+        if !replaced {
+            log::info!("{}: changed while it is in use: taken over when it is free", now.address);
+            self.survey.kept.push(*now);
+        }
+        replaced
+    }
+
+    /// Whether a function that was not found is gone.
+    fn is_gone(&mut self, address: PciAddress, absent: &BTreeSet<PciAddress>) -> bool {
+        let discovery = self.survey.discovery.as_mut();
+        if discovery.is_none_or(|discovery| discovery.answers(address)) {
+            return false;
+        }
+        if absent.contains(&address) {
+            return true;
+        }
+        self.survey.expect_back();
+        if self.registry.is_at_rest(address) {
+            return true;
+        }
+        self.survey.absent.insert(address);
+        false
+    }
+
+    /// The known functions behind a bridge.
+    fn behind<'a>(
+        &self,
+        bridge: PciAddress,
+        known: &'a [PciAddress],
+    ) -> impl Iterator<Item = PciAddress> + use<'a, U, B> {
+        let buses = self.registry.function(bridge).and_then(|view| view.function.buses());
+        let known = known.iter().copied();
+        known.filter(move |other| {
+            other.segment == bridge.segment
+                && buses.is_some_and(|buses| buses.contains(other.requester.bus()))
+        })
+    }
+
+    /// Whether a new function is behind a bridge that is known as what it is no longer. Its group would be a wrong one,
+    /// so it stays denied until the bridge is free.
+    pub(super) fn waits_for_bridge(&self, new: &PciFunction) -> bool {
+        let is_behind = |bridge: &PciFunction| {
+            bridge.address.segment == new.address.segment
+                && bridge.buses().is_some_and(|buses| buses.contains(new.address.requester.bus()))
+        };
+        self.survey.kept.iter().any(|now| {
+            let known = self.registry.function(now.address);
+            is_behind(now) || known.is_some_and(|known| is_behind(&known.function))
+        })
+    }
+}
