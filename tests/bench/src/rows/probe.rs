@@ -49,7 +49,7 @@ fn probe(buses: u8, clock: fn() -> f64) -> (f64, f64, u64, usize, usize) {
     registry.expect_functions(functions.len());
     for function in &functions {
         match registry.decide(&Event::FunctionAdded(*function)) {
-            Ok(plan) => drop(registry.commit(plan)),
+            Ok(plan) => registry.commit(plan),
             Err(refused) => panic!("{refused:?}"),
         }
     }
