@@ -13,7 +13,7 @@ use crate::policy::collections::slab::Slab;
 use crate::policy::config::Quotas;
 use crate::policy::decision::Decision;
 use crate::policy::event::{Batch, BatchRequest, MapRequest, Refused};
-use crate::policy::ids::{DomainId, SessionId};
+use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::iova::Wanted;
 use crate::policy::journal::{Change, Journal};
 use crate::policy::plan::Orders;
@@ -31,7 +31,7 @@ impl Request for Batch<'_> {
     #[inline]
     fn decide(&self, decision: &mut Decision<'_>) -> Result<(), Refused> {
         let Self(session, items) = *self;
-        let Some(mut work) = Work::new(decision, session)? else {
+        let Some((mut work, slots)) = Work::new(decision, session)? else {
             return each(items, |item| {
                 let iova = unconfined::carry_out(decision, session, item)?;
                 decision.plan.addresses.push(iova);
@@ -39,7 +39,7 @@ impl Request for Batch<'_> {
             });
         };
         each(items, |item| {
-            let iova = work.item(item)?;
+            let iova = work.item(slots, item)?;
             work.plan.addresses.push(iova);
             Ok(())
         })?;
@@ -62,6 +62,9 @@ fn each(
     Ok(())
 }
 
+/// The records of slots.
+type Slots = Slab<SlotRecord>;
+
 /// A session whose mappings change, and what that needs of the state and of the decision.
 struct Work<'a> {
     id: DomainId,
@@ -70,7 +73,6 @@ struct Work<'a> {
     machine: &'a Machine,
     quotas: &'a Quotas,
     domain: &'a mut Domain,
-    slots: &'a mut Slab<SlotRecord>,
     buffers: &'a Slab<Buffer>,
     account: &'a mut Account,
     excluded: &'a Ranges,
@@ -85,9 +87,12 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// `None` when no unit confines the session's device.
+    /// With the records of slots; `None` when no unit confines the session's device.
     #[inline]
-    fn new(decision: &'a mut Decision<'_>, session_id: SessionId) -> Result<Option<Self>, Refusal> {
+    fn new(
+        decision: &'a mut Decision<'_>,
+        session_id: SessionId,
+    ) -> Result<Option<(Self, &'a mut Slots)>, Refusal> {
         let state = &mut *decision.state;
         let session = state.sessions.get(session_id.0).ok_or(Refusal::BadHandle)?;
         state.machine.check_session(session)?;
@@ -97,14 +102,13 @@ impl<'a> Work<'a> {
             return Err(Refusal::UnitFailed);
         }
         decision.plan.charge = Charge::Account(session.client);
-        Ok(Some(Self {
+        let work = Self {
             id,
             session_id,
             session,
             machine: &state.machine,
             quotas: &state.machine.config.quotas,
             domain,
-            slots: &mut state.slots,
             buffers: &state.buffers,
             account: state.accounts.get_mut(session.client).ok_or(Refusal::Quota)?,
             excluded: &state.excluded,
@@ -113,23 +117,26 @@ impl<'a> Work<'a> {
             mapped: None,
             unmapped: None,
             vacated: false,
-        }))
+        };
+        Ok(Some((work, &mut state.slots)))
     }
 
     /// Decides one element; returns its address, 0 for an unmap or revoke.
     #[inline]
-    fn item(&mut self, item: &BatchRequest) -> Result<Iova, Refusal> {
+    fn item(&mut self, slots: &mut Slots, item: &BatchRequest) -> Result<Iova, Refusal> {
         match item {
-            BatchRequest::Map(request) => self.map(request),
-            BatchRequest::Grant(request) => self.grant(request),
-            BatchRequest::Unmap { iova, length } => self.unmap(*iova, *length),
-            BatchRequest::Revoke { slot, offset, length } => self.revoke(*slot, *offset, *length),
+            BatchRequest::Map(request) => self.map(slots, request),
+            BatchRequest::Grant(request) => self.grant(slots, request),
+            BatchRequest::Unmap { iova, length } => self.unmap(slots, *iova, *length),
+            BatchRequest::Revoke { slot, offset, length } => {
+                self.revoke(slots, *slot, (*offset, *length))
+            }
         }
     }
 
-    fn map(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
+    fn map(&mut self, slots: &mut Slots, request: &MapRequest) -> Result<Iova, Refusal> {
         let number = self.session.slot(request.slot)?;
-        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let record = slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         check(request, record.length)?;
         check_quota(self.account, self.quotas)?;
         let MapRequest { length, flags, iova, .. } = *request;
@@ -142,12 +149,12 @@ impl<'a> Work<'a> {
             let wanted = Wanted { length, alignment: 0, boundary: 0, above_4g };
             self.domain.take_addresses(regions, wanted)?
         };
-        Ok(self.enter(number, range, request, false))
+        Ok(self.enter((number, record), range, request, false))
     }
 
-    fn grant(&mut self, request: &MapRequest) -> Result<Iova, Refusal> {
+    fn grant(&mut self, slots: &mut Slots, request: &MapRequest) -> Result<Iova, Refusal> {
         let number = self.session.slot(request.slot)?;
-        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let record = slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         check(request, record.length)?;
         check_quota(self.account, self.quotas)?;
         let grants = record.granted.as_mut().ok_or(Refusal::BadOperation)?;
@@ -158,22 +165,27 @@ impl<'a> Work<'a> {
         let first = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
         let range = IovaRange::new(first, length).ok_or(Refusal::Range)?;
         grants.set(offset, length, true);
-        Ok(self.enter(number, range, request, true))
+        Ok(self.enter((number, record), range, request, true))
     }
 
-    fn unmap(&mut self, iova: Iova, length: u64) -> Result<Iova, Refusal> {
+    fn unmap(&mut self, slots: &mut Slots, iova: Iova, length: u64) -> Result<Iova, Refusal> {
         let range = IovaRange::new(iova, length).ok_or(Refusal::Range)?;
-        let Self { domain, slots, session_id, .. } = self;
-        let left = domain.mappings.take_out(iova, length, |slot, grant| {
-            let record = slots.get_mut(slot).filter(|record| record.session == *session_id)?;
+        let session_id = self.session_id;
+        let left = self.domain.mappings.take_out(iova, length, |slot, grant| {
+            let record = slots.get_mut(slot).filter(|record| record.session == session_id)?;
             (!grant).then_some(&mut record.mappings)
         });
         self.leave(left, range)
     }
 
-    fn revoke(&mut self, slot: Slot, offset: u64, length: u64) -> Result<Iova, Refusal> {
+    fn revoke(
+        &mut self,
+        slots: &mut Slots,
+        slot: Slot,
+        (offset, length): (u64, u64),
+    ) -> Result<Iova, Refusal> {
         let number = self.session.slot(slot)?;
-        let record = self.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
+        let record = slots.get_mut(number).ok_or(Refusal::BadHandle)?;
         let grants = record.granted.as_ref().ok_or(Refusal::BadOperation)?;
         let iova = grants.range.first().checked_add(offset).ok_or(Refusal::Range)?;
         let range = IovaRange::new(iova, length).ok_or(Refusal::NotMapped)?;
@@ -185,8 +197,13 @@ impl<'a> Work<'a> {
 
     /// Enters a mapping of a slot, a grant or not.
     #[inline]
-    fn enter(&mut self, slot: u32, range: IovaRange, request: &MapRequest, grant: bool) -> Iova {
-        let Some(record) = self.slots.get_mut(slot) else { return Iova(0) };
+    fn enter(
+        &mut self,
+        (slot, record): (u32, &mut SlotRecord),
+        range: IovaRange,
+        request: &MapRequest,
+        grant: bool,
+    ) -> Iova {
         let MapRequest { offset, access, .. } = *request;
         let mapping = Mapping { range, slot, offset, access, grant, list: false };
         let index = self.domain.mappings.insert(mapping, &mut record.mappings);
@@ -196,13 +213,12 @@ impl<'a> Work<'a> {
         if self.domain.shape.has_larger_leaf(range) {
             self.vacate(range);
         }
-        let domain = self.id;
-        match self.slots.get(slot).and_then(|record| record.base) {
+        match record.base {
             Some(base) => {
-                let phys = PhysAddr(base.0 + offset);
+                let (domain, phys) = (self.id, PhysAddr(base.0 + offset));
                 self.plan.steps.push(Step::Map { domain, range, phys, access });
             }
-            None => self.map_pieces(&mapping),
+            None => self.map_pieces(record.buffer, &mapping),
         }
         range.first()
     }
@@ -219,11 +235,10 @@ impl<'a> Work<'a> {
 
     /// Maps memory that is not in one piece.
     #[inline(never)]
-    fn map_pieces(&mut self, mapping: &Mapping) {
-        let Mapping { range, slot, offset, access, .. } = *mapping;
+    fn map_pieces(&mut self, buffer: BufferId, mapping: &Mapping) {
+        let Mapping { range, offset, access, .. } = *mapping;
         let domain = self.id;
-        let buffer = self.slots.get(slot).and_then(|record| self.buffers.get(record.buffer.0));
-        let Some(buffer) = buffer else { return };
+        let Some(buffer) = self.buffers.get(buffer.0) else { return };
         let steps = &mut self.plan.steps;
         buffer.memory.pieces(offset, range.length(), |at, phys, length| {
             if let Some(range) = IovaRange::new(Iova(range.first().0 + at), length) {
