@@ -6,6 +6,7 @@
 //! common     the rest; a client may have a quarter of it on top of what it was promised
 //! ```
 //!
+//! A client has what its own domains were promised, also when groups came later that there is nothing left for.
 //! So no three clients together can make another one's claim or attach fail, nor its mappings within a quarter of
 //! what is common. Ends of life are not charged: they take no frame, or what there is.
 //!

@@ -17,7 +17,7 @@
 //! while its device still reaches the page. The server holds a reference of its own to every page of buffers
 //! ([`Pin`]): the client loses its memory, and nobody else gets it before the device is cut off. The
 //! references end with the server: between its death and the next server's tables a cut file's page is
-//! free. Only user 0 gets descriptors, and user 0 can reach all memory anyway.
+//! free. A driver has such descriptors if it has a session, which user 0 opened or handed to it.
 
 mod buffers;
 mod directory;
