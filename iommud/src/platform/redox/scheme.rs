@@ -382,4 +382,4 @@ fn refused(refusal: Refusal) -> Error {
 }
 
 #[cfg(test)]
-pub(in crate::platform) mod tests;
+mod tests;

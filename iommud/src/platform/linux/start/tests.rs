@@ -7,8 +7,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use super::*;
 use crate::addr::PhysAddr;
 use crate::hw::UnitError;
+use crate::platform::fake_unit::FakeUnit;
 use crate::platform::linux::memory::testing::FakePages;
-use crate::platform::redox::scheme::tests::NoUnit;
 use crate::platform::{HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use crate::server::UnitStart;
 use crate::topology::firmware::{UnitDescription, UnitKind};
@@ -45,7 +45,7 @@ impl Drop for Left {
 }
 
 /// A server with these units, none of which came up.
-fn server(failed: &[UnitError]) -> Server<NoUnit, HugeBuffers<FakePages>> {
+fn server(failed: &[UnitError]) -> Server<FakeUnit, HugeBuffers<FakePages>> {
     let description = UnitDescription {
         kind: UnitKind::Vtd,
         segment: 0,

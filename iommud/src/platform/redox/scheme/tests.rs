@@ -4,102 +4,19 @@ mod waiting;
 
 use super::*;
 
-use std::convert::Infallible;
-
 use iommu_protocol::fault::RECORD_SIZE;
-use iommu_protocol::ids::{PciAddress, RequesterId};
-use iommu_protocol::wire::Access;
+use iommu_protocol::ids::PciAddress;
 use syscall::error::{EAGAIN, EMSGSIZE, ENODEV, ENOENT, ENOSYS, EPERM, ERANGE};
 use syscall::flag::{O_RDONLY, O_RDWR};
 
-use crate::addr::{IovaRange, PhysAddr, PhysRange};
-use crate::hw::page_table::{PteFormat, PteSlot};
-use crate::hw::{BufferPool, Constraints, Entry, HardwareFault, MemoryError, UnitError};
+use crate::addr::{PhysAddr, PhysRange};
+use crate::hw::{BufferPool, Constraints, MemoryError, UnitError};
 use crate::platform::HugeTables;
+use crate::platform::fake_unit::FakeUnit;
 use crate::policy::Config;
 use crate::server::{Budget, Startup, TableState, UnitStart};
-use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::{FunctionKind, PciFunction};
-
-/// The unit of a machine that has none.
-pub(in crate::platform) struct NoUnit(Infallible);
-
-impl PteFormat for NoUnit {
-    fn leaf(_: PhysAddr, _: Access, _: u8) -> u64 {
-        0
-    }
-    fn table(_: PhysAddr, _: u8) -> u64 {
-        0
-    }
-    fn decode(_: u64, _: u8) -> PteSlot {
-        PteSlot::Empty
-    }
-}
-
-impl Unit for NoUnit {
-    type Memory = HugeTables;
-    type Format = Self;
-
-    fn capabilities(&self) -> UnitCapabilities {
-        match self.0 {}
-    }
-    fn write_entry(
-        &mut self,
-        _: &mut HugeTables,
-        _: RequesterId,
-        _: Entry,
-    ) -> Result<(), UnitError> {
-        match self.0 {}
-    }
-    fn suppress_faults(
-        &mut self,
-        _: &mut HugeTables,
-        _: RequesterId,
-        _: bool,
-    ) -> Result<(), UnitError> {
-        match self.0 {}
-    }
-    fn invalidate_entry(
-        &mut self,
-        _: &mut HugeTables,
-        _: RequesterId,
-        _: Option<DomainTag>,
-    ) -> Result<(), UnitError> {
-        match self.0 {}
-    }
-    fn publish_pages(
-        &mut self,
-        _: &mut HugeTables,
-        _: DomainTag,
-        _: IovaRange,
-    ) -> Result<(), UnitError> {
-        match self.0 {}
-    }
-    fn invalidate_pages(
-        &mut self,
-        _: &mut HugeTables,
-        _: DomainTag,
-        _: IovaRange,
-        _: bool,
-    ) -> Result<(), UnitError> {
-        match self.0 {}
-    }
-    fn enable(&mut self, _: &mut HugeTables) -> Result<(), UnitError> {
-        match self.0 {}
-    }
-    fn take_faults(
-        &mut self,
-        _: &mut HugeTables,
-        _: usize,
-        _: &mut dyn FnMut(HardwareFault),
-    ) -> Result<u32, UnitError> {
-        match self.0 {}
-    }
-    fn describe(&mut self, _: &mut dyn core::fmt::Write) -> core::fmt::Result {
-        match self.0 {}
-    }
-}
 
 /// Buffers at made-up addresses.
 #[derive(Default)]
@@ -131,7 +48,7 @@ impl BufferMemory for Buffers {
     }
 }
 
-type Scheme = IommuScheme<NoUnit, Buffers>;
+type Scheme = IommuScheme<FakeUnit, Buffers>;
 
 const DEVICE: &str = "/devices/0000--00--04.0";
 
@@ -139,7 +56,7 @@ fn scheme() -> Scheme {
     scheme_with(Firmware::default(), Vec::new())
 }
 
-fn scheme_with(firmware: Firmware, units: Vec<UnitStart<NoUnit>>) -> Scheme {
+fn scheme_with(firmware: Firmware, units: Vec<UnitStart<FakeUnit>>) -> Scheme {
     IommuScheme::new(start(firmware, units, HugeTables::new([]))).with_keys(Some([9; 32]))
 }
 
