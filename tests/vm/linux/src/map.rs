@@ -25,11 +25,27 @@ impl Mapping {
     /// `write`, writing.
     pub(crate) fn new(file: &File, offset: u64, length: usize, write: bool) -> Result<Self> {
         let protection = if write { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        Self::with(file, offset, length, protection, MapFlags::SHARED)
+    }
+
+    /// Maps the first `length` bytes of `file`, and puts those of its pages that exist into this process's table
+    /// without an access.
+    pub(crate) fn of_pages(file: &File, length: usize) -> Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        Self::with(file, 0, length, protection, MapFlags::SHARED | MapFlags::POPULATE)
+    }
+
+    fn with(
+        file: &File,
+        offset: u64,
+        length: usize,
+        protection: ProtFlags,
+        flags: MapFlags,
+    ) -> Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing of this process.
-        let base = unsafe {
-            mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file.as_fd(), offset)
-        }
-        .with_context(|| format!("mmap of {length:#x} bytes at {offset:#x}"))?;
+        let base =
+            unsafe { mmap(std::ptr::null_mut(), length, protection, flags, file.as_fd(), offset) }
+                .with_context(|| format!("mmap of {length:#x} bytes at {offset:#x}"))?;
         let base = NonNull::new(base.cast()).context("mmap gave a null pointer")?;
         Ok(Self { base, length })
     }

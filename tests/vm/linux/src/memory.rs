@@ -1,9 +1,11 @@
 //! Memory whose physical address is known, for drivers of the old kind.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
 use crate::map::Mapping;
 
@@ -41,14 +43,28 @@ impl HugePage {
 }
 
 impl HugePage {
-    /// The page of a file of one huge page.
-    pub(crate) fn of_file(path: &str) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path).context(path.to_owned())?;
-        let memory = Mapping::new(&file, 0, HUGE_PAGE, true)?;
-        // Puts the page into this process's table, where its number can be read.
-        memory.read64(0)?;
-        let physical = physical_address(memory.address())?;
-        Ok(Self { memory, physical })
+    /// The page of a file of one huge page. `None` when the file has none: the server gives a page back by cutting
+    /// its file to nothing and removing it, and may do so at any time.
+    ///
+    /// # Errors
+    /// What the kernel reports of a file that has its page.
+    pub(crate) fn of_file(path: &Path) -> Result<Option<Self>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        let is_whole = || Ok::<_, Error>(file.metadata()?.len() == HUGE_PAGE as u64);
+        if !is_whole()? {
+            return Ok(None);
+        }
+        // Not read: a page that is gone by now would be SIGBUS.
+        let memory = Mapping::of_pages(&file, HUGE_PAGE)?;
+        match physical_address(memory.address()) {
+            Ok(physical) => Ok(Some(Self { memory, physical })),
+            Err(_) if !is_whole()? => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -76,13 +92,7 @@ impl ServerMemory {
     pub(crate) fn open(directory: &str) -> Result<Self> {
         let mut pages = Vec::new();
         for entry in std::fs::read_dir(directory).with_context(|| directory.to_owned())? {
-            let path = entry?.path();
-            let file = OpenOptions::new().read(true).write(true).open(&path)?;
-            // The server gives memory back by cutting its file to nothing.
-            if file.metadata()?.len() != HUGE_PAGE as u64 {
-                continue;
-            }
-            pages.push(HugePage::of_file(&path.display().to_string())?);
+            pages.extend(HugePage::of_file(&entry?.path())?);
         }
         ensure!(!pages.is_empty(), "{directory} holds no memory");
         pages.sort_by_key(|page| page.physical);

@@ -285,7 +285,7 @@ impl Scene {
 fn file_starting_with(first: u64) -> Result<(String, u64)> {
     for name in files()? {
         let path = format!("{DIRECTORY}/{name}");
-        let page = HugePage::of_file(&path)?;
+        let Some(page) = HugePage::of_file(path.as_ref())? else { continue };
         if page.memory.read64(0)? == first {
             return Ok((path, page.physical));
         }
