@@ -40,31 +40,19 @@ impl<U: Unit> Engine<U> {
                 table.frames += self.memory.frames_in_use().wrapping_sub(before);
                 Ok(unmapped?)
             }
-            Step::Vacate { domain, range } => {
-                let table = table_of(&mut self.tables, domain)?;
-                table.pages.vacate(&mut self.memory, range, &mut table.detached);
-                Ok(())
-            }
-            Step::Forget { unit, domain, range } => {
-                if !table_of(&mut self.tables, domain)?.detached.vacated() {
-                    return Ok(());
-                }
-                self.invalidate(unit, domain, range)
-            }
             Step::Publish { unit, domain, range } => self.publish(unit, domain, range),
             Step::Invalidate { unit, domain, range } => self.invalidate(unit, domain, range),
             Step::CreateTable { domain, tag, format, payer } => {
                 self.create(domain, tag, format, payer)
             }
-            Step::Block { unit, source, .. } => self.write(unit, source, Entry::Blocked),
+            Step::SetEntry { unit, source, to, .. } => {
+                let entry = self.entry(to)?;
+                self.write(unit, source, entry)
+            }
             Step::Deny { unit, source } => {
                 // Nobody relies on it: the unit has failed.
                 let _ = self.write(unit, source, Entry::Blocked);
                 Ok(())
-            }
-            Step::Translate { unit, source, domain } => {
-                let entry = self.entry(Binding::Domain(domain))?;
-                self.write(unit, source, entry)
             }
             Step::Grow { domain, levels, .. } => {
                 let table = table_of(&mut self.tables, domain)?;
@@ -77,10 +65,6 @@ impl<U: Unit> Engine<U> {
                 let entry = self.entry(Binding::Domain(domain))?;
                 self.write(unit, source, entry)
             }
-            Step::PassThrough { unit, source } => {
-                let entry = self.entry(Binding::PassThrough)?;
-                self.write(unit, source, entry)
-            }
             Step::SuppressFaults { unit, source, silent, .. } => {
                 self.suppress_faults(unit, source, silent)
             }
@@ -88,10 +72,6 @@ impl<U: Unit> Engine<U> {
             Step::Revive { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
                 hardware.revive(&mut self.memory).map_err(|error| Fault::of(unit, error))
-            }
-            Step::Renew { unit, source, binding } => {
-                let entry = self.entry(binding)?;
-                self.write(unit, source, entry)
             }
             Step::Enable { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;

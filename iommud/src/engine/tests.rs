@@ -225,6 +225,10 @@ fn invalidate(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step
 }
 
 /// Two units; the source is in domain `OLD`, which maps 2 MiB, and a page alone in its tables.
+fn set(from: Binding, to: Binding) -> Step {
+    Step::SetEntry { unit: UNIT, source: SOURCE, from, to }
+}
+
 fn machine() -> Engine<FakeUnit> {
     let mut engine = Engine::new(TestMemory::new());
     engine.install(UNIT, FakeUnit::new(usize::MAX));
@@ -233,7 +237,7 @@ fn machine() -> Engine<FakeUnit> {
         create(OLD, 2),
         map(OLD, 0x20_0000, 0x20_0000),
         map(OLD, 0x8000_0000, 0x1000),
-        Step::Translate { unit: UNIT, source: SOURCE, domain: OLD },
+        set(Binding::Blocked, Binding::Domain(OLD)),
     ]);
     assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
     engine
@@ -250,9 +254,9 @@ fn moving() -> Orders {
         map(NEW, 0x1000, 0x3000),
         map(OLD, 0x4000_0000, 0x1000),
         publish(UNIT, OLD, 0x4000_0000, 0x1000),
-        Step::Block { unit: UNIT, source: SOURCE, was: Binding::Domain(OLD) },
+        set(Binding::Domain(OLD), Binding::Blocked),
         Step::InvalidateEntry { unit: UNIT, source: SOURCE, was: Binding::Domain(OLD) },
-        Step::Translate { unit: UNIT, source: SOURCE, domain: NEW },
+        set(Binding::Blocked, Binding::Domain(NEW)),
         Step::InvalidateEntry { unit: UNIT, source: SOURCE, was: Binding::Blocked },
         invalidate(OTHER, OLD, 0x4000_0000, 0x1000),
     ])
@@ -380,7 +384,7 @@ fn what_does_not_exist_is_an_error_and_changes_nothing() {
         map(DomainId(9), 0x1000, 0x1000),
         map(OLD, 0x20_0000, 0x1000),
         Step::Enable { unit: UnitIndex(9) },
-        Step::Translate { unit: UNIT, source: SOURCE, domain: DomainId(u32::MAX) },
+        set(Binding::Blocked, Binding::Domain(DomainId(u32::MAX))),
     ] {
         let failure = engine.run(&Orders::of(&[step]), &mut Buffers::default()).unwrap_err();
         assert!(failure.lost.is_empty(), "{step:?}");

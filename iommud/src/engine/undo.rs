@@ -67,12 +67,9 @@ impl<U: Unit> Engine<U> {
             Step::Map { domain, range, .. } | Step::MapList { domain, range, .. } => {
                 self.undo_map(domain, range, undo);
             }
-            Step::Unmap { domain, range } | Step::Vacate { domain, range } => {
-                self.undo_unmap(domain, range, undo);
-            }
-            Step::Block { unit, source, was } => self.undo_block(unit, source, was, undo),
-            Step::Translate { unit, source, domain } => {
-                self.undo_entry(unit, source, Binding::Domain(domain), undo);
+            Step::Unmap { domain, range } => self.undo_unmap(domain, range, undo),
+            Step::SetEntry { unit, source, from, to } => {
+                self.undo_entry((unit, source), (from, to), undo);
             }
             Step::SuppressFaults { unit, source, silent, was } => {
                 // The word is as before, whatever the unit says; what it may reach never changed.
@@ -82,18 +79,13 @@ impl<U: Unit> Engine<U> {
                     undo.proved(forgotten);
                 }
             }
-            Step::PassThrough { unit, source } => {
-                self.undo_entry(unit, source, Binding::PassThrough, undo);
-            }
             // What a unit was told to forget it may look up again; what cannot fail comes last in a plan,
             // behind everything that can.
             Step::Publish { .. }
-            | Step::Forget { .. }
             | Step::Invalidate { .. }
             | Step::InvalidateEntry { .. }
             | Step::Enable { .. }
             | Step::Revive { .. }
-            | Step::Renew { .. }
             | Step::ReleaseAbandoned
             | Step::Deny { .. }
             | Step::ReleaseTables { .. }
@@ -215,33 +207,28 @@ impl<U: Unit> Engine<U> {
             .map_err(|error| Fault::of(unit, error))
     }
 
-    fn undo_block(&mut self, unit: UnitIndex, source: RequesterId, was: Binding, undo: &mut Undo) {
-        if undo.lost.contains(&unit) {
-            return;
-        }
-        let restored = self
-            .entry(was)
-            .and_then(|entry| self.write(unit, source, entry))
-            .and_then(|()| self.forget(unit, source, Binding::Blocked));
-        undo.proved(restored);
-    }
-
-    /// The entry denied before it was written: it does again, whatever the unit says.
+    /// Makes the entry what it was. On a unit that is lost an entry that blocks stays as it is, and one that lets its
+    /// requester through is written back although nobody can say whether the unit honours it: what the requester may
+    /// reach is unproved then.
     fn undo_entry(
         &mut self,
-        unit: UnitIndex,
-        source: RequesterId,
-        binding: Binding,
+        (unit, source): (UnitIndex, RequesterId),
+        (from, to): (Binding, Binding),
         undo: &mut Undo,
     ) {
-        let blocked = self.write(unit, source, Entry::Blocked);
-        let forgotten = if undo.lost.contains(&unit) {
+        let lost = undo.lost.contains(&unit);
+        if lost && to == Binding::Blocked {
+            return;
+        }
+        let entry = self.entry(from);
+        let written = entry.and_then(|entry| self.write(unit, source, entry));
+        let forgotten = if lost {
             Err(Fault { unit: None, error: UnitError::Dead })
         } else {
-            self.forget(unit, source, binding)
+            self.forget(unit, source, to)
         };
-        let proved = undo.proved(blocked) & undo.proved(forgotten);
-        undo.unproved |= !proved;
+        let proved = undo.proved(written) & undo.proved(forgotten);
+        undo.unproved |= !proved && to != Binding::Blocked && to != from;
     }
 
     /// Units that are up and did not fail in this plan.

@@ -198,19 +198,6 @@ impl Decision<'_> {
         self.plan.steps.extend(steps);
     }
 
-    /// Makes room for larger leaves in a range that is mapped next, if it can have any. No unit that failed may walk
-    /// the domain's table: it would forget nothing.
-    pub(super) fn vacate(&mut self, id: DomainId, range: IovaRange) {
-        let Some(domain) = self.state.domains.get(id.0) else { return };
-        if domain.shape.has_larger_leaf(range) {
-            self.plan.steps.push(Step::Vacate { domain: id, range });
-            let units = domain.active.iter();
-            let steps = units.map(|&(unit, _)| Step::Forget { unit, domain: id, range });
-            self.plan.steps.extend(steps);
-            self.release_tables(id);
-        }
-    }
-
     /// Frees tables that were unlinked, in the end.
     pub(super) fn release_tables(&mut self, domain: DomainId) {
         let step = Step::ReleaseTables { domain };
@@ -237,7 +224,7 @@ impl Decision<'_> {
 
     /// Writes an entry that denies, and makes the unit forget the one before.
     pub(super) fn block(&mut self, (unit, source): (UnitIndex, RequesterId), was: Binding) {
-        self.step(Step::Block { unit, source, was });
+        self.step(Step::SetEntry { unit, source, from: was, to: Binding::Blocked });
         self.step(Step::InvalidateEntry { unit, source, was });
     }
 }

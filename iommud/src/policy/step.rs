@@ -5,13 +5,14 @@
 //! ```text
 //! unmap      Unmap -> Invalidate (every unit of the domain) -> ReleaseTables -> ReleaseBuffer
 //! map        Map -> Publish (every unit of the domain that needs to be told)
-//! large map  Vacate -> Forget (every unit of the domain) -> Map -> Publish -> ReleaseTables
-//! move       Block -> InvalidateEntry(old domain) -> Translate -> InvalidateEntry(none)
-//! end        Block -> InvalidateEntry(old domain) -> DestroyTable -> ReleaseBuffer
+//! block      SetEntry(to Blocked) -> InvalidateEntry(old domain)
+//! move       block -> SetEntry(to the new domain) -> InvalidateEntry(none)
+//! end        block -> DestroyTable -> ReleaseBuffer
 //! storm      SuppressFaults -> InvalidateEntry; a move of the entry begins with the opposite
-//! bring-up   CreateTable -> Map .. -> Translate or Block of every function -> Enable
-//! take-over  .. -> Block -> Enable -> Translate -> InvalidateEntry(none), of whoever gets a tag that the unit may hold
-//! come-back  Revive -> as bring-up, but a move of each entry that is to change, Renew of all others
+//! bring-up   CreateTable -> Map .. -> SetEntry of every function -> Enable
+//! take-over  .. -> SetEntry(to Blocked) -> Enable -> SetEntry(to its domain) -> InvalidateEntry(none), of each requester
+//!            whose tag the unit may hold
+//! come-back  Revive -> as bring-up, but a move of each entry that changes, SetEntry of all others to what they are
 //! proved     DestroyTable -> ReleaseBuffer -> ReleaseAbandoned, once every unit that failed was revived
 //! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```
@@ -68,23 +69,6 @@ pub enum Step {
         /// Levels of the root that the entry points to.
         from: u8,
     },
-    /// Unlinks the empty table that a page table keeps, if it lies where `range` could have a larger leaf. It is kept
-    /// until `ReleaseTables`. Undone by linking it again.
-    Vacate {
-        /// The domain.
-        domain: DomainId,
-        /// What is mapped next.
-        range: IovaRange,
-    },
-    /// Makes a unit forget what `Vacate` unlinked, so that larger leaves can be entered; nothing when that was nothing.
-    Forget {
-        /// The unit.
-        unit: UnitIndex,
-        /// The domain.
-        domain: DomainId,
-        /// What is mapped next.
-        range: IovaRange,
-    },
     /// Enters translations, all or none. Undone by removing them, invalidating and freeing what was added.
     Map {
         /// The domain.
@@ -137,34 +121,25 @@ pub enum Step {
         /// The domain.
         domain: DomainId,
     },
-    /// Writes an entry that denies.
-    Block {
+    /// Changes what an entry lets its requester do, in one store. Every move from one domain to another goes through
+    /// [`Binding::Blocked`], with an `InvalidateEntry` after each half. Its inverse is the same step with `from` and `to`
+    /// exchanged, and an `InvalidateEntry` of `to`.
+    ///
+    /// With `from` equal to `to` it writes an entry anew: one that was never written, or one of a unit that failed and
+    /// may have lost what was written since.
+    SetEntry {
         /// The unit.
         unit: UnitIndex,
         /// The requester.
         source: RequesterId,
-        /// What the entry is now, for undoing.
-        was: Binding,
+        /// What the entry is now.
+        from: Binding,
+        /// What it is from now on.
+        to: Binding,
     },
     /// Writes an entry that denies into the tables of a unit that has failed. A precaution: nobody can say
     /// whether the unit honours it, so nothing is ever freed on its account. Cannot fail the plan.
     Deny {
-        /// The unit.
-        unit: UnitIndex,
-        /// The requester.
-        source: RequesterId,
-    },
-    /// Writes an entry that lets the requester into a domain. The entry denied before.
-    Translate {
-        /// The unit.
-        unit: UnitIndex,
-        /// The requester.
-        source: RequesterId,
-        /// The domain.
-        domain: DomainId,
-    },
-    /// Writes an entry that lets the requester through untranslated (policy `off`). The entry denied before.
-    PassThrough {
         /// The unit.
         unit: UnitIndex,
         /// The requester.
@@ -196,16 +171,6 @@ pub enum Step {
     Revive {
         /// The unit.
         unit: UnitIndex,
-    },
-    /// Writes an entry that is to be what it was before its unit failed: what was written since then may have been
-    /// lost, or undone. Needs no undoing.
-    Renew {
-        /// The unit.
-        unit: UnitIndex,
-        /// The requester.
-        source: RequesterId,
-        /// What the entry is to be.
-        binding: Binding,
     },
     /// Turns a unit's translation on. Every function behind it has its entry.
     Enable {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use super::facts::Facts;
 use super::tables;
 use crate::addr::PhysRange;
-use crate::policy::{DomainId, Event, Registry, Step, UnitIndex};
+use crate::policy::{Binding, DomainId, Event, Registry, Step, UnitIndex};
 use crate::topology::capabilities::{PageSizes, TableFormat, UnitCapabilities};
 use crate::topology::firmware::ScopeKind;
 use crate::topology::pci::PciFunction;
@@ -99,15 +99,15 @@ impl Forecast {
                     domain.ranges.push((range.first().0, range.last().0));
                 }
             }
-            Step::Translate { unit, source, domain } => {
+            Step::SetEntry { unit, source, to, .. } => {
                 self.enter(unit, source.bus());
-                if let Some(domain) = self.domain(domain) {
+                if let Binding::Domain(domain) = to
+                    && let Some(domain) = self.domain(domain)
+                {
                     domain.units.insert(unit);
                 }
             }
-            Step::Block { unit, source, .. }
-            | Step::PassThrough { unit, source }
-            | Step::SuppressFaults { unit, source, .. } => self.enter(unit, source.bus()),
+            Step::SuppressFaults { unit, source, .. } => self.enter(unit, source.bus()),
             _ => {}
         }
     }

@@ -87,8 +87,6 @@ pub struct Detached {
     structure: bool,
     /// The region whose empty table stayed linked before another one's did.
     idle_before: Option<u64>,
-    /// The last attempt to make room for larger leaves unlinked an empty table.
-    vacated: bool,
 }
 
 /// No address.
@@ -110,7 +108,6 @@ impl Detached {
             stale: NOTHING,
             structure: false,
             idle_before: None,
-            vacated: false,
         }
     }
 
@@ -130,18 +127,6 @@ impl Detached {
     #[must_use]
     pub const fn tables_freed(&self) -> bool {
         self.structure
-    }
-
-    /// Whether the last [`PageTable::vacate`](super::PageTable::vacate) unlinked an empty table to make room for larger
-    /// leaves: units have to forget it before those are entered.
-    #[must_use]
-    pub const fn vacated(&self) -> bool {
-        self.vacated
-    }
-
-    /// Notes whether it did; what was put back did not.
-    pub(super) const fn set_vacated(&mut self, vacated: bool) {
-        self.vacated = vacated;
     }
 
     /// What units have to forget before the release: a range around all that was unmapped, and around all
@@ -189,7 +174,7 @@ impl Detached {
         }
         self.runs.clear();
         (self.stale, self.structure) = (NOTHING, false);
-        (self.idle_before, self.vacated) = (None, false);
+        self.idle_before = None;
     }
 
     #[inline(never)]

@@ -5,8 +5,8 @@
 //! another slot in use of the table above: the last mapping of a GiB takes it along, so that what unmapping
 //! leaves behind is what was there before.
 //!
-//! Where it lies a larger leaf can be entered only when it has been unlinked and units have forgotten it, which
-//! takes an invalidation: [`PageTable::vacate`] is a step of its own, before the map. A map without it uses the table.
+//! A map that covers its 2 MiB fills it with pages instead of entering a large leaf, which would take an invalidation
+//! first. The unmap of the 2 MiB then unlinks it, and the next map there has its large leaf.
 
 use super::PageTable;
 use super::detached::Detached;
@@ -106,26 +106,6 @@ impl<F: PteFormat> PageTable<F> {
         if let Some(region) = detached.idle_before() {
             self.idle = Idle { region, others: 0 };
         }
-    }
-
-    /// Unlinks the table that is kept, if it lies where `range` could have a larger leaf in its place. It goes to
-    /// `detached`, as what [`PageTable::unmap`] takes out does; [`Detached::vacated`] says whether it did.
-    pub fn vacate<M: TableMemory>(
-        &mut self,
-        memory: &mut M,
-        range: IovaRange,
-        detached: &mut Detached,
-    ) {
-        let start = detached.runs.len();
-        let region = self.idle.region;
-        let block = IovaRange::new(Iova(region.wrapping_mul(slot_size(2))), slot_size(2));
-        let inside = block.is_some_and(|block| range.contains(block));
-        let vacates = inside && self.leaf_allowed(2) && self.is_idle(memory, region);
-        if vacates {
-            self.unlink_idle(memory, detached);
-        }
-        detached.set_vacated(vacates);
-        self.begin_call(start, detached);
     }
 
     fn is_idle<M: TableMemory>(&self, memory: &mut M, region: u64) -> bool {

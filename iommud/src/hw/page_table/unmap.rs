@@ -143,7 +143,6 @@ impl<F: PteFormat> PageTable<F> {
     pub fn relink<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
         self.recent = Recent::NOTHING;
         self.stand_by_again(detached);
-        detached.set_vacated(false);
         while let Some(run) = detached.runs.pop() {
             let index = usize::from(run.index);
             match run.kind {

@@ -237,18 +237,6 @@ impl Shape {
         last_of(self.iova_bits.min(12 + 9 * self.format.levels))
     }
 
-    /// Whether a range holds all that a leaf of 2 MiB would translate, and there may be one.
-    #[inline]
-    pub(in crate::policy) fn has_larger_leaf(&self, range: IovaRange) -> bool {
-        const BLOCK: u64 = 1 << 21;
-        if range.length() < BLOCK || !self.format.page_sizes.contains(PageSizes::SIZE_2M) {
-            return false;
-        }
-        let block = range.first().0.checked_next_multiple_of(BLOCK);
-        let end = block.and_then(|first| first.checked_add(BLOCK - 1));
-        end.is_some_and(|last| last <= range.last().0)
-    }
-
     /// Last address of memory.
     pub(in crate::policy) const fn last_memory(&self) -> u64 {
         last_of(self.physical_bits)

@@ -10,8 +10,8 @@ use proptest::test_runner::RngSeed;
 
 use super::world::*;
 use crate::policy::{
-    Allocate, BatchRequest, BufferId, Claim, ClientId, Config, Event, Hold, Import, ImportShared,
-    ListRequest, MapList, Matcher, Mode, Rule, SessionId, UnitIndex,
+    Allocate, BatchRequest, Binding, BufferId, Claim, ClientId, Config, Event, Hold, Import,
+    ImportShared, ListRequest, MapList, Matcher, Mode, Rule, SessionId, Step, UnitIndex,
 };
 use crate::topology::firmware::{DeviceScope, Firmware, ReservedRegion, ScopeKind};
 use crate::topology::pci::{Buses, FunctionKind, PciFunction};
@@ -355,15 +355,21 @@ fn the_sequences_reach_what_they_should() {
         "Publish",
         "Invalidate",
         "ReleaseTables",
-        "Block",
-        "Translate",
-        "PassThrough",
+        "SetEntry",
         "InvalidateEntry",
         "Enable",
         "ReleaseBuffer",
     ] {
         assert!(kinds.contains(kind), "{kind} never happened");
     }
+    let to = |wanted: fn(&Binding) -> bool| {
+        let mut steps = sequence.bench.world.steps.iter();
+        steps
+            .any(|step| matches!(step, Step::SetEntry { from, to, .. } if from != to && wanted(to)))
+    };
+    assert!(to(|to| *to == Binding::Blocked), "nothing was ever blocked");
+    assert!(to(|to| *to == Binding::PassThrough), "nothing ever passed through");
+    assert!(to(|to| matches!(to, Binding::Domain(_))), "nothing ever entered a domain");
     let (done, refused) = sequence.finish();
     assert!(done > 150 && refused > 50, "{done} done, {refused} refused");
 }

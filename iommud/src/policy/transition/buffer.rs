@@ -159,7 +159,6 @@ fn place(
     let index = domain.mappings.insert(mapping, &mut record.mappings);
     decision.journal.note(Change::Entered(id, index, slot));
     decision.state.charge_slot(slot, 1, true);
-    decision.vacate(id, range);
     let memory = &decision.state.buffer(buffer)?.memory;
     memory.pieces(0, length, |at, phys, length| {
         let range = IovaRange::new(Iova(range.first().0 + at), length);

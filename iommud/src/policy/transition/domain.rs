@@ -189,7 +189,6 @@ fn change_reserved(
         decision.invalidate(id, range);
         decision.release_tables(id);
     }
-    enter.iter().for_each(|piece| decision.vacate(id, piece.range));
     decision.map_pieces(id, &enter);
     if let Some(range) = hull_of(&enter) {
         decision.publish(id, range);

@@ -12,15 +12,6 @@ use crate::policy::state::objects::Unit;
 use crate::policy::step::{Binding, Step};
 use crate::policy::transition::domain;
 
-/// The step that writes an entry which denied before; none that denies.
-pub(super) const fn opening((unit, source): Key, now: Binding) -> Option<Step> {
-    match now {
-        Binding::Blocked => None,
-        Binding::Domain(domain) => Some(Step::Translate { unit, source, domain }),
-        Binding::PassThrough => Some(Step::PassThrough { unit, source }),
-    }
-}
-
 /// Where an entry is to point; a domain of policy that this needs is made.
 pub(super) fn binding(decision: &mut Decision<'_>, key: Key) -> Result<Binding, Refusal> {
     let machine = &decision.state.machine;
@@ -86,19 +77,21 @@ pub(super) fn deny(decision: &mut Decision<'_>, key: Key) {
 /// Moves entries: all that let something through are blocked and forgotten before any is opened, so that no two members
 /// of a group are ever in different domains.
 pub(super) fn move_entries(decision: &mut Decision<'_>, moves: &[(Key, Binding, Binding)]) {
-    let closing = || moves.iter().filter(|(_, was, _)| *was != Binding::Blocked);
+    let blocked = Binding::Blocked;
+    let closing = || moves.iter().filter(|(_, was, _)| *was != blocked);
+    let opening = || moves.iter().filter(|(_, _, now)| *now != blocked);
     let steps = &mut decision.plan.steps;
-    for &((unit, source), was, _) in closing() {
-        steps.push(Step::Block { unit, source, was });
+    for &((unit, source), from, _) in closing() {
+        steps.push(Step::SetEntry { unit, source, from, to: blocked });
     }
     for &((unit, source), was, _) in closing() {
         steps.push(Step::InvalidateEntry { unit, source, was });
     }
-    steps.extend(moves.iter().filter_map(|&(key, _, now)| opening(key, now)));
-    for &((unit, source), _, now) in moves {
-        if now != Binding::Blocked {
-            steps.push(Step::InvalidateEntry { unit, source, was: Binding::Blocked });
-        }
+    for &((unit, source), _, to) in opening() {
+        steps.push(Step::SetEntry { unit, source, from: blocked, to });
+    }
+    for &((unit, source), ..) in opening() {
+        steps.push(Step::InvalidateEntry { unit, source, was: blocked });
     }
     for &(key, _, now) in moves {
         decision.bind(key, now);

@@ -82,8 +82,6 @@ struct Work<'a> {
     mapped: Option<IovaRange>,
     /// A range around all that was unmapped.
     unmapped: Option<IovaRange>,
-    /// Tables may be unlinked to make room for larger leaves.
-    vacated: bool,
 }
 
 impl<'a> Work<'a> {
@@ -116,7 +114,6 @@ impl<'a> Work<'a> {
             journal: &mut *decision.journal,
             mapped: None,
             unmapped: None,
-            vacated: false,
         };
         Ok(Some((work, &mut state.slots)))
     }
@@ -210,9 +207,6 @@ impl<'a> Work<'a> {
         self.account.mappings += 1;
         self.journal.note(Change::Entered(self.id, index, slot));
         self.mapped = Some(hull(self.mapped, range));
-        if self.domain.shape.has_larger_leaf(range) {
-            self.vacate(range);
-        }
         match record.base {
             Some(base) => {
                 let (domain, phys) = (self.id, PhysAddr(base.0 + offset));
@@ -221,16 +215,6 @@ impl<'a> Work<'a> {
             None => self.map_pieces(record.buffer, &mapping),
         }
         range.first()
-    }
-
-    /// Makes room for larger leaves.
-    #[cold]
-    fn vacate(&mut self, range: IovaRange) {
-        let domain = self.id;
-        self.plan.steps.push(Step::Vacate { domain, range });
-        let units = self.domain.active.iter();
-        self.plan.steps.extend(units.map(|&(unit, _)| Step::Forget { unit, domain, range }));
-        self.vacated = true;
     }
 
     /// Maps memory that is not in one piece.
@@ -269,14 +253,12 @@ impl<'a> Work<'a> {
         if let Some(range) = self.unmapped {
             let units = self.domain.active.iter();
             steps.extend(units.map(|&(unit, _)| Step::Invalidate { unit, domain, range }));
+            self.plan.last.push(Step::ReleaseTables { domain });
         }
         if let Some(range) = self.mapped {
             let units = self.domain.active.iter().map(|(unit, _)| *unit);
             let units = units.filter(|unit| self.machine.needs_publishing(*unit));
             steps.extend(units.map(|unit| Step::Publish { unit, domain, range }));
-        }
-        if self.unmapped.is_some() || self.vacated {
-            self.plan.last.push(Step::ReleaseTables { domain });
         }
     }
 }

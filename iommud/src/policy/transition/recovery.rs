@@ -29,7 +29,7 @@ pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<(
             continue;
         }
         let (unit, source) = key;
-        decision.step(Step::Renew { unit, source, binding: now });
+        decision.step(Step::SetEntry { unit, source, from: now, to: now });
         decision.step(Step::InvalidateEntry { unit, source, was: now });
         decision.bind(key, now);
     }

@@ -65,12 +65,13 @@ fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, R
     for &key in keys {
         let now = entries::binding(decision, key)?;
         let (unit, source, was) = (key.0, key.1, Binding::Blocked);
-        let mut opening = entries::opening(key, now);
-        if opening.is_some() && opens_late(decision.state, unit, now) {
-            late.extend(opening.take());
-            late.push(Step::InvalidateEntry { unit, source, was });
+        let set = Step::SetEntry { unit, source, from: was, to: now };
+        if opens_late(decision.state, unit, now) {
+            decision.step(Step::SetEntry { unit, source, from: was, to: was });
+            late.extend([set, Step::InvalidateEntry { unit, source, was }]);
+        } else {
+            decision.step(set);
         }
-        decision.step(opening.unwrap_or(Step::Block { unit, source, was }));
         decision.bind(key, now);
     }
     Ok(late)

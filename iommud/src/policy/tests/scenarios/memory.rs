@@ -103,26 +103,6 @@ fn s30_page_tables_are_limited_too() {
     assert!(made > 1);
 }
 
-#[test]
-fn what_may_have_a_large_leaf_has_room_made_for_it() {
-    let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
-    let session = bench.claim(1, address(0, 4, 0));
-    bench.run(&Event::Attach(session)).unwrap();
-    let (slot, ..) = bench.allocate(session, 1024 * PAGE, AllocateFlags::UNMAPPED).unwrap();
-    let mut kinds = |items: &[BatchRequest]| {
-        let from = bench.world.steps.len();
-        bench.batch(session, items).unwrap();
-        bench.world.steps[from..].iter().map(kind).collect::<Vec<_>>()
-    };
-    let at = 4 << 30;
-    let room = ["Vacate", "Forget", "Map", "Publish", "ReleaseTables"];
-    assert_eq!(kinds(&[fixed(slot, 0, 512, at)]), room);
-    assert_eq!(kinds(&[unmap(at, 512)]), ["Unmap", "Invalidate", "ReleaseTables"]);
-    assert_eq!(kinds(&[fixed(slot, 0, 512, at + PAGE)]), ["Map", "Publish"], "none fits");
-    let both = [fixed(slot, 0, 1, at), fixed(slot, 0, 1024, at + 1024 * PAGE)];
-    assert_eq!(kinds(&both), ["Map", "Vacate", "Forget", "Map", "Publish", "ReleaseTables"]);
-}
-
 /// The tables of policy stay where they are: what comes back needs no room to be made, and no memory.
 #[test]
 fn memory_comes_back_to_compat_into_the_tables_that_stayed() {

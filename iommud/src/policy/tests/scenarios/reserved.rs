@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
-use super::{PAGE, claim_event, kind, own_domain, pair, reserve, strict};
+use super::{PAGE, claim_event, own_domain, pair, reserve, strict};
 use crate::policy::tests::world::*;
 use crate::policy::{Batch, Binding, Config, Event, Matcher, Mode, Rule};
 use crate::topology::testing::{address, endpoint};
@@ -97,26 +97,6 @@ fn s22_a_region_leaves_with_its_device() {
     bench.batch(second, &[fixed(slot, 0, 1, 32 * MIB)]).unwrap();
     bench.run(&Event::Close(first)).unwrap();
     bench.run(&Event::Close(second)).unwrap();
-}
-
-/// The domain may keep an empty table where the region comes to lie.
-#[test]
-fn s22_a_large_region_that_enters_a_domain_in_use_has_room_made_for_it() {
-    for (length, room) in [(4 * MIB, true), (MIB, false)] {
-        let mut firmware = one_unit();
-        reserve(&mut firmware, 4, 32 * MIB, length);
-        let mut bench = Bench::new(strict(), firmware, &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
-        let first = bench.claim(1, address(0, 3, 0));
-        bench.run(&Event::Attach(first)).unwrap();
-        let from = bench.world.steps.len();
-        bench.claim_under(1, address(0, 4, 0), Some(first)).unwrap();
-        let kinds: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
-        let at = |wanted| kinds.iter().position(|kind| *kind == wanted);
-        let [map, vacate, forget] = ["Map", "Vacate", "Forget"].map(at);
-        assert!(map.is_some(), "{kinds:?}");
-        assert_eq!([vacate, forget].map(|at| at.is_some()), [room, room], "{kinds:?}");
-        assert!(!room || vacate < forget && forget < map, "{kinds:?}");
-    }
 }
 
 #[test]

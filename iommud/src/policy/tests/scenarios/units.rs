@@ -305,8 +305,8 @@ fn a_unit_that_failed_comes_back_with_what_policy_says_now() {
     let steps: Vec<_> = bench.world.steps[from..].iter().map(kind).collect();
     assert_eq!(
         steps,
-        ["Revive", "Renew", "InvalidateEntry", "Renew", "InvalidateEntry", "Enable"],
-        "nothing under policy is blocked on the way"
+        ["Revive", "Block", "InvalidateEntry", "Renew", "InvalidateEntry", "Enable"],
+        "the client's device stays blocked; nothing under policy is blocked on the way"
     );
     assert_eq!(bench.world.entry(0, address(0, 4, 0)), compat);
     assert_eq!(

@@ -173,27 +173,14 @@ impl World {
                 self.cache_all();
                 self.domain(domain).unmap(range.first().0, range.last().0);
             }
-            Step::Publish { .. }
-            | Step::Vacate { .. }
-            | Step::Forget { .. }
-            | Step::ReleaseTables { .. } => {}
+            Step::Publish { .. } | Step::ReleaseTables { .. } => {}
             Step::Invalidate { unit, domain, .. } => {
                 let tag = self.domain(domain).tag;
                 self.unit(unit).stale_pages.remove(&tag);
                 self.cache_all();
             }
-            Step::Block { unit, source, was } => {
-                let now = self.unit(unit).entries.get(&source.0).copied();
-                assert_eq!(now.unwrap_or(Binding::Blocked), was, "what {source:?} was");
-                self.write(unit, source, Binding::Blocked);
-            }
+            Step::SetEntry { unit, source, from, to } => self.set(unit, source, from, to),
             Step::Deny { unit, source } => self.write(unit, source, Binding::Blocked),
-            Step::Translate { unit, source, domain } => {
-                let levels = self.domain(domain).levels;
-                self.unit(unit).depths.insert(source.0, levels);
-                self.open(unit, source, Binding::Domain(domain));
-            }
-            Step::PassThrough { unit, source } => self.open(unit, source, Binding::PassThrough),
             Step::InvalidateEntry { unit, source, was } => {
                 self.unit(unit).stale_entries.remove(&source.0);
                 if let Binding::Domain(domain) = was {
@@ -219,23 +206,28 @@ impl World {
                 hardware.stale_pages.clear();
                 self.cache_all();
             }
-            Step::Renew { unit, source, binding } => {
-                let now = self.unit(unit).entries.get(&source.0).copied();
-                let now = now.unwrap_or(Binding::Blocked);
-                assert!(now == binding || now == Binding::Blocked, "{source:?} was {now:?}");
-                let levels = match binding {
-                    Binding::Domain(domain) => self.domain(domain).levels,
-                    _ => 0,
-                };
-                self.unit(unit).depths.insert(source.0, levels);
-                self.write(unit, source, binding);
-            }
             Step::ReleaseAbandoned => {}
             Step::Enable { unit } => {
                 self.unit(unit).enabled = true;
                 self.cache_all();
             }
             Step::ReleaseBuffer { buffer } => self.release(buffer),
+        }
+    }
+
+    fn set(&mut self, unit: UnitIndex, source: RequesterId, from: Binding, to: Binding) {
+        let now = self.unit(unit).entries.get(&source.0).copied().unwrap_or(Binding::Blocked);
+        // An entry that is written anew may have been denied since.
+        let expected = now == from || from == to && now == Binding::Blocked;
+        assert!(expected, "{source:?} was {now:?}, not {from:?}");
+        if let Binding::Domain(domain) = to {
+            let levels = self.domain(domain).levels;
+            self.unit(unit).depths.insert(source.0, levels);
+        }
+        if from == to || to == Binding::Blocked {
+            self.write(unit, source, to);
+        } else {
+            self.open(unit, source, to);
         }
     }
 
