@@ -13,6 +13,8 @@ mod growth;
 mod handover_page;
 mod logger;
 #[cfg(target_arch = "x86_64")]
+mod machine_facts;
+#[cfg(target_arch = "x86_64")]
 mod mapping;
 #[cfg(target_arch = "x86_64")]
 mod order;
@@ -21,6 +23,8 @@ mod registers;
 mod restart_backoff;
 #[cfg(target_arch = "x86_64")]
 mod sizing;
+#[cfg(target_arch = "x86_64")]
+mod startup;
 #[cfg(target_arch = "x86_64")]
 mod units;
 

@@ -2,12 +2,13 @@
 //! says how much.
 
 use super::HUGE_PAGE;
-use super::units::Machine;
+use super::machine_facts::MachineFacts;
+use super::units::{self, Family, MapRegisters};
 use crate::addr::PhysRange;
-use crate::hw::Survey;
 use crate::policy::Config;
 use crate::server::Budget;
 use crate::sizing::{Facts, Need, PAGE_FRAMES, memory_need};
+use crate::topology::pci::ConfigSpace;
 
 const MIB: u64 = 1 << 20;
 
@@ -69,14 +70,15 @@ impl Order {
     }
 }
 
-/// What a machine needs, in a line of the log.
-pub(super) fn need(
-    machine: &Machine<'_>,
-    surveys: &[Option<Survey>],
+/// How much memory a machine needs; logs it. Reads registers of units. `left` is memory of earlier servers.
+pub(super) fn need<U: Family>(
+    facts: &MachineFacts,
+    (space, map): (&mut impl ConfigSpace, MapRegisters),
     config: &Config,
     left: &[PhysRange],
 ) -> Need {
-    let Machine { firmware, ram, functions } = *machine;
+    let MachineFacts { firmware, ram, functions, .. } = facts;
+    let surveys = &units::surveys::<U, _>(firmware, space, map);
     let need = memory_need(&Facts { firmware, surveys, ram, functions, config, left });
     log::info!(
         "memory: {} KiB of tables for units and policy, {} KiB for clients, {} MiB of buffers wanted",

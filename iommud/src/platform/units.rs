@@ -14,7 +14,7 @@ use crate::hw::{BufferMemory, Nanos, Survey, Unit, UnitError};
 use crate::policy::UnitIndex;
 use crate::server::{Budget, Server, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
-use crate::topology::pci::{ConfigSpace, PciFunction};
+use crate::topology::pci::ConfigSpace;
 
 /// Reads the table with a signature; `None` when the firmware has none.
 pub(super) type ReadTable = fn(&str) -> io::Result<Option<Vec<u8>>>;
@@ -74,14 +74,6 @@ pub(super) struct Surroundings<'a, S> {
     pub(super) tables: &'a mut HugeTables,
     pub(super) map: MapRegisters,
     pub(super) budget: &'a Budget,
-}
-
-/// What memory is sized by, besides the units themselves.
-#[derive(Clone, Copy)]
-pub(super) struct Machine<'a> {
-    pub(super) firmware: &'a Firmware,
-    pub(super) ram: &'a [PhysRange],
-    pub(super) functions: &'a [PciFunction],
 }
 
 /// What each unit is; `None` where that cannot be read.

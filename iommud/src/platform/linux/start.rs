@@ -30,17 +30,15 @@ use super::ram::{RamError, system_ram};
 use super::signals;
 use super::transport::{Listener, Recover, Transport, WireLog};
 use super::uevent::Uevents;
-use crate::addr::PhysRange;
-use crate::config::{self, ConfigError};
+use crate::config::ConfigError;
 use crate::hw::{BufferMemory, Unit};
 use crate::platform::growth::Growth;
-use crate::platform::units::{self, AmdVi, Family, LateUnits, Vtd};
+use crate::platform::machine_facts::MachineFacts;
+use crate::platform::startup::{self, ServerMemory};
+use crate::platform::units::{self, AmdVi, Family, LateUnits, MapRegisters, Vtd};
 use crate::platform::{Order, Registers, logger, sizing};
 use crate::policy::Config;
-use crate::server::{Budget, Driven, Server, Startup, TableState};
-use crate::sizing::Need;
-use crate::topology::firmware::Firmware;
-use crate::topology::pci::PciFunction;
+use crate::server::{Driven, Server};
 
 /// Why the server does not run.
 enum StartError {
@@ -89,16 +87,9 @@ const AFTERMATH: &str =
 #[must_use]
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     logger::install();
-    let options = match Options::parse(words) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("iommud: {error}\n{USAGE}");
-            return ExitCode::from(2);
-        }
+    let options = match startup::options(Options::parse(words), USAGE) {
+        Ok(options) => options,
+        Err(ended) => return ended,
     };
     let ended = match options.role {
         Role::Server => run(&options),
@@ -119,17 +110,19 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(options: &Options) -> Result<(), StartError> {
     let stop = signals::block().map_err(StartError::Signals)?;
-    let config = policy(options)?;
+    let config = startup::policy(options.policy.as_deref())
+        .map_err(|(path, error)| StartError::Policy(path, error))?;
     let wire = match &options.wire_log {
         Some(path) => {
             WireLog::create(path).map_err(|error| StartError::WireLog(path.clone(), error))?
         }
         None => WireLog::off(),
     };
-    let machine = Machine::read()?;
-    match machine.table {
-        TableState::Parsed("IVRS") => serve::<AmdVi>(options, stop, config, wire, machine),
-        _ => serve::<Vtd>(options, stop, config, wire, machine),
+    let (facts, space) = read_machine()?;
+    if facts.is_amd() {
+        serve::<AmdVi>(options, stop, config, wire, (facts, space))
+    } else {
+        serve::<Vtd>(options, stop, config, wire, (facts, space))
     }
 }
 
@@ -139,17 +132,17 @@ fn serve<U: Told>(
     stop: OwnedFd,
     config: Config,
     wire: WireLog,
-    machine: Machine,
+    (facts, mut space): (MachineFacts, SysfsConfig),
 ) -> Result<(), StartError> {
     let (directory, mut left) =
         HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
-    if let Some(told) = previous_tables::addresses_told::<U>(&machine.firmware, Registers::map) {
+    if let Some(told) = previous_tables::addresses_told::<U>(&facts.firmware, Registers::map) {
         left.give_back_unknown(&told);
     }
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
-    let (any_unit, ours) = (any_unit(&machine.firmware), directory.server());
-    let mut machine = machine;
-    let need = machine.need::<U>(&config, &left.ranges());
+    let (any_unit, ours) = (facts.has_unit(), directory.server());
+    let place = (&mut space, Registers::map as MapRegisters);
+    let need = sizing::need::<U>(&facts, place, &config, &left.ranges());
     let order = Order::new(&need, options.tables, options.buffers);
     let mut memory = Taken::take(directory, &order).map_err(StartError::Memory)?;
     memory.ranges.push(page);
@@ -157,7 +150,10 @@ fn serve<U: Told>(
     let budget = sizing::budget(&need, memory.tables.bytes(), memory.buffer_bytes);
     // Before functions are walked for the last time: what comes later is told.
     let uevents = Uevents::open();
-    let (server, later) = start::<U>(config, machine, memory, budget, (left, notes), more)
+    let Taken { tables, buffers, ranges, .. } = memory;
+    let left_ranges = left.ranges();
+    let memory = ServerMemory { tables, buffers, own: ranges, left: left_ranges, budget };
+    let (server, later) = start::<U>(config, (facts, space), memory, (left, notes), more)
         .map_err(StartError::Memory)?;
     let mut transport = Transport::new(server, wire).map_err(StartError::Loop)?;
     transport.recover_by(later.recover());
@@ -184,91 +180,34 @@ fn serve<U: Told>(
     ended
 }
 
-/// Whether there is a unit that can be told where tables are.
-fn any_unit(firmware: &Firmware) -> bool {
-    firmware.units.iter().any(|unit| unit.registers.is_ok())
-}
-
-fn policy(options: &Options) -> Result<Config, StartError> {
-    options.policy.as_ref().map_or_else(
-        || Ok(Config::default()),
-        |path| config::load(path).map_err(|error| StartError::Policy(path.clone(), error)),
-    )
-}
-
 type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;
 
-/// What is read before anything is changed.
-struct Machine {
-    ram: Vec<PhysRange>,
-    space: SysfsConfig,
-    functions: Vec<PciFunction>,
-    table: TableState,
-    firmware: Firmware,
-}
-
-impl Machine {
-    fn read() -> Result<Self, StartError> {
-        let ram = system_ram().map_err(StartError::Ram)?;
-        let mut space = SysfsConfig::open().map_err(StartError::Pci)?;
-        let functions = machine::functions(&mut space);
-        let (table, firmware) = units::firmware(acpi_tables::read);
-        Ok(Self { ram, space, functions, table, firmware })
-    }
-
-    /// How much memory the machine needs. Registers of units are read.
-    fn need<U: Family>(&mut self, config: &Config, left: &[PhysRange]) -> Need {
-        let Self { ram, space, functions, firmware, .. } = self;
-        let surveys = units::surveys::<U, _>(firmware, space, Registers::map);
-        sizing::need(&units::Machine { firmware, ram, functions }, &surveys, config, left)
-    }
+/// Reads the machine from sysfs. Changes nothing.
+fn read_machine() -> Result<(MachineFacts, SysfsConfig), StartError> {
+    let ram = system_ram().map_err(StartError::Ram)?;
+    let mut space = SysfsConfig::open().map_err(StartError::Pci)?;
+    let functions = machine::functions(&mut space);
+    let (table, firmware) = units::firmware(acpi_tables::read);
+    Ok((MachineFacts { ram, functions, table, firmware }, space))
 }
 
 fn start<U: Family>(
     config: Config,
-    machine: Machine,
-    memory: Taken<HugeDirectory>,
-    budget: Budget,
+    (facts, space): (MachineFacts, SysfsConfig),
+    memory: ServerMemory<HugeBuffers<HugeDirectory>>,
     (mut left, notes): (LeftOver, NotesPage),
     more: (Growth, MorePages),
 ) -> Result<(LinuxServer<U>, Later), DirectoryError> {
-    let Machine { ram, mut space, functions, table, firmware } = machine;
-    let Taken { mut tables, buffers, ranges, .. } = memory;
-    if any_unit(&firmware) {
+    if facts.has_unit() {
         left.note_ours()?;
     }
-    // Units that an earlier server drove are among those that are not known now.
-    let all_known = !matches!(table, TableState::Failed(..));
-    let mut around = units::Surroundings {
-        firmware: &firmware,
-        space: &mut space,
-        tables: &mut tables,
-        map: Registers::map,
-        budget: &budget,
-    };
-    let descriptions = firmware.units.iter().enumerate();
-    let units =
-        descriptions.map(|(index, unit)| units::bring_up(index, &mut around, unit)).collect();
+    let left = removable(left, facts.all_units_known());
     let tags = notes.tags();
     let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes)).after(tags);
-    let late = firmware.clone();
-    let startup = Startup {
-        config,
-        table,
-        firmware,
-        units,
-        functions,
-        ram,
-        own: ranges,
-        left: left.ranges(),
-        memory: tables,
-        buffers,
-        budget,
-    };
-    let mut server = Server::start_after(startup, driven);
+    let place = (space, Registers::map as MapRegisters);
+    let (mut server, units) = startup::start(facts, place, config, memory, driven);
     server.discover_with(Box::new(Sysfs));
-    let units = LateUnits { firmware: late, space, map: Registers::map };
-    let mut later = Later { units, left: removable(left, all_known), more };
+    let mut later = Later { units, left, more };
     give_back(&mut server, &mut later.left);
     if later.left.as_ref().is_some_and(|left| !left.ranges().is_empty()) {
         log::warn!("a unit is not enabled: memory of an earlier server is kept from all devices");

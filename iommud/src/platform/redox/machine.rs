@@ -10,10 +10,9 @@ use super::boot_timing::Phases;
 use super::pci::{PciAccess, roots};
 use super::{acpi_tables, memory};
 use crate::addr::{PhysAddr, PhysRange};
+use crate::platform::machine_facts::MachineFacts;
 use crate::platform::units;
-use crate::server::TableState;
-use crate::topology::firmware::Firmware;
-use crate::topology::pci::{ConfigSpace, PciFunction};
+use crate::topology::pci::ConfigSpace;
 use crate::topology::walk::{Roots, walk};
 use crate::topology::windows;
 
@@ -21,13 +20,10 @@ const GIB: u64 = 1 << 30;
 
 /// What is read before anything is changed.
 pub(super) struct Machine {
-    pub(super) ram: Vec<PhysRange>,
+    pub(super) facts: MachineFacts,
     /// Where walks begin.
     pub(super) roots: Vec<(u16, u8)>,
     pub(super) space: PciAccess,
-    pub(super) functions: Vec<PciFunction>,
-    pub(super) table: TableState,
-    pub(super) firmware: Firmware,
 }
 
 impl Machine {
@@ -43,7 +39,8 @@ impl Machine {
         let (table, firmware) = units::firmware(acpi_tables::read);
         phases.end("table");
         let devices = windows::lowest(&mut space, &functions);
-        Ok(Self { ram: ram(devices)?, roots, space, functions, table, firmware })
+        let facts = MachineFacts { ram: ram(devices)?, functions, table, firmware };
+        Ok(Self { facts, roots, space })
     }
 }
 

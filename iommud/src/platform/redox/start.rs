@@ -27,13 +27,14 @@ use super::more::More;
 use super::options::{Options, USAGE};
 use super::registration::{Announce, in_child};
 use super::scheme::IommuScheme;
-use crate::config::{self, ConfigError};
+use crate::config::ConfigError;
 use crate::hw::Clock;
 use crate::platform::handover_page::NotesPage;
-use crate::platform::units::{self, AmdVi, Family, LateUnits, Surroundings, Vtd};
+use crate::platform::startup::{self, ServerMemory};
+use crate::platform::units::{AmdVi, Family, MapRegisters, Vtd};
 use crate::platform::{Mapping, MonotonicClock, Order, logger, sizing};
 use crate::policy::Config;
-use crate::server::{Budget, Driven, Notes, Server, Startup, TableState};
+use crate::server::{Budget, Driven, Notes};
 use crate::topology::firmware::{Firmware, UnitKind};
 
 /// How often units are asked for faults.
@@ -77,16 +78,9 @@ impl StartError {
 #[must_use]
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     logger::install();
-    let options = match Options::parse(words) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("iommud: {error}\n{USAGE}");
-            return ExitCode::from(2);
-        }
+    let options = match startup::options(Options::parse(words), USAGE) {
+        Ok(options) => options,
+        Err(ended) => return ended,
     };
     let serve = |announce| match options.keep {
         true => keeper::keep(&options, &serve, announce),
@@ -118,13 +112,13 @@ fn serve(options: &Options, announce: Announce) -> bool {
 
 fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
     let mut phases = Phases::new();
-    let config = policy(options)?;
+    let config = startup::policy(options.policy.as_deref())
+        .map_err(|(path, error)| StartError::Policy(path, error))?;
     let machine = Machine::read(&mut phases).map_err(StartError::Machine)?;
-    match machine.table {
-        TableState::Parsed("IVRS") => {
-            serve_units::<AmdVi>(options, config, machine, announce, phases)
-        }
-        _ => serve_units::<Vtd>(options, config, machine, announce, phases),
+    if machine.facts.is_amd() {
+        serve_units::<AmdVi>(options, config, machine, announce, phases)
+    } else {
+        serve_units::<Vtd>(options, config, machine, announce, phases)
     }
 }
 
@@ -134,10 +128,9 @@ fn take<U: Family>(
     config: &Config,
     machine: &mut Machine,
 ) -> io::Result<(Taken, Budget, Order)> {
-    let Machine { ram, space, functions, firmware, .. } = machine;
-    let surveys = units::surveys::<U, _>(firmware, space, super::registers);
-    let machine = units::Machine { firmware, ram, functions };
-    let need = sizing::need(&machine, &surveys, config, &options.left);
+    let Machine { facts, space, .. } = machine;
+    let place = (space, super::registers as MapRegisters);
+    let need = sizing::need::<U>(facts, place, config, &options.left);
     let order = Order::new(&need, options.tables, options.buffers);
     let taken = memory::take(&order)?;
     let budget = sizing::budget(&need, taken.tables.bytes(), taken.buffer_bytes);
@@ -154,55 +147,29 @@ fn serve_units<U: Family>(
 ) -> Result<(), StartError> {
     let taken = take::<U>(options, &config, &mut machine).map_err(StartError::Memory)?;
     phases.end("memory");
-    let Machine { ram, roots, space, functions, table, firmware } = machine;
-    let mut space = SharedSpace::new(space);
-    let (Taken { mut tables, buffers, ranges, notes, pieces, files, .. }, budget, order) = taken;
+    let Machine { facts, roots, space } = machine;
+    let space = SharedSpace::new(space);
+    let (Taken { tables, buffers, ranges, notes, pieces, files, .. }, budget, order) = taken;
     let more = match announce {
         Announce::Keeper(_) => None,
         Announce::Init(_) | Announce::Parent(_) => Some(More::new(&order, files)),
     };
-    let period = if firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
+    let period = if facts.firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
     let mut events = Loop::open(period).map_err(StartError::Files)?;
     let driven = driven(options, notes);
     if let Announce::Keeper(keeper) = &announce {
         events.be_held(keeper, Memory::new(pieces)).map_err(StartError::Files)?;
         phases.end("held");
     }
-    let mut around = Surroundings {
-        firmware: &firmware,
-        space: &mut space,
-        tables: &mut tables,
-        map: super::registers,
-        budget: &budget,
-    };
-    let descriptions = firmware.units.iter().enumerate();
-    let units = descriptions
-        .map(|(index, unit)| units::bring_up::<U, _>(index, &mut around, unit))
-        .collect();
-    phases.end("units");
-    let vector = vector(&firmware);
-    let late = firmware.clone();
-    // Units that an earlier server drove are among those that are not known now: their memory stays out of reach.
-    let all_known = !matches!(table, TableState::Failed(..));
-    let mut server = Server::start_after(
-        Startup {
-            config,
-            table,
-            firmware,
-            units,
-            functions,
-            ram,
-            own: ranges,
-            left: options.left.clone(),
-            memory: tables,
-            buffers,
-            budget,
-        },
-        driven,
-    );
-    phases.end("policy");
-    server.discover_with(Box::new(Buses { space: space.clone(), roots }));
-    let late = LateUnits { firmware: late, space, map: super::registers };
+    let vector = vector(&facts.firmware);
+    let all_known = facts.all_units_known();
+    let buses = Buses { space: space.clone(), roots };
+    let left = options.left.clone();
+    let memory = ServerMemory { tables, buffers, own: ranges, left, budget };
+    let place = (space, super::registers as MapRegisters);
+    let (mut server, late) = startup::start::<U, _, _>(facts, place, config, memory, driven);
+    phases.end("units and policy");
+    server.discover_with(Box::new(buses));
     let vector = vector.filter(|vector| {
         let (address, data) = vector.message();
         server.enable_fault_interrupt(address, data)
@@ -248,11 +215,4 @@ fn vector(firmware: &Firmware) -> Option<Vector> {
     }
     let reserved = Vector::reserve();
     reserved.inspect_err(|error| log::warn!("no vector for faults: {error}")).ok()
-}
-
-fn policy(options: &Options) -> Result<Config, StartError> {
-    options.policy.as_ref().map_or_else(
-        || Ok(Config::default()),
-        |path| config::load(path).map_err(|error| StartError::Policy(path.clone(), error)),
-    )
 }

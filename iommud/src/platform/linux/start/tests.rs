@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::*;
-use crate::addr::PhysAddr;
+use crate::addr::{PhysAddr, PhysRange};
 use crate::hw::UnitError;
 use crate::platform::fake_unit::FakeUnit;
 use crate::platform::linux::memory::testing::FakePages;
 use crate::platform::{HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
-use crate::server::UnitStart;
-use crate::topology::firmware::{UnitDescription, UnitKind};
+use crate::policy::Config;
+use crate::server::{Budget, Startup, TableState, UnitStart};
+use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use std::os::fd::AsFd;
 
 /// A directory with two files of server 1, as server 2 finds it.
