@@ -16,7 +16,7 @@ use crate::server::Server;
 const NVME: (u16, u16) = (0x1b36, 0x0010);
 
 /// How long the driver may take for one of its tasks.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the driver that is killed writes.
 const OUTPUT: &str = "/tmp/killed.log";
