@@ -1,4 +1,4 @@
-//! Refusals: what a request was denied for, and the errno each becomes at the scheme's edge.
+//! Refusals: the reasons why requests are denied, and the errno of each at the scheme's edge.
 
 use core::fmt;
 
@@ -35,7 +35,7 @@ macro_rules! refusals {
                 match self { $(Self::$name => $code,)* }
             }
 
-            /// The one error number this refusal becomes where only an errno fits (open, read, mmap).
+            /// The error number of this refusal for operations that return only an errno (open, read, mmap).
             #[must_use]
             pub const fn errno(self) -> Errno {
                 match self { $(Self::$name => Errno($errno),)* }
