@@ -53,7 +53,7 @@ macro_rules! refusals {
 refusals! {
     /// The device has no record: it does not exist, was removed, or was not probed yet.
     NotProbed = 1, 19, "the device is not probed or is gone";
-    /// The unit in front of the device is not up yet; ask again.
+    /// The unit in front of the device is not up yet; try again.
     NotReady = 2, 11, "the unit of this device is not ready yet";
     /// Another session owns the device's group.
     NotOwner = 3, 16, "another owner holds the group of this device";
@@ -61,9 +61,9 @@ refusals! {
     Busy = 5, 16, "the object is in use";
     /// The range overlaps a reserved region of the device.
     Reserved = 6, 13, "the range overlaps a reserved region";
-    /// Zero, overflowing, or outside what the domain or the buffer covers.
+    /// The range is empty, overflows, or is not within the domain or the buffer.
     Range = 7, 34, "the range is empty, overflows or lies outside";
-    /// Address, offset or length is not a multiple of the page size or the alignment asked for.
+    /// Address, offset or length is not a multiple of the page size or of the requested alignment.
     Alignment = 8, 22, "the address or length is not aligned";
     /// A limit of this client is reached.
     Quota = 9, 122, "a quota of this client is reached";

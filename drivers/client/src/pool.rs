@@ -231,8 +231,8 @@ impl Class {
     }
 }
 
-/// Puts a list into a place that was just emptied. The old value is forgotten, not dropped: it is `None`, and this
-/// saves a check for it.
+/// Puts a list into a place that was just emptied. `forget` leaves out the drop of the old value. That value is
+/// `None`, and a drop would check for it.
 #[inline]
 fn put_into(place: &Cell<Option<Box<Node>>>, list: Option<Box<Node>>) {
     std::mem::forget(place.replace(list));

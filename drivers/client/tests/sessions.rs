@@ -90,7 +90,7 @@ fn a_grant_is_a_range_for_a_while() {
     assert_eq!(buffer.get(4096).unwrap(), 5);
 }
 
-/// The device has just the access to a buffer, or to the blocks of a pool, that the driver asked for.
+/// The device has just the requested access to a buffer, or to the blocks of a pool.
 #[test]
 fn memory_may_be_for_one_direction() {
     let model = Model::new();

@@ -35,7 +35,7 @@ pub(crate) struct Disk {
 pub(crate) enum Waits {
     /// It sleeps until the controller's interrupt.
     Asleep,
-    /// It polls, because interrupts were not asked for.
+    /// It polls, because interrupts were not requested.
     Looking,
     /// It polls, because there is no interrupt to use.
     NoVector(ClientError),

@@ -73,7 +73,7 @@ pub enum Error {
         /// Its value.
         value: u64,
     },
-    /// As many requests as the queue holds are under way.
+    /// The queue is full: it holds no more requests.
     Full,
     /// No such namespace.
     NoNamespace(u32),
@@ -91,7 +91,7 @@ pub enum Error {
     /// Memory that cannot be described to the controller: it is too short, or a piece in the middle does not fill its
     /// page.
     Memory {
-        /// Where the piece begins.
+        /// Address of the piece.
         iova: u64,
         /// Its length in bytes.
         length: u64,

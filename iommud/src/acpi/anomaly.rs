@@ -25,7 +25,7 @@ pub enum Anomaly {
     },
     /// Nothing can be read from here on: the length of the structure is impossible.
     BadLength {
-        /// Where the structure starts.
+        /// Offset of the structure.
         offset: usize,
         /// Its type.
         kind: u16,
@@ -36,7 +36,7 @@ pub enum Anomaly {
     },
     /// A structure too short for its fields. It was skipped.
     TooShort {
-        /// Where it starts.
+        /// Offset of the structure.
         offset: usize,
         /// Its name.
         name: &'static str,
@@ -47,7 +47,7 @@ pub enum Anomaly {
     },
     /// A structure of unknown type. It was skipped.
     UnknownStructure {
-        /// Where it starts.
+        /// Offset of the structure.
         offset: usize,
         /// Its type.
         kind: u16,
@@ -56,14 +56,14 @@ pub enum Anomaly {
     },
     /// A defect of a device scope or device entry.
     Scope {
-        /// Where it starts.
+        /// Offset of the scope or entry.
         offset: usize,
         /// The defect.
         problem: ScopeProblem,
     },
     /// A defect of a unit.
     Unit {
-        /// Where its structure starts.
+        /// Offset of the unit's structure.
         offset: usize,
         /// Its index.
         unit: usize,
@@ -72,14 +72,14 @@ pub enum Anomaly {
     },
     /// A defect of a region of reserved memory.
     Region {
-        /// Where its structure starts.
+        /// Offset of the region's structure.
         offset: usize,
         /// The defect.
         problem: RegionProblem,
     },
     /// An affinity structure for registers that no unit has.
     AffinityOfNoUnit {
-        /// Where it starts.
+        /// Offset of the structure.
         offset: usize,
         /// The address it names.
         address: u64,

@@ -8,7 +8,7 @@ const HID_FIXED_SIZE: usize = 22;
 /// One device entry as it is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type, as in the table.
     pub kind: u8,
@@ -82,7 +82,7 @@ pub enum EntryBody<'a> {
 /// The entries cannot be walked past this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadEntry {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type.
     pub kind: u8,

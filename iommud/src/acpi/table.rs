@@ -38,7 +38,7 @@ pub enum TableError {
     },
     /// The bytes do not add up to zero. No address in such a table can be trusted.
     Checksum {
-        /// What they add up to, modulo 256.
+        /// Their sum modulo 256.
         sum: u8,
     },
 }
@@ -184,7 +184,7 @@ pub(super) const PREFIX_SIZE: usize = 4;
 /// The bytes of one structure.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block<'a> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type. 0 where the table ends before it.
     pub kind: u16,
@@ -200,7 +200,7 @@ pub(super) struct Block<'a> {
 /// One structure of a table, with the fields that the table's specification gives its type.
 #[derive(Clone, Debug)]
 pub struct Structure<'a, B> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type, as in the table.
     pub kind: u16,

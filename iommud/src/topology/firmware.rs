@@ -68,12 +68,12 @@ pub struct UnitDescription {
 pub enum UnitDefect {
     /// The structure at `offset` is too short for its fields.
     TooShort {
-        /// Where the structure starts.
+        /// Offset of the structure.
         offset: usize,
     },
     /// The table cannot be walked past `offset`; the rest may describe units.
     RestUnreadable {
-        /// Where the walk ended.
+        /// Offset where the walk ended.
         offset: usize,
     },
     /// The address of the registers is zero, all ones, unaligned, or not an address of this machine.
@@ -88,12 +88,12 @@ pub enum UnitDefect {
     },
     /// A device scope cannot be read, so it is not known which devices are behind the unit.
     BadScope {
-        /// Where the scope starts.
+        /// Offset of the scope.
         offset: usize,
     },
     /// Another unit takes all other devices of the segment already.
     SecondIncludeAll {
-        /// That unit.
+        /// The unit that takes them.
         unit: usize,
     },
 }

@@ -17,7 +17,7 @@ const BAR_64: u32 = 2 << 1;
 const MEMORY_WINDOW: u16 = 0x20;
 const PREFETCHABLE_WINDOW: u16 = 0x24;
 
-/// Below this are the machine's oldest registers, whatever configuration space says.
+/// Below this address are the machine's oldest registers, whatever configuration space shows.
 const MEBIBYTE: u64 = 1 << 20;
 
 /// The lowest address, from 1 MiB and below 4 GiB, at which a function that answers to memory accesses has

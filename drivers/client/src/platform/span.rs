@@ -100,7 +100,7 @@ fn access(place: NonNull<u8>, left: usize) -> usize {
 /// Copies bytes out, each aligned word of 8, 4 or 2 bytes in one load.
 ///
 /// # Safety
-/// As many bytes as `bytes` has are readable from `from` on.
+/// The `bytes.len()` bytes from `from` on are readable.
 #[inline]
 unsafe fn load(mut from: NonNull<u8>, mut bytes: &mut [u8]) {
     macro_rules! one {
@@ -140,7 +140,7 @@ unsafe fn load(mut from: NonNull<u8>, mut bytes: &mut [u8]) {
 /// Copies bytes in, each aligned word of 8, 4 or 2 bytes in one store.
 ///
 /// # Safety
-/// As many bytes as `bytes` has are writable from `to` on.
+/// The `bytes.len()` bytes from `to` on are writable.
 #[inline]
 unsafe fn store(mut to: NonNull<u8>, mut bytes: &[u8]) {
     macro_rules! one {

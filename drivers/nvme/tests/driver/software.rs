@@ -36,8 +36,8 @@ pub(crate) struct Manner {
     pub(crate) fails: bool,
     /// It ignores this many doorbells of requests.
     pub(crate) deaf: u32,
-    /// After it is told to stop, it goes on with its commands, and reports that it is not stopped (CSTS.RDY), until
-    /// its status was read this many times; `u32::MAX` for ever.
+    /// After its end is requested, it goes on with its commands, and reports that it has not stopped (CSTS.RDY),
+    /// until its status was read this many times; `u32::MAX` for ever.
     pub(crate) lingers: u32,
     /// The longest transfer, as a power of two of pages (MDTS), in place of 10.
     pub(crate) transfer: Option<u8>,
@@ -157,7 +157,7 @@ impl Software {
         self.state().told.values().copied().collect()
     }
 
-    /// Number of commands that it was asked to abort.
+    /// Number of aborts that were requested.
     pub(crate) fn aborted(&self) -> u32 {
         self.state().aborted
     }

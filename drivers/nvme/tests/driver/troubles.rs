@@ -51,7 +51,7 @@ fn an_answer_to_another_admin_command_is_an_error() {
     assert!(matches!(ended, Err(Error::ProtocolError { command: 0x7777 })), "{ended:?}");
 }
 
-/// A reset returns memory when the controller reports that it has stopped, not when it is told to stop. Until then
+/// A reset returns memory when the controller reports that it has stopped, not when its end is requested. Until then
 /// the controller uses the request's own memory, and no other.
 #[test]
 fn a_reset_waits_until_the_controller_is_quiet() {

@@ -31,7 +31,7 @@ pub struct Row {
     pub device: u16,
     /// The ids.
     pub alias: DmaAlias,
-    /// Where the fact is from.
+    /// Source of the fact.
     pub source: &'static str,
 }
 
@@ -95,7 +95,7 @@ pub struct BridgeRow {
     pub vendor: u16,
     /// Device id.
     pub device: u16,
-    /// Where the fact is from.
+    /// Source of the fact.
     pub source: &'static str,
 }
 

@@ -104,7 +104,7 @@ pub(super) fn look(
 struct Reader<'a> {
     config: &'a mut dyn ConfigSpace,
     address: PciAddress,
-    /// A register that never changes: its offset, and what it reads.
+    /// A register that never changes: its offset and its value.
     constant: (u16, u32),
     /// The function did not answer for a while, so the values read are of no use.
     lost: bool,

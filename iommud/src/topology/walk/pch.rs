@@ -7,8 +7,8 @@ use iommu_protocol::ids::PciAddress;
 
 use crate::topology::pci::ConfigSpace;
 
-/// Miscellaneous Port Configuration of a root port: Invalid Receive Bus Number Check Enable, which does what ACS
-/// source validation does.
+/// Miscellaneous Port Configuration of a root port: Invalid Receive Bus Number Check Enable. It has the effect of ACS
+/// source validation.
 const MPC: u16 = 0xd8;
 const MPC_BUS_NUMBER_CHECK: u32 = 1 << 26;
 

@@ -6,7 +6,7 @@ use rustix::net::{SendAncillaryMessage, recv, socketpair};
 use std::os::fd::AsFd;
 use std::thread::JoinHandle;
 
-/// What a scripted server does with one request.
+/// Reaction of a scripted server to one request.
 type Script = Box<dyn Fn(&Request, &[u8]) -> Vec<(Reply, Vec<u8>)> + Send>;
 
 /// A server that follows the script for each request in turn, then hangs up.
@@ -82,7 +82,8 @@ fn an_event_on_the_way_to_a_reply_is_kept_for_who_waits() {
     ]);
     // The event is requested before the first wait. The reply to that request says that nothing is readable yet.
     assert!(socket.wait_readable(Handle(4), Duration::from_secs(5)).unwrap());
-    // The event of the other handle came later. It is not lost, though it may be stale when it is asked for.
+    // The event of the other handle came later. It is not lost, though it may be stale when that handle is waited
+    // for.
     socket.close(Handle(9));
     assert!(socket.state().readable.contains(&5));
     server.join().unwrap();
