@@ -1,4 +1,4 @@
-//! Fault records, as a read from a session delivers them.
+//! Fault records, as reads from a session return them.
 
 use core::fmt;
 
@@ -11,11 +11,11 @@ pub const RECORD_SIZE: usize = 128;
 /// Longest description in bytes.
 pub const WORDS_SIZE: usize = 88;
 
-/// What the device tried.
+/// The kind of access that the device tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FaultAccess {
-    /// The unit did not say.
+    /// The unit did not report it.
     Unknown = 0,
     /// A read of memory.
     Read = 1,
@@ -42,11 +42,11 @@ pub enum FaultAccess {
 pub struct FaultRecord {
     /// Counts all faults of the machine since start, from 1.
     pub sequence: u64,
-    /// The I/O virtual address, where the unit reports one.
+    /// The I/O virtual address, if the unit reports one.
     pub address: Option<u64>,
-    /// The function that tried.
+    /// The function that tried the access.
     pub source: PciAddress,
-    /// What it tried.
+    /// The kind of access.
     pub access: FaultAccess,
     /// The hardware's own reason code (VT-d fault reason, AMD-Vi event code).
     pub reason: u16,

@@ -1,10 +1,10 @@
 //! Scheme operations as frames of a Unix sequenced-packet socket, for platforms without schemes.
 //!
-//! One frame, one operation; each is answered by exactly one reply frame with the same tag. A reply to
-//! [`Kind::Mmap`] carries the buffer's memory as descriptors of files: mapped whole, one behind the other,
-//! they begin with the buffer's bytes. The server also sends [`EVENT_TAG`]
-//! frames, unasked, when a handle for which readiness was requested becomes readable. Handle numbers are
-//! local to the connection; its end closes all of them, and is how the death of a client is seen.
+//! A request frame holds one operation. It is answered by exactly one reply frame with the same tag. A reply to
+//! [`Kind::Mmap`] carries the buffer's memory as file descriptors. Mapped whole, one behind the other, they begin
+//! with the buffer's bytes. The server also sends [`EVENT_TAG`] frames without a request, when a handle for which
+//! readiness was requested becomes readable. Handle numbers are local to the connection. The end of the connection
+//! closes all of its handles, and shows the server that the client is dead.
 
 use crate::wire::Short;
 
@@ -14,13 +14,13 @@ pub const HEADER_SIZE: usize = 32;
 /// The longest frame: header and payload.
 pub const MAX_FRAME: usize = HEADER_SIZE + crate::wire::MAX_PAYLOAD;
 
-/// The most descriptors that come with one reply (unix(7), SCM_MAX_FD).
+/// The most descriptors in one reply (unix(7), SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
 
 /// The tag of frames that announce readiness; no request may use it.
 pub const EVENT_TAG: u64 = u64::MAX;
 
-/// The handle that a path is relative to when it is absolute.
+/// The handle for absolute paths, in place of the one that a path is relative to.
 pub const ROOT: u32 = u32::MAX;
 
 /// Readiness bit of [`Kind::Fevent`] and of event frames: the handle can be read without waiting.
@@ -29,8 +29,8 @@ pub const READABLE: u64 = 1;
 /// Flag bit of [`Kind::Open`] in `argument`: open for writing, which claims a device.
 pub const OPEN_WRITE: u64 = 1;
 
-/// Where in `argument` of [`Kind::Open`] the milliseconds are that a claim may wait for its unit, 32 bits. Only with
-/// [`OPEN_WRITE`]; 0: it is refused at once.
+/// Position in `argument` of [`Kind::Open`] of the milliseconds that a claim may wait for its unit, 32 bits. Only
+/// with [`OPEN_WRITE`]. With 0 the claim is refused at once if the unit is not ready.
 pub const OPEN_WAIT_SHIFT: u32 = 32;
 
 macro_rules! kinds {
@@ -52,12 +52,12 @@ macro_rules! kinds {
 
 kinds! {
     /// Payload: a path relative to `handle`. `argument`: flags, and how long a claim may wait. Result: a new handle.
-    /// A claim that waits is answered behind requests that were sent after it.
+    /// The reply to a waiting claim comes after replies to requests that were sent later.
     Open = 1;
     /// Result: 0.
     Close = 2;
-    /// `argument`: most bytes wanted. Result and payload: what was read; a session without fault records
-    /// is EAGAIN.
+    /// `argument`: most bytes wanted. Result and payload: the bytes that were read. A session without fault records
+    /// gives EAGAIN.
     Read = 3;
     /// Payload: a request of [`crate::wire`]. `argument`: room for the reply. Payload back: the reply.
     Call = 4;
@@ -65,14 +65,15 @@ kinds! {
     GetDents = 5;
     /// Payload back: size, mode, kind as three u64.
     Stat = 6;
-    /// Asks for event frames. `argument`: the bits wanted. Result: the bits that hold now.
+    /// Requests event frames. `argument`: the bits wanted. Result: the bits that are set now.
     Fevent = 7;
     /// `handle` is a buffer. Result: its length; 1 to [`MAX_DESCRIPTORS`] descriptors come with the reply.
     Mmap = 8;
     /// `handle` is a session, `argument` a buffer handle of this connection. Result: the buffer's slot in
     /// that session.
     Import = 9;
-    /// Payload: what is written. Result: how many bytes were taken. Of `units/N` and `rescan`, see [`crate::path`].
+    /// Payload: the bytes to write. Result: how many of them were taken. For `units/N` and `rescan`, see
+    /// [`crate::path`].
     Write = 10;
 }
 
@@ -94,7 +95,7 @@ pub struct Request {
 pub struct Reply {
     /// The request's tag, or [`EVENT_TAG`].
     pub tag: u64,
-    /// A value, or the negative of an errno. In an event frame: the bits that hold.
+    /// A value, or the negative of an errno. In an event frame: the bits that are set.
     pub result: i64,
     /// In an event frame: the handle. Else 0.
     pub handle: u32,

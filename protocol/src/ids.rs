@@ -83,7 +83,7 @@ impl fmt::Debug for PciAddress {
     }
 }
 
-/// The text is not a name as [`PciAddress`] writes it.
+/// The text is not a name in the form that [`PciAddress`] is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadName;
 
@@ -115,8 +115,7 @@ fn hex(digit: u8) -> Result<u8, BadName> {
     }
 }
 
-/// A buffer as its session names it. Slots are local to a session: the number of another session's
-/// buffer means nothing here.
+/// A buffer's number in its session. Slots are local to a session: the slot of one session means nothing in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 

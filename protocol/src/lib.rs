@@ -1,4 +1,4 @@
-//! What a driver and `iommud` say to each other.
+//! The protocol between a driver and `iommud`.
 //!
 //! The crate holds names and bytes only: identities ([`ids`]), scheme paths ([`path`]), one structure per
 //! operation ([`wire`]), refusals ([`status`]), fault records ([`fault`]) and the frames that carry scheme

@@ -13,8 +13,8 @@ pub enum Path {
     Status,
     /// `units`, a directory.
     Units,
-    /// `units/N`: one unit, in firmware order. Opened for writing: takes the word `reset`, which has a unit that
-    /// failed brought up again now (administrators).
+    /// `units/N`: one unit, in firmware order. When opened for writing, it takes the word `reset`: the server then
+    /// brings a failed unit up again at once (administrators only).
     Unit(u32),
     /// `groups`, a directory.
     Groups,
@@ -28,16 +28,16 @@ pub enum Path {
     Faults,
     /// `metrics`: one `name value` a line.
     Metrics,
-    /// `rescan`: whatever is written to it has configuration space walked again (administrators). The text says what
-    /// the last walk found.
+    /// `rescan`: any write to it makes the server walk configuration space again (administrators only). The text is
+    /// the result of the last walk.
     Rescan,
 }
 
 /// The word that is written to `units/N`; a line feed may follow.
 pub const RESET: &[u8] = b"reset";
 
-/// On Redox: what a client that waits for a device's unit puts behind the device's path, before the milliseconds that it
-/// waits at most, in decimal. A call tells what came of it.
+/// On Redox, a client that waits for a device's unit appends this to the device's path. Behind it is the longest wait
+/// in milliseconds, in decimal. A call on the handle returns the outcome.
 pub const WAIT: &str = "?wait=";
 
 /// A path relative to a session's handle.

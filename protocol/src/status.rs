@@ -1,4 +1,4 @@
-//! Refusals: what a request was denied for, and the errno each becomes at the scheme's edge.
+//! Refusals: the reasons why requests are denied, and the errno of each at the scheme's edge.
 
 use core::fmt;
 
@@ -35,7 +35,7 @@ macro_rules! refusals {
                 match self { $(Self::$name => $code,)* }
             }
 
-            /// The one error number this refusal becomes where only an errno fits (open, read, mmap).
+            /// The error number of this refusal for operations that return only an errno (open, read, mmap).
             #[must_use]
             pub const fn errno(self) -> Errno {
                 match self { $(Self::$name => Errno($errno),)* }
@@ -53,7 +53,7 @@ macro_rules! refusals {
 refusals! {
     /// The device has no record: it does not exist, was removed, or was not probed yet.
     NotProbed = 1, 19, "the device is not probed or is gone";
-    /// The unit in front of the device is not up yet; ask again.
+    /// The unit in front of the device is not up yet; try again.
     NotReady = 2, 11, "the unit of this device is not ready yet";
     /// Another session owns the device's group.
     NotOwner = 3, 16, "another owner holds the group of this device";
@@ -61,9 +61,9 @@ refusals! {
     Busy = 5, 16, "the object is in use";
     /// The range overlaps a reserved region of the device.
     Reserved = 6, 13, "the range overlaps a reserved region";
-    /// Zero, overflowing, or outside what the domain or the buffer covers.
+    /// The range is empty, overflows, or is not within the domain or the buffer.
     Range = 7, 34, "the range is empty, overflows or lies outside";
-    /// Address, offset or length is not a multiple of the page size or the alignment asked for.
+    /// Address, offset or length is not a multiple of the page size or of the requested alignment.
     Alignment = 8, 22, "the address or length is not aligned";
     /// A limit of this client is reached.
     Quota = 9, 122, "a quota of this client is reached";

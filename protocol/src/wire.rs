@@ -1,8 +1,8 @@
 //! The operations of a session: one structure each for request and result.
 //!
-//! A call carries one request in its payload and finds the reply at the start of the same payload, which
-//! therefore has room for the longer of the two (see [`Operation::payload_size`]). All numbers are
-//! little-endian; every structure has its natural C layout without padding, asserted at compile time.
+//! A call carries one request in its payload. The reply is written to the start of the same payload, which therefore
+//! has room for the longer of the two (see [`Operation::payload_size`]). All numbers are little-endian. Every
+//! structure has its natural C layout without padding, asserted at compile time.
 //!
 //! ```text
 //! request  RequestHeader (16 bytes) + the operation's request structure [+ items of a batch, pages of a list]
@@ -62,7 +62,7 @@ pub trait Wire: Sized {
     /// # Errors
     /// `Short` when `out` has fewer than [`Self::SIZE`] bytes; nothing is written.
     fn encode(&self, out: &mut [u8]) -> Result<(), Short>;
-    /// Reads the structure from the start of `bytes`; later bytes are not looked at.
+    /// Reads the structure from the start of `bytes`; later bytes are ignored.
     ///
     /// # Errors
     /// `Short` when `bytes` has fewer than [`Self::SIZE`] bytes.
@@ -90,7 +90,7 @@ macro_rules! wire {
         impl Wire for $name {
             const SIZE: usize = $size;
             fn encode(&self, out: &mut [u8]) -> Result<(), Short> {
-                // A length known to the compiler: no field is checked by itself.
+                // The compiler knows this length, so that no field is checked by itself.
                 let out = out.first_chunk_mut::<$size>().ok_or(Short)?;
                 $(self.$field.put(out.get_mut($offset..$offset + <$type>::SIZE).ok_or(Short)?);)*
                 Ok(())
@@ -108,7 +108,7 @@ macro_rules! wire {
 }
 
 wire! {
-    /// In front of every request.
+    /// The header of every request.
     RequestHeader {
         /// [`VERSION`].
         version: u16 = 0,
@@ -120,9 +120,9 @@ wire! {
         cookie: u64 = 8,
     } = 16;
 
-    /// In front of every reply.
+    /// The header of every reply.
     ReplyHeader {
-        /// [`VERSION`], whatever the request said.
+        /// [`VERSION`], whatever version the request has.
         version: u16 = 0,
         /// The request's operation code.
         operation: u16 = 2,
@@ -144,7 +144,7 @@ wire! {
         reserved: u64 = 0,
     } = 8;
 
-    /// What a session knows of itself.
+    /// Properties of a session.
     QueryResult {
         /// [`SessionFlags`].
         flags: u32 = 0,
@@ -166,11 +166,11 @@ wire! {
         memory_left: u64 = 40,
         /// Mappings this client may still make.
         mappings_left: u32 = 48,
-        /// Faults of this device lost since start because nobody read them in time.
+        /// Faults of this device lost since start because they were not read in time.
         faults_lost: u32 = 52,
     } = 56;
 
-    /// Asks for a buffer.
+    /// Requests a buffer.
     Allocate {
         /// Length in bytes, a multiple of 4096.
         length: u64 = 0,
@@ -205,7 +205,7 @@ wire! {
         reserved: u32 = 4,
     } = 8;
 
-    /// What is known of a buffer.
+    /// Properties of a buffer.
     BufferResult {
         /// First I/O virtual address of its first mapping in this session, or the range reserved for it.
         iova: u64 = 0,
@@ -227,7 +227,7 @@ wire! {
         offset: u64 = 8,
         /// Length in bytes, a multiple of 4096.
         length: u64 = 16,
-        /// With [`MapFlags::FIXED`]: where to map it. Else 0.
+        /// With [`MapFlags::FIXED`]: the address to map at. Else 0.
         iova: u64 = 24,
         /// [`MapFlags`].
         flags: u32 = 32,
@@ -235,7 +235,7 @@ wire! {
         reserved: u32 = 36,
     } = 40;
 
-    /// Where a range was mapped.
+    /// Address of a new mapping.
     MapResult {
         /// First I/O virtual address.
         iova: u64 = 0,
@@ -262,7 +262,7 @@ wire! {
         length: u64 = 16,
     } = 24;
 
-    /// In front of the items of a batch. All items take effect, or none.
+    /// The header of the items of a batch. All items take effect, or none.
     Batch {
         /// Number of [`BatchItem`] that follow, 1 to [`MAX_BATCH`].
         count: u32 = 0,
@@ -276,17 +276,17 @@ wire! {
         operation: u16 = 0,
         /// Zero.
         reserved: u16 = 2,
-        /// As [`Map::flags`]; 0 in an unmap.
+        /// [`MapFlags`] of a map; 0 in an unmap.
         flags: u32 = 4,
-        /// As [`Map::slot`]; 0 in an unmap.
+        /// Slot of the buffer to map; 0 in an unmap.
         slot: u32 = 8,
-        /// As [`Map::access`]; 0 in an unmap.
+        /// [`Access`] of a map; 0 in an unmap.
         access: u32 = 12,
-        /// As [`Map::offset`]; 0 in an unmap.
+        /// First byte in the buffer to map, a multiple of 4096; 0 in an unmap.
         offset: u64 = 16,
-        /// As [`Map::length`] or [`Unmap::length`].
+        /// Length in bytes, see [`Map::length`] and [`Unmap::length`].
         length: u64 = 24,
-        /// As [`Map::iova`] or [`Unmap::iova`].
+        /// I/O virtual address, see [`Map::iova`] and [`Unmap::iova`].
         iova: u64 = 32,
     } = 40;
 
@@ -302,11 +302,11 @@ wire! {
         flags: u32 = 8,
         /// Number of pages, 1 to [`MAX_LIST`].
         count: u32 = 12,
-        /// With [`MapFlags::FIXED`]: where to map the first page. Else 0.
+        /// With [`MapFlags::FIXED`]: the address to map the first page at. Else 0.
         iova: u64 = 16,
     } = 24;
 
-    /// In front of the regions of a reserved-regions reply.
+    /// The header of the regions in a reserved-regions reply.
     RegionsResult {
         /// Number of [`Region`] that follow.
         count: u32 = 0,
@@ -328,7 +328,7 @@ wire! {
 }
 
 bitflags! {
-    /// What a device may do to a range.
+    /// Accesses of a device that a mapping allows.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct Access: u32 {
         /// The device may read memory.
@@ -351,7 +351,7 @@ bitflags! {
     pub struct MapFlags: u32 {
         /// Map at [`Map::iova`] or refuse.
         const FIXED = 1;
-        /// As [`AllocateFlags::ABOVE_4G`].
+        /// The addresses lie anywhere in the device's reach, like with [`AllocateFlags::ABOVE_4G`].
         const ABOVE_4G = 2;
     }
 
@@ -365,9 +365,9 @@ bitflags! {
         const CONFINED = 2;
         /// The unit of the device has failed.
         const UNIT_FAILED = 4;
-        /// Unread fault records wait.
+        /// Fault records are waiting to be read.
         const FAULTS = 8;
-        /// The device had so many faults that they are not reported any more. Attaching it ends that.
+        /// The device had so many faults that they are no longer reported. Attaching it ends this.
         const SILENCED = 16;
     }
 }
@@ -376,20 +376,20 @@ bitflags! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum RegionKind {
-    /// Firmware demands an identity mapping here (VT-d RMRR, AMD-Vi IVMD).
+    /// Firmware requires an identity mapping here (VT-d RMRR, AMD-Vi IVMD).
     Firmware = 1,
     /// Writes here are interrupts (`0xfee00000` to `0xfeefffff`).
     Interrupt = 2,
-    /// Firmware demands that these addresses are not used (AMD-Vi IVMD exclusion).
+    /// Firmware requires that these addresses are not used (AMD-Vi IVMD exclusion).
     Exclusion = 3,
-    /// Not memory, and below 4 GiB: registers of devices may be here, and a request from one device to
-    /// another may reach them without meeting a unit.
+    /// Not memory, and below 4 GiB. Registers of devices may be here, and a request from one device to another may
+    /// reach them without passing a unit.
     Registers = 4,
 }
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $request:ty => $result:ty;)*) => {
-        /// What a session can be asked.
+        /// The operations of a session.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u16)]
         pub enum Operation { $($(#[$doc])* $name = $code,)* }
@@ -426,17 +426,17 @@ macro_rules! operations {
 }
 
 operations! {
-    /// What the session is and may do.
+    /// Reads the properties of the session.
     Query = 1, Empty => QueryResult;
     /// Puts the device into the session's domain. The reply is the permission to enable bus mastering.
     Attach = 2, Empty => Empty;
     /// Puts the device back under the policy of its group.
     Detach = 3, Empty => Empty;
-    /// Allocates a buffer and maps it, unless asked not to.
+    /// Allocates a buffer, and maps it unless [`AllocateFlags::UNMAPPED`] is set.
     Allocate = 4, Allocate => AllocateResult;
     /// Ends all mappings of a buffer in this session and gives up its slot.
     Release = 5, BufferRequest => Empty;
-    /// What is known of a buffer.
+    /// Reads the properties of a buffer.
     QueryBuffer = 6, BufferRequest => BufferResult;
     /// Maps a range of a buffer.
     Map = 7, Map => MapResult;
@@ -455,7 +455,7 @@ operations! {
 }
 
 impl Operation {
-    /// How long a payload must be to hold the request and the reply of this operation without items.
+    /// Bytes that a payload needs to hold the request and the reply of this operation, without items.
     #[must_use]
     pub const fn payload_size(self) -> usize {
         let request = RequestHeader::SIZE + self.request_size();

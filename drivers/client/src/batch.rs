@@ -10,7 +10,7 @@ use crate::mapping::{BufferSlot, Placement};
 
 /// Maps and unmaps that take effect together or not at all, with one invalidation.
 ///
-/// What a batch maps stays mapped until a batch unmaps it or its buffer's slot ends.
+/// Mappings that a batch makes last until a batch unmaps them, or until their buffer's slot ends.
 ///
 /// ```
 /// use iommu_client::{Access, Batch, BufferOptions, Device, Placement};
@@ -42,7 +42,7 @@ impl Batch {
         Self::default()
     }
 
-    /// Adds a mapping of a range of a buffer, as [`BufferSlot::map`].
+    /// Adds a mapping of a range of a buffer, with the arguments of [`BufferSlot::map`].
     #[must_use]
     pub fn map(
         mut self,
@@ -74,11 +74,10 @@ impl Batch {
         self
     }
 
-    /// Carries the batch out for a device's session. Returns one I/O virtual address an item, 0 for an
-    /// unmap.
+    /// Runs the batch on a device's session. Returns one I/O virtual address for each item, 0 for an unmap.
     ///
     /// # Errors
-    /// [`Error::RefusedItem`] says which item and why; then nothing has changed.
+    /// [`Error::RefusedItem`] names the item and the reason; then nothing has changed.
     pub fn run(&self, device: &Device) -> Result<Vec<u64>, Error> {
         let count = u32::try_from(self.items.len()).map_err(|_| crate::Refusal::BadLength)?;
         let mut items = vec![0; self.items.len() * BatchItem::SIZE];

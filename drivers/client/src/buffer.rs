@@ -25,7 +25,7 @@ pub const PAGE: u64 = 4096;
 /// How a buffer is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferOptions {
-    /// What the device may do.
+    /// Accesses that the device may make.
     pub access: Access,
     /// Alignment of the I/O virtual address: 0, or a power of two from 4096 on.
     pub alignment: u64,
@@ -34,7 +34,7 @@ pub struct BufferOptions {
     pub boundary: u64,
     /// The device takes addresses of 4 GiB and more.
     pub above_4g: bool,
-    /// Nothing is mapped: ranges are granted one by one.
+    /// Nothing is mapped at first: the driver grants ranges one by one.
     pub unmapped: bool,
 }
 
@@ -51,12 +51,12 @@ impl Default for BufferOptions {
     }
 }
 
-/// Memory of this process and of its device, with a `T` or some `T`s at its start. Its I/O virtual addresses
+/// Memory that this process shares with its device. At its start is a `T`, or several `T`s. Its I/O virtual addresses
 /// are contiguous, whatever its length.
 ///
-/// Values are copied in and out, never referred to: a device may write at any time, and a reference would promise that
-/// nothing else does. Copies are volatile, and each aligned word of 8, 4 or 2 bytes is one access, so that what a device
-/// writes as one word is never read in halves. See also [`DmaBuffer::read`] and [`DmaBuffer::write`].
+/// Values are copied in and out, never referenced. A device may write at any time, and a reference would promise that
+/// nothing else does. Copies are volatile. Each aligned word of 8, 4 or 2 bytes is one access, so that a word which a
+/// device writes at once is never read in halves. See also [`DmaBuffer::read`] and [`DmaBuffer::write`].
 ///
 /// ```
 /// use std::mem::offset_of;
@@ -89,7 +89,7 @@ impl Default for BufferOptions {
 /// # Ok::<(), iommu_client::Error>(())
 /// ```
 ///
-/// Nothing makes a reference to memory that a device may write:
+/// Memory that a device may write cannot be referenced:
 ///
 /// ```compile_fail
 /// # let model = iommud_tests::model::Model::new();
@@ -104,15 +104,15 @@ pub struct DmaBuffer<T: ?Sized = [u8]> {
     slot: u32,
     iova: u64,
     length: u64,
-    /// How many values there are.
+    /// Number of values.
     count: usize,
-    // The order of the next two is the order in which they go, after `drop`.
+    // The next two are dropped in this order, after `drop` has run.
     memory: Memory,
     handle: BufferHandle,
     value: PhantomData<fn() -> T>,
 }
 
-/// Memory as the server gave it.
+/// Memory as the server allocated it.
 pub(crate) struct Allocation {
     session: Arc<Session>,
     slot: u32,
@@ -122,7 +122,7 @@ pub(crate) struct Allocation {
     handle: BufferHandle,
 }
 
-/// The descriptor of a buffer. The server does not give its memory to anyone else before it is closed.
+/// The descriptor of a buffer. The server does not reuse the buffer's memory before it is closed.
 #[derive(Debug)]
 struct BufferHandle {
     session: Arc<Session>,
@@ -162,10 +162,10 @@ impl Allocation {
         Ok(Self { session: session.clone(), slot, iova, length, memory, handle })
     }
 
-    /// The buffer of `count` values that take `size` bytes.
+    /// Makes a buffer of `count` values that take `size` bytes.
     fn values<T: ?Sized>(self, size: usize, count: usize) -> Result<DmaBuffer<T>, Error> {
         let Self { session, slot, iova, length, memory, handle } = self;
-        // A transport that shows less than it says is caught here, not at some access.
+        // A transport that maps less than it states is detected here, not at a later access.
         let fits = u64::try_from(size).is_ok_and(|size| size <= length) && size <= memory.length();
         let value = PhantomData;
         let buffer = DmaBuffer { session, slot, iova, length, count, memory, handle, value };
@@ -191,14 +191,14 @@ impl<T: ?Sized> DmaBuffer<T> {
         &self.memory
     }
 
-    /// Where this process has the memory, for drivers with accesses of their own. Nothing says that the device, or
-    /// whoever was given the buffer too, does not write there meanwhile.
+    /// Address of the memory in this process, for drivers with accesses of their own. The device, or another process
+    /// that has the buffer, may write there at the same time.
     #[must_use]
     pub const fn as_ptr(&self) -> *mut u8 {
         self.memory.as_ptr()
     }
 
-    /// The I/O virtual address of the first byte: what the device is told.
+    /// The I/O virtual address of the first byte, to be given to the device.
     #[must_use]
     pub const fn iova(&self) -> u64 {
         self.iova
@@ -266,17 +266,17 @@ impl<T: ?Sized> DmaBuffer<T> {
         if end.is_some_and(|end| end <= self.length) { Ok(()) } else { Err(Error::Outside) }
     }
 
-    /// Where the session knows the buffer, to map ranges of it at further addresses.
+    /// The buffer's slot in the session, to map ranges of it at further addresses.
     #[must_use]
     pub fn slot(&self) -> BufferSlot<'_> {
         BufferSlot { session: &self.session, number: self.slot }
     }
 
-    /// Ends the mapping that the buffer was allocated with: when this returns, the device does not reach it
-    /// at [`DmaBuffer::iova`] any more. The memory stays.
+    /// Ends the mapping that the buffer was allocated with. When this returns, the device no longer reaches it at
+    /// [`DmaBuffer::iova`]. The memory stays.
     ///
     /// # Errors
-    /// `NotMapped`; `UnitFailed`: it is not known whether the device still reaches it.
+    /// `NotMapped`; `UnitFailed`: the device may still reach it.
     pub fn unmap(&self) -> Result<(), Error> {
         unmap(&self.session, self.iova, self.length)
     }
@@ -302,14 +302,14 @@ impl<T: ?Sized> DeviceMemory for DmaBuffer<T> {
 }
 
 impl<T: ?Sized> Drop for DmaBuffer<T> {
-    /// First the device loses the memory, then the process, then the server may use it again: the fields go
+    /// The device loses the memory first, then the process. Then the server may reuse it: the fields are dropped
     /// after this, in their order.
     fn drop(&mut self) {
         release(&self.session, self.slot);
     }
 }
 
-/// Gives a slot up if what follows its allocation fails.
+/// Releases a slot if a step after its allocation fails.
 struct SlotGuard<'a> {
     session: &'a Session,
     slot: u32,

@@ -1,4 +1,4 @@
-//! The way to the server, and the texts it shows.
+//! The connection to the server, and the texts that the server shows.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,28 +8,28 @@ use iommu_protocol::path::RESET;
 use crate::error::Error;
 use crate::transport::{Handle, Transport};
 
-/// A way to the server. Clones share it; all sessions opened over it end with the process.
+/// A connection to the server. Clones share it; all sessions opened over it end with the process.
 #[derive(Clone)]
 pub struct Connection(pub(crate) Arc<dyn Transport>);
 
 impl Connection {
-    /// The server of this machine.
+    /// Connects to the server of this machine.
     ///
     /// # Errors
-    /// There is none, or it does not take this process.
+    /// There is no server, or it does not accept this process.
     pub fn system() -> Result<Self, Error> {
         crate::platform::connect().map(Self)
     }
 
-    /// A server reached in some other way.
+    /// Uses a server that is reached in another way.
     pub fn over(transport: impl Transport + 'static) -> Self {
         Self(Arc::new(transport))
     }
 
-    /// The whole of a text: `status`, `units/0`, `groups/0`, `devices/…`, `faults`, `metrics`.
+    /// Reads a whole text: `status`, `units/0`, `groups/0`, `devices/…`, `faults`, `metrics`.
     ///
     /// # Errors
-    /// `NotFound`, `Permission`; [`Error::ProtocolError`] when it is not UTF-8.
+    /// `NotFound`, `Permission`; [`Error::ProtocolError`] if the text is not UTF-8.
     pub fn text(&self, path: &str) -> Result<String, Error> {
         let handle = self.open(path)?;
         let mut text = Vec::new();
@@ -45,20 +45,20 @@ impl Connection {
     /// The names in a directory; the empty path is the root.
     ///
     /// # Errors
-    /// As [`Connection::text`].
+    /// `NotFound`, `Permission`; [`Error::ProtocolError`], like [`Connection::text`].
     pub fn names(&self, path: &str) -> Result<Vec<String>, Error> {
         self.0.names(self.open(path)?.0)
     }
 
-    /// An administrator's request: has configuration space looked at again, for functions that came or went.
+    /// Makes the server walk configuration space again, to find functions that came or went. For administrators.
     ///
     /// # Errors
-    /// `Permission`; `Unsupported` when the server cannot look.
+    /// `Permission`; `Unsupported` if the server cannot walk it.
     pub fn rescan(&self) -> Result<(), Error> {
         self.write("rescan", b"1")
     }
 
-    /// An administrator's request: has a unit that failed brought up again, within some 10 ms. What came of it is in
+    /// Makes the server bring a failed unit up again, within some 10 ms. For administrators. The outcome is in
     /// `status`.
     ///
     /// # Errors

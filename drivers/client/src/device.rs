@@ -20,16 +20,16 @@ use crate::imported::Imported;
 use crate::session::Session;
 use crate::transport::{FOREVER, Handle, Transport};
 
-/// A device that this process has claimed. Its group has no other owner; the device goes back under the
-/// policy of its group when the last thing that came from it is dropped, or when the process ends.
+/// A device that this process has claimed. Its group has no other owner. The device goes back under the policy of its
+/// group when the last object made from it is dropped, or when the process ends.
 #[derive(Debug)]
 pub struct Device {
     pub(crate) session: Arc<Session>,
     address: PciAddress,
 }
 
-/// The device's requests are confined to what its session mapped (or, on a machine without an IOMMU, there
-/// is nothing to confine them): bus mastering may be enabled.
+/// Permission to enable bus mastering: the device's requests are confined to the mappings of its session. (On a
+/// machine without an IOMMU, nothing can confine them.)
 #[derive(Debug)]
 #[must_use = "the permission is what bus mastering is enabled with"]
 pub struct BusMasterPermission {
@@ -38,12 +38,12 @@ pub struct BusMasterPermission {
     session: u64,
 }
 
-/// Why a device was not detached, and the permission, which is as good as before.
+/// Why a device was not detached, with the permission, which stays valid.
 #[derive(Debug)]
 pub struct DetachError {
-    /// Why.
+    /// The reason.
     pub error: Error,
-    /// What was given.
+    /// The permission that was passed.
     pub permission: BusMasterPermission,
 }
 
@@ -62,14 +62,14 @@ impl From<DetachError> for Error {
 }
 
 impl BusMasterPermission {
-    /// The device it is for.
+    /// The device that it is for.
     #[must_use]
     pub const fn address(&self) -> PciAddress {
         self.address
     }
 }
 
-/// What a session knows of itself.
+/// Properties of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
     /// State of the session. Without `CONFINED` the device reaches all memory.
@@ -101,7 +101,7 @@ pub struct ReservedRegion {
     pub first: u64,
     /// Last address (inclusive).
     pub last: u64,
-    /// Why.
+    /// The reason.
     pub kind: RegionKind,
 }
 
@@ -109,18 +109,18 @@ impl Device {
     /// Claims the device of this name, `SSSS--BB--DD.F`.
     ///
     /// # Errors
-    /// `NotOwner` when somebody else owns its group, `NotProbed` when there is none, `NotReady` when its
-    /// unit is not up yet, `Permission`; [`Error::BadName`].
+    /// `NotOwner` if another owner has its group, `NotProbed` if there is no such device, `NotReady` if its unit is
+    /// not up yet, `Permission`; [`Error::BadName`].
     pub fn open(connection: &Connection, name: &str) -> Result<Self, Error> {
         Self::claim(connection, name.parse().map_err(|_| Error::BadName)?)
     }
 
-    /// Claims the device of this name, and waits for its unit to come up, at most `wait` and at most as long as the
-    /// server lets claims wait (a minute). Claims are granted in the order in which they were made. Other threads
-    /// may use the connection meanwhile.
+    /// Claims the device of this name, and waits for its unit to come up. It waits at most `wait`, and at most as
+    /// long as the server lets claims wait (a minute). Claims are granted in the order in which they were made. Other
+    /// threads may use the connection meanwhile.
     ///
     /// # Errors
-    /// As [`Device::open`]; `NotReady` after `wait`, or at once when too many claims wait.
+    /// The errors of [`Device::open`]; `NotReady` after `wait`, or at once when too many claims wait.
     pub fn open_within(connection: &Connection, name: &str, wait: Duration) -> Result<Self, Error> {
         let address: PciAddress = name.parse().map_err(|_| Error::BadName)?;
         let path = Path::Device(address).to_string();
@@ -131,13 +131,13 @@ impl Device {
     /// Claims the device at this address.
     ///
     /// # Errors
-    /// As [`Device::open`].
+    /// `NotOwner`, `NotProbed`, `NotReady`, `Permission`, like [`Device::open`].
     pub fn claim(connection: &Connection, address: PciAddress) -> Result<Self, Error> {
         let handle = connection.0.open(None, &Path::Device(address).to_string(), true)?;
         Ok(Self { session: Arc::new(Session::new(connection.0.clone(), handle)), address })
     }
 
-    /// The device of a session that is open already.
+    /// Makes a device from a session that is open already.
     #[cfg_attr(
         not(target_os = "redox"),
         expect(dead_code, reason = "sessions are inherited there")
@@ -149,11 +149,11 @@ impl Device {
         Ok(Self { session, address: PciAddress { segment: result.segment, requester } })
     }
 
-    /// Claims another device for the owner of this one: a member of the same group, or of one that nobody owns.
-    /// Both share one domain, so an address is the same memory for both, once each is attached.
+    /// Claims another device for the owner of this one. It must be a member of the same group, or of a group that
+    /// nobody owns. Both devices share one domain, so an address is the same memory for both once each is attached.
     ///
     /// # Errors
-    /// As [`Device::open`]; `Busy` when this owner has claimed it.
+    /// The errors of [`Device::open`]; `Busy` if this owner has claimed the device already.
     pub fn open_member(&self, address: PciAddress) -> Result<Self, Error> {
         let transport = &self.session.transport;
         let path = SessionPath::Member(address).to_string();
@@ -161,13 +161,13 @@ impl Device {
         Ok(Self { session: Arc::new(Session::new(transport.clone(), handle)), address })
     }
 
-    /// Which device it is.
+    /// The address of the device.
     #[must_use]
     pub const fn address(&self) -> PciAddress {
         self.address
     }
 
-    /// Puts the device into its session's domain. It reaches what the session mapped, and nothing else.
+    /// Attaches the device to its session's domain. It then reaches the session's mappings, and nothing else.
     ///
     /// # Errors
     /// `UnitFailed`, `NoUnit`, `NotReady`.
@@ -176,12 +176,12 @@ impl Device {
         Ok(BusMasterPermission { address: self.address, session: self.session.number })
     }
 
-    /// Puts the device back under the policy of its group. Bus mastering is to be disabled before. `permission` is what
-    /// attaching this device, in this session, gave.
+    /// Puts the device back under the policy of its group. The driver disables bus mastering before. `permission` is
+    /// the one that attaching this device in this session returned.
     ///
     /// # Errors
-    /// [`Error::OtherPermission`]: it is of another device or session, and nothing has changed. The permission comes
-    /// back.
+    /// [`Error::OtherPermission`] if the permission is of another device or session; nothing has changed then. Every
+    /// error returns the permission.
     pub fn detach(&self, permission: BusMasterPermission) -> Result<(), DetachError> {
         let ended = if permission.session == self.session.number {
             self.session.call(Operation::Detach, &Empty::default())
@@ -194,7 +194,7 @@ impl Device {
         }
     }
 
-    /// What the session is and may do.
+    /// Reads the properties of the session.
     ///
     /// # Errors
     /// The server is gone.
@@ -236,16 +236,16 @@ impl Device {
     /// Allocates a buffer of `length` bytes, a multiple of 4096, filled with zeros.
     ///
     /// # Errors
-    /// `Quota`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; memory that cannot be mapped here.
+    /// `Quota`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; or the memory cannot be mapped into this process.
     pub fn allocate(&self, length: u64, options: BufferOptions) -> Result<DmaBuffer, Error> {
         Allocation::new(&self.session, length, options)?.bytes()
     }
 
-    /// Gives this session a buffer of another session of its connection; on Redox, of this process. Nothing is
+    /// Gives this session a buffer of another session of its connection (on Redox, of this process). Nothing is
     /// mapped yet.
     ///
     /// # Errors
-    /// `Quota`; `BadHandle` when the buffer came over another connection.
+    /// `Quota`; `BadHandle` if the buffer belongs to another connection.
     pub fn import<'buffer, T: ?Sized>(
         &self,
         buffer: &'buffer DmaBuffer<T>,
@@ -272,7 +272,7 @@ impl Device {
         std::iter::from_fn(|| self.next_fault().transpose())
     }
 
-    /// The oldest unread fault of the device, waited for at most `timeout`; with `Duration::MAX`, until there is one.
+    /// Waits at most `timeout` for the oldest unread fault of the device; with `Duration::MAX`, without a limit.
     ///
     /// ```
     /// # use std::time::Duration;

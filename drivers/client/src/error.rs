@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! The errors of this library.
 
 use std::fmt;
 
@@ -9,46 +9,46 @@ use iommu_protocol::status::{Errno, Refusal};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server refused; its state, and the device's, are as before.
+    /// The server refused. Its state and the device's state are as before.
     Refused(Refusal),
     /// The server refused a batch because of one of its items; none took effect.
     RefusedItem {
-        /// Why.
+        /// The reason.
         refusal: Refusal,
         /// Index of the item.
         item: u32,
     },
-    /// The server answered with an error number that is no refusal.
+    /// The server returned an error number that is no refusal.
     Errno(Errno),
-    /// There is no server, or it is gone, and with it the session: the device is cut off.
+    /// There is no server, or it is gone and the session with it: the device is cut off.
     Disconnected,
     /// The operating system failed.
     Io(std::io::Error),
-    /// The server answered something that the protocol does not allow.
+    /// The server's reply violates the protocol.
     ProtocolError(ProtocolError),
     /// An offset or length outside of the memory.
     Outside,
     /// The text is not the name of a device.
     BadName,
-    /// A permission to master the bus that this session did not give.
+    /// A permission to master the bus that is not of this session.
     OtherPermission {
         /// The device that the permission is for.
         of: PciAddress,
         /// The device that it was used with.
         device: PciAddress,
     },
-    /// A block of a pool cannot be that long.
+    /// No block of the pool is that long.
     TooLong {
-        /// What was asked for, in bytes.
+        /// The requested length in bytes.
         length: u64,
         /// The largest block of the pool.
         most: u64,
     },
     /// The pool has handed out all of its memory and may not take more.
     PoolLimit {
-        /// What it has, in bytes.
+        /// Bytes that the pool has.
         taken: u64,
-        /// What it may have.
+        /// Bytes that the pool may have.
         limit: u64,
     },
     /// Sizes of a pool that are no powers of two, or the smallest above the largest.
@@ -57,25 +57,25 @@ pub enum Error {
         smallest: u64,
         /// The largest block.
         largest: u64,
-        /// What is taken from the server at a time.
+        /// Bytes that are taken from the server at a time.
         chunk: u64,
     },
 }
 
-/// What is wrong with an answer of the server.
+/// How a reply of the server violates the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
     /// It is too short or too long.
     Length,
-    /// It speaks another version.
+    /// It has another version.
     Version(u16),
-    /// It answers another request.
+    /// It is for another request.
     Mismatch,
     /// A refusal code that is not defined.
     Refusal(u16),
     /// A value outside of its range.
     Value,
-    /// The memory that came with it is smaller than it says.
+    /// The memory that came with it is smaller than stated.
     Memory,
 }
 
@@ -89,8 +89,8 @@ impl Error {
         }
     }
 
-    /// The refusal that an error number stands for where only a number fits. Several refusals share a
-    /// number; `likely` are those that the operation is refused for, looked at first.
+    /// Finds the refusal for an error number, where an operation returns only a number. Several refusals share a
+    /// number. Those in `likely`, the usual refusals of the operation, are searched first.
     #[must_use]
     pub fn from_errno(errno: Errno, likely: &[Refusal]) -> Self {
         let all = likely.iter().chain(Refusal::ALL);

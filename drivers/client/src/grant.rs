@@ -8,8 +8,8 @@ use crate::error::Error;
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 
-/// A range of a buffer that the device may reach, until this is dropped. Strict confinement, transfer by
-/// transfer, costs two requests to the server; memory of a [`DmaPool`](crate::DmaPool) costs none.
+/// A range of a buffer that the device may reach, until this is dropped. Strict confinement of each transfer costs
+/// two requests to the server; memory of a [`DmaPool`](crate::DmaPool) costs none.
 ///
 /// ```
 /// use iommu_client::{Access, BufferOptions, Device};
@@ -58,10 +58,10 @@ impl Grant<'_> {
         self.iova
     }
 
-    /// Takes the range back: when this returns, the device does not reach it any more.
+    /// Revokes the grant. When this returns, the device no longer reaches the range.
     ///
     /// # Errors
-    /// `UnitFailed`: it is not known whether the device still reaches it.
+    /// `UnitFailed`: the device may still reach it.
     pub fn revoke(self) -> Result<(), Error> {
         let result = self.end();
         std::mem::forget(self);
@@ -88,7 +88,7 @@ impl DeviceMemory for Grant<'_> {
 
 impl Drop for Grant<'_> {
     fn drop(&mut self) {
-        // A driver that wants to know calls `revoke`; the end of the buffer revokes all the same.
+        // A driver that needs the result calls `revoke`. The end of the buffer revokes the grant in any case.
         let _ = self.end();
     }
 }

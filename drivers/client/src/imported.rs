@@ -22,7 +22,7 @@ impl<'buffer, T: ?Sized> Imported<'buffer, T> {
         session: &Arc<Session>,
         buffer: &'buffer DmaBuffer<T>,
     ) -> Result<Self, Error> {
-        // Another connection numbers its handles itself: the buffer's number is some other one there.
+        // Each connection numbers its own handles, so the buffer's number would be another handle there.
         let same = Arc::ptr_eq(&session.transport, buffer.transport());
         if !same && !session.transport.process_wide() {
             return Err(Refusal::BadHandle.into());
@@ -37,7 +37,7 @@ impl<'buffer, T: ?Sized> Imported<'buffer, T> {
         self.buffer
     }
 
-    /// Where the session knows the buffer.
+    /// The buffer's slot in the session.
     #[must_use]
     pub fn slot(&self) -> BufferSlot<'_> {
         BufferSlot { session: &self.session, number: self.slot }

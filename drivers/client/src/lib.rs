@@ -31,17 +31,16 @@
 //! | descriptors of a length or alignment | [`ScatterList`] |
 //! | many mappings at once | [`Batch`] |
 //!
-//! What a driver may rely on: its device reaches the buffers it was granted and nothing else; a fault of its
-//! device is told to it ([`Device::wait_fault`]); when it dies, its device is cut off before any of its
-//! memory is used again. On a machine without an IOMMU the same code runs, addresses are bus addresses, and
-//! [`Device::query`] says so.
+//! A driver can rely on three facts. Its device reaches the buffers it was granted and nothing else. A fault of its
+//! device is reported to it ([`Device::wait_fault`]). When it dies, its device is cut off before any of its memory is
+//! used again. On a machine without an IOMMU the same code runs: addresses are bus addresses, and [`Device::query`]
+//! says so.
 //!
-//! Memory is read and written by copies, which are volatile. Nothing refers to it, since a device, or a process that was
-//! given a buffer too, may write there at any time; what is to be looked at for long is copied out first.
+//! Memory is read and written by volatile copies. It is never referenced, since a device, or another process that has
+//! the buffer, may write there at any time. Data that is needed for longer is copied out first.
 //!
-//! Everything ends in the right order when dropped, whatever the order of the drops: a buffer's mappings
-//! end on the device's side before the memory leaves the process, and a session lives as long as anything
-//! that came from it.
+//! Everything ends in the right order when dropped, whatever the order of the drops. A buffer's mappings end on the
+//! device's side before the memory leaves the process. A session lives as long as any object made from it.
 
 mod batch;
 mod buffer;

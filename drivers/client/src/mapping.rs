@@ -11,15 +11,15 @@ use crate::error::Error;
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 
-/// Where a mapping lies.
+/// The address at which a range is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Placement {
     /// Anywhere below 4 GiB.
     #[default]
     Below4G,
-    /// Anywhere the device reaches.
+    /// Anywhere in the device's reach.
     Anywhere,
-    /// Exactly here.
+    /// At exactly this I/O virtual address.
     At(u64),
 }
 
@@ -33,7 +33,7 @@ impl Placement {
     }
 }
 
-/// A buffer as a session knows it: what mappings are made of.
+/// A buffer's slot in a session, from which mappings are made.
 #[derive(Clone, Copy, Debug)]
 pub struct BufferSlot<'owner> {
     pub(crate) session: &'owner Session,
@@ -66,10 +66,10 @@ impl<'owner> BufferSlot<'owner> {
         Ok(Mapping { session: self.session, iova, length })
     }
 
-    /// Maps pages of the buffer, of 4096 bytes each, in any order, to consecutive addresses: what is scattered
-    /// for the driver is one range for the device, and one segment of a [`ScatterList`](crate::ScatterList).
-    /// One call maps them and one ends the mapping, whatever their number, 1 to 8192. Each page counts as one
-    /// mapping of the client's.
+    /// Maps pages of the buffer, of 4096 bytes each, in any order, to consecutive addresses. Memory that is scattered
+    /// for the driver is then one range for the device, and one segment of a [`ScatterList`](crate::ScatterList). One
+    /// call maps the pages and one ends the mapping, whatever their number, 1 to 8192. Each page counts as one
+    /// mapping of the client.
     ///
     /// ```
     /// use iommu_client::{Access, BufferOptions, Device, Placement, ScatterList, SegmentLimits};
@@ -90,8 +90,8 @@ impl<'owner> BufferSlot<'owner> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::RefusedItem`] says which page is not the buffer's; else `Range`, `Reserved`, `Mapped`, `NoSpace`,
-    /// `Quota`, and, where no unit confines the device and the pages do not follow each other, `Unsupported`.
+    /// [`Error::RefusedItem`] names a page that is not in the buffer; else `Range`, `Reserved`, `Mapped`, `NoSpace`,
+    /// `Quota`, and, if no unit confines the device and the pages do not follow each other, `Unsupported`.
     pub fn map_pages(
         self,
         pages: &[u32],
@@ -132,10 +132,10 @@ impl Mapping<'_> {
         self.length
     }
 
-    /// Ends the mapping: when this returns, the device does not reach the range any more.
+    /// Ends the mapping. When this returns, the device no longer reaches the range.
     ///
     /// # Errors
-    /// `UnitFailed`: it is not known whether the device still reaches it.
+    /// `UnitFailed`: the device may still reach it.
     pub fn unmap(self) -> Result<(), Error> {
         let result = self.end();
         std::mem::forget(self);
@@ -159,7 +159,7 @@ impl DeviceMemory for Mapping<'_> {
 
 impl Drop for Mapping<'_> {
     fn drop(&mut self) {
-        // A driver that wants to know calls `unmap`; the end of the import unmaps all the same.
+        // A driver that needs the result calls `unmap`. The end of the import ends the mapping in any case.
         let _ = self.end();
     }
 }
@@ -169,7 +169,7 @@ pub(crate) fn unmap(session: &Session, iova: u64, length: u64) -> Result<(), Err
     Ok(())
 }
 
-/// Gives a slot up. The server says no only when the session is gone, and the slot with it.
+/// Releases a slot. The server refuses only if the session is gone, and the slot with it.
 pub(crate) fn release(session: &Session, slot: u32) {
     let request = BufferRequest { slot, reserved: 0 };
     let _: Result<Empty, Error> = session.call(Operation::Release, &request);

@@ -23,19 +23,19 @@ pub struct PoolOptions {
     pub smallest: u64,
     /// The largest block.
     pub largest: u64,
-    /// Memory asked of the server at a time; a block that is larger gets its own.
+    /// Memory taken from the server at a time. A block that is larger gets its own.
     pub chunk: u64,
     /// The most memory that the pool takes altogether.
     pub limit: u64,
-    /// What the device may do.
+    /// Accesses that the device may make.
     pub access: Access,
     /// The device takes addresses of 4 GiB and more.
     pub above_4g: bool,
 }
 
 impl Default for PoolOptions {
-    /// Blocks of 64 bytes to 128 KiB below 4 GiB, 256 KiB at a time, 64 MiB at most. (A driver of large
-    /// transfers takes 2 MiB at a time: its device finds them with one entry of the page table.)
+    /// Blocks of 64 bytes to 128 KiB below 4 GiB, 256 KiB at a time, 64 MiB at most. (A driver with large transfers
+    /// sets 2 MiB at a time, which its device finds with one entry of the page table.)
     fn default() -> Self {
         Self {
             smallest: 64,
@@ -50,12 +50,11 @@ impl Default for PoolOptions {
 
 /// Memory that stays mapped for the device, handed out in blocks whose sizes are powers of two.
 ///
-/// Taking a block and giving it back are a few instructions: no request to the server, no atomic operation,
-/// no lock. A pool belongs to one thread; a driver with several has one for each. The server is asked only
-/// when a size has run out, once for many blocks, and by [`DmaPool::reserve`] ahead of time.
+/// Taking a block and giving it back are a few instructions: no request to the server, no atomic operation, no lock.
+/// A pool belongs to one thread; a driver with several threads has a pool for each. The pool sends a request only
+/// when a size has run out, one for many blocks, or ahead of time in [`DmaPool::reserve`].
 ///
-/// The device reaches all of a pool all the time. Where that is too much, see
-/// [`DmaBuffer::grant`].
+/// The device reaches the whole pool all the time. If that is too much, see [`DmaBuffer::grant`].
 ///
 /// ```
 /// use iommu_client::{Device, DmaPool, PoolOptions};
@@ -85,7 +84,7 @@ pub struct DmaPool {
     shift: u32,
 }
 
-/// Where new memory comes from.
+/// The source of new memory.
 #[derive(Debug)]
 struct Source {
     session: std::sync::Arc<crate::session::Session>,
@@ -93,8 +92,8 @@ struct Source {
     taken: u64,
 }
 
-/// The blocks of one size that are not in use: a list through the blocks themselves, so that neither taking nor
-/// giving back ever allocates.
+/// The free blocks of one size. Their list runs through the blocks themselves, so that neither taking nor giving back
+/// allocates.
 struct Class {
     size: u64,
     free: Cell<Option<Box<Node>>>,
@@ -127,14 +126,15 @@ impl DmaPool {
         })
     }
 
-    /// A block of at least `length` bytes, aligned to its size. Its content is what its last user left.
+    /// A block of at least `length` bytes, aligned to its size. It holds the bytes of its last use.
     ///
     /// # Errors
-    /// [`Error::TooLong`]; when its size has run out: [`Error::PoolLimit`], and as [`Device::allocate`].
+    /// [`Error::TooLong`]; if its size has run out, [`Error::PoolLimit`] and the errors of [`Device::allocate`].
     #[inline]
     pub fn take(&self, length: u64) -> Result<DmaBlock, Error> {
         let class = self.class(length)?;
-        // One place that makes the block: two would meet in memory, which costs more than all the rest.
+        // Only one place makes the block. Two places would pass it through memory, which costs more than all the
+        // rest.
         loop {
             if let Some(block) = class.take(length) {
                 return Ok(block);
@@ -143,17 +143,17 @@ impl DmaPool {
         }
     }
 
-    /// As [`DmaPool::take`], without ever asking the server; `None` when none of its size is there.
+    /// Takes a block like [`DmaPool::take`], but never sends a request; `None` if no block of its size is free.
     #[must_use]
     #[inline]
     pub fn take_ready(&self, length: u64) -> Option<DmaBlock> {
         self.class(length).ok()?.take(length)
     }
 
-    /// Makes sure that at least `count` blocks of this length are there to be taken.
+    /// Makes sure that at least `count` blocks of this length are free.
     ///
     /// # Errors
-    /// As [`DmaPool::take`].
+    /// The errors of [`DmaPool::take`].
     pub fn reserve(&self, length: u64, count: usize) -> Result<(), Error> {
         let class = self.class(length)?;
         while class.ready() < count {
@@ -193,7 +193,7 @@ impl DmaPool {
         let options = BufferOptions {
             access: options.access,
             above_4g: options.above_4g,
-            // Memory of whole large pages is where large pages can be.
+            // Memory of 2 MiB or more is aligned so that large pages can map it.
             alignment: if length >= LARGE { LARGE.max(class.size) } else { class.size.max(PAGE) },
             ..BufferOptions::default()
         };
@@ -222,7 +222,7 @@ impl Class {
         put_into(&self.free, Some(node));
     }
 
-    /// Blocks that are there to be taken.
+    /// Number of free blocks.
     fn ready(&self) -> usize {
         let first = self.free.take();
         let count = std::iter::successors(first.as_deref(), |node| node.next.as_deref()).count();
@@ -231,8 +231,8 @@ impl Class {
     }
 }
 
-/// Puts a list into a place that was just emptied. Nothing is dropped, so that nobody has to look whether there is
-/// something to drop.
+/// Puts a list into a place that was just emptied. `forget` leaves out the drop of the old value. That value is
+/// `None`, and a drop would check for it.
 #[inline]
 fn put_into(place: &Cell<Option<Box<Node>>>, list: Option<Box<Node>>) {
     std::mem::forget(place.replace(list));
@@ -254,8 +254,8 @@ impl Drop for Class {
     }
 }
 
-/// Memory of a pool, given back when dropped. It may outlive its pool. The device reaches it all the time, so bytes are
-/// copied in and out, as those of a [`DmaBuffer`].
+/// A block of a pool, given back when dropped. It may outlive its pool. The device reaches it all the time, so bytes
+/// are copied in and out, like those of a [`DmaBuffer`].
 #[derive(Debug)]
 pub struct DmaBlock {
     /// Present until the drop.
@@ -265,14 +265,14 @@ pub struct DmaBlock {
 }
 
 impl DmaBlock {
-    /// The I/O virtual address of the first byte: what the device is told.
+    /// The I/O virtual address of the first byte, to be given to the device.
     #[must_use]
     #[inline]
     pub fn iova(&self) -> u64 {
         self.node.as_ref().map_or(0, |node| node.piece.address())
     }
 
-    /// The length that was asked for, in bytes.
+    /// The requested length, in bytes.
     #[must_use]
     pub const fn length(&self) -> u64 {
         self.length
@@ -338,7 +338,7 @@ impl DmaBlock {
         self.write(offset, value.as_mut_bytes())
     }
 
-    /// A block may be larger than what was asked for.
+    /// Checks against the requested length, since the block may be larger.
     #[inline]
     fn check(&self, offset: u64, length: usize) -> Result<(), Error> {
         let end = u64::try_from(length).ok().and_then(|length| offset.checked_add(length));

@@ -1,4 +1,4 @@
-//! What a device is told of memory: pieces of addresses.
+//! Memory as segments of addresses, the form in which a device gets it.
 
 use std::iter;
 use std::ops::Range;
@@ -34,7 +34,7 @@ pub struct Segment {
     pub length: u64,
 }
 
-/// What a device takes as one segment.
+/// Limits of a device for one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentLimits {
     /// No segment is longer, in bytes; 0 for no limit.
@@ -43,8 +43,8 @@ pub struct SegmentLimits {
     pub boundary: u64,
 }
 
-/// Memory in the order in which a device transfers it. It borrows the memory: none of it goes while the list
-/// is used.
+/// Memory in the order in which a device transfers it. The list borrows the memory, so that none of it can be dropped
+/// while the list is used.
 ///
 /// ```
 /// use iommu_client::{BufferOptions, Device, ScatterList, Segment, SegmentLimits};
@@ -100,13 +100,13 @@ impl<'memory> ScatterList<'memory> {
         Ok(self)
     }
 
-    /// Bytes of all of it.
+    /// Bytes of all segments together.
     #[must_use]
     pub fn length(&self) -> u64 {
         self.segments.iter().map(|segment| segment.length).sum()
     }
 
-    /// The segments, as long as the device takes them.
+    /// The segments, cut to the limits of the device.
     pub fn segments(&self, limits: SegmentLimits) -> impl Iterator<Item = Segment> + '_ {
         self.segments.iter().flat_map(move |whole| {
             let mut rest = *whole;

@@ -14,7 +14,7 @@ use crate::transport::{Handle, Transport};
 pub(crate) struct Session {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) handle: Handle,
-    /// Which of this process's it is.
+    /// Number of this session among those of the process.
     pub(crate) number: u64,
     cookie: AtomicU64,
 }
@@ -28,7 +28,7 @@ impl Session {
         Self { transport, handle, number, cookie: AtomicU64::new(1) }
     }
 
-    /// One operation without items.
+    /// Runs one operation without items.
     pub(crate) fn call<Result_: Wire>(
         &self,
         operation: Operation,
@@ -37,8 +37,8 @@ impl Session {
         self.call_with(operation, request, &[], 0, |body| Ok(Result_::decode(body)?))
     }
 
-    /// One operation with bytes behind its request structure and room for `extra` bytes behind its result
-    /// structure. `read` gets both.
+    /// Runs one operation, with bytes behind its request structure and room for `extra` bytes behind its result
+    /// structure. `read` gets the result structure and the bytes behind it.
     pub(crate) fn call_with<Request: Wire, T>(
         &self,
         operation: Operation,
@@ -73,7 +73,7 @@ fn part(payload: &mut [u8], start: usize) -> Result<&mut [u8], ProtocolError> {
     payload.get_mut(start..).ok_or(ProtocolError::Length)
 }
 
-/// What follows the header of a reply that is not a refusal.
+/// Checks a reply, and returns the bytes behind the header if it is not a refusal.
 fn checked<'a>(request: &RequestHeader, reply: &'a [u8]) -> Result<&'a [u8], Error> {
     let header = ReplyHeader::decode(reply)?;
     if header.version != VERSION {

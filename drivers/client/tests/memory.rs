@@ -1,5 +1,5 @@
-//! DMA memory over the whole server and a software unit: what the device reaches, what it costs, and in which
-//! order things end.
+//! DMA memory over the whole server and a software unit: the reach of the device, the cost of requests, and the order
+//! in which things end.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -77,7 +77,7 @@ fn constraints_are_met() {
     assert_eq!(refused.refusal(), Some(Refusal::Alignment));
 }
 
-/// What drivers/README.md says of requests.
+/// The numbers of requests that drivers/README.md states.
 #[test]
 fn a_buffer_costs_five_requests() {
     let model = Model::new();
@@ -116,7 +116,7 @@ fn every_block_of_a_pool_comes_back_once() {
     assert_eq!(pool.memory(), 256 << 10);
 }
 
-/// Take and give back ask nothing of anybody.
+/// Taking and giving back a block sends no request.
 #[test]
 fn a_pool_makes_no_requests() {
     let model = Model::new();
@@ -136,7 +136,7 @@ fn a_pool_makes_no_requests() {
     assert_eq!(model.counts(), before);
 }
 
-/// Blocks that are out at once share no byte, of this process or of the device.
+/// Blocks in use at the same time share no byte, neither of this process nor of the device.
 #[test]
 fn blocks_do_not_overlap() {
     let model = Model::new();
@@ -187,7 +187,7 @@ fn a_pool_says_why_not() {
     let held: Vec<_> = (0..4).map(|_| pool.take(128 << 10).unwrap()).collect();
     assert!(matches!(pool.take(1), Err(Error::PoolLimit { taken: 524_288, limit: 524_288 })));
     assert!(pool.take_ready(1).is_none());
-    // A block may outlive its pool; the memory goes with the last one.
+    // A block may outlive its pool. The memory is released with the last block.
     drop(pool);
     model.device_write(device.address(), held[3].iova(), &[9]).unwrap();
     assert_eq!(held[3].load_at::<u8>(0).unwrap(), 9);
@@ -202,7 +202,7 @@ fn a_pool_says_why_not() {
     }
 }
 
-/// One call, one invalidation of pages and one wait, whatever the size.
+/// The end of a mapping costs one call, one invalidation of pages and one wait, whatever the size.
 #[test]
 fn the_end_of_a_mapping_costs_one_call_and_one_wait() {
     let model = Model::new();
@@ -231,7 +231,8 @@ fn the_end_of_a_mapping_costs_one_call_and_one_wait() {
     assert_eq!(device.faults().count(), 3);
 }
 
-/// Pages in any order are one range for the device, each where the list says, for one call there and one back.
+/// Pages in any order are one range for the device, each at its place in the list. Mapping costs one call, and so
+/// does unmapping.
 #[test]
 fn a_list_of_pages_is_one_range() {
     let model = Model::new();
@@ -284,7 +285,7 @@ fn a_batch_is_one_call_and_one_wait() {
     assert_eq!(after.waits - before.waits, 1);
 }
 
-/// The same driver code where nothing confines its device.
+/// The same driver code works on a machine where nothing confines its device.
 #[test]
 fn without_a_unit_addresses_are_bus_addresses() {
     let model = Model::without_unit();
@@ -302,7 +303,7 @@ fn without_a_unit_addresses_are_bus_addresses() {
     device.detach(permission).unwrap();
 }
 
-/// What a client did, in order, and whether this process had the buffer's memory mapped then.
+/// Calls of a client, in order, each with whether this process had the buffer's memory mapped at that time.
 #[derive(Clone)]
 struct Order {
     to: Arc<InProcess>,
@@ -366,7 +367,7 @@ impl Transport for Order {
     }
 }
 
-/// First the device loses a buffer, then the process, then the server may use its memory for others.
+/// The device loses a buffer first, then the process. Then the server may use its memory for others.
 #[test]
 fn a_buffer_ends_in_the_right_order() {
     let model = Model::new();
@@ -376,7 +377,7 @@ fn a_buffer_ends_in_the_right_order() {
     let permission = device.attach().unwrap();
     let buffer = DmaBuffer::<[u8; 12288]>::zeroed(&device).unwrap();
     order.log.lock().unwrap().clear();
-    // The buffer goes last: whatever the order, the session lives as long as what came from it.
+    // The buffer is dropped last. The session lives as long as any object made from it, in any order of drops.
     drop(device);
     assert_eq!(*order.log.lock().unwrap(), []);
     drop(buffer);

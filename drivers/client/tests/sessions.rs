@@ -1,5 +1,5 @@
-//! What a driver asks of its session beside memory for good: events, grants, batches, constraints; and what it
-//! is told when something is refused.
+//! Requests of a driver to its session, other than for lasting memory: events, grants, batches and constraints. Also
+//! the errors of refused requests.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +19,7 @@ use iommud_tests::model::{DEVICES, Model};
 const NAME: &str = DEVICES[1];
 const BOTH: Access = Access::READ.union(Access::WRITE);
 
-/// Once attached, the device reaches what its session maps; after detaching, no more.
+/// An attached device reaches the mappings of its session; a detached one does not.
 #[test]
 fn a_device_reaches_memory_between_attach_and_detach() {
     let model = Model::new();
@@ -42,7 +42,7 @@ fn a_device_reaches_memory_between_attach_and_detach() {
     );
 }
 
-/// A fault is an event of its device's session, told once, oldest first.
+/// A fault is an event of its device's session. Each is reported once, the oldest first.
 #[test]
 fn a_fault_is_told_to_its_driver() {
     let model = Model::new();
@@ -90,7 +90,7 @@ fn a_grant_is_a_range_for_a_while() {
     assert_eq!(buffer.get(4096).unwrap(), 5);
 }
 
-/// What the device may do with a buffer, or with the blocks of a pool, is what was asked for.
+/// The device has just the requested access to a buffer, or to the blocks of a pool.
 #[test]
 fn memory_may_be_for_one_direction() {
     let model = Model::new();
@@ -109,7 +109,7 @@ fn memory_may_be_for_one_direction() {
     }
 }
 
-/// A buffer that is dropped is out of the device's reach, though the unit knew where it was.
+/// A dropped buffer is out of the device's reach, even if the unit has cached its address.
 #[test]
 fn what_is_dropped_is_out_of_reach() {
     let model = Model::new();
@@ -124,7 +124,8 @@ fn what_is_dropped_is_out_of_reach() {
     assert_eq!(model.reach(device.address()), []);
 }
 
-/// A buffer for two devices: each reaches it where its own session has mapped it, as long as it has.
+/// Two devices share a buffer. Each reaches it at the addresses where its own session has mapped it, until it unmaps
+/// it.
 #[test]
 fn a_buffer_may_be_for_two_devices() {
     let model = Model::new();
@@ -142,18 +143,18 @@ fn a_buffer_may_be_for_two_devices() {
     assert_eq!(model.device_read(second.address(), mapping.iova(), 1), Ok(vec![7]));
     assert!(model.device_write(second.address(), mapping.iova(), &[1]).is_err());
     assert!(model.device_read(first.address(), mapping.iova(), 1).is_err());
-    // The mapping is forgotten; it ends with the import all the same.
+    // The mapping is never dropped. It ends with the import all the same.
     std::mem::forget(mapping);
     drop(import);
     assert!(model.device_read(second.address(), 0x7_0000_0000, 1).is_err());
     model.device_write(first.address(), buffer.iova(), &[9]).unwrap();
     assert_eq!(buffer.get(0).unwrap(), 9);
-    // Over another connection its number is another buffer's, or none.
+    // Over another connection, the buffer's number is that of another buffer, or of none.
     let stranger = Device::open(&model.connection(), DEVICES[2]).unwrap();
     assert_eq!(stranger.import(&buffer).unwrap_err().refusal(), Some(Refusal::BadHandle));
 }
 
-/// A device that is claimed through another's session shares its owner and its addresses.
+/// A device claimed through another's session shares that session's owner and addresses.
 #[test]
 fn a_second_device_may_share_the_first_ones_addresses() {
     let model = Model::new();
@@ -172,7 +173,7 @@ fn a_second_device_may_share_the_first_ones_addresses() {
     assert_eq!(taken.refusal(), Some(Refusal::NotOwner));
 }
 
-/// One item that cannot be leaves nothing of the others.
+/// If one item is refused, none of the others takes effect.
 #[test]
 fn a_batch_is_all_or_nothing() {
     let model = Model::new();
@@ -201,8 +202,8 @@ fn a_batch_is_all_or_nothing() {
     assert_eq!(buffer.get(0).unwrap(), 3);
 }
 
-/// A ring of many pages is one range of addresses, wherever its pages lie; every constraint is kept, alone and
-/// together.
+/// A ring of many pages is one range of addresses, wherever its pages lie. Every constraint is kept, alone and
+/// together with others.
 #[test]
 fn a_ring_is_contiguous_where_it_is_wanted() {
     let model = Model::new();
@@ -232,7 +233,7 @@ fn a_ring_is_contiguous_where_it_is_wanted() {
     assert_eq!(refused.refusal(), Some(Refusal::Alignment));
 }
 
-/// The segments of a list, told to the device one by one, are the list's bytes.
+/// A device that gets the segments of a list one by one finds the bytes of the list.
 #[test]
 fn a_scatter_list_is_what_the_device_finds() {
     let model = Model::new();
@@ -256,8 +257,8 @@ fn a_scatter_list_is_what_the_device_finds() {
     assert_eq!(seen, [vec![0x33; 4900], vec![0x11], vec![0x22; 4096]].concat());
 }
 
-/// A permission is its session's: no other device, and no other session of the device, is detached with it. It comes
-/// back, as good as before.
+/// A permission belongs to its session: it detaches no other device, and no other session of the device. It comes
+/// back, and stays valid.
 #[test]
 fn a_permission_detaches_the_device_that_it_is_of() {
     let model = Model::new();
@@ -273,20 +274,20 @@ fn a_permission_detaches_the_device_that_it_is_of() {
     assert!(second.query().unwrap().flags.contains(SessionFlags::ATTACHED));
     first.detach(failed.permission).unwrap();
     second.detach(other).unwrap();
-    // The device is opened again: what an earlier session was given is of no use.
+    // The device is opened again. The permission of an earlier session is of no use.
     let stale = first.attach().unwrap();
     drop((first, second));
     let (again, permission) = model.attached();
     let failed = again.detach(stale).unwrap_err();
     assert_eq!(failed.to_string(), format!("the permission is of another session of {NAME}"));
     again.detach(permission).unwrap();
-    // What the server refuses comes back, too.
+    // If the server refuses, the permission comes back, too.
     let permission = again.attach().unwrap();
     model.kill_clients();
     assert_eq!(again.detach(permission).unwrap_err().permission.address(), again.address());
 }
 
-/// What cannot be is refused in words, and leaves everything as it was.
+/// Impossible requests are refused in words, and leave everything as it was.
 #[test]
 fn refusals_say_what_is_wrong() {
     let model = Model::new();

@@ -19,14 +19,14 @@ const DMA_COUNT: u64 = 0x90;
 const DMA_COMMAND: u64 = 0x98;
 const COMMAND_START: u64 = 1;
 const COMMAND_TO_MEMORY: u64 = 2;
-/// Where the device's own buffer lies, as its DMA registers name it.
+/// Address of the device's own buffer in its DMA registers.
 const DEVICE_BUFFER: u64 = 0x40000;
 
-/// Longest DMA in bytes. The device's buffer has 4096, but QEMU before 10 ends the machine when a DMA
-/// touches the last of them.
+/// Longest DMA in bytes. The device's buffer has 4096 bytes, but QEMU before 10 ends the machine when a DMA touches
+/// the last of them.
 pub const MOST: u64 = 4088;
 
-/// Which way a DMA goes.
+/// Direction of a DMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The device reads memory.
@@ -42,10 +42,10 @@ pub struct Edu {
 }
 
 impl Edu {
-    /// Takes the device into use. Bus mastering is enabled last, with the permission that attaching gave.
+    /// Takes the device into use. Bus mastering is enabled last, with the permission that attaching returned.
     ///
     /// # Errors
-    /// It is no edu device, or what the platform says of its registers.
+    /// It is no edu device; or errors of the platform for its registers.
     pub fn start(device: &Device, permission: &BusMasterPermission) -> Result<Self, Error> {
         let function = Function::open(device.address())?;
         let registers = function.registers(0, 4096)?;
@@ -57,11 +57,11 @@ impl Edu {
         Ok(Self { function, registers })
     }
 
-    /// Copies `count` bytes (at most [`MOST`]) between the device's buffer and memory. Returns when the
-    /// device says it is done, which it also does when the DMA was blocked.
+    /// Copies `count` bytes (at most [`MOST`]) between the device's buffer and memory. Returns when the device
+    /// reports that it is done. It does so even if the DMA was blocked.
     ///
     /// # Errors
-    /// It does not say so in 5 s.
+    /// The device does not report the end within 5 s.
     pub fn dma(&mut self, iova: u64, count: u64, direction: Direction) -> Result<(), Error> {
         let (source, destination, command) = match direction {
             Direction::FromMemory => (iova, DEVICE_BUFFER, COMMAND_START),
@@ -87,7 +87,7 @@ impl Edu {
 }
 
 impl Drop for Edu {
-    /// The mirror of the start: no bus mastering before the device leaves the session's domain.
+    /// Undoes the start: bus mastering is disabled before the device leaves the session's domain.
     fn drop(&mut self) {
         let _ = self.function.disable_bus_mastering();
     }

@@ -11,7 +11,7 @@ pub type Failure = Box<dyn std::error::Error>;
 
 /// The driver of one device.
 pub struct Driver<'device> {
-    /// Dropped first: no bus mastering while the buffer goes.
+    /// Dropped first, so that bus mastering is disabled before the buffer is released.
     pub edu: Edu,
     /// Memory that the device reaches.
     pub buffer: DmaBuffer,
@@ -19,19 +19,19 @@ pub struct Driver<'device> {
 }
 
 impl<'device> Driver<'device> {
-    /// Makes the buffer and takes the device into use.
+    /// Allocates the buffer and takes the device into use.
     ///
     /// # Errors
-    /// It is no edu device, or what the server says.
+    /// It is no edu device; or errors of the server.
     pub fn start(device: &'device Device, may: &BusMasterPermission) -> Result<Self, Error> {
         let buffer = device.allocate(4096, BufferOptions::default())?;
         Ok(Self { edu: Edu::start(device, may)?, buffer, device })
     }
 
-    /// Memory to device, other bytes over the memory, device to memory: the pattern is back.
+    /// Copies a pattern to the device, overwrites the memory, and copies the pattern back from the device.
     ///
     /// # Errors
-    /// It is not, or a fault was told.
+    /// The data is not the pattern, or a fault was reported.
     pub fn round_trip(&mut self, round: u64) -> Result<(), Failure> {
         let pattern: Vec<u8> = (0..MOST).map(|index| pattern(round, index)).collect();
         self.buffer.write(0, &pattern)?;
@@ -39,17 +39,17 @@ impl<'device> Driver<'device> {
         self.buffer.write(0, &vec![0xee; pattern.len()])?;
         self.edu.dma(self.buffer.iova(), MOST, Direction::ToMemory)?;
         let checked = self.check(&pattern);
-        // Why data is wrong is for the server to say: a fault, or that it is gone and with it the mapping.
+        // The server knows why data is wrong: there was a fault, or the server is gone, and the mapping with it.
         match self.device.next_fault()? {
             Some(fault) => Err(format!("a fault that was not expected: {fault}").into()),
             None => checked,
         }
     }
 
-    /// Compares the buffer.
+    /// Compares the start of the buffer with `expected`.
     ///
     /// # Errors
-    /// It holds something else.
+    /// The buffer holds other bytes.
     pub fn check(&self, expected: &[u8]) -> Result<(), Failure> {
         let mut found = vec![0; expected.len()];
         self.buffer.read(0, &mut found)?;

@@ -1,4 +1,4 @@
-//! What the admin queue is for: start, end, identification, and the queues of requests.
+//! The admin queue: start and stop of the controller, identification, and the creation of queues of requests.
 
 use std::time::{Duration, Instant};
 
@@ -12,22 +12,22 @@ use crate::spec::{self, Capabilities, Command, PAGE};
 /// Entries of the admin queue.
 const ENTRIES: u16 = 16;
 
-/// How long an admin command may take.
+/// Deadline of an admin command.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The registers, and the queue that is there before all others. Its completions are always polled for.
+/// The registers, and the queue that exists before all others. Its completions are always polled.
 pub(crate) struct Admin<R> {
     registers: R,
     capabilities: Capabilities,
     rings: Rings,
     /// Identifier of the last command.
     identifier: u16,
-    /// What Identify writes.
+    /// The page that Identify writes.
     page: DmaBuffer<[u8; 4096]>,
 }
 
 impl<R: Registers> Admin<R> {
-    /// Stops the controller, whatever it was doing, and takes memory for the admin queue.
+    /// Stops the controller, whatever it was doing, and allocates memory for the admin queue.
     pub(crate) fn new(
         mut registers: R,
         device: &Device,
@@ -47,7 +47,7 @@ impl<R: Registers> Admin<R> {
         self.capabilities
     }
 
-    /// Starts the controller. It has no queues but this.
+    /// Starts the controller. It has no queue but this one.
     pub(crate) fn enable(&mut self) -> Result<(), Error> {
         self.rings.clear();
         let size = u32::from(self.rings.entries() - 1);
@@ -60,12 +60,12 @@ impl<R: Registers> Admin<R> {
         wait_ready(registers, self.capabilities, true)
     }
 
-    /// Stops the controller: it uses no memory after.
+    /// Stops the controller. It uses no memory afterwards.
     pub(crate) fn disable(&mut self) -> Result<(), Error> {
         disable(&mut self.registers).map(|_| ())
     }
 
-    /// Asks for this many queues of requests; returns how many there may be.
+    /// Requests this many queues of requests. Returns how many there may be.
     pub(crate) fn set_queues(&mut self, count: u16) -> Result<u16, Error> {
         let wanted = u32::from(count.saturating_sub(1));
         let words = [spec::NUMBER_OF_QUEUES, wanted << 16 | wanted, 0];
@@ -93,7 +93,7 @@ impl<R: Registers> Admin<R> {
         self.command(&spec::command(spec::CREATE_SUBMISSION, 0, submission, 0, words)).map(|_| ())
     }
 
-    /// Asks for the end of a command; whether the controller has ended it (5.1).
+    /// Requests the end of a command. Returns whether the controller has ended it (5.1).
     pub(crate) fn abort(&mut self, queue: u16, identifier: u16) -> Result<bool, Error> {
         let words = [u32::from(identifier) << 16 | u32::from(queue), 0, 0];
         Ok(self.command(&spec::command(spec::ABORT, 0, 0, 0, words))? & 1 == 0)
@@ -107,8 +107,8 @@ impl<R: Registers> Admin<R> {
         Ok(page)
     }
 
-    /// Carries a command out; returns the first word of its completion. That of an earlier command, which was given
-    /// up, is none of this.
+    /// Runs a command, and returns the first word of its completion. The completion of an earlier command, which was
+    /// given up, is an error.
     fn command(&mut self, command: &Command) -> Result<u32, Error> {
         self.identifier = self.identifier.wrapping_add(1);
         let tail = self.rings.push(self.identifier, command);
@@ -132,7 +132,7 @@ impl<R: Registers> Admin<R> {
         }
     }
 
-    /// Tells the controller the tail of a submission or the head of a completion ring.
+    /// Writes the tail of a submission ring, or the head of a completion ring, to the controller's doorbell.
     pub(crate) fn ring_doorbell(
         &mut self,
         queue: u16,
@@ -144,7 +144,7 @@ impl<R: Registers> Admin<R> {
         self.registers.write32(doorbell, value.into()).ok_or(Error::Gone)
     }
 
-    /// Whether the controller is there and has not failed.
+    /// Checks that the controller is present and has not failed.
     pub(crate) fn alive(&self) -> Result<(), Error> {
         match self.registers.read32(spec::STATUS) {
             None | Some(u32::MAX) => Err(Error::Gone),
@@ -154,14 +154,14 @@ impl<R: Registers> Admin<R> {
     }
 }
 
-/// Stops a controller; returns what it can do.
+/// Stops a controller, and returns its capabilities.
 pub(crate) fn disable(registers: &mut impl Registers) -> Result<Capabilities, Error> {
     let capabilities = Capabilities(registers.read64(spec::CAPABILITIES).ok_or(Error::Gone)?);
     registers.write32(spec::CONFIGURATION, 0).ok_or(Error::Gone)?;
     wait_ready(registers, capabilities, false).map(|()| capabilities)
 }
 
-/// Waits until the controller is ready, or is not. It has the time that it says it needs.
+/// Waits until the controller is ready, or not ready. The deadline is the time that the controller states it needs.
 fn wait_ready(
     registers: &impl Registers,
     capabilities: Capabilities,

@@ -1,6 +1,6 @@
-//! Random reads of 4 KiB and sequential ones of 128 KiB. Two controllers are measured in turn; what counts is
-//! the ratio of each pair, since absolute times are those of the machine and the moment. The server is asked
-//! what it did meanwhile.
+//! Random reads of 4 KiB and sequential reads of 128 KiB. Two controllers are measured in turn. The result is the
+//! ratio of each pair, since absolute times depend on the machine and the moment. The work of the server meanwhile is
+//! reported as well.
 
 use std::time::Instant;
 
@@ -13,13 +13,13 @@ use crate::disk::Disk;
 use crate::options::Options;
 use crate::transfer::{Nothing, TRANSFER, requests};
 
-/// Random reads of one measurement. Short ones, so that what else the machine does meets both of a pair.
+/// Random reads of one measurement. They are few, so that other load on the machine affects both of a pair.
 const READS: u64 = 64;
 
 /// Bytes of one sequential measurement.
 const SEQUENTIAL: u64 = 4 << 20;
 
-/// What is measured: its name, and requests of one measurement.
+/// The measurements: name and kind of requests.
 const KINDS: [(&str, Kind); 2] =
     [("4 KiB random reads", Kind::Random), ("128 KiB sequential reads", Kind::Sequential)];
 
@@ -67,8 +67,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// What the server did for anybody so far: calls that it answered, changes that it made. `None` when this
-/// process may not ask.
+/// Work of the server for all clients so far: calls answered, changes made. `None` if this process may not read it.
 fn server_work(connection: &Connection) -> Option<[u64; 2]> {
     let metrics = connection.text("metrics").ok()?;
     let value = |name: &str| {
@@ -78,7 +77,7 @@ fn server_work(connection: &Connection) -> Option<[u64; 2]> {
     Some([value("calls")?, value("plans")?])
 }
 
-/// Says what the server did meanwhile. Nothing is what a transfer costs.
+/// Prints the work of the server meanwhile. A transfer should cost none.
 fn tell_work(connection: &Connection, name: &str, before: Option<[u64; 2]>) {
     match (before, server_work(connection)) {
         (Some([calls, plans]), Some([later_calls, later_plans])) => println!(
@@ -90,7 +89,7 @@ fn tell_work(connection: &Connection, name: &str, before: Option<[u64; 2]>) {
     }
 }
 
-/// One controller.
+/// Measures one controller.
 pub(crate) fn alone(
     connection: &Connection,
     disk: &mut Disk,
@@ -107,7 +106,7 @@ pub(crate) fn alone(
     Ok(())
 }
 
-/// Two in turn; each begins every second pair, and both read the same places.
+/// Measures two controllers in turn. Each begins every second pair, and both read the same places.
 pub(crate) fn pairs(
     connection: &Connection,
     first: &mut Disk,
@@ -115,7 +114,7 @@ pub(crate) fn pairs(
     options: &Options,
 ) -> Result<(), Failure> {
     for (name, kind) in KINDS {
-        // The first of each fills pools and caches.
+        // The first measurement of each fills pools and caches.
         measure(first, kind, 0)?;
         measure(second, kind, 0)?;
         let before = server_work(connection);

@@ -1,4 +1,4 @@
-//! How a driver learns that something has ended.
+//! The ways in which a driver learns of completions.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -7,18 +7,18 @@ use iommu_client::platform::pci;
 
 use crate::error::Error;
 
-/// Looks between two checks of the time and of the controller, when polling.
+/// Looks at the rings between two checks of the time and of the controller, when polling.
 const LOOKS: u32 = 1024;
 
-/// The longest wait for an interrupt before the controller is looked at: one that has failed raises none.
+/// The longest wait for an interrupt before the controller is checked, since a failed one raises none.
 const LONGEST: Duration = Duration::from_millis(100);
 
-/// Where interrupts of the controller arrive.
+/// The interrupts of the controller.
 pub trait Interrupt {
-    /// Waits until there was one since the last call, at most `timeout`; whether there was.
+    /// Waits at most `timeout` for an interrupt since the last call. Returns whether there was one.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Errors of the operating system.
     fn wait(&mut self, timeout: Duration) -> io::Result<bool>;
 }
 
@@ -28,13 +28,13 @@ impl Interrupt for pci::Interrupt {
     }
 }
 
-/// How completions are waited for.
+/// How the driver waits for completions.
 #[derive(Default)]
 pub enum CompletionMode {
-    /// By looking at the rings: the least delay, at the price of a processor.
+    /// It looks at the rings: the least delay, at the price of a processor.
     #[default]
     Poll,
-    /// Asleep, until the controller's interrupt.
+    /// It sleeps until the controller's interrupt.
     Interrupt(Box<dyn Interrupt>),
 }
 
@@ -43,7 +43,7 @@ impl CompletionMode {
         matches!(self, Self::Interrupt(_))
     }
 
-    /// Between two looks at the rings; whether it is time to look at the controller and at the clock.
+    /// Pauses between two looks at the rings. Returns whether it is time to check the controller and the clock.
     /// `woken` counts the interrupts.
     pub(crate) fn pause(
         &mut self,
@@ -61,7 +61,7 @@ impl CompletionMode {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let came = interrupt.wait(left.min(LONGEST)).map_err(iommu_client::Error::from)?;
                 *woken += u64::from(came);
-                // Interrupts without end do not stop the clock.
+                // A controller that interrupts without end cannot keep the deadline from being checked.
                 Ok(!came || left.is_zero())
             }
         }

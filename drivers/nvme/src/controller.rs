@@ -1,4 +1,4 @@
-//! A controller that runs: requests, reset, end.
+//! A running controller: requests, reset, end.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::registers::Registers;
 use crate::rings::Rings;
 use crate::spec::{self, PAGE};
 
-/// How long a transfer to an address that need not be the driver's may take.
+/// Deadline of a transfer to an address that need not be the driver's.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest wait, some 136 years: with more, the clock would overflow.
@@ -22,30 +22,30 @@ const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
 /// How a controller is used.
 #[derive(Default)]
 pub struct Settings {
-    /// Queues of requests; fewer if the controller has fewer, one at least.
+    /// Queues of requests: at least one, and fewer if the controller has fewer.
     pub queues: u16,
-    /// Requests under way at once in each, 1 to 65534; fewer if the controller takes fewer.
+    /// Requests under way at once in each queue, 1 to 65534; fewer if the controller takes fewer.
     pub depth: u16,
-    /// How their ends are learned of.
+    /// How the driver waits for their completions.
     pub completion: CompletionMode,
 }
 
-/// A controller that runs. `D` is the memory of its requests: it is held until the controller has done with it.
+/// A running controller. `D` is the memory of its requests, which is held until the controller has finished with it.
 pub struct Controller<R: Registers, D: DeviceMemory> {
     admin: Admin<R>,
     completion: CompletionMode,
     queues: Vec<Queue<D>>,
-    /// Number of the queue that was given a request, or was looked at, last.
+    /// Number of the queue that last got a request or was polled.
     turn: u16,
-    /// Waits that an interrupt ended.
+    /// Number of waits that an interrupt ended.
     woken: u64,
     pool: DmaPool,
     info: Info,
 }
 
 impl<R: Registers, D: DeviceMemory> Controller<R, D> {
-    /// Keeps a controller from using memory, whatever it was doing for whoever had it before. To be called
-    /// before its device is attached: what it was told to do then never meets this driver's memory.
+    /// Keeps a controller from using memory, whatever it was doing for its previous owner. To be called before its
+    /// device is attached. Then commands of the previous owner never meet this driver's memory.
     ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Gone`].
@@ -55,18 +55,18 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
 
     /// Starts a controller whose device is attached and may master the bus.
     ///
-    /// Controllers take addresses of 64 bits. Below 4 GiB some (QEMU's) refuse one that equals an address of
-    /// their own registers, which an I/O virtual address may: memory of requests is best above, too.
+    /// Controllers take addresses of 64 bits. Below 4 GiB, some (QEMU's) refuse an address that equals one of their
+    /// own registers, and an I/O virtual address may do that. So memory of requests should be above 4 GiB, too.
     ///
     /// # Errors
-    /// The controller does not start, is refused memory, or cannot do what this driver needs.
+    /// The controller does not start, its memory is refused, or it lacks a feature that this driver needs.
     pub fn start(registers: R, device: &Device, settings: Settings) -> Result<Self, Error> {
         let options = BufferOptions { above_4g: true, ..BufferOptions::default() };
         let admin = Admin::new(registers, device, options)?;
         let lists = PoolOptions { largest: PAGE, above_4g: true, ..PoolOptions::default() };
         let pool = DmaPool::new(device, lists)?;
         let Settings { queues: wanted, depth, completion } = settings;
-        // Whatever fails from here on, the drop stops the controller before its memory goes.
+        // If anything fails from here on, the drop stops the controller before its memory is released.
         let (queues, info) = (Vec::new(), Info::default());
         let mut controller = Self { admin, completion, queues, turn: 0, woken: 0, pool, info };
         let admin = &mut controller.admin;
@@ -83,13 +83,13 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         Ok(controller)
     }
 
-    /// What the controller says of itself.
+    /// The controller's description of itself.
     #[must_use]
     pub const fn info(&self) -> &Info {
         &self.info
     }
 
-    /// What it says of a namespace.
+    /// The controller's description of a namespace.
     ///
     /// # Errors
     /// [`Error::NoNamespace`].
@@ -98,31 +98,31 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         found.copied().ok_or(Error::NoNamespace(id))
     }
 
-    /// Queues of requests.
+    /// Number of queues of requests.
     #[must_use]
     pub const fn queues(&self) -> usize {
         self.queues.len()
     }
 
-    /// Requests under way.
+    /// Number of requests under way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.queues.iter().map(Queue::in_flight).sum()
     }
 
-    /// Requests that may be under way at once, in all queues.
+    /// Number of requests that may be under way at once, in all queues.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.queues.iter().map(Queue::depth).sum()
     }
 
-    /// How often an interrupt ended a wait.
+    /// Number of waits that an interrupt ended.
     #[must_use]
     pub const fn woken(&self) -> u64 {
         self.woken
     }
 
-    /// Sends a request, by each queue in turn. Its memory is the controller's until the request comes out of
+    /// Sends a request, by each queue in turn. The controller holds its memory until the request comes out of
     /// [`Controller::poll`] or [`Controller::reset`].
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
             let Some(queue) = self.queues.get_mut(usize::from(number) - 1) else { continue };
             if queue.in_flight() < queue.depth() {
                 let tail = queue.submit(request, data, &namespace, &self.pool)?;
-                // A controller that is gone completes nothing, which is noticed there.
+                // A controller that is gone completes nothing; the wait for the completion detects that.
                 let _ = self.admin.ring_doorbell(number, false, tail);
                 return Ok(());
             }
@@ -145,10 +145,10 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         Err((Error::Full, data))
     }
 
-    /// The next request that has ended, if one has.
+    /// Returns the next completed request, if there is one.
     ///
     /// # Errors
-    /// [`Error::ProtocolError`]: the controller is to be reset.
+    /// [`Error::ProtocolError`]: the controller must be reset.
     pub fn poll(&mut self) -> Result<Option<Done<D>>, Error> {
         for _ in 0..self.queues.len() {
             let number = self.next();
@@ -162,11 +162,11 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         Ok(None)
     }
 
-    /// The next request that has ended, waited for at most `timeout`.
+    /// Waits at most `timeout` for the next completed request.
     ///
     /// # Errors
     /// [`Error::Timeout`]: see [`Controller::abort`]. [`Error::Fatal`], [`Error::Gone`], [`Error::ProtocolError`]:
-    /// the controller is to be reset.
+    /// the controller must be reset.
     pub fn wait(&mut self, timeout: Duration) -> Result<Done<D>, Error> {
         let deadline = Instant::now() + timeout.min(LONGEST);
         let mut looks = 0;
@@ -186,7 +186,7 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// Sends one request and waits for it; returns its memory.
     ///
     /// # Errors
-    /// As [`Controller::submit`] and [`Controller::wait`]; [`Error::Status`]; [`Error::Full`] when another
+    /// The errors of [`Controller::submit`] and [`Controller::wait`]; [`Error::Status`]; [`Error::Full`] if another
     /// request is under way.
     pub fn run(&mut self, request: Request, data: D, timeout: Duration) -> Result<D, Error> {
         if self.in_flight() > 0 {
@@ -197,11 +197,11 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         done.result.map(|()| done.data).map_err(Error::Status)
     }
 
-    /// Sends a read to an address that need not be the driver's own, and waits for its end: what a driver
-    /// with a wrong pointer does. Confinement does not rest on the driver.
+    /// Sends a read to an address that need not be the driver's own, and waits for its end. It acts like a driver
+    /// with a wrong pointer. Confinement does not depend on the driver.
     ///
     /// # Errors
-    /// As [`Controller::wait`]; [`Error::Status`]; [`Error::Full`] when a request is under way.
+    /// The errors of [`Controller::wait`]; [`Error::Status`]; [`Error::Full`] if a request is under way.
     pub fn read_to_address(&mut self, namespace: u32, first: u32, iova: u64) -> Result<(), Error> {
         let Some(queue) = self.queues.first_mut() else { return Err(Error::Full) };
         if queue.in_flight() > 0 {
@@ -226,12 +226,11 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         }
     }
 
-    /// Asks for the end of everything that is under way. `true`: the controller says that all of it has
-    /// ended, and it comes out of [`Controller::poll`] with [`Status::ABORTED`], or done. Otherwise only a
-    /// reset ends it.
+    /// Requests the end of everything that is under way. `true` if the controller reports that all of it has ended.
+    /// It then comes out of [`Controller::poll`], with [`Status::ABORTED`] or done. Otherwise only a reset ends it.
     ///
     /// # Errors
-    /// The controller does not answer: it is to be reset.
+    /// The controller does not answer: it must be reset.
     pub fn abort(&mut self) -> Result<bool, Error> {
         let mut all = true;
         for (number, queue) in (1..).zip(&self.queues) {
@@ -242,12 +241,12 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         Ok(all)
     }
 
-    /// Stops the controller and starts it again. Requests that were under way come back with their memory: the
-    /// controller uses it no more. How much of each was carried out is not known.
+    /// Stops the controller and starts it again. Requests that were under way come back with their memory, which the
+    /// controller no longer uses. It is not known how much of each was carried out.
     ///
     /// # Errors
-    /// The controller does not stop: what was under way stays the controller's. Or it does not start: what was
-    /// under way has ended, its memory has gone back to where it came from, and nothing can be sent.
+    /// If the controller does not stop, it keeps the requests that were under way. If it does not start again, those
+    /// requests have ended, their memory was released, and nothing can be sent.
     pub fn reset(&mut self) -> Result<Vec<(Request, D)>, Error> {
         self.admin.disable()?;
         let ended = self.queues.iter_mut().flat_map(Queue::abort).collect();
@@ -275,8 +274,8 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
 }
 
 impl<R: Registers, D: DeviceMemory> Drop for Controller<R, D> {
-    /// The controller stops before its memory goes. If it does not stop, the memory of its queues and of what is
-    /// under way, which others would be given while the controller still uses it, is never used again.
+    /// The controller stops before its memory is released. If it does not stop, it may still use the memory of its
+    /// queues and of its requests. That memory is then never released, so that nobody else gets it.
     fn drop(&mut self) {
         if self.admin.disable().is_err() {
             std::mem::forget(std::mem::take(&mut self.queues));

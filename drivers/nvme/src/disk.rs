@@ -1,4 +1,4 @@
-//! A controller in use: claimed, attached, started; and ended in the opposite order.
+//! A controller in use: claimed, attached and started; ended in the opposite order.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use nvme::{CompletionMode, Controller, Error, NamespaceInfo, Request, Settings, 
 use crate::Failure;
 use crate::options::{Command, Options};
 
-/// Requests under way in each queue, unless asked for; and when it is rates that count.
+/// Requests under way in each queue, unless the options state a depth; the second number is for the benchmark.
 const DEPTH: u16 = 16;
 const BENCH_DEPTH: u16 = 32;
 
-/// A controller in use. What uses memory goes first.
+/// A controller in use. The fields that use memory are dropped first.
 pub(crate) struct Disk {
     pub(crate) nvme: Controller<Memory, DmaBlock>,
     pub(crate) pool: DmaPool,
@@ -26,18 +26,18 @@ pub(crate) struct Disk {
     pub(crate) device: Device,
     permission: BusMasterPermission,
     pub(crate) confined: bool,
-    /// What a request may take.
+    /// How long a request may take.
     patience: Duration,
     pub(crate) waits: Waits,
 }
 
-/// How the ends of requests are waited for.
+/// How the driver waits for completions, and why.
 pub(crate) enum Waits {
-    /// Until the controller's interrupt.
+    /// It sleeps until the controller's interrupt.
     Asleep,
-    /// As asked.
+    /// It polls, because interrupts were not requested.
     Looking,
-    /// There is no interrupt to be had, so the rings are looked at.
+    /// It polls, because there is no interrupt to use.
     NoVector(ClientError),
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Waits {
 }
 
 impl Disk {
-    /// The device of this name, or, when it is empty, the one that this driver was started for.
+    /// Opens the device of this name. If the name is empty, it opens the one that this driver was started for.
     pub(crate) fn open(
         connection: &Connection,
         name: &str,
@@ -65,8 +65,8 @@ impl Disk {
         // Bus mastering is off from here on.
         let function = Function::open(device.address()).map_err(ClientError::from)?;
         let mut registers = function.registers(0, nvme::REGISTERS)?;
-        // What an earlier driver left under way ends before there is memory to be reached. Where registers
-        // answer only once the device may master the bus, starting does it.
+        // Requests that an earlier driver left under way end before there is memory to reach. Registers may answer
+        // only after the device may master the bus; then the start does this.
         match Controller::<_, DmaBlock>::quiesce(&mut registers) {
             Ok(()) | Err(Error::Gone) => {}
             Err(error) => return Err(error.into()),
@@ -96,7 +96,7 @@ impl Disk {
         Ok(self.nvme.namespace(id.or(first).unwrap_or(1))?)
     }
 
-    /// Carries requests out, each with the length of its memory.
+    /// Carries out requests, each given with the length of its memory.
     pub(crate) fn run(
         &mut self,
         requests: impl IntoIterator<Item = (Request, u64)>,
@@ -105,7 +105,7 @@ impl Disk {
         self.nvme.carry_out(&self.pool, self.patience, requests, work)
     }
 
-    /// The controller stops, its memory goes, the device goes back to policy.
+    /// Stops the controller, releases its memory, and gives the device back to policy.
     pub(crate) fn close(self) -> Result<(), Failure> {
         let Self { nvme, pool, function, device, permission, .. } = self;
         drop((nvme, pool));

@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! The errors of the driver.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Status(pub u16);
 
 impl Status {
-    /// The command was aborted because somebody asked for that.
+    /// The command was aborted on request.
     pub const ABORTED: Self = Self(0x07);
 
     /// Status code type: 0 generic, 1 command specific, 2 media, 3 path.
@@ -46,38 +46,38 @@ impl fmt::Display for Status {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// DMA memory could not be had, or the server is gone.
+    /// DMA memory is not available, or the server is gone.
     Client(iommu_client::Error),
     /// The controller refused a command.
     Status(Status),
-    /// The controller did not do something in time. It is to be reset.
+    /// The controller did not do something in time. It must be reset.
     Timeout {
-        /// What it did not do.
+        /// The missing event.
         what: &'static str,
-        /// How long it had.
+        /// The deadline in ms.
         ms: u64,
     },
-    /// The controller says that it has failed. It is to be reset.
+    /// The controller reports that it has failed. It must be reset.
     Fatal,
     /// The registers read as all ones: the controller is gone.
     Gone,
-    /// The controller completed a command that was not under way. It is to be reset.
+    /// The controller completed a command that was not under way. It must be reset.
     ProtocolError {
         /// Identifier of the command.
         command: u16,
     },
-    /// The controller cannot do what this driver needs.
+    /// The controller lacks a feature that this driver needs.
     Unsupported {
-        /// What.
+        /// The feature.
         what: &'static str,
         /// Its value.
         value: u64,
     },
-    /// As many requests as the queue holds are under way.
+    /// The queue is full: it holds no more requests.
     Full,
     /// No such namespace.
     NoNamespace(u32),
-    /// Not within the namespace, no blocks, or more than one transfer may have.
+    /// The range is not within the namespace, has no blocks, or is longer than one transfer may be.
     Range {
         /// First block.
         first: u64,
@@ -88,10 +88,10 @@ pub enum Error {
         /// The most blocks of one transfer.
         most: u64,
     },
-    /// Memory that cannot be told to the controller: too short, or a piece in the middle that does not fill
-    /// its page.
+    /// Memory that cannot be described to the controller: it is too short, or a piece in the middle does not fill its
+    /// page.
     Memory {
-        /// Where the piece begins.
+        /// Address of the piece.
         iova: u64,
         /// Its length in bytes.
         length: u64,

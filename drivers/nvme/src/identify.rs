@@ -1,14 +1,14 @@
-//! What a controller says of itself and of its namespaces (5.17.2; NVM Command Set 4.1.5.1).
+//! A controller's description of itself and of its namespaces (5.17.2; NVM Command Set 4.1.5.1).
 
 use crate::admin::Admin;
 use crate::error::Error;
 use crate::registers::Registers;
 use crate::spec::{self, PAGE};
 
-/// The most bytes of one transfer, whatever the controller takes: this many pages, as a power of two.
+/// The most pages of one transfer, as a power of two, even if the controller takes more.
 const MOST_PAGES: u8 = 10;
 
-/// What a controller says of itself.
+/// A controller's description of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Info {
     /// Serial number.
@@ -23,7 +23,7 @@ pub struct Info {
     pub namespaces: Vec<NamespaceInfo>,
 }
 
-/// What it says of a namespace.
+/// A controller's description of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamespaceInfo {
     /// Identifier, from 1.
@@ -59,8 +59,8 @@ impl Info {
     }
 }
 
-/// A namespace without metadata and with blocks that fit in a page; `None` for another, or one whose bytes 64 bits
-/// do not count.
+/// A namespace without metadata, with blocks that fit in a page. `None` for any other, and for one whose bytes 64
+/// bits cannot count.
 fn namespace(page: &[u8; 4096], id: u32, most_bytes: u64) -> Option<NamespaceInfo> {
     let blocks = u64::from_le_bytes(spec::field(page, 0));
     let [format] = spec::field(page, 26);

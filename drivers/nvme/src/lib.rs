@@ -1,4 +1,4 @@
-//! An NVMe driver. Queues, PRP lists and data live in memory of `iommu-client`: the controller reaches that and
+//! An NVMe driver. Queues, PRP lists and data are in memory of `iommu-client`. The controller reaches that memory and
 //! nothing else, and the driver never learns a physical address.
 //!
 //! ```text
@@ -15,8 +15,8 @@
 //! error.rs       what can go wrong
 //! ```
 //!
-//! One thread drives one controller. It may have several queues of requests, which it fills in turn: to the
-//! controller they are independent of each other.
+//! One thread drives one controller. It may have several queues of requests, which it fills in turn. The controller
+//! treats them as independent of each other.
 
 mod admin;
 mod completion;

@@ -15,10 +15,10 @@ use disk::{Disk, Waits};
 use options::{Command, Options, USAGE};
 use transfer::transfer;
 
-/// How long a fault may take to be told.
+/// How long the report of a fault may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why the driver ends other than as expected.
+/// Why the driver does not end as expected.
 enum Failure {
     Client(iommu_client::Error),
     Nvme(nvme::Error),
@@ -50,7 +50,7 @@ impl From<std::io::Error> for Failure {
 }
 
 impl Failure {
-    /// Says what happened; gives the exit code.
+    /// Prints the failure, and returns the exit code.
     fn report(&self) -> u8 {
         let (text, code) = match self {
             Self::Client(error) if error.refusal().is_some() => (format!("refused: {error}"), 3),
@@ -124,7 +124,7 @@ fn info(disk: &Disk) {
     }
 }
 
-/// A wrong pointer: the controller is told to write where nothing was granted.
+/// Acts like a driver with a wrong pointer: it makes the controller write to an address where nothing was granted.
 fn rogue(disk: &mut Disk, options: &Options) -> Result<(), Failure> {
     let namespace = disk.namespace(options.namespace)?;
     match disk.nvme.read_to_address(namespace.id, 0, options.iova) {

@@ -55,7 +55,7 @@ pub(crate) enum Command {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) command: Command,
-    /// Empty: the one that this driver was started for.
+    /// Empty for the device that this driver was started for.
     pub(crate) device: String,
     pub(crate) namespace: Option<u32>,
     pub(crate) from: u64,

@@ -1,4 +1,4 @@
-//! The addresses of a transfer, as the controller takes them: physical region pages (4.1.1).
+//! The addresses of a transfer in the form of the controller: physical region pages (4.1.1).
 
 use iommu_client::{DmaBlock, DmaPool, ScatterList, SegmentLimits};
 
@@ -8,7 +8,7 @@ use crate::spec::PAGE;
 /// Entries of a list that fills a page.
 const ENTRIES: usize = 512;
 
-/// The two addresses of a command, and the lists that they lead to.
+/// The two addresses of a command, and the lists that they point to.
 #[derive(Debug)]
 pub(crate) struct Prps {
     pub(crate) first: u64,
@@ -17,8 +17,8 @@ pub(crate) struct Prps {
     pub(crate) lists: Vec<DmaBlock>,
 }
 
-/// One page, or two, in the command itself; more in lists, whose last entry leads to the next list when one
-/// page does not hold all.
+/// Describes memory to the controller. One or two pages are in the command itself, more are in lists. If one page
+/// does not hold all of them, the last entry of a list points to the next list.
 pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Error> {
     let mut pages = memory.segments(SegmentLimits { longest: 0, boundary: PAGE }).peekable();
     let first = pages.next().ok_or(Error::Memory { iova: 0, length: 0 })?;
@@ -28,7 +28,7 @@ pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Er
     }
     let mut rest = Vec::new();
     for page in pages {
-        // Only the first may begin inside of a page, only the last may end there.
+        // Only the first may begin inside a page, and only the last may end inside one.
         if !end.is_multiple_of(PAGE) || !page.iova.is_multiple_of(PAGE) {
             return Err(Error::Memory { iova: page.iova, length: page.length });
         }
@@ -46,8 +46,8 @@ pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Er
     }
 }
 
-/// How many entries go into the next list, when this many are left: the last place of a full one is for the
-/// address of the one after it.
+/// Number of entries in the next list, when `left` are left. The last place of a full list is for the address of the
+/// next one.
 const fn share(left: usize) -> usize {
     if left > ENTRIES { ENTRIES - 1 } else { left }
 }
@@ -57,8 +57,8 @@ fn lists(entries: &[u64], pool: &DmaPool) -> Result<Vec<DmaBlock>, Error> {
     let mut rest = entries;
     while !rest.is_empty() {
         let (now, later) = rest.split_at(share(rest.len()));
-        // One list may lie anywhere in a page, which its block does not cross, since it is aligned to its size.
-        // Of several, all but the first must begin a page.
+        // A single list may lie anywhere in a page. Its block is aligned to its size, so it does not cross the page.
+        // Of several lists, all but the first must begin a page.
         let alone = lists.is_empty() && later.is_empty();
         let length = 8 * if alone { now.len() } else { ENTRIES };
         let mut list = pool.take(u64::try_from(length).unwrap_or(PAGE))?;

@@ -8,14 +8,14 @@ use crate::prp;
 use crate::rings::Rings;
 use crate::spec::{self, Command, Completion};
 
-/// What is asked of a namespace.
+/// The operation of a request on a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// The controller writes memory.
     Read,
     /// The controller reads memory.
     Write,
-    /// What was written before is made to last.
+    /// The controller makes earlier writes durable.
     Flush,
 }
 
@@ -24,7 +24,7 @@ pub enum Operation {
 pub struct Request {
     /// Identifier of the namespace, from 1.
     pub namespace: u32,
-    /// What to do.
+    /// The operation.
     pub operation: Operation,
     /// First block; ignored by flush.
     pub first: u64,
@@ -35,15 +35,15 @@ pub struct Request {
 /// A request that the controller has completed, and its memory.
 #[derive(Debug)]
 pub struct Done<D> {
-    /// What was asked.
+    /// The request.
     pub request: Request,
-    /// Its memory: the controller uses it no more.
+    /// Its memory, which the controller no longer uses.
     pub data: D,
-    /// How it ended.
+    /// The result.
     pub result: Result<(), Status>,
 }
 
-/// What a request holds until it has ended.
+/// A request's memory until the request has ended.
 struct InFlight<D> {
     request: Request,
     data: D,
@@ -51,7 +51,7 @@ struct InFlight<D> {
     lists: Vec<DmaBlock>,
 }
 
-/// A queue of requests. Identifiers of commands are indices of `slots`.
+/// A queue of requests. The identifier of a command is its index in `slots`.
 pub(crate) struct Queue<D> {
     pub(crate) rings: Rings,
     slots: Vec<Option<InFlight<D>>>,
@@ -59,7 +59,7 @@ pub(crate) struct Queue<D> {
 }
 
 impl<D: DeviceMemory> Queue<D> {
-    /// For `entries - 1` requests.
+    /// Makes a queue for `entries - 1` requests.
     pub(crate) fn new(rings: Rings) -> Self {
         let count = rings.entries() - 1;
         let slots = (0..count).map(|_| None).collect();
@@ -74,7 +74,7 @@ impl<D: DeviceMemory> Queue<D> {
         self.slots.len()
     }
 
-    /// Writes a request into the ring; returns the new tail. Its memory comes back when it is refused.
+    /// Writes a request into the ring, and returns the new tail. If it is refused, its memory comes back.
     pub(crate) fn submit(
         &mut self,
         request: Request,
@@ -97,7 +97,7 @@ impl<D: DeviceMemory> Queue<D> {
         }
     }
 
-    /// Ends the request that a completion is of. Only now is its memory the caller's again.
+    /// Ends the request of a completion. Its memory is returned to the caller only now.
     pub(crate) fn complete(&mut self, completion: Completion) -> Result<Done<D>, Error> {
         let Completion { command, status, .. } = completion;
         let slot = self.slots.get_mut(usize::from(command)).and_then(Option::take);
@@ -108,13 +108,13 @@ impl<D: DeviceMemory> Queue<D> {
         Ok(Done { request, data, result })
     }
 
-    /// Of what is under way.
+    /// Identifiers of the commands under way.
     pub(crate) fn identifiers(&self) -> impl Iterator<Item = u16> {
         let taken = |(number, slot): (u16, &Option<_>)| slot.as_ref().map(|_| number);
         (0..).zip(&self.slots).filter_map(taken)
     }
 
-    /// Ends all requests, none of which counts as carried out. The controller is disabled: it uses no memory.
+    /// Ends all requests, none of which counts as carried out. The controller is disabled, so it uses no memory.
     pub(crate) fn abort(&mut self) -> Vec<(Request, D)> {
         self.rings.clear();
         let count = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);

@@ -1,4 +1,4 @@
-//! The seam to the controller's registers.
+//! The trait through which the controller's registers are reached.
 
 use iommu_client::platform::Memory;
 
@@ -8,7 +8,7 @@ pub trait Registers {
     fn read32(&self, offset: u64) -> Option<u32>;
     /// Reads 64 bits.
     fn read64(&self, offset: u64) -> Option<u64>;
-    /// Writes 32 bits. What was stored to memory before is visible to the controller before this.
+    /// Writes 32 bits. Earlier stores to memory are visible to the controller before this write.
     fn write32(&mut self, offset: u64, value: u32) -> Option<()>;
     /// Writes 64 bits.
     fn write64(&mut self, offset: u64, value: u64) -> Option<()>;
@@ -24,7 +24,7 @@ impl Registers for Memory {
     }
 
     fn write32(&mut self, offset: u64, value: u32) -> Option<()> {
-        // Stores to the rings, before the doorbell that tells of them.
+        // Stores to the rings come before the doorbell that announces them.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         self.write_u32(offset, value)
     }

@@ -1,4 +1,4 @@
-//! Requests carried out to their end, whatever the controller does meanwhile.
+//! Carries out requests to their end, whatever the controller does meanwhile.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use crate::error::{Error, Status};
 use crate::queue::{Done, Request};
 use crate::registers::Registers;
 
-/// Troubles in one run of requests before it is given up. After each, a request may take twice as long.
+/// Troubles in one run of requests before the run is given up. After each, a request may take twice as long.
 const MOST_TROUBLES: u32 = 3;
 
-/// What is done with the memory of requests.
+/// The work on the memory of requests.
 pub trait Work {
     /// Why a run may end early.
     type Error: From<Error>;
@@ -24,25 +24,25 @@ pub trait Work {
     /// They end the run.
     fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Self::Error>;
 
-    /// Looks at memory whose request the controller has completed with success: never at that of a request that was
+    /// Uses memory whose request the controller has completed with success. It is never called for a request that was
     /// cut short.
     ///
     /// # Errors
     /// They end the run.
     fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Self::Error>;
 
-    /// Is told what did not go as it should.
+    /// Reports a trouble.
     fn trouble(&mut self, trouble: &Trouble);
 }
 
-/// What did not go as it should, and what was done about it.
+/// A trouble, and the reaction to it.
 #[derive(Debug)]
 pub enum Trouble {
-    /// Requests were late, and the controller has aborted them: they are sent again.
+    /// Requests were late, and the controller has aborted them. They are sent again.
     Aborted(Error),
-    /// The controller was reset; this many requests are sent again.
+    /// The controller was reset. This many requests are sent again.
     Reset(Error, usize),
-    /// The controller refused a request: the run ends.
+    /// The controller refused a request. The run ends.
     Refused(Request, Status),
 }
 
@@ -61,7 +61,7 @@ impl fmt::Display for Trouble {
 /// Troubles of a run that succeeded in the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Troubles {
-    /// How often what was late was aborted.
+    /// How often late requests were aborted.
     pub aborts: u32,
     /// How often the controller was reset.
     pub resets: u32,
@@ -77,21 +77,22 @@ impl Troubles {
 #[derive(Default)]
 struct Run {
     troubles: Troubles,
-    /// What is sent again.
+    /// Requests to be sent again.
     again: Vec<(Request, DmaBlock)>,
-    /// Requests that the controller said it has aborted, and whose completions have not been seen.
+    /// Requests that the controller reports as aborted, and whose completions were not seen yet.
     aborted: usize,
 }
 
 impl<R: Registers> Controller<R, DmaBlock> {
-    /// Carries requests out, each with the length of its memory in bytes, as many at once as the queues hold. What
-    /// takes longer than `patience` is aborted; a controller that cannot do that, or does not do as it should, is
-    /// reset; what was under way is sent again, with twice the time, three times at most. Nothing is under way
-    /// before, and nothing after success.
+    /// Carries out requests, each given with the length of its memory in bytes. As many are under way as the queues
+    /// hold. Requests that take longer than `patience` are aborted. A controller that cannot abort them, or that
+    /// misbehaves, is reset. Unfinished requests are sent again, with twice the time, at most three times. No request
+    /// may be under way before this call, and none is after success.
     ///
     /// # Errors
-    /// [`Error::Status`]; what the third trouble was; as [`Controller::submit`] and [`Controller::reset`]; what
-    /// `work` returns. Requests may be under way then: the controller is to be reset, or dropped.
+    /// [`Error::Status`]; the error of the trouble after the third; the errors of [`Controller::submit`] and
+    /// [`Controller::reset`]; errors of `work`. Requests may be under way then: the controller must be reset, or
+    /// dropped.
     pub fn carry_out<W: Work>(
         &mut self,
         pool: &DmaPool,
@@ -120,7 +121,7 @@ impl<R: Registers> Controller<R, DmaBlock> {
 }
 
 impl Run {
-    /// What is sent next.
+    /// The next request to be sent.
     fn next<W: Work>(
         &mut self,
         requests: &mut impl Iterator<Item = (Request, u64)>,
@@ -152,7 +153,7 @@ impl Run {
         }
     }
 
-    /// Gets a controller going again.
+    /// Makes a controller run again.
     fn recover<R: Registers, W: Work>(
         &mut self,
         nvme: &mut Controller<R, DmaBlock>,

@@ -10,14 +10,14 @@ use crate::spec::{Command, Completion, phase};
 /// Bytes of an entry of a completion ring.
 const ENTRY: usize = 16;
 
-/// Two rings of the same number of entries. Each is one range of addresses, as the controller wants it.
+/// Two rings with the same number of entries. Each is one range of addresses, as the controller requires.
 pub(crate) struct Rings {
     submission: DmaBuffer<[Command]>,
     completion: DmaBuffer<[[u32; 4]]>,
     entries: u16,
     tail: u16,
     head: u16,
-    /// What the phase bit of the next completion will be.
+    /// The phase bit that the next completion will have.
     phase: bool,
 }
 
@@ -38,7 +38,7 @@ impl Rings {
         })
     }
 
-    /// Empties both, for a controller that has been reset.
+    /// Empties both rings, for a controller that was reset.
     pub(crate) fn clear(&mut self) {
         let cleared = self.completion.fill(0, usize::from(self.entries) * ENTRY, 0);
         debug_assert!(cleared.is_ok());
@@ -54,8 +54,8 @@ impl Rings {
         (self.submission.iova(), self.completion.iova())
     }
 
-    /// Writes a command; returns the new tail, to be told to the controller. There is room for `entries - 1`
-    /// commands under way, which the caller counts.
+    /// Writes a command, and returns the new tail for the doorbell. There is room for `entries - 1` commands under
+    /// way, which the caller counts.
     pub(crate) fn push(&mut self, identifier: u16, command: &Command) -> u16 {
         let [first, rest @ ..] = *command;
         let mut words = [first | u32::from(identifier) << 16; 16];
@@ -68,9 +68,9 @@ impl Rings {
         self.tail
     }
 
-    /// The next completion, if it has come, and the new head, to be told to the controller.
+    /// Returns the next completion, if it has arrived, and the new head for the doorbell.
     pub(crate) fn pop(&mut self) -> Option<(Completion, u16)> {
-        // The last word says whether the entry is new; the others, and the data, are read after it.
+        // The last word shows whether the entry is new. The other words, and the data, are read after it.
         let entry = ENTRY as u64 * u64::from(self.head);
         let word = u32::from_le(self.completion.read_u32(entry + 12).ok()?);
         if phase(word) != self.phase {

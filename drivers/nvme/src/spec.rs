@@ -1,4 +1,4 @@
-//! Layouts. Sections are those of the NVM Express Base Specification 2.0c, where nothing else is said.
+//! Layouts. Sections are those of the NVM Express Base Specification 2.0c, unless another document is named.
 
 /// Controller capabilities (3.1.3.1).
 pub(crate) const CAPABILITIES: u64 = 0x00;
@@ -33,10 +33,10 @@ pub(crate) const FLUSH: u32 = 0x00;
 pub(crate) const WRITE: u32 = 0x01;
 pub(crate) const READ: u32 = 0x02;
 
-/// The feature that says how many queues there may be (5.27.1.5).
+/// The feature that states how many queues there may be (5.27.1.5).
 pub(crate) const NUMBER_OF_QUEUES: u32 = 0x07;
 
-/// What Identify identifies (5.17.1, CNS).
+/// The objects of Identify (5.17.1, CNS).
 pub(crate) const NAMESPACE: u32 = 0x00;
 pub(crate) const CONTROLLER: u32 = 0x01;
 pub(crate) const ACTIVE_NAMESPACES: u32 = 0x02;
@@ -49,7 +49,7 @@ pub(crate) const INTERRUPTS: u32 = 2;
 /// Bytes of registers that a driver maps: those of the controller, and a page of doorbells.
 pub const REGISTERS: u64 = 0x2000;
 
-/// Bytes of a page, and of what Identify returns.
+/// Bytes of a page, and of the result of Identify.
 pub(crate) const PAGE: u64 = 4096;
 
 /// A command: 16 little-endian words of 32 bits (3.3.3.1).
@@ -75,7 +75,7 @@ pub(crate) fn halves(value: u64) -> [u32; 2] {
     [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
 }
 
-/// What a controller can do (3.1.3.1).
+/// Capabilities of a controller (3.1.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capabilities(pub(crate) u64);
 
@@ -85,7 +85,7 @@ impl Capabilities {
         (self.0 & 0xffff) + 1
     }
 
-    /// How long ready may take to follow enable, in ms (TO, in units of 500 ms).
+    /// How long the controller may take from enable to ready, in ms (TO, in units of 500 ms).
     pub(crate) fn timeout_ms(self) -> u64 {
         (self.0 >> 24 & 0xff).max(1) * 500
     }
@@ -110,7 +110,7 @@ impl Capabilities {
 /// A completion (3.3.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Completion {
-    /// What the command returns.
+    /// The result of the command.
     pub(crate) result: u32,
     /// Identifier of the command.
     pub(crate) command: u16,
@@ -132,7 +132,7 @@ impl Completion {
     }
 }
 
-/// A field of what Identify returned; zeros where there is nothing.
+/// A field of the result of Identify; zeros past its end.
 pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let found = bytes.get(at..).and_then(|rest| rest.first_chunk::<N>());
     found.copied().unwrap_or([0; N])

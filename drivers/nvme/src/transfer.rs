@@ -14,7 +14,7 @@ use crate::options::Options;
 /// Bytes of one transfer.
 pub(crate) const TRANSFER: u64 = 128 << 10;
 
-/// What is read is thrown away.
+/// Discards the data of reads.
 pub(crate) struct Nothing;
 
 impl Work for Nothing {
@@ -33,7 +33,7 @@ impl Work for Nothing {
     }
 }
 
-/// A range that is written from, or read and compared with, a pattern; or a file.
+/// A range that is written from a pattern or a file, or read and compared with the pattern or stored in the file.
 struct Transfer {
     operation: Operation,
     /// Offset of the range in the namespace, and its length, in bytes.
@@ -42,7 +42,7 @@ struct Transfer {
     block_size: u64,
     seed: u64,
     file: Option<File>,
-    /// What goes to memory, or came from it.
+    /// Bytes to be copied to memory, or copied from it.
     bytes: Vec<u8>,
 }
 
@@ -86,7 +86,7 @@ impl Work for Transfer {
     }
 }
 
-/// Writes or reads what the options say.
+/// Writes or reads as the options say.
 pub(crate) fn transfer(
     disk: &mut Disk,
     options: &Options,
@@ -120,7 +120,7 @@ pub(crate) fn transfer(
             return Ok(());
         }
         if operation == Operation::Write {
-            // What a driver left that was killed shows how far it was.
+            // The pattern left by a killed driver shows how far it got.
             work.seed = work.seed.wrapping_add(1);
         }
     }
@@ -152,7 +152,7 @@ fn tell(disk: &Disk, options: &Options, work: &Transfer, troubles: Troubles, sta
     println!("nvme: {length} bytes {word} in {ms} ms, {aborts} aborts, {resets} resets{woken}");
 }
 
-/// The transfers of a range that lies within a namespace, and their lengths.
+/// The transfers of a range within a namespace, each with its length.
 pub(crate) fn requests(
     namespace: NamespaceInfo,
     operation: Operation,

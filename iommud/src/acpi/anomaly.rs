@@ -1,4 +1,4 @@
-//! What can be wrong with a table that is read all the same.
+//! Defects of a table that is read all the same.
 
 use core::fmt;
 
@@ -6,26 +6,26 @@ use crate::topology::firmware::UnitDefect;
 
 use super::table::TableError;
 
-/// Something wrong or unknown in a table. Offsets are bytes from the start of the table.
+/// A defect or an unknown part of a table. Offsets are bytes from the start of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anomaly {
-    /// Checksum or length of the whole table. Such a table is decoded but not used.
+    /// Wrong checksum or length of the whole table. Such a table is decoded but not used.
     Table(TableError),
     /// More bytes than the table states.
     TrailingBytes {
-        /// How many.
+        /// Number of bytes.
         count: usize,
     },
     /// The table describes no unit.
     NoUnits,
-    /// The width of physical addresses cannot be.
+    /// The width of physical addresses is impossible.
     AddressWidth {
-        /// Bits.
+        /// The stated width in bits.
         bits: u16,
     },
-    /// Nothing can be read from here on: the length of the structure cannot be.
+    /// Nothing can be read from here on: the length of the structure is impossible.
     BadLength {
-        /// Where the structure starts.
+        /// Offset of the structure.
         offset: usize,
         /// Its type.
         kind: u16,
@@ -36,7 +36,7 @@ pub enum Anomaly {
     },
     /// A structure too short for its fields. It was skipped.
     TooShort {
-        /// Where it starts.
+        /// Offset of the structure.
         offset: usize,
         /// Its name.
         name: &'static str,
@@ -47,56 +47,56 @@ pub enum Anomaly {
     },
     /// A structure of unknown type. It was skipped.
     UnknownStructure {
-        /// Where it starts.
+        /// Offset of the structure.
         offset: usize,
         /// Its type.
         kind: u16,
         /// Its length.
         length: u16,
     },
-    /// A device scope or device entry.
+    /// A defect of a device scope or device entry.
     Scope {
-        /// Where it starts.
+        /// Offset of the scope or entry.
         offset: usize,
-        /// What is wrong.
+        /// The defect.
         problem: ScopeProblem,
     },
-    /// A unit.
+    /// A defect of a unit.
     Unit {
-        /// Where its structure starts.
+        /// Offset of the unit's structure.
         offset: usize,
         /// Its index.
         unit: usize,
-        /// What is wrong.
+        /// The defect.
         problem: UnitProblem,
     },
-    /// A region of reserved memory.
+    /// A defect of a region of reserved memory.
     Region {
-        /// Where its structure starts.
+        /// Offset of the region's structure.
         offset: usize,
-        /// What is wrong.
+        /// The defect.
         problem: RegionProblem,
     },
     /// An affinity structure for registers that no unit has.
     AffinityOfNoUnit {
-        /// Where it starts.
+        /// Offset of the structure.
         offset: usize,
         /// The address it names.
         address: u64,
     },
 }
 
-/// What is wrong with a device scope (DMAR) or a device entry (IVRS).
+/// Defects of a device scope (DMAR) or a device entry (IVRS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScopeProblem {
-    /// The length cannot be: the walk over the scopes of the structure ends.
+    /// The length is impossible: the walk over the scopes of the structure ends.
     BadLength {
         /// The length stated.
         length: u8,
         /// Bytes left in the structure.
         room: usize,
     },
-    /// A device entry whose length cannot be: the walk over the entries of the block ends.
+    /// The length of a device entry is impossible: the walk over the entries of the block ends.
     BadEntry {
         /// The entry's type.
         kind: u8,
@@ -107,18 +107,18 @@ pub enum ScopeProblem {
     UnknownKind(u8),
     /// No path, or half a pair at its end.
     BadPath,
-    /// A device above 31 or a function above 7: no device can be there.
+    /// A device above 31 or a function above 7, which cannot exist.
     Impossible {
         /// Device number.
         device: u8,
         /// Function number.
         function: u8,
     },
-    /// A name space device that no declaration has.
+    /// A name space device without a declaration.
     Undeclared(u8),
-    /// A range begins while another has no end. The first stands for its first device alone.
+    /// A range has no end before another begins or the block ends. It stands for its first device alone.
     RangeWithoutEnd,
-    /// A range ends that has not begun. It stands for its last device alone.
+    /// The end of a range that has not begun. It stands for its last device alone.
     EndWithoutStart,
     /// A range ends before it starts. It stands for its first device alone.
     RangeReversed,
@@ -126,28 +126,28 @@ pub enum ScopeProblem {
     UnknownVariety(u8),
 }
 
-/// What is wrong with a unit.
+/// Defects of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitProblem {
-    /// It is not used.
+    /// The unit is not used.
     Unusable(UnitDefect),
-    /// It takes all other devices of its segment, and is not the last of the segment.
+    /// The unit takes all other devices of its segment, but is not the last of the segment.
     IncludeAllNotLast,
-    /// It names no device and does not take all others.
+    /// The unit names no device and does not take all others.
     NoDevices,
-    /// It names a device that an earlier unit names, which keeps it.
+    /// The unit names a device that an earlier unit names already. The earlier unit keeps the device.
     NamedTwice {
         /// The earlier unit.
         first: usize,
     },
-    /// Its structures disagree on where its registers are. The richest was believed.
+    /// The structures of the unit disagree about the address of its registers. The richest structure holds.
     AddressesDiffer {
-        /// The address that was not.
+        /// The address that does not hold.
         other: u64,
     },
 }
 
-/// What is wrong with a region of reserved memory.
+/// Defects of a region of reserved memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegionProblem {
     /// It ends before it starts, is empty, or runs past the end of the address space. Skipped.
@@ -159,12 +159,12 @@ pub enum RegionProblem {
     },
     /// It lies beyond the width of physical addresses. Skipped.
     BeyondWidth,
-    /// A unit's registers are in it: its devices could turn the unit off. Skipped.
+    /// It contains a unit's registers, so that its devices could turn the unit off. Skipped.
     OverRegisters {
         /// The unit.
         unit: usize,
     },
-    /// The interrupt window is in it. Skipped.
+    /// It contains the interrupt window. Skipped.
     OverInterrupts,
     /// It does not begin and end on page boundaries. It was enlarged to whole pages.
     Unaligned,

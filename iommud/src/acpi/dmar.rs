@@ -1,10 +1,10 @@
-//! The DMAR table as it is (VT-d 4.1 section 8): typed structures with the fields of the specification.
+//! The DMAR table (VT-d 4.1 section 8) as typed structures with the fields of the specification.
 
 use super::bytes::{u8_at, u16_at, u32_at, u64_at};
 use super::scope::Scopes;
 use super::table::{self, Block, Blocks, Layout, Table, TableError};
 
-/// Where the first structure starts.
+/// Offset of the first structure.
 const FIXED_SIZE: usize = 48;
 
 /// DMAR flags bit 0: the machine can remap interrupts.
@@ -106,7 +106,7 @@ pub enum Body<'a> {
     TooShort {
         /// Bytes the fields take.
         needed: usize,
-        /// The segment, where it is among the bytes there are.
+        /// The segment, if the structure is long enough to hold it.
         segment: Option<u16>,
     },
     /// The length is below 4 or beyond the end of the table: the walk ends here.

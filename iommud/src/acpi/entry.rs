@@ -8,7 +8,7 @@ const HID_FIXED_SIZE: usize = 22;
 /// One device entry as it is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type, as in the table.
     pub kind: u8,
@@ -18,11 +18,11 @@ pub struct Entry<'a> {
     pub data_setting: u8,
     /// Its bytes.
     pub bytes: &'a [u8],
-    /// What the type adds.
+    /// The further fields of its type.
     pub body: EntryBody<'a>,
 }
 
-/// What a device entry says besides requester id and settings.
+/// The fields of a device entry besides requester id and settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryBody<'a> {
     /// Types 0 and 40h: padding.
@@ -35,12 +35,12 @@ pub enum EntryBody<'a> {
     RangeStart,
     /// Type 4: the last of a range.
     RangeEnd,
-    /// Type 42h: one device, whose requests come under another id.
+    /// Type 42h: one device, whose requests carry another id.
     AliasSelect {
         /// The id that requests carry.
         source_device_id: u16,
     },
-    /// Type 43h: the first of a range, whose requests come under another id.
+    /// Type 43h: the first of a range, whose requests carry another id.
     AliasRangeStart {
         /// The id that requests carry.
         source_device_id: u16,
@@ -82,7 +82,7 @@ pub enum EntryBody<'a> {
 /// The entries cannot be walked past this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadEntry {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type.
     pub kind: u8,
@@ -132,8 +132,8 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
-/// Bytes of the entry at the start of `bytes`: the upper two bits of the type say it, F0h says it itself,
-/// and nothing says it for the types above.
+/// Bytes of the entry at the start of `bytes`. The upper two bits of the type give the size. An entry of type F0h
+/// states its own. The size of types above F0h is unknown.
 fn size(bytes: &[u8]) -> Option<usize> {
     match u8_at(bytes, 0)? {
         0xf0 => Some(HID_FIXED_SIZE + usize::from(u8_at(bytes, HID_FIXED_SIZE - 1)?)),

@@ -1,12 +1,11 @@
-//! The IVRS table as it is (AMD IOMMU 48882 rev 3.10 section 5.2): typed blocks with the fields of the
-//! specification.
+//! The IVRS table (AMD IOMMU 48882 rev 3.10 section 5.2) as typed blocks with the fields of the specification.
 
 use super::bytes::{u8_at, u16_at, u32_at, u64_at};
 use super::table::{self, Block, Blocks, Layout, Table, TableError};
 
 pub use super::entry::{BadEntry, Entries, Entry, EntryBody};
 
-/// Where the first block starts.
+/// Offset of the first block.
 const FIXED_SIZE: usize = 48;
 
 /// IVMD flags bit 0: to be mapped one to one.
@@ -78,7 +77,7 @@ pub enum Body<'a> {
     TooShort {
         /// Bytes the fields take.
         needed: usize,
-        /// The device, where it is among the bytes there are.
+        /// The device, if the structure is long enough to hold it.
         device_id: Option<u16>,
     },
     /// The length is below 4 or beyond the end of the table: the walk ends here.

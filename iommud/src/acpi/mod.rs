@@ -1,13 +1,13 @@
-//! Firmware tables: bytes to [`Firmware`](crate::topology::firmware::Firmware). Never panics, never reads outside.
+//! Firmware tables: turns bytes into [`Firmware`](crate::topology::firmware::Firmware). Never panics, and never reads
+//! out of bounds.
 //!
 //! ```text
 //! bytes -> table::Table -> dmar::Dmar  -> typed structures -+-> build -> Firmware, anomalies
 //!                          ivrs::Ivrs  (what decode prints) -+
 //! ```
 //!
-//! What cannot be read is skipped and reported. A unit whose structure is broken keeps its place and says
-//! why it is not used ([`crate::topology::firmware::UnitDefect`]); a device that it may serve counts as
-//! behind it.
+//! Unreadable parts are skipped and reported. A unit whose structure is broken keeps its place, with the reason why
+//! it is not used ([`crate::topology::firmware::UnitDefect`]). A device that it may serve counts as behind it.
 
 mod anomaly;
 mod build;

@@ -1,4 +1,4 @@
-//! A table's bytes to what the server knows of the machine.
+//! Turns a table's bytes into the server's description of the machine.
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use crate::topology::firmware::Firmware;
 /// Reads a DMAR (VT-d).
 ///
 /// # Errors
-/// When the table as a whole cannot be used: signature, length, checksum. Anything less is in
+/// If the table as a whole cannot be used: signature, length, checksum. Lesser defects are listed in
 /// [`Firmware::anomalies`].
 pub fn parse_dmar(bytes: &[u8]) -> Result<Firmware, TableError> {
     let table = dmar::Dmar::new(Table::read(bytes)?)?;
@@ -22,22 +22,22 @@ pub fn parse_dmar(bytes: &[u8]) -> Result<Firmware, TableError> {
 /// Reads an IVRS (AMD-Vi).
 ///
 /// # Errors
-/// As [`parse_dmar`].
+/// If the table as a whole cannot be used, like [`parse_dmar`].
 pub fn parse_ivrs(bytes: &[u8]) -> Result<Firmware, TableError> {
     let table = ivrs::Ivrs::new(Table::read(bytes)?)?;
     table.table.verify()?;
     Ok(reported(build_ivrs(&table)))
 }
 
-/// What a DMAR comes to, whatever its length and checksum, with everything wrong with it. The list in the
-/// result itself is empty.
+/// Builds the description of a DMAR and lists all its defects, even if length or checksum are wrong. The list in the
+/// description itself is empty.
 #[must_use]
 pub fn build_dmar(table: &dmar::Dmar<'_>) -> (Firmware, Vec<Anomaly>) {
     build::dmar::build(table)
 }
 
-/// What an IVRS comes to, whatever its length and checksum, with everything wrong with it. The list in
-/// the result itself is empty.
+/// Builds the description of an IVRS and lists all its defects, even if length or checksum are wrong. The list in the
+/// description itself is empty.
 #[must_use]
 pub fn build_ivrs(table: &ivrs::Ivrs<'_>) -> (Firmware, Vec<Anomaly>) {
     build::ivrs::build(table)

@@ -8,7 +8,7 @@ const FIXED_SIZE: usize = 6;
 /// One device scope as it is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope<'a> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// 1 endpoint, 2 bridge, 3 I/O APIC, 4 HPET, 5 name space device.
     pub kind: u8,
@@ -39,7 +39,7 @@ impl Scope<'_> {
 /// The scopes cannot be walked past this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadScopeLength {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// The length it states; 0 when the structure ends before it.
     pub length: u8,

@@ -1,5 +1,5 @@
-//! What all ACPI tables have in common: the header (ACPI 6.5 section 5.2.6), and a walk over structures
-//! that state their own lengths.
+//! Common parts of ACPI tables: the header (ACPI 6.5 section 5.2.6), and a walk over structures that state their own
+//! lengths.
 
 use core::fmt;
 
@@ -12,7 +12,7 @@ const HEADER_SIZE: usize = 36;
 /// quadratic in places.
 pub const LONGEST: usize = 64 * 1024;
 
-/// The table as a whole cannot be used.
+/// Why a table as a whole cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableError {
     /// There are fewer bytes than the fixed part of the table has.
@@ -27,7 +27,7 @@ pub enum TableError {
         /// Bytes of the table.
         length: usize,
     },
-    /// It is another table.
+    /// It is another table: it has this signature.
     Signature([u8; 4]),
     /// The table states more bytes than there are.
     Length {
@@ -38,7 +38,7 @@ pub enum TableError {
     },
     /// The bytes do not add up to zero. No address in such a table can be trusted.
     Checksum {
-        /// What they add up to, modulo 256.
+        /// Their sum modulo 256.
         sum: u8,
     },
 }
@@ -64,7 +64,7 @@ impl fmt::Display for TableError {
 /// The fields of the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Which table it is.
+    /// The kind of table.
     pub signature: [u8; 4],
     /// Bytes of the whole table, as stated.
     pub length: u32,
@@ -72,13 +72,13 @@ pub struct Header {
     pub revision: u8,
     /// Makes the sum of all bytes zero.
     pub checksum: u8,
-    /// Who made the machine.
+    /// Manufacturer of the machine.
     pub oem_id: [u8; 6],
-    /// Which machine it is.
+    /// The manufacturer's name of the table.
     pub oem_table_id: [u8; 8],
-    /// Revision of the machine's table.
+    /// The manufacturer's revision of the table.
     pub oem_revision: u32,
-    /// Which tool made the table.
+    /// The tool that made the table.
     pub creator_id: [u8; 4],
     /// Revision of the tool.
     pub creator_revision: u32,
@@ -94,10 +94,10 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// Reads the header. The table ends where its length says, or where `bytes` end.
+    /// Reads the header. The table ends at its stated length, or at the end of `bytes`.
     ///
     /// # Errors
-    /// `Short` when not even the header is there; `TooLong`.
+    /// `Short` if `bytes` does not hold a whole header; `TooLong`.
     pub fn read(bytes: &'a [u8]) -> Result<Self, TableError> {
         let header = Self::header(bytes)
             .ok_or(TableError::Short { available: bytes.len(), needed: HEADER_SIZE })?;
@@ -129,7 +129,7 @@ impl<'a> Table<'a> {
         self.bytes
     }
 
-    /// Bytes that were given, of which the table may be only the first.
+    /// Number of bytes given, of which the table may be only the first ones.
     #[must_use]
     pub const fn available(&self) -> usize {
         self.available
@@ -141,7 +141,7 @@ impl<'a> Table<'a> {
         self.bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
 
-    /// Whether the table is all there and its bytes add up.
+    /// Checks that the table is complete and that its bytes add up to zero.
     ///
     /// # Errors
     /// `Length` and `Checksum`.
@@ -157,7 +157,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The bytes, when the signature is `signature` and there are at least `needed`.
+    /// Returns the bytes if the signature is `signature` and there are at least `needed`.
     pub(super) fn fixed(&self, signature: [u8; 4], needed: usize) -> Result<&'a [u8], TableError> {
         if self.header.signature != signature {
             return Err(TableError::Signature(self.header.signature));
@@ -169,7 +169,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Where a structure has its type and its length.
+/// Position of type and length in a structure.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Layout {
     /// Type in bytes 0 and 1, length in 2 and 3 (DMAR).
@@ -184,7 +184,7 @@ pub(super) const PREFIX_SIZE: usize = 4;
 /// The bytes of one structure.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block<'a> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type. 0 where the table ends before it.
     pub kind: u16,
@@ -192,15 +192,15 @@ pub(super) struct Block<'a> {
     pub length: u16,
     /// Its bytes, type and length included; up to the end of the table when `whole` is false.
     pub bytes: &'a [u8],
-    /// Whether the stated length has room in the table and for type and length themselves. If not, the
-    /// walk ends here.
+    /// Whether the stated length fits into the table and covers type and length themselves. If not, the walk ends
+    /// here.
     pub whole: bool,
 }
 
 /// One structure of a table, with the fields that the table's specification gives its type.
 #[derive(Clone, Debug)]
 pub struct Structure<'a, B> {
-    /// Where it starts, in bytes from the start of the table.
+    /// Offset in bytes from the start of the table.
     pub offset: usize,
     /// Its type, as in the table.
     pub kind: u16,

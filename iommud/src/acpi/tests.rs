@@ -163,7 +163,7 @@ fn name_space_devices_of_a_dmar_have_a_unit_a_place_and_a_name() {
         &[5, 8, 0, 0, 1, 0, 0x15, 0, 5, 8, 0, 0, 9, 0, 0x1e, 0, 5, 8, 0, 0, 3, 0, 0x15, 2],
     ]
     .concat();
-    // As in a real DMAR: the name ends with zeros. The second holds what cannot be printed.
+    // As in a real DMAR, the name ends with zeros. The second name has characters that cannot be printed.
     let i2c = [&[4, 0, 28, 0, 0, 0, 0, 1][..], b"\\_SB.PCI0.I2C0\0\0\0\0\0\0"].concat();
     let uart = [&[4, 0, 16, 0, 0, 0, 0, 9][..], b"\\_SB.\nA\0"].concat();
     let bytes = table(b"DMAR", &[DMAR_FIXED, DRHD_GPU, &all, &i2c, &uart]);

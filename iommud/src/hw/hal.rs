@@ -1,12 +1,12 @@
-//! The hardware abstraction layer: the only ways in which this crate touches a machine. A platform implements them
-//! over real hardware, the test crate over software units.
+//! The hardware abstraction layer: all access of this crate to a machine goes through these traits. A platform
+//! implements them over real hardware, the test crate over software units.
 
 use alloc::vec::Vec;
 
 use crate::addr::{PhysAddr, PhysRange};
 
-/// Registers of one unit. Offsets are in bytes from the unit's base and within the length that was mapped;
-/// an implementation answers reads outside of it with all ones and ignores writes.
+/// Registers of one unit. Offsets are in bytes from the unit's base, within the mapped length. An implementation
+/// answers reads beyond that length with all ones and ignores such writes.
 pub trait RegisterIo {
     /// Reads the 32-bit register at `offset`.
     fn read32(&mut self, offset: u32) -> u32;
@@ -26,7 +26,7 @@ pub struct Nanos(pub u64);
 pub trait Clock {
     /// The time now.
     fn now(&mut self) -> Nanos;
-    /// Called between two looks at a register while waiting; may spin, yield or advance a simulated clock.
+    /// Called between two reads of a register while waiting; may spin, yield or advance a simulated clock.
     fn relax(&mut self);
 }
 
@@ -41,11 +41,11 @@ pub trait TableMemory {
     /// `MemoryError::Exhausted` when there is none.
     fn allocate(&mut self) -> Result<PhysAddr, MemoryError>;
 
-    /// A frame of zeros for whoever writes it anyway: hardware that does not snoop may see anything in it until
-    /// the caller has cleaned all of it, which it does before it gives the frame back, too.
+    /// A frame of zeros that the caller is going to write. Hardware that does not snoop may see any content until the
+    /// caller has cleaned the whole frame. The caller must also do so before it gives the frame back.
     ///
     /// # Errors
-    /// As [`TableMemory::allocate`].
+    /// `MemoryError::Exhausted` when there is none.
     fn allocate_unclean(&mut self) -> Result<PhysAddr, MemoryError> {
         self.allocate()
     }
@@ -57,19 +57,19 @@ pub trait TableMemory {
     /// `MemoryError::Exhausted` when there is no such run.
     fn allocate_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError>;
 
-    /// Takes a frame back. `is_zero` is the caller's word that every word of it is 0 again; else the
-    /// memory clears it before handing it out.
+    /// Takes a frame back. `is_zero` is the caller's promise that every word of it is 0 again. Otherwise the memory
+    /// clears the frame before it hands it out again.
     fn free(&mut self, frame: PhysAddr, is_zero: bool);
 
-    /// Reads word `index` (0 to 511) of a frame. Another frame address or index gives 0.
+    /// Reads word `index` (0 to 511) of a frame. An unknown frame address or index gives 0.
     fn load(&self, frame: PhysAddr, index: usize) -> u64;
 
-    /// Writes word `index` (0 to 511) of a frame in one 64-bit store. Stores become visible to coherent
-    /// hardware in program order. Another frame address or index is ignored.
+    /// Writes word `index` (0 to 511) of a frame in one 64-bit store. Stores become visible to coherent hardware in
+    /// program order. An unknown frame address or index is ignored.
     fn store(&mut self, frame: PhysAddr, index: usize, value: u64);
 
-    /// Writes `count` words from `first` on, as [`TableMemory::store`] does each: `value`, and each next one
-    /// greater by `step`.
+    /// Writes `count` words from `first` on, each like [`TableMemory::store`]. The first word is `value`, and each
+    /// next one is greater by `step`.
     fn fill(&mut self, frame: PhysAddr, first: usize, count: usize, value: u64, step: u64) {
         let mut next = value;
         for index in first..first + count {
@@ -78,13 +78,13 @@ pub trait TableMemory {
         }
     }
 
-    /// As [`TableMemory::fill`], in a frame that no device reaches yet: in any order, and by stores of any size,
-    /// but all before whatever is stored after this.
+    /// Writes the same words as [`TableMemory::fill`], in a frame that no device reaches yet. The stores may have any
+    /// order and size, but all of them come before any later store.
     fn fill_new(&mut self, frame: PhysAddr, first: usize, count: usize, value: u64, step: u64) {
         self.fill(frame, first, count, value, step);
     }
 
-    /// Writes the next `count` words of `values` from `first` on, as [`TableMemory::store`] does each.
+    /// Writes the next `count` words of `values` from `first` on, each like [`TableMemory::store`].
     fn write(
         &mut self,
         frame: PhysAddr,
@@ -97,9 +97,10 @@ pub trait TableMemory {
         }
     }
 
-    /// Words `first` to `first + count - 1` of a frame, looked up once: `change` gets the index and the word of each,
-    /// in order, and says what is to be stored in its place, if anything is. As [`TableMemory::load`] and
-    /// [`TableMemory::store`] in all else; when not all of the words exist, none may be handed over.
+    /// Calls `change` with the index and value of each of the words `first` to `first + count - 1`, in order. Stores
+    /// the value that it returns, if any, in place of the word. The frame is looked up only once. Loads and stores
+    /// are like those of [`TableMemory::load`] and [`TableMemory::store`]. When some of the words do not exist, an
+    /// implementation need not call `change` at all.
     fn change_each(
         &mut self,
         frame: PhysAddr,
@@ -114,9 +115,9 @@ pub trait TableMemory {
         }
     }
 
-    /// One word of a frame and the frame's counter, looked up once: `change` gets both, and says what is to be
-    /// stored in place of the word, if anything is. Another frame address or index gives 0 and ignores what is to
-    /// be stored.
+    /// Calls `change` with one word of a frame and the frame's counter. Stores the value that it returns, if any, in
+    /// place of the word. The frame is looked up only once. For an unknown frame address or index the word is 0, and
+    /// nothing is stored.
     fn change<T>(
         &mut self,
         frame: PhysAddr,
@@ -131,8 +132,8 @@ pub trait TableMemory {
         told
     }
 
-    /// Writes the cache lines that hold words `first` to `first + count - 1` back to memory, for hardware
-    /// that does not snoop, and orders them before whatever comes after.
+    /// Writes the cache lines that hold words `first` to `first + count - 1` back to memory, for hardware that does
+    /// not snoop. Everything later is ordered after these writes.
     fn clean(&mut self, frame: PhysAddr, first: usize, count: usize);
 
     /// Software's own counter of a frame, which hardware never sees; 0 in a new frame.
@@ -145,54 +146,54 @@ pub trait TableMemory {
     fn frames_free(&self) -> usize;
 }
 
-/// Why memory could not be had.
+/// Why memory could not be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryError {
-    /// There is no more.
+    /// No memory is left.
     Exhausted,
-    /// None meets the constraints (alignment, below 4 GiB, contiguity).
+    /// No free memory meets the constraints (alignment, below 4 GiB, contiguity).
     Constraints,
-    /// Whoever asks has its share.
+    /// The client's share is used up.
     Share,
 }
 
-/// What memory of a buffer must satisfy.
+/// Constraints on the memory of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Constraints {
-    /// Bus addresses fit in 32 bits. Only asked for when addresses are not translated.
+    /// Bus addresses fit in 32 bits. Only requested when addresses are not translated.
     pub below_4g: bool,
-    /// One segment. Only asked for when addresses are not translated.
+    /// One segment. Only requested when addresses are not translated.
     pub contiguous: bool,
     /// The address of the first byte is a multiple of this power of two (at least 4096).
     pub alignment: u64,
     /// The memory may not cross a multiple of this power of two; 0 for no limit.
     pub boundary: u64,
-    /// The zeros are in memory, not only in caches: a device may read past those (PCI Express "No Snoop"), and would
-    /// find what the last user left.
+    /// The zeros are in memory, not only in caches. A device may read past the caches (PCI Express "No Snoop"), and
+    /// would find data of the last user.
     pub written_back: bool,
 }
 
-/// How much memory buffers can have: what clients' shares are parts of.
+/// The memory that all buffers together can have. Clients' shares are parts of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferPool {
-    /// Bytes in all.
+    /// Bytes of the whole pool.
     pub capacity: u64,
-    /// Bytes of the smallest piece: a buffer takes a multiple of it.
+    /// Bytes of the smallest piece. A buffer takes a multiple of it.
     pub granule: u64,
 }
 
 impl BufferPool {
-    /// As much as anybody asks for.
+    /// A pool without a limit.
     pub const UNLIMITED: Self = Self { capacity: u64::MAX, granule: 4096 };
 }
 
-/// DMA memory that is shared with clients. The platform owns it; the server names it by its own number.
+/// DMA memory that is shared with clients. The platform owns it; the server identifies a buffer by its own number.
 pub trait BufferMemory {
-    /// How a client is given the memory (a descriptor, an address to share).
+    /// Gives a client access to the memory (a descriptor, an address to share).
     type Share;
 
-    /// Makes buffer `id` of `length` bytes (a multiple of 4096), filled with zeros. The segments are in
-    /// the order of the buffer's bytes, each a multiple of 4096 long.
+    /// Allocates buffer `id` of `length` bytes (a multiple of 4096), filled with zeros. The segments are in the order
+    /// of the buffer's bytes, each a multiple of 4096 long.
     ///
     /// # Errors
     /// No such memory.
@@ -203,16 +204,17 @@ pub trait BufferMemory {
         constraints: Constraints,
     ) -> Result<Vec<PhysRange>, MemoryError>;
 
-    /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. When this
-    /// returns no client sees it either: mappings that clients still have are revoked (on Linux the
-    /// buffer's hugetlbfs file is cut to length 0, so that the kernel takes its pages out of every
-    /// process). Its content is cleared before anyone else gets it. An unknown id is ignored.
+    /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. Mappings that clients
+    /// still have are revoked, so that no client sees the memory when this returns. On Linux the buffer's hugetlbfs
+    /// files are cut to length 0, and the kernel takes their pages out of every process. The content is cleared
+    /// before the memory is used for another buffer. An unknown id is ignored.
     ///
-    /// Memory that is not the server's own (from the start by `Registry::new`, or since by `Event::MemoryTaken`) goes back
-    /// to the system here; the plan has mapped it into the domain of policy again one step earlier.
+    /// Memory that is not the server's own goes back to the system here. (The server's own was given to
+    /// `Registry::new`, or since taken by `Event::MemoryTaken`.) One step earlier, the plan has mapped it into the
+    /// domains of policy `compat` again.
     fn release(&mut self, id: u32);
 
-    /// What there is, in use or not.
+    /// Size of the whole pool, whether in use or not.
     fn pool(&self) -> BufferPool;
 
     /// A new share of the memory of buffer `id`; `None` when there is no such buffer or no descriptor left.

@@ -1,5 +1,5 @@
-//! Remapping hardware: the traits it is reached through (`hal`), what every unit can do, and what VT-d and AMD-Vi
-//! share (page tables, rings, bounded polls).
+//! Remapping hardware: the traits through which it is reached (`hal`), the operations of every unit, and the parts
+//! that VT-d and AMD-Vi share (page tables, rings, bounded polls).
 
 pub mod amdvi;
 mod hal;

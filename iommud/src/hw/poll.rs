@@ -2,14 +2,15 @@
 
 use super::hal::{Clock, Nanos};
 
-/// Looks until there is something or `limit` has passed. It looks at least twice, the last time after the
-/// deadline, so that a server that was not running in between does not take a unit for dead.
+/// Calls `look` until it returns something, or until `limit` has passed. Before it gives up it has called it at least
+/// twice. The last call is after the deadline, so that a server that was not running in between does not take a unit
+/// for dead.
 pub(crate) fn until<C: Clock, T>(
     clock: &mut C,
     limit: Nanos,
     mut look: impl FnMut() -> Option<T>,
 ) -> Option<T> {
-    // The clock is not asked when there is nothing to wait for.
+    // The clock is not read when there is nothing to wait for.
     if let Some(seen) = look() {
         return Some(seen);
     }

@@ -1,5 +1,5 @@
-//! Rings of 16-byte entries in memory, and the word in which a unit says how far it came. Both vendors'
-//! queues and logs have this shape, with head and tail as byte offsets.
+//! Rings of 16-byte entries in memory, and the word by which a unit reports its progress. The queues and logs of both
+//! vendors have this shape, with head and tail as byte offsets.
 
 use super::hal::{MemoryError, TableMemory};
 use crate::addr::{PAGE_SIZE, PhysAddr};
@@ -31,7 +31,7 @@ impl Ring {
         Ok(Self { base: memory.allocate_run(frames)?, entries: frames * PER_FRAME, next: 0 })
     }
 
-    /// Where it is.
+    /// Address of the ring.
     pub(crate) const fn base(&self) -> PhysAddr {
         self.base
     }
@@ -51,12 +51,12 @@ impl Ring {
         self.next = self.index(offset);
     }
 
-    /// Entries from software's position up to hardware's, a byte offset: for a log, how many wait.
+    /// Number of entries from software's position up to hardware's, a byte offset. In a log, these wait to be read.
     pub(crate) fn ahead(&self, hardware: u64) -> usize {
         (self.index(hardware) + self.entries - self.next) % self.entries
     }
 
-    /// The entry at a byte offset. A unit may show the end of the ring for its start.
+    /// Index of the entry at a byte offset. A unit may report the end of the ring in place of its start.
     fn index(&self, offset: u64) -> usize {
         usize::try_from(offset / ENTRY).unwrap_or(0) % self.entries
     }
@@ -83,8 +83,8 @@ impl Ring {
         }
     }
 
-    /// Writes an entry and moves on. `coherent` says whether the unit snoops. The caller knows that there
-    /// is room, and tells the unit afterwards.
+    /// Writes an entry and moves on. `coherent` says whether the unit snoops. The caller makes sure that there is
+    /// room, and notifies the unit afterwards.
     pub(crate) fn put<M: TableMemory>(&mut self, memory: &mut M, entry: [u64; 2], coherent: bool) {
         let (frame, word) = self.place();
         memory.write(frame, word, 2, &mut entry.into_iter());
@@ -94,7 +94,7 @@ impl Ring {
         self.advance();
     }
 
-    /// As [`Ring::put`] for two entries, which mostly follow each other.
+    /// Writes two entries like [`Ring::put`], in one write if both are in the same frame.
     #[inline(always)]
     pub(crate) fn put_two<M: TableMemory>(
         &mut self,
@@ -121,8 +121,8 @@ impl Ring {
         [memory.load(frame, word), memory.load(frame, word + 1)]
     }
 
-    /// Clears the entry at software's position and moves on: an entry that the unit has announced but not
-    /// yet written is told by its zeros.
+    /// Clears the entry at software's position and moves on. The zeros will show that the unit has announced an entry
+    /// but not written it yet.
     pub(crate) fn consume<M: TableMemory>(&mut self, memory: &mut M, coherent: bool) {
         let (frame, word) = self.place();
         memory.store(frame, word, 0);
@@ -145,7 +145,7 @@ pub(crate) struct Semaphore {
 }
 
 impl Semaphore {
-    /// A word of its own, in which units write the bits of `mask` (all 64, or the low 32).
+    /// Allocates a word, in which units write the bits of `mask` (all 64, or the low 32).
     ///
     /// # Errors
     /// `Exhausted`.
@@ -153,12 +153,12 @@ impl Semaphore {
         Ok(Self { frame: memory.allocate_run(1)?, mask, value: 0 })
     }
 
-    /// Where the unit writes.
+    /// Address that the unit writes to.
     pub(crate) const fn address(&self) -> PhysAddr {
         self.frame
     }
 
-    /// A word that units may write and nobody reads.
+    /// Address of a word that units may write and that is never read.
     pub(crate) const fn spare(&self) -> PhysAddr {
         PhysAddr(self.frame.0 + 8)
     }
@@ -172,12 +172,12 @@ impl Semaphore {
         self.value
     }
 
-    /// Writes the last value given out in the unit's place: nobody waits for it any longer.
+    /// Writes the latest value in the unit's place, so that nothing waits for it any longer.
     pub(crate) fn answer<M: TableMemory>(&self, memory: &mut M) {
         memory.store(self.frame, 0, self.value);
     }
 
-    /// Whether the unit has written the last value given out.
+    /// Whether the unit has written the latest value.
     pub(crate) fn reached<M: TableMemory>(&self, memory: &M) -> bool {
         memory.load(self.frame, 0) & self.mask == self.value
     }

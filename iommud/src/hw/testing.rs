@@ -1,5 +1,5 @@
-//! Table memory for the unit tests of this folder. It notices what hardware would suffer from: frames
-//! freed twice or not zero as promised, stores to freed frames, lines that were not cleaned.
+//! Table memory for the unit tests of this folder. It detects errors that would affect hardware: frames freed twice
+//! or not zero as promised, stores to freed frames, lines that were not cleaned.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,10 +32,9 @@ pub(crate) struct TestMemory {
     pub(crate) stores: usize,
     /// Table links that were stored while a line of the table they point to was dirty.
     pub(crate) dirty_links: usize,
-    /// Words that units see; what a unit writes into it is what `load` gives. Frames of
-    /// `allocate_run` are in it.
+    /// Words that units read and write; `load` returns their values. It holds the frames of `allocate_run`.
     pub(crate) bus: Bus,
-    /// A run handed out by `allocate_run` starts here.
+    /// Frames from this address on were never handed out.
     next: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What every remapping unit can do, whatever its vendor.
+//! The operations of every remapping unit, of any vendor.
 
 use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
@@ -24,32 +24,32 @@ pub enum Entry {
     },
     /// Accesses go to memory untranslated (policy `off`).
     PassThrough {
-        /// Tag that such requests are cached under.
+        /// Tag under which the unit caches such requests.
         tag: DomainTag,
     },
 }
 
-/// Why an operation of a unit failed. The unit is to be taken as failed, except after `Memory` and
-/// `Unsupported`, which change nothing.
+/// Why an operation of a unit failed. `Memory` and `Unsupported` change nothing. After any other error the unit
+/// counts as failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitError {
     /// A wait passed its deadline.
     Timeout {
-        /// What was waited for.
+        /// The awaited event, in words.
         what: &'static str,
     },
     /// The invalidation queue or command ring reported an error that could not be cleared.
     Queue {
-        /// What happened.
+        /// The error, in words.
         what: &'static str,
-        /// The status register then.
+        /// The status register at that moment.
         status: u64,
     },
     /// Registers read all ones: the unit is not there or lost power.
     Dead,
     /// A capability that is needed is missing, or a value is outside what the unit can hold.
     Unsupported {
-        /// What is missing.
+        /// The missing capability or the unsuitable value, in words.
         what: &'static str,
     },
     /// No memory for a table.
@@ -80,14 +80,15 @@ impl core::fmt::Display for UnitError {
     }
 }
 
-/// What a unit is, as far as reading its registers tells. Nothing was changed for it.
+/// Properties of a unit as its registers state them. Nothing is changed to find them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Survey {
-    /// What it can do.
+    /// The unit's capabilities.
     pub capabilities: UnitCapabilities,
-    /// Whether `capabilities.coherent` is known. Some units have to be asked for coherent reads before it shows.
+    /// Whether `capabilities.coherent` is known. Some units show it only after software has requested coherent reads.
     pub coherence_known: bool,
-    /// Runs of table frames that bring-up takes, in its order, each aligned to its size.
+    /// Number of frames in each run of table frames that bring-up allocates, in its order, each run aligned to its
+    /// size.
     pub runs: &'static [usize],
     /// Each bus with an entry takes one frame more, when its first entry is written.
     pub frame_per_bus: bool,
@@ -96,41 +97,41 @@ pub struct Survey {
 /// A fault as a unit reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HardwareFault {
-    /// Who tried.
+    /// The requester that tried the access.
     pub source: RequesterId,
-    /// Where, if the unit says.
+    /// The address, if the unit reports it.
     pub address: Option<Iova>,
-    /// What it tried.
+    /// The kind of access.
     pub access: FaultAccess,
-    /// The unit's own code.
+    /// The unit's own reason code.
     pub reason: u16,
-    /// The code in words.
+    /// The reason code in words.
     pub words: &'static str,
 }
 
-/// A running unit: the object exists only while the hardware translates or is about to (bring-up ends with
-/// [`Unit::enable`]). Constructors are the backends' own, since they differ in what firmware gives them.
+/// A unit in use: the object exists only while the hardware translates or is about to (bring-up ends with
+/// [`Unit::enable`]). Each backend has a constructor of its own, since firmware gives them different data.
 ///
-/// Writing an entry and making the unit forget the old one are separate operations, because their order is
-/// the plan's business: see `policy::plan::Step`.
+/// Writing an entry and invalidating the old one are separate operations, because the plan decides their order: see
+/// `policy::Step`.
 pub trait Unit {
     /// The memory that this unit's tables live in.
     type Memory: TableMemory;
     /// The format of this unit's page table entries.
     type Format: PteFormat;
 
-    /// What the unit can do.
+    /// The unit's capabilities.
     fn capabilities(&self) -> UnitCapabilities;
 
-    /// Whether the unit translated, for its last owner, when it was brought up. Until [`Unit::enable`] has returned it
-    /// may hold translations of theirs, under their domain tags.
+    /// Whether the unit was translating for its previous owner when it was brought up. If so, it may hold
+    /// translations of that owner, under the owner's domain tags, until [`Unit::enable`] has returned.
     fn found_translating(&self) -> bool {
         false
     }
 
-    /// Writes the entry of `source`, cleaned for hardware that does not snoop. An entry that translates is
-    /// replaced by going through one that denies; but by one store when the tag stays the same and the unit
-    /// can do that (`UnitCapabilities::deepens`). What the unit has cached of the old entry stays until
+    /// Writes the entry of `source`, and cleans it for hardware that does not snoop. A translating entry is first
+    /// replaced by a denying one. One store does it instead if the tag stays the same and the unit can do so
+    /// (`UnitCapabilities::deepens`). The unit may use its cached copy of the old entry until
     /// [`Unit::invalidate_entry`].
     ///
     /// # Errors
@@ -142,9 +143,9 @@ pub trait Unit {
         entry: Entry,
     ) -> Result<(), UnitError>;
 
-    /// Makes the unit report no fault of `source` any more, or report them again, and leaves what its entry lets
-    /// it do as it is. Takes effect when the entry is forgotten ([`Unit::invalidate_entry`]); writing the entry
-    /// anew ends it.
+    /// Makes the unit report no more faults of `source` (`silent`), or report them again. The memory that the source
+    /// can reach stays the same. Takes effect when the entry is invalidated ([`Unit::invalidate_entry`]). Writing the
+    /// entry anew ends the suppression.
     ///
     /// # Errors
     /// `Memory` when a context table cannot be allocated; the entry is as before.
@@ -155,13 +156,12 @@ pub trait Unit {
         silent: bool,
     ) -> Result<(), UnitError>;
 
-    /// Makes the unit forget what it cached of the entry of `source`, and of the translations of `old`
-    /// when the entry translated before. Returns when the unit has done so. When the entry was absent or
-    /// denied before (`old` is `None`), a unit that never caches such entries does nothing but make the
-    /// new one visible.
+    /// Invalidates the unit's cached copy of the entry of `source`, and the translations of `old` if the entry
+    /// translated before. Returns when the unit has done so. `old` is `None` if the entry was absent or denied
+    /// before. A unit that never caches such entries then needs only to make the new one visible.
     ///
     /// # Errors
-    /// `Timeout`, `Queue`: nothing is known of what the unit still has cached.
+    /// `Timeout`, `Queue`: the unit may still cache any of it.
     fn invalidate_entry(
         &mut self,
         memory: &mut Self::Memory,
@@ -169,11 +169,11 @@ pub trait Unit {
         old: Option<DomainTag>,
     ) -> Result<(), UnitError>;
 
-    /// Makes new translations of a domain visible: does nothing unless the unit caches absent entries or
-    /// needs its write buffer flushed.
+    /// Makes new translations of a domain visible. Does nothing unless the unit caches absent entries or needs its
+    /// write buffer flushed.
     ///
     /// # Errors
-    /// As [`Unit::invalidate_entry`].
+    /// `Timeout`, `Queue`, like [`Unit::invalidate_entry`].
     fn publish_pages(
         &mut self,
         memory: &mut Self::Memory,
@@ -181,11 +181,11 @@ pub trait Unit {
         range: IovaRange,
     ) -> Result<(), UnitError>;
 
-    /// Makes the unit forget translations of a domain: one invalidation that covers `range` and one wait.
-    /// `tables_freed` says that page tables, not only leaves, were unlinked. Returns when done.
+    /// Invalidates translations of a domain, by one invalidation that covers `range` and one wait. `tables_freed`
+    /// states that page tables were unlinked, not only leaves. Returns when the unit has done so.
     ///
     /// # Errors
-    /// As [`Unit::invalidate_entry`].
+    /// `Timeout`, `Queue`, like [`Unit::invalidate_entry`].
     fn invalidate_pages(
         &mut self,
         memory: &mut Self::Memory,
@@ -194,29 +194,31 @@ pub trait Unit {
         tables_freed: bool,
     ) -> Result<(), UnitError>;
 
-    /// Turns translation on; every source without an entry is denied from then on. Idempotent. On a unit
-    /// that was taken over with translation on, this is where its root pointer is swapped.
+    /// Turns translation on. From then on every source without an entry is denied. Idempotent. A unit that was taken
+    /// over with translation on swaps its root pointer here.
     ///
     /// # Errors
     /// `Timeout`, `Queue`.
     fn enable(&mut self, memory: &mut Self::Memory) -> Result<(), UnitError>;
 
-    /// Takes a unit that failed back as far as taking entries, with the tables and rings that it has: no memory is
-    /// allocated, so that a unit which goes on failing costs none. Translation stays as it is, and so do the entries.
-    /// A unit that walks these tables has forgotten everything that it cached when this returns, and every write of
-    /// an entry needs its invalidation as ever; any other unit is told of them by [`Unit::enable`], which follows in
-    /// both cases. Faults recorded meanwhile are lost, and the fault interrupt is masked.
+    /// Brings a failed unit back until it accepts entries, with its existing tables and rings. It allocates no
+    /// memory, so that a unit that keeps failing costs none. Translation and entries stay as they are.
+    ///
+    /// [`Unit::enable`] follows in any case. A unit that walks these tables has invalidated its whole cache when this
+    /// returns, and every write of an entry needs its invalidation again. Any other unit gets the tables from
+    /// [`Unit::enable`]. Faults recorded meanwhile are lost, and the fault interrupt is masked.
     ///
     /// # Errors
-    /// `Dead`, `Timeout`, `Queue`: it is as it was; what it caches is not known. May be tried again.
+    /// `Dead`, `Timeout`, `Queue`: the unit stays failed, and the content of its caches is unknown. May be tried
+    /// again.
     fn revive(&mut self, memory: &mut Self::Memory) -> Result<(), UnitError> {
         let _ = memory;
         Err(UnitError::Unsupported { what: "bringing a unit back" })
     }
 
-    /// Takes the waiting fault records, oldest first, at most `limit` of them, and clears them in the unit.
-    /// Returns the number of faults the unit is known to have lost (at least; overflow counts as one, and
-    /// so does a log that is full and does not tell).
+    /// Takes the waiting fault records, oldest first, at most `limit` of them, and clears them in the unit. Returns
+    /// how many faults the unit has lost at least. An overflow counts as one, and so does a log that is full without
+    /// reporting an overflow.
     ///
     /// # Errors
     /// `Dead`, `Timeout`.
@@ -227,17 +229,18 @@ pub trait Unit {
         sink: &mut dyn FnMut(HardwareFault),
     ) -> Result<u32, UnitError>;
 
-    /// Makes the unit send the message `data` to `address` when it has fault records and had none. Records are
-    /// to be asked for all the same, now and then: one that comes while others are taken may go untold.
+    /// Makes the unit send the message `data` to `address` when it records a fault while no record is waiting. The
+    /// caller must still call [`Unit::take_faults`] now and then: a fault recorded during that call may raise no
+    /// message.
     ///
     /// # Errors
-    /// `Unsupported`: it is to be asked by [`Unit::take_faults`]. So is every AMD-Vi unit, whose message is set in
-    /// the configuration space of its function.
+    /// `Unsupported`: the caller must poll with [`Unit::take_faults`]. Every AMD-Vi unit returns this, because its
+    /// message is set in the configuration space of its function.
     fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
         let _ = (address, data);
         Err(UnitError::Unsupported { what: "interrupt for faults" })
     }
 
-    /// Registers in words, for `units/N`.
+    /// Describes the registers in words, for `units/N`.
     fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result;
 }

@@ -21,7 +21,7 @@ pub struct Aliases {
 }
 
 impl Aliases {
-    /// All requester ids of the function whose own this is: that one first.
+    /// All requester ids of the function: `own` first, then the others.
     pub fn with(&self, own: RequesterId) -> impl Iterator<Item = RequesterId> + '_ {
         let others = self.ids.iter().flat_map(|ids| ids.iter());
         core::iter::once(own).chain(others.copied())
@@ -43,11 +43,11 @@ impl Aliases {
     }
 }
 
-/// The requester ids of a function beside its own.
+/// Finds the requester ids of a function beside its own.
 ///
-/// Conventional bridges put an id of theirs on requests from behind: `secondary:00.0` when they lead from PCI
-/// Express to PCI (PCI Express to PCI/PCI-X Bridge Specification 1.0 section 2.3), else their own. The
-/// unit's firmware table may name one more (IVRS alias entries).
+/// Conventional bridges replace the requester id of requests from behind them. A bridge from PCI Express to PCI puts
+/// `secondary:00.0` there (PCI Express to PCI/PCI-X Bridge Specification 1.0 section 2.3), another one its own id.
+/// The unit's firmware table may name one more id (IVRS alias entries).
 #[must_use]
 pub fn aliases(view: View<'_>, unit: Option<&UnitDescription>, function: &PciFunction) -> Aliases {
     let own = function.address.requester;

@@ -1,4 +1,4 @@
-//! What units can do, as plain data: what policy needs to know of hardware.
+//! Capabilities of units, as plain data: the properties of hardware that policy needs.
 
 use bitflags::bitflags;
 
@@ -35,7 +35,7 @@ bitflags! {
     }
 }
 
-/// What a unit can do. A domain over several units uses the intersection.
+/// Capabilities of a unit. A domain over several units uses the intersection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnitCapabilities {
     /// Depths of page tables. Never empty.
@@ -44,14 +44,14 @@ pub struct UnitCapabilities {
     pub page_sizes: PageSizes,
     /// The unit snoops caches when it walks tables; else stores must be cleaned.
     pub coherent: bool,
-    /// Leaves can make every access of a device snoop caches, also one that asks not to (VT-d ECAP.SC; AMD-Vi
-    /// leaves always do, by FC). Without it a No-Snoop access meets memory as it is behind the caches.
+    /// Leaves can make every access of a device snoop caches, even one that asks not to (VT-d ECAP.SC; AMD-Vi leaves
+    /// always do, by FC). Without this, a No-Snoop access bypasses the caches.
     pub forces_snoop: bool,
     /// The unit caches non-present entries too: making an entry present needs an invalidation
     /// (VT-d CAP.CM, AMD-Vi NpCache).
     pub caches_absent: bool,
-    /// Making an entry of a page table present takes more than the store: the unit caches absent entries, or it
-    /// has a buffer of stores that is to be flushed (VT-d CAP.RWBF).
+    /// Making an entry of a page table present takes more than the store: the unit caches absent entries, or its
+    /// write buffer must be flushed (VT-d CAP.RWBF).
     pub publishes: bool,
     /// Highest domain tag.
     pub last_tag: u16,
@@ -62,12 +62,12 @@ pub struct UnitCapabilities {
     /// Bits of the I/O virtual addresses that the unit lets through (VT-d CAP.MGAW, AMD-Vi VASize); may be
     /// fewer than the levels translate.
     pub iova_bits: u8,
-    /// An entry can be pointed to a deeper page table of the same domain in one store, while its requester goes
-    /// on (AMD-Vi: root and depth lie in one word; VT-d: they do not).
+    /// One store can point an entry to a deeper page table of the same domain, while its requester keeps running
+    /// (AMD-Vi: root and depth are in one word; VT-d: they are not).
     pub deepens: bool,
 }
 
-/// What the page table of a domain is made of.
+/// Format of a domain's page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableFormat {
     /// Levels, 3 to 6.
@@ -76,6 +76,6 @@ pub struct TableFormat {
     pub page_sizes: PageSizes,
     /// Every unit snoops; else every store is cleaned.
     pub coherent: bool,
-    /// Leaves make every access of a device snoop: every unit can do that.
+    /// Leaves make every access of a device snoop, which every unit can do.
     pub forces_snoop: bool,
 }

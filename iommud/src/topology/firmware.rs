@@ -1,4 +1,4 @@
-//! What firmware tables say, after parsing and independent of whether it was a DMAR or an IVRS.
+//! Contents of firmware tables after parsing, in the same form for DMAR and IVRS.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -19,10 +19,9 @@ pub struct Firmware {
     pub units: Vec<UnitDescription>,
     /// Regions that some devices must go on reaching.
     pub reserved: Vec<ReservedRegion>,
-    /// Devices that are no PCI functions and do DMA.
+    /// Devices that do DMA without being PCI functions.
     pub named: Vec<NamedDevice>,
-    /// What is wrong with the table, one sentence each; the parts concerned were skipped or read in the
-    /// safest way.
+    /// Defects of the table, one sentence each. The affected parts were skipped or read in the safest way.
     pub anomalies: Vec<String>,
 }
 
@@ -51,11 +50,11 @@ pub struct UnitDescription {
     pub kind: UnitKind,
     /// PCI segment of all devices behind it.
     pub segment: u16,
-    /// Its registers; or why the unit cannot be used. Such a unit keeps its place and its scopes, so that
-    /// the devices behind it are told that their unit failed and not that they have none.
+    /// The unit's registers, or why the unit cannot be used. A unit that cannot be used keeps its place and its
+    /// scopes. So the devices behind it are reported as behind a failed unit, and not as without a unit.
     pub registers: Result<PhysRange, UnitDefect>,
-    /// The unit takes every device of the segment that no other unit names (DRHD INCLUDE_PCI_ALL). Also
-    /// set where a defect leaves open which devices the unit takes. See [`Firmware::default_unit`].
+    /// The unit takes every device of the segment that no other unit names (DRHD INCLUDE_PCI_ALL). Also set if a
+    /// defect leaves open which devices the unit takes. See [`Firmware::default_unit`].
     pub include_all: bool,
     /// Devices named.
     pub scopes: Vec<DeviceScope>,
@@ -69,12 +68,12 @@ pub struct UnitDescription {
 pub enum UnitDefect {
     /// The structure at `offset` is too short for its fields.
     TooShort {
-        /// Where the structure starts.
+        /// Offset of the structure.
         offset: usize,
     },
-    /// The table cannot be walked past `offset`: what follows may describe units.
+    /// The table cannot be walked past `offset`; the rest may describe units.
     RestUnreadable {
-        /// Where the walk ended.
+        /// Offset where the walk ended.
         offset: usize,
     },
     /// The address of the registers is zero, all ones, unaligned, or not an address of this machine.
@@ -89,12 +88,12 @@ pub enum UnitDefect {
     },
     /// A device scope cannot be read, so it is not known which devices are behind the unit.
     BadScope {
-        /// Where the scope starts.
+        /// Offset of the scope.
         offset: usize,
     },
     /// Another unit takes all other devices of the segment already.
     SecondIncludeAll {
-        /// That unit.
+        /// The unit that takes them.
         unit: usize,
     },
 }
@@ -122,7 +121,7 @@ impl fmt::Display for UnitDefect {
     }
 }
 
-/// What a scope names.
+/// The kind of object that a scope names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScopeKind {
     /// One PCI function.
@@ -140,7 +139,7 @@ pub enum ScopeKind {
 /// A device named by a path from a start bus (DMAR device scope structure).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceScope {
-    /// What is named.
+    /// The kind of object.
     pub kind: ScopeKind,
     /// Bus where the path starts.
     pub start_bus: u8,
@@ -148,8 +147,8 @@ pub struct DeviceScope {
     pub path: Vec<(u8, u8)>,
 }
 
-/// A device of the ACPI name space that does DMA: an eMMC, I2C or UART controller (DMAR ANDD with its device scope, IVHD
-/// entry F0h). I/O APICs and HPETs, which tables name in a similar way, send interrupts and do no DMA.
+/// A device of the ACPI name space that does DMA: an eMMC, I2C or UART controller (DMAR ANDD with its device scope,
+/// IVHD entry F0h). I/O APICs and HPETs, which tables name in a similar way, send interrupts and do no DMA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedDevice {
     /// The unit in front of it: an index into [`Firmware::units`].
@@ -195,8 +194,8 @@ pub struct ReservedRegion {
 }
 
 impl Firmware {
-    /// Index of the unit behind which a device of `segment` is that no unit names. A unit that cannot be
-    /// used comes before one that can: the device may be behind it, and must not be called confined.
+    /// Index of the unit in front of those devices of `segment` that no unit names. A unit that cannot be used comes
+    /// before one that can: such a device may be behind it, and must not be reported as confined.
     #[must_use]
     pub fn default_unit(&self, segment: u16) -> Option<usize> {
         let takes = |unit: &UnitDescription| {
@@ -210,13 +209,13 @@ impl Firmware {
 }
 
 impl UnitDescription {
-    /// Address of the unit's registers, of a unit that can be used.
+    /// Address of the unit's registers; `None` for a unit that cannot be used.
     #[must_use]
     pub fn base(&self) -> Option<PhysAddr> {
         self.registers.ok().map(PhysRange::first)
     }
 
-    /// Whether not even the segment could be read.
+    /// Whether the unit's segment could not be read either.
     const fn may_be_in_any_segment(&self) -> bool {
         matches!(
             self.registers,

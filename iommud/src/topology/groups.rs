@@ -1,8 +1,8 @@
-//! Isolation groups: which functions the hardware cannot tell apart, or can reach each other behind the back
-//! of every unit.
+//! Isolation groups. The hardware cannot distinguish the functions of a group, or they can reach each other without
+//! passing a unit.
 //!
-//! Groups are the connected components of a graph whose edges depend only on which functions exist, so
-//! the order in which they are discovered cannot matter. The edges of a function:
+//! Groups are the connected components of a graph. Its edges depend only on which functions exist, so the order of
+//! discovery does not matter. The edges of a function:
 //!
 //! ```text
 //! to its other functions   when it and they lack ACS and the device has several functions
@@ -11,16 +11,17 @@
 //! to bridges that claim    the same secondary bus (a machine that is not sane)
 //! ```
 //!
-//! Other functions of a device are those above 7 (ARI) and virtual functions too. A virtual function that lacks ACS
-//! is in the group of its physical function when that lacks it as well. (Linux keeps them apart.)
+//! The other functions of a device include those above 7 (ARI) and virtual functions. A virtual function without ACS
+//! is in the group of its physical function if that lacks ACS as well. (Linux keeps them apart.)
 //!
 //! A downstream port without ACS sends a request of the device behind it straight to the port whose window holds the
-//! address, and no unit sees it: ACS of the port where it leaves the switch does not help. So all that is behind the
-//! ports of a switch is one group when one port lacks ACS. (Linux up to 6.18 makes a group of each port with what
-//! is behind it. Two drivers would believe their devices apart, and each device could write to the other's registers.)
-//! Root ports are not treated so: what goes from one to another passes the root complex, where units are.
+//! address, and no unit sees it. ACS of the port where the request leaves the switch does not help. So everything
+//! behind the ports of a switch is one group if one port lacks ACS. (Linux up to 6.18 makes a group of each port and
+//! everything behind it. Two drivers would then rely on an isolation that their devices lack: each could write to the
+//! other's registers.) Root ports are treated differently, because requests between them pass the root complex, where
+//! units are.
 //!
-//! Functions that share a requester id are members of one group too: see [`crate::topology::alias`].
+//! Functions that share a requester id are also in one group: see [`crate::topology::alias`].
 
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,7 @@ use crate::topology::table::{FunctionTable, View};
 /// upstream forwarding (PCI Express Base 6.0 section 7.7.11.3, bits 0, 2, 3, 4).
 pub(crate) const REQUIRED: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
 
-/// Whether requests of this function cannot be turned round to its peers before a unit has seen them.
+/// Whether no request of this function can be turned round to a peer before a unit has checked it.
 ///
 /// A control whose capability bit is absent counts as in force: the specification makes it either mandatory or
 /// irrelevant for such a port. Conventional bridges and functions have no ACS, but a few are known not to
@@ -62,14 +63,14 @@ pub fn is_isolating(function: &PciFunction) -> bool {
     }
 }
 
-/// Whether what is behind a bridge reaches nothing beside or in front of it that a unit has not seen.
+/// Whether all requests from behind a bridge pass a unit before they reach anything beside or in front of it.
 fn is_tight(view: View<'_>, bridge: &PciFunction) -> bool {
     match bridge.kind {
         FunctionKind::RootPort(_) | FunctionKind::UpstreamPort(_) => is_isolating(bridge),
         FunctionKind::DownstreamPort(_) => {
             is_isolating(bridge) && ports_beside(view, bridge).all(is_isolating)
         }
-        // What is behind conventional bridges sees each other's requests.
+        // Devices behind a conventional bridge see each other's requests.
         _ => false,
     }
 }
@@ -85,8 +86,8 @@ fn ports_beside<'a>(
     })
 }
 
-/// Tells `sink` every function that an edge of `function` leads to; of several functions at the end of a link one is
-/// enough, because such steps lead to all.
+/// Calls `sink` with every function that an edge of `function` leads to. Of several functions at the end of a link,
+/// one is enough, because such steps lead to all of them.
 pub fn edges(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(PciAddress)) {
     let address = function.address;
     if !is_isolating(function) {
@@ -114,8 +115,8 @@ pub fn edges(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(PciAdd
     }
 }
 
-/// Tells `sink` the buses on which functions may have other edges because this one came: what is behind it, and behind
-/// the ports beside it.
+/// Calls `sink` with the buses on which functions may have other edges because `function` was added. These are the
+/// buses behind it, and those behind the ports beside it.
 pub fn reach(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(Buses)) {
     function.buses().into_iter().for_each(&mut *sink);
     if matches!(function.kind, FunctionKind::DownstreamPort(_)) {
@@ -163,8 +164,8 @@ impl Sets {
     }
 }
 
-/// The partition of all functions of a table into groups: each sorted by address, and in order of their
-/// first members. Requester ids that firmware alone knows of are not considered.
+/// The partition of all functions of a table into groups: each sorted by address, and in order of their first
+/// members. Requester ids that only firmware knows are not considered.
 #[must_use]
 pub fn partition(table: &FunctionTable) -> Vec<Vec<PciAddress>> {
     let functions: Vec<&PciFunction> = table.iter().collect();

@@ -1,5 +1,5 @@
-//! What the machine consists of, as plain data: units and reserved regions from the firmware's tables,
-//! PCI functions from a walk of configuration space.
+//! The machine as plain data: units and reserved regions from the firmware's tables, PCI functions from a walk of
+//! configuration space.
 
 pub mod alias;
 pub mod capabilities;

@@ -7,7 +7,7 @@ use core::ops::RangeInclusive;
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
-/// No number: see [`Numbers::set`].
+/// Stands for no number: see [`Numbers::set`].
 const NONE: u32 = u32::MAX;
 
 /// The numbers of one bus, by device and function.
@@ -37,7 +37,8 @@ impl Numbers {
         self.update(id, |_| number);
     }
 
-    /// As [`Numbers::set`], with the number that `new` makes of the one it has; returns that.
+    /// Replaces the number of a requester id by the one that `new` returns for it, and returns the new number. Like
+    /// [`Numbers::set`], it takes numbers below 2^32 - 1.
     pub fn update(&mut self, id: RequesterId, new: impl FnOnce(Option<u32>) -> u32) -> u32 {
         let at = usize::from(id.bus());
         if self.buses.len() <= at {
@@ -52,7 +53,7 @@ impl Numbers {
         number
     }
 
-    /// Takes the number of a requester id away, and the array of a bus that has none left.
+    /// Removes the number of a requester id, and frees the array of a bus that has none left.
     pub fn remove(&mut self, id: RequesterId) -> Option<u32> {
         let place = self.buses.get_mut(usize::from(id.bus()))?;
         let bus = place.as_mut()?;
@@ -110,7 +111,7 @@ pub struct AddressNumbers {
 }
 
 impl AddressNumbers {
-    /// Where a segment is, or is to be.
+    /// Position of a segment, or the position where to insert it.
     fn position(&self, segment: u16) -> Result<usize, usize> {
         self.segments.binary_search_by_key(&segment, |(number, _)| *number)
     }
@@ -127,7 +128,7 @@ impl AddressNumbers {
         self.of(address.segment)?.get(address.requester)
     }
 
-    /// As [`Numbers::update`].
+    /// Replaces the number of an address, like [`Numbers::update`].
     pub fn update(&mut self, address: PciAddress, new: impl FnOnce(Option<u32>) -> u32) -> u32 {
         let at = self.position(address.segment).unwrap_or_else(|at| {
             self.segments.insert(at, (address.segment, Numbers::default()));
@@ -137,7 +138,7 @@ impl AddressNumbers {
         segment.map_or(NONE, |(_, numbers)| numbers.update(address.requester, new))
     }
 
-    /// As [`Numbers::remove`].
+    /// Removes the number of an address, like [`Numbers::remove`].
     pub fn remove(&mut self, address: PciAddress) -> Option<u32> {
         let at = self.position(address.segment).ok()?;
         self.segments.get_mut(at)?.1.remove(address.requester)

@@ -1,14 +1,14 @@
-//! PCI functions, and the seam through which configuration space is read.
+//! PCI functions, and the trait through which configuration space is read.
 
 use iommu_protocol::ids::PciAddress;
 
 /// Reads configuration space. Nothing in the server writes it.
 pub trait ConfigSpace {
-    /// The 32 bits at `offset` (a multiple of 4, below 4096) of a function; all ones where no function
+    /// Reads the 32 bits at `offset` (a multiple of 4, below 4096) of a function. Returns all ones if no function
     /// answers or the offset cannot be reached.
     fn read(&mut self, address: PciAddress, offset: u16) -> u32;
 
-    /// The 32 bits at a physical address (a multiple of 4) that holds registers of the chipset. `None` where they
+    /// Reads the 32 bits at a physical address (a multiple of 4) that holds registers of the chipset. `None` if they
     /// cannot be read; isolation that depends on them then counts as not in force.
     fn chipset(&mut self, _address: u64) -> Option<u32> {
         None
@@ -18,7 +18,7 @@ pub trait ConfigSpace {
 /// Kind of a function, from its header type and PCI Express capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FunctionKind {
-    /// PCI Express endpoint, or an endpoint integrated in the root complex.
+    /// PCI Express endpoint, or legacy PCI Express endpoint.
     Endpoint,
     /// Endpoint integrated in the root complex.
     RootComplexEndpoint,
@@ -30,7 +30,7 @@ pub enum FunctionKind {
     UpstreamPort(Buses),
     /// Downstream port of a switch.
     DownstreamPort(Buses),
-    /// Bridge from PCI Express to conventional PCI: takes its secondary bus's requester id `bus:00.0`.
+    /// Bridge from PCI Express to conventional PCI. It puts `bus:00.0` of its secondary bus on requests from behind.
     ExpressToConventional(Buses),
     /// Bridge from conventional PCI to PCI Express.
     ConventionalToExpress(Buses),
@@ -52,7 +52,7 @@ pub struct Buses {
 /// One function of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciFunction {
-    /// Where it is.
+    /// Its address.
     pub address: PciAddress,
     /// Vendor id.
     pub vendor: u16,
@@ -60,12 +60,12 @@ pub struct PciFunction {
     pub device: u16,
     /// Class, subclass, programming interface: bits 23:16, 15:8, 7:0.
     pub class: u32,
-    /// What it is.
+    /// Its kind.
     pub kind: FunctionKind,
     /// The device has more than one function.
     pub multifunction: bool,
-    /// The ACS control bits that are in force, as in the ACS control register (PCI Express Base 6.0 section
-    /// 7.7.11) or as [`crate::topology::quirks::acs`] knows; `None` without either.
+    /// The ACS control bits in force: from the ACS control register (PCI Express Base 6.0 section 7.7.11), or from
+    /// [`crate::topology::quirks::acs`]. `None` without either.
     pub acs: Option<u16>,
     /// The ACS capability bits.
     pub acs_capability: u16,
@@ -73,8 +73,8 @@ pub struct PciFunction {
     pub hot_plug: bool,
 }
 
-/// What tells one device at an address from another: vendor id and device id. All else may change while it is there:
-/// isolation and bus numbers by system software, the class by the device itself.
+/// Distinguishes devices that are at one address at different times: vendor id and device id. Everything else may
+/// change while a device is there: isolation and bus numbers by system software, the class by the device itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     vendor: u16,
@@ -90,14 +90,14 @@ impl Buses {
 }
 
 impl PciFunction {
-    /// What tells it from another function at its address. That of a virtual function comes from its physical one.
+    /// Distinguishes it from another function at its address. That of a virtual function comes from its physical one.
     #[must_use]
     pub const fn identity(&self) -> Identity {
         Identity { vendor: self.vendor, device: self.device }
     }
 
-    /// The buses behind a bridge that is set up; `None` for other functions, and for a bridge whose bus
-    /// numbers cannot be: what is behind has a higher number than the bus the bridge is on.
+    /// The buses behind a bridge that is set up. `None` for other functions, and for a bridge with impossible bus
+    /// numbers: buses behind a bridge have higher numbers than the bus that it is on.
     #[must_use]
     pub const fn buses(&self) -> Option<Buses> {
         match self.kind.buses() {
@@ -113,7 +113,7 @@ impl PciFunction {
 }
 
 impl FunctionKind {
-    /// The buses behind, for any bridge, as its registers say.
+    /// The buses behind any bridge, as its registers state them.
     #[must_use]
     pub const fn buses(self) -> Option<Buses> {
         match self {

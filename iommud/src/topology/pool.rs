@@ -1,4 +1,4 @@
-//! Objects found by their place, which is a number of its own: nothing is stored with an object.
+//! A pool of objects. An object is found by its place, a number that is not stored with the object.
 
 use alloc::vec::Vec;
 
@@ -19,7 +19,7 @@ impl<T> Default for Pool<T> {
 }
 
 impl<T> Pool<T> {
-    /// Makes room for that many objects more.
+    /// Makes room for `more` more objects.
     pub fn reserve(&mut self, more: usize) {
         self.places.reserve(more.saturating_sub(self.free.len()));
     }
@@ -62,7 +62,7 @@ impl<T> Pool<T> {
         self.places.get_mut(place as usize)?.as_mut()
     }
 
-    /// All objects with their places, in order of those.
+    /// All objects with their places, in order of place.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         (0..).zip(&self.places).filter_map(|(place, object)| Some((place, object.as_ref()?)))
     }

@@ -1,4 +1,4 @@
-//! Which unit stands in front of a function, and which regions firmware reserves for it.
+//! Finds the unit in front of a function, and the regions that firmware reserves for it.
 
 use alloc::vec::Vec;
 
@@ -10,16 +10,17 @@ use crate::topology::firmware::{
 use crate::topology::pci::{Buses, PciFunction};
 use crate::topology::table::View;
 
-/// What a device scope names on the machine as it is.
+/// The function that a device scope names on the present machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Resolved {
     address: PciAddress,
-    /// The buses behind, when it is a bridge: whatever the scope calls it, all behind is meant.
+    /// The buses behind it, if it is a bridge. They are included even if the scope calls the bridge an endpoint.
     behind: Option<Buses>,
 }
 
 impl Resolved {
-    /// How precisely this names the function: 256 for itself, else the bus of the bridge.
+    /// How precisely this names the function `of`: 256 if it is the function itself, else the secondary bus of the
+    /// bridge.
     fn precision(self, of: PciAddress) -> Option<u16> {
         if self.address == of {
             return Some(256);
@@ -32,7 +33,7 @@ impl Resolved {
     }
 }
 
-/// Follows the path of a scope through the bridges that are known.
+/// Follows the path of a scope through the known bridges.
 fn resolve(view: View<'_>, segment: u16, scope: &DeviceScope) -> Option<Resolved> {
     let behind = match scope.kind {
         ScopeKind::Endpoint | ScopeKind::Bridge => true,
@@ -45,7 +46,7 @@ fn resolve(view: View<'_>, segment: u16, scope: &DeviceScope) -> Option<Resolved
     Some(Resolved { address, behind })
 }
 
-/// Where a path of device and function numbers leads from a bus. `None` while a bridge on the way is not known.
+/// Follows a path of device and function numbers from a bus. `None` while a bridge on the way is not known.
 #[must_use]
 pub fn place(view: View<'_>, segment: u16, start_bus: u8, path: &[(u8, u8)]) -> Option<PciAddress> {
     let (&(device, function), bridges) = path.split_last()?;
@@ -73,7 +74,7 @@ pub struct Scopes {
 }
 
 impl Scopes {
-    /// Resolves every scope. To be done again when a bridge comes or goes.
+    /// Resolves every scope. Must be done again when a bridge is added or removed.
     #[must_use]
     pub fn new(firmware: &Firmware, view: View<'_>) -> Self {
         let all = |segment: u16, scopes: &[DeviceScope]| {
@@ -89,10 +90,10 @@ impl Scopes {
         }
     }
 
-    /// Index of the unit in front of a function: the one that names it most precisely (itself, then the
-    /// innermost bridge, then the smallest range of requester ids), the first in firmware order of several
-    /// such, else the one that takes the rest of the segment. A unit that is a PCI function itself is
-    /// behind none.
+    /// Index of the unit in front of a function: the unit that names it most precisely. Most precise is the function
+    /// itself, then the innermost bridge, then the smallest range of requester ids. Among equals it is the first in
+    /// firmware order. If no unit names the function, it is the one that takes the rest of the segment. A unit that
+    /// is a PCI function itself is behind none.
     #[must_use]
     pub fn unit(&self, firmware: &Firmware, function: &PciFunction) -> Option<usize> {
         let segment = function.address.segment;
@@ -124,7 +125,7 @@ impl Scopes {
         best.map(|(_, index)| index).or_else(|| firmware.default_unit(segment))
     }
 
-    /// The regions that firmware reserves for whoever is at an address.
+    /// The regions that firmware reserves for the function at an address.
     pub fn reserved<'a>(
         &'a self,
         firmware: &'a Firmware,

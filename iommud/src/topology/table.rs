@@ -13,11 +13,11 @@ use crate::topology::pool::{NOWHERE, Pool};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FunctionIndex(pub u32);
 
-/// All functions known, and what leads to them.
+/// All known functions, and the bridges above them.
 #[derive(Clone, Debug, Default)]
 pub struct FunctionTable {
     functions: Pool<PciFunction>,
-    /// Indices.
+    /// Indices of functions, by address.
     places: AddressNumbers,
     bridges: BTreeMap<(u16, u8), Vec<PciAddress>>,
 }
@@ -29,12 +29,12 @@ impl FunctionTable {
         FunctionIndex(self.functions.next())
     }
 
-    /// Makes room for that many functions more.
+    /// Makes room for `more` more functions.
     pub fn reserve(&mut self, more: usize) {
         self.functions.reserve(more);
     }
 
-    /// Enters a function. One with the same address is kept, and its index returned.
+    /// Enters a function. If there is one with the same address, keeps that one and returns its index.
     pub fn insert(&mut self, function: PciFunction) -> FunctionIndex {
         let address = function.address;
         let known = self.functions.len();
@@ -122,7 +122,7 @@ impl FunctionTable {
     }
 }
 
-/// A table, perhaps with one function more or less: what a decision about hot-plug looks at.
+/// A table, perhaps with one function more or less. Decisions about hot-plug are made on it.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     table: &'a FunctionTable,
@@ -155,14 +155,14 @@ impl<'a> View<'a> {
             .filter_map(move |other| self.find(other))
     }
 
-    /// Whether a bridge leads to a link. There is one device at its end, and all buses behind that no other bridge
-    /// leads to are its own. Functions above 7 (ARI) and virtual functions look like other devices and other buses.
+    /// Whether a bridge leads to a link. One device is at the end of a link. It owns all buses behind that no other
+    /// bridge leads to. Functions above 7 (ARI) and virtual functions look like other devices and other buses.
     fn is_link(bridge: &PciFunction) -> bool {
         matches!(bridge.kind, FunctionKind::RootPort(_) | FunctionKind::DownstreamPort(_))
     }
 
-    /// One other function of the device that is at the end of a link: the nearest below `address` that `accept`s, or
-    /// else the nearest above. Such steps lead from each of them to all. `None` also where there is no link.
+    /// Finds one other function of the device at the end of a link: the nearest below `address` that `accept`s, or
+    /// else the nearest above. Such steps lead from each of them to all. `None` also if there is no link.
     pub fn peer_at_link(
         self,
         address: PciAddress,
@@ -200,7 +200,7 @@ impl<'a> View<'a> {
         self.behind(segment, Buses { secondary: bus, subordinate: bus })
     }
 
-    /// The bridges whose secondary bus is this, by address. One on any sane machine.
+    /// The bridges with this secondary bus, by address. A sane machine has at most one.
     pub fn claims(self, segment: u16, bus: u8) -> impl Iterator<Item = &'a PciFunction> {
         let known = self.table.bridges.get(&(segment, bus)).map_or(&[][..], Vec::as_slice);
         let plus = self.plus.filter(move |function| {
@@ -210,8 +210,8 @@ impl<'a> View<'a> {
         known.iter().filter_map(move |address| self.find(*address)).chain(plus)
     }
 
-    /// The bridge directly above a bus: the one whose secondary bus it is (the lowest address, should several
-    /// claim it), or else the innermost one whose range holds it.
+    /// The bridge directly above a bus: the one with this secondary bus (the lowest address, if several claim it), or
+    /// else the innermost one whose range contains the bus.
     #[must_use]
     #[inline]
     pub fn bridge_above(self, segment: u16, bus: u8) -> Option<&'a PciFunction> {
@@ -243,8 +243,8 @@ impl<'a> View<'a> {
             .max_by_key(|bridge| bridge.buses().map(|buses| buses.secondary))
     }
 
-    /// The bridges above a function, from the nearest to the root. Ends: each bridge sits on a lower bus than
-    /// the one behind it.
+    /// The bridges above a function, from the nearest to the root. The iteration ends, because each bridge is on a
+    /// lower bus than the one behind it.
     pub fn path(self, address: PciAddress) -> impl Iterator<Item = &'a PciFunction> {
         let above = move |of: PciAddress| self.bridge_above(of.segment, of.requester.bus());
         core::iter::successors(above(address), move |bridge| above(bridge.address))

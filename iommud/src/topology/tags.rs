@@ -1,8 +1,8 @@
-//! Domain tags that units may still hold of earlier servers, and which ones a new server takes.
+//! Domain tags that units may still hold from earlier servers, and the tags that a new server takes.
 //!
-//! A unit goes on holding translations, under their tags, when the server that made them is gone. Until it was
-//! flushed, a tag that it may hold must not stand for another domain. So each server takes its tags from behind
-//! those of the server before it, round the ring of all tags; what units may hold is one [`TagSpan`] then.
+//! A unit keeps the translations of a server after the server has ended, under that server's tags. Until the unit is
+//! flushed, a tag that it may hold must not stand for another domain. So each server takes tags that follow those of
+//! the server before it, in the ring of all tags. Then one [`TagSpan`] covers all tags that units may hold.
 //!
 //! ```text
 //! tags      2 ........................................................ last, then 2 again
@@ -16,7 +16,7 @@ use super::capabilities::DomainTag;
 /// The first tag of a domain. Tag 0 is never used, and 1 stands for requests that go through untranslated.
 const FIRST: u16 = 2;
 
-/// Tags from `first` on, up to `last`; past the highest number and from 2 on again when `last` is less.
+/// Tags from `first` to `last`. If `last` is less than `first`, they go on from the highest tag to 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagSpan {
     /// The first tag.
@@ -40,9 +40,9 @@ pub enum HeldTags {
     /// None.
     #[default]
     Nothing,
-    /// These.
+    /// The tags of this span.
     Span(TagSpan),
-    /// Any: it is not known which, or servers have died taking over until none was left.
+    /// Any tag: the tags are not known, or servers died during take-over until no tag was left.
     Everything,
 }
 
@@ -57,17 +57,17 @@ impl HeldTags {
         }
     }
 
-    /// What a unit is taken to hold whose owner left no note: firmware, or another system before `kexec`. All that are
-    /// known give tags from 1 up; the lower half of them, up to `last`, counts as theirs. This is a guess: an owner that
-    /// used tags of the upper half is not excluded by it.
+    /// The tags that a unit is assumed to hold if its owner left no record: firmware, or another system before
+    /// `kexec`. All known owners assign tags from 1 up. So the lower half of the tags up to `last` counts as theirs.
+    /// This is a guess: it does not exclude an owner that used tags of the upper half.
     #[must_use]
     pub const fn of_strangers(last: u16) -> Self {
         Self::Span(TagSpan { first: 1, last: last / 2 })
     }
 }
 
-/// The tags that one server takes, one after the other: round the ring from behind those that units may hold, and
-/// at most half of all there are. The other half is for the servers after it.
+/// The tags that one server takes, one after the other. They follow those that units may hold, round the ring. They
+/// are at most half of all tags: the other half is for the servers after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TagRing {
     first: u16,
@@ -75,7 +75,7 @@ pub struct TagRing {
 }
 
 impl TagRing {
-    /// Of tags up to `last`, the highest one that every unit can hold, behind `held`.
+    /// The ring of tags up to `last`, the highest tag that every unit can hold. It begins after `held`.
     #[must_use]
     pub const fn new(held: HeldTags, last: u16) -> Self {
         let first = match held {
@@ -85,8 +85,8 @@ impl TagRing {
         Self { first, last }
     }
 
-    /// The tags behind `after`, or all, in the order in which they are taken: two stretches, of which either may be
-    /// empty. None is above `last`.
+    /// The tags after `after`, or all, in the order in which they are taken. They are two stretches, of which either
+    /// may be empty. None is above `last`.
     #[must_use]
     pub fn stretches(self, after: Option<DomainTag>, last: u16) -> [(u32, u32); 2] {
         let last = u32::from(last.min(self.last));
@@ -94,8 +94,8 @@ impl TagRing {
         let [first, below] = [self.first, self.first.saturating_sub(1)].map(u32::from);
         let half = u32::from(self.last.saturating_sub(FIRST - 1)).div_ceil(2);
         let to_the_end = (u32::from(self.last) + 1).saturating_sub(first);
-        // Past the end of the ring it goes on with the lowest. So it does for a unit that came late and can hold
-        // none of the others.
+        // Past its end the ring goes on with the lowest tags. It does the same for a unit that was added late and can
+        // hold none of the others.
         let rest = match last < first {
             true => below,
             false => (u32::from(FIRST) + half).saturating_sub(to_the_end + 1).min(below),
@@ -107,18 +107,18 @@ impl TagRing {
         [(next, upper), (u32::from(FIRST), rest.min(last))]
     }
 
-    /// How far round the ring a tag is.
+    /// Distance of a tag from the start of the ring.
     const fn place(self, tag: u16) -> u16 {
         tag.wrapping_sub(self.first)
     }
 
-    /// Of two tags that were taken, the one that was taken first time round later.
+    /// Of two tags that were taken, returns the one that was taken later on the first round.
     #[must_use]
     pub const fn later(self, a: DomainTag, b: DomainTag) -> DomainTag {
         if self.place(a.0) < self.place(b.0) { b } else { a }
     }
 
-    /// What units may hold once they hold what they did and this server's tags up to `to`.
+    /// The tags that units may hold once they also hold this server's tags up to `to`.
     #[must_use]
     pub const fn held_with(self, held: HeldTags, to: DomainTag) -> HeldTags {
         match held {
@@ -131,14 +131,14 @@ impl TagRing {
     }
 }
 
-/// Units, by index, whose last owner left no note. All from the 29th on count as one.
+/// Units, by index, whose last owner left no record. All from the 29th on count as one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Strangers(u32);
 
 impl Strangers {
     const LAST: usize = 28;
 
-    /// Whether this unit is one.
+    /// Whether this unit is one of them.
     #[must_use]
     pub fn contains(self, unit: usize) -> bool {
         self.0 & 1 << unit.min(Self::LAST) != 0
@@ -150,18 +150,18 @@ impl Strangers {
     }
 }
 
-/// What a server leaves to the next one.
+/// The record that a server leaves for the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TagRecord {
     /// Tags that units may hold.
     pub held: HeldTags,
-    /// Units that may hold any, since no server has flushed them.
+    /// Units that may hold any tag, since no server has flushed them.
     pub strangers: Strangers,
 }
 
 impl TagRecord {
-    /// In 61 bits: the strangers in bits 60:32, and of the span the first tag in bits 31:16 and the last in 15:0. 0 to
-    /// 0 is nothing.
+    /// Encodes the record in 61 bits: the strangers in bits 60:32, the first tag of the span in bits 31:16 and the
+    /// last in 15:0. A span of 0 to 0 means no tags.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         let (first, last) = match self.held {
@@ -172,7 +172,7 @@ impl TagRecord {
         u64::from(self.strangers.0) << 32 | u64::from(first) << 16 | u64::from(last)
     }
 
-    /// What `to_bits` has made; bits 63:61 are ignored. What it never makes stands for everything.
+    /// Decodes a value of `to_bits`; bits 63:61 are ignored. A span that `to_bits` never makes means every tag.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         let half = |shift: u32| u16::try_from(bits >> shift & 0xffff).unwrap_or(u16::MAX);
@@ -253,8 +253,8 @@ mod tests {
         assert!(behind(4).iter().all(|(first, last)| first > last));
     }
 
-    /// Servers that die one after the other taking over: each takes a tag, and none is taken twice until none is
-    /// left.
+    /// Servers that die one after the other during take-over. Each takes a tag, and no tag is taken twice until none
+    /// is left.
     #[test]
     fn a_chain_of_servers_takes_each_tag_once() {
         let (mut held, mut taken) = (span(6, 9), Vec::new());

@@ -1,4 +1,4 @@
-//! The walk of configuration space: which functions there are.
+//! The walk of configuration space, which finds all functions.
 //!
 //! Register offsets: PCI Local Bus 3.0 section 6.1 (type 0 header), PCI-to-PCI Bridge 1.2 section 3.2 (type 1),
 //! PCI Express Base 6.0 sections 7.5.3 (PCI Express capability), 7.7.11 (ACS), 7.8.8 (ARI), 9.3.3 (SR-IOV).
@@ -20,18 +20,18 @@ pub use look::answers;
 use look::{Found, Nothing, look};
 use virtuals::Virtuals;
 
-/// Which buses a walk begins at. Buses behind bridges are found from there.
+/// The buses at which a walk begins. Buses behind bridges are found from there.
 #[derive(Clone, Copy, Debug)]
 pub enum Roots<'a> {
-    /// These buses, of the segment each.
+    /// These buses, each with its segment.
     Known(&'a [(u16, u8)]),
-    /// Every bus of a segment that no bridge led to: 32 reads for a bus that is not there.
+    /// Every bus of these segments that no bridge led to. A bus that does not exist costs 32 reads.
     All(&'a [u16]),
 }
 
-/// Finds every function, in order of segment, then of discovery: a bridge comes before what is behind it, virtual
-/// functions come last. Never follows a bus twice, whatever bus numbers bridges hold. A function that stops answering
-/// while it is looked at is left out, although it may be there: see [`answers`].
+/// Finds every function, in order of segment, then of discovery. A bridge comes before the functions behind it, and
+/// virtual functions come last. Never follows a bus twice, whatever bus numbers bridges hold. A function that stops
+/// answering during the walk is left out, although it may be there: see [`answers`].
 pub fn walk(config: &mut dyn ConfigSpace, roots: Roots<'_>) -> Vec<PciFunction> {
     let mut found = Vec::new();
     match roots {
@@ -56,7 +56,7 @@ pub fn walk(config: &mut dyn ConfigSpace, roots: Roots<'_>) -> Vec<PciFunction> 
     found
 }
 
-/// A bus to look at.
+/// A bus to be examined.
 #[derive(Clone, Copy)]
 struct Bus {
     number: u8,
@@ -69,7 +69,7 @@ struct Walk<'a> {
     segment: u16,
     seen: [bool; 256],
     found: &'a mut Vec<PciFunction>,
-    /// Where the functions of this segment begin in `found`.
+    /// Index in `found` of the first function of this segment.
     first: usize,
     /// Functions that have virtual functions.
     physical: Vec<(PciFunction, Virtuals)>,
@@ -81,7 +81,7 @@ impl<'a> Walk<'a> {
         Self { config, segment, seen: [false; 256], found, first, physical: Vec::new() }
     }
 
-    /// Looks at a bus and all behind it, with a list of buses to do in place of recursion.
+    /// Examines a bus and all buses behind it, with a list of buses in place of recursion.
     fn bus(&mut self, root: u8) {
         let mut todo = alloc::vec![Bus { number: root, ari: false }];
         while let Some(bus) = todo.pop() {
@@ -100,7 +100,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Function 0 says whether there are others.
+    /// Examines a device. Function 0 states whether there are others.
     fn device(&mut self, bus: u8, device: u8, todo: &mut Vec<Bus>) {
         let mut multifunction = None;
         for number in 0..8 {
@@ -119,8 +119,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Looks at the one device behind a port that forwards ARI: each function names the next, each number is above
-    /// the one before. False when the device does not know of ARI.
+    /// Examines the one device behind a port that forwards ARI. Each function names the next one, and numbers must
+    /// ascend. Returns false if the device does not support ARI.
     fn one_device(&mut self, bus: u8, todo: &mut Vec<Bus>) -> bool {
         let mut number = 0;
         loop {
@@ -129,7 +129,8 @@ impl<'a> Walk<'a> {
             let several = (number > 0).then_some(true);
             let found = match look(self.config, address, several, true) {
                 Ok(found) => found,
-                // Looked at as one that does not know of ARI, it would be described as another.
+                // If function 0 stopped answering, the device is not examined as one without ARI: that would describe
+                // it wrongly.
                 Err(nothing) => return number > 0 || nothing == Nothing::Undescribed,
             };
             let next = found.next;

@@ -1,5 +1,5 @@
-//! Where registers of devices lie, as far as configuration space says without being written: where each base
-//! address register and each bridge's window begins, not how long it is.
+//! Places of device registers, as far as configuration space shows them without being written. It shows where each
+//! base address register and each bridge's window begins, but not how long it is.
 
 use crate::topology::pci::{ConfigSpace, PciFunction};
 
@@ -17,7 +17,7 @@ const BAR_64: u32 = 2 << 1;
 const MEMORY_WINDOW: u16 = 0x20;
 const PREFETCHABLE_WINDOW: u16 = 0x24;
 
-/// Below this are the machine's oldest registers, whatever configuration space says.
+/// Below this address are the machine's oldest registers, whatever configuration space shows.
 const MEBIBYTE: u64 = 1 << 20;
 
 /// The lowest address, from 1 MiB and below 4 GiB, at which a function that answers to memory accesses has
@@ -68,9 +68,9 @@ fn bars(read: &mut impl FnMut(u16) -> u32, count: u16) -> Option<u64> {
     lowest
 }
 
-/// Where a bridge's window begins: bits 31:20 of its base are bits 15:4 of the low half, those of its limit of
-/// the high half. One that ends before it begins is closed. (A prefetchable window above 4 GiB has its upper
-/// bits elsewhere; taken for one below, it closes more than it must.)
+/// Start of a bridge's window. Bits 31:20 of its base are bits 15:4 of the low half, those of its limit of the high
+/// half. A window that ends before it begins is closed. (A prefetchable window above 4 GiB has its upper bits
+/// elsewhere. It is treated like one below 4 GiB, which reserves more than necessary.)
 fn window(register: u32) -> Option<u64> {
     let (base, limit) = (register << 16 & 0xfff0_0000, register & 0xfff0_0000);
     (base <= limit && base != 0).then_some(base.into())

@@ -13,27 +13,27 @@ fn pages(bytes: usize) -> Result<u64, Error> {
 }
 
 impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
-    /// A value, filled with zeros, at any page below 4 GiB.
+    /// Allocates a value, filled with zeros, at any page below 4 GiB.
     ///
     /// # Errors
-    /// As [`Device::allocate`].
+    /// The errors of [`Device::allocate`].
     pub fn zeroed(device: &Device) -> Result<Self, Error> {
         Self::zeroed_with(device, BufferOptions::default())
     }
 
-    /// A value, filled with zeros.
+    /// Allocates a value, filled with zeros.
     ///
     /// # Errors
-    /// As [`Device::allocate`].
+    /// The errors of [`Device::allocate`].
     pub fn zeroed_with(device: &Device, options: BufferOptions) -> Result<Self, Error> {
         let size = size_of::<T>();
         Allocation::new(&device.session, pages(size)?, options)?.values(size, 1)
     }
 
-    /// This value, at any page below 4 GiB.
+    /// Allocates this value, at any page below 4 GiB.
     ///
     /// # Errors
-    /// As [`Device::allocate`].
+    /// The errors of [`Device::allocate`].
     pub fn new(device: &Device, value: T) -> Result<Self, Error> {
         let mut buffer = Self::zeroed(device)?;
         buffer.store(value);
@@ -42,18 +42,18 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
 }
 
 impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
-    /// `count` values, filled with zeros, at any page below 4 GiB.
+    /// Allocates `count` values, filled with zeros, at any page below 4 GiB.
     ///
     /// # Errors
-    /// As [`Device::allocate`].
+    /// The errors of [`Device::allocate`].
     pub fn zeroed_slice(device: &Device, count: usize) -> Result<Self, Error> {
         Self::zeroed_slice_with(device, count, BufferOptions::default())
     }
 
-    /// `count` values, filled with zeros.
+    /// Allocates `count` values, filled with zeros.
     ///
     /// # Errors
-    /// As [`DmaBuffer::zeroed_with`].
+    /// The errors of [`Device::allocate`].
     pub fn zeroed_slice_with(
         device: &Device,
         count: usize,

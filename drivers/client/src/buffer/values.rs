@@ -9,11 +9,11 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     /// The value as it is now.
     #[must_use]
     pub fn load(&self) -> T {
-        // The memory holds a value: that was looked at when the buffer was made.
+        // The size of the memory was checked when the buffer was made.
         self.load_at(0).unwrap_or_else(|_| T::new_zeroed())
     }
 
-    /// Puts another value in its place.
+    /// Replaces the value.
     pub fn store(&mut self, value: T) {
         let stored = self.store_at(0, value);
         debug_assert!(stored.is_ok());
@@ -21,13 +21,13 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
 }
 
 impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
-    /// How many values there are.
+    /// Number of values.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is none.
+    /// Whether there are no values.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
@@ -42,7 +42,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
         self.load_at(self.offset_of(index, 1)?)
     }
 
-    /// Puts another value in the place of one.
+    /// Replaces one value.
     ///
     /// # Errors
     /// [`Error::Outside`].
@@ -82,7 +82,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
         values
     }
 
-    /// Where `count` values begin, the first of which is at `index`.
+    /// Byte offset of `count` values, the first of which is at `index`.
     #[inline]
     fn offset_of(&self, index: usize, count: usize) -> Result<u64, Error> {
         let end = index.checked_add(count).filter(|end| *end <= self.count);

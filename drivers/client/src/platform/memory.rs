@@ -1,4 +1,4 @@
-//! Memory that others use too: buffers shared with devices, and registers of devices.
+//! Memory that others use as well: buffers shared with devices, and registers of devices.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -18,7 +18,7 @@ pub struct Memory {
 // SAFETY: the mapping belongs to the process. Writes need `&mut`; reads are volatile copies of plain bytes,
 // which other processes and devices may change at any time anyway.
 unsafe impl Send for Memory {}
-// SAFETY: as above.
+// SAFETY: through `&` there are only reads, and those are volatile copies of plain bytes, as said above.
 unsafe impl Sync for Memory {}
 
 impl Memory {
@@ -28,7 +28,7 @@ impl Memory {
         self.length
     }
 
-    /// Where it is.
+    /// Address of the first byte.
     #[must_use]
     pub const fn as_ptr(&self) -> *mut u8 {
         self.base.as_ptr()
@@ -84,14 +84,14 @@ impl Memory {
 
     #[inline]
     pub(super) const fn span(&self) -> Span {
-        // SAFETY: the mapping lives as long as this value, and nothing ever refers to it: accesses copy.
+        // SAFETY: the mapping lives as long as this value, and there are no references into it: accesses copy.
         unsafe { Span::new(self.base, self.length) }
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nothing refers to it: accesses copy.
+        // SAFETY: the mapping belongs to this value alone, and there are no references into it: accesses copy.
         unsafe { end(self.base, self.length) }
     }
 }

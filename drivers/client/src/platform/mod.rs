@@ -1,5 +1,5 @@
-//! What differs between operating systems: the way to the server, mapped memory, and registers of devices.
-//! The only place of this crate with `unsafe`.
+//! Code that differs between operating systems: the transport to the server, mapped memory, and registers of devices.
+//! Only this module of the crate has `unsafe`.
 
 mod connect;
 mod memory;

@@ -12,13 +12,13 @@ use crate::error::Error;
 pub(crate) struct Piece<O> {
     span: Span,
     address: u64,
-    /// Keeps the mapping.
+    /// Keeps the mapping alive.
     _owner: Rc<O>,
 }
 
-/// Cuts `length` bytes of memory, whose first is at `address` for the device, into parts of `size` bytes. What is
-/// behind them stays unused: a mapping may be longer than what the device reaches of it. Nothing but the parts
-/// reaches the memory any more.
+/// Cuts `length` bytes of memory into parts of `size` bytes. The device's address of the first byte is `address`.
+/// Memory behind the last part stays unused: a mapping may be longer than the range that the device reaches.
+/// Afterwards, only the parts access the memory.
 pub(crate) fn split<O>(
     owner: O,
     memory: fn(&O) -> &Memory,
@@ -31,7 +31,7 @@ pub(crate) fn split<O>(
     let piece = |index: usize| {
         let offset = u64::try_from(index * size).ok()?;
         let start = memory(&owner).span().range(offset, size)?;
-        // SAFETY: the bytes lie in the mapping, which lives as long as its owner, which the part keeps.
+        // SAFETY: the bytes lie in the mapping, which lives as long as its owner. The part keeps its owner alive.
         let span = unsafe { Span::new(start, size) };
         let address = address.checked_add(offset)?;
         Some(Piece { span, address, _owner: owner.clone() })

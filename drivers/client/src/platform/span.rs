@@ -1,4 +1,4 @@
-//! Volatile copies in and out of memory that others use too.
+//! Volatile copies to and from memory that others use as well.
 #![allow(unsafe_code)]
 
 use std::mem::take;
@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use crate::error::Error;
 
-/// A range of mapped memory. It is reached by volatile copies alone, each inside the range.
+/// A range of mapped memory. It is accessed only by volatile copies, each inside the range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     base: NonNull<u8>,
@@ -15,7 +15,7 @@ pub(super) struct Span {
 
 impl Span {
     /// # Safety
-    /// The bytes are mapped, readable and writable, whenever a method of this value or of a copy of it is called, and no
+    /// The bytes are mapped, readable and writable, whenever a method of this value or of a copy of it is called. No
     /// reference to any of them is used meanwhile.
     pub(super) const unsafe fn new(base: NonNull<u8>, length: usize) -> Self {
         Self { base, length }
@@ -32,7 +32,7 @@ impl Span {
         Some(unsafe { self.base.add(offset) })
     }
 
-    /// As [`Span::range`], for a value; `None` also when it would not be aligned.
+    /// The place of a value at `offset`; `None` if it does not all lie inside, or is not aligned.
     #[inline]
     pub(super) fn aligned<T>(self, offset: u64) -> Option<NonNull<T>> {
         let place = self.range(offset, size_of::<T>())?.cast::<T>();
@@ -43,7 +43,7 @@ impl Span {
     #[inline]
     pub(super) fn read(self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         let from = self.range(offset, bytes.len()).ok_or(Error::Outside)?;
-        // SAFETY: `range` says that as many bytes lie inside; `new` was promised that those are readable.
+        // SAFETY: `range` checks that as many bytes lie inside. The caller of `new` promised that they are readable.
         unsafe { load(from, bytes) }
         Ok(())
     }
@@ -52,7 +52,7 @@ impl Span {
     #[inline]
     pub(super) fn write(self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let to = self.range(offset, bytes.len()).ok_or(Error::Outside)?;
-        // SAFETY: as in `read`; they are writable, too.
+        // SAFETY: as in `read`. The caller of `new` promised that they are writable, too.
         unsafe { store(to, bytes) }
         Ok(())
     }
@@ -63,7 +63,7 @@ impl Span {
         let pattern = [byte; 64];
         for done in (0..length).step_by(pattern.len()) {
             let part = pattern.get(..(length - done).min(pattern.len())).unwrap_or_default();
-            // SAFETY: as in `write`; `done` and the part behind it lie within `length`.
+            // SAFETY: as in `write`. `done` and the part behind it lie within `length`.
             unsafe { store(to.add(done), part) }
         }
         Ok(())
@@ -72,19 +72,20 @@ impl Span {
     /// Reads a word in one load; `None` outside or when not aligned.
     #[inline]
     pub(super) fn read_word<W: Word>(self, offset: u64) -> Option<W> {
-        // SAFETY: `aligned` gives an aligned address inside; `new` was promised that it is readable. Any bits are a word.
+        // SAFETY: `aligned` gives an aligned address inside. The caller of `new` promised that it is readable. Any
+        // bits are a valid word.
         self.aligned(offset).map(|from| unsafe { from.read_volatile() })
     }
 
     /// Writes a word in one store; `None` outside or when not aligned.
     #[inline]
     pub(super) fn write_word<W: Word>(self, offset: u64, value: W) -> Option<()> {
-        // SAFETY: as in `read_word`; it is writable, too.
+        // SAFETY: as in `read_word`. The caller of `new` promised that it is writable, too.
         self.aligned(offset).map(|to| unsafe { to.write_volatile(value) })
     }
 }
 
-/// What is read and written in one access.
+/// A type that is read and written in one access.
 pub(super) trait Word: Copy {}
 impl Word for u32 {}
 impl Word for u64 {}
@@ -99,14 +100,14 @@ fn access(place: NonNull<u8>, left: usize) -> usize {
 /// Copies bytes out, each aligned word of 8, 4 or 2 bytes in one load.
 ///
 /// # Safety
-/// `from` and the bytes behind it are as many readable bytes as `bytes` has.
+/// The `bytes.len()` bytes from `from` on are readable.
 #[inline]
 unsafe fn load(mut from: NonNull<u8>, mut bytes: &mut [u8]) {
     macro_rules! one {
         ($word:ty, $size:literal) => {
             if let Some((place, rest)) = take(&mut bytes).split_first_chunk_mut::<$size>() {
-                // SAFETY: `access` says that the address is a multiple of the word's size; the caller's word for the
-                // bytes. The next address is at most the end of them.
+                // SAFETY: `access` checks that the address is a multiple of the word's size. The caller promised that
+                // the bytes are readable. The next address is at most their end.
                 unsafe {
                     *place = from.cast::<$word>().read_volatile().to_ne_bytes();
                     from = from.add($size);
@@ -124,7 +125,7 @@ unsafe fn load(mut from: NonNull<u8>, mut bytes: &mut [u8]) {
             _ => {
                 let (words, rest) = take(&mut bytes).as_chunks_mut::<8>();
                 for place in words {
-                    // SAFETY: as above; the next word is aligned as this one is.
+                    // SAFETY: as above. The next word is aligned, because this one is.
                     unsafe {
                         *place = from.cast::<u64>().read_volatile().to_ne_bytes();
                         from = from.add(8);
@@ -139,13 +140,13 @@ unsafe fn load(mut from: NonNull<u8>, mut bytes: &mut [u8]) {
 /// Copies bytes in, each aligned word of 8, 4 or 2 bytes in one store.
 ///
 /// # Safety
-/// `to` and the bytes behind it are as many writable bytes as `bytes` has.
+/// The `bytes.len()` bytes from `to` on are writable.
 #[inline]
 unsafe fn store(mut to: NonNull<u8>, mut bytes: &[u8]) {
     macro_rules! one {
         ($word:ty, $size:literal) => {
             if let Some((place, rest)) = bytes.split_first_chunk::<$size>() {
-                // SAFETY: as in `load`.
+                // SAFETY: as in `load`, with bytes that the caller promised to be writable.
                 unsafe {
                     to.cast::<$word>().write_volatile(<$word>::from_ne_bytes(*place));
                     to = to.add($size);
@@ -163,7 +164,7 @@ unsafe fn store(mut to: NonNull<u8>, mut bytes: &[u8]) {
             _ => {
                 let (words, rest) = bytes.as_chunks::<8>();
                 for word in words {
-                    // SAFETY: as in `load`.
+                    // SAFETY: as in `load`, with bytes that the caller promised to be writable.
                     unsafe {
                         to.cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
                         to = to.add(8);
@@ -200,7 +201,7 @@ mod tests {
         sizes
     }
 
-    /// What a device writes as one word is never read in two halves.
+    /// A word that a device writes at once is never read in two halves.
     #[test]
     fn an_aligned_word_is_one_access() {
         assert_eq!(accesses(0, 8), [8]);

@@ -77,8 +77,8 @@ fn a_controller_says_what_it_is() {
     assert!(matches!(lab.nvme.namespace(3), Err(Error::NoNamespace(3))));
 }
 
-/// Transfers of every number of pages, from one to more than a list holds, to both namespaces; the
-/// controller is told every page of the memory once, in order, and none besides.
+/// Transfers of every number of pages, from one to more than a list holds, to both namespaces. The controller gets
+/// every page of the memory once, in order, and no other page.
 #[test]
 fn what_is_written_is_read_back() {
     let mut lab = lab::<DmaBlock>(Manner::default(), 4);
@@ -105,7 +105,7 @@ fn what_is_written_is_read_back() {
     assert_eq!(lab.device.faults().count(), 0);
 }
 
-/// Memory whose pages lie wherever a list says.
+/// Memory that begins at an offset in a buffer.
 struct Long(DmaBuffer<[u8]>, u64);
 
 impl DeviceMemory for Long {
@@ -168,8 +168,8 @@ fn the_queue_is_filled_and_goes_round() {
     }
 }
 
-/// Once the pool has what it needs, a transfer asks nothing of the server, and nothing of the unit: neither
-/// requests, nor invalidations, nor register accesses.
+/// Once the pool has enough memory, a transfer costs nothing in the server or the unit: no requests, no
+/// invalidations, no register accesses.
 #[test]
 fn transfers_make_no_requests() {
     let mut lab = lab::<DmaBlock>(Manner::default(), 4);
@@ -180,7 +180,7 @@ fn transfers_make_no_requests() {
             let data = lab.pool.take(length).unwrap();
             lab.nvme.submit(request(2, operation, first, blocks), data).unwrap();
         };
-        // Memory of lists is taken with the first that are under way.
+        // The first requests under way take memory for their lists from the pool.
         (0..4).for_each(|first| send(&mut lab, first));
         let before = lab.model.counts();
         let mut state = 1_u64;
@@ -232,8 +232,8 @@ fn what_cannot_be_is_refused_before_it_is_sent() {
     assert_eq!(lab.software.flushes(), 1);
 }
 
-/// A command with an address that was never granted: the unit denies it, the driver is told, resets its
-/// controller, and goes on.
+/// A command has an address that was never granted. The unit denies it and reports the fault to the driver, which
+/// resets its controller and goes on.
 #[test]
 fn a_rogue_command_is_blocked_and_the_driver_goes_on() {
     let mut lab = lab::<DmaBlock>(Manner::default(), 4);
@@ -251,8 +251,8 @@ fn a_rogue_command_is_blocked_and_the_driver_goes_on() {
     assert_eq!((lab.device.faults().count(), lab.software.troubles()), (0, (1, 1)));
 }
 
-/// The driver dies in the middle of writes: its controller, which goes on, reaches nothing; the next driver
-/// starts from the same controller.
+/// The driver dies in the middle of writes. Its controller goes on, but reaches nothing. The next driver starts with
+/// the same controller.
 #[test]
 fn death_in_the_middle_of_writes_leaves_no_dma() {
     let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);
@@ -277,7 +277,7 @@ fn death_in_the_middle_of_writes_leaves_no_dma() {
     assert_eq!(next.software.disk(1, 0, 8192), [9; 8192]);
 }
 
-/// The order of the end: the controller stops, then its memory goes.
+/// The controller stops before its memory is released.
 #[test]
 fn a_controller_is_stopped_before_its_memory_goes() {
     let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);

@@ -1,4 +1,4 @@
-//! Requests carried out to their end, over controllers that do not do as they should.
+//! Requests carried out to their end, over controllers that misbehave.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,16 @@ use nvme::{Error, Operation, Request, Status, Trouble, Troubles, Work};
 use super::software::{Manner, Software};
 use super::{Lab, bytes, lab, request};
 
-/// What a request may take.
+/// How long a request may take.
 const SHORT: Duration = Duration::from_millis(20);
 
-/// Requests of a run, blocks of each, and their bytes: several pages, so that a transfer can be cut.
+/// Number of requests in a run, blocks of each, and bytes of each. They are several pages, so that a transfer can be
+/// cut.
 const REQUESTS: u64 = 10;
 const BLOCKS: u64 = 24;
 const LENGTH: usize = 24 * 512;
 
-/// Writes or reads a pattern. After its first trouble the controller does as it should.
+/// Writes or reads a pattern. With `reforms`, the controller behaves after its first trouble.
 #[derive(Debug)]
 struct Check {
     software: Software,
@@ -70,7 +71,7 @@ fn run(
     (result, check)
 }
 
-/// Whatever goes wrong, each request ends once, and what was cut short is never taken for read or written.
+/// Whatever goes wrong, each request ends once. Requests that were cut short never count as read or written.
 #[test]
 fn every_request_is_carried_out_once() {
     let normal = Manner::default();
@@ -108,7 +109,7 @@ fn every_request_is_carried_out_once() {
     }
 }
 
-/// A request may take twice as long after each trouble; after three it is given up.
+/// A request may take twice as long after each trouble. After three troubles it is given up.
 #[test]
 fn a_controller_that_never_answers_is_given_up() {
     let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 4);
@@ -120,7 +121,7 @@ fn a_controller_that_never_answers_is_given_up() {
     assert_eq!(lab.software.troubles(), (0, 3));
 }
 
-/// A controller that aborts what nobody asked it to is not asked again and again.
+/// An abort that was not requested counts as a refusal, so that the request is not sent again and again.
 #[test]
 fn what_is_aborted_unasked_is_a_refusal() {
     let mut lab = lab::<DmaBlock>(Manner { shirks: true, ..Manner::default() }, 4);

@@ -15,39 +15,39 @@ use nvme::Registers;
 /// Bytes of a block, by namespace: two of different formats.
 pub(crate) const BLOCK: [usize; 2] = [512, 4096];
 
-/// How it behaves.
+/// The behaviour of the controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Manner {
-    /// I/O commands stay where they are until [`Software::let_go`].
+    /// It keeps I/O commands until [`Software::let_go`].
     pub(crate) slow: bool,
-    /// Of what it has, it completes the last first.
+    /// It completes the last of its commands first.
     pub(crate) backwards: bool,
-    /// It completes requests nobody sent.
+    /// It completes requests that were not sent.
     pub(crate) liar: bool,
-    /// It answers admin commands nobody sent.
+    /// It answers admin commands that were not sent.
     pub(crate) confused: bool,
-    /// It takes no more than this many entries in a queue; 0 for 64.
+    /// It allows no more than this many entries in a queue; 0 for 64.
     pub(crate) entries: u64,
     /// It has no more than this many queues of requests; 0 for 4.
     pub(crate) queues: u32,
-    /// It ends what it is asked to abort.
+    /// It aborts commands on request.
     pub(crate) aborts: bool,
-    /// It fails when it is told of a request (CSTS.CFS).
+    /// It fails when it gets a request (CSTS.CFS).
     pub(crate) fails: bool,
-    /// It does not look at this many doorbells of requests.
+    /// It ignores this many doorbells of requests.
     pub(crate) deaf: u32,
-    /// What it has goes on when it is told to stop, and it says so (CSTS.RDY), until its status has been read this
-    /// many times; `u32::MAX` for ever.
+    /// After its end is requested, it goes on with its commands, and reports that it has not stopped (CSTS.RDY),
+    /// until its status was read this many times; `u32::MAX` for ever.
     pub(crate) lingers: u32,
-    /// The longest transfer, as a power of two of pages (MDTS), beside 10.
+    /// The longest transfer, as a power of two of pages (MDTS), in place of 10.
     pub(crate) transfer: Option<u8>,
-    /// Blocks of the first namespace, beside 4096.
+    /// Blocks of the first namespace, in place of 4096.
     pub(crate) blocks: Option<u64>,
     /// It fails when the first page of a request's data is moved (CSTS.CFS).
     pub(crate) cuts: bool,
-    /// It completes each request as one that it was asked to abort.
+    /// It completes each request as aborted, without a request to abort it.
     pub(crate) shirks: bool,
-    /// It knows no queues of requests.
+    /// It supports no queues of requests.
     pub(crate) poor: bool,
 }
 
@@ -57,7 +57,7 @@ struct Pair {
     completion: (u64, u32),
     head: u32,
     tail: u32,
-    /// Where the next completion goes, and its phase.
+    /// Place of the next completion, and its phase.
     put: (u32, bool),
     interrupts: bool,
 }
@@ -72,23 +72,23 @@ struct State {
     /// Commands that it has taken, each with its queue.
     pending: VecDeque<(u32, [u32; 16])>,
     failed: bool,
-    /// Looks at its status until it has stopped.
+    /// Reads of its status until it has stopped.
     stopping: u32,
     /// Queues of requests that it grants.
     granted: u32,
-    /// Requests that each queue was told of, from the first on.
+    /// Number of requests in each queue, from the first queue on.
     told: BTreeMap<u32, u32>,
     interrupts: u32,
     aborted: u32,
     disks: [Vec<u8>; 2],
     flushes: u32,
-    /// Every address it was told for data, page by page.
+    /// Every data address that it got, page by page.
     pages: Vec<u64>,
     denied: u32,
     resets: u32,
 }
 
-/// A handle on it; clones name the same one.
+/// A handle on the controller; clones share it.
 #[derive(Clone)]
 pub(crate) struct Software(Rc<RefCell<State>>);
 
@@ -130,7 +130,7 @@ impl Software {
         self.state().manner = manner;
     }
 
-    /// Carries out what it has kept.
+    /// Carries out the commands that were kept.
     pub(crate) fn let_go(&self) {
         self.state().carry_out();
     }
@@ -152,22 +152,22 @@ impl Software {
         std::mem::take(&mut self.state().pages)
     }
 
-    /// Requests by queue, from the first on.
+    /// Number of requests in each queue, from the first queue on.
     pub(crate) fn told(&self) -> Vec<u32> {
         self.state().told.values().copied().collect()
     }
 
-    /// Commands that it was asked to abort.
+    /// Number of aborts that were requested.
     pub(crate) fn aborted(&self) -> u32 {
         self.state().aborted
     }
 
-    /// Interrupts since this was last asked.
+    /// Interrupts since the last call.
     pub(crate) fn take_interrupts(&self) -> u32 {
         std::mem::take(&mut self.state().interrupts)
     }
 
-    /// DMA that was denied, and resets.
+    /// Number of denied DMA accesses, and of resets.
     pub(crate) fn troubles(&self) -> (u32, u32) {
         let state = self.state();
         (state.denied, state.resets)
@@ -228,7 +228,7 @@ const OUT_OF_RANGE: u32 = 0x80;
 const PRP_OFFSET: u32 = 0x13;
 
 impl State {
-    /// The ready bit of its status.
+    /// The ready bit of the status.
     fn ready(&mut self) -> u32 {
         if self.stopping > 0 && self.stopping < u32::MAX {
             self.stopping -= 1;
@@ -351,7 +351,7 @@ impl State {
     }
 }
 
-/// Makes a command one that nobody sent.
+/// Turns a command into one that was not sent.
 fn forge(words: &mut [u32; 16]) {
     words[0] = words[0] & 0xffff | 0x7777 << 16;
 }

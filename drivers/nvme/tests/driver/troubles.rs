@@ -1,4 +1,4 @@
-//! Controllers that do not do as they should; several queues; interrupts.
+//! Controllers that misbehave; several queues; interrupts.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use iommu_client::{Device, DmaBlock};
 
 const SHORT: Duration = Duration::from_millis(20);
 
-/// A controller that does not answer keeps its memory until it has been reset.
+/// A controller that does not answer keeps the memory of its requests until it was reset.
 #[test]
 fn a_reset_ends_what_is_under_way() {
     let slow = Manner { slow: true, ..Manner::default() };
@@ -40,7 +40,7 @@ fn a_completion_of_nothing_is_an_error() {
     assert_eq!(lab.nvme.reset().unwrap().len(), 1);
 }
 
-/// Nor is the answer to one admin command taken for that to another.
+/// The answer to one admin command is not taken for the answer to another.
 #[test]
 fn an_answer_to_another_admin_command_is_an_error() {
     let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);
@@ -51,8 +51,8 @@ fn an_answer_to_another_admin_command_is_an_error() {
     assert!(matches!(ended, Err(Error::ProtocolError { command: 0x7777 })), "{ended:?}");
 }
 
-/// Memory comes back from a reset when the controller says that it has stopped, not when it is told to: what it
-/// does until then meets the request's own memory, and no other.
+/// A reset returns memory when the controller reports that it has stopped, not when its end is requested. Until then
+/// the controller uses the request's own memory, and no other.
 #[test]
 fn a_reset_waits_until_the_controller_is_quiet() {
     let manner = Manner { slow: true, lingers: 3, ..Manner::default() };
@@ -66,7 +66,7 @@ fn a_reset_waits_until_the_controller_is_quiet() {
     assert_eq!((lab.software.kept(), lab.software.troubles()), (0, (0, 1)));
 }
 
-/// A controller that does not stop keeps the memory of what is under way: nobody else is ever given it.
+/// A controller that does not stop keeps the memory of its requests: it is never reused.
 #[test]
 fn a_controller_that_does_not_stop_keeps_its_memory() {
     let manner = Manner { slow: true, lingers: u32::MAX, ..Manner::default() };
@@ -82,12 +82,12 @@ fn a_controller_that_does_not_stop_keeps_its_memory() {
     assert_eq!(rest.len(), 63);
     assert!(rest.iter().all(|block| block.iova() != iova));
     drop((rest, lab.pool));
-    // It goes on: the data, and the completion, land where they were to.
+    // The controller goes on: the data and the completion arrive in the memory that it still has.
     lab.software.let_go();
     assert_eq!(lab.software.troubles(), (0, 1));
 }
 
-/// A controller whose start fails half way is stopped before the memory that it was told of goes.
+/// If the start of a controller fails half way, the controller is stopped before its memory is released.
 #[test]
 fn a_start_that_fails_stops_the_controller() {
     let model = Model::new();
@@ -101,7 +101,7 @@ fn a_start_that_fails_stops_the_controller() {
     assert_eq!(model.reach(device.address()), []);
 }
 
-/// What a controller says of itself is believed within bounds.
+/// Limits that a controller states are used only within bounds.
 #[test]
 fn a_controller_that_boasts() {
     let most = |transfer| {
@@ -122,7 +122,7 @@ fn a_controller_that_boasts() {
     assert_eq!([ids(1 << 55), ids(u64::MAX)], [[2], [2]]);
 }
 
-/// What is late is taken back, without a reset; its memory is the driver's again.
+/// Late requests are aborted, without a reset. Their memory belongs to the driver again.
 #[test]
 fn what_is_late_is_aborted() {
     let manner = Manner { slow: true, aborts: true, ..Manner::default() };
@@ -148,7 +148,7 @@ fn what_is_late_is_aborted() {
     lab.nvme.run(request(1, Operation::Write, 0, 1), data, SOON).unwrap();
 }
 
-/// A controller that aborts nothing says so; what it holds comes back by a reset.
+/// A controller that cannot abort reports that. Its requests come back by a reset.
 #[test]
 fn what_cannot_be_aborted_is_ended_by_a_reset() {
     let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 3);
@@ -160,7 +160,7 @@ fn what_cannot_be_aborted_is_ended_by_a_reset() {
     assert_eq!(ended[0].0.first, 7);
 }
 
-/// A doorbell that is not heard: the command stays in the ring, nobody has it.
+/// A doorbell is ignored: the command stays in the ring, and the controller never gets it.
 #[test]
 fn a_doorbell_that_is_not_heard() {
     let mut lab = lab::<DmaBlock>(Manner { deaf: 1, ..Manner::default() }, 3);
@@ -176,7 +176,7 @@ fn a_doorbell_that_is_not_heard() {
     assert_eq!(lab.software.troubles(), (0, 1));
 }
 
-/// A controller that fails says so in its status, long before the request is late.
+/// A failed controller shows that in its status, long before the request is late.
 #[test]
 fn a_controller_that_has_failed_is_reset() {
     for interrupts in [false, true] {
@@ -202,7 +202,7 @@ fn a_controller_that_has_failed_is_reset() {
     }
 }
 
-/// As many queues as were asked for, or as there are; requests go to each in turn.
+/// There are as many queues as requested, or as the controller has. Requests go to each in turn.
 #[test]
 fn queues_take_turns() {
     for (asked, granted) in [(0, 1), (1, 1), (3, 3), (4, 4), (100, 4)] {
@@ -231,7 +231,7 @@ fn queues_take_turns() {
             assert_eq!(firsts, (0..2 * granted as u64).collect::<Vec<_>>());
         }
         assert_eq!(lab.software.told(), vec![6; granted]);
-        // After a reset there are as many again.
+        // After a reset there are as many queues as before.
         lab.nvme.reset().unwrap();
         lab.software.set(Manner::default());
         for _ in 0..granted {
@@ -242,7 +242,7 @@ fn queues_take_turns() {
     }
 }
 
-/// Where the controller's interrupts arrive. It does its work while the driver sleeps.
+/// The interrupts of the controller, which does its work while the driver sleeps.
 struct Line(Software);
 
 impl Interrupt for Line {
@@ -272,9 +272,9 @@ fn a_driver_sleeps_until_the_interrupt() {
         }
     }
     assert!(lab.nvme.woken() >= 10, "{}", lab.nvme.woken());
-    // Nothing under way, no interrupt: the time passes.
+    // Without requests there is no interrupt, so the wait times out.
     assert!(matches!(lab.nvme.wait(Duration::ZERO), Err(Error::Timeout { .. })));
-    // A driver that polls asks for none.
+    // A driver that polls requests no interrupts.
     let mut lab = super::lab::<DmaBlock>(Manner::default(), 2);
     let data = lab.pool.take(512).unwrap();
     lab.nvme.run(request(1, Operation::Read, 0, 1), data, SOON).unwrap();

@@ -1,4 +1,4 @@
-//! DMAR structures to units and regions.
+//! Turns DMAR structures into units and regions.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -14,7 +14,7 @@ use super::super::dmar::{Body, DMA_CTRL_PLATFORM_OPT_IN, Dmar, INCLUDE_PCI_ALL, 
 use super::super::scope::{BadScopeLength, Scope, Scopes};
 use super::{Builder, printable};
 
-/// Units first, because regions are held against their registers.
+/// Builds units first, because regions are checked against their registers.
 pub(in crate::acpi) fn build(table: &Dmar<'_>) -> (Firmware, Vec<Anomaly>) {
     let mut builder = Builder::new(&table.table);
     builder.set_width(u16::from(table.host_address_width).saturating_add(1));
@@ -39,7 +39,7 @@ fn declared_number(structure: &Structure<'_>) -> Option<u8> {
 }
 
 impl Builder {
-    /// Whatever describes a unit, or may have been meant to.
+    /// Enters a unit for every structure that describes one, or may have been meant to.
     fn dmar_unit(&mut self, structure: &Structure<'_>, declared: &[u8]) {
         let Structure { offset, kind, length, ref body, bytes } = *structure;
         match *body {
@@ -96,7 +96,7 @@ impl Builder {
         }
     }
 
-    /// Everything else.
+    /// Handles all other structures.
     fn dmar_other(&mut self, structure: &Structure<'_>, declared: &[u8]) {
         let offset = structure.offset;
         match structure.body {
@@ -147,7 +147,7 @@ impl Builder {
         });
     }
 
-    /// The devices named, and the offset of the first scope of which it cannot be said what it names.
+    /// Returns the named devices, and the offset of the first scope whose device is unknown.
     fn scopes(&mut self, scopes: Scopes<'_>, declared: &[u8]) -> (Vec<DeviceScope>, Option<usize>) {
         let mut named = Vec::new();
         let mut broken = None;
@@ -166,7 +166,7 @@ impl Builder {
                     }
                 }
                 Err(problem) => {
-                    // Those of I/O APICs and HPETs (3, 4) name no device whose DMA could go elsewhere.
+                    // I/O APICs and HPETs (3, 4) do no DMA, so a scope of theirs hides no device.
                     if matches!(kind, None | Some(1 | 2 | 5)) {
                         broken = broken.or(Some(offset));
                     }
@@ -177,7 +177,7 @@ impl Builder {
         (named, broken)
     }
 
-    /// The name space devices of all scopes of units, with the names that their declarations give.
+    /// Enters the name space devices in the scopes of units, with the names from their declarations.
     fn name_devices(&mut self, table: &Dmar<'_>) {
         let name = |number: u8| {
             let named = table.structures().find_map(|structure| match structure.body {
@@ -201,7 +201,7 @@ impl Builder {
         devices.into_iter().for_each(|device| self.name_device(device));
     }
 
-    /// What is wrong only with several units at once.
+    /// Finds the defects that only a comparison of units shows.
     fn compare_units(&mut self) {
         for index in 0..self.firmware.units.len() {
             self.merge_duplicate(index);
@@ -283,7 +283,7 @@ fn share(a: &DeviceScope, b: &DeviceScope) -> bool {
     }
 }
 
-/// The device that a scope names, and what is wrong with it although it is used.
+/// The device that a scope names, and a defect that does not prevent its use.
 fn device(
     scope: &Scope<'_>,
     declared: &[u8],

@@ -1,4 +1,4 @@
-//! Device entries of an IVHD to ranges of requester ids.
+//! Turns device entries of an IVHD into ranges of requester ids.
 
 use alloc::format;
 use alloc::string::String;
@@ -13,7 +13,7 @@ use super::super::anomaly::{Anomaly, ScopeProblem};
 use super::super::entry::{BadEntry, Entries, Entry, EntryBody};
 use super::printable;
 
-/// What the entries of one IVHD name.
+/// The devices that the entries of one IVHD name.
 pub(super) struct Named {
     /// I/O APICs and HPETs.
     pub scopes: Vec<DeviceScope>,
@@ -21,11 +21,11 @@ pub(super) struct Named {
     pub entries: Vec<EntryRange>,
     /// Devices of the name space that do DMA, by requester id.
     pub devices: Vec<(RequesterId, String)>,
-    /// Offset of the first entry of which it cannot be said what it names.
+    /// Offset of the first entry whose devices are unknown.
     pub broken: Option<usize>,
 }
 
-/// A range whose end has not come yet.
+/// A range whose end was not read yet.
 struct Open {
     offset: usize,
     first: u16,
@@ -141,7 +141,7 @@ impl Named {
         }
     }
 
-    /// A range that never ended.
+    /// Enters a range that never ended.
     fn leave_open(&mut self, open: Option<Open>, report: &mut dyn FnMut(usize, ScopeProblem)) {
         let Some(open) = open else { return };
         report(open.offset, ScopeProblem::RangeWithoutEnd);

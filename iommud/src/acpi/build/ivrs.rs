@@ -1,4 +1,4 @@
-//! IVRS blocks to units and regions.
+//! Turns IVRS blocks into units and regions.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ const EFR_PC_SUP: u64 = 1 << 9;
 /// IVinfo bit 1: devices are to be kept from DMA before drivers run.
 const DMA_REMAP_OPT_IN: u32 = 1 << 1;
 
-/// Units first, because regions are held against their registers.
+/// Builds units first, because regions are checked against their registers.
 pub(in crate::acpi) fn build(table: &Ivrs<'_>) -> (Firmware, Vec<Anomaly>) {
     let mut builder = Builder::new(&table.table);
     builder.set_width(u16::from(table.physical_bits()));
@@ -44,7 +44,7 @@ pub(in crate::acpi) fn build(table: &Ivrs<'_>) -> (Firmware, Vec<Anomaly>) {
     builder.finish()
 }
 
-/// A unit while its blocks are gathered, at the place where the table first names it.
+/// A unit while its blocks are gathered. It has the place where the table first names it.
 struct Draft {
     offset: usize,
     device_id: Option<u16>,
@@ -76,7 +76,7 @@ impl Draft {
     }
 }
 
-/// Adds what `new` says to its unit, which keeps the place where it was first named.
+/// Adds `new` to its unit, which keeps the place where it was first named.
 fn enter(drafts: &mut Vec<Draft>, new: Draft) {
     match drafts.iter_mut().find(|draft| draft.is_same(&new)) {
         Some(draft) => {
@@ -88,7 +88,7 @@ fn enter(drafts: &mut Vec<Draft>, new: Draft) {
 }
 
 impl Builder {
-    /// Enters whatever describes a unit, or may have been meant to.
+    /// Enters a draft for every structure that describes a unit, or may have been meant to.
     fn draft(&mut self, drafts: &mut Vec<Draft>, structure: &Structure<'_>) {
         let Structure { offset, kind, length, ref body, bytes } = *structure;
         match *body {
@@ -129,7 +129,7 @@ impl Builder {
         })
     }
 
-    /// One unit from all its blocks: the richest is believed, the devices of all are taken.
+    /// Builds one unit from all its blocks: the fields of the richest one, the devices of all.
     fn amd_unit(&mut self, mut draft: Draft) {
         draft.blocks.sort_by_key(|block| block.kind);
         let index = self.firmware.units.len();
@@ -176,7 +176,7 @@ impl Builder {
         }
     }
 
-    /// The registers, when at least one block says whole which devices the unit takes.
+    /// The registers, if at least one block names the unit's devices completely.
     fn amd_registers(&self, richest: &Block, blocks: &[Block]) -> Result<PhysRange, UnitDefect> {
         if let Some(offset) = richest.named.broken
             && blocks.iter().all(|block| block.named.broken.is_some())
@@ -199,7 +199,7 @@ impl Builder {
         }
     }
 
-    /// Everything else.
+    /// Handles all other structures.
     fn ivrs_other(&mut self, structure: &Structure<'_>) {
         let Structure { offset, kind, length, ref body, .. } = *structure;
         match *body {
@@ -250,7 +250,7 @@ impl Builder {
     }
 }
 
-/// The devices of all blocks, each once. What the richer blocks say comes last: later entries hold.
+/// The devices of all blocks, each once. Those of richer blocks come last, because later entries hold.
 fn union(blocks: &[Block]) -> (Vec<DeviceScope>, Vec<EntryRange>) {
     let mut scopes: Vec<DeviceScope> = Vec::new();
     let mut entries: Vec<EntryRange> = Vec::new();

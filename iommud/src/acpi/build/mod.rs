@@ -1,4 +1,4 @@
-//! Typed structures to [`Firmware`]: what is common to both tables.
+//! Turns typed structures into [`Firmware`]: the part that both tables share.
 
 pub(super) mod dmar;
 mod entries;
@@ -16,11 +16,11 @@ use super::table::Table;
 /// Widths of physical addresses that a table may state.
 const ADDRESS_WIDTHS: core::ops::RangeInclusive<u16> = 32..=64;
 
-/// What has been built so far.
+/// The result so far.
 #[derive(Default)]
 struct Builder {
     firmware: Firmware,
-    /// Where the structure of each unit starts.
+    /// Offset of the structure of each unit.
     offsets: Vec<usize>,
     anomalies: Vec<Anomaly>,
 }
@@ -42,7 +42,7 @@ impl Builder {
         self.anomalies.push(anomaly);
     }
 
-    /// Takes the width of physical addresses, when it can be.
+    /// Stores the width of physical addresses, or reports it if it is impossible.
     fn set_width(&mut self, bits: u16) {
         if ADDRESS_WIDTHS.contains(&bits) {
             self.firmware.host_address_width = u8::try_from(bits).ok();
@@ -61,7 +61,7 @@ impl Builder {
         self.report(Anomaly::Unit { offset, unit, problem });
     }
 
-    /// Whether the machine has physical memory or registers at `range`.
+    /// Whether `range` lies within the width of physical addresses.
     fn within_width(&self, range: PhysRange) -> bool {
         let bits = self.firmware.host_address_width.map_or(64, u32::from);
         range.last().0.checked_shr(bits).unwrap_or(0) == 0
@@ -85,8 +85,8 @@ impl Builder {
             .position(|unit| unit.registers.is_ok_and(|other| other.overlaps(range)))
     }
 
-    /// Checks what every reserved region must fulfil, and rounds it out to whole pages. `end` is the last byte, so
-    /// that a region of one byte is a page. `None` when the region is skipped.
+    /// Checks the conditions for a reserved region, and extends it to whole pages. `end` is the last byte, so a
+    /// region of one byte becomes a page. `None` if the region is skipped.
     fn region(&mut self, offset: usize, start: u64, end: Option<u64>) -> Option<PhysRange> {
         match self.check_region(start, end) {
             Ok(range) => {
@@ -138,7 +138,7 @@ impl Builder {
 /// Most characters of a name that are shown.
 const NAME_LENGTH: usize = 64;
 
-/// The text that bytes of a table are, up to the first zero, with `?` for what cannot be printed.
+/// Converts bytes of a table to text, up to the first zero. A byte that cannot be printed becomes `?`.
 fn printable(bytes: &[u8]) -> String {
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     let shown = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' };

@@ -1,4 +1,4 @@
-//! Bringing a unit up, as far as taking entries; and turning it on. The order is the module's head.
+//! Brings a unit up until it accepts entries, and turns it on. The order of the steps is at the head of [`super`].
 
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
@@ -21,8 +21,8 @@ use crate::hw::unit::UnitError;
 use crate::topology::capabilities::DomainTag;
 use crate::topology::firmware::{UnitDescription, UnitKind};
 
-/// Where a unit was told that its device table, command ring and logs are (48882 section 3.4.1). Of whoever
-/// owned it last; whether it uses them is not looked at.
+/// Reads the addresses of the device table, command ring and logs that the unit's previous owner set (48882 section
+/// 3.4.1). It does not check whether the unit uses them.
 pub fn addresses_told(registers: &mut impl RegisterIo) -> [PhysAddr; 4] {
     [
         registers::DEVICE_TABLE_BASE,
@@ -33,20 +33,20 @@ pub fn addresses_told(registers: &mut impl RegisterIo) -> [PhysAddr; 4] {
     .map(|register| PhysAddr(registers.read64(register) & ADDRESS_BITS))
 }
 
-/// All that a unit runs, but for its translation.
+/// Control bits of the command ring and the event log, which every unit runs.
 const RINGS: Control = Control::COMMANDS.union(Control::EVENT_LOG);
 
-/// Page requests, where the unit takes them.
+/// Control bits of page requests, for units that support them.
 const REQUESTS: Control = Control::PPR_LOG.union(Control::PPR);
 
-/// Interrupts of the unit itself: nobody takes them.
+/// Control bits of the unit's own interrupts, which the server does not use.
 const OWN_INTERRUPTS: Control =
     Control::EVENT_INTERRUPT.union(Control::WAIT_INTERRUPT).union(Control::PPR_INTERRUPT);
 
-/// What shows that a ring or log runs.
+/// Status bits that show a running ring or log.
 const RUNNING: Status = Status::COMMANDS_RUN.union(Status::EVENTS_RUN).union(Status::PPR_RUN);
 
-/// What a previous owner's interrupt tables need.
+/// Control bits on which the interrupt tables of a previous owner depend.
 const INTERRUPTS: Control = Control::GUEST_APIC
     .union(Control::GUEST_APIC_MODE)
     .union(Control::X2APIC)
@@ -54,12 +54,12 @@ const INTERRUPTS: Control = Control::GUEST_APIC
     .union(Control::INTERRUPT_CACHE_OFF);
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
-    /// Brings the unit up as far as taking entries: rings and logs in place, every entry denying. A unit
-    /// that is off stays off; one that is on goes on translating with its old device table.
+    /// Brings the unit up until it accepts entries: rings and logs are in place, and every entry denies. A unit that
+    /// is off stays off. A unit that is on goes on translating with its old device table.
     ///
     /// # Errors
-    /// `Dead`, `Unsupported`, `Memory`: nothing changed. `Timeout`: the rings of a unit that was on cannot
-    /// be replaced; it translates as before.
+    /// `Dead`, `Unsupported`, `Memory`: at most the coherency of its table reads has changed. `Timeout`: the rings of a
+    /// unit that was on cannot be replaced; it translates as before.
     pub fn bring_up(
         registers: R,
         clock: C,
@@ -72,9 +72,9 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         Ok(unit)
     }
 
-    /// Looks at what the unit can do, and allocates the tables that it needs, which are never given back. Nothing is
-    /// changed but whether it reads tables through the caches. [`AmdUnit::take_over`] is next; if that fails,
-    /// [`crate::hw::Unit::revive`] may be tried later.
+    /// Reads the capabilities of the unit, and allocates its tables, which are never freed. It changes only whether
+    /// the unit reads tables through the caches. Call [`AmdUnit::take_over`] next; if that fails,
+    /// [`crate::hw::Unit::revive`] can be tried later.
     ///
     /// # Errors
     /// `Dead`, `Unsupported`, `Memory`.
@@ -116,10 +116,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         })
     }
 
-    /// Takes a unit over from whoever had it before, as far as taking entries.
+    /// Takes the unit over from its previous owner, until it accepts entries.
     ///
     /// # Errors
-    /// `Dead`, `Timeout`: what it translates is as it was.
+    /// `Dead`, `Timeout`: the unit translates as before.
     pub fn take_over(&mut self, memory: &mut M) -> Result<(), UnitError> {
         match self.port.control.contains(Control::ENABLE) {
             true => self.replace_rings(memory),
@@ -127,7 +127,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         }
     }
 
-    /// A unit that is off: everything that firmware may have left is turned off, then bases and pointers.
+    /// Prepares a unit that is off. Turns off everything that firmware may have left on, then sets bases and
+    /// pointers.
     pub(super) fn arm(&mut self) -> Result<(), UnitError> {
         let control = self.running;
         self.port.set_control(Control::empty());
@@ -141,8 +142,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         Ok(())
     }
 
-    /// A unit that is on: rings and logs are stopped, replaced and started; IommuEn stays, and the device
-    /// table of the previous owner.
+    /// Takes over a unit that is on: stops, replaces and starts rings and logs. IommuEn stays set, and the device
+    /// table of the previous owner stays in force.
     pub(super) fn replace_rings(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let old = self.port.control - OWN_INTERRUPTS;
         self.port.set_control(old - RINGS - REQUESTS);
@@ -152,7 +153,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         if table == u64::MAX {
             return Err(UnitError::Dead);
         }
-        // Of a unit that reads this table already they are in it.
+        // If the unit already reads our table, that table has the fields.
         if table != self.devices.register() && self.devices.adopt_interrupts(memory, table) {
             self.running |= old & INTERRUPTS;
         }
@@ -175,8 +176,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         self.port.write(registers::STATUS, stale.bits());
     }
 
-    /// Turns the unit on, or over to the new device table; then makes it forget everything. The unit is on
-    /// when this fails: what its device table denies, it denies.
+    /// Turns the unit on, or switches it to the new device table. Then invalidates everything. If this fails, the
+    /// unit is on all the same, and it denies as its device table says.
     pub(super) fn turn_on(&mut self, memory: &mut M) -> Result<(), UnitError> {
         if let State::Off { entered } = &mut self.state {
             let entered = core::mem::take(entered);
@@ -191,11 +192,11 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         Ok(())
     }
 
-    /// Makes a unit that reads the device table forget everything, if it may have anything from before.
+    /// Invalidates everything on a unit that reads the device table, if it may cache anything older.
     pub(super) fn forget_stale(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let State::Stale { entered } = &mut self.state else { return Ok(()) };
-        // INVALIDATE_IOMMU_ALL covers them; but QEMU looks at an entry only when it is named. They come first:
-        // what is walked after an entry was forgotten comes from the new one.
+        // INVALIDATE_IOMMU_ALL covers these entries, but QEMU reads an entry again only when a command names it.
+        // These commands come first, so that every walk after them uses the new entries.
         let named: Vec<_> = entered.iter().copied().map(command::invalidate_device).collect();
         self.commands.execute(&mut self.port, memory, named)?;
         self.forget_everything(memory)
@@ -205,11 +206,11 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     fn switch(&mut self, control: Control) {
         let old = self.port.control;
         if old.intersects(Control::TABLE_SEGMENTS) {
-            // The first part of a table in parts alone: requesters of the others are denied.
+            // Only the first part of a segmented table stays in force. Requesters of the other parts are denied.
             self.port.set_control(old - Control::TABLE_SEGMENTS);
         }
         if old.contains(Control::ENABLE) {
-            // The store that swaps tables under a unit that is on.
+            // This store swaps the tables of a unit that is on.
             self.port.write(registers::DEVICE_TABLE_BASE, self.devices.register());
         }
         self.port.set_control(control);
@@ -217,8 +218,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         self.port.write(registers::EXCLUSION_LIMIT, 0);
     }
 
-    /// Makes the unit forget everything it caches. Without INVALIDATE_IOMMU_ALL each entry and each domain
-    /// is named, in this order.
+    /// Makes the unit invalidate everything. Without INVALIDATE_IOMMU_ALL, commands name every entry and then every
+    /// domain.
     fn forget_everything(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let Self { port, commands, .. } = self;
         if self.features.contains(Features::INVALIDATE_ALL) {
@@ -230,8 +231,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
     }
 }
 
-/// Asks for coherent reads of the tables, and says whether the unit does them. Page tables are always read
-/// so (SD is 0 in every entry), except by a unit that cannot.
+/// Requests coherent reads of the tables, and returns whether the unit does them. Page tables are always read
+/// coherently (SD is 0 in every entry), except by a unit that cannot.
 fn make_coherent<R: RegisterIo, C: Clock>(port: &mut Port<R, C>, on: bool) -> bool {
     let wanted = match on {
         true => port.control | Control::COHERENT,
@@ -242,7 +243,7 @@ fn make_coherent<R: RegisterIo, C: Clock>(port: &mut Port<R, C>, on: bool) -> bo
     Control::from_bits_retain(control).contains(Control::COHERENT)
 }
 
-/// The control bits that firmware decides.
+/// Control bits that firmware decides, and Coherent.
 const fn flag_bits() -> Control {
     Control::HT_TUNNEL
         .union(Control::PASS_PW)

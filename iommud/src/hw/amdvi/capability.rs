@@ -1,4 +1,4 @@
-//! What the unit's capability block in configuration space says. Nothing there is ever written.
+//! The unit's capability block in configuration space. It is never written.
 
 use iommu_protocol::ids::PciAddress;
 
@@ -47,7 +47,7 @@ impl Capability {
         self.base
     }
 
-    /// Whether firmware made the registers reachable.
+    /// Whether firmware enabled access to the registers.
     #[must_use]
     pub const fn enabled(&self) -> bool {
         self.enabled

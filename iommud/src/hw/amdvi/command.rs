@@ -1,4 +1,4 @@
-//! The command ring: commands go in together with a wait, and nothing returns before the wait is done.
+//! The command ring. Commands are submitted together with a wait, and calls return only after the wait is done.
 
 use super::port::Port;
 use super::spec::command;
@@ -17,13 +17,13 @@ const LENGTH: u8 = 8;
 /// Entries that stay free: 0x20 bytes (48882 section 2.4, for units that read one command ahead).
 const FREE: usize = 2;
 
-/// How long commands may take.
+/// Deadline for commands.
 const LIMIT: Nanos = Nanos(100_000_000);
 
-/// Looks at the semaphore between two looks at the status register.
+/// Reads of the semaphore for each read of the status register.
 const LOOKS: u32 = 64;
 
-/// The ring and the word that waits are answered in.
+/// The ring, and the word that waits write.
 #[derive(Clone, Debug)]
 pub(super) struct Commands {
     ring: Ring,
@@ -57,19 +57,19 @@ impl Commands {
         self.reset(port);
     }
 
-    /// Starts over at the ring's first entry. The unit is not taking commands.
+    /// Starts over at the ring's first entry. The unit must not be taking commands.
     fn reset<R: RegisterIo, C: Clock>(&mut self, port: &mut Port<R, C>) {
         self.ring.set_offset(0);
         port.write(registers::COMMAND_HEAD, 0);
         port.write(registers::COMMAND_TAIL, 0);
     }
 
-    /// Gives up a wait that is not answered. The unit is not taking commands, so that it cannot be answered late.
+    /// Gives up an unanswered wait. The unit must not be taking commands, so that it cannot answer late.
     pub(super) fn give_up_wait<M: TableMemory>(&self, memory: &mut M) {
         self.done.answer(memory);
     }
 
-    /// Carries out commands, in as many rounds as fit, each with its wait.
+    /// Executes commands, in as many rounds as needed, each with its wait.
     ///
     /// # Errors
     /// `Timeout`, `Dead`, and `Queue` when the unit stopped twice over the same commands.
@@ -92,14 +92,14 @@ impl Commands {
         }
     }
 
-    /// Carries out commands that fit at once. A unit that stops is started again and given them once more.
+    /// Executes commands that fit in the ring at once. A unit that stops is restarted and gets them once more.
     pub(super) fn round<R: RegisterIo, C: Clock, M: TableMemory>(
         &mut self,
         port: &mut Port<R, C>,
         memory: &mut M,
         commands: &[[u64; 2]],
     ) -> Result<(), UnitError> {
-        // A wait that ran out before may still be on its way: until it is over the ring is not empty.
+        // A wait that timed out before may still be pending. The ring is not empty until it is done.
         self.settle(port, memory)?;
         if let End::Stopped(_) = self.submit(port, memory, commands)? {
             self.restart(port)?;
@@ -123,12 +123,12 @@ impl Commands {
         let value = self.done.advance();
         let wait = command::completion_wait(self.done.address().0, value);
         self.ring.put(memory, wait, self.coherent);
-        // The store that hands the commands to the unit.
+        // This store hands the commands to the unit.
         port.write(registers::COMMAND_TAIL, self.ring.offset());
         self.settle(port, memory)
     }
 
-    /// Waits until the last wait is answered.
+    /// Waits until the latest wait is done, or the unit has stopped.
     fn settle<R: RegisterIo, C: Clock, M: TableMemory>(
         &self,
         port: &mut Port<R, C>,
@@ -164,7 +164,7 @@ impl Commands {
         }
     }
 
-    /// Starts a unit that stopped, with an empty ring.
+    /// Restarts a stopped unit with an empty ring.
     fn restart<R: RegisterIo, C: Clock>(&mut self, port: &mut Port<R, C>) -> Result<(), UnitError> {
         port.set_control(port.control - Control::COMMANDS);
         port.wait_clear(Status::COMMANDS_RUN, "command ring to stop")?;
@@ -174,26 +174,26 @@ impl Commands {
     }
 }
 
-/// Forgets all of a domain.
+/// Builds the command that invalidates everything of a domain.
 pub(super) const fn whole_domain(tag: DomainTag) -> [u64; 2] {
     command::invalidate_pages(tag.0, command::EVERYTHING, true, true)
 }
 
-/// Forgets the smallest power of two of pages around `range` that one command can name.
+/// Builds the command that invalidates the smallest power of two of pages around `range` that a command can name.
 pub(super) fn pages(tag: DomainTag, range: IovaRange, upper_levels: bool) -> [u64; 2] {
     let (address, sized) = cover(range.page_aligned());
     command::invalidate_pages(tag.0, address, sized, upper_levels)
 }
 
-/// The address field and S for whole pages (48882 section 2.2.3, page size encodings): the first and the last
-/// address agree above some bit; that bit is clear in the first, and all below it are set to say so.
+/// The address field and S for whole pages (48882 section 2.2.3, page size encodings). The first and the last address
+/// agree above some bit. In the field that bit is clear, as in the first address, and all bits below it are set.
 fn cover(range: IovaRange) -> (u64, bool) {
     let (Iova(first), Iova(last)) = (range.first(), range.last());
     if last - first < PAGE_SIZE {
         return (first, false);
     }
     match (first ^ last).ilog2() {
-        // Beyond this the encoding means everything.
+        // The encoding of a larger size means everything.
         high if high > 50 => (command::EVERYTHING, true),
         high => (first | ((1 << high) - 1), true),
     }
@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(of(0, u64::MAX), (0x7fff_ffff_ffff_f000, true));
     }
 
-    /// What a unit makes of the encoding covers the range and, but for "everything", is the smallest that does.
+    /// The range that a unit decodes covers the given range. Unless it is "everything", no smaller one would.
     #[test]
     fn covers() {
         let decode = |address: u64| {

@@ -1,10 +1,10 @@
-//! The device table: one entry for each of the 65536 requester ids, from the first instant.
+//! The device table: one entry for each of the 65536 requester ids. All of them deny from the start.
 //!
-//! An entry that denies is valid, has a page table without a single page, and no permissions. A zero entry
-//! would let the device through; so would an entry without V. On one without TV implementations disagree, and
-//! on one with mode 0 and no permissions too: QEMU lets it through.
+//! A denying entry is valid, has a page table without any page, and has no permissions. A zero entry would let the
+//! device through, and so would an entry without V. Implementations disagree about an entry without TV. They also
+//! disagree about one with mode 0 and no permissions: QEMU lets the device through.
 //!
-//! Units read an entry as a whole line or two halves of one. Only words 0 and 1 ever change, in this order:
+//! Units read an entry as a whole line or as two halves. Only words 0 and 1 ever change, in this order:
 //!
 //! ```text
 //! word 0 := deny      from here on the device reaches nothing, whatever word 1 says
@@ -12,12 +12,12 @@
 //! word 0 := new       one store: V stays set throughout
 //! ```
 //!
-//! When the domain stays the same and gets a deeper page table, root and mode change in one store of word 0. The
-//! rest of what a unit reads at once is as before.
+//! If the domain stays the same and gets a deeper page table, one store of word 0 changes root and mode. The other
+//! words that a unit reads at once stay as they are.
 //!
-//! An entry that denies has domain 0. Its permissions deny, whatever the unit holds of an earlier owner's domain 0.
+//! A denying entry has domain 0. Its permissions deny, even if the unit still caches an earlier owner's domain 0.
 //!
-//! Words 2 and 3 (interrupts, attributes) and the firmware's SysMgt bits keep what they were given at first.
+//! Words 2 and 3 (interrupts, attributes) and the firmware's SysMgt bits keep their first values.
 
 use iommu_protocol::ids::RequesterId;
 
@@ -28,8 +28,8 @@ use crate::hw::hal::{MemoryError, TableMemory};
 use crate::hw::unit::Entry;
 use crate::topology::firmware::EntryRange;
 
-/// Frames of the table: all requester ids. QEMU does not look at the size that the unit is told
-/// (`amdvi_get_dte`), so an id behind the end of a shorter table would get whatever memory follows for its entry.
+/// Frames of the table, for all requester ids. QEMU ignores the size in the unit's register (`amdvi_get_dte`). So
+/// behind the end of a shorter table it would take unrelated memory for an entry.
 pub(super) const FRAMES: usize = 512;
 
 /// Entries in a frame.
@@ -37,7 +37,7 @@ const PER_FRAME: usize = 128;
 
 /// Levels of the page table without pages that denying entries point to.
 const DENY_LEVELS: u8 = 3;
-/// Faults are not reported. Says nothing of what is translated: an entry that deepens keeps it.
+/// SE and SA: faults are not reported. They do not affect translation, so an entry that deepens keeps them.
 const SILENT: u64 = device::SUPPRESS | device::SUPPRESS_ALL;
 
 /// A device table in memory.
@@ -50,7 +50,7 @@ pub(super) struct DeviceTable {
 }
 
 impl DeviceTable {
-    /// A table whose every entry denies, with the settings that firmware asks for.
+    /// Allocates a table whose entries all deny, with the settings that firmware requires.
     ///
     /// # Errors
     /// `Exhausted`.
@@ -65,7 +65,7 @@ impl DeviceTable {
         for source in 0..=u16::MAX {
             table.store(memory, RequesterId(source), 0, table.deny());
         }
-        // Nothing is set yet that nothing could clear.
+        // Leading ranges without settings have no effect: there are no settings yet that they could clear.
         for range in ranges.iter().skip_while(|range| range.settings == 0) {
             table.settle(memory, range);
         }
@@ -82,8 +82,8 @@ impl DeviceTable {
         registers::table_base(self.base.0, FRAMES as u64)
     }
 
-    /// Enters the settings of an IVHD device entry, for its functions and for their alias. Of entries that
-    /// overlap the last holds.
+    /// Applies the settings of an IVHD device entry to its functions and to their alias. Where entries overlap, the
+    /// last one holds.
     fn settle<M: TableMemory>(&self, memory: &mut M, range: &EntryRange) {
         let (management, passes) = device::settings(range.settings);
         let named = (range.first.0..=range.last.0).chain(range.alias.map(|alias| alias.0));
@@ -100,8 +100,8 @@ impl DeviceTable {
         }
     }
 
-    /// Takes the interrupt fields over from the table of the unit's previous owner, whose register this
-    /// was, as far as its memory can be read. Says whether there were any.
+    /// Copies the interrupt fields from the table of the unit's previous owner, as far as its memory can be read.
+    /// `register` is that owner's value of the device table register. Returns whether there were any.
     pub(super) fn adopt_interrupts<M: TableMemory>(&self, memory: &mut M, register: u64) -> bool {
         let old = Self {
             base: PhysAddr(register & super::spec::ADDRESS_BITS),
@@ -124,8 +124,8 @@ impl DeviceTable {
         any
     }
 
-    /// Writes the entry of `source`, never letting it through in between, nor denying what it translates when
-    /// only root and mode change.
+    /// Writes the entry of `source`. The device is never let through in between. If only root and mode change, its
+    /// translations stay valid throughout.
     pub(super) fn write<M: TableMemory>(&self, memory: &mut M, source: RequesterId, entry: Entry) {
         let (translation, domain) = self.words(entry);
         let [first, second] = [0, 1].map(|word| self.load(memory, source, word));
@@ -143,8 +143,8 @@ impl DeviceTable {
         self.clean(memory, source);
     }
 
-    /// Sets or clears SE and SA in the entry of `source`: one store, of a word that says nothing of what it
-    /// may reach.
+    /// Sets or clears SE and SA in the entry of `source`, by one store. The memory that the source can reach stays
+    /// the same.
     pub(super) fn suppress_faults<M: TableMemory>(
         &self,
         memory: &mut M,

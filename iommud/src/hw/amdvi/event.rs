@@ -1,4 +1,4 @@
-//! What the entries of the event log and the PPR log mean.
+//! Meaning of the entries of the event log and the PPR log.
 
 use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
@@ -7,11 +7,11 @@ use super::spec::event::{self, code};
 use crate::addr::{INTERRUPT_WINDOW, Iova, PAGE_SIZE};
 use crate::hw::unit::HardwareFault;
 
-/// Added to the code of an entry of the PPR log, to tell it from an event of the same number.
+/// Added to the code of an entry of the PPR log, to distinguish it from an event with the same number.
 const PAGE_REQUEST_REASON: u16 = 0x100;
 
-/// The fault that an entry of the event log reports. Events that concern no device carry the requester id
-/// of the unit itself. Physical addresses in events are not passed on.
+/// Decodes the fault that an entry of the event log reports. Events that concern no device get the requester id of
+/// the unit itself. Physical addresses in events are left out.
 pub(super) fn fault(entry: [u64; 2], unit: RequesterId) -> HardwareFault {
     let [first, second] = entry;
     let code = event::code_of(first);
@@ -29,19 +29,19 @@ pub(super) fn fault(entry: [u64; 2], unit: RequesterId) -> HardwareFault {
     }
 }
 
-/// Whether two faults differ in nothing but the place in a page.
+/// Whether two faults differ at most in the offset within the page.
 pub(super) fn tells_the_same(one: &HardwareFault, other: &HardwareFault) -> bool {
     let page = |fault: &HardwareFault| fault.address.map(|address| address.0 & !(PAGE_SIZE - 1));
     let rest = |fault: &HardwareFault| (fault.source, fault.access, fault.reason, fault.words);
     page(one) == page(other) && rest(one) == rest(other)
 }
 
-/// The address the device used. Entries whose address is one of memory have none here.
+/// The address that the device used. `None` if the entry has none, or holds a physical address.
 fn address(code: u8, first: u64, second: u64) -> Option<Iova> {
     let at = match code {
         code::PAGE_FAULT => {
-            // An interrupt outside of the window does not exist: QEMU marks every fault as an interrupt
-            // and reports address 0, which says nothing.
+            // There are no interrupts outside of the window. QEMU marks every fault as an interrupt and reports
+            // address 0, which is then left out.
             let contradictory = first & event::INTERRUPT != 0 && !in_window(second);
             return (!contradictory || second != 0).then_some(Iova(second));
         }
@@ -53,7 +53,8 @@ fn address(code: u8, first: u64, second: u64) -> Option<Iova> {
     Some(Iova(at))
 }
 
-/// What the device tried, where the entry tells: RW says nothing of interrupts and translation requests.
+/// The access that the device tried, if the entry reports it. RW is not valid for interrupts and translation
+/// requests.
 fn access(code: u8, first: u64, second: u64) -> FaultAccess {
     let tells = matches!(
         code,
@@ -130,15 +131,15 @@ fn invalid_request_words(kind: u8) -> &'static str {
     }
 }
 
-/// A page request, from an entry of the PPR log. None is ever granted: there is nothing to page in.
+/// A page request, from an entry of the PPR log. All are refused, because memory is never paged in.
 pub(super) struct PageRequest {
-    /// Who asked.
+    /// The requester.
     pub(super) source: RequesterId,
-    /// For which process, if it says so.
+    /// The process, if the request names one.
     pub(super) process: Option<u32>,
-    /// What to answer with.
+    /// The tag for the answer.
     pub(super) tag: u16,
-    /// For the records.
+    /// The request as a fault, for the fault records.
     pub(super) fault: HardwareFault,
 }
 
@@ -169,7 +170,7 @@ mod tests {
 
     const UNIT: RequesterId = RequesterId(0x0002);
 
-    /// The entry from its 32-bit words, as specifications and drivers show them.
+    /// Builds an entry from its 32-bit words, as specifications and drivers show them.
     fn entry(words: [u32; 4]) -> [u64; 2] {
         let [a, b, c, d] = words.map(u64::from);
         [a | b << 32, c | d << 32]
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!((denied.access, denied.words), (FaultAccess::Write, "no permission"));
         // RZ.
         assert!(decode([1, 0x2090_0000, 0, 0]).words.contains("reserved bits"));
-        // TR: a request for a translation says nothing of the access.
+        // TR: a translation request reports no access.
         assert_eq!(decode([1, 0x2120_0000, 0x1000, 0]).access, FaultAccess::Unknown);
     }
 
@@ -281,8 +282,8 @@ mod tests {
 
     /// Linux EVENT_TYPE_INV_PPR_REQ 9 (address in the last two words, tag in bits 9:0 of the second),
     /// EVENT_TYPE_RMP_FAULT 0xd (guest's address there), EVENT_TYPE_RMP_HW_ERR 0xe (an address of memory there);
-    /// EVENT_TYPE_GUEST_EVENT_FAULT 0xb and EVENT_TYPE_VIOMMU_HW_ERR 0xc. The last two never occur without what is
-    /// never turned on here.
+    /// EVENT_TYPE_GUEST_EVENT_FAULT 0xb and EVENT_TYPE_VIOMMU_HW_ERR 0xc. The last two never occur, because the
+    /// features that they belong to are never turned on.
     #[test]
     fn events_of_what_is_off() {
         let request = decode([0x4321_bead, 0x9100_3dff, 0x7654_3abc, 0xfedc_ba98]);

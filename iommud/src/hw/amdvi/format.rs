@@ -1,8 +1,8 @@
 //! The format of AMD-Vi's own page tables, for the shared walker.
 //!
-//! Leaves have the size of their table's level (Next Level 0: 4 KiB, 2 MiB, 1 GiB), or one between, which takes
-//! up to 256 equal entries (Next Level 7). Permissions are ANDed over all levels, so links allow everything and
-//! leaves decide.
+//! A leaf covers one slot of its table's level (Next Level 0: 4 KiB, 2 MiB, 1 GiB), or a size between two levels. A
+//! leaf of a size between takes up to 256 equal entries (Next Level 7). Permissions are ANDed over all levels, so
+//! links allow everything and leaves decide.
 
 use iommu_protocol::wire::Access;
 
@@ -14,7 +14,7 @@ use crate::hw::page_table::{PteFormat, PteSlot};
 #[derive(Clone, Copy, Debug)]
 pub struct AmdFormat;
 
-/// What a leaf allows, as its bits.
+/// The bits of a leaf with `access`. Every leaf has FC.
 fn permissions(access: Access) -> u64 {
     let mut permissions = page::FORCE_COHERENT;
     if access.contains(Access::READ) {
@@ -95,9 +95,9 @@ mod tests {
 
     const ALL: Access = Access::READ.union(Access::WRITE);
 
-    // Linux amd_iommu_types.h: IOMMU_PTE_PR bit 0, PM_LEVEL_ENC bits 11:9, IOMMU_PTE_FC bit 60, IOMMU_PTE_IR
-    // bit 61, IOMMU_PTE_IW bit 62; FreeBSD AMDIOMMU_PTE_PR, _NLVL_MASK 0xe00, _PA_MASK, _FC, _IR, _IW agree. A leaf of a table at level n has Next Level
-    // 0, a link in a table at level n has Next Level n - 1 (PM_LEVEL_PDE).
+    // Linux amd_iommu_types.h: IOMMU_PTE_PR bit 0, PM_LEVEL_ENC bits 11:9, IOMMU_PTE_FC bit 60, IOMMU_PTE_IR bit 61,
+    // IOMMU_PTE_IW bit 62; FreeBSD AMDIOMMU_PTE_PR, _NLVL_MASK 0xe00, _PA_MASK, _FC, _IR, _IW agree. A leaf of a
+    // table at level n has Next Level 0, a link in a table at level n has Next Level n - 1 (PM_LEVEL_PDE).
 
     #[test]
     fn leaves() {
@@ -136,7 +136,8 @@ mod tests {
         let link = PteSlot::Table(PhysAddr(0x1234_5000));
         assert_eq!(decode([0x01, 0x52, 0x34, 0x12, 0, 0, 0, 0x60], 2), link);
         assert_eq!(decode([0x01, 0x5a, 0x34, 0x12, 0, 0, 0, 0x60], 6), link);
-        // A link that does not lead down is none, nor is a leaf of a size that its level has not: 4 MiB, 8 KiB.
+        // A link that does not lead to a lower level is empty. So is a leaf of a size that its level does not have: 4
+        // MiB, 8 KiB.
         assert_eq!(decode([0x01, 0xfe, 0x1f, 0x12, 0, 0, 0, 0x60], 1), PteSlot::Empty);
         assert_eq!(decode([0x01, 0x0e, 0x34, 0x12, 0, 0, 0, 0x60], 2), PteSlot::Empty);
         assert_eq!(decode([0x01, 0x54, 0x34, 0x12, 0, 0, 0, 0x60], 2), PteSlot::Empty);
@@ -157,7 +158,7 @@ mod tests {
         assert_eq!(at(0x1240_0000, 2, 1), [0x01, 0xfe, 0x5f, 0x12, 0, 0, 0, 0x70]);
         assert_eq!(at(0x2000_0000, 2, 8), [0x01, 0xfe, 0xff, 0x2f, 0, 0, 0, 0x70]);
         assert_eq!(at(0x1_8000_0000, 3, 1), [0x01, 0xfe, 0xff, 0xbf, 0x01, 0, 0, 0x70]);
-        // Slot 0x25 of a table of pages is the sixth of a page of 64 KiB.
+        // Slot 0x25 of a table of 4 KiB pages is the sixth slot of a 64 KiB page.
         let entry = u64::from_le_bytes([0x01, 0x7e, 0x34, 0x12, 0, 0, 0, 0x30]);
         let part = PteSlot::Leaf { phys: PhysAddr(0x1234_5000), access: Access::READ };
         assert_eq!(AmdFormat::decode_at(entry, 1, 0x25), part);

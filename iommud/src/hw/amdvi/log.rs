@@ -8,14 +8,14 @@ use crate::hw::poll;
 use crate::hw::ring::Ring;
 use crate::hw::unit::UnitError;
 
-/// Frames of a log, and the log2 of its entries: 4096. One DMA of a kilobyte that is blocked can fill 256.
+/// Frames of a log, and the log2 of its entries: 4096. One blocked DMA of a kilobyte can fill 256 of them.
 pub(super) const FRAMES: usize = 16;
 const LENGTH: u8 = 12;
 
 /// How long an entry may stay unwritten after the unit has announced it.
 const ENTRY_LIMIT: Nanos = Nanos(1_000_000);
 
-/// Where a log's registers are, and its bits in the control and status registers.
+/// The registers of a log, and its bits in the control and status registers.
 #[derive(Debug)]
 struct Place {
     base: u32,
@@ -87,8 +87,9 @@ impl Log {
         port.write(self.place.tail, 0);
     }
 
-    /// Hands entries to `sink`, oldest first, until it refuses one, which stays for the next time. One register
-    /// is read when there are none. Returns how many are known to be lost, an overflow counting as one.
+    /// Passes entries to `sink`, oldest first, until it refuses one. The refused entry stays for the next call. If
+    /// there are none, only one register is read. Returns how many entries are known to be lost; an overflow counts
+    /// as one.
     ///
     /// # Errors
     /// `Dead`, `Timeout`.
@@ -108,7 +109,7 @@ impl Log {
         }
         let (mut lost, mut left) = (0, waiting);
         while left > 0 {
-            // One that does not come is waited for; the ones after it are not.
+            // The first entry that does not arrive is waited for; later ones are not.
             let limit = if lost == 0 { ENTRY_LIMIT } else { Nanos(0) };
             match self.entry(port, memory, limit) {
                 Some(entry) if !sink(entry) => break,
@@ -123,13 +124,13 @@ impl Log {
         if overflowed {
             self.restart(port)?;
         }
-        // A full log drops what comes next. QEMU does so without a word.
+        // A full log drops the next entries. QEMU does so without setting the overflow bit.
         let full = waiting + 1 >= self.ring.entries();
         Ok(lost + u32::from(overflowed || full))
     }
 
-    /// The next entry. The unit may move its pointer before the entry is in memory: an entry is there when
-    /// it has a code, since those read before were cleared. `None` when it does not come.
+    /// The next entry. The unit may move its pointer before the entry is in memory. Entries are cleared when they are
+    /// read, so an entry has arrived when it has a code. `None` if it does not arrive in time.
     fn entry<R: RegisterIo, C: Clock, M: TableMemory>(
         &self,
         port: &mut Port<R, C>,
@@ -142,9 +143,8 @@ impl Log {
         })
     }
 
-    /// Starts a log that overflowed (48882 section 2.5.1, "Event Log Restart Procedure"): off, wait until it
-    /// stopped, clear the overflow, on, wait until it runs. Everything that was in it has been read; the
-    /// pointers stay.
+    /// Restarts a log that overflowed (48882 section 2.5.1, "Event Log Restart Procedure"): off, wait until it
+    /// stopped, clear the overflow, on, wait until it runs. All of its entries have been read; the pointers stay.
     fn restart<R: RegisterIo, C: Clock>(&self, port: &mut Port<R, C>) -> Result<(), UnitError> {
         let control = port.control;
         port.set_control(control - self.place.on);

@@ -12,8 +12,8 @@
 //!   both:     exclusion range off, every entry written is invalidated, INVALIDATE_IOMMU_ALL, wait
 //! ```
 //!
-//! While IommuEn is 0 there are no commands and nothing is cached: what must be invalidated before
-//! `enable` is invalidated by it.
+//! While IommuEn is 0, the unit executes no commands and caches nothing. Invalidations that are due before `enable`
+//! are left to `enable`.
 
 mod bringup;
 mod capability;

@@ -1,4 +1,4 @@
-//! The registers of a unit, with waits that end.
+//! The registers of a unit. Every wait has a deadline.
 
 use super::spec::registers::{self, Control, Status};
 use crate::hw::hal::{Clock, Nanos, RegisterIo};
@@ -8,7 +8,7 @@ use crate::hw::unit::UnitError;
 /// How long a unit may take to start or stop a ring.
 const SWITCH_LIMIT: Nanos = Nanos(100_000_000);
 
-/// Registers, time, and what the control register holds.
+/// Registers, clock, and the value of the control register.
 #[derive(Clone)]
 pub(super) struct Port<R, C> {
     pub(super) registers: R,
@@ -17,7 +17,7 @@ pub(super) struct Port<R, C> {
 }
 
 impl<R: RegisterIo, C: Clock> Port<R, C> {
-    /// Takes the registers; `Dead` when there is nothing behind them.
+    /// Takes the registers; `Dead` when they read all ones.
     pub(super) fn open(mut registers: R, clock: C) -> Result<Self, UnitError> {
         let control = registers.read64(registers::CONTROL);
         if control == u64::MAX {

@@ -1,4 +1,4 @@
-//! From a unit that failed to one that takes entries again, with the tables and rings that it has.
+//! Brings a failed unit back until it accepts entries, with its existing tables and rings.
 //!
 //! ```text
 //! unit on    rings and logs are stopped, emptied and started; IommuEn stays
@@ -21,7 +21,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         if control == u64::MAX {
             return Err(UnitError::Dead);
         }
-        // A unit that lost power has another one than was written.
+        // A unit that lost power no longer has the value that was written.
         self.port.control = Control::from_bits_retain(control);
         let entered = match &mut self.state {
             State::Off { entered } | State::Stale { entered } => core::mem::take(entered),

@@ -1,4 +1,4 @@
-//! What a unit is, read from its registers and its capability block before anything is changed.
+//! Identifies a unit from its registers and its capability block, before anything is changed.
 
 use super::capability::Capability;
 use super::log::FRAMES as LOG_FRAMES;
@@ -12,16 +12,16 @@ use crate::hw::unit::{Survey, UnitError};
 use crate::topology::capabilities::{LevelSet, PageSizes, UnitCapabilities};
 use crate::topology::firmware::{UnitDescription, UnitKind};
 
-/// Runs of frames that bring-up takes: device table, a page table without pages, command ring and its status
-/// word, event log; and where page requests are logged, their log.
+/// Runs of frames that bring-up allocates: device table, a page table without pages, command ring, its status word,
+/// event log. Units that log page requests take one more run for that log.
 pub const RUNS: &[usize] = &[device::FRAMES, 1, command::FRAMES, 1, LOG_FRAMES, LOG_FRAMES];
 
 /// The table describes a unit of another vendor.
 pub(super) const NOT_AMD_VI: UnitError = UnitError::Unsupported { what: "not an AMD-Vi unit" };
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
-    /// Reads what the unit is, as [`AmdUnit::bring_up`] will find it. Writes nothing and waits for nothing. The
-    /// unit is taken for one that does not snoop: only asking tells.
+    /// Identifies the unit, as [`AmdUnit::bring_up`] will find it. Writes nothing and waits for nothing. The unit is
+    /// assumed not to snoop, because only a write of its control register can show that.
     ///
     /// # Errors
     /// `Dead`, `Unsupported`: bring-up would fail in the same way.
@@ -65,8 +65,8 @@ pub(super) fn identify<R: RegisterIo, C: Clock>(
 /// The unit's registers.
 ///
 /// # Errors
-/// `Dead`; `Unsupported` when firmware says that it did not enable them, and they do not answer. (QEMU's answer all
-/// the same.)
+/// `Dead`; `Unsupported` if firmware states that it did not enable the registers, and they do not answer. (QEMU's
+/// registers answer all the same.)
 fn open<R: RegisterIo, C: Clock>(
     registers: R,
     clock: C,
@@ -81,13 +81,13 @@ fn open<R: RegisterIo, C: Clock>(
     })
 }
 
-/// What the unit can do, where its capability block says nothing: what every unit can that has four levels.
+/// Capabilities of the unit. Values that its capability block does not state are those of any unit with four levels.
 pub(super) fn capabilities(
     levels: LevelSet,
     coherent: bool,
     capability: Option<Capability>,
 ) -> UnitCapabilities {
-    // Unknown is taken for yes: one invalidation too many does no harm.
+    // If unknown, absent entries count as cached: one invalidation too many does no harm.
     let caches_absent = capability.is_none_or(|block| block.caches_absent());
     UnitCapabilities {
         levels,
@@ -104,7 +104,7 @@ pub(super) fn capabilities(
     }
 }
 
-/// The registers that firmware's table and the capability block name must be the same.
+/// Checks that firmware's table and the capability block name the same registers.
 fn check_registers(
     description: &UnitDescription,
     capability: Option<Capability>,
@@ -117,8 +117,8 @@ fn check_registers(
     }
 }
 
-/// The extended features: the register where there is one, else none. Firmware's copy tells that there is
-/// a register, too.
+/// Reads the extended feature register, or returns no features if there is no such register. Without a capability
+/// block, firmware's copy shows that there is one.
 fn read_features<R: RegisterIo, C: Clock>(
     port: &mut Port<R, C>,
     firmware: Option<u64>,

@@ -1,6 +1,6 @@
-//! A machine for the tests of this folder: registers and memory of a unit that takes commands, with its own
-//! constants. It notices what was written, in order, and misbehaves on request. (How well a unit confines
-//! is tested on the software model in the test crate.)
+//! A machine for the tests of this folder: registers and memory of a unit that executes commands, with constants of
+//! its own. It records writes in order, and misbehaves on request. (How well a unit confines is tested on the
+//! software model in the test crate.)
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,26 +33,26 @@ pub(super) struct Machine {
     /// Register writes, in order.
     pub(super) writes: Vec<(u32, u64)>,
     pub(super) reads: usize,
-    /// What the processor sees, by address of the word.
+    /// Words as the processor sees them, by address.
     cpu: BTreeMap<u64, u64>,
-    /// What a unit that does not snoop sees.
+    /// Words as seen by a unit that does not snoop.
     ram: BTreeMap<u64, u64>,
     frames: BTreeSet<u64>,
     next: u64,
     /// Stores to table memory, in order.
     pub(super) stores: Vec<(u64, u64)>,
-    /// Commands carried out, without waits.
+    /// Commands executed, without waits.
     pub(super) commands: Vec<[u64; 2]>,
     pub(super) waits: usize,
     /// Allocations that still succeed.
     pub(super) budget: Option<usize>,
     /// The Coherent bit does not stick: the unit reads `ram`.
     pub(super) incoherent: bool,
-    /// Carry out this many more commands, then stop with CmdBufRun clear.
+    /// Execute this many more commands, then stop with CmdBufRun clear.
     pub(super) stop_after: Option<usize>,
     /// Stop again after a restart, this many times.
     pub(super) stop_again: usize,
-    /// Take no commands any more, and say nothing.
+    /// Execute no more commands, and report nothing.
     pub(super) hangs: bool,
     /// Logs do not stop.
     pub(super) logs_hang: bool,
@@ -86,7 +86,7 @@ impl Machine {
         [0, 8, 16, 24].map(|at| self.word(base + 32 * u64::from(source) + at))
     }
 
-    /// Appends an entry to a log whose base and tail registers are these.
+    /// Appends an entry to the log with these base and tail registers.
     pub(super) fn log(&mut self, base: u32, tail: u32, entry: [u64; 2]) {
         let register = self.get(base);
         let bytes = 16 << (register >> 56);
@@ -251,7 +251,7 @@ impl TableMemory for Shared {
 
 pub(super) type TestUnit = AmdUnit<Shared, Shared, Shared>;
 
-/// 00:00.2 as QEMU has it, with the settings of `entries`.
+/// QEMU's unit 00:00.2, with the settings of `entries`.
 pub(super) fn description(entries: Vec<EntryRange>) -> UnitDescription {
     UnitDescription {
         kind: UnitKind::AmdVi {

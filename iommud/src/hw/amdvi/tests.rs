@@ -231,7 +231,7 @@ fn settings_of_firmware_stay() {
         alias: alias.map(RequesterId),
         settings,
     };
-    // Everything passes for 0xa0..=0xaf and its alias; nothing for 0xa9, which is named again.
+    // Everything passes for 0xa0..=0xaf and its alias. Nothing passes for 0xa9, which a second range names again.
     let entries = vec![range(0xa0, 0xaf, Some(0x300), 0xf7), range(0xa9, 0xa9, None, 0)];
     let (registers, clock) = (shared.clone(), shared.clone());
     let description = description(entries);
@@ -262,7 +262,7 @@ fn invalidations_are_one_command_and_one_wait() {
         assert_eq!((&machine.commands[..], machine.waits), (&expected[..], 3));
         assert!(machine.writes.iter().all(|(register, _)| *register == COMMAND_TAIL));
     }
-    // With an old domain its pages follow, after the entry is forgotten.
+    // With an old domain, its pages are invalidated after the entry.
     unit.invalidate_entry(&mut shared, SOURCE, Some(DomainTag(5))).unwrap();
     let machine = shared.machine.borrow();
     assert_eq!(machine.commands[3..], [device(0xa8), [domain(5), WHOLE]]);
@@ -296,7 +296,7 @@ fn the_ring_wraps() {
     assert_eq!((machine.commands.len(), machine.waits), (1000, 1000));
     let expected: Vec<_> = (0..1000).map(|number| [domain(5), number << 12]).collect();
     assert_eq!(machine.commands, expected);
-    // Never more than the ring but 32 bytes is in use, and pointers stay inside.
+    // Tail pointers stay inside the ring, on whole entries.
     assert!(machine.writes.iter().all(|(_, tail)| *tail < 4096 && tail % 16 == 0));
 }
 
@@ -351,7 +351,7 @@ fn a_unit_that_hangs_or_dies_ends_the_wait() {
     shared.machine.borrow_mut().hangs = true;
     let error = unit.invalidate_pages(&mut shared, DomainTag(5), page(1), false).unwrap_err();
     assert_eq!(error, UnitError::Timeout { what: "completion of commands" });
-    // The ring is not written while an old wait is out.
+    // The ring is not written while an old wait is pending.
     let writes = shared.machine.borrow().writes.len();
     unit.invalidate_pages(&mut shared, DomainTag(5), page(2), false).unwrap_err();
     assert_eq!(shared.machine.borrow().writes.len(), writes);
@@ -366,7 +366,7 @@ fn failing_to_bring_up() {
     dead.machine.borrow_mut().set(CONTROL, u64::MAX);
     assert_eq!(bring_up(&mut dead).err(), Some(UnitError::Dead));
     assert!(dead.machine.borrow().writes.is_empty());
-    // No memory at any allocation: the unit was not touched but for the look at Coherent.
+    // No memory at any allocation: the unit is untouched, except for the test of Coherent.
     for budget in 0..7 {
         let mut shared = Shared::new();
         shared.machine.borrow_mut().budget = Some(budget);
@@ -473,7 +473,7 @@ fn events_of_one_page_in_a_row_are_one_fault() {
             log(page, event * 4);
         }
     }
-    // What belongs to the last one goes with it; the rest stays.
+    // Repetitions of the last fault go with it, even beyond the limit. The rest stays.
     assert_eq!(take(&mut shared, &mut unit, 2), (vec![1, 2], 0));
     assert_eq!(take(&mut shared, &mut unit, 2), (vec![1, 3], 0));
     assert_eq!(take(&mut shared, &mut unit, 2), (vec![], 0));

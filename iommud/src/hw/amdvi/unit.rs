@@ -20,28 +20,28 @@ use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 
-/// The answer to every page request: "invalid request" (PCI Express Base 6.0, page request response codes).
+/// The response to every page request: "invalid request" (PCI Express Base 6.0, page request response codes).
 const REFUSED: u8 = 1;
 
-/// Whether the unit reads the device table that is written here.
+/// Whether the unit reads this object's device table.
 #[derive(Clone, Debug)]
 pub(super) enum State {
-    /// It does not: there is nothing to invalidate, and everything will be.
+    /// The unit does not read it. There is nothing to invalidate yet, and `enable` will invalidate everything.
     Off {
         /// Requesters whose entries were written.
         entered: BTreeSet<u16>,
     },
-    /// It does, but may still have something cached from before; [`Unit::enable`] is under way or failed.
+    /// The unit reads it, but may still cache older entries; [`Unit::enable`] is under way or failed.
     Stale {
-        /// Requesters whose entries were written and not named to the unit since.
+        /// Requesters whose entries were written, and not yet named to the unit in a command.
         entered: BTreeSet<u16>,
     },
-    /// It does.
+    /// The unit reads it.
     On,
 }
 
-/// One AMD-Vi unit. Made by [`AmdUnit::bring_up`]. Only one whose registers can be cloned can be, which no real
-/// ones can.
+/// One AMD-Vi unit. Made by [`AmdUnit::bring_up`]. It can be cloned only if its registers can be, which those of a
+/// real machine cannot.
 #[derive(Clone)]
 pub struct AmdUnit<R, C, M> {
     pub(super) function: RequesterId,
@@ -55,13 +55,13 @@ pub struct AmdUnit<R, C, M> {
     /// The control register as it is while the unit runs.
     pub(super) running: Control,
     pub(super) state: State,
-    /// It translated when it was brought up.
+    /// The unit was translating when it was brought up.
     pub(super) found_translating: bool,
     pub(super) memory: PhantomData<fn() -> M>,
 }
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
-    /// Carries out commands and waits, unless the unit has nothing cached yet.
+    /// Executes commands and waits, unless the unit caches nothing yet.
     fn run(&mut self, memory: &mut M, commands: &[[u64; 2]]) -> Result<(), UnitError> {
         match self.state {
             State::Off { .. } => Ok(()),
@@ -145,8 +145,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         Ok(())
     }
 
-    /// The entry first and by itself, then the domain: a unit may carry commands out in any order up to a
-    /// wait, and a walk in between must not bring the old domain's translations back.
+    /// Invalidates the entry first, with a wait of its own, then the domain. A unit may execute commands in any order
+    /// up to a wait, and a walk in between must not bring translations of the old domain back.
     fn invalidate_entry(
         &mut self,
         memory: &mut M,
@@ -190,8 +190,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
         self.start_anew(memory)
     }
 
-    /// One DMA over a page can leave hundreds of events: those that follow each other and tell the same are
-    /// one fault.
+    /// One DMA over a page can leave hundreds of events. Events in a row that report the same count as one fault.
     fn take_faults(
         &mut self,
         memory: &mut M,

@@ -1,4 +1,4 @@
-//! From a unit as firmware or a previous owner left it to one that translates with our tables.
+//! Takes a unit, as firmware or a previous owner left it, to where it translates with our tables.
 //!
 //! ```text
 //! bring_up  identify -> faults masked and cleared -> old queue drained and stopped -> our queue on
@@ -6,13 +6,13 @@
 //! enable    RTADDR, SRTP -> context cache and IOTLB, all -> TE (if it was off) -> protected ranges off
 //! ```
 //!
-//! Translation that is on stays on. Until the root pointer is swapped the old tables translate. Between the
-//! swap and the end of the global invalidations a request may be translated by the entries of either owner
-//! (section 6.6). The IOTLB holds translations of the old owner under its domain ids until the same
-//! invalidations. An entry of ours with one of these ids would be served by them: a device would reach what the
-//! old owner granted to another. So whoever writes entries before `enable` uses ids that the old owner did not
-//! use (see [`crate::topology::tags`]); then a request reaches what one of the two owners grants to its source.
-//! A unit with ESRTPS does both in one step; the explicit invalidations cost it nothing and are not left out.
+//! Translation that is on stays on. Until the root pointer is swapped, the old tables translate. Between the swap and
+//! the end of the global invalidations, the entries of either owner may translate a request (section 6.6). Until then
+//! the IOTLB also holds translations of the old owner under its domain ids. They would serve an entry of ours with
+//! one of these ids: its device would reach memory that the old owner granted to another device. So entries written
+//! before `enable` must have domain ids that the old owner did not use (see [`crate::topology::tags`]). Then a
+//! request reaches only memory that one of the two owners grants to its source. A unit with ESRTPS does both in one
+//! step. There the explicit invalidations cost nothing, and they are not left out.
 
 use core::marker::PhantomData;
 
@@ -32,14 +32,14 @@ use crate::hw::unit::{Survey, UnitError};
 /// Addresses in registers: bits 63:12.
 const ADDRESS: u64 = !0xfff;
 
-/// Where a unit was told that its root table and its queue are (sections 11.4.5 and 11.4.9.3). Of
-/// whoever owned it last; whether it uses them is not looked at.
+/// Reads the addresses of the root table and the queue that the unit's previous owner set (sections 11.4.5 and
+/// 11.4.9.3). It does not check whether the unit uses them.
 pub fn addresses_told(registers: &mut impl RegisterIo) -> [PhysAddr; 2] {
     [ROOT_TABLE, QUEUE_ADDRESS].map(|register| PhysAddr(registers.read64(register) & ADDRESS))
 }
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
-    /// Reads what the unit is, as [`VtdUnit::bring_up`] will find it. Writes nothing and waits for nothing.
+    /// Identifies the unit, as [`VtdUnit::bring_up`] will find it. Writes nothing and waits for nothing.
     ///
     /// # Errors
     /// `Dead`, `Unsupported`: bring-up would fail in the same way.
@@ -54,14 +54,13 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         })
     }
 
-    /// Takes a unit over as far as taking entries. `host_bits` is the host address width that firmware
-    /// states (DMAR, "Host Address Width" + 1). Translation stays as it is: off, or on with the old tables.
-    ///
-    /// As [`VtdUnit::prepare`] and [`VtdUnit::take_over`].
+    /// Takes a unit over until it accepts entries: [`VtdUnit::prepare`], then [`VtdUnit::take_over`]. `host_bits` is
+    /// the host address width that firmware states (DMAR, "Host Address Width" + 1). Translation stays as it is: off,
+    /// or on with the old tables.
     ///
     /// # Errors
-    /// `Dead`, `Unsupported` and `Memory` before the unit was touched; `Timeout`, `Queue` when it does not
-    /// do what it is told: what it translates is then as it was.
+    /// `Dead`, `Unsupported` and `Memory` before the unit is changed. `Timeout` and `Queue` when it does not obey; it
+    /// then translates as before.
     pub fn bring_up(
         registers: R,
         clock: C,
@@ -73,9 +72,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         Ok(unit)
     }
 
-    /// Looks at what the unit can do, and allocates the three frames that it needs, which are never given back.
-    /// Nothing is written to it. [`VtdUnit::take_over`] is next; if that fails, [`crate::hw::Unit::revive`] may be
-    /// tried later.
+    /// Reads the capabilities of the unit, and allocates its three frames, which are never freed. Nothing is written
+    /// to the unit. Call [`VtdUnit::take_over`] next; if that fails, [`crate::hw::Unit::revive`] can be tried later.
     ///
     /// # Errors
     /// `Dead`, `Unsupported`, `Memory`.
@@ -105,23 +103,24 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         })
     }
 
-    /// Takes a unit over from whoever had it before, as far as taking entries.
+    /// Takes the unit over from its previous owner, until it accepts entries.
     ///
     /// # Errors
-    /// `Dead`, `Timeout`, `Queue`: what it translates is as it was.
+    /// `Dead`, `Timeout`, `Queue`: the unit translates as before.
     pub fn take_over(&mut self, memory: &mut M) -> Result<(), UnitError> {
         let old_root = self.port.registers.read64(ROOT_TABLE);
         self.mask_interrupts()?;
         self.stop_old_queue()?;
         self.start_queue()?;
-        // In other modes the unit takes only descriptors of the other width; `enable` tries the queue then.
+        // In other table modes the unit accepts only 256-bit descriptors. There `enable` is the first use of the
+        // queue.
         if old_root & TABLE_MODE == 0 {
             self.invalidate(memory, &[])?;
         }
         Ok(())
     }
 
-    /// Masks the unit's interrupts and clears what it has recorded for its previous owner.
+    /// Masks the unit's interrupts and clears the faults that it recorded for its previous owner.
     pub(super) fn mask_interrupts(&mut self) -> Result<(), UnitError> {
         self.port.registers.write32(FAULT_CONTROL, INTERRUPT_MASK);
         self.port.registers.write32(COMPLETION_CONTROL, INTERRUPT_MASK);
@@ -131,8 +130,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         self.forget_faults()
     }
 
-    /// Lets the previous owner's queue run dry and stops it (section 6.5.2). What a stuck one still holds
-    /// is given up: `enable` invalidates everything.
+    /// Lets the previous owner's queue run empty and stops it (section 6.5.2). The descriptors in a stuck queue are
+    /// given up, because `enable` invalidates everything.
     fn stop_old_queue(&mut self) -> Result<(), UnitError> {
         if self.port.status()? & QUEUE == 0 {
             return Ok(());
@@ -149,7 +148,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             Ok(_) => {}
         }
         self.port.switch_off(QUEUE, "the old invalidation queue to stop")?;
-        // What it was stopped at must not be taken for an error of ours.
+        // Otherwise an error of the old queue would be taken for one of ours.
         self.forget_errors()
     }
 
@@ -182,8 +181,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         Ok(())
     }
 
-    /// Makes the unit use the root table at `root`, in legacy mode (sections 6.6 and 11.4.5). From here on
-    /// hardware may read our tables: they are complete.
+    /// Makes the unit use the root table at `root`, in legacy mode (sections 6.6 and 11.4.5). From here on the
+    /// hardware may read our tables, which are complete.
     fn set_root(&mut self, root: PhysAddr) -> Result<(), UnitError> {
         self.port.registers.write64(ROOT_TABLE, root.0);
         self.port.switch_on(SET_ROOT, "the root table to be taken")

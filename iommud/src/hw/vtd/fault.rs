@@ -1,4 +1,4 @@
-//! Faults: the ring of recording registers (section 7.2.1) and the interrupt that tells of them.
+//! Faults: the ring of recording registers (section 7.2.1) and the fault interrupt.
 
 use super::spec::fault::{CLEAR, FAULT, RECORD, decode};
 use super::spec::register::{
@@ -10,8 +10,8 @@ use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{HardwareFault, UnitError};
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
-    /// Makes the unit send the message `data` to `address` when it records a fault while none is pending,
-    /// and unmasks it. A fault recorded while the interrupt was masked is told at once.
+    /// Makes the unit send the message `data` to `address` when it records a fault while none is pending, and unmasks
+    /// this interrupt. If a fault was recorded while the interrupt was masked, the unit sends the message at once.
     pub fn program_fault_interrupt(&mut self, address: u64, data: u32) {
         let (high, low) = (address >> 32, address & u64::from(u32::MAX));
         let registers = &mut self.port.registers;
@@ -26,7 +26,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     pub fn mask_fault_interrupt(&mut self, masked: bool) {
         let value = if masked { INTERRUPT_MASK } else { 0 };
         self.port.registers.write32(FAULT_CONTROL, value);
-        // The read pushes the write, and interrupts on their way, ahead of itself.
+        // The read returns only after the write, and any interrupt in flight, has arrived.
         self.port.registers.read32(FAULT_CONTROL);
     }
 
@@ -35,9 +35,9 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         self.capability.fault_records() + RECORD * u32::try_from(index).unwrap_or(0)
     }
 
-    /// See [`crate::hw::Unit::take_faults`]. Records are read in the order they were written, from FRI on
-    /// and around the end, until one is empty. The index is the unit's own only when the first fault
-    /// becomes pending, so a call that leaves records behind remembers where it was.
+    /// See [`crate::hw::Unit::take_faults`]. Records are read in the order they were written: from FRI on, around the
+    /// end, until one is empty. FRI is updated only when the first fault becomes pending. So a call that leaves
+    /// records behind keeps the index of the next one.
     pub(super) fn drain_faults(
         &mut self,
         limit: usize,
@@ -45,7 +45,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
     ) -> Result<u32, UnitError> {
         let status = self.port.fault_status()?;
         if status & COMPLETION_ERROR != 0 {
-            // A stray answer of a device TLB: nobody waits for it, and nothing stands still.
+            // A device TLB sent an invalid completion. Nothing waits for it, and the queue goes on.
             self.port.registers.write32(FAULT_STATUS, COMPLETION_ERROR);
         }
         let count = self.capability.fault_count();
@@ -64,7 +64,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
                     taken += 1;
                 }
                 None if taken > 0 => return self.end_overflow(status),
-                // The first one must hold a fault; a unit that says otherwise is searched.
+                // The first record must hold a fault. If a unit reports a wrong index, all records are searched.
                 None => {}
             }
             index = (index + 1) % count;
@@ -76,7 +76,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         Ok(0)
     }
 
-    /// The fault in a record, which is then free. The word with F is read first: the unit writes it last.
+    /// Takes the fault out of a record, and frees the record. The word with F is read first: the unit writes it last.
     fn take_record(&mut self, index: usize) -> Result<Option<HardwareFault>, UnitError> {
         let offset = self.record(index);
         let high = self.port.registers.read64(offset + 8);
@@ -91,7 +91,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         Ok(Some(decode(low, high)))
     }
 
-    /// Makes the unit record again after an overflow. How many faults it dropped is not known: at least 1.
+    /// Makes the unit record again after an overflow. Returns the number of dropped faults: at least 1, the exact
+    /// number is unknown.
     fn end_overflow(&mut self, status: u32) -> Result<u32, UnitError> {
         if status & OVERFLOW == 0 {
             return Ok(0);
@@ -100,7 +101,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         Ok(1)
     }
 
-    /// Clears all records of a previous owner.
+    /// Clears all fault records and error bits, such as those of a previous owner.
     pub(super) fn forget_faults(&mut self) -> Result<(), UnitError> {
         for index in 0..self.capability.fault_count() {
             let offset = self.record(index);
@@ -109,8 +110,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         self.forget_errors()
     }
 
-    /// Clears what the fault status holds but records. A queue that stands at a bad descriptor meets it
-    /// again at once.
+    /// Clears the error bits of the fault status. A queue that stands at a bad descriptor sets its error bit again at
+    /// once.
     pub(super) fn forget_errors(&mut self) -> Result<(), UnitError> {
         let errors = QUEUE_ERROR | COMPLETION_ERROR | TIMEOUT_ERROR | LOG_FAULTS | OVERFLOW;
         self.port.registers.write32(FAULT_STATUS, errors);

@@ -1,5 +1,5 @@
-//! Registers with the rules of their use: one command at a time, every wait with a deadline, and a unit
-//! that reads all ones is dead, not ready.
+//! Access to registers. Only one command is under way at a time, and every wait has a deadline. A unit that reads all
+//! ones is dead, not ready.
 
 use super::spec::register::{
     COMMAND, FAULT_STATUS, FLUSH_WRITE_BUFFER, PERSISTENT, PROTECT, PROTECTED, PROTECTED_MEMORY,
@@ -9,14 +9,14 @@ use crate::hw::hal::{Clock, Nanos, RegisterIo};
 use crate::hw::poll;
 use crate::hw::unit::UnitError;
 
-/// How long a unit may take over anything. Commands take microseconds; drains wait for devices.
+/// Deadline of any wait for a unit. Commands take microseconds, but drains wait for devices.
 pub(super) const LIMIT: Nanos = Nanos(1_000_000_000);
 
-/// How long a unit that failed may take over anything while it is brought back: everybody waits meanwhile, and there
-/// will be another try.
+/// Deadline of any wait while a failed unit is brought back. It is short, because the whole server waits meanwhile
+/// and will try again.
 pub(super) const SHORT_LIMIT: Nanos = Nanos(20_000_000);
 
-/// The registers of a unit and the time.
+/// The registers of a unit, and the clock for deadlines.
 #[derive(Clone, Debug)]
 pub(super) struct Port<R, C> {
     pub(super) registers: R,
@@ -36,7 +36,7 @@ impl<R: RegisterIo, C: Clock> Port<R, C> {
         alive(self.registers.read32(FAULT_STATUS))
     }
 
-    /// Reads a register until `done` says so; returns what it read then.
+    /// Reads a register until `done` holds for its value, and returns that value.
     pub(super) fn wait_for(
         &mut self,
         offset: u32,
@@ -60,13 +60,13 @@ impl<R: RegisterIo, C: Clock> Port<R, C> {
         Ok(())
     }
 
-    /// Sets a bit and waits for it to show: an enable, or the one-shot that takes a table pointer.
+    /// Sets a bit and waits until the status shows it: an enable bit, or a one-shot bit that takes a table pointer.
     pub(super) fn switch_on(&mut self, bit: u32, what: &'static str) -> Result<(), UnitError> {
         self.command(bit, true)?;
         self.wait_for(STATUS, what, |status| status & bit != 0).map(drop)
     }
 
-    /// Clears an enable and waits for it to go.
+    /// Clears an enable bit and waits until the status shows it clear.
     pub(super) fn switch_off(&mut self, bit: u32, what: &'static str) -> Result<(), UnitError> {
         self.command(bit, false)?;
         self.wait_for(STATUS, what, |status| status & bit == 0).map(drop)
@@ -91,7 +91,7 @@ impl<R: RegisterIo, C: Clock> Port<R, C> {
     }
 }
 
-/// A register that has reserved bits never reads all ones on a unit that is there.
+/// `Dead` for a value of all ones. A register with reserved bits never reads so on a unit that is present.
 fn alive(value: u32) -> Result<u32, UnitError> {
     if value == u32::MAX { Err(UnitError::Dead) } else { Ok(value) }
 }

@@ -1,10 +1,9 @@
-//! The invalidation queue (section 6.5.2): requests are put in, followed by one wait, and are done when the
-//! unit has written the wait's value.
+//! The invalidation queue (section 6.5.2). A request is a list of descriptors, followed by one wait. It is done when
+//! the unit has written the wait's value.
 //!
-//! The queue is empty between requests, since each is waited for. A request never fills more than half of
-//! it, so that one that was cut short fits in again behind its own remains. The unit executes IOTLB
-//! invalidations only after the context-cache invalidations before them (section 6.5.2.12), so that no
-//! fence is needed in between.
+//! The queue is empty between requests, since each one is waited for. A request fills at most half of the queue. So a
+//! request that was aborted fits in again behind its own remains. The unit executes IOTLB invalidations only after
+//! the context-cache invalidations before them (section 6.5.2.12), so that no fence is needed in between.
 
 use super::port::Port;
 use super::spec::descriptor::{self, Descriptor};
@@ -20,7 +19,7 @@ use crate::hw::unit::UnitError;
 /// Most descriptors of a request, its wait included.
 const LONGEST: usize = 127;
 
-/// Looks at the status word before the error bits are read too.
+/// Reads of the status word before the error bits are read as well.
 const PATIENCE: u32 = 8;
 
 /// How a wait ended.
@@ -28,7 +27,7 @@ enum Outcome {
     Done,
     /// A device TLB did not answer, and the unit dropped the waits it had pending.
     Aborted {
-        /// The fault status then.
+        /// The fault status register at that moment.
         status: u32,
     },
 }
@@ -41,27 +40,27 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// A queue that the unit does not know yet.
+    /// Allocates a queue. The unit is not given it yet.
     pub(super) fn allocate<M: TableMemory>(memory: &mut M) -> Result<Self, MemoryError> {
         let ring = Ring::allocate(memory, 1)?;
         Ok(Self { ring, done: Semaphore::allocate(memory, u32::MAX.into())? })
     }
 
-    /// Begins at the first descriptor again. The unit does not take any. Values of waits go on counting, so that a
-    /// late answer is not taken for a new one.
+    /// Begins at the first descriptor again. The unit must not be taking any. The values of waits keep counting up,
+    /// so that a late answer is not taken for a new one.
     pub(super) fn restart(&mut self) {
         self.ring.set_offset(0);
     }
 
-    /// Where it is.
+    /// Address of the queue.
     pub(super) const fn base(&self) -> PhysAddr {
         self.ring.base()
     }
 
-    /// Puts `request` in and waits until the unit has done it.
+    /// Submits `request` and waits until the unit has done it.
     ///
     /// # Errors
-    /// `Timeout`, `Dead`; `Queue` when the unit refused a descriptor or a device did not answer twice.
+    /// `Timeout`, `Dead`; `Queue` when the unit refused a descriptor, or when a device twice did not answer.
     #[inline(always)]
     pub(super) fn submit<R: RegisterIo, C: Clock, M: TableMemory>(
         &mut self,
@@ -79,7 +78,7 @@ impl Queue {
         self.see_through(port, memory, request)
     }
 
-    /// Waits until the unit has done `request`, which it was told of; tells it once more if need be.
+    /// Waits until the unit has done `request`, which was submitted. Submits it once more if the unit aborted it.
     #[inline(never)]
     fn see_through<R: RegisterIo, C: Clock, M: TableMemory>(
         &mut self,
@@ -100,8 +99,8 @@ impl Queue {
         }
     }
 
-    /// Writes the descriptors and their wait, and shows them to the unit. The unit always reads the queue
-    /// through the caches, whatever it does with tables (ECAP.C, section 11.4.3).
+    /// Writes the descriptors and their wait, and hands them to the unit. The unit always reads the queue through the
+    /// caches, even if it does not read tables so (ECAP.C, section 11.4.3).
     #[inline(always)]
     fn put<R: RegisterIo, C, M: TableMemory>(
         &mut self,
@@ -109,7 +108,7 @@ impl Queue {
         memory: &mut M,
         request: &[Descriptor],
     ) {
-        // The mask keeps it in 32 bits.
+        // The mask limits the value to 32 bits.
         let value = u32::try_from(self.done.advance()).unwrap_or(0);
         let wait = descriptor::wait(self.done.address(), value);
         match request {
@@ -124,7 +123,7 @@ impl Queue {
         port.registers.write32(QUEUE_TAIL, self.tail());
     }
 
-    /// Waits for the last value given out.
+    /// Waits until the unit has written the latest value.
     #[inline(never)]
     fn wait<R: RegisterIo, C: Clock, M: TableMemory>(
         &self,
@@ -152,7 +151,7 @@ impl Queue {
         }
     }
 
-    /// Looks for errors (section 6.5.2.11) and clears them, so that the queue goes on.
+    /// Checks for errors (section 6.5.2.11) and clears them, so that the queue goes on.
     fn check<R: RegisterIo, M: TableMemory>(
         &self,
         registers: &mut R,
@@ -178,8 +177,8 @@ impl Queue {
         None
     }
 
-    /// Replaces the descriptor that the unit stands at by one that does nothing of interest: it writes a
-    /// word nobody reads. Returns the low word of what was there.
+    /// Replaces the descriptor at the head by a harmless one: a wait that writes a word which is never read. Returns
+    /// the low word of the replaced descriptor.
     fn replace_head<R: RegisterIo, M: TableMemory>(
         &self,
         registers: &mut R,

@@ -1,4 +1,4 @@
-//! From a unit that failed to one that takes entries again, with the tables and the queue that it has.
+//! Brings a failed unit back until it accepts entries, with its existing tables and queue.
 //!
 //! ```text
 //! faults masked and cleared -> queue off, whatever stands in it -> queue on, from its start
@@ -6,8 +6,8 @@
 //!     it does not:                              nothing of ours is cached; `enable` tells it of the tables
 //! ```
 //!
-//! Translation is never turned off. What the unit walks meanwhile are our tables as they stand: entries of clients'
-//! devices deny since it failed, all others are as policy left them.
+//! Translation is never turned off. The unit walks our tables meanwhile, as they stand. Entries of clients' devices
+//! have denied since the unit failed; all others are as policy left them.
 
 use super::port::{LIMIT, SHORT_LIMIT};
 use super::spec::descriptor;
@@ -45,13 +45,13 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         let drain = self.drain();
         self.invalidate(memory, &[descriptor::context_global(), descriptor::iotlb_global(drain)])?;
         self.root_changed = false;
-        // Not `Translating`: `enable` goes through all of its steps once more.
+        // Not `Translating`, so that `enable` goes through all of its steps again.
         self.phase = Phase::Told;
         Ok(())
     }
 
-    /// Stops the queue without waiting for what is in it: it did not do that in time before. The unit may stop only
-    /// when head and tail are equal (section 6.5.2).
+    /// Stops the queue without waiting for its content, which the unit did not finish in time before. The unit may
+    /// stop only when head and tail are equal (section 6.5.2), so the tail is set back to the head.
     fn drop_queue(&mut self) -> Result<(), UnitError> {
         if self.port.status()? & QUEUE == 0 {
             return Ok(());

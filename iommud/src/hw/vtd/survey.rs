@@ -1,4 +1,4 @@
-//! What a unit is, read from its registers before anything is changed.
+//! Identifies a unit from its registers, before anything is changed.
 
 use super::port::Port;
 use super::spec::capability::{Capability, ExtendedCapability};
@@ -18,7 +18,7 @@ const USABLE_WIDTHS: u8 = 0b1110;
 /// The widest physical address that tables can hold.
 const MOST_HOST_BITS: u8 = 52;
 
-/// What identifies a unit that can be driven.
+/// The registers that identify a unit which this driver supports.
 pub(super) struct Identity {
     pub(super) version: u32,
     pub(super) capability: Capability,
@@ -30,7 +30,7 @@ pub(super) struct Identity {
 /// Reads the registers that identify a unit: five reads, no wait.
 ///
 /// # Errors
-/// `Dead`; `Unsupported` for what cannot be driven.
+/// `Dead`; `Unsupported` for a unit that this driver cannot drive.
 pub(super) fn identify<R: RegisterIo, C: Clock>(
     port: &mut Port<R, C>,
 ) -> Result<Identity, UnitError> {
@@ -47,7 +47,7 @@ pub(super) fn identify<R: RegisterIo, C: Clock>(
     Ok(Identity { version, capability, extended, translating })
 }
 
-/// Refuses what cannot be driven.
+/// Refuses a unit that this driver cannot drive.
 fn check(
     capability: Capability,
     extended: ExtendedCapability,
@@ -84,12 +84,12 @@ pub(super) fn levels(capability: Capability) -> LevelSet {
     levels
 }
 
-/// `host_bits` as far as tables can hold it.
+/// Limits `host_bits` to the width that tables can hold.
 pub(super) fn usable_host_bits(host_bits: u8) -> u8 {
     host_bits.min(MOST_HOST_BITS)
 }
 
-/// What a unit with these registers can do, on a machine with addresses of `host_bits` bits.
+/// Capabilities of a unit with these registers, on a machine with physical addresses of `host_bits` bits.
 pub(super) fn capabilities(
     capability: Capability,
     extended: ExtendedCapability,
@@ -109,7 +109,7 @@ pub(super) fn capabilities(
         pass_through: extended.pass_through(),
         physical_bits: host_bits,
         iova_bits: capability.address_bits(),
-        // Depth and root lie in the two words of a context entry.
+        // Depth and root are in different words of a context entry, so one store cannot change both.
         deepens: false,
     }
 }

@@ -1,4 +1,4 @@
-//! Registers that answer at once and write down what was done to them, for the tests of this folder.
+//! Fake registers that answer at once and record every action, for the tests of this folder.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use std::vec::Vec;
 use crate::hw::hal::{Clock, Nanos, RegisterIo};
 use crate::hw::testing::Bus;
 
-/// What was done to the unit, in order.
+/// A register write, or a descriptor that was executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     W32(u32, u32),
@@ -16,7 +16,7 @@ pub(super) enum Act {
     Did([u64; 2]),
 }
 
-/// Offsets and bits are written out here on purpose: the tests do not use the code's.
+/// Offsets and bits are written out here on purpose: the tests do not use the constants of the code under test.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) version: u32,
@@ -75,7 +75,7 @@ impl Fake {
         })))
     }
 
-    /// What was done since the last call.
+    /// Actions since the last call.
     pub(super) fn acts(&self) -> Vec<Act> {
         core::mem::take(&mut self.0.borrow_mut().acts)
     }
@@ -123,7 +123,7 @@ impl State {
             }
             self.acts.push(Act::Did(descriptor));
             if kind == 5 {
-                // The status word is 32 bits wide; what lies beside it stays.
+                // The status word is 32 bits wide; the other half of the 64-bit word stays.
                 let (word, high) = (descriptor[1] & !7, descriptor[1] & 4 != 0);
                 let mut bus = bus.borrow_mut();
                 let old = bus[&word];
@@ -202,7 +202,7 @@ impl RegisterIo for Fake {
     }
 }
 
-/// A clock that moves by 10 ms each time someone waits.
+/// A clock that moves by 10 ms at each wait.
 #[derive(Debug, Default)]
 pub(super) struct Ticks(u64);
 

@@ -1,5 +1,5 @@
-//! What a unit is told, register by register and descriptor by descriptor. Numbers are those of the
-//! specification's figures, written out; the constants of the code under test are not used.
+//! Checks every register write and every descriptor that a unit gets. Numbers are those of the specification's
+//! figures, written out; the constants of the code under test are not used.
 
 use super::VtdUnit;
 use super::testing::{Act, Fake, Ticks};
@@ -39,7 +39,7 @@ fn bring_up(fake: &Fake, memory: &mut TestMemory) -> Result<TestUnit, UnitError>
     VtdUnit::bring_up(fake.clone(), Ticks::default(), memory, 39)
 }
 
-/// A unit that translates, after `change` was done to the fake; what happened so far is forgotten.
+/// A unit that translates, after `change` was applied to the fake. The record of earlier actions is cleared.
 fn translating(change: impl Fn(&Fake)) -> (Fake, TestMemory, TestUnit) {
     let mut memory = TestMemory::new();
     let fake = Fake::new(memory.bus.clone());
@@ -132,7 +132,7 @@ fn a_stuck_queue_of_the_previous_owner_is_given_up() {
         state.stalled = true;
     }
     let result = bring_up(&fake, &mut memory);
-    // The fake stays stalled, so that our own queue does not run either; what counts is how it was stopped.
+    // The fake stays stalled, so our own queue does not run either. The test checks only how the old one was stopped.
     assert_eq!(result.err(), Some(UnitError::Timeout { what: "an invalidation" }));
     let acts = fake.acts();
     let stop = acts.iter().position(|act| *act == W32(0x88, 0x40)).unwrap();
@@ -244,7 +244,7 @@ fn entries_are_written_whole_or_absent() {
     unit.write_entry(&mut memory, device, translate(0x12)).unwrap();
     assert_eq!(memory.load(PhysAddr(ROOT), 4), CONTEXT | 1);
     assert_eq!(words(&memory), [0x1_2345_6001, 0x1202]);
-    // The queue is read through the caches by every unit.
+    // Every unit reads the queue through the caches.
     assert!(memory.dirty.iter().all(|line| line & !0xfff == QUEUE));
     memory.cleans.clear();
     let stores = memory.stores;
@@ -327,7 +327,7 @@ fn caching_mode_forgets_absent_entries_too() {
     assert_eq!(fake.did(), [[0x11, 0], [0xd2, 0]], "the root entry was absent");
     unit.write_entry(&mut memory, device, Entry::Blocked).unwrap();
     unit.invalidate_entry(&mut memory, device, Some(DomainTag(3))).unwrap();
-    // On its way from old to new the entry was absent, and the device may have tried then.
+    // The entry was absent while it was being replaced, and the unit may have cached that.
     let both = [[0x0000_0100_0003_0031, 0], [0x0000_0100_0000_0031, 0], [0x0003_00e2, 0]];
     assert_eq!(fake.did(), both);
     unit.write_entry(&mut memory, device, translate(4)).unwrap();
@@ -450,7 +450,7 @@ fn a_queue_that_stands_still_or_a_unit_that_is_gone_is_noticed() {
     assert_eq!(unit.take_faults(&mut memory, 9, &mut |_| ()), Err(UnitError::Dead));
 }
 
-/// Faults of the four sources 0, 1, 2, 3, whose first is in record `first` of `count`.
+/// Faults of the sources 0, 1, 2 and 3. The first one is in record `first` of `count`.
 fn with_faults(first: u8, count: u8) -> (Fake, TestMemory, TestUnit) {
     let many = u64::from(count - 1) << 40;
     let (fake, memory, unit) = translating(|fake| {
@@ -499,7 +499,7 @@ fn a_limit_leaves_the_rest_for_the_next_call() {
     assert_eq!(taken(&take(&mut unit, &mut memory, 0)), (vec![], 0));
     assert_eq!(taken(&take(&mut unit, &mut memory, 3)), (vec![0, 1, 2], 0));
     assert_eq!(fake.0.borrow().fault_status & 1, 1, "recording resumes when all are free");
-    // FRI still says 6, which is free by now.
+    // FRI is still 6, although that record is free by now.
     assert_eq!(taken(&take(&mut unit, &mut memory, 3)), (vec![3], 1));
     assert_eq!(taken(&take(&mut unit, &mut memory, 3)), (vec![], 0));
 }

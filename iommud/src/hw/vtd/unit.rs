@@ -1,12 +1,12 @@
-//! A VT-d unit that takes entries: context tables, and what has to be invalidated when.
+//! A VT-d unit: its context entries, and the invalidations that a change of them needs.
 //!
-//! Blocked is a context entry with P clear. It denies with fault reason 2, and so does an absent one (with
-//! reason 1 where the bus has no context table yet), so that denying never needs memory. FPD in such an
-//! entry is honoured and silences the source.
+//! A blocked device has a context entry with P clear. Such an entry denies with fault reason 2. Where a bus has no
+//! context table yet, its absence denies with reason 1; so blocking never needs memory. The unit honours FPD in an
+//! entry with P clear: it then reports no faults of the source.
 //!
-//! Between `bring_up` and `enable` hardware knows none of these tables: it translates nothing, or it walks
-//! the tables of whoever owned it before. Nothing written here can be cached then, and invalidations would
-//! only cost the old owner's devices time; they are left out, and `enable` ends with global ones.
+//! Between `bring_up` and `enable` the hardware does not use these tables. It translates nothing, or it walks the
+//! tables of its previous owner. So it can cache nothing that is written here. Invalidations would only slow the
+//! previous owner's devices down; they are left out, and `enable` ends with global ones.
 
 use core::marker::PhantomData;
 
@@ -24,24 +24,24 @@ use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 
-/// Whether hardware walks this unit object's tables.
+/// Whether the hardware walks this object's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It has not been told of them: see the module's description.
+    /// The hardware does not know the tables yet: see the description of the module.
     Preparing,
-    /// It has been told, and `enable` has not got to its end: it may or may not.
+    /// The hardware was given the root table, but `enable` has not finished: it may walk the tables or not.
     Told,
-    /// It does.
+    /// The hardware walks the tables.
     Translating,
 }
 
 /// A VT-d unit whose queue runs. Made by [`VtdUnit::bring_up`].
 ///
-/// A copy is a checkpoint of what software knows, for tests over a `hal` that can be copied; no real machine's
-/// can.
+/// A copy is a checkpoint of the software state, for tests over a `hal` that can be copied. The `hal` of a real
+/// machine cannot be.
 ///
-/// Device TLBs stay off: context entries have TT 00, which blocks translation requests and translated
-/// requests. Whoever turns them on adds a device TLB invalidation behind each IOTLB invalidation here.
+/// Device TLBs stay off: context entries have TT 00, which blocks translation requests and translated requests. A
+/// change that turns them on must add a device TLB invalidation after each IOTLB invalidation here.
 #[derive(Clone, Debug)]
 pub struct VtdUnit<R, C, M> {
     pub(super) port: Port<R, C>,
@@ -54,17 +54,17 @@ pub struct VtdUnit<R, C, M> {
     /// The root table's frame.
     pub(super) root: PhysAddr,
     pub(super) phase: Phase,
-    /// It translated when it was brought up.
+    /// The unit was translating when it was brought up.
     pub(super) found_translating: bool,
     /// A root entry became present and the unit may have cached its absence (caching mode).
     pub(super) root_changed: bool,
-    /// The fault record to go on at, when the last call left some.
+    /// The fault record to continue at, when the last call left some.
     pub(super) next_fault: Option<usize>,
     pub(super) memory: PhantomData<fn(&mut M)>,
 }
 
 impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
-    /// What IOTLB invalidations wait for: all that the unit can.
+    /// The requests in flight that IOTLB invalidations wait for: all kinds that the unit supports.
     pub(super) const fn drain(&self) -> Drain {
         Drain { reads: self.capability.drains_reads(), writes: self.capability.drains_writes() }
     }
@@ -122,7 +122,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         entry::context_table(memory.load(self.root, 2 * usize::from(bus)))
     }
 
-    /// The context table of a bus. A new one is empty: it denies, as its absence did.
+    /// Returns the context table of a bus, and makes one if there is none. A new table is empty: it denies, as its
+    /// absence did.
     fn make_context_table(&mut self, memory: &mut M, bus: u8) -> Result<PhysAddr, UnitError> {
         if let Some(table) = self.context_table(memory, bus) {
             return Ok(table);
@@ -142,8 +143,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         [memory.load(table, word), memory.load(table, word + 1)]
     }
 
-    /// Replaces a context entry. The words of an entry that is present are never mixed with those of
-    /// another: it is made absent first, and the word with P is the last one written.
+    /// Replaces a context entry. Words of the old and the new entry are never mixed in a present entry: it is made
+    /// absent first, and the word with P is written last.
     fn replace_entry(&self, memory: &mut M, table: PhysAddr, devfn: u8, new: [u64; 2]) {
         let word = 2 * usize::from(devfn);
         let old = [memory.load(table, word), memory.load(table, word + 1)];
@@ -159,7 +160,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         self.clean(memory, table, word, 2);
     }
 
-    /// Submits invalidations, once hardware knows the tables.
+    /// Submits invalidations and waits until the unit has done them.
     pub(super) fn invalidate(
         &mut self,
         memory: &mut M,
@@ -168,8 +169,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         self.queue.submit(&mut self.port, memory, request)
     }
 
-    /// The one invalidation that covers `range`: of the smallest aligned power of two of pages around it, or
-    /// of the whole domain where the unit cannot do that.
+    /// Builds the one invalidation that covers `range`. It names the smallest aligned power of two of pages around
+    /// the range, or the whole domain where the unit cannot invalidate that many pages.
     fn range_invalidation(
         &self,
         tag: DomainTag,
@@ -187,7 +188,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
         descriptor::iotlb_pages(tag.0, start, mask, leaves_only, self.drain())
     }
 
-    /// What makes an entry visible that was absent before.
+    /// Makes an entry visible that was absent before.
     fn publish_entry(&mut self, memory: &mut M, source: RequesterId) -> Result<(), UnitError> {
         if !self.capability.caching_mode() {
             return self.publish_stores();
@@ -197,7 +198,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             let request = [descriptor::context_global(), descriptor::iotlb_global(drain)];
             return self.invalidate(memory, &request);
         }
-        // Caching mode files entries that are not present under domain 0 (section 6.2.2.1).
+        // In caching mode the unit caches absent entries under domain 0 (section 6.2.2.1).
         let domain = entry::domain(self.context_entry(memory, source)).unwrap_or(0);
         let request = [
             descriptor::context_device(0, source.0),
@@ -241,7 +242,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
         Ok(())
     }
 
-    /// FPD, one bit of the word with P: one store, which the unit sees before or after.
+    /// Changes FPD, one bit of the word with P. It is one store, so the unit sees the entry either before or after
+    /// it.
     fn suppress_faults(
         &mut self,
         memory: &mut M,
@@ -276,7 +278,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
                 if !self.capability.caching_mode() {
                     return self.invalidate(memory, &[context, pages]);
                 }
-                // While the entry was absent, on its way from old to new, that may have been cached.
+                // The entry was absent while it was being replaced, and the unit may have cached that.
                 let absent = descriptor::context_device(0, source.0);
                 self.invalidate(memory, &[context, absent, pages])
             }

@@ -51,7 +51,7 @@ fn switch(acs: [bool; 2]) -> [PciFunction; 6] {
     ]
 }
 
-// Not Linux's partition: see the head of this file.
+// Linux makes another partition: see the head of the module `groups`.
 #[test]
 fn what_is_behind_a_switch_is_one_group_when_one_of_its_ports_lacks_acs() {
     let one = [vec![(0, 1, 0)], vec![(1, 0, 0)], vec![(2, 0, 0), (2, 1, 0), (3, 0, 0), (4, 0, 0)]];

@@ -1,16 +1,16 @@
-//! Functions whose peers cannot be reached although no standard ACS register says so.
+//! Functions that cannot reach their peers although no standard ACS register shows it.
 //!
 //! The facts are those of Linux 6.18 `drivers/pci/quirks.c` (`pci_dev_acs_enabled`), for machines that can have
 //! VT-d or AMD-Vi units. Root ports of Arm, LoongArch and X-Gene machines are left out for that reason.
 //!
-//! Where Linux writes registers to bring isolation about, iommud only reads them: isolation that is not in force
-//! counts as none.
+//! Linux writes registers to establish isolation. The server only reads them: isolation that is not in force counts
+//! as none.
 
 use core::ops::RangeInclusive;
 
 use crate::topology::pci::{FunctionKind, PciFunction};
 
-/// How isolation of a known function is found out.
+/// How the isolation of a known function is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acs {
     /// It is always in force; nothing has to be written.
@@ -21,7 +21,7 @@ pub enum Acs {
     Pch,
 }
 
-/// What a row is about, beside vendor and device.
+/// The functions that a row is for, beside vendor and device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Of {
     /// Endpoints integrated in the root complex.
@@ -216,7 +216,7 @@ const ROWS: &[Row] = &[
     ),
 ];
 
-/// What is known of the isolation of a function.
+/// The known isolation of a function, if it is in the list.
 #[must_use]
 pub fn find(function: &PciFunction) -> Option<Acs> {
     let is = |known: &&Row| {

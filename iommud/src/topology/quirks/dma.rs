@@ -9,7 +9,7 @@ use iommu_protocol::ids::RequesterId;
 
 use crate::topology::pci::PciFunction;
 
-/// Under which ids beside its own the requests of a function may arrive. All are on the function's own bus.
+/// Ids beside its own under which the requests of a function may arrive. All are on the function's own bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmaAlias {
     /// This function number of the same device.
@@ -31,7 +31,7 @@ pub struct Row {
     pub device: u16,
     /// The ids.
     pub alias: DmaAlias,
-    /// Where the fact is from.
+    /// Source of the fact.
     pub source: &'static str,
 }
 
@@ -44,7 +44,7 @@ const INTEL: u16 = 0x8086;
 
 /// A private DMA engine of the Intel 80333 behind its address translation unit.
 const ADAPTEC: DmaAlias = DmaAlias::Fixed(&[1 << 3]);
-/// What the look-up table of the bridge is set to from its EEPROM: 10.0, 11.0, 12.3.
+/// Content of the bridge's look-up table, from its EEPROM: 10.0, 11.0, 12.3.
 const MIC_X200: DmaAlias = DmaAlias::Fixed(&[0x10 << 3, 0x11 << 3, 0x12 << 3 | 3]);
 
 use DmaAlias::{FiveOfEveryDevice, Function, WholeBus};
@@ -88,18 +88,18 @@ pub const ROWS: &[Row] = &[
     row(0x10b5, 0x87b1, WholeBus, "PLX NT endpoint, quirk_plx_ntb_dma_alias"),
 ];
 
-/// A bridge without a PCI Express capability that answers for what is behind with `secondary:00.0`.
+/// A bridge without a PCI Express capability that puts `secondary:00.0` on requests from behind it.
 #[derive(Clone, Copy, Debug)]
 pub struct BridgeRow {
     /// Vendor id.
     pub vendor: u16,
     /// Device id.
     pub device: u16,
-    /// Where the fact is from.
+    /// Source of the fact.
     pub source: &'static str,
 }
 
-/// All known bridges of that kind. What is behind is given the bridge's own id as well.
+/// All known bridges of that kind. Requests from behind one may also carry the bridge's own id.
 pub const BRIDGES: &[BridgeRow] = &[
     BridgeRow { vendor: 0x1b21, device: 0x1080, source: "ASM1083 and 1085, bug 44881 comment 46" },
     BridgeRow { vendor: 0x10e3, device: 0x8113, source: "Tundra 8113, bug 44881 comment 43" },
@@ -115,7 +115,7 @@ pub fn uses_secondary_bus(bridge: &PciFunction) -> bool {
     BRIDGES.iter().any(is)
 }
 
-/// Tells `sink` each id beside its own that a function's requests may carry; perhaps also its own.
+/// Calls `sink` with each id beside its own that a function's requests may carry; perhaps also with its own.
 pub fn ids(function: &PciFunction, sink: &mut dyn FnMut(RequesterId)) {
     let is = |known: &&Row| known.vendor == function.vendor && known.device == function.device;
     let Some(known) = ROWS.iter().find(is) else { return };

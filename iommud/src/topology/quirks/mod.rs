@@ -1,4 +1,4 @@
-//! What is known of single devices and their registers do not tell: facts as data, each with its source.
+//! Facts about single devices that their registers do not show: data, each with its source.
 
 pub mod acs;
 pub mod dma;

@@ -11,9 +11,9 @@ use crate::topology::pci::PciFunction;
 impl Walk<'_> {
     /// Enters all virtual functions.
     ///
-    /// A device makes up these numbers. So a virtual function is entered only behind the same bridge as its
-    /// physical one, where the bridge lets no other id through; and at the first id that is somebody's already
-    /// the rest are left out. Ids that are left out are denied.
+    /// A device may choose these numbers at will. So a virtual function is entered only behind the same bridge as its
+    /// physical one, since the bridge lets no other id through. At the first id that is in use already, the rest are
+    /// left out. Ids that are left out are denied.
     pub(super) fn virtual_functions(&mut self) {
         if self.physical.is_empty() {
             return;
@@ -61,7 +61,7 @@ impl Walk<'_> {
     }
 }
 
-/// Requester ids that are somebody's.
+/// Requester ids in use.
 struct Taken(Vec<u64>);
 
 impl Taken {
@@ -73,7 +73,7 @@ impl Taken {
         taken
     }
 
-    /// True when it was nobody's.
+    /// Takes an id. Returns whether it was free.
     fn take(&mut self, id: RequesterId) -> bool {
         let bit = 1 << (id.0 % 64);
         let Some(word) = self.0.get_mut(usize::from(id.0 / 64)) else { return false };

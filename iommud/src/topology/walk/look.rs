@@ -1,4 +1,4 @@
-//! One function, from its configuration space.
+//! Examines one function through its configuration space.
 
 use iommu_protocol::ids::PciAddress;
 
@@ -31,31 +31,31 @@ const HOT_PLUG_CAPABLE: u32 = 1 << 6;
 /// Device Control 2: ARI Forwarding Enable.
 const ARI_FORWARDING: u32 = 1 << 5;
 
-/// A function, and what the walk goes on with.
+/// A function, with the facts that the walk needs to go on.
 pub(super) struct Found {
     pub(super) function: PciFunction,
-    /// The header says that the device has several functions. Only that of function 0 counts.
+    /// The header states that the device has several functions. Only the header of function 0 counts.
     pub(super) multifunction: bool,
     /// The number of the next function of an ARI device, 0 after the last one. `None` without the capability.
     pub(super) next: Option<u8>,
     /// A port that forwards requests for functions above 7.
     pub(super) forwards_ari: bool,
-    /// Virtual functions that are there.
+    /// The enabled virtual functions.
     pub(super) virtuals: Option<Virtuals>,
 }
 
-/// Why a look found nothing.
+/// Why no function was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nothing {
     /// No function answers.
     Absent,
-    /// One answered at first, and then read all ones: it was reset, or pulled out. What was read of it describes
-    /// another function, without capabilities that it has.
+    /// A function answered at first, and then read all ones: it was reset, or pulled out. The values read would
+    /// describe another function, without some capabilities.
     Undescribed,
 }
 
-/// Looks at an address. `multifunction` is what function 0 of the device says, once that is known; with `ari` the
-/// function may name the next one.
+/// Examines an address. `multifunction` is the statement of function 0 of the device, once that is known. With `ari`
+/// the function may name the next one.
 pub(super) fn look(
     config: &mut dyn ConfigSpace,
     address: PciAddress,
@@ -104,9 +104,9 @@ pub(super) fn look(
 struct Reader<'a> {
     config: &'a mut dyn ConfigSpace,
     address: PciAddress,
-    /// A register that never changes: its offset, and what it reads.
+    /// A register that never changes: its offset and its value.
     constant: (u16, u32),
-    /// The function did not answer for a while: what was read is of no use.
+    /// The function did not answer for a while, so the values read are of no use.
     lost: bool,
 }
 
@@ -119,7 +119,8 @@ struct Express {
 }
 
 impl Reader<'_> {
-    /// A word; all ones past the end, where a capability may reach whose place a device makes up.
+    /// Reads a word. It is all ones past the end: a device chooses where its capabilities are, so they may reach
+    /// there.
     fn read(&mut self, offset: u32) -> u32 {
         if offset >= 4096 {
             return u32::MAX;
@@ -132,8 +133,8 @@ impl Reader<'_> {
     }
 
     /// Whether a register reads all ones although the function answers: extended configuration space may be out of
-    /// reach. It is read again between two reads of the constant register, so that a function which came back after
-    /// the first read, or went after it, is found out.
+    /// reach. The register is read again between two reads of the constant register. So a function that came back
+    /// after the first read, or went after it, is detected.
     fn is_all_ones(&mut self, offset: u16) -> bool {
         self.answers() && self.config.read(self.address, offset) == u32::MAX && self.answers()
     }
@@ -143,12 +144,12 @@ impl Reader<'_> {
         self.config.read(self.address, offset) == word
     }
 
-    /// A word that is not all ones.
+    /// Reads a word; `None` if it is all ones.
     fn answered(&mut self, offset: u32) -> Option<u32> {
         Some(self.read(offset)).filter(|word| *word != u32::MAX)
     }
 
-    /// The PCI Express capability; `None` for a conventional function.
+    /// Finds the PCI Express capability; `None` for a conventional function.
     fn express(&mut self, pointer: u32) -> Option<Express> {
         let status = self.read(0x04) >> 16;
         if status & 0x10 == 0 {
@@ -171,7 +172,7 @@ impl Reader<'_> {
         None
     }
 
-    /// What only root ports and downstream ports say.
+    /// Reads the properties that only root ports and downstream ports have.
     fn port(&mut self, express: Express, found: &mut Found) {
         if express.word & SLOT_IMPLEMENTED != 0 {
             let slot = self.answered(express.at + SLOT_CAPABILITIES).unwrap_or(0);
@@ -199,14 +200,14 @@ impl Reader<'_> {
         if let Some((total, virtuals)) =
             virtuals.and_then(|at| virtuals::read(&mut |offset| self.read(at + offset)))
         {
-            // Peers may come at any time: they are functions of this device.
+            // Virtual functions may be enabled at any time, and they are functions of this device.
             found.function.multifunction |= total > 0;
             found.virtuals = virtuals;
         }
         self.isolation(acs, &mut found.function);
     }
 
-    /// Where these extended capabilities are.
+    /// Finds the offsets of these extended capabilities.
     fn find_extended<const N: usize>(&mut self, wanted: [Option<u32>; N]) -> [Option<u32>; N] {
         let mut found = [None; N];
         let mut left = wanted.iter().flatten().count();
@@ -233,7 +234,7 @@ impl Reader<'_> {
         found
     }
 
-    /// The ACS registers, or what is known of a function whose registers do not say it.
+    /// Reads the ACS registers, or takes the known isolation of a function whose registers do not show it.
     fn isolation(&mut self, at: Option<u32>, function: &mut PciFunction) {
         let known = acs::find(function);
         let (capability, control) = match known {
@@ -256,7 +257,7 @@ impl Reader<'_> {
     }
 }
 
-/// The chipset's registers of a port are read through it.
+/// Lets `pch` read a port's registers through the reader, so that a lost function is noticed.
 impl ConfigSpace for Reader<'_> {
     fn read(&mut self, address: PciAddress, offset: u16) -> u32 {
         if address == self.address {
@@ -275,8 +276,8 @@ impl ConfigSpace for Reader<'_> {
 const STATUS: u16 = 0x04;
 const CLASS: u16 = 0x08;
 
-/// Reads the isolation of a virtual function, which answers with no identity of its own. False when that is no
-/// description of it.
+/// Reads the isolation of a virtual function, which has no vendor id of its own. Returns false if the function
+/// stopped answering meanwhile.
 pub(super) fn look_at_virtual(config: &mut dyn ConfigSpace, function: &mut PciFunction) -> bool {
     let address = function.address;
     let constant = (CLASS, config.read(address, CLASS));
@@ -286,8 +287,8 @@ pub(super) fn look_at_virtual(config: &mut dyn ConfigSpace, function: &mut PciFu
     !reader.lost
 }
 
-/// Whether a function answers at an address. The vendor id of a virtual one reads all ones (PCI Express Base 6.0
-/// section 9.3.4.1.1): its status does not.
+/// Whether a function answers at an address. The vendor id of a virtual function reads all ones (PCI Express Base 6.0
+/// section 9.3.4.1.1), but its status does not.
 pub fn answers(config: &mut dyn ConfigSpace, address: PciAddress) -> bool {
     match low(config.read(address, 0)) {
         0 => false,
@@ -296,13 +297,13 @@ pub fn answers(config: &mut dyn ConfigSpace, address: PciAddress) -> bool {
     }
 }
 
-/// No function answers, or what answers has no identity.
+/// Whether no function answers, or one without an identity.
 const fn is_absent(identity: u32) -> bool {
     matches!(low(identity), 0 | 0xffff) || identity == 0xffff_0001
 }
 
-/// The kind of a function from its device/port type and whether its header is a bridge's. Where the two
-/// contradict each other, the kind that isolates least.
+/// The kind of a function, from its device/port type and from whether it has a bridge's header. If the two contradict
+/// each other, it is the kind that isolates least.
 pub(super) const fn kind(express: Option<u32>, buses: Option<Buses>) -> FunctionKind {
     match (express, buses) {
         (Some(4), Some(buses)) => FunctionKind::RootPort(buses),

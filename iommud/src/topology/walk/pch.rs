@@ -1,14 +1,14 @@
 //! Root ports of older Intel chipsets, which have no ACS capability and isolate by other registers.
 //!
-//! Linux 6.18 `drivers/pci/quirks.c`, `pci_quirk_enable_intel_pch_acs`: it writes what is missing; here isolation is
-//! in force or it is not.
+//! From Linux 6.18 `drivers/pci/quirks.c`, `pci_quirk_enable_intel_pch_acs`. Linux writes the missing bits. The
+//! server only reads whether isolation is in force.
 
 use iommu_protocol::ids::PciAddress;
 
 use crate::topology::pci::ConfigSpace;
 
-/// Miscellaneous Port Configuration of a root port: Invalid Receive Bus Number Check Enable, which does what ACS
-/// source validation does.
+/// Miscellaneous Port Configuration of a root port: Invalid Receive Bus Number Check Enable. It has the effect of ACS
+/// source validation.
 const MPC: u16 = 0xd8;
 const MPC_BUS_NUMBER_CHECK: u32 = 1 << 26;
 
@@ -25,7 +25,7 @@ const BSPR_NO_PEERS: u32 = 1 << 8 | 1 << 9;
 const UPDCR: u64 = 0x1014;
 const UPDCR_PORTS: u32 = 0x3f;
 
-/// Whether a root port checks who sends, and lets no request go to a peer.
+/// Whether a root port checks the bus number of each request, and lets no request go to a peer.
 pub(super) fn isolates(config: &mut dyn ConfigSpace, port: PciAddress) -> bool {
     checks_bus_numbers(config.read(port, MPC)) && redirects(config, port).unwrap_or(false)
 }

@@ -1,4 +1,4 @@
-//! Words of configuration space, and the functions that come of them.
+//! Checks the functions that a walk finds in given words of configuration space.
 
 mod lost;
 mod peers;

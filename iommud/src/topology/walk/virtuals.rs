@@ -1,11 +1,11 @@
-//! Virtual functions (SR-IOV): their requester ids follow from registers of their physical function, and no
-//! identity of their own is in configuration space (PCI Express Base 6.0 sections 9.2.1.2, 9.3.3, 9.3.4).
+//! Virtual functions (SR-IOV). Their requester ids follow from registers of their physical function. Configuration
+//! space holds no identity of their own (PCI Express Base 6.0 sections 9.2.1.2, 9.3.3, 9.3.4).
 
 use iommu_protocol::ids::RequesterId;
 
 use super::word::{high, low};
 
-/// Offsets in the capability: control, number that can be, number that is, offset and stride, device id.
+/// Offsets in the capability: control, possible number, present number, offset and stride, device id.
 const CONTROL: u32 = 0x08;
 const TOTAL: u32 = 0x0c;
 const NUMBER: u32 = 0x10;
@@ -26,8 +26,8 @@ pub(super) struct Virtuals {
     pub(super) device: u16,
 }
 
-/// How many virtual functions there can be, and those there are, from words of the capability. While they are
-/// disabled their places are not defined.
+/// Reads from words of the capability how many virtual functions are possible, and the enabled ones. While they are
+/// disabled, their places are not defined.
 pub(super) fn read(word: &mut dyn FnMut(u32) -> u32) -> Option<(u16, Option<Virtuals>)> {
     let mut read = |offset| Some(word(offset)).filter(|word| *word != u32::MAX);
     let total = high(read(TOTAL)?);
@@ -41,7 +41,7 @@ pub(super) fn read(word: &mut dyn FnMut(u32) -> u32) -> Option<(u16, Option<Virt
 }
 
 impl Virtuals {
-    /// Their requester ids: ascending, up to the last there can be.
+    /// Their requester ids, in ascending order, up to the highest possible id.
     pub(super) fn ids(self, physical: RequesterId) -> impl Iterator<Item = RequesterId> {
         let first = u32::from(physical.0) + u32::from(self.offset);
         (0..u32::from(self.count))

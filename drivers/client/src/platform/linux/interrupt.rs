@@ -1,5 +1,5 @@
-//! Interrupts of a function through its interrupt line, which uio_pci_generic listens to: it masks the line
-//! in the function's command register when there was an interrupt, and it is for the driver to unmask it.
+//! Interrupts of a function through its interrupt line. uio_pci_generic handles the line: after an interrupt it masks
+//! the line in the function's command register, and the driver unmasks it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,10 +9,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::config::unmask;
 
-/// Where interrupts of a function arrive.
+/// The interrupts of a function.
 #[derive(Debug)]
 pub struct Interrupt {
-    /// Readable when there was an interrupt: a count of 4 bytes.
+    /// Readable after an interrupt: a count of 4 bytes.
     file: File,
     config: File,
 }
@@ -22,13 +22,12 @@ impl Interrupt {
         Self { file, config }
     }
 
-    /// Waits until there was an interrupt since the last call, at most `timeout`, less when a signal comes; whether
-    /// there was. The line
-    /// stays masked between calls, and is asserted as long as the device has something to tell: nothing is
-    /// missed, and there may be one interrupt with nothing to tell any more.
+    /// Waits for an interrupt since the last call: at most `timeout`, or less if a signal arrives. Returns whether
+    /// there was one. The line stays masked between calls. The device asserts it as long as it has something to
+    /// report. So no interrupt is missed, but there may be one after everything was handled.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Errors of the operating system.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
         unmask(&self.config)?;
         let timeout = Timespec {

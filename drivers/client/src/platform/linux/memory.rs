@@ -12,14 +12,14 @@ use super::unmap::end;
 use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
 
-/// Alignment of every mapping: files of huge pages need it, others do not mind.
+/// Alignment of every mapping. Files of huge pages need it; it does no harm to others.
 const ALIGNMENT: usize = 1 << 21;
 
 impl Memory {
     /// Maps the whole of each file, in order. Together they hold at least `length` bytes.
     ///
     /// # Errors
-    /// [`ProtocolError::Memory`] when they do not; what mmap(2) reports.
+    /// [`ProtocolError::Memory`] if they hold less; errors of mmap(2).
     pub fn map(files: &[impl AsFd], length: u64) -> Result<Self, Error> {
         let mut sizes = Vec::with_capacity(files.len());
         for file in files {
@@ -39,7 +39,7 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Address space of `length` bytes, aligned, that nobody can access yet.
+    /// Reserves address space of `length` bytes, aligned and not accessible yet.
     fn reserve(length: usize) -> Result<Self, Error> {
         let whole = length.checked_add(ALIGNMENT).ok_or(ProtocolError::Memory)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -49,7 +49,7 @@ impl Memory {
                 .map_err(std::io::Error::from)?;
         let before = start.addr().next_multiple_of(ALIGNMENT) - start.addr();
         let base = start.wrapping_byte_add(before);
-        // The rest of the reservation may stay when it cannot be ended: it holds no memory.
+        // The rest of the reservation may stay if it cannot be unmapped: it holds no memory.
         trim(start, before);
         trim(base.wrapping_byte_add(length), whole - before - length);
         let base = NonNull::new(base.cast()).ok_or(ProtocolError::Memory)?;
@@ -71,10 +71,10 @@ impl Memory {
     }
 }
 
-/// Ends a part of a reservation that nothing refers to. A piece that cannot be ended stays.
+/// Unmaps a part of a reservation that nothing references. A part that cannot be unmapped stays.
 fn trim(start: *mut c_void, length: usize) {
     if let Some(start) = NonNull::new(start.cast()) {
-        // SAFETY: the callers' obligation, all in this file: the range is theirs.
+        // SAFETY: all callers are in this file. The range is theirs, and nothing references it.
         unsafe { end(start, length) }
     }
 }

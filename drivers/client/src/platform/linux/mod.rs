@@ -12,13 +12,13 @@ use std::path::PathBuf;
 pub use socket::Socket;
 pub(super) use unmap::end;
 
-/// Where iommud listens unless told otherwise.
+/// Path at which iommud listens by default.
 pub const DEFAULT_SOCKET: &str = "/run/iommu.sock";
 
-/// Environment variable that says where iommud listens.
+/// Environment variable with the path at which iommud listens.
 pub const SOCKET_VARIABLE: &str = "IOMMU_SOCKET";
 
-/// Where iommud listens.
+/// The path at which iommud listens.
 #[must_use]
 pub fn socket_path() -> PathBuf {
     std::env::var_os(SOCKET_VARIABLE).map_or_else(|| DEFAULT_SOCKET.into(), PathBuf::from)

@@ -1,4 +1,4 @@
-//! PCI functions through sysfs, for drivers on systems where nobody hands them their device.
+//! PCI functions through sysfs, for drivers that get their device from no other program.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,7 +13,7 @@ use crate::platform::Memory;
 
 pub use super::interrupt::Interrupt;
 
-/// A function that no kernel driver uses, or that uio_pci_generic has, which gives its interrupts.
+/// A function without a kernel driver, or one of uio_pci_generic, which delivers its interrupts.
 #[derive(Debug)]
 pub struct Function {
     address: PciAddress,
@@ -21,7 +21,7 @@ pub struct Function {
     config: File,
 }
 
-/// The function that this driver was started for: nobody does that here.
+/// The function that this driver was started for: always `None`, since nothing starts drivers here.
 #[must_use]
 pub const fn spawned() -> Option<PciAddress> {
     None
@@ -57,10 +57,10 @@ impl Function {
         Ok((read_config(&self.config, 0)?, read_config(&self.config, 2)?))
     }
 
-    /// Lets the function master the bus. `permission` is what attaching its device gave.
+    /// Lets the function master the bus. `permission` is the one that attaching its device returned.
     ///
     /// # Errors
-    /// The permission is another device's (`InvalidInput`); configuration space cannot be written.
+    /// The permission is for another device (`InvalidInput`); configuration space cannot be written.
     pub fn enable_bus_mastering(&self, permission: &BusMasterPermission) -> io::Result<()> {
         if permission.address() != self.address {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -76,20 +76,20 @@ impl Function {
         change_command(&self.config, 0, BUS_MASTER)
     }
 
-    /// The first `length` bytes, at least, of the registers behind a base address register, 0 to 5.
+    /// Maps the registers behind a base address register, 0 to 5: at least their first `length` bytes.
     ///
     /// # Errors
-    /// There is none, it is shorter, or it cannot be mapped.
+    /// There are none, they are shorter, or they cannot be mapped.
     pub fn registers(&self, bar: u8, length: u64) -> Result<Memory, Error> {
         let path = self.directory.join(format!("resource{bar}"));
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         Memory::map(&[file], length)
     }
 
-    /// Where the function's interrupts arrive.
+    /// The function's interrupts.
     ///
     /// # Errors
-    /// `Unsupported` when uio_pci_generic does not have the function: Linux gives a process no other way.
+    /// `Unsupported` if uio_pci_generic does not have the function: Linux gives a process no other way to get them.
     pub fn interrupt(&self) -> Result<Interrupt, Error> {
         let none = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => io::ErrorKind::Unsupported.into(),

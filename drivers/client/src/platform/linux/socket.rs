@@ -26,39 +26,39 @@ use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
 use crate::transport::{FOREVER, Handle, OPENING, Transport};
 
-/// How often a waiting thread looks whether another one has received its event.
+/// Interval at which a waiting thread checks whether another one has received its event.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// A connection to iommud. Several threads may use it: each request has its own answer, and whoever waits for one
-/// receives those of the others, too.
+/// A connection to iommud. Several threads may use it: each request has its own answer. A thread that waits for an
+/// answer also receives those of other threads.
 #[derive(Debug)]
 pub struct Socket {
     socket: OwnedFd,
     state: Mutex<State>,
-    /// A frame was received, or nobody receives any more.
+    /// Signals that a frame was received, or that no thread receives any more.
     received: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     next_tag: u64,
-    /// Requests that have no answer yet.
+    /// Tags of requests that have no answer yet.
     asked: Vec<u64>,
-    /// Answers that another thread than their own has received.
+    /// Answers that were received, and that their threads have not taken yet.
     answers: Vec<Answer>,
-    /// Handles of event frames that nobody has waited for yet.
+    /// Handles of event frames that no thread has waited for yet.
     readable: BTreeSet<u32>,
-    /// Where the next frame goes; `None` while a thread receives.
+    /// Buffer for the next frame; `None` while a thread receives.
     room: Option<Vec<u8>>,
     /// Threads that wait for `received`.
     sleepers: usize,
 }
 
-/// What came back.
+/// The reply to a request.
 #[derive(Debug)]
 struct Answer {
     tag: u64,
-    /// Not negative in what [`Socket::request`] returns.
+    /// Not negative in results of [`Socket::request`].
     result: i64,
     payload: Vec<u8>,
     descriptors: Vec<OwnedFd>,
@@ -68,7 +68,7 @@ impl Socket {
     /// Connects to the server that listens at `path`.
     ///
     /// # Errors
-    /// [`Error::Disconnected`] when none does; what connect(2) reports.
+    /// [`Error::Disconnected`] if no server listens there; errors of connect(2).
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
@@ -124,7 +124,7 @@ impl Socket {
         }
     }
 
-    /// Waits for the answer to a request, whoever receives it.
+    /// Waits for the answer to a request, whichever thread receives it.
     fn answer(&self, tag: u64) -> Result<Answer, Error> {
         let mut state = self.state();
         loop {
@@ -141,7 +141,7 @@ impl Socket {
         }
     }
 
-    /// Until another thread has received something, or the time is over.
+    /// Waits until another thread has received a frame, or until the time is over.
     fn sleep<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -159,8 +159,8 @@ impl Socket {
         state
     }
 
-    /// Receives one frame, with the state left to other threads meanwhile, and puts it where who waits for it
-    /// looks. An interruption, or no frame where there need not be one, is as good as a frame.
+    /// Receives one frame, and stores it for the thread that waits for it. Other threads can use the state meanwhile.
+    /// An interruption is no error, nor is a missing frame if `flags` do not wait for one.
     fn receive<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
@@ -196,7 +196,7 @@ impl Socket {
         }
     }
 
-    /// The next frame; `None` after an interruption, or when there is none.
+    /// Receives the next frame; `None` after an interruption, or if there is none.
     fn frame(&self, room: &mut [u8], flags: RecvFlags) -> Result<Option<Frame>, Error> {
         let mut space =
             vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -223,7 +223,7 @@ impl Socket {
         }))
     }
 
-    /// Waits for a frame.
+    /// Waits at most `longest` until a frame can be received.
     fn wait(&self, longest: Duration) -> Result<(), Error> {
         let timeout = Timespec::try_from(longest).map_err(std::io::Error::other)?;
         match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout)) {
@@ -233,7 +233,7 @@ impl Socket {
     }
 }
 
-/// What is received.
+/// A received frame.
 enum Frame {
     /// This handle can be read.
     Readable(u32),
@@ -249,8 +249,8 @@ impl State {
         tag
     }
 
-    /// Keeps an answer for who asked. One that nobody asked for ends everything that is asked: it may have been
-    /// meant for any.
+    /// Keeps an answer for the thread that waits for it. An answer to no request fails all open requests: it may have
+    /// been meant for any of them.
     fn file(&mut self, answer: Answer) -> Result<(), Error> {
         let Some(at) = self.asked.iter().position(|tag| *tag == answer.tag) else {
             self.asked.clear();
@@ -297,7 +297,7 @@ impl Transport for Socket {
     }
 
     fn close(&self, Handle(handle): Handle) {
-        // Whatever goes wrong, the handle is closed: with the connection, at the latest.
+        // Errors do not matter. The handle is closed in any case: with the connection, at the latest.
         let _ = self.request(Kind::Close, handle, 0, &[], &[]);
         self.state().readable.remove(&handle);
     }
@@ -343,7 +343,7 @@ impl Transport for Socket {
             return Ok(true);
         }
         loop {
-            // What another thread has received counts, even if the server is gone since.
+            // An event that another thread has received counts, even if the server is gone since.
             let mut state = self.state();
             if state.readable.remove(&handle) {
                 return Ok(true);

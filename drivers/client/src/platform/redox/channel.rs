@@ -1,26 +1,26 @@
-//! What pcid does for a driver on a function's channel. A request is written whole; its answer is read, a length
-//! of 8 bytes first. Numbers are little endian, of fixed size; an alternative is its number in 4 bytes (as the
-//! crate bincode 1 writes them; pcid's `driver_interface`).
+//! pcid's services for a driver, on a function's channel. A request is written whole. Its answer is read: first a
+//! length of 8 bytes, then the data. Numbers are little-endian, of fixed size; an alternative is its number in 4
+//! bytes (the format of the crate bincode 1; pcid's `driver_interface`).
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 
 use iommu_protocol::ids::PciAddress;
 
-/// Requests, and in what is answered to them.
+/// Numbers of requests and of the answers to them.
 const CONFIGURATION: (u32, u32) = (1, 1);
 const ENABLE: (u32, u32) = (4, 4);
 const INFORMATION: (u32, u32) = (5, 7);
 const READ: (u32, u32) = (7, 9);
 const WRITE: (u32, u32) = (8, 10);
 
-/// The feature that vectors of their own are (MSI-X).
+/// The feature MSI-X: interrupt vectors of the function's own.
 const VECTORS: u32 = 1;
 
-/// The longest answer that is looked at, in bytes.
+/// The longest answer that is read, in bytes.
 const LONGEST: u64 = 4096;
 
-/// Where the table of vectors is.
+/// Place of the table of vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VectorTable {
     /// Base address register.
@@ -46,7 +46,7 @@ impl Channel {
         PciAddress::new(segment, bus, device, function).ok_or(io::ErrorKind::InvalidData.into())
     }
 
-    /// Where the table of vectors is; `Unsupported` when there is none.
+    /// Finds the table of vectors; `Unsupported` if there is none.
     pub(super) fn vectors(&self) -> io::Result<VectorTable> {
         let answer = self.ask(INFORMATION, &VECTORS.to_le_bytes())?;
         // The feature, the kind of information, the register, the offset.
@@ -71,7 +71,7 @@ impl Channel {
         self.ask(WRITE, &[o0, o1, v0, v1, v2, v3]).map(|_| ())
     }
 
-    /// What follows the number of the answer; `Unsupported` when it is another.
+    /// Sends a request, and returns the answer behind its number; `Unsupported` if the answer has another number.
     fn ask(&self, (request, answer): (u32, u32), body: &[u8]) -> io::Result<Vec<u8>> {
         let mut file = &self.0;
         let message = [&request.to_le_bytes(), body].concat();

@@ -1,5 +1,5 @@
-//! Sessions that are handed on: the descriptor is the capability, and all that a driver needs. Buffers that are handed
-//! on: a key is the capability, once.
+//! Sessions and buffers that one process hands over to another. For a session, the descriptor is the capability, and
+//! all that a driver needs. For a buffer, a key is the capability, once.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -16,11 +16,11 @@ use crate::session::Session;
 use crate::transport::Handle;
 
 impl Device {
-    /// The device of an inherited descriptor. Nothing is opened by path, here or later: a process without a
+    /// Makes a device from an inherited descriptor. Nothing is opened by path, here or later. So a process without a
     /// name space, of any user, can drive the device.
     ///
     /// # Errors
-    /// The descriptor is not that of a session; the server is gone.
+    /// The descriptor is not that of a session, or the server is gone.
     pub fn inherited(descriptor: OwnedFd) -> Result<Self, Error> {
         let number = u32::try_from(descriptor.into_raw_fd()).map_err(|_| ProtocolError::Value)?;
         Self::over(Arc::new(Scheme::unnamed()), Handle(number))
@@ -36,32 +36,32 @@ impl Device {
         unsafe { BorrowedFd::borrow_raw(number) }.as_fd().try_clone_to_owned()
     }
 
-    /// Has the server make up the key that one buffer may be brought to this session with, by any process that is told
-    /// it. A new key ends the one before.
+    /// Makes the server generate a key. Any process that knows it can give one buffer to this session. A new key
+    /// replaces the one before.
     ///
     /// # Errors
-    /// The server is gone, or has no randomness to make keys of.
+    /// The server is gone, or has no randomness to generate keys from.
     pub fn expect_buffer(&self) -> Result<BufferKey, Error> {
         Ok(BufferKey(expect(self.session.handle)?))
     }
 
-    /// The buffer that [`DmaBuffer::bring`] said this of. Nothing is mapped yet.
+    /// The buffer at the slot that [`DmaBuffer::bring`] returned. Nothing is mapped yet.
     #[must_use]
     pub fn brought(&self, slot: u32) -> Brought {
         Brought { session: self.session.clone(), slot }
     }
 }
 
-/// What a session expects a buffer to be brought with.
+/// The key with which a buffer is given to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferKey(pub [u8; 16]);
 
 impl<T: ?Sized> DmaBuffer<T> {
-    /// Gives this buffer to the session, of whatever process, that the key was made for. Returns its number there, which
-    /// that process is to be told. Its memory is nobody else's before both have closed it.
+    /// Gives this buffer to the session that the key was made for, in any process. Returns its slot there, which the
+    /// driver sends to that process. The memory is not reused before both have closed it.
     ///
     /// # Errors
-    /// `BadHandle`: no session expects the key any more; `Quota`.
+    /// `BadHandle` if no session expects the key any more; `Quota`.
     pub fn bring(&self, key: BufferKey) -> Result<u32, Error> {
         bring(self.handle(), key.0)
     }
@@ -75,7 +75,7 @@ pub struct Brought {
 }
 
 impl Brought {
-    /// Where the session knows the buffer.
+    /// The buffer's slot in the session.
     #[must_use]
     pub fn slot(&self) -> BufferSlot<'_> {
         BufferSlot { session: &self.session, number: self.slot }

@@ -18,28 +18,28 @@ const DATA: u64 = 8;
 const CONTROL: u64 = 12;
 const MASKED: u32 = 1;
 
-/// Where messages to local interrupt controllers go, and how an identifier is written into that (Intel SDM
-/// volume 3, 11.11.1).
+/// Address of messages to local interrupt controllers, and the position of an identifier in it (Intel SDM volume 3,
+/// 11.11.1).
 const MESSAGES: u32 = 0xfee0_0000;
 const IDENTIFIER: u32 = 12;
 
-/// The kernel's number of a vector counts from this one.
+/// The vector that the kernel numbers 0.
 const FIRST_VECTOR: u8 = 32;
 
-/// Where interrupts of a function arrive.
+/// The interrupts of a function.
 #[derive(Debug)]
 pub struct Interrupt {
     /// The table, and the offset of its first entry.
     table: (Memory, u64),
-    /// Eight bytes, how many interrupts there were; written back, they are acknowledged.
+    /// Eight bytes: the number of interrupts so far. Writing them back acknowledges these interrupts.
     counter: File,
     queue: RawEventQueue,
     timer: File,
 }
 
 impl Interrupt {
-    /// Lets the first vector of the table, which is at `offset`, raise a vector of the first processor that
-    /// nobody uses. It is given back when this is dropped.
+    /// Lets the first vector of the table, which is at `offset`, raise an unused vector of the first processor. That
+    /// vector is given back when this is dropped.
     pub(super) fn new(table: Memory, offset: u64) -> Result<Self, Error> {
         let (processor, vector, counter) = reserve()?;
         let timer = format!("/scheme/time/{CLOCK_MONOTONIC}");
@@ -64,16 +64,16 @@ impl Interrupt {
         table.write_u32(*offset + word, value).ok_or(Error::Outside)
     }
 
-    /// Waits until there was an interrupt since the last call, at most `timeout`; whether there was.
+    /// Waits at most `timeout` for an interrupt since the last call. Returns whether there was one.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Errors of the operating system.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + timeout;
         loop {
             let mut count = [0; 8];
             if self.counter.read(&mut count)? == count.len() {
-                // What came in between stays to be read.
+                // Interrupts since the read can still be read.
                 let _ = self.counter.write(&count)?;
                 return Ok(true);
             }
@@ -82,20 +82,21 @@ impl Interrupt {
                 return Ok(false);
             }
             self.timer.write_all(&after(left)?)?;
-            // The counter, or the timer, which may be that of an earlier wait.
+            // The event is of the counter or of the timer, perhaps from an earlier wait.
             self.queue.next_event().map_err(io::Error::from)?;
         }
     }
 }
 
 impl Drop for Interrupt {
-    /// No message any more before the vector is others'.
+    /// Stops messages before the vector is given to others.
     fn drop(&mut self) {
         let _ = self.entry(CONTROL, MASKED);
     }
 }
 
-/// A vector of the processor that the machine was started with: the processor, the vector, its counter.
+/// Takes an unused vector of the processor that the machine was started with. Returns the processor, the vector, and
+/// its counter.
 fn reserve() -> io::Result<(u8, u8, File)> {
     let mut first = [0; 8];
     File::open("/scheme/irq/bsp")?.read_exact(&mut first)?;
@@ -105,7 +106,7 @@ fn reserve() -> io::Result<(u8, u8, File)> {
         let name = entry.file_name();
         let Some(number) = name.to_str().and_then(|name| name.parse::<u8>().ok()) else { continue };
         let Some(vector) = number.checked_add(FIRST_VECTOR) else { continue };
-        // Somebody else may have been faster.
+        // Another process may have taken it in between.
         let mut options = File::options();
         let path = format!("{directory}/{number}");
         match options.read(true).write(true).create(true).open(path) {

@@ -1,4 +1,4 @@
-//! PCI functions: those that pcid-spawner started a driver for, and those it did not.
+//! PCI functions: those that pcid-spawner started a driver for, and all others.
 
 #![allow(unsafe_code)]
 
@@ -18,25 +18,24 @@ use crate::platform::Memory;
 
 pub use super::interrupt::Interrupt;
 
-/// Metadata of a call of pcid's `access` file that reads.
+/// Metadata of a call that reads, on pcid's `access` file.
 const READ: u64 = 1;
 
 /// Offset of the command register (PCI Local Bus Specification 3.0, section 6.2.2).
 const COMMAND: u16 = 4;
 /// Command register: the function may master the bus.
 const BUS_MASTER: u32 = 1 << 2;
-/// The status register, in the same 32 bits: ones written to it clear what it tells.
+/// The status register, in the same 32 bits. Ones written to it clear its bits.
 const STATUS: u32 = 0xffff_0000;
 
 /// Offset of the first base address register (section 6.2.5).
 const BARS: u16 = 0x10;
 
-/// Where pcid-spawner says which descriptor is the channel of the function that a driver is started for.
+/// Variable in which pcid-spawner passes the descriptor of the channel of the driver's function.
 const CHANNEL_VARIABLE: &str = "PCID_CLIENT_CHANNEL";
 
-/// A function that no other driver uses. Opening its channel makes pcid enable it, bus mastering included:
-/// that is done when the permission is there, and not before. (For a driver that pcid-spawner started, it was
-/// done.)
+/// A function that no other driver uses. Opening its channel makes pcid enable it, including bus mastering. So the
+/// channel is opened only with the permission. (For a driver that pcid-spawner started, it was opened before.)
 #[derive(Debug)]
 pub struct Function {
     address: PciAddress,
@@ -44,7 +43,7 @@ pub struct Function {
     channel: OnceCell<Channel>,
 }
 
-/// The function that pcid-spawner started this driver for; `None` when somebody else started it.
+/// The function that pcid-spawner started this driver for; `None` if something else started it.
 #[must_use]
 pub fn spawned() -> Option<PciAddress> {
     inherited()?.address().ok()
@@ -52,13 +51,13 @@ pub fn spawned() -> Option<PciAddress> {
 
 fn inherited() -> Option<Channel> {
     let number = std::env::var(CHANNEL_VARIABLE).ok()?.parse().ok()?;
-    // SAFETY: pcid-spawner left this descriptor open for this process, which never closes it: it is cloned.
+    // SAFETY: pcid-spawner left this descriptor open for this process, which never closes it, since it is cloned.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()?;
     Some(Channel::new(descriptor.into()))
 }
 
 impl Function {
-    /// Takes a function into use.
+    /// Takes the function at `address` into use.
     ///
     /// # Errors
     /// There is no pcid, or this is not uid 0.
@@ -82,10 +81,10 @@ impl Function {
         Ok((u16::from_le_bytes([v0, v1]), u16::from_le_bytes([d0, d1])))
     }
 
-    /// Lets the function master the bus. `permission` is what attaching its device gave.
+    /// Lets the function master the bus. `permission` is the one that attaching its device returned.
     ///
     /// # Errors
-    /// The permission is another device's (`InvalidInput`); another driver has the function.
+    /// The permission is for another device (`InvalidInput`); another driver has the function.
     pub fn enable_bus_mastering(&self, permission: &BusMasterPermission) -> io::Result<()> {
         if permission.address() != self.address {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -110,12 +109,12 @@ impl Function {
         channel.write(COMMAND, channel.read(COMMAND)? & !(STATUS | BUS_MASTER))
     }
 
-    /// Where the function's interrupts arrive: all that it has raise the same vector. It may master the bus
+    /// The function's interrupts, all of which raise the same vector. The function must be able to master the bus
     /// already, since interrupts are messages.
     ///
     /// # Errors
-    /// `Unsupported` when the function has no vectors of its own (MSI-X), or may not master the bus yet; no
-    /// vector is free.
+    /// `Unsupported` if the function has no vectors of its own (MSI-X), or may not master the bus yet; no vector is
+    /// free.
     pub fn interrupt(&self) -> Result<Interrupt, Error> {
         let unsupported = io::Error::from(io::ErrorKind::Unsupported);
         let channel = self.channel.get().ok_or(unsupported)?;
@@ -127,11 +126,11 @@ impl Function {
         Ok(interrupt)
     }
 
-    /// The first `length` bytes of the registers behind a memory base address register, 0 to 5. It is the
-    /// caller who knows that the device has as many.
+    /// Maps the first `length` bytes of the registers behind a memory base address register, 0 to 5. The caller must
+    /// know that the device has as many.
     ///
     /// # Errors
-    /// There is none, or it cannot be mapped.
+    /// There are none, or they cannot be mapped.
     pub fn registers(&self, bar: u8, length: u64) -> Result<Memory, Error> {
         let length = usize::try_from(length).map_err(|_| Error::Outside)?.next_multiple_of(4096);
         self.map(bar, 0, length)

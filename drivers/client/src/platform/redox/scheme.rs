@@ -1,4 +1,4 @@
-//! Operations of the scheme as the kernel carries them. A handle is a descriptor of this process.
+//! The scheme's operations through the kernel. A handle is a descriptor of this process.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -25,31 +25,32 @@ use crate::transport::{Handle, OPENING, Transport};
 
 const SCHEME: &str = "/scheme/iommu";
 
-/// Metadata of a call on a session: a buffer may be brought, once, with the key that the server puts into the 16 bytes
-/// of the payload.
+/// Metadata of a call on a session, which then expects one buffer, once. The server writes the key for that buffer
+/// into the 16 bytes of the payload.
 const EXPECT: u64 = 1;
 
-/// Metadata of a call on a buffer: gives it to the session that expects the payload; the result is its slot.
+/// Metadata of a call on a buffer: gives it to the session that expects the key in the payload. The result is its
+/// slot.
 const BRING: u64 = 2;
 
-/// Metadata of a call on a session, or on a claim that waits to become one: answered when that is decided, with 0 or the
-/// code of the refusal.
+/// Metadata of a call on a session, or on a claim that waits to become one. The reply comes when the claim is
+/// decided: 0, or the code of the refusal.
 const AWAIT: u64 = 3;
 
-/// The way to the scheme.
+/// The transport over the scheme.
 #[derive(Debug)]
 pub struct Scheme(());
 
 impl Scheme {
-    /// The way for a process that has a session's descriptor and may not see the scheme.
+    /// The transport of a process that has a session's descriptor and may not see the scheme.
     pub(super) const fn unnamed() -> Self {
         Self(())
     }
 
-    /// Makes sure that there is one.
+    /// Checks that the scheme exists.
     ///
     /// # Errors
-    /// [`Error::Disconnected`] when there is none, `Permission` when it is not for this process.
+    /// [`Error::Disconnected`] if it does not exist, `Permission` if this process may not use it.
     pub fn connect() -> Result<Self, Error> {
         let _ = call::close(Self::root()?);
         Ok(Self(()))
@@ -64,7 +65,7 @@ impl Scheme {
         }
     }
 
-    /// Waits until it is decided whether the claim that was opened is a session.
+    /// Waits until the server has decided whether an opened claim becomes a session.
     fn decided(claim: Handle) -> Result<(), Error> {
         let at = fd(claim)?;
         loop {
@@ -74,7 +75,7 @@ impl Scheme {
                     let code = u16::try_from(code).ok().and_then(Refusal::from_code);
                     return Err(code.map_or(ProtocolError::Value.into(), Error::Refused));
                 }
-                // A signal: the claim waits all the same, and ends when the server says.
+                // After a signal the claim still waits. It ends when the server decides.
                 Err(error) if error.errno() == EINTR => {}
                 Err(error) => return Err(told(at, error, OPENING)),
             }
@@ -84,7 +85,7 @@ impl Scheme {
 
 impl Transport for Scheme {
     fn open(&self, at: Option<Handle>, path: &str, write: bool) -> Result<Handle, Error> {
-        // Sessions are read when there is something: waiting is what events are for.
+        // Reads of a session do not wait: events serve for that.
         let access = if write { O_RDWR | O_NONBLOCK } else { O_RDONLY };
         let opened = match at {
             Some(at) => {
@@ -94,7 +95,7 @@ impl Transport for Scheme {
             }
             None => {
                 call::open(format!("{SCHEME}/{path}"), access | O_CLOEXEC, 0).map_err(|error| {
-                    // The name of a server that is gone, or a device without a record.
+                    // Either the server is gone, or the device has no record.
                     match is_gone(error) && matches!(Self::connect(), Err(Error::Disconnected)) {
                         true => Error::Disconnected,
                         false => refused(error, OPENING),
@@ -106,7 +107,8 @@ impl Transport for Scheme {
     }
 
     fn open_within(&self, at: Option<Handle>, path: &str, wait: Duration) -> Result<Handle, Error> {
-        // Relative to a descriptor, so that the server sees whose claim it is. That stays open as long as the claim waits.
+        // Relative to a descriptor, so that the server sees which process claims. The descriptor stays open as long
+        // as the claim waits.
         let root = if at.is_none() { Some(handle(Self::root()?)?) } else { None };
         let wait = wait.as_nanos().div_ceil(1_000_000).min(u32::MAX.into());
         let opened = self.open(at.or(root), &format!("{path}{WAIT}{wait}"), true);
@@ -141,7 +143,7 @@ impl Transport for Scheme {
     }
 
     fn call(&self, handle: Handle, payload: &mut [u8], request: usize) -> Result<usize, Error> {
-        // The request's own header says where it ends.
+        // The request's own header states its length.
         let _ = request;
         let at = fd(handle)?;
         call::call_rw(at, payload, Flags::empty(), &[]).map_err(|error| told(at, error, &[]))
@@ -171,7 +173,7 @@ impl Transport for Scheme {
         let session = fd(handle)?;
         match Wait::open() {
             Ok(wait) => wait.readable(session, timeout),
-            // Without a name space there is neither queue nor timer: the caller looks again, and again.
+            // Without a name space there is neither queue nor timer, so the caller polls.
             Err(_) => {
                 std::thread::sleep(timeout.min(POLL));
                 Ok(!timeout.is_zero())
@@ -191,17 +193,17 @@ impl Transport for Scheme {
     }
 
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
-        // Two descriptors, one message: the session gets a key that nobody else knows, and the buffer brings it.
+        // One message cannot name two descriptors. So the session gets a secret key, and the buffer presents it.
         bring(buffer, expect(session)?)
     }
 }
 
-/// Has the server make up a key that one buffer may be brought to a session with. A process without a name space has no
-/// randomness of its own.
+/// Makes the server generate a key with which one buffer may be given to a session. A process without a name space
+/// has no randomness of its own.
 pub(super) fn expect(session: Handle) -> Result<[u8; 16], Error> {
     let mut key = [0; 16];
     tell(session, EXPECT, &mut key)?;
-    // A server that makes up none leaves it as it was.
+    // A server that generates no key leaves the zeros.
     if key == [0; 16] { Err(ProtocolError::Value.into()) } else { Ok(key) }
 }
 
@@ -216,7 +218,7 @@ fn tell(to: Handle, word: u64, key: &mut [u8; 16]) -> Result<usize, Error> {
         .map_err(|error| told(at, error, &[Refusal::Quota, Refusal::BadHandle]))
 }
 
-/// How long a process sleeps that can only look.
+/// Interval at which a process without events polls.
 const POLL: Duration = Duration::from_millis(1);
 
 /// An event queue, and a timer that ends the wait.
@@ -242,8 +244,8 @@ impl Wait {
     }
 }
 
-/// What a timer is to be told so that it has an event after this time: the kernel's `TimeSpec`, 64 bits of seconds, 32
-/// of nanoseconds, and 32 that mean nothing.
+/// The bytes that make a timer fire after this time: the kernel's `TimeSpec`, 64 bits of seconds, 32 of nanoseconds,
+/// and 32 unused ones.
 pub(super) fn after(time: Duration) -> io::Result<[u8; 16]> {
     let now = call::clock_gettime(CLOCK_MONOTONIC)?;
     let now = Duration::new(
@@ -255,8 +257,8 @@ pub(super) fn after(time: Duration) -> io::Result<[u8; 16]> {
     Ok((u128::from(end.subsec_nanos()) << 64 | u128::from(seconds)).to_ne_bytes())
 }
 
-/// The first entry of a directory's bytes: the number of the next one and the name; and what is behind it.
-/// 8 bytes inode, 8 bytes next, 2 bytes length of the entry, 1 byte kind, the name, a zero
+/// Splits off the first entry of a directory's bytes. Returns the number of the next entry, the name, and the bytes
+/// behind. An entry is 8 bytes inode, 8 bytes next, 2 bytes length of the entry, 1 byte kind, the name, a zero
 /// (redox_syscall, `DirentHeader`).
 fn entry(bytes: &[u8]) -> Option<((u64, String), &[u8])> {
     let next = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
@@ -274,8 +276,8 @@ fn handle(fd: usize) -> Result<Handle, Error> {
     u32::try_from(fd).map(Handle).map_err(|_| ProtocolError::Value.into())
 }
 
-/// Why something on a descriptor failed. A server that is gone answers what a device without a record is refused
-/// with; it tells nothing of a descriptor then.
+/// Converts the error of an operation on a descriptor. The error of a server that is gone is also the refusal for a
+/// device without a record. If the server is gone, `fstat` on the descriptor fails in the same way.
 fn told(at: usize, error: libredox::error::Error, likely: &[Refusal]) -> Error {
     if is_gone(error) && call::fstat(at).is_err_and(is_gone) {
         return Error::Disconnected;
@@ -283,7 +285,7 @@ fn told(at: usize, error: libredox::error::Error, likely: &[Refusal]) -> Error {
     refused(error, likely)
 }
 
-/// Whether a scheme says this whose server is gone.
+/// Whether this is the error of a scheme whose server is gone.
 fn is_gone(error: libredox::error::Error) -> bool {
     [ENODEV, ESRCH].contains(&error.errno())
 }
@@ -293,7 +295,7 @@ fn refused(error: libredox::error::Error, likely: &[Refusal]) -> Error {
 }
 
 impl Memory {
-    /// Maps `length` bytes of what `fd` stands for, from `offset` on.
+    /// Maps `length` bytes of the object behind `fd`, from `offset` on.
     pub(super) fn of(fd: usize, offset: u64, length: usize) -> Result<Self, Error> {
         let (prot, flags) = (PROT_READ | PROT_WRITE, MAP_SHARED);
         let request = MmapArgs { addr: std::ptr::null_mut(), length, prot, flags, fd, offset };

@@ -3,7 +3,7 @@
 use super::{ABORTED, BLOCK, INVALID_FIELD, Pair, SUCCESS, State, TRANSFER_ERROR, address};
 
 impl State {
-    /// Ends a command that it has not carried out; its completion's first word (5.1).
+    /// Ends a command that was not carried out. Returns the first word of the completion (5.1).
     fn abort(&mut self, queue: u32, identifier: u32) -> u32 {
         self.aborted += 1;
         let wanted = |(of, words): &(u32, [u32; 16])| *of == queue && words[0] >> 16 == identifier;
@@ -21,13 +21,13 @@ impl State {
     pub(super) fn administer(&mut self, words: &[u32; 16]) -> (u32, u32) {
         match words[0] & 0xff {
             0x08 => (SUCCESS, self.abort(words[10] & 0xffff, words[10] >> 16)),
-            // Number of queues, which are asked for before there is one.
+            // Number of queues. It is requested before there is one.
             0x09 => {
                 assert_eq!((words[10], self.pairs.len()), (7, 1));
                 let most = if self.manner.queues == 0 { 4 } else { self.manner.queues };
                 let asked = (words[11] & 0xffff).min(words[11] >> 16) + 1;
                 self.granted = asked.min(most);
-                // More completion queues than submission queues: the fewer count.
+                // There are more completion queues than submission queues: the smaller number counts.
                 (SUCCESS, (most + 2) << 16 | (most - 1))
             }
             _ => (self.administer_more(words), 0),

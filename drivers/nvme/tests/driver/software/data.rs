@@ -42,7 +42,7 @@ impl State {
         SUCCESS
     }
 
-    /// The pages that two addresses stand for (4.1.1).
+    /// The pages that two addresses describe (4.1.1).
     fn pages_of(&mut self, prp1: u64, prp2: u64, length: usize) -> Result<Vec<(u64, usize)>, u32> {
         let room = 4096 - usize::try_from(prp1 % 4096).unwrap();
         let mut pages = vec![(prp1, length.min(room))];
@@ -62,7 +62,7 @@ impl State {
         while left > 0 {
             let entry =
                 u64::from_le_bytes(self.read(list, 8).ok_or(TRANSFER_ERROR)?.try_into().unwrap());
-            // Only the first list may begin inside of a page: every entry is a page, of data or of entries.
+            // Only the first list may begin inside a page: every entry is a page, of data or of entries.
             if !entry.is_multiple_of(4096) {
                 return Err(PRP_OFFSET);
             }

@@ -98,8 +98,8 @@ mod tests {
         assert_eq!(Features::HOST_LEVELS.bits(), 0xc00);
     }
 
-    /// VirtualBox iommu-amd.h IOMMU_BF_MISCINFO_0_PA_SIZE_MASK is 0x7f00, VA_SIZE_MASK 0x3f8000. QEMU's register (40 bits physical, but
-    /// its virtual size is too wide for its field and runs into this one) reads as 46.
+    /// VirtualBox iommu-amd.h IOMMU_BF_MISCINFO_0_PA_SIZE_MASK is 0x7f00, VA_SIZE_MASK 0x3f8000. QEMU's register
+    /// reads as 46. It has 40 physical bits, but its virtual size is too wide for its field and runs into this one.
     #[test]
     fn sizes() {
         assert_eq!(physical_bits(40 << 8), 40);

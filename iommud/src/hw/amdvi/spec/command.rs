@@ -44,8 +44,8 @@ pub(crate) const fn invalidate_pages(
     [operation(3) | (domain as u64) << 32, address & !0xfff | upper | size]
 }
 
-/// INVALIDATE_IOTLB_PAGES: makes the device `source` itself forget translations. `outstanding` is the most
-/// invalidations that it takes at once, `queue` its queue (48882 section 2.4.4). Address as in
+/// INVALIDATE_IOTLB_PAGES: invalidates translations in the TLB of the device `source`. `outstanding` is the most
+/// invalidations that the device takes at once, `queue` its queue (48882 section 2.4.4). Address as in
 /// [`invalidate_pages`].
 pub(crate) const fn invalidate_device_pages(
     source: u16,

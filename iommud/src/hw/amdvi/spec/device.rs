@@ -47,8 +47,8 @@ pub(crate) const fn permissions(word: u64) -> u64 {
     word & (READ | WRITE)
 }
 
-/// What the data setting byte of an IVHD device entry (48882 section 5.2.2.2) puts into words 1 and 2.
-/// Byte: bit 0 INITPass, 1 EIntPass, 2 NMIPass, 5:4 SysMgt, 6 LINT0Pass, 7 LINT1Pass.
+/// The bits of words 1 and 2 for the data setting byte of an IVHD device entry (48882 section 5.2.2.2). Byte: bit 0
+/// INITPass, 1 EIntPass, 2 NMIPass, 5:4 SysMgt, 6 LINT0Pass, 7 LINT1Pass.
 pub(crate) const fn settings(byte: u8) -> (u64, u64) {
     let byte = byte as u64;
     ((byte >> 4 & 3) << SYSTEM_MANAGEMENT_SHIFT, (byte & 0b111) << 56 | (byte >> 6 & 3) << 62)

@@ -57,7 +57,7 @@ pub(crate) const fn code_of(first: u64) -> u8 {
     byte(bits(first, 60, 4), 0)
 }
 
-/// DeviceID: who it concerns.
+/// DeviceID: the requester.
 pub(crate) const fn source(first: u64) -> u16 {
     half(first, 0)
 }
@@ -70,7 +70,7 @@ pub(crate) const fn request_type(first: u64) -> u8 {
 /// The entry of the PPR log that asks for a page, bits 63:60 of the first word (PAGE_SERVICE_REQUEST).
 pub(crate) const PAGE_REQUEST: u8 = 0x1;
 
-/// Tag of a page request, to be given back: bits 41:32.
+/// Tag of a page request, which the answer repeats: bits 41:32.
 pub(crate) const fn request_tag(first: u64) -> u16 {
     half(bits(first, 32, 10), 0)
 }

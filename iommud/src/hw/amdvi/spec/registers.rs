@@ -156,9 +156,9 @@ mod tests {
         );
     }
 
-    /// FreeBSD amd_reg.h AMDIOMMU_CTRL_* (EN, HTTUN_EN, EVNTLOG_EN, EVENTINT_EN, COMWINT_EN, PASSPW, REPASSPW, COHERENT, ISOC,
-    /// CMDBUF_EN, PPRLOG_EN, PPRINT_EN, PPR_EN, GA_EN, GAM_EN_MASK, DEVTABSEG_MASK, XT_EN, INTCAPXT_EN,
-    /// IRTCACHE_DIS); Linux CONTROL_* agree.
+    /// FreeBSD amd_reg.h AMDIOMMU_CTRL_* (EN, HTTUN_EN, EVNTLOG_EN, EVENTINT_EN, COMWINT_EN, PASSPW, REPASSPW,
+    /// COHERENT, ISOC, CMDBUF_EN, PPRLOG_EN, PPRINT_EN, PPR_EN, GA_EN, GAM_EN_MASK, DEVTABSEG_MASK, XT_EN,
+    /// INTCAPXT_EN, IRTCACHE_DIS); Linux CONTROL_* agree.
     #[test]
     fn control_bits() {
         let names: Vec<u64> = Control::all().iter().map(|bit| bit.bits()).collect();

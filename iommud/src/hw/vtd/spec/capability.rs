@@ -132,8 +132,8 @@ impl ExtendedCapability {
 mod tests {
     use super::*;
 
-    /// What `-device intel-iommu,aw-bits=48,caching-mode=on` of QEMU 7.2 shows at fed90008h and fed90010h,
-    /// decoded by hand with the tables of sections 11.4.2 and 11.4.3.
+    /// Registers of `-device intel-iommu,aw-bits=48,caching-mode=on` of QEMU 7.2 at fed90008h and fed90010h, decoded
+    /// by hand with the tables of sections 11.4.2 and 11.4.3.
     #[test]
     fn qemu_s_unit() {
         let capability = Capability(0x00d2_008c_222f_0686);

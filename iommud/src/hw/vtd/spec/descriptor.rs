@@ -88,8 +88,8 @@ pub(crate) const fn interrupt_global() -> Descriptor {
     [INTERRUPT, 0]
 }
 
-/// Writes `value` to the 32 bits at `status`, a multiple of 4, when everything before is done (6.5.2.9).
-/// IF stays 0: one wait must not ask for both a write and an interrupt where QEMU before 10.1 may see it.
+/// Writes `value` to the 32 bits at `status`, a multiple of 4, when everything before is done (6.5.2.9). IF stays 0:
+/// QEMU before 10.1 does not support a wait that asks for both a write and an interrupt.
 pub(crate) const fn wait(status: PhysAddr, value: u32) -> Descriptor {
     [WAIT | STATUS_WRITE | (value as u64) << 32, status.0 & !3]
 }

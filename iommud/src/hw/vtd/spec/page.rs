@@ -30,7 +30,7 @@ impl PteFormat for SecondStage {
     }
 
     fn table(next: PhysAddr, _level: u8) -> u64 {
-        // Rights of all levels are combined; the leaf decides.
+        // The rights of all levels are ANDed, so the leaf decides.
         next.0 & ADDRESS | READ | WRITE
     }
 

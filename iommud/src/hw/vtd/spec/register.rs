@@ -61,7 +61,7 @@ pub(crate) const INTERRUPT_REMAPPING: u32 = 1 << 25;
 pub(crate) const SET_INTERRUPT_TABLE: u32 = 1 << 24;
 /// GCMD.CFI and GSTS.CFIS: interrupts in compatibility format pass.
 pub(crate) const COMPATIBILITY_INTERRUPTS: u32 = 1 << 23;
-/// What a command keeps of the status: everything but the one-shot bits (11.4.4.1, step 2).
+/// Status bits that a command keeps: all but the one-shot bits (11.4.4.1, step 2).
 pub(crate) const PERSISTENT: u32 = 0x96ff_ffff;
 
 /// RTADDR.TTM: 00 legacy, 01 scalable, 11 abort.
@@ -87,7 +87,7 @@ pub(crate) const INTERRUPT_MASK: u32 = 1 << 31;
 
 /// PMEN.EPM: devices are kept from the protected ranges.
 pub(crate) const PROTECT: u32 = 1 << 31;
-/// PMEN.PRS, read only: they are.
+/// PMEN.PRS, read only: the protection is in force.
 pub(crate) const PROTECTED: u32 = 1 << 0;
 
 /// FSTS.FRI: the first record with a fault, valid while PPF is set.

@@ -1,4 +1,4 @@
-//! Functions that stop answering while they are looked at.
+//! Functions that stop answering during the walk.
 
 use super::super::answers;
 use super::*;
@@ -47,7 +47,7 @@ fn a_function_that_is_lost_in_the_middle_of_a_look_is_not_described_as_another()
     }
 }
 
-/// Extended configuration space may be out of reach: that is no loss.
+/// Extended configuration space may be out of reach. The function is not lost then.
 #[test]
 fn a_register_that_always_reads_all_ones_is_part_of_the_description() {
     let mut config = Fake::default();

@@ -1,4 +1,4 @@
-//! Functions above 7, virtual functions, and isolation that registers do not tell.
+//! Functions above 7, virtual functions, and isolation that registers do not show.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -7,7 +7,7 @@ use super::*;
 use crate::topology::groups::{is_isolating, partition};
 use crate::topology::table::FunctionTable;
 
-/// What QEMU shows of a root port with a slot: Slot Implemented, Hot-Plug Capable; version 2 of the capability.
+/// A root port with a slot, as QEMU shows it: Slot Implemented, Hot-Plug Capable; version 2 of the capability.
 fn slot(config: &mut Fake, at: PciAddress, secondary: u32, forwards_ari: bool) {
     root_port(config, at, secondary, 0x1d);
     let control = if forwards_ari { 1 << 5 } else { 0 };
@@ -44,7 +44,7 @@ fn functions_above_7_are_found_behind_a_port_that_forwards_them() {
     for (at, next) in [((0, 0), 1), ((0, 1), 0x0d), ((1, 5), 0xf8), ((31, 0), 0)] {
         express(&mut config, address(1, at.0, at.1), 0x0001_1af4, &ari(next));
     }
-    // No function names it; on a bus of several devices it would be one of those.
+    // No function names this one. On a bus of several devices it would be one of those.
     edu(&mut config, address(1, 2, 0));
     let found = walk(&mut config, ROOT);
     let seen: Vec<_> = found.iter().map(|f| (f.address, f.multifunction)).collect();
@@ -159,7 +159,7 @@ fn virtual_functions_that_are_not_enabled_are_not_there_but_may_come() {
 
 #[test]
 fn a_device_does_not_put_virtual_functions_on_ids_of_others() {
-    // Beyond the buses of its port, on its own id, below the last id there is, on somebody's id.
+    // Beyond the buses of its port, on its own id, past the highest id, on another function's id, twice on one id.
     for (offset, stride, there) in
         [(0x2fe, 2, 1), (0, 1, 0), (0xfe00, 0x200, 0), (8, 8, 2), (0x180, 0, 1)]
     {

@@ -6,7 +6,7 @@ use rustix::net::{SendAncillaryMessage, recv, socketpair};
 use std::os::fd::AsFd;
 use std::thread::JoinHandle;
 
-/// What a scripted server does with one request.
+/// Reaction of a scripted server to one request.
 type Script = Box<dyn Fn(&Request, &[u8]) -> Vec<(Reply, Vec<u8>)> + Send>;
 
 /// A server that follows the script for each request in turn, then hangs up.
@@ -80,9 +80,10 @@ fn an_event_on_the_way_to_a_reply_is_kept_for_who_waits() {
         }),
         result(0, b""),
     ]);
-    // Asked for before the first wait: the answer to it says that nothing is readable yet.
+    // The event is requested before the first wait. The reply to that request says that nothing is readable yet.
     assert!(socket.wait_readable(Handle(4), Duration::from_secs(5)).unwrap());
-    // The event of the other handle came later and is not lost, though it is stale when asked about.
+    // The event of the other handle came later. It is not lost, though it may be stale when that handle is waited
+    // for.
     socket.close(Handle(9));
     assert!(socket.state().readable.contains(&5));
     server.join().unwrap();
@@ -104,7 +105,7 @@ fn a_thread_that_waits_does_not_keep_others_from_asking() {
         let waiting =
             scope.spawn(|| socket.wait_readable(Handle(4), Duration::from_secs(5)).unwrap());
         wait.recv().unwrap();
-        // This request is the one that receives the event.
+        // This request receives the event.
         let mut out = [0; 2];
         assert_eq!(socket.read(Handle(8), &mut out).unwrap(), 2);
         assert!(waiting.join().unwrap());
@@ -112,7 +113,7 @@ fn a_thread_that_waits_does_not_keep_others_from_asking() {
     server.join().unwrap();
 }
 
-/// A claim that waits holds nobody up: others ask, are answered and told of events meanwhile.
+/// A waiting claim blocks no other thread: others send requests and receive replies and events meanwhile.
 #[test]
 fn a_claim_that_waits_does_not_keep_others_from_asking() {
     let (asked, wait) = std::sync::mpsc::channel();
@@ -141,7 +142,7 @@ fn a_claim_that_waits_does_not_keep_others_from_asking() {
     server.join().unwrap();
 }
 
-/// Many threads, answered in another order: each gets its own.
+/// Replies come in another order than requests: each of many threads gets its own.
 #[test]
 fn every_thread_gets_its_own_answer() {
     const THREADS: usize = 8;
@@ -178,7 +179,7 @@ fn every_thread_gets_its_own_answer() {
     assert!(matches!(socket.read(Handle(1), &mut [0; 4]), Err(Error::Disconnected)));
 }
 
-/// A server that hangs up tells every thread.
+/// If the server hangs up, every thread gets an error.
 #[test]
 fn every_thread_learns_that_the_server_is_gone() {
     let (socket, server) =
