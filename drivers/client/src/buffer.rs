@@ -82,7 +82,7 @@ impl Default for BufferOptions {
 /// let first = offset_of!(Ring, descriptors) as u64;
 /// ring.store_at(first, [data.iova_at(12).unwrap(), 4])?;
 /// assert_eq!(ring.load_at::<u16>(offset_of!(Ring, used) as u64)?, 0);
-/// // What the device finds where the descriptor points:
+/// // The device finds the value at the address in the descriptor:
 /// let [address, _] = ring.load().descriptors[0];
 /// assert_eq!(model.device_read(device.address(), address, 4), Ok(vec![7, 0, 0, 0]));
 /// # let _ = permission;

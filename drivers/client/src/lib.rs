@@ -12,14 +12,14 @@
 //! let permission = device.attach()?; // only now may the device master the bus
 //!
 //! let mut ring = DmaBuffer::<[u64]>::zeroed_slice(&device, 512)?;
-//! let pool = DmaPool::new(&device, PoolOptions::default())?; // many small blocks, no request for any
+//! let pool = DmaPool::new(&device, PoolOptions::default())?; // many small blocks, without a request for each
 //! let mut block = pool.take(1500)?;
 //! block.write(0, b"hello")?;
-//! ring.set(0, block.iova())?; // what the device is told: never a physical address
+//! ring.set(0, block.iova())?; // the device gets an I/O virtual address, never a physical one
 //! # assert_eq!(model.device_read(device.address(), block.iova(), 5), Ok(b"hello".to_vec()));
 //!
 //! drop((ring, pool, block));
-//! device.detach(permission)?; // the word that the device is quiet
+//! device.detach(permission)?; // states that the device is quiet
 //! # Ok::<(), iommu_client::Error>(())
 //! ```
 //!

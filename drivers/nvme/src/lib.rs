@@ -2,17 +2,17 @@
 //! nothing else, and the driver never learns a physical address.
 //!
 //! ```text
-//! registers.rs   the seam to the controller's registers
+//! registers.rs   the trait for the controller's registers
 //! spec.rs        registers, commands, completions, identification: bit layouts and nothing else
 //! rings.rs       a submission and a completion ring
-//! prp.rs         the addresses of a transfer, as the controller takes them
-//! admin.rs       the admin queue: start, end, the queues of requests
-//! identify.rs    what a controller says of itself
+//! prp.rs         the addresses of a transfer, in the form of the controller
+//! admin.rs       the admin queue: start, stop, creation of queues of requests
+//! identify.rs    a controller's description of itself
 //! queue.rs       requests under way
 //! completion.rs  polling, or an interrupt
 //! controller.rs  all of it together: requests, reset
 //! retry.rs       requests carried out to their end: abort, reset, send again
-//! error.rs       what can go wrong
+//! error.rs       the errors of the driver
 //! ```
 //!
 //! One thread drives one controller. It may have several queues of requests, which it fills in turn. The controller

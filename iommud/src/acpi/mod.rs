@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! bytes -> table::Table -> dmar::Dmar  -> typed structures -+-> build -> Firmware, anomalies
-//!                          ivrs::Ivrs  (what decode prints) -+
+//!                          ivrs::Ivrs  (printed by decode)  -+
 //! ```
 //!
 //! Unreadable parts are skipped and reported. A unit whose structure is broken keeps its place, with the reason why

@@ -6,9 +6,9 @@
 //!
 //! ```text
 //! tags      2 ........................................................ last, then 2 again
-//! server 1  [2 = = 5]                                                        notes 2..5
-//! server 2           [6 = 7]     dies before every unit was flushed          notes 2..7
-//! server 3                  [8 = = = ...]   every unit flushed               notes 2..9, then 8..9
+//! server 1  [2 = = 5]                                                        records 2..5
+//! server 2           [6 = 7]     dies before every unit was flushed          records 2..7
+//! server 3                  [8 = = = ...]   every unit flushed               records 2..9, then 8..9
 //! ```
 
 use super::capabilities::DomainTag;

@@ -7,7 +7,7 @@
 //! Units read an entry as a whole line or as two halves. Only words 0 and 1 ever change, in this order:
 //!
 //! ```text
-//! word 0 := deny      from here on the device reaches nothing, whatever word 1 says
+//! word 0 := deny      from here on the device reaches nothing, whatever word 1 holds
 //! word 1 := domain
 //! word 0 := new       one store: V stays set throughout
 //! ```

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! bring_up   memory for everything; every entry of the device table denies
-//!   unit off: all off, flags, bases and pointers; rings armed (the unit looks at none of them while IommuEn
+//!   unit off: all off, flags, bases and pointers; rings armed (the unit uses none of them while IommuEn
 //!             is 0, so no command can run yet)
-//!   unit on:  only the rings and logs are replaced; the old device table goes on to rule
-//! write_entry ..            into the new device table, which nothing reads yet
+//!   unit on:  only the rings and logs are replaced; the old device table stays in force
+//! write_entry ..            into the new device table, which the unit does not read yet
 //! enable
 //!   unit off: IommuEn
 //!   unit on:  the device table register is swapped in one store, IommuEn stays 1

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! unit on    rings and logs are stopped, emptied and started; IommuEn stays
-//!            it reads our device table:  every entry written is named, INVALIDATE_IOMMU_ALL, wait
+//!            it reads our device table:  entries of an unfinished `enable`, then INVALIDATE_IOMMU_ALL, wait
 //!            it does not:                nothing of ours is cached; `enable` swaps the table
-//! unit off   as at first (it lost power): all off, flags, bases and pointers; `enable` turns it on
+//! unit off   as in bring-up (it lost power): all off, flags, bases and pointers; `enable` turns it on
 //! ```
 
 use alloc::collections::BTreeSet;

@@ -4,7 +4,7 @@
 //!            bring_up                           enable
 //! (powered) ----------> [entries can be       --------> [translating]
 //!                        written, hardware               every write needs its invalidation
-//!                        sees none of them]
+//!                        uses none of them]
 //! ```
 //!
 //! Sections are those of the "Intel Virtualization Technology for Directed I/O Architecture Specification",

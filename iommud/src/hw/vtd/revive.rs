@@ -1,9 +1,9 @@
 //! Brings a failed unit back until it accepts entries, with its existing tables and queue.
 //!
 //! ```text
-//! faults masked and cleared -> queue off, whatever stands in it -> queue on, from its start
-//!  -> the unit translates with our root table:  context cache and IOTLB forget everything
-//!     it does not:                              nothing of ours is cached; `enable` tells it of the tables
+//! faults masked and cleared -> queue off, whatever it holds -> queue on, from its start
+//!  -> the unit translates with our root table:  context cache and IOTLB are invalidated
+//!     it does not:                              nothing of ours is cached; `enable` gives it the tables
 //! ```
 //!
 //! Translation is never turned off. The unit walks our tables meanwhile, as they stand. Entries of clients' devices
