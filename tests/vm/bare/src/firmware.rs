@@ -2,6 +2,10 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+
+use ::acpi::sdt::{SdtHeader, Signature};
+use ::acpi::{AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
 
 use crate::phys;
 
@@ -40,14 +44,54 @@ impl StartInfo {
     }
 }
 
-/// The ACPI table with this signature (ACPI 6.5 sections 5.2.5.3, 5.2.7: RSDP and RSDT).
-pub fn table(rsdp: u64, signature: &[u8; 4]) -> Option<Vec<u8>> {
-    assert_eq!(bytes(rsdp, 8), b"RSD PTR ");
-    let rsdt = number::<4>(rsdp + 16);
-    let length = number::<4>(rsdt + 4);
-    (36..length)
-        .step_by(4)
-        .map(|offset| number::<4>(rsdt + offset))
-        .find(|table| bytes(*table, 4) == signature)
-        .map(|table| bytes(table, number::<4>(table + 4)))
+/// A DMA remapping table (VT-d 4.1 section 8.1); only its header is looked at.
+#[repr(transparent)]
+pub struct Dmar(SdtHeader);
+
+// SAFETY: every table begins with this header.
+unsafe impl AcpiTable for Dmar {
+    const SIGNATURE: Signature = Signature::DMAR;
+
+    fn header(&self) -> &SdtHeader {
+        &self.0
+    }
+}
+
+/// An I/O virtualization reporting structure (AMD 48882 3.10 section 5.2.1); only its header is looked at.
+#[repr(transparent)]
+pub struct Ivrs(SdtHeader);
+
+// SAFETY: every table begins with this header.
+unsafe impl AcpiTable for Ivrs {
+    const SIGNATURE: Signature = Signature::IVRS;
+
+    fn header(&self) -> &SdtHeader {
+        &self.0
+    }
+}
+
+/// Physical memory where the guest sees it: at the same address.
+#[derive(Clone)]
+struct IdentityMapped;
+
+impl AcpiHandler for IdentityMapped {
+    unsafe fn map_physical_region<T>(
+        &self,
+        address: usize,
+        size: usize,
+    ) -> PhysicalMapping<Self, T> {
+        let start = NonNull::new(with_exposed_provenance_mut(address)).expect("a table at 0");
+        // SAFETY: all memory is mapped at its own address, throughout.
+        unsafe { PhysicalMapping::new(address, start, size, size, Self) }
+    }
+
+    fn unmap_physical_region<T>(_region: &PhysicalMapping<Self, T>) {}
+}
+
+/// The bytes of a table.
+pub fn table<T: AcpiTable>(rsdp: u64) -> Option<Vec<u8>> {
+    // SAFETY: the start info says that the RSDP is there.
+    let tables = unsafe { AcpiTables::from_rsdp(IdentityMapped, rsdp as usize) }.ok()?;
+    let found = tables.find_table::<T>().ok()?;
+    Some(bytes(found.physical_start() as u64, found.region_length() as u64))
 }

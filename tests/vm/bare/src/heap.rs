@@ -1,8 +1,9 @@
 //! The heap: blocks of powers of two, each size with a list of free ones.
 
 use core::alloc::{GlobalAlloc, Layout};
-use core::cell::UnsafeCell;
 use core::ptr::{null_mut, with_exposed_provenance_mut};
+
+use spin::Mutex;
 
 /// First byte.
 pub const START: u64 = 8 << 20;
@@ -18,19 +19,18 @@ struct State {
     in_use: u64,
 }
 
-struct Heap(UnsafeCell<State>);
+// SAFETY: the blocks that `free` points to belong to the heap, not to a thread.
+unsafe impl Send for State {}
 
-// SAFETY: there is one processor, and interrupt handlers do not allocate.
-unsafe impl Sync for Heap {}
+/// Interrupt handlers do not allocate: nobody waits for the lock.
+struct Heap(Mutex<State>);
 
 #[global_allocator]
-static HEAP: Heap =
-    Heap(UnsafeCell::new(State { free: [null_mut(); CLASSES], next: START, in_use: 0 }));
+static HEAP: Heap = Heap(Mutex::new(State { free: [null_mut(); CLASSES], next: START, in_use: 0 }));
 
 /// Bytes asked for and not given back.
 pub fn in_use() -> u64 {
-    // SAFETY: there is one processor; no reference to the state outlives a call.
-    unsafe { (*HEAP.0.get()).in_use }
+    HEAP.0.lock().in_use
 }
 
 /// The class of blocks that fit `layout`: 2^class bytes, aligned to as many.
@@ -44,8 +44,7 @@ fn class(layout: Layout) -> usize {
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let class = class(layout);
-        // SAFETY: one processor; no reference to the state outlives a call.
-        let state = unsafe { &mut *self.0.get() };
+        let state = &mut *self.0.lock();
         let Some(head) = state.free.get_mut(class) else { return null_mut() };
         state.in_use += layout.size() as u64;
         if !head.is_null() {
@@ -64,8 +63,7 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as in `alloc`.
-        let state = unsafe { &mut *self.0.get() };
+        let state = &mut *self.0.lock();
         state.in_use -= layout.size() as u64;
         if let Some(head) = state.free.get_mut(class(layout)) {
             // SAFETY: the block is at least 16 bytes long, aligned, and its owner has given it up.

@@ -2,12 +2,15 @@
 
 use core::fmt::{self, Write};
 
+use spin::{Mutex, MutexGuard};
+
 use crate::Failure;
 use crate::multiboot::Range;
 
 const MOST: usize = 4096;
 
-static mut TEXT: [u8; MOST] = [0; MOST];
+/// Stays locked once it is written: the kernel reads it.
+static TEXT: Mutex<[u8; MOST]> = Mutex::new([0; MOST]);
 
 struct Text {
     bytes: &'static mut [u8; MOST],
@@ -34,9 +37,9 @@ impl Write for Text {
 /// # Errors
 /// It is longer than 4096 bytes.
 pub(crate) fn fill(module: Range, hardware: Range) -> Result<Range, Failure> {
-    let text = &raw mut TEXT;
-    // SAFETY: one processor runs, this is called once.
-    let mut text = Text { bytes: unsafe { &mut *text }, length: 0 };
+    let bytes = TEXT.try_lock().map(MutexGuard::leak).ok_or(Failure::Again)?;
+    let start = bytes.as_ptr() as u64;
+    let mut text = Text { bytes, length: 0 };
     // SAFETY: the module lies in memory that nothing else uses.
     text.put(unsafe { module.bytes() })
         .and_then(|()| {
@@ -44,6 +47,5 @@ pub(crate) fn fill(module: Range, hardware: Range) -> Result<Range, Failure> {
             write!(text, "RSDP_ADDR={:016x}\nRSDP_SIZE={size:016x}\n", hardware.start)
         })
         .map_err(|_| Failure::Environment)?;
-    let start = &raw const TEXT as u64;
     Ok(Range { start, end: start + text.length as u64 })
 }

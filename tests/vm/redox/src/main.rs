@@ -18,6 +18,8 @@ mod rsdp;
 use core::arch::{asm, global_asm};
 use core::fmt;
 
+use spin::{Mutex, MutexGuard};
+
 use multiboot::{Information, Range};
 
 global_asm!(include_str!("entry.s"), load = sym load);
@@ -66,8 +68,10 @@ const FREE: u64 = 1;
 const RESERVED: u64 = 3;
 const MOST_AREAS: usize = 64;
 
-static mut AREAS: [Area; MOST_AREAS] = [Area { base: 0, size: 0, kind: 0 }; MOST_AREAS];
-static mut ARGUMENTS: KernelArgs = {
+/// Both stay locked once they are written: the kernel reads them.
+static AREAS: Mutex<[Area; MOST_AREAS]> =
+    Mutex::new([Area { base: 0, size: 0, kind: 0 }; MOST_AREAS]);
+static ARGUMENTS: Mutex<KernelArgs> = Mutex::new({
     let none = Span { base: 0, size: 0 };
     KernelArgs {
         kernel: none,
@@ -77,7 +81,7 @@ static mut ARGUMENTS: KernelArgs = {
         areas: none,
         bootstrap: none,
     }
-};
+});
 
 /// Why the kernel was not started.
 pub(crate) enum Failure {
@@ -97,6 +101,8 @@ pub(crate) enum Failure {
     NoTable([u8; 4]),
     /// The environment is too long.
     Environment,
+    /// Something that is written once was to be written twice.
+    Again,
 }
 
 impl fmt::Display for Failure {
@@ -111,6 +117,7 @@ impl fmt::Display for Failure {
             Self::NoRoom(bytes) => write!(f, "no {bytes:#x} bytes of memory for the kernel"),
             Self::NoRsdp => f.write_str("no RSDP in the BIOS area"),
             Self::Environment => f.write_str("the environment is longer than 4096 bytes"),
+            Self::Again => f.write_str("started twice"),
             Self::NoTable(name) => write!(f, "no table {} to damage", name.escape_ascii()),
         }
     }
@@ -120,14 +127,14 @@ impl fmt::Display for Failure {
 extern "C" fn load(magic: u32, information: u32) -> ! {
     match prepare(magic, information) {
         // SAFETY: `prepare` has put the kernel and its arguments in place.
-        Ok(entry) => unsafe { jump(entry) },
+        Ok((entry, arguments)) => unsafe { jump(entry, arguments) },
         Err(failure) => console::line(format_args!("redox-loader: {failure}")),
     }
     halt()
 }
 
-/// Puts everything in place; returns the kernel's entry point.
-fn prepare(magic: u32, information: u32) -> Result<u64, Failure> {
+/// Puts everything in place; returns the kernel's entry point, and what it gets.
+fn prepare(magic: u32, information: u32) -> Result<(u64, &'static KernelArgs), Failure> {
     if magic != multiboot::LOADED {
         return Err(Failure::Magic(magic));
     }
@@ -153,27 +160,26 @@ fn prepare(magic: u32, information: u32) -> Result<u64, Failure> {
     {
         return Err(Failure::NoTable(signature));
     }
-    let count = fill_areas(&given)?;
+    let (areas, count) = fill_areas(&given)?;
+    let arguments = ARGUMENTS.try_lock().map(MutexGuard::leak).ok_or(Failure::Again)?;
     let span = |range: Range| Span { base: range.start, size: range.end - range.start };
-    let arguments = KernelArgs {
+    *arguments = KernelArgs {
         kernel: Span { base, size: image.size() },
         stack: Span { base: 0, size: 0 },
         environment: span(environment::fill(environment, hardware)?),
         hardware: span(hardware),
-        areas: Span { base: &raw const AREAS as u64, size: (count * size_of::<Area>()) as u64 },
+        areas: Span { base: areas.as_ptr() as u64, size: (count * size_of::<Area>()) as u64 },
         // The kernel counts whole pages; modules begin on pages, so the rest of the last one is nobody's.
         bootstrap: Span {
             base: initfs.start,
             size: (initfs.end - initfs.start).next_multiple_of(4096),
         },
     };
-    // SAFETY: one processor runs, with interrupts off; nothing else refers to ARGUMENTS.
-    unsafe { (&raw mut ARGUMENTS).write(arguments) };
     console::line(format_args!(
         "redox-loader: kernel at {base:#x}, initfs {:#x} bytes",
         initfs.end - initfs.start
     ));
-    Ok(image.entry())
+    Ok((image.entry(), arguments))
 }
 
 /// Maps `size` bytes of physical memory from `base` at `KERNEL_OFFSET`.
@@ -189,11 +195,9 @@ fn map_kernel(base: u64, size: u64) {
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _) };
 }
 
-/// Writes the memory map; returns its length in entries.
-fn fill_areas(given: &Information) -> Result<usize, Failure> {
-    let areas = &raw mut AREAS;
-    // SAFETY: one processor runs; nothing else refers to AREAS.
-    let areas = unsafe { &mut *areas };
+/// Writes the memory map; returns it, and how many of its entries are used.
+fn fill_areas(given: &Information) -> Result<(&'static [Area; MOST_AREAS], usize), Failure> {
+    let areas = AREAS.try_lock().map(MutexGuard::leak).ok_or(Failure::Again)?;
     let own = Area {
         base: &raw const loader_start as u64,
         size: &raw const loader_end as u64 - &raw const loader_start as u64,
@@ -211,16 +215,16 @@ fn fill_areas(given: &Information) -> Result<usize, Failure> {
         let kind = if free { FREE } else { RESERVED };
         put(Area { base: range.start, size: range.end - range.start, kind })?;
     }
-    Ok(count)
+    Ok((areas, count))
 }
 
 /// Starts the kernel.
 ///
 /// # Safety
-/// `entry` is the entry point of a kernel that is mapped, and `ARGUMENTS` are filled in.
-unsafe fn jump(entry: u64) -> ! {
+/// `entry` is the entry point of a kernel that is mapped, and all that `arguments` names is in place.
+unsafe fn jump(entry: u64, arguments: &'static KernelArgs) -> ! {
     // SAFETY: the caller's promise; the kernel brings its own stack.
-    unsafe { asm!("jmp {0}", in(reg) entry, in("rdi") &raw const ARGUMENTS, options(noreturn)) }
+    unsafe { asm!("jmp {0}", in(reg) entry, in("rdi") arguments, options(noreturn)) }
 }
 
 fn halt() -> ! {

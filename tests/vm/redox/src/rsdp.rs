@@ -1,21 +1,37 @@
 //! The RSDP in the BIOS area (ACPI 6.5 section 5.2.5.1).
 
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+
+use acpi::rsdp::Rsdp;
+use acpi::{AcpiHandler, PhysicalMapping};
+
 use crate::multiboot::Range;
 
-const AREA: core::ops::Range<u64> = 0xe_0000..0x10_0000;
+/// Physical memory where the loader sees it: at the same address.
+#[derive(Clone)]
+struct IdentityMapped;
+
+impl AcpiHandler for IdentityMapped {
+    unsafe fn map_physical_region<T>(
+        &self,
+        address: usize,
+        size: usize,
+    ) -> PhysicalMapping<Self, T> {
+        let start =
+            NonNull::new(with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling());
+        // SAFETY: the first 4 GiB are mapped at their own addresses, throughout, and nothing is looked for at 0.
+        unsafe { PhysicalMapping::new(address, start, size, size, Self) }
+    }
+
+    fn unmap_physical_region<T>(_region: &PhysicalMapping<Self, T>) {}
+}
 
 /// Where the RSDP is.
 pub(crate) fn find() -> Option<Range> {
-    AREA.step_by(16).find_map(|start| {
-        // SAFETY: the area is identity mapped and below 1 MiB there is always something to read.
-        let bytes = unsafe { &*(start as *const [u8; 36]) };
-        let (version_one, _) = bytes.split_at(20);
-        let sum = version_one.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-        if !bytes.starts_with(b"RSD PTR ") || sum != 0 {
-            return None;
-        }
-        // Revision 2 has 36 bytes.
-        let length = if bytes.get(15).is_some_and(|revision| *revision >= 2) { 36 } else { 20 };
-        Some(Range { start, end: start + length })
-    })
+    // SAFETY: a multiboot loader of a machine with a BIOS started this program.
+    let found = unsafe { Rsdp::search_for_on_bios(IdentityMapped) }.ok()?;
+    let start = found.physical_start() as u64;
+    // Revision 2 has 36 bytes.
+    let length = if found.revision() >= 2 { 36 } else { 20 };
+    Some(Range { start, end: start + length })
 }

@@ -22,7 +22,7 @@ use iommud::topology::pci::ConfigSpace;
 
 use super::{Outcome, Tally, ensure};
 use crate::edu::{Edu, MAX_COUNT};
-use crate::firmware::{StartInfo, table};
+use crate::firmware::{Ivrs, StartInfo, table};
 use crate::seams::{Frames, Registers, Time};
 use crate::{cpu, pci, phys, println};
 use tools::{denied, discover, new_unit, range, reaches, reads, writes};

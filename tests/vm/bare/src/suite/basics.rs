@@ -8,7 +8,7 @@ use iommud::topology::firmware::{DeviceScope, ScopeKind, UnitKind};
 use super::lab::ARENA;
 use super::{Outcome, ensure};
 use crate::edu::{Edu, MAX_COUNT};
-use crate::firmware::{StartInfo, table as find_table};
+use crate::firmware::{Dmar, StartInfo, table as find_table};
 use crate::{cpu, pci, phys};
 
 pub fn processor() -> Outcome {
@@ -43,7 +43,7 @@ pub fn interrupt() -> Outcome {
 }
 
 pub fn table(info: &StartInfo, base: &mut u64) -> Outcome {
-    let bytes = find_table(info.rsdp, b"DMAR").ok_or("no DMAR")?;
+    let bytes = find_table::<Dmar>(info.rsdp).ok_or("no DMAR")?;
     let firmware = acpi::parse_dmar(&bytes).map_err(|error| format!("{error:?}"))?;
     ensure!(firmware.anomalies.is_empty(), "{:?}", firmware.anomalies);
     let [unit] = firmware.units.as_slice() else {

@@ -25,7 +25,7 @@ use iommud::topology::walk::{Roots, walk};
 use super::lab::{ARENA, HOST_BITS, LENGTH, TheUnit, pattern, words};
 use super::{Outcome, ensure};
 use crate::edu::Edu;
-use crate::firmware::{StartInfo, table};
+use crate::firmware::{Dmar, StartInfo, table};
 use crate::owner::Owner;
 use crate::seams::{FRAMES, FRAMES_LENGTH, Frames, Registers, Time};
 use crate::{cpu, pci, phys, println};
@@ -137,7 +137,7 @@ impl Served {
             edu.load(ARENA, pattern(index));
         }
         let start = cpu::instructions();
-        let bytes = table(info.rsdp, b"DMAR").ok_or("no DMAR")?;
+        let bytes = table::<Dmar>(info.rsdp).ok_or("no DMAR")?;
         let firmware = acpi::parse_dmar(&bytes).map_err(words)?;
         let (mut memory, registers) = (Frames::new(), Registers::new(base));
         let unit = VtdUnit::bring_up(registers.clone(), Time, &mut memory, HOST_BITS);

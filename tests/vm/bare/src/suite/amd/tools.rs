@@ -3,7 +3,7 @@
 use super::*;
 
 pub(super) fn discover(info: &StartInfo) -> Result<(UnitDescription, Capability), String> {
-    let bytes = table(info.rsdp, b"IVRS").ok_or("no IVRS")?;
+    let bytes = table::<Ivrs>(info.rsdp).ok_or("no IVRS")?;
     let firmware = acpi::parse_ivrs(&bytes).map_err(|error| format!("IVRS: {error:?}"))?;
     let [unit] = &firmware.units[..] else {
         return Err(format!("{} units", firmware.units.len()));
