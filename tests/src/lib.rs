@@ -1,9 +1,9 @@
-//! Software units and what the tests share.
+//! Software units and shared parts of the tests.
 //!
-//! [`conformance`] is what every backend must do; [`machine`] is physical memory with CPU caches, a clock and the seams of `iommud::hw` over them; [`vtd`]
-//! is a VT-d unit that decodes raw bits with its own constants; [`fuzz`] is what may come from outside. A machine that saw a rule broken records a
-//! [`machine::Violation`], and fails the test that drops it without having looked. [`model`] is all of it
-//! together, for drivers to be tested on.
+//! [`conformance`] checks the requirements for every backend. [`machine`] is physical memory with CPU caches, a clock
+//! and the seams of `iommud::hw` over them. [`vtd`] is a VT-d unit that decodes raw bits with its own constants.
+//! [`fuzz`] covers input from outside. A machine that detects a broken rule records a [`machine::Violation`]. A test
+//! that drops the machine without taking its violations fails. [`model`] combines all of it for tests of drivers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

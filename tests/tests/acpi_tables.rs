@@ -1,5 +1,5 @@
-//! Tables under `data/acpi` against what they must decode to. Where the expectations come from says
-//! `data/acpi/README.md`; none was made by the decoder.
+//! Compares the tables under `data/acpi` with their expected decoding. `data/acpi/README.md` gives the source of the
+//! expectations; none comes from the decoder.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/acpi").join(name)
 }
 
-/// The tables in a folder, with their names and their expectations.
+/// Returns the tables in a folder, with their names and their expectations.
 fn tables(name: &str) -> Vec<(String, Vec<u8>, Value)> {
     let mut tables = Vec::new();
     for entry in std::fs::read_dir(folder(name)).unwrap() {
@@ -31,7 +31,7 @@ fn tables(name: &str) -> Vec<(String, Vec<u8>, Value)> {
     tables
 }
 
-/// Pairs of digits; a line's rest from `#` on is a comment.
+/// Decodes pairs of hex digits. A `#` starts a comment to the end of the line.
 fn unhex(text: &str) -> Vec<u8> {
     let plain = text.lines().filter_map(|line| line.split('#').next());
     plain
@@ -48,7 +48,7 @@ fn decode(name: &str, bytes: &[u8]) -> Decoded {
     decode::table(bytes).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Says where two values differ, and not only that they do.
+/// Lists where two values differ.
 fn differences(path: &str, found: &Value, expected: &Value, out: &mut Vec<String>) {
     match (found, expected) {
         (Value::Object(a), Value::Object(b)) => {
@@ -97,7 +97,7 @@ fn tables_made_by_hand() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What decode says of a table is what the server finds in it.
+/// `decode` reports the same problems of a table as the server.
 #[test]
 fn the_server_refuses_and_reports_what_decode_does() {
     for (name, bytes, expected) in tables("hand") {
@@ -136,7 +136,7 @@ fn count_missing(value: &Value, text: &str, missing: &mut usize) {
     }
 }
 
-/// A dump of several tables, ours and others.
+/// A dump of several tables, known and unknown.
 #[test]
 fn a_dump_has_its_tables_decoded_in_order() {
     let mut text = String::new();

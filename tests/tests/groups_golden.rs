@@ -1,7 +1,7 @@
-//! Groups of a machine of many bridges, from its configuration space as it was captured, against those that a
-//! Linux kernel made on that machine (tests/data/pci/README.md).
+//! Compares groups on a machine with many bridges with the groups of a Linux kernel on the same machine. The input is
+//! its captured configuration space (tests/data/pci/README.md).
 //!
-//! One place differs, and only one: see [`SWITCH`].
+//! Exactly one place differs: see [`SWITCH`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,15 +20,16 @@ use iommud::topology::walk::{Roots, walk};
 
 const CAPTURED: &str = include_str!("../data/pci/qemu-bridges.txt");
 
-/// Extended capability id of ACS, and the offset of its control register's word in it (PCI Express Base 6.0
-/// section 7.7.11).
+/// Extended capability id of ACS, and the offset of the word with its control register (PCI Express Base 6.0 section
+/// 7.7.11).
 const ACS: u32 = 0x000d;
 
-/// The downstream ports of a switch without ACS. The kernel makes a group of each with what is behind it; but devices
-/// behind them reach each other inside the switch, where no unit is. For iommud all of it is one group.
+/// The downstream ports of a switch without ACS. The kernel makes one group of each port and the devices behind it.
+/// But devices behind different ports reach each other inside the switch, where no unit is. For iommud all of them
+/// form one group.
 const SWITCH: [&str; 2] = ["0000:06:00.0", "0000:06:01.0"];
 
-/// Configuration space as it was captured.
+/// Captured configuration space.
 #[derive(Clone, Default)]
 struct Captured(BTreeMap<PciAddress, (u16, BTreeMap<u16, u32>)>);
 
@@ -70,7 +71,7 @@ fn kernels() -> BTreeSet<Vec<PciAddress>> {
         .collect()
 }
 
-/// The kernel's groups, with those of the ports of [`SWITCH`] made one.
+/// Returns the kernel's groups, with those of the ports of [`SWITCH`] merged.
 fn expected() -> BTreeSet<Vec<PciAddress>> {
     let ports = SWITCH.map(address);
     let of_switch = |group: &Vec<PciAddress>| group.iter().any(|member| ports.contains(member));
@@ -117,8 +118,8 @@ fn the_order_of_discovery_does_not_matter() {
     assert_eq!(groups(found), expected());
 }
 
-/// The capture is of a kernel that turned ACS controls on. Where nobody does, ports do not isolate, and
-/// groups become larger; never smaller.
+/// The captured kernel had enabled ACS controls. Without them ports do not isolate, so groups may grow but never
+/// shrink.
 #[test]
 fn without_acs_controls_groups_only_grow() {
     let mut config = captured();

@@ -18,7 +18,7 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// What once failed, and what the fuzzer starts from.
+/// Inputs that failed once, and the fuzzer's starting inputs.
 #[test]
 fn kept_inputs_of_every_target() {
     for (name, target) in TARGETS {
@@ -31,7 +31,7 @@ fn kept_inputs_of_every_target() {
     }
 }
 
-/// Good tables: those of QEMU, and of real machines where they are at hand.
+/// Valid tables: those of QEMU, and of real machines where they are available.
 fn good_tables() -> Vec<Vec<u8>> {
     let mut found = files_in(&data().join("acpi/qemu"));
     let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/acpi-tables");
@@ -42,7 +42,7 @@ fn good_tables() -> Vec<Vec<u8>> {
     tables.map(|path| std::fs::read(path).unwrap()).collect()
 }
 
-/// What happens to a table.
+/// A change to a table.
 #[derive(Clone, Debug)]
 enum Damage {
     Set(prop::sample::Index, u8),
@@ -67,7 +67,7 @@ fn damage() -> impl Strategy<Value = Damage> {
 }
 
 impl Damage {
-    /// Damages what follows the fixed part.
+    /// Damages the bytes after the fixed part.
     fn apply(&self, table: &mut Vec<u8>) {
         let places = table.len() - 48;
         if places == 0 {
@@ -157,7 +157,7 @@ proptest! {
     }
 }
 
-/// The units of these targets are good enough for their drivers: else nothing behind bring-up is tried.
+/// The units of these targets work with their drivers. Otherwise no operation after the bring-up would be fuzzed.
 #[test]
 fn units_that_nothing_is_done_to_work() {
     let input = [0, 1, 2, 3, 4, 5, 6, 7].map(|operation| [operation, 8, 0, 1, 0, 0, 0, 0]).concat();
@@ -167,8 +167,8 @@ fn units_that_nothing_is_done_to_work() {
     assert!(done > 16, "{done}");
 }
 
-/// Tables built so that everything in them is compared with everything, the largest that are read against some of an
-/// eighth of their size. Comparing pairs costs 64 times as much; a power more would cost 512 times.
+/// Tables in which every item is compared with every other. The largest accepted ones are timed against ones of an
+/// eighth of their size. Comparing pairs costs 64 times as much; a higher power would cost 512 times.
 #[test]
 fn the_largest_tables_cost_no_more_than_pairs() {
     compare("units", |part| many_units(4092 / part), tables::dmar);
@@ -191,7 +191,7 @@ fn compare(name: &str, table: fn(u16) -> Vec<u8>, run: fn(&[u8])) {
     assert!(large < small * 200, "{name}: {large:?} and {small:?}");
 }
 
-/// A DMAR of units, one page of registers beside the other.
+/// Builds a DMAR of units with adjacent register pages.
 fn many_units(count: u16) -> Vec<u8> {
     let mut bytes = vec![0; 48];
     for index in 0..u64::from(count) {
@@ -201,7 +201,7 @@ fn many_units(count: u16) -> Vec<u8> {
     bytes
 }
 
-/// A DMAR of two units that name that many devices each.
+/// Builds a DMAR of two units that name `count` devices each.
 fn many_scopes(count: u16) -> Vec<u8> {
     let mut bytes = vec![0; 48];
     for unit in 0..2u8 {
@@ -217,7 +217,7 @@ fn many_scopes(count: u16) -> Vec<u8> {
     bytes
 }
 
-/// An IVRS of one unit that names that many devices.
+/// Builds an IVRS of one unit that names `count` devices.
 fn many_entries(count: u16) -> Vec<u8> {
     let mut block = vec![0x10, 0, 0, 0, 2, 0, 0x40, 0, 0, 0, 0xb8, 0xfe];
     block.resize(24, 0);

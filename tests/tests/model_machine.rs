@@ -1,4 +1,4 @@
-//! The software machine itself: that it sees what it is there to see.
+//! Tests of the software machine itself: it must detect each kind of violation.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -17,7 +17,7 @@ use iommud_tests::vtd::{Config, Vtd};
 
 const SOURCE: u16 = 0x0018;
 
-/// A device that reaches the page at `physical` as iova 0x4000.
+/// Lets a device reach the page at `physical` as iova 0x4000.
 fn confined(machine: &Machine, physical: u64) -> (usize, Firmware, u64) {
     let unit = Vtd::add(machine, Config::default());
     let mut firmware = Firmware::new(machine, unit, 0x0300_0000);
@@ -37,7 +37,7 @@ fn a_buffer_given_back_while_a_device_reaches_it_is_seen() {
         let memory = buffers.allocate(7, 0x1000, Constraints::default()).unwrap();
         let (unit, mut firmware, table) = confined(&machine, memory[0].first().0);
         if cached {
-            // No entry maps it any more, but the unit still knows it.
+            // The tables do not map it any more, but the unit has it cached.
             assert!(machine.probe(unit, SOURCE, 0x4000, true).is_some());
             firmware.map(table, 4, 0x4000, 0x0700_0000);
         }

@@ -1,6 +1,6 @@
-//! The protocol's bytes, written by hand from the documented layout: all numbers little-endian, every field
-//! a different value so that a swapped or shifted field shows. A change that breaks one of these breaks
-//! every client that is installed.
+//! The protocol's bytes, written by hand from the documented layout. All numbers are little-endian. Every field has a
+//! different value, which exposes a swapped or shifted field. A change that breaks one of these tests breaks every
+//! installed client.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -20,14 +20,14 @@ use iommu_protocol::wire::{
     Short, Unmap, VERSION, Wire, parse_header,
 };
 
-/// Bytes from hexadecimal digits; blanks are for reading.
+/// Decodes hexadecimal digits; blanks are ignored.
 fn bytes(text: &str) -> Vec<u8> {
     let digits: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     let pair = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16).unwrap();
     digits.chunks(2).map(pair).collect()
 }
 
-/// The structure is these bytes, these bytes are the structure, and one byte less is refused.
+/// The structure encodes to these bytes and they decode to it. One byte less is refused.
 fn golden<W: Wire + PartialEq + Debug>(structure: &W, text: &str) {
     let expected = bytes(text);
     assert_eq!(expected.len(), W::SIZE, "{structure:?}");
@@ -176,8 +176,8 @@ fn regions() {
     assert_eq!((RegionKind::Firmware as u32, RegionKind::Exclusion as u32), (1, 3));
 }
 
-/// Code, request size, result size of every operation, and what a payload must hold for it: the longer of
-/// 16 + request and 24 + result.
+/// Code, request size and result size of every operation, and its payload size: the longer of 16 + request and 24 +
+/// result.
 #[test]
 fn operations() {
     let table = [
@@ -207,7 +207,7 @@ fn operations() {
         assert_eq!(Operation::from_code(code), None);
     }
     assert_eq!((VERSION, MAX_BATCH, MAX_LIST, MAX_PAYLOAD), (1, 1024, 8192, 65536));
-    // A full batch fits: 16 + 8 + 1024 * 40 there, 24 + 8 + 1024 * 8 back.
+    // A full batch fits: the request has 16 + 8 + 1024 * 40 bytes, the reply 24 + 8 + 1024 * 8.
     const { assert!(RequestHeader::SIZE + Batch::SIZE + MAX_BATCH * BatchItem::SIZE == 40_984) };
     const { assert!(ReplyHeader::SIZE + Empty::SIZE + MAX_BATCH * MapResult::SIZE == 8_224) };
     const { assert!(RequestHeader::SIZE + MapList::SIZE + MAX_LIST * 4 <= MAX_PAYLOAD) };
@@ -266,7 +266,7 @@ fn refusals() {
         assert_eq!(Refusal::from_code(code), Some(refusal));
         assert_eq!((refusal.code(), refusal.errno().0), (code, errno), "{refusal:?}");
     }
-    // Numbers of refusals that were never given, and are not used again.
+    // These refusal codes were never used and stay unused.
     assert_eq!((Refusal::from_code(4), Refusal::from_code(24)), (None, None));
 }
 
@@ -334,16 +334,16 @@ fn fault_records() {
     assert_eq!(FaultRecord::decode(&golden), Ok(record()));
     assert_eq!(FaultRecord::decode(&golden[..127]), Err(Short));
     assert_eq!(FaultRecord::decode(&[&golden[..], &[0]].concat()), Err(Short));
-    // An access beyond 2, words longer than their field, words that are not UTF-8.
+    // An access above 2, a text longer than its field, and a text that is not UTF-8 are refused.
     for (at, value) in [(20, 3), (28, 89), (29, 1), (40, 0xff)] {
         let mut bad = golden.clone();
         bad[at] = value;
         assert_eq!(FaultRecord::decode(&bad), Err(Short), "byte {at} = {value}");
     }
-    // Without the flag the address means nothing.
+    // Without the flag the address is ignored.
     golden[21] = 0;
     assert_eq!(FaultRecord::decode(&golden).unwrap().address, None);
-    // Words are cut at a character, not inside one.
+    // A long text is cut between characters.
     let long = format!("{}é", "x".repeat(87));
     let source = PciAddress::new(0, 0, 4, 0).unwrap();
     let cut = FaultRecord::new(1, source, None, FaultAccess::Unknown, 0, &long);
@@ -351,7 +351,7 @@ fn fault_records() {
     assert_eq!(FaultRecord::decode(&cut.encode()), Ok(cut));
 }
 
-/// A request of `operation` with a zero body of `body` bytes whose header says `length`.
+/// Builds a request of `operation` with a zero body of `body` bytes and `length` in its header.
 fn request(version: u16, operation: u16, body: usize, length: usize) -> Vec<u8> {
     let length = u32::try_from(length).unwrap();
     let mut out =
@@ -373,7 +373,7 @@ fn headers_are_refused_for_what_is_wrong_with_them() {
             let bytes = request(version, code, size, 16 + size);
             assert_eq!(refused(&bytes), Some(Refusal::BadVersion), "{operation:?}");
         }
-        // The header says one thing and the payload another; a body too short; no whole header.
+        // The header's length differs from the payload's; a body is too short; the header is incomplete.
         let short = request(1, code, size - 1, 16 + size);
         let lying = request(1, code, size, 16 + size - 1);
         let beyond = request(1, code, size, 16 + size + 1);
@@ -392,6 +392,6 @@ fn headers_are_refused_for_what_is_wrong_with_them() {
         assert_eq!(parse_header(&bytes).err(), Some(Refusal::BadOperation));
     }
     assert_eq!(parse_header(&[]).err(), Some(Refusal::BadLength));
-    // What is wrong first is told first: the version decides what the rest means.
+    // The version is checked first, because it decides the meaning of the rest.
     assert_eq!(parse_header(&request(2, 99, 0, 0)).err(), Some(Refusal::BadVersion));
 }

@@ -11,7 +11,7 @@ use iommu_protocol::wire::{
 };
 use proptest::prelude::*;
 
-/// Whatever the bytes, a structure decodes, and encodes to the bytes it came from.
+/// Any bytes decode to a structure, and it encodes to the same bytes.
 fn there_and_back<W: Wire>(bytes: &[u8]) -> Result<(), TestCaseError> {
     let structure = W::decode(bytes).map_err(|_| TestCaseError::fail("too short"))?;
     let mut out = vec![0; W::SIZE];

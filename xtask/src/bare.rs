@@ -1,4 +1,4 @@
-//! `xtask bare`: the register-level suite, twice, because its counts must be the same each time.
+//! `xtask bare`: the register-level suite. It runs twice, because its counts must be the same each time.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,19 +16,19 @@ mod checks;
 
 use checks::{AMD_CHECKS, CHECKS};
 
-/// A run takes a second or two.
+/// Time limit for a run, which takes a second or two.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Lines of each log that are shown after a failure.
+/// Lines of each log printed after a failure.
 const LOG_TAIL: usize = 20;
 
 /// Bytes of the disk behind the NVMe controller.
 const DISK: u64 = 1 << 20;
 
-/// Runs the suite; says whether every check passed.
+/// Runs the suite. Returns whether every check passed.
 ///
 /// # Errors
-/// The guest could not be made or started.
+/// The guest could not be built or started.
 pub(crate) fn run(options: BareOptions) -> Result<bool> {
     let (passed, failed, unchecked) = run_counted(options)?;
     let note = if unchecked > 0 { format!(", {unchecked} not checked") } else { String::new() };
@@ -36,11 +36,10 @@ pub(crate) fn run(options: BareOptions) -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// As [`run`], without the closing line; returns the checks passed, failed, and what the
-/// machine could not show.
+/// Runs the suite like [`run`], without the closing line. Returns the numbers of passed, failed and unchecked checks.
 ///
 /// # Errors
-/// As [`run`].
+/// The guest could not be built or started.
 pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize, usize)> {
     let (report, agreed) = twice(options)?;
     let (passed, failed) = report.counts();
@@ -48,17 +47,17 @@ pub(crate) fn run_counted(options: BareOptions) -> Result<(usize, usize, usize)>
     Ok((passed, failed, report.unchecked().len()))
 }
 
-/// As [`run`], without the closing line; returns what was counted, and whether every check passed.
+/// Runs the suite like [`run`], without the closing line. Returns the report, and whether every check passed.
 ///
 /// # Errors
-/// As [`run`].
+/// The guest could not be built or started.
 pub(crate) fn measured(options: BareOptions) -> Result<(Report, bool)> {
     let (report, agreed) = twice(options)?;
     let passed = agreed && report.counts().1 == 0;
     Ok((report, passed))
 }
 
-/// Two runs: the first one's results, and whether the second counted the same.
+/// Runs the suite twice. Returns the first run's results, and whether the second run counted the same.
 fn twice(options: BareOptions) -> Result<(Report, bool)> {
     let emulator = options.qemu.get()?;
     let image = build::bare_guest()?;
@@ -131,7 +130,7 @@ fn boot(
         End::Deadline => Some(format!("the guest was stopped after {} s", DEADLINE.as_secs())),
         End::Exit(status) => match status.code() {
             Some(1) => None,
-            // Its own way of saying that checks failed.
+            // The guest itself reported failed checks.
             Some(3) if report.counts().1 > 0 => None,
             _ => Some(format!("QEMU ended with {status}")),
         },
@@ -142,7 +141,7 @@ fn boot(
     Ok(report)
 }
 
-/// Block n of the disk (512 bytes) holds the 64-bit word `0x1000 + n` all over.
+/// Writes the disk: block n (512 bytes) contains the 64-bit word `0x1000 + n` everywhere.
 fn write_disk(path: &Path) -> Result<()> {
     let words =
         (0..DISK / 512).flat_map(|block| (0..64).flat_map(move |_| (0x1000 + block).to_le_bytes()));

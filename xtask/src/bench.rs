@@ -1,8 +1,8 @@
 //! `xtask bench`: every target of performance that this machine can measure, in one table.
 //!
-//! What runs on the host is the program in `tests/bench`, with its peers in the same run. Instructions and
-//! register accesses are counted in the bare guest, where they are the same in every run. Reads from a disk are
-//! timed in the Linux guest, translated and not translated in turn.
+//! The host's part is the program in `tests/bench`, with its peers in the same run. Instructions and register
+//! accesses are counted in the bare guest, where they are the same in every run. The Linux guest times reads from a
+//! disk, alternately translated and untranslated.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -24,20 +24,19 @@ pub(crate) struct Line {
     target: String,
     peer: String,
     ratio: Option<f64>,
-    /// `met`, `missed`, `not measured`, or nothing for a line that only informs.
+    /// `met`, `missed`, `not measured`, or empty for a line without a target.
     verdict: String,
 }
 
-/// Parts that run on the host, as the program there names them, and parts that run in guests.
+/// Parts that run on the host, by their names in that program, and parts that run in guests.
 const HOST: [&str; 10] =
     ["core", "range", "iova", "pool", "calls", "sockets", "alone", "probe", "memory", "storm"];
 const GUESTS: [&str; 2] = ["bare", "nvme"];
 
-/// Measures and prints the table; says whether everything could be run. A target that is missed is no failure of
-/// the command.
+/// Measures and prints the table. Returns whether everything could be run. A missed target does not fail the command.
 ///
 /// # Errors
-/// A part is not known, or the program on the host could not be built.
+/// A part is unknown, or the program on the host could not be built.
 pub(crate) fn run(options: &BenchOptions) -> Result<bool> {
     if let Some(part) =
         options.rows.iter().find(|row| !HOST.iter().chain(&GUESTS).any(|p| p == row))
@@ -71,7 +70,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<bool> {
     Ok(complete)
 }
 
-/// The lines of a guest that could not be made or started.
+/// The lines for a guest that could not be built or started.
 fn unmeasured(part: &str, error: &anyhow::Error) -> Vec<Line> {
     let why = format!("{error:#}");
     let mut lines = if part == "bare" { counted(&Report::new(&[])) } else { told(&[]) };
@@ -81,20 +80,20 @@ fn unmeasured(part: &str, error: &anyhow::Error) -> Vec<Line> {
     lines
 }
 
-/// The story of the NVMe driver, which times reads.
+/// Runs the story of the NVMe driver, which times reads.
 fn nvme() -> Result<(Vec<Line>, bool)> {
     let guest = demo::tell(&DemoOptions { story: Story::Nvme, ..DemoOptions::default() })?;
     Ok((told(guest.logs()), guest.counts().1 == 0))
 }
 
-/// The lines of the guest with the NVMe driver.
+/// The lines for the guest with the NVMe driver.
 fn told(logs: &[String]) -> Vec<Line> {
     let mut lines = vec![calls(logs)];
     lines.extend(reads(logs));
     lines
 }
 
-/// What the guest told of calls: `map and unmap: N ns against M of two empty calls, ratio R (...)`.
+/// Parses the guest's log line about calls: `map and unmap: N ns against M of two empty calls, ratio R (...)`.
 fn calls(logs: &[String]) -> Line {
     let what = "end to end in QEMU: processes, library, socket, iommud, VT-d";
     let target = "<= 1.1x";
@@ -117,7 +116,7 @@ fn calls(logs: &[String]) -> Line {
     }
 }
 
-/// What the guest told of reads: `KIND: N against M a second, ratio R (...)`.
+/// Parses the guest's log lines about reads: `KIND: N against M a second, ratio R (...)`.
 fn reads(logs: &[String]) -> Vec<Line> {
     let told = |kind: &str| {
         let rest = logs.iter().find_map(|log| log.strip_prefix(kind)?.strip_prefix(": "))?;
@@ -152,7 +151,7 @@ fn reads(logs: &[String]) -> Vec<Line> {
     lines
 }
 
-/// Runs the program on the host.
+/// Runs the measurements on the host.
 fn host(rows: &[&str]) -> Result<Vec<Line>> {
     let mut command = cargo();
     command.args(["run", "--quiet", "--release", "--manifest-path"]);
@@ -176,7 +175,7 @@ fn not_measured(row: u32, what: &str, target: &str, why: &str) -> Line {
     }
 }
 
-/// The rows that are counted in the bare guest.
+/// The lines counted in the bare guest.
 fn counted(guest: &Report) -> Vec<Line> {
     let count = |name: &str| {
         let found = guest.measured().iter().find(|(known, _)| known == name);
@@ -263,7 +262,7 @@ fn counted(guest: &Report) -> Vec<Line> {
     lines
 }
 
-/// The lines as a table of words.
+/// Formats the lines as a table.
 fn table(lines: &[Line]) -> String {
     let ratio = |line: &Line| line.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x"));
     let cells = |line: &Line| {

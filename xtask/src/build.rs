@@ -1,4 +1,4 @@
-//! Builds of what runs inside guests.
+//! Builds the programs for guests.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,13 @@ use anyhow::{Result, ensure};
 
 use crate::workspace::{cargo, root, target};
 
-/// Where guests' binaries are built for: linked statically, they need nothing but a kernel.
+/// Target of the guests' binaries. They are linked statically and need only a kernel.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages of the Linux guest.
 const PACKAGES: [&str; 5] = ["guest", "iommud", "edud", "nvme", "rogue"];
 
-/// Builds the binaries of the Linux guest; returns the directory that they are in.
+/// Builds the binaries of the Linux guest. Returns their directory.
 pub(crate) fn linux_guest() -> Result<PathBuf> {
     let directory = target().join("vm");
     let mut command = cargo();
@@ -21,14 +21,14 @@ pub(crate) fn linux_guest() -> Result<PathBuf> {
     for package in PACKAGES {
         command.args(["--package", package]);
     }
-    // Only what is built for the target gets these flags, since the target is named.
+    // Because the target is named, only code built for the target gets these flags, not build scripts.
     command.env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=debuginfo");
     ensure!(command.status()?.success(), "building the guest's programs failed");
     Ok(directory.join(TRIPLE).join("debug"))
 }
 
-/// Builds the bare guest; returns its image.
+/// Builds the bare guest. Returns the path of its image.
 pub(crate) fn bare_guest() -> Result<PathBuf> {
     let directory = target().join("bare");
     let mut command = cargo();

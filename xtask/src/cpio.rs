@@ -1,5 +1,5 @@
-//! Archives that the kernel unpacks as its first file system: the "new" cpio format without checksums
-//! (Linux Documentation/driver-api/early-userspace/buffer-format.rst).
+//! Archives that the kernel unpacks as its first file system, in the "new" cpio format without checksums (Linux
+//! Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use anyhow::{Context, Result};
 
@@ -30,14 +30,14 @@ impl Archive {
         self.entry(path, CHARACTER_DEVICE, (major, minor), &[])
     }
 
-    /// The archive's bytes.
+    /// Returns the archive's bytes.
     pub(crate) fn finish(mut self) -> Result<Vec<u8>> {
         self.entry("TRAILER!!!", 0, (0, 0), &[])?;
         Ok(self.bytes)
     }
 
-    /// A header of 13 fields of 8 hexadecimal digits after the magic, the name with its zero, the content;
-    /// both padded to a multiple of 4.
+    /// Writes an entry: the magic, a header of 13 fields of 8 hexadecimal digits, the name with its zero, and the
+    /// content. Name and content are padded to a multiple of 4.
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) -> Result<()> {
         self.inode += 1;
         let size = u32::try_from(content.len()).with_context(|| format!("{path} is too large"))?;
@@ -64,8 +64,8 @@ impl Archive {
 mod tests {
     use super::*;
 
-    /// Bytes that `printf hi > bin/x; chmod 755 bin/x; echo bin/x | cpio -o -H newc` of GNU cpio writes, with
-    /// inode, owner, time and device numbers set to those used here.
+    /// Expected bytes: the output of GNU cpio for `printf hi > bin/x; chmod 755 bin/x; echo bin/x | cpio -o -H newc`,
+    /// with inode, owner, time and device numbers set to the values used here.
     #[test]
     fn a_file_is_written_as_gnu_cpio_writes_it() {
         let mut archive = Archive::default();

@@ -13,22 +13,22 @@ use crate::qemu::{End, show_logs};
 use crate::report::Report;
 use crate::{build, disks};
 
-/// The story takes about a minute; a guest that takes this long hangs.
+/// Time limit for the story, which takes about a minute.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// What a kill may take.
+/// Time allowed for each kill.
 const PER_KILL: Duration = Duration::from_secs(5);
 
-/// Lines of each log that are shown after a failure.
+/// Lines of each log printed after a failure.
 const LOG_TAIL: usize = 30;
 
-/// Runs the demo; says whether every check passed.
+/// Runs the demo. Returns whether every check passed.
 ///
 /// # Errors
-/// The guest could not be made or started.
+/// The guest could not be built or started.
 pub(crate) fn run(options: &DemoOptions) -> Result<bool> {
     let (passed, failed, unchecked) = run_counted(options)?;
-    // The last line is the same for every machine; what one cannot show is a line of its own.
+    // The last line is the same for every machine. Unchecked properties get a line of their own.
     if unchecked > 0 {
         println!("{unchecked} not checked on this machine");
     }
@@ -36,21 +36,20 @@ pub(crate) fn run(options: &DemoOptions) -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// As [`run`], without the closing line; returns the checks passed, failed, and what the
-/// machine could not show.
+/// Runs the demo like [`run`], without the closing line. Returns the numbers of passed, failed and unchecked checks.
 ///
 /// # Errors
-/// As [`run`].
+/// The guest could not be built or started.
 pub(crate) fn run_counted(options: &DemoOptions) -> Result<(usize, usize, usize)> {
     let report = tell(options)?;
     let (passed, failed) = report.counts();
     Ok((passed, failed, report.unchecked().len()))
 }
 
-/// As [`run`], without the closing line; returns what the guest told.
+/// Runs the demo like [`run`], without the closing line. Returns the guest's report.
 ///
 /// # Errors
-/// As [`run`].
+/// The guest could not be built or started.
 pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
     let scenario = match (options.story, options.iommu) {
         (Story::Machine, _) => Scenario::Machine,
@@ -92,7 +91,7 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
         match monitor.as_ref().map_or(Ok(false), |monitor| monitor.obey(line)) {
             Ok(true) => return,
             Ok(false) => {}
-            // What the guest waits for does not come: its check fails.
+            // The action that the guest waits for does not happen, so its check fails.
             Err(error) => println!("{error:#}"),
         }
         if let Some(text) = report.take(line) {
@@ -111,7 +110,7 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
     Ok(report)
 }
 
-/// Reports what the emulator recorded.
+/// Reports the emulator's record of translation.
 fn translation(report: &mut Report, scenario: Scenario, iommu: Iommu, record: &Path) -> String {
     let number = scenario.checks().iter().position(|title| *title == guest::TRANSLATION_STAYS_ON);
     let number = number.map_or(0, |index| index + 1);

@@ -5,12 +5,12 @@ use anyhow::{Context, Result};
 use crate::guest::Parts;
 use crate::qemu::Machine;
 
-/// Bytes of the disks that data is compared on.
+/// Bytes of the disks whose data is compared.
 const DISK: u64 = 64 << 20;
 const SECOND_DISK: u64 = 16 << 20;
 
-/// Adds three NVMe controllers: one with two namespaces, one whose every request takes 400 ms, and one on a
-/// bus that the unit does not translate. Their order of addresses is the order in which the guest names them.
+/// Adds three NVMe controllers: one with two namespaces, one with requests of 400 ms each, and one on a bus that the
+/// unit does not translate. The guest names them in the order of their addresses.
 pub(crate) fn add(machine: &mut Machine, parts: &Parts) -> Result<()> {
     for (name, length) in [("confined", DISK), ("second", SECOND_DISK), ("open", DISK)] {
         let path = parts.directory.join(format!("{name}.disk"));

@@ -1,5 +1,5 @@
-//! Which QEMU: the installed one, or a newer one of Debian's, unpacked into the cache and started with its
-//! own loader and libraries.
+//! Chooses QEMU: the installed one, or a newer one of Debian's. The newer one is unpacked into the cache and started
+//! with its own loader and libraries.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::packages::{self, MMDEBSTRAP, Missing, QEMU};
 use crate::workspace::{cache, quietly};
 
-/// Suites that the newer QEMU comes from: the one that its libraries belong to, and its own.
+/// Suites of the newer QEMU: the one of its libraries, and its own.
 const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
 
 /// A QEMU that can be started.
@@ -21,13 +21,13 @@ pub(crate) struct Emulator {
 }
 
 impl Emulator {
-    /// QEMU as Debian's release has it; installed if it is missing and we may.
+    /// Returns the QEMU of Debian's release. Installs it if it is missing and this process is root.
     pub(crate) fn installed() -> Result<Self> {
         packages::require(&[QEMU])?;
         Ok(Self { program: QEMU.name.into(), arguments: Vec::new() })
     }
 
-    /// QEMU 11 or later; unpacked on the first call.
+    /// Returns QEMU 11 or later. Unpacks it on the first call.
     pub(crate) fn newer() -> Result<Self> {
         let root = cache("qemu")?.join("root");
         if !root.is_dir() {
@@ -42,20 +42,20 @@ impl Emulator {
         Ok(Self { program: libraries.join("ld-linux-x86-64.so.2"), arguments })
     }
 
-    /// A command that starts it.
+    /// Returns a command that starts it.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
         command
     }
 
-    /// Its version, as it says.
+    /// Its version text.
     pub(crate) fn version(&self) -> Result<String> {
         let text = quietly(self.command().arg("--version"))?;
         Ok(text.lines().next().unwrap_or_default().into())
     }
 
-    /// Its version in numbers, such as `11.1.3`.
+    /// Its version number, such as `11.1.3`.
     pub(crate) fn number(&self) -> Result<String> {
         let text = self.version()?;
         let digits = |word: &&str| word.starts_with(|first: char| first.is_ascii_digit());
@@ -80,11 +80,11 @@ fn unpack(root: &Path) -> Result<()> {
     command.args(SUITES.first()).arg(&scratch);
     command.args(SUITES.map(|suite| format!("deb {mirror} {suite} main")));
     quietly(&mut command)?;
-    // The last step: what is in place is whole.
+    // Renames last, so that a directory in place is complete.
     std::fs::rename(&scratch, root).with_context(|| format!("renaming {}", scratch.display()))
 }
 
-/// The archive that this machine takes Debian's packages from.
+/// Returns the archive from which this machine takes Debian's packages.
 fn mirror() -> Result<String> {
     let text = quietly(Command::new("apt-get").args([
         "indextargets",

@@ -1,10 +1,10 @@
-//! The ordering contract, explored: `tests/src/explore`.
+//! Explores the ordering contract: `tests/src/explore`.
 
 use anyhow::{Context, Result};
 
 use crate::workspace::cargo;
 
-/// Runs the explorer; says whether everything held and everything was exercised.
+/// Runs the explorer. Returns whether every invariant held and every scenario was exercised.
 pub(crate) fn run(arguments: &[&str]) -> Result<bool> {
     let status = cargo()
         .args(["run", "--quiet", "--locked", "--package", "iommud-tests", "--bin", "explore", "--"])

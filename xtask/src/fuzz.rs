@@ -1,4 +1,4 @@
-//! Fuzzing: libFuzzer over the targets of the test crate, with instrumentation that a stable compiler has.
+//! Fuzzing: libFuzzer over the targets of the test crate, with the instrumentation of a stable compiler.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,30 +9,30 @@ use crate::options::FuzzOptions;
 use crate::packages::{self, CXX};
 use crate::workspace::{cache, cargo, root, target};
 
-/// Every target, as `iommud_tests::fuzz::TARGETS` names them.
+/// Every target, with the names of `iommud_tests::fuzz::TARGETS`.
 pub(crate) const TARGETS: [&str; 9] =
     ["dmar", "ivrs", "decode", "policy", "protocol", "paths", "pci", "vtd", "amdvi"];
 
-/// The host's target: named, so that build scripts are not instrumented.
+/// The host's target triple. It is named so that build scripts are not instrumented.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// What `cargo fuzz` passes too, less the sanitizer: there is no `unsafe` in what is fuzzed.
+/// The flags of `cargo fuzz`, except the sanitizer: the fuzzed code contains no `unsafe`.
 const INSTRUMENTATION: &str = "--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module \
      -Cllvm-args=-sanitizer-coverage-level=4 \
      -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
      -Cllvm-args=-sanitizer-coverage-pc-table \
      -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// Longest input that is tried, in bytes.
+/// Longest input, in bytes.
 const LONGEST: u32 = 4096;
 
-/// Fuzzes the targets one after the other; says whether none failed.
+/// Fuzzes the targets one after the other. Returns whether none failed.
 pub(crate) fn run(options: &FuzzOptions) -> Result<bool> {
     let (_, failed) = run_counted(options)?;
     Ok(failed == 0)
 }
 
-/// As [`run`]; how many targets passed and failed.
+/// Fuzzes like [`run`]. Returns the numbers of passed and failed targets.
 pub(crate) fn run_counted(options: &FuzzOptions) -> Result<(usize, usize)> {
     build()?;
     let all: Vec<&str> = TARGETS.to_vec();
@@ -50,7 +50,7 @@ fn build() -> Result<()> {
     packages::require(&[CXX])?;
     println!("building the fuzzer");
     let folder = root().join("tests/fuzz");
-    // It is not a member of the workspace, but what it shares with it has the same versions.
+    // The fuzzer is not a member of the workspace, but its shared dependencies have the same versions.
     std::fs::copy(root().join("Cargo.lock"), folder.join("Cargo.lock")).context("Cargo.lock")?;
     let status = cargo()
         .current_dir(folder)
@@ -63,7 +63,7 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// Runs one target. An input that fails is left among the inputs that the ordinary tests run.
+/// Runs one target. A failing input is saved among the inputs of the ordinary tests.
 fn fuzz(name: &str, seconds: u32) -> Result<bool> {
     let inputs = root().join("tests/data/fuzz").join(name);
     let found = cache("fuzz")?.join(name);
@@ -87,7 +87,7 @@ fn fuzz(name: &str, seconds: u32) -> Result<bool> {
     Ok(output.status.success())
 }
 
-/// How much was tried, from libFuzzer's log.
+/// Summarises the coverage from libFuzzer's log.
 fn summary(log: &str) -> String {
     let runs = log
         .lines()

@@ -1,4 +1,4 @@
-//! The Linux guest: a stock kernel, our programs as its first file system, three edu devices.
+//! The Linux guest: a stock kernel, this project's programs as its first file system, three edu devices.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,14 +16,14 @@ mod checks;
 
 pub(crate) use checks::{Scenario, TRANSLATION_STAYS_ON};
 
-/// Memory of the guest.
+/// Memory size of the guest.
 const MEMORY: &str = "1G";
 
-/// What the kernel is told. The unit is left to us; interrupts of devices are not remapped.
+/// The kernel's command line. The kernel leaves the unit to iommud and does not remap device interrupts.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 intremap=off mitigations=off nokaslr";
 
-/// Whether the kernel drives the unit itself. Then its registers are taken, and /dev/mem must show them all
-/// the same.
+/// Whether the kernel drives the unit itself. Then the kernel reserves its registers, so /dev/mem must be allowed to
+/// map them.
 const fn unit_is_the_kernels(scenario: Scenario) -> &'static str {
     match scenario {
         Scenario::Groups => "intel_iommu=on iomem=relaxed",
@@ -31,7 +31,7 @@ const fn unit_is_the_kernels(scenario: Scenario) -> &'static str {
     }
 }
 
-/// Where the parts of a guest are.
+/// The files of a guest.
 pub(crate) struct Parts {
     /// The kernel's image.
     pub(crate) kernel: PathBuf,
@@ -41,7 +41,7 @@ pub(crate) struct Parts {
     pub(crate) directory: PathBuf,
 }
 
-/// A directory for the files of a guest called `name`.
+/// Creates a directory for the files of a guest called `name`.
 pub(crate) fn directory(name: &str) -> Result<PathBuf> {
     let path = target().join("vm").join("run").join(format!("{name}-{}", std::process::id()));
     std::fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;
@@ -77,10 +77,10 @@ pub(crate) fn initramfs(binaries: &Path, modules: &[PathBuf], to: &Path) -> Resu
     std::fs::write(to, archive.finish()?).with_context(|| format!("writing {}", to.display()))
 }
 
-/// QEMU's AMD-Vi unit, from 10.2 on; before, or without `dma-remap`, it translates nothing.
+/// QEMU's AMD-Vi unit, from 10.2 on. Earlier versions, or a unit without `dma-remap`, translate nothing.
 pub(crate) const AMD_UNIT: &str = "amd-iommu,intremap=off,dma-remap=on";
 
-/// The machine that runs scenarios; [`start`] says which.
+/// Builds the machine for scenarios; [`start`] chooses the scenario.
 pub(crate) fn machine(
     parts: &Parts,
     iommu: Iommu,
@@ -88,7 +88,7 @@ pub(crate) fn machine(
     deadline: Duration,
 ) -> Machine {
     let mut machine = Machine::new(MEMORY, &parts.directory, deadline);
-    // The unit goes first: QEMU puts devices under it as they are added.
+    // Adds the unit first, because QEMU assigns devices to it as they are added.
     match iommu {
         Iommu::Intel => {
             let mode = if caching_mode { "on" } else { "off" };
@@ -98,8 +98,8 @@ pub(crate) fn machine(
         Iommu::None => {}
     }
     let second = match iommu {
-        // On a bus of its own. Not the devices whose faults are looked at: up to QEMU 11.1 the records of
-        // this unit have no bus.
+        // This device is on a bus of its own. Devices whose faults are checked are not, because up to QEMU 11.1 this
+        // unit's records lack the bus.
         Iommu::Amd => "bus=rootport,addr=00.0",
         Iommu::Intel | Iommu::None => "addr=05.0",
     };
@@ -107,7 +107,7 @@ pub(crate) fn machine(
         machine.args(["-device", "pcie-root-port,id=rootport,chassis=1,addr=07.0"]);
     }
     for place in ["addr=04.0", second, "addr=06.0"] {
-        // All of the guest's memory is within the device's reach, with or without translation.
+        // The device reaches all of the guest's memory, with or without translation.
         machine.args(["-device", &format!("edu,{place},dma_mask=0xffffffff")]);
     }
     machine.args(["-kernel".as_ref(), parts.kernel.as_os_str()]);
@@ -115,7 +115,7 @@ pub(crate) fn machine(
     machine
 }
 
-/// Tells the guest what it is booted for, and on which version of QEMU: what that cannot show is not checked.
+/// Passes the scenario and QEMU's version to the guest. Properties that this version cannot show are not checked.
 pub(crate) fn start(machine: &mut Machine, scenario: Scenario, kills: Option<u32>, version: &str) {
     if scenario == Scenario::Groups {
         bridges(machine);
@@ -128,9 +128,9 @@ pub(crate) fn start(machine: &mut Machine, scenario: Scenario, kills: Option<u32
     machine.args(["-append", &line]);
 }
 
-/// Bridges of every kind that QEMU has, with something behind each: root ports with ACS and without, alone
-/// and as functions of one device; a switch; PCI Express to PCI; conventional bridges, one behind the
-/// other; a second root bus. And devices of several functions.
+/// Adds bridges of every kind that QEMU has, with devices behind each. Root ports with ACS and without, alone and as
+/// functions of one device; a switch; PCI Express to PCI; conventional bridges, one behind the other; a second root
+/// bus. Also adds devices with several functions.
 fn bridges(machine: &mut Machine) {
     for device in [
         "pcie-root-port,id=alone,bus=pcie.0,chassis=1,addr=08.0",
@@ -170,8 +170,8 @@ fn bridges(machine: &mut Machine) {
     }
 }
 
-/// What QEMU records of a unit's translation: the event. Of VT-d, that it was turned on or off; of AMD-Vi, every
-/// value of the control register, whose bit 0 turns it on.
+/// QEMU's trace event for a unit's translation. VT-d's event reports that it was turned on or off. AMD-Vi's reports
+/// every value of the control register, whose bit 0 turns it on.
 const fn translation_event(iommu: Iommu) -> &'static str {
     match iommu {
         Iommu::Amd => "amdvi_control_status",
@@ -179,7 +179,7 @@ const fn translation_event(iommu: Iommu) -> &'static str {
     }
 }
 
-/// Lets QEMU record when translation is turned on and off, and says where.
+/// Makes QEMU record when translation is turned on and off. Returns the file.
 pub(crate) fn record_translation(machine: &mut Machine, parts: &Parts, iommu: Iommu) -> PathBuf {
     let record = parts.directory.join("translation.log");
     machine.args(["-trace", translation_event(iommu)]);
@@ -203,7 +203,7 @@ pub(crate) fn stayed_on(record: &str, iommu: Iommu) -> Result<(), String> {
             marks.push(on);
         }
     }
-    // AMD-Vi: off is written before it is turned on.
+    // AMD-Vi: iommud writes the register with translation off before it turns it on.
     let turned: Vec<bool> = marks.into_iter().skip_while(|on| iommu == Iommu::Amd && !on).collect();
     if turned == [true] { Ok(()) } else { Err(format!("the record, on or off: {turned:?}")) }
 }

@@ -11,19 +11,19 @@ use crate::workspace::{cache, quietly};
 /// The package that depends on the current kernel of the flavour without hardware drivers.
 const META: &str = "linux-image-cloud-amd64";
 
-/// Modules that are kept: they give a process the interrupts of a PCI function. In the order in which they are
-/// loaded, and where they are among the kernel's.
+/// Modules that are kept: they give a process the interrupts of a PCI function. Listed in loading order, with their
+/// paths among the kernel's modules.
 const MODULES: [&str; 2] = ["uio/uio.ko", "uio/uio_pci_generic.ko"];
 
 /// A kernel.
 pub(crate) struct Kernel {
     /// Its image.
     pub(crate) image: PathBuf,
-    /// Modules of it, in the order in which they are to be loaded.
+    /// Its modules, in loading order.
     pub(crate) modules: Vec<PathBuf>,
 }
 
-/// The kernel; downloaded on the first call.
+/// Returns the kernel. Downloads it on the first call.
 pub(crate) fn stock() -> Result<Kernel> {
     let directory = cache("kernel")?;
     let modules = MODULES.iter().filter_map(|path| Path::new(path).file_name());
@@ -50,7 +50,7 @@ fn download(directory: &Path, modules: &[PathBuf]) -> Result<PathBuf> {
         let from = drivers.join(from);
         std::fs::rename(&from, to).with_context(|| from.display().to_string())?;
     }
-    // The last step: what is in place is whole.
+    // Renames last, so that an image in place is complete.
     std::fs::rename(&image, &destination)?;
     std::fs::remove_dir_all(&scratch)?;
     std::fs::remove_file(&package)?;

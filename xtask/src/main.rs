@@ -1,4 +1,4 @@
-//! What the README and CI call.
+//! The commands that README and CI use.
 
 mod bare;
 mod bench;
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use options::Command;
 
-/// Exit code when something is missing that this program cannot or may not bring.
+/// Exit code when a requirement is missing that this program cannot or may not install.
 const EXIT_MISSING: u8 = 2;
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! QEMU's monitor: what a guest may ask of its machine.
+//! QEMU's monitor, for the guest's requests to its machine.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,21 +9,21 @@ use anyhow::{Context, Result, ensure};
 
 use crate::qemu::Machine;
 
-/// How long QEMU may take to answer.
+/// Time limit for QEMU's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What ends every answer.
+/// The end of every answer.
 const PROMPT: &[u8] = b"(qemu) ";
 
-/// The port that devices are plugged in behind, and the one device that is.
+/// The port for hot-plugged devices, and the id of the one plugged device.
 const PORT: &str = "hotport";
 const DEVICE: &str = "hot";
 
-/// Where a machine's monitor listens.
+/// The path of a machine's monitor socket.
 pub(crate) struct Monitor(PathBuf);
 
 impl Monitor {
-    /// Gives a machine a monitor, and a root port that devices can be plugged in behind.
+    /// Gives a machine a monitor, and a root port for hot-plugged devices.
     pub(crate) fn add(machine: &mut Machine, directory: &Path) -> Self {
         let path = directory.join("monitor");
         let mut address = std::ffi::OsString::from("unix:");
@@ -35,7 +35,7 @@ impl Monitor {
         Self(path)
     }
 
-    /// Does what a line of the guest asks for; whether it was such a line.
+    /// Executes the request in a line of the guest. Returns whether the line was a request.
     pub(crate) fn obey(&self, line: &str) -> Result<bool> {
         let command = match line {
             "@@plug edu" => format!("device_add edu,id={DEVICE},bus={PORT},dma_mask=0xffffffff"),

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::options::MutantsOptions;
 use crate::workspace::{cache, cargo, quietly, root};
 
-/// The version whose output this reads.
+/// The version of cargo-mutants whose output is parsed here.
 const VERSION: &str = "27.1.0";
 
-/// Folders that are changed when none is named.
+/// Folders that are mutated by default.
 const FOLDERS: [&str; 4] = ["policy", "engine", "hw", "server"];
 
-/// Tests that every mutant meets: those that take seconds.
+/// Tests for every mutant: the ones that take seconds.
 const FAST: [&str; 12] = [
     "--lib",
     "--test=server",
@@ -31,13 +31,13 @@ const FAST: [&str; 12] = [
     "--test=model_vtd",
 ];
 
-/// What the survivors of the fast tests meet: the explorer.
+/// Tests for the survivors of the fast tests: the explorer.
 const SLOW: [&str; 1] = ["--test=ordering"];
 
-/// Exit codes of cargo-mutants that mean that it ran to its end: all caught; some missed; some timed out.
+/// Exit codes of a complete run of cargo-mutants: all caught; some missed; some timed out.
 const FINISHED: [i32; 3] = [0, 2, 3];
 
-/// What came of the mutants of a folder.
+/// The results of the mutants of a folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Score {
     caught: usize,
@@ -45,7 +45,7 @@ struct Score {
     timed_out: usize,
 }
 
-/// Changes the server's code, one place at a time; says whether every mutant was caught.
+/// Mutates the server's code, one place at a time. Returns whether every mutant was caught.
 pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
     let program = install()?;
     let output = cache("mutants")?;
@@ -108,7 +108,7 @@ fn mutate(
     Ok(())
 }
 
-/// Files to be changed, as globs.
+/// Returns the files to mutate, as globs.
 fn paths(options: &MutantsOptions) -> Vec<String> {
     if options.paths.is_empty() {
         return FOLDERS.map(|folder| format!("iommud/src/{folder}/**/*.rs")).to_vec();
@@ -129,13 +129,13 @@ fn read(output: &Path, name: &str) -> Result<Vec<String>> {
     }
 }
 
-/// The folder below `iommud/src` that a mutant is in.
+/// Returns the folder of a mutant below `iommud/src`.
 fn folder(mutant: &str) -> String {
     let rest = mutant.strip_prefix("iommud/src/").unwrap_or(mutant);
     rest.split(['/', ':']).next().unwrap_or(rest).to_owned()
 }
 
-/// The score of each folder and every survivor.
+/// Formats the score of each folder, and every survivor.
 fn summary(caught: &[String], missed: &[String], timed_out: &[String]) -> String {
     let mut scores: BTreeMap<String, Score> = BTreeMap::new();
     for mutant in caught {

@@ -1,4 +1,4 @@
-//! What the command line can say.
+//! The options of the command line.
 
 mod parse;
 
@@ -8,7 +8,7 @@ use crate::emulator::Emulator;
 
 pub(crate) use parse::parse;
 
-/// What is printed for `--help` and after a mistake.
+/// Printed for `--help` and after a mistake.
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask COMMAND [OPTIONS]
 
@@ -84,7 +84,7 @@ pub(crate) enum Iommu {
     None,
 }
 
-/// Which QEMU.
+/// The QEMU to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Qemu {
     /// The installed one.
@@ -95,7 +95,7 @@ pub(crate) enum Qemu {
 }
 
 impl Qemu {
-    /// Makes sure that it is there.
+    /// Ensures that it is available.
     pub(crate) fn get(self) -> anyhow::Result<Emulator> {
         match self {
             Self::Installed => Emulator::installed(),
@@ -111,34 +111,34 @@ pub(crate) struct BareOptions {
     pub(crate) iommu: Iommu,
     /// VT-d CAP.CM.
     pub(crate) caching_mode: bool,
-    /// Which QEMU.
+    /// The QEMU to use.
     pub(crate) qemu: Qemu,
 }
 
 impl BareOptions {
-    /// A machine with AMD-Vi. The installed QEMU's unit never translates.
+    /// A machine with AMD-Vi. It needs the newer QEMU, because the installed one's unit never translates.
     pub(crate) const fn amd() -> Self {
         Self { iommu: Iommu::Amd, caching_mode: false, qemu: Qemu::Newer }
     }
 }
 
-/// What the guest is booted for.
+/// The scenario that the guest is booted for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Story {
-    /// The story, as it goes with the machine's unit.
+    /// The story for the machine's unit.
     #[default]
     Whole,
-    /// Only what it takes for granted.
+    /// Only the properties that the story relies on.
     Machine,
-    /// What comes of a damaged DMAR.
+    /// The story of a damaged DMAR.
     DamagedTable,
-    /// iommud is killed this often.
+    /// iommud is killed this many times.
     Kills(u32),
     /// Isolation groups, compared with the kernel's.
     Groups,
-    /// The NVMe driver's.
+    /// The story of the NVMe driver.
     Nvme,
-    /// Devices that are plugged in and pulled out.
+    /// Hot-plug of devices.
     HotPlug,
 }
 
@@ -149,19 +149,19 @@ pub(crate) struct DemoOptions {
     pub(crate) iommu: Iommu,
     /// VT-d CAP.CM.
     pub(crate) caching_mode: bool,
-    /// Which QEMU.
+    /// The QEMU to use.
     pub(crate) qemu: Qemu,
     /// A kernel's image, instead of Debian's.
     pub(crate) kernel: Option<PathBuf>,
-    /// What is told.
+    /// The story to run.
     pub(crate) story: Story,
-    /// Where what groups were made of is written.
+    /// File for the captured configuration space and groups.
     pub(crate) capture: Option<PathBuf>,
     /// Keep the guest's files.
     pub(crate) keep: bool,
     /// Show the guest's console.
     pub(crate) verbose: bool,
-    /// Where the checks are written, too.
+    /// Additional file for the checks.
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -184,42 +184,42 @@ impl Default for DemoOptions {
 /// Options of `bench`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BenchOptions {
-    /// What is measured on the host; everything, and the bare guest too, when empty.
+    /// Parts to measure; all of them, on the host and in guests, when empty.
     pub(crate) rows: Vec<String>,
-    /// Where the table is written, too.
+    /// Additional file for the table.
     pub(crate) json: Option<PathBuf>,
 }
 
-/// What is shown on Redox.
+/// The scenario on Redox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum RedoxRun {
-    /// iommud before the first driver.
+    /// iommud starts before the first driver.
     #[default]
     Early,
-    /// iommud before the first driver, as a service of type oneshot.
+    /// iommud starts before the first driver, as a service of type oneshot.
     Oneshot,
-    /// iommud from the root file system.
+    /// iommud starts from the root file system.
     Late,
-    /// Firmware whose table cannot be read.
+    /// Firmware with an unreadable table.
     Damaged,
-    /// How long booting takes, over this many boots of each kind.
+    /// Measures the duration of a boot, over this many boots of each kind.
     Boots(u16),
 }
 
 /// Options of `redox`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RedoxOptions {
-    /// The tree.
+    /// The Redox tree.
     pub(crate) tree: Option<PathBuf>,
     /// The unit.
     pub(crate) iommu: Iommu,
-    /// How the image is made and what it is to show.
+    /// The scenario, which determines the image.
     pub(crate) run: RedoxRun,
     /// Keep the image.
     pub(crate) keep: bool,
     /// Show the console.
     pub(crate) verbose: bool,
-    /// Where the checks are written, too.
+    /// Additional file for the checks.
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -228,7 +228,7 @@ pub(crate) struct RedoxOptions {
 pub(crate) struct FuzzOptions {
     /// Time for each target.
     pub(crate) seconds: u32,
-    /// Which targets; all when there are none.
+    /// The targets; all of them when empty.
     pub(crate) targets: Vec<String>,
 }
 
@@ -241,24 +241,24 @@ impl Default for FuzzOptions {
 /// Options of `mutants`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MutantsOptions {
-    /// What is changed; policy, engine, hw and server when empty.
+    /// Files and folders to mutate; policy, engine, hw and server when empty.
     pub(crate) paths: Vec<String>,
-    /// `K/N`: every Nth mutant only.
+    /// `K/N`: only every Nth mutant.
     pub(crate) shard: Option<String>,
 }
 
-/// What is to be done.
+/// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Print the usage.
+    /// Prints the usage.
     Help,
     /// The demo.
     Demo(DemoOptions),
     /// The register-level suite.
     Bare(BareOptions),
-    /// Redox, booted.
+    /// Boots Redox.
     Redox(RedoxOptions),
-    /// Redox, compiled for.
+    /// Compiles for Redox.
     CheckRedox,
     /// Everything CI runs.
     Test,

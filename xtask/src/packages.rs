@@ -1,4 +1,4 @@
-//! Debian packages: what is missing is installed if we may, else named.
+//! Debian packages. Missing ones are installed as root, or else named.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 
 use crate::workspace::quietly;
 
-/// Something is missing and must be brought by hand.
+/// A requirement that must be installed by hand.
 #[derive(Debug)]
 pub(crate) struct Missing(String);
 
 impl Missing {
-    /// Says what.
+    /// Creates the error with a description of the requirement.
     pub(crate) fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -28,7 +28,7 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// A program, and the Debian package that has it.
+/// A program, and its Debian package.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Program {
     /// Name of the executable.
@@ -40,13 +40,13 @@ pub(crate) struct Program {
 /// The emulator.
 pub(crate) const QEMU: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 
-/// What unpacks packages of another release, with all they need, into a directory.
+/// Unpacks packages of another release, with their dependencies, into a directory.
 pub(crate) const MMDEBSTRAP: Program = Program { name: "mmdebstrap", package: "mmdebstrap" };
 
-/// The C++ compiler: libFuzzer is built from source.
+/// The C++ compiler. It builds libFuzzer from source.
 pub(crate) const CXX: Program = Program { name: "c++", package: "g++" };
 
-/// Makes sure that the programs can be started: installs what is missing as root, else says what is.
+/// Ensures that the programs can be started. Installs missing ones as root, or else names them.
 ///
 /// # Errors
 /// `Missing` with the packages' names; a failed installation.
@@ -72,23 +72,23 @@ fn bring(names: &[&str]) -> Result<()> {
         update()?;
     }
     install(names).or_else(|_| {
-        // The lists may name versions that the archive no longer has.
+        // The package lists may name versions that the archive no longer has.
         update()?;
         install(names)
     })
 }
 
-/// As [`require`], for packages that are known by a file: pairs of file and package.
+/// The same as [`require`], for packages recognised by a file: pairs of file and package.
 ///
 /// # Errors
-/// As [`require`].
+/// `Missing` with the packages' names; a failed installation.
 pub(crate) fn require_files(files: &[(&str, &'static str)]) -> Result<()> {
     let missing = files.iter().filter(|(file, _)| !Path::new(file).exists());
     let missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
     bring(&missing)
 }
 
-/// Installs the packages' newest versions: those that are installed are too old, and so may be the lists.
+/// Installs the packages' newest versions, because the installed ones are too old. Updates the package lists first.
 ///
 /// # Errors
 /// `Missing` when not root; a failed installation.
@@ -119,11 +119,11 @@ fn update() -> Result<()> {
     quietly(apt_get().arg("update")).map(drop)
 }
 
-/// Downloads the package that the meta package `meta` depends on and whose name starts with `prefix`, into
-/// `directory`, without installing it.
+/// Downloads a dependency of the meta package `meta` whose name starts with `prefix` into `directory`, without
+/// installing it.
 ///
 /// # Errors
-/// No such package; a failed download.
+/// The package does not exist; a failed download.
 pub(crate) fn download_dependency(meta: &str, prefix: &str, directory: &Path) -> Result<PathBuf> {
     if find("apt-get").is_none() {
         return Err(Missing(format!("no apt-get here to download {meta} with")).into());
@@ -170,12 +170,12 @@ fn have_lists() -> bool {
     quietly(Command::new("apt-cache").args(["show", QEMU.package])).is_ok()
 }
 
-/// Whether we may install packages.
+/// Whether this process may install packages.
 fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// The executable of this name on the search path.
+/// Finds the executable of this name on the search path.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file())

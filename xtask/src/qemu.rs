@@ -19,13 +19,13 @@ const COMPLAINTS: &str = "qemu.log";
 pub(crate) struct Machine {
     /// Arguments of QEMU.
     arguments: Vec<OsString>,
-    /// Directory of the files `console.log`, the first serial port, and `qemu.log`, what QEMU says.
+    /// Directory of the files `console.log` (the first serial port) and `qemu.log` (QEMU's own output).
     directory: PathBuf,
-    /// How long it may run.
+    /// Time limit for its run.
     pub(crate) deadline: Duration,
 }
 
-/// How a machine ended.
+/// The end of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// QEMU ended by itself.
@@ -35,8 +35,8 @@ pub(crate) enum End {
 }
 
 impl Machine {
-    /// A q35 machine with one processor, software-emulated, without default devices. The first serial port
-    /// goes to a file in `directory`, the second is the one whose lines [`Machine::run`] delivers.
+    /// Creates a q35 machine with one software-emulated processor and no default devices. The first serial port goes
+    /// to a file in `directory`. [`Machine::run`] delivers the lines of the second one.
     pub(crate) fn new(memory: &str, directory: &Path, deadline: Duration) -> Self {
         let mut machine = Self { arguments: Vec::new(), directory: directory.into(), deadline };
         machine.args(["-machine", "q35", "-accel", "tcg", "-smp", "1", "-m", memory]);
@@ -48,7 +48,7 @@ impl Machine {
         machine
     }
 
-    /// Delivers the lines of the first serial port, not of the second.
+    /// Delivers the lines of the first serial port instead of the second.
     pub(crate) fn swap_serial(&mut self) {
         let serial: Vec<usize> = self
             .arguments
@@ -67,7 +67,7 @@ impl Machine {
         self.arguments.extend(arguments.into_iter().map(Into::into));
     }
 
-    /// Runs the machine to its end and gives each line of its second serial port to `sink`.
+    /// Runs the machine to its end. Passes each line of its second serial port to `sink`.
     pub(crate) fn run(&self, emulator: &Emulator, mut sink: impl FnMut(&str)) -> Result<End> {
         let end = self.run_until(emulator, |line| {
             sink(line);
@@ -76,7 +76,7 @@ impl Machine {
         Ok(end.unwrap_or(End::Deadline))
     }
 
-    /// As [`Machine::run`], but ends the machine when `sink` says that it has seen everything; `None` then.
+    /// Runs like [`Machine::run`], but ends the machine when `sink` returns true; `None` then.
     pub(crate) fn run_until(
         &self,
         emulator: &Emulator,
@@ -85,7 +85,7 @@ impl Machine {
         self.run_watched(emulator, |_, line| sink(line))
     }
 
-    /// As [`Machine::run_until`]; `sink` is told QEMU's process id too.
+    /// Runs like [`Machine::run_until`]. `sink` also gets QEMU's process id.
     pub(crate) fn run_watched(
         &self,
         emulator: &Emulator,
@@ -114,7 +114,7 @@ impl Machine {
     }
 }
 
-/// Prints the last `lines` lines of the console, and of what QEMU said.
+/// Prints the last `lines` lines of the console, and of QEMU's own output.
 pub(crate) fn show_logs(directory: &Path, lines: usize) {
     for (name, label) in [(CONSOLE, "console"), (COMPLAINTS, "qemu")] {
         let text = std::fs::read(directory.join(name)).unwrap_or_default();
@@ -146,7 +146,7 @@ struct KillOnDrop(Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Both fail only for a child that is gone already.
+        // Both fail only for a child that has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,6 +1,6 @@
 //! `xtask redox`: iommud in an image of Redox, booted in QEMU.
 //!
-//! The tree is a finished one, made elsewhere; nothing of it is part of this project.
+//! The tree is a finished one, built elsewhere. None of it is part of this project.
 
 mod boots;
 mod build;
@@ -29,16 +29,16 @@ mod checks;
 #[path = "../../tests/vm/redox-guest/src/pattern.rs"]
 mod pattern;
 
-/// A boot takes some five seconds, the checks some forty; a busy host several times that.
+/// Time limit: a boot takes some five seconds, the checks some forty, and a busy host several times that.
 const DEADLINE: Duration = Duration::from_secs(240);
 
-/// Lines of the console that are shown after a failure.
+/// Lines of the console printed after a failure.
 const TAIL: usize = 80;
 
-/// Bytes of the disk that our NVMe driver has.
+/// Bytes of the disk for this project's NVMe driver.
 const SPARE: u64 = 16 << 20;
 
-/// What a run is to show, and how.
+/// The checks of a run and their image.
 struct Plan {
     stage: Stage,
     titles: &'static [&'static str],
@@ -67,10 +67,10 @@ impl Plan {
     }
 }
 
-/// Boots the image and says whether every check passed.
+/// Boots the image. Returns whether every check passed.
 ///
 /// # Errors
-/// `Missing` without a complete tree; the image could not be made or started.
+/// `Missing` without a complete tree; the image could not be built or started.
 pub(crate) fn run(options: &RedoxOptions) -> Result<bool> {
     let tree = Tree::open(options.tree.as_deref())?;
     let emulator = emulator(options.iommu)?;
@@ -94,7 +94,7 @@ fn emulator(iommu: Iommu) -> Result<Emulator> {
     if iommu == Iommu::Amd { Emulator::newer() } else { Emulator::installed() }
 }
 
-/// What every boot needs.
+/// The common requirements of every boot.
 struct Host {
     tree: Tree,
     emulator: Emulator,
@@ -142,7 +142,7 @@ impl Host {
         Ok(failed == 0)
     }
 
-    /// An NVMe controller for our driver, told from the system's by its ids.
+    /// Adds an NVMe controller for this project's driver, distinguished from the system's by its ids.
     fn second_controller(&self, machine: &mut Machine) -> Result<()> {
         let disk = self.directory.join("spare");
         std::fs::File::create(&disk)?.set_len(SPARE)?;
@@ -152,14 +152,14 @@ impl Host {
         Ok(())
     }
 
-    /// A machine with a disk, a network card and an edu device.
+    /// Builds a machine with a disk, a network card and an edu device.
     fn machine(&self, image: &Path, iommu: Iommu) -> Result<Machine> {
         let environment = self.directory.join("environment");
         std::fs::write(&environment, "REDOXFS_BLOCK=0000000000000000\n")?;
         let disk = self.directory.join("disk");
         write_disk(&disk)?;
         let mut machine = Machine::new("1G", &self.directory, DEADLINE);
-        // Redox uses the first serial port; the reports come with it.
+        // Redox uses the first serial port, and the reports use it too.
         machine.swap_serial();
         machine.args(["-kernel".as_ref(), self.loader.as_os_str()]);
         let modules = [self.tree.kernel().as_path(), image, &environment]

@@ -1,40 +1,40 @@
-//! What guests report, checked against the list of checks fixed in advance.
+//! Reports of guests, checked against the list of checks fixed in advance.
 
 use serde_json::{Value, json};
 
 /// A line of a guest (see tests/vm/linux/src/report.rs).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Line<'a> {
-    /// A check and what came of it.
+    /// A check and its result.
     Check {
         /// Its number, from 1.
         number: usize,
         /// Whether it passed.
         ok: bool,
-        /// What was seen.
+        /// The detail, or the reason for the failure.
         detail: &'a str,
     },
-    /// Something that this machine cannot show; neither a pass nor a failure.
+    /// A property that this machine cannot show; neither a pass nor a failure.
     Unchecked(&'a str),
     /// Progress.
     Log(&'a str),
-    /// Something to be kept in a file.
+    /// Data to keep in a file.
     Data(&'a str),
     /// A measured number, the same in every run.
     Count {
-        /// What was counted.
+        /// The counted quantity.
         name: &'a str,
-        /// How many.
+        /// The count.
         value: u64,
     },
     /// The guest tried every check.
     End,
-    /// Something else.
+    /// Any other line.
     Other(&'a str),
 }
 
 impl<'a> Line<'a> {
-    /// Reads a line.
+    /// Parses a line.
     pub(crate) fn parse(text: &'a str) -> Self {
         let check = |rest: &'a str, ok| {
             let (number, detail) = rest.split_once(" | ")?;
@@ -76,12 +76,12 @@ pub(crate) struct Report {
     logs: Vec<String>,
     ended: bool,
     stray: usize,
-    /// How the guest ended, when not as it should.
+    /// The reason for a wrong end of the guest.
     bad_end: Option<String>,
 }
 
 impl Report {
-    /// A report on checks of these titles; none has passed.
+    /// Creates a report on checks of these titles, none of which has passed.
     pub(crate) fn new(titles: &'static [&'static str]) -> Self {
         Self {
             titles,
@@ -96,7 +96,7 @@ impl Report {
         }
     }
 
-    /// Takes a line in and returns what to show of it.
+    /// Takes a line. Returns the text to print for it.
     pub(crate) fn take(&mut self, text: &str) -> Option<String> {
         match Line::parse(text) {
             Line::Check { number, ok, detail } => Some(self.check(number, ok, detail)),
@@ -137,7 +137,7 @@ impl Report {
                 *slot = Some((ok, detail.into()));
                 format!("{word} {number} - {title}: {detail}")
             }
-            // Unknown, or reported twice: neither is a pass.
+            // Unknown, or reported twice. Neither counts as a pass.
             _ => {
                 self.stray += 1;
                 format!("FAILED {number} - not an open check of this run: {detail}")
@@ -145,20 +145,20 @@ impl Report {
         }
     }
 
-    /// Notes how QEMU ended: `wrong` says how if not as it should. A guest that did not end its report is
-    /// one that died, whatever QEMU says. Returns what to show.
+    /// Records how QEMU ended; `wrong` describes a wrong end. A guest that did not end its report has died, whatever
+    /// QEMU's status is. Returns the text to print.
     pub(crate) fn close(&mut self, wrong: Option<String>) -> Option<String> {
         let early = (!self.ended).then(|| "the guest ended before its report did".into());
         self.bad_end = wrong.or(early);
         self.bad_end.as_ref().map(|what| format!("FAILED - {what}"))
     }
 
-    /// Whether the guest said that it tried everything.
+    /// Whether the guest reported that it tried every check.
     pub(crate) const fn ended(&self) -> bool {
         self.ended
     }
 
-    /// Numbers and titles of the checks that did not report.
+    /// Numbers and titles of the checks without a report.
     pub(crate) fn silent(&self) -> impl Iterator<Item = (usize, &'static str)> {
         self.results
             .iter()
@@ -168,33 +168,33 @@ impl Report {
             .map(|((_, title), number)| (number, *title))
     }
 
-    /// What this machine could not show.
+    /// Properties that this machine could not show.
     pub(crate) fn unchecked(&self) -> &[String] {
         &self.unchecked
     }
 
-    /// What the guest told to be kept in a file.
+    /// Data that the guest reported for a file.
     pub(crate) fn data(&self) -> &[String] {
         &self.data
     }
 
-    /// What was counted.
+    /// Counts that the guest reported.
     pub(crate) fn measured(&self) -> &[(String, u64)] {
         &self.counts
     }
 
-    /// Checks passed and failed. Silence and lines that belong to no check are failures.
+    /// Numbers of passed and failed checks. Missing reports and stray lines count as failures.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let passed = self.results.iter().flatten().filter(|(ok, _)| *ok).count();
         (passed, self.results.len() - passed + self.stray + usize::from(self.bad_end.is_some()))
     }
 
-    /// What the guest told beside its checks.
+    /// The guest's log lines.
     pub(crate) fn logs(&self) -> &[String] {
         &self.logs
     }
 
-    /// The checks as an array of objects `name`, `ok`, `detail`; one more when the guest ended badly.
+    /// The checks as an array of objects `name`, `ok`, `detail`. It has one more when the guest ended badly.
     pub(crate) fn json(&self) -> Value {
         let object = |(title, result): (&&str, &Option<(bool, String)>)| match result {
             Some((ok, detail)) => json!({ "name": title, "ok": ok, "detail": detail }),

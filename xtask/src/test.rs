@@ -1,4 +1,4 @@
-//! `xtask test`: everything CI runs. Each stage runs whatever came of the ones before.
+//! `xtask test`: everything CI runs. Each stage runs whatever the results of earlier ones.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use crate::options::{BareOptions, DemoOptions, Iommu, Qemu, Story};
 use crate::workspace::{cargo, root, target};
 use crate::{bare, demo, redox};
 
-/// What came of a stage, or of all.
+/// The results of a stage, or of all stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     passed: usize,
@@ -76,7 +76,7 @@ const STAGES: [Stage; 24] = [
     ("demo, devices plugged in and pulled out", hot_plug),
 ];
 
-/// Runs every stage; says whether all passed.
+/// Runs every stage. Returns whether all passed.
 pub(crate) fn run() -> bool {
     let mut total = Counts::default();
     let mut summary = Vec::new();
@@ -104,7 +104,7 @@ fn in_bare_guest(mut command: Command) -> Command {
     command
 }
 
-/// A workspace of its own, because of its peers. What it shares with ours was checked just before.
+/// The benchmarks are a workspace of their own because of their peers. Their shared dependencies were checked before.
 fn in_bench(mut command: Command) -> Command {
     command.current_dir(root().join("tests/bench"));
     command
@@ -115,7 +115,7 @@ fn in_redox_loader(mut command: Command) -> Command {
     command
 }
 
-/// Compiles for Redox, and lints; nothing is booted, since that takes a tree.
+/// Compiles and lints for Redox. Nothing is booted, because that needs a tree.
 fn redox_target() -> Result<Counts> {
     if let Err(error) = redox::compiler() {
         println!("not checked: {error:#}");
@@ -141,7 +141,7 @@ fn lints(command: &mut Command) -> Result<Counts> {
     Ok(Counts::one(status.success()))
 }
 
-/// Runs `cargo test` and adds up what the test programs count.
+/// Runs `cargo test` and sums up the counts of the test programs.
 fn tests() -> Result<Counts> {
     let mut child = cargo()
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
@@ -160,14 +160,14 @@ fn tests() -> Result<Counts> {
         }
     }
     let success = child.wait()?.success();
-    // A test program that was not built or that crashed counts nothing.
+    // A test program that was not built or that crashed reports no counts.
     if !success && counts.failed == 0 || counts.passed == 0 {
         counts.failed += 1;
     }
     Ok(counts)
 }
 
-/// Reads a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; ...`.
+/// Parses a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; ...`.
 fn result(line: &str) -> Option<Counts> {
     let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |word: &str| {
@@ -194,7 +194,7 @@ fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
     tell(&DemoOptions { iommu, caching_mode, qemu: emulator_for(iommu), ..DemoOptions::default() })
 }
 
-/// The installed emulator has no AMD-Vi unit that translates.
+/// Returns the QEMU for a unit. The installed one has no AMD-Vi unit that translates.
 fn emulator_for(iommu: Iommu) -> Qemu {
     if iommu == Iommu::Amd { Qemu::Newer } else { Qemu::Installed }
 }

@@ -1,4 +1,4 @@
-//! A machine to measure on: table memory as the daemon has it, a unit that does nothing but count, devices.
+//! A machine for measurements: table memory like the daemon's, a unit that only counts, devices.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ impl Clock for Never {
 /// VT-d second-stage entries.
 pub type Format = <VtdUnit<Never, Never, HugeTables> as Unit>::Format;
 
-/// A huge page's worth of memory, in an anonymous file.
+/// Maps a huge page's worth of memory in an anonymous file.
 pub fn page() -> Mapping {
     let file: OwnedFd = memfd_create("tables", MemfdFlags::CLOEXEC).expect("memfd");
     ftruncate(&file, HUGE_PAGE).expect("memory");
@@ -75,32 +75,32 @@ pub const fn small_pages(coherent: bool) -> TableFormat {
     TableFormat { levels: 4, page_sizes: PageSizes::SIZE_4K, coherent, forces_snoop: true }
 }
 
-/// `count` huge pages' worth of table memory, as the daemon's.
+/// Maps `count` huge pages' worth of table memory, like the daemon's.
 pub fn tables(count: u64) -> HugeTables {
     HugeTables::new((0..count).map(|number| (PhysAddr(TABLES + number * HUGE_PAGE), page())))
 }
 
-/// What a measurement sees of a unit that the server owns.
+/// The part of a server's unit that a measurement can see.
 #[derive(Clone, Default)]
 pub struct Shared {
-    /// Faults to be taken.
+    /// Faults that wait in the unit.
     pub faults: Rc<RefCell<Vec<HardwareFault>>>,
-    /// Faults taken since an entry was last moved.
+    /// Faults taken since the measurement last set this to 0.
     pub taken: Rc<Cell<u64>>,
-    /// How many were taken when a source was silenced.
+    /// Faults taken when a source was silenced.
     pub silenced_after: Rc<Cell<u64>>,
-    /// A source was silenced.
+    /// Whether a source was silenced.
     pub silenced: Rc<Cell<bool>>,
 }
 
-/// A unit without hardware: it counts what it is told to forget.
+/// A unit without hardware. It counts invalidations.
 #[derive(Default)]
 pub struct Counting {
     /// Invalidations of pages.
     pub invalidations: u64,
-    /// Sizes of leaves.
+    /// Whether only leaves of 4 KiB are supported.
     pub small_pages_only: bool,
-    /// What others see.
+    /// The part that a measurement can see.
     pub shared: Shared,
 }
 
@@ -190,11 +190,11 @@ impl Unit for Counting {
     }
 }
 
-/// Buffers at made-up addresses: nobody touches their memory.
+/// Buffers at invented addresses. Their memory is never accessed.
 #[derive(Default)]
 pub struct Buffers {
     next: u64,
-    /// Buffers are given out in pieces of this many bytes that do not follow each other; 0: in one piece.
+    /// Length of the separate pieces of a buffer, in bytes. 0: buffers are contiguous.
     pub piece: u64,
     taken: BTreeMap<u32, u64>,
 }
@@ -248,7 +248,7 @@ pub fn function(number: u16) -> PciFunction {
     }
 }
 
-/// One unit in front of everything.
+/// Describes one unit in front of all devices.
 pub fn firmware() -> Firmware {
     let registers = PhysRange::new(PhysAddr(0xfed9_0000), 0x1000).expect("a range");
     let unit = UnitDescription {
@@ -262,7 +262,7 @@ pub fn firmware() -> Firmware {
     Firmware { units: vec![unit], ..Firmware::default() }
 }
 
-/// Quotas that no measurement meets.
+/// Quotas that no measurement reaches.
 pub fn config() -> Config {
     let quotas = Quotas {
         memory: 1 << 40,
@@ -309,7 +309,7 @@ impl Core {
         carry(&mut self.registry, &mut self.engine, &mut self.buffers, request, |_| ())
     }
 
-    /// Runs one change, a batch of one, as the server does: the address, 0 for an unmap or revoke.
+    /// Runs one change as a batch of one, like the server. Returns the address, 0 for an unmap or revoke.
     #[inline]
     pub fn change(&mut self, change: BatchRequest) -> Iova {
         let mut iova = Iova(0);
@@ -319,7 +319,7 @@ impl Core {
         iova
     }
 
-    /// A buffer that is not mapped by itself when `flags` say so; the slot and its address.
+    /// Allocates a buffer, mapped unless `flags` prevent it. Returns the slot and its address.
     pub fn allocate(&mut self, length: u64, flags: AllocateFlags) -> (Slot, u64) {
         let buffer = self.registry.next_buffer();
         let segments = self.buffers.allocate(buffer.0, length, Constraints::default());

@@ -1,4 +1,4 @@
-//! Measurements of iommud on this machine, for `cargo xtask bench`: see there for the table.
+//! Measurements of iommud on this machine, for `cargo xtask bench`, which prints them as a table.
 
 mod machine;
 mod peers;
@@ -9,7 +9,7 @@ mod timing;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// What there is to run, by name.
+/// The rows, by name.
 const ROWS: [(&str, fn()); 10] = [
     ("core", rows::core::run),
     ("range", rows::range::run),
@@ -23,7 +23,7 @@ const ROWS: [(&str, fn()); 10] = [
     ("storm", rows::storm::run),
 ];
 
-/// Work without a clock, for a profiler to look at.
+/// Work without time measurement, for a profiler.
 const PROFILES: [(&str, fn()); 5] = [
     ("core", rows::core::profile),
     ("batches", rows::core::profile_batches),

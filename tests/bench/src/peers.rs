@@ -1,4 +1,4 @@
-//! Page tables of other crates, on memory of this process: a physical address is the address here.
+//! Page tables of other crates, in memory of this process. A physical address equals the address in this process.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
@@ -20,7 +20,7 @@ fn layout(frames: usize) -> Layout {
     Layout::from_size_align(frames * FRAME, FRAME).expect("a layout")
 }
 
-/// Frames of zeros, never given back.
+/// Frames of zeros. They are never freed.
 pub struct Frames;
 
 impl Frames {
@@ -31,7 +31,7 @@ impl Frames {
     }
 }
 
-// SAFETY: every frame is new.
+// SAFETY: every frame is newly allocated, so no two of them overlap.
 unsafe impl FrameAllocator<Size4KiB> for Frames {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {
         PhysFrame::from_start_address(PhysAddr::new(Self::take(1) as u64)).ok()
@@ -44,8 +44,8 @@ pub struct X86(OffsetPageTable<'static>);
 impl X86 {
     pub fn new() -> Self {
         let root = std::ptr::with_exposed_provenance_mut::<PageTable>(Frames::take(1));
-        // SAFETY: the frame is zero, aligned, and this table's alone for ever; its frames are mapped where
-        // their addresses say.
+        // SAFETY: the frame is zero, aligned, and belongs to this table alone for ever. The table's frames are mapped
+        // at their physical addresses, so the offset is 0.
         Self(unsafe { OffsetPageTable::new(&mut *root, VirtAddr::new(0)) })
     }
 
@@ -63,7 +63,7 @@ impl X86 {
     }
 }
 
-/// x86-64's geometry without its instructions.
+/// The geometry of x86-64 page tables, without its TLB instructions.
 pub struct Geometry;
 
 impl PagingMetaData for Geometry {
@@ -82,7 +82,7 @@ impl PagingHandler for Handler {
     }
     fn dealloc_frames(first: Phys, count: usize) {
         let first = std::ptr::with_exposed_provenance_mut(first.as_usize());
-        // SAFETY: comes from `alloc_frames` with this count, and is given back once.
+        // SAFETY: the memory comes from `alloc_frames` with this count, and is freed once.
         unsafe { dealloc(first, layout(count)) }
     }
     fn phys_to_virt(phys: Phys) -> Virt {
@@ -125,7 +125,7 @@ impl Multiarch {
 /// The page table of the crate `aarch64-paging`.
 pub struct Aarch64(LinearMap<Stage2>);
 
-/// What is added to an address of [`Aarch64`] to give memory.
+/// Offset from an address of [`Aarch64`] to the memory behind it.
 const OFFSET: isize = 1 << 30;
 
 impl Aarch64 {

@@ -1,4 +1,4 @@
-//! What is printed: one JSON object a line, for `xtask bench` to put into a table.
+//! The printed output: one JSON object on each line, which `xtask bench` puts into a table.
 
 use serde_json::{Value, json};
 
@@ -6,22 +6,22 @@ use serde_json::{Value, json};
 pub struct Line {
     /// Number of the target in the table of targets.
     pub row: u32,
-    /// What was measured.
+    /// The measured quantity.
     pub what: String,
     /// The figure, with its unit.
     pub measured: String,
-    /// What is wanted.
+    /// The target.
     pub target: &'static str,
     /// The peer and its figure.
     pub peer: String,
-    /// Ours over the peer's: the median of the rounds' ratios.
+    /// Ratio of our figure to the peer's: the median of the rounds' ratios.
     pub ratio: Option<f64>,
-    /// Whether the target is met; `None` for a line that only informs.
+    /// Whether the target is met; `None` for a line without a target.
     pub met: Option<bool>,
 }
 
 impl Line {
-    /// A line that informs.
+    /// Creates a line without a target.
     pub fn note(row: u32, what: impl Into<String>, measured: impl Into<String>) -> Self {
         Self {
             row,
@@ -34,21 +34,21 @@ impl Line {
         }
     }
 
-    /// With a target, and whether it is met.
+    /// Adds a target and whether it is met.
     pub fn target(mut self, target: &'static str, met: bool) -> Self {
         self.target = target;
         self.met = Some(met);
         self
     }
 
-    /// With a peer.
+    /// Adds a peer.
     pub fn peer(mut self, peer: impl Into<String>, ratio: f64) -> Self {
         self.peer = peer.into();
         self.ratio = Some(ratio);
         self
     }
 
-    /// Prints it.
+    /// Prints the line.
     pub fn print(&self) {
         let ratio =
             self.ratio.map_or(Value::Null, |ratio| json!((ratio * 1000.0).round() / 1000.0));

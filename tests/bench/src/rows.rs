@@ -1,4 +1,4 @@
-//! The rows, by the number of their target.
+//! The rows, each named by the number of its target.
 
 pub mod alone;
 pub mod calls;

@@ -1,5 +1,5 @@
-//! Rounds in which contestants take turns, so that what disturbs the machine disturbs all of them. What counts is
-//! the processor's time of this thread: on a busy machine a long round is interrupted by others, a short one is not.
+//! Rounds in which contestants take turns, so that a disturbance of the machine affects all of them. Processor time
+//! of this thread is counted: on a busy machine long rounds are interrupted, short ones are not.
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -12,10 +12,10 @@ pub fn cpu() -> f64 {
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
-/// A contestant: does its work once and returns how many units of work that were.
+/// A contestant: does its work once and returns the number of units of work.
 pub type Work<'a> = &'a mut dyn FnMut() -> u64;
 
-/// Nanoseconds a unit of work, by contestant, then by round. One round before is not counted.
+/// Returns nanoseconds for each unit of work, by contestant, then by round. One round before them is not counted.
 pub fn rounds<const N: usize>(mut work: [Work<'_>; N]) -> [Vec<f64>; N] {
     let mut times = [const { Vec::new() }; N];
     for round in 0..=ROUNDS {
@@ -31,20 +31,20 @@ pub fn rounds<const N: usize>(mut work: [Work<'_>; N]) -> [Vec<f64>; N] {
     times
 }
 
-/// The middle one.
+/// Returns the median.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The median of what each round's ratio is.
+/// Returns the median of the rounds' ratios.
 pub fn ratio(ours: &[f64], peer: &[f64]) -> f64 {
     let ratios: Vec<f64> = ours.iter().zip(peer).map(|(ours, peer)| ours / peer).collect();
     median(&ratios)
 }
 
-/// A time in words.
+/// Formats a time.
 pub fn nanos(value: f64) -> String {
     match value {
         value if value < 10.0 => format!("{value:.2} ns"),
@@ -54,11 +54,11 @@ pub fn nanos(value: f64) -> String {
     }
 }
 
-/// Numbers that look random and are the same in every run (splitmix64).
+/// Pseudorandom numbers, the same in every run (splitmix64).
 pub struct Random(pub u64);
 
 impl Random {
-    /// The next one.
+    /// Returns the next number.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -67,7 +67,7 @@ impl Random {
         mixed ^ mixed >> 31
     }
 
-    /// One below `end`.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
         ((u128::from(self.next()) * end as u128) >> 64) as usize
     }

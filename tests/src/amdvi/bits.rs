@@ -1,7 +1,7 @@
-//! Encodings of AMD-Vi, from AMD's "I/O Virtualization Technology (IOMMU) Specification", publication 48882,
-//! revision 3.10, read against the constants that FreeBSD (sys/x86/iommu/amd_reg.h), Linux
-//! (drivers/iommu/amd/amd_iommu_types.h) and VirtualBox (iommu-amd.h) publish. Nothing here comes from the code
-//! under test.
+//! Encodings of AMD-Vi, from AMD's "I/O Virtualization Technology (IOMMU) Specification", publication 48882, revision
+//! 3.10. Checked against the constants that FreeBSD (sys/x86/iommu/amd_reg.h), Linux
+//! (drivers/iommu/amd/amd_iommu_types.h) and VirtualBox (iommu-amd.h) publish. Nothing here comes from the code under
+//! test.
 
 #![allow(missing_docs, reason = "the names are the specification's fields in words")]
 
@@ -33,7 +33,7 @@ pub mod control {
     pub const PPR_LOG: u64 = 1 << 13;
     pub const PPR: u64 = 1 << 15;
     pub const SEGMENTS: u64 = 7 << 34;
-    /// What units without guest features, segments and interrupt modes implement: bits 0 to 5, 7 to 15.
+    /// Bits that units without guest features, segments and interrupt modes implement: 0 to 5, 7 to 15.
     pub const KNOWN: u64 = 0xffbf;
 }
 
@@ -47,7 +47,7 @@ pub mod status {
     pub const PPR_OVERFLOW: u64 = 1 << 5;
     pub const PPR_INTERRUPT: u64 = 1 << 6;
     pub const PPR_RUN: u64 = 1 << 7;
-    /// Bits that writing a 1 clears.
+    /// Bits that are cleared by writing 1.
     pub const CLEARABLE: u64 =
         EVENT_OVERFLOW | EVENT_INTERRUPT | WAIT_INTERRUPT | PPR_OVERFLOW | PPR_INTERRUPT;
 }
@@ -68,7 +68,7 @@ pub mod command {
     pub const PREFETCH: u64 = 6;
     pub const COMPLETE_PPR: u64 = 7;
     pub const ALL: u64 = 8;
-    /// Reserved bits, first and second word, of each. Guest fields are reserved without guest translation.
+    /// Reserved bits of each command, first and second word. Guest fields are reserved without guest translation.
     pub const WAIT_RESERVED: [u64; 2] = [0x0ff0_0000_0000_0000, 0];
     pub const DEVICE_RESERVED: [u64; 2] = [0x0fff_ffff_ffff_0000, u64::MAX];
     pub const PAGES_RESERVED: [u64; 2] = [0x0fff_0000_ffff_ffff, 0xffc];
@@ -107,13 +107,13 @@ pub mod device {
     pub const MODE_SHIFT: u32 = 9;
     pub const READ: u64 = 1 << 61;
     pub const WRITE: u64 = 1 << 62;
-    /// PPR, word 0: reserved where there are no page requests.
+    /// PPR, word 0: reserved on units without page requests.
     pub const PPR: u64 = 1 << 52;
     /// SA, word 1: no page fault is logged.
     pub const SILENT: u64 = 1 << 34;
     /// SD, word 1: walks do not snoop.
     pub const NO_SNOOP: u64 = 1 << 38;
-    /// EX, word 1: the exclusion range holds for the device.
+    /// EX, word 1: the exclusion range applies to the device.
     pub const EXCLUDED: u64 = 1 << 39;
     /// Bits reserved without guest translation, host access and dirty bits, and device TLBs.
     pub const RESERVED: [u64; 4] =
@@ -137,7 +137,7 @@ pub mod page {
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Byte offset in a head or tail register.
 pub const POINTER: u64 = 0x7_fff0;
-/// Addresses of HyperTransport's own, which are no memory (table "Special address controls").
+/// HyperTransport's own addresses, which are not memory (table "Special address controls").
 pub const HYPERTRANSPORT: std::ops::RangeInclusive<u64> = 0xfd_0000_0000..=0xff_ffff_ffff;
 
 pub use crate::paging::below;

@@ -1,5 +1,5 @@
-//! The command ring (48882 section 2.4). Commands before a wait are carried out in the reverse order, one by
-//! one: the specification allows any.
+//! The command ring (48882 section 2.4). Commands before a wait are executed one by one in reverse order, because the
+//! specification allows any order.
 
 use super::{Amdvi, bits};
 use crate::machine::{Bus, Use, Violation};
@@ -15,9 +15,9 @@ pub(super) struct Ring {
     pub(super) head: u64,
     pub(super) tail: u64,
     pub(super) running: bool,
-    /// Commands until it stalls.
+    /// Commands until the ring stalls.
     pub(super) left: Option<u64>,
-    /// Fetched and not carried out.
+    /// Commands fetched and not yet executed.
     held: Vec<[u64; 2]>,
     due: Option<u64>,
     counts: Counts,
@@ -25,7 +25,7 @@ pub(super) struct Ring {
     broken: Option<u16>,
 }
 
-/// Commands carried out, by kind.
+/// Commands executed, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Invalidations of device table entries.
@@ -45,7 +45,7 @@ impl Ring {
         16 << (self.base >> 56 & 0xf)
     }
 
-    /// Stops or starts.
+    /// Starts or stops the ring.
     pub(super) fn switch(&mut self, on: bool) {
         self.running = on;
         self.due = None;
@@ -54,26 +54,26 @@ impl Ring {
         }
     }
 
-    /// Bytes that wait.
+    /// Bytes of commands that wait.
     fn waiting(&self) -> u64 {
         (self.tail + self.size() - self.head) % self.size()
     }
 }
 
 impl Amdvi {
-    /// Commands carried out so far.
+    /// Commands executed so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.ring.counts
     }
 
-    /// Stops at the command after the next `after` ones with an event of this code, once: 5, it is illegal;
-    /// 6, it cannot be read.
+    /// Stops once, after the next `after` commands, with an event of this code. 5: the command is illegal; 6: it
+    /// cannot be read.
     pub fn break_command(&mut self, after: u64, code: u16) {
         self.ring.break_after = Some((after, code));
     }
 
-    /// As [`Amdvi::break_command`], at every command from now on.
+    /// The same as [`Amdvi::break_command`], at every command from now on.
     pub fn break_every_command(&mut self, code: u16) {
         self.ring.broken = Some(code);
     }
@@ -107,7 +107,7 @@ impl Amdvi {
         }
     }
 
-    /// A command that waits in the ring must not change.
+    /// Checks that no command waiting in the ring changes.
     pub(super) fn check_overwrite(&self, bus: &mut Bus<'_>, address: u64) {
         let ring = &self.ring;
         let base = ring.base & bits::ADDRESS;
@@ -121,7 +121,7 @@ impl Amdvi {
         }
     }
 
-    /// Carries out or fetches one command if its time has come; false when it has not.
+    /// Executes or fetches one command if it is due; false when none is due.
     pub(super) fn step_ring(&mut self, bus: &mut Bus<'_>) -> bool {
         let due = self.ring.due.is_some_and(|due| due <= bus.now);
         if !due || !self.ring.running || self.ring.left == Some(0) {
@@ -130,7 +130,7 @@ impl Amdvi {
         self.ring.due = None;
         let address = (self.ring.base & bits::ADDRESS) + self.ring.head;
         match self.fetch(bus, address) {
-            // What was held back is carried out before the wait, last come first.
+            // Held commands are executed before the wait, newest first.
             Ok([first, _]) if first >> 60 == command::WAIT && !self.ring.held.is_empty() => {
                 if let Some(held) = self.ring.held.pop() {
                     self.carry_out(bus, held);
@@ -159,7 +159,7 @@ impl Amdvi {
         true
     }
 
-    /// The next command, or the code of the event that stops the ring.
+    /// Returns the next command, or the code of the event that stops the ring.
     fn fetch(&mut self, bus: &mut Bus<'_>, address: u64) -> Result<[u64; 2], u16> {
         if !matches!(bus.memory.purpose(address), Some(Use::Table | Use::Firmware)) {
             bus.report(Violation::WalkedForeign { unit: bus.unit, address });
@@ -178,7 +178,7 @@ impl Amdvi {
             command::PAGES => command::PAGES_RESERVED,
             command::COMPLETE_PPR if self.config.page_requests => command::COMPLETE_PPR_RESERVED,
             command::ALL if self.config.invalidate_all => command::ALL_RESERVED,
-            // Device TLBs and prefetching are not there.
+            // The unit has no device TLBs and no prefetching.
             _ => return Err(event::ILLEGAL_COMMAND),
         };
         if words[0] & reserved[0] != 0 || words[1] & reserved[1] != 0 {
@@ -239,8 +239,8 @@ impl Amdvi {
     }
 }
 
-/// What INVALIDATE_IOMMU_PAGES names: one page, or with S as many bytes as the lowest clear bit from bit 12 on
-/// says, bit n for 2^(n+1).
+/// Returns the range of INVALIDATE_IOMMU_PAGES: one page, or with S a larger range. The lowest clear bit from bit 12
+/// on, bit n, stands for 2^(n+1) bytes.
 fn pages(domain: u16, second: u64) -> Pages {
     let address = second & !0xfff;
     let bits = match second & command::SIZED {

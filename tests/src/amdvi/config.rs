@@ -1,4 +1,4 @@
-//! What a software AMD-Vi unit can do: the capability block and the extended features.
+//! Capabilities of a software AMD-Vi unit: its capability block and the extended features.
 
 /// Capabilities of a unit (48882 sections 3.2 and 3.4.9).
 #[derive(Clone, Debug)]
@@ -11,9 +11,9 @@ pub struct Config {
     pub host_width: u32,
     /// Absent entries are cached too (NpCache).
     pub caches_absent: bool,
-    /// Device table entries are cached; else each access reads its own anew, and may see one half written.
+    /// Device table entries are cached. Otherwise each access reads its entry anew, and may see one half written.
     pub caches_devices: bool,
-    /// The unit can be told to snoop caches.
+    /// The control register can make the unit snoop caches.
     pub coherent: bool,
     /// The extended feature register exists (EFRSup).
     pub extended: bool,
@@ -27,12 +27,12 @@ pub struct Config {
     pub command_time: u64,
     /// Nanoseconds until a ring or log starts or stops.
     pub switch_time: u64,
-    /// Nanoseconds between a log's pointer and the entry it announces.
+    /// Nanoseconds from a log's pointer update to the entry that it announces.
     pub entry_time: u64,
 }
 
 impl Default for Config {
-    /// A present-day server's unit.
+    /// The unit of a present-day server.
     fn default() -> Self {
         Self {
             levels: 6,
@@ -53,7 +53,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What QEMU 11.1 shows.
+    /// QEMU 11.1.
     #[must_use]
     pub fn qemu() -> Self {
         Self {
@@ -94,7 +94,7 @@ impl Config {
         [header, half(base) | 1, half(base >> 32), sizes]
     }
 
-    /// The extended feature register; 0 where there is none.
+    /// The extended feature register; 0 where it does not exist.
     #[must_use]
     pub fn features(&self) -> u64 {
         if !self.extended {

@@ -1,5 +1,5 @@
-//! Tables of a previous owner (firmware, or a kernel before `kexec`), written bit by bit into memory of the
-//! system, and the state it left a unit in.
+//! A previous owner (firmware, or a kernel before `kexec`): its tables, written bit by bit into system memory, and
+//! the state of the unit that it left behind.
 
 use iommud::hw::{Clock, RegisterIo};
 
@@ -10,7 +10,7 @@ use crate::paging::Frames;
 /// Frames of a device table for all 65536 requesters.
 const TABLE: usize = 512;
 
-/// What a previous owner left behind.
+/// The tables, ring and log of a previous owner.
 pub struct Firmware {
     frames: Frames,
     table: u64,
@@ -19,8 +19,8 @@ pub struct Firmware {
 }
 
 impl Firmware {
-    /// A device table that lets everything pass (all zeros), a command ring and an event log of 256 entries
-    /// each; all from frames at `start` on, memory of the system.
+    /// Starts with a device table of zeros, which passes everything, and a command ring and an event log of 256
+    /// entries each. All come from frames of system memory from `start` on.
     #[must_use]
     pub fn new(machine: &Machine, unit: usize, start: u64) -> Self {
         let mut frames = Frames::new(machine, unit, start);
@@ -53,12 +53,12 @@ impl Firmware {
         }
     }
 
-    /// Writes word 2 of the entry of `source`: what it does with interrupts.
+    /// Writes word 2 of the entry of `source`: its treatment of interrupts.
     pub fn third_word(&self, source: u16, word: u64) {
         self.put(self.table + 32 * u64::from(source) + 16, word);
     }
 
-    /// Denies everybody everything: a page table without a page, no permissions.
+    /// Denies every requester every access: a page table without a page, no permissions.
     pub fn deny_all(&mut self) {
         let nothing = self.frame();
         let mode = 4 << device::MODE_SHIFT;
@@ -68,7 +68,7 @@ impl Firmware {
         }
     }
 
-    /// Lets `source` through a page table of `levels` levels at `table`, as domain `domain`.
+    /// Points `source` at a page table of `levels` levels at `table`, as domain `domain`.
     pub fn attach(&self, source: u16, domain: u16, table: u64, levels: u8) {
         let mode = u64::from(levels) << device::MODE_SHIFT;
         let flags = device::VALID | device::TRANSLATION_VALID | device::READ | device::WRITE;
@@ -82,8 +82,8 @@ impl Firmware {
         self.frames.map((table, levels), iova, link, physical | flags);
     }
 
-    /// Turns the unit on with these tables: the value of the control register, `more` besides translation,
-    /// command ring and event log.
+    /// Turns the unit on with these tables: translation, command ring and event log. `more` are further bits of the
+    /// control register.
     pub fn start(&self, more: u64) {
         let (machine, unit) = (self.frames.machine(), self.frames.unit());
         let mut registers = machine.registers(unit);

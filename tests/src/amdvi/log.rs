@@ -13,25 +13,25 @@ pub(super) struct Log {
     pub(super) tail: u64,
     pub(super) running: bool,
     pub(super) overflow: bool,
-    /// Entries announced and not yet in memory: when, where, what.
+    /// Entries announced but not yet in memory: time, address, content.
     late: Vec<(u64, u64, [u64; 2])>,
     lost: u64,
 }
 
 impl Log {
-    /// Bytes. A length field below 8 is reserved.
+    /// Size in bytes. Values of the length field below 8 are reserved.
     pub(super) fn size(&self) -> u64 {
         16 << (self.base >> 56 & 0xf)
     }
 
-    /// Adds an entry, which is in memory at `due`.
+    /// Adds an entry that reaches memory at `due`.
     fn add(&mut self, due: u64, entry: [u64; 2]) {
         let next = (self.tail + 16) % self.size();
         if !self.running || self.overflow {
             self.lost += 1;
         } else if next == self.head {
             self.lost += 1;
-            // Section 2.5.1: nothing more is logged until software has restarted the log.
+            // Section 2.5.1: logging stops until software has restarted the log.
             self.overflow = true;
             self.running = false;
         } else {
@@ -40,7 +40,7 @@ impl Log {
         }
     }
 
-    /// Writes one entry that is due; false when none is.
+    /// Writes one entry that is due; false when none is due.
     fn step(&mut self, bus: &mut Bus<'_>) -> bool {
         if self.late.first().is_none_or(|(due, ..)| *due > bus.now) {
             return false;
@@ -49,7 +49,7 @@ impl Log {
         if !matches!(bus.memory.purpose(address), Some(Use::Table | Use::Firmware)) {
             bus.report(Violation::StatusForeign { unit: bus.unit, address });
         }
-        // What tells that it is there is in the first word, so that comes last.
+        // The first word marks the entry as present, so it is written last.
         bus.memory.snooped_store(address + 8, entry[1]);
         bus.memory.snooped_store(address, entry[0]);
         true
@@ -63,12 +63,12 @@ impl Amdvi {
         self.events.lost
     }
 
-    /// Logs an event as it stands.
+    /// Logs an event unchanged.
     pub fn log_event(&mut self, now: u64, entry: [u64; 2]) {
         self.events.add(now + self.config.entry_time, entry);
     }
 
-    /// A device asks for a page (PAGE_SERVICE_REQUEST), for reading, without a process number.
+    /// A device requests a page (PAGE_SERVICE_REQUEST), for reading, without a process number.
     pub fn request_page(&mut self, now: u64, source: u16, tag: u16, iova: u64) {
         if self.control & bits::control::PPR == 0 {
             return;

@@ -1,5 +1,5 @@
-//! An AMD-Vi unit in software: registers, caches that stay stale until invalidated, command ring, event log,
-//! log of page requests. It knows the specification and nothing of the code under test.
+//! An AMD-Vi unit in software: registers, caches that stay stale until invalidated, command ring, event log, log of
+//! page requests. Written from the specification alone, independent of the code under test.
 //!
 //! ```text
 //! registers.rs  reads and writes       command.rs  the ring            log.rs  events, page requests
@@ -35,17 +35,17 @@ const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
 #[derive(Clone)]
 pub struct Amdvi {
     config: Config,
-    /// Cached device table entries: all that were ever read, whatever they said.
+    /// Cached device table entries: every entry ever read, whatever its content.
     devices: Map<u16, Device>,
     caches: Caches,
-    /// The device table register: address, and frames less one in bits 8:0.
+    /// The device table register: address, and the number of frames minus one in bits 8:0.
     table: u64,
     control: u64,
     exclusion: (u64, u64),
     ring: command::Ring,
     events: log::Log,
     requests: log::Log,
-    /// When rings follow the control register, and which of them were turned on since.
+    /// When rings follow the control register, and which of them were turned on since the last time.
     switch_due: Option<u64>,
     starts: u64,
     switches_stall: bool,
@@ -54,7 +54,7 @@ pub struct Amdvi {
     answers: Vec<(u16, u16, u8)>,
 }
 
-/// Why an access is denied: code and flags of the event, and the domain it names.
+/// A denied access: code and flags of the event, and its domain.
 struct Fault {
     code: u16,
     flags: u64,
@@ -90,7 +90,7 @@ impl Amdvi {
         machine.add(Box::new(Self::new(config)), coherent, false)
     }
 
-    /// What the unit can do.
+    /// The unit's capabilities.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -106,7 +106,7 @@ impl Amdvi {
         self.control & bits::control::ENABLE != 0
     }
 
-    /// Whether the exclusion range lets an access of `device` through untranslated (section 2.2.2.1, EX).
+    /// Whether the exclusion range lets an access of `device` pass untranslated (section 2.2.2.1, EX).
     fn excludes(&self, device: Device, iova: u64) -> bool {
         let (base, limit) = self.exclusion;
         let holds = device.excluded || base & bits::exclusion::ALL_DEVICES != 0;
@@ -114,7 +114,7 @@ impl Amdvi {
         base & bits::exclusion::ENABLE != 0 && holds && range.contains(&iova)
     }
 
-    /// Where an access leads and which event it causes.
+    /// Translates an access, or returns the event that it causes.
     fn resolve(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Fault> {
         let Request { source, iova, write, .. } = request;
         let device = self.device(bus, source);

@@ -1,5 +1,5 @@
-//! Lists what requesters can reach, without changing anything: by the tables as they stand, or by any
-//! mixture of tables and what the caches still hold.
+//! Lists the addresses that requesters can reach, without changing anything. Works on the tables alone, or on any
+//! mixture of tables and cached items.
 
 use std::cell::Cell;
 
@@ -8,7 +8,7 @@ use super::{Amdvi, Config, bits};
 use crate::machine::{Reach, Through, View};
 use crate::paging::{Listing, Start, Upper};
 
-/// Where the translations of a device start, if it has a page table.
+/// Returns where the translations of a device start, if it has a page table.
 fn start(device: &Device) -> Option<Start> {
     let Target::Table { root, levels } = device.target else { return None };
     let root = Upper { table: root, level: levels, read: true, write: true };
@@ -21,7 +21,7 @@ impl Amdvi {
         Listing { format, caches, view, through, walked: Cell::new(0) }
     }
 
-    /// The entries of `source` that the unit may use and that let something through.
+    /// Returns the entries of `source` that the unit may use and that allow any access.
     fn open(&self, view: View<'_>, source: u16, through: Through) -> Vec<Device> {
         let mut found: Vec<Device> = self.look(view, source).into_iter().collect();
         if through == Through::TablesAndCaches
@@ -34,8 +34,8 @@ impl Amdvi {
         found
     }
 
-    /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
-    /// untranslated), levels; `None` when it denies.
+    /// Returns a requester's entry by the tables: domain id, root of its page table (0 when requests pass
+    /// untranslated), levels. `None` when the entry denies.
     pub(super) fn look_binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
         let device = self.look(view, source).filter(Device::opens)?;
         match device.target {
@@ -109,7 +109,7 @@ impl Amdvi {
         let mut seen = Vec::new();
         for source in self.list_sources(view, through) {
             for start in self.open(view, source, through).iter().filter_map(start) {
-                // One root is walked once, however many requesters share it.
+                // Walks each root once, however many requesters share it.
                 if !seen.contains(&start) {
                     seen.push(start);
                     listing.tables(start, &mut out);

@@ -84,7 +84,7 @@ impl Amdvi {
         }
     }
 
-    /// A head or tail within a ring of `size` bytes.
+    /// Checks a head or tail of a ring of `size` bytes.
     fn pointer(bus: &mut Bus<'_>, offset: u32, value: u64, size: u64) -> u64 {
         if value & !bits::POINTER != 0 || value >= size {
             bus.misused(offset, value, "misaligned or outside the ring");
@@ -92,14 +92,14 @@ impl Amdvi {
         value & bits::POINTER
     }
 
-    /// Registers that may be written only while their ring is stopped.
+    /// Writes a register that may be written only while its ring is stopped.
     fn write_stopped(&mut self, bus: &mut Bus<'_>, offset: u32, value: u64) {
         let (ring, events, requests) = (&mut self.ring, &mut self.events, &mut self.requests);
         let (running, place) = match offset {
             register::COMMAND_BASE => (ring.running, &mut ring.base),
             register::COMMAND_HEAD => (ring.running, &mut ring.head),
             register::EVENT_BASE => (events.running, &mut events.base),
-            // A log that overflowed has stopped, and is read before it is started again.
+            // An overflowed log has stopped. Software reads it before starting it again.
             register::EVENT_HEAD => (false, &mut events.head),
             register::EVENT_TAIL => (events.running, &mut events.tail),
             register::PPR_BASE if self.config.page_requests => {
@@ -147,14 +147,14 @@ impl Amdvi {
             let on = |control: u64| control & control::ENABLE != 0 && control & bit != 0;
             on(value) && !on(old)
         };
-        // After an error a ring starts again only when it is turned off and on.
+        // After an error a ring restarts only when it is turned off and on.
         self.starts |= [control::COMMANDS, control::EVENT_LOG, control::PPR_LOG]
             .into_iter()
             .filter(|bit| rises(*bit))
             .fold(0, |bits, bit| bits | bit);
     }
 
-    /// Starts and stops rings as the control register says, in its time; false when nothing is due.
+    /// Starts and stops rings by the control register, after the switch time. False when nothing is due.
     pub(super) fn step_switch(&mut self, bus: &mut Bus<'_>) -> bool {
         if self.switches_stall || self.switch_due.take_if(|due| *due <= bus.now).is_none() {
             return false;

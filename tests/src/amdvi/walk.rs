@@ -1,4 +1,4 @@
-//! What entries say (48882 sections 2.2.2 and 2.2.3).
+//! Decodes entries (48882 sections 2.2.2 and 2.2.3).
 
 use super::Amdvi;
 use super::bits::{self, below, device, page};
@@ -6,7 +6,7 @@ use super::config::Config;
 use crate::machine::{Bus, Use, View, Violation};
 use crate::paging::{Format, Leaf, Slot, Upper, shift};
 
-/// What a device table entry says.
+/// A decoded device table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Device {
     pub(super) domain: u16,
@@ -14,21 +14,21 @@ pub(super) struct Device {
     pub(super) write: bool,
     /// Page faults are not logged.
     pub(super) silent: bool,
-    /// The exclusion range holds for it.
+    /// The exclusion range applies to the device.
     pub(super) excluded: bool,
     pub(super) target: Target,
 }
 
-/// Where a device table entry leads.
+/// The target of a device table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// To a page table.
+    /// A page table.
     Table { root: u64, levels: u8 },
-    /// To memory, untranslated.
+    /// Memory, untranslated.
     Pass,
-    /// Nowhere: reserved bits or a mode that the unit does not have.
+    /// No target: reserved bits are set, or the unit lacks the mode.
     Illegal,
-    /// Nowhere: it cannot be read.
+    /// No target: the entry cannot be read.
     Unreadable,
 }
 
@@ -38,14 +38,14 @@ impl Device {
         Self { domain: 0, read, write, silent: false, excluded: false, target }
     }
 
-    /// Whether anything can come through.
+    /// Whether the entry allows any access.
     pub(super) fn opens(&self) -> bool {
         let table = matches!(self.target, Target::Table { .. }) && (self.read || self.write);
         table || self.target == Target::Pass
     }
 }
 
-/// What a device table entry says, and the rule it breaks for which hardware has no fault.
+/// Decodes a device table entry. Also returns a rule that the entry breaks and for which hardware has no fault.
 pub(super) fn decode_device(config: &Config, words: [u64; 4]) -> (Device, Option<&'static str>) {
     let [first, second, ..] = words;
     let (read, write) = (first & device::READ != 0, first & device::WRITE != 0);
@@ -98,11 +98,11 @@ impl Format for Config {
         let wide = address & !below(self.host_width) != 0;
         let size = match next {
             0 => shift(level),
-            // The lowest clear bit from bit 12 on, bit n, gives 2^(n+1) bytes: more than one entry's, less
-            // than the next level's.
+            // The lowest clear bit from bit 12 on, bit n, gives 2^(n+1) bytes: more than one entry's range, less than
+            // the next level's.
             7 => (address | 0xfff).trailing_ones() + 1,
             _ => {
-                // Section 2.2.3: a table lies below the one that points to it.
+                // Section 2.2.3: a table's level is below that of the entry that points to it.
                 if next >= level || entry & page::LINK_RESERVED != 0 || wide {
                     return Slot::Reserved;
                 }
@@ -138,7 +138,7 @@ impl Amdvi {
         (index < self.entries()).then(|| (self.table & bits::ADDRESS) + 32 * index)
     }
 
-    /// The entry of `source`, cached or read, and cached from now on, whatever it says.
+    /// Returns the entry of `source`, from the cache or from memory, and caches it whatever its content.
     pub(super) fn device(&mut self, bus: &mut Bus<'_>, source: u16) -> Device {
         if let Some(cached) = self.devices.get(&source) {
             return *cached;
@@ -163,7 +163,7 @@ impl Amdvi {
         device
     }
 
-    /// Reads of the device table snoop as the control register says.
+    /// Reads a word of the device table. The control register decides whether such reads snoop.
     fn load_entry(&self, view: View<'_>, address: u64) -> u64 {
         match self.control & bits::control::COHERENT {
             0 => view.memory.memory_load(address),
@@ -171,15 +171,15 @@ impl Amdvi {
         }
     }
 
-    /// As [`Amdvi::device`], by the table alone and changing nothing.
+    /// Reads the entry of `source` from the table alone. Changes nothing.
     pub(super) fn look(&self, view: View<'_>, source: u16) -> Option<Device> {
         let address = self.place(source).filter(|at| view.memory.exists(*at))?;
         let words = [0, 8, 16, 24].map(|at| self.load_entry(view, address + at));
         Some(decode_device(&self.config, words).0)
     }
 
-    /// Requesters whose entry, by the table alone, may let something through, by its first word. (Nearly all
-    /// entries deny: this is what keeps looking at all of them cheap.)
+    /// Returns the requesters whose first word in the table may allow an access. Nearly all entries deny, so this
+    /// check keeps a scan of all entries cheap.
     pub(super) fn candidates(&self, view: View<'_>) -> Vec<u16> {
         let mut out = Vec::new();
         let base = self.table & bits::ADDRESS;
@@ -200,7 +200,7 @@ impl Amdvi {
     }
 }
 
-/// Whether the first word of an entry alone says that nothing comes through.
+/// Whether the first word of an entry alone denies every access.
 fn denies(word: u64) -> bool {
     let valid = device::VALID | device::TRANSLATION_VALID;
     word & valid == valid

@@ -1,4 +1,4 @@
-//! Explores the ordering contract: `explore [--long] [--write]`, or a part of it alone:
+//! Explores the ordering contract: `explore [--long] [--write]`, or runs one part alone:
 //!
 //! ```text
 //! --free MACHINE DEPTH   free choice on a machine (0 to 4) to a depth
@@ -8,13 +8,13 @@
 //! --random CASES         random interleavings
 //! ```
 //!
-//! With `--write`, `tests/ORDERING.md` becomes what the short mode says.
+//! With `--write`, the short mode's report becomes `tests/ORDERING.md`.
 
 use std::process::ExitCode;
 
 use iommud_tests::explore::{report, stages};
 
-/// Prints what came of a part that ran alone.
+/// Prints the result of a part that ran alone.
 fn told(result: Result<String, String>) -> ExitCode {
     match result {
         Ok(words) => {

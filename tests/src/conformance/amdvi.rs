@@ -11,18 +11,18 @@ use crate::amdvi::firmware::Firmware;
 use crate::amdvi::{Amdvi, Config};
 use crate::machine::{Machine, Registers, SoftClock, Tables};
 
-/// Where the registers of the first unit are, and how far apart those of two units.
+/// Base address of the first unit's registers, and the distance between two units' registers.
 const REGISTERS: u64 = 0xfeb8_0000;
 const LENGTH: u64 = 0x4000;
 
 /// The AMD-Vi backend on a unit of these capabilities.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// What to call it.
+    /// Its name in messages.
     pub name: &'static str,
-    /// What the unit can do.
+    /// The unit's capabilities.
     pub config: Config,
-    /// What firmware says of its devices, besides that all 65536 are behind it.
+    /// Firmware's entries for its devices, besides one that puts all 65536 behind it.
     pub entries: Vec<EntryRange>,
     /// Firmware's flags for the unit.
     pub flags: u8,
@@ -128,7 +128,7 @@ impl UnderTest for Subject {
     }
 
     fn fault_capacity(&self) -> usize {
-        // 16 frames of 16-byte entries, less the one that would make a full log look empty.
+        // 16 frames of 16-byte entries, minus one: a full log with all entries used would look empty.
         4095
     }
 
@@ -137,7 +137,7 @@ impl UnderTest for Subject {
     }
 }
 
-/// Units of different ages and kinds.
+/// Units of different ages and features.
 #[must_use]
 pub fn matrix() -> Vec<Subject> {
     let base = Config::default;

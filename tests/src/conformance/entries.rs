@@ -1,4 +1,4 @@
-//! Who reaches what: entries of requesters.
+//! Entries of requesters, and the memory that each one reaches.
 
 use iommu_protocol::RequesterId;
 use iommud::hw::{Entry, Unit};
@@ -8,7 +8,7 @@ use crate::machine::{Through, Watch};
 
 const IOVA: u64 = 0x20_0000;
 
-/// After enabling, a requester without an entry reaches nothing, on any bus.
+/// After enabling, a requester without an entry reaches no memory, on any bus.
 pub fn nothing_passes_without_an_entry<T: UnderTest>(subject: &T) {
     let bench = Bench::start(subject);
     assert_eq!(bench.machine.sources(bench.number, Through::TablesAndCaches), Vec::<u16>::new());
@@ -21,7 +21,7 @@ pub fn nothing_passes_without_an_entry<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// An entry lets its requester through to its domain, and nobody else.
+/// An entry admits its own requester to its domain, and no other requester.
 pub fn an_entry_is_one_requesters<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let (mut first, mut second) = (bench.domain(1), bench.domain(2));
@@ -42,12 +42,12 @@ pub fn an_entry_is_one_requesters<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[2], &[run(IOVA, TARGET, 0x3000)]);
 }
 
-/// A requester that goes on trying while it is moved to another domain reaches, at every step, nothing but
-/// the old domain's memory until it was blocked, and nothing but the new one's from then on.
+/// A requester keeps trying while it moves to another domain. Until it is blocked it reaches only the old domain's
+/// memory. From then on it reaches only the new domain's.
 pub fn a_move_never_opens_anything<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let (mut old, mut new) = (bench.domain(1), bench.domain(2));
-    // The same address in both, one address in each alone.
+    // Maps one address in both domains and one address in each domain alone.
     bench.map(&mut old, IOVA, TARGET, 0x2000);
     bench.map(&mut new, IOVA, TARGET + 0x10_0000, 0x1000);
     bench.map(&mut new, IOVA + 0x4000, TARGET + 0x20_0000, 0x1000);
@@ -80,8 +80,8 @@ pub fn a_move_never_opens_anything<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// An entry written over one that translates goes through one that denies, so that hardware never reads
-/// half of each; and the old domain's memory is out of reach once the entry was invalidated.
+/// An overwrite of a translating entry passes through an entry that denies, so that hardware never reads a mixture of
+/// both. After the invalidation the old domain's memory is unreachable.
 pub fn overwriting_an_entry_never_mixes<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let (mut old, mut new) = (bench.domain(1), bench.domain(2));
@@ -102,9 +102,8 @@ pub fn overwriting_an_entry_never_mixes<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[run(IOVA, TARGET + 0x10_0000, 0x1000)]);
 }
 
-/// A page table that becomes deeper while it is used: what it translated it translates at every instant, by the
-/// entry that the unit has cached and by the new one; what only the new root reaches is reached when the unit
-/// has forgotten the old entry.
+/// A page table grows while in use. Its translations hold at every instant, through the unit's cached entry and
+/// through the new one. Addresses beyond the old table are reachable once the old entry is invalidated.
 pub fn a_deeper_table_denies_nothing<T: UnderTest>(subject: &T) {
     let capabilities = Bench::start(subject).capabilities();
     let all = depths(capabilities.levels);
@@ -133,7 +132,7 @@ pub fn a_deeper_table_denies_nothing<T: UnderTest>(subject: &T) {
         assert_eq!(domain.pages.root_at(&bench.tables, from), Some(old));
         bench.unit.write_entry(&mut bench.tables, SOURCES[0], domain.entry()).expect("entry");
         bench.map(&mut domain, beyond, memory, 0x1000);
-        // The unit goes by the entry that it has cached: not an address more, not one fewer.
+        // The unit uses its cached entry: exactly the old addresses are reachable.
         assert_eq!(bench.probe(SOURCES[0], beyond, true), None);
         assert_eq!(bench.probe(SOURCES[0], IOVA, true), Some(TARGET));
         let tag = Some(domain.tag);
@@ -143,7 +142,7 @@ pub fn a_deeper_table_denies_nothing<T: UnderTest>(subject: &T) {
         bench.machine.clear_watches();
         bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x2000), run(beyond, memory, 0x1000)]);
 
-        // And the way back, as when it is undone.
+        // Then shrinks the table again, as an undo does.
         watch(&bench, IOVA, (TARGET, 0x1000), true);
         bench.unmap(&mut domain, beyond, 0x1000);
         let (tag, levels) = (domain.tag, from);
@@ -157,7 +156,7 @@ pub fn a_deeper_table_denies_nothing<T: UnderTest>(subject: &T) {
     }
 }
 
-/// A silenced requester is denied without a fault record; a blocked one with.
+/// A silenced requester is denied without a fault record. A blocked one is denied with a record.
 pub fn a_silenced_requester_leaves_no_record<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let count = |bench: &mut Bench<T>, silent| {
@@ -176,8 +175,8 @@ pub fn a_silenced_requester_leaves_no_record<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// A requester whose faults are not reported reaches what it did, and nothing else; a new entry, or the word, and
-/// they are reported again. A blocked one stays blocked.
+/// Suppressing a requester's faults leaves its reach unchanged. A new entry, or an explicit request, makes its faults
+/// reported again. A blocked requester stays blocked.
 pub fn silencing_leaves_what_is_reached_as_it_is<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -209,7 +208,7 @@ pub fn silencing_leaves_what_is_reached_as_it_is<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// A requester that is silenced while it goes on trying leaves no record from then on, and reaches nothing.
+/// A requester is silenced while it keeps trying. From then on it leaves no record and reaches nothing.
 pub fn silencing_holds_against_what_was_cached<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -242,7 +241,7 @@ pub fn silencing_holds_against_what_was_cached<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[]);
 }
 
-/// A requester in passing mode reaches memory untranslated; others still do not.
+/// A requester in pass-through mode reaches memory untranslated; others still reach nothing.
 pub fn passing_through_is_one_requesters<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let tag = iommud::topology::capabilities::DomainTag(3);
@@ -262,7 +261,7 @@ pub fn passing_through_is_one_requesters<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[]);
 }
 
-/// Enabling twice is enabling once.
+/// Enabling twice is the same as enabling once.
 pub fn enabling_is_idempotent<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -281,7 +280,7 @@ pub fn enabling_is_idempotent<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[run(IOVA, TARGET, 0x1000)]);
 }
 
-/// Entries written before enabling hold from the first instant of translation.
+/// Entries written before enabling apply from the first instant of translation.
 pub fn entries_come_before_translation<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start_disabled(subject);
     let mut domain = bench.domain(1);

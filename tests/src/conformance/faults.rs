@@ -21,7 +21,7 @@ fn fault<T: UnderTest>(bench: &Bench<T>, source: RequesterId, iova: u64, write: 
     assert!(denied.is_err(), "{source:?} {iova:#x}");
 }
 
-/// Takes everything there is, at most `limit` records a call.
+/// Takes all records, at most `limit` in each call.
 fn take<T: UnderTest>(bench: &mut Bench<T>, limit: usize) -> (Vec<HardwareFault>, u32) {
     let (mut all, mut lost) = (Vec::new(), 0);
     for _ in 0..10_000 {
@@ -36,7 +36,7 @@ fn take<T: UnderTest>(bench: &mut Bench<T>, limit: usize) -> (Vec<HardwareFault>
     panic!("faults never end");
 }
 
-/// Source, page, access and reason are those of the access that was denied.
+/// Source, page, access and reason of a record match the denied access.
 pub fn a_record_tells_what_happened<T: UnderTest>(subject: &T) {
     let mut bench = confined(subject);
     assert_eq!(take(&mut bench, 16), (Vec::new(), 0));
@@ -59,7 +59,7 @@ pub fn a_record_tells_what_happened<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// Different reasons have different codes and different words.
+/// Different reasons have different codes and different texts.
 pub fn reasons_differ<T: UnderTest>(subject: &T) {
     let mut bench = confined(subject);
     let mut seen: Vec<(u16, &str)> = Vec::new();
@@ -77,12 +77,12 @@ pub fn reasons_differ<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// As many faults as the unit holds come out oldest first, again and again around its ring.
+/// A full set of faults comes out oldest first, repeatedly around the unit's ring.
 pub fn records_come_in_order_around_the_ring<T: UnderTest>(subject: &T) {
     let mut bench = confined(subject);
     let capacity = subject.fault_capacity();
     for round in 0..5 {
-        // An odd number, so that the ring starts elsewhere each time.
+        // Rounds other than the third use about half the capacity, so that the ring starts elsewhere each time.
         let count = if round == 2 { capacity } else { capacity.div_ceil(2) };
         let sources: Vec<u16> = (0..count).map(|at| 0x0100 + u16::try_from(at).unwrap()).collect();
         for source in &sources {
@@ -101,7 +101,7 @@ pub fn records_come_in_order_around_the_ring<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// More faults than fit: what fits comes out, the loss is told, and the unit records again afterwards.
+/// More faults than the unit holds: the held ones come out, the loss is reported, and recording resumes afterwards.
 pub fn an_overflow_is_told_and_over<T: UnderTest>(subject: &T) {
     let mut bench = confined(subject);
     let capacity = subject.fault_capacity();
@@ -123,7 +123,7 @@ pub fn an_overflow_is_told_and_over<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// A limit smaller than what waits leaves the rest for the next call.
+/// A limit below the number of waiting records leaves the rest for the next call.
 pub fn a_limit_leaves_the_rest<T: UnderTest>(subject: &T) {
     let mut bench = confined(subject);
     let capacity = subject.fault_capacity();
@@ -141,7 +141,7 @@ pub fn a_limit_leaves_the_rest<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// Faults that nobody takes do not hold up anything else.
+/// Faults that are never taken do not hinder other operations.
 pub fn untaken_faults_do_not_hinder<T: UnderTest>(subject: &T) {
     let mut bench = confined(subject);
     for at in 0..100 {

@@ -1,6 +1,6 @@
-//! What every backend must do, whatever its vendor: checks over [`Unit`] and a software unit that keeps what
-//! it cached. A check panics when the backend breaks a promise; the machine reports what the backend does
-//! against the hardware's rules.
+//! Requirements for every backend, whatever its vendor: checks over [`Unit`] and a software unit that keeps
+//! everything it cached. A check panics when the backend breaks a requirement. The machine reports when the backend
+//! breaks the hardware's rules.
 //!
 //! ```text
 //! entries.rs   who reaches what: entries, moves between domains, failures on the way
@@ -35,7 +35,7 @@ use iommud::topology::firmware::UnitDescription;
 
 use crate::machine::{Machine, Reach, Tables, Through};
 
-/// Requesters that the checks use: two functions of one bus, one of another.
+/// Requesters that the checks use: two functions of one bus, and one of another bus.
 pub const SOURCES: [RequesterId; 3] =
     [RequesterId(0x0018), RequesterId(0x0019), RequesterId(0x0500)];
 
@@ -50,28 +50,28 @@ pub trait UnderTest {
     /// The backend.
     type Unit: Unit<Memory = Tables>;
 
-    /// Firmware's table that describes such units.
+    /// The firmware table that describes such units.
     const TABLE: &'static str;
 
-    /// What the server calls such units.
+    /// The server's name for such units.
     const FAMILY: &'static str;
 
-    /// What to call it in messages.
+    /// Its name in messages.
     fn name(&self) -> String;
 
-    /// Adds the software unit to a machine and gives its number.
+    /// Adds the software unit to a machine and returns its number.
     fn add(&self, machine: &Machine) -> usize;
 
-    /// Reads what the unit is, before it is brought up.
+    /// Reads the unit's properties before it is brought up.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend's error.
     fn survey(&self, machine: &Machine, unit: usize) -> Result<Survey, UnitError>;
 
-    /// Looks at the unit and allocates what it needs.
+    /// Examines the unit and allocates the memory that it needs.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend's error.
     fn prepare(
         &self,
         machine: &Machine,
@@ -79,16 +79,16 @@ pub trait UnderTest {
         tables: &mut Tables,
     ) -> Result<Self::Unit, UnitError>;
 
-    /// Takes the unit over as far as taking entries; [`Unit::enable`] comes later.
+    /// Takes the unit over until it accepts entries; [`Unit::enable`] comes later.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend's error.
     fn take_over(&self, unit: &mut Self::Unit, tables: &mut Tables) -> Result<(), UnitError>;
 
-    /// Both.
+    /// Prepares the unit and takes it over.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend's error.
     fn bring_up(
         &self,
         machine: &Machine,
@@ -100,16 +100,16 @@ pub trait UnderTest {
         Ok(prepared)
     }
 
-    /// What firmware says of unit `unit`: these devices are behind it, or all that no other unit names.
+    /// Returns firmware's description of unit `unit`: these devices are behind it, or all that no other unit names.
     fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription;
 
-    /// Leaves the unit translating with tables of a previous owner, in memory of the system from `start` on:
-    /// each of these requesters reaches these pages, one to one, as domain 7; nobody else reaches anything.
+    /// Leaves the unit translating with tables of a previous owner, in system memory from `start` on. Each of these
+    /// requesters reaches these pages, one to one, as domain 7. Other requesters reach nothing.
     fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
         self.inherit_as(machine, unit, start, reaches, 7);
     }
 
-    /// As [`UnderTest::inherit`], as the domain of this number.
+    /// The same as [`UnderTest::inherit`], with this domain number.
     fn inherit_as(
         &self,
         machine: &Machine,
@@ -119,23 +119,23 @@ pub trait UnderTest {
         domain: u16,
     );
 
-    /// Invalidations of pages, invalidations of entries and waits that the unit has executed.
+    /// Executed invalidations of pages, invalidations of entries, and waits.
     fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64);
 
-    /// Whether new entries and pages need nothing of the unit to become visible.
+    /// Whether new entries and pages become visible without an invalidation.
     fn shows_new_at_once(&self) -> bool;
 
-    /// Whether the unit can be told to forget some pages of a domain.
+    /// Whether the unit can invalidate some pages of a domain instead of all of them.
     fn invalidates_pages(&self) -> bool;
 
-    /// Fault records that the unit holds before it drops some.
+    /// Fault records that the unit holds before it drops any.
     fn fault_capacity(&self) -> usize;
 
-    /// Records that exactly fill the unit count as one lost: nothing tells whether more came.
+    /// Whether an exactly full set of records counts as one lost. Such a unit does not show whether more faults came.
     fn full_counts_as_lost(&self) -> bool;
 }
 
-/// A machine with one unit that is up, and the backend that runs it.
+/// A machine with one running unit, and its backend.
 pub struct Bench<T: UnderTest> {
     /// The machine.
     pub machine: Machine,
@@ -149,14 +149,14 @@ pub struct Bench<T: UnderTest> {
 
 /// A page table with its tag.
 pub struct Domain<T: UnderTest> {
-    /// Under which the unit caches its translations.
+    /// The tag under which the unit caches its translations.
     pub tag: DomainTag,
-    /// Its translations.
+    /// Its page table.
     pub pages: PageTable<<T::Unit as Unit>::Format>,
 }
 
 impl<T: UnderTest> Domain<T> {
-    /// The entry that lets a requester into the domain.
+    /// The entry that admits a requester to the domain.
     #[must_use]
     pub fn entry(&self) -> Entry {
         Entry::Translate { tag: self.tag, root: self.pages.root(), levels: self.pages.levels() }
@@ -185,7 +185,7 @@ pub fn depths(levels: LevelSet) -> Vec<u8> {
 }
 
 impl<T: UnderTest> Bench<T> {
-    /// A unit that is up and translates.
+    /// Starts a unit that translates.
     ///
     /// # Panics
     /// When the backend cannot bring it up.
@@ -197,7 +197,7 @@ impl<T: UnderTest> Bench<T> {
         bench
     }
 
-    /// A unit that takes entries and does not translate yet.
+    /// Starts a unit that accepts entries but does not translate yet.
     ///
     /// # Panics
     /// When the backend cannot bring it up.
@@ -208,10 +208,10 @@ impl<T: UnderTest> Bench<T> {
         Self::take(subject, machine, number)
     }
 
-    /// Brings up a unit of a machine that others have used before.
+    /// Brings up a unit of a machine with a previous owner.
     ///
     /// # Panics
-    /// When the backend cannot.
+    /// When the backend cannot bring it up.
     #[must_use]
     pub fn take(subject: &T, machine: Machine, number: usize) -> Self {
         let mut tables = machine.tables();
@@ -219,24 +219,24 @@ impl<T: UnderTest> Bench<T> {
         Self { machine, number, tables, unit }
     }
 
-    /// What the unit can do.
+    /// The unit's capabilities.
     pub fn capabilities(&self) -> UnitCapabilities {
         self.unit.capabilities()
     }
 
-    /// An empty domain of the greatest depth.
+    /// Creates an empty domain of the greatest depth.
     ///
     /// # Panics
-    /// When there is no memory.
+    /// When table memory is exhausted.
     pub fn domain(&mut self, tag: u16) -> Domain<T> {
         let levels = *depths(self.capabilities().levels).last().expect("a depth");
         self.domain_of(tag, levels)
     }
 
-    /// An empty domain of `levels` levels.
+    /// Creates an empty domain of `levels` levels.
     ///
     /// # Panics
-    /// When there is no memory.
+    /// When table memory is exhausted.
     pub fn domain_of(&mut self, tag: u16, levels: u8) -> Domain<T> {
         let UnitCapabilities { page_sizes, coherent, forces_snoop, .. } = self.capabilities();
         let format = TableFormat { levels, page_sizes, coherent, forces_snoop };
@@ -244,18 +244,18 @@ impl<T: UnderTest> Bench<T> {
         Domain { tag: DomainTag(tag), pages: pages.expect("a root table") }
     }
 
-    /// Maps for reading and writing, and makes it visible.
+    /// Maps for reading and writing, and publishes the pages.
     ///
     /// # Panics
-    /// When it cannot.
+    /// When mapping fails.
     pub fn map(&mut self, domain: &mut Domain<T>, iova: u64, physical: u64, length: u64) {
         self.map_as(domain, iova, physical, length, Access::READ | Access::WRITE);
     }
 
-    /// Maps and makes it visible.
+    /// Maps, and publishes the pages.
     ///
     /// # Panics
-    /// When it cannot.
+    /// When mapping fails.
     pub fn map_as(
         &mut self,
         domain: &mut Domain<T>,
@@ -269,18 +269,18 @@ impl<T: UnderTest> Bench<T> {
         self.unit.publish_pages(&mut self.tables, domain.tag, range).expect("publish");
     }
 
-    /// Unmaps, makes the unit forget, and only then frees tables.
+    /// Unmaps, invalidates, and only then frees tables.
     ///
     /// # Panics
-    /// When it cannot.
+    /// When unmapping fails.
     pub fn unmap(&mut self, domain: &mut Domain<T>, iova: u64, length: u64) {
         self.unmap_range(domain, range(iova, length));
     }
 
-    /// As [`Bench::unmap`], for a range whose length may have no number.
+    /// The same as [`Bench::unmap`], for a range whose length may not fit in 64 bits.
     ///
     /// # Panics
-    /// When it cannot.
+    /// When unmapping fails.
     pub fn unmap_range(&mut self, domain: &mut Domain<T>, range: IovaRange) {
         let mut detached = Detached::new();
         domain.pages.unmap(&mut self.tables, range, &mut detached).expect("unmap");
@@ -295,28 +295,28 @@ impl<T: UnderTest> Bench<T> {
         PageTable::<<T::Unit as Unit>::Format>::release(&mut self.tables, &mut detached);
     }
 
-    /// Lets a requester that is denied into a domain.
+    /// Attaches a blocked requester to a domain.
     ///
     /// # Panics
-    /// When it cannot.
+    /// When the unit fails.
     pub fn attach(&mut self, source: RequesterId, domain: &Domain<T>) {
         self.unit.write_entry(&mut self.tables, source, domain.entry()).expect("entry");
         self.unit.invalidate_entry(&mut self.tables, source, None).expect("invalidate");
     }
 
-    /// Denies a requester that is in a domain.
+    /// Blocks a requester that is attached to a domain.
     ///
     /// # Panics
-    /// When it cannot.
+    /// When the unit fails.
     pub fn detach(&mut self, source: RequesterId, domain: &Domain<T>) {
         self.unit.write_entry(&mut self.tables, source, Entry::Blocked).expect("entry");
         self.unit.invalidate_entry(&mut self.tables, source, Some(domain.tag)).expect("invalidate");
     }
 
-    /// The requester reaches exactly this, whatever the unit has cached, and no rule was broken.
+    /// Checks that the requester reaches exactly this, whatever the unit has cached, and that no rule was broken.
     ///
     /// # Panics
-    /// When it reaches anything else.
+    /// When the requester reaches anything else.
     pub fn expect(&self, source: RequesterId, expected: &[Reach]) {
         self.machine.assert_clean();
         for through in [Through::Tables, Through::TablesAndCaches] {
@@ -335,7 +335,7 @@ impl<T: UnderTest> Bench<T> {
         self.machine.assert_clean();
     }
 
-    /// Where an access leads.
+    /// Returns where an access leads.
     #[must_use]
     pub fn probe(&self, source: RequesterId, iova: u64, write: bool) -> Option<u64> {
         self.machine.probe(self.number, source.0, iova, write)

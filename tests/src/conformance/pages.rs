@@ -13,10 +13,10 @@ const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
 const HUGE: u64 = 1 << 30;
 
-/// A page of each size at both ends of what each depth translates; every byte of it and none beside it.
+/// Maps a page of each size at both ends of each depth's address range. Exactly the bytes of that page are reachable.
 pub fn every_size_at_every_depth<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
-    // What entries need stays: it is not counted below.
+    // Entries need table memory of their own, which is kept. Allocates it here so that it does not count below.
     let none = bench.domain(1);
     bench.attach(SOURCES[0], &none);
     bench.detach(SOURCES[0], &none);
@@ -33,7 +33,7 @@ pub fn every_size_at_every_depth<T: UnderTest>(subject: &T) {
             let mut domain = bench.domain_of(tag, levels);
             bench.attach(SOURCES[0], &domain);
             let end = if width < 64 { (1 << width) - size } else { 0_u64.wrapping_sub(size) };
-            // One page at each end, one somewhere between that is a neighbour of nothing.
+            // One page at each end, and one between them without neighbours.
             let places = [(0, TARGET), (5 * HUGE, TARGET), (end, TARGET)];
             for (iova, physical) in places {
                 bench.map(&mut domain, iova, physical, size);
@@ -52,7 +52,7 @@ pub fn every_size_at_every_depth<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// Permission to read or write is what was mapped, one without the other too.
+/// Granted permissions match the mapping's, including read only and write only.
 pub fn permissions_are_what_was_mapped<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -69,8 +69,8 @@ pub fn permissions_are_what_was_mapped<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &expected);
 }
 
-/// The test bed itself: without the invalidation the old translation does stay, so that what other checks
-/// find gone was made to go.
+/// Checks the test bed itself: without an invalidation the old translation stays. So other checks that find it gone
+/// prove that it was invalidated.
 pub fn without_invalidation_it_stays<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -90,8 +90,8 @@ pub fn without_invalidation_it_stays<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[]);
 }
 
-/// Ranges that no single address mask covers well: odd starts, odd lengths, across boundaries of tables and
-/// of all that one invalidation can cover.
+/// Ranges that no single address mask covers well: odd starts, odd lengths, across table boundaries, and longer than
+/// one invalidation can cover.
 pub fn ranges_of_any_shape_are_forgotten<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -108,7 +108,7 @@ pub fn ranges_of_any_shape_are_forgotten<T: UnderTest>(subject: &T) {
         (HUGE - LARGE, 2 * LARGE),
         (64 * LARGE, 5 * LARGE),
     ];
-    // Pages around each range stay mapped and stay reachable.
+    // Pages around each range stay mapped and reachable.
     for (iova, length) in shapes {
         let base = 4 * HUGE + iova;
         for at in [base - PAGE, base + length] {
@@ -126,8 +126,8 @@ pub fn ranges_of_any_shape_are_forgotten<T: UnderTest>(subject: &T) {
     }
 }
 
-/// A range of I/O virtual addresses may be longer than physical memory can be (52 bits): both ends of a table of
-/// 5 or 6 levels go in one call.
+/// A range of I/O virtual addresses may be longer than physical memory can be (52 bits). Both ends of a table of 5 or
+/// 6 levels are unmapped in one call.
 pub fn the_whole_of_a_deep_table_is_unmapped<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     for (tag, levels) in (1..).zip(depths(bench.capabilities().levels)) {
@@ -149,7 +149,7 @@ pub fn the_whole_of_a_deep_table_is_unmapped<T: UnderTest>(subject: &T) {
     }
 }
 
-/// Invalidating one domain does not touch another's translations, with any tag the unit has.
+/// Invalidating one domain does not affect another's translations, for the lowest and the highest tag of the unit.
 pub fn tags_keep_domains_apart<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let last = bench.capabilities().last_tag;
@@ -169,7 +169,7 @@ pub fn tags_keep_domains_apart<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[]);
 }
 
-/// One invalidation and one wait a call, none for new pages where the unit shows them at once.
+/// Each call costs one invalidation and one wait. New pages cost none where the unit shows them at once.
 pub fn a_call_costs_one_invalidation<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -192,7 +192,7 @@ pub fn a_call_costs_one_invalidation<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// A page that was found absent is found once it was mapped and published.
+/// A page that was found absent is found after it was mapped and published.
 pub fn new_pages_show_after_publishing<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -207,7 +207,7 @@ pub fn new_pages_show_after_publishing<T: UnderTest>(subject: &T) {
     }
 }
 
-/// A large page that is cut keeps what was not cut, and is forgotten where it was.
+/// Cutting a hole into a large page keeps the rest mapped and invalidates the hole.
 pub fn a_large_page_can_be_cut<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -226,8 +226,8 @@ pub fn a_large_page_can_be_cut<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[0], &[]);
 }
 
-/// The test bed itself: an invalidation of a part of a large page leaves the unit with all of it, so that what the next
-/// check finds gone was invalidated as a whole.
+/// Checks the test bed itself: invalidating a part of a large page leaves the whole page cached. So when the next
+/// check finds it gone, the whole page was invalidated.
 pub fn a_large_page_is_forgotten_only_as_a_whole<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     if !bench.capabilities().page_sizes.contains(PageSizes::SIZE_2M) {
@@ -256,7 +256,7 @@ pub fn a_large_page_is_forgotten_only_as_a_whole<T: UnderTest>(subject: &T) {
     PageTable::<<T::Unit as Unit>::Format>::release(&mut bench.tables, &mut detached);
 }
 
-/// A page, a run, and an end of each larger size, while the unit has the large page cached.
+/// Cuts a page, a run and an end from each larger size while the unit has the large page cached.
 pub fn what_is_cut_from_a_large_page_is_forgotten<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -278,7 +278,7 @@ pub fn what_is_cut_from_a_large_page_is_forgotten<T: UnderTest>(subject: &T) {
     }
 }
 
-/// Pages that were mapped together, which a format may have made one, come out one by one, in any order.
+/// Unmaps, one by one in any order, pages that were mapped together. A format may have merged them into one page.
 pub fn a_run_of_pages_can_be_cut<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -300,7 +300,7 @@ pub fn a_run_of_pages_can_be_cut<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// More invalidations than any ring holds, without waiting for the ring to be empty by chance.
+/// Queues more invalidations than any ring holds, so that the ring wraps while it is in use.
 pub fn rings_wrap<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -316,7 +316,7 @@ pub fn rings_wrap<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// A domain that two requesters share is changed for both at once.
+/// A change to a domain that two requesters share reaches both at once.
 pub fn sharers_see_the_same<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain: Domain<T> = bench.domain(4);

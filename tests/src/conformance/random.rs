@@ -1,5 +1,5 @@
-//! Long random runs: three requesters, four domains, any order of changes, devices that never stop trying.
-//! What each requester reaches is compared with a list of what it was granted, after every change.
+//! Long random runs: three requesters, four domains, any order of changes, devices that never stop trying. After
+//! every change each requester's reach is compared with a list of its grants.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ impl Random {
     }
 }
 
-/// What a domain maps: I/O virtual address to memory and length.
+/// The mappings of a domain: I/O virtual address to physical address and length.
 type Granted = BTreeMap<u64, (u64, u64)>;
 
 fn expected(granted: &Granted) -> Vec<Reach> {
     let mut runs = Vec::new();
     for (iova, (physical, length)) in granted {
-        // Page by page, as the unit's tables are listed.
+        // Page by page, like the listing of the unit's tables.
         for at in (0..*length).step_by(4096) {
             join(&mut runs, run(iova + at, physical + at, PAGE));
         }
@@ -34,7 +34,7 @@ fn expected(granted: &Granted) -> Vec<Reach> {
     runs
 }
 
-/// Addresses near boundaries of tables of all levels, and anywhere else below 4 GiB.
+/// Returns an address within 12 pages of a table boundary: 0, a multiple of 2 MiB, or a multiple of 1 GiB.
 fn place(random: &mut Random) -> u64 {
     let near = [0, 2 << 20, 1 << 30, 3 << 30, (2 << 20) * 17];
     let base = near[usize::try_from(random.below(5)).unwrap()];
@@ -50,10 +50,10 @@ fn length(random: &mut Random) -> u64 {
     }
 }
 
-/// One run of `steps` changes.
+/// Makes one run of `steps` changes.
 ///
 /// # Panics
-/// When a requester reaches anything but what its domain was granted.
+/// When a requester reaches anything beyond its domain's grants.
 pub fn run_of<T: UnderTest>(subject: &T, seed: u64, steps: usize) {
     let mut random = Random(seed | 1);
     let mut bench = Bench::start(subject);
@@ -77,7 +77,7 @@ pub fn run_of<T: UnderTest>(subject: &T, seed: u64, steps: usize) {
             1..=4 => map(&mut bench, &mut domains[which], &mut random),
             _ => unmap(&mut bench, &mut domains[which], &mut random),
         }
-        // Devices try what they may and may not.
+        // Devices try granted and other addresses.
         for source in SOURCES {
             for _ in 0..4 {
                 let _ = bench.probe(source, place(&mut random), random.below(2) == 0);
@@ -94,7 +94,7 @@ pub fn run_of<T: UnderTest>(subject: &T, seed: u64, steps: usize) {
     }
 }
 
-/// What caches may add lies within what was granted.
+/// Checks that the caches add nothing beyond the grants.
 fn check_cached<T: UnderTest>(
     bench: &Bench<T>,
     source: usize,
@@ -123,7 +123,7 @@ fn map<T: UnderTest>(
         .range(..iova + length)
         .next_back()
         .is_some_and(|(start, (_, length))| start + length > iova);
-    // Now and then aligned as the address is, so that large pages occur.
+    // One time in three the physical address is aligned like the I/O virtual address, so that large pages occur.
     let physical = match random.below(3) {
         0 => TARGET + iova % (2 << 20) + (2 << 20) * random.below(64),
         _ => TARGET + PAGE * random.below(1 << 15),

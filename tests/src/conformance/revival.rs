@@ -1,5 +1,4 @@
-//! Units that failed and come back: with the tables that they have, translation on throughout, everything that they had
-//! cached forgotten.
+//! Failed units that are revived. They keep their tables, translate throughout, and drop everything cached.
 
 use iommud::addr::PhysAddr;
 use iommud::hw::page_table::Detached;
@@ -8,7 +7,8 @@ use iommud::hw::{Entry, Unit, UnitError};
 use super::{Bench, SOURCES, TARGET, UnderTest, range, run};
 use crate::machine::{Machine, Trouble};
 
-/// What is not proved to be forgotten may not be used again before the unit is revived: here it is, and is looked for.
+/// Addresses with an unproven invalidation may not be reused before the unit is revived. This check reuses them after
+/// the revival and looks for stale translations.
 pub fn a_stuck_queue_is_started_again<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(5);
@@ -16,7 +16,7 @@ pub fn a_stuck_queue_is_started_again<T: UnderTest>(subject: &T) {
     for source in [SOURCES[0], SOURCES[2]] {
         bench.attach(source, &domain);
     }
-    // Only now: what makes the second entry visible may drop everything that is cached.
+    // Touches only after both attaches: publishing the second entry may drop everything cached.
     for source in [SOURCES[0], SOURCES[2]] {
         bench.touch(source, 0x5000, 0x2000);
     }
@@ -41,7 +41,7 @@ pub fn a_stuck_queue_is_started_again<T: UnderTest>(subject: &T) {
     assert!(bench.machine.translates(bench.number), "never off");
     bench.expect(SOURCES[0], &[]);
     bench.expect(SOURCES[2], &[run(0x6000, TARGET + 0x1000, 0x1000)]);
-    // It works as ever, before and after it is enabled again.
+    // The unit works normally, before and after it is enabled again.
     bench.detach(SOURCES[2], &domain);
     bench.expect(SOURCES[2], &[]);
     bench.unit.enable(&mut bench.tables).expect("enable");
@@ -52,7 +52,7 @@ pub fn a_stuck_queue_is_started_again<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// Tries in vain take little time and no memory, and open nothing.
+/// Failed attempts to revive take little time and no memory, and open nothing.
 pub fn a_unit_that_stays_stuck_costs_no_memory<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(5);
@@ -80,7 +80,7 @@ pub fn a_unit_that_stays_stuck_costs_no_memory<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// A unit that did not do what it was told at first, whether it was off or translated for somebody else.
+/// A unit fails at its first take-over, either switched off or translating for a previous owner. It is revived later.
 pub fn a_unit_that_never_came_up_comes_up<T: UnderTest>(subject: &T) {
     for inherited in [false, true] {
         let machine = Machine::default();
@@ -97,7 +97,7 @@ pub fn a_unit_that_never_came_up_comes_up<T: UnderTest>(subject: &T) {
         machine.trouble(number, Trouble::None);
         machine.set_relax(1_000);
         if stuck.is_ok() {
-            // Nothing of it is a command that could be stuck.
+            // This unit's take-over needs no command that could stall.
             continue;
         }
         assert_eq!(machine.translates(number), inherited);

@@ -1,6 +1,6 @@
 //! The list of all checks.
 
-/// One test a check, each over all subjects of a matrix (a path of a function that makes them).
+/// Creates one test for each check, over all subjects of a matrix (the path of a function that returns them).
 #[macro_export]
 macro_rules! conformance_suite {
     ($matrix:path) => {

@@ -1,5 +1,5 @@
-//! Units that a previous owner left running: what every take-over is watched for, and what it ends in. How an owner
-//! leaves a unit is the vendor's.
+//! Units that a previous owner left running: the watches on every take-over, and its result. Each vendor's own tests
+//! set up the state that an owner leaves.
 
 use iommud::hw::{Entry, HardwareFault, Unit};
 
@@ -8,14 +8,15 @@ use crate::machine::{Machine, Use, Watch};
 
 /// Memory of the previous owner's tables.
 pub const TABLES: u64 = 0x0300_0000;
-/// What the previous owner and the new policy both grant `SOURCES[0]`, one to one (a reserved region).
+/// Memory that the previous owner and the new policy both grant `SOURCES[0]`, one to one (a reserved region).
 pub const SHARED: u64 = 0x0700_0000;
-/// What only the previous owner granted, to `SOURCES[0]` and `SOURCES[2]`.
+/// Memory that only the previous owner granted, to `SOURCES[0]` and `SOURCES[2]`.
 pub const OLD: u64 = 0x0710_0000;
-/// What nobody ever granted.
+/// Memory that was never granted.
 pub const FOREIGN: u64 = 0x0720_0000;
 
-/// Tries after every step: `SHARED` must pass, `OLD` may until the take-over is complete, nothing else may.
+/// Watches accesses after every step. `SHARED` must pass, `OLD` may pass until the take-over is complete, all others
+/// must be denied.
 pub fn watch(machine: &Machine, unit: usize) {
     let of = |source: RequesterId, iova, granted: &[u64], must_pass| Watch {
         unit,
@@ -35,7 +36,7 @@ pub fn watch(machine: &Machine, unit: usize) {
     }
 }
 
-/// Brings up, grants `SHARED` to `SOURCES[0]` in the domain of this tag, enables, and checks what remains.
+/// Brings up the unit, grants `SHARED` to `SOURCES[0]` in the domain of this tag, enables, and checks the result.
 pub fn take_over<T: UnderTest>(
     subject: &T,
     machine: Machine,
@@ -64,7 +65,7 @@ pub fn take_over<T: UnderTest>(
     (bench, domain)
 }
 
-/// After a take-over: faults of the previous owner are nobody's, and the next one is told.
+/// After a take-over the previous owner's faults are dropped, and the next new fault is reported.
 pub fn only_new_faults_are_told<T: UnderTest>(bench: &mut Bench<T>) {
     let take = |bench: &mut Bench<T>| {
         let mut sources = Vec::new();

@@ -1,4 +1,4 @@
-//! Hardware that stops, and memory that runs out: errors within bounded time, and nothing opened on the way.
+//! Hardware that stops, and memory that runs out: operations fail in bounded time and open nothing on the way.
 
 use iommu_protocol::wire::Access;
 use iommud::addr::PhysAddr;
@@ -8,14 +8,14 @@ use iommud::hw::{Entry, TableMemory, Unit, UnitError};
 use super::{Bench, SOURCES, TARGET, UnderTest, range, run};
 use crate::machine::{Through, Trouble};
 
-/// No wait may take longer than this, in nanoseconds.
+/// The longest allowed wait, in nanoseconds.
 const PATIENCE: u64 = 10_000_000_000;
 
 fn is_timeout(error: UnitError) -> bool {
     matches!(error, UnitError::Timeout { .. } | UnitError::Queue { .. })
 }
 
-/// Runs `act`, which must end in bounded time.
+/// Runs `act` and checks that it ends in bounded time.
 fn bounded<T: UnderTest, R>(bench: &mut Bench<T>, act: impl FnOnce(&mut Bench<T>) -> R) -> R {
     bench.machine.set_relax(1_000_000);
     let start = bench.machine.now();
@@ -26,8 +26,8 @@ fn bounded<T: UnderTest, R>(bench: &mut Bench<T>, act: impl FnOnce(&mut Bench<T>
     result
 }
 
-/// A queue that stops, at any descriptor of an operation: the operation fails in bounded time, and what it
-/// did not prove it does not claim.
+/// A queue stalls at each descriptor of an operation. The operation fails in bounded time, or succeeds only with
+/// proven invalidations.
 pub fn a_stopped_queue_is_an_error<T: UnderTest>(subject: &T) {
     for after in 0..4 {
         let mut bench = Bench::start(subject);
@@ -61,7 +61,7 @@ pub fn a_stopped_queue_is_an_error<T: UnderTest>(subject: &T) {
     }
 }
 
-/// A unit whose commands never complete cannot be brought up or enabled, and that is known in bounded time.
+/// A unit whose commands never complete fails to be brought up or enabled, in bounded time.
 pub fn a_command_that_never_ends_is_an_error<T: UnderTest>(subject: &T) {
     let machine = crate::machine::Machine::default();
     let number = subject.add(&machine);
@@ -78,7 +78,7 @@ pub fn a_command_that_never_ends_is_an_error<T: UnderTest>(subject: &T) {
     machine.assert_clean();
 }
 
-/// A unit that is not there: all its registers read as ones.
+/// A missing unit: all its registers read as ones.
 pub fn a_dead_unit_is_not_brought_up<T: UnderTest>(subject: &T) {
     let machine = crate::machine::Machine::default();
     let number = subject.add(&machine);
@@ -91,7 +91,7 @@ pub fn a_dead_unit_is_not_brought_up<T: UnderTest>(subject: &T) {
     machine.assert_clean();
 }
 
-/// A unit that dies at work: each operation says so, in bounded time.
+/// A unit dies in operation. Each operation reports it in bounded time.
 pub fn a_unit_that_dies_is_an_error<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -114,8 +114,8 @@ pub fn a_unit_that_dies_is_an_error<T: UnderTest>(subject: &T) {
     bench.machine.assert_clean();
 }
 
-/// Memory for tables runs out at the k-th allocation of an entry, for every k: the entry is as before, and
-/// the retry succeeds.
+/// Table memory runs out at the k-th allocation of an entry, for every k. The entry stays as before, and the retry
+/// succeeds.
 pub fn an_entry_without_memory_changes_nothing<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -142,8 +142,8 @@ pub fn an_entry_without_memory_changes_nothing<T: UnderTest>(subject: &T) {
     bench.expect(SOURCES[2], &[run(0x5000, TARGET, 0x1000)]);
 }
 
-/// Memory runs out at the k-th allocation of the bring-up, for every k: an error, no unit, and translation
-/// was never turned on over half-made tables.
+/// Memory runs out at the k-th allocation of the bring-up, for every k. It returns an error and no unit, and never
+/// enables translation over incomplete tables.
 pub fn a_bring_up_without_memory_is_an_error<T: UnderTest>(subject: &T) {
     for k in 0..20 {
         let machine = crate::machine::Machine::default();
@@ -164,8 +164,8 @@ pub fn a_bring_up_without_memory_is_an_error<T: UnderTest>(subject: &T) {
     panic!("it never succeeds");
 }
 
-/// Memory runs out at the k-th allocation of a mapping, for every k: the tables are bit for bit as before,
-/// no frame is lost, and nothing of it can be reached.
+/// Memory runs out at the k-th allocation of a mapping, for every k. The tables are bit for bit as before, no frame
+/// is lost, and no part of the mapping is reachable.
 pub fn a_mapping_without_memory_changes_nothing<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -173,7 +173,7 @@ pub fn a_mapping_without_memory_changes_nothing<T: UnderTest>(subject: &T) {
     bench.attach(SOURCES[0], &domain);
     let before = bench.machine.table_content(bench.number);
     let frames = bench.tables.frames_in_use();
-    // Across two tables of every level.
+    // A range across two tables of every level.
     let wide = range((1 << 38) - 0x2000, 0x4000);
     for k in 0..20 {
         bench.machine.fail_table_allocations(k, 1);
@@ -194,7 +194,7 @@ pub fn a_mapping_without_memory_changes_nothing<T: UnderTest>(subject: &T) {
     panic!("it never succeeds");
 }
 
-/// An unmap that is undone (another unit of the domain failed) leaves the tables bit for bit as before.
+/// An unmap is undone because another unit of the domain failed. The tables are bit for bit as before.
 pub fn an_undone_unmap_changes_nothing<T: UnderTest>(subject: &T) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -209,7 +209,7 @@ pub fn an_undone_unmap_changes_nothing<T: UnderTest>(subject: &T) {
         domain.pages.unmap(&mut bench.tables, unmapped, &mut detached).expect("unmap");
         bench.touch(SOURCES[0], iova, length);
         domain.pages.relink(&mut bench.tables, &mut detached);
-        // What was absent for a moment may have been cached as absent.
+        // Entries that were absent for a moment may have been cached as absent.
         bench
             .unit
             .invalidate_pages(&mut bench.tables, domain.tag, unmapped, true)

@@ -11,11 +11,11 @@ use crate::machine::{Machine, Registers, SoftClock, Tables};
 use crate::vtd::firmware::Firmware;
 use crate::vtd::{Config, Vtd};
 
-/// Where the registers of the first unit are, and how far apart those of two units.
+/// Base address of the first unit's registers, and the distance between two units' registers.
 const REGISTERS: u64 = 0xfed9_0000;
 const LENGTH: u64 = 0x1000;
 
-/// A scope that names one endpoint on its own bus.
+/// Returns a scope that names one endpoint on its own bus.
 #[must_use]
 pub fn scope(device: RequesterId) -> DeviceScope {
     DeviceScope {
@@ -28,9 +28,9 @@ pub fn scope(device: RequesterId) -> DeviceScope {
 /// The VT-d backend on a unit of these capabilities.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// What to call it.
+    /// Its name in messages.
     pub name: &'static str,
-    /// What the unit can do.
+    /// The unit's capabilities.
     pub config: Config,
 }
 
@@ -121,7 +121,7 @@ impl UnderTest for Subject {
     }
 }
 
-/// Units of different ages and kinds.
+/// Units of different ages and features.
 #[must_use]
 pub fn matrix() -> Vec<Subject> {
     let base = Config::default;

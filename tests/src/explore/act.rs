@@ -1,4 +1,4 @@
-//! What may come next: a client's next request, or something that happens to the machine.
+//! Events of an exploration: a client's next request, or an event of the machine.
 
 use iommu_protocol::Refusal;
 
@@ -12,95 +12,96 @@ pub type Client = usize;
 pub enum Act {
     /// Opens a device for writing.
     Claim(Device),
-    /// Opens a device for writing, and waits for its unit if that is not up yet.
+    /// Opens a device for writing. Waits for its unit if the unit is not up yet.
     ClaimWithin(Device),
-    /// Opens a device under the session on another one: one owner, one domain.
+    /// Opens a device under the session on another one: both share one owner and one domain.
     ClaimUnder(Device, Device),
-    /// Reads what the scheme tells of a device.
+    /// Reads the scheme's text about a device.
     Look(Device),
-    /// Puts the device into the session's domain.
+    /// Attaches the device to the session's domain.
     Attach(Device),
-    /// Puts the device back under policy.
+    /// Returns the device to its policy.
     Detach(Device),
-    /// Allocates a buffer of so many pages, mapped.
+    /// Allocates a buffer of this many pages and maps it.
     Allocate(Device, u64),
-    /// Maps the first page of the first buffer once more.
+    /// Maps the first page of the first buffer again.
     Map(Device),
     /// Maps the first page of the first buffer at this address.
     MapFixed(Device, u64),
-    /// Ends the oldest mapping.
+    /// Unmaps the oldest mapping.
     Unmap(Device),
-    /// Unmaps a page at this address, whatever is there.
+    /// Unmaps a page at this address, mapped or not.
     UnmapAt(Device, u64),
-    /// Gives up the first buffer.
+    /// Releases the first buffer.
     Release(Device),
-    /// Maps three pages of the first buffer in one request, whose bytes the reply overwrites.
+    /// Maps three pages of the first buffer in one request. The reply overwrites the request's bytes.
     Batch(Device),
-    /// Maps these pages of the first buffer, in this order, as one range: at this address, or at any (0).
+    /// Maps these pages of the first buffer, in this order, as one range. The range starts at this address, or
+    /// anywhere when it is 0.
     List(Device, u64, &'static [u32]),
-    /// Allocates a buffer of so many pages, of which nothing is mapped.
+    /// Allocates a buffer of this many pages without mapping any.
     Reserve(Device, u64),
-    /// Lets the device reach this page of the first such buffer.
+    /// Grants the device this page of the first reserved buffer.
     Grant(Device, u64),
-    /// Takes the page back.
+    /// Revokes the page.
     Revoke(Device, u64),
-    /// Takes over the first buffer of this client's session on a device, which hands it on.
+    /// Imports the first buffer of this client's session on a device. The owner exports it.
     Import(Device, Client, Device),
-    /// Names objects of another client: its handle, its slots, its addresses.
+    /// Guesses objects of another client: its handle, its slots, its addresses.
     Guess(Device, Client),
     /// Closes a session.
     Close(Device),
-    /// A client's process ends: all its sessions close.
+    /// Ends a client's process: all its sessions close.
     Die(Client),
-    /// A unit that was late comes up.
+    /// A unit that was late is brought up.
     Arrive(usize),
     /// A function appears.
     Added(Device),
-    /// A function goes away.
+    /// A function disappears.
     Removed(Device),
-    /// A function was reset: the bus announces it again.
+    /// A function was reset: the bus announces it a second time.
     Reset(Device),
-    /// A unit's queue stops after so many descriptors.
+    /// A unit's queue stalls after this many descriptors.
     Stall(usize, u64),
-    /// The queue goes on.
+    /// The queue resumes.
     Recover(usize),
-    /// An administrator has this unit brought up again.
+    /// An administrator makes the server bring this unit up again.
     Again(usize),
-    /// A unit is gone.
+    /// A unit dies.
     Kill(usize),
-    /// The server dies and another one takes its place.
+    /// The server dies and another one replaces it.
     Restart,
-    /// A device tries a hundred addresses that it was not granted.
+    /// A device tries a hundred addresses outside its grants.
     Storm(Device),
-    /// The deadlines of all claims that wait pass.
+    /// The deadlines of all waiting claims pass.
     Expire,
-    /// Faults are taken, as the loop does when it is idle.
+    /// The server takes faults, as the loop does when it is idle.
     Tick,
 }
 
-/// What goes wrong while an event is dealt with.
+/// A failure injected into an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The allocation of a table frame after this many.
+    /// The allocation of a table frame fails after this many successes.
     Table(u64),
-    /// The allocation of a buffer.
+    /// The allocation of a buffer fails.
     Buffer,
-    /// Every allocation, of tables and of buffers.
+    /// Every allocation of tables and buffers fails.
     Exhausted,
-    /// This unit dies after so many actions of the CPU.
+    /// This unit dies after this many actions of the CPU.
     Dies(usize, u64),
-    /// The queue of this unit stops after so many descriptors.
+    /// The queue of this unit stalls after this many descriptors.
     Stalls(usize, u64),
-    /// The server that takes the place of a dead one dies after so many actions of the CPU, and a third one follows.
+    /// The successor of a dead server dies after this many actions of the CPU, and a third server follows.
     ServerDies(u64),
 }
 
-/// An event, and what goes wrong with it.
+/// An event, with the failure injected into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What happens.
+    /// The event.
     pub act: Act,
-    /// What goes wrong.
+    /// The failure.
     pub failure: Option<Failure>,
 }
 
@@ -110,80 +111,80 @@ impl From<Act> for Event {
     }
 }
 
-/// Memory piece by piece: first byte and length.
+/// Memory in pieces: first byte and length of each.
 pub type Segments = Vec<(u64, u64)>;
 
-/// What came of an event.
+/// The result of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Done.
+    /// The event succeeded.
     Done,
-    /// A session: its handle, and the ids by which its device is known.
+    /// A session: its handle, and the ids of its device.
     Session {
         /// The handle.
         handle: u32,
-        /// The group and the generation of the device, as the session is told them.
+        /// The group and the generation of the device, from the query of the session.
         ids: (u32, u32),
     },
-    /// No answer yet: the claim waits, under this number.
+    /// The claim waits, under this ticket. The answer comes later.
     Waits(u64),
-    /// What the text says of a device: group and generation; `None` when there is no such device.
+    /// Group and generation in the text about a device; `None` when the device does not exist.
     Looked(Option<(u32, u32)>),
-    /// A buffer, with its memory as the machine knows it.
+    /// A buffer, with its memory as recorded by the machine.
     Buffer {
         /// Its slot.
         slot: u32,
-        /// Where it is mapped.
+        /// Address of its mapping.
         iova: u64,
         /// Its memory.
         memory: Segments,
     },
-    /// A buffer of which nothing is mapped: the address of its first page, once it is granted.
+    /// A buffer without mappings.
     Reserved {
         /// Its slot.
         slot: u32,
-        /// Where its first page is mapped when it is.
+        /// The address at which its first page is mapped when it is granted.
         iova: u64,
         /// Its memory.
         memory: Segments,
     },
-    /// Pages were mapped as one range, from this address on.
+    /// Pages were mapped as one range, which starts at this address.
     Listed(u64),
-    /// A buffer was taken over, under this slot.
+    /// A buffer was imported under this slot.
     Imported(u32),
     /// New mappings, one page each: address and offset in the first buffer.
     Mapped(Vec<(u64, u64)>),
-    /// Refused.
+    /// The request was refused.
     Refused(Refusal),
     /// Every guess was refused.
     AllRefused,
-    /// This guess was not.
+    /// This guess was accepted.
     Accepted(&'static str),
 }
 
-/// Who does what: a client's requests in order, or a series of things that happen.
+/// One client's requests in order, or a series of events of the machine.
 #[derive(Clone, Debug)]
 pub struct Stream {
-    /// Whose requests; `None` for the machine.
+    /// The client; `None` for the machine.
     pub client: Option<Client>,
-    /// In order.
+    /// The events, in order.
     pub events: Vec<Event>,
 }
 
-/// The requests of a client.
+/// Builds the stream of a client (C1 is `number` 1).
 #[must_use]
 pub fn client(number: usize, acts: &[Act]) -> Stream {
     Stream { client: Some(number - 1), events: acts.iter().map(|act| (*act).into()).collect() }
 }
 
-/// Things that happen to the machine, in order.
+/// Builds a stream of events of the machine.
 #[must_use]
 pub fn machine(acts: &[Act]) -> Stream {
     Stream { client: None, events: acts.iter().map(|act| (*act).into()).collect() }
 }
 
 impl Stream {
-    /// Lets the `index`-th event go wrong.
+    /// Injects a failure into the `index`-th event.
     #[must_use]
     pub fn with_failure(mut self, index: usize, failure: Failure) -> Self {
         self.events[index].failure = Some(failure);

@@ -1,12 +1,12 @@
-//! The backends that the shipped server is explored over, on units that answer at once: the explorer cares for
-//! order, not for time.
+//! The backends over which the shipped server is explored. Their units respond at once, because the explorer examines
+//! order, not time.
 
 use super::scene::Scene;
 use crate::conformance::{UnderTest, amdvi, vtd};
 
 /// A backend on the units of a scene.
 pub trait Backend: UnderTest {
-    /// The backend with units as the scene has them.
+    /// Creates the backend with the units of the scene.
     fn of(scene: &Scene) -> Self;
 }
 

@@ -1,5 +1,5 @@
-//! The invariants, by an independent reading: tables and caches of the software units, the memory that the
-//! machine has handed out, the answers that clients got.
+//! Checks the invariants independently of the server. Reads tables and caches of the software units, the memory that
+//! the machine has allocated, and the answers to clients.
 
 use iommu_protocol::Refusal;
 
@@ -8,39 +8,39 @@ use super::ledger::{Ledger, Unit};
 use super::scene::{Device, Scene};
 use crate::machine::{Checkpoint, Machine, Reach, Seen, Through, Violation};
 
-/// What must never be broken.
+/// The invariants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Invariant {
-    /// Each device record is created once; its id does not change while it lives.
+    /// I1: each device record is created once; its id does not change during its life.
     I1,
-    /// The partition into groups does not depend on the order of discovery.
+    /// I2: the partition into groups does not depend on the order of discovery.
     I2,
-    /// One default domain per group, made before any member attaches.
+    /// I3: one default domain per group, created before any member attaches.
     I3,
-    /// At no instant is a device let through to memory that was not granted to it.
+    /// I4: at no instant does a device reach memory that was not granted to it.
     I4,
-    /// A refused request leaves the state as it was.
+    /// I5: a refused request leaves the state unchanged.
     I5,
-    /// Freed memory is not reachable.
+    /// I6: freed memory is not reachable.
     I6,
-    /// Every request is answered once.
+    /// I7: every request is answered once.
     I7,
-    /// A live translation changes on its owner's request only.
+    /// I8: a live translation changes only on its owner's request.
     I8,
-    /// An event that cannot be refused is carried out, at the latest when there is memory.
+    /// I9: an event that cannot be refused takes effect, at the latest when there is memory.
     I9,
-    /// What was granted can be used by the device when the reply is there.
+    /// A device can use its grants as soon as the reply is there.
     Usable,
-    /// A rule of the hardware's specification.
+    /// The rules of the hardware's specification.
     Hardware,
 }
 
-/// An invariant was broken.
+/// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
-    /// Which.
+    /// The invariant.
     pub invariant: Invariant,
-    /// How.
+    /// How it was broken.
     pub how: String,
 }
 
@@ -48,16 +48,16 @@ pub(super) fn broken(invariant: Invariant, how: impl Into<String>) -> Broken {
     Broken { invariant, how: how.into() }
 }
 
-/// What the hardware holds for one function.
+/// The hardware's state for one function.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reading {
     /// Domain id, root of the page table, levels.
     pub binding: Option<(u16, u64, u8)>,
-    /// What it reaches, through tables and caches in any mixture.
+    /// Its reach, through tables and caches in any mixture.
     pub reach: Vec<Reach>,
 }
 
-/// Reads what the hardware holds for every function that a unit stands in front of.
+/// Reads the hardware's state for every function that has a unit in front of it.
 #[must_use]
 pub fn read(scene: &Scene, machine: &Machine) -> Vec<Reading> {
     let one = |device: Device| {
@@ -71,31 +71,31 @@ pub fn read(scene: &Scene, machine: &Machine) -> Vec<Reading> {
     (0..scene.functions.len()).map(one).collect()
 }
 
-/// One event that is over, or suspended.
+/// An event that has ended, or is suspended.
 pub struct Event<'a> {
     /// The machine's scene.
     pub scene: &'a Scene,
-    /// Whose event.
+    /// The client that caused the event.
     pub client: Client,
-    /// What happened.
+    /// The event itself.
     pub act: Act,
-    /// What came of it; `None` while it is suspended.
+    /// Its answer; `None` while it is suspended.
     pub answer: Option<&'a Answer>,
-    /// What had to be so before.
+    /// The required state before the event.
     pub before: &'a Ledger,
-    /// What must be so now.
+    /// The required state now.
     pub after: &'a Ledger,
-    /// What the hardware held before.
+    /// The hardware's state before the event.
     pub was: &'a [Reading],
-    /// What it holds now.
+    /// The hardware's state now.
     pub is: &'a [Reading],
-    /// Where devices got in between.
+    /// Addresses that devices reached during the event.
     pub seen: &'a [Seen],
     /// Units that translate now.
     pub translating: &'a [bool],
-    /// Groups that an event which is suspended now may be changing.
+    /// Groups that a suspended event may be changing.
     pub open_groups: &'a [usize],
-    /// The server says that an end of life has left something to be done.
+    /// Whether the server reports unfinished work of an end of life.
     pub owes: bool,
 }
 
@@ -104,7 +104,7 @@ pub(super) fn where_to(reach: &[Reach], iova: u64) -> impl Iterator<Item = u64> 
     reach.iter().filter(covers).map(move |run| run.physical + (iova - run.iova))
 }
 
-/// Whether everything in `part` is in `whole`.
+/// Whether `whole` covers everything in `part`.
 fn within(part: &[Reach], whole: &[Reach]) -> bool {
     part.iter().all(|run| {
         whole.iter().any(|all| {
@@ -118,7 +118,7 @@ fn within(part: &[Reach], whole: &[Reach]) -> bool {
 }
 
 impl Event<'_> {
-    /// Checks everything but refusals.
+    /// Checks all invariants except those about refusals.
     ///
     /// # Errors
     /// The first invariant that is broken.
@@ -151,7 +151,7 @@ impl Event<'_> {
         self.open_groups.contains(&self.scene.functions[device].group)
     }
 
-    /// I1: what names a device is what named it before, and nobody is given one that another has.
+    /// I1: a device keeps its ids, and no session gets a record that another one holds.
     fn records(&self) -> Result<(), Broken> {
         let (device, ids) = match (self.act, self.answer) {
             (
@@ -184,8 +184,8 @@ impl Event<'_> {
         }
     }
 
-    /// I3: members that nobody drives share an entry or are denied; when one attaches, its group has been under
-    /// its default domain.
+    /// I3: members without a driver share an entry or are denied. A member that attaches was under its group's
+    /// default domain before.
     fn default_domains(&self) -> Result<(), Broken> {
         for group in 0..self.scene.functions.len() {
             if self.after.group_attached(self.scene, group) || self.open_groups.contains(&group) {
@@ -217,7 +217,7 @@ impl Event<'_> {
         Ok(())
     }
 
-    /// I4 (and what was granted is there): what a device reaches is what it was granted.
+    /// I4: a device reaches only its grants. It also reaches all of them; otherwise I3, I5 or I8 is broken.
     fn confined(&self, device: Device) -> Result<(), Broken> {
         let reach = &self.is[device].reach;
         let Some(expected) = self.after.reach(self.scene, device) else {
@@ -231,7 +231,7 @@ impl Event<'_> {
         if self.scene.aliases || self.is_open(device) || *reach == expected {
             return Ok(());
         }
-        // Cut off at once; under policy when there is memory.
+        // A device that lost its driver is blocked at once. It returns to policy when there is memory.
         if self.owes && self.after.driver(device).is_none() && reach.is_empty() {
             return Ok(());
         }
@@ -248,9 +248,9 @@ impl Event<'_> {
         self.before.reach(self.scene, device).is_some_and(|before| within(reach, &before))
     }
 
-    /// Nobody can say what a unit that failed does; but nothing that it may let a device reach is given to
-    /// anybody else. A unit that never translated confines nothing, as before the server was there: that must be
-    /// said of the devices behind it ([`told`]), and no memory is withheld from others for it.
+    /// The behaviour of a failed unit is unknown, so no memory that it may let a device reach is given to another
+    /// client. A unit that never translated confines nothing, as before the server started. The server must report
+    /// its devices as unconfined ([`told`]), and it withholds no memory for it.
     fn behind_failed(&self, device: Device) -> Result<(), Broken> {
         let Some(unit) = self.scene.functions[device].unit else { return Ok(()) };
         let never = !self.after.enabled[unit] && !self.translating[unit];
@@ -273,7 +273,7 @@ impl Event<'_> {
         Ok(())
     }
 
-    /// I8: the entry of a device that is driven, and what it reaches, stay as they are while others act.
+    /// I8: the entry and the reach of a driven device stay unchanged while other clients act.
     fn undisturbed(&self, device: Device) -> Result<(), Broken> {
         let (Some(before), Some(after)) = (self.before.driver(device), self.after.driver(device))
         else {
@@ -298,7 +298,7 @@ impl Event<'_> {
         Ok(())
     }
 
-    /// What firmware reserves for a device that is removed leaves the domain that it shared, and nothing else does.
+    /// Whether the device lost only the region that firmware reserves for a removed device of its domain.
     fn lost_a_region(&self, device: Device) -> bool {
         let Act::Removed(gone) = self.act else { return false };
         let region = self.scene.reserved_of(gone);
@@ -308,11 +308,11 @@ impl Event<'_> {
     }
 }
 
-/// What the server says of a device is how it is: not confined when no unit ever was in front of it, else
-/// confined, or behind a unit that failed.
+/// Checks that the server reports each device correctly. A device is unconfined when no unit ever translated in front
+/// of it. Otherwise it is confined, or behind a failed unit.
 ///
 /// # Errors
-/// I4: a device is let through, and its users think that it is not.
+/// I4: a device is unconfined and reported as confined, or the reverse.
 pub fn told(
     ledger: &Ledger,
     scene: &Scene,
@@ -332,11 +332,11 @@ pub fn told(
     Ok(())
 }
 
-/// What a device was granted it can use when the reply is there: no unit goes on denying it because it tried
-/// before and the absence was cached.
+/// Checks that a device can use its grants as soon as the reply is there. A unit that cached the absence of a mapping
+/// must not keep denying it.
 ///
 /// # Errors
-/// The device that is denied, or led elsewhere.
+/// The device that is denied, or reaches other memory.
 pub fn usable(ledger: &Ledger, scene: &Scene, machine: &Machine) -> Result<(), Broken> {
     for device in 0..scene.functions.len() {
         let Some(unit) = scene.functions[device].unit else { continue };
@@ -357,11 +357,11 @@ pub fn usable(ledger: &Ledger, scene: &Scene, machine: &Machine) -> Result<(), B
     Ok(())
 }
 
-/// I5: a refused request leaves the tables of all units that can be relied on, the memory in use and all that
-/// the server tells as they were.
+/// I5: a refused request leaves three things unchanged: the tables of all working units, the memory in use, and the
+/// server's texts.
 ///
 /// # Errors
-/// The invariant.
+/// I5, with the difference.
 pub fn unchanged(
     machine: &Machine,
     before: &Checkpoint,
@@ -371,7 +371,7 @@ pub fn unchanged(
 ) -> Result<(), Broken> {
     let up = |unit: &usize| ledger.units[*unit] == Unit::Up;
     let units: Vec<usize> = (0..ledger.units.len()).filter(up).collect();
-    // What a failed unit may still reach is kept back: then more may be in use than before.
+    // Memory that a failed unit may still reach is kept back, so more may be in use than before.
     let lost = was.units != ledger.units
         || ledger.units.contains(&Unit::Failed) && refusal == Refusal::UnitFailed;
     if let Some(how) = machine.difference(before, &units, !lost) {

@@ -1,4 +1,4 @@
-//! The controls: plays that a sound server passes, and the flaws that the checks must find in them.
+//! The controls: plays that a correct server passes, and the flaws that the checks must find in them.
 
 use iommud::policy::Mode;
 
@@ -18,16 +18,16 @@ type Play = fn() -> (Scene, Vec<Stream>);
 
 /// One control.
 pub struct Control {
-    /// What is wrong with the server.
+    /// The flaw of the server.
     pub flaw: &'static str,
-    /// Where it shows: a scenario, or words.
+    /// The scenario or the situation that exposes it.
     pub shows: &'static str,
-    /// The invariants that may catch it; whichever is met first in the order of the search.
+    /// The invariants that may catch it. The search order decides which one comes first.
     pub expected: &'static [Invariant],
     /// The play.
     pub play: Play,
     run: fn(Play) -> Result<Stats, Found>,
-    /// The server made for controls cannot play it: it knows of no claim that waits, and of no server before it.
+    /// Only the shipped server can play it. The control server has neither waiting claims nor a previous server.
     shipped_alone: bool,
 }
 
@@ -47,7 +47,7 @@ fn s2() -> (Scene, Vec<Stream>) {
     (Scene::pair(Mode::Strict).empty(), streams)
 }
 
-/// S10: DMA is set up while the walk of a unit that has just come is under way.
+/// S10: a client sets up DMA while the server is still walking a unit that has just come up.
 fn s10() -> (Scene, Vec<Stream>) {
     let scene = Scene::apart(Mode::Strict).with_late_unit();
     (scene, vec![machine(&[Arrive(1)]), client(2, &[Claim(1), Attach(1)])])
@@ -64,14 +64,14 @@ fn default_domain() -> (Scene, Vec<Stream>) {
     (scene, vec![machine(&[Added(0)]), client(1, &[Claim(0), Attach(0)])])
 }
 
-/// Two clients wait for one device, one of which may die.
+/// Two clients wait for one device, and the first of them may die.
 fn claims_wait() -> (Scene, Vec<Stream>) {
     let scene = Scene::apart(Mode::Strict).with_late_unit();
     let claim = |number| client(number, &[ClaimWithin(1)]);
     (scene, vec![claim(1), claim(2), machine(&[Arrive(1)]), machine(&[Die(0)])])
 }
 
-/// S28: the next server makes its domains in another order.
+/// S28: the next server creates its domains in another order.
 fn tags_again() -> (Scene, Vec<Stream>) {
     let driver = client(1, &[Claim(0), Attach(0), Allocate(0, 1)]);
     (Scene::beside(Mode::Strict), vec![driver, machine(&[Added(1), Restart])])
@@ -165,7 +165,7 @@ pub const CONTROLS: [Control; 11] = [
     Control {
         flaw: "a new server takes the tags of the one before while units hold them",
         shows: "S28",
-        // A stale walk lets a device through to where it may not go, or denies what it may.
+        // A stale walk lets a device reach forbidden memory, or denies memory that was granted.
         expected: &[Invariant::I4, Invariant::I8],
         play: tags_again,
         run: explore::<Real<vtd::Subject, 4>>,
@@ -182,16 +182,16 @@ pub const CONTROLS: [Control; 11] = [
 ];
 
 impl Control {
-    /// What caught the flaw.
+    /// Runs the flawed server and returns the violation that caught it.
     #[must_use]
     pub fn caught(&self) -> Option<Found> {
         (self.run)(self.play).err()
     }
 
-    /// Whether a server without the flaw, and the shipped one, pass the same play.
+    /// Checks that the control server without the flaw, and the shipped server, pass the same play.
     ///
     /// # Errors
-    /// What was found.
+    /// The violation found.
     pub fn passes_when_sound(&self) -> Result<(), Found> {
         if !self.shipped_alone {
             explore::<Racy<0>>(self.play)?;

@@ -1,8 +1,8 @@
-//! All memory gone: for the whole of an event and for the `k` events after it, not for one allocation. A sweep that
-//! fails one allocation at a time lets a second try succeed.
+//! Exhausts all memory for a whole event and for the `k` events after it. A sweep that fails one allocation at a time
+//! lets a retry succeed.
 //!
-//! Every event of every play, in a few orders of its streams. I1 to I8 hold after each event; when memory is back and
-//! the loop has looked once, nothing of any end of life is left to be done (I9).
+//! Covers every event of every play, in a few orders of its streams. I1 to I8 hold after each event. Once memory is
+//! back and the loop has run once, no end of life is unfinished (I9).
 
 use super::act::{Act, Client, Event, Failure, Stream};
 use super::check::{Invariant, broken};
@@ -11,24 +11,24 @@ use super::search::{Explorer, MACHINE, Path};
 use super::stats::Found;
 use super::subject::Subject;
 
-/// For how many events more memory is gone, at most.
+/// The largest number of further events without memory.
 const MORE: usize = 2;
 
-/// What was covered.
+/// Coverage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exhausted {
-    /// Times that memory went, each at another event of a play.
+    /// Times that memory was exhausted, each at another event of a play.
     pub times: u64,
-    /// Events without memory.
+    /// Events run without memory.
     pub events: u64,
-    /// Of those, the ones that cannot be refused.
+    /// Of those, events that cannot be refused.
     pub ends: u64,
-    /// Times that something was left to be done when memory came back.
+    /// Times that work was left over when memory came back.
     pub owed: u64,
 }
 
 impl Exhausted {
-    /// Adds what was covered elsewhere.
+    /// Adds the coverage of another run.
     pub const fn add(&mut self, other: &Self) {
         self.times += other.times;
         self.events += other.events;
@@ -37,7 +37,8 @@ impl Exhausted {
     }
 }
 
-/// The streams of a play one after the other, beginning with each of them in turn, and one event of each in turn.
+/// Returns orders of the streams of a play. Each stream comes first once, with the others after it; one order takes
+/// an event of each in turn.
 fn orders(streams: &[Stream]) -> Vec<Vec<(usize, Event)>> {
     let count = streams.len();
     let whole = |at: usize| streams[at].events.iter().map(move |event| (at, *event));
@@ -54,15 +55,15 @@ fn orders(streams: &[Stream]) -> Vec<Vec<(usize, Event)>> {
     orders
 }
 
-/// Whether an event cannot be refused.
+/// Whether an event ends a session, a client, a function or a unit. Such an event cannot be refused.
 const fn is_end(act: Act) -> bool {
     matches!(act, Act::Close(_) | Act::Die(_) | Act::Removed(_) | Act::Kill(_))
 }
 
-/// Runs a play in each of its orders.
+/// Runs a play in each of these orders.
 ///
 /// # Errors
-/// The first invariant that is broken.
+/// The first broken invariant.
 pub fn exhaust<S: Subject>(play: &Play) -> Result<Exhausted, Found> {
     let mut total = Exhausted::default();
     for order in orders(&play.streams) {
@@ -82,7 +83,7 @@ fn client_of(streams: &[Stream], at: usize) -> Client {
     streams[at].client.unwrap_or(MACHINE)
 }
 
-/// One event; nothing when its client may not ask. True when it was taken.
+/// Takes one event. Returns false without taking it when its client cannot make a request.
 fn take<S: Subject>(
     explorer: &mut Explorer<S>,
     path: &mut Path,
@@ -93,14 +94,14 @@ fn take<S: Subject>(
     if streams[stream].client.is_some_and(|client| !path.ledger.may_ask(client)) {
         return Ok(false);
     }
-    // What goes wrong in the play itself goes wrong in its own way.
+    // A failure of the play itself stays as it is.
     let failure = if gone { event.failure.or(Some(Failure::Exhausted)) } else { event.failure };
     let client = client_of(streams, stream);
     explorer.again(path, stream, client, Event { failure, ..event })?;
     Ok(true)
 }
 
-/// Memory is gone from the next event on, for `more` events more; then everything is as before.
+/// Exhausts memory for the next event and `more` events after it, then restores everything.
 fn gone<S: Subject>(
     explorer: &mut Explorer<S>,
     path: &Path,

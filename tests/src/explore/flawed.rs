@@ -1,5 +1,5 @@
-//! Controls: a server that is wrong on purpose, over the same units, caught by the same checks. Sound, it passes
-//! them; each flaw is one that kernels have had.
+//! Controls: a deliberately flawed server over the same units, which the same checks must catch. Without a flaw it
+//! passes them. Each flaw is one that kernels have had.
 
 mod requests;
 
@@ -23,29 +23,29 @@ use crate::machine::{Buffers, Machine, Tables};
 type Hardware = <Backend as UnderTest>::Unit;
 type Pages = PageTable<<Hardware as iommud::hw::Unit>::Format>;
 
-/// What is wrong.
+/// The flaw of the control server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Nothing.
+    /// No flaw.
     None,
-    /// The order of 2022: record, group and default domain are made in steps with others in between.
+    /// The order of 2022: record, group and default domain are created in steps, with other events in between.
     Order2022,
-    /// Memory is given back, then flushed.
+    /// Memory is freed before its invalidation.
     FreeBeforeFlush,
-    /// A member may attach while its group's default domain is not made yet.
+    /// A member may attach before its group's default domain exists.
     AttachWithoutDefault,
-    /// What a request asks for is noted, and then tried.
+    /// The effect of a request is recorded before it is tried.
     StateBeforeEffect,
 }
 
-/// A domain.
+/// A domain: its tag and its page table.
 #[derive(Clone)]
 struct Domain {
     tag: DomainTag,
     pages: Pages,
 }
 
-/// The record of a device.
+/// A device record.
 #[derive(Clone, Copy, Debug)]
 struct Record {
     id: u32,
@@ -70,14 +70,14 @@ struct Session {
     mappings: Vec<(u64, u64)>,
 }
 
-/// An event on its way.
+/// An event under way.
 #[derive(Clone, Debug)]
 struct Going {
     event: Event,
     client: Client,
-    /// Steps of probes still to be taken.
+    /// Remaining steps of probes.
     steps: Vec<(Device, u8)>,
-    /// What the steps before have found out.
+    /// Findings of earlier steps.
     group: Option<usize>,
     found: bool,
     domain: Option<usize>,
@@ -96,7 +96,7 @@ struct Inside {
     next: u32,
 }
 
-/// The control: 0 is sound, 1 to 4 are the flaws in the order of [`Flaw`].
+/// The control server: 0 is without a flaw, 1 to 4 are the flaws in the order of [`Flaw`].
 pub struct Racy<const FLAW: u8> {
     machine: Machine,
     memory: Tables,
@@ -117,13 +117,13 @@ const fn flaw(number: u8) -> Flaw {
     }
 }
 
-/// The steps of a probe.
+/// The steps of a probe, in order.
 const PROBE: [u8; 6] = [0, 1, 2, 3, 4, 5];
 
 impl<const FLAW: u8> Racy<FLAW> {
     const FLAW: Flaw = flaw(FLAW);
 
-    /// Whether others may come in behind this step.
+    /// Whether other events may run after this step.
     fn suspends(step: u8) -> bool {
         match Self::FLAW {
             Flaw::Order2022 => true,
@@ -151,7 +151,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         Ok(at)
     }
 
-    /// Moves a device's entry, through one that denies.
+    /// Moves a device's entry, blocking it in between.
     fn bind(&mut self, scene: &Scene, device: Device, to: Option<usize>, direct: bool) {
         let Some(unit) = scene.functions[device].unit else { return };
         let Some(hardware) = self.units[unit].as_mut() else { return };
@@ -174,7 +174,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         self.inside.bindings[device] = to;
     }
 
-    /// One step of the probe of a device.
+    /// Runs one step of the probe of a device.
     fn probe(&mut self, scene: &Scene, device: Device, step: u8, going: &mut Going) {
         match step {
             0 => {
@@ -225,7 +225,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         }
     }
 
-    /// The probes that an event begins with.
+    /// Returns the probes at the start of an event.
     fn steps(&mut self, scene: &Scene, act: Act) -> Result<Vec<(Device, u8)>, Refusal> {
         let devices: Vec<Device> = match act {
             Act::Claim(device) => {
@@ -376,11 +376,11 @@ impl<const FLAW: u8> Subject for Racy<FLAW> {
     }
 }
 
-/// What the control knows, put aside.
+/// A saved state of the control server.
 pub struct Saved(Inside);
 
 impl Inside {
-    /// What it tells: everything but counters.
+    /// The control server's texts: everything but counters.
     fn text(&self) -> String {
         let sessions: Vec<String> =
             self.sessions.iter().map(|session| format!("{session:?}\n")).collect();

@@ -1,9 +1,8 @@
-//! Free choice: at each state any client makes any request, or something happens to the machine; breadth first, to
-//! a depth that is covered completely.
+//! Free choice: in each state any client makes any request, or an event of the machine happens. Breadth first,
+//! complete to a given depth.
 //!
-//! Two states are one when nothing tells them apart ([`name`]). That one stands for the other is checked, not
-//! believed: of those that were met before, every `AGAIN`-th is carried on all the same and must have the very
-//! successors of the first.
+//! Two states with the same [`name`] count as one. That is verified: every `AGAIN`-th state met again is expanded
+//! anyway and must have the same successors as the first.
 
 use std::collections::HashMap;
 
@@ -18,37 +17,37 @@ use super::stats::Found;
 use super::subject::Subject;
 use crate::machine::Checkpoint;
 
-/// Of so many states that were met before one is carried on again.
+/// One state of this many that are met again is expanded a second time.
 const AGAIN: u64 = 16;
 
-/// Clients that choose.
+/// Clients that take part.
 const CLIENTS: usize = 3;
 
-/// What was covered.
+/// Coverage.
 #[derive(Clone, Debug, Default)]
 pub struct Covered {
     /// Depth to which every choice was made.
     pub depth: usize,
-    /// Different states, the first included.
+    /// Different states, including the first.
     pub states: u64,
     /// Choices made and checked.
     pub transitions: u64,
-    /// Different sequences of choices of just that length.
+    /// Different sequences of choices of exactly that length.
     pub interleavings: u128,
-    /// States met again that were carried on, and had the same successors.
+    /// States expanded again, all with the same successors.
     pub again: u64,
-    /// Choices at which each scenario was seen, on the way to a state for the first time.
+    /// Choices at which each scenario was first seen on the path to a state.
     pub scenarios: [u64; 32],
 }
 
-/// A state to be carried on.
+/// A state to expand.
 struct Node<S: Subject> {
     software: S::Saved,
     hardware: Checkpoint,
     path: Path,
     trace: Vec<String>,
     name: u64,
-    /// It was met before.
+    /// Whether it was met before.
     again: bool,
 }
 
@@ -56,14 +55,14 @@ struct Node<S: Subject> {
 struct Free<S: Subject> {
     explorer: Explorer<S>,
     covered: Covered,
-    /// Where each state leads, by names; nowhere yet for those that wait.
+    /// The successors of each state, by name; empty for states not yet expanded.
     leads: HashMap<u64, Vec<u64>>,
 }
 
-/// Makes every choice, `depth` times.
+/// Makes every choice to depth `depth`.
 ///
 /// # Errors
-/// The first invariant that is broken.
+/// The first broken invariant.
 pub fn free<S: Subject>(scene: Scene, depth: usize) -> Result<Covered, Found> {
     let empty = Stream { client: None, events: Vec::new() };
     let (mut explorer, path) = Explorer::<S>::new(scene, vec![empty; CLIENTS + 1])?;
@@ -91,7 +90,7 @@ impl<S: Subject> Free<S> {
         Node { software, hardware, path, trace: trace.clone(), name, again }
     }
 
-    /// Makes every choice in one state. States to be carried on go into `next`, when any are.
+    /// Makes every choice in one state. With `on`, states to expand go into `next`.
     fn expand(&mut self, node: &Node<S>, on: bool, next: &mut Vec<Node<S>>) -> Result<(), Found> {
         let mut leads = Vec::new();
         for (client, act) in choices(&self.explorer.scene, &node.path.ledger) {
@@ -129,7 +128,7 @@ impl<S: Subject> Free<S> {
     }
 }
 
-/// Sequences of `depth` choices.
+/// Counts the sequences of `depth` choices.
 fn ways(leads: &HashMap<u64, Vec<u64>>, first: u64, depth: usize) -> u128 {
     let mut level = HashMap::from([(first, 1_u128)]);
     for _ in 0..depth {
@@ -144,8 +143,9 @@ fn ways(leads: &HashMap<u64, Vec<u64>>, first: u64, depth: usize) -> u128 {
     level.values().sum()
 }
 
-/// All that may come next. A request needs a session (those without one are in the plays, S6), a buffer is enough
-/// for each, one unit fails at most, and of clients that hold nothing and have driven nothing one stands for all.
+/// Returns all possible next events, with restrictions. Requests need a session (those without one are in the plays,
+/// S6). Each session has at most one buffer. At most one unit fails. One client stands for all that hold nothing and
+/// have driven nothing.
 fn choices(scene: &Scene, ledger: &Ledger) -> Vec<(Client, Act)> {
     let mut all = Vec::new();
     let devices = 0..scene.functions.len();
@@ -183,8 +183,8 @@ fn choices(scene: &Scene, ledger: &Ledger) -> Vec<(Client, Act)> {
             all.push((MACHINE, Act::Reset(device)));
         }
     }
-    // A server that is followed by another before it did anything leaves nothing to be taken over. Once is enough:
-    // the tables of dead servers stay, and no two states are the same for them.
+    // A restart needs a driven device; otherwise the next server has nothing to take over. It happens once: the
+    // tables of dead servers stay, which makes every state different.
     let driven = !ledger.restarted && ledger.sessions.iter().any(|session| session.attached);
     if driven
         && ledger.units.iter().all(|unit| *unit == Unit::Up)
@@ -195,7 +195,7 @@ fn choices(scene: &Scene, ledger: &Ledger) -> Vec<(Client, Act)> {
     all
 }
 
-/// What a client may ask for on a device.
+/// Returns the requests that a client may make on a device.
 fn requests(
     scene: &Scene,
     ledger: &Ledger,

@@ -1,4 +1,4 @@
-//! How scenarios are recognised in what was observed.
+//! Recognises scenarios in the observed events.
 
 use iommu_protocol::Refusal;
 
@@ -8,10 +8,10 @@ use super::ledger::{Ledger, Unit};
 use super::scenario::Seen;
 use super::scene::Device;
 
-/// CPU actions that a request of a bystander may take after a fault storm. Measured without one: below 200.
+/// Limit of CPU actions for a bystander's request after a fault storm. Measured without a storm: below 200.
 const BOUND: u64 = 1000;
 
-/// What the scenarios must remember of an interleaving.
+/// The part of an interleaving's history that scenarios need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// Scenarios exercised so far.
@@ -31,17 +31,17 @@ pub struct History {
     storm: Option<Device>,
 }
 
-/// What was measured of an event beside answer and hardware.
+/// Measurements of an event besides its answer and the hardware's state.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// CPU actions it took.
+    /// CPU actions of the event.
     pub steps: u64,
     /// Buffers in use before and after.
     pub buffers: (usize, usize),
 }
 
 impl History {
-    /// Takes note of an event that passed all checks.
+    /// Records an event that passed all checks.
     pub fn note(&mut self, what: What, event: &Event<'_>, measured: Measured) {
         let Some(answer) = event.answer else { return };
         if let Answer::Refused(refusal) = answer {
@@ -335,14 +335,14 @@ impl History {
 }
 
 impl Event<'_> {
-    /// The device that a request is about.
+    /// The device of a request.
     #[must_use]
     pub fn act_device(&self) -> Option<Device> {
         device_of(self.act)
     }
 }
 
-/// The device that a request is about.
+/// Returns the device of a request.
 #[must_use]
 pub const fn device_of(act: Act) -> Option<Device> {
     match act {
@@ -370,7 +370,7 @@ pub const fn device_of(act: Act) -> Option<Device> {
     }
 }
 
-/// What a ledger knows as ids, after an answer.
+/// Enters the ids from an answer in the ledger.
 pub(super) fn note_ids(ledger: &mut Ledger, act: Act, answer: &Answer) {
     match (act, answer) {
         (Act::Claim(at) | Act::ClaimUnder(at, _), Answer::Session { ids, .. })

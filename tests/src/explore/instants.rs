@@ -1,4 +1,4 @@
-//! I4 and I8 at every instant of an event: where devices get, and where they no longer do.
+//! I4 and I8 at every instant of an event: addresses that devices reach, and addresses that they no longer reach.
 
 use super::act::{Act, Answer};
 use super::check::{Broken, Event, Invariant, broken, where_to};
@@ -7,12 +7,13 @@ use super::ledger::{Ledger, Unit};
 use super::scene::{BESIDE, BUFFERS, Device};
 
 impl Event<'_> {
-    /// Whether a unit failed while memory was entered for a device of the client's: of a buffer, and nobody else's; or
-    /// while it went back to policy. The request is refused, and what the device got to meanwhile is kept, or given
-    /// to nobody before it is unreachable.
+    /// Whether a refused request may have let a device reach this memory, because a unit failed on the way. Either
+    /// memory was being mapped for the client's own device, from a buffer of no other client. Or the device was
+    /// returning to policy. Such memory is kept, or not reused before it is unreachable.
     fn was_to_be_granted(&self, device: Device, (iova, physical): (u64, u64)) -> bool {
         let own_failed = self.after.unit(self.scene, device) == Some(Unit::Failed);
-        // Of one domain behind two units: what the other one's refuses was entered for both.
+        // One domain may span two units. If one unit fails, the request is refused, but the mapping was entered for
+        // both.
         let some_failed = self.before.units != self.after.units;
         if !own_failed && !some_failed {
             return false;
@@ -35,9 +36,9 @@ impl Event<'_> {
         owner == Some(self.client) && !others(self.before) && !others(self.after)
     }
 
-    /// Whether an address of a device leads to the same memory before and after the event, and must at every
-    /// instant in between: the same session drives it throughout; or nobody does, nor does anything in its group
-    /// change.
+    /// Whether an address leads to the same memory before and after the event, and therefore at every instant in
+    /// between. Either the same session drives the device throughout. Or the device has no driver, and the event does
+    /// not concern its group.
     fn goes_on(&self, device: Device, iova: u64) -> bool {
         let well = |ledger: &Ledger| {
             let unit = self.scene.functions[device].unit;
@@ -47,11 +48,11 @@ impl Event<'_> {
         if !well(self.before) || !well(self.after) || of(self.before) != of(self.after) {
             return false;
         }
-        // What an owner asked to end, and what is undone because a unit fails meanwhile, may end for a moment.
+        // A mapping may be interrupted if its owner asked to end it, or if it is undone because a unit fails.
         let own = self.before.driver(device).is_some_and(|session| session.client == self.client);
         let undone = matches!(self.answer, Some(Answer::Refused(_)))
             || self.before.units != self.after.units;
-        // So may what policy maps of memory that nobody uses while it is taken.
+        // So may policy's mapping of unused memory while the server takes that memory.
         let free = self.scene.takes && (BUFFERS.0..BESIDE).contains(&iova);
         if own && undone || free {
             return false;
@@ -72,8 +73,8 @@ impl Event<'_> {
         (of(self.before).is_some() || !touched) && is.is_some() && was == is
     }
 
-    /// I4: wherever a device got at any instant of the event, it was granted before it or is granted after it. I8:
-    /// what it goes on reaching it reached throughout.
+    /// I4: any memory that a device reached during the event was granted before or after it. I8: an address that
+    /// stays reachable was reachable throughout.
     pub(super) fn instants(&self) -> Result<(), Broken> {
         for seen in self.seen {
             let source = |device: &Device| {

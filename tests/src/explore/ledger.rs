@@ -1,4 +1,4 @@
-//! What must be so, kept from the answers that clients got and the scene alone: the server is not asked.
+//! The required state, derived from the scene and the answers to clients alone. The server is not queried.
 
 use super::act::{Act, Answer, Client};
 use super::scene::{Device, Scene, Start};
@@ -8,42 +8,43 @@ use crate::machine::{Reach, join};
 /// Bytes of a page.
 pub const PAGE: u64 = 0x1000;
 
-/// How a unit is.
+/// The state of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {
-    /// It does not translate yet.
+    /// The unit does not translate yet.
     Down,
-    /// It translates.
+    /// The unit translates.
     Up,
-    /// It can no longer be relied on.
+    /// The unit failed and is unreliable.
     Failed,
 }
 
 /// A claim that waits for its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Its number.
+    /// Its ticket.
     pub ticket: u64,
-    /// Whose it is.
+    /// The client that made it.
     pub client: Client,
     /// The device.
     pub device: Device,
 }
 
-/// What is known of a function.
+/// The state of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Function {
-    /// It is there.
+    /// The function is present.
     pub present: bool,
-    /// How often its address was taken.
+    /// How many times a function appeared at its address.
     pub generation: u32,
-    /// It was driven by a client that ended, or until it went, and nobody has said that it is quiet.
+    /// Its driver ended, or it disappeared while driven. Nothing has shown since then that the device is quiet.
     pub cut: bool,
-    /// It came while its group was claimed.
+    /// It appeared while its group was claimed.
     pub late: bool,
-    /// It did, and its owner has claimed nothing since: what firmware reserves for it is not in the owner's domain.
+    /// It appeared while its group was claimed, and its owner has claimed nothing since. So its reserved region is
+    /// not in the owner's domain.
     pub unmet: bool,
-    /// Who drove it last: what it reaches behind a failed unit may still be of that client's.
+    /// The last client that drove it. Behind a failed unit it may still reach that client's memory.
     pub driven_by: Option<Client>,
 }
 
@@ -53,14 +54,14 @@ impl Function {
     }
 }
 
-/// What must be so.
+/// The required state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ledger {
     /// The units.
     pub units: Vec<Unit>,
-    /// Units that have translated for the server, whatever became of them.
+    /// Units that have ever translated for the server.
     pub enabled: Vec<bool>,
-    /// Units that misbehave or did: what is said of them is believed.
+    /// Units that misbehave or did. For them the server's report is accepted.
     pub troubled: Vec<bool>,
     /// The functions.
     pub functions: Vec<Function>,
@@ -70,16 +71,16 @@ pub struct Ledger {
     pub waiting: Vec<Claim>,
     /// Clients that are alive.
     pub alive: [bool; 4],
-    /// The server is not the first.
+    /// Whether the server has a predecessor.
     pub restarted: bool,
-    /// Regions that stay in a domain because a unit that failed may go on using it.
+    /// Regions that stay in a domain because a failed unit may still use it.
     pub kept: Vec<(u32, Reach)>,
-    /// Ids that were told of each function in its present life.
+    /// Ids reported for each function in its present life.
     pub ids: Vec<Option<(u32, u32)>>,
 }
 
 impl Ledger {
-    /// Of a machine whose server has just started.
+    /// The state of a machine whose server has just started.
     #[must_use]
     pub fn new(scene: &Scene) -> Self {
         let units = scene.units.iter().map(|unit| match unit {
@@ -109,7 +110,7 @@ impl Ledger {
         }
     }
 
-    /// Whether a client can make a request: it lives, and waits for no answer.
+    /// Whether a client can make a request: it is alive and has no claim waiting.
     #[must_use]
     pub fn may_ask(&self, client: Client) -> bool {
         self.alive[client] && !self.waiting.iter().any(|claim| claim.client == client)
@@ -133,7 +134,7 @@ impl Ledger {
         self.sessions.iter().find(|s| s.device == device && s.attached && !s.orphan)
     }
 
-    /// The client that owns a group: one that has a session on a member of it.
+    /// The client that owns a group, by a session on one of its members.
     #[must_use]
     pub fn owner(&self, scene: &Scene, group: usize) -> Option<Client> {
         let member =
@@ -153,15 +154,14 @@ impl Ledger {
         scene.functions[device].unit.map(|unit| self.units[unit])
     }
 
-    /// Whether no unit confines a device: there is none in front of it, or it never translated for the server.
-    /// The device reaches what it reached before the server was there, and the server must say so.
+    /// Whether a device is unconfined: it has no unit, or its unit never translated for the server. The device
+    /// reaches the same memory as before the server started, and the server must report that.
     #[must_use]
     pub fn unconfined(&self, scene: &Scene, device: Device) -> bool {
         scene.functions[device].unit.is_none_or(|unit| !self.enabled[unit])
     }
 
-    /// What a domain maps: what its sessions mapped, and what firmware reserves for members of the groups that
-    /// they are on.
+    /// Returns the mappings of a domain: those of its sessions, and the reserved regions of members of their groups.
     fn domain(&self, scene: &Scene, domain: u32) -> Vec<Reach> {
         let mut leaves = Vec::new();
         for session in self.sessions.iter().filter(|session| session.domain == domain) {
@@ -178,7 +178,7 @@ impl Ledger {
                     iova += length;
                 }
             }
-            // Its group is gone: a function that comes there is of another one, and not of this owner.
+            // The session's group is gone. A function that appears there belongs to another group and owner.
             if session.lost {
                 continue;
             }
@@ -198,7 +198,7 @@ impl Ledger {
         runs
     }
 
-    /// What a device must reach, exactly; `None` when no unit that can be relied on stands in front of it.
+    /// Returns the exact reach that a device must have; `None` without a working unit in front of it.
     #[must_use]
     pub fn reach(&self, scene: &Scene, device: Device) -> Option<Vec<Reach>> {
         if self.unit(scene, device)? != Unit::Up {
@@ -220,7 +220,7 @@ impl Ledger {
         })
     }
 
-    /// Whether a member was driven and nobody has said that it is quiet.
+    /// Whether a member was driven, and nothing has shown since then that it is quiet.
     fn is_cut_off(&self, scene: &Scene, group: usize) -> bool {
         let mut members = scene.members(group).map(|member| self.functions[member]);
         members.any(|member| member.present && member.cut)
@@ -236,7 +236,7 @@ impl Ledger {
         others.flat_map(|session| &session.buffers).flat_map(|(_, memory)| memory.iter().copied())
     }
 
-    /// Notes what came of an event.
+    /// Enters the result of an event.
     pub fn note(&mut self, scene: &Scene, client: Client, act: Act, answer: &Answer) {
         match (act, answer) {
             (_, Answer::Refused(_)) => {}
@@ -328,7 +328,7 @@ impl Ledger {
         }
     }
 
-    /// A session on a device that is gone holds no group: when no other is left, the group is free.
+    /// A session on a removed device holds no group. When no other session is left, the group is free.
     fn free_if_unused(&mut self, scene: &Scene, group: usize) {
         let of_group = |session: &Session| scene.functions[session.device].group == group;
         if self.sessions.iter().any(|session| of_group(session) && !session.orphan) {
@@ -343,10 +343,10 @@ impl Ledger {
             Act::Added(device) if !self.functions[device].present => {
                 let claimed = self.owner(scene, scene.functions[device].group).is_some();
                 let generation = self.functions[device].generation + 1;
-                // It may be the one that was there, and at work.
+                // It may be the same device as before, still running.
                 let cut = self.functions[device].cut;
                 let (present, late, unmet) = (true, claimed, claimed);
-                // A unit that cannot be told goes on with what it has for this requester.
+                // A failing unit may keep its old entry for this requester.
                 let untold = scene.functions[device].unit.is_some_and(|unit| self.troubled[unit]);
                 let driven_by = self.functions[device].driven_by.filter(|_| untold);
                 self.functions[device] =
@@ -364,7 +364,7 @@ impl Ledger {
                 self.free_if_unused(scene, scene.functions[device].group);
             }
             Act::Restart => {
-                // What was driven stays cut off: nobody has said that it is quiet.
+                // Driven devices stay cut off, because nothing has shown that they are quiet.
                 let driven = |device| self.driver(device).is_some();
                 let cut: Vec<bool> = (0..self.functions.len()).map(driven).collect();
                 self.sessions.clear();
@@ -381,7 +381,7 @@ impl Ledger {
         }
     }
 
-    /// A claim that waited is answered.
+    /// Enters the answer to a waiting claim.
     pub fn answered(&mut self, scene: &Scene, claim: Claim, answer: &Answer) {
         self.waiting.retain(|waiting| *waiting != claim);
         if let Answer::Session { handle, ids } = answer {
@@ -403,14 +403,14 @@ impl Ledger {
             reserved: Vec::new(),
             mappings: Vec::new(),
         });
-        // A claim enters what firmware reserves for all members of the owner's groups.
+        // A claim maps the reserved regions of all members of the owner's groups.
         let owned = self.sessions.iter().filter(|session| session.domain == domain);
         for group in owned.map(|session| scene.functions[session.device].group) {
             scene.members(group).for_each(|member| self.functions[member].unmet = false);
         }
     }
 
-    /// Sessions end. A device that was attached stays cut off; a group without sessions is free.
+    /// Closes sessions. A device that was attached stays cut off. A group without sessions is free.
     fn closed(&mut self, scene: &Scene, ends: impl Fn(&Session) -> bool) {
         let ended: Vec<Session> = self.sessions.iter().filter(|s| ends(s)).cloned().collect();
         self.sessions.retain(|session| !ends(session));

@@ -1,6 +1,6 @@
-//! The ordering contract, shown: every order of clients' requests, units' events, hot-plug and deaths through the
-//! shipped policy, engine and server over software units, with the invariants checked after each event by
-//! an independent reading of the hardware, and at every instant within it by devices that never stop trying.
+//! Shows the ordering contract. Runs every order of clients' requests, units' events, hot-plug and deaths through the
+//! shipped policy, engine and server over software units. After each event an independent reading of the hardware
+//! checks the invariants. Accesses of devices that never stop trying check them at every instant within an event.
 //!
 //! ```text
 //! scene.rs     machines        act.rs      events and answers      plays.rs    which streams, where
@@ -14,12 +14,12 @@
 //! stages.rs    all of a run                 report.rs what is printed, and ORDERING.md
 //! ```
 //!
-//! Model checkers that can be had (stateright 0.31) want states that are `Hash + Send + Sync` values, and make
-//! successors from a state alone. The shipped server is driven over seams that share one machine (`Rc`): a state of
-//! theirs could only be the list of events, replayed from boot for each successor, some 5 ms instead of 0.1.
-//! Checkpoints of server and machine do that work here, and what is left (a set of names, a level at a time) is
-//! fifty lines in free.rs, which check by the way that the names are right. Those that explore thread schedules (loom, shuttle) have nothing to
-//! schedule: there is one thread. Random runs and their shrinking are proptest's.
+//! Existing model checkers (stateright 0.31) need states that are `Hash + Send + Sync` values, and compute successors
+//! from a state alone. The shipped server runs over seams that share one machine (`Rc`). So a state could only be the
+//! list of events, replayed from boot for each successor: some 5 ms instead of 0.1. Here checkpoints of server and
+//! machine do that work. The rest (a set of names, one level at a time) is fifty lines in free.rs, which also check
+//! that the names are right. Explorers of thread schedules (loom, shuttle) have nothing to schedule, because there is
+//! one thread. proptest makes and shrinks the random runs.
 
 pub mod act;
 pub mod backend;

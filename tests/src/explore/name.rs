@@ -1,6 +1,6 @@
-//! Names of states: two states with one name differ in nothing that clients, devices or the scheme's texts can
-//! tell, nor in what units have cached and which tables they have. Handles, frames, numbers of domains and groups, which depend on the order in which
-//! things were made and mean nothing, are named by what they belong to or left out.
+//! Names of states. Two states with one name look the same to clients, devices and the scheme's texts, and their
+//! units have the same caches and tables. Handles, frames and numbers of domains and groups depend only on the order
+//! of creation. They are named by the object they belong to, or left out.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,26 +11,26 @@ use super::search::{Explorer, Path};
 use super::subject::Subject;
 use crate::machine::{Cached, Reach};
 
-/// Memory and domains by what they belong to.
+/// Memory and domains, named by the object they belong to.
 struct Names {
     /// First byte and length of each piece of a buffer, and its number.
     memory: Vec<(u64, u64, u64)>,
-    /// By unit and number: whose domain it is.
+    /// The owner of each domain, by unit and number.
     domains: BTreeMap<(usize, u16), Owner>,
 }
 
-/// Whose domain.
+/// The owner of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Owner {
     /// Policy's.
     Policy,
-    /// Of the sessions of which this is the first.
+    /// Sessions; this is the first of them.
     Session(usize, Device),
-    /// No device's entry leads to it now.
+    /// No device's entry points to it now.
     Nobody,
 }
 
-/// The first of the sessions that share a domain, by client and device.
+/// Returns the first of the sessions that share a domain, by client and device.
 fn owner(ledger: &Ledger, session: &Session) -> (usize, Device) {
     let same = ledger.sessions.iter().filter(|other| other.domain == session.domain);
     same.map(|other| (other.client, other.device)).min().expect("the session itself")
@@ -56,7 +56,7 @@ impl Names {
         Self { memory, domains }
     }
 
-    /// A piece of a buffer and the offset in it, or the address itself.
+    /// Returns a piece of a buffer and the offset in it, or the address itself.
     fn memory(&self, physical: u64) -> (u64, u64) {
         let holds =
             |(start, length, _): &&(u64, u64, u64)| (*start..start + length).contains(&physical);
@@ -75,7 +75,7 @@ fn sorted(ledger: &Ledger) -> Vec<&Session> {
     sessions
 }
 
-/// The name of the state that the subject and its machine are in.
+/// Returns the name of the present state of the subject and its machine.
 pub fn name<S: Subject>(explorer: &mut Explorer<S>, path: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     let names = Names::new(explorer, path);
@@ -90,7 +90,7 @@ pub fn name<S: Subject>(explorer: &mut Explorer<S>, path: &Path) -> u64 {
     for unit in units {
         let machine = explorer.subject.machine();
         let mut tables = machine.tables_of(unit);
-        // Which domain's is told by the entries.
+        // Drops the domain's number: the entries already show which domain a table belongs to.
         let domain = |what: &String| what.find(" of domain").unwrap_or(what.len());
         tables.iter_mut().for_each(|what| what.truncate(domain(what)));
         tables.sort_unstable();
@@ -101,7 +101,7 @@ pub fn name<S: Subject>(explorer: &mut Explorer<S>, path: &Path) -> u64 {
     hasher.finish()
 }
 
-/// What clients know.
+/// Hashes the clients' view of the state.
 fn clients(ledger: &Ledger, hasher: &mut DefaultHasher) {
     (&ledger.units, &ledger.enabled, &ledger.troubled).hash(hasher);
     let generations = ledger.ids.iter().map(|ids| ids.map(|(_, generation)| generation));
@@ -122,7 +122,7 @@ fn clients(ledger: &Ledger, hasher: &mut DefaultHasher) {
     }
 }
 
-/// What a unit has cached, in an order of its own.
+/// Describes the items that a unit has cached, in a fixed order.
 fn caches(names: &Names, unit: usize, cached: Vec<Cached>) -> Vec<String> {
     let word = |cached: Cached| match cached {
         Cached::Entry { source, domain } => {

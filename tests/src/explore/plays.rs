@@ -1,5 +1,5 @@
-//! Which streams of events are explored on which machine. D1 to D4 are the functions of a scene in its order, U1
-//! and U2 its units, C1 to C3 the clients.
+//! The streams of events, and the machine on which each set is explored. D1 to D4 are the functions of a scene in its
+//! order, U1 and U2 its units, C1 to C3 the clients.
 
 mod memory;
 
@@ -15,9 +15,9 @@ use Act::{
     Reserve, Reset, Restart, Revoke, Stall, Storm, Tick, Unmap, UnmapAt,
 };
 
-/// Streams on a machine.
+/// Streams of events on a machine.
 pub struct Play {
-    /// What to call it.
+    /// Its name.
     pub name: &'static str,
     /// The machine.
     pub scene: Scene,
@@ -25,7 +25,7 @@ pub struct Play {
     pub streams: Vec<Stream>,
 }
 
-/// Plays that the short mode runs over AMD-Vi units.
+/// Plays that the short mode also runs over AMD-Vi units.
 const QUICK_ON_AMD: [&str; 9] = [
     "probes",
     "queue stops at once",
@@ -47,13 +47,13 @@ const U1: usize = 0;
 pub(super) const U2: usize = 1;
 
 fn play(name: &'static str, scene: Scene, streams: &[Stream], more: &[Stream], long: bool) -> Play {
-    // What policy `compat` maps takes most of the time to read, and adds no order.
+    // The mappings of policy `compat` take most of the time to read, and add no order.
     let grows = long && scene.mode == Mode::Strict;
     let more = more.iter().filter(|_| grows);
     Play { name, scene, streams: streams.iter().chain(more).cloned().collect() }
 }
 
-/// All plays. With `long` most have one or two streams more, a bystander or a death.
+/// Returns all plays. With `long` most of them have one or two more streams, of a bystander or a death.
 #[must_use]
 pub fn plays(long: bool) -> Vec<Play> {
     let mut all = Vec::new();
@@ -285,7 +285,7 @@ fn deaths(all: &mut Vec<Play>, long: bool) {
     }
 }
 
-/// The next server makes its domains in another order than the one before: D2 is there from the beginning then.
+/// Restarts whose next server creates its domains in another order, because D2 is present from its start.
 fn restarts(all: &mut Vec<Play>, long: bool) {
     let driver = client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1)]);
     all.push(play(
@@ -351,8 +351,9 @@ fn memory(all: &mut Vec<Play>, long: bool) {
     ));
 }
 
-/// The plays over AMD-Vi units, without what `long` adds. Not `long`: only those that are quick there. A unit that
-/// comes up, or is taken over, has 65536 entries written, each an instant at which all devices try.
+/// Returns the plays over AMD-Vi units, without the streams that `long` adds. Unless `long`, only the ones that are
+/// quick there. A unit that comes up or is taken over has 65536 entries written, and all devices try at each of those
+/// instants.
 #[must_use]
 pub fn plays_on_amd(long: bool) -> Vec<Play> {
     let on_amd = |play: Play| Play { scene: play.scene.on_amd(), ..play };

@@ -1,4 +1,4 @@
-//! Longer interleavings than can be enumerated, chosen at random and shrunk when they break something.
+//! Longer interleavings than can be enumerated. They are chosen at random, and shrunk when they break an invariant.
 
 use iommud::policy::Mode;
 use proptest::collection::vec;
@@ -11,7 +11,7 @@ use super::search::{Explorer, MACHINE};
 use super::stats::{Found, Stats};
 use super::subject::Subject;
 
-/// One choice: who, what, on which device, and what goes wrong.
+/// One choice: client, action, device, and failure.
 type Choice = (u8, u8, u8, u8);
 
 fn scene(choice: u8) -> Scene {
@@ -74,8 +74,8 @@ const fn of_machine(act: Act) -> bool {
     )
 }
 
-/// Whether an event makes sense for the machine: a unit arrives once, a function that is there does not appear, a
-/// server does not take over units that are gone.
+/// Whether an event is possible in the present state. A unit arrives once; a present function cannot appear; a server
+/// does not take over dead units.
 fn possible(explorer: &Explorer<impl Subject>, path: &super::search::Path, act: Act) -> bool {
     let ledger = &path.ledger;
     match act {
@@ -87,7 +87,7 @@ fn possible(explorer: &Explorer<impl Subject>, path: &super::search::Path, act: 
                 && !ledger.units.contains(&super::ledger::Unit::Down)
                 && explorer.subject.machine().table_frames() < 300
         }
-        // A batch takes the first buffer's third page.
+        // A batch needs the third page of the first buffer.
         Act::Batch(_) => false,
         _ => true,
     }
@@ -111,7 +111,7 @@ fn run<S: Subject>(vendor: Vendor, first: (u8, bool), choices: &[Choice]) -> Res
             _ => None,
         };
         explorer.again(&mut path, client, client, Event { act, failure })?;
-        // A client that died is another one of that number from now on.
+        // A new client takes the number of a client that died.
         path.ledger.alive = [true; 4];
     }
     explorer.leaf(&path)?;
@@ -121,7 +121,7 @@ fn run<S: Subject>(vendor: Vendor, first: (u8, bool), choices: &[Choice]) -> Res
 /// Runs `cases` interleavings of 20 to 60 events, the same ones each time for a `seed`.
 ///
 /// # Errors
-/// The shortest interleaving that was found to break an invariant, in words.
+/// The shortest interleaving found that breaks an invariant, in words.
 ///
 /// # Panics
 /// When proptest gives up.

@@ -1,4 +1,4 @@
-//! What is printed of a run, and `ORDERING.md`.
+//! The printed report of a run, and `ORDERING.md`.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use super::stages::Report;
 use super::stats::Stats;
 use super::sweep::Sweep;
 
-/// What free choice covered on a machine.
+/// Describes the coverage of free choice on a machine.
 #[must_use]
 pub fn freely(words: &str, vendor: Vendor, covered: &Covered) -> String {
     let Covered { depth, states, transitions, interleavings, again, scenarios } = covered;
@@ -21,7 +21,7 @@ pub fn freely(words: &str, vendor: Vendor, covered: &Covered) -> String {
     )
 }
 
-/// Scenarios that were seen, and at how many choices.
+/// Lists the scenarios seen, each with its number of choices.
 fn counted(scenarios: &[u64; 32]) -> String {
     let seen = scenarios.iter().zip(1..).filter(|(count, _)| **count > 0);
     let seen: Vec<String> = seen.map(|(count, number)| format!("S{number} {count}")).collect();
@@ -43,7 +43,7 @@ impl Report {
         swept
     }
 
-    /// What is printed.
+    /// Returns the printed report.
     ///
     /// # Panics
     /// Never: writing to a string does not fail.
@@ -149,7 +149,7 @@ impl Report {
     }
 }
 
-/// All memory gone, in words.
+/// Describes the run without memory.
 #[must_use]
 pub fn without_memory(exhausted: &Exhausted) -> String {
     let Exhausted { times, events, ends, owed } = exhausted;
@@ -160,7 +160,7 @@ pub fn without_memory(exhausted: &Exhausted) -> String {
     )
 }
 
-/// What random interleavings covered, in words.
+/// Describes the coverage of random interleavings.
 #[must_use]
 pub fn at_random(stats: &Stats) -> String {
     let Stats { interleavings, events, states, .. } = stats;

@@ -1,15 +1,15 @@
-//! The scenarios of the ordering contract. One counts only when its conditions were seen in answers and in
+//! The scenarios of the ordering contract. A scenario counts only when its conditions were seen in answers and in
 //! hardware (`history.rs`), and all checks passed.
 
-/// A scenario: number, words, what exercises it, the invariants that are checked.
+/// A scenario: number, title, required observation, checked invariants.
 pub struct Scenario {
     /// 1 to 32.
     pub number: usize,
-    /// What it is, in the words of the contract.
+    /// Its title in the contract.
     pub title: &'static str,
-    /// What must be observed for an interleaving to count.
+    /// The observation that makes an interleaving count.
     pub observed: &'static str,
-    /// The invariants it is about.
+    /// The invariants that it concerns.
     pub invariants: &'static str,
 }
 
@@ -224,7 +224,7 @@ impl Seen {
         self.0 & 1 << (number - 1) != 0
     }
 
-    /// Numbers of the scenarios in it.
+    /// The numbers of the scenarios in the set.
     pub fn numbers(self) -> impl Iterator<Item = usize> {
         (1..=32).filter(move |number| self.has(*number))
     }

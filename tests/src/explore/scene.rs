@@ -1,4 +1,4 @@
-//! What a machine under exploration is made of. Small: few functions, few frames.
+//! Machines for exploration. They are small: few functions, few frames.
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommud::addr::{PhysAddr, PhysRange};
@@ -13,18 +13,18 @@ use crate::stack::{Setup, endpoint};
 /// Index of a function in [`Scene::functions`].
 pub type Device = usize;
 
-/// How a unit is when the server starts.
+/// The state of a unit when the server starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// It comes up.
+    /// The unit comes up at start.
     Up,
-    /// It comes later.
+    /// The unit comes up later.
     Late,
-    /// It is there and does not answer.
+    /// The unit exists but does not respond.
     Dead,
 }
 
-/// Whose units a machine has.
+/// The vendor of a machine's units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
     /// VT-d.
@@ -34,7 +34,7 @@ pub enum Vendor {
 }
 
 impl Vendor {
-    /// What to call them.
+    /// The vendor's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl Vendor {
         }
     }
 
-    /// Registers of the first unit, and bytes of the registers of each.
+    /// Base of the first unit's registers, and bytes of the registers of each unit.
     const fn registers(self) -> (u64, u64) {
         match self {
             Self::Vtd => (0xfed9_0000, 0x1000),
@@ -51,8 +51,8 @@ impl Vendor {
         }
     }
 
-    /// Where tables live: whole pages of 2 MiB, so that domains of policy stay small. The device table of an
-    /// AMD-Vi unit takes 2 MiB, and a server that takes over needs its own.
+    /// Memory for tables: whole pages of 2 MiB, so that the domains of policy stay small. The device table of an
+    /// AMD-Vi unit takes 2 MiB, and a server that takes over needs a new one.
     #[must_use]
     pub const fn tables(self) -> (u64, u64) {
         match self {
@@ -70,16 +70,16 @@ impl Vendor {
     }
 }
 
-/// A function, and what is known of it without asking the server.
+/// A function, with facts known independently of the server.
 #[derive(Clone, Debug)]
 pub struct Function {
-    /// What the walk finds.
+    /// The function as the walk finds it.
     pub pci: PciFunction,
-    /// The unit in front of it, as the firmware's scopes are written; `None` without one.
+    /// The unit in front of it by the firmware's scopes; `None` without one.
     pub unit: Option<usize>,
-    /// Number of its group, written down by hand from the PCI Express rules.
+    /// Number of its group, derived by hand from the PCI Express rules.
     pub group: usize,
-    /// It is there when the server starts.
+    /// Whether it is present when the server starts.
     pub present: bool,
     /// Memory that firmware reserves for it: first byte and length.
     pub reserved: Option<(u64, u64)>,
@@ -88,36 +88,36 @@ pub struct Function {
 /// A machine.
 #[derive(Clone, Debug)]
 pub struct Scene {
-    /// What to call it.
+    /// Its name.
     pub name: &'static str,
     /// Its functions.
     pub functions: Vec<Function>,
     /// Its units.
     pub units: Vec<Start>,
-    /// Whose they are.
+    /// The vendor of its units.
     pub vendor: Vendor,
-    /// They cache absent entries, too, and do not snoop.
+    /// Whether the units cache absent entries and do not snoop.
     pub caching_mode: bool,
     /// Policy of unclaimed devices.
     pub mode: Mode,
     /// Limits of each client.
     pub quotas: Quotas,
-    /// Memory of buffers is the system's until it is taken: policy `compat` maps it as long as it is not.
+    /// Whether the system owns buffer memory until the server takes it. Policy `compat` maps it until then.
     pub takes: bool,
-    /// The units walk deeper tables than three levels, which what is reserved needs.
+    /// Whether the units support tables deeper than three levels, which a reserved region needs.
     pub deep: bool,
-    /// Requester ids are shared through a bridge that comes and goes: what a device reaches is then compared
-    /// with what it may reach at most.
+    /// Whether functions share requester ids through a hot-plugged bridge. A device's reach is then checked only
+    /// against its upper bound.
     pub aliases: bool,
 }
 
-/// Where buffers live.
+/// Memory for buffers: first byte and length.
 pub const BUFFERS: (u64, u64) = (0x60_0000, 0x20_0000);
-/// What firmware reserves for the first function in scenes that have such a region.
+/// The region that firmware reserves for the first function, in scenes with such a region.
 pub const RESERVED: (u64, u64) = (0x20_0000, 0x1000);
-/// What firmware reserves for the second function in deep scenes: the first page that three levels do not reach.
+/// The region that firmware reserves for the second function in deep scenes: the first page beyond three levels.
 pub const BEYOND: (u64, u64) = (1 << 39, 0x1000);
-/// Memory next to that of buffers, in one large page of tables with it; the last buffer ends before.
+/// The last page of the 2 MiB of buffer memory. Buffers end before it, but one large page maps both.
 pub const BESIDE: u64 = BUFFERS.0 + 0x1f_f000;
 
 fn function(pci: PciFunction, unit: usize, group: usize) -> Function {
@@ -129,7 +129,7 @@ fn of_three(number: u8) -> PciFunction {
 }
 
 impl Scene {
-    /// D1 and D2 are one device of two functions behind U1, one group; D3 is alone behind U2.
+    /// D1 and D2 are functions of one device behind U1 and form one group. D3 is alone behind U2.
     #[must_use]
     pub fn pair(mode: Mode) -> Self {
         Self {
@@ -157,7 +157,7 @@ impl Scene {
         Self { name: "apart", functions, ..Self::pair(mode) }
     }
 
-    /// D1 and D2 are alone, both behind U1. D2 is not there yet, and firmware reserves memory for it.
+    /// D1 and D2 are alone, both behind U1. D2 is absent at start, and firmware reserves memory for it.
     #[must_use]
     pub fn beside(mode: Mode) -> Self {
         let late = Function {
@@ -169,7 +169,7 @@ impl Scene {
         Self { name: "beside", functions, ..Self::pair(mode) }
     }
 
-    /// As `pair`, with a third function of the device that is not there yet.
+    /// The same as `pair`, with a third function of the device that is absent at start.
     #[must_use]
     pub fn growing(mode: Mode) -> Self {
         let mut scene = Self::pair(mode);
@@ -178,8 +178,8 @@ impl Scene {
         Self { name: "growing", ..scene }
     }
 
-    /// A bridge to conventional PCI and two functions behind it, none of them there yet; D4 is alone. What is
-    /// behind such a bridge is one group with it.
+    /// A bridge to conventional PCI and two functions behind it, all absent at start. D4 is alone. The bridge and the
+    /// functions behind it form one group.
     #[must_use]
     pub fn bridge() -> Self {
         let buses = Buses { secondary: 5, subordinate: 5 };
@@ -193,7 +193,7 @@ impl Scene {
         Self { name: "bridge", functions, aliases: true, ..Self::pair(Mode::Strict) }
     }
 
-    /// One device behind a dead unit, one behind a unit that comes late, one that no unit stands in front of.
+    /// One device behind a dead unit, one behind a late unit, one without a unit.
     #[must_use]
     pub fn broken() -> Self {
         let mut scene = Self::apart(Mode::Strict);
@@ -205,14 +205,14 @@ impl Scene {
         Self { name: "broken", units: vec![Start::Dead, Start::Late], ..scene }
     }
 
-    /// Firmware reserves memory for the first function.
+    /// Adds a reserved region for the first function.
     #[must_use]
     pub fn with_reserved(mut self) -> Self {
         self.functions[0].reserved = Some(RESERVED);
         self
     }
 
-    /// Firmware reserves memory for the second function that three levels of tables do not reach.
+    /// Adds a reserved region for the second function, beyond the reach of three levels of tables.
     #[must_use]
     pub fn with_region_beyond(mut self) -> Self {
         self.functions[1].reserved = Some(BEYOND);
@@ -220,42 +220,42 @@ impl Scene {
         self
     }
 
-    /// Memory of buffers is taken from the system, and given back to it.
+    /// Makes the server take buffer memory from the system and return it.
     #[must_use]
     pub fn with_memory_taken(mut self) -> Self {
         self.takes = true;
         self
     }
 
-    /// The second unit comes late.
+    /// Makes the second unit come up late.
     #[must_use]
     pub fn with_late_unit(mut self) -> Self {
         self.units[1] = Start::Late;
         self
     }
 
-    /// No function is there at start.
+    /// Makes all functions absent at start.
     #[must_use]
     pub fn empty(mut self) -> Self {
         self.functions.iter_mut().for_each(|function| function.present = false);
         self
     }
 
-    /// The units cache absent entries, too, and do not snoop.
+    /// Makes the units cache absent entries and not snoop.
     #[must_use]
     pub fn with_caching_mode(mut self) -> Self {
         self.caching_mode = true;
         self
     }
 
-    /// The units are AMD-Vi units.
+    /// Makes the units AMD-Vi units.
     #[must_use]
     pub fn on_amd(mut self) -> Self {
         self.vendor = Vendor::Amd;
         self
     }
 
-    /// Each client may have one page of buffers.
+    /// Sets each client's quota to 0x2000 bytes of memory and two mappings.
     #[must_use]
     pub fn with_small_quota(mut self) -> Self {
         self.quotas.memory = 0x2000;
@@ -275,8 +275,8 @@ impl Scene {
         self.address(device).requester.0
     }
 
-    /// What policy lets a device reach that nobody has claimed and that was not cut off, while clients hold this
-    /// memory of buffers.
+    /// Returns the reach that policy grants an unclaimed device that is not cut off, while clients hold this buffer
+    /// memory.
     #[must_use]
     pub fn policy(&self, device: Device, held: &[(u64, u64)]) -> Vec<Reach> {
         if self.mode == Mode::Strict {
@@ -298,7 +298,7 @@ impl Scene {
         runs
     }
 
-    /// What firmware reserves for a device, one to one.
+    /// The region that firmware reserves for a device, mapped one to one.
     #[must_use]
     pub fn reserved_of(&self, device: Device) -> Option<Reach> {
         self.functions[device].reserved.map(|(start, length)| identity(start, length))
@@ -309,7 +309,7 @@ impl Scene {
         (0..self.functions.len()).filter(move |device| self.functions[*device].group == group)
     }
 
-    /// The setup of a stack.
+    /// Builds the setup of a stack.
     ///
     /// # Panics
     /// When the scene is malformed.
@@ -347,12 +347,12 @@ impl Scene {
     }
 }
 
-/// How an IVRS names one requester.
+/// The IVRS entry that names one requester.
 fn only(requester: RequesterId) -> EntryRange {
     EntryRange { first: requester, last: requester, alias: None, settings: 0 }
 }
 
-/// A run that is mapped one to one, for all access.
+/// A run that is mapped one to one for reading and writing.
 fn identity(start: u64, length: u64) -> Reach {
     Reach { iova: start, last: start + length - 1, physical: start, read: true, write: true }
 }

@@ -1,7 +1,7 @@
-//! Every order in which streams of events can be taken, depth first, from checkpoints.
+//! Explores every order of streams of events, depth first, from checkpoints.
 //!
-//! Nothing is pruned: an interleaving that is counted was run to its end, each event of it through the subject
-//! and each of its states checked. Prefixes are shared, not repeated.
+//! Nothing is pruned. Every counted interleaving ran to its end, each event through the subject, with each state
+//! checked. Shared prefixes run once.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
@@ -16,17 +16,17 @@ use super::subject::{Progress, Subject};
 use super::waiting;
 use crate::machine::{Checkpoint, Glimpse};
 
-/// The client in whose name the machine's own events run.
+/// The client number under which the machine's own events run.
 pub const MACHINE: Client = 3;
 
-/// Where an interleaving has got to.
+/// The state of an interleaving.
 #[derive(Clone)]
 pub struct Path {
-    /// What must be so.
+    /// The required state.
     pub ledger: Ledger,
-    /// Scenarios, and what they remember.
+    /// Scenarios seen, and the history that they need.
     pub history: History,
-    /// What the hardware holds.
+    /// The hardware's state.
     pub reading: Vec<Reading>,
     /// The next event of each stream.
     pub next: Vec<usize>,
@@ -38,14 +38,14 @@ pub struct Path {
 pub struct Explorer<S: Subject> {
     /// The scene.
     pub scene: Rc<Scene>,
-    /// What is explored.
+    /// The software under exploration.
     pub subject: S,
-    /// What was covered.
+    /// Coverage.
     pub stats: Stats,
     streams: Vec<Stream>,
-    /// Addresses that were handed out, which devices try at every instant beside a few of the scene's.
+    /// Addresses that the server assigned. Devices try them at every instant, besides a few of the scene's own.
     addresses: Vec<u64>,
-    /// No more addresses are taken up.
+    /// Whether the list of addresses is final.
     learned: bool,
     pub(super) trace: Vec<String>,
 }
@@ -54,7 +54,7 @@ impl<S: Subject> Explorer<S> {
     /// Starts the subject.
     ///
     /// # Errors
-    /// An invariant that does not even hold then.
+    /// An invariant that is broken at the start.
     pub fn new(scene: Scene, streams: Vec<Stream>) -> Result<(Self, Path), Found> {
         let subject = S::start(&scene);
         let ledger = Ledger::new(&scene);
@@ -85,7 +85,7 @@ impl<S: Subject> Explorer<S> {
     /// Explores every order of streams of events.
     ///
     /// # Errors
-    /// The first invariant that is broken.
+    /// The first broken invariant.
     pub fn explore(scene: Scene, streams: Vec<Stream>) -> Result<Stats, Found> {
         let (mut explorer, path) = Self::new(scene, streams)?;
         explorer.descend(&path)?;
@@ -121,10 +121,10 @@ impl<S: Subject> Explorer<S> {
         Ok(())
     }
 
-    /// One event, with all checks.
+    /// Runs one event, with all checks. `saved` is the state before it.
     ///
     /// # Errors
-    /// The invariant that is broken.
+    /// The broken invariant.
     pub fn step(
         &mut self,
         path: &mut Path,
@@ -220,10 +220,10 @@ impl<S: Subject> Explorer<S> {
         Ok(answer)
     }
 
-    /// One event from here on, without coming back.
+    /// Runs one event from the present state, which it saves for the checks.
     ///
     /// # Errors
-    /// As [`Self::step`].
+    /// The broken invariant.
     pub fn again(
         &mut self,
         path: &mut Path,
@@ -235,11 +235,11 @@ impl<S: Subject> Explorer<S> {
         self.step(path, stream, client, event, (&saved.0, &saved.1))
     }
 
-    /// Takes up the addresses that a first client is given on each device, and none later: what devices try must
-    /// not depend on what was explored before.
+    /// Learns the addresses that a first client gets on each device, and no others later. The addresses that devices
+    /// try must not depend on earlier exploration.
     ///
     /// # Errors
-    /// As [`Self::step`].
+    /// The broken invariant.
     pub fn learn_beforehand(&mut self, path: &Path) -> Result<(), Found> {
         let saved = (self.subject.save(), self.subject.machine().save());
         let mut path = path.clone();
@@ -260,7 +260,7 @@ impl<S: Subject> Explorer<S> {
         Ok(())
     }
 
-    /// Enters what came of an event into the ledger.
+    /// Enters the result of an event in the ledger.
     fn account(
         &mut self,
         path: &mut Path,
@@ -285,7 +285,7 @@ impl<S: Subject> Explorer<S> {
         }
         match (event.act, event.failure) {
             (Act::Restart, failure) => {
-                // The next server must bring every unit up; without memory none need come.
+                // The next server must bring every unit up. Without memory, units may stay down.
                 let without = matches!(failure, Some(Failure::Table(_) | Failure::Exhausted));
                 ledger.begin_again(without);
             }
@@ -313,7 +313,7 @@ impl<S: Subject> Explorer<S> {
         Ok(())
     }
 
-    /// I2: the partition is the one that was written down, whatever came first.
+    /// I2: the partition matches the scene's groups, whatever the order of discovery.
     fn partition(&mut self, ledger: &Ledger) -> Result<(), Broken> {
         if self.scene.aliases && !ledger.functions.iter().all(|function| function.present) {
             return Ok(());
@@ -388,11 +388,11 @@ impl<S: Subject> Explorer<S> {
         hasher.finish()
     }
 
-    /// The end of an interleaving: all clients end, and nothing is left behind.
+    /// Ends an interleaving: all clients die, and no memory stays in use.
     pub(super) fn leaf(&mut self, path: &Path) -> Result<(), Found> {
         self.stats.complete(path.history.seen);
         if !path.ledger.waiting.is_empty() {
-            // In time every claim is answered.
+            // Every waiting claim is answered by its deadline.
             self.again(&mut path.clone(), 0, MACHINE, Act::Expire.into())?;
         }
         if path.ledger.troubled.contains(&true) {

@@ -1,4 +1,4 @@
-//! A session as its client knows it.
+//! A session from its client's point of view.
 
 use super::act::{Client, Segments};
 use super::ledger::PAGE;
@@ -15,26 +15,26 @@ pub struct Mapping {
     pub memory: Segments,
 }
 
-/// A session as its client knows it.
+/// A session from its client's point of view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Its handle.
     pub handle: u32,
-    /// Whose it is.
+    /// Its client.
     pub client: Client,
     /// Its device.
     pub device: Device,
-    /// The domain: the handle of the session that made it.
+    /// Its domain, identified by the handle of the session that created it.
     pub domain: u32,
-    /// The device is attached.
+    /// Whether the device is attached.
     pub attached: bool,
-    /// The device was removed.
+    /// Whether the device was removed.
     pub orphan: bool,
-    /// No session on a present member of its group is left: it holds the group no longer.
+    /// Whether its group has no session on a present member any more. It then no longer holds the group.
     pub lost: bool,
     /// Its buffers: slot, memory.
     pub buffers: Vec<(u32, Segments)>,
-    /// Buffers of which pages are mapped one by one: slot, and where the first page is when it is mapped.
+    /// Buffers whose pages are granted one by one: slot, and the address of the first page when it is mapped.
     pub reserved: Vec<(u32, u64)>,
     /// Its mappings, oldest first.
     pub mappings: Vec<Mapping>,
@@ -51,7 +51,7 @@ impl Session {
         }
     }
 
-    /// Enters one mapping of pages of the oldest buffer, in this order; of those that it has.
+    /// Enters one mapping of the oldest buffer's pages, in this order. Pages beyond the buffer are skipped.
     pub(super) fn map_list(&mut self, iova: u64, pages: &[u32]) {
         let Some((slot, memory)) = self.buffers.first() else { return };
         let page = |page: &u32| memory.get(usize::try_from(*page).ok()?).copied();
@@ -59,7 +59,7 @@ impl Session {
         self.mappings.push(Mapping { iova, slot: *slot, memory });
     }
 
-    /// Where a page of the first buffer is that has such an address, and its memory.
+    /// Returns slot, address and memory of a page of the first reserved buffer.
     fn page_granted(&self, page: u64) -> Option<(u32, u64, (u64, u64))> {
         let (slot, first) = *self.reserved.first()?;
         let (_, memory) = self.buffers.iter().find(|buffer| buffer.0 == slot)?;
@@ -67,7 +67,7 @@ impl Session {
         Some((slot, first + page * PAGE, memory))
     }
 
-    /// A page of the first buffer that is mapped page by page is, or is no longer.
+    /// Enters or removes the mapping of a page of the first reserved buffer.
     pub(super) fn grant(&mut self, page: u64, granted: bool) {
         let Some((slot, iova, memory)) = self.page_granted(page) else { return };
         self.mappings.retain(|mapping| mapping.iova != iova);
@@ -76,7 +76,7 @@ impl Session {
         }
     }
 
-    /// The oldest buffer is given up.
+    /// Removes the oldest buffer.
     pub(super) fn release(&mut self) {
         let (slot, _) = self.buffers.remove(0);
         self.mappings.retain(|mapping| mapping.slot != slot);

@@ -23,31 +23,36 @@ use crate::stack::Stack;
 use claims::WAIT;
 use words::{all_texts, done, nameless_texts, names, number, text};
 
-/// The server that is shipped.
+/// The shipped server.
 type Shipped<T> = Server<<T as UnderTest>::Unit, Buffers>;
 
 /// The shipped server over the units of a backend.
 ///
-/// What takes the answers to claims that waited, and belongs to a platform, is played here. `CARELESS` is 0; or it is
-/// wrong on purpose: 1 takes the newest answer first, 2 forgets that a client has died, 3 takes an answer twice, 4 tells a
-/// new server that no unit holds anything of the one before, 5 drops an end of life when there is no memory.
+/// It also plays the platform, which takes the answers to waiting claims. With `CARELESS` 0 it is correct; other
+/// values are deliberate flaws:
+///
+/// - 1 takes the newest answer first.
+/// - 2 ignores a client's death.
+/// - 3 takes an answer twice.
+/// - 4 makes a new server assume that units hold nothing of its predecessor.
+/// - 5 drops an end of life when there is no memory.
 pub struct Real<T: Backend, const CARELESS: u8 = 0> {
     stack: Stack<T>,
     backend: T,
-    /// Nanoseconds that have passed for claims that wait.
+    /// Nanoseconds that have passed for waiting claims.
     time: u64,
-    /// Answers that were not asked for yet.
+    /// Answers that were not fetched yet.
     answers: Vec<(u64, Answer)>,
-    /// What the next request carries. No two requests of a run carry the same.
+    /// The cookie of the next request, unique within a run.
     cookie: u64,
-    /// The next server dies after so many actions.
+    /// The actions of the CPU after which the next server dies.
     death: Option<u64>,
 }
 
-/// A handle that was never given out.
+/// A handle that was never returned.
 const NO_HANDLE: u32 = 0xdead;
 
-/// How long a stalled unit is waited for is a matter of a few looks at the clock.
+/// Nanoseconds of one `relax` while a unit stalls, so that a wait ends after a few reads of the clock.
 const LONG: u64 = 400_000_000;
 
 fn caller(client: Client) -> Caller {
@@ -62,7 +67,7 @@ where
         Handle(ledger.session(client, device).map_or(NO_HANDLE, |session| session.handle))
     }
 
-    /// Sends a request of one structure. The reply must be the answer to just this request.
+    /// Sends a request of one structure. The reply must match exactly this request.
     fn call<R: Wire>(
         &mut self,
         handle: Handle,
@@ -110,7 +115,7 @@ where
         for page in 0..100 {
             let iova = 0x10_0000_0000 + page * PAGE;
             let _ = self.stack.machine.access(unit, scene.source(device), iova, 8, true);
-            // A unit keeps few records: they are taken as they come, or most are lost and it looks like a pause.
+            // A unit holds few records. Unless they are taken at once, most are lost, which looks like a pause.
             self.stack.server.tick();
         }
     }
@@ -178,7 +183,7 @@ where
                 machine.pass_time(LONG);
             }
             Act::Again(unit) => {
-                // Refused when it is up: nothing is to be done.
+                // Refused when the unit is up; there is nothing to reset then.
                 let _ = self.stack.write(&format!("units/{unit}"), b"reset");
                 if let Some(late) = self.stack.server.recover_units(Nanos(self.time)) {
                     let unit = usize::try_from(late.0).expect("few units");
@@ -200,7 +205,8 @@ where
                 self.start_next();
             }
             Act::Storm(device) => {
-                // Heard to its end: an attach hears what is left before it does anything else, refused or not.
+                // Takes all faults. Otherwise a later attach, even a refused one, would take the remaining ones
+                // first.
                 self.storm(scene, device);
                 while self.stack.server.tick() > 0 {}
             }
@@ -214,7 +220,7 @@ where
 }
 
 impl<T: Backend, const CARELESS: u8> Real<T, CARELESS> {
-    /// Starts the next server; a second one when the first is to die.
+    /// Starts the next server. When it is to die, starts another one after it.
     fn start_next(&mut self) {
         if CARELESS == 4 {
             self.stack.notes.restore_tags(Some(TagRecord::default()));
@@ -233,7 +239,7 @@ fn put<W: Wire>(out: &mut [u8], body: &W) -> usize {
     W::SIZE
 }
 
-/// Lets something go wrong from now on.
+/// Injects a failure from now on.
 pub(super) fn fail(machine: &Machine, failure: Failure) {
     match failure {
         Failure::Table(after) => machine.fail_table_allocations(after, 1),
@@ -250,12 +256,12 @@ pub(super) fn fail(machine: &Machine, failure: Failure) {
             machine.set_relax(LONG);
             machine.trouble(unit, Trouble::StallQueueAfter(after));
         }
-        // Nothing of the machine's.
+        // The machine has no part in this failure.
         Failure::ServerDies(_) => {}
     }
 }
 
-/// Nothing more goes wrong on purpose (a unit that is dead stays dead, a queue that stopped stays so).
+/// Ends injected failures. A dead unit stays dead, and a stalled queue stays stalled.
 pub(super) fn stop_failing(machine: &Machine) {
     machine.fail_table_allocations(0, 0);
     machine.fail_buffer_allocations(0, 0);

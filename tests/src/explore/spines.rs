@@ -1,4 +1,4 @@
-//! Requests one after another, for the sweep of failures.
+//! Sequences of requests for the sweep of failures.
 
 use iommud::policy::Mode;
 
@@ -10,7 +10,7 @@ use Act::{
     List, Map, Release, Removed, Reserve, Restart, Revoke, Storm, Unmap,
 };
 
-/// Requests one after another, for the sweep of failures: every kind of plan is among them.
+/// Sequences of requests for the sweep of failures. They contain every kind of plan.
 #[must_use]
 pub(super) fn spines(vendor: Vendor) -> Vec<Play> {
     let apart = || Scene::apart(Mode::Strict);
@@ -31,7 +31,8 @@ pub(super) fn spines(vendor: Vendor) -> Vec<Play> {
     let hand_on = [Claim(D2), Attach(D2), Import(D2, C1, D1), Map(D2), Release(D1), Die(C1)];
     all.push((apart(), with(&hand_on)));
     all.push((Scene::apart(Mode::Compat).with_memory_taken(), with(&[Release(D1), Die(C1)])));
-    // A unit that caches absent entries is told of each mapping: the other one may have been told before it fails.
+    // A unit that caches absent entries invalidates at each mapping. The second unit may fail after the first has
+    // done so.
     let two = [ClaimUnder(D2, D1), Attach(D2), Map(D1), List(D1, 0, LIST), Grant(D1, 1), Die(C1)];
     let mut told = vec![Claim(D1), Attach(D1), Reserve(D1, 3), Allocate(D1, 3)];
     told.extend(two);

@@ -1,4 +1,4 @@
-//! What a run consists of: plays over the units of both vendors, controls, failures, random interleavings.
+//! The stages of a run: plays over the units of both vendors, controls, failures, random interleavings.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,10 +24,10 @@ type OnVtd = Real<vtd::Subject>;
 /// The shipped server over AMD-Vi units.
 type OnAmd = Real<amdvi::Subject>;
 
-/// Random interleavings of each vendor's units without `long`, and with.
+/// Random interleavings for each vendor's units, without and with `long`.
 const RANDOM: (u32, u32) = (100, 3000);
 
-/// Free choice on a machine, with the depths without `long` and with.
+/// Free choice on a machine, with the depths without and with `long`.
 pub struct Choice {
     /// The machine, in words.
     pub words: &'static str,
@@ -35,33 +35,33 @@ pub struct Choice {
     depths: (usize, usize),
 }
 
-/// What one play covered.
+/// The coverage of one play.
 pub struct Played {
     /// The play.
     pub name: &'static str,
     /// Its machine.
     pub scene: &'static str,
-    /// Whose units.
+    /// The vendor of its units.
     pub vendor: Vendor,
-    /// What was covered.
+    /// Its coverage.
     pub stats: Stats,
-    /// How long it took.
+    /// Its duration.
     pub seconds: f32,
 }
 
-/// How a control was caught.
+/// The result of a control.
 pub struct Caught {
-    /// What is wrong with it.
+    /// Its flaw.
     pub flaw: &'static str,
-    /// Where it shows.
+    /// The scenario or situation that exposes it.
     pub shows: &'static str,
     /// The invariant, and how it was broken.
     pub found: Found,
 }
 
-/// What a run covered.
+/// The coverage of a run.
 pub struct Report {
-    /// The long mode.
+    /// Whether it was the long mode.
     pub long: bool,
     /// The plays.
     pub plays: Vec<Played>,
@@ -69,19 +69,19 @@ pub struct Report {
     pub controls: Vec<Caught>,
     /// All plays together.
     pub total: Stats,
-    /// Free choice: the machine in words, whose units, what was covered.
+    /// Free choice: the machine in words, the vendor, the coverage.
     pub free: Vec<(&'static str, Vendor, Covered)>,
     /// Injected failures, VT-d and AMD-Vi.
     pub sweeps: [Sweep; 2],
-    /// All memory gone.
+    /// The run without memory.
     pub exhausted: Exhausted,
     /// Random runs.
     pub random: Stats,
-    /// How long it took.
+    /// The duration.
     pub seconds: f32,
 }
 
-/// Does something with each item on all processors; the results are in the items' order.
+/// Applies `act` to each item on all processors. The results are in the items' order.
 fn on_all_processors<I: Sync, O: Send>(items: &[I], act: impl Fn(&I) -> O + Sync) -> Vec<O> {
     let results = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
@@ -118,7 +118,7 @@ fn explore(play: &Play) -> Result<Played, String> {
     Ok(Played { name, scene: scene.name, vendor, stats, seconds })
 }
 
-/// Machines on which everything is chosen freely.
+/// The machines for free choice.
 fn choices() -> Vec<Choice> {
     let late = |mut scene: Scene| {
         scene.units.fill(Start::Late);
@@ -173,10 +173,10 @@ fn sweep_of(vendor: Vendor, long: bool) -> Result<Sweep, String> {
     swept.map_err(|found| format!("failures ({}): {found}", vendor.name()))
 }
 
-/// All memory gone, at every event of every play, over the units of both vendors.
+/// Exhausts all memory at every event of every play, over the units of both vendors.
 ///
 /// # Errors
-/// What was found, in words.
+/// The violation, in words.
 pub fn exhaust_all(long: bool) -> Result<Exhausted, String> {
     let mut all = plays(false);
     all.extend(plays_on_amd(long));
@@ -206,19 +206,19 @@ fn random_of(vendor: Vendor, cases: u32, seed: u8) -> Result<Stats, String> {
     stats.map_err(|found| format!("random ({}): {found}", vendor.name()))
 }
 
-/// Free choice alone, on the machine of this number and to this depth.
+/// Runs free choice alone, on the machine of this number and to this depth.
 ///
 /// # Errors
-/// What was found, in words; a number that no machine has.
+/// The violation, in words; also when no machine has this number.
 pub fn free_alone(number: usize, depth: usize) -> Result<(&'static str, Vendor, Covered), String> {
     let choice = choices().into_iter().nth(number).ok_or("no such machine")?;
     free_of(&Choice { depths: (depth, depth), ..choice }, false)
 }
 
-/// The plays of this name alone, over the units of both vendors.
+/// Runs the plays of this name alone, over the units of both vendors.
 ///
 /// # Errors
-/// What was found, in words; a name that no play has.
+/// The violation, in words; also when no play has this name.
 pub fn plays_alone(name: &str, long: bool) -> Result<Vec<Played>, String> {
     let mut all = plays(long);
     all.extend(plays_on_amd(true));
@@ -229,19 +229,19 @@ pub fn plays_alone(name: &str, long: bool) -> Result<Vec<Played>, String> {
     on_all_processors(&all, explore).into_iter().collect()
 }
 
-/// Failures injected alone, over the units of each vendor.
+/// Runs the injected failures alone, over the units of each vendor.
 ///
 /// # Errors
-/// What was found, in words.
+/// The violation, in words.
 pub fn sweeps_alone(long: bool) -> Result<Vec<Sweep>, String> {
     let vendors = [Vendor::Vtd, Vendor::Amd];
     on_all_processors(&vendors, |vendor| sweep_of(*vendor, long)).into_iter().collect()
 }
 
-/// Random interleavings alone, so many on the units of each vendor.
+/// Runs random interleavings alone, this many on the units of each vendor.
 ///
 /// # Errors
-/// What was found, in words.
+/// The violation, in words.
 pub fn random_alone(cases: u32) -> Result<Stats, String> {
     let mut all = Stats::default();
     for vendor in [Vendor::Vtd, Vendor::Amd] {
@@ -253,10 +253,10 @@ pub fn random_alone(cases: u32) -> Result<Stats, String> {
 /// Runs everything on all processors.
 ///
 /// # Errors
-/// What was found, in words.
+/// The violation, in words.
 ///
 /// # Panics
-/// When a thread did.
+/// When a thread panicked.
 pub fn run(long: bool) -> Result<Report, String> {
     let started = Instant::now();
     let mut all = plays(long);

@@ -1,11 +1,11 @@
-//! What was covered, and what was found.
+//! Coverage, and violations.
 
 use std::collections::HashSet;
 
 use super::check::Broken;
 use super::scenario::Seen;
 
-/// What was covered.
+/// Coverage.
 #[derive(Clone, Debug)]
 pub struct Stats {
     /// Complete interleavings, each different from the others.
@@ -14,7 +14,7 @@ pub struct Stats {
     pub events: u64,
     /// Instants within events at which devices tried their addresses.
     pub instants: u64,
-    /// Different states: what clients know, what devices reach, memory in use.
+    /// Different states: clients' view, devices' reach, memory in use.
     pub states: HashSet<u64>,
     /// Interleavings that exercised each scenario.
     pub scenarios: [u64; 32],
@@ -28,7 +28,7 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// Adds what was covered elsewhere.
+    /// Adds the coverage of another run.
     pub fn add(&mut self, other: &Self) {
         self.interleavings += other.interleavings;
         self.events += other.events;
@@ -45,12 +45,12 @@ impl Stats {
     }
 }
 
-/// An invariant was broken, and how it came to that.
+/// A broken invariant, and the events that led to it.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The invariant.
     pub broken: Broken,
-    /// Every event up to there, with its answer.
+    /// Every event up to it, with its answer.
     pub trace: Vec<String>,
 }
 

@@ -1,59 +1,59 @@
-//! What is explored: the shipped server, or a control that is known to be wrong. The same checks apply to both.
+//! The software under exploration: the shipped server, or a control with a known flaw. The same checks apply to both.
 
 use super::act::{Act, Answer, Client, Event};
 use super::ledger::{Ledger, Unit};
 use super::scene::{Device, Scene};
 use crate::machine::Machine;
 
-/// How far an event was dealt with.
+/// The progress of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// To its end.
+    /// The event has ended.
     Done(Answer),
-    /// Half-way: other events may come in between. The shipped server has no such state.
+    /// The event is suspended, and other events may come in between. The shipped server has no such state.
     Suspended,
 }
 
-/// Something that serves clients on a machine.
+/// A server for clients on a machine.
 pub trait Subject: Sized {
     /// A checkpoint of the software; the machine has its own.
     type Saved;
 
-    /// Starts on a new machine.
+    /// Starts the server on a new machine.
     fn start(scene: &Scene) -> Self;
 
     /// The machine it runs on.
     fn machine(&self) -> &Machine;
 
-    /// Puts the software's state aside.
+    /// Saves the software's state.
     fn save(&self) -> Self::Saved;
 
-    /// Makes the software's state what it was.
+    /// Restores the software's state.
     fn restore(&mut self, saved: &Self::Saved);
 
-    /// Deals with an event of `client`'s (or of the machine).
+    /// Handles an event of `client` (or of the machine).
     fn begin(&mut self, scene: &Scene, ledger: &Ledger, client: Client, event: Event) -> Progress;
 
-    /// Goes on with the event of stream `stream` that was suspended.
+    /// Resumes the suspended event of stream `stream`.
     fn resume(&mut self, scene: &Scene, stream: usize) -> Progress {
         let _ = (scene, stream);
         unreachable!("nothing is ever suspended")
     }
 
-    /// Answers to claims that waited, in their order, since they were taken last.
+    /// Returns the answers to waiting claims since the last call, in order.
     fn answers(&mut self) -> Vec<(u64, Answer)> {
         Vec::new()
     }
 
-    /// Tells which stream the next event is of, for those that suspend.
+    /// Announces the stream of the next event, for subjects that suspend events.
     fn of_stream(&mut self, stream: usize) {
         let _ = stream;
     }
 
-    /// All that it tells of itself and that a refused request must leave as it was.
+    /// Returns the texts that a refused request must not change.
     fn texts(&mut self) -> String;
 
-    /// All that it tells now, what each session is told included, but for numbers that mean nothing.
+    /// Returns all texts and each session's query results, without meaningless numbers.
     fn tells(&mut self, ledger: &Ledger) -> String {
         let _ = ledger;
         self.texts()
@@ -62,24 +62,24 @@ pub trait Subject: Sized {
     /// The texts of a checkpoint.
     fn texts_of(saved: &Self::Saved) -> String;
 
-    /// How its units are, by what it tells.
+    /// Returns the state of the units, from the texts.
     fn units(&mut self) -> Vec<Unit>;
 
-    /// The groups of functions that are there, each ascending, by what it tells.
+    /// Returns the groups of present functions, each ascending, from the texts.
     fn partition(&mut self, scene: &Scene) -> Vec<Vec<Device>>;
 
-    /// Whether it says that a device is not confined; `None` when it says nothing of it.
+    /// Whether the texts call a device unconfined; `None` when they do not list it.
     fn says_unconfined(&mut self, scene: &Scene, device: Device) -> Option<bool> {
         let _ = (scene, device);
         None
     }
 
-    /// Whether ends of life have left something to be done.
+    /// Whether an end of life has left unfinished work.
     fn owes(&mut self) -> bool {
         false
     }
 
-    /// Whether it keeps memory back that devices may still reach.
+    /// Whether the server keeps back memory that devices may still reach.
     fn quarantined(&mut self) -> bool;
 
     /// Ends all sessions.

@@ -1,5 +1,5 @@
-//! S7: each request of a few sequences fails at every allocation, every hardware step and every descriptor it
-//! takes, one after another; S28: a server that takes over dies at every hardware step, and a third one follows.
+//! S7: each request of a few sequences fails at every allocation, every hardware step and every descriptor of its
+//! run, one at a time. S28: a server dies at every hardware step of its take-over, and a third one follows.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use super::spines::spines;
 use super::stats::Found;
 use super::subject::Subject;
 
-/// What was injected.
+/// Counts of injected failures.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// By what was under way: allocations, actions of the CPU, descriptors.
+    /// By the kind of plan: allocations, actions of the CPU, descriptors.
     pub kinds: BTreeMap<&'static str, [u64; 3]>,
     /// Allocations of table frames and buffers that failed.
     pub allocations: u64,
@@ -23,18 +23,18 @@ pub struct Sweep {
     pub retries: u64,
     /// Actions of the CPU at which a unit died.
     pub steps: u64,
-    /// Descriptors behind which a queue stopped.
+    /// Descriptors after which a queue stalled.
     pub descriptors: u64,
-    /// Actions of the CPU at which a server died that was taking over.
+    /// Actions of the CPU at which a server died during its take-over.
     pub deaths: u64,
-    /// Requests that were refused for it.
+    /// Requests refused because of the failure.
     pub refused: u64,
-    /// Events of the bystander that were granted after it.
+    /// The bystander's events that succeeded after the failure.
     pub bystander: u64,
 }
 
 impl Sweep {
-    /// Adds what was injected elsewhere.
+    /// Adds the counts of another sweep.
     pub fn add(&mut self, other: &Self) {
         for (kind, more) in &other.kinds {
             let counts = self.kinds.entry(kind).or_default();
@@ -56,7 +56,7 @@ impl Sweep {
     }
 }
 
-/// What a plan is for, in words.
+/// Names the kind of a plan.
 fn kind(deep: bool, act: Act) -> &'static str {
     match act {
         Act::ClaimUnder(..) if deep => "claim that deepens a table",
@@ -83,7 +83,7 @@ fn kind(deep: bool, act: Act) -> &'static str {
     }
 }
 
-/// Whether an event is the machine's.
+/// Whether an event belongs to the machine.
 const fn of_machine(act: Act) -> bool {
     matches!(
         act,
@@ -96,20 +96,20 @@ const fn of_machine(act: Act) -> bool {
     )
 }
 
-/// Whether an event that failed for memory can just be tried again. A unit that did not come up is not tried again.
+/// Whether an event that failed for lack of memory can simply be retried. The bring-up of a unit cannot.
 const fn may_retry(act: Act) -> bool {
     !matches!(act, Act::Arrive(_))
 }
 
-/// Of `count` points those that are tried: all, if they are not more than `most`; else the last half as many, and
-/// others spread evenly. What a bring-up does to most entries of a table that no unit knows yet is the same.
+/// Chooses points out of `count`: all of them up to `most`. Otherwise the last half of `most`, and as many others
+/// spread evenly. A bring-up treats most entries of a new table alike, so a sample suffices.
 fn points(count: u64, most: u64) -> Vec<u64> {
     let last = count.saturating_sub(most.div_ceil(2));
     let step = if count <= most { 1 } else { last / (most / 2) };
     (0..count).filter(|at| *at >= last || at.is_multiple_of(step)).collect()
 }
 
-/// What an event takes when nothing goes wrong.
+/// The cost of an event without failures.
 struct Cost {
     allocations: u64,
     steps: u64,
@@ -119,7 +119,7 @@ struct Cost {
 /// Sweeps over all sequences.
 ///
 /// # Errors
-/// The first invariant that is broken.
+/// The first broken invariant.
 pub fn sweep<S: Subject>(vendor: Vendor, long: bool) -> Result<Sweep, Found> {
     let mut total = Sweep::default();
     for Play { scene, streams, .. } in spines(vendor) {
@@ -134,10 +134,10 @@ pub fn sweep<S: Subject>(vendor: Vendor, long: bool) -> Result<Sweep, Found> {
     Ok(total)
 }
 
-/// Points at most at which one event is made to fail in one way.
+/// The largest number of points at which one event fails in one way.
 const fn most(vendor: Vendor, long: bool) -> u64 {
     match (vendor, long) {
-        // A device table of 65536 entries is written at each bring-up.
+        // Each bring-up writes a device table of 65536 entries.
         (Vendor::Amd, false) => 16,
         (Vendor::Amd, true) => 200,
         (Vendor::Vtd, _) => 1000,
@@ -149,7 +149,7 @@ fn descriptors<S: Subject>(explorer: &Explorer<S>) -> Vec<u64> {
     (0..explorer.scene.units.len()).map(|unit| machine.executed(unit)).collect()
 }
 
-/// Sweeps one event, then lets it happen.
+/// Sweeps one event, then runs it without a failure.
 fn at<S: Subject>(
     explorer: &mut Explorer<S>,
     path: &mut Path,
@@ -235,7 +235,7 @@ fn failures(cost: &Cost, act: Act, most: u64) -> Vec<Failure> {
     all
 }
 
-/// Another client is served behind the other unit, and the end of the first one breaks nothing.
+/// Serves another client behind the other unit, then ends the first client. Neither may break an invariant.
 fn bystander<S: Subject>(
     explorer: &mut Explorer<S>,
     path: &mut Path,
@@ -253,7 +253,7 @@ fn bystander<S: Subject>(
         for act in [Act::Claim(device), Act::Attach(device), Act::Allocate(device, 1)] {
             let answer = explorer.again(path, 2, 2, act.into())?;
             let granted = !matches!(answer, Some(Answer::Refused(_)));
-            // Memory that policy maps cannot be taken from what a unit that failed may use.
+            // Memory that policy maps cannot be allocated while a failed unit may still use it.
             let kept = scene.takes && matches!(act, Act::Allocate(..));
             assert!(granted || kept, "a bystander's {act:?}: {answer:?}");
             served += u64::from(granted);

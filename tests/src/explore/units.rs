@@ -1,11 +1,11 @@
-//! What is known of units.
+//! The ledger's state of units.
 
 use super::ledger::{Ledger, Unit};
 use super::scene::Scene;
 
 impl Ledger {
-    /// The server is another one: units translate for it when it has said so. One that does not come up for want
-    /// of memory goes on with what it has.
+    /// Starts over for another server: units translate for it once it reports so. A unit that stays down for lack of
+    /// memory keeps its old state.
     pub fn begin_again(&mut self, without_memory: bool) {
         let off: Vec<bool> = self.units.iter().map(|unit| *unit == Unit::Down).collect();
         for ((unit, troubled), off) in self.units.iter_mut().zip(&mut self.troubled).zip(off) {
@@ -16,7 +16,7 @@ impl Ledger {
         self.restarted = true;
     }
 
-    /// Notes how units say they are.
+    /// Enters the reported states of units.
     pub fn note_units(&mut self, units: &[Unit]) {
         for (at, unit) in units.iter().enumerate() {
             if *unit == Unit::Failed && self.units[at] != Unit::Failed {
@@ -28,12 +28,12 @@ impl Ledger {
         }
     }
 
-    /// Devices behind a unit that failed are cut off: nobody drives them any longer.
+    /// Cuts off devices behind a failed unit. They lose their drivers.
     pub fn note_cut_off(&mut self, scene: &Scene) {
         for at in 0..self.sessions.len() {
             let device = self.sessions[at].device;
             if self.unit(scene, device) == Some(Unit::Failed) {
-                // Nobody has said that it is quiet.
+                // Nothing has shown that the device is quiet.
                 let driven = std::mem::take(&mut self.sessions[at].attached);
                 self.functions[device].cut |= driven && !self.sessions[at].orphan;
             }

@@ -1,15 +1,15 @@
-//! Claims that wait for their unit: I7 of answers that come later.
+//! Claims that wait for their unit: I7 for answers that come later.
 
 use super::act::{Act, Answer, Client};
 use super::check::{Broken, Invariant, broken};
 use super::ledger::{Ledger, Unit};
 use super::scene::Scene;
 
-/// Enters answers to claims that waited. Each is of a claim that waits, and of the oldest that waits for its device.
-/// Returns whether one was granted.
+/// Enters answers to waiting claims. Each must answer the oldest claim that waits for its device. Returns whether one
+/// was granted.
 ///
 /// # Errors
-/// I7: an answer to nobody, a second one, or one out of turn. I1: two hold one device.
+/// I7: an answer without a waiting claim, a second answer, or one out of order. I1: two sessions hold one device.
 pub fn enter(
     ledger: &mut Ledger,
     scene: &Scene,
@@ -39,14 +39,14 @@ pub fn enter(
     Ok(granted)
 }
 
-/// Claims wait as long as there is something to wait for, and no longer; nobody waits whose claim was not put off.
+/// Checks that no claim waits for a missing device, for a unit that is up, or past its deadline.
 ///
 /// # Errors
 /// I7: a claim that is never answered.
 pub fn check(ledger: &Ledger, scene: &Scene, client: Client, act: Act) -> Result<(), Broken> {
     for claim in &ledger.waiting {
         let present = ledger.functions[claim.device].present;
-        // One that failed may come back.
+        // A failed unit may still be revived.
         let up = ledger.unit(scene, claim.device) == Some(Unit::Up);
         if !present || up || act == Act::Expire {
             let how = format!("{claim:?} still waits after {act:?} of client {client}");

@@ -1,4 +1,4 @@
-//! Files that an administrator names.
+//! Files chosen by an administrator.
 
 use iommud::config;
 use iommud::ctl::decode;
@@ -6,7 +6,7 @@ use iommud::topology::pci::{FunctionKind, PciFunction};
 
 use iommu_protocol::ids::PciAddress;
 
-/// A file given to `iommuctl decode`.
+/// Decodes a file given to `iommuctl decode`.
 pub fn decode(data: &[u8]) {
     if let Ok(tables) = decode::tables(data) {
         assert!(!tables.is_empty());
@@ -17,8 +17,8 @@ pub fn decode(data: &[u8]) {
     }
 }
 
-/// A policy file. One that is read gives every device a mode and no quota of zero; one that is not is
-/// refused with a line that it has.
+/// Parses a policy file. An accepted file gives every device a mode and no quota of zero. A rejected one is reported
+/// with one of its lines.
 pub fn policy(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match config::parse(text) {

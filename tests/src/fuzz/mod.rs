@@ -1,5 +1,5 @@
-//! What may come from outside, each kind with what must hold whatever the bytes. The same functions are run
-//! by the fuzzer (`tests/fuzz`), by property tests, and over the inputs kept in `data/fuzz`.
+//! Kinds of input from outside, each with properties that hold for any bytes. The same functions run in the fuzzer
+//! (`tests/fuzz`), in property tests, and over the inputs kept in `data/fuzz`.
 
 pub mod files;
 pub mod pci;
@@ -7,7 +7,7 @@ pub mod protocol;
 pub mod tables;
 pub mod units;
 
-/// A target: its name, and a function that panics when something does not hold.
+/// A target: its name, and a function that panics when a property fails.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
@@ -23,12 +23,12 @@ pub const TARGETS: [Target; 9] = [
     ("amdvi", units::amdvi),
 ];
 
-/// Bytes taken one after the other; zeros when there are no more.
+/// Bytes taken one after the other; zeros after the end.
 #[derive(Clone, Debug)]
 pub struct Bytes<'a>(pub &'a [u8]);
 
 impl Bytes<'_> {
-    /// The next `N`.
+    /// Takes the next `N` bytes.
     pub fn take<const N: usize>(&mut self) -> [u8; N] {
         let mut out = [0; N];
         let count = N.min(self.0.len());
@@ -38,12 +38,12 @@ impl Bytes<'_> {
         out
     }
 
-    /// The next byte.
+    /// Takes the next byte.
     pub fn byte(&mut self) -> u8 {
         self.take::<1>()[0]
     }
 
-    /// Whether there are none left.
+    /// Whether no bytes are left.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()

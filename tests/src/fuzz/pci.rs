@@ -14,7 +14,7 @@ use iommud::topology::walk::{Roots, walk as walk_buses};
 /// Bytes of one function: requester id, header and capabilities, extended capabilities.
 const FUNCTION: usize = 2 + 128 + 64;
 
-/// Functions with the bytes of the input as their registers. Extended capabilities repeat every 64 bytes.
+/// Functions whose registers are the bytes of the input. Extended capabilities repeat every 64 bytes.
 struct Functions<'a>(BTreeMap<u16, &'a [u8]>);
 
 impl ConfigSpace for Functions<'_> {
@@ -28,7 +28,7 @@ impl ConfigSpace for Functions<'_> {
     }
 }
 
-/// The walk ends and finds each function once; groups and units do not depend on the order of discovery.
+/// The walk ends and finds each function once. Groups and units do not depend on the order of discovery.
 pub fn walk(data: &[u8]) {
     let functions = data.chunks_exact(FUNCTION).take(64);
     let map =
@@ -49,7 +49,7 @@ pub fn walk(data: &[u8]) {
 fn each_once(found: &[PciFunction], config: &Functions<'_>) {
     let distinct: BTreeSet<PciAddress> = found.iter().map(|function| function.address).collect();
     assert_eq!(distinct.len(), found.len());
-    // Only a virtual function is known without answering.
+    // Only a virtual function is found without responding itself.
     let silent = |function: &&PciFunction| !config.0.contains_key(&function.address.requester.0);
     for function in found.iter().filter(silent) {
         let endpoint =

@@ -1,4 +1,4 @@
-//! What a client sends, and what a client is sent.
+//! Messages to the server, and messages to a client.
 
 use iommu_protocol::fault::{FaultRecord, RECORD_SIZE};
 use iommu_protocol::frame;
@@ -9,7 +9,7 @@ use iommu_protocol::wire::{
     RequestHeader, Unmap, Wire, parse_header,
 };
 
-/// Frames, requests and fault records: what is accepted is written back as it came.
+/// Decodes frames, requests and fault records. Encoding an accepted one returns the same bytes.
 pub fn messages(data: &[u8]) {
     let mut payload = data;
     if let Ok((request, rest)) = frame::Request::decode(data) {
@@ -21,7 +21,7 @@ pub fn messages(data: &[u8]) {
     }
     request(payload);
     if payload.len() >= 2 {
-        // The version is what random bytes seldom have.
+        // Sets the current version, which random bytes seldom have.
         let mut current = payload.to_vec();
         current[..2].copy_from_slice(&iommu_protocol::wire::VERSION.to_le_bytes());
         request(&current);
@@ -66,7 +66,7 @@ fn fault(bytes: &[u8]) {
     }
 }
 
-/// Paths of the scheme: what is accepted is written back as it came.
+/// Parses paths of the scheme. Writing an accepted one returns the same text.
 pub fn paths(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(path) = Path::parse(text) {

@@ -7,7 +7,7 @@ use iommud::addr::INTERRUPT_WINDOW;
 use iommud::ctl::decode;
 use iommud::topology::firmware::{DeviceScope, Firmware, UnitDefect};
 
-/// The DMAR as it is, and again with signature, length and checksum put right.
+/// Parses the bytes as a DMAR, and again with signature, length and checksum repaired.
 pub fn dmar(data: &[u8]) {
     if let Ok(firmware) = parse_dmar(data) {
         sound(&firmware);
@@ -31,7 +31,7 @@ pub fn dmar(data: &[u8]) {
     decodes(&bytes, table.structures().count());
 }
 
-/// The IVRS as it is, and again with signature, length and checksum put right.
+/// Parses the bytes as an IVRS, and again with signature, length and checksum repaired.
 pub fn ivrs(data: &[u8]) {
     if let Ok(firmware) = parse_ivrs(data) {
         sound(&firmware);
@@ -52,7 +52,7 @@ pub fn ivrs(data: &[u8]) {
     decodes(&bytes, table.structures().count());
 }
 
-/// A table with these bytes after its header, which is made good.
+/// Builds a table from these bytes, with signature, length and checksum of its header repaired.
 #[must_use]
 pub fn repaired(signature: [u8; 4], data: &[u8]) -> Vec<u8> {
     let mut bytes = data.to_vec();
@@ -66,8 +66,8 @@ pub fn repaired(signature: [u8; 4], data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Structures follow each other from byte 48 to the end of the table, none is empty, and only the last
-/// may be one that cannot be walked past.
+/// Structures follow each other from byte 48 to the end of the table, and none is empty. Only the last one may have a
+/// length that ends the walk.
 fn cover<'a>(table: &[u8], structures: impl Iterator<Item = (usize, &'a [u8], bool)>) {
     let mut next = 48;
     let mut ended = false;
@@ -127,7 +127,7 @@ fn entries_lie_within(structure: &ivrs::Structure<'_>) {
     assert_eq!(next.max(structure.offset), next);
 }
 
-/// What the rest of the server takes for granted.
+/// Properties that the rest of the server relies on.
 fn sound(firmware: &Firmware) {
     let width = firmware.host_address_width.map_or(64, u32::from);
     let usable: Vec<_> = firmware.units.iter().filter_map(|unit| unit.registers.ok()).collect();
@@ -150,8 +150,7 @@ fn sound(firmware: &Firmware) {
     }
 }
 
-/// While it is not known which devices a unit takes, no device counts as behind a unit that takes "all
-/// others".
+/// While the devices of some unit are unknown, no device counts as behind a unit that takes "all others".
 fn unreadable_units_come_first(firmware: &Firmware, segment: u16) {
     let unknown = firmware.units.iter().any(|unit| match unit.registers {
         Err(UnitDefect::TooShort { .. } | UnitDefect::RestUnreadable { .. }) => true,

@@ -1,6 +1,6 @@
-//! Units that work until the input says otherwise: then a register answers with anything, a wait does not
-//! complete, or the unit writes anything to its logs and to the words that it was told to write. Whatever
-//! it does, the driver neither panics nor waits for ever, and never writes to memory that is not its own.
+//! Units that work until the input makes them fail. Then a register returns any value, a wait does not complete, or
+//! the unit writes anything to its logs and status words. The driver must not panic, hang, or write to memory that is
+//! not its own.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,32 +18,32 @@ use iommud::topology::firmware::{EntryRange, UnitDescription, UnitKind};
 
 use super::Bytes;
 
-/// Where frames begin.
+/// Address of the first frame.
 const BASE: u64 = 0x10_0000;
-/// Frames there are: a device table takes 512.
+/// Number of frames. A device table takes 512.
 const FRAMES: u64 = 768;
 /// Words of a frame.
 const WORDS: usize = 512;
-/// Faults asked for at a time.
+/// Faults taken in one call.
 const LIMIT: usize = 16;
 
-/// How a vendor's unit works, as far as a driver waits for it. Offsets and bits are those of the
-/// specifications: VT-d 4.1 section 10.4, 48882 rev 3.10 section 3.4.
+/// The parts of a vendor's unit that a driver waits for. Offsets and bits come from the specifications: VT-d 4.1
+/// section 10.4, 48882 rev 3.10 section 3.4.
 struct Vendor {
-    /// Register with the base of the invalidation queue or command ring.
+    /// Register that holds the base of the invalidation queue or command ring.
     queue: u32,
-    /// Bytes of the queue, from that register.
+    /// Bytes of the queue, computed from that register.
     size: fn(u64) -> u64,
-    /// Registers with its tail and its head, in bytes.
+    /// Registers that hold its tail and its head, in bytes.
     pointers: (u32, u32),
-    /// Registers with bases of logs that the unit fills; bits 59:56 are the length as a power of two of
-    /// 16 bytes.
+    /// Registers that hold the bases of logs that the unit fills. Bits 59:56 are the length as a power of two of 16
+    /// bytes.
     logs: &'static [u32],
-    /// Registers that are not 0 at first, and their values.
+    /// Registers that do not start at 0, and their values.
     initial: &'static [(u32, u64)],
-    /// The word that a wait command writes and its value, when the two words of a command are one.
+    /// Returns the address and the value that a wait command stores, if the two words of a command are a wait.
     wait: fn(u64, u64) -> Option<(u64, u64)>,
-    /// A status register, the control register it follows, and how.
+    /// A status register, the control register that it follows, and the conversion.
     status: (u32, u32, fn(u64) -> u64),
 }
 
@@ -59,8 +59,8 @@ const VTD: Vendor = Vendor {
     status: (0x1c, 0x18, |command| command),
 };
 
-/// Status (2020h) says what runs: commands (bit 4), events (3), page requests (7), by control (18h) bits 12,
-/// 2 and 13. COMPLETION_WAIT has opcode 1 in bits 63:60; S is bit 0, the address bits 51:3 (section 2.4.1).
+/// Status (2020h) shows the running parts: commands (bit 4), events (3), page requests (7), controlled by bits 12, 2
+/// and 13 of 18h. COMPLETION_WAIT has opcode 1 in bits 63:60; S is bit 0, the address bits 51:3 (section 2.4.1).
 const AMDVI: Vendor = Vendor {
     queue: 0x08,
     size: |base| 16 << (base >> 56 & 0xf),
@@ -73,17 +73,17 @@ const AMDVI: Vendor = Vendor {
     }),
 };
 
-/// The machine that a hostile unit sits in.
+/// The machine of a hostile unit.
 struct Machine<'a> {
     vendor: &'static Vendor,
     input: Bytes<'a>,
     words: Vec<u64>,
     next: u64,
     now: u64,
-    /// What was last written to each register.
+    /// The last value written to each register.
     registers: BTreeMap<u32, u64>,
     queue: u64,
-    /// Words the unit was told to write, and the values that mean completion.
+    /// Status words of pending waits, and the values that mean completion.
     waits: Vec<(u64, u64)>,
     /// Logs: first address and words.
     logs: Vec<(u64, u64)>,
@@ -102,8 +102,8 @@ impl Machine<'_> {
         &mut self.words[place.unwrap_or_else(|| panic!("the unit was sent to {address:#x}"))]
     }
 
-    /// What the unit does at an access of the driver: what it was told to, or anything that it could.
-    /// The value that a register then reads as, if it is not the one it should have.
+    /// Lets the unit act at an access of the driver, correctly or with any fault that it could have. Returns the
+    /// value that a register reads as, if it is a wrong one.
     fn act(&mut self) -> Option<u64> {
         let choice = self.input.byte();
         if choice & 1 == 0 {
@@ -151,11 +151,11 @@ impl Machine<'_> {
         self.act();
     }
 
-    /// Notes the wait that is the last command before the tail, if it is one.
+    /// Records the last command before the tail, if it is a wait.
     fn last_command(&mut self, tail: u64) {
         let size = (self.vendor.size)(self.registers.get(&self.vendor.queue).copied().unwrap_or(0));
         let at = self.queue + tail.checked_sub(16).unwrap_or(size - 16);
-        // The driver may let the old owner's queue run dry before it gives the unit its own.
+        // The driver may drain the previous owner's queue before it installs its own.
         let index = usize::try_from(at % 4096 / 8).unwrap();
         if let Some(place) = self.place(PhysAddr(at & !4095), index) {
             self.waits.extend((self.vendor.wait)(self.words[place], self.words[place + 1]));
@@ -201,16 +201,16 @@ impl Clock for Seam<'_> {
         Nanos(self.0.borrow().now)
     }
 
-    /// A tenth of a second, so that no wait takes long here.
+    /// Passes a tenth of a second, so that no wait takes long.
     fn relax(&mut self) {
         self.0.borrow_mut().now += 100_000_000;
     }
 }
 
-/// Frames. They are never taken back: a hostile unit may keep their addresses.
+/// Frames. They are never reused: a hostile unit may keep their addresses.
 struct Frames<'a> {
     machine: Seam<'a>,
-    /// Page tables count here; units have none.
+    /// The counter of page tables; units have none.
     counter: u16,
 }
 
@@ -234,7 +234,7 @@ impl TableMemory for Frames<'_> {
         assert!(self.machine.0.borrow().place(frame, 0).is_some(), "{frame:?} freed");
     }
 
-    /// A driver may look for what an earlier one left where a register says, and finds nothing.
+    /// A driver may look where a register points for an earlier driver's tables; it reads zeros.
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
         let machine = self.machine.0.borrow();
         machine.place(frame, index).map_or(0, |place| machine.words[place])
@@ -263,33 +263,33 @@ impl TableMemory for Frames<'_> {
     }
 }
 
-/// A VT-d unit: brought up, then whatever the input asks for.
+/// Brings up a VT-d unit, then runs operations chosen by the input.
 pub fn vtd(data: &[u8]) {
     let _ = run_vtd(data);
 }
 
-/// As [`vtd`]; how many operations went well, or why the unit did not come up.
+/// The same as [`vtd`]. Returns the number of successful operations.
 ///
 /// # Errors
-/// Of the unit.
+/// The unit did not come up.
 pub fn run_vtd(data: &[u8]) -> Result<usize, UnitError> {
     let seam = Seam::new(&VTD, Bytes(data));
     let mut memory = Frames { machine: seam.clone(), counter: 0 };
-    // 39 bits for a zero.
+    // 39 bits when the input byte is zero.
     let bits = seam.0.borrow_mut().input.byte() ^ 39;
     let unit = VtdUnit::bring_up(seam.clone(), seam.clone(), &mut memory, bits)?;
     Ok(use_unit(&seam, unit, &mut memory))
 }
 
-/// An AMD-Vi unit: brought up, then whatever the input asks for.
+/// Brings up an AMD-Vi unit, then runs operations chosen by the input.
 pub fn amdvi(data: &[u8]) {
     let _ = run_amdvi(data);
 }
 
-/// As [`amdvi`]; how many operations went well, or why the unit did not come up.
+/// The same as [`amdvi`]. Returns the number of successful operations.
 ///
 /// # Errors
-/// Of the unit.
+/// The unit did not come up.
 pub fn run_amdvi(data: &[u8]) -> Result<usize, UnitError> {
     let mut input = Bytes(data);
     let [flags, with_features, with_capability] = input.take::<3>();
@@ -298,7 +298,7 @@ pub fn run_amdvi(data: &[u8]) -> Result<usize, UnitError> {
     let capability = (with_capability & 1 != 0).then(|| {
         let mut next = || u32::from_le_bytes(input.take());
         let (header, low, miscellaneous) = (next(), next(), next());
-        // Of another unit's registers nothing is accepted: that would end most inputs here.
+        // A capability with another base address would be rejected, and most inputs would end here.
         Capability::new(header, 0xfeb8_0000 | low & 1, 0, miscellaneous)
     });
     let mut entries = Vec::new();
@@ -337,7 +337,7 @@ fn use_unit<'a, U: Unit<Memory = Frames<'a>>>(
         let chosen = seam.0.borrow_mut().input.take();
         match operate(&mut unit, memory, capabilities.last_tag, chosen) {
             Ok(()) => done += 1,
-            // After a failure the engine uses a unit no more, but for reading its faults.
+            // After a failure the engine only reads the unit's faults.
             Err(UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead) => {
                 let _ = faults(&mut unit, memory);
                 return done;

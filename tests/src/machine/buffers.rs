@@ -5,17 +5,17 @@ use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 
 use super::{FRAME, Machine, Map, State, Through, Use, Violation};
 
-/// What memory of a buffer held before: the last user's bytes.
+/// Poison: the last user's bytes, which a buffer's memory still holds in memory behind the caches.
 const POISON: u64 = 0xdbdb_dbdb_dbdb_dbdb;
 
-/// Memory for buffers: frames are handed out again at once, last in first out.
+/// The pool of buffer memory. A freed frame is handed out again at once, last in first out.
 #[derive(Clone)]
 pub(super) struct Pool {
     next: u64,
     end: u64,
     segment: u64,
     free: Vec<u64>,
-    /// Bytes that came later.
+    /// Bytes added after the start.
     added: u64,
     held: Map<u64, Vec<PhysRange>>,
     allocations: u64,
@@ -36,7 +36,7 @@ impl Pool {
         }
     }
 
-    /// Forgets whose memory is in use; it stays in use.
+    /// Drops the record of which buffer holds which memory. The memory stays in use.
     pub(super) fn orphan(&mut self) {
         self.held.clear();
     }
@@ -54,7 +54,7 @@ impl Pool {
         self.fail_from.is_some_and(|(first, count)| index >= first && index - first < count)
     }
 
-    /// A run of fresh memory, with a hole of one frame behind it so that segments never join by chance.
+    /// Takes fresh memory. A hole of one frame behind each run keeps segments from joining by chance.
     fn fresh(&mut self, length: u64, alignment: u64) -> Result<u64, MemoryError> {
         let start = self.next.next_multiple_of(alignment.max(FRAME));
         let end = start.checked_add(length).ok_or(MemoryError::Exhausted)?;
@@ -105,7 +105,7 @@ fn frames(range: &PhysRange) -> impl Iterator<Item = u64> + use<> {
 }
 
 impl State {
-    /// Reports units through which a device still reaches memory that is being given back.
+    /// Reports every unit through which a device still reaches memory that is being freed.
     fn audit_buffer(&mut self, segments: &[PhysRange]) {
         let returns = self.returns;
         for unit in 0..self.units.len() {
@@ -172,7 +172,7 @@ impl Machine {
         self.state().buffers.in_use()
     }
 
-    /// Memory of a buffer, in order; empty when there is no such buffer.
+    /// Returns the memory of a buffer, in order; empty when there is no such buffer.
     #[must_use]
     pub fn buffer_segments(&self, id: u32) -> Vec<PhysRange> {
         self.state().buffers.held.get(&u64::from(id)).cloned().unwrap_or_default()
@@ -205,7 +205,7 @@ impl Machine {
 }
 
 impl Buffers {
-    /// Adds memory of the system's, first byte and length, which no device that nobody has claimed may reach any more.
+    /// Adds system memory (first byte, length) to the pool. Unclaimed devices may no longer reach it.
     pub fn add(&mut self, (start, length): (u64, u64)) {
         let mut state = self.machine.state();
         let frames = (start..start + length).step_by(4096);
@@ -240,7 +240,7 @@ impl BufferMemory for Buffers {
         }
         let segments = state.buffers.segments(length, constraints)?;
         for frame in segments.iter().flat_map(frames) {
-            // Cleared through the caches: memory goes on holding what it held.
+            // Clears through the caches only: memory behind them keeps its old content.
             state.memory.fill(frame, POISON);
             state.memory.fill_cached(frame, 0);
             if constraints.written_back {
@@ -266,7 +266,7 @@ impl BufferMemory for Buffers {
         }
     }
 
-    /// Behind each piece of 16 KiB a frame is lost.
+    /// Each piece of 16 KiB loses one frame behind it; so three quarters count as capacity.
     fn pool(&self) -> BufferPool {
         let state = self.machine.state();
         let capacity = state.layout.buffers.1 / 4 * 3 + state.buffers.added;

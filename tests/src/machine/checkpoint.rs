@@ -1,8 +1,8 @@
-//! The whole machine put aside, and put back.
+//! Saves and restores a whole machine.
 
 use super::{Machine, SoftwareUnit, State};
 
-/// A machine as it was: memory, units with all that they cache, the clock. Frames are shared until written.
+/// A saved machine: memory, units with all that they cache, the clock. Frames are shared until written.
 pub struct Checkpoint(State);
 
 impl Clone for Box<dyn SoftwareUnit> {
@@ -14,7 +14,7 @@ impl Clone for Box<dyn SoftwareUnit> {
 }
 
 impl Machine {
-    /// Puts everything aside.
+    /// Saves the whole machine.
     ///
     /// # Panics
     /// When a unit cannot be copied.
@@ -23,13 +23,13 @@ impl Machine {
         Checkpoint(self.state().clone())
     }
 
-    /// Makes the machine what it was. Seams handed out before go on working.
+    /// Restores a saved machine. Seams handed out before go on working.
     pub fn restore(&self, saved: &Checkpoint) {
         *self.state() = saved.0.clone();
     }
 
-    /// The first difference, in words, between what these units read as tables now and then, word by word; and,
-    /// with `memory`, between the frames and buffers in use.
+    /// Returns the first difference, in words, between the tables that these units read now and then, word by word.
+    /// With `memory`, also compares the frames and buffers in use.
     #[must_use]
     pub fn difference(&self, before: &Checkpoint, units: &[usize], memory: bool) -> Option<String> {
         let now = self.state();

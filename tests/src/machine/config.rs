@@ -13,7 +13,7 @@ pub(super) struct Space {
     reads: u64,
 }
 
-/// `ConfigSpace` over a machine, and what puts functions into it.
+/// `ConfigSpace` over a machine, and the methods that add functions to it.
 pub struct PciBus {
     machine: Machine,
 }
@@ -33,7 +33,7 @@ impl Machine {
 }
 
 impl PciBus {
-    /// Sets one word of a function; the first makes the function exist.
+    /// Sets one word of a function. The first word creates the function.
     pub fn set(&self, address: PciAddress, offset: u16, value: u32) {
         self.machine.state().config.words.insert((address, offset & 0xffc), value);
     }
@@ -45,7 +45,7 @@ impl PciBus {
         self.set(address, 0xc, 0);
     }
 
-    /// Says that the device of function 0 has more functions (header type bit 7).
+    /// Marks the device of function 0 as multifunction (header type bit 7).
     pub fn multifunction(&self, address: PciAddress) {
         let mut state = self.machine.state();
         *state.config.words.entry((address, 0xc)).or_insert(0) |= 1 << 23;
@@ -79,7 +79,7 @@ impl PciBus {
         self.set(address, 0x18, u32::from_le_bytes([primary, secondary, subordinate, 0]));
     }
 
-    /// Takes a function out.
+    /// Removes a function.
     pub fn remove(&self, address: PciAddress) {
         self.machine.state().config.words.retain(|(of, _), _| *of != address);
     }

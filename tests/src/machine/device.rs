@@ -2,8 +2,8 @@
 
 use super::{Denied, FRAME, Machine, Reach, Request, State, Through, Violation};
 
-/// An access that is tried after every step. It leaves no fault record but fills the unit's caches, as a
-/// device that never stops would.
+/// An access tried after every step. It leaves no fault record but fills the unit's caches, as a device that never
+/// stops would.
 #[derive(Clone, Debug)]
 pub struct Watch {
     /// The unit.
@@ -14,15 +14,15 @@ pub struct Watch {
     pub iova: u64,
     /// A write; else a read.
     pub write: bool,
-    /// Physical memory that it may lead to: first byte and length. When empty it must be denied.
+    /// Physical memory that the access may reach: first byte and length. When empty, the access must be denied.
     pub granted: Vec<(u64, u64)>,
-    /// It may not be denied either.
+    /// The access must also not be denied.
     pub must_pass: bool,
 }
 
 impl Machine {
-    /// Where a write of a device to `iova` gets; `None` when it is denied. It leaves no record, and fills the
-    /// unit's caches.
+    /// Returns where a device's write to `iova` lands; `None` when it is denied. It leaves no fault record and fills
+    /// the unit's caches.
     #[must_use]
     pub fn attempt(&self, unit: usize, source: u16, iova: u64) -> Option<u64> {
         let request = Request { source, iova, write: true, record: false };
@@ -31,7 +31,7 @@ impl Machine {
 }
 
 impl State {
-    /// A step that cannot make anything due is over.
+    /// Ends a step that cannot make any unit's work due.
     pub(super) fn observe(&mut self) {
         self.count_step();
         self.try_watches();
@@ -76,7 +76,7 @@ impl State {
         Ok(physical)
     }
 
-    /// Translates an access page by page, as a device whose transfer stops at the first denial.
+    /// Translates an access page by page, like a device whose transfer stops at the first denial.
     fn access(
         &mut self,
         unit: Option<usize>,
@@ -103,8 +103,8 @@ impl State {
 }
 
 impl Machine {
-    /// Where an access of `length` bytes leads, page by page. `unit` is `None` for a device that no unit
-    /// stands in front of.
+    /// Returns where an access of `length` bytes leads, page by page. `unit` is `None` for a device without a unit in
+    /// front of it.
     ///
     /// # Errors
     /// The first denial; the unit has recorded the fault.
@@ -121,7 +121,7 @@ impl Machine {
         denied.map_or(Ok(pieces), Err)
     }
 
-    /// A device writes `bytes`; what comes before a denied page is written.
+    /// A device writes `bytes`. The part before a denied page is written.
     ///
     /// # Errors
     /// The first denial; the unit has recorded the fault.
@@ -145,7 +145,7 @@ impl Machine {
         denied.map_or(Ok(()), Err)
     }
 
-    /// A device reads into `out`; what comes before a denied page is read.
+    /// A device reads into `out`. The part before a denied page is read.
     ///
     /// # Errors
     /// The first denial; the unit has recorded the fault.
@@ -169,11 +169,11 @@ impl Machine {
         denied.map_or(Ok(()), Err)
     }
 
-    /// A device reads into `out` and asks not to snoop: what it gets comes from memory behind the caches, but for
-    /// pages whose unit makes it snoop.
+    /// A device reads into `out` with the no-snoop attribute. The bytes come from memory behind the caches, except on
+    /// pages where the unit forces snooping.
     ///
     /// # Errors
-    /// As [`Machine::device_read`].
+    /// The same as [`Machine::device_read`].
     pub fn device_read_no_snoop(
         &self,
         unit: impl Into<Option<usize>>,
@@ -202,7 +202,7 @@ impl Machine {
         denied.map_or(Ok(()), Err)
     }
 
-    /// Where an access leads, without a fault record; fills the unit's caches.
+    /// Returns where an access leads. Leaves no fault record; fills the unit's caches.
     #[must_use]
     pub fn probe(&self, unit: usize, source: u16, iova: u64, write: bool) -> Option<u64> {
         self.state().translate(unit, Request { source, iova, write, record: false }).ok()
@@ -218,7 +218,7 @@ impl Machine {
         self.state().watches.clear();
     }
 
-    /// Everything a requester could reach.
+    /// Returns everything that a requester can reach.
     #[must_use]
     pub fn reach(&self, unit: usize, source: u16, through: Through) -> Vec<Reach> {
         let state = self.state();
@@ -226,7 +226,7 @@ impl Machine {
         device.reach(view, source, through)
     }
 
-    /// Requesters that reach something through a unit.
+    /// Returns the requesters that reach anything through a unit.
     #[must_use]
     pub fn sources(&self, unit: usize, through: Through) -> Vec<u16> {
         let state = self.state();
@@ -234,8 +234,8 @@ impl Machine {
         device.sources(view, through)
     }
 
-    /// Frames that a unit reads as tables, with their content as the CPU sees it: what must be the same
-    /// before and after a refused request.
+    /// Returns the frames that a unit reads as tables, with their content as the CPU sees it. A refused request must
+    /// not change them.
     #[must_use]
     pub fn table_content(&self, unit: usize) -> Vec<(u64, Vec<u64>)> {
         let state = self.state();

@@ -1,9 +1,9 @@
-//! Where devices get at each single instant: after every store of the CPU and everything a unit does.
+//! Records where devices get at each instant: after every store of the CPU and after every action of a unit.
 
 use super::{Machine, Request, State};
 
-/// An access of a device that never stops trying, once its unit translates. It fills the unit's caches and
-/// leaves no record.
+/// An access that a device tries at every instant while its unit translates. It fills the unit's caches and leaves no
+/// fault record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glimpse {
     /// The unit.
@@ -14,19 +14,18 @@ pub struct Glimpse {
     pub iova: u64,
 }
 
-/// Where a glimpse led at some instant: through what the unit has cached, or by the tables alone, as if nothing
-/// were cached.
+/// Where a glimpse led at some instant: through the unit's caches, or by the tables alone as if nothing were cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Which one.
+    /// The glimpse.
     pub glimpse: Glimpse,
     /// The memory it reached; `None` when it was denied.
     pub physical: Option<u64>,
-    /// The step at which it did first; see `Machine::steps`.
+    /// The first step at which it led there; see `Machine::steps`.
     pub step: u64,
 }
 
-/// All glimpses and what they saw.
+/// All glimpses and their results.
 #[derive(Clone, Default)]
 pub(super) struct Glimpses {
     all: Vec<Glimpse>,
@@ -63,14 +62,14 @@ impl State {
 }
 
 impl Machine {
-    /// Lets devices try these accesses at every instant from now on, and forgets what was seen.
+    /// Lets devices try these accesses at every instant from now on. Drops earlier results.
     pub fn set_glimpses(&self, all: Vec<Glimpse>) {
         let mut state = self.state();
         state.glimpses.all = all;
         state.glimpses.seen.clear();
     }
 
-    /// What was seen since the glimpses were set; sets none.
+    /// Returns the results since the glimpses were set, and removes all glimpses.
     #[must_use]
     pub fn take_glimpses(&self) -> Vec<Seen> {
         let mut state = self.state();
@@ -78,7 +77,7 @@ impl Machine {
         std::mem::take(&mut state.glimpses.seen)
     }
 
-    /// Instants looked at so far.
+    /// Instants examined so far.
     #[must_use]
     pub fn instants(&self) -> u64 {
         self.state().glimpses.instants

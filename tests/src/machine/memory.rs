@@ -15,18 +15,18 @@ pub const WORDS: usize = 512;
 /// 64-bit words of a cache line of 64 bytes.
 const LINE: usize = 8;
 
-/// What a frame serves for.
+/// The purpose of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Memory of the system at large.
+    /// System memory.
     Ram,
     /// A table, ring or status word of the server.
     Table,
-    /// A frame that the server gave back, or never took, of the memory kept for tables.
+    /// A frame of table memory that the server freed or never took.
     FreeTable,
-    /// Tables of whoever owned the units before.
+    /// Tables of the units' previous owner.
     Firmware,
-    /// Part of this buffer.
+    /// Part of the buffer with this number.
     Buffer(u32),
 }
 
@@ -43,21 +43,21 @@ struct Frame {
 #[derive(Clone)]
 struct View {
     coherent: bool,
-    /// What the unit still sees of words that were written since the last write-buffer flush; `None`
-    /// for a unit without such a buffer.
+    /// Old values that the unit still sees of words written since the last write-buffer flush. `None` for a unit
+    /// without a write buffer.
     buffered: Option<Map<u64, u64>>,
 }
 
-/// When lines that were stored to reach memory on their own.
+/// When stored cache lines reach memory without a `clean`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eviction {
-    /// Never: only `clean` writes them. Shows a missing clean.
+    /// Never: only `clean` writes them back. Exposes a missing clean.
     Never,
-    /// Each store with a chance of one in two, from this seed. Shows stores in an unsafe order.
+    /// With a chance of one in two at each store, from this seed. Exposes stores in an unsafe order.
     Random(u64),
 }
 
-/// Hashes addresses; the standard hasher costs more than the rest of a walk.
+/// Hashes addresses. The standard hasher costs more than the rest of a walk.
 #[derive(Default)]
 pub struct AddressHasher(u64);
 
@@ -87,7 +87,7 @@ pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 /// All physical memory.
 #[derive(Clone)]
 pub struct Memory {
-    /// Shared with copies of the machine's state until written.
+    /// Frames are shared with copies of the machine's state until written.
     frames: Map<u64, Rc<Frame>>,
     ram: Vec<(u64, u64)>,
     views: Vec<View>,
@@ -132,20 +132,20 @@ impl Memory {
         Some(Rc::make_mut(self.frames.entry(address / FRAME).or_insert_with(new)))
     }
 
-    /// What the frame around `address` serves for; `None` where there is no memory.
+    /// Returns the purpose of the frame around `address`; `None` where there is no memory.
     #[must_use]
     pub fn purpose(&self, address: u64) -> Option<Use> {
         self.exists(address)
             .then(|| self.frames.get(&(address / FRAME)).map_or(Use::Ram, |frame| frame.purpose))
     }
 
-    /// Whether the frame around `address` is kept for tables.
+    /// Whether the frame around `address` belongs to the table memory.
     #[must_use]
     pub(super) fn serves_tables(&self, address: u64) -> bool {
         matches!(self.purpose(address), Some(Use::Table | Use::FreeTable))
     }
 
-    /// Sets what a frame serves for.
+    /// Sets the purpose of a frame.
     pub fn set_purpose(&mut self, address: u64, purpose: Use) {
         if let Some(frame) = self.frame(address) {
             frame.purpose = purpose;
@@ -165,7 +165,7 @@ impl Memory {
         }
     }
 
-    /// As [`Self::fill`], for the CPU alone: what units see that do not snoop stays.
+    /// Fills a frame with `value` in the CPU's view only. Units that do not snoop keep seeing the old content.
     pub fn fill_cached(&mut self, address: u64, value: u64) {
         if let Some(frame) = self.frame(address) {
             frame.cpu = [value; WORDS];
@@ -226,7 +226,7 @@ impl Memory {
         }
     }
 
-    /// Remembers what units with a write buffer see of a word that changed.
+    /// Keeps the old value of a changed word for units with a write buffer.
     fn buffer(&mut self, address: u64, old: u64, coherent: bool) {
         for view in self.views.iter_mut().filter(|view| view.coherent == coherent) {
             if let Some(buffered) = &mut view.buffered {
@@ -283,7 +283,7 @@ impl Memory {
         self.exists(address).then(|| Cow::Borrowed(&frame()[..]))
     }
 
-    /// A store that snoops: a device's DMA, a unit's status write. The line is written back first.
+    /// Stores like a device's DMA or a unit's status write, which snoop. The line is written back first.
     pub fn snooped_store(&mut self, address: u64, value: u64) {
         self.clean(address);
         let Some(frame) = self.frame(address) else { return };
@@ -296,7 +296,7 @@ impl Memory {
         }
     }
 
-    /// Writes bytes as a device does.
+    /// Writes bytes like a device.
     pub fn write_bytes(&mut self, address: u64, bytes: &[u8]) {
         for (at, byte) in (address..).zip(bytes) {
             let shift = at % 8 * 8;
@@ -305,28 +305,28 @@ impl Memory {
         }
     }
 
-    /// Reads bytes as a device or the CPU does.
+    /// Reads bytes like a device or the CPU.
     pub fn read_bytes(&self, address: u64, out: &mut [u8]) {
         for (at, byte) in (address..).zip(out) {
             *byte = self.cpu_load(at & !7).to_le_bytes()[usize::try_from(at % 8).unwrap()];
         }
     }
 
-    /// Reads bytes as they stand in memory, behind the caches: a device's read that does not snoop.
+    /// Reads bytes from memory behind the caches, like a device's read that does not snoop.
     pub fn read_unsnooped(&self, address: u64, out: &mut [u8]) {
         for (at, byte) in (address..).zip(out) {
             *byte = self.memory_load(at & !7).to_le_bytes()[usize::try_from(at % 8).unwrap()];
         }
     }
 
-    /// Records that a rule was broken.
+    /// Records a broken rule.
     pub fn report(&mut self, violation: Violation) {
         if self.violations.len() < 1000 {
             self.violations.push(violation);
         }
     }
 
-    /// The first word in which a frame differs from what it was: index, before, now.
+    /// Returns the first word in which a frame differs from `before`: index, old value, new value.
     #[must_use]
     pub(super) fn differs(&self, before: &Self, address: u64) -> Option<(usize, u64, u64)> {
         let key = address / FRAME;
@@ -347,7 +347,7 @@ impl Memory {
         self.frames.get(&(address / FRAME)).map_or(vec![0; WORDS], |frame| frame.cpu.to_vec())
     }
 
-    /// The first word of a frame that is not 0, for the CPU or for a unit that does not snoop.
+    /// Returns the first word of a frame that is not 0, for the CPU or for a unit that does not snoop.
     #[must_use]
     pub fn nonzero(&self, address: u64) -> Option<(usize, u64)> {
         let frame = self.frames.get(&(address / FRAME))?;

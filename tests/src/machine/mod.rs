@@ -1,5 +1,5 @@
-//! A machine in software: memory with CPU caches, a clock, units, devices that do DMA. [`Machine`] is a
-//! handle; the seams of `iommud::hw` over it are [`Tables`], [`Buffers`], [`Registers`] and [`SoftClock`].
+//! A machine in software: memory with CPU caches, a clock, units, devices that do DMA. [`Machine`] is a handle.
+//! [`Tables`], [`Buffers`], [`Registers`] and [`SoftClock`] implement the seams of `iommud::hw` over it.
 
 mod buffers;
 mod checkpoint;
@@ -26,16 +26,16 @@ pub use tables::Tables;
 pub use unit::{Bus, Cached, Denied, Reach, Request, SoftwareUnit, Through, Trouble, View, join};
 pub use violation::Violation;
 
-/// What memory a machine has. Addresses and lengths in bytes, multiples of 4096.
+/// The memory of a machine. Addresses and lengths in bytes, multiples of 4096.
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// All memory: first byte and length of each range.
     pub ram: Vec<(u64, u64)>,
-    /// The part of it that tables come from.
+    /// The part of `ram` that tables come from.
     pub tables: (u64, u64),
-    /// The part of it that buffers come from.
+    /// The part of `ram` that buffers come from.
     pub buffers: (u64, u64),
-    /// The longest piece of a buffer that does not have to be contiguous.
+    /// The longest piece of a non-contiguous buffer.
     pub segment: u64,
 }
 
@@ -64,13 +64,13 @@ struct State {
     writes: u64,
     watches: Vec<Watch>,
     glimpses: glimpse::Glimpses,
-    /// A unit is to misbehave at this step.
+    /// The step at which a unit is to misbehave, the unit, and how.
     doom: Option<(u64, usize, Trouble)>,
-    /// Whatever acts is to end at this step.
+    /// The step at which the running software is to die.
     end: Option<u64>,
-    /// Whether memory given back is checked against all that units reach.
+    /// Whether freed memory is checked against everything that units reach.
     audit: bool,
-    /// Memory of buffers goes back to policy, which maps it one to one before it is given back.
+    /// Whether freed buffer memory goes back to policy, which maps it one to one before it is freed.
     returns: bool,
     tables: tables::Pool,
     buffers: buffers::Pool,
@@ -78,19 +78,19 @@ struct State {
 }
 
 impl State {
-    /// The unit and the machine as it sees it.
+    /// Returns the unit and its view of the machine.
     fn unit(&mut self, unit: usize) -> (&mut dyn SoftwareUnit, Bus<'_>) {
         let bus = Bus { memory: &mut self.memory, now: self.now, unit };
         (self.units[unit].as_mut(), bus)
     }
 
-    /// The unit and the machine as it sees it, to be looked at only.
+    /// Returns the unit and its view of the machine, both read-only.
     fn view(&self, unit: usize) -> (&dyn SoftwareUnit, View<'_>) {
         (self.units[unit].as_ref(), View { memory: &self.memory, unit })
     }
 
-    /// One action of the CPU is over: what is due happens, and every watched access is tried after each
-    /// single thing.
+    /// Ends one action of the CPU. Units do the work that is due, and every watched access is tried after each piece
+    /// of it.
     fn acted(&mut self) {
         self.count_step();
         self.try_watches();
@@ -106,7 +106,7 @@ impl State {
         }
     }
 
-    /// One more action of the CPU; trouble that was announced comes.
+    /// Counts one more action of the CPU. Scheduled trouble or death takes effect.
     fn count_step(&mut self) {
         self.steps += 1;
         if self.end.take_if(|at| *at <= self.steps).is_some() {
@@ -132,10 +132,10 @@ impl Drop for State {
     }
 }
 
-/// What ends whoever acts on a machine.
+/// The payload that ends the software acting on a machine.
 struct Death;
 
-/// A handle on a machine; clones name the same one.
+/// A handle on a machine; clones refer to the same machine.
 #[derive(Clone)]
 pub struct Machine(Rc<RefCell<State>>);
 
@@ -175,8 +175,8 @@ impl Machine {
         self.0.borrow_mut()
     }
 
-    /// Adds a unit and gives its number. `coherent`: its walks snoop caches. `write_buffer`: stores wait
-    /// in front of it until flushed.
+    /// Adds a unit and returns its number. `coherent`: its walks snoop caches. `write_buffer`: stores wait in front
+    /// of it until flushed.
     pub fn add(&self, unit: Box<dyn SoftwareUnit>, coherent: bool, write_buffer: bool) -> usize {
         let mut state = self.state();
         state.memory.add_view(coherent, write_buffer);
@@ -184,18 +184,18 @@ impl Machine {
         state.units.len() - 1
     }
 
-    /// What memory there is.
+    /// The memory layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.state().layout.clone()
     }
 
-    /// Looks at or changes memory directly, behind the server's back.
+    /// Reads or changes memory directly, behind the server's back.
     pub fn with_memory<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
         act(&mut self.state().memory)
     }
 
-    /// Does to unit `unit` what only a `U` can do.
+    /// Acts on unit `unit` as its concrete type `U`.
     ///
     /// # Panics
     /// When the unit is of another type.
@@ -209,7 +209,7 @@ impl Machine {
         act(device.as_any().downcast_mut::<U>().expect("a unit of that type"), &mut bus)
     }
 
-    /// Looks at what only a `U` knows.
+    /// Looks at unit `unit` as its concrete type `U`.
     ///
     /// # Panics
     /// When the unit is of another type.
@@ -219,7 +219,7 @@ impl Machine {
         look(device.as_any_ref().downcast_ref::<U>().expect("a unit of that type"), view)
     }
 
-    /// The entry of a requester by the tables: domain id, root of its page table, levels.
+    /// Returns a requester's entry by the tables: domain id, root of its page table, levels.
     #[must_use]
     pub fn binding(&self, unit: usize, source: u16) -> Option<(u16, u64, u8)> {
         let state = self.state();
@@ -227,13 +227,13 @@ impl Machine {
         device.binding(view, source)
     }
 
-    /// Everything that a unit has cached, in any order.
+    /// Returns everything that a unit has cached, in any order.
     #[must_use]
     pub fn cached(&self, unit: usize) -> Vec<Cached> {
         self.state().units[unit].cached()
     }
 
-    /// What a unit reads as tables, in words, in any order.
+    /// Describes the frames that a unit reads as tables, in any order.
     #[must_use]
     pub fn tables_of(&self, unit: usize) -> Vec<String> {
         let state = self.state();
@@ -264,11 +264,10 @@ impl Machine {
         state.doom = Some((state.steps + steps + 1, unit, trouble));
     }
 
-    /// Lets software act that dies after so many more actions of the CPU: `None` when it did. What it has done stays
-    /// done.
+    /// Runs software that dies after this many more actions of the CPU; `None` when it died. Its effects stay.
     ///
     /// # Panics
-    /// When it does for another reason.
+    /// Passes on any other panic of the software.
     pub fn dying_after<T>(&self, actions: u64, act: impl FnOnce() -> T) -> Option<T> {
         {
             let mut state = self.state();
@@ -283,39 +282,39 @@ impl Machine {
         }
     }
 
-    /// Whether trouble that was announced has not come; takes it back.
+    /// Cancels scheduled trouble. True when there was some that had not come.
     pub fn spare(&self) -> bool {
         self.state().doom.take().is_some()
     }
 
-    /// The rules broken since the last call.
+    /// Returns the violations since the last call.
     #[must_use]
     pub fn take_violations(&self) -> Vec<Violation> {
         std::mem::take(&mut self.state().memory.violations)
     }
 
-    /// Fails when a rule was broken since the last look.
+    /// Fails when a rule was broken since the last check.
     ///
     /// # Panics
-    /// With the violations.
+    /// Shows the violations.
     pub fn assert_clean(&self) {
         let violations = self.take_violations();
         assert!(violations.is_empty(), "rules were broken: {violations:#x?}");
     }
 
-    /// Memory of buffers stays as it is and belongs to nobody any longer: the server that had them is gone.
+    /// Leaves the memory of buffers in use but without an owner, as after the end of their server.
     pub fn orphan_buffers(&self) {
         self.state().buffers.orphan();
     }
 
-    /// Whether memory given back is checked against all that units reach (it is, at first). Costs a walk
-    /// of all tables for each frame.
+    /// Sets whether freed memory is checked against everything that units reach (at first it is). The check costs a
+    /// walk of all tables for each frame.
     pub fn set_audit(&self, audit: bool) {
         self.state().audit = audit;
     }
 
-    /// Whether devices may reach memory of buffers one to one when it is given back: it was taken from policy, which
-    /// has mapped it again.
+    /// Sets whether devices may reach freed buffer memory one to one. That is right when the memory was taken from
+    /// policy, which has mapped it again.
     pub fn set_returns(&self, returns: bool) {
         self.state().returns = returns;
     }
@@ -325,7 +324,7 @@ impl Machine {
         self.state().relax = nanoseconds;
     }
 
-    /// Lets time pass while the server does nothing.
+    /// Lets time pass while the server is idle.
     pub fn pass_time(&self, nanoseconds: u64) {
         self.state().pass_time(nanoseconds);
     }
@@ -343,7 +342,7 @@ impl Machine {
         (state.reads, state.writes)
     }
 
-    /// Actions of the CPU so far: stores, cleans, register accesses, looks at the clock.
+    /// Actions of the CPU so far: stores, cleans, register accesses, reads of the clock.
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.state().steps

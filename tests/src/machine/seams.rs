@@ -59,8 +59,8 @@ impl RegisterIo for Registers {
     }
 }
 
-/// `Clock` over a machine: a look takes 10 ns, `relax` what the machine was told. What becomes due while
-/// time passes happens.
+/// `Clock` over a machine: a read takes 10 ns, `relax` the time set with `Machine::set_relax`. Units do the work that
+/// becomes due while time passes.
 #[derive(Clone)]
 pub struct SoftClock {
     machine: Machine,

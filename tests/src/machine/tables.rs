@@ -1,13 +1,13 @@
-//! Memory for tables: frames are handed out again at once, last in first out, and their use after that is
-//! seen.
+//! Memory for tables. A freed frame is handed out again at once, last in first out. Any use after it was freed is
+//! detected.
 
 use iommud::addr::PhysAddr;
 use iommud::hw::{MemoryError, TableMemory};
 
 use super::{FRAME, Machine, Map, State, Through, Use, Violation, WORDS};
 
-/// What a frame that was given back holds until it is handed out: entries that seem to let everything
-/// through, to an address that has no memory.
+/// Content of a freed frame until it is handed out again: entries that seem to allow everything, to an address
+/// without memory.
 const POISON: u64 = 0x000f_dead_bad0_0003;
 
 /// Frames for tables.
@@ -19,7 +19,7 @@ pub(super) struct Pool {
     in_use: usize,
     allocations: u64,
     fail_from: Option<(u64, u64)>,
-    /// Tables of a previous owner can be read.
+    /// Whether tables of a previous owner can be read.
     sees_others: bool,
 }
 
@@ -36,12 +36,12 @@ impl Pool {
         }
     }
 
-    /// Frames in the server's hands.
+    /// Frames that the server holds.
     pub(super) const fn in_use(&self) -> usize {
         self.in_use
     }
 
-    /// Counts an allocation; whether it is to fail.
+    /// Counts an allocation and returns whether it must fail.
     fn fails(&mut self) -> bool {
         self.allocations += 1;
         let index = self.allocations - 1;
@@ -64,7 +64,7 @@ impl Pool {
 }
 
 impl Pool {
-    /// An aligned run of frames that were skipped or given back: the alignment of long runs wastes none.
+    /// Takes an aligned run of frames that were skipped or freed, so that aligning long runs wastes none.
     fn gathered(&mut self, bytes: u64) -> Option<u64> {
         let frames = |start: u64| (start..start + bytes).step_by(4096);
         let whole = |start: u64| frames(start).all(|frame| self.free.contains(&frame));
@@ -110,7 +110,7 @@ impl State {
         true
     }
 
-    /// The word's address if the server holds its frame as a table.
+    /// Returns the word's address if the server holds its frame as a table.
     fn table_word(&mut self, frame: PhysAddr, index: usize) -> Option<u64> {
         let frame = frame.0;
         if !frame.is_multiple_of(FRAME)
@@ -132,13 +132,13 @@ pub struct Tables {
 }
 
 impl Machine {
-    /// The memory for tables. To be asked for once: software's counters live in it.
+    /// The memory for tables. Call it once: it holds the server's counters of live entries.
     #[must_use]
     pub fn tables(&self) -> Tables {
         Tables { machine: self.clone(), live: Map::default() }
     }
 
-    /// Lets allocations of table memory fail: `count` of them, after `after` more have succeeded.
+    /// Makes allocations of table memory fail: `count` of them, after `after` more have succeeded.
     pub fn fail_table_allocations(&self, after: u64, count: u64) {
         let mut state = self.state();
         let first = state.tables.allocations + after;
@@ -156,7 +156,7 @@ impl Machine {
         self.state().tables.allocations
     }
 
-    /// Frames of table memory in the server's hands.
+    /// Frames of table memory that the server holds.
     #[must_use]
     pub fn table_frames(&self) -> usize {
         self.state().tables.in_use
@@ -164,7 +164,7 @@ impl Machine {
 }
 
 impl Tables {
-    /// Adds memory of the system's, first byte and length, which no device may reach any more.
+    /// Adds system memory (first byte, length) to the pool. Devices may no longer reach it.
     pub fn add(&mut self, (start, length): (u64, u64)) {
         let mut state = self.machine.state();
         for frame in (start..start + length).step_by(4096) {
@@ -175,7 +175,7 @@ impl Tables {
         state.observe();
     }
 
-    /// One frame of zeros. Unless it is clean, units that do not snoop find poison in it.
+    /// Takes one frame of zeros. Unless it is clean, units that do not snoop find poison in it.
     fn one(&mut self, clean: bool) -> Result<PhysAddr, MemoryError> {
         let mut state = self.machine.state();
         if state.tables.fails() {
@@ -223,7 +223,7 @@ impl TableMemory for Tables {
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
         let mut state = self.machine.state();
         let purpose = state.memory.purpose(frame.0);
-        // A previous owner's tables may be asked for; whether they can be seen is the platform's affair.
+        // The server may read a previous owner's tables; the platform decides whether they are visible.
         if purpose == Some(Use::Firmware) && !state.tables.sees_others {
             return 0;
         }

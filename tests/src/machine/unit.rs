@@ -1,10 +1,10 @@
-//! What the machine asks of a software unit, whatever its vendor.
+//! The interface between the machine and a software unit of any vendor.
 
 use std::any::Any;
 
 use super::{Memory, Violation};
 
-/// The machine as a unit sees it.
+/// A unit's view of the machine.
 pub struct Bus<'a> {
     /// Physical memory.
     pub memory: &'a mut Memory,
@@ -15,24 +15,24 @@ pub struct Bus<'a> {
 }
 
 impl Bus<'_> {
-    /// The machine to be looked at only.
+    /// Returns a read-only view.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View { memory: self.memory, unit: self.unit }
     }
 
-    /// Records that a rule was broken.
+    /// Records a broken rule.
     pub fn report(&mut self, violation: Violation) {
         self.memory.report(violation);
     }
 
-    /// Records that a register was misused.
+    /// Records the misuse of a register.
     pub fn misused(&mut self, offset: u32, value: u64, rule: &'static str) {
         self.report(Violation::Register { unit: self.unit, offset, value, rule });
     }
 }
 
-/// The machine as a unit sees it, to be looked at only.
+/// A unit's read-only view of the machine.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// Physical memory.
@@ -50,16 +50,16 @@ pub struct Request {
     pub iova: u64,
     /// A write; else a read.
     pub write: bool,
-    /// Whether the unit records a fault. Probes that no device makes leave no record.
+    /// Whether the unit records a fault. Probes, which no device makes, leave no record.
     pub record: bool,
 }
 
 /// Why an access was denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denied {
-    /// The vendor's reason code; 0 when the unit is dead or the address is an interrupt's.
+    /// The vendor's reason code; 0 when the unit is dead or the address is in the interrupt range.
     pub reason: u16,
-    /// The first address that was denied.
+    /// The first denied address.
     pub iova: u64,
 }
 
@@ -78,7 +78,7 @@ pub struct Reach {
     pub write: bool,
 }
 
-/// Appends a run, joining it to the one before when it continues it.
+/// Appends a run. A run that continues the last one is joined to it.
 pub fn join(runs: &mut Vec<Reach>, run: Reach) {
     if let Some(end) = runs.last_mut()
         && end.last.checked_add(1) == Some(run.iova)
@@ -91,32 +91,32 @@ pub fn join(runs: &mut Vec<Reach>, run: Reach) {
     }
 }
 
-/// What to include when listing what a requester reaches.
+/// The sources to include when listing a requester's reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Through {
     /// The tables as they stand in memory.
     Tables,
-    /// The tables and all that the unit has cached, in any mixture that hardware may use.
+    /// The tables and everything that the unit has cached, in any mixture that hardware may use.
     TablesAndCaches,
 }
 
-/// Ways in which a unit can be made to misbehave.
+/// Ways to make a unit misbehave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The queue takes no further descriptor after this many.
+    /// The queue takes no further descriptor after this many descriptors.
     StallQueueAfter(u64),
     /// Commands in the global command register never complete.
     StallCommands,
-    /// All registers read as ones and ignore writes; every access of a device is denied.
+    /// All registers read as ones and ignore writes. Every access of a device is denied.
     Dead,
-    /// All is well again (a dead unit stays dead).
+    /// The unit works again (a dead unit stays dead).
     None,
 }
 
-/// Something that a unit has cached. Pages are counted in 2^`bits` bytes.
+/// A cached item of a unit. Pages are counted in units of 2^`bits` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cached {
-    /// The entry of a requester, and the domain that it leads to; `None` when it denies.
+    /// The entry of a requester, and the domain it points to; `None` when the entry denies.
     Entry {
         /// The requester.
         source: u16,
@@ -129,9 +129,9 @@ pub enum Cached {
         domain: u16,
         /// Bytes of the page, as a power of two.
         bits: u32,
-        /// Which page.
+        /// The page's number.
         page: u64,
-        /// Where it leads.
+        /// The physical address.
         physical: u64,
     },
     /// A table on the way to pages.
@@ -140,16 +140,16 @@ pub enum Cached {
         domain: u16,
         /// Bytes that it translates, as a power of two.
         bits: u32,
-        /// Which of them.
+        /// The number of that block.
         page: u64,
     },
-    /// That there is nothing.
+    /// An absent entry.
     Absent {
         /// The domain.
         domain: u16,
         /// Bytes that are absent, as a power of two.
         bits: u32,
-        /// Which of them.
+        /// The number of that block.
         page: u64,
     },
 }
@@ -162,11 +162,11 @@ pub trait SoftwareUnit: Any {
     /// Writes `width` bytes (4 or 8) of registers.
     fn write(&mut self, bus: &mut Bus<'_>, offset: u32, width: u8, value: u64);
 
-    /// Does one thing that is due by now (completes a command, executes a descriptor); false when
-    /// nothing is.
+    /// Does one piece of work that is due by now (completes a command, executes a descriptor). False when nothing is
+    /// due.
     fn step(&mut self, bus: &mut Bus<'_>) -> bool;
 
-    /// Told of each store of the CPU to a table frame.
+    /// Notifies the unit of each store of the CPU to a table frame.
     fn stored(&mut self, bus: &mut Bus<'_>, address: u64);
 
     /// Translates an access through the caches, filling them.
@@ -175,46 +175,46 @@ pub trait SoftwareUnit: Any {
     /// `Denied`, after the fault was recorded.
     fn translate(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Denied>;
 
-    /// Whether an access that was just translated snoops caches although it asks not to.
+    /// Whether an access just translated snoops caches despite its no-snoop attribute.
     fn forces_snoop(&self, view: View<'_>, source: u16, iova: u64) -> bool;
 
-    /// Everything a requester could reach now, in the order of the tables. Reads no caches unless asked
-    /// to, and changes nothing.
+    /// Returns everything that a requester can reach now, in the order of the tables. Reads caches only when
+    /// `through` includes them. Changes nothing.
     fn reach(&self, view: View<'_>, source: u16, through: Through) -> Vec<Reach>;
 
-    /// Requesters whose entry lets something through, in ascending order.
+    /// Returns the requesters whose entry allows any access, in ascending order.
     fn sources(&self, view: View<'_>, through: Through) -> Vec<u16>;
 
-    /// Frames that the unit could still read as tables, each with how.
+    /// Returns the frames that the unit may still read as tables, each with a description.
     fn tables(&self, view: View<'_>, through: Through) -> Vec<(u64, String)>;
 
-    /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
-    /// untranslated), levels; `None` when it denies.
+    /// Returns a requester's entry by the tables: domain id, root of its page table (0 when requests pass
+    /// untranslated), levels. `None` when the entry denies.
     fn binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)>;
 
-    /// Where a read leads by the tables alone, as if nothing were cached. Changes nothing.
+    /// Returns where a read leads by the tables alone, as if nothing were cached. Changes nothing.
     fn lookup(&self, view: View<'_>, source: u16, iova: u64) -> Option<u64>;
 
-    /// Everything that it has cached, in any order.
+    /// Returns everything that the unit has cached, in any order.
     fn cached(&self) -> Vec<Cached>;
 
-    /// Invalidations and waits that were executed.
+    /// Invalidations and waits executed so far.
     fn executed(&self) -> u64;
 
-    /// Whether accesses are translated (else they pass, or all are denied by a dead unit).
+    /// Whether accesses are translated. Otherwise they pass untranslated, or a dead unit denies them all.
     fn translating(&self) -> bool;
 
     /// Makes the unit misbehave.
     fn trouble(&mut self, trouble: Trouble);
 
-    /// A copy, for [`super::Machine::save`]; `None` from a unit that cannot be copied.
+    /// Returns a copy, for [`super::Machine::save`]; `None` from a unit that cannot be copied.
     fn copy(&self) -> Option<Box<dyn SoftwareUnit>> {
         None
     }
 
-    /// For what only one vendor's unit can do.
+    /// Gives access to the methods of one vendor's unit that change it.
     fn as_any(&mut self) -> &mut dyn Any;
 
-    /// For what only one vendor's unit knows.
+    /// Gives read-only access to the methods of one vendor's unit.
     fn as_any_ref(&self) -> &dyn Any;
 }

@@ -1,29 +1,29 @@
-//! Rules that the machine sees broken.
+//! Violations that the machine detects.
 
-/// A rule of the hardware's specification, or of the seams, that was broken. Numbers of units are in the
-/// order they were added; addresses are in bytes.
+/// A broken rule of the hardware's specification or of the seams. Units are numbered in the order they were added;
+/// addresses are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// Software used a frame as a table that it does not hold.
+    /// Software used a frame as a table without holding it.
     NotATable {
         /// The frame.
         frame: u64,
     },
-    /// Software gave a frame back that it does not hold.
+    /// Software freed a frame without holding it.
     FreedTwice {
         /// The frame.
         frame: u64,
     },
-    /// Software said that a frame is zero again, but it is not (for a unit that does not snoop: in memory).
+    /// Software freed a frame as zeroed, but it is not zero (for a unit that does not snoop: in memory).
     FreedNotZero {
         /// The frame.
         frame: u64,
         /// Index of the word.
         word: usize,
-        /// What it holds.
+        /// Its content.
         value: u64,
     },
-    /// Memory was given back that a unit could still reach, by its tables or by what it has cached.
+    /// Software freed memory that a unit could still reach, by its tables or by its caches.
     FreedInUse {
         /// The unit.
         unit: usize,
@@ -32,32 +32,32 @@ pub enum Violation {
         /// How the unit reaches it.
         how: String,
     },
-    /// A unit read a table from memory that is no table of the server.
+    /// A unit read a table from memory that is not a table of the server.
     WalkedForeign {
         /// The unit.
         unit: usize,
         /// The address read.
         address: u64,
     },
-    /// A unit wrote a status word to memory that is no table of the server.
+    /// A unit wrote a status word to memory that is not a table of the server.
     StatusForeign {
         /// The unit.
         unit: usize,
         /// The address written.
         address: u64,
     },
-    /// A device reached memory that is the server's own.
+    /// A device reached the server's own memory.
     DeviceInTables {
         /// The requester.
         source: u16,
         /// The address it used.
         iova: u64,
-        /// Where that led.
+        /// The physical address that it reached.
         physical: u64,
     },
-    /// A watched access passed although it was not granted.
+    /// A watched access passed without being granted.
     Passed {
-        /// The step at which it did; see `Machine::steps`.
+        /// The step at which it passed; see `Machine::steps`.
         step: u64,
         /// The unit.
         unit: usize,
@@ -65,12 +65,12 @@ pub enum Violation {
         source: u16,
         /// The address it used.
         iova: u64,
-        /// Where that led.
+        /// The physical address that it reached.
         physical: u64,
     },
     /// A watched access that must always succeed was denied.
     Denied {
-        /// The step at which it was; see `Machine::steps`.
+        /// The step at which it was denied; see `Machine::steps`.
         step: u64,
         /// The unit.
         unit: usize,
@@ -87,7 +87,7 @@ pub enum Violation {
         unit: usize,
         /// Offset of the register in bytes.
         offset: u32,
-        /// What was written; 0 for a read.
+        /// The value written; 0 for a read.
         value: u64,
         /// The rule.
         rule: &'static str,
@@ -101,7 +101,7 @@ pub enum Violation {
         /// The rule.
         rule: &'static str,
     },
-    /// A page that takes several entries has entries that differ.
+    /// A page takes several entries, and they differ.
     Replicas {
         /// The unit.
         unit: usize,

@@ -1,5 +1,5 @@
-//! Memory of buffers that both a client in this process and a software unit's devices reach: each buffer is a
-//! file of its own, and has made-up physical addresses.
+//! Buffer memory that a client in this process and the devices of a software unit share. Each buffer is a file of its
+//! own, with invented physical addresses.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,14 +14,15 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::machine::{FRAME, Machine, Through, Violation};
 
-/// Bytes of a piece of memory that need not be contiguous.
+/// Bytes of the longest piece of a non-contiguous buffer.
 const PIECE: u64 = 16 << 10;
 
-/// Files have whole pieces of this many bytes, as those of huge pages do: what a process maps is longer than
-/// what its device reaches.
+/// File lengths are multiples of this many bytes, like those of huge pages. So a process maps more than its device
+/// reaches.
 const WHOLE: u64 = 2 << 20;
 
-/// Files are numbered through the whole process: their names, with the buffer's length, show in its list of mappings.
+/// Numbers files throughout the process. Their names, which include the buffer's length, appear in the process's list
+/// of mappings.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 struct Held {
@@ -51,7 +52,7 @@ impl Shared {
         }
     }
 
-    /// Addresses are never used again, and have a hole behind them, so that pieces never join by chance.
+    /// Takes fresh addresses. They are never reused, and a hole behind them keeps pieces from joining by chance.
     fn fresh(&self, length: u64, alignment: u64) -> Result<PhysRange, MemoryError> {
         let mut next = self.next.borrow_mut();
         let start = next.next_multiple_of(alignment.max(FRAME));
@@ -63,7 +64,7 @@ impl Shared {
         PhysRange::new(PhysAddr(start), length).ok_or(MemoryError::Exhausted)
     }
 
-    /// The file that holds a physical address, and where in it.
+    /// Returns the file that holds a physical address, and the offset in it.
     fn find(&self, physical: u64) -> Option<(File, u64)> {
         let held = self.held.borrow();
         held.values().find_map(|buffer| {
@@ -93,7 +94,7 @@ impl Shared {
         }
     }
 
-    /// Reports units through which a device still reaches memory that is being given back.
+    /// Reports every unit through which a device still reaches memory that is being freed.
     fn audit(&self, segments: &[PhysRange]) {
         for unit in 0..self.units {
             for source in self.machine.sources(unit, Through::TablesAndCaches) {
@@ -144,7 +145,7 @@ impl BufferMemory for Shared {
     fn release(&mut self, id: u32) {
         let Some(held) = self.held.borrow_mut().remove(&id) else { return };
         self.audit(&held.segments);
-        // A process that still has it mapped loses it.
+        // A process that still maps the buffer loses access to it.
         ftruncate(&held.file, 0).unwrap();
     }
 

@@ -1,5 +1,5 @@
-//! A machine in this process for drivers to be tested on: the whole server over a software VT-d unit (or none),
-//! a way to it for `iommu_client::Connection`, and DMA as a device would do it.
+//! A machine in this process for tests of drivers: the whole server over a software VT-d unit (or none).
+//! [`Model::connection`] gives an `iommu_client::Connection` to it; devices do DMA through the unit.
 //!
 //! ```
 //! use iommu_client::{BufferOptions, Device};
@@ -41,8 +41,8 @@ type Job = Box<dyn FnOnce(&mut World) + Send>;
 /// The devices of every model.
 pub const DEVICES: [&str; 3] = ["0000--00--03.0", "0000--00--04.0", "0000--00--05.0"];
 
-/// A machine with a running server. Clones name the same one; the last to go ends it, and fails if a rule of
-/// the hardware was broken.
+/// A machine with a running server. Clones refer to the same machine. Dropping the last one ends it, and fails if a
+/// rule of the hardware was broken.
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
 
@@ -58,13 +58,13 @@ impl Default for Model {
 }
 
 impl Model {
-    /// A machine whose unit confines its devices.
+    /// Starts a machine whose unit confines its devices.
     #[must_use]
     pub fn new() -> Self {
         Self::start(true)
     }
 
-    /// A machine without a unit: nothing is confined, addresses are bus addresses.
+    /// Starts a machine without a unit: nothing is confined, addresses are bus addresses.
     #[must_use]
     pub fn without_unit() -> Self {
         Self::start(false)
@@ -72,7 +72,7 @@ impl Model {
 
     fn start(unit: bool) -> Self {
         let (sender, jobs) = channel::<Job>();
-        // The server has one thread, and what it is made of never leaves it.
+        // The server has a single thread. Its parts are not `Send` and stay there.
         let thread = std::thread::spawn(move || {
             let mut world = World::new(unit);
             for job in jobs {
@@ -83,7 +83,7 @@ impl Model {
         Self(Arc::new(Inner { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) }))
     }
 
-    /// Lets the server's thread do something, and waits for it.
+    /// Runs a job on the server's thread and waits for its result.
     fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut World) -> R + Send + 'static) -> R {
         let (sender, answer) = channel();
         let job: Job = Box::new(move |world| {
@@ -94,23 +94,23 @@ impl Model {
         answer.recv().expect("the model has failed")
     }
 
-    /// A way to the server, as of a process of its own.
+    /// Connects to the server like a process of its own.
     #[must_use]
     pub fn connection(&self) -> Connection {
         Connection::over(self.transport())
     }
 
-    /// The second of [`DEVICES`], claimed and attached by a process of its own.
+    /// Claims and attaches the second of [`DEVICES`] from a process of its own.
     ///
     /// # Panics
-    /// It is claimed already.
+    /// When the device is already claimed.
     pub fn attached(&self) -> (Device, BusMasterPermission) {
         let device = Device::open(&self.connection(), DEVICES[1]).unwrap();
         let permission = device.attach().unwrap();
         (device, permission)
     }
 
-    /// What [`Model::connection`] is made of, for a test that stands in between.
+    /// Returns the transport of [`Model::connection`], for a test that intercepts it.
     #[must_use]
     pub fn transport(&self) -> InProcess {
         InProcess::new(self.clone())
@@ -119,7 +119,7 @@ impl Model {
     /// A device reads `length` bytes at `iova`.
     ///
     /// # Errors
-    /// Why the unit denies it; it has recorded the fault.
+    /// The unit's reason for denying it; the unit has recorded the fault.
     pub fn device_read(
         &self,
         device: PciAddress,
@@ -132,24 +132,24 @@ impl Model {
     /// A device writes at `iova`.
     ///
     /// # Errors
-    /// As [`Model::device_read`]; pages before the one that is denied are written.
+    /// The same as [`Model::device_read`]. Pages before the denied one are written.
     pub fn device_write(&self, device: PciAddress, iova: u64, bytes: &[u8]) -> Result<(), String> {
         let bytes = bytes.to_vec();
         self.ask(move |world| world.device_write(device, iova, &bytes))
     }
 
-    /// Everything that a device reaches now, by the unit's tables or its caches: first and last address.
+    /// Returns everything that a device reaches now, by the unit's tables or its caches: first and last address.
     #[must_use]
     pub fn reach(&self, device: PciAddress) -> Vec<(u64, u64)> {
         self.ask(move |world| world.reach(device))
     }
 
-    /// All processes die at once: the server closes their handles as an operating system does.
+    /// Kills all clients at once. The server's handles are closed as an operating system does.
     pub fn kill_clients(&self) {
         self.ask(World::kill_clients);
     }
 
-    /// What clients and unit have done so far.
+    /// Counts of the actions of clients and the unit so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.ask(|world| world.counts())

@@ -1,4 +1,4 @@
-//! The scheme's operations, carried out by the server's thread.
+//! The scheme's operations, executed by the server's thread.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use iommud::server::{Caller, Handle};
 use super::Model;
 use super::world::World;
 
-/// How often a session is looked at while it is waited for.
+/// Interval at which a waiting client checks its session.
 const SLICE: Duration = Duration::from_millis(1);
 
-/// A way to the server of a model, as of one process.
+/// A transport to the server of a model. Each one acts as one process.
 pub struct InProcess {
     model: Model,
     client: ClientId,

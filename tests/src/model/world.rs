@@ -1,4 +1,4 @@
-//! What the server's thread holds.
+//! The state of the server's thread.
 
 use std::collections::BTreeMap;
 
@@ -19,10 +19,10 @@ use crate::machine::{Machine, Registers, SoftClock, Tables, Through};
 use crate::stack::endpoint;
 use crate::vtd::Config;
 
-/// Where firmware says that the unit's registers are.
+/// Address of the unit's registers in the firmware description.
 const REGISTERS: u64 = 0xfed9_0000;
 
-/// What clients and the unit have done.
+/// Counts of the actions of clients and the unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Handles opened.
@@ -46,7 +46,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Everything that went from a client to the server.
+    /// All requests from clients to the server.
     #[must_use]
     pub fn requests(&self) -> u64 {
         let calls: u64 = self.calls.values().sum();
@@ -66,7 +66,7 @@ pub(super) struct World {
     memory: Shared,
     subject: Option<Subject>,
     pub(super) counts: Counts,
-    /// How far each text was read.
+    /// Read position of each text.
     pub(super) offsets: BTreeMap<u32, u64>,
     pub(super) handles: Vec<Handle>,
     pub(super) clients: u32,

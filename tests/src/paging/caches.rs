@@ -1,27 +1,28 @@
-//! What a unit remembers of page tables. Nothing is ever evicted: what is not invalidated stays.
+//! The caches of page tables in a unit. Nothing is ever evicted: an item stays until it is invalidated.
 //!
-//! An invalidation of pages drops a translation only where its address mask covers all that the entry translates. One of
-//! 2 MiB takes a mask of at least 9 (VT-d 4.1 section 6.5.2.3, "Address Mask"), whatever part of it was unmapped; a unit
-//! that compares the bits above the larger of the two masks, as QEMU's does, drops more, and nobody may count on it.
+//! A page invalidation drops a translation only where its address mask covers the translation's whole range. A page
+//! of 2 MiB takes a mask of at least 9 (VT-d 4.1 section 6.5.2.3, "Address Mask"), whatever part of it was unmapped.
+//! QEMU's unit compares only the bits above the larger of the two masks. It drops more, but software may not rely on
+//! it.
 
 use super::{Leaf, Upper, Why, below};
 use crate::machine::{Cached, Map};
 
-/// Domain id, what the entry covers as a power of two of bytes, address above that.
+/// A key: domain id, range of the entry as a power of two of bytes, address above that.
 type Key = (u16, u32, u64);
 
 /// The caches of page tables of a unit.
 #[derive(Clone, Default)]
 pub(crate) struct Caches {
     leaves: Map<Key, Leaf>,
-    /// Where absent entries are cached: those that were absent or faulty.
+    /// Cached absent or faulty entries, and which of the two they were.
     absent: Map<Key, Why>,
     uppers: Map<Key, Upper>,
-    /// Which powers of two the keys of each have.
+    /// The powers of two in the keys of each map.
     sizes: Sizes,
 }
 
-/// Powers of two, by kind, each a set of bits.
+/// Powers of two by kind, each kind a set of bits.
 #[derive(Clone, Copy, Default)]
 struct Sizes {
     leaves: u64,
@@ -29,7 +30,7 @@ struct Sizes {
     uppers: u64,
 }
 
-/// What an invalidation is to drop.
+/// The scope of an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pages {
     Global,
@@ -45,7 +46,7 @@ const fn bit(bits: u32) -> u64 {
     if bits >= 64 { 0 } else { 1 << bits }
 }
 
-/// The members of a set, lowest first.
+/// Iterates over the members of a set, lowest first.
 fn ascending(mut set: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let lowest = (set != 0).then(|| set.trailing_zeros());
@@ -78,7 +79,8 @@ impl Caches {
             let (start, end) = range(key);
             key.0 != domain || start < first || end > last
         });
-        // An absent entry of an upper level is one of the upper levels', which may be told to stay.
+        // An absent entry of an upper level counts as one of the upper levels, which the invalidation may leave
+        // cached.
         self.absent.retain(|key, _| stays(key) || leaves_only && key.1 > 12);
         if !leaves_only {
             self.uppers.retain(|key, _| stays(key));
@@ -100,7 +102,7 @@ impl Caches {
         self.uppers.insert((domain, bits, above(iova, bits)), upper);
     }
 
-    /// The cached translation of an address, whatever the page's size.
+    /// Returns the cached translation of an address, whatever the page's size.
     pub(crate) fn leaf(&self, domain: u16, iova: u64) -> Option<(u32, Leaf)> {
         ascending(self.sizes.leaves).find_map(|bits| {
             let key = (domain, bits, above(iova, bits));
@@ -108,26 +110,26 @@ impl Caches {
         })
     }
 
-    /// Whether the address was found absent, and why.
+    /// Returns why the address was found absent, if that is cached.
     pub(super) fn absence(&self, domain: u16, iova: u64) -> Option<Why> {
         ascending(self.sizes.absent)
             .find_map(|bits| self.absent.get(&(domain, bits, above(iova, bits))).copied())
     }
 
-    /// The deepest cached table on the way to an address, by an entry that covers at most 2^`most` bytes.
+    /// Returns the deepest cached table on the way to an address, by an entry that covers at most 2^`most` bytes.
     pub(super) fn deepest(&self, domain: u16, iova: u64, most: u32) -> Option<Upper> {
         ascending(self.sizes.uppers)
             .take_while(|bits| *bits <= most)
             .find_map(|bits| self.uppers.get(&(domain, bits, above(iova, bits))).copied())
     }
 
-    /// Every cached table of a domain, with the first address that it translates.
+    /// Iterates over the cached tables of a domain, with the first address that each translates.
     pub(super) fn uppers(&self, domain: u16) -> impl Iterator<Item = (u64, Upper)> {
         let of = move |((_, bits, page), upper): (&Key, &Upper)| (page << bits, *upper);
         self.uppers.iter().filter(move |(key, _)| key.0 == domain).map(of)
     }
 
-    /// Everything.
+    /// Lists everything cached.
     pub(crate) fn list(&self) -> Vec<Cached> {
         let mut all = Vec::new();
         let pages = self.leaves.iter().map(|((domain, bits, page), leaf)| Cached::Page {
@@ -143,7 +145,7 @@ impl Caches {
         all
     }
 
-    /// Every cached translation of a domain: first address, size as a power of two, page.
+    /// Iterates over the cached translations of a domain: first address, size as a power of two, page.
     pub(super) fn leaves(&self, domain: u16) -> impl Iterator<Item = (u64, u32, Leaf)> {
         let of = |((_, bits, page), leaf): (&Key, &Leaf)| {
             (page.checked_shl(*bits).unwrap_or(0), *bits, *leaf)

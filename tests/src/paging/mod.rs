@@ -1,5 +1,5 @@
-//! What units of every vendor have in common: page tables, walked through caches that forget nothing by
-//! themselves. A vendor brings the meaning of an entry ([`Format`]).
+//! The common part of all vendors' units: page tables, walked through caches that evict nothing. A vendor defines the
+//! meaning of an entry ([`Format`]).
 //!
 //! ```text
 //! caches.rs   what is remembered       walk.rs   from address to memory, filling the caches
@@ -24,11 +24,11 @@ pub(crate) struct Leaf {
     pub(crate) physical: u64,
     pub(crate) read: bool,
     pub(crate) write: bool,
-    /// Every access snoops caches, also one that asks not to.
+    /// Every access snoops caches, even one with the no-snoop attribute.
     pub(crate) snoops: bool,
 }
 
-/// A table below another, and what the entries on the way to it allow.
+/// A table below another, with the rights that the entries on the way to it grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Upper {
     pub(crate) table: u64,
@@ -38,13 +38,13 @@ pub(crate) struct Upper {
     pub(crate) write: bool,
 }
 
-/// What an entry of a page table says.
+/// A decoded page table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Absent,
     Reserved,
     Table(Upper),
-    /// A page of 2^`bits` bytes, in as many equal entries as that takes.
+    /// A page of 2^`bits` bytes, in as many equal entries as that size takes.
     Page {
         leaf: Leaf,
         bits: u32,
@@ -56,7 +56,7 @@ pub(crate) enum Slot {
 pub(crate) enum Why {
     /// An entry on the way is absent.
     Absent,
-    /// All are there, and one forbids it.
+    /// All entries are present, and one denies the access.
     Forbidden,
     /// An entry on the way has reserved bits set.
     Reserved,
@@ -66,10 +66,10 @@ pub(crate) enum Why {
 
 /// Page tables of a vendor's unit.
 pub(crate) trait Format {
-    /// What an entry found at `level` (1: maps 4 KiB) says.
+    /// Decodes an entry found at `level` (1: maps 4 KiB).
     fn decode(&self, entry: u64, level: u8) -> Slot;
 
-    /// Absent entries are cached too.
+    /// Whether absent entries are cached too.
     fn caches_absent(&self) -> bool;
 }
 

@@ -1,10 +1,9 @@
-//! Tables of a previous owner (firmware, or a kernel before `kexec`), written bit by bit into memory of the
-//! system.
+//! Tables of a previous owner (firmware, or a kernel before `kexec`), written bit by bit into system memory.
 
 use super::shift;
 use crate::machine::{Machine, Use};
 
-/// Frames of memory of the system, taken one after the other.
+/// Frames of system memory, taken one after the other.
 pub(crate) struct Frames {
     machine: Machine,
     unit: usize,
@@ -12,7 +11,7 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// All frames come from `start` on.
+    /// Takes all frames from `start` on.
     pub(crate) fn new(machine: &Machine, unit: usize, start: u64) -> Self {
         Self { machine: machine.clone(), unit, next: start }
     }
@@ -49,7 +48,7 @@ impl Frames {
         self.machine.with_memory(|memory| memory.cpu_load(address))
     }
 
-    /// The table that an entry (bits 51:12) points to, made when the entry is 0; `flags` are set in a new one.
+    /// Returns the table that an entry (bits 51:12) points to. An entry of 0 gets a new table, with `flags` set.
     pub(crate) fn next_table(&mut self, entry: u64, flags: u64) -> u64 {
         let old = self.load(entry);
         if old != 0 {
@@ -60,8 +59,8 @@ impl Frames {
         table
     }
 
-    /// Maps the page of 4 KiB at `iova`: `link` are the flags of an entry found at a level that points to a
-    /// table, `leaf` is the last entry.
+    /// Maps the 4 KiB page at `iova`. `link` gives the flags of an entry that points to a table, by level. `leaf` is
+    /// the last entry.
     pub(crate) fn map(
         &mut self,
         (table, levels): (u64, u8),

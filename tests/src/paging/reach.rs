@@ -1,5 +1,5 @@
-//! Lists what a domain's tables lead to, without changing anything: by the tables as they stand, or by any
-//! mixture of tables and what the caches still hold.
+//! Lists the addresses that a domain's tables lead to, without changing anything. Works on the tables alone, or on
+//! any mixture of tables and cached items.
 
 use std::cell::Cell;
 
@@ -31,11 +31,12 @@ pub(crate) struct Start {
 }
 
 impl<F: Format> Listing<'_, F> {
-    /// Calls `visit` for every leaf below a table, `enter` for every table, in order of address.
+    /// Visits a table and all tables below it, in order of address. Calls `visit` for every leaf and `enter` for
+    /// every table.
     ///
     /// # Panics
-    /// When there are more tables than any test makes: a stale table that is taken for one of another level
-    /// can seem to hold billions.
+    /// Panics at more tables than any test makes. A stale table taken for one of another level can seem to hold
+    /// billions.
     fn descend(&self, table: Table, enter: &mut dyn FnMut(u64, u8), visit: &mut dyn FnMut(Reach)) {
         let walked = self.walked.get() + 1;
         self.walked.set(walked);
@@ -66,7 +67,7 @@ impl<F: Format> Listing<'_, F> {
         }
     }
 
-    /// All tables that translations of a domain may start from.
+    /// Returns all tables from which translations of a domain may start.
     fn starts(&self, start: Start) -> Vec<Table> {
         let mut starts = vec![Table { at: start.root, iova: 0 }];
         if self.through == Through::TablesAndCaches {
@@ -76,14 +77,14 @@ impl<F: Format> Listing<'_, F> {
         starts
     }
 
-    /// Appends everything that a domain leads to, piece by piece.
+    /// Appends everything that a domain reaches, piece by piece.
     pub(crate) fn pieces(&self, start: Start, out: &mut Vec<Reach>) {
         for table in self.starts(start) {
             self.descend(table, &mut |_, _| {}, &mut |leaf| out.push(leaf));
         }
         if self.through == Through::TablesAndCaches {
             for (iova, bits, leaf) in self.caches.leaves(start.domain) {
-                // In pieces of one entry, as tables are listed.
+                // Splits the page into pieces of one entry, like the listing of tables.
                 let piece = 12 + (bits - 12) / 9 * 9;
                 out.extend((0..1_u64 << (bits - piece)).map(|part| {
                     let (iova, physical) = (iova | part << piece, leaf.physical | part << piece);
@@ -94,7 +95,7 @@ impl<F: Format> Listing<'_, F> {
         }
     }
 
-    /// Pieces joined to runs.
+    /// Joins pieces to runs.
     pub(crate) fn runs(&self, mut pieces: Vec<Reach>) -> Vec<Reach> {
         if self.through == Through::TablesAndCaches {
             pieces.sort_unstable();
@@ -107,7 +108,7 @@ impl<F: Format> Listing<'_, F> {
         runs
     }
 
-    /// Appends the frames of a domain's tables, each with what it is.
+    /// Appends the frames of a domain's tables, each with a description.
     pub(crate) fn tables(&self, start: Start, out: &mut Vec<(u64, String)>) {
         for table in self.starts(start) {
             let mut enter = |at, level| {

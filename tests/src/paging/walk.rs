@@ -1,9 +1,10 @@
-//! From address to memory, as the hardware goes: through the caches, filling them.
+//! Translates an address the way hardware does: through the caches, filling them.
 
 use super::{Caches, Format, Leaf, Slot, Upper, Why, below, shift};
 use crate::machine::{Bus, Use, View, Violation};
 
-/// Reads a word as walks of the unit see it, and checks that it is a table's. `None` where there is no memory.
+/// Reads a word the way the unit's walks see it, and checks that it belongs to a table. `None` where there is no
+/// memory.
 pub(crate) fn load_table(bus: &mut Bus<'_>, address: u64) -> Option<u64> {
     let purpose = bus.memory.purpose(address)?;
     if !matches!(purpose, Use::Table | Use::Firmware) {
@@ -12,12 +13,12 @@ pub(crate) fn load_table(bus: &mut Bus<'_>, address: u64) -> Option<u64> {
     Some(bus.memory.walk_load(bus.unit, address))
 }
 
-/// As [`load_table`], without looking whose it is.
+/// Reads a word like [`load_table`], but does not check that it belongs to a table.
 pub(crate) fn read_table(view: View<'_>, address: u64) -> Option<u64> {
     view.memory.exists(address).then(|| view.memory.walk_load(view.unit, address))
 }
 
-/// Translates one address of a domain, whose tables begin at `root`.
+/// Translates one address of a domain. `root` is its top table.
 pub(crate) fn translate(
     format: &impl Format,
     caches: &mut Caches,
@@ -58,7 +59,7 @@ pub(crate) fn translate(
                 caches.keep_leaf(domain, size, iova, leaf);
                 return finish(size, leaf);
             }
-            // Levels that are left out translate nothing but zeros.
+            // A skipped level translates only addresses whose bits for that level are all zero.
             Slot::Table(next) if iova & below(bits) & !below(shift(next.level + 1)) != 0 => {
                 return fails(caches, Why::Absent);
             }
@@ -71,7 +72,7 @@ pub(crate) fn translate(
     }
 }
 
-/// Where a read of one address leads by the tables below `root` alone.
+/// Returns where a read of one address leads by the tables below `root` alone.
 pub(crate) fn look_up(format: &impl Format, view: View<'_>, root: Upper, iova: u64) -> Option<u64> {
     let mut at = root;
     if iova & !below(shift(root.level + 1)) != 0 {
@@ -93,7 +94,7 @@ pub(crate) fn look_up(format: &impl Format, view: View<'_>, root: Upper, iova: u
     }
 }
 
-/// A page in 2^`power` entries: all of them must be the same.
+/// Checks that all 2^`power` entries of a page are the same.
 fn check_replicas(bus: &mut Bus<'_>, table: u64, address: u64, entry: u64, power: u32) {
     let count = 1_u64 << power;
     let first = table + ((address - table) & !(8 * count - 1));

@@ -1,4 +1,4 @@
-//! What clients and their devices do.
+//! Requests of clients, and accesses of their devices.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::fault::{FaultRecord, RECORD_SIZE};
@@ -18,7 +18,7 @@ impl<T: UnderTest> Stack<T> {
     /// A client opens its device.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn claim(&mut self, client: u32, device: PciAddress) -> Result<Handle, Refusal> {
         let caller = Caller { client: ClientId(client), uid: 0 };
         self.server.open(caller, None, &format!("devices/{device}"), true)
@@ -27,7 +27,7 @@ impl<T: UnderTest> Stack<T> {
     /// Sends the bytes of a request, with room for a reply of `room` bytes, and returns the reply's.
     ///
     /// # Errors
-    /// The server's, when there is no reply.
+    /// The server's refusal, when there is no reply.
     pub fn raw(&mut self, handle: Handle, request: &[u8], room: usize) -> Result<Vec<u8>, Refusal> {
         let mut payload = request.to_vec();
         payload.resize(room.max(request.len()), 0xee);
@@ -36,10 +36,10 @@ impl<T: UnderTest> Stack<T> {
         Ok(payload)
     }
 
-    /// Asks for something; the reply's header must fit the request.
+    /// Sends a request and decodes the reply. The reply's header must match the request.
     ///
     /// # Errors
-    /// The refusal in the reply, or the server's when there is none.
+    /// The refusal in the reply, or the server's refusal when there is no reply.
     ///
     /// # Panics
     /// When the reply is malformed.
@@ -67,21 +67,21 @@ impl<T: UnderTest> Stack<T> {
     /// Puts a device into its session's domain.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn attach(&mut self, session: Handle) -> Result<(), Refusal> {
         self.call::<Empty>(session, Operation::Attach, &Empty::default()).map(drop)
     }
 
-    /// Puts a device back under policy.
+    /// Gives a device back to its policy.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn detach(&mut self, session: Handle) -> Result<(), Refusal> {
         self.call::<Empty>(session, Operation::Detach, &Empty::default()).map(drop)
     }
 
-    /// Detaches and closes: the device goes back to policy. (A session that ends attached leaves its device
-    /// blocked.)
+    /// Detaches and closes, so that the device goes back to its policy. (A session that ends while attached leaves
+    /// its device blocked.)
     ///
     /// # Panics
     /// When the server refuses.
@@ -90,10 +90,10 @@ impl<T: UnderTest> Stack<T> {
         self.server.close(session);
     }
 
-    /// What a session knows of itself.
+    /// Queries a session.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn query(&mut self, session: Handle) -> Result<QueryResult, Refusal> {
         self.call(session, Operation::Query, &Empty::default())
     }
@@ -101,16 +101,16 @@ impl<T: UnderTest> Stack<T> {
     /// Allocates a buffer that may be read and written.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn allocate(&mut self, session: Handle, length: u64) -> Result<AllocateResult, Refusal> {
         let access = Access::all().bits();
         self.call(session, Operation::Allocate, &Allocate { length, access, ..Allocate::default() })
     }
 
-    /// Gives a buffer up.
+    /// Releases a buffer.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn release(&mut self, session: Handle, slot: u32) -> Result<(), Refusal> {
         let request = BufferRequest { slot, reserved: 0 };
         self.call::<Empty>(session, Operation::Release, &request).map(drop)
@@ -119,7 +119,7 @@ impl<T: UnderTest> Stack<T> {
     /// Maps part of a buffer for reading and writing, anywhere.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn map(
         &mut self,
         session: Handle,
@@ -135,7 +135,7 @@ impl<T: UnderTest> Stack<T> {
     /// Ends a mapping.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn unmap(&mut self, session: Handle, iova: u64, length: u64) -> Result<(), Refusal> {
         self.call::<Empty>(session, Operation::Unmap, &Unmap { iova, length }).map(drop)
     }
@@ -143,7 +143,7 @@ impl<T: UnderTest> Stack<T> {
     /// Maps a buffer into the client's process.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn share(
         &mut self,
         client: u32,
@@ -160,7 +160,7 @@ impl<T: UnderTest> Stack<T> {
     /// A device writes.
     ///
     /// # Errors
-    /// The unit's.
+    /// The first denial; the unit has recorded the fault.
     pub fn device_write(&self, device: PciAddress, iova: u64, bytes: &[u8]) -> Result<(), Denied> {
         self.machine.device_write(self.unit_of(device), device.requester.0, iova, bytes)
     }
@@ -168,7 +168,7 @@ impl<T: UnderTest> Stack<T> {
     /// A device reads.
     ///
     /// # Errors
-    /// The unit's.
+    /// The first denial; the unit has recorded the fault.
     pub fn device_read(
         &self,
         device: PciAddress,
@@ -180,7 +180,7 @@ impl<T: UnderTest> Stack<T> {
         Ok(out)
     }
 
-    /// As [`Stack::device_read`], with accesses that ask not to snoop.
+    /// The same as [`Stack::device_read`], with the no-snoop attribute.
     ///
     /// # Errors
     /// The first denial; the unit has recorded the fault.
@@ -199,7 +199,7 @@ impl<T: UnderTest> Stack<T> {
     /// Unread fault records of a session.
     ///
     /// # Panics
-    /// When the server hands out something else.
+    /// When the server returns anything but fault records.
     pub fn faults(&mut self, session: Handle) -> Vec<FaultRecord> {
         self.server.tick();
         let mut out = [0; 8 * RECORD_SIZE];
@@ -220,7 +220,7 @@ impl<T: UnderTest> Stack<T> {
     }
 }
 
-/// What every request of these tests carries.
+/// The cookie of every request in these tests.
 const COOKIE: u64 = 0x0123_4567_89ab_cdef;
 
 /// The bytes of a request.

@@ -1,4 +1,4 @@
-//! Functions that a server finds when it looks again.
+//! Functions that a server finds when it rescans.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use iommu_protocol::ids::PciAddress;
 use iommud::server::Discovery;
 use iommud::topology::pci::PciFunction;
 
-/// Functions that are there; all copies are the same.
+/// The functions present on the buses. All copies share one state.
 #[derive(Clone, Debug, Default)]
 pub struct Functions {
     there: Rc<RefCell<Vec<PciFunction>>>,
@@ -21,33 +21,33 @@ impl Functions {
         Self { there: Rc::new(RefCell::new(functions)), ..Self::default() }
     }
 
-    /// Pulls out what is at an address.
+    /// Removes the function at an address.
     pub fn pull(&self, address: PciAddress) {
         self.there.borrow_mut().retain(|function| function.address != address);
     }
 
-    /// Plugs a function in, in place of what was there.
+    /// Adds a function, in place of any other at its address.
     pub fn plug(&self, function: PciFunction) {
         self.pull(function.address);
         self.there.borrow_mut().push(function);
     }
 
-    /// No walk finds what is at an address, although it answers.
+    /// Hides the function at an address from walks, although it still answers.
     pub fn hide(&self, address: PciAddress) {
         self.hidden.borrow_mut().push(address);
     }
 
-    /// Walks find it again.
+    /// Lets walks find the function again.
     pub fn show(&self, address: PciAddress) {
         self.hidden.borrow_mut().retain(|hidden| *hidden != address);
     }
 
-    /// Functions cannot be listed any more, or can be again.
+    /// Sets whether listing the functions fails.
     pub fn fail(&self, broken: bool) {
         self.broken.set(broken);
     }
 
-    /// How often all functions were looked for.
+    /// Walks over all functions so far.
     #[must_use]
     pub fn walks(&self) -> u32 {
         self.walks.get()

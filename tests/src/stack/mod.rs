@@ -1,5 +1,5 @@
-//! The whole server over software units: what a client does goes in as the bytes of scheme calls, what its
-//! device does goes through the unit.
+//! Runs the whole server over software units. Clients send the bytes of scheme calls; their devices access memory
+//! through the unit.
 
 mod client;
 mod discovery;
@@ -24,33 +24,33 @@ use crate::conformance::UnderTest;
 pub use crate::conformance::vtd::scope;
 use crate::machine::{Buffers, Layout, Machine};
 
-/// What a stack is made of.
+/// The configuration of a stack.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     /// The policy.
     pub config: Config,
     /// The functions of the machine.
     pub functions: Vec<PciFunction>,
-    /// Devices behind the first unit; all others are behind the last. One unit when empty.
+    /// Devices behind the first unit; all others are behind the last. When empty, there is one unit.
     pub behind_first: Vec<PciAddress>,
-    /// What firmware reserves.
+    /// Regions that firmware reserves.
     pub reserved: Vec<ReservedRegion>,
-    /// Devices that firmware names and that are no functions.
+    /// Devices that firmware names but that are not functions.
     pub named: Vec<NamedDevice>,
-    /// Memory of buffers is the system's until it is taken; else it is the server's from the start.
+    /// Buffer memory belongs to the system until the server takes it. When false, the server owns it from the start.
     pub take_memory: bool,
-    /// Units that are left alone at start and come later.
+    /// Units that are off when the server starts, and come up later.
     pub off: Vec<usize>,
-    /// Memory of an earlier server.
+    /// Memory that an earlier server left behind.
     pub left: Vec<(u64, u64)>,
-    /// What memory there is.
+    /// The memory of the machine.
     pub layout: Layout,
 }
 
 /// An endpoint integrated in the root complex: a group of its own.
 ///
 /// # Panics
-/// When there is no such address.
+/// When the address is out of range.
 #[must_use]
 pub fn endpoint(bus: u8, device: u8, function: u8) -> PciFunction {
     PciFunction {
@@ -75,7 +75,7 @@ pub struct Stack<T: UnderTest> {
     /// The setup it was started with.
     pub setup: Setup,
     registers: Vec<PhysRange>,
-    /// What the server notes for the next one.
+    /// The notes of the server for its successor.
     pub notes: SharedNotes,
 }
 
@@ -83,7 +83,7 @@ fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
     pairs.iter().map(|(start, length)| PhysRange::new(PhysAddr(*start), *length).unwrap()).collect()
 }
 
-/// What firmware says of the units of a setup.
+/// Builds firmware's description of the units of a setup.
 fn firmware<T: UnderTest>(subjects: &[T], setup: &Setup) -> Firmware {
     let subject = |index| subjects.get(index).or(subjects.last()).unwrap();
     let mut units = Vec::new();
@@ -101,25 +101,26 @@ fn firmware<T: UnderTest>(subjects: &[T], setup: &Setup) -> Firmware {
 }
 
 impl<T: UnderTest> Stack<T> {
-    /// Starts a server on a machine of this setup, with one subject a unit (the last is repeated).
+    /// Starts a server on a machine of this setup, with one subject for each unit (the last one is repeated).
     #[must_use]
     pub fn start(subjects: &[T], setup: Setup) -> Self {
         Self::start_prepared(subjects, setup, |_| ())
     }
 
-    /// As [`Stack::start`], after something was done to the machine.
+    /// Starts a server like [`Stack::start`], after `prepare` has changed the machine.
     ///
     /// # Panics
-    /// When there are more units than subjects, and none.
+    /// When `subjects` is empty.
     #[must_use]
     pub fn start_prepared(subjects: &[T], setup: Setup, prepare: impl FnOnce(&Machine)) -> Self {
         Self::start_noted(subjects, setup, |machine, _| prepare(machine))
     }
 
-    /// As [`Stack::start_prepared`], with notes of servers before it.
+    /// Starts a server like [`Stack::start_prepared`]. `prepare` also gets the notes, to enter those of earlier
+    /// servers.
     ///
     /// # Panics
-    /// As [`Stack::start_prepared`].
+    /// When `subjects` is empty.
     #[must_use]
     pub fn start_noted(
         subjects: &[T],
@@ -139,7 +140,7 @@ impl<T: UnderTest> Stack<T> {
         Self { machine, server, setup, registers, notes }
     }
 
-    /// Ends the server without a word, as a crash does, and starts another one on the machine as it is.
+    /// Kills the server, like a crash, and starts another one on the unchanged machine.
     #[must_use]
     pub fn restart(self, subjects: &[T]) -> Self {
         let Self { machine, server, setup, registers, notes } = self;
@@ -148,17 +149,16 @@ impl<T: UnderTest> Stack<T> {
         Self { machine, server, setup, registers, notes }
     }
 
-    /// Ends the server without a word and starts another one in its place; what the first one's memory holds
-    /// stays as it is.
+    /// Kills the server and starts another one in its place. The content of the first one's memory stays.
     pub fn reboot(&mut self, subjects: &[T]) {
         self.server = Self::serve(subjects, &self.setup, &self.machine, &self.notes);
     }
 
-    /// As [`Stack::reboot`], but the new server dies at its next action after so many: false when it got to serving
-    /// before. What it has done to memory and units stays.
+    /// Reboots like [`Stack::reboot`], but the new server dies after `after` actions of the CPU. Returns false when
+    /// it came to serve before that. Its effects on memory and units stay.
     ///
     /// # Panics
-    /// As the server does.
+    /// Passes on any other panic of the server.
     pub fn reboot_dying(&mut self, subjects: &[T], after: u64) -> bool {
         let Self { machine, setup, notes, .. } = self;
         let served = machine.dying_after(after, || Self::serve(subjects, setup, machine, notes));
@@ -169,10 +169,10 @@ impl<T: UnderTest> Stack<T> {
         died
     }
 
-    /// A unit that was left alone comes up.
+    /// Brings up a unit that was off.
     ///
     /// # Errors
-    /// The backend's: it does not.
+    /// The backend's error; the unit stays unavailable.
     pub fn arrive(&mut self, subject: &T, unit: usize) -> Result<(), UnitError> {
         let index = UnitIndex(u32::try_from(unit).unwrap());
         let prepared = subject.prepare(&self.machine, unit, self.server.table_memory());
@@ -188,17 +188,17 @@ impl<T: UnderTest> Stack<T> {
         Ok(())
     }
 
-    /// Lets the server look for functions among these, which begin as those of the setup.
+    /// Lets the server rescan for functions. The returned list starts with the functions of the setup.
     pub fn discover(&mut self) -> Functions {
         let functions = Functions::of(self.setup.functions.clone());
         self.server.discover_with(Box::new(functions.clone()));
         functions
     }
 
-    /// An administrator writes to a file of the scheme.
+    /// Writes to a file of the scheme as an administrator.
     ///
     /// # Errors
-    /// The server's.
+    /// The server's refusal.
     pub fn write(&mut self, path: &str, bytes: &[u8]) -> Result<usize, Refusal> {
         let caller = Caller { client: ClientId(u32::MAX), uid: 0 };
         let handle = self.server.open(caller, None, path, true)?;
@@ -259,7 +259,7 @@ impl<T: UnderTest> Stack<T> {
         self.registers.iter().copied().map(of).collect()
     }
 
-    /// The unit in front of a device.
+    /// Returns the number of the unit in front of a device.
     #[must_use]
     pub fn unit_of(&self, device: PciAddress) -> usize {
         let first = self.setup.behind_first.contains(&device);

@@ -1,4 +1,4 @@
-//! Notes that outlive servers of a stack.
+//! Notes that outlive the servers of a stack.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -8,10 +8,10 @@ use iommu_protocol::ids::PciAddress;
 use iommud::server::Notes;
 use iommud::topology::tags::TagRecord;
 
-/// Looks at the machine whenever a note is made or taken back.
+/// A callback at every note before it is made or deleted: the function, and whether it is driven.
 type Look = Box<dyn FnMut(PciAddress, bool)>;
 
-/// Functions that are noted; clones share them.
+/// The notes of driven functions and tags; clones share them.
 #[derive(Clone, Default)]
 pub struct SharedNotes {
     noted: Rc<RefCell<BTreeSet<PciAddress>>>,
@@ -20,29 +20,29 @@ pub struct SharedNotes {
 }
 
 impl SharedNotes {
-    /// Every function that is noted.
+    /// Every noted function.
     #[must_use]
     pub fn noted(&self) -> Vec<PciAddress> {
         self.noted.borrow().iter().copied().collect()
     }
 
-    /// Puts back what was noted at some time.
+    /// Restores an earlier set of noted functions.
     pub fn restore(&self, noted: &[PciAddress]) {
         *self.noted.borrow_mut() = noted.iter().copied().collect();
     }
 
-    /// What is noted of tags.
+    /// The note about tags.
     #[must_use]
     pub fn tags(&self) -> Option<TagRecord> {
         self.tags.get()
     }
 
-    /// Puts back what was noted of tags at some time.
+    /// Restores an earlier note about tags.
     pub fn restore_tags(&self, tags: Option<TagRecord>) {
         self.tags.set(tags);
     }
 
-    /// Calls `look` at each note before it is made or taken back.
+    /// Calls `look` before each note is made or deleted.
     pub fn on_change(&self, look: impl FnMut(PciAddress, bool) + 'static) {
         *self.look.borrow_mut() = Some(Box::new(look));
     }

@@ -1,4 +1,4 @@
-//! What the scheme tells, and all that a refused request must leave as it was.
+//! The texts of the scheme, and all state that a refused request must not change.
 
 use iommud::policy::ClientId;
 use iommud::server::Caller;
@@ -6,10 +6,10 @@ use iommud::server::Caller;
 use super::Stack;
 use crate::conformance::UnderTest;
 
-/// The administrator, who only looks.
+/// The administrator's identity, used for reading only.
 const ADMINISTRATOR: Caller = Caller { client: ClientId(u32::MAX), uid: 0 };
 
-/// All that a refused request must leave as it was.
+/// All state that a refused request must not change.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Tables of each unit, word by word.
@@ -18,12 +18,12 @@ pub struct Snapshot {
     pub frames: usize,
     /// Buffers whose memory is in use.
     pub buffers: Vec<u32>,
-    /// What the scheme tells: status, units, groups, devices, and the metrics that are no counters.
+    /// Texts of the scheme: status, units, groups, devices, and the metrics that are not counters.
     pub texts: String,
 }
 
 impl Snapshot {
-    /// The first thing in which two differ, in words.
+    /// Describes the first difference between two snapshots.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Option<String> {
         for (line, (a, b)) in self.texts.lines().zip(other.texts.lines()).enumerate() {
@@ -52,10 +52,10 @@ impl Snapshot {
         })
     }
 
-    /// Fails unless the two are the same.
+    /// Fails unless the two snapshots are the same.
     ///
     /// # Panics
-    /// With the first difference.
+    /// Shows the first difference.
     pub fn assert_same(&self, before: &Self, what: &str) {
         if let Some(difference) = self.difference(before) {
             panic!("{what}: after and before differ in {difference}");
@@ -64,7 +64,7 @@ impl Snapshot {
 }
 
 impl<T: UnderTest> Stack<T> {
-    /// A text of the scheme, as the administrator reads it.
+    /// Returns a text of the scheme, read as the administrator.
     ///
     /// # Panics
     /// When there is no such text.
@@ -93,7 +93,7 @@ impl<T: UnderTest> Stack<T> {
         names
     }
 
-    /// One number of the metrics.
+    /// Returns one number of the metrics.
     ///
     /// # Panics
     /// When there is no such number.
@@ -103,7 +103,7 @@ impl<T: UnderTest> Stack<T> {
         line.split(' ').nth(1).unwrap().parse().expect(name)
     }
 
-    /// All that a refused request must leave as it was.
+    /// Captures all state that a refused request must not change.
     pub fn snapshot(&mut self) -> Snapshot {
         let units = 1 + usize::from(!self.setup.behind_first.is_empty());
         let mut texts = self.text("status");

@@ -1,6 +1,6 @@
-//! Encodings of VT-d, from Intel's "Virtualization Technology for Directed I/O, Architecture
-//! Specification" revision 4.1, read against the constants that QEMU (hw/i386/intel_iommu_internal.h) and
-//! Linux (drivers/iommu/intel/iommu.h) publish. Nothing here comes from the code under test.
+//! Encodings of VT-d, from Intel's "Virtualization Technology for Directed I/O, Architecture Specification" revision
+//! 4.1. Checked against the constants that QEMU (hw/i386/intel_iommu_internal.h) and Linux
+//! (drivers/iommu/intel/iommu.h) publish. Nothing here comes from the code under test.
 
 #![allow(missing_docs, reason = "the names are the specification's fields in words")]
 
@@ -46,7 +46,7 @@ pub mod global {
     pub const INTERRUPT_REMAPPING: u32 = 1 << 25;
     pub const INTERRUPT_POINTER: u32 = 1 << 24;
     pub const COMPATIBILITY_FORMAT: u32 = 1 << 23;
-    /// Bits whose value stands until it is changed; the others are commands.
+    /// Bits that keep their value until changed; the others are commands.
     pub const STANDING: u32 =
         TRANSLATION | ADVANCED_FAULT_LOG | QUEUE | INTERRUPT_REMAPPING | COMPATIBILITY_FORMAT;
 }
@@ -58,7 +58,7 @@ pub mod fault_status {
     pub const QUEUE_ERROR: u32 = 1 << 4;
     pub const COMPLETION_ERROR: u32 = 1 << 5;
     pub const TIMEOUT_ERROR: u32 = 1 << 6;
-    /// Bits that writing a 1 clears.
+    /// Bits that are cleared by writing 1.
     pub const CLEARABLE: u32 = OVERFLOW | QUEUE_ERROR | COMPLETION_ERROR | TIMEOUT_ERROR;
     pub const INDEX_SHIFT: u32 = 8;
 }

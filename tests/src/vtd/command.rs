@@ -5,7 +5,7 @@ use crate::machine::{Bus, Violation};
 use crate::paging::Pages;
 use bits::{global, granularity, register};
 
-/// A global command on its way.
+/// A global command under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
     due: u64,
@@ -83,7 +83,7 @@ impl Vtd {
         self.command = Some(Pending { due, bit, set });
     }
 
-    /// Completes what is due; false when nothing is.
+    /// Completes one command that is due; false when none is due.
     pub(super) fn step_command(&mut self, bus: &mut Bus<'_>) -> bool {
         if self.protection.due.is_some_and(|due| due <= bus.now) {
             self.protection.due = None;
@@ -158,7 +158,7 @@ impl Vtd {
         }
     }
 
-    /// When an invalidation by register is done: never while the queue is on (section 6.5.1).
+    /// Returns when an invalidation by register is done: never while the queue is on (section 6.5.1).
     fn register_due(&self, bus: &mut Bus<'_>, offset: u32, value: u64) -> Option<u64> {
         if self.queue.on {
             bus.misused(offset, value, "invalidation by register while the queue is on");
@@ -190,8 +190,8 @@ impl Vtd {
         false
     }
 
-    /// Drops cached context entries (section 6.5.1.1). Flushes the write buffer first, as all
-    /// invalidations do (section 6.8).
+    /// Drops cached context entries (section 6.5.1.1). Flushes the write buffer first, like every invalidation
+    /// (section 6.8).
     pub(super) fn invalidate_contexts(
         &mut self,
         bus: &mut Bus<'_>,

@@ -1,4 +1,4 @@
-//! What a software VT-d unit can do: the capability registers.
+//! Capabilities of a software VT-d unit, and its capability registers.
 
 /// Capabilities of a unit, field by field (VT-d 4.1 sections 10.4.2 and 10.4.3).
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct Config {
     pub collapse_faults: bool,
     /// Queued invalidation exists (QI).
     pub queue: bool,
-    /// Context entries may let requests pass (PT).
+    /// Context entries may let requests pass untranslated (PT).
     pub pass_through: bool,
     /// Device TLBs (DT).
     pub device_tlb: bool,
@@ -52,7 +52,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// A present-day server's unit, coherent, 48 and 57 bits.
+    /// The unit of a present-day server: coherent, 48 and 57 bits.
     fn default() -> Self {
         Self {
             levels: vec![4, 5],
@@ -83,7 +83,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What QEMU 7.2 shows with `-device intel-iommu,aw-bits=48`: not coherent, one fault record.
+    /// QEMU 7.2 with `-device intel-iommu,aw-bits=48`: not coherent, one fault record.
     #[must_use]
     pub fn qemu() -> Self {
         Self {

@@ -4,13 +4,13 @@ use super::{Vtd, bits};
 use crate::machine::Request;
 use bits::fault_status;
 
-/// The fault recording registers and what goes with them.
+/// The fault recording registers, the fault status register and the fault event registers.
 #[derive(Clone)]
 pub(super) struct Log {
-    /// Low and high half of each.
+    /// Low and high half of each record.
     pub(super) records: Vec<[u64; 2]>,
     next: usize,
-    /// The fault status register without PPF, which follows from the records.
+    /// The fault status register without PPF. PPF is computed from the records.
     pub(super) status: u32,
     pub(super) control: u32,
     pub(super) data: u32,
@@ -49,7 +49,7 @@ impl Log {
         self.status | if self.pending() { fault_status::PENDING } else { 0 }
     }
 
-    /// A write to the high half of a record: F is cleared by writing 1.
+    /// Handles a write to the high half of a record. Writing 1 clears F.
     pub(super) fn write_high(&mut self, index: usize, value: u64) {
         if value & FAULT != 0
             && let Some(record) = self.records.get_mut(index)
@@ -66,7 +66,7 @@ impl Log {
         }
     }
 
-    /// A write to the fault event control register: unmasking delivers a pending event at once.
+    /// Handles a write to the fault event control register. Unmasking delivers a pending event at once.
     pub(super) fn write_control(&mut self, value: u32) {
         let pending = self.control & bits::EVENT_PENDING;
         self.control = value & bits::EVENT_MASK | pending;
@@ -84,7 +84,7 @@ impl Vtd {
         self.faults.interrupts
     }
 
-    /// Faults that found no room or an overflow that was not cleared.
+    /// Faults dropped because no record was free or an overflow was not cleared.
     #[must_use]
     pub fn faults_dropped(&self) -> u64 {
         self.faults.dropped

@@ -1,5 +1,5 @@
-//! Tables of a previous owner (firmware, or a kernel before `kexec`), written bit by bit into memory of the
-//! system, and the state it left a unit in.
+//! A previous owner (firmware, or a kernel before `kexec`): its tables, written bit by bit into system memory, and
+//! the state of the unit that it left behind.
 
 use iommud::hw::{Clock, RegisterIo};
 
@@ -7,14 +7,14 @@ use super::bits::{global, register};
 use crate::machine::Machine;
 use crate::paging::Frames;
 
-/// What a previous owner left behind.
+/// The tables of a previous owner, and commands to its unit.
 pub struct Firmware {
     frames: Frames,
     root: u64,
 }
 
 impl Firmware {
-    /// An empty root table; all tables come from frames at `start` on, memory of the system.
+    /// Starts with an empty root table. All tables come from frames of system memory from `start` on.
     #[must_use]
     pub fn new(machine: &Machine, unit: usize, start: u64) -> Self {
         let mut frames = Frames::new(machine, unit, start);
@@ -44,7 +44,7 @@ impl Firmware {
         self.frames.next_table(self.root + 16 * bus, 1) + 16 * devfn
     }
 
-    /// Lets `source` through a page table of `levels` levels at `table`, as domain `domain`.
+    /// Points `source` at a page table of `levels` levels at `table`, as domain `domain`.
     pub fn attach(&mut self, source: u16, domain: u16, table: u64, levels: u8) {
         let entry = self.context_entry(source);
         self.put(entry + 8, u64::from(domain) << 8 | u64::from(levels - 2));
@@ -67,7 +67,7 @@ impl Firmware {
         }
     }
 
-    /// Makes the unit use the root table; its caches are emptied by register.
+    /// Makes the unit use the root table. Only a unit with ESRTPS empties its caches by this.
     pub fn set_root(&self) {
         let mut registers = self.frames.machine().registers(self.frames.unit());
         registers.write64(register::RTADDR, self.root);

@@ -1,5 +1,5 @@
-//! A VT-d unit in software, legacy mode: registers, caches that stay stale until invalidated, invalidation
-//! queue, fault records. It knows the specification and nothing of the code under test.
+//! A VT-d unit in software, legacy mode: registers, caches that stay stale until invalidated, invalidation queue,
+//! fault records. Written from the specification alone, independent of the code under test.
 //!
 //! ```text
 //! registers.rs  reads and writes       command.rs  global commands       queue.rs  descriptors
@@ -49,7 +49,7 @@ pub struct Vtd {
     faults: faults::Log,
     dead: bool,
     commands_stall: bool,
-    /// Devices that never answer a device-TLB invalidation.
+    /// Devices that never complete a device-TLB invalidation.
     silent_devices: BTreeSet<u16>,
 }
 
@@ -81,13 +81,13 @@ impl Vtd {
         machine.add(Box::new(Self::new(config)), coherent, write_buffer)
     }
 
-    /// What the unit can do.
+    /// The unit's capabilities.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Where an access leads and which fault it causes.
+    /// Translates an access, or returns the fault that it causes.
     fn resolve(&mut self, bus: &mut Bus<'_>, request: Request) -> Result<u64, Fault> {
         let Request { source, iova, write, .. } = request;
         let context = self.context(bus, source)?;
@@ -144,7 +144,7 @@ impl SoftwareUnit for Vtd {
             return Ok(iova);
         }
         match self.resolve(bus, request) {
-            // Section 10.4.16: what protected memory does once translation is on is up to the hardware.
+            // Section 10.4.16: hardware may decide how protected memory behaves once translation is on.
             Ok(physical) if self.protection.covers(physical) => Err(nowhere),
             Ok(physical) => Ok(physical),
             Err(Fault { reason, silent }) => {

@@ -16,12 +16,12 @@ pub(super) struct Queue {
     pub(super) error_record: u64,
     /// Wait completed (ICS.IWC).
     pub(super) completed: u32,
-    /// Descriptors until it stalls.
+    /// Descriptors until the queue stalls.
     pub(super) left: Option<u64>,
     due: Option<u64>,
     executed: u64,
     counts: Counts,
-    /// A device-TLB invalidation is unanswered: the next wait is aborted.
+    /// The device that left a device-TLB invalidation uncompleted. The next wait is aborted.
     unanswered: Option<u16>,
     abort_waits: u64,
     break_after: Option<u64>,
@@ -40,7 +40,7 @@ pub struct Counts {
     pub waits: u64,
 }
 
-/// A descriptor that the hardware rejects, with the code for the error record.
+/// A descriptor that hardware rejects, with the code for the error record.
 struct Malformed(u64);
 
 impl Queue {
@@ -71,23 +71,23 @@ impl Vtd {
         (self.queue.head, self.queue.size())
     }
 
-    /// Aborts the next `count` waits with a time-out error, as when a device does not answer an
+    /// Aborts the next `count` waits with a time-out error. Hardware does so when a device does not complete an
     /// invalidation of its TLB (section 6.5.2.11).
     pub fn abort_waits(&mut self, count: u64) {
         self.queue.abort_waits = count;
     }
 
-    /// Reports a queue error (fetch failed) at the descriptor after the next `after` ones, once.
+    /// Reports a queue error (fetch failed) once, after the next `after` descriptors.
     pub fn break_descriptor(&mut self, after: u64) {
         self.queue.break_after = Some(after);
     }
 
-    /// Reports that a device completed an invalidation nobody made (ICE).
+    /// Reports that a device completed an invalidation that was never requested (ICE).
     pub fn completion_error(&mut self) {
         self.raise(fault_status::COMPLETION_ERROR);
     }
 
-    /// A device that never answers device-TLB invalidations.
+    /// Makes a device leave device-TLB invalidations uncompleted.
     pub fn silence_device(&mut self, source: u16) {
         self.silent_devices.insert(source);
     }
@@ -122,7 +122,7 @@ impl Vtd {
         self.schedule(bus.now);
     }
 
-    /// Lets the queue go on after an error was cleared or a tail written.
+    /// Resumes the queue after an error was cleared or a tail written.
     pub(super) fn schedule(&mut self, now: u64) {
         if self.queue.on && self.queue.due.is_none() && self.queue.head != self.queue.tail {
             self.queue.due = Some(now + self.config.descriptor_time);
@@ -138,7 +138,7 @@ impl Vtd {
         self.raise(fault_status::QUEUE_ERROR);
     }
 
-    /// A descriptor that waits in the queue must not change, except the one that was rejected.
+    /// Checks that no descriptor waiting in the queue changes, except a rejected one.
     pub(super) fn check_overwrite(&mut self, bus: &mut Bus<'_>, address: u64) {
         let queue = &self.queue;
         let base = queue.address & bits::ADDRESS;
@@ -154,7 +154,7 @@ impl Vtd {
         }
     }
 
-    /// Executes the next descriptor if its time has come; false when it has not.
+    /// Executes the next descriptor if it is due; false when it is not.
     pub(super) fn step_queue(&mut self, bus: &mut Bus<'_>) -> bool {
         let due = self.queue.due.is_some_and(|due| due <= bus.now);
         if !due || self.queue_broken() || self.queue.left == Some(0) {
@@ -192,7 +192,7 @@ impl Vtd {
             Some(after) => *after -= 1,
             None => {}
         }
-        // Reads of the queue snoop whatever ECAP.C says (section 10.4.3).
+        // Reads of the queue always snoop, also when ECAP.C is clear (section 10.4.3).
         let words = [bus.memory.cpu_load(address), bus.memory.cpu_load(address + 8)];
         let reserved = |mask: [u64; 2]| {
             let set = words[0] & mask[0] | words[1] & mask[1];

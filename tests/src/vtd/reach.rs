@@ -1,5 +1,5 @@
-//! Lists what requesters can reach, without changing anything: by the tables as they stand, or by any
-//! mixture of tables and what the caches still hold.
+//! Lists the addresses that requesters can reach, without changing anything. Works on the tables alone, or on any
+//! mixture of tables and cached items.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use super::{Config, Vtd, bits};
 use crate::machine::{Reach, Through, View};
 use crate::paging::{Listing, Start, Upper, read_table};
 
-/// Where the translations of a context start; `None` when it lets everything pass.
+/// Returns where the translations of a context start; `None` when it passes everything untranslated.
 fn start(context: Context) -> Option<Start> {
     let Target::Table { root, levels } = context.target else { return None };
     let root = Upper { table: root, level: levels, read: true, write: true };
@@ -39,8 +39,8 @@ impl Vtd {
         Listing { format, caches, view, through, walked: Cell::new(0) }
     }
 
-    /// The entry of a requester by the tables: domain id, root of its page table (0 when requests pass
-    /// untranslated), levels; `None` when it denies.
+    /// Returns a requester's entry by the tables: domain id, root of its page table (0 when requests pass
+    /// untranslated), levels. `None` when the entry denies.
     pub(super) fn look_binding(&self, view: View<'_>, source: u16) -> Option<(u16, u64, u8)> {
         let context = self.contexts(view, source, Through::Tables).first().copied()?;
         Some(match context.target {
@@ -82,7 +82,7 @@ impl Vtd {
         sources
     }
 
-    /// Requesters with a valid entry, by the tables alone.
+    /// Returns the requesters with a valid entry, by the tables alone.
     fn present(&self, view: View<'_>) -> BTreeMap<u16, Context> {
         let mut out = BTreeMap::new();
         if self.status & bits::global::ROOT_POINTER == 0 {
@@ -134,7 +134,7 @@ impl Vtd {
         let listing = self.listing(view, through);
         let mut seen = Vec::new();
         for start in contexts.into_iter().filter_map(start) {
-            // One root is walked once, however many requesters share it.
+            // Walks each root once, however many requesters share it.
             if !seen.contains(&start) {
                 seen.push(start);
                 listing.tables(start, &mut out);

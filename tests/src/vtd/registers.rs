@@ -36,7 +36,7 @@ impl Vtd {
             || self.fault_index(offset).is_some()
     }
 
-    /// Checks width and alignment of an access; a 32-bit one may touch half of a 64-bit register.
+    /// Checks width and alignment of an access. A 32-bit access may touch half of a 64-bit register.
     fn check_access(&self, bus: &mut Bus<'_>, offset: u32, width: u8, value: u64) -> bool {
         if offset >= PAGE {
             return false;
@@ -66,7 +66,7 @@ impl Vtd {
         }
     }
 
-    /// The eight bytes at an offset that is a multiple of 8.
+    /// Returns the eight bytes at an offset that is a multiple of 8.
     fn pair(&self, offset: u32) -> u64 {
         let two = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         let log = &self.faults;
@@ -125,7 +125,7 @@ impl Vtd {
         }
     }
 
-    /// Writes a 64-bit register; `high` says whether the upper half was part of the access.
+    /// Writes a 64-bit register. `high`: the access included the upper half.
     fn write_wide(&mut self, bus: &mut Bus<'_>, offset: u32, value: u64, high: bool) {
         if let Some(index) = self.fault_index(offset) {
             if offset & 8 != 0 && high {

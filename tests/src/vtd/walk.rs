@@ -1,19 +1,19 @@
-//! What entries say (VT-d 4.1 chapters 3, 7 and 9, legacy mode).
+//! Decodes entries (VT-d 4.1 chapters 3, 7 and 9, legacy mode).
 
 use super::bits::{self, reason};
 use super::config::Config;
 use crate::machine::{Bus, Violation};
 use crate::paging::{Format, Leaf, Slot, Upper, below, load_table, shift};
 
-/// A cached context entry; with caching mode also one that could not be had.
+/// A cached context entry. With caching mode also an absent or faulty one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CachedContext {
     pub(super) entry: Result<Context, Fault>,
-    /// The domain id it is invalidated by: 0 for entries that are absent or faulty.
+    /// The domain id that invalidates it: 0 for absent or faulty entries.
     pub(super) tag: u16,
 }
 
-/// What a present context entry says.
+/// A decoded present context entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Context {
     pub(super) domain: u16,
@@ -21,12 +21,12 @@ pub(super) struct Context {
     pub(super) target: Target,
 }
 
-/// Where a context entry leads.
+/// The target of a context entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// To a page table.
+    /// A page table.
     Table { root: u64, levels: u8 },
-    /// To memory, untranslated.
+    /// Memory, untranslated.
     Pass,
 }
 
@@ -47,7 +47,7 @@ impl Fault {
 /// Reads one 64-bit word of a table.
 pub(super) type Load<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
 
-/// The entry of `source` by the tables below `root`.
+/// Finds the entry of `source` in the tables below `root`.
 pub(super) fn find_context(
     config: &Config,
     root: u64,
@@ -69,7 +69,7 @@ pub(super) fn find_context(
     Ok((entry, decode_context(config, entry)?))
 }
 
-/// What a context entry says (section 9.3).
+/// Decodes a context entry (section 9.3).
 pub(super) fn decode_context(config: &Config, [low, high]: [u64; 2]) -> Result<Context, Fault> {
     let no_faults = low & bits::NO_FAULTS != 0;
     let fault = |reason| Fault { reason, silent: no_faults };
@@ -96,12 +96,12 @@ pub(super) fn decode_context(config: &Config, [low, high]: [u64; 2]) -> Result<C
     Ok(Context { domain, no_faults, target })
 }
 
-/// The domain ids that the unit tells apart.
+/// Mask of the domain id bits that the unit distinguishes.
 pub(super) fn domain_mask(config: &Config) -> u16 {
     u16::try_from(below(u32::from(config.domain_bits))).unwrap()
 }
 
-/// What an entry found at `level` (1: maps 4 KiB) says (section 9.8).
+/// Decodes an entry found at `level` (1: maps 4 KiB; section 9.8).
 fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
     let (read, write) = (entry & bits::READ != 0, entry & bits::WRITE != 0);
     if !read && !write {
@@ -127,13 +127,13 @@ fn decode_slot(config: &Config, entry: u64, level: u8) -> Slot {
     if !leaf || !config.device_tlb {
         reserved |= bits::TRANSIENT;
     }
-    // Bits 10:8, 61:52 and 63 are ignored. Bits 6:2 gained meanings in later revisions and scalable mode;
-    // to legacy-mode units of the first revisions they are reserved.
+    // Bits 10:8, 61:52 and 63 are ignored. Bits 6:2 gained meanings in later revisions and in scalable mode.
+    // Legacy-mode units of the first revisions reserve them.
     reserved |= 0x7c;
     if entry & reserved != 0 {
         Slot::Reserved
     } else if leaf {
-        // Section 3.6: SNP makes an access snoop whatever its No Snoop attribute says.
+        // Section 3.6: with SNP an access snoops whatever its No Snoop attribute is.
         let snoops = entry & bits::SNOOP != 0;
         let leaf = Leaf { physical: entry & bits::ADDRESS, read, write, snoops };
         Slot::Page { leaf, bits: shift(level) }
@@ -153,7 +153,7 @@ impl Format for Config {
 }
 
 impl super::Vtd {
-    /// The context entry of `source`, cached or read, and cached from now on.
+    /// Returns the context entry of `source`, from the cache or from memory, and caches it.
     pub(super) fn context(&mut self, bus: &mut Bus<'_>, source: u16) -> Result<Context, Fault> {
         if let Some(cached) = self.contexts.get(&source) {
             return cached.entry;
@@ -171,7 +171,7 @@ impl super::Vtd {
         entry
     }
 
-    /// Rules on domain ids that hardware does not enforce (sections 9.3 and 6.1).
+    /// Checks rules on domain ids that hardware does not enforce (sections 9.3 and 6.1).
     fn check_domain(&self, bus: &mut Bus<'_>, source: u16, entry: [u64; 2], context: Context) {
         let unit = bus.unit;
         if entry[1] >> 8 & 0xffff & !u64::from(domain_mask(&self.config)) != 0 {

@@ -1,8 +1,11 @@
-//! Literal bytes, as the unit finds them in memory. Device table entries: 48882 section 2.2.2.1, figure "Device
-//! Table Entry"; Linux DTE_FLAG_V, DTE_FLAG_TV, DEV_ENTRY_MODE_SHIFT (9), DTE_FLAG_IR (61), DTE_FLAG_IW (62),
-//! domain in bits 15:0 of the second word, DEV_ENTRY_NO_PAGE_FAULT (98). Page table entries: section 2.2.3; Linux
-//! IOMMU_PTE_PR (0), PM_LEVEL_ENC (11:9), IOMMU_PTE_FC (60), IOMMU_PTE_IR (61), IOMMU_PTE_IW (62). Commands:
-//! section 2.4; Linux CMD_COMPL_WAIT 1, CMD_INV_DEV_ENTRY 2, CMD_INV_IOMMU_PAGES 3, CMD_INV_ALL 8.
+//! Compares literal bytes with the unit's memory.
+//!
+//! - Device table entries: 48882 section 2.2.2.1, figure "Device Table Entry"; Linux DTE_FLAG_V, DTE_FLAG_TV,
+//!   DEV_ENTRY_MODE_SHIFT (9), DTE_FLAG_IR (61), DTE_FLAG_IW (62), domain in bits 15:0 of the second word,
+//!   DEV_ENTRY_NO_PAGE_FAULT (98).
+//! - Page table entries: section 2.2.3; Linux IOMMU_PTE_PR (0), PM_LEVEL_ENC (11:9), IOMMU_PTE_FC (60), IOMMU_PTE_IR
+//!   (61), IOMMU_PTE_IW (62).
+//! - Commands: section 2.4; Linux CMD_COMPL_WAIT 1, CMD_INV_DEV_ENTRY 2, CMD_INV_IOMMU_PAGES 3, CMD_INV_ALL 8.
 
 use iommud::hw::{Entry, RegisterIo, Unit};
 use iommud::topology::capabilities::DomainTag;
@@ -16,7 +19,7 @@ fn bench() -> Bench<Subject> {
     Bench::start(&matrix().remove(0))
 }
 
-/// The entry as it is in memory.
+/// Reads the 32 bytes of the entry of `SOURCES[2]` in memory.
 fn stored(bench: &mut Bench<Subject>) -> Vec<u8> {
     let table = bench.machine.registers(bench.number).read64(0) & ADDRESS;
     let at = table + 0x500 * 32;
@@ -24,7 +27,7 @@ fn stored(bench: &mut Bench<Subject>) -> Vec<u8> {
     bytes(bench, at, 32)
 }
 
-/// As `entry`, of the entry as it is, silenced or not.
+/// Suppresses or restores the faults of `SOURCES[2]`, and reads its entry.
 fn silenced(bench: &mut Bench<Subject>, silent: bool) -> Vec<u8> {
     bench.unit.suppress_faults(&mut bench.tables, SOURCES[2], silent).unwrap();
     stored(bench)
@@ -37,7 +40,7 @@ fn bytes(bench: &Bench<Subject>, at: u64, count: u64) -> Vec<u8> {
     })
 }
 
-/// The 32 bytes of the entry of `SOURCES[2]`, cleaned first: the unit snoops.
+/// Writes the entry of `SOURCES[2]` and reads its 32 bytes. It is cleaned first, because the unit snoops.
 fn entry(bench: &mut Bench<Subject>, entry: Entry) -> Vec<u8> {
     bench.unit.write_entry(&mut bench.tables, SOURCES[2], entry).unwrap();
     stored(bench)
@@ -52,7 +55,7 @@ fn device_table_entries() {
     expected.resize(32, 0);
     assert_eq!(entry(&mut bench, translate), expected);
 
-    // SE (97) and SA (98), and nothing else (48882 2.2.2.1; Linux has SA as DEV_ENTRY_SA, Xen as dte->sa).
+    // Only SE (97) and SA (98) change (48882 2.2.2.1; Linux has SA as DEV_ENTRY_SA, Xen as dte->sa).
     entry(&mut bench, translate);
     expected[12] = 0x06;
     assert_eq!(silenced(&mut bench, true), expected);
@@ -85,10 +88,10 @@ fn device_table_entries() {
     assert_eq!(denied[8..], expected);
 }
 
-/// A page table that becomes deeper: the entry before and after, and in between no other. Mode in bits 11:9 and
-/// root in bits 51:12 of the first word (48882 section 2.2.2.1; Linux DEV_ENTRY_MODE_SHIFT, Xen struct
-/// amd_iommu_dte paging_mode, pt_root). Xen's amd_iommu_set_root_page_table and Linux's update_dte256 change
-/// them in one store of the half that holds them, V and TV set throughout, before INVALIDATE_DEVTAB_ENTRY.
+/// A page table grows: the entry changes from the old to the new value without another value in between. Mode is in
+/// bits 11:9 and root in bits 51:12 of the first word (48882 section 2.2.2.1; Linux DEV_ENTRY_MODE_SHIFT, Xen struct
+/// amd_iommu_dte paging_mode, pt_root). Xen's amd_iommu_set_root_page_table and Linux's update_dte256 change both in
+/// one store of their half. V and TV stay set throughout, and INVALIDATE_DEVTAB_ENTRY follows.
 #[test]
 fn a_deeper_table_is_one_store_of_the_first_word() {
     let mut bench = bench();
@@ -106,7 +109,7 @@ fn a_deeper_table_is_one_store_of_the_first_word() {
         let after = entry(&mut bench, deeper);
         assert_eq!((after[0], after[1] & 0x0f, after[7]), (0x03, mode, 0x60));
         assert_eq!(after[8..], before[8..]);
-        // Entry 0 of each new root: PR, Next Level one less, IR, IW, the root below.
+        // Entry 0 of each new root points to the root below: PR, Next Level one less, IR, IW.
         let root = u64::from_le_bytes(after[..8].try_into().unwrap()) & ADDRESS;
         bench.machine.with_memory(|memory| memory.clean(root));
         let link = bytes(&bench, root, 4096);
@@ -117,8 +120,8 @@ fn a_deeper_table_is_one_store_of_the_first_word() {
     }
 }
 
-/// SE and SA (bits 97 and 98, so byte 12) are no change of domain: what such a
-/// device reaches it goes on reaching, and its faults stay unreported.
+/// SE and SA (bits 97 and 98, in byte 12) are kept when the table grows. The device's reach stays, and its faults
+/// stay unreported.
 #[test]
 fn a_silenced_entry_deepens_in_one_store_too() {
     let mut bench = bench();
@@ -134,7 +137,7 @@ fn a_silenced_entry_deepens_in_one_store_too() {
     assert_eq!((after[1] & 0x0f, before[12], after[12]), (0x08, 0, 0x06));
 }
 
-/// From the root at level 6 down to the page, each entry in its place: 48882 figure "Address translation".
+/// Checks each entry from the root at level 6 down to the page: 48882 figure "Address translation".
 #[test]
 fn page_tables_of_six_levels() {
     let mut bench = bench();
@@ -160,8 +163,8 @@ fn page_tables_of_six_levels() {
     }
 }
 
-/// 16 pages in 16 equal entries (48882 section 2.2.3, Next Level 7; Linux PAGE_SIZE_PTE), and what is left when
-/// one is taken out.
+/// Checks 16 pages in 16 equal entries (48882 section 2.2.3, Next Level 7; Linux PAGE_SIZE_PTE), and the rest after
+/// one is unmapped.
 #[test]
 fn pages_over_several_entries() {
     let mut bench = bench();
@@ -190,10 +193,13 @@ fn pages_over_several_entries() {
     }
 }
 
-/// What turning a unit on leaves in its ring, and the answer to a page request. COMPLETION_WAIT: S in bit 0, address
-/// in bits 51:3, code 1, data in the second word (FreeBSD struct amdiommu_cmd_completion_wait, Xen
-/// IOMMU_COMP_WAIT_*). INVALIDATE_IOMMU_ALL: code 8 and nothing else. COMPLETE_PPR_REQUEST: device in bits 15:0, code
-/// 7, tag in bits 41:32 of the second word, answer in 47:44 (Linux build_complete_ppr, FreeBSD compltag).
+/// Checks the commands in the ring after the unit was enabled, and the answer to a page request.
+///
+/// - COMPLETION_WAIT: S in bit 0, address in bits 51:3, code 1, data in the second word (FreeBSD struct
+///   amdiommu_cmd_completion_wait, Xen IOMMU_COMP_WAIT_*).
+/// - INVALIDATE_IOMMU_ALL: code 8, all other bits clear.
+/// - COMPLETE_PPR_REQUEST: device in bits 15:0, code 7, tag in bits 41:32 of the second word, answer in 47:44 (Linux
+///   build_complete_ppr, FreeBSD compltag).
 #[test]
 fn waits_and_answers() {
     let mut bench = Bench::start_disabled(&matrix().remove(0));
@@ -221,7 +227,7 @@ fn waits_and_answers() {
     assert_eq!(answer, [0, 5, 0, 0, 0, 0, 0, 0x70, 0, 0, 0, 0, 0xff, 0x11, 0, 0]);
 }
 
-/// The ring after each operation: the commands, and the wait behind them.
+/// Checks the ring after each operation: the command, and the wait behind it.
 #[test]
 fn commands() {
     let mut bench = bench();

@@ -1,4 +1,4 @@
-//! A unit that reads the device table at every access: it sees each store by itself.
+//! A unit that reads the device table at every access, so it sees each store separately.
 
 use iommud::hw::Unit;
 use iommud_tests::amdvi::Config;
@@ -19,9 +19,9 @@ fn subjects() -> Vec<Subject> {
     ]
 }
 
-/// One device moves to another domain while it never stops trying. A root taken for a moment under the tag of the
-/// other domain would leave translations of one where those of the other are looked up: its neighbour would
-/// reach memory of the second domain, or it itself memory of the first when all is done.
+/// A device moves to another domain while it never stops trying. If a root were used for a moment under the other
+/// domain's tag, translations of one domain would be cached under the other. Then its neighbour could reach memory of
+/// the second domain, or the device itself memory of the first after the move.
 #[test]
 fn a_half_written_entry_taints_neither_domain() {
     for subject in subjects() {
@@ -59,7 +59,7 @@ fn a_half_written_entry_taints_neither_domain() {
     }
 }
 
-/// A page table that becomes deeper under a device: no store denies what it reaches, nor opens anything.
+/// A page table grows under a device. No store denies the device's mappings or opens any other memory.
 #[test]
 fn a_deeper_table_shows_in_one_store() {
     for subject in subjects() {

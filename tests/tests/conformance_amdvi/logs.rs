@@ -1,4 +1,4 @@
-//! The event log and the log of page requests, and the reasons that only AMD-Vi has.
+//! The event log, the log of page requests, and the fault reasons that only AMD-Vi has.
 
 use iommu_protocol::fault::FaultAccess;
 use iommud::addr::Iova;
@@ -17,7 +17,7 @@ fn take(bench: &mut Bench<Subject>) -> (Vec<HardwareFault>, u32) {
     (faults, lost)
 }
 
-/// Requests that HyperTransport reserves: INVALID_DEVICE_REQUEST, with the address.
+/// Requests to addresses that HyperTransport reserves: INVALID_DEVICE_REQUEST, with the address.
 #[test]
 fn a_request_to_no_memory_is_told_apart() {
     for subject in matrix() {
@@ -35,8 +35,7 @@ fn a_request_to_no_memory_is_told_apart() {
     }
 }
 
-/// An absent page, a page that may not be written, and a device table entry that the unit does not take have
-/// words of their own.
+/// An absent page, a read-only page, and an invalid device table entry are reported with different texts.
 #[test]
 fn words_tell_reasons_apart() {
     for subject in matrix() {
@@ -47,7 +46,7 @@ fn words_tell_reasons_apart() {
         for iova in [0x5000, 0x7000] {
             bench.machine.access(bench.number, SOURCES[0].0, iova, 4, true).unwrap_err();
         }
-        // Mode 7 does not exist (48882 section 2.2.2.1): an entry that somebody else has spoilt.
+        // Mode 7 does not exist (48882 section 2.2.2.1). Plays an entry that other software has corrupted.
         let table = bench.machine.registers(bench.number).read64(0) & 0x000f_ffff_ffff_f000;
         let at = table + 32 * u64::from(SOURCES[2].0);
         bench.machine.with_memory(|memory| {
@@ -67,8 +66,8 @@ fn words_tell_reasons_apart() {
     }
 }
 
-/// Every page request is answered with "invalid request" (1), and told; around the log's end, and after it
-/// overflowed.
+/// Every page request is answered with "invalid request" (1) and reported, also around the log's end and after an
+/// overflow.
 #[test]
 fn page_requests_are_refused_one_by_one() {
     for subject in matrix().into_iter().filter(|subject| subject.config.page_requests) {
@@ -112,7 +111,7 @@ fn page_requests_are_refused_one_by_one() {
     }
 }
 
-/// A pointer that runs ahead of its entry: the entry is waited for, and nothing is made up.
+/// A log pointer runs ahead of its entry. The backend waits for the entry and reports no false fault.
 #[test]
 fn an_entry_that_is_late_is_waited_for() {
     for subject in matrix() {

@@ -1,5 +1,5 @@
-//! The AMD-Vi backend against the software unit: what every backend must do over a matrix of capabilities, and
-//! what only AMD-Vi has ([`takeover`], [`ring`], [`logs`], [`bytes`]).
+//! The AMD-Vi backend against the software unit: the requirements for every backend over a matrix of capabilities,
+//! and the features that only AMD-Vi has ([`takeover`], [`ring`], [`logs`], [`bytes`]).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The command ring when something goes wrong: whatever happens, an operation that says it is done is done.
+//! Errors of the command ring. An operation that returns success has completed, whatever happens.
 
 use iommud::hw::amdvi::AmdFormat;
 use iommud::hw::page_table::{Detached, PageTable};
@@ -11,7 +11,7 @@ use iommud_tests::conformance::{Bench, Domain, SOURCES, TARGET, range, run};
 /// COMMAND_HARDWARE_ERROR.
 const STOPS: [u16; 2] = [5, 6];
 
-/// A device that has a page cached which is unmapped but not invalidated yet.
+/// A device with a page cached that is unmapped but not yet invalidated.
 fn stale(subject: &Subject) -> (Bench<Subject>, Domain<Subject>, Detached) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -29,12 +29,12 @@ fn with(bench: &Bench<Subject>, act: impl FnOnce(&mut Amdvi)) {
     bench.machine.with_unit(bench.number, |unit: &mut Amdvi, _| act(unit));
 }
 
-/// What the unit told of itself: codes of its events.
+/// Returns the codes of the unit's own events.
 fn told(bench: &mut Bench<Subject>) -> Vec<u16> {
     bench.machine.pass_time(1_000_000);
     let mut codes = Vec::new();
     let mut sink = |fault: iommud::hw::HardwareFault| {
-        // 00:00.2 is the unit; addresses of memory are nobody's business.
+        // 00:00.2 is the unit. The memory address in its event is not reported.
         assert_eq!((fault.source.0, fault.address), (2, None));
         codes.push(fault.reason);
     };
@@ -55,7 +55,7 @@ fn a_ring_that_stopped_once_is_started_again() {
                 assert_eq!(bench.probe(SOURCES[0], 0x5000, false), None, "done means gone");
                 PageTable::<AmdFormat>::release(&mut bench.tables, &mut detached);
                 assert_eq!(told(&mut bench), [code]);
-                // And the unit goes on, around its ring.
+                // The unit then works normally, around its ring.
                 bench.machine.set_relax(1_000);
                 bench.machine.set_audit(false);
                 for round in 0..150 {
@@ -77,14 +77,14 @@ fn a_ring_that_stops_again_is_an_error() {
         let (mut bench, domain, _detached) = stale(&subject);
         let start = bench.machine.now();
         for _ in 0..2 {
-            // Broken again as soon as it is started again: there is no wait at which to break it once more.
+            // Every command fails, so the ring stops again as soon as it is restarted.
             with(&bench, |unit| unit.break_every_command(5));
             let pages = range(0x5000, 0x1000);
             let done = bench.unit.invalidate_pages(&mut bench.tables, domain.tag, pages, true);
             assert!(matches!(done, Err(UnitError::Queue { .. })), "{done:?}");
         }
         assert!(bench.machine.now() - start < 10_000_000_000, "bounded");
-        // What is denied is denied all the same, and when the unit recovers it can be used.
+        // Blocking still works in the tables, and the unit can be used once it recovers.
         bench.unit.write_entry(&mut bench.tables, SOURCES[0], Entry::Blocked).unwrap();
         let tag = Some(domain.tag);
         bench.unit.invalidate_entry(&mut bench.tables, SOURCES[0], tag).unwrap_err();
@@ -101,7 +101,7 @@ fn a_ring_that_hangs_is_full_at_most_once() {
         let (mut bench, domain, _detached) = stale(&subject);
         bench.machine.set_relax(1_000_000);
         bench.machine.trouble(bench.number, Trouble::StallQueueAfter(0));
-        // More calls than the ring has room for: none may overwrite what waits.
+        // Makes more calls than the ring has room for. None may overwrite a waiting command.
         for _ in 0..200 {
             let pages = range(0x5000, 0x1000);
             let done = bench.unit.invalidate_pages(&mut bench.tables, domain.tag, pages, true);

@@ -1,4 +1,4 @@
-//! Taking over a unit that is on: at no step does a device lose what it keeps, nor reach what it was not given.
+//! Taking over a running unit: at no step does a device lose its kept mappings, or reach memory that was not granted.
 
 use iommu_protocol::RequesterId;
 use iommud::hw::{Entry, RegisterIo, Unit, UnitError};
@@ -57,7 +57,7 @@ fn a_ring_with_an_error_is_replaced() {
 fn events_of_the_previous_owner_are_not_ours() {
     for subject in matrix() {
         let (machine, unit) = left(&subject);
-        // More than its log of 256 holds.
+        // More events than its log of 256 entries holds.
         for _ in 0..300 {
             machine.access(unit, SOURCES[1].0, FOREIGN, 1, true).unwrap_err();
         }
@@ -104,8 +104,8 @@ fn a_take_over_without_memory_changes_nothing() {
     }
 }
 
-/// The exclusion range of the previous owner (QEMU has none): it lets through what its owner wanted until the
-/// new device table rules, and nothing afterwards.
+/// The exclusion range of the previous owner (QEMU has none) applies until the new device table is in force.
+/// Afterwards it passes nothing.
 #[test]
 fn an_exclusion_range_ends_with_its_owner() {
     for subject in matrix() {
@@ -128,15 +128,15 @@ fn an_exclusion_range_ends_with_its_owner() {
 const INTERRUPTS: [u64; 3] =
     [0x2000_000a_bcde_f093, 0x2000_0000_1234_5613, 0x1000_0000_0765_4321 & !0x3e];
 
-/// Word 2 and 3 of an entry of the table that the unit reads, as it reads them.
+/// Reads words 2 and 3 of an entry the way the unit reads them.
 fn upper_half(machine: &Machine, unit: usize, source: RequesterId) -> [u64; 2] {
     let table = machine.registers(unit).read64(0) & 0x000f_ffff_ffff_f000;
     let at = table + 32 * u64::from(source.0);
     machine.with_memory(|memory| [16, 24].map(|word| memory.walk_load(unit, at + word)))
 }
 
-/// What the previous owner set up for interrupts goes over to the new table, where it can be read, and stays
-/// whatever becomes of the rest of the entry; nobody else's is made up.
+/// Interrupt fields of the previous owner are copied to the new table where they are readable. They stay, whatever
+/// happens to the rest of the entry. Other entries get none.
 #[test]
 fn interrupt_fields_of_the_previous_owner_are_kept() {
     for subject in matrix() {
@@ -181,8 +181,8 @@ fn interrupt_fields_of_the_previous_owner_are_kept() {
     }
 }
 
-/// Who programs interrupt remapping into the table that is in force (a kernel, beside the server) loses none of
-/// it: words 2 and 3 are never written.
+/// A kernel beside the server may program interrupt remapping into the table in force. The server keeps it, because
+/// it never writes words 2 and 3.
 #[test]
 fn interrupt_fields_set_meanwhile_are_kept() {
     for subject in matrix() {

@@ -1,4 +1,4 @@
-//! What the backend writes, compared with bytes taken from the specification (VT-d 4.1 chapters 6 and 9).
+//! Compares the backend's writes with bytes taken from the specification (VT-d 4.1 chapters 6 and 9).
 
 use iommud::hw::{Entry, Unit};
 use iommud_tests::conformance::{Bench, SOURCES, TARGET};
@@ -14,7 +14,7 @@ fn word(bench: &Bench<Subject>, address: u64) -> u64 {
     bench.machine.with_memory(|memory| memory.cpu_load(address))
 }
 
-/// The descriptors executed while `act` runs, both words of each.
+/// Returns the descriptors executed while `act` runs, both words of each.
 fn descriptors(bench: &mut Bench<Subject>, act: impl FnOnce(&mut Bench<Subject>)) -> Vec<[u64; 2]> {
     use iommud::hw::RegisterIo;
     let mut registers = bench.machine.registers(bench.number);
@@ -30,7 +30,7 @@ fn descriptors(bench: &mut Bench<Subject>, act: impl FnOnce(&mut Bench<Subject>)
         .collect()
 }
 
-/// Zero but for the status data and address of a wait, which are the backend's to choose.
+/// Clears the status data and the address of a wait, which the backend may choose.
 fn without_choice([low, high]: [u64; 2]) -> [u64; 2] {
     if low & 0xf == 5 { [low & 0xffff_ffff, high & 3] } else { [low, high] }
 }
@@ -72,8 +72,8 @@ fn root_and_context_entries() {
     assert_eq!([word(&bench, at), word(&bench, at + 8)], [0x9, 0x0903]);
 }
 
-/// Leaves of each size have SNP (bit 11) where the unit has snoop control (ECAP.SC), and keep it when they are cut;
-/// entries that point to tables never have it (section 9.8; Linux DMA_PTE_SNP is 1 << 11).
+/// Leaves of each size have SNP (bit 11) where the unit has snoop control (ECAP.SC), and keep it when they are split.
+/// Entries that point to tables never have it (section 9.8; Linux DMA_PTE_SNP is 1 << 11).
 #[test]
 fn second_level_entries() {
     for (snoop_control, snp) in [(true, 0x800), (false, 0)] {
@@ -105,7 +105,7 @@ fn second_level_entries_of(subject: &Subject, snp: u64) {
     bench.map_as(&mut domain, 0x40_0000, TARGET, 0x1000, read);
     let level1 = word(&bench, level2 + 16) & !0xfff;
     assert_eq!(word(&bench, level1), 0x1_0000_0001 | snp);
-    // A page at a time, several at a time, in a table that is there and in a new one; then what is left of 2 MiB.
+    // Maps one page, then several at once, in an existing table. Then cuts a page out of the 2 MiB.
     bench.map(&mut domain, 0x40_1000, TARGET + 0x1000, 0x1000);
     bench.map(&mut domain, 0x40_2000, TARGET + 0x2000, 0x2000);
     for page in 1..4 {
@@ -133,21 +133,21 @@ fn invalidation_descriptors() {
     bench.attach(SOURCES[2], &domain);
     // A wait: type 5, SW, no IF, address in bits 63:2 of the second word.
     let wait = [0x25, 0];
-    // Page-selective (3 << 4), DW, DR, domain id; address, IH because only a leaf went, AM 0.
+    // Page-selective (3 << 4), DW, DR, domain id; address, IH because only a leaf was removed, AM 0.
     let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x5000, 0x1000));
     let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
     assert_eq!(seen, [[0x1234_00f2, 0x5040], wait]);
-    // The last page takes its table along: IH clear.
+    // The last page's table is removed with it: IH clear.
     let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x6000, 0x1000));
     let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
     assert_eq!(seen, [[0x1234_00f2, 0x6000], wait]);
-    // Seven pages from 0x9000: sixteen pages from 0x0, AM 4.
+    // Seven pages from 0x9000 take eight pages from 0x8000: AM 3.
     bench.map(&mut domain, 0x1000, TARGET, 0x1000);
     bench.map(&mut domain, 0x9000, TARGET, 0x7000);
     let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x9000, 0x7000));
     let seen: Vec<_> = seen.into_iter().map(without_choice).collect();
     assert_eq!(seen, [[0x1234_00f2, 0x8000 | 0x40 | 3], wait]);
-    // More than MAMV (9) covers: domain-selective (2 << 4).
+    // The range exceeds MAMV (9): domain-selective (2 << 4).
     bench.map(&mut domain, 0x20_0000, TARGET, 0x40_1000);
     let seen = descriptors(&mut bench, |bench| bench.unmap(&mut domain, 0x20_0000, 0x40_1000));
     let seen: Vec<_> = seen.into_iter().map(without_choice).collect();

@@ -1,5 +1,5 @@
-//! The VT-d backend against the software unit: what every backend must do over a matrix of capabilities, and
-//! what only VT-d has ([`takeover`], [`queue`], [`bytes`]).
+//! The VT-d backend against the software unit: the requirements for every backend over a matrix of capabilities, and
+//! the features that only VT-d has ([`takeover`], [`queue`], [`bytes`]).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,7 +17,7 @@ use iommud_tests::conformance::vtd::matrix;
 
 iommud_tests::conformance_suite!(matrix);
 
-/// Reasons of VT-d tell reads from writes, and devices without an entry.
+/// VT-d has different reasons for reads, writes, and devices without an entry.
 #[test]
 fn reasons_differ() {
     for subject in matrix() {

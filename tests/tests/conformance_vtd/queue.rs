@@ -1,4 +1,4 @@
-//! Errors of the invalidation queue: whatever happens, an operation that says it is done is done.
+//! Errors of the invalidation queue. An operation that returns success has completed, whatever happens.
 
 use iommud::hw::page_table::{Detached, PageTable};
 use iommud::hw::vtd::SecondStage;
@@ -8,7 +8,7 @@ use iommud_tests::vtd::Vtd;
 
 use iommud_tests::conformance::vtd::{Subject, matrix};
 
-/// A device that has a page cached which is unmapped but not invalidated yet.
+/// A device with a page cached that is unmapped but not yet invalidated.
 fn stale(subject: &Subject) -> (Bench<Subject>, Domain<Subject>, Detached) {
     let mut bench = Bench::start(subject);
     let mut domain = bench.domain(1);
@@ -22,7 +22,7 @@ fn stale(subject: &Subject) -> (Bench<Subject>, Domain<Subject>, Detached) {
     (bench, domain, detached)
 }
 
-/// Invalidates; done means gone. Returns whether it was done.
+/// Invalidates, and returns whether that succeeded. After success the stale page must be unreachable.
 fn invalidate(bench: &mut Bench<Subject>, domain: &Domain<Subject>) -> bool {
     let start = bench.machine.now();
     let range = range(0x5000, 0x1000);
@@ -38,7 +38,7 @@ fn invalidate(bench: &mut Bench<Subject>, domain: &Domain<Subject>) -> bool {
     }
 }
 
-/// After an operation that was done, the unit goes on as if nothing had happened.
+/// Checks that the unit works normally after an operation succeeded.
 fn goes_on(bench: &mut Bench<Subject>, mut domain: Domain<Subject>, mut detached: Detached) {
     bench.machine.set_relax(1_000);
     PageTable::<SecondStage>::release(&mut bench.tables, &mut detached);
@@ -93,7 +93,7 @@ fn a_rejected_descriptor_is_told_or_replaced() {
             if invalidate(&mut bench, &domain) {
                 goes_on(&mut bench, domain, detached);
             } else {
-                // The queue works again, or says that it does not.
+                // The queue works again, or reports an error.
                 let again = invalidate(&mut bench, &domain);
                 if again {
                     goes_on(&mut bench, domain, detached);

@@ -1,5 +1,5 @@
-//! Units that firmware or a previous owner left running: taken over without an instant in which a device
-//! reaches what nobody granted.
+//! Taking over units that firmware or a previous owner left running. At no instant does a device reach memory that
+//! was not granted.
 
 use iommud::hw::{Clock, RegisterIo, Unit};
 use iommud_tests::conformance::takeover::{
@@ -12,7 +12,7 @@ use iommud_tests::vtd::{Config, Vtd};
 
 use iommud_tests::conformance::vtd::{Subject, matrix};
 
-/// The previous owner's domain id: one that the new owner uses too, for something else.
+/// The previous owner's domain id. The new owner uses the same id for another domain.
 const OLD_DOMAIN: u16 = 1;
 
 struct Left {
@@ -21,8 +21,8 @@ struct Left {
     firmware: Firmware,
 }
 
-/// A unit as a previous owner leaves it: translation on, `SOURCES[0]` and `SOURCES[2]` in a domain that maps
-/// `SHARED` and `OLD` one to one, their translations cached.
+/// A unit with a previous owner: translation on, `SOURCES[0]` and `SOURCES[2]` in a domain that maps `SHARED` and
+/// `OLD` one to one, their translations cached.
 fn left(subject: &Subject, queue: bool) -> Left {
     let machine = Machine::default();
     let unit = subject.add(&machine);
@@ -136,7 +136,7 @@ fn old_faults_are_cleared_and_new_ones_told() {
 fn caches_filled_before_translation_was_off_are_emptied() {
     for subject in matrix() {
         let left = left(&subject, true);
-        // The previous owner turned translation off, which this machine rightly complains of.
+        // The previous owner turned translation off, which this machine reports as a violation.
         left.firmware.command(1 << 31, false);
         assert_eq!(left.machine.take_violations().len(), 1);
         left.taken_over(&subject);
@@ -156,7 +156,7 @@ fn protected_memory_is_released_at_the_end() {
         machine.pass_time(1_000_000);
         assert_eq!(registers.read32(0x64), 0x8000_0001);
         assert_eq!(machine.probe(unit, SOURCES[0].0, SHARED, true), None);
-        // While it is on, DMA is denied; nothing passes before the tables decide.
+        // While protection is on, DMA is denied. Nothing passes before the tables are in force.
         for iova in [FOREIGN, OLD] {
             machine.watch(Watch {
                 unit,
@@ -208,7 +208,7 @@ fn a_cold_unit_translates_only_what_was_granted_from_the_first_instant() {
         let mut domain = bench.domain(1);
         bench.map(&mut domain, SHARED, SHARED, 0x1000);
         bench.attach(SOURCES[0], &domain);
-        // Before enabling everything passes, as since power-on. Right behind, only the grant does.
+        // Before enabling everything passes, as since power-on. Right afterwards only the grant passes.
         let off = bench.machine.reach(bench.number, SOURCES[1].0, Through::Tables);
         assert_eq!(off.len(), 1, "translation is off: {off:x?}");
         assert_eq!(bench.probe(SOURCES[1], FOREIGN, true), Some(FOREIGN));

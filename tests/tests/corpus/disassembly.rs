@@ -1,4 +1,4 @@
-//! What `iasl -d` prints: one line a field, with its offset and length.
+//! Parses the output of `iasl -d`: one line for each field, with its offset and length.
 //!
 //! ```text
 //! [054h 0084   2]                       Length : 0020            (2020)
@@ -12,17 +12,17 @@ use std::process::Command;
 /// One field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Where it starts, in bytes from the start of the table.
+    /// Its start, in bytes from the start of the table.
     pub(crate) offset: usize,
     /// Its name, without "(decoded below)".
     pub(crate) name: String,
     /// Its value as printed, without the explanation in brackets.
     pub(crate) value: String,
-    /// The structure was not decoded.
+    /// Whether `iasl` did not decode the structure.
     pub(crate) unknown: bool,
 }
 
-/// The disassembly of a table.
+/// Disassembles a table.
 pub(crate) fn disassemble(iasl: &Path, table: &[u8], scratch: &Path) -> Vec<Line> {
     let input = scratch.join("table.bin");
     std::fs::write(&input, table).unwrap();
@@ -48,13 +48,13 @@ fn parse(line: &str) -> Option<Line> {
     Some(Line { offset, name, value: value.trim_end().to_owned(), unknown })
 }
 
-/// Where structures lie that `iasl` did not decode, beyond the fields common to all.
+/// Returns the ranges of structures that `iasl` did not decode, beyond the fields common to all.
 pub(crate) fn unknown(lines: &[Line]) -> Vec<Range<usize>> {
     let dmar = lines.first().is_some_and(|line| line.value.starts_with("\"DMAR"));
     let unknown = lines.iter().enumerate().filter(|(_, line)| line.unknown);
     unknown
         .map(|(index, line)| {
-            // Of a DMAR, nothing is printed from the first unknown structure on.
+            // For a DMAR, nothing is printed from the first unknown structure on.
             let end = if dmar { None } else { lines.get(index + 1..).and_then(next_structure) };
             line.offset..end.unwrap_or(usize::MAX)
         })

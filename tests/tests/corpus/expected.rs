@@ -1,7 +1,7 @@
-//! Where `iasl` must print which field, from the JSON of `iommuctl decode`.
+//! The fields that `iasl` must print and their offsets, derived from the JSON of `iommuctl decode`.
 //!
-//! Offsets of fields within their structures are written down here once more, from VT-d 4.1 section 8 and
-//! AMD IOMMU 48882 rev 3.10 section 5.2, and owe nothing to the decoder.
+//! Offsets of fields within their structures are stated here a second time, independently of the decoder. They come
+//! from VT-d 4.1 section 8 and AMD IOMMU 48882 rev 3.10 section 5.2.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::disassembly::Line;
 /// One field.
 #[derive(Clone, Debug)]
 pub(crate) struct Expected {
-    /// Names that versions of `iasl` have for it.
+    /// Its names in different versions of `iasl`.
     names: &'static [&'static str],
     value: Expectation,
 }
@@ -29,7 +29,7 @@ enum Expectation {
 type Fields = BTreeMap<usize, Expected>;
 
 impl Expected {
-    /// Whether `iasl` says the same.
+    /// Whether `iasl` printed the same name and value.
     pub(crate) fn agrees(&self, line: &Line) -> bool {
         let same = match &self.value {
             Expectation::Number(number) => {
@@ -44,11 +44,11 @@ impl Expected {
     }
 }
 
-/// Whether `printed` is `text` in quotes, or, as `iasl` prints identifiers that are all zeros, zero.
+/// Whether `printed` is `text` in quotes. `iasl` prints an identifier of only zeros as zero.
 fn said(printed: &str, text: &str) -> bool {
     match printed.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(inner) => {
-            // It prints what is not printable as a blank.
+            // `iasl` prints unprintable characters as blanks.
             let shown = |c: char| if c.is_ascii_graphic() { c } else { ' ' };
             inner == text.chars().map(shown).collect::<String>()
         }
@@ -84,7 +84,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// All fields of a table by their offsets.
+/// Returns all fields of a table by their offsets.
 pub(crate) fn fields(table: &Value) -> Fields {
     let mut builder = Builder { fields: Fields::new(), object: table, at: 0 };
     header(&mut builder);
@@ -99,7 +99,7 @@ pub(crate) fn fields(table: &Value) -> Fields {
     builder.fields
 }
 
-/// Where structures of unknown type lie, of which versions of `iasl` print different parts.
+/// Returns the ranges of structures of unknown type. Versions of `iasl` print different parts of them.
 pub(crate) fn unknown(table: &Value) -> Vec<Range<usize>> {
     let number = |value: &Value| usize::try_from(value.as_u64().unwrap()).unwrap();
     let structures = table["structures"].as_array().unwrap().iter();
@@ -206,7 +206,7 @@ fn ivrs(builder: &mut Builder<'_>) {
     }
 }
 
-/// Of a block it does not know, `iasl` prints the first fields all the same. They are in our raw bytes.
+/// `iasl` prints the first fields even of an unknown block. Their values are in the decoder's raw bytes.
 fn unknown_ivrs(builder: &mut Builder<'_>) {
     let raw = builder.object["raw"].as_str().unwrap();
     let byte = |at: usize| u64::from_str_radix(&raw[2 * at..2 * at + 2], 16).unwrap();
@@ -234,7 +234,7 @@ fn ivhd(builder: &mut Builder<'_>) {
     }
 }
 
-/// Adds the fields of a device entry and gives its length.
+/// Adds the fields of a device entry and returns its length.
 fn device_entry(builder: &mut Builder<'_>, entry: &Value) -> usize {
     let kind = entry["type"].as_u64().unwrap();
     builder.number(0, "type", &["Entry Type", "Subtable Type"]);
@@ -251,7 +251,7 @@ fn device_entry(builder: &mut Builder<'_>, entry: &Value) -> usize {
         0xf0 => {
             builder.text(4, "hardware_id", &["ACPI HID"]);
             builder.text(12, "compatible_id", &["ACPI CID"]);
-            // Without a unique id nothing is printed of it. Its length counts all the same, below.
+            // `iasl` prints nothing for a missing unique id. Its length still counts, below.
             if entry["uid_format"] != 0 {
                 builder.number(20, "uid_format", &["UID Format"]);
                 builder.number(21, "uid_length", &["UID Length"]);

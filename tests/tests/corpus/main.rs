@@ -1,10 +1,9 @@
-//! Every field that `iommuctl decode --json` prints of real machines' tables, against the disassembly of
-//! `iasl` (Debian package acpica-tools). The two have no code in common.
+//! Compares every field that `iommuctl decode --json` prints for real machines' tables with the disassembly of `iasl`
+//! (Debian package acpica-tools). The two have no code in common.
 //!
-//! This is a program of its own, not a `#[test]`: without the tables or without `iasl` it says so and
-//! claims nothing. The tables are looked for in `../shared/acpi-tables` beside the repository, or where
-//! `ACPI_TABLES` says; `IASL` names another `iasl`. The tables under `tests/data/acpi` that are good
-//! enough for `iasl` are compared as well.
+//! This is a program of its own, not a `#[test]`: without the tables or without `iasl` it reports that and compares
+//! nothing. The tables are read from `../shared/acpi-tables` beside the repository, or from `ACPI_TABLES`. `IASL`
+//! names another `iasl`. The tables under `tests/data/acpi` that `iasl` accepts are compared as well.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod disassembly;
@@ -18,12 +17,12 @@ use std::process::{Command, ExitCode};
 use disassembly::Line;
 use expected::Expected;
 
-/// What was compared over all tables.
+/// The results over all tables.
 #[derive(Default)]
 struct Tally {
     /// Equal fields, by `iasl`'s name for them.
     equal: BTreeMap<String, usize>,
-    /// Fields that this `iasl` does not print, by why.
+    /// Fields that this `iasl` does not print, by reason.
     unprinted: BTreeMap<&'static str, usize>,
     differences: Vec<String>,
     /// Tables with a difference.
@@ -52,7 +51,7 @@ fn main() -> ExitCode {
     report(&tally, tables.len())
 }
 
-/// Whether the arguments of `cargo test` select this program, and not its list of tests.
+/// Whether the arguments of `cargo test` select this program, rather than ask for its list of tests.
 fn asked_for() -> bool {
     let mut names =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
@@ -60,7 +59,7 @@ fn asked_for() -> bool {
     !listing && (names.peek().is_none() || names.any(|name| "corpus".contains(&name)))
 }
 
-/// `iasl` and the tables, or what is missing.
+/// Returns `iasl` and the tables, or the missing one as an error.
 fn prerequisites() -> Result<(PathBuf, Vec<PathBuf>), String> {
     let folder = std::env::var_os("ACPI_TABLES").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/acpi-tables"),
@@ -110,8 +109,8 @@ impl Tally {
         self.differences.push(format!("{table}: {what}"));
     }
 
-    /// Every line of `iasl` must be a field of ours; every field of ours must be a line, or be one that
-    /// this `iasl` cannot print.
+    /// Every line of `iasl` must match a field of the decoder. Every field of the decoder must match a line, unless
+    /// this `iasl` cannot print it.
     fn table(
         &mut self,
         name: &str,

@@ -1,20 +1,20 @@
-//! Circles of files that name each other, within one crate. A name that a module makes known with `pub use` counts as the
-//! name of the file that defines it.
+//! Finds circles of files that name each other within one crate. A name that a module re-exports with `pub use`
+//! counts as the name of the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::source::File;
 
-/// Which files of a crate name which others.
+/// The files that each file of a crate names.
 pub(crate) type Edges<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
-/// Re-exports that lead to re-exports: no more than so many.
+/// The longest accepted chain of re-exports.
 const MOST: usize = 8;
 
-/// What each module makes known, by name: the path of what it is.
+/// The re-exports of each module: name, and path of the definition.
 type Exports<'a> = BTreeMap<&'a str, BTreeMap<&'a str, &'a str>>;
 
-/// Every file that is part of a program, and the other files of its crate that it names.
+/// Returns every file of a program, with the other files of its crate that it names.
 pub(crate) fn edges(files: &[File]) -> Edges<'_> {
     let program = || files.iter().filter(|file| file.lines > 0);
     let modules: BTreeSet<&str> = program().map(|file| file.module.as_str()).collect();
@@ -41,7 +41,7 @@ fn exports(file: &File) -> BTreeMap<&str, &str> {
     exported.map(|name| (name.path.rsplit("::").next().unwrap(), name.path.as_str())).collect()
 }
 
-/// The file that defines what a path names.
+/// Returns the file that defines the item at a path.
 fn definition<'a>(
     path: &str,
     modules: &BTreeSet<&'a str>,
@@ -66,7 +66,7 @@ fn definition<'a>(
     None
 }
 
-/// The files that are part of a circle: those that lead back to themselves.
+/// Returns the files in circles: a path of names leads from such a file back to itself.
 pub(crate) fn in_circles(edges: Edges<'_>) -> BTreeSet<&str> {
     let leads_back = |start: &&str| {
         let mut seen = BTreeSet::new();

@@ -1,5 +1,5 @@
-//! The dependency law of the workspace, read off the source: who may name whom, where `unsafe` may stand,
-//! how long a file may be. Every path in every file counts, in `use` items, in code and in macros.
+//! Checks the dependency law of the workspace in the source: the allowed dependencies, the places for `unsafe`, the
+//! length of files. Every path in every file counts, in `use` items, in code and in macros.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,8 +12,8 @@ mod source;
 
 use source::{File, files};
 
-/// Each part of the workspace and what else it may name. A module belongs to the longest row that its path
-/// starts with, and may always name itself and what lies below it. A part that no row covers is a breach.
+/// Each part of the workspace and the other parts that it may name. A module belongs to the longest row that its path
+/// starts with. It may always name itself and modules below it. A part without a row is a breach.
 ///
 /// ```text
 /// drivers/* -> drivers/client -> protocol <- server
@@ -23,8 +23,7 @@ use source::{File, files};
 /// ```
 const LAW: &[(&str, &[&str])] = &[
     ("iommu_protocol", &["core", "bitflags"]),
-    // The library, from the bottom up. Only the platforms, the binaries and what
-    // serves them may use `std`.
+    // The library, from the bottom up. Only the platforms, the binaries and the modules for them may use `std`.
     ("iommud::addr", &["core"]),
     ("iommud::topology", &["core", "alloc", "bitflags", "iommu_protocol", "iommud::addr"]),
     ("iommud::acpi", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology"]),
@@ -72,7 +71,7 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::engine",
         ],
     ),
-    // How much memory is taken at start: policy decided without hardware, frames counted.
+    // Sizes the memory taken at start: runs policy without hardware and counts frames.
     (
         "iommud::sizing",
         &[
@@ -83,7 +82,7 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::topology",
             "iommud::policy",
             "iommud::hw",
-            // What runs of frames a unit of each vendor takes.
+            // The runs of frames that a unit of each vendor takes.
             "iommud::hw::vtd",
             "iommud::hw::amdvi",
         ],
@@ -112,7 +111,7 @@ const LAW: &[(&str, &[&str])] = &[
     // Clients.
     ("iommu_client", &["core", "alloc", "std", "libc", "iommu_protocol", "zerocopy"]),
     ("iommu_client::platform", &["*"]),
-    // Guests use the library of the example, as its own program does.
+    // Guests use the example's library, like the example's own program.
     (
         "drivers",
         &[
@@ -126,7 +125,7 @@ const LAW: &[(&str, &[&str])] = &[
             "edud",
         ],
     ),
-    // Their tests run on the software unit.
+    // Tests of these crates run on the software unit.
     ("iommud.tests", &["*"]),
     ("iommu_client.tests", &["*"]),
     ("drivers.tests", &["*"]),
@@ -140,7 +139,7 @@ const LAW: &[(&str, &[&str])] = &[
     ("xtask", &["core", "std", "anyhow", "lexopt", "serde", "serde_json", "toml", "rustix"]),
 ];
 
-/// What no file of a part may name, whatever the law allows it.
+/// Names that no file of a part may use, even if the law allows them.
 const NEVER: &[(&str, &str, &str)] = &[
     ("iommu_client::platform", "iommud", "a client knows the protocol only"),
     (
@@ -157,13 +156,13 @@ const NEVER: &[(&str, &str, &str)] = &[
     ("iommud_tests.tests", "iommud::hw::amdvi::spec", "bytes are compared with literal ones"),
 ];
 
-/// Where `unsafe` may stand.
+/// Modules that may contain `unsafe`.
 const UNSAFE: &[&str] = &["iommud::platform", "iommu_client::platform", "guests", "iommud_bench"];
 
-/// Lines that a file may have, test modules not counted.
+/// Largest number of lines of a file, test modules not counted.
 const LINES: usize = 450;
 
-/// Files that may be longer, and why.
+/// Files that may be longer, with the reason.
 const LONG: &[(&str, &str)] =
     &[("protocol/src/wire.rs", "one table: the layout of each structure")];
 
@@ -176,7 +175,7 @@ fn covers(row: &str, path: &str) -> bool {
     path.strip_prefix(row).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// What is wrong with the paths of a file.
+/// Lists the forbidden paths of a file.
 fn breaches(file: &File) -> Vec<String> {
     let rows = || LAW.iter().map(|(row, _)| *row);
     let Some(own) = part(&file.module, rows()) else {
@@ -191,7 +190,7 @@ fn breaches(file: &File) -> Vec<String> {
                 out.push(format!("{at}: `{}`: {why}", name.path));
             }
         }
-        // A dependency of tests only is not part of the design; a layer is, in tests too.
+        // Tests may use any outside crate, because that is not part of the design. Layers bind tests too.
         let target = part(&name.path, rows());
         let outside = target.is_none();
         let target = target.unwrap_or(name.path.split("::").next().unwrap());
@@ -252,7 +251,7 @@ fn files_name_each_other_in_no_circle() {
     report(&left.iter().map(|module| format!("{module}: in a circle")).collect::<Vec<_>>());
 }
 
-/// A circle is seen, also one by way of a re-export; two files above a third are none.
+/// A circle is detected, also one through a re-export. Two files above a third form no circle.
 #[test]
 fn a_circle_is_seen() {
     let file = |module: &str, text: &str| File::parse("x.rs", module, text);
@@ -272,7 +271,7 @@ fn a_circle_is_seen() {
     assert_eq!(circles::in_circles(circles::edges(&files)).len(), 2);
 }
 
-/// The example for driver authors is read in a few minutes, all of it.
+/// The example for driver authors is short: its files have under 200 lines together.
 #[test]
 fn the_teaching_example_is_short() {
     let files = files();
@@ -281,7 +280,7 @@ fn the_teaching_example_is_short() {
     assert!(lines.len() >= 2 && lines.iter().sum::<usize>() < 200, "{lines:?}");
 }
 
-/// Instructions are counted in the bare guest: it is built as what ships is.
+/// Instructions are counted in the bare guest, so it must be built like the released server.
 #[test]
 fn what_is_measured_is_what_ships() {
     let ships = source::release_profile("Cargo.toml");
@@ -289,7 +288,7 @@ fn what_is_measured_is_what_ships() {
     assert_eq!(source::release_profile("tests/vm/bare/Cargo.toml"), ships);
 }
 
-/// The rules bite: each of these sources breaks one.
+/// The rules are effective: each of these sources breaks one.
 #[test]
 fn a_breach_is_seen() {
     let cases = [
@@ -341,7 +340,7 @@ fn a_breach_is_seen() {
     assert_eq!((file.unsafe_lines, file.lines), (vec![2], 5));
 }
 
-/// The list that CONTRIBUTING gives a new reader is short, and its files are there.
+/// The reading list in CONTRIBUTING is short, and its files exist.
 #[test]
 fn the_files_to_begin_with_have_less_than_900_lines() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

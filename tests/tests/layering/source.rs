@@ -1,4 +1,4 @@
-//! Reads the workspace's source: for each file the module it is, the paths it names, its `unsafe`, its length.
+//! Reads the workspace's source. For each file: its module, the paths it names, its `unsafe` lines, its length.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,11 +12,11 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 #[derive(Debug)]
 pub(crate) struct Name {
     pub(crate) line: usize,
-    /// From the crate's name on.
+    /// The path, starting with the crate's name.
     pub(crate) path: String,
-    /// It stands in a module compiled for tests only.
+    /// Whether it stands in a module compiled for tests only.
     pub(crate) in_test: bool,
-    /// It is made known under this module's name, by `pub use`.
+    /// Whether this module re-exports it with `pub use`.
     pub(crate) exported: bool,
 }
 
@@ -24,10 +24,11 @@ pub(crate) struct Name {
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) path: String,
-    /// From the crate's name on. Binaries, examples and integration tests are `crate.bin`, `crate.tests`.
+    /// The path, starting with the crate's name. Binaries, examples and integration tests are `crate.bin`,
+    /// `crate.tests`.
     pub(crate) module: String,
     pub(crate) names: Vec<Name>,
-    /// Paths that may begin with a module below this one, from the crate's name on.
+    /// Paths that may be relative to this module, starting with the crate's name.
     pub(crate) below: Vec<Name>,
     pub(crate) unsafe_lines: Vec<usize>,
     /// Lines outside of modules compiled for tests only.
@@ -49,7 +50,7 @@ pub(crate) fn files() -> Vec<File> {
             File::parse(&shown, &module_of(&root, path), &text)
         })
         .collect();
-    // What a file declares for tests only lies in other files.
+    // Modules that a file declares for tests only lie in other files.
     let tests: BTreeSet<String> = files.iter().flat_map(|file| file.test_modules.clone()).collect();
     for file in &mut files {
         if tests.iter().any(|test| super::covers(test, &file.module)) {
@@ -71,7 +72,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
-/// Files below a folder whose names end so, in order.
+/// Collects files below a folder whose names end with `end`, in order.
 fn collect(folder: &Path, end: &str, out: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -88,7 +89,7 @@ fn collect(folder: &Path, end: &str, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// The module that a file is, with the crate renamed to the part that the law knows it by.
+/// Returns the module of a file, with its crate under the name that the law uses.
 fn module_of(root: &Path, path: &Path) -> String {
     let package = path.ancestors().find(|folder| folder.join("Cargo.toml").is_file()).unwrap();
     let inside = path.strip_prefix(package).unwrap().with_extension("");
@@ -150,7 +151,7 @@ impl File {
                     at += 1;
                 }
                 TokenTree::Ident(ident) if ident == "pub" => {
-                    // Where it may be seen names no dependency.
+                    // Skips the visibility, which names no dependency.
                     at += 1 + usize::from(is_parenthesis(tokens.get(at + 1)));
                     if tokens.get(at).is_some_and(|token| token.to_string() == "use") {
                         let (names, below) = (self.names.len(), self.below.len());
@@ -184,7 +185,7 @@ impl File {
         }
     }
 
-    /// `mod name;` or `mod name { .. }`; returns the index behind it.
+    /// Handles `mod name;` or `mod name { .. }`. Returns the index behind it.
     fn walk_module(
         &mut self,
         tokens: &[TokenTree],
@@ -209,7 +210,7 @@ impl File {
         at + 3
     }
 
-    /// A path that starts at `at`, or goes on there behind `before`; returns the index behind it.
+    /// Reads a path that starts at `at`, or continues there after `before`. Returns the index behind it.
     fn walk_path(
         &mut self,
         tokens: &[TokenTree],
@@ -246,7 +247,7 @@ impl File {
         at
     }
 
-    /// The branches of `prefix::{..}`.
+    /// Reads the branches of `prefix::{..}`.
     fn walk_group(&mut self, tokens: TokenStream, prefix: &[String], module: &str, in_test: bool) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let mut at = 0;
@@ -274,7 +275,7 @@ fn is_path_separator(tokens: &[TokenTree], at: usize) -> bool {
     colon(at, Some(Spacing::Joint)) && colon(at + 1, None)
 }
 
-/// Crates that a path may start with: every dependency of every manifest, and those of the language.
+/// Crates that a path may start with: every dependency of every manifest, and the language's own.
 fn crates() -> &'static BTreeSet<String> {
     static CRATES: OnceLock<BTreeSet<String>> = OnceLock::new();
     CRATES.get_or_init(|| {
@@ -298,7 +299,8 @@ fn crates() -> &'static BTreeSet<String> {
     })
 }
 
-/// The path from the crate's name on; `None` for one that is relative to the module, and for single words.
+/// Returns the absolute path, starting with the crate's name. `None` for a path relative to the module, and for
+/// single words.
 fn resolve(steps: &[String], module: &str, whole: bool) -> Option<String> {
     if whole && steps.len() < 2 {
         return None;

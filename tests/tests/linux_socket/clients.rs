@@ -1,4 +1,4 @@
-//! Clients of the library against the real server: sessions, memory, ends.
+//! Clients of the library against the real server: sessions, memory, and the ends of clients.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use crate::harness::{DEVICES, MEMORY, PAGES, Running};
 
 const MIB: u64 = 1 << 20;
 
-/// The line `name value` of `metrics`.
+/// Returns the value of `name` in `metrics`.
 fn metric(connection: &Connection, name: &str) -> u64 {
     let text = connection.text("metrics").unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {name} in {text}")).trim().parse().unwrap()
 }
 
-/// Tries until the server has noticed what the test did to it.
+/// Retries until the server has noticed the test's action.
 fn soon<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -48,7 +48,7 @@ fn a_session_from_open_to_close() {
 
     let mut buffer = device.allocate(8192, BufferOptions::default()).unwrap();
     assert_eq!(buffer.length(), 8192);
-    // Without a unit the address is the memory's own.
+    // Without a unit the I/O address is the physical address.
     assert!((MEMORY..MEMORY + PAGES * 2 * MIB).contains(&buffer.iova()));
     assert_eq!(buffer.iova_at(8191), Some(buffer.iova() + 8191));
     assert_eq!(buffer.iova_at(8192), None);
@@ -58,7 +58,7 @@ fn a_session_from_open_to_close() {
     buffer.write(4090, b"across pages").unwrap();
     assert!(matches!(buffer.write(8190, b"across"), Err(Error::Outside)));
     assert_eq!(metric(&connection, "buffer_bytes"), 8192);
-    // Memory is handed out in huge pages.
+    // Buffers are allocated in huge pages.
     assert_eq!(before.memory_left - device.query().unwrap().memory_left, 2 * MIB);
 
     drop(buffer);
@@ -83,12 +83,12 @@ fn a_second_owner_waits_for_the_end_of_the_first_process() {
     assert_eq!(refused.refusal(), Some(Refusal::NotOwner));
     let other = Device::open(&second, DEVICES[2]).unwrap();
     assert_eq!(metric(&second, "sessions"), 2);
-    // As when the process is killed: nothing is said, the socket just ends.
+    // As when the process is killed: the socket ends without a request.
     rustix::net::shutdown(&process, rustix::net::Shutdown::Both).unwrap();
     let device = soon("the device becomes free", || Device::open(&second, DEVICES[1]).ok());
     assert_eq!(metric(&second, "sessions"), 2);
     assert_eq!(metric(&second, "buffer_bytes"), 0);
-    // The whole share of a client is free, and clear, the first owner's page included.
+    // A client's whole quota is free and cleared, including the first owner's page.
     let all = device.allocate(12 * MIB, BufferOptions::default()).unwrap();
     for page in 0..6 {
         let mut bytes = [1; 18];

@@ -1,4 +1,4 @@
-//! Faults of a device behind a unit in software, up to the process that owns the device.
+//! Faults of a device behind a software unit, delivered to the process that owns the device.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ const SOURCE: u16 = 4 << 3;
 
 type Confined = Transport<VtdUnit<Registers, SoftClock, Tables>, HugeBuffers<Pages>>;
 
-/// A server in front of one software unit with 8 fault records.
+/// Starts a server in front of one software unit with 8 fault records.
 fn confined(left: Vec<PhysRange>) -> (Machine, Confined) {
     let machine = Machine::default();
     let unit = Vtd::add(&machine, vtd::Config::default());
@@ -61,7 +61,7 @@ fn confined(left: Vec<PhysRange>) -> (Machine, Confined) {
     (machine, Transport::new(server, WireLog::off()).unwrap())
 }
 
-/// Turns until the next look at the unit has happened.
+/// Runs the loop until it has polled the unit again.
 fn tick(looped: &mut Confined) {
     let until = Instant::now() + Duration::from_millis(25);
     while Instant::now() < until {
@@ -75,7 +75,7 @@ fn an_event_goes_once_to_the_owner_until_it_looks() {
     let (other, owner) = (Raw::join(&mut looped), Raw::join(&mut looped));
     let path = |index: usize| format!("devices/{}", DEVICES[index]).into_bytes();
     assert_eq!(other.ask(&mut looped, OPEN, ROOT, 1, &path(1)).0, 0);
-    // The owner's session has another number for it than for the server.
+    // The owner's session has a different number on its own socket than in the server.
     assert_eq!(owner.ask(&mut looped, OPEN, ROOT, 0, b"status").0, 0);
     assert_eq!(owner.ask(&mut looped, OPEN, ROOT, 1, &path(0)).0, 1);
     // Version 1, operation 2 (attach), 24 bytes.
@@ -136,7 +136,7 @@ fn the_library_waits_for_the_fault_of_its_device() {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !driver.is_finished() && Instant::now() < deadline {
         turn(&mut looped);
-        // The driver is attached and has its buffer: it waits.
+        // The driver is attached and has its buffer, so it is waiting.
         if !tried && machine.sources(0, iommud_tests::machine::Through::Tables).contains(&SOURCE) {
             tick(&mut looped);
             machine.device_write(0, SOURCE, 0x9000, &[1; 64]).unwrap_err();

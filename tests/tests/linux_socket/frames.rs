@@ -1,4 +1,4 @@
-//! Frames by the byte: what is answered, what ends a connection, who is held up.
+//! Tests frames byte by byte: the replies, errors that end a connection, and fairness between clients.
 
 use std::os::fd::OwnedFd;
 
@@ -8,7 +8,7 @@ use rustix::net::SendFlags;
 
 use crate::harness::{DEVICES, Loop, Raw, pair, server, turn};
 
-// The numbers of the protocol, written out: see protocol/src/frame.rs.
+// The protocol's numbers, written out: see protocol/src/frame.rs.
 const OPEN: u16 = 1;
 const CLOSE: u16 = 2;
 const READ: u16 = 3;
@@ -55,13 +55,13 @@ fn handle_numbers_are_the_connections_own() {
     assert_eq!(second.ask(&mut looped, GETDENTS, 0, 0, &[]), (3, names.into_bytes()));
     assert_eq!(second.ask(&mut looped, GETDENTS, 0, 3, &[]), (0, vec![]));
     assert_eq!(second.ask(&mut looped, GETDENTS, 1, 0, &[]).0, -9, "the other's number");
-    // A number that was closed is used again, and means the new object.
+    // A closed number is reused, and then refers to the new object.
     assert_eq!(first.ask(&mut looped, CLOSE, 0, 0, &[]).0, 0);
     assert_eq!(first.ask(&mut looped, OPEN, ROOT, 0, b"metrics").0, 0);
     assert!(first.ask(&mut looped, READ, 0, 100, &[]).0 > 0);
 }
 
-/// Who was served in which order is in the log of frames: the first word of a line with `>`.
+/// The log of frames shows the order of service, in the first word of each line with `>`.
 #[test]
 fn a_turn_goes_on_where_the_last_one_ended() {
     let path = std::env::temp_dir().join(format!("iommud-turns-{}", std::process::id()));
@@ -159,7 +159,7 @@ fn a_client_that_does_not_read_holds_up_nobody() {
     let mut looped = server(WireLog::off());
     let (stuck, busy) = (Raw::join(&mut looped), Raw::join(&mut looped));
     assert_eq!(stuck.ask(&mut looped, OPEN, ROOT, 0, b"devices").0, 0);
-    // A reply of 77 bytes to each request: far more than socket buffers and the queue hold.
+    // Each request has a reply of 77 bytes. Together they exceed the socket buffers and the queue by far.
     let mut sent = 0;
     for round in 0..6000 {
         let header = Request { kind: GETDENTS, handle: 0, tag: 7, argument: 0 }.encode();
@@ -174,7 +174,7 @@ fn a_client_that_does_not_read_holds_up_nobody() {
         }
     }
     assert_eq!(looped.clients(), 2);
-    // When it reads again it finds exactly one reply to each request.
+    // Once it reads again, it finds exactly one reply to each request.
     let mut found = 0;
     for _ in 0..3 * sent {
         while let Some(reply) = stuck.receive() {
@@ -203,7 +203,7 @@ fn connections_are_limited_and_a_place_becomes_free() {
 #[test]
 fn the_end_of_a_client_comes_before_requests_of_the_same_turn() {
     let mut looped = server(WireLog::off());
-    // The lower number would be served first.
+    // The client with the lower number would be served first.
     let (heir, owner) = (Raw::join(&mut looped), Raw::join(&mut looped));
     let path = format!("devices/{}", DEVICES[0]);
     assert_eq!(owner.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, 0);
@@ -252,8 +252,8 @@ fn users_other_than_0_are_refused() {
     assert_eq!(client.ask(&mut looped, OPEN, ROOT, 1, b"devices/0000--00--04.0").0, -1);
 }
 
-/// Both ends of a connection that another user than 0 makes: whoever runs the tests, or for user 0 a thread that gives
-/// its rights up.
+/// Returns both ends of a connection made by a user other than 0. That is the user who runs the tests, or for user 0
+/// a thread that drops its rights.
 fn pair_of_another_user() -> (OwnedFd, OwnedFd) {
     let other = || {
         if rustix::process::geteuid().is_root() {
@@ -265,7 +265,7 @@ fn pair_of_another_user() -> (OwnedFd, OwnedFd) {
     std::thread::spawn(other).join().unwrap()
 }
 
-/// Nobody says who he is: the server asks the kernel.
+/// The server takes a client's user id from the kernel, not from the client.
 #[test]
 fn a_peer_is_the_user_whom_the_kernel_saw_connect() {
     let mut looped = server(WireLog::off());

@@ -38,7 +38,7 @@ pub(crate) const PAGES: u64 = 32;
 /// Names of the devices of the machine.
 pub(crate) const DEVICES: [&str; 3] = ["0000--00--04.0", "0000--00--05.0", "0000--00--06.0"];
 
-/// Memory in anonymous files, at made-up addresses.
+/// Memory in anonymous files, at invented addresses.
 #[derive(Default)]
 pub(crate) struct Pages {
     files: BTreeMap<String, OwnedFd>,
@@ -80,10 +80,10 @@ impl PageSource for Pages {
     }
 }
 
-/// There is none.
+/// This machine has no unit.
 pub(crate) enum NoUnit {}
 
-/// Its format.
+/// The page table format of a missing unit.
 pub(crate) struct NoFormat;
 
 impl PteFormat for NoFormat {
@@ -151,7 +151,7 @@ impl Unit for NoUnit {
 
 pub(crate) type Loop = Transport<NoUnit, HugeBuffers<Pages>>;
 
-/// A server without clients or units.
+/// Starts a server without clients or units.
 pub(crate) fn server(wire: WireLog) -> Loop {
     let Taken { tables, buffers, ranges, .. } = take();
     let server = Server::start(Startup {
@@ -170,14 +170,14 @@ pub(crate) fn server(wire: WireLog) -> Loop {
     Transport::new(server, wire).unwrap()
 }
 
-/// The memory of the machine.
+/// Takes the memory of the machine.
 pub(crate) fn take() -> Taken<Pages> {
     let tables = PAGES.div_ceil(4);
     let order = Order::exactly(tables * HUGE_PAGE, (PAGES - tables) * HUGE_PAGE);
     Taken::take(Pages::default(), &order).unwrap()
 }
 
-/// The devices of the machine.
+/// Returns the devices of the machine.
 pub(crate) fn functions() -> Vec<PciFunction> {
     DEVICES.map(|name| function(name.parse().unwrap())).into()
 }
@@ -196,13 +196,13 @@ fn function(address: PciAddress) -> PciFunction {
     }
 }
 
-/// Both ends of a connection.
+/// Returns both ends of a connection.
 pub(crate) fn pair() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::CLOEXEC;
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
 }
 
-/// The loop in a thread of its own, for clients that wait for replies. Every client is user 0.
+/// Runs the loop in a thread of its own, for clients that wait for replies. Every client is user 0.
 pub(crate) struct Running {
     clients: Sender<OwnedFd>,
     stop: Arc<AtomicBool>,
@@ -230,14 +230,14 @@ impl Running {
         Self { clients, stop, thread: Some(thread) }
     }
 
-    /// A new client's socket.
+    /// Returns a new client's socket.
     pub(crate) fn socket(&self) -> OwnedFd {
         let (ours, theirs) = pair();
         self.clients.send(theirs).unwrap();
         ours
     }
 
-    /// A new client.
+    /// Connects a new client.
     pub(crate) fn connect(&self) -> Connection {
         Connection::over(Socket::over(self.socket()))
     }
@@ -251,7 +251,7 @@ impl Drop for Running {
     }
 }
 
-/// A client that sends and receives raw frames, on a loop that the test turns itself.
+/// A client that sends and receives raw frames. The test itself runs the loop.
 pub(crate) struct Raw(pub(crate) OwnedFd);
 
 impl Raw {
@@ -270,8 +270,7 @@ impl Raw {
         self.send(&[&header, payload].concat());
     }
 
-    /// What has come: a reply and its payload; `None` when there is nothing; `Some(Err)` when the connection
-    /// has ended.
+    /// Receives a reply and its payload. `None` when nothing has arrived; `Some(Err)` when the connection has ended.
     pub(crate) fn receive(&self) -> Option<Result<(Reply, Vec<u8>), ()>> {
         let mut room = vec![0; MAX_FRAME];
         match recv(&self.0, &mut room, RecvFlags::DONTWAIT) {
@@ -285,7 +284,7 @@ impl Raw {
         }
     }
 
-    /// The reply to one request, on a loop that has nothing else to do.
+    /// Sends one request and returns its reply, on a loop without other work.
     pub(crate) fn ask<U: Unit>(
         &self,
         looped: &mut Transport<U, HugeBuffers<Pages>>,
@@ -302,7 +301,7 @@ impl Raw {
     }
 }
 
-/// One turn that must not take long.
+/// Runs one turn of the loop, which must end soon.
 pub(crate) fn turn<U: Unit>(looped: &mut Transport<U, HugeBuffers<Pages>>) {
     let start = Instant::now();
     looped.turn(Some(Duration::from_millis(1))).unwrap();

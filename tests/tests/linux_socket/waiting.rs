@@ -1,4 +1,4 @@
-//! Claims that wait for their unit, over the socket: a software unit that comes late.
+//! Claims that wait over the socket for a software unit that is brought up late.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::harness::{DEVICES, Pages, Raw, functions, pair, take, turn};
 
 const OPEN: u16 = 1;
 const CLOSE: u16 = 2;
-/// Opens for writing, and waits so many milliseconds.
+/// The argument that opens for writing and waits this many milliseconds.
 const fn wait(milliseconds: u64) -> u64 {
     1 | milliseconds << 32
 }
@@ -25,7 +25,7 @@ const fn wait(milliseconds: u64) -> u64 {
 type Unit = <vtd::Subject as UnderTest>::Unit;
 type Loop = Transport<Unit, HugeBuffers<Pages>>;
 
-/// All devices are behind one unit, which is not up.
+/// Starts a server with all devices behind one unit that is not up.
 fn late() -> (Loop, Machine, vtd::Subject) {
     let subject = vtd::matrix().remove(0);
     let machine = Machine::new(Layout::default());
@@ -58,7 +58,7 @@ fn ask(client: &Raw, tag: u64, argument: u64, name: &str) {
     client.send(&[&header[..], format!("devices/{name}").as_bytes()].concat());
 }
 
-/// Turns until the client has a reply: its tag and result.
+/// Runs the loop until the client has a reply. Returns its tag and result.
 fn reply(looped: &mut Loop, client: &Raw) -> (u64, i64) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(5) {
@@ -101,7 +101,7 @@ fn a_claim_is_refused_at_its_deadline() {
     ask(&client, 5, wait(50), DEVICES[0]);
     assert_eq!(reply(&mut looped, &client), (5, -11));
     assert!(start.elapsed() >= Duration::from_millis(50));
-    // Only claims wait.
+    // Only claims may wait.
     ask(&client, 6, wait(50) & !1, DEVICES[0]);
     assert_eq!(reply(&mut looped, &client), (6, -71));
 }

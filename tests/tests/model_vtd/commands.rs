@@ -17,7 +17,7 @@ fn a_command_takes_time_and_shows_in_the_status() {
     assert_eq!(registers.read32(0x1c), 0);
     rig.machine.pass_time(10_000);
     assert_eq!(registers.read32(0x1c), 1 << 30);
-    // TE while SRTP is asked for again: two commands.
+    // SRTP is requested again while TE is under way: two commands.
     registers.write32(0x18, 1 << 31);
     registers.write32(0x18, 1 << 31 | 1 << 26);
     assert!(!rig.machine.take_violations().is_empty(), "a command was under way");
@@ -61,7 +61,7 @@ fn invalidation_by_register_works_while_the_queue_is_off() {
     registers.write64(iva, 0x4000);
     registers.write64(iotlb, 1 << 63 | 3 << 60 | 6 << 32);
     rig.machine.pass_time(10_000);
-    // IVT clear, IAIG 58:57 tells what was done.
+    // IVT is clear; IAIG 58:57 shows the granularity that was used.
     assert_eq!(registers.read64(iotlb) >> 57 & 0x43, 3);
     assert_eq!(rig.probe_write(0x4000), Some(PAGE));
     registers.write64(iotlb, 1 << 63 | 3 << 60 | 5 << 32);
@@ -76,7 +76,7 @@ fn invalidation_by_register_works_while_the_queue_is_off() {
     rig.machine.pass_time(10_000);
     assert_eq!(registers.read64(0x28) >> 59, 0b0_11_11, "ICC clear, CAIG 3");
     assert_eq!(rig.probe_write(0x4000), None);
-    // With the queue on it never ends.
+    // With the queue on the invalidation never ends.
     rig.firmware.start_queue();
     registers.write64(iotlb, 1 << 63 | 1 << 60);
     rig.machine.pass_time(1_000_000);
@@ -168,7 +168,7 @@ fn a_device_that_does_not_answer_aborts_the_wait_behind_it() {
         assert_eq!(timed_out, source == SOURCE);
     }
     assert_eq!(registers.read64(0xb0) >> 32 & 0xffff, u64::from(SOURCE), "ITESID");
-    // The first wait wrote its status to memory that is no table, which is a report of its own.
+    // The first wait wrote its status to memory that is not a table, which is a violation of its own.
     let seen = rig.machine.take_violations();
     assert!(
         matches!(seen[..], [Violation::StatusForeign { address: 0x0390_0000, .. }]),

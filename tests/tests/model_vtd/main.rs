@@ -1,5 +1,6 @@
-//! The software VT-d unit itself, driven with raw registers and bits: what it keeps until invalidated, what
-//! it denies and how it reports it. Expectations are the specification's (VT-d 4.1), never the backend's.
+//! Tests of the software VT-d unit itself, driven with raw registers and bits: items that stay cached until
+//! invalidated, denials and their reports. Expectations come from the specification (VT-d 4.1), never from the
+//! backend.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -44,7 +45,7 @@ fn cold(config: Config) -> Rig {
     Rig { machine, unit, firmware, table, levels, queue: 0, tail: 0 }
 }
 
-/// The same with translation and queue on.
+/// The same unit with translation and queue on.
 fn rig(config: Config) -> Rig {
     let mut rig = cold(config);
     rig.firmware.set_root();
@@ -80,7 +81,7 @@ impl Rig {
         self.machine.with_memory(|memory| memory.cpu_load(at))
     }
 
-    /// Address of the entry at `level` on the way to iova 0.
+    /// Returns the address of the entry at `level` on the way to iova 0.
     fn entry_at(&self, level: u8) -> u64 {
         let mut at = self.table;
         for _ in level..self.levels {
@@ -92,9 +93,9 @@ impl Rig {
 
 #[test]
 fn capability_registers_have_the_documented_fields() {
-    // CAP of QEMU 7.2 with aw-bits=48 and caching-mode off, ECAP with intremap=off: MAMV 18, NFR 0,
-    // PSI, SLLPS 2M and 1G, FRO 0x22, MGAW 48, SAGAW 39 and 48, ND 16 bits; IRO 0xf. ZLR, DWD, DRD and
-    // PT are set by this model where QEMU's version differs, so those bits are masked.
+    // CAP of QEMU 7.2 with aw-bits=48 and caching-mode off, ECAP with intremap=off: MAMV 18, NFR 0, PSI, SLLPS 2M and
+    // 1G, FRO 0x22, MGAW 48, SAGAW 39 and 48, ND 16 bits; IRO 0xf. This model sets ZLR, DWD, DRD and PT where QEMU's
+    // version differs, so those bits are masked.
     let config = Config::qemu();
     let ignored = 1 << 22 | 1 << 54 | 1 << 55;
     assert_eq!(config.capability() & !ignored, 0x0012_008c_222f_0606);
@@ -107,7 +108,7 @@ fn a_translation_stays_until_it_is_invalidated() {
     assert_eq!(rig.probe(0x4000), Some(PAGE));
     rig.firmware.map(rig.table, rig.levels, 0x4000, OTHER);
     assert_eq!(rig.probe(0x4123), Some(PAGE + 0x123), "stale");
-    // Another domain's invalidation changes nothing: domain-selective, did 6.
+    // An invalidation of another domain changes nothing: domain-selective, did 6.
     rig.submit(0x2 | 2 << 4 | 6 << 16, 0);
     assert_eq!(rig.probe(0x4000), Some(PAGE), "stale");
     // Page-selective, did 5, of the neighbouring page.
@@ -123,8 +124,8 @@ fn an_unlinked_table_stays_until_its_invalidation_without_the_leaf_hint() {
     let mut rig = rig(Config::default());
     rig.firmware.map(rig.table, rig.levels, 0x9000, OTHER);
     assert_eq!(rig.probe(0x4000), Some(PAGE));
-    // The level-2 entry for addresses below 2 MiB goes away; a walk of another page below still succeeds
-    // through the cached one.
+    // Removes the level-2 entry for addresses below 2 MiB. A walk of another page below it still succeeds through the
+    // cached entry.
     rig.firmware.put(rig.entry_at(2), 0);
     rig.submit(0x2 | 3 << 4 | 5 << 16, 0x8000 | 1 << 6 | 3);
     assert_eq!(rig.probe(0x9000), Some(OTHER), "IH keeps tables cached");
@@ -145,7 +146,7 @@ fn a_context_stays_until_invalidated_under_the_domain_it_was_cached_with() {
     assert_eq!(rig.probe(0x4000), Some(PAGE), "another domain id");
     rig.submit(device(5), 0);
     assert_eq!(rig.probe(0x4000), None);
-    // The leaf is still there for whoever uses domain 5.
+    // The leaf is still cached for other requesters in domain 5.
     rig.firmware.attach(SOURCE + 1, 5, rig.table, rig.levels);
     rig.firmware.map(rig.table, rig.levels, 0x4000, OTHER);
     assert_eq!(rig.machine.probe(rig.unit, SOURCE + 1, 0x4000, false), Some(PAGE));
@@ -205,7 +206,7 @@ fn random_eviction_writes_lines_without_a_clean() {
     assert!((16..48).contains(&seen.count()));
 }
 
-/// Each reason for which an access is denied in legacy mode, with its code from the specification.
+/// Each reason for denying an access in legacy mode, with its code from the specification.
 #[test]
 fn every_reason_has_its_code() {
     let mut rig = rig(Config { snoop_control: false, ..Config::default() });
@@ -273,14 +274,14 @@ fn fault_records_fill_a_ring_and_overflow() {
     assert_eq!(registers.read64(0x418), 0xc000_0002_0000_0020);
     fault(SOURCE, 0x8000, false);
     assert_eq!(rig.read32(0x34), 0x3, "PFO");
-    // F of record 0 is cleared; without clearing PFO nothing is recorded.
+    // Clears F of record 0. Without clearing PFO nothing is recorded.
     registers.write32(0x40c, 1 << 31);
     fault(SOURCE, 0x9000, false);
     assert_eq!(registers.read64(0x408) >> 63, 0);
     registers.write32(0x34, 1);
     fault(SOURCE, 0x9000, false);
     assert_eq!(registers.read64(0x408), 0xc000_0006_0000_0018);
-    // FRI stays while PPF is set, and is that of the first new record once all were cleared.
+    // FRI stays while PPF is set. Once all records are cleared, it becomes the index of the first new one.
     assert_eq!(rig.read32(0x34), 0x2);
     registers.write64(0x418, 1 << 63);
     registers.write64(0x408, 1 << 63);
@@ -292,7 +293,7 @@ fn fault_records_fill_a_ring_and_overflow() {
 #[test]
 fn a_fault_of_a_context_with_fpd_is_not_recorded() {
     let mut rig = rig(Config::default());
-    // P=0, FPD=1: blocked and silent. P=1, FPD=1: page faults are silent too.
+    // P=0, FPD=1: blocked without records. P=1, FPD=1: page faults leave no record either.
     for low in [0x2, rig.table | 0x3] {
         let entry = rig.firmware.context_entry(SOURCE);
         rig.firmware.put(entry, low);
@@ -359,7 +360,7 @@ fn rules_that_software_breaks_are_reported() {
         [Violation::Register { rule, .. }, ..] => *rule,
         other => panic!("{other:?}"),
     };
-    // Queue off and write-buffer flush at once.
+    // Turns the queue off and flushes the write buffer in one write.
     registers.write32(0x18, 0x8800_0000);
     assert_eq!(rule(&rig.machine), "one bit may change at a time");
     rig.machine.pass_time(10_000);
@@ -437,7 +438,7 @@ fn two_units_have_their_own_views_and_caches() {
     }
     assert_eq!(machine.probe(units[0], SOURCE, 0x4000, true), Some(PAGE));
     assert_eq!(machine.probe(units[1], SOURCE, 0x4000, true), Some(PAGE + 0x1000));
-    // Interrupt messages are neither translated nor memory.
+    // Interrupt messages are neither translated nor memory accesses.
     assert_eq!(machine.probe(units[0], SOURCE, 0xfee0_0000, true), None);
     machine.with_unit(units[0], |unit: &mut Vtd, bus| {
         let request = Request { source: SOURCE, iova: 0x4000, write: true, record: true };

@@ -1,5 +1,5 @@
-//! The ordering contract: every interleaving of the short mode keeps I1 to I8, S1 to S32 are exercised, the
-//! controls are caught, and `ORDERING.md` says just that.
+//! The ordering contract: every interleaving of the short mode keeps I1 to I8. S1 to S32 are exercised, the controls
+//! are caught, and `ORDERING.md` matches the result.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that meets the unexpected must stop")]
 
 use iommud_tests::explore::stages;

@@ -1,5 +1,5 @@
-//! What there is of table memory, buffer memory and tags is shared out: no client, nor any three together, can make
-//! another one's claim, attach, allocation within its share, or end fail.
+//! Table memory, buffer memory and tags are divided into shares. No client, nor any three together, can make another
+//! one's claim, attach, end, or allocation within its share fail.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -14,7 +14,7 @@ use iommud_tests::stack::endpoint;
 
 const LARGE: u64 = 2 << 20;
 
-/// Maps a page at every 2 MiB until it is refused, at most `most` times; returns how many there are.
+/// Maps a page every 2 MiB until refused, at most `most` times. Returns the number of mappings.
 pub(super) fn scatter(stack: &mut Bed, session: Handle, most: u64) -> u64 {
     let buffer = stack.allocate(session, 0x1000).unwrap();
     let (access, flags) = (Access::all().bits(), MapFlags::FIXED.bits());
@@ -33,7 +33,7 @@ pub(super) fn scatter(stack: &mut Bed, session: Handle, most: u64) -> u64 {
     most
 }
 
-/// Allocates buffers until it is refused; returns their bytes.
+/// Allocates buffers until refused. Returns their total bytes.
 fn allocate_all(stack: &mut Bed, session: Handle, size: u64) -> u64 {
     let mut count = 0;
     loop {
@@ -51,7 +51,8 @@ fn device(at: u8) -> PciAddress {
     PciAddress::new(0, 1, at, 0).unwrap()
 }
 
-/// A machine with eight devices, 4 MiB for tables beside what AMD-Vi's device table takes, and 8 MiB for buffers.
+/// Starts a machine with eight devices, 8 MiB for buffers and 4 MiB for tables, besides the space for AMD-Vi's device
+/// table.
 fn each(test: impl Fn(&mut Bed)) {
     for subject in subjects() {
         println!("subject: {}", subject.name());
@@ -69,7 +70,7 @@ fn each(test: impl Fn(&mut Bed)) {
     }
 }
 
-/// A whole life: claim, attach, a buffer of 256 KiB, transfers, mappings of its own, the end.
+/// Lives a client's whole life: claim, attach, a buffer of 256 KiB, transfers, mappings of its own, the end.
 fn live(stack: &mut Bed, client: u32, device: PciAddress) {
     let session = stack.claim(client, device).unwrap();
     stack.attach(session).unwrap();
@@ -111,7 +112,7 @@ fn three_clients_together_cannot_take_the_tables_of_others() {
         for at in 3..8 {
             live(stack, 10 + u32::from(at), device(at));
         }
-        // All at once, too.
+        // The same with all of them at the same time.
         let others: Vec<_> =
             (3..8).map(|at| stack.claim(20 + u32::from(at), device(at)).unwrap()).collect();
         for session in &others {
@@ -126,7 +127,7 @@ fn three_clients_together_cannot_take_the_tables_of_others() {
     });
 }
 
-/// What a fourth client may have it can have, whatever three others have; and none has more than its share.
+/// A fourth client gets its share although three others use theirs, and no client exceeds its share.
 #[test]
 fn a_share_is_there_when_three_others_have_theirs() {
     each(|stack| {
@@ -138,13 +139,13 @@ fn a_share_is_there_when_three_others_have_theirs() {
             stack.attach(*session).unwrap();
             let count = scatter(stack, *session, u64::MAX);
             println!("{count} mappings 2 MiB apart");
-            // Besides the tables of pages: a root, and at most one table more for each level and GiB.
+            // Besides the page tables counted here: a root, and at most one more table for each level and GiB.
             assert!(count < share && count + 8 >= share, "{count} of {share}");
         }
     });
 }
 
-/// All clients but one take what they can; the last one has what it was promised.
+/// All clients but one take as much as they can. The last one still gets its promised share.
 #[test]
 fn what_is_promised_is_kept_when_everybody_is_greedy() {
     each(|stack| {
@@ -167,7 +168,7 @@ fn what_is_promised_is_kept_when_everybody_is_greedy() {
     });
 }
 
-/// Everybody's life ends.
+/// Ends all sessions, newest first.
 fn without_order(stack: &mut Bed, greedy: Vec<Handle>, last: Handle) {
     stack.server.close(last);
     for session in greedy.into_iter().rev() {
@@ -197,7 +198,7 @@ fn three_clients_together_cannot_take_the_buffers_of_others() {
     });
 }
 
-/// A client that dies with all that it may have leaves everything behind.
+/// A client that ends with its whole share in use returns all of it.
 #[test]
 fn a_greedy_client_dies_and_all_comes_back() {
     each(|stack| {

@@ -1,4 +1,4 @@
-//! A domain whose page table must become deeper, while its devices work.
+//! A domain's page table grows while its devices work.
 
 use iommu_protocol::Refusal;
 use iommud::addr::{PhysAddr, PhysRange};
@@ -11,11 +11,11 @@ use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Reach, Through, Trouble, Watch};
 use iommud_tests::stack::scope;
 
-/// What firmware reserves for the second device: the first pages that three levels do not reach.
+/// The region that firmware reserves for the second device: the first pages beyond three levels.
 const REGION: (u64, u64) = (1 << 39, 0x2000);
 
-/// The first device of a client works, in a domain that maps its buffer; a second one needs the region. `None`
-/// where no table reaches it.
+/// The first device of a client works in a domain that maps its buffer; a second one needs the region. `None` on
+/// units whose tables cannot reach the region.
 struct Scene {
     stack: Bed,
     first: Handle,
@@ -50,8 +50,8 @@ impl Scene {
         Some(Self { stack, first, granted })
     }
 
-    /// The second device is claimed for the same domain, while the first never stops: it reaches its buffer at
-    /// every instant, and nothing but that and the region.
+    /// Claims the second device for the same domain while the first never stops. The first must reach its buffer at
+    /// every instant, and only its buffer and the region.
     fn claim_second(&mut self) -> Result<Handle, Refusal> {
         let source = devices()[0].requester.0;
         let buffer = (self.granted.physical, 0x1000);
@@ -90,7 +90,7 @@ fn a_device_notices_nothing_of_a_deeper_table() {
         assert_eq!(probe, Some(REGION.0 + 0x1000), "by the entry that its unit has cached");
         scene.stack.attach(second).unwrap();
         assert_eq!(reach(&scene.stack, other), [scene.granted, region()]);
-        // The domain goes on as any other.
+        // The domain then works like any other.
         let more = scene.stack.allocate(scene.first, 0x4000).unwrap();
         scene.stack.device_write(other, more.iova, b"through the new root").unwrap();
         scene.stack.release(scene.first, more.slot).unwrap();
@@ -126,8 +126,8 @@ fn without_memory_the_table_is_as_it_was() {
     }
 }
 
-/// The unit stops at some command of it: the first device goes on by whichever root the unit knows, and
-/// neither is freed.
+/// The unit stalls at some command of the claim. The first device keeps working through either root, and neither root
+/// is freed.
 #[test]
 fn a_unit_that_stops_meanwhile_walks_nothing_that_is_freed() {
     for subject in subjects() {

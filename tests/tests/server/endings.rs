@@ -1,5 +1,5 @@
-//! Ends of life with no memory at all: a device is cut off at once, and what needs memory is done when there is
-//! some again (I9).
+//! Ends of life without any memory. The device is blocked at once, and the part that needs memory is finished when
+//! memory is available (I9).
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -31,7 +31,7 @@ fn identity((start, length): (u64, u64)) -> Reach {
     Reach { iova: start, last: start + length - 1, physical: start, read: true, write: true }
 }
 
-/// Runs a test over the subjects, with what firmware reserves.
+/// Runs a test over the subjects, with these reserved regions.
 fn each(mode: Mode, reserved: &[ReservedRegion], test: impl Fn(&mut Bed)) {
     for subject in subjects() {
         println!("subject: {}", subject.name());
@@ -42,7 +42,7 @@ fn each(mode: Mode, reserved: &[ReservedRegion], test: impl Fn(&mut Bed)) {
     }
 }
 
-/// No allocation of table memory succeeds while `act` runs.
+/// Makes every allocation of table memory fail while `act` runs.
 fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
     stack.machine.fail_table_allocations(0, u64::MAX);
     let result = act(stack);
@@ -52,7 +52,7 @@ fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
 
 const SMALL: (u64, u64) = (0x0380_0000, 0x3000);
 
-/// The driver of a device with a region that firmware reserves dies; in no mode does the end need memory.
+/// The driver of a device with a reserved region dies. In no mode does that need memory.
 #[test]
 fn death_behind_a_reserved_region_needs_no_memory() {
     for mode in [Mode::Compat, Mode::Strict] {
@@ -78,7 +78,7 @@ fn death_behind_a_reserved_region_needs_no_memory() {
     }
 }
 
-/// As above, when all table memory was used up by somebody, not when an allocation fails by itself.
+/// The same, when another client has used up all table memory instead of an injected failure.
 #[test]
 fn death_needs_no_memory_when_another_client_has_taken_all() {
     each(Mode::Compat, &[region_of(&devices()[..1], SMALL)], |stack| {
@@ -135,8 +135,8 @@ fn the_end_of_a_whole_owner_needs_no_memory() {
     });
 }
 
-/// Of a device that leaves, what only it needed is taken from those that stay; a region that ends inside a large
-/// page of another one is no reason for a table.
+/// When a device leaves a domain, its own regions are unmapped from the devices that stay. That needs no table even
+/// if a region ends inside another one's large page.
 #[test]
 fn a_session_that_leaves_its_owner_needs_no_memory() {
     let (wide, inside) = ((0x0340_0000, 2 * LARGE), (0x0340_0000 + 0x3000, 0x2000));
@@ -144,7 +144,7 @@ fn a_session_that_leaves_its_owner_needs_no_memory() {
     each(Mode::Strict, &reserved, |stack| {
         let [first, second, ..] = devices();
         let caller = Caller { client: ClientId(1), uid: 0 };
-        // The wide region is mapped before anybody needs a part of it.
+        // The wide region is mapped before a part of it is needed.
         let leaves = stack.claim(1, first).unwrap();
         let path = format!("devices/{second}");
         let stays = stack.server.open(caller, Some(leaves), &path, true).unwrap();
@@ -161,8 +161,8 @@ fn a_session_that_leaves_its_owner_needs_no_memory() {
     });
 }
 
-/// A function is pulled out while its group is claimed: what remains is under policy, at the latest when there is
-/// memory.
+/// A function is removed while its group is claimed. The remaining function returns to policy, at the latest when
+/// there is memory.
 #[test]
 fn removal_needs_no_memory() {
     let reserved =
@@ -186,7 +186,7 @@ fn removal_needs_no_memory() {
     });
 }
 
-/// Memory that was taken from policy goes back to it, whatever has become of the tables that mapped it.
+/// Buffer memory returns to policy, whatever has become of the tables that mapped it.
 #[test]
 fn memory_goes_back_to_policy_without_memory() {
     for subject in subjects() {
@@ -198,7 +198,7 @@ fn memory_goes_back_to_policy_without_memory() {
         let [device, ..] = devices();
         let before = compat(&stack);
         let session = stack.claim(1, device).unwrap();
-        // Then the pool hands out these pages again, one by one and without a gap: no page of their tables is left.
+        // Afterwards the pool hands out these pages one by one and without a gap, so no table for them is left.
         let whole = stack.allocate(session, 2 * LARGE).unwrap();
         stack.release(session, whole.slot).unwrap();
         let slots: Vec<_> =
@@ -214,7 +214,7 @@ fn memory_goes_back_to_policy_without_memory() {
     }
 }
 
-/// The end of the last handle of a buffer, after its session.
+/// Closes the last handle of a buffer after its session has ended.
 #[test]
 fn the_last_handle_of_a_buffer_is_closed_without_memory() {
     for subject in subjects() {
@@ -247,7 +247,7 @@ fn the_last_handle_of_a_buffer_is_closed_without_memory() {
     }
 }
 
-/// Memory of an earlier server goes back in parts, which takes a table: not without one, and as soon as there is.
+/// An earlier server's memory returns in parts, which needs a table. So the return waits until there is memory.
 #[test]
 fn the_return_of_memory_is_queued_until_there_is_some() {
     for subject in subjects() {
@@ -281,7 +281,7 @@ fn the_return_of_memory_is_queued_until_there_is_some() {
     }
 }
 
-/// A unit fails while there is no memory: policy knows of it at once.
+/// A unit fails while there is no memory. Policy treats it as failed at once.
 #[test]
 fn a_unit_fails_without_memory() {
     let mut setup = setup(Mode::Compat);
@@ -298,7 +298,7 @@ fn a_unit_fails_without_memory() {
     stack.machine.set_relax(1_000_000);
     without_memory(&mut stack, |stack| {
         stack.machine.trouble(1, Trouble::StallQueueAfter(0));
-        // The next request finds out.
+        // The next request detects the failure.
         assert_eq!(stack.unmap(session, buffer.iova, 0x3000), Err(Refusal::UnitFailed));
         let status = stack.text("status");
         assert!(status.contains("failed("), "{status}");

@@ -1,5 +1,5 @@
-//! Memory that is taken while the server runs: no device that nobody has claimed reaches it from the instant on in which
-//! it is the server's, and other clients notice nothing.
+//! Memory added while the server runs. No unclaimed device reaches it from the instant at which the server owns it.
+//! Other clients are not disturbed.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -15,10 +15,10 @@ use super::{Bed, reach, setup, subjects};
 
 const LARGE: u64 = 2 << 20;
 
-/// What the system has left.
+/// System memory that the server takes later.
 const MORE: (u64, u64) = (48 << 20, LARGE);
 
-/// Nobody claims it.
+/// The device that is never claimed.
 const LEGACY: usize = 7;
 
 fn device(at: usize) -> PciAddress {
@@ -29,8 +29,8 @@ fn range((first, length): (u64, u64)) -> PhysRange {
     PhysRange::new(PhysAddr(first), length).unwrap()
 }
 
-/// A machine with eight devices under `compat`, one of which never stops writing to what the system has left; little
-/// memory for tables, and 2 MiB for buffers, three quarters of which are of use.
+/// Starts a machine with eight devices under `compat`, one of which never stops writing to `MORE`. It has little
+/// memory for tables, and 2 MiB for buffers, three quarters of which are usable.
 fn each(test: impl Fn(&mut Bed)) {
     for subject in subjects() {
         println!("subject: {}", subject.name());
@@ -49,8 +49,8 @@ fn each(test: impl Fn(&mut Bed)) {
     }
 }
 
-/// The legacy device writes, at every instant, to the first, a middle and the last page of what the system has left,
-/// and may reach so much of it.
+/// Makes the legacy device write, at every instant, to the first, a middle and the last page of `MORE`. It may reach
+/// only the granted part.
 fn write_on(stack: &Bed, granted: Vec<(u64, u64)>) {
     let (unit, source) = (stack.unit_of(device(LEGACY)), device(LEGACY).requester.0);
     let watch = |iova| Watch {
@@ -74,7 +74,7 @@ fn map_at(stack: &mut Bed, session: Handle, slot: u32, iova: u64) -> Result<(), 
     stack.call::<MapResult>(session, Operation::Map, &map).map(drop)
 }
 
-/// A client with a buffer of a page, which maps it every 2 MiB.
+/// A client with a buffer of one page, which it maps every 2 MiB.
 struct Greedy {
     session: Handle,
     slot: u32,
@@ -89,7 +89,7 @@ impl Greedy {
         Self { session, slot, next: 8 << 30 }
     }
 
-    /// Maps until it is refused; returns how often it was not.
+    /// Maps until refused. Returns the number of successful mappings.
     fn scatter(&mut self, stack: &mut Bed) -> u64 {
         let mut count = 0;
         loop {
@@ -102,7 +102,7 @@ impl Greedy {
     }
 }
 
-/// As many greedy clients as it takes.
+/// Adds greedy clients until table memory is short.
 fn use_tables(stack: &mut Bed) -> Vec<Greedy> {
     let mut all = Vec::new();
     while !stack.server.lacks_tables() {
@@ -135,7 +135,7 @@ fn tables_grow_and_no_device_reaches_them() {
         }
         let more: u64 = greedy.iter_mut().map(|client| client.scatter(stack)).sum();
         assert!(more > 64, "what was refused is had now: {more}");
-        // Nobody else notices: neither the device beside, nor one that is under `compat`.
+        // Other devices are not disturbed: neither a client's device nor one under `compat`.
         assert_eq!(reach(stack, device(6)), before);
         stack.device_write(device(6), buffer.iova, b"works").unwrap();
         stack.device_write(device(LEGACY), MORE.0 - 8, b"works").unwrap();
@@ -145,7 +145,7 @@ fn tables_grow_and_no_device_reaches_them() {
     });
 }
 
-/// All clients end while not one frame can be had; what is owed is settled when there are some.
+/// Ends all clients while no frame is available. Leftover work is finished when frames are available.
 fn lives_end_without_memory(stack: &mut Bed, greedy: Vec<Greedy>) {
     stack.machine.fail_table_allocations(0, u64::MAX);
     for client in greedy {
@@ -157,11 +157,11 @@ fn lives_end_without_memory(stack: &mut Bed, greedy: Vec<Greedy>) {
     assert_eq!(stack.metric("sessions"), 1);
 }
 
-/// Without memory for the tables that it takes to part with it, nothing has changed, and the page is whoever's it was.
+/// Without memory for the tables that a take needs, it changes nothing, and the page keeps its owner.
 #[test]
 fn what_is_refused_changes_nothing() {
     each(|stack| {
-        // Cuts leaves of any size in two at both ends.
+        // The range splits leaves of any size at both ends.
         let odd = (MORE.0 + 0x1000, LARGE);
         let before = stack.snapshot();
         stack.machine.fail_table_allocations(0, u64::MAX);
@@ -208,7 +208,7 @@ fn buffers_grow_and_belong_to_their_clients_alone() {
     });
 }
 
-/// A quota of the policy file is no lack of memory.
+/// A quota from the policy file does not count as lack of memory.
 #[test]
 fn a_quota_does_not_make_it_grow() {
     let mut setup = setup(Mode::Strict);

@@ -1,4 +1,4 @@
-//! Bad input: every refusal is the documented one, and leaves everything as it was, tables bit for bit.
+//! Bad input: every refusal is the documented one, and changes nothing, tables bit for bit.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{
@@ -12,7 +12,7 @@ use super::{Bed, devices, start};
 use iommud_tests::machine::Watch;
 use iommud_tests::stack::{Snapshot, request};
 
-/// A client with a buffer of five pages, mapped; a neighbour whose device must not notice anything.
+/// A client with a mapped buffer of five pages, and a neighbour whose device must not be disturbed.
 pub(crate) struct Scene {
     pub(crate) stack: Bed,
     pub(crate) session: Handle,
@@ -31,7 +31,7 @@ pub(crate) fn scene() -> Scene {
     let buffer = stack.allocate(session, 0x5000).unwrap();
     let neighbour = stack.claim(2, other).unwrap();
     stack.attach(neighbour).unwrap();
-    // Two buffers, so that the neighbour has a slot that the client has not.
+    // Two buffers, so that the neighbour has a slot that the client does not have.
     stack.allocate(neighbour, 0x1000).unwrap();
     let theirs = stack.allocate(neighbour, 0x3000).unwrap();
     let share = stack.share(2, neighbour, theirs.slot).unwrap();
@@ -56,7 +56,7 @@ pub(crate) fn scene() -> Scene {
 }
 
 impl Scene {
-    /// Sends a request; it must be refused so, at this item, and change nothing.
+    /// Sends a request. It must be refused with this code, at this item, and change nothing.
     pub(crate) fn refused_at(&mut self, what: &str, bytes: &[u8], expected: Refusal, item: u32) {
         let before = self.stack.query(self.session).unwrap();
         let reply = self.stack.raw(self.session, bytes, 65536).unwrap();
@@ -79,7 +79,7 @@ impl Scene {
         self.refused_at(what, &request(operation, body), expected, 0);
     }
 
-    /// A map of the whole buffer, changed.
+    /// Builds a map of the whole buffer, modified by `change`.
     pub(crate) fn map(&self, change: impl FnOnce(&mut Map)) -> Map {
         let access = Access::all().bits();
         let mut map = Map { slot: self.slot, access, length: 0x5000, ..Map::default() };
@@ -88,7 +88,7 @@ impl Scene {
     }
 }
 
-/// One good request of each operation: its bytes.
+/// Returns the bytes of one valid request of each operation.
 fn good(scene: &Scene) -> Vec<(Operation, Vec<u8>)> {
     let buffer = BufferRequest { slot: scene.slot, reserved: 0 };
     let access = Access::all().bits();
@@ -113,7 +113,7 @@ fn good(scene: &Scene) -> Vec<(Operation, Vec<u8>)> {
     ]
 }
 
-/// A batch item that maps the first bytes of the buffer.
+/// Returns a batch item that maps the first bytes of the buffer.
 pub(crate) fn item(scene: &Scene, length: u64) -> BatchItem {
     BatchItem {
         operation: Operation::Map.code(),
@@ -124,7 +124,7 @@ pub(crate) fn item(scene: &Scene, length: u64) -> BatchItem {
     }
 }
 
-/// A list of three pages of the buffer.
+/// Returns a list of three pages of the buffer.
 pub(crate) fn map_list(scene: &Scene) -> MapList {
     let access = Access::READ.bits();
     MapList { slot: scene.slot, access, count: 3, ..MapList::default() }
@@ -155,7 +155,7 @@ pub(crate) fn batch(items: &[BatchItem]) -> Vec<u8> {
 fn requests_of_the_wrong_length_are_refused() {
     let mut scene = scene();
     for (operation, bytes) in good(&scene) {
-        // Every truncation, with a header that tells the truth and one that does not.
+        // Tries every truncation, with a matching length in the header and with a wrong one.
         for length in 0..bytes.len() {
             let what = format!("{operation:?} cut to {length}");
             scene.refused_at(&what, &bytes[..length], Refusal::BadLength, 0);
@@ -251,12 +251,12 @@ fn slots_and_handles_of_others_mean_nothing() {
             Refusal::BadHandle,
         );
     }
-    // A buffer that is mapped as a whole takes no grants, and a range that was not granted no revoke.
+    // A buffer mapped as a whole accepts no grant, and a range without a grant accepts no revoke.
     let grant = Grant { slot: scene.slot, access: 3, length: 0x1000, ..Grant::default() };
     let reply = scene.stack.raw(scene.session, &request(Operation::Grant, &grant), 64).unwrap();
     assert_ne!(ReplyHeader::decode(&reply).unwrap().refusal, 0);
     scene.stack.snapshot().assert_same(&scene.before, "");
-    // Handles that are no sessions, closed, or never were.
+    // Handles that are not sessions, are closed, or never existed.
     let caller = iommud::server::Caller { client: iommud::policy::ClientId(1), uid: 0 };
     let text = scene.stack.server.open(caller, None, "status", false).unwrap();
     let query = request(Operation::Query, &Empty::default());
@@ -289,7 +289,7 @@ fn payloads_without_room_for_the_reply_change_nothing() {
             assert_eq!(refused, Err(Refusal::BadLength), "{operation:?} in {room}");
         }
         if bytes.len() < needed {
-            // The request fits, its result does not.
+            // The request fits, but its result does not.
             let mut payload = bytes.clone();
             payload.resize(needed - 1, 0);
             let length = scene.stack.server.call(scene.session, &mut payload, bytes.len());
@@ -300,7 +300,7 @@ fn payloads_without_room_for_the_reply_change_nothing() {
         }
         scene.stack.snapshot().assert_same(&scene.before, &format!("{operation:?}"));
     }
-    // A batch whose results do not fit behind its header.
+    // A batch whose results must fit behind the header.
     let items = vec![item(&scene, 0x1000); 3];
     let mut bytes = batch(&items);
     let length = bytes.len();
@@ -323,7 +323,7 @@ fn garbage_is_refused_and_changes_nothing() {
     for round in 0..3000 {
         let length = usize::try_from(random() % 200).unwrap();
         let mut bytes: Vec<u8> = (0..length).map(|_| random().to_le_bytes()[0]).collect();
-        // Three of four get a header that is right, so that the body is looked at.
+        // Three of four rounds get a valid header, so that the body is parsed.
         if round % 4 != 0 {
             let operation =
                 Operation::ALL[usize::try_from(random()).unwrap() % Operation::ALL.len()];

@@ -1,4 +1,4 @@
-//! Lives and deaths of clients: nothing is left behind, and nobody reaches what was given back.
+//! Lives and deaths of clients: nothing is left behind, and no device reaches freed memory.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -10,7 +10,7 @@ use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::Watch;
 use iommud_tests::stack::Setup;
 
-/// The device of a client that dies is cut off before its memory is anybody else's.
+/// The device of a client that dies is blocked before its memory is reused.
 #[test]
 fn a_client_that_dies_in_the_middle_of_a_transfer_is_cut_off() {
     each(Mode::Compat, |stack| {
@@ -19,8 +19,8 @@ fn a_client_that_dies_in_the_middle_of_a_transfer_is_cut_off() {
         stack.attach(session).unwrap();
         let buffer = stack.allocate(session, 0x8000).unwrap();
         let share = stack.share(1, session, buffer.slot).unwrap();
-        // The device never stops writing: it may go on into the buffer until the session is closed, and
-        // reaches nothing from then on.
+        // The device never stops writing. It may write to the buffer until the session is closed, and reaches nothing
+        // from then on.
         let mine: Vec<_> = share.segments.iter().map(|s| (s.first().0, s.length())).collect();
         for page in 0..8 {
             let iova = buffer.iova + 0x1000 * page;
@@ -40,7 +40,7 @@ fn a_client_that_dies_in_the_middle_of_a_transfer_is_cut_off() {
         assert_eq!(reach(stack, device), []);
         let text = stack.text(&format!("devices/{device}"));
         assert!(text.contains("reaches: nothing: its owner ended while it was attached"), "{text}");
-        // The next user gets the same memory, empty, and the old device does not touch it.
+        // The next client gets the same memory, cleared, and the old device does not reach it.
         let session = stack.claim(2, other).unwrap();
         stack.attach(session).unwrap();
         let next = stack.allocate(session, 0x8000).unwrap();
@@ -58,8 +58,8 @@ fn a_client_that_dies_in_the_middle_of_a_transfer_is_cut_off() {
     });
 }
 
-/// Memory is cleared through the caches. A device that does not snoop meets memory behind them, and must not find
-/// what the last client left there.
+/// Memory is cleared through the caches. A device that does not snoop reads memory behind them. It must not find the
+/// last client's bytes there.
 #[test]
 fn a_device_that_does_not_snoop_finds_no_bytes_of_an_earlier_client() {
     each(Mode::Strict, |stack| {
@@ -86,8 +86,8 @@ fn a_device_that_does_not_snoop_finds_no_bytes_of_an_earlier_client() {
     });
 }
 
-/// A domain over two units is walked by both: leaves have what both know. The unit without snoop control would
-/// refuse the bit.
+/// Both units walk the page table of a domain behind them. So leaves use only features of both units. The unit
+/// without snoop control would reject the snoop bit.
 #[test]
 fn a_buffer_behind_two_units_is_read_by_both() {
     let [device, other, ..] = devices();
@@ -116,8 +116,8 @@ fn a_buffer_behind_two_units_is_read_by_both() {
     }
 }
 
-/// A buffer that is still mapped by a process outlives the session; its memory is given back with the last
-/// holder, and no device reaches it in between.
+/// A buffer still mapped by a process outlives its session. Its memory is freed with its last holder, and no device
+/// reaches it in between.
 #[test]
 fn a_held_buffer_outlives_its_session() {
     let mut stack = start(Mode::Compat);
@@ -136,7 +136,7 @@ fn a_held_buffer_outlives_its_session() {
     assert_eq!(stack.machine.buffers_in_use(), [share.id]);
     assert_eq!(stack.machine.share_read(&share, 0, 4), b"kept");
     assert_eq!(reach(&stack, device), []);
-    // It can be given to the next session of the same client.
+    // The same client can import it into its next session.
     let session = stack.claim(1, device).unwrap();
     stack.attach(session).unwrap();
     let slot = stack.server.import(session, held).unwrap();
@@ -159,8 +159,8 @@ struct Client {
     mappings: Vec<(u64, u64)>,
 }
 
-/// Four clients claim, allocate, map, transfer, unmap and die at random; devices try everything all the
-/// time. In the end everything is as it was.
+/// Four clients claim, allocate, map, transfer, unmap and die at random, while devices try every address. In the end
+/// the state is the same as before.
 #[test]
 fn random_lives_leave_nothing_behind() {
     for subject in subjects() {
@@ -187,7 +187,7 @@ fn random_lives(stack: &mut Bed, mut seed: u64, steps: usize) {
     for _ in 0..steps {
         let who = usize::try_from(random(4)).unwrap();
         act(stack, &mut clients[who], u32::try_from(who).unwrap(), all[who], &mut random);
-        // Each device tries its own addresses, the others', and anything.
+        // Each device tries its own addresses, the others', and random ones.
         for (at, device) in all.into_iter().take(4).enumerate() {
             let granted = |iova: u64| {
                 clients[at].attached
@@ -212,7 +212,7 @@ fn random_lives(stack: &mut Bed, mut seed: u64, steps: usize) {
         }
     }
     assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
-    // Devices that were left behind are blocked until somebody has them in hand again.
+    // Devices left behind stay blocked until a client attaches them again.
     for (number, device) in (0..4).zip(all) {
         let session = stack.claim(number, device).unwrap();
         stack.attach(session).unwrap();
@@ -271,8 +271,8 @@ fn act(
     }
 }
 
-/// An allocation of table memory fails, at the k-th, for every k, in each kind of request: the state is as
-/// before, tables included, and the retry succeeds.
+/// The k-th allocation of table memory fails, for every k, in each kind of request. The state stays as before, tables
+/// included, and the retry succeeds.
 #[test]
 fn running_out_of_memory_leaves_everything_as_it_was() {
     for subject in subjects() {
@@ -295,7 +295,7 @@ fn running_out_of_memory_leaves_everything_as_it_was() {
     }
 }
 
-/// Runs a request with the k-th allocation of a table failing, for k from 0 on, until it succeeds.
+/// Runs a request while the k-th allocation of a table fails, for k from 0 on, until it succeeds.
 fn retried<R>(stack: &mut Bed, mut request: impl FnMut(&mut Bed) -> Result<R, Refusal>) -> R {
     let before = stack.snapshot();
     for k in 0..100 {

@@ -1,6 +1,6 @@
-//! What the whole server must do over the units of any vendor, through the scheme's calls: the story that the
-//! demo tells on a real machine, in miniature; bad input; lives and deaths of clients. Compiled once for each
-//! vendor; `crate::vendor` names the units.
+//! Requirements for the whole server over the units of any vendor, through the scheme's calls. They cover the story
+//! of the demo in miniature, bad input, and lives and deaths of clients. Compiled once for each vendor;
+//! `crate::vendor` names the units.
 
 mod budgets;
 mod depth;
@@ -32,13 +32,13 @@ use iommud_tests::stack::{Setup, Stack, endpoint};
 
 pub(crate) use crate::vendor::{Subject, absent_page, matrix, pair, subjects};
 
-/// What the server calls the vendor's units.
+/// The server's name for the vendor's units.
 pub(crate) const FAMILY: &str = <Subject as UnderTest>::FAMILY;
 
 /// A stack over the vendor's units.
 pub(crate) type Bed = Stack<Subject>;
 
-/// The functions of the machine: three that are alone in their group, and one device with two functions.
+/// The functions of the machine: three alone in their groups, and one device with two functions.
 pub(crate) fn devices() -> [PciAddress; 5] {
     [(3, 0), (4, 0), (5, 0), (6, 0), (6, 1)]
         .map(|(device, function)| PciAddress::new(0, 0, device, function).unwrap())
@@ -52,7 +52,7 @@ pub(crate) fn setup(mode: Mode) -> Setup {
         functions.push(pair);
     }
     let config = Policy { default: mode, ..Policy::default() };
-    // Small, so that a unit without large pages is not most of the test.
+    // Memory is small, so that a unit without large pages does not dominate the test's time.
     let layout = Layout {
         ram: vec![(0, 96 << 20)],
         tables: (16 << 20, 8 << 20),
@@ -76,7 +76,7 @@ pub(crate) fn each(mode: Mode, test: impl Fn(&mut Bed)) {
     }
 }
 
-/// What a device reaches, whatever its unit may have cached.
+/// Returns a device's reach, whatever its unit has cached.
 pub(crate) fn reach(stack: &Bed, device: PciAddress) -> Vec<Reach> {
     let unit = stack.unit_of(device);
     let source = device.requester.0;
@@ -85,8 +85,8 @@ pub(crate) fn reach(stack: &Bed, device: PciAddress) -> Vec<Reach> {
     all
 }
 
-/// What `compat` grants: every address from 0 to the end of memory, and to 4 GiB at least, one to one, but for
-/// the server's own memory, the registers of units and the window of interrupts.
+/// Returns the grants of `compat`: every address from 0 to the end of memory, at least to 4 GiB, one to one. It
+/// leaves out the server's own memory, the registers of units and the interrupt window.
 pub(crate) fn compat(stack: &Bed) -> Vec<Reach> {
     let layout = &stack.setup.layout;
     let mut own = vec![layout.tables, (0xfee0_0000, 0x10_0000)];

@@ -1,4 +1,4 @@
-//! Requester ids that are no function's: devices that firmware names, and buses where devices may come.
+//! Requester ids without a function: devices that firmware names, and buses where devices may appear.
 
 use iommu_protocol::ids::PciAddress;
 use iommud::policy::Mode;
@@ -9,7 +9,7 @@ use super::{Bed, compat, devices, reach, setup, subjects};
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::stack::{Setup, endpoint};
 
-/// Where firmware of a real laptop puts its first UART (AMDI0020, `\_SB.FUR0`).
+/// The address of the first UART in a real laptop's firmware (AMDI0020, `\_SB.FUR0`).
 fn uart() -> PciAddress {
     PciAddress::new(0, 0, 0x14, 5).unwrap()
 }
@@ -38,7 +38,7 @@ fn what_firmware_names_is_under_policy() {
         assert!(!stack.names("devices").contains(&uart().to_string()));
         assert!(stack.claim(1, uart()).is_err(), "there is no function to claim");
 
-        // A client's memory is not the named device's.
+        // A client's memory stays out of the named device's reach.
         let session = stack.claim(1, devices()[0]).unwrap();
         stack.attach(session).unwrap();
         assert_eq!(reach(&stack, uart()), compat(&stack));

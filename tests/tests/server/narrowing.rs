@@ -1,6 +1,6 @@
-//! Two devices of one owner, for which firmware names the same region with different access (IVMD IR and IW, AMD I/O
-//! virtualization specification 5.2.2.8). The end of one narrows what the other may do there, which needs a table: the
-//! device that ends is cut off all the same when there is no memory (I9).
+//! Firmware names the same region for two devices of one owner, with different access (IVMD IR and IW, AMD I/O
+//! virtualization specification 5.2.2.8). When one device leaves, the other's access must be narrowed, which needs a
+//! table. Without memory the leaving device is blocked all the same (I9).
 
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
@@ -13,9 +13,10 @@ use iommud_tests::stack::{Setup, endpoint, scope};
 
 use super::{Bed, devices, reach, setup, subjects};
 
-/// Where the first region is, and how long.
+/// First byte and length of the first region.
 const FIRST: (u64, u64) = (0x0380_0000, 0x3000);
-/// Where another is: a page table keeps one empty table, so that the end of one region alone would find it.
+/// First byte and length of the second region. A page table keeps one empty table, which would suffice to narrow one
+/// region alone.
 const SECOND: (u64, u64) = (0x03a0_0000, 0x3000);
 
 fn region(device: PciAddress, (start, length): (u64, u64), write: bool) -> ReservedRegion {
@@ -30,7 +31,7 @@ fn region(device: PciAddress, (start, length): (u64, u64), write: bool) -> Reser
     }
 }
 
-/// The first device may read and write both regions, the second only read them.
+/// The first device may read and write both regions, the second may only read them.
 fn start(subject: super::Subject) -> (Bed, Handle, Handle) {
     let [first, second, ..] = devices();
     let both = [FIRST, SECOND].map(|at| [region(first, at, true), region(second, at, false)]);
@@ -79,7 +80,7 @@ fn a_dead_driver_is_cut_off_and_the_region_is_narrowed_later() {
     }
 }
 
-/// Another device in the place of one that is pulled out reaches nothing of the owner's.
+/// A new device in the place of a removed one reaches nothing of the owner's.
 #[test]
 fn a_device_that_is_pulled_out_is_cut_off() {
     for subject in subjects() {

@@ -1,4 +1,4 @@
-//! What unclaimed devices may do, and what firmware reserves.
+//! The access of unclaimed devices, and regions that firmware reserves.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{Access, Map, MapFlags, MapResult, Operation};
@@ -11,7 +11,7 @@ use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Reach, Watch};
 use iommud_tests::stack::{Setup, scope};
 
-/// What firmware reserves for the first device.
+/// The region that firmware reserves for the first device.
 const RESERVED: (u64, u64) = (0x0380_0000, 0x3000);
 
 fn reserved() -> ReservedRegion {
@@ -63,7 +63,7 @@ fn each_device_has_its_own_mode() {
         let mut stack = Bed::start(std::slice::from_ref(&subject), setup);
         assert_eq!(reach(&stack, device), [], "{}", subject.name());
         assert_eq!(reach(&stack, third), compat(&stack));
-        // `off` lets everything pass where the unit can, and is `compat` where it cannot.
+        // `off` passes everything through where the unit can, and acts like `compat` where it cannot.
         stack.device_write(other, 0x0390_0000, &[1]).unwrap();
         let session = stack.claim(1, other).unwrap();
         stack.attach(session).unwrap();
@@ -88,7 +88,7 @@ fn what_firmware_reserves_is_reached_at_every_step() {
                 iova: RESERVED.0 + 0x1000,
                 write: true,
                 granted: vec![RESERVED],
-                // A move goes through a blocked entry; the device retries. It never reaches anything else.
+                // A move blocks the entry in between, and the device retries. It never reaches other memory.
                 must_pass: false,
             });
             if mode == Mode::Strict {
@@ -128,8 +128,8 @@ fn fixed(
     stack.call::<MapResult>(session, Operation::Map, &map).map(drop)
 }
 
-/// Firmware left translation on, with the reserved region mapped: it stays reachable throughout, and at no
-/// step does a device reach what neither firmware nor policy gave it.
+/// Firmware left translation on, with the reserved region mapped. The region stays reachable throughout. At no step
+/// does a device reach memory that neither firmware nor policy granted.
 #[test]
 fn a_machine_is_taken_over_without_an_open_instant() {
     for subject in subjects() {
@@ -168,8 +168,8 @@ fn a_machine_is_taken_over_without_an_open_instant() {
     }
 }
 
-/// Memory of buffers that was the system's leaves the domains of policy before it is used, behind every unit,
-/// and comes back.
+/// Buffer memory taken from the system leaves the domains of policy before it is used, behind every unit, and returns
+/// to them.
 #[test]
 fn memory_that_is_taken_leaves_compat_first() {
     for subject in subjects() {
@@ -177,14 +177,14 @@ fn memory_that_is_taken_leaves_compat_first() {
             println!("subject: {}, {behind_first:?}", subject.name());
             let setup = Setup { take_memory: true, behind_first, ..setup(Mode::Compat) };
             let mut stack = Bed::start(std::slice::from_ref(&subject), setup);
-            // What comes back is reached by policy before its owner has given it back, one to one.
+            // Policy maps returning memory one to one before its owner has freed it.
             stack.machine.set_audit(false);
             let [device, first, second, ..] = devices();
             let all = reach(&stack, first);
             assert_eq!(all, compat(&stack));
             let session = stack.claim(1, device).unwrap();
             stack.attach(session).unwrap();
-            // Devices that nobody claimed have it all cached.
+            // Unclaimed devices have all of it cached.
             let (start, length) = stack.setup.layout.buffers;
             for legacy in [first, second] {
                 let unit = stack.unit_of(legacy);
@@ -209,8 +209,8 @@ fn memory_that_is_taken_leaves_compat_first() {
     }
 }
 
-/// What an earlier server left to its devices leaves `compat` before translation is on, and comes back when it
-/// is given back.
+/// Memory that an earlier server left to its devices is unmapped from `compat` before translation is on. It is mapped
+/// again when it is returned.
 #[test]
 fn memory_of_an_earlier_server_is_out_of_reach_until_it_is_given_back() {
     for subject in subjects() {
@@ -230,9 +230,9 @@ fn memory_of_an_earlier_server_is_out_of_reach_until_it_is_given_back() {
     }
 }
 
-/// A server that ends without a word leaves translation on; the next one takes the units over. No device
-/// reaches at any step what it was not granted, and what the dead server's client had is granted to nobody. The
-/// device that was attached is blocked under the new one, whatever policy says.
+/// A server that dies leaves translation on, and the next one takes the units over. At no step does a device reach
+/// memory beyond its grants, and the dead server's buffers are granted to no device. The device that was attached is
+/// blocked under the new server, whatever policy it has.
 #[test]
 fn a_server_that_is_restarted_takes_its_units_over() {
     for mode in [Mode::Strict, Mode::Compat] {
@@ -272,8 +272,8 @@ fn a_server_that_is_restarted_takes_its_units_over() {
             assert_eq!(reach(&stack, device), []);
             assert_eq!(reach(&stack, other), expected);
             assert_eq!(stack.machine.share_read(&share, 0, 6), b"before");
-            // The next client is served as ever. The memory of the first is not handed out: nobody told the
-            // new server of it.
+            // The next client is served normally. The first client's memory is not reused, because the new server
+            // does not know of it.
             let session = stack.claim(1, device).unwrap();
             stack.attach(session).unwrap();
             assert_eq!(stack.query(session).unwrap().generation, 1);

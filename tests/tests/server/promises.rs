@@ -1,4 +1,4 @@
-//! What clients were promised they have, whatever happens to groups, units and other clients meanwhile.
+//! Clients keep their promised resources, whatever happens to groups, units and other clients.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -30,7 +30,7 @@ fn eight(subject: Subject) -> Bed {
     Bed::start(&[subject], setup)
 }
 
-/// Three clients have taken their shares when 64 functions are plugged in, for which there is nothing left.
+/// Three clients have used their shares when 64 functions are added, for which nothing is left.
 #[test]
 fn groups_that_come_later_take_nothing_from_what_was_promised_before() {
     for subject in subjects() {
@@ -54,8 +54,8 @@ fn groups_that_come_later_take_nothing_from_what_was_promised_before() {
     }
 }
 
-/// A driver that has taken its share of tables dies while its unit is failed: the tables are kept, and its account is
-/// closed. They are not charged to the client that comes next.
+/// A driver that has used its share of tables dies after its unit failed. The tables are kept and its account is
+/// closed. The next client is not charged for them.
 #[test]
 fn a_newcomer_does_not_pay_for_the_tables_of_a_dead_client() {
     let mut setup = setup(Mode::Strict);
@@ -90,8 +90,8 @@ fn a_newcomer_does_not_pay_for_the_tables_of_a_dead_client() {
     assert!(got + 16 > mapped.min(share), "{got} of {share}; the dead client had {mapped}");
 }
 
-/// A unit that comes late finds no memory, since clients have theirs. It is tried again when one of them ends. (Whether it
-/// then finds a run of frames that is long enough depends on who has frames in between.)
+/// A late unit finds no memory, because clients use their shares. It is tried again when one of them ends. (Whether
+/// it then finds a run of frames long enough depends on the clients in between.)
 #[test]
 fn a_unit_that_found_no_memory_is_tried_again_when_there_is_some() {
     for subject in subjects() {
@@ -123,12 +123,12 @@ fn a_unit_that_found_no_memory_is_tried_again_when_there_is_some() {
     }
 }
 
-/// Without a unit: the number of a revocation is looked up before it is added to anything.
+/// Without a unit a revocation's offset is checked before it is added to an address.
 #[test]
 fn a_revocation_far_outside_is_not_mapped() {
     for subject in subjects() {
         let mut setup = setup(Mode::Compat);
-        // The only unit is in front of nothing: they are in another segment.
+        // The only unit has no device behind it: the functions are in another segment.
         setup.functions.iter_mut().for_each(|function| function.address.segment = 1);
         let mut stack = Bed::start(&[subject], setup);
         let session = stack.claim(1, PciAddress { segment: 1, ..devices()[0] }).unwrap();

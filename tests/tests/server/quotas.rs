@@ -1,4 +1,4 @@
-//! One client cannot use up what others need.
+//! One client cannot exhaust the resources of others.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -26,7 +26,7 @@ fn ten_thousand_opens_hit_the_quota_of_one_client_alone() {
         }
     }
     assert_eq!(open.len(), limit);
-    // Another client goes on.
+    // Another client is not affected.
     let [device, ..] = devices();
     let session = stack.claim(2, device).unwrap();
     stack.attach(session).unwrap();
@@ -74,7 +74,7 @@ fn memory_is_bounded_for_each_client() {
     stack.snapshot().assert_same(&full, "");
     let second = stack.allocate(session, 0x1_0000).unwrap();
     assert_eq!(stack.allocate(session, 0x1000).err(), Some(Refusal::Quota));
-    // Another client has its own.
+    // Another client has a quota of its own.
     let neighbour = stack.claim(2, other).unwrap();
     stack.attach(neighbour).unwrap();
     stack.allocate(neighbour, 0x10_0000).unwrap();
@@ -146,7 +146,7 @@ fn unread_faults_are_bounded_and_the_loss_is_told() {
     for at in 0..200_u64 {
         assert!(stack.device_write(device, 0x5000_0000 + 0x1000 * at, &[1]).is_err());
         stack.server.tick();
-        // With pauses: it is not a storm.
+        // A second tick makes a pause, so that this is not a storm.
         stack.server.tick();
     }
     let lost = stack.query(session).unwrap().faults_lost;
@@ -157,8 +157,8 @@ fn unread_faults_are_bounded_and_the_loss_is_told() {
     stack.machine.assert_clean();
 }
 
-/// S31: of a device that does not stop, 16 faults are taken. It is told, it reaches what it did, others are heard,
-/// and the next attach ends it.
+/// S31: 16 faults are taken from a device that never stops. The silence is reported, the device keeps its reach,
+/// other devices' faults are reported, and the next attach ends the silence.
 #[test]
 fn s31_a_storm_is_silenced_and_others_are_heard() {
     each(Mode::Compat, |stack| {
@@ -203,7 +203,7 @@ fn s31_a_storm_is_silenced_and_others_are_heard() {
     });
 }
 
-/// Devices that are denied altogether storm, too.
+/// Devices that are blocked altogether can storm too.
 #[test]
 fn s31_a_blocked_device_is_silenced_and_stays_blocked() {
     each(Mode::Strict, |stack| {
@@ -224,8 +224,8 @@ fn s31_a_blocked_device_is_silenced_and_stays_blocked() {
     });
 }
 
-/// A requester that is no function anybody knows of is denied, and silenced like others; its id is told. A function
-/// that appears there is heard again.
+/// A requester without a known function is denied, and silenced like others; its id is reported. The faults of a
+/// function that appears there are reported again.
 #[test]
 fn s31_requesters_that_nobody_knows_are_silenced() {
     each(Mode::Strict, |stack| {
@@ -240,7 +240,7 @@ fn s31_requesters_that_nobody_knows_are_silenced() {
             }
             faults(stack) - before
         };
-        // On the bus of known functions, and on one without any.
+        // On the bus of known functions, and on a bus without any.
         for (count, source) in [0x00f8, 0x4208].into_iter().enumerate() {
             assert_eq!(storm(stack, source), 16, "{source:#x}");
             assert_eq!(silenced(stack), u64::try_from(count).unwrap() + 1);
@@ -254,7 +254,7 @@ fn s31_requesters_that_nobody_knows_are_silenced() {
         assert_eq!(silenced(stack), 1, "what is there now is another device");
         assert_eq!(storm(stack, 0x4208), 16);
         assert_eq!(silenced(stack), 2);
-        // It goes, silenced as it is: whatever comes next is heard.
+        // It is removed while silenced. The next function's faults are reported.
         stack.server.function_gone(function.address);
         assert_eq!(silenced(stack), 1);
         assert_eq!(storm(stack, 0x4208), 16);
@@ -270,7 +270,7 @@ fn s31_requesters_that_nobody_knows_are_silenced() {
     });
 }
 
-/// Without memory for the table of a bus its requesters go on; nothing has changed.
+/// Without memory for the table of a bus, its requesters cannot be silenced, and nothing changes.
 #[test]
 fn s31_without_memory_strangers_go_on() {
     each(Mode::Strict, |stack| {
@@ -294,8 +294,8 @@ fn number(metrics: &str, name: &str) -> u64 {
     line.unwrap().parse().unwrap()
 }
 
-/// Attaching looks at faults too, and is no pause: a client that attaches again and again does not keep
-/// another's storm from being seen as one.
+/// Attaching polls faults too, but does not count as a pause. So a client that attaches repeatedly does not keep
+/// another's storm from being detected.
 #[test]
 fn s31_attaching_makes_no_pause_in_a_storm() {
     each(Mode::Compat, |stack| {
@@ -315,7 +315,7 @@ fn s31_attaching_makes_no_pause_in_a_storm() {
     });
 }
 
-/// Nor does a device's own driver, by attaching it again as soon as it is silenced.
+/// Nor can a device's own driver prevent it by attaching again as soon as the device is silenced.
 #[test]
 fn s31_attaching_in_a_storm_gives_16_faults_more_and_no_others() {
     each(Mode::Compat, |stack| {

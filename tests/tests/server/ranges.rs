@@ -1,4 +1,4 @@
-//! Requests that are well-formed and ask for what cannot be: refused as documented, and everything is as it was.
+//! Well-formed requests with impossible values: they are refused as documented, and change nothing.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{
@@ -54,7 +54,7 @@ fn bad_ranges_are_refused() {
             length: map.length,
             iova: map.iova,
         };
-        // The same as the second item of a batch whose first would do.
+        // The same as the second item of a batch whose first item is valid.
         let first = self::item(&scene, 0x1000);
         scene.refused_at(what, &batch(&[first, item]), expected, 1);
     }
@@ -114,7 +114,7 @@ fn bad_lists_are_refused() {
     }
 }
 
-/// Only the whole list is unmapped, and the buffer outlives it.
+/// Only the whole list can be unmapped, and the buffer outlives it.
 #[test]
 fn a_list_ends_as_it_was_made() {
     let mut scene = scene();
@@ -172,7 +172,7 @@ fn bad_allocations_are_refused() {
         (of(0x1000, 0, 0, 4, 0), Refusal::BadAccess),
         (of(0x1000, 0, 0, u32::MAX, 0), Refusal::BadAccess),
         (of(0x1000, 0, 0, 3, 4), Refusal::BadReserved),
-        // No address below 4 GiB is a multiple of 1 TiB but 0, which is not handed out.
+        // Below 4 GiB only address 0 is a multiple of 1 TiB, and it is never assigned.
         (of(0x1000, 1 << 40, 0, 3, 0), Refusal::NoSpace),
     ];
     for (allocate, expected) in cases {
@@ -213,7 +213,7 @@ fn a_batch_is_all_or_nothing() {
     for (items, expected, index) in cases {
         scene.refused_at(&format!("{expected:?}"), &batch(&items), expected, index);
     }
-    // Too many, none, or another number than said.
+    // Too many items, none, or a number that differs from the header's count.
     scene.refused_at("too many", &batch(&vec![good; 1025]), Refusal::Range, 0);
     scene.refused_at("none", &batch(&[]), Refusal::Range, 0);
     let mut lying = batch(&[good, good]);
@@ -221,8 +221,8 @@ fn a_batch_is_all_or_nothing() {
     scene.refused_at("one more", &lying, Refusal::BadLength, 0);
     lying[16] = 1;
     scene.refused_at("one fewer", &lying, Refusal::BadLength, 0);
-    // Addresses that an item unmaps are free when the batch is done, and not before: until the unit was made
-    // to forget them they lead to the old memory.
+    // Addresses unmapped by an item are free only after the batch. Until the unit is invalidated they lead to the old
+    // memory.
     let again =
         BatchItem { flags: MapFlags::FIXED.bits(), iova: scene.iova, ..item(&scene, 0x5000) };
     let bytes = batch(&[unmap(scene.iova, 0x5000), again]);

@@ -1,4 +1,5 @@
-//! Units that failed and come back, by themselves or because an administrator asks for it; what is given back then.
+//! Failed units that are revived, on the server's own attempt or on an administrator's request, and the memory that
+//! is returned then.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +23,7 @@ fn is_up(stack: &mut Bed) -> bool {
     state(stack) == format!("unit 0: {FAMILY} enabled")
 }
 
-/// The queue of the first unit stops, and somebody notices.
+/// Stalls the queue of the first unit and lets a request detect it.
 fn stall(stack: &mut Bed, session: Handle) {
     stack.machine.set_relax(10_000_000);
     stack.machine.trouble(0, Trouble::StallQueueAfter(0));
@@ -35,8 +36,8 @@ fn heal(stack: &Bed) {
     stack.machine.set_relax(1_000);
 }
 
-/// Lets time pass until `now`; units are looked at each second, as a platform does. Translation of the first unit never
-/// goes off.
+/// Lets time pass from second `from` to second `to`, and recovers units each second, as a platform does. Translation
+/// of the first unit stays on.
 fn pass(stack: &mut Bed, from: u64, to: u64) {
     for second in from..=to {
         assert_eq!(stack.server.recover_units(Nanos(second * SECOND)), None);
@@ -44,7 +45,7 @@ fn pass(stack: &mut Bed, from: u64, to: u64) {
     }
 }
 
-/// Claims and attaches the first device, and gives it a buffer: session, address and slot of the buffer.
+/// Claims and attaches the first device, and allocates a buffer. Returns session, address and slot of the buffer.
 fn drive(stack: &mut Bed, client: u32) -> (Handle, u64, u32) {
     let session = stack.claim(client, devices()[0]).unwrap();
     stack.attach(session).unwrap();
@@ -86,7 +87,7 @@ fn a_unit_that_failed_comes_back_and_clients_elsewhere_notice_nothing() {
         assert!(is_up(&mut stack), "{}", state(&mut stack));
         assert_eq!((reach(&stack, other), stack.machine.table_content(1)), untouched);
         assert_eq!(stack.metric("units_recovered"), 1);
-        // Nobody has said that the device is quiet.
+        // Nothing has shown that the device is quiet.
         assert_eq!(reach(&stack, device), []);
         assert!(stack.device_write(device, iova, &[1]).is_err());
         assert_eq!(stack.attach(session), Err(Refusal::UnitFailed), "its domain is lost");
@@ -146,8 +147,8 @@ fn quarantine_is_given_back_when_the_unit_is() {
         setup.take_memory = take_memory;
         let mut stack = Bed::start(&pair(), setup);
         stack.machine.set_returns(take_memory);
-        // What policy's domains need for the ends of sessions, and where memory is taken from compat, is made once
-        // and stays.
+        // Tables that policy's domains need for ends of sessions and for memory taken from compat are created once
+        // and stay. Creates them before counting.
         for device in [devices()[0], devices()[1]] {
             let session = stack.claim(1, device).unwrap();
             stack.attach(session).unwrap();
@@ -160,7 +161,7 @@ fn quarantine_is_given_back_when_the_unit_is() {
         stall(&mut stack, session);
         stack.server.close(session);
         assert_eq!(stack.metric("quarantined_bytes"), 0x4000);
-        // Memory is handed out from the start: as long as it is in quarantine nobody gets this.
+        // The pool hands out memory from its start, but not memory in quarantine.
         let elsewhere = stack.claim(2, devices()[1]).unwrap();
         stack.attach(elsewhere).unwrap();
         let theirs = stack.allocate(elsewhere, 0x4000).unwrap();
@@ -180,7 +181,7 @@ fn quarantine_is_given_back_when_the_unit_is() {
     }
 }
 
-/// What is in quarantine may be reached through any unit that is failed: one that is back proves nothing of another.
+/// Quarantined memory may be reachable through any failed unit. One revived unit proves nothing about another.
 #[test]
 fn quarantine_stays_while_another_unit_is_failed() {
     let mut stack = two(Mode::Strict);
@@ -205,7 +206,7 @@ fn quarantine_stays_while_another_unit_is_failed() {
     stack.machine.assert_clean();
 }
 
-/// A session that was cut off with its unit and is still open keeps what it mapped from being given to others.
+/// A session that lost its unit but is still open keeps its mapped memory from being reused.
 #[test]
 fn what_a_session_still_maps_is_given_back_with_it() {
     let mut stack = two(Mode::Strict);
@@ -262,7 +263,7 @@ fn administrators_need_not_wait_and_others_may_not_ask() {
     assert_eq!(stack.write("units/0", b"reset\n"), Ok(6));
     pass(&mut stack, 0, 0);
     assert!(is_up(&mut stack), "at once");
-    // A try that was asked for and fails is followed by short pauses again.
+    // After a requested attempt fails, the pauses start short again.
     stack.server.close(session);
     let (session, ..) = drive(&mut stack, 1);
     stall(&mut stack, session);
@@ -275,8 +276,8 @@ fn administrators_need_not_wait_and_others_may_not_ask() {
     stack.machine.assert_clean();
 }
 
-/// Of a unit that was there and did not do what it was told at start; and of one that answered nothing at all, which
-/// the platform brings up.
+/// A unit whose commands stalled at start is revived later. A unit that could not be prepared at all is brought up by
+/// the platform.
 #[test]
 fn a_unit_that_failed_at_start_comes_later() {
     for trouble in [Trouble::StallCommands, Trouble::StallQueueAfter(0)] {
@@ -316,14 +317,14 @@ fn a_unit_that_failed_at_start_comes_later() {
     stack.machine.assert_clean();
 }
 
-/// Without memory each try might cost some: nobody tries by himself.
+/// Without memory each attempt might cost some, so the server makes none by itself.
 fn pass_unasked(stack: &mut Bed) {
     for second in 0..1000 {
         assert_eq!(stack.server.recover_units(Nanos(second * SECOND)), None);
     }
 }
 
-/// Memory is gone when the unit is tried again: it stays failed, nothing opens, and the next try succeeds.
+/// Memory is exhausted when the unit is tried again. It stays failed, nothing opens, and the next attempt succeeds.
 #[test]
 fn a_unit_that_comes_back_without_memory_is_tried_again() {
     let mut setup = setup(Mode::Compat);
@@ -336,7 +337,7 @@ fn a_unit_that_comes_back_without_memory_is_tried_again() {
     assert_eq!(stack.server.recover_units(Nanos(0)), None);
     stack.machine.fail_table_allocations(0, u64::MAX);
     assert_eq!(stack.server.recover_units(Nanos(SECOND)), None);
-    // An AMD-Vi unit needs none: it has its device table, and shares the domain of policy.
+    // An AMD-Vi unit needs none: it has its device table and shares policy's domain.
     assert_eq!(is_up(&mut stack), FAMILY == "amd-vi");
     stack.machine.fail_table_allocations(0, 0);
     for second in 2..=5 {
@@ -347,8 +348,7 @@ fn a_unit_that_comes_back_without_memory_is_tried_again() {
     stack.machine.assert_clean();
 }
 
-/// Devices under policy behind a unit that fails go on as they were, and are not blocked for an instant when it is
-/// back.
+/// Devices under policy keep working behind a failed unit. They are not blocked for an instant when it is revived.
 #[test]
 fn devices_under_policy_lose_no_transfer() {
     let mut stack = start(Mode::Compat);

@@ -1,4 +1,4 @@
-//! Functions that come and go: what a walk of configuration space turns into.
+//! Functions that come and go: the effects of a walk of configuration space.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -41,7 +41,7 @@ fn what_is_gone_is_cut_off_and_what_is_new_is_under_policy() {
         functions.plug(new);
         functions.plug(PciFunction { device: 0x4321, ..endpoint(0, 5, 0) });
         assert_eq!(stack.write("rescan", b"1\n"), Ok(2));
-        // It may be in a reset: one look is no proof that a device is gone which somebody drives.
+        // It may be in a reset. One walk is no proof that a driven device is gone.
         assert_eq!(
             stack.text("rescan"),
             format!("last walk: 2 new, 1 gone\nnot found: {gone}: looked for again\n")
@@ -57,7 +57,7 @@ fn what_is_gone_is_cut_off_and_what_is_new_is_under_policy() {
         assert!(stack.text(&format!("devices/{changed}")).contains("id: 1234:4321"));
         assert_eq!(reach(stack, other), before);
         assert_eq!(stack.text("rescan"), "last walk: 0 new, 1 gone\n");
-        // Another one in its place; the old session is dead, and stays so.
+        // Another device appears in its place. The old session stays dead.
         functions.plug(PciFunction { device: 0x5555, ..endpoint(0, 3, 0) });
         assert_eq!(stack.write("rescan", b"1"), Ok(1));
         assert_eq!(generation(stack, gone), "2");
@@ -74,8 +74,8 @@ fn what_is_gone_is_cut_off_and_what_is_new_is_under_policy() {
     });
 }
 
-/// A port without ACS and the device behind it are one group. The port is never claimed: it does not hold the group
-/// for a driver whose device was pulled out.
+/// A port without ACS and the device behind it form one group. The port is never claimed. It does not keep the group
+/// for a driver whose device was removed.
 #[test]
 fn a_session_on_a_device_that_is_gone_holds_no_group() {
     each(Mode::Compat, |stack| {
@@ -172,7 +172,7 @@ fn what_cannot_be_taken_in_stays_blocked_and_is_told() {
     let sessions: Vec<_> = [(1, behind(1)), (2, behind(2))]
         .map(|(client, at)| stack.claim(client, at.address).unwrap())
         .into();
-    // A bridge in front of both makes them one group, which has two owners.
+    // A bridge in front of both would merge their groups, which have two owners.
     let kind = FunctionKind::ExpressToConventional(Buses { secondary: 5, subordinate: 5 });
     let bridge = PciFunction { kind, class: 0x06_0400, ..endpoint(0, 8, 0) };
     functions.plug(bridge);
@@ -180,7 +180,7 @@ fn what_cannot_be_taken_in_stays_blocked_and_is_told() {
     let told = format!("not taken in: {}: the object is in use\n", bridge.address);
     assert!(stack.text("status").contains(&told), "{}", stack.text("status"));
     assert_eq!(stack.text("rescan"), format!("last walk: 0 new, 0 gone\n{told}"));
-    // A client that claims it again and again has nothing walked a second time, before something changes.
+    // A client that claims it repeatedly causes no second walk before something changes.
     let walks = functions.walks();
     for _ in 0..5 {
         assert_eq!(stack.claim(3, bridge.address), Err(Refusal::NotProbed));

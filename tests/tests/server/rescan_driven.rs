@@ -1,5 +1,5 @@
-//! A rescan meets devices at work that read otherwise, or do not answer, for a while. Under `compat` their addresses would
-//! be physical ones, so nothing of that opens anything.
+//! A rescan meets working devices that for a while read differently or do not respond. Under `compat` their I/O
+//! addresses would be physical addresses, so nothing may be opened for them.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -10,7 +10,7 @@ use iommud::topology::pci::{Buses, FunctionKind, PciFunction};
 use super::{Bed, compat, devices, matrix, reach, setup, start};
 use iommud_tests::stack::{Functions, endpoint};
 
-/// More ticks than pass before a function that was missed is looked for again.
+/// More ticks than the server waits before it looks for a missed function again.
 const LONG: usize = 50;
 
 fn tick(stack: &mut Bed) {
@@ -29,7 +29,7 @@ fn behind(bus: u8) -> PciFunction {
     PciFunction { kind: FunctionKind::Endpoint, ..endpoint(bus, 0, 0) }
 }
 
-/// A server that has attached a device; `functions` are there beside those of the setup.
+/// Starts a server that has attached a device. `functions` are present besides those of the setup.
 fn driven(device: PciAddress, functions: &[PciFunction]) -> (Bed, Functions, Handle) {
     let mut stack = start(Mode::Compat);
     let there = stack.discover();
@@ -41,7 +41,7 @@ fn driven(device: PciAddress, functions: &[PciFunction]) -> (Bed, Functions, Han
     (stack, there, driver)
 }
 
-/// The device is in its owner's domain, and the next server would know.
+/// The device is in its owner's domain, and the notes name it for the next server.
 fn assert_at_work(stack: &mut Bed, driver: Handle, device: PciAddress) {
     assert_eq!(reach(stack, device).len(), 1, "its buffer");
     assert_ne!(reach(stack, device), compat(stack));
@@ -59,7 +59,7 @@ fn a_register_that_changes_does_not_make_another_device_of_one_at_work() {
     assert_at_work(&mut stack, driver, device);
     let told = format!("changed: {device}: taken over when it is free\n");
     assert_eq!(stack.text("rescan"), format!("last walk: 0 new, 0 gone\n{told}"));
-    // Nobody is told when it is free: the server looks by itself.
+    // The server is not notified when the device is free; it rescans by itself.
     stack.give_back(driver);
     tick(&mut stack);
     assert_eq!(stack.text("rescan"), "last walk: 1 new, 1 gone\n");
@@ -74,7 +74,7 @@ fn a_port_whose_buses_grow_keeps_what_is_at_work_behind_it() {
     functions.plug(new);
     stack.server.rescan().unwrap();
     assert_at_work(&mut stack, driver, device);
-    // Its group would be a wrong one: the port is known as one that it is not behind.
+    // Its group would be wrong: the known port has a bus range that does not include it.
     assert_eq!(stack.claim(2, new.address), Err(Refusal::NotProbed));
     assert_eq!(reach(&stack, new.address), []);
     stack.give_back(driver);
@@ -94,7 +94,7 @@ fn a_device_that_one_look_misses_is_at_work_when_the_next_finds_it() {
     tick(&mut stack);
     assert_at_work(&mut stack, driver, device);
     assert_eq!(stack.text("rescan"), "last walk: 0 new, 0 gone\n");
-    // Looks that miss it do not add up.
+    // Missed walks do not add up.
     functions.pull(device);
     stack.server.rescan().unwrap();
     assert_at_work(&mut stack, driver, device);

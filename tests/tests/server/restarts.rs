@@ -1,4 +1,4 @@
-//! What a server knows of devices that an earlier one left driven or cut off.
+//! The notes that a server has of devices which an earlier one left driven or cut off.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,12 +14,12 @@ fn restart(stack: Bed) -> Bed {
     stack.restart(&[matrix().remove(0)])
 }
 
-/// Attached, and cut off before: both are blocked under the next server and the one after it, until an owner
-/// has attached and detached them. One that was detached is under policy at once.
+/// An attached device and one cut off before are both blocked under the next server and the one after it. An owner
+/// must attach and detach them first. A device that was detached is under policy at once.
 #[test]
 fn what_was_driven_stays_blocked_until_its_owner_says_that_it_is_quiet() {
     let mut setup = setup(Mode::Compat);
-    // The tables of four servers.
+    // Room for the tables of four servers.
     setup.layout.tables = (16 << 20, 16 << 20);
     let mut stack = Bed::start(&[matrix().remove(0)], setup);
     let [attached, cut, quiet, ..] = devices();
@@ -66,8 +66,8 @@ fn a_member_that_was_driven_blocks_its_group() {
     assert_eq!(reach(&stack, second), []);
 }
 
-/// Whenever the server dies, the notes name every device that reaches something else than policy grants:
-/// looked at before every note, and when nothing happens.
+/// Whenever the server dies, the notes name every device whose reach differs from policy's grants. Checked before
+/// every note and between events.
 #[test]
 fn a_note_is_there_before_the_device_is_let_in_and_until_policy_has_it_back() {
     for subject in subjects() {
@@ -100,7 +100,7 @@ fn a_note_is_there_before_the_device_is_let_in_and_until_policy_has_it_back() {
     }
 }
 
-/// An attach that is refused, or undone, leaves no note.
+/// An attach that is refused or undone leaves no note.
 #[test]
 fn what_did_not_happen_is_not_noted() {
     let mut stack = start(Mode::Strict);
@@ -111,8 +111,8 @@ fn what_did_not_happen_is_not_noted() {
     assert_eq!(stack.notes.noted(), []);
 }
 
-/// A device that goes while it is driven may come back, and be at work: a walk has missed it, say. So its note stays until
-/// a different one is plugged in at its place.
+/// A device that disappears while it is driven may come back and still be working, for example if a walk missed it.
+/// So its note stays until a different device appears in its place.
 #[test]
 fn the_note_of_a_device_that_went_stays_until_a_different_one_comes() {
     let mut stack = start(Mode::Compat);

@@ -1,4 +1,5 @@
-//! Larger leaves where smaller ones were: a page table keeps one empty table of pages, which is used before it goes.
+//! Mapping larger leaves in place of smaller ones: a page table keeps one empty table of pages, which the first map
+//! fills and the next one replaces.
 
 use std::cell::Cell;
 
@@ -14,16 +15,16 @@ use super::{Bed, devices, reach, setup, subjects};
 
 const LARGE: u64 = 2 << 20;
 
-/// Where the table is kept, and what keeps the table above it.
+/// Address of the kept table, and of a neighbour that keeps the table above it in use.
 const ROOM: u64 = 5 << 30;
 const NEIGHBOUR: u64 = ROOM + 8 * LARGE;
 
-/// A device whose page table keeps an empty table at [`ROOM`], to which its unit has walked.
+/// A device whose page table keeps an empty table at [`ROOM`], which its unit has walked.
 struct Scene {
     device: PciAddress,
     session: Handle,
     slot: u32,
-    /// Where the memory of the buffer begins: aligned to 2 MiB.
+    /// First byte of the buffer's memory, aligned to 2 MiB.
     memory: u64,
     /// Whether leaves of 2 MiB are allowed.
     large: bool,
@@ -76,7 +77,7 @@ impl Scene {
         Reach { iova, last, physical: self.memory, read: true, write: true }
     }
 
-    /// What the device reaches above 4 GiB.
+    /// Returns the device's reach from [`ROOM`] on.
     fn reach(&self, stack: &Bed) -> Vec<Reach> {
         reach(stack, self.device).into_iter().filter(|run| run.iova >= ROOM).collect()
     }
@@ -107,7 +108,7 @@ fn the_empty_table_is_filled_and_the_next_map_has_a_large_leaf() {
 fn what_is_not_covered_stays_as_it_is() {
     each(|stack, scene| {
         let frames = stack.machine.table_frames();
-        // All of a large leaf's length, but across two of their places.
+        // As long as a large leaf, but across two of their places.
         scene.map(stack, ROOM + 0x1000, LARGE).unwrap();
         assert_eq!(stack.machine.table_frames(), frames + 1);
         let neighbour = scene.run(NEIGHBOUR, 0x1000);
@@ -116,7 +117,7 @@ fn what_is_not_covered_stays_as_it_is() {
     });
 }
 
-/// The page behind the large leaf needs a table that is not to be had.
+/// The page behind the large leaf needs a table that cannot be allocated.
 #[test]
 fn the_empty_table_is_back_when_the_map_fails() {
     each(|stack, scene| {

@@ -1,5 +1,5 @@
-//! The story of a driver: it claims its device, gets memory, does DMA; what it was not granted stays out of
-//! reach, and it is told.
+//! The story of a driver: it claims its device, gets memory, does DMA. Other memory stays out of reach, and attempts
+//! are reported as faults.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::fault::FaultAccess;
@@ -22,7 +22,7 @@ fn a_driver_and_its_device_share_a_buffer_and_nothing_else() {
         let buffer = stack.allocate(session, 0x5000).unwrap();
         assert_eq!(buffer.length, 0x5000);
         let share = stack.share(1, session, buffer.slot).unwrap();
-        // Driver to device, device to driver, across the pages of several segments.
+        // Driver to device and device to driver, across pages of several segments.
         stack.machine.share_write(&share, 0x0ff0, PATTERN);
         assert_eq!(
             stack.device_read(device, buffer.iova + 0x0ff0, PATTERN.len()).unwrap(),
@@ -31,7 +31,7 @@ fn a_driver_and_its_device_share_a_buffer_and_nothing_else() {
         stack.device_write(device, buffer.iova + 0x3ff8, PATTERN).unwrap();
         let length = u64::try_from(PATTERN.len()).unwrap();
         assert_eq!(stack.machine.share_read(&share, 0x3ff8, length), PATTERN);
-        // Exactly the buffer, by its addresses: no byte before, none behind.
+        // Exactly the buffer is reachable at its addresses, with no byte before or behind it.
         let runs = reach(stack, device);
         assert_eq!(runs.first().unwrap().iova, buffer.iova);
         assert_eq!(runs.last().unwrap().last, buffer.iova + 0x4fff);
@@ -46,8 +46,8 @@ fn a_driver_and_its_device_share_a_buffer_and_nothing_else() {
             assert!(!text.contains(&format!("{physical:x}")), "{path}: {text}");
         }
         assert_eq!(reach(stack, other), compat(stack), "the others are as before");
-        // Given back, the device is under policy again. (What is left behind attached is blocked: its driver
-        // told it I/O virtual addresses, which mean something else under policy.)
+        // A device that is given back is under policy again. (A device left attached is blocked: its driver gave it
+        // I/O virtual addresses, which mean other memory under policy.)
         stack.give_back(session);
         assert_eq!(reach(stack, device), compat(stack), "back under policy");
     });
@@ -66,7 +66,7 @@ fn under_compat_nothing_of_the_servers_can_be_reached() {
             assert!(stack.machine.access(unit, source, at, 1, false).is_err(), "{at:#x}");
         }
         stack.snapshot().assert_same(&before, "bit for bit");
-        // A device nobody claimed works as before.
+        // An unclaimed device works as before.
         stack.device_write(device, 0x0390_0123, PATTERN).unwrap();
         assert_eq!(stack.device_read(device, 0x0390_0123, PATTERN.len()).unwrap(), PATTERN);
         stack.server.tick();
@@ -74,8 +74,8 @@ fn under_compat_nothing_of_the_servers_can_be_reached() {
     });
 }
 
-/// With memory above 4 GiB: what lies between is one to one as well (other devices), but for the registers of
-/// units and the window of interrupts.
+/// With memory above 4 GiB: the gap below it is mapped one to one as well (other devices), except the registers of
+/// units and the interrupt window.
 #[test]
 fn under_compat_units_and_interrupts_cannot_be_reached() {
     let mut setup = setup(Mode::Compat);
@@ -124,7 +124,7 @@ fn an_ungranted_access_is_blocked_and_told_to_the_owner_alone() {
             let record = records[0];
             assert_eq!((record.source, record.access, record.lost), (device, access, 0));
             assert_eq!(record.address.map(|at| at & !0xfff), Some(0x1234_5000));
-            // Second-level entry without the permission: 5 writing, 6 reading.
+            // Second-level entry without permission: 5 for writing, 6 for reading.
             assert_eq!(record.reason, absent_page(write));
             assert!(record.words().len() > 8, "{record}");
             assert_eq!(stack.server.watch(session, 1), Ok(0), "read");
@@ -146,7 +146,7 @@ fn the_other_drivers_buffer_is_out_of_reach() {
         let share = stack.share(2, neighbour, theirs.slot).unwrap();
         stack.machine.share_write(&share, 0x6000, PATTERN);
         let length = u64::try_from(PATTERN.len()).unwrap();
-        // By the neighbour's address (if it is not one of mine too), and by the memory's own.
+        // By the neighbour's I/O addresses (unless the client has the same ones), and by its physical addresses.
         for segment in &share.segments {
             let at = segment.first().0;
             assert!(stack.device_write(device, at, &[0xee; 64]).is_err(), "{at:#x}");
@@ -197,7 +197,7 @@ fn a_device_and_its_group_have_one_owner() {
         assert_eq!(stack.claim(2, device), Err(Refusal::NotOwner));
         stack.attach(session).unwrap();
         assert_eq!(stack.claim(2, device), Err(Refusal::NotOwner));
-        // Two functions of one device are one group.
+        // Two functions of one device form one group.
         let pair = stack.claim(3, first).unwrap();
         assert_eq!(stack.claim(4, second), Err(Refusal::NotOwner));
         let member = stack

@@ -1,5 +1,5 @@
-//! Domain tags over the lives of servers: a unit goes on holding what it cached for the one before, and no tag
-//! that it may hold is given to a domain before it was flushed.
+//! Domain tags over the lives of servers. A unit keeps items cached for the previous server. No tag that it may hold
+//! is given to a domain before the unit was flushed.
 
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
@@ -14,11 +14,11 @@ use iommud_tests::stack::{Setup, scope};
 
 use super::{Bed, Subject, compat, devices, pair, reach, setup, start, subjects};
 
-/// Memory of the system that the first client's domain does not map.
+/// System memory that the first client's domain does not map.
 const PLAIN: u64 = 0x0100_0000 - 0x1000;
 
-/// A first server under `strict` whose only domain is a client's. Gives the device, its buffer's address, and the
-/// memory of the buffer.
+/// Gives a first server under `strict` a client, whose domain is its only one. Returns the device, its buffer's
+/// address, and the buffer's memory.
 fn owned(stack: &mut Bed) -> (PciAddress, u64, Vec<(u64, u64)>) {
     let [device, ..] = devices();
     let session = stack.claim(1, device).unwrap();
@@ -30,12 +30,13 @@ fn owned(stack: &mut Bed) -> (PciAddress, u64, Vec<(u64, u64)>) {
     (device, buffer.iova, mine)
 }
 
-/// What a restart under another policy is watched for: the device of the dead server's client reaches its own
-/// buffer or nothing, a device under `compat` what `compat` grants or nothing.
+/// Watches a restart under another policy. The device of the dead server's client may reach only its own buffer. A
+/// device under `compat` may reach only `compat`'s grants.
 fn watch(stack: &Bed, device: PciAddress, iova: u64, mine: &[(u64, u64)]) {
     let everything: Vec<_> =
         compat(stack).iter().map(|run| (run.physical, run.last - run.iova + 1)).collect();
-    // The other device first: what it looks up is what the first one would find under the same tag.
+    // The other device comes first: its cached translations are the ones that the first device would find under the
+    // same tag.
     for (source, granted) in [(devices()[1], everything), (device, mine.to_vec())] {
         for iova in [PLAIN, iova, iova + 0x3000] {
             let source = source.requester.0;
@@ -46,9 +47,9 @@ fn watch(stack: &Bed, device: PciAddress, iova: u64, mine: &[(u64, u64)]) {
     }
 }
 
-/// The administrator changes the policy between two servers, so that the new one makes its domains in another
-/// order. A write of the device that was cut off does not land at the physical address of the same number, and
-/// no other device gets to its buffer.
+/// The administrator changes the policy between two servers, so that the new one creates its domains in another
+/// order. A write of the cut-off device does not land at the physical address of the same number. No other device
+/// reaches its buffer.
 #[test]
 fn old_translations_serve_no_domain_of_the_next_server() {
     for subject in subjects() {
@@ -65,8 +66,8 @@ fn old_translations_serve_no_domain_of_the_next_server() {
     }
 }
 
-/// A first server whose client never used its buffer: the unit holds the entry of the device, and no translation.
-/// Gives the device and the buffer's address.
+/// Gives a first server a client that never uses its buffer. So the unit has the device's entry cached, but no
+/// translation. Returns the device and the buffer's address.
 fn owned_and_unused(stack: &mut Bed) -> (PciAddress, u64) {
     let [device, ..] = devices();
     let session = stack.claim(1, device).unwrap();
@@ -76,23 +77,23 @@ fn owned_and_unused(stack: &mut Bed) -> (PciAddress, u64) {
     (device, buffer.iova)
 }
 
-/// Of so many actions those at which something is tried: the last ones, each, and others spread evenly. (A device
-/// table of 65,536 entries is written first, which no unit knows yet.)
+/// Chooses the actions at which the server dies: the last 100, and others spread evenly. (The first actions write a
+/// device table of 65,536 entries, which no unit uses yet.)
 fn points(count: u64) -> Vec<u64> {
     let last = count.saturating_sub(100);
     (0..count).filter(|at| *at >= last || at % (last / 8 + 1) == 0).collect()
 }
 
-/// A machine on which four servers have room for their tables.
+/// A machine with room for the tables of four servers.
 fn roomy(mode: Mode) -> Setup {
     let mut setup = setup(mode);
     setup.layout.tables = (16 << 20, 16 << 20);
     setup
 }
 
-/// At each action of a take-over the server dies. The device that was cut off writes to its old address, right
-/// after another device has read there: the bytes land in its old buffer or nowhere, not at the physical address of
-/// the same number. Then a third server takes over from both, watched all along, and another client is served.
+/// A server dies at each action of its take-over. Another device reads the old address, then the cut-off device
+/// writes there. The bytes land in the old buffer or nowhere, but not at the physical address of the same number.
+/// Then a third server takes over from both, watched throughout.
 #[test]
 fn a_server_that_dies_taking_over_leaves_tags_to_the_third() {
     for subject in subjects() {
@@ -133,7 +134,7 @@ fn a_server_that_dies_taking_over_leaves_tags_to_the_third() {
                     must_pass,
                 });
             }
-            // The start of a process takes longer than any command of a unit.
+            // Starting a process takes longer than any command of a unit.
             stack.machine.pass_time(5_000_000);
             stack.reboot(subject);
             stack.machine.clear_watches();
@@ -145,8 +146,8 @@ fn a_server_that_dies_taking_over_leaves_tags_to_the_third() {
     }
 }
 
-/// Devices under `compat` go on all through a restart, and through one in which a server dies half-way: they are
-/// denied at no instant.
+/// Devices under `compat` keep working throughout a restart, and throughout one in which a server dies half-way. They
+/// are denied at no instant.
 #[test]
 fn what_compat_grants_is_granted_throughout() {
     for subject in subjects() {
@@ -175,18 +176,18 @@ fn what_compat_grants_is_granted_throughout() {
     }
 }
 
-/// Tags of the entries of all devices behind a unit, by its tables.
+/// Returns the tags of the entries of all devices behind a unit, by its tables.
 fn tags_of(stack: &Bed, unit: usize) -> Vec<u16> {
     let behind = devices().into_iter().filter(|device| stack.unit_of(*device) == unit);
     let bindings = behind.filter_map(|device| stack.machine.binding(unit, device.requester.0));
-    // An entry that denies has no domain, or domain 0.
+    // A blocked entry has no domain, or domain 0.
     let mut tags: Vec<u16> = bindings.map(|(tag, ..)| tag).filter(|tag| *tag != 0).collect();
     tags.sort_unstable();
     tags.dedup();
     tags
 }
 
-/// No entry of a server has a tag that an entry of the server before had.
+/// No entry of a server has a tag of an entry of its predecessor.
 #[test]
 fn tags_of_servers_one_after_the_other_are_disjoint() {
     for subject in subjects() {
@@ -205,7 +206,7 @@ fn tags_of_servers_one_after_the_other_are_disjoint() {
             assert!(before.iter().all(|tag| !tags.contains(tag)), "{before:?}, then {tags:?}");
             let held = stack.notes.tags().unwrap().held;
             assert!(tags.iter().all(|tag| held.contains(DomainTag(*tag))), "{tags:?}: {held:?}");
-            // Every unit was flushed: what the server before had is noted no longer.
+            // Every unit was flushed, so the predecessor's tags are no longer noted.
             assert!(
                 !before.iter().any(|tag| held.contains(DomainTag(*tag))),
                 "{before:?}: {held:?}"
@@ -217,8 +218,8 @@ fn tags_of_servers_one_after_the_other_are_disjoint() {
     }
 }
 
-/// Of two units one does not come up under the second server: it holds what the first one left, until the third
-/// has flushed it.
+/// One of two units does not come up under the second server. It holds the first server's items until the third has
+/// flushed it.
 #[test]
 fn a_unit_that_was_not_flushed_keeps_its_tags_from_all_servers() {
     let subjects = pair();
@@ -228,7 +229,7 @@ fn a_unit_that_was_not_flushed_keeps_its_tags_from_all_servers() {
     let session = stack.claim(1, devices()[2]).unwrap();
     stack.attach(session).unwrap();
     let first = tags_of(&stack, 1);
-    // Some looks at the clock within the deadline of either vendor: the other unit comes up.
+    // Only a few reads of the clock fit within the deadline of either vendor; the other unit comes up.
     stack.machine.set_relax(20_000_000);
     stack.machine.trouble(1, Trouble::StallQueueAfter(0));
     stack.reboot(&subjects);
@@ -253,7 +254,7 @@ fn a_unit_that_was_not_flushed_keeps_its_tags_from_all_servers() {
     stack.machine.assert_clean();
 }
 
-/// A server that knows of no unit says nothing of their tags: the note stays as it was.
+/// A server that knows no units writes no note about their tags; the old note stays.
 #[test]
 fn a_server_without_units_leaves_the_note_alone() {
     let stack = start(Mode::Compat);
@@ -277,9 +278,9 @@ fn a_server_without_units_leaves_the_note_alone() {
     assert_eq!(stack.notes.tags(), noted);
 }
 
-/// Units that were never flushed by any server, and whose owner left no note: firmware let a device reach a page under
-/// the tag that the server gives first. The device of a domain of policy does not get there, and where the tags are
-/// not known at all it is denied until the unit was flushed.
+/// No server has flushed the unit yet, and its owner left no note. Firmware granted a device a page under the tag
+/// that the server uses first. A device in one of policy's domains must not reach that page. Where the held tags are
+/// unknown, it is denied until the unit was flushed.
 #[test]
 fn tags_of_an_owner_without_a_note_serve_no_domain() {
     const PAGE: u64 = 0x0390_0000;

@@ -1,4 +1,4 @@
-//! Several units, and units that fail at work.
+//! Several units, and units that fail in operation.
 
 use iommu_protocol::Refusal;
 use iommud::policy::Mode;
@@ -6,7 +6,7 @@ use iommud::policy::Mode;
 use super::{Bed, FAMILY, compat, devices, matrix, pair, reach, setup};
 use iommud_tests::machine::{Trouble, Watch};
 
-/// Two units of different kinds; the first device is behind the first.
+/// Two units of different kinds. The first device is behind the first unit.
 pub(super) fn two(mode: Mode) -> Bed {
     let mut setup = setup(mode);
     setup.behind_first = vec![devices()[0]];
@@ -40,7 +40,7 @@ fn each_unit_confines_its_own_devices() {
     assert_eq!(stack.machine.share_read(&share, 0, 5), b"first");
     let share = stack.share(2, second, theirs.slot).unwrap();
     assert_eq!(stack.machine.share_read(&share, 0, 6), b"second");
-    // A fault behind the second unit goes to the session behind it.
+    // A fault behind the second unit is reported to the session behind it.
     assert!(stack.device_write(other, 0x6666_0000, &[1]).is_err());
     assert_eq!(stack.faults(first), []);
     assert_eq!(stack.faults(second).len(), 1);
@@ -52,8 +52,8 @@ fn each_unit_confines_its_own_devices() {
     stack.machine.assert_clean();
 }
 
-/// The queue of one unit stops in the middle of a request: its client gets the error, nothing that a device
-/// may still reach is given to anybody, and clients behind the other unit notice nothing.
+/// The queue of one unit stalls in the middle of a request. Its client gets the error. Memory that a device may still
+/// reach is not reused. Clients behind the other unit are not disturbed.
 #[test]
 fn a_unit_that_fails_takes_only_its_own_devices_along() {
     for after in 0..3 {
@@ -86,7 +86,7 @@ fn a_unit_that_fails_takes_only_its_own_devices_along() {
             assert!(status.contains(&format!("unit 0: {FAMILY} failed(")), "{status}");
             assert_eq!(stack.map(first, mine.slot, 0, 0x1000).err(), Some(Refusal::UnitFailed));
         }
-        // The client gives up; its memory is not handed out as long as the device may reach it.
+        // The client closes. Its memory is not reused while the device may reach it.
         stack.server.close(first);
         let buffer = stack.allocate(second, 0x40_0000).unwrap();
         stack.device_write(other, buffer.iova, &[1]).unwrap();

@@ -1,5 +1,4 @@
-//! Claims that wait for their unit: bounds, order, deadlines, ends. Their interleavings are explored in
-//! `tests/src/explore`.
+//! Claims that wait for their unit: limits, order, deadlines, ends. `tests/src/explore` explores their interleavings.
 
 use iommu_protocol::Refusal;
 use iommud::hw::{Nanos, UnitError};
@@ -12,7 +11,7 @@ use super::{Bed, devices, pair, setup};
 
 const SECOND: u64 = 1_000_000_000;
 
-/// The second unit comes later; the first device is behind the first.
+/// The second unit is brought up later. The first device is behind the first unit.
 fn late() -> Bed {
     let mut setup = setup(Mode::Strict);
     setup.behind_first = vec![devices()[0]];
@@ -56,7 +55,7 @@ fn the_unit_comes_and_the_first_who_asked_gets_the_device() {
     assert_eq!(stack.server.next_answer(Nanos(0)), None);
     assert!(stack.text("metrics").contains("claims_waiting 2"), "{}", stack.text("metrics"));
     arrive(&mut stack);
-    // Who asks before the answers are taken comes too late all the same.
+    // A claim made before the answers are fetched is too late all the same.
     assert_eq!(stack.claim(3, devices()[1]), Err(Refusal::NotOwner));
     let (ticket, granted) = stack.server.next_answer(Nanos(0)).unwrap();
     assert_eq!(ticket, first);
@@ -113,7 +112,7 @@ fn who_is_gone_waits_no_longer() {
     let other = waits(claim(&mut stack, 2, SECOND));
     stack.server.forget_claims(&[gone]);
     arrive(&mut stack);
-    // Granted and not taken: a client that ends now holds nothing either.
+    // The claim is granted but not fetched. A client that ends now holds nothing either.
     stack.server.forget_claims(&[other]);
     assert_eq!(stack.server.next_answer(Nanos(u64::MAX)), None);
     assert!(stack.text("status").contains("sessions: 0"), "{}", stack.text("status"));
@@ -150,8 +149,8 @@ fn there_is_nothing_left_to_wait_for() {
     );
 }
 
-/// A unit that did not come is tried again: whoever waits for it goes on waiting, and is told at the deadline what is
-/// wrong.
+/// A unit that did not come up is tried again. Claims for it keep waiting, and get the unit's error at their
+/// deadline.
 #[test]
 fn a_unit_that_failed_is_waited_for_as_long_as_it_may_come_back() {
     let mut stack = late();

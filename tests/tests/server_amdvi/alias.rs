@@ -1,4 +1,4 @@
-//! What only an IVRS says of devices: the id that their requests come with, and which interrupts pass.
+//! Device settings that only an IVRS gives: the id on their requests, and the interrupts that pass.
 
 use iommu_protocol::ids::RequesterId;
 use iommud::hw::RegisterIo;
@@ -8,7 +8,7 @@ use iommud_tests::machine::{Reach, Through};
 
 use crate::server::{Bed, compat, devices, matrix, reach, setup};
 
-/// The requests of the first device may come with this id.
+/// Another id that requests of the first device may carry.
 const ALIAS: RequesterId = RequesterId(0x0100);
 
 fn start(mode: Mode) -> Bed {
@@ -49,7 +49,7 @@ fn an_alias_reaches_what_its_device_does() {
     }
 }
 
-/// A fault under the alias is told to the owner of the device.
+/// A fault under the alias is reported to the owner of the device.
 #[test]
 fn a_fault_of_an_alias_is_its_devices() {
     let mut stack = start(Mode::Strict);
@@ -59,13 +59,13 @@ fn a_fault_of_an_alias_is_its_devices() {
     stack.machine.pass_time(1_000_000);
     let faults = stack.faults(session);
     assert_eq!(faults.len(), 1);
-    // Under the id that was on the bus.
+    // The record has the id that was on the bus.
     assert_eq!((faults[0].source.requester, faults[0].address), (ALIAS, Some(0x6666_0000)));
     stack.machine.assert_clean();
 }
 
-/// Words 1 and 2 of the entries: SysMgt in bits 41:40 of the one, the passes in bits 58:56 and 63:62 of the other
-/// (48882 section 2.2.2.1), whatever becomes of the rest.
+/// Words 1 and 2 of both entries keep firmware's settings, whatever happens to the rest: SysMgt in bits 41:40 of word
+/// 1, the passes in bits 58:56 and 63:62 of word 2 (48882 section 2.2.2.1).
 #[test]
 fn settings_of_firmware_stay_in_both_entries() {
     let mut stack = start(Mode::Compat);

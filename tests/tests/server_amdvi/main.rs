@@ -15,7 +15,7 @@ mod server;
 mod vendor {
     pub(crate) use iommud_tests::conformance::amdvi::{Subject, matrix};
 
-    /// A few units that differ in what the server must do for them.
+    /// A few units that the server must treat differently.
     pub(crate) fn subjects() -> Vec<Subject> {
         let names = ["server", "qemu", "early, not snooping, absent entries cached"];
         let mut all = matrix();
@@ -23,13 +23,13 @@ mod vendor {
         all
     }
 
-    /// Two units of one machine, of different kinds.
+    /// Two different units of one machine.
     pub(crate) fn pair() -> [Subject; 2] {
         ["server", "server, not snooping"]
             .map(|name| matrix().into_iter().find(|subject| subject.name == name).unwrap())
     }
 
-    /// The reason of a fault at a page that is not there: IO_PAGE_FAULT, code 2 (48882 section 2.5.2).
+    /// The reason of a fault at an absent page: IO_PAGE_FAULT, code 2 (48882 section 2.5.2).
     pub(crate) const fn absent_page(_write: bool) -> u16 {
         2
     }

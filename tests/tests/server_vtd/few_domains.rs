@@ -1,4 +1,4 @@
-//! Units with 16 domains, the fewest that there are (CAP.ND 0): tags run short.
+//! Units with 16 domains, the smallest number (CAP.ND 0), so that tags run short.
 
 use iommu_protocol::{PciAddress, Refusal};
 use iommud::policy::Mode;
@@ -10,7 +10,7 @@ use iommud_tests::stack::endpoint;
 use crate::server::{Bed, compat, reach, setup};
 use crate::vendor::{Subject, matrix};
 
-/// Memory of the system that policy `compat` maps.
+/// System memory that policy `compat` maps.
 const PLAIN: u64 = 0x0080_0000;
 
 fn subject() -> Subject {
@@ -21,7 +21,7 @@ fn device(number: u8) -> PciAddress {
     endpoint(0, 3 + number, 0).address
 }
 
-/// Ten devices that are alone, under `compat`.
+/// Starts ten devices, each alone in its group, under `compat`.
 fn bed() -> Bed {
     let mut setup = setup(Mode::Compat);
     setup.functions = (0..10).map(|number| endpoint(0, 3 + number, 0)).collect();
@@ -29,7 +29,7 @@ fn bed() -> Bed {
     Bed::start(&[subject()], setup)
 }
 
-/// A device that nobody claims goes on at every instant.
+/// Watches an unclaimed device, which must keep its access at every instant.
 fn watch(stack: &Bed) {
     let (source, granted) = (device(9).requester.0, vec![(PLAIN, 0x1000)]);
     stack.machine.watch(Watch {
@@ -46,7 +46,7 @@ fn tag(stack: &Bed, number: u8) -> u16 {
     stack.machine.binding(0, device(number).requester.0).map_or(0, |(tag, ..)| tag)
 }
 
-/// Of tags 2 to 15 one server takes seven: one for `compat`, six for clients. The next one has tags of its own.
+/// Of tags 2 to 15 one server takes seven: one for `compat`, six for clients. The next server uses other tags.
 #[test]
 fn a_server_leaves_half_of_the_tags_to_the_next_one() {
     let mut stack = bed();
@@ -70,9 +70,9 @@ fn a_server_leaves_half_of_the_tags_to_the_next_one() {
     assert!(!before.iter().any(|tag| held.contains(DomainTag(*tag))), "{held:?}");
 }
 
-/// Servers die one after the other before they have flushed the unit. Each takes a tag that none before it had; a
-/// device under `compat` notices nothing. When none is left it is denied from the swap to the flush, and not led
-/// astray.
+/// Several servers in a row die before they have flushed the unit. Each takes a tag that none before it had, and a
+/// device under `compat` is not disturbed. When no tag is left, the device is denied from the change of tables to the
+/// flush, but never reaches wrong memory.
 #[test]
 fn when_no_tag_is_left_devices_are_denied_until_the_flush() {
     let mut stack = bed();
@@ -97,7 +97,7 @@ fn when_no_tag_is_left_devices_are_denied_until_the_flush() {
     let denied = |violation: &Violation| matches!(violation, Violation::Denied { .. });
     assert!(!violations.is_empty() && violations.iter().all(denied), "{violations:x?}");
     assert_eq!(reach(&stack, device(9)), compat(&stack));
-    // The whole space is good again.
+    // All tags are usable again.
     let tag = tag(&stack, 9);
     let held = stack.notes.tags().unwrap().held;
     assert!((2..16).all(|other| held.contains(DomainTag(other)) == (other == tag)), "{held:?}");

@@ -16,12 +16,12 @@ mod vendor {
     pub(crate) use iommud_tests::conformance::vtd::{Subject, matrix};
     use iommud_tests::vtd::Config;
 
-    /// A few units that differ in what the server must do for them.
+    /// A few units that the server must treat differently.
     pub(crate) fn subjects() -> Vec<Subject> {
         let names = ["server", "qemu", "qemu, caching mode"];
         let mut all = matrix();
         all.retain(|subject| names.contains(&subject.name));
-        // Without large pages the domain of `compat` alone would be a million entries.
+        // Without large pages the domain of `compat` alone would have a million entries.
         all.push(Subject {
             name: "early, 2 MiB",
             config: Config { large_2m: true, ..Config::early() },
@@ -29,13 +29,13 @@ mod vendor {
         all
     }
 
-    /// Two units of one machine, of different kinds.
+    /// Two different units of one machine.
     pub(crate) fn pair() -> [Subject; 2] {
         ["server", "qemu, caching mode"]
             .map(|name| matrix().into_iter().find(|subject| subject.name == name).unwrap())
     }
 
-    /// The reason of a fault at a page that is not there (VT-d 4.1 chapter 7: 5h for writes, 6h for reads).
+    /// The reason of a fault at an absent page (VT-d 4.1 chapter 7: 5h for writes, 6h for reads).
     pub(crate) const fn absent_page(write: bool) -> u16 {
         if write { 5 } else { 6 }
     }

@@ -1,4 +1,4 @@
-//! A machine with any number of units, and a server on it that takes as much memory as the machine needs.
+//! A machine with any number of units, and a server that takes as much memory as the machine needs.
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommud::addr::{PhysAddr, PhysRange};
@@ -14,11 +14,11 @@ use iommud_tests::stack::endpoint;
 
 use super::MIB;
 
-/// Where table memory begins, and buffers.
+/// First byte of table memory, and of buffer memory.
 const TABLES: u64 = 1024 * MIB;
 const BUFFERS: u64 = 1792 * MIB;
 
-/// What a machine is made of, before memory is taken.
+/// The configuration of a machine, before memory is taken.
 pub(crate) struct Fleet<T: UnderTest> {
     pub(crate) subjects: Vec<T>,
     /// First byte and length of each range.
@@ -26,11 +26,11 @@ pub(crate) struct Fleet<T: UnderTest> {
     pub(crate) functions: Vec<PciFunction>,
     pub(crate) reserved: Vec<ReservedRegion>,
     pub(crate) config: Config,
-    /// First byte and length of what earlier servers left.
+    /// First byte and length of memory that earlier servers left behind.
     pub(crate) left: Vec<(u64, u64)>,
 }
 
-/// A server that has started.
+/// A running server.
 pub(crate) struct Running<T: UnderTest> {
     pub(crate) machine: Machine,
     pub(crate) server: Server<T::Unit, Buffers>,
@@ -41,7 +41,7 @@ fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
 }
 
 impl<T: UnderTest> Fleet<T> {
-    /// One unit a subject; two functions behind each, on a bus of its own.
+    /// One unit for each subject, with two functions behind it, on a bus of its own.
     pub(crate) fn new(subjects: Vec<T>, ram: &[(u64, u64)]) -> Self {
         let buses = 0..u8::try_from(subjects.len()).unwrap();
         let functions = buses.flat_map(|bus| [endpoint(bus, 3, 0), endpoint(bus, 4, 0)]).collect();
@@ -49,7 +49,7 @@ impl<T: UnderTest> Fleet<T> {
         Self { subjects, ram: ram.to_vec(), functions, reserved, config, left }
     }
 
-    /// The unit in front of a bus.
+    /// Returns the number of the unit in front of a bus.
     fn unit_of(&self, bus: u8) -> usize {
         usize::from(bus) % self.subjects.len()
     }
@@ -69,7 +69,7 @@ impl<T: UnderTest> Fleet<T> {
         Firmware { units, reserved: self.reserved.clone(), ..Firmware::default() }
     }
 
-    /// What the machine needs, by what its units show.
+    /// Computes the machine's need of memory from its units' surveys.
     pub(crate) fn need(&self) -> Need {
         let machine = Machine::default();
         for subject in &self.subjects {
@@ -92,13 +92,13 @@ impl<T: UnderTest> Fleet<T> {
         })
     }
 
-    /// Starts a server as a platform does when the command line says nothing.
+    /// Starts a server like a platform without command-line options.
     pub(crate) fn start(&self) -> Running<T> {
         let need = self.need();
         self.start_with(&need, need.table_bytes())
     }
 
-    /// Starts a server with so many bytes of table memory.
+    /// Starts a server with this many bytes of table memory.
     pub(crate) fn start_with(&self, need: &Need, tables: u64) -> Running<T> {
         let layout = Layout {
             ram: self.ram.clone(),
@@ -133,7 +133,7 @@ impl<T: UnderTest> Fleet<T> {
     }
 }
 
-/// The server's own memory. Tables and buffers are in one piece each; the page of notes is apart from both.
+/// The server's own memory: one piece for tables, one for buffers, and a separate page for notes.
 fn own(tables: u64, buffers: u64) -> Vec<PhysRange> {
     ranges(&[(TABLES, tables), (BUFFERS, buffers), (BUFFERS + buffers + 0x5000, 0x1000)])
 }
@@ -150,7 +150,7 @@ fn budget(need: &Need, tables: u64) -> Budget {
 }
 
 impl<T: UnderTest> Running<T> {
-    /// The state of each unit, as `status` says it.
+    /// Returns the state of each unit from `status`.
     pub(crate) fn states(&mut self) -> Vec<String> {
         let caller = Caller { client: ClientId(1), uid: 0 };
         let handle = self.server.open(caller, None, "status", false).unwrap();
@@ -162,7 +162,7 @@ impl<T: UnderTest> Running<T> {
         lines.map(|line| line.split_once(T::FAMILY).unwrap().1.trim().to_owned()).collect()
     }
 
-    /// Frames of table memory in the server's hands.
+    /// Frames of table memory that the server holds.
     pub(crate) fn frames(&self) -> u64 {
         u64::try_from(self.machine.table_frames()).unwrap()
     }

@@ -1,4 +1,4 @@
-//! Memory that fits the machine: what is taken at start without a word on the command line brings every unit up.
+//! Memory sized for the machine: the amount taken at start without command-line options brings every unit up.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +18,7 @@ use iommud_tests::vtd::Config;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// What was taken by default before the machine was looked at.
+/// The fixed default amount, used before the server sized memory by the machine.
 const FIXED: u64 = 4 * MIB;
 
 /// A unit of 2011: no large leaves.
@@ -39,13 +39,13 @@ fn amd() -> amdvi::Subject {
     amdvi::matrix().remove(0)
 }
 
-/// Two device tables of 2 MiB do not leave room for anything else in 4 MiB. The log and `status` say how much does.
+/// Two device tables of 2 MiB leave no room in 4 MiB. The log and `status` report a sufficient amount.
 #[test]
 fn two_amd_units_come_up() {
     let fleet = Fleet::new(vec![amd(), amd()], &[(0, 2 * GIB)]);
     assert_eq!(fleet.start().states(), ["enabled", "enabled"]);
     let mut short = fleet.start_with(&fleet.need(), FIXED);
-    // 547 frames of its own, the domain of `compat` in 5 (sizing/tests.rs); 32 MiB of buffers, 4 functions.
+    // 547 frames of its own, 5 for the domain of `compat` (sizing/tests.rs); 32 MiB of buffers, 4 functions.
     let reason = "failed(needs 2,208 KiB for tables; --tables 10 would do)";
     assert_eq!(short.states(), ["enabled", reason]);
 }
@@ -57,7 +57,7 @@ fn eight_units_without_superpages_come_up() {
     let fleet = Fleet::new(vec![old(); 8], &ram);
     let mut running = fleet.start();
     assert_eq!(running.states(), ["enabled"; 8]);
-    // The server's own 204 MiB are mapped by nobody: 102 tables fewer, one for each 2 MiB.
+    // No device maps the server's own 204 MiB: 102 tables fewer, one for each 2 MiB.
     let used = running.frames();
     assert!((33_280 - 102..33_500).contains(&used), "{used}");
     let mut short = fleet.start_with(&fleet.need(), FIXED);
@@ -65,7 +65,7 @@ fn eight_units_without_superpages_come_up() {
     assert_eq!(short.states(), [reason; 8]);
 }
 
-/// What a look at a unit says is what bringing it up finds, and takes.
+/// The survey of a unit predicts the properties and the frames of its bring-up.
 fn a_look_tells<T: UnderTest>(subjects: Vec<T>) {
     for subject in subjects {
         let machine = Machine::default();

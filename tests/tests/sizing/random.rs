@@ -1,4 +1,4 @@
-//! Machines of any kind come up with what they are said to need, and use most of it.
+//! Machines of any kind come up with their computed need of memory, and use most of it.
 
 use iommu_protocol::ids::RequesterId;
 use iommud::addr::{PhysAddr, PhysRange};
@@ -12,16 +12,16 @@ use proptest::prelude::*;
 use super::GIB;
 use super::fleet::Fleet;
 
-/// Frames that are kept for what may come and does not at start: requesters of no function, an empty table of each
-/// domain, splits by the server's own memory where that is scattered.
+/// Frames kept for later needs: requesters without a function, an empty table of each domain, and splits where the
+/// server's own memory is scattered.
 const KEPT: u64 = 64 + 64;
 
-/// A machine in numbers.
+/// The shape of a machine, in numbers.
 #[derive(Clone, Debug)]
 struct Shape {
-    /// Which of the subjects each unit is.
+    /// The subject of each unit.
     units: Vec<usize>,
-    /// Gibibytes from 0 on, and what is above 4 GiB.
+    /// Gibibytes from 0 on, and memory above 4 GiB.
     low: u64,
     high: Vec<(u64, u64)>,
     functions: Vec<(u8, u8)>,
@@ -100,14 +100,14 @@ fn fleet<T: UnderTest + Clone>(subjects: &[T], shape: &Shape) -> Fleet<T> {
     fleet
 }
 
-/// Everything comes up with no more than the base; and the base is at most half as much again as what is used.
+/// All units come up with no more than the base need. The base is at most half as much again as the frames used.
 fn fits<T: UnderTest + Clone>(subjects: &[T], shape: &Shape) -> Result<(), TestCaseError> {
     let fleet = fleet(subjects, shape);
     let need = fleet.need();
     let mut running = fleet.start_with(&need, need.least_table_bytes());
     let enabled = vec!["enabled"; shape.units.len()];
     prop_assert_eq!(running.states(), enabled);
-    // What an earlier server left comes back.
+    // Returns an earlier server's memory.
     for (start, length) in &fleet.left {
         let range = PhysRange::new(PhysAddr(*start), *length).unwrap();
         running.server.memory_returned(range);
@@ -121,7 +121,7 @@ fn fits<T: UnderTest + Clone>(subjects: &[T], shape: &Shape) -> Result<(), TestC
     Ok(())
 }
 
-/// VT-d units of all kinds, those without superpages and with some formats that share no domain.
+/// VT-d units of all kinds, including some without superpages and some whose formats cannot share a domain.
 fn vtd_kinds() -> Vec<vtd::Subject> {
     let mut all = vtd::matrix();
     all.push(super::old());

@@ -1,4 +1,4 @@
-//! How much longer a boot takes with iommud.
+//! Measures how much longer a boot takes with iommud.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use super::{Host, write_json};
 use crate::options::{Iommu, RedoxOptions};
 use crate::report::Report;
 
-/// What the loader says first.
+/// The loader's first line.
 const START: &str = "redox-loader: kernel";
 
-/// The end: every driver of the initial file system has been started.
+/// The end of a boot: every driver of the initial file system has been started.
 const END: &str = "@@end";
 
-/// What the guest's clock says before and after iommud's unit, and at the end.
+/// Marks with the guest's clock before and after iommud's unit, and at the end.
 const CLOCKS: [&str; 3] = ["@@clock before ", "@@clock after ", "@@clock end "];
 
-/// What iommud says of its own start.
+/// iommud's report about its own start.
 const STARTED: &str = "iommud: started: ";
 
-/// An instruction is a nanosecond of the guest's clock, and what the guest waits is skipped, but not on that clock:
-/// the same count in every run, whatever else the host does.
+/// One instruction takes one nanosecond of the guest's clock. The host skips the guest's idle time, but that clock
+/// still counts it. So the count is the same in every run, whatever else the host does.
 const COUNTED: [&str; 2] = ["-icount", "shift=0,sleep=off"];
 
-/// iommud's share is the last one's less the middle one's: the emulator takes longer over a machine with a unit,
-/// whoever drives it.
+/// The kinds of boots. iommud's share is the time of the last kind minus that of the middle one: the emulator takes
+/// longer for a machine with a unit, whatever drives the unit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Neither,
@@ -47,8 +47,8 @@ impl Kind {
     }
 }
 
-/// Boots `count` times each kind, by turns, and shows each time from the loader to the first program after the
-/// drivers. Before that one of each kind is counted in instructions.
+/// Boots each kind `count` times, alternately. Prints each time from the loader to the first program after the
+/// drivers. Before that, one boot of each kind is counted in instructions.
 pub(super) fn run(host: &Host, options: &RedoxOptions, count: u16) -> Result<bool> {
     let instructions = counted(host, options.iommu)?;
     let mut boots: [Vec<Boot>; 3] = Default::default();
@@ -95,7 +95,7 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// One boot of each kind by the guest's own clock, which counts instructions; what iommud adds.
+/// Boots each kind once and measures by the guest's own clock, which counts instructions. Returns iommud's share.
 fn counted(host: &Host, iommu: Iommu) -> Result<i64> {
     let mut clocks = Vec::new();
     for kind in Kind::ALL {
@@ -118,19 +118,20 @@ fn counted(host: &Host, iommu: Iommu) -> Result<i64> {
 /// One of the times of a boot.
 type Measure = fn(&Boot) -> Duration;
 
-/// A boot that came to its end.
+/// A complete boot.
 struct Boot {
-    /// By the host's clock, from the loader on.
+    /// Host time since the loader.
     time: Duration,
-    /// By the guest's, from the kernel on, in ns: before iommud's unit, after it, at the end.
+    /// Guest clock since the kernel, in ns: before iommud's unit, after it, at the end.
     clocks: [i64; 3],
     /// Processor time of QEMU at the same points.
     work: [Duration; 3],
-    /// What iommud said of its start.
+    /// iommud's report about its start.
     started: String,
 }
 
-/// Processor time of a process, all threads (proc_pid_schedstat(5)); what else the host does is not in it.
+/// Returns the processor time of a process, all threads (proc_pid_schedstat(5)). Other work of the host does not
+/// count.
 fn processor_time(process: u32) -> Result<Duration> {
     let mut nanos = 0;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
@@ -140,7 +141,7 @@ fn processor_time(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
-/// A boot of this kind.
+/// Makes a boot of this kind.
 fn boot(host: &Host, kind: Kind, iommu: Iommu, arguments: &[&str]) -> Result<Boot> {
     let stage = if kind == Kind::UnitAndServer { Stage::EarlyTimed } else { Stage::WithoutTimed };
     let iommu = if kind == Kind::Neither { Iommu::None } else { iommu };
@@ -174,7 +175,7 @@ fn boot(host: &Host, kind: Kind, iommu: Iommu, arguments: &[&str]) -> Result<Boo
     })
 }
 
-/// The middle one; the mean of two if there is no middle.
+/// Returns the median; the mean of the two middle values if their number is even.
 fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     let upper = times.get(times.len() / 2).copied().unwrap_or_default();

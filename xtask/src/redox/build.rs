@@ -1,4 +1,4 @@
-//! Programs of this project for Redox, from Debian's compiler and the standard library's sources.
+//! Builds this project's programs for Redox with Debian's compiler and the standard library's sources.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,24 +12,24 @@ use crate::workspace::{cargo, quietly, root, target};
 
 const TARGET: &str = "x86_64-unknown-redox";
 
-/// Debian's compiler: the one that comes with the library's sources. The package `rust-web-src` has no
-/// program, so its presence is looked at by a file.
+/// Debian's compiler, which matches the library's sources. The package `rust-web-src` has no program, so a file shows
+/// its presence.
 const CARGO: &str = "/usr/bin/cargo";
 const RUSTC: &str = "/usr/bin/rustc";
 const CLIPPY: &str = "/usr/bin/cargo-clippy";
 const SOURCES: &str = "/usr/lib/rustlib/src/rust/library/std/Cargo.toml";
 
-/// What must be there, and the packages that bring it.
+/// The required files, and their packages.
 const COMPILER: [(&str, &str); 3] =
     [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
 
-/// The crates that Redox gets.
+/// The crates for Redox.
 const PACKAGES: [&str; 5] = ["iommud", "edud", "nvme", "rogue", "redox-guest"];
 
-/// The programs among what they build.
+/// The programs of those crates.
 const PROGRAMS: [&str; 6] = ["iommud", "iommuctl", "edud", "nvme", "rogue", "redox-guest"];
 
-/// The loader, for a machine without an operating system.
+/// Builds the loader, for a machine without an operating system.
 ///
 /// # Errors
 /// It does not compile.
@@ -45,7 +45,7 @@ pub(crate) fn loader() -> Result<PathBuf> {
     Ok(directory.join(triple).join("debug/redox-loader"))
 }
 
-/// Makes sure that there is a compiler for Redox.
+/// Ensures that a compiler for Redox is available.
 ///
 /// # Errors
 /// `Missing` packages; they cannot be installed.
@@ -54,7 +54,7 @@ pub(crate) fn compiler() -> Result<()> {
     if version()? >= wanted() {
         return Ok(());
     }
-    // Lists of packages that are old name an old compiler. The linter is of one version with it.
+    // Old package lists name an old compiler. The linter must have the compiler's version.
     let linter = Path::new(CLIPPY).exists().then_some("rust-web-clippy");
     let names: Vec<&str> = COMPILER.iter().map(|(_, package)| *package).chain(linter).collect();
     packages::renew(&names)?;
@@ -73,7 +73,7 @@ fn version() -> Result<(u32, u32)> {
     numbers(number).with_context(|| format!("no version in: {text}"))
 }
 
-/// The oldest compiler that the project is built with.
+/// The oldest compiler that can build the project.
 fn wanted() -> (u32, u32) {
     numbers(env!("CARGO_PKG_RUST_VERSION")).unwrap_or_default()
 }
@@ -84,12 +84,13 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.ok()?, parts.next()?.ok()?))
 }
 
-/// As [`debian_cargo`], with this workspace's lock file as it is.
+/// The same as [`debian_cargo`], with this workspace's lock file unchanged.
 fn locked(program: &str, command: &str) -> Result<Command> {
     debian_cargo(program, command, &["--locked"])
 }
 
-/// `program` is cargo or cargo-clippy: `cargo clippy` would find another toolchain's.
+/// Builds a command of Debian's cargo. `program` is cargo or cargo-clippy, because `cargo clippy` would find another
+/// toolchain's.
 fn debian_cargo(program: &str, command: &str, options: &[&str]) -> Result<Command> {
     compiler()?;
     let mut cargo = Command::new(program);
@@ -101,7 +102,7 @@ fn debian_cargo(program: &str, command: &str, options: &[&str]) -> Result<Comman
     Ok(cargo)
 }
 
-/// Compiles everything that Redox gets, without linking it: no tree is needed.
+/// Compiles everything for Redox without linking it, so no tree is needed.
 ///
 /// # Errors
 /// `Missing` packages.
@@ -111,11 +112,11 @@ pub(crate) fn check() -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// As [`check`]; checks passed, failed and not made. Lints are checked where the compiler's linter is to be
-/// had.
+/// The same as [`check`]. Returns the numbers of passed, failed and skipped checks. Lints are checked if the
+/// compiler's linter is available.
 ///
 /// # Errors
-/// As [`check`].
+/// `Missing` packages.
 pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
     compiler()?;
     let linter = packages::require_files(&[(CLIPPY, "rust-web-clippy")]);
@@ -137,8 +138,8 @@ pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
     Ok((passed, 2 - passed, usize::from(!lints)))
 }
 
-/// Whether a crate outside of this workspace that depends on `iommu-client` compiles. It has a lock file of its own, made
-/// now: what the registry has that is newest.
+/// Whether a crate outside of this workspace that depends on `iommu-client` compiles. It gets a new lock file with
+/// the newest versions in the registry.
 fn outside() -> Result<bool> {
     let directory = std::env::temp_dir().join(format!("iommud-outside-{}", std::process::id()));
     std::fs::create_dir_all(directory.join("src"))?;
@@ -155,7 +156,7 @@ fn outside() -> Result<bool> {
     Ok(passed)
 }
 
-/// A driver outside of this workspace, as `drivers/README.md` has it.
+/// A driver outside of this workspace, like the one in `drivers/README.md`.
 const OUTSIDE: &str = r#"
 use iommu_client::{Connection, Device, DmaBuffer, Error};
 
@@ -171,14 +172,14 @@ pub fn run() -> Result<(), Error> {
 /// Builds the programs and links them with the tree's library.
 ///
 /// # Errors
-/// `Missing` packages; it does not compile or link.
+/// `Missing` packages; a failed compilation or link.
 pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
     let mut cargo = locked(CARGO, "build")?;
     cargo.arg("--release");
     for package in PACKAGES {
         cargo.args(["-p", package]);
     }
-    // A program is copied page by page when it is started: its size is boot time.
+    // A program is copied page by page when it starts, so its size adds to the boot time.
     cargo.args(["-Z", "build-std-features="]);
     for (key, value) in [
         ("OPT_LEVEL", "s"),
@@ -189,7 +190,7 @@ pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
         ("STRIP", "symbols"),
     ] {
         let name = format!("CARGO_PROFILE_RELEASE_{key}");
-        // Who sets one of them knows better: without LTO the programs are built in a third of the time.
+        // A user's own setting takes precedence: without LTO the build takes a third of the time.
         if std::env::var_os(&name).is_none() {
             cargo.env(name, value);
         }
@@ -200,8 +201,8 @@ pub(crate) fn programs(tree: &Tree) -> Result<Vec<PathBuf>> {
     Ok(PROGRAMS.iter().map(|name| built.join(name)).collect())
 }
 
-/// What makes gcc, which is for Linux, link a static program of Redox: the tree's start files and library,
-/// and nothing of this system but libgcc.
+/// Returns flags that make gcc for Linux link a static program for Redox. It uses the tree's start files and library,
+/// and only libgcc of this system.
 fn link_flags(libraries: &Path) -> OsString {
     let mut arguments: Vec<OsString> =
         ["-nostartfiles", "-nostdlib", "-static", "-no-pie"].map(OsString::from).into();

@@ -1,39 +1,39 @@
-//! What the serial port says, and when.
+//! The lines of the serial port, with their times.
 
 use std::time::{Duration, Instant};
 
 use crate::report::Report;
 
-/// What iommud says once requests can reach it.
+/// iommud's line once it accepts requests.
 const SERVING: &str = "serving /scheme/iommu";
 
-/// What pcid-spawner says before each driver.
+/// pcid-spawner's line before each driver.
 const SPAWNING: &str = "pcid-spawner: spawn";
 
-/// What iommud says when it has tried that nothing can be opened any more.
+/// iommud's line after it has verified that it can open no more files.
 const NAMELESS: &str = "name space given up";
 
-/// What the guest says when it cannot go on with its checks.
+/// The guest's line when it cannot continue its checks.
 const GIVING_UP: &str = "@@log gave up";
 
 /// All lines so far.
 pub(super) struct Console {
     started: Instant,
     lines: Vec<(Duration, String)>,
-    /// Reports of the guest that need lines of others too: the check's number, and what must be seen.
+    /// Checks of the guest that also depend on other lines: the check's number, and its condition on the console.
     held: &'static [(usize, Condition)],
 }
 
-/// What the console must have shown for a check.
+/// A condition on the console for a check.
 pub(super) type Condition = fn(&Console) -> Result<String, String>;
 
 impl Console {
-    /// Nothing yet.
+    /// Starts without lines.
     pub(super) fn new(held: &'static [(usize, Condition)]) -> Self {
         Self { started: Instant::now(), lines: Vec::new(), held }
     }
 
-    /// Takes a line in; says whether it was the guest's last.
+    /// Takes a line. Returns whether it was the guest's last.
     pub(super) fn take(&mut self, line: &str, report: &mut Report) -> bool {
         self.lines.push((self.started.elapsed(), line.to_owned()));
         // A service's line may follow the name of a log on the same line.
@@ -53,12 +53,12 @@ impl Console {
         report.ended() || text.starts_with(GIVING_UP)
     }
 
-    /// When the first line with this part came.
+    /// Returns the time of the first line that contains `part`.
     pub(super) fn find(&self, part: &str) -> Option<Duration> {
         self.lines.iter().find(|(_, line)| line.contains(part)).map(|(at, _)| *at)
     }
 
-    /// What follows `part` in the first line that has it.
+    /// Returns the text after `part` in the first line that contains it.
     pub(super) fn after(&self, part: &str) -> Option<&str> {
         self.lines.iter().find_map(|(_, line)| Some(line.split_once(part)?.1))
     }
@@ -67,7 +67,7 @@ impl Console {
         self.lines.iter().position(|(_, line)| line.contains(part))
     }
 
-    /// The last lines.
+    /// Prints the last lines.
     pub(super) fn show(&self, count: usize) {
         for (at, line) in self.lines.iter().skip(self.lines.len().saturating_sub(count)) {
             println!("  {:>6.2} | {line}", at.as_secs_f32());
@@ -75,7 +75,7 @@ impl Console {
     }
 }
 
-/// Translation was on before the first driver was started.
+/// Checks that translation was on before the first driver started.
 pub(super) fn before_drivers(console: &Console) -> Result<String, String> {
     match (console.position(SERVING), console.position(SPAWNING)) {
         (Some(serving), Some(spawning)) if serving < spawning => {
@@ -87,7 +87,7 @@ pub(super) fn before_drivers(console: &Console) -> Result<String, String> {
     }
 }
 
-/// iommud tried to open files and could not, before it served anybody.
+/// Checks that iommud verified that it can open no files before it accepted requests.
 pub(super) fn nameless(console: &Console) -> Result<String, String> {
     match (console.position(NAMELESS), console.position(SERVING)) {
         (Some(nameless), Some(serving)) if nameless < serving => Ok(NAMELESS.to_owned()),
@@ -95,7 +95,7 @@ pub(super) fn nameless(console: &Console) -> Result<String, String> {
     }
 }
 
-/// The driver that pcid-spawner started said that it has its device, and what the device is.
+/// Checks that the driver started by pcid-spawner reported its device and the device's identity.
 pub(super) fn spawned(console: &Console) -> Result<String, String> {
     match (console.position(", confined"), console.position("serial:    spare")) {
         (Some(attached), Some(serial)) if attached < serial => Ok("its words are there".into()),
@@ -103,7 +103,7 @@ pub(super) fn spawned(console: &Console) -> Result<String, String> {
     }
 }
 
-/// iommud's word on how it learns of faults.
+/// Returns iommud's report on how it learns of faults.
 pub(super) fn told(console: &Console) -> Result<String, String> {
     let words = "iommud: faults: ";
     let line = console.after(words).map(str::to_owned);

@@ -1,4 +1,4 @@
-//! The initial file system: the tree's, with this project's programs and units.
+//! The initial file system: the tree's own, with this project's programs and units.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use crate::workspace::{quietly, root};
 /// Units of this project that go into the image.
 const UNITS: [&str; 2] = ["40_iommud.service", "40_pcid-spawner-initfs.service"];
 
-/// When iommud starts, and what is started after the drivers.
+/// The time at which iommud starts, and the program run after the drivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Before the first driver; then the checks.
+    /// iommud starts before the first driver; then the checks run.
     Early,
-    /// As early, by a unit of type oneshot.
+    /// Like `Early`, by a unit of type oneshot.
     Oneshot,
-    /// From a root file system, while a disk is read; then the checks.
+    /// iommud starts from a root file system while a disk is read; then the checks run.
     Late,
-    /// As early; then only the time is taken.
+    /// Like `Early`; then only the time is reported.
     EarlyTimed,
-    /// Never; then only the time is taken.
+    /// iommud does not start; only the time is reported.
     WithoutTimed,
 }
 
 impl Stage {
-    /// What the guest's program is asked for in place of mounting the root file system.
+    /// The task of the guest's program, which runs in place of mounting the root file system.
     const fn task(self) -> &'static str {
         match self {
             Self::Early | Self::Oneshot => "early",
@@ -38,7 +38,7 @@ impl Stage {
     }
 }
 
-/// The unit in place of the root file system's.
+/// Returns the unit that replaces the root file system's.
 fn last_unit(stage: Stage) -> String {
     let root = if stage == Stage::Late { ", \"ramfs@file.service\"" } else { "" };
     let task = stage.task();
@@ -55,7 +55,7 @@ type = "oneshot"
     )
 }
 
-/// A driver for the network card too; the tree's configuration has only disks and screens.
+/// A driver for the network card. The tree's configuration has only disks and screens.
 const DRIVERS: &str = r#"
 [[drivers]]
 name = "E1000"
@@ -66,8 +66,8 @@ device = 0x100e
 command = ["/scheme/initfs/lib/drivers/e1000d"]
 "#;
 
-/// Our NVMe driver for the second controller, which has other ids than the system's disk. Of the drivers that
-/// fit, the first is taken, and files are read by name.
+/// This project's NVMe driver for the second controller, which has different ids from the system's disk. The first
+/// matching driver is used, and files are read in the order of their names.
 const NVME: &str = r#"
 [[drivers]]
 name = "NVMe through iommud"
@@ -132,7 +132,7 @@ pub(super) fn pack(
     Ok(image)
 }
 
-/// Marks before and after iommud's unit, in the images with it and without it alike.
+/// Adds marks before and after iommud's unit, alike in the images with and without it.
 fn timed(units: &Path) -> Result<()> {
     let mark = |point: &str, after: &str| {
         let text = format!(
@@ -151,7 +151,7 @@ fn timed(units: &Path) -> Result<()> {
     change(&units.join(UNITS[1]), "\"40_hwd.service\"", "\"40_mark-after.service\"")
 }
 
-/// Puts `new` in place of `old`, which must be there.
+/// Replaces `old`, which must be present, by `new`.
 fn change(unit: &Path, old: &str, new: &str) -> Result<()> {
     let text = fs::read_to_string(unit).with_context(|| unit.display().to_string())?;
     ensure!(text.contains(old), "{}: no {old}", unit.display());

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::packages::Missing;
 
-/// What a tree consists of.
+/// The parts of a tree.
 const PARTS: [(&str, &str); 10] = [
     ("kernel", "the kernel, ELF"),
     ("bootstrap", "the first program, ELF"),
@@ -20,15 +20,15 @@ const PARTS: [(&str, &str); 10] = [
     ("sysroot/lib/libgcc_eh.a", "unwinding"),
 ];
 
-/// A tree that has all parts.
+/// A complete tree.
 #[derive(Debug)]
 pub(crate) struct Tree(PathBuf);
 
 impl Tree {
-    /// Looks at every part.
+    /// Checks every part.
     ///
     /// # Errors
-    /// `Missing`, which names each part that is not there.
+    /// `Missing`, which names each missing part.
     pub(crate) fn open(root: Option<&Path>) -> Result<Self> {
         let missing: Vec<String> = PARTS
             .iter()

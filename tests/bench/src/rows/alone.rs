@@ -1,4 +1,5 @@
-//! Row 9 without processes that take turns: 64 clients and the server in one thread, the server's part of the time.
+//! Row 9 without competing processes: 64 clients and the server in one thread. Measures the server's part of the
+//! time.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -16,13 +17,13 @@ use crate::timing::{ROUNDS, cpu, median, nanos, ratio};
 /// Pairs of calls of each client in a round.
 const PAIRS: usize = 100;
 
-/// Clients, each with a session and a buffer, and who answers them.
+/// Clients, each with a session and a buffer, and their server.
 struct Lab<'a> {
     clients: Vec<OwnedFd>,
     clock: fn() -> f64,
     turn: Box<dyn FnMut() + 'a>,
     maps: Vec<Vec<u8>>,
-    /// Nanoseconds in turns.
+    /// Nanoseconds spent in turns of the server.
     spent: f64,
 }
 
@@ -41,7 +42,7 @@ impl<'a> Lab<'a> {
         lab
     }
 
-    /// One frame of each of these clients, and the bodies of the replies.
+    /// Sends one frame from each of these clients. Returns the bodies of the replies.
     fn ask(&mut self, of: Range<u16>, frame: &dyn Fn(u16) -> Vec<u8>) -> Vec<Vec<u8>> {
         let clients = &self.clients[usize::from(of.start)..usize::from(of.end)];
         for (client, number) in clients.iter().zip(of) {
@@ -55,7 +56,7 @@ impl<'a> Lab<'a> {
         clients.iter().map(&mut body).collect()
     }
 
-    /// Maps and unmaps of some clients.
+    /// Maps and unmaps a page for each of these clients.
     fn pair(&mut self, of: Range<u16>) {
         let maps = std::mem::take(&mut self.maps);
         let mapped = self.ask(of.clone(), &|n| maps[usize::from(n)].clone());
@@ -68,7 +69,7 @@ impl<'a> Lab<'a> {
         });
     }
 
-    /// Nanoseconds a frame, when all clients ask at once or each by itself.
+    /// Returns nanoseconds for each frame, with all clients at once or one at a time.
     fn run(&mut self, alone: bool) -> f64 {
         self.spent = 0.0;
         for _ in 0..PAIRS {
@@ -91,7 +92,7 @@ fn ours<'a>(clock: fn() -> f64) -> Lab<'a> {
     })
 }
 
-/// Works for a profiler to look at.
+/// Work for a profiler.
 pub fn profile() {
     ours(|| 0.0).run(false);
 }

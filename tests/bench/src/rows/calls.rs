@@ -1,5 +1,5 @@
-//! Row 7: what a driver waits for map and unmap, against two calls that do nothing: two processes, the client
-//! library, a socket, the server over a unit that only counts.
+//! Row 7: the time that a driver waits for a map and an unmap, compared with two empty calls. Two processes, the
+//! client library, a socket, and the server over a unit that only counts.
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
@@ -15,16 +15,17 @@ use crate::rows::frames::connection;
 use crate::rows::servers::serve;
 use crate::timing::{median, nanos, ratio};
 
-/// Pairs and calls in turn, so many times; each so short that what disturbs one disturbs the other.
+/// Alternating slices of pairs and calls. They are so short that a disturbance affects both.
 const SLICES: usize = 401;
 
-/// Pairs of a slice.
+/// Pairs in a slice.
 const PAIRS: usize = 50;
 
-/// A run that takes longer has gone wrong.
+/// A run that takes longer has failed.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// The driver process: standard input is its socket. Prints nanoseconds of a pair and of two empty calls, by slice.
+/// Runs the driver process. Standard input is its socket. Prints nanoseconds of a pair and of two empty calls, for
+/// each slice.
 pub fn caller() {
     let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("a socket");
     let connection = Connection::over(Socket::over(socket));
@@ -54,7 +55,7 @@ pub fn caller() {
             let calls = slice(&two_calls);
             (slice(&pair), calls)
         };
-        // The first fills caches.
+        // The first slice only fills caches.
         if number > 0 {
             println!("{pairs} {calls}");
         }
@@ -67,7 +68,7 @@ pub fn run() {
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.arg("caller").stdin(theirs).stdout(Stdio::piped());
     let mut child = command.spawn().expect("a driver");
-    // Read meanwhile: the driver waits for nobody but the server.
+    // Reads the output in parallel, so that the driver waits only for the server.
     let output = child.stdout.take().expect("output");
     let reader = std::thread::spawn(move || {
         let number = |word: &str| word.parse::<f64>().expect("a number");

@@ -1,4 +1,4 @@
-//! Row 1: map and unmap 4 KiB in a ring, with all checks of ownership and quota.
+//! Row 1: maps and unmaps 4 KiB in a ring, with all checks of ownership and quota.
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
@@ -12,13 +12,13 @@ use crate::peers::{Multiarch, X86};
 use crate::report::Line;
 use crate::timing::{median, nanos, ratio, rounds};
 
-/// Mappings alive at a time.
+/// Mappings alive at the same time.
 const RING: u64 = 256;
 
-/// Turns of the ring in a round.
+/// Turns of the ring in each round.
 const TURNS: u64 = 40;
 
-/// Where peers map.
+/// The address at which peers map.
 const BASE: u64 = 0x10_0000_0000;
 
 const READ_WRITE: Access = Access::READ.union(Access::WRITE);
@@ -43,7 +43,7 @@ impl Ring {
         Self { core, slot, live: Vec::new() }
     }
 
-    /// Once around: ends the oldest mapping, makes a new one, for each page.
+    /// Goes around once: unmaps the oldest mapping and makes a new one, for each page.
     #[inline(never)]
     pub fn turn(&mut self) -> u64 {
         for page in 0..RING {
@@ -61,7 +61,7 @@ impl Ring {
     }
 }
 
-/// The same with grants of a buffer whose addresses are reserved.
+/// The same ring with grants of a buffer with reserved addresses.
 struct Grants {
     core: Core,
     slot: Slot,
@@ -91,7 +91,8 @@ impl Grants {
     }
 }
 
-/// The same with all pages of the ring in one request to map and one to unmap; no page follows the one before.
+/// The same with all pages of the ring in one map request and one unmap request. No two successive pages are
+/// adjacent.
 struct Lists {
     core: Core,
     map: ListRequest,
@@ -115,7 +116,7 @@ impl Lists {
     }
 }
 
-/// The page table alone, as peers are: what the server's other layers add is the rest.
+/// The page table alone, like the peers. The server's other layers account for the difference.
 struct Table {
     memory: HugeTables,
     pages: PageTable<Format>,
@@ -227,8 +228,7 @@ pub fn run() {
         .print();
 }
 
-/// Batches for a profiler to look at: scattered pages at fixed addresses, mapped in one request and unmapped in
-/// another.
+/// Batches for a profiler: scattered pages at fixed addresses, mapped in one request and unmapped in another.
 pub fn profile_batches() {
     const PAGES: u64 = 512;
     let mut core = Core::new(Counting::default(), 4);
@@ -252,7 +252,7 @@ fn pair(core: &mut Core, map: &[BatchRequest], unmap: &[BatchRequest]) {
     core.run(&Batch(core.session, unmap));
 }
 
-/// Works for a profiler to look at.
+/// Work for a profiler.
 pub fn profile() {
     let mut ring = Ring::new();
     for _ in 0..400 {

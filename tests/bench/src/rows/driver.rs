@@ -11,13 +11,13 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::rows::frames::{LONGEST, call, open, put, take};
 
-/// How long all drivers call one of the servers, then the other.
+/// The time for which all drivers call one server before they change to the other.
 pub const SLICE: Duration = Duration::from_millis(300);
 
-/// Of that, what is not counted: there are calls of the slice before.
+/// The uncounted start of a slice, in which calls of the previous slice may still run.
 pub const SETTLE: Duration = Duration::from_millis(50);
 
-/// Rounds, of a slice for each server, and one before that is not counted.
+/// Rounds, each with a slice for each server. One more round before them is not counted.
 pub const ROUNDS: usize = 40;
 
 /// All slices.
@@ -29,7 +29,7 @@ pub fn now() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Which of the servers is called in a slice, 0 or 1: they go first in turn.
+/// The server called in a slice, 0 or 1. The servers alternate in going first.
 pub const fn server_of(slice: usize) -> usize {
     (slice ^ slice >> 1) & 1
 }
@@ -59,7 +59,7 @@ impl<'a> Session<'a> {
         take(self.socket, room, RecvFlags::empty())
     }
 
-    /// Maps and unmaps a page. Nanoseconds of both calls.
+    /// Maps and unmaps a page. Returns nanoseconds of each call.
     fn pair(&self) -> [u128; 2] {
         let room = &mut [0; LONGEST];
         let start = Instant::now();
@@ -73,8 +73,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The process: its sockets are standard input and standard output. Prints, for each slice from `begin` on, how long
-/// each call took, in nanoseconds.
+/// Runs the process. Its sockets are standard input and standard output. Prints, for each slice from `begin` on, the
+/// duration of each call in nanoseconds.
 pub fn run(number: u16, begin: Duration) {
     let (input, output) = (std::io::stdin(), std::io::stdout());
     let sessions = [input.as_fd(), output.as_fd()].map(|socket| Session::open(socket, number));

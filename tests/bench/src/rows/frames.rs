@@ -1,4 +1,4 @@
-//! Frames as clients send them, and sockets to send them over.
+//! Frames in the clients' format, and sockets for them.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,10 +14,10 @@ use crate::machine::function;
 /// Bytes before the body of a request.
 const HEAD: usize = 16;
 
-/// The longest frame that is answered.
+/// The longest frame used.
 pub const LONGEST: usize = 256;
 
-/// Two ends of a connection.
+/// Returns the two ends of a connection.
 pub fn connection() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::CLOEXEC;
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
@@ -29,13 +29,13 @@ fn frame(kind: Kind, handle: u32, argument: u64, payload: &[u8]) -> Vec<u8> {
     [&header[..], payload].concat()
 }
 
-/// Opens the session of one of the devices, by its number.
+/// Encodes the request that opens the session of one of the devices, by its number.
 pub fn open(number: u16) -> Vec<u8> {
     let path = format!("devices/{}", function(number * 8 + 8).address);
     frame(Kind::Open, ROOT, OPEN_WRITE, path.as_bytes())
 }
 
-/// A call on the session that each client has, its handle 0.
+/// Encodes a call on handle 0, the session of each client.
 pub fn call<W: Wire>(operation: Operation, body: &W) -> Vec<u8> {
     let mut bytes = vec![0; HEAD + W::SIZE];
     bytes[..4].copy_from_slice(&request(operation, &Empty::default())[..4]);
@@ -48,7 +48,7 @@ pub fn put(socket: impl AsFd, frame: &[u8]) {
     send(socket, frame, SendFlags::NOSIGNAL).expect("sent");
 }
 
-/// The body of the reply that there is, or will be.
+/// Receives a reply and returns its body.
 pub fn take(socket: impl AsFd, room: &mut [u8; LONGEST], flags: RecvFlags) -> &[u8] {
     let (_, length) = recv(socket, &mut room[..], flags).expect("answered");
     let (reply, payload) = Reply::decode(&room[..length]).expect("a reply");

@@ -1,4 +1,4 @@
-//! Row 4: I/O virtual addresses given back and taken again while many are in use.
+//! Row 4: I/O virtual addresses are freed and allocated while many are in use.
 
 use std::cell::RefCell;
 use std::time::Instant;
@@ -11,16 +11,16 @@ use offset_allocator::{Allocation, Allocator};
 use crate::report::Line;
 use crate::timing::{Random, median, nanos, ratio, rounds};
 
-/// Pages of a range: mostly one, as transfers are.
+/// Pages of a range. Most have one page, like most transfers.
 const SIZES: [u32; 8] = [1, 1, 1, 2, 1, 4, 8, 3];
 
-/// Pairs of a round.
+/// Pairs in each round.
 const PAIRS: usize = 100_000;
 
-/// Ranges given back before as many are taken.
+/// Ranges freed before the same number is allocated.
 const BURST: usize = 1024;
 
-/// Pages that all ranges lie in.
+/// Pages that contain all ranges.
 const PAGES: u32 = 1 << 27;
 
 trait Addresses {
@@ -61,7 +61,7 @@ impl Addresses for FrameAllocator<33> {
     }
 }
 
-/// Nothing: what the loop around costs.
+/// No allocator: measures the cost of the loop itself.
 struct Harness(u64);
 
 impl Addresses for Harness {
@@ -75,8 +75,8 @@ impl Addresses for Harness {
     }
 }
 
-/// An allocator with ranges in use. Their list is shuffled and gone through in order: a range at random would cost
-/// a miss of the processor's cache that is this list's, not the allocator's.
+/// An allocator with ranges in use. Their list is shuffled and processed in order. Choosing ranges at random would
+/// add cache misses of the list, not of the allocator.
 struct Loaded<A: Addresses> {
     addresses: A,
     live: Vec<(A::Range, u32)>,
@@ -85,7 +85,7 @@ struct Loaded<A: Addresses> {
 }
 
 impl<A: Addresses> Loaded<A> {
-    /// `count` ranges, after every second one of twice as many was given back.
+    /// Allocates twice `count` ranges, then frees every second one.
     fn new(mut addresses: A, count: usize) -> Self {
         let mut random = Random(count as u64);
         let mut taken: Vec<_> = (0..2 * count)
@@ -103,7 +103,7 @@ impl<A: Addresses> Loaded<A> {
         Self { addresses, live: taken, next: 0, random }
     }
 
-    /// Gives one back and takes another, of any size.
+    /// Frees one range and allocates another, of any size.
     fn pair(&mut self) {
         let at = self.next;
         self.next = if at + 1 < self.live.len() { at + 1 } else { 0 };
@@ -113,7 +113,7 @@ impl<A: Addresses> Loaded<A> {
         self.live[at] = (self.addresses.take(pages), pages);
     }
 
-    /// Gives many back, then takes as many: more than what is kept for the next request.
+    /// Frees many ranges, then allocates the same number: more than the allocator keeps for the next request.
     fn bursts(&mut self) -> u64 {
         let count = self.live.len().min(BURST);
         for _ in 0..PAIRS / count {
@@ -138,15 +138,15 @@ impl<A: Addresses> Loaded<A> {
     }
 }
 
-/// Has the process own memory that was in use before, as a server that has run for a while does: else a pair that
-/// needs memory waits for the kernel to make some. It stays as long as what is returned, behind which nothing else lies.
+/// Lets the process own used memory, like a server that has run for a while. Otherwise a pair that needs memory waits
+/// for the kernel to provide it. The memory stays as long as the returned piece, which is the last in the heap.
 fn used_memory() -> Vec<u8> {
     let mut pieces: Vec<_> = (0..16_384).map(|_| vec![1_u8; 4096]).collect();
     pieces.pop().unwrap_or_default()
 }
 
-/// The slowest pair: the same pairs several times over, each at its fastest, so that what disturbs the
-/// machine is not counted.
+/// Returns the slowest pair and the 99.9th percentile. The same pairs run several times, and each counts with its
+/// fastest time, so that disturbances of the machine do not count.
 fn worst(count: usize) -> (f64, f64) {
     const TIMES: usize = 5;
     const OBSERVED: usize = 200_000;
@@ -154,7 +154,7 @@ fn worst(count: usize) -> (f64, f64) {
     let _last = used_memory();
     for _ in 0..TIMES {
         let mut loaded = Loaded::new(Space::new(), count);
-        // The first pairs find nothing in the processor's caches.
+        // The first pairs only fill the processor's caches.
         (0..1000).for_each(|_| loaded.pair());
         for least in &mut least {
             let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Row 11: what mappings, domains and their end leave in memory.
+//! Row 11: the memory used by mappings and domains, and left after their end.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ pub struct Counted;
 
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: everything is left to the system's allocator.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
@@ -24,18 +24,18 @@ unsafe impl GlobalAlloc for Counted {
     }
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
+        // SAFETY: the caller's obligations are the same.
         unsafe { System.dealloc(block, layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         IN_USE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
+        // SAFETY: the caller's obligations are the same.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         IN_USE.fetch_add(size, Ordering::Relaxed);
         IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
+        // SAFETY: the caller's obligations are the same.
         unsafe { System.realloc(block, layout, size) }
     }
 }
@@ -43,7 +43,7 @@ unsafe impl GlobalAlloc for Counted {
 #[global_allocator]
 static ALLOCATOR: Counted = Counted;
 
-/// Mappings that are made.
+/// Mappings made.
 const MAPPINGS: u64 = 200_000;
 
 fn in_use() -> i64 {
@@ -103,7 +103,7 @@ fn frames(core: &Core) -> u64 {
     core.engine.memory().frames_in_use() as u64
 }
 
-/// What one more claimed and attached device costs.
+/// Measures the cost of one more claimed and attached device.
 fn idle() {
     let mut core = Core::new(Counting::default(), 4);
     let numbers = [0x28, 0x30, 0x38];

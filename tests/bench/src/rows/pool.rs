@@ -1,4 +1,4 @@
-//! Row 6: a block of a client's pool, taken and given back.
+//! Row 6: a block of a client's pool is taken and returned.
 
 use std::hint::black_box;
 
@@ -31,7 +31,7 @@ fn with_pool(work: impl FnOnce(&Model, &DmaPool)) {
     drop(permission);
 }
 
-/// Works for a profiler to look at.
+/// Work for a profiler.
 pub fn profile() {
     with_pool(|_, pool| {
         pairs(pool, PAIRS);

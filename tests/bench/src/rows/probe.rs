@@ -10,8 +10,8 @@ use crate::machine::{config, firmware};
 use crate::report::Line;
 use crate::timing::{ROUNDS, cpu, median, nanos};
 
-/// Buses full of multi-function PCI Express endpoints with ACS, the costliest to look at. The capability is the
-/// third of its list.
+/// Buses full of multi-function PCI Express endpoints with ACS, the most expensive to examine. ACS is the third
+/// capability of its list.
 struct Full {
     reads: u64,
 }
@@ -36,7 +36,7 @@ impl ConfigSpace for Full {
     }
 }
 
-/// Nanoseconds to walk and to group, reads, groups.
+/// Returns nanoseconds to walk and to group, and numbers of reads, functions and groups.
 fn probe(buses: u8, clock: fn() -> f64) -> (f64, f64, u64, usize, usize) {
     let mut space = Full { reads: 0 };
     let roots: Vec<_> = (0..=buses).map(|bus| (0, bus)).collect();
@@ -58,7 +58,7 @@ fn probe(buses: u8, clock: fn() -> f64) -> (f64, f64, u64, usize, usize) {
     (walked, grouped, space.reads, functions.len(), groups)
 }
 
-/// Works for a profiler to look at, which has no clock of the processor's time.
+/// Work for a profiler, without reading the processor's clock.
 pub fn profile() {
     probe(255, || 0.0);
 }

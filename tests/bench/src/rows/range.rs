@@ -20,7 +20,7 @@ const ENTRIES: u64 = GIB / 4096;
 const AT: u64 = 4 * GIB;
 const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 
-/// What a store of each entry costs, in memory of the kind that page tables are in.
+/// The cost of storing each entry, in memory like that of page tables.
 struct Floor {
     page: Mapping,
     clean: bool,
@@ -37,8 +37,8 @@ impl Floor {
         let start = cpu();
         let words = self.page.base().cast::<u64>();
         for value in 0..ENTRIES {
-            // SAFETY: as many words as entries make up the page, which is this object's alone. The compiler may
-            // neither leave a volatile store out nor join it with another.
+            // SAFETY: the page has exactly `ENTRIES` words and belongs to this object alone. The compiler may neither
+            // omit a volatile store nor merge it with another.
             unsafe { words.add(value as usize).write_volatile(value << 12 | 3) };
         }
         if self.clean {
@@ -48,14 +48,14 @@ impl Floor {
     }
 }
 
-/// Writes lines back as the daemon does on a processor with CLWB, or CLFLUSHOPT, or neither.
+/// Writes cache lines back like the daemon, with CLWB, CLFLUSHOPT, or CLFLUSH if the processor has neither.
 fn clean(page: *const u64) {
     use std::arch::asm;
     use std::arch::x86_64::{__cpuid_count, _mm_mfence};
     let features = __cpuid_count(7, 0).ebx;
     for line in (0..ENTRIES as usize).step_by(8) {
         let line = page.wrapping_add(line);
-        // SAFETY: the line is mapped, and CPUID says that the processor has the instruction.
+        // SAFETY: the line is mapped, and CPUID reports that the processor has the instruction.
         unsafe {
             if features & 1 << 24 != 0 {
                 asm!("clwb [{}]", in(reg) line, options(nostack));
@@ -74,7 +74,7 @@ fn range() -> IovaRange {
     IovaRange::new(Iova(AT), GIB).expect("a range")
 }
 
-/// Nanoseconds: map an entry, detach all, free all; frames in use after and before.
+/// Nanoseconds to map an entry, to detach all, and to free all.
 struct Once {
     map: f64,
     detach: f64,
@@ -91,7 +91,7 @@ fn ours<M: TableMemory>(memory: &mut M, coherent: bool) -> Once {
         table.map(memory, range(), PhysAddr(GIB + 4096), READ_WRITE).expect("mapped");
     }) / ENTRIES as f64;
     let mut detached = Detached::new();
-    // Too short for the processor's clock, which is a system call.
+    // Too short for the processor's clock, whose reading is a system call.
     let start = Instant::now();
     table.unmap(memory, range(), &mut detached).expect("unmapped");
     let detach = start.elapsed().as_secs_f64() * 1e9;
@@ -175,7 +175,8 @@ fn peers() {
     }
 }
 
-/// One buffer of 1 GiB through policy and engine, on a unit without large pages: what the whole request costs.
+/// Maps one buffer of 1 GiB through policy and engine, on a unit without large pages. Measures the cost of the whole
+/// request.
 fn whole() {
     let mut core = Core::new(Counting { small_pages_only: true, ..Counting::default() }, 8);
     let (slot, _) = core.allocate(GIB, AllocateFlags::UNMAPPED);

@@ -1,4 +1,4 @@
-//! What answers frames: the server behind its sockets, and a null handler.
+//! The servers for frames: iommud behind its sockets, and a null handler.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,7 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::machine::{Counting, TABLES, config, firmware, function};
 
-/// Drivers that the server has devices for.
+/// Drivers for which the server has devices.
 pub const CLIENTS: u16 = 64;
 
 /// Pages in anonymous files.
@@ -50,12 +50,12 @@ impl PageSource for Pages {
     }
 }
 
-/// The server's loop.
+/// The server's event loop.
 pub type Loop = Transport<Counting, HugeBuffers<Pages>>;
 
-/// The server behind these sockets.
+/// Starts the server behind these sockets.
 pub fn start(sockets: Vec<OwnedFd>) -> Loop {
-    // Two pages a driver, a quarter of them for tables.
+    // Two pages for each driver, a quarter of them for tables.
     let tables = u64::from(CLIENTS) / 2 * HUGE_PAGE;
     let taken = Taken::take(Pages::default(), &Order::exactly(tables, 3 * tables));
     let Taken { tables, buffers, ranges, .. } = taken.unwrap_or_else(|error| panic!("{error:?}"));
@@ -79,7 +79,7 @@ pub fn start(sockets: Vec<OwnedFd>) -> Loop {
     transport
 }
 
-/// Serves these sockets until all are closed.
+/// Serves these sockets until all are closed, at most until `end`.
 pub fn serve(sockets: Vec<OwnedFd>, end: Instant) {
     let mut transport = start(sockets);
     while transport.clients() > 0 && Instant::now() < end {
@@ -87,11 +87,11 @@ pub fn serve(sockets: Vec<OwnedFd>, end: Instant) {
     }
 }
 
-/// The longest reply that the clients ask for.
+/// The longest reply that the clients request.
 const LONGEST_REPLY: usize = ReplyHeader::SIZE + AllocateResult::SIZE;
 
-/// Answers every frame with as many zeros as a reply has. It waits, receives and sends as the server does, and does
-/// nothing else.
+/// Replies to every frame with as many zeros as a real reply has. It waits, receives and sends like the server, and
+/// does nothing else.
 pub struct Null {
     epoll: OwnedFd,
     sockets: Vec<Option<OwnedFd>>,
@@ -112,7 +112,7 @@ impl Null {
         Self { epoll, sockets, events: Vec::with_capacity(left), room, left }
     }
 
-    /// Waits until something is found, and answers one frame of each client that has one.
+    /// Waits for frames, and replies to one frame of each client that sent one.
     pub fn turn(&mut self) {
         self.events.clear();
         let found = epoll::wait(&self.epoll, spare_capacity(&mut self.events), None);
@@ -132,13 +132,13 @@ impl Null {
             let frame = &mut self.room[..HEADER_SIZE + bytes];
             frame[..HEADER_SIZE].copy_from_slice(&header);
             frame[HEADER_SIZE..].fill(0);
-            // A client that is done has hung up.
+            // A client that has finished has closed its end.
             let _ = send(socket, frame, SendFlags::NOSIGNAL);
         }
     }
 }
 
-/// Answers these sockets until all are closed.
+/// Replies on these sockets until all are closed, at most until `end`.
 pub fn answer(sockets: Vec<OwnedFd>, end: Instant) {
     let mut handler = Null::new(sockets);
     while handler.left > 0 && Instant::now() < end {

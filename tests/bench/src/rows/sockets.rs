@@ -1,4 +1,4 @@
-//! Row 9: 64 driver processes at once, against a server that only answers.
+//! Row 9: 64 driver processes at the same time, compared with a server that only replies.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -10,23 +10,23 @@ use crate::rows::frames::connection;
 use crate::rows::servers::{CLIENTS, answer, serve};
 use crate::timing::{median, ratio};
 
-/// Until all drivers are ready.
+/// Time until all drivers are ready.
 const START: Duration = Duration::from_secs(2);
 
-/// A run that takes longer has gone wrong.
+/// A run that takes longer has failed.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// One slice of one of the servers.
+/// One slice with one of the servers.
 struct Slice {
     /// Calls of each driver.
     calls: Vec<usize>,
-    /// Of all calls, in nanoseconds.
+    /// Nanoseconds, over all calls.
     median: f64,
     p99: f64,
 }
 
 impl Slice {
-    /// Of how long each call of each driver took.
+    /// Takes the durations of each driver's calls.
     fn new(drivers: Vec<Vec<f64>>) -> Self {
         let calls = drivers.iter().map(Vec::len).collect();
         let mut times = drivers.concat();
@@ -40,7 +40,7 @@ impl Slice {
     }
 }
 
-/// What a driver prints: how long each call took, by slice.
+/// Reads a driver's output: the duration of each call, by slice.
 fn times(mut driver: Child) -> Vec<Vec<f64>> {
     let lines = BufReader::new(driver.stderr.take().expect("its words")).lines();
     let number = |line: &str, word: &str| word.parse().unwrap_or_else(|_| panic!("{line}"));
@@ -51,7 +51,7 @@ fn times(mut driver: Child) -> Vec<Vec<f64>> {
     times
 }
 
-/// Slices of the server and of the null handler, in turn.
+/// Measures alternating slices of the server and of the null handler.
 fn measure() -> [Vec<Slice>; 2] {
     let begin = now() + START;
     let driver = |number: u16| {
@@ -60,7 +60,7 @@ fn measure() -> [Vec<Slice>; 2] {
         command.args(["driver", &number.to_string(), &begin.as_nanos().to_string()]);
         command.stdin(input).stdout(output).stderr(Stdio::piped());
         let driver = command.spawn().expect("a driver");
-        // Read meanwhile: a driver waits for nobody but the server.
+        // Reads the output in parallel, so that a driver waits only for the server.
         (server, (null, std::thread::spawn(|| times(driver))))
     };
     let (servers, (nulls, readers)): (Vec<_>, (Vec<_>, Vec<_>)) = (0..CLIENTS).map(driver).unzip();
@@ -79,7 +79,7 @@ fn measure() -> [Vec<Slice>; 2] {
     slices.map(|slices| slices.into_iter().skip(1).collect())
 }
 
-/// The busiest driver's calls over the idlest one's, of all slices.
+/// Ratio of the busiest driver's calls to the least busy one's, over all slices.
 fn spread(slices: &[Slice]) -> f64 {
     let calls = |driver| slices.iter().map(|slice| slice.calls[driver]).sum::<usize>() as f64;
     let calls: Vec<f64> = (0..usize::from(CLIENTS)).map(calls).collect();

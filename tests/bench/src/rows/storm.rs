@@ -1,4 +1,4 @@
-//! Row 12: what a device that faults without end costs the others.
+//! Row 12: the cost that a device with endless faults causes others.
 
 use std::time::{Duration, Instant};
 
@@ -15,17 +15,17 @@ use crate::machine::{Buffers, Counting, Shared, config, firmware, function, tabl
 use crate::report::Line;
 use crate::timing::{ROUNDS, median, nanos, ratio};
 
-/// Attachments of a round.
+/// Attachments in each round.
 const ATTACHMENTS: usize = 2_000;
 
-/// Faults that come at once at most: an attachment takes less than the time between two. What would have come while
-/// this process waited for a processor is left out.
+/// The largest number of faults that arrive at once: an attachment is shorter than the interval between two. Faults
+/// that would have arrived while this process waited for a processor are left out.
 const AT_ONCE: f64 = 1.0;
 
-/// How often the server is idle.
+/// Interval between the server's idle ticks.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The device that faults, and the one that works.
+/// The faulting device, and the working one.
 const ROGUE: u16 = 0x20;
 const WORKER: u16 = 0x28;
 
@@ -65,7 +65,7 @@ impl Bench {
         bench
     }
 
-    /// The storm is over, and the rogue is heard again.
+    /// Ends the storm and has the rogue's faults reported again.
     fn calm(&mut self) {
         self.shared.faults.borrow_mut().clear();
         self.call(self.rogue, Operation::Detach);
@@ -84,7 +84,7 @@ impl Bench {
         assert_eq!(reply.refusal, 0, "{operation:?}");
     }
 
-    /// The 99th percentile of attachments, in nanoseconds, while `rate` faults a second arrive.
+    /// Returns the 99th percentile of attachments, in nanoseconds, while `rate` faults arrive each second.
     fn attachments(&mut self, rate: f64) -> f64 {
         let mut times = Vec::with_capacity(ATTACHMENTS);
         let mut last = Instant::now();
@@ -107,7 +107,7 @@ impl Bench {
         times[ATTACHMENTS * 99 / 100]
     }
 
-    /// Faults of the rogue wait in the unit, as many as it has records for; a silenced source leaves none.
+    /// Puts the rogue's faults into the unit, up to its number of records. A silenced source leaves none.
     fn arrive(&mut self, count: usize) {
         if self.shared.silenced.get() {
             return;

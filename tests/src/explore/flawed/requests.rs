@@ -1,4 +1,4 @@
-//! What the control does for clients.
+//! The control server's requests.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::Access;
@@ -25,7 +25,7 @@ impl<const FLAW: u8> Racy<FLAW> {
     ) -> Result<Answer, Refusal> {
         let group = group.ok_or(Refusal::NotProbed)?;
         let record = self.inside.records[device].ok_or(Refusal::NotProbed)?;
-        // Each path has looked at a group of its own.
+        // Each path has looked up a group of its own.
         if record.session.is_some() || self.inside.groups[group].owner.is_some() {
             return Err(Refusal::NotOwner);
         }
@@ -53,7 +53,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         let group = group.ok_or(Refusal::NotProbed)?;
         if self.inside.groups[group].default.is_none() {
             match Self::FLAW {
-                // DMA is set up without a domain: straight to memory.
+                // DMA is set up without a domain, so it goes straight to memory.
                 Flaw::Order2022 => {
                     self.bind(scene, device, None, true);
                     self.session(client, device)?.attached = true;
@@ -106,7 +106,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         for segment in &segments {
             let to = range(at, segment.length());
             if table.map(&mut self.memory, to, segment.first(), Access::all()).is_err() {
-                // Pages mapped before: none, in what is tried here.
+                // No earlier segment of this buffer is mapped in these plays, so nothing is unmapped.
                 self.buffers.release(id);
                 return Err(Refusal::NoMemory);
             }
@@ -121,8 +121,8 @@ impl<const FLAW: u8> Racy<FLAW> {
         Ok(Answer::Buffer { slot: id, iova, memory })
     }
 
-    /// Takes a mapping out of tables and caches, and with `give_back` its buffer; in the wrong order if that is
-    /// the flaw.
+    /// Removes a mapping from tables and caches, and frees its buffer with `give_back`. The flaw `FreeBeforeFlush`
+    /// does this in the wrong order.
     fn unmap(
         &mut self,
         scene: &Scene,

@@ -1,8 +1,8 @@
-//! Plays about buffers, mappings and domains, and about what fails.
+//! Plays about buffers, mappings, domains and failures.
 
 use super::*;
 
-/// Pages in an order of their own, and one that no buffer of three pages has.
+/// Pages out of order; and a list with a page that no buffer of three pages has.
 pub(in crate::explore) const LIST: &[u32] = &[2, 0, 1];
 const BEYOND_BUFFER: &[u32] = &[0, 3];
 /// The last page of a GiB: the next one needs tables of its own.

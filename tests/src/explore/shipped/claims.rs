@@ -1,4 +1,4 @@
-//! Claims, those that wait among them, and guesses at what others claimed.
+//! Claims, including waiting ones, and guesses at other clients' objects.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{BufferRequest, Empty, Map, MapResult, Operation, QueryResult};
@@ -12,7 +12,7 @@ use crate::explore::backend::Backend;
 use crate::explore::ledger::{Ledger, PAGE};
 use crate::explore::scene::{Device, Scene};
 
-/// How long a claim waits, in nanoseconds.
+/// Deadline of a waiting claim, in nanoseconds.
 pub(super) const WAIT: u64 = 1_000_000_000;
 
 impl<T: Backend, const CARELESS: u8> Real<T, CARELESS>
@@ -50,7 +50,7 @@ where
         }
     }
 
-    /// Takes the answers to claims that waited, as a platform does after each event.
+    /// Fetches the answers to waiting claims, as a platform does after each event.
     pub(super) fn take_answers(&mut self) {
         let mut taken = Vec::new();
         while let Some((ticket, result)) = self.stack.server.next_answer(Nanos(self.time)) {
@@ -74,7 +74,7 @@ where
         self.close(ledger, |session| session.client == dead);
     }
 
-    /// Whatever a client knows or guesses of another's objects is of no use in its own session.
+    /// Tries another client's objects, known or guessed, in a client's own session. All must be refused.
     pub(super) fn guess(
         &mut self,
         scene: &Scene,
@@ -87,7 +87,7 @@ where
         let Some(theirs) = ledger.sessions.iter().find(|s| s.client == victim) else {
             return Answer::Refused(Refusal::NotFound);
         };
-        // Numbers of the victim's that name nothing of the guesser's own.
+        // Numbers of the victim's objects that the guesser's own session does not use.
         let own_session = ledger.session(client, own);
         let taken = |slot: u32| own_session.is_some_and(|s| s.buffers.iter().any(|b| b.0 == slot));
         let mapped =

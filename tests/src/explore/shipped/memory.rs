@@ -88,8 +88,8 @@ where
         done(self.call::<Empty>(handle, Operation::Unmap, &Unmap { iova, length }).map(drop))
     }
 
-    /// Three pages in one request, last page first, each at an address of the server's choice. The reply is
-    /// written over the very bytes of the request; what is mapped must be what was asked.
+    /// Maps three pages in one request, last page first, at addresses of the server's choice. The reply overwrites
+    /// the request's bytes. The mappings must match the request all the same.
     fn batch(&mut self, handle: Handle, slot: u32) -> Answer {
         let offsets = [2 * PAGE, PAGE, 0];
         let mut payload = [0; 512];
@@ -114,7 +114,7 @@ where
         let results =
             results.chunks(MapResult::SIZE).map(|bytes| MapResult::decode(bytes).unwrap());
         let mapped = results.zip(offsets).map(|(result, offset)| (result.iova, offset)).collect();
-        // The client goes on scribbling over the request.
+        // The client overwrites the request afterwards.
         payload.fill(0xff);
         Answer::Mapped(mapped)
     }
@@ -146,7 +146,7 @@ where
         done(self.call::<Empty>(handle, Operation::Revoke, &body).map(drop))
     }
 
-    /// The owner opens its buffer and hands the descriptor on; who has got it takes it over and closes it.
+    /// The owner opens its buffer and passes the descriptor on. The receiver imports it and closes it.
     fn import(&mut self, ledger: &Ledger, to: Handle, (owner, owned): (Client, usize)) -> Answer {
         let theirs = ledger.session(owner, owned);
         let path = format!("buffers/{}", first(theirs));
@@ -161,7 +161,7 @@ where
     }
 }
 
-/// The first buffer that is mapped page by page.
+/// The first buffer whose pages are granted one by one.
 fn granted(session: Option<&Session>) -> u32 {
     session.and_then(|session| session.reserved.first()).map_or(0, |reserved| reserved.0)
 }

@@ -18,7 +18,7 @@ pub(super) fn done(result: Result<(), Refusal>) -> Answer {
     refused(result, |()| Answer::Done)
 }
 
-/// A text of the scheme.
+/// Returns a text of the scheme.
 pub(super) fn text<U: Unit, B: BufferMemory>(
     server: &mut Server<U, B>,
     path: &str,
@@ -67,7 +67,7 @@ pub(super) fn all_texts<U: Unit, B: BufferMemory>(server: &mut Server<U, B>) -> 
     all
 }
 
-/// As [`all_texts`], without the numbers of groups, which depend on the order in which groups were made.
+/// Returns [`all_texts`] without the numbers of groups, which depend on the order of their creation.
 pub(super) fn nameless_texts<U: Unit, B: BufferMemory>(server: &mut Server<U, B>) -> String {
     let number = |line: &&str| !line.starts_with("group: ");
     let mut lines: Vec<String> =
@@ -76,12 +76,12 @@ pub(super) fn nameless_texts<U: Unit, B: BufferMemory>(server: &mut Server<U, B>
     lines.join("\n")
 }
 
-/// A number behind a word at the start of a line.
+/// Returns the number behind a word at the start of a line.
 pub(super) fn number(text: &str, word: &str) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
 }
 
-/// Bytes of memory.
+/// Bytes of these segments together.
 pub(super) fn size(memory: &Segments) -> u64 {
     memory.iter().map(|(_, length)| length).sum()
 }

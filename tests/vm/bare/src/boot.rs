@@ -1,5 +1,5 @@
-//! From the PVH entry (Xen docs/misc/pvh.pandoc: 32-bit protected mode, paging off, EBX holds the address
-//! of the start info) to Rust in 64-bit mode, with the first 4 GiB mapped one to one; and the entries of
+//! Boots from the PVH entry (Xen docs/misc/pvh.pandoc) to Rust in 64-bit mode. At the entry: 32-bit protected mode,
+//! paging off, EBX holds the address of the start info. Maps the first 4 GiB one to one. Also contains the entries of
 //! exceptions and interrupts.
 
 use core::arch::global_asm;

@@ -1,7 +1,7 @@
-//! The checks of the register-level suite, fixed in advance: one that does not report counts as failed.
-//! `xtask` compiles this file too.
+//! The checks of the register-level suite, fixed in advance. A check without a report counts as failed. `xtask`
+//! compiles this file too.
 
-/// Titles; the first is number 1.
+/// Titles of the checks; the first is number 1.
 pub(crate) const CHECKS: [&str; 31] = [
     "the counter counts instructions",
     "edu copies memory both ways with translation off",
@@ -36,7 +36,7 @@ pub(crate) const CHECKS: [&str; 31] = [
     "the whole server: the end of a session cuts the device off",
 ];
 
-/// Titles for a machine with AMD-Vi; the first three are the same.
+/// Titles for a machine with AMD-Vi. The first three are the same.
 pub(crate) const AMD_CHECKS: [&str; 19] = [
     CHECKS[0],
     CHECKS[1],

@@ -4,10 +4,10 @@ use core::arch::asm;
 use core::ptr::{addr_of, addr_of_mut};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// First of the 16 vectors that are counted.
+/// The first of the 16 counted vectors.
 pub const FIRST_VECTOR: u8 = 0x40;
 
-/// How often each counted vector arrived; written by `interrupt_entries`.
+/// Arrivals of each counted vector; written by `interrupt_entries`.
 #[unsafe(no_mangle)]
 static interrupt_counts: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
 
@@ -20,27 +20,27 @@ pub fn out8(port: u16, value: u8) {
 /// Reads a byte from an I/O port.
 pub fn in8(port: u16) -> u8 {
     let value;
-    // SAFETY: as for `out8`.
+    // SAFETY: port accesses change devices, not memory of this program.
     unsafe { asm!("in al, dx", out("al") value, in("dx") port, options(nomem, nostack)) };
     value
 }
 
 /// Writes 32 bits to an I/O port.
 pub fn out32(port: u16, value: u32) {
-    // SAFETY: as for `out8`.
+    // SAFETY: port accesses change devices, not memory of this program.
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
 }
 
 /// Reads 32 bits from an I/O port.
 pub fn in32(port: u16) -> u32 {
     let value;
-    // SAFETY: as for `out8`.
+    // SAFETY: port accesses change devices, not memory of this program.
     unsafe { asm!("in eax, dx", out("eax") value, in("dx") port, options(nomem, nostack)) };
     value
 }
 
-/// Nanoseconds since the machine was started. Under `-icount shift=10` QEMU counts 1024 of them an
-/// instruction and the time stamp counter shows them.
+/// Nanoseconds since the machine was started, from the time stamp counter. Under `-icount shift=10` QEMU counts 1024
+/// nanoseconds for each instruction.
 pub fn nanos() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reads a counter.
@@ -55,38 +55,38 @@ pub fn instructions() -> u64 {
 
 /// Writes the cache line at `address` back to memory.
 pub fn flush_line(address: u64) {
-    // SAFETY: writes a line back; no value changes. All of the first 4 GiB is mapped.
+    // SAFETY: writes a line back and changes no value. All of the first 4 GiB is mapped.
     unsafe { asm!("clflush [{}]", in(reg) address, options(nostack)) };
 }
 
-/// Orders everything before against everything after.
+/// Orders all earlier memory accesses before all later ones.
 pub fn fence() {
-    // SAFETY: no effect but order.
+    // SAFETY: affects only the order of memory accesses.
     unsafe { asm!("mfence", options(nostack)) };
 }
 
-/// A moment's rest in a loop that waits.
+/// Pauses briefly in a waiting loop.
 pub fn pause() {
     core::hint::spin_loop();
 }
 
-/// How often `vector` (0x40 to 0x4f) arrived.
+/// Returns the number of arrivals of `vector` (0x40 to 0x4f).
 pub fn interrupts(vector: u8) -> u32 {
     interrupt_counts
         .get(usize::from(vector.wrapping_sub(FIRST_VECTOR)))
         .map_or(0, |count| count.load(Ordering::SeqCst))
 }
 
-/// The value that MSI data registers take for `vector`: edge, fixed delivery (Intel SDM volume 3, "Message
+/// Returns the value for MSI data registers that sends `vector`: edge, fixed delivery (Intel SDM volume 3, "Message
 /// Data Register Format").
 pub const fn msi_data(vector: u8) -> u32 {
     vector as u32
 }
 
-/// The value that MSI address registers take for this, the only processor.
+/// The value for MSI address registers that addresses the only processor.
 pub const MSI_ADDRESS: u64 = 0xfee0_0000;
 
-/// Bytes of an entry in the descriptor table for interrupts.
+/// An entry in the interrupt descriptor table.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Gate {
@@ -97,7 +97,7 @@ struct Gate {
 #[repr(C, align(16))]
 struct Stack([u8; 16 * 1024]);
 
-/// The task state segment: only its interrupt stacks are of interest (Intel SDM volume 3 figure 8-11).
+/// The task state segment. Only its interrupt stacks are used (Intel SDM volume 3 figure 8-11).
 #[repr(C, packed(4))]
 struct TaskState {
     reserved: u32,
@@ -132,20 +132,20 @@ unsafe extern "C" {
     static interrupt_entries: u8;
 }
 
-/// A 64-bit interrupt gate to `entry` on interrupt stack `stack` (Intel SDM volume 3 figure 6-8).
+/// Builds a 64-bit interrupt gate to `entry` on interrupt stack `stack` (Intel SDM volume 3 figure 6-8).
 const fn gate(entry: u64, stack: u64) -> Gate {
     let low = entry & 0xffff | 8 << 16 | stack << 32 | 0x8e << 40 | (entry >> 16 & 0xffff) << 48;
     Gate { low, high: entry >> 32 }
 }
 
-/// Loads descriptor tables, masks the old interrupt controllers, turns the local APIC and interrupts on.
-/// Called once, first.
+/// Loads descriptor tables, masks the old interrupt controllers, turns the local APIC and interrupts on. Called once,
+/// before anything else.
 pub fn start() {
     let exceptions = addr_of!(exception_entries) as u64;
     let interrupts = addr_of!(interrupt_entries) as u64;
     let task = addr_of!(TASK_STATE) as u64;
-    // SAFETY: there is one processor, interrupts are off, and nothing else touches these statics. The
-    // tables loaded live for ever and describe the flat code and data segments in use.
+    // SAFETY: there is one processor, interrupts are off, and no other code accesses these statics. The loaded tables
+    // live for ever and describe the flat code and data segments in use.
     unsafe {
         TASK_STATE.interrupt_stacks[0] = addr_of!(EXCEPTION_STACK) as u64 + 16 * 1024;
         TASK_STATE.interrupt_stacks[1] = addr_of!(INTERRUPT_STACK) as u64 + 16 * 1024;
@@ -172,7 +172,7 @@ pub fn start() {
     unsafe { asm!("sti", options(nomem, nostack)) };
 }
 
-/// An exception: nothing of this program should cause one.
+/// Handles an exception. This program should cause none.
 #[unsafe(no_mangle)]
 extern "C" fn exception(vector: u64, code: u64, instruction: u64, address: u64) -> ! {
     panic!("exception {vector} code {code:#x} at {instruction:#x}, address {address:#x}")

@@ -6,8 +6,8 @@ use crate::cpu::{nanos, pause};
 use crate::{pci, phys};
 
 const DEVICE_BUFFER: u64 = 0x40000;
-/// The most bytes that one DMA copies: QEMU before 10 ends the whole machine when a DMA touches the last of
-/// the buffer's 4096.
+/// The most bytes that one DMA may copy. QEMU before 10 ends the whole machine when a DMA touches the last of the
+/// buffer's 4096 bytes.
 pub const MAX_COUNT: u64 = 4088;
 
 /// One edu device.
@@ -19,7 +19,7 @@ pub struct Edu {
 }
 
 impl Edu {
-    /// Every edu device, enabled.
+    /// Finds and enables every edu device.
     pub fn all() -> impl Iterator<Item = Self> {
         pci::find(0x1234, 0x11e8).into_iter().map(|id| {
             pci::enable(id);
@@ -66,7 +66,7 @@ impl Edu {
         self.read_memory(address, MAX_COUNT);
     }
 
-    /// Fills the device's buffer with `value`, through memory at `scratch`, which must be reachable.
+    /// Fills the device's buffer with `value`, through memory at `scratch`, which the device must be able to reach.
     pub fn load(self, scratch: u64, value: u64) {
         phys::fill(scratch, 4096, value);
         self.read_memory(scratch, MAX_COUNT);

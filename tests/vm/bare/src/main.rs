@@ -20,7 +20,7 @@ mod seams;
 mod serial;
 mod suite;
 
-/// Called once by `boot`, with the address of the PVH start info.
+/// Entered once from `boot`, with the address of the PVH start info.
 #[unsafe(no_mangle)]
 extern "C" fn start(start_info: u64) -> ! {
     cpu::start();

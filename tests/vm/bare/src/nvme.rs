@@ -1,5 +1,5 @@
-//! An NVMe controller with its admin queue only: "Identify" is the DMA that the suite needs
-//! (NVM Express Base Specification 2.0c, sections 3.1.3, 5.17).
+//! An NVMe controller with only its admin queue. The suite needs just "Identify" as DMA (NVM Express Base
+//! Specification 2.0c, sections 3.1.3, 5.17).
 
 use iommu_protocol::ids::RequesterId;
 
@@ -12,26 +12,27 @@ const ADMIN_ATTRIBUTES: u64 = 0x24;
 const ADMIN_SUBMISSION: u64 = 0x28;
 const ADMIN_COMPLETION: u64 = 0x30;
 const DOORBELL: u64 = 0x1000;
-/// Entries of either queue.
+/// Entries of each queue.
 const ENTRIES: u16 = 8;
 
-/// A controller that runs.
+/// A running controller.
 pub struct Nvme {
     /// Its requester id.
     pub id: RequesterId,
     bar: u64,
-    /// Where this program sees the queues: submission, completion 4096 bytes later.
+    /// Address of the queues for this program. The completion queue is 4096 bytes after the submission queue.
     queues: u64,
     next: u16,
 }
 
 impl Nvme {
-    /// The first controller's requester id.
+    /// Returns the first controller's requester id.
     pub fn find() -> Option<RequesterId> {
         pci::find(0x1b36, 0x0010).first().copied()
     }
 
-    /// Starts the controller with admin queues at `queues` in memory, `bus` for the controller.
+    /// Starts the controller with admin queues at `queues` in memory. The controller reaches them at bus address
+    /// `bus`.
     pub fn start(id: RequesterId, queues: u64, bus: u64) -> Option<Self> {
         pci::enable(id);
         let bar = pci::bar(id, 0);
@@ -48,7 +49,7 @@ impl Nvme {
         Some(Self { id, bar, queues, next: 0 })
     }
 
-    /// Lets the controller write its 4096 bytes of identification to bus address `to`; its status code.
+    /// Makes the controller write its 4096 bytes of identification to bus address `to`. Returns its status code.
     pub fn identify(&mut self, to: u64) -> Option<u16> {
         let slot = self.next % ENTRIES;
         let entry = self.queues + u64::from(slot) * 64;
@@ -67,7 +68,7 @@ impl Nvme {
     }
 }
 
-/// Waits for a second at most.
+/// Waits until `done`, for at most a second.
 fn wait(mut done: impl FnMut() -> bool) -> Option<()> {
     let deadline = nanos() + 1_000_000_000;
     while !done() {

@@ -1,11 +1,11 @@
-//! A previous owner of the unit, which shares no line with iommud: it knows the registers by its own
-//! constants (VT-d 4.1 chapter 11) and translates one device through one page of its own.
+//! A previous owner of the unit, with no code in common with iommud. It has its own constants for the registers (VT-d
+//! 4.1 chapter 11) and translates one device through one page of its own.
 
 use iommu_protocol::ids::RequesterId;
 
 use crate::{cpu, phys};
 
-/// Its tables: root, context, three levels of page tables, queue, status; a page each.
+/// Its tables, one page each: root, context, three levels of page tables, queue, status.
 const TABLES: u64 = 56 << 20;
 
 const ROOT: u64 = TABLES;
@@ -29,14 +29,14 @@ const TE: u32 = 1 << 31;
 const SRTP: u32 = 1 << 30;
 const QIE: u32 = 1 << 26;
 
-/// The unit's registers, by whoever had them before.
+/// The unit's registers in the hands of a previous owner.
 pub struct Owner {
     base: u64,
     tail: u64,
 }
 
 impl Owner {
-    /// Turns everything off that another owner may have left on, and starts its own queue.
+    /// Turns off everything that another owner may have left on, and starts its own queue.
     pub fn new(base: u64) -> Self {
         let owner = Self { base, tail: 0 };
         phys::fill(TABLES, 0x7000, 0);
@@ -69,7 +69,7 @@ impl Owner {
         phys::write64(self.base + IQT, self.tail);
     }
 
-    /// A wait with the status word (SW, bit 5) as its completion.
+    /// Submits a wait that completes with the status word (SW, bit 5), and waits for it.
     fn wait(&mut self) {
         phys::write32(STATUS_WORD, 0);
         self.submit(5 | 1 << 5 | 0x55 << 32, STATUS_WORD);
@@ -78,8 +78,7 @@ impl Owner {
         }
     }
 
-    /// A wait with the completion interrupt (IF, bit 4) as its completion: sent to `vector`. Returns
-    /// whether ICS.IWC was set.
+    /// Submits a wait that completes with an interrupt (IF, bit 4) to `vector`. Returns whether ICS.IWC was set.
     pub fn wait_by_interrupt(&mut self, vector: u8) -> bool {
         phys::write32(self.base + IEDATA, cpu::msi_data(vector));
         phys::write32(self.base + IEADDR, 0xfee0_0000);
@@ -91,7 +90,7 @@ impl Owner {
         complete
     }
 
-    /// Translates `source`: the page at `iova` (below 1 GiB) to the one at `physical`. Domain 9, 3 levels.
+    /// Maps the page at `iova` (below 1 GiB) to the one at `physical`, for `source`. Domain 9, 3 levels.
     pub fn translate(&mut self, source: RequesterId, iova: u64, physical: u64) {
         phys::write64(LEVEL_1 + (iova >> 12 & 511) * 8, physical | 3);
         phys::write64(LEVEL_2 + (iova >> 21 & 511) * 8, LEVEL_1 | 3);
@@ -106,7 +105,7 @@ impl Owner {
         while phys::read32(self.base + GSTS) & SRTP == 0 {
             cpu::pause();
         }
-        // Context cache, all; IOTLB, all.
+        // Invalidates the whole context cache and the whole IOTLB.
         self.submit(1 | 1 << 4, 0);
         self.submit(2 | 1 << 4, 0);
         self.wait();

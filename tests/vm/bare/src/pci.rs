@@ -22,14 +22,14 @@ fn select(function: RequesterId, offset: u8) {
     out32(0xcf8, 1 << 31 | u32::from(function.0) << 8 | u32::from(offset & 0xfc));
 }
 
-/// Every function with this vendor and device id on any bus, in order.
+/// Finds every function with this vendor and device id on any bus, in order.
 pub fn find(vendor: u16, device: u16) -> Vec<RequesterId> {
     let wanted = u32::from(vendor) | u32::from(device) << 16;
-    // Buses that are not there answer with all ones; QEMU numbers the ones we use from 0.
+    // Missing buses read as all ones. QEMU numbers the buses in use from 0.
     (0..4 << 8).map(RequesterId).filter(|id| read(*id, 0) == wanted).collect()
 }
 
-/// Lets a function answer and start DMA.
+/// Enables memory decoding and DMA of a function.
 pub fn enable(function: RequesterId) {
     // The upper half is the status register, whose bits are cleared by writing 1.
     write(function, 4, read(function, 4) & 0xffff | 0b110);
@@ -43,7 +43,7 @@ pub fn bar(function: RequesterId, index: u8) -> u64 {
     u64::from(low & !0xf) | u64::from(high) << 32
 }
 
-/// Offset of a capability.
+/// Returns the offset of a capability.
 pub fn capability(function: RequesterId, id: u8) -> Option<u8> {
     let mut at = read(function, 0x34).to_le_bytes()[0];
     while at != 0 {
@@ -56,8 +56,8 @@ pub fn capability(function: RequesterId, id: u8) -> Option<u8> {
     None
 }
 
-/// Sends the function's one message-signalled interrupt to `address` with `data` (PCI Local Bus 3.0
-/// section 6.8.1).
+/// Sends the function's single message-signalled interrupt to `address` with `data` (PCI Local Bus 3.0 section
+/// 6.8.1).
 pub fn enable_msi(function: RequesterId, address: u64, data: u32) {
     let at = capability(function, 5).expect("no MSI capability");
     let wide = read(function, at) & 1 << 23 != 0;

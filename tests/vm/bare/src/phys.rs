@@ -1,5 +1,5 @@
-//! Memory by physical address: the first 4 GiB are mapped one to one. What this program's own image and
-//! heap occupy cannot be reached this way, so no reference is ever undermined.
+//! Access to memory by physical address; the first 4 GiB are mapped one to one. This program's own image and heap
+//! cannot be accessed this way, so no reference is invalidated.
 
 use core::ptr::{addr_of, with_exposed_provenance_mut};
 
@@ -23,7 +23,7 @@ macro_rules! readers {
         /// Reads a value at a multiple of its size.
         pub fn $read(address: u64) -> $type {
             check(address, size_of::<$type>() as u64);
-            // SAFETY: mapped, aligned and outside of anything Rust knows of (`check`).
+            // SAFETY: mapped, aligned and outside of all memory that Rust uses (`check`).
             unsafe { with_exposed_provenance_mut::<$type>(address as usize).read_volatile() }
         }
     )*};
@@ -34,7 +34,7 @@ macro_rules! writers {
         /// Writes a value at a multiple of its size.
         pub fn $write(address: u64, value: $type) {
             check(address, size_of::<$type>() as u64);
-            // SAFETY: mapped, aligned and outside of anything Rust knows of (`check`).
+            // SAFETY: mapped, aligned and outside of all memory that Rust uses (`check`).
             unsafe { with_exposed_provenance_mut::<$type>(address as usize).write_volatile(value) }
         }
     )*};

@@ -10,7 +10,7 @@ use iommud::hw::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 
 use crate::{cpu, phys};
 
-/// What was done to the registers since the counters were last taken.
+/// Register accesses since the counters were last taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Accesses {
     /// Reads.
@@ -19,11 +19,11 @@ pub struct Accesses {
     pub writes: u32,
     /// Writes of the global command register that left translation enable (bit 31) clear.
     pub translation_off: u32,
-    /// Descriptors that the unit was told of: what the queue's tail moved by, in entries of 16 bytes.
+    /// Descriptors submitted: the movement of the queue's tail, in entries of 16 bytes.
     pub descriptors: u32,
 }
 
-/// The counters, and the queue's tail as it was last written.
+/// The counters, and the last written tail of the queue.
 #[derive(Debug, Default)]
 struct Counts {
     accesses: Cell<Accesses>,
@@ -38,7 +38,7 @@ impl Counts {
     }
 }
 
-/// Registers at a physical address; counts what is done to them.
+/// Registers at a physical address. Counts accesses to them.
 #[derive(Clone, Debug)]
 pub struct Registers {
     base: u64,
@@ -57,7 +57,7 @@ impl Registers {
         Self { base, counts: Rc::default() }
     }
 
-    /// The counters; they start again from 0.
+    /// Takes the counters, which restart from 0.
     pub fn take_counts(&self) -> Accesses {
         self.counts.accesses.take()
     }
@@ -111,10 +111,10 @@ impl Clock for Time {
 /// First byte of the frames.
 pub const FRAMES: u64 = 32 << 20;
 
-/// How many frames there are.
+/// Number of frames.
 const COUNT: usize = 4096;
 
-/// Bytes of all of them.
+/// Bytes of all frames.
 pub const FRAMES_LENGTH: u64 = COUNT as u64 * 4096;
 
 /// Frames of table memory, from [`FRAMES`] on.
@@ -124,12 +124,12 @@ pub struct Frames {
     live: Vec<u16>,
     in_use: usize,
     none: u16,
-    /// Cache lines written back, so far.
+    /// Cache lines written back so far.
     pub cleaned: u32,
 }
 
 impl Frames {
-    /// All of them, free. Called once.
+    /// Creates the pool with all frames free. Called once.
     pub fn new() -> Self {
         let live = alloc::vec![0; COUNT];
         Self { next: 0, free: Vec::new(), live, in_use: 0, none: 0, cleaned: 0 }
@@ -188,13 +188,13 @@ impl TableMemory for Frames {
     }
 
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
-        // SAFETY: inside the frames, which nothing but this object and hardware uses (`word`).
+        // SAFETY: inside the frames, which only this object and hardware use (`word`).
         Self::word(frame, index).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
         if let Some(word) = Self::word(frame, index) {
-            // SAFETY: as in `load`.
+            // SAFETY: inside the frames, which only this object and hardware use (`word`).
             unsafe { word.write_volatile(value) };
         }
     }
@@ -208,7 +208,8 @@ impl TableMemory for Frames {
     ) {
         let Some(start) = Self::word(frame, first).filter(|_| first + count <= 512) else { return };
         for (index, value) in (0..count).zip(values) {
-            // SAFETY: as in `load`; the last word lies in the same frame.
+            // SAFETY: inside the frames, which only this object and hardware use (`word`); the last word lies in the
+            // same frame.
             unsafe { start.add(index).write_volatile(value) };
         }
     }
@@ -222,11 +223,11 @@ impl TableMemory for Frames {
     ) {
         let Some(start) = Self::word(frame, first).filter(|_| first + count <= 512) else { return };
         for index in 0..count {
-            // SAFETY: as in `load`; the last word lies in the same frame.
+            // SAFETY: the last word lies in the same frame as the first (checked above).
             let word = unsafe { start.add(index) };
-            // SAFETY: as in `load`.
+            // SAFETY: inside the frames, which only this object and hardware use (`word`).
             if let Some(new) = change(first + index, unsafe { word.read_volatile() }) {
-                // SAFETY: as in `load`.
+                // SAFETY: inside the frames, which only this object and hardware use (`word`).
                 unsafe { word.write_volatile(new) };
             }
         }
@@ -240,10 +241,10 @@ impl TableMemory for Frames {
     ) -> T {
         let Some(word) = Self::word(frame, index) else { return change(0, &mut self.none).1 };
         let live = self.live(frame);
-        // SAFETY: as in `load`.
+        // SAFETY: inside the frames, which only this object and hardware use (`word`).
         let (new, told) = change(unsafe { word.read_volatile() }, live);
         if let Some(new) = new {
-            // SAFETY: as in `load`.
+            // SAFETY: inside the frames, which only this object and hardware use (`word`).
             unsafe { word.write_volatile(new) };
         }
         told

@@ -1,4 +1,4 @@
-//! Output: the second serial port, which xtask reads, and the end of the machine.
+//! Output through the second serial port, which xtask reads, and the end of the machine.
 
 use core::fmt::{self, Write};
 
@@ -6,10 +6,10 @@ use crate::cpu::{in8, out8, out32, pause};
 
 /// Base of COM2.
 const PORT: u16 = 0x2f8;
-/// Line status register: the transmitter takes a byte.
+/// Line status register: the transmitter is ready for a byte.
 const READY: u8 = 1 << 5;
 
-/// QEMU's isa-debug-exit device: it ends with status `value * 2 + 1`.
+/// QEMU's isa-debug-exit device. It ends QEMU with status `value * 2 + 1`.
 const EXIT_PORT: u16 = 0xf4;
 
 struct Port;
@@ -26,7 +26,7 @@ impl Write for Port {
     }
 }
 
-/// Writes formatted text. The port never refuses.
+/// Writes formatted text. The port never fails.
 pub fn print(arguments: fmt::Arguments<'_>) {
     let _ = Port.write_fmt(arguments);
 }

@@ -1,12 +1,12 @@
-//! What map and unmap cost a driver, against calls that do nothing.
+//! The cost of map and unmap for a driver, compared with empty calls.
 
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use iommu_client::{Access, Device, DmaBuffer, Placement};
 
-/// Times a map and unmap of 4 KiB and two queries in turn, so short that what disturbs one disturbs the other as
-/// often. Nanoseconds of a pair, of two queries, and the ratio: its median and quarters.
+/// Alternately times a map and unmap of 4 KiB and two queries, so short that a disturbance affects both equally
+/// often. Returns nanoseconds of a pair, of two queries, and the ratio's median and quartiles.
 pub(crate) fn against_empty(device: &Device, buffer: &DmaBuffer, rounds: usize) -> Result<String> {
     ensure!(rounds > 0, "no round");
     let pair = || -> Result<()> {
@@ -18,7 +18,7 @@ pub(crate) fn against_empty(device: &Device, buffer: &DmaBuffer, rounds: usize) 
         device.query()?;
         Ok(())
     };
-    // The first fill caches.
+    // The first calls only fill caches.
     timed(pair)?;
     timed(two_calls)?;
     let mut all = [const { Vec::new() }; 3];
@@ -46,7 +46,7 @@ fn timed(work: impl Fn() -> Result<()>) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64() * 1e9)
 }
 
-/// The value that so many quarters of all are below.
+/// Returns the quartile `quarters` of the values.
 fn part(values: &mut [f64], quarters: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() * quarters / 4).copied().unwrap_or(0.0)

@@ -1,10 +1,10 @@
-//! The checks of each scenario, fixed in advance: one that does not report counts as failed. `xtask`
-//! compiles this file too.
+//! The checks of each scenario, fixed in advance. A check without a report counts as failed. `xtask` compiles this
+//! file too.
 
-/// What a guest is booted for. Its name is on the kernel's command line as `iommud.scenario=NAME`.
+/// The scenario that a guest is booted for. Its name is on the kernel's command line as `iommud.scenario=NAME`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
-    /// What the other scenarios take for granted about the machine; iommud does not run.
+    /// Properties of the machine that the other scenarios rely on; iommud does not run.
     Machine,
     /// The story on a machine with a VT-d unit.
     Intel,
@@ -14,13 +14,13 @@ pub(crate) enum Scenario {
     None,
     /// The story on a machine with a VT-d unit and a damaged DMAR.
     Table,
-    /// iommud is killed as often as `iommud.kills=N` says, on a machine with a unit of either family.
+    /// iommud is killed `iommud.kills=N` times, on a machine with a unit of either family.
     Kills,
-    /// Isolation groups on a machine of many bridges: the kernel's and iommud's.
+    /// Isolation groups of the kernel and of iommud, on a machine with many bridges.
     Groups,
     /// The story of the NVMe driver.
     Nvme,
-    /// Devices that are plugged in and pulled out, on a machine with a VT-d unit.
+    /// Hot-plug of devices, on a machine with a VT-d unit.
     HotPlug,
 }
 
@@ -53,12 +53,12 @@ impl Scenario {
         }
     }
 
-    /// The scenario of this name.
+    /// Returns the scenario of this name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|scenario| scenario.name() == name)
     }
 
-    /// Titles of its checks; the first is number 1.
+    /// Titles of the scenario's checks; the first is number 1.
     pub(crate) const fn checks(self) -> &'static [&'static str] {
         match self {
             Self::Machine => &MACHINE,
@@ -136,7 +136,7 @@ const GROUPS: [&str; 3] = [
     "iommud's groups are the kernel's",
 ];
 
-/// Checked from outside of the guest: the emulator's own record of the bit.
+/// Checked outside the guest, by the emulator's own record of the bit.
 pub(crate) const TRANSLATION_STAYS_ON: &str =
     "translation was turned on once, and never off, by the emulator's own record";
 

@@ -1,4 +1,4 @@
-//! A driver of the old kind for QEMU's edu device (QEMU docs/specs/edu.rst): bus addresses, no server.
+//! A legacy driver for QEMU's edu device (QEMU docs/specs/edu.rst): it uses bus addresses and no server.
 
 use std::time::{Duration, Instant};
 
@@ -19,38 +19,39 @@ const DMA_COUNT: usize = 0x90;
 const DMA_COMMAND: usize = 0x98;
 const COMMAND_START: u64 = 1;
 const COMMAND_TO_MEMORY: u64 = 2;
-/// Address of the device's own 4 KiB buffer, as its DMA registers name it.
+/// Address of the device's own 4 KiB buffer in its DMA registers.
 const DEVICE_BUFFER: u64 = 0x40000;
-/// The most bytes that one DMA copies. The buffer has 4096, but QEMU before 10 ends the whole machine when a
-/// DMA touches the last one ("DMA range out of bounds").
+/// The most bytes that one DMA may copy. The buffer has 4096, but QEMU before 10 ends the whole machine when a DMA
+/// touches the last one ("DMA range out of bounds").
 pub(crate) const MAX_COUNT: u64 = 4088;
 
 /// One edu device.
 pub(crate) struct Edu {
-    /// Where it sits.
+    /// Its PCI function.
     pub(crate) function: Function,
     bar: Mapping,
 }
 
 impl Edu {
-    /// Maps the registers of a function and lets it start DMA.
+    /// Maps the registers of a function and enables its DMA.
     pub(crate) fn open(function: Function) -> Result<Self> {
         function.enable(true)?;
         Self::new(function)
     }
 
-    /// Maps the registers of a function. Whether it may start DMA is as it was.
+    /// Maps the registers of a function. Does not change whether its DMA is enabled.
     pub(crate) fn new(function: Function) -> Result<Self> {
         let bar = function.bar(0, BAR_LENGTH)?;
         Ok(Self { function, bar })
     }
 
-    /// Every edu device, by address.
+    /// Opens every edu device, by address.
     pub(crate) fn all() -> Result<Vec<Self>> {
         Function::find(EDU.0, EDU.1)?.into_iter().map(Self::open).collect()
     }
 
-    /// Checks the identification (0xRRrr00ed) and that the liveness register inverts what is written.
+    /// Checks the identification (0xRRrr00ed), and that the liveness register returns the inverse of the value
+    /// written.
     pub(crate) fn alive(&self) -> Result<u32> {
         let id = self.bar.read32(IDENTIFICATION)?;
         ensure!(id & 0xffff == 0x00ed, "identification is {id:#x}");
@@ -61,7 +62,7 @@ impl Edu {
     }
 
     /// Starts a DMA of `count` bytes (1 to [`MAX_COUNT`]) between bus address `address` and the device's buffer. It
-    /// takes 100 ms, and memory is touched at the end of them.
+    /// takes 100 ms, and touches memory at the end.
     pub(crate) fn start(&self, address: u64, count: u64, to_memory: bool) -> Result<()> {
         ensure!((1..=MAX_COUNT).contains(&count), "edu can't copy {count} bytes");
         self.wait()?;
@@ -74,7 +75,7 @@ impl Edu {
         self.bar.write64(DMA_COMMAND, COMMAND_START | direction)
     }
 
-    /// Waits for the DMA under way, if any. The device does not say whether it was blocked.
+    /// Waits for the DMA under way, if any. The device does not report whether the DMA was blocked.
     pub(crate) fn wait(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.bar.read64(DMA_COMMAND)? & COMMAND_START != 0 {

@@ -1,8 +1,8 @@
-//! Isolation groups: the kernel's and iommud's, of the same machine in the same state.
+//! Isolation groups of the kernel and of iommud, for the same machine in the same state.
 //!
-//! The kernel drives the unit first. It turns the ACS controls on that isolation needs, which iommud never
-//! does: both look at the same registers, because iommud takes the unit over from the running kernel. No
-//! driver of this guest does DMA.
+//! The kernel drives the unit first. It enables the ACS controls that isolation needs, which iommud never does. Both
+//! read the same registers, because iommud takes the unit over from the running kernel. No driver of this guest does
+//! DMA.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::report::{check, data};
 use crate::server::Server;
 use crate::unit::Registers;
 
-/// Groups, by the names that the kernel gives functions.
+/// Groups of functions, by the kernel's names.
 type Partition = BTreeSet<BTreeSet<String>>;
 
 const KERNEL: &str = "/sys/kernel/iommu_groups";
 const FUNCTIONS: &str = "/sys/bus/pci/devices";
 
-/// Bytes of configuration space that PCI Express functions have.
+/// Bytes of configuration space of PCI Express functions.
 const EXTENDED: usize = 4096;
 
 /// Runs the scenario.
@@ -59,8 +59,8 @@ pub(crate) fn run() {
 /// Vendor and device id of a downstream port of QEMU's switch, which has no ACS.
 const DOWNSTREAM: (&str, &str) = ("0x104c", "0x8233");
 
-/// The kernel's groups, with those of the ports of one switch made one: iommud's rule, because devices behind such ports
-/// reach each other inside the switch. (The kernel's groups are per port.)
+/// Merges the kernel's groups of the ports of one switch. That is iommud's rule, because devices behind such ports
+/// reach each other inside the switch. (The kernel makes one group for each port.)
 fn merge_switches(groups: Partition) -> Result<Partition> {
     let mut switches: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut merged = Partition::new();
@@ -70,7 +70,7 @@ fn merge_switches(groups: Partition) -> Result<Partition> {
             let id = |what| std::fs::read_to_string(Path::new(FUNCTIONS).join(name).join(what));
             let (vendor, device) = (id("vendor")?, id("device")?);
             if (vendor.trim(), device.trim()) == DOWNSTREAM {
-                // Segment and bus: the ports of a switch are on one bus.
+                // Segment and bus. All ports of a switch are on one bus.
                 switch = name.get(..7).map(ToOwned::to_owned);
             }
         }
@@ -113,8 +113,7 @@ fn names(directory: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Tells the machine outside what both looked at: every word of configuration space that is not 0, and the
-/// kernel's groups.
+/// Prints the input of both for the host: every non-zero word of configuration space, and the kernel's groups.
 fn capture(groups: &Partition) -> Result<String> {
     let mut functions = 0;
     for name in names(Path::new(FUNCTIONS))? {

@@ -1,4 +1,4 @@
-//! What the other scenarios take for granted about the machine.
+//! Properties of the machine that the other scenarios rely on.
 
 use anyhow::{Context, Result, ensure};
 

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        // What the kernel could not make sense of on its command line also arrives here.
+        // Options that the kernel did not recognise on its command line also arrive here.
         _ => first_process(),
     }
 }

@@ -1,4 +1,4 @@
-//! Mapped memory: device registers, huge pages, files of the server. The only `unsafe` of this program.
+//! Mapped memory: device registers, huge pages, files of the server. It contains the only `unsafe` of this program.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -14,22 +14,22 @@ pub(crate) struct Mapping {
     length: usize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread; every access is a volatile one of memory that
-// devices and other processes change at any time anyway.
+// SAFETY: the mapping belongs to the process, not to a thread. Every access is volatile, and devices and other
+// processes may change the memory at any time anyway.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: concurrent accesses are volatile, and other writers may change the memory at any time anyway.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes of `file` from `offset` (a multiple of the page size) for reading and, if
-    /// `write`, writing.
+    /// Maps `length` bytes of `file` from `offset` (a multiple of the page size) for reading and, if `write`, for
+    /// writing.
     pub(crate) fn new(file: &File, offset: u64, length: usize, write: bool) -> Result<Self> {
         let protection = if write { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         Self::with(file, offset, length, protection, MapFlags::SHARED)
     }
 
-    /// Maps the first `length` bytes of `file`, and puts those of its pages that exist into this process's table
-    /// without an access.
+    /// Maps the first `length` bytes of `file`. Enters its existing pages into this process's page table without
+    /// accessing them.
     pub(crate) fn of_pages(file: &File, length: usize) -> Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         Self::with(file, 0, length, protection, MapFlags::SHARED | MapFlags::POPULATE)
@@ -50,7 +50,7 @@ impl Mapping {
         Ok(Self { base, length })
     }
 
-    /// Where the mapping is in this process.
+    /// Returns the mapping's address in this process.
     pub(crate) fn address(&self) -> usize {
         self.base.as_ptr().addr()
     }
@@ -74,7 +74,7 @@ impl Mapping {
     /// Writes 32 bits.
     pub(crate) fn write32(&self, offset: usize, value: u32) -> Result<()> {
         let pointer = self.pointer::<u32>(offset)?;
-        // SAFETY: inside the mapping and aligned (`pointer`); nobody holds a reference into it.
+        // SAFETY: inside the mapping and aligned (`pointer`); no reference into it exists.
         unsafe { pointer.write_volatile(value) };
         Ok(())
     }
@@ -89,12 +89,12 @@ impl Mapping {
     /// Writes 64 bits.
     pub(crate) fn write64(&self, offset: usize, value: u64) -> Result<()> {
         let pointer = self.pointer::<u64>(offset)?;
-        // SAFETY: inside the mapping and aligned (`pointer`); nobody holds a reference into it.
+        // SAFETY: inside the mapping and aligned (`pointer`); no reference into it exists.
         unsafe { pointer.write_volatile(value) };
         Ok(())
     }
 
-    /// Copies `length` bytes (a multiple of 8, from a multiple of 8 on) out.
+    /// Copies `length` bytes out; `offset` and `length` are multiples of 8.
     pub(crate) fn bytes(&self, offset: usize, length: usize) -> Result<Vec<u8>> {
         let mut out = Vec::with_capacity(length);
         for at in (offset..offset.saturating_add(length)).step_by(8) {
@@ -103,7 +103,7 @@ impl Mapping {
         Ok(out)
     }
 
-    /// Writes the 64-bit word that `word(index)` gives to each 8 bytes of a range.
+    /// Writes the 64-bit word `word(index)` to each 8 bytes of a range.
     pub(crate) fn fill(
         &self,
         offset: usize,
@@ -119,8 +119,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // It can only fail for a range that was not mapped.
-        // SAFETY: the mapping is this value's own, and no pointer into it outlives a method call.
+        // Unmapping fails only for a range that was not mapped.
+        // SAFETY: the mapping belongs to this value, and no pointer into it outlives a method call.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
     }
 }

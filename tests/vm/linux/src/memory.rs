@@ -1,4 +1,4 @@
-//! Memory whose physical address is known, for drivers of the old kind.
+//! Memory with known physical addresses, for legacy drivers.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -12,14 +12,14 @@ use crate::map::Mapping;
 /// Bytes of a huge page on x86-64.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
-/// Where hugetlbfs is mounted.
+/// Mount point of hugetlbfs.
 pub(crate) const HUGE_MOUNT: &str = "/dev/hugepages";
 
-/// One huge page of zeros, mapped, with its physical address.
+/// One mapped huge page of zeros, with its physical address.
 pub(crate) struct HugePage {
     /// Its bytes.
     pub(crate) memory: Mapping,
-    /// Physical address of the first.
+    /// Physical address of the first byte.
     pub(crate) physical: u64,
 }
 
@@ -43,11 +43,11 @@ impl HugePage {
 }
 
 impl HugePage {
-    /// The page of a file of one huge page. `None` when the file has none: the server gives a page back by cutting
-    /// its file to nothing and removing it, and may do so at any time.
+    /// Maps the page of a file of one huge page. `None` when the file has no page: the server frees a page by
+    /// truncating its file to nothing and removing it, at any time.
     ///
     /// # Errors
-    /// What the kernel reports of a file that has its page.
+    /// The kernel's error for a file that still has its page.
     pub(crate) fn of_file(path: &Path) -> Result<Option<Self>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
@@ -58,7 +58,7 @@ impl HugePage {
         if !is_whole()? {
             return Ok(None);
         }
-        // Not read: a page that is gone by now would be SIGBUS.
+        // Does not read the page: if it is gone by now, a read would raise SIGBUS.
         let memory = Mapping::of_pages(&file, HUGE_PAGE)?;
         match physical_address(memory.address()) {
             Ok(physical) => Ok(Some(Self { memory, physical })),
@@ -68,8 +68,8 @@ impl HugePage {
     }
 }
 
-/// The physical address behind `address` in this process (Linux Documentation/admin-guide/mm/pagemap.rst:
-/// one u64 a page, bits 54:0 the frame number, bit 63 present).
+/// Returns the physical address behind `address` in this process (Linux Documentation/admin-guide/mm/pagemap.rst: one
+/// u64 for each page, bits 54:0 the frame number, bit 63 present).
 pub(crate) fn physical_address(address: usize) -> Result<u64> {
     let file = File::open("/proc/self/pagemap").context("/proc/self/pagemap")?;
     let mut entry = [0; 8];
@@ -82,7 +82,7 @@ pub(crate) fn physical_address(address: usize) -> Result<u64> {
     Ok(frame * 4096 + address as u64 % 4096)
 }
 
-/// The server's memory, as its files show it to whoever is root: what no device may change.
+/// The server's memory, mapped from its files, which only root can open. No device may change it.
 pub(crate) struct ServerMemory {
     pages: Vec<HugePage>,
 }
@@ -99,19 +99,19 @@ impl ServerMemory {
         Ok(Self { pages })
     }
 
-    /// Every page.
+    /// Every page of the server's memory.
     pub(crate) fn pages(&self) -> &[HugePage] {
         &self.pages
     }
 
-    /// Whether this physical address lies in it.
+    /// Whether this physical address lies in the server's memory.
     pub(crate) fn contains(&self, physical: u64) -> bool {
         self.pages
             .iter()
             .any(|page| (0..HUGE_PAGE as u64).contains(&physical.wrapping_sub(page.physical)))
     }
 
-    /// The 64-bit word at a physical address.
+    /// Returns the 64-bit word at a physical address.
     pub(crate) fn word(&self, physical: u64) -> Result<u64> {
         let (page, offset) = self.find(physical)?;
         page.memory.read64(offset)
@@ -127,13 +127,13 @@ impl ServerMemory {
             .with_context(|| format!("{physical:#x} is not the server's"))
     }
 
-    /// A copy of the page of 4096 bytes at a physical address.
+    /// Returns a copy of the page of 4096 bytes at a physical address.
     pub(crate) fn frame(&self, physical: u64) -> Result<Vec<u8>> {
         let (page, offset) = self.find(physical & !0xfff)?;
         page.memory.bytes(offset, 4096)
     }
 
-    /// Physical addresses of the huge pages that begin with this word.
+    /// Returns the physical addresses of the huge pages that start with this word.
     pub(crate) fn starting_with(&self, word: u64) -> Result<Vec<u64>> {
         let mut found = Vec::new();
         for page in &self.pages {

@@ -11,7 +11,7 @@ use crate::map::Mapping;
 /// A PCI function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Function {
-    /// As the kernel names it, `0000:00:04.0`.
+    /// The kernel's name for it, like `0000:00:04.0`.
     pub(crate) name: String,
 }
 
@@ -19,11 +19,11 @@ pub(crate) struct Function {
 const COMMAND: u64 = 4;
 /// Command register: respond to memory accesses.
 const MEMORY_SPACE: u16 = 1 << 1;
-/// Command register: may start DMA.
+/// Command register: DMA enabled.
 const BUS_MASTER: u16 = 1 << 2;
 
 impl Function {
-    /// Every function with this vendor and device id, by address.
+    /// Finds every function with this vendor and device id, by address.
     pub(crate) fn find(vendor: u16, device: u16) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/sys/bus/pci/devices").context("listing PCI functions")? {
@@ -36,17 +36,17 @@ impl Function {
         Ok(found)
     }
 
-    /// The function that iommud calls by this name.
+    /// Returns the function with this iommud name.
     pub(crate) fn from_scheme_name(name: &str) -> Self {
         Self { name: name.replace("--", ":") }
     }
 
-    /// As iommud names it, `0000--00--04.0`.
+    /// iommud's name for it, like `0000--00--04.0`.
     pub(crate) fn scheme_name(&self) -> String {
         self.name.replace(':', "--")
     }
 
-    /// A file of the function in sysfs.
+    /// Returns the path of one of the function's files in sysfs.
     pub(crate) fn path(&self, file: &str) -> PathBuf {
         PathBuf::from("/sys/bus/pci/devices").join(&self.name).join(file)
     }
@@ -77,7 +77,7 @@ impl Function {
         Ok(u16::from_le_bytes(bytes))
     }
 
-    /// Lets the function answer and start DMA, or answer only.
+    /// Enables memory accesses of the function, and its DMA if `bus_master`.
     pub(crate) fn enable(&self, bus_master: bool) -> Result<()> {
         let command = self.command()? & !BUS_MASTER | MEMORY_SPACE;
         let command = if bus_master { command | BUS_MASTER } else { command };

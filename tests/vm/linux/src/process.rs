@@ -1,4 +1,4 @@
-//! Processes of the story.
+//! Processes used by the story.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -9,17 +9,17 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a process may take to answer a line.
+/// Time limit for a process's answer to a line.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A running process; killed when dropped.
+/// A running process. It is killed when dropped.
 pub(crate) struct Process {
     name: String,
     child: Child,
 }
 
 impl Process {
-    /// Starts a program. Its output goes to `output`, or to the console.
+    /// Starts a program. Its output goes to `output`, or else to the console.
     pub(crate) fn start(program: &str, arguments: &[&str], output: Option<File>) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null());
@@ -35,24 +35,24 @@ impl Process {
         kill_process(self.pid()?, Signal::TERM).context("SIGTERM")
     }
 
-    /// Its id.
+    /// Its process id.
     pub(crate) fn pid(&self) -> Result<Pid> {
         i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no pid")
     }
 
-    /// Sends SIGKILL and collects the process.
+    /// Sends SIGKILL and reaps the process.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.child.kill().context("SIGKILL")?;
         self.child.wait().context("waiting")?;
         Ok(())
     }
 
-    /// Its exit status, if it has ended.
+    /// Its exit status, if the process has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().context("waiting")
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends.
     pub(crate) fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let status = until(timeout, || self.ended())?;
         status.with_context(|| format!("{} still runs after {timeout:?}", self.name))
@@ -61,13 +61,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only for a process that is gone already.
+        // Both fail only for a process that has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs a program to its end; gives its exit code and what it printed.
+/// Runs a program to its end. Returns its exit code and its output.
 pub(crate) fn run(program: &str, arguments: &[&str], timeout: Duration) -> Result<(i32, String)> {
     let path = "/tmp/output";
     let mut process = Process::start(program, arguments, Some(File::create(path)?))?;
@@ -77,7 +77,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], timeout: Duration) -> Resul
     Ok((code, output))
 }
 
-/// Looks every 5 ms until `look` gives something; `None` after `timeout`.
+/// Calls `look` every 5 ms until it returns a value; `None` after `timeout`.
 pub(crate) fn until<T>(
     timeout: Duration,
     mut look: impl FnMut() -> Result<Option<T>>,
@@ -94,7 +94,7 @@ pub(crate) fn until<T>(
     }
 }
 
-/// A process of this program that does as it is told, line by line (see [`crate::role`]).
+/// A process of this program that executes commands line by line (see [`crate::role`]).
 pub(crate) struct Puppet {
     process: Process,
     input: ChildStdin,
@@ -102,7 +102,7 @@ pub(crate) struct Puppet {
 }
 
 impl Puppet {
-    /// Starts one.
+    /// Starts a puppet.
     pub(crate) fn start() -> Result<Self> {
         let mut child = Command::new("/init")
             .arg("puppet")
@@ -115,10 +115,11 @@ impl Puppet {
         Ok(Self { process: Process { name: "puppet".into(), child }, input, output })
     }
 
-    /// Tells it something and returns the words of its answer.
+    /// Sends a command and returns the words of the answer.
     ///
     /// # Errors
-    /// Its error, which begins with the name of the refusal if it was refused; no answer in time.
+    /// The puppet's error, which starts with the name of the refusal if the command was refused. Also when no answer
+    /// comes in time.
     pub(crate) fn tell(&mut self, line: &str) -> Result<Vec<String>> {
         writeln!(self.input, "{line}").with_context(|| format!("telling: {line}"))?;
         let mut answer = String::new();
@@ -135,14 +136,14 @@ impl Puppet {
         }
     }
 
-    /// As [`Puppet::tell`], where the answer is one number.
+    /// Sends a command like [`Puppet::tell`] whose answer is one number.
     pub(crate) fn ask(&mut self, line: &str) -> Result<u64> {
         let words = self.tell(line)?;
         let word = words.first().with_context(|| format!("{line}: no number came"))?;
         number(word)
     }
 
-    /// Expects to be refused for this reason, by name.
+    /// Expects the command to be refused with this refusal, by name.
     pub(crate) fn expect_refusal(&mut self, line: &str, refusal: &str) -> Result<()> {
         match self.tell(line) {
             Ok(words) => bail!("{line} was allowed: {}", words.join(" ")),
@@ -154,7 +155,7 @@ impl Puppet {
         }
     }
 
-    /// What it says when its server is gone.
+    /// Returns the puppet's answer after its server has ended.
     pub(crate) fn expect_gone(&mut self) -> String {
         match self.tell("query") {
             Ok(words) => format!("nothing ({})", words.join(" ")),
@@ -162,7 +163,7 @@ impl Puppet {
         }
     }
 
-    /// kill -9.
+    /// Sends SIGKILL.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.process.kill()
     }

@@ -1,4 +1,4 @@
-//! Lines to the machine that runs the guest, over the second serial port.
+//! Report lines to the host of the guest, over the second serial port.
 //!
 //! ```text
 //! @@ok NUMBER | detail      a check passed
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 static PORT: Mutex<Option<File>> = Mutex::new(None);
 
-/// Opens the port. Before, and if that fails, lines go to the console.
+/// Opens the port. Until then, and if opening fails, lines go to the console.
 pub(crate) fn open() {
     if let Ok(file) = OpenOptions::new().write(true).open("/dev/ttyS1")
         && let Ok(mut port) = PORT.lock()
@@ -34,26 +34,26 @@ fn line(text: &str) {
         Some(file) => file.write_all(text.as_bytes()),
         None => std::io::stdout().write_all(text.as_bytes()),
     };
-    // There is nobody left to tell: the host counts the line as missing.
+    // The failure cannot be reported. The host counts the line as missing.
     drop(sent);
 }
 
-/// Progress.
+/// Reports progress.
 pub(crate) fn log(text: &str) {
     line(&format!("@@log {text}"));
 }
 
-/// Something to be kept in a file.
+/// Reports data that the host keeps in a file.
 pub(crate) fn data(text: &str) {
     line(&format!("@@data {text}"));
 }
 
-/// Something that this machine cannot show. May be said again and again.
+/// Reports a property that this machine cannot show. May be repeated.
 pub(crate) fn unchecked(text: &str) {
     line(&format!("@@unchecked {text}"));
 }
 
-/// Asks the machine for something: `plug edu`, `plug rng` or `unplug`.
+/// Requests an action of the host: `plug edu`, `plug rng` or `unplug`.
 pub(crate) fn please(what: &str) {
     line(&format!("@@{what}"));
 }
@@ -63,7 +63,7 @@ pub(crate) fn end() {
     line("@@end");
 }
 
-/// Runs check `number` and reports what came of it: the detail it returns, or its error.
+/// Runs check `number` and reports its result: the detail that it returns, or its error.
 pub(crate) fn check(number: usize, body: impl FnOnce() -> anyhow::Result<String>) -> bool {
     let start = Instant::now();
     let result = body();

@@ -1,4 +1,4 @@
-//! iommud, as the story starts, asks and stops it.
+//! Control of iommud for the story: start, queries, stop.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +13,7 @@ use crate::process::{Process, until};
 
 const SOCKET: &str = "/run/iommu.sock";
 
-/// Memory of the server for buffers, in MiB. For tables it takes what the machine needs.
+/// The server's memory for buffers, in MiB. Table memory follows the machine's need.
 const BUFFERS: &str = "160";
 
 /// A running iommud.
@@ -22,13 +22,13 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts iommud with a default policy and waits until it takes requests. Every byte to and from clients goes to
-    /// `wire_log`, too, if there is one.
+    /// Starts iommud with a default policy and waits until it accepts requests. With `wire_log`, every byte to and
+    /// from clients is also written there.
     pub(crate) fn start(policy: &str, wire_log: Option<&str>) -> Result<Self> {
         Self::start_with(policy, wire_log, BUFFERS)
     }
 
-    /// As [`Server::start`], with so many MiB of buffers.
+    /// Starts iommud like [`Server::start`], with this many MiB of buffers.
     pub(crate) fn start_with(policy: &str, wire_log: Option<&str>, buffers: &str) -> Result<Self> {
         let policy_file = format!("/tmp/{policy}.toml");
         std::fs::write(&policy_file, format!("default = \"{policy}\"\n"))?;
@@ -54,32 +54,32 @@ impl Server {
         Ok(Self { process })
     }
 
-    /// Where its memory is.
+    /// The directory of the server's memory.
     pub(crate) fn directory() -> String {
         format!("{HUGE_MOUNT}/iommud")
     }
 
-    /// Its memory.
+    /// Maps the server's memory.
     pub(crate) fn memory(&self) -> Result<ServerMemory> {
         ServerMemory::open(&Self::directory())
     }
 
-    /// A text of the scheme.
+    /// Reads a text of the scheme.
     pub(crate) fn text(&self, path: &str) -> Result<String> {
         Connection::system().and_then(|c| c.text(path)).with_context(|| format!("reading {path}"))
     }
 
-    /// Has it look for functions that came or went.
+    /// Makes the server rescan for functions.
     pub(crate) fn rescan(&self) -> Result<()> {
         Connection::system().and_then(|c| c.rescan()).context("asking for a rescan")
     }
 
-    /// The names in a directory of the scheme.
+    /// Lists the names in a directory of the scheme.
     pub(crate) fn names(&self, path: &str) -> Result<Vec<String>> {
         Connection::system().and_then(|c| c.names(path)).with_context(|| format!("listing {path}"))
     }
 
-    /// The text `metrics`, as numbers.
+    /// Reads the text `metrics` as numbers.
     pub(crate) fn metrics(&self) -> Result<BTreeMap<String, u64>> {
         let text = self.text("metrics")?;
         text.lines()
@@ -90,22 +90,22 @@ impl Server {
             .collect()
     }
 
-    /// One of the metrics.
+    /// Reads one of the metrics.
     pub(crate) fn metric(&self, name: &str) -> Result<u64> {
         self.metrics()?.get(name).copied().with_context(|| format!("no metric {name}"))
     }
 
-    /// The lines of the text `faults` that are not among the first `before`.
+    /// Returns the lines of the text `faults` after the first `before`.
     pub(crate) fn faults_since(&self, before: usize) -> Result<Vec<String>> {
         Ok(self.text("faults")?.lines().skip(before).map(Into::into).collect())
     }
 
-    /// How many lines the text `faults` has.
+    /// Returns the number of lines of the text `faults`.
     pub(crate) fn fault_lines(&self) -> Result<usize> {
         Ok(self.text("faults")?.lines().count())
     }
 
-    /// Waits for a fault that `faults` tells after its first `before` lines.
+    /// Waits for a fault of `source` in `faults` after its first `before` lines.
     pub(crate) fn wait_fault(&self, before: usize, source: &str) -> Result<String> {
         let found = until(Duration::from_secs(2), || {
             Ok(self.faults_since(before)?.into_iter().find(|line| line.contains(source)))
@@ -113,7 +113,7 @@ impl Server {
         found.with_context(|| format!("no fault of {source} was reported"))
     }
 
-    /// Stops it with SIGTERM; it must end by itself, with success.
+    /// Stops iommud with SIGTERM. It must end by itself, with success.
     pub(crate) fn stop(mut self) -> Result<()> {
         self.process.terminate()?;
         let status = self.process.wait(Duration::from_secs(10))?;

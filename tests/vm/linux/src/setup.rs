@@ -1,4 +1,4 @@
-//! What a first process does before anything else, and last.
+//! Set-up and end of the first process.
 
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
@@ -7,10 +7,11 @@ use rustix::system::RebootCommand;
 use crate::checks::Scenario;
 use crate::memory::HUGE_MOUNT;
 
-/// Huge pages asked of the kernel, 2 MiB each: for two servers, since one takes over from another.
+/// Huge pages requested from the kernel, 2 MiB each. They suffice for two servers, because one takes over from
+/// another.
 const HUGE_PAGES: usize = 192;
 
-/// Mounts what programs expect.
+/// Mounts the file systems that programs expect.
 pub(crate) fn mount_all() -> Result<()> {
     for (kind, target) in [
         ("proc", "/proc"),
@@ -27,7 +28,7 @@ pub(crate) fn mount_all() -> Result<()> {
     Ok(())
 }
 
-/// Reserves huge pages; returns how many there are.
+/// Reserves huge pages. Returns their number.
 pub(crate) fn huge_pages() -> Result<usize> {
     let path = "/proc/sys/vm/nr_hugepages";
     std::fs::write(path, HUGE_PAGES.to_string()).context(path)?;
@@ -36,9 +37,9 @@ pub(crate) fn huge_pages() -> Result<usize> {
     Ok(pages)
 }
 
-/// Loads the kernel's modules that came along; whether there were any.
+/// Loads the kernel modules in the guest's image. Returns whether there were any.
 pub(crate) fn modules() -> Result<bool> {
-    // The second needs the first.
+    // The second module needs the first.
     for name in ["uio.ko", "uio_pci_generic.ko"] {
         let path = format!("/modules/{name}");
         if !std::path::Path::new(&path).exists() {
@@ -50,13 +51,13 @@ pub(crate) fn modules() -> Result<bool> {
     Ok(true)
 }
 
-/// The scenario that the kernel's command line names.
+/// The scenario named on the kernel's command line.
 pub(crate) fn scenario() -> Result<Scenario> {
     let name = word("iommud.scenario")?;
     Scenario::from_name(&name).with_context(|| format!("unknown scenario {name}"))
 }
 
-/// A number on the kernel's command line.
+/// Reads a number from the kernel's command line.
 pub(crate) fn number(name: &str) -> Result<usize> {
     word(name)?.parse().with_context(|| format!("{name} is no number"))
 }
@@ -68,7 +69,7 @@ fn word(name: &str) -> Result<String> {
     value.with_context(|| format!("the command line has no {name}"))
 }
 
-/// Version of the emulator (first and second number), as the kernel's command line says.
+/// Version of the emulator (first and second number), from the kernel's command line.
 pub(crate) fn emulator() -> Result<(u32, u32)> {
     let line = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
     let version = line
@@ -82,7 +83,7 @@ pub(crate) fn emulator() -> Result<(u32, u32)> {
     }
 }
 
-/// The kernel's release, and how long it took to get here.
+/// The kernel's release and its uptime.
 pub(crate) fn kernel() -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let uptime = read("/proc/uptime");
@@ -90,7 +91,7 @@ pub(crate) fn kernel() -> String {
     format!("Linux {}, up {seconds} s", read("/proc/sys/kernel/osrelease").trim())
 }
 
-/// Ends the machine.
+/// Powers the machine off.
 pub(crate) fn power_off() {
     rustix::fs::sync();
     if let Err(error) = rustix::system::reboot(RebootCommand::PowerOff) {

@@ -1,5 +1,5 @@
-//! The unit's registers, looked at from outside of the server: VT-d (VT-d 4.1 chapter 11) or AMD-Vi (48882
-//! section 3.4).
+//! The unit's registers, observed independently of the server: VT-d (VT-d 4.1 chapter 11) or AMD-Vi (48882 section
+//! 3.4).
 
 use std::fs::{File, OpenOptions};
 
@@ -20,26 +20,26 @@ const DEVICE_TABLE: usize = 0;
 /// AMD-Vi control register; bit 0 is IommuEn.
 const CONTROL: usize = 0x18;
 
-/// Bits 51:12.
+/// Bits 51:12 of an address register or table entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A family of units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// A DMAR describes it.
+    /// VT-d, described by a DMAR.
     Vtd,
-    /// An IVRS describes it.
+    /// AMD-Vi, described by an IVRS.
     AmdVi,
 }
 
 impl Family {
-    /// The machine's.
+    /// The family of the machine's unit.
     pub(crate) fn of_machine() -> Self {
         let ivrs = std::fs::exists("/sys/firmware/acpi/tables/IVRS").unwrap_or(false);
         if ivrs { Self::AmdVi } else { Self::Vtd }
     }
 
-    /// The table's signature, and what iommud calls a unit.
+    /// The table's signature, and iommud's name for the family.
     pub(crate) const fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Vtd => ("DMAR", "vt-d"),
@@ -53,8 +53,8 @@ impl Family {
         let table = std::fs::read(format!("/sys/firmware/acpi/tables/{signature}"));
         let table = table.context(signature)?;
         ensure!(table.get(..4) == Some(signature.as_bytes()), "bad signature");
-        // Both headers have 48 bytes, and both structures the base at byte 8: DRHD (VT-d 4.1 section 8.3),
-        // IVHD of type 10h, 11h or 40h (48882 section 5.2.2.1).
+        // Both headers have 48 bytes, and both structures have the base at byte 8: DRHD (VT-d 4.1 section 8.3), IVHD
+        // of type 10h, 11h or 40h (48882 section 5.2.2.1).
         let kind = table.get(48).copied();
         let known = match self {
             Self::Vtd => kind == Some(0) && table.get(49) == Some(&0),
@@ -68,14 +68,14 @@ impl Family {
 
 /// The registers of the machine's unit.
 pub(crate) struct Registers {
-    /// Physical address of the first.
+    /// Physical address of the first register.
     pub(crate) base: u64,
     family: Family,
     memory: Mapping,
 }
 
 impl Registers {
-    /// Maps them.
+    /// Maps the registers.
     pub(crate) fn open() -> Result<Self> {
         let family = Family::of_machine();
         let base = family.base()?;
@@ -110,8 +110,8 @@ impl Registers {
         Ok(self.memory.read64(register)? & ADDRESS)
     }
 
-    /// The tables that are looked up for device `slot`, function 0, on bus 0, down to the root of its page
-    /// table: what each is called, and where it is.
+    /// Returns the tables used for device `slot`, function 0, on bus 0, down to the root of its page table: name and
+    /// address of each.
     pub(crate) fn tables_of(
         &self,
         memory: &ServerMemory,
@@ -133,9 +133,9 @@ impl Registers {
         })
     }
 
-    /// What software sets: controls, tables and rings.
+    /// Reads the registers that software sets: controls, tables and rings.
     pub(crate) fn state(&self) -> Result<Vec<(usize, u32)>> {
-        // Not: heads and tails, which move with every invalidation, and the fault registers.
+        // Leaves out heads and tails, which move with every invalidation, and the fault registers.
         let registers: &[usize] = match self.family {
             Family::Vtd => {
                 &[0x1c, 0x20, 0x24, 0x38, 0x3c, 0x40, 0x44, 0x90, 0x94, 0xa0, 0xa4, 0xa8, 0xac]
@@ -146,7 +146,7 @@ impl Registers {
         };
         let read = |offset: &usize| {
             let value = self.memory.read32(*offset)?;
-            // FECTL bit 30 says that an interrupt is pending: hardware's, not software's.
+            // FECTL bit 30 shows a pending interrupt. Hardware sets it, not software.
             let pending = self.family == Family::Vtd && *offset == 0x38;
             Ok((*offset, if pending { value & !(1 << 30) } else { value }))
         };

@@ -1,4 +1,4 @@
-//! A buffer of one process in the domain of another one's device.
+//! A buffer of one process, imported into the domain of another process's device.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -13,14 +13,15 @@ use iommu_client::{Access, BufferOptions, Connection, Device, Placement};
 use crate::Seen;
 use crate::inherited::{BYTES, dma, write_to};
 
-/// Where the device writes once the mapping has ended, and for how long the child looks.
+/// Offset of the device's write after the mapping has ended, and the time for which the child checks it.
 const LATE: u64 = 2048;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes of a transfer.
 const LENGTH: usize = 256;
 
-/// The parent: drives the device, whose session expects a buffer. The child has another session and another user.
+/// Runs the parent: it drives the device, whose session expects a buffer. The child has another session and another
+/// user.
 pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
     let text = |what: &'static str| move |error: iommu_client::Error| format!("{what}: {error}");
     let device = Device::open(connection, device).map_err(text("claim"))?;
@@ -78,7 +79,7 @@ pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
     if status.success() { Ok(detail) } else { Err(format!("{status}: {detail}")) }
 }
 
-/// The child: gives its name space up first.
+/// Runs the child. It first gives up its name space.
 pub(crate) fn child(key: &str) -> Result<(), String> {
     crate::names::give_up()?;
     let key: u128 = key.parse().map_err(|error| format!("key: {error}"))?;

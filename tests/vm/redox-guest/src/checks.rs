@@ -1,4 +1,4 @@
-// Titles of the checks, in order; the numbers that the guest reports count from 1.
+// Titles of the checks, in order. The guest's report numbers them from 1.
 
 /// Checks of a machine with a unit, iommud started before the first driver.
 pub(crate) const EARLY: &[&str] = &[
@@ -24,7 +24,7 @@ pub(crate) const EARLY: &[&str] = &[
     "with no interrupt vector to be had, faults are asked for and told all the same, and nvme polls and says so",
 ];
 
-/// Checks of a machine with a unit that its table does not describe.
+/// Checks of a machine with a unit but a damaged table for it.
 pub(crate) const DAMAGED: &[&str] = &[
     "boot goes on, and the server says which unit failed, and why",
     "nvmed, which knows nothing of iommud, reads its disk",
@@ -34,7 +34,7 @@ pub(crate) const DAMAGED: &[&str] = &[
     "uid 1000 cannot claim",
 ];
 
-/// Checks of a machine without one.
+/// Checks of a machine without a unit.
 pub(crate) const UNCONFINED: &[&str] = &[
     "boot goes on, and the server says that there is no unit",
     "nvmed, which knows nothing of iommud, reads its disk",

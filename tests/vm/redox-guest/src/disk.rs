@@ -1,4 +1,4 @@
-//! Reading the disk through its driver, which knows nothing of iommud.
+//! Reads the disk through its driver, which does not use iommud.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::Seen;
 use crate::pattern::{SECTOR, SECTORS, sector};
 
-/// How long a driver may take to appear.
+/// Time limit for a driver to appear.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sectors of one transfer.
 const TRANSFER: u64 = 8;
 
-/// The scheme whose name starts and ends like this, waited for.
+/// Waits for a scheme whose name starts with `start` and contains `part`. Returns its name.
 pub(crate) fn scheme(start: &str, part: &str) -> Result<String, String> {
     let started = Instant::now();
     let mut seen = String::new();
@@ -37,7 +37,7 @@ pub(crate) fn scheme(start: &str, part: &str) -> Result<String, String> {
 pub(crate) struct Disk {
     file: File,
     path: String,
-    /// For places that look random.
+    /// State of the generator of pseudorandom positions.
     state: u64,
 }
 
@@ -48,7 +48,7 @@ impl Disk {
         Ok(Self { file, path, state: 0x1234_5678_9abc_def1 })
     }
 
-    /// Reads one transfer from somewhere, and looks at every byte.
+    /// Reads one transfer from a pseudorandom position, and checks every byte.
     pub(crate) fn read(&mut self) -> Result<(), String> {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
@@ -67,7 +67,7 @@ impl Disk {
     }
 }
 
-/// Some transfers, all of them right.
+/// Makes some transfers and checks all of them.
 pub(crate) fn check() -> Seen {
     let mut disk = Disk::open()?;
     for _ in 0..32 {
@@ -76,7 +76,7 @@ pub(crate) fn check() -> Seen {
     Ok(format!("32 transfers of {TRANSFER} sectors from {}, every byte right", disk.path))
 }
 
-/// Reads until there is a file called [`STOP`], and says in [`TALLY`] what came of it.
+/// Reads until the file [`STOP`] exists, and writes the result to [`TALLY`].
 pub(crate) fn load() -> Result<(), String> {
     let mut disk = Disk::open()?;
     let (mut before, mut after) = (0_u64, 0_u64);
@@ -86,13 +86,13 @@ pub(crate) fn load() -> Result<(), String> {
         let started = Instant::now();
         let result = disk.read();
         longest = longest.max(started.elapsed());
-        // Bounded: a disk that answers nothing right would fill the memory with words.
+        // Bounded: a disk that only fails would fill the memory with messages.
         if let Err(error) = result
             && wrong.len() < 4
         {
             wrong.push(error);
         }
-        // The scheme is announced when translation is on.
+        // The scheme is announced once translation is on.
         if fs::metadata("/scheme/iommu/status").is_ok() {
             after += 1
         } else {
@@ -108,14 +108,14 @@ pub(crate) fn load() -> Result<(), String> {
     }
 }
 
-/// Where the reader's work is told.
+/// File with the reader's results.
 pub(crate) const TALLY: &str = "/scheme/file/tally";
-/// Ends the reader.
+/// File whose creation ends the reader.
 pub(crate) const STOP: &str = "/scheme/file/stop";
-/// There when the tally is complete.
+/// File created when the tally is complete.
 pub(crate) const DONE: &str = "/scheme/file/done";
 
-/// Lets the reader go on for a while, ends it, and judges.
+/// Lets the reader continue for a while, ends it, and judges its results.
 pub(crate) fn judge() -> Seen {
     std::thread::sleep(Duration::from_secs(1));
     fs::write(STOP, "").map_err(|error| format!("{STOP}: {error}"))?;

@@ -17,12 +17,12 @@ pub(crate) const ROGUE: &str = "/scheme/initfs/bin/rogue";
 /// Exit code of a driver that iommud refused.
 const REFUSED: i32 = 3;
 
-/// The name of the edu device.
+/// Returns the name of the edu device.
 pub(crate) fn edu(connection: &Connection) -> Result<String, String> {
     find(connection, "1234:11e8")
 }
 
-/// The name of the only device with this vendor and device id.
+/// Returns the name of the only device with this vendor and device id.
 pub(crate) fn find(connection: &Connection, id: &str) -> Result<String, String> {
     let names = connection.names("devices").map_err(|error| format!("devices: {error}"))?;
     for name in &names {
@@ -33,14 +33,14 @@ pub(crate) fn find(connection: &Connection, id: &str) -> Result<String, String> 
     Err(format!("no {id} among {names:?}"))
 }
 
-/// What the server says of a device.
+/// Returns the server's text about a device.
 pub(crate) fn text(connection: &Connection, device: &str) -> Result<String, String> {
     connection.text(&format!("devices/{device}")).map_err(|error| format!("{device}: {error}"))
 }
 
 fn command(program: &str, device: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
-    // The default, /dev/null, is in a root file system.
+    // Inherits standard input, because the default, /dev/null, is in a root file system.
     command.arg("--device").arg(device).args(arguments).stdin(Stdio::inherit());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -60,28 +60,28 @@ pub(crate) fn expect(command: &mut Command, code: i32, part: &str) -> Seen {
     if output.status.code() == Some(code) && text.contains(part) { Ok(text) } else { Err(text) }
 }
 
-/// What a program says, however it ends.
+/// Returns a program's output, however it ends.
 pub(crate) fn expect_any(command: &mut Command) -> Seen {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     Ok(words(&output))
 }
 
-/// A copy both ways.
+/// Checks a copy both ways.
 pub(crate) fn works(device: &str, how: &str) -> Seen {
     expect(&mut command(EDUD, device, &[]), 0, how)
 }
 
-/// No driver may take a device whose unit has failed.
+/// Checks that a driver is refused a device whose unit has failed.
 pub(crate) fn unit_failed(device: &str) -> Seen {
     expect(&mut command(EDUD, device, &[]), REFUSED, "unit of this device has failed")
 }
 
-/// A write to where nothing was granted: addresses are handed out from the edges of what is free.
+/// Checks a write to an address that was never granted: the server assigns addresses from the edges of free ranges.
 pub(crate) fn rogue(device: &str) -> Seen {
     expect(&mut command(ROGUE, device, &["--iova", "0xbad0000"]), 0, "fault")
 }
 
-/// The unit's text and the count of interrupts agree.
+/// Checks that the unit's text and the count of interrupts agree.
 pub(crate) fn interrupts(connection: &Connection) -> Seen {
     let text = |path: &str| connection.text(path).map_err(|error| format!("{path}: {error}"));
     let (unit, metrics) = (text("units/0")?, text("metrics")?);
@@ -101,13 +101,13 @@ pub(crate) fn interrupts(connection: &Connection) -> Seen {
     if right && faults > 0 { Ok(detail) } else { Err(format!("{detail}; {unit}")) }
 }
 
-/// What the device did after its driver's end has come to nothing by then: a DMA of edu takes 100 ms.
+/// Time after a driver's end by which its device's accesses have ended: a DMA of edu takes 100 ms.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// Times that a driver is killed until its device is seen to be in mid-DMA.
+/// Attempts at killing a driver while its device is in the middle of a DMA.
 const ATTEMPTS: usize = 5;
 
-/// A driver killed while its device writes again and again; then another one.
+/// Kills a driver while its device writes repeatedly, then runs another driver.
 pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     let mut blocked = None;
     let mut detail = String::new();
@@ -117,7 +117,7 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
             break;
         }
     }
-    // QEMU's AMD-Vi unit records no address, and what is the same as before is no new fault.
+    // QEMU's AMD-Vi unit records no address. So a new fault may look the same as an earlier one.
     let amd = connection.text("status").is_ok_and(|status| status.contains("amd-vi"));
     match blocked {
         Some(fault) => detail = format!("{detail}; blocked: {fault}"),
@@ -129,7 +129,7 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     works(device, ", confined").map(|text| format!("{detail}; the next: {text}"))
 }
 
-/// One of them: what was seen, and the fault of a DMA after its driver's end, if there was one.
+/// Makes one attempt. Returns a description, and the fault of a DMA after the driver's end, if there was one.
 fn kill(connection: &Connection, device: &str) -> Result<(String, Option<String>), String> {
     let mut child =
         command(ROGUE, device, &["--hold"]).spawn().map_err(|error| format!("{ROGUE}: {error}"))?;
@@ -149,7 +149,7 @@ fn kill(connection: &Connection, device: &str) -> Result<(String, Option<String>
     if !attached.contains("session maps") || !cut.contains("reaches: nothing") {
         return Err(detail);
     }
-    // Where it was to go is not always recorded.
+    // The target address is not always recorded.
     let blocked = faults(connection)?.into_iter().skip(known).find(|line| line.contains(device));
     Ok((detail, blocked))
 }
@@ -159,8 +159,8 @@ fn faults(connection: &Connection) -> Result<Vec<String>, String> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// Takes the memory that a driver left, by the first session that comes: nothing of the old driver's is in
-/// it, and nothing comes.
+/// Allocates a dead driver's memory in a session on another device. It must hold none of the driver's data, and must
+/// not change.
 fn canary(connection: &Connection) -> Seen {
     let bridge = Device::open(connection, "0000--00--00.0");
     let bridge = bridge.map_err(|error| format!("claiming the host bridge: {error}"))?;
@@ -183,7 +183,7 @@ pub(crate) fn reach(connection: &Connection, device: &str) -> Seen {
     Ok(text.lines().find(|line| line.starts_with("reaches")).unwrap_or("?").to_owned())
 }
 
-/// A driver of another user, and a program of that user that only opens.
+/// Runs a driver as another user, and a program of that user that only opens a device.
 pub(crate) fn stranger(device: &str) -> Seen {
     let mut driver = command(EDUD, device, &[]);
     let refused = expect(driver.uid(1000).gid(1000), REFUSED, "refused")?;
@@ -192,7 +192,7 @@ pub(crate) fn stranger(device: &str) -> Seen {
     expect(&mut opener, 0, "refused").map(|opened| format!("{refused}; {opened}"))
 }
 
-/// That program: opens as little as a driver could.
+/// Runs that program: it opens a device directly, as any program could.
 pub(crate) fn open(device: &str) -> Result<(), String> {
     let path = format!("/scheme/iommu/devices/{device}");
     match File::options().read(true).write(true).open(&path) {

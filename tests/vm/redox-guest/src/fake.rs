@@ -1,4 +1,4 @@
-//! A server that does nothing but what its keeper needs, and fails at a word of the keeper's.
+//! A server that implements only the part that its keeper needs, and fails at a given request of the keeper.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,22 +13,22 @@ use redox_scheme::{CallerCtx, RequestKind, SignalBehavior, Socket};
 use syscall::error::{EBADF, EINVAL, Error, Result};
 use syscall::flag::{CallFlags, MapFlags, MunmapFlags};
 
-/// The number of a descriptor of the name space in which schemes can be made.
+/// Environment variable with the descriptor of the name space in which schemes can be created.
 pub(crate) const NAMES: &str = "GUEST_NAMES";
 
-/// Bytes of memory that a fake server has; its keeper holds it as two ranges, of tables and of notes.
+/// Bytes of a fake server's memory. Its keeper holds it as two ranges, of tables and of notes.
 const LENGTH: usize = 8192;
 const RANGES: usize = 2;
 
-/// As every Unix numbers it, and as Redox does.
+/// The number of SIGKILL, the same on every Unix and on Redox.
 const SIGKILL: u32 = 9;
 
-/// When a server fails.
+/// The failure of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
-    /// At this word: the memory is held, or: may the old one go?
+    /// The request at which it fails: that the memory is held, or whether the old one may go.
     word: u64,
-    /// It never answers but lives; else it is killed before the answer.
+    /// Whether it stays alive without a reply. Otherwise it is killed before the reply.
     hangs: bool,
 }
 
@@ -48,7 +48,7 @@ impl Plan {
         Some(Self { word, hangs })
     }
 
-    /// The server that fails, counted by those before it; the one after it does not.
+    /// Number of the failing server, counted from 0. The server after it does not fail.
     const fn victim(self) -> usize {
         if self.word == HELD { 0 } else { 1 }
     }
@@ -63,7 +63,7 @@ struct Fake {
     last: bool,
 }
 
-/// A keeper of such servers; says whether the last one ended well.
+/// Runs a keeper of such servers. Fails unless the last one ended well.
 pub(crate) fn keep(plan: &str) -> std::result::Result<(), String> {
     let plan = Plan::of(plan).ok_or("no plan")?;
     let serve = |left: usize, pipe| {
@@ -86,7 +86,7 @@ fn serve(plan: Plan, before: usize, pipe: &OwnedFd) -> std::result::Result<(), S
     fake.run(pipe).map_err(|error| text(&error))
 }
 
-/// Gives the keeper a descriptor, as the server does.
+/// Passes a descriptor to the keeper, like the real server.
 fn give(pipe: &OwnedFd, descriptor: usize) -> Result<()> {
     let pipe = usize::try_from(pipe.as_raw_fd()).map_err(|_| Error::new(EBADF))?;
     call_wo(pipe, &descriptor.to_ne_bytes(), CallFlags::FD, &[])?;
@@ -110,7 +110,7 @@ impl Fake {
                 served = true;
                 give(pipe, socket.create_this_scheme_fd(0, ROOT, 0, 0)?)?;
                 if self.before < self.plan.victim() {
-                    // One that dies as servers do, so that there is memory for the next to give up.
+                    // A server that dies normally, so that the next one can give up its memory.
                     std::thread::sleep(Duration::from_millis(100));
                     die();
                 }

@@ -1,4 +1,4 @@
-//! A driver that has nothing but the descriptor of its device.
+//! A driver that owns nothing but the descriptor of its device.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -19,11 +19,11 @@ const TO_MEMORY: u64 = 2;
 const DEVICE_BUFFER: u64 = 0x40000;
 const LENGTH: u64 = 256;
 
-/// What the device writes, and the child looks for.
+/// The byte that the device writes and the child checks.
 pub(crate) const BYTES: u8 = 0xa7;
 
-/// The parent: claims the device, hands its descriptor to a child of another user, and does the DMA that the
-/// child asks for, because registers are for uid 0.
+/// Runs the parent. It claims the device and passes its descriptor to a child of another user. It does the DMA for
+/// the child, because only uid 0 may access registers.
 pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
     let device = Device::open(connection, device).map_err(|error| format!("claim: {error}"))?;
     let descriptor = device.descriptor().map_err(|error| format!("descriptor: {error}"))?;
@@ -57,13 +57,13 @@ pub(crate) fn check(connection: &Connection, device: &str) -> Seen {
     if status.success() { Ok(said) } else { Err(format!("{status}: {said}")) }
 }
 
-/// Has the device read memory at `iova` and write it 1024 bytes further on.
+/// Makes the device read memory at `iova` and write it 1024 bytes further on.
 pub(crate) fn dma(registers: &mut Memory, iova: u64) -> Result<(), String> {
     step(registers, [iova, DEVICE_BUFFER, LENGTH, START])?;
     write_to(registers, iova + 1024)
 }
 
-/// Has the device write to memory what it read last.
+/// Makes the device write its buffer to memory.
 pub(crate) fn write_to(registers: &mut Memory, iova: u64) -> Result<(), String> {
     step(registers, [DEVICE_BUFFER, iova, LENGTH, START | TO_MEMORY])
 }
@@ -82,7 +82,7 @@ fn step(registers: &mut Memory, words: [u64; 4]) -> Result<(), String> {
     Ok(())
 }
 
-/// The child: gives its name space up first.
+/// Runs the child. It first gives up its name space.
 pub(crate) fn child() -> Result<(), String> {
     crate::names::give_up()?;
     let session = io::stdin().as_fd().try_clone_to_owned();

@@ -1,4 +1,4 @@
-//! A keeper whose servers fail while it waits for their answer.
+//! A keeper whose servers fail while it waits for their replies.
 
 use std::fs;
 use std::io::{self, Read};
@@ -11,7 +11,8 @@ use libredox::call::{dup, getns, mkns, setns};
 use crate::Seen;
 use crate::fake::NAMES;
 
-/// Plans of the fake servers; how many run until one is given all it needs; whether the keeper has to lose patience.
+/// Plans of the fake servers: name, servers that run until one gets all it needs, and whether the keeper reaches its
+/// time limit.
 const PLANS: [(&str, usize, bool); 4] = [
     ("killed-at-held", 2, false),
     ("killed-at-give-up", 3, false),
@@ -19,13 +20,13 @@ const PLANS: [(&str, usize, bool); 4] = [
     ("hung-at-give-up", 3, true),
 ];
 
-/// What the keeper waits for an answer, and what starting processes may add on a busy host.
+/// The keeper's time limit for a reply, and an upper bound that includes starting processes on a busy host.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MOST: Duration = Duration::from_secs(40);
 
 const SELF: &str = "/scheme/initfs/bin/redox-guest";
 
-/// Every plan at the same time, each with names of its own.
+/// Runs every plan at the same time, each with a name space of its own.
 pub(crate) fn check() -> Seen {
     let start = |(plan, ..): (&str, usize, bool)| {
         Command::new(SELF)
@@ -47,7 +48,7 @@ pub(crate) fn check() -> Seen {
     if seen.iter().all(|(good, _)| *good) { Ok(text) } else { Err(text) }
 }
 
-/// One of them.
+/// Runs one plan.
 pub(crate) fn run(plan: &str) -> Result<(), String> {
     let ended = try_run(plan);
     match &ended {
@@ -60,11 +61,11 @@ pub(crate) fn run(plan: &str) -> Result<(), String> {
 fn try_run(plan: &str) -> Seen {
     let (_, servers, patient) =
         PLANS.into_iter().find(|(name, ..)| *name == plan).ok_or("no such plan")?;
-    // Schemes can be made in the first name space only.
+    // Schemes can be created only in the first name space.
     let names = getns().and_then(|names| dup(names, b"")).map_err(|error| error.to_string())?;
     mkns(&[b"*".as_slice().into()]).and_then(setns).map_err(|error| format!("mkns: {error}"))?;
     fs::remove_file("/scheme/iommu").map_err(|error| format!("its name: {error}"))?;
-    // In place of init, which keeps the other end.
+    // Plays init, which keeps the other end.
     let (_init, notify) = io::pipe().map_err(|error| format!("pipe: {error}"))?;
     let notify = usize::try_from(notify.as_raw_fd()).map_err(|error| error.to_string())?;
     let notify = dup(notify, b"").map_err(|error| error.to_string())?;
@@ -92,7 +93,7 @@ fn try_run(plan: &str) -> Seen {
     let mut output = keeper.stdout.take().ok_or("no output")?;
     output.read_to_string(&mut said).map_err(|error| format!("output: {error}"))?;
     let said: Vec<&str> = said.lines().filter(|line| line.starts_with("server")).collect();
-    // Each one is told of the memory of every one before it.
+    // Each server learns of the memory of every server before it.
     let right: Vec<String> = (0..servers).map(|before| format!("server after {before}")).collect();
     let detail = format!("{status}: {} within {took:.1?}", said.join(", "));
     let in_time = if patient { took >= PATIENCE } else { took < PATIENCE };

@@ -1,4 +1,4 @@
-//! Looks at the server and drives drivers, from outside, as any program of the guest could.
+//! Checks the server and runs drivers, from outside, with the means of any program of the guest.
 //!
 //! A line of the report is `@@ok N | detail` or `@@fail N | detail` (see xtask/src/report.rs).
 
@@ -65,7 +65,7 @@ fn main() {
     }
 }
 
-/// A point of a boot, and when it was by the guest's own clock, which starts with the kernel.
+/// Prints a point of the boot and its time by the guest's own clock, which starts with the kernel.
 #[cfg(target_os = "redox")]
 fn mark(point: &str) {
     let now = libredox::call::clock_gettime(libredox::flag::CLOCK_MONOTONIC);
@@ -102,7 +102,7 @@ fn connect() -> Result<(Connection, String), String> {
     Ok((connection, status))
 }
 
-/// The first program after the drivers.
+/// Runs the checks after the drivers have started.
 #[cfg(target_os = "redox")]
 fn early() -> Result<(), String> {
     let (connection, status) = connect()?;
@@ -138,14 +138,14 @@ fn early() -> Result<(), String> {
         report.check(restart::check(&device));
         report.check(keeper::check());
         report.check(mapped::check());
-        // Last: the kernel does not take vectors back.
+        // Comes last, because the kernel does not free vectors.
         report.check(vectors::check(&device, &controller));
     }
     println!("@@end");
     Ok(())
 }
 
-/// The last unit of the second stage.
+/// Runs the last unit of the second stage.
 fn late() -> Result<(), String> {
     let (connection, status) = connect()?;
     let mut report = Report { next: 1 };
@@ -161,7 +161,7 @@ fn late() -> Result<(), String> {
     Ok(())
 }
 
-/// The line on the unit, if it says what it should.
+/// Returns the status line of the unit, if it has the expected state.
 fn unit(status: &str, confined: bool) -> Seen {
     let words: &[&str] = if confined { &["enabled"] } else { &["failed(", "table: absent"] };
     let line = status.lines().find(|line| words.iter().any(|word| line.contains(word)));
@@ -171,7 +171,7 @@ fn unit(status: &str, confined: bool) -> Seen {
     }
 }
 
-/// A driver that knows nothing of iommud does its work, its device being where policy puts it.
+/// Checks that a driver without iommud does its work, with its device under policy.
 fn legacy(connection: &Connection, id: &str, confined: bool, work: fn() -> Seen) -> Seen {
     let device = drivers::find(connection, id)?;
     let detail = work()?;
@@ -181,7 +181,7 @@ fn legacy(connection: &Connection, id: &str, confined: bool, work: fn() -> Seen)
     if compat || !confined { Ok(detail) } else { Err(format!("{detail}; but {text}")) }
 }
 
-/// The network card has a scheme, and tells its address.
+/// Checks that the network card has a scheme and returns its address.
 fn network() -> Seen {
     let path = format!("/scheme/{}/mac", disk::scheme("network.", "")?);
     let mac = fs::read(&path).map_err(|error| format!("{path}: {error}"))?;

@@ -1,5 +1,5 @@
-//! Clients with many mapped buffers that end while their server is dead: each unmap is a request of its own, and
-//! whoever waits for an answer that nobody gives waits for ever.
+//! Clients with many mapped buffers that end while their server is dead. Each unmap is a request of its own. A client
+//! whose request gets no reply would wait for ever.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
@@ -11,25 +11,25 @@ use iommu_client::{BufferOptions, Connection, Device};
 use crate::Seen;
 use crate::restart::{SIGKILL, back, server};
 
-/// Buffers that a client has mapped.
+/// Buffers mapped by each client.
 const BUFFERS: usize = 40;
 
-/// Devices of nobody's that clients claim: each of them has its own.
+/// Unused devices that the clients claim, one each.
 const DEVICES: [&str; 2] = ["0000--00--00.0", "0000--00--1f.0"];
 
-/// How long a client may take to end once its server is dead.
+/// Time limit for a client's end after its server's death.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How a client ends.
+/// The way in which a client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Unmaps one buffer after the other.
+    /// It unmaps one buffer after the other.
     Itself,
-    /// The kernel unmaps them.
+    /// It is killed, and the kernel unmaps the buffers.
     Killed,
 }
 
-/// Kills the server, and clients end at once, each in its way.
+/// Kills the server. The clients then end at once, in each of the two ways.
 pub(crate) fn check() -> Seen {
     let mut waiting = Waiting::open()?;
     let mut said = Vec::new();
@@ -62,7 +62,7 @@ pub(crate) fn check() -> Seen {
     Ok(said.join("; "))
 }
 
-/// A client that has its buffers; nothing when its device is not to be had.
+/// Starts a client and waits until it has its buffers. `None` when its device cannot be claimed.
 fn start(device: &str) -> Result<Option<Child>, String> {
     let mut client = Command::new("/scheme/initfs/bin/redox-guest")
         .args(["mapped", device])
@@ -80,7 +80,7 @@ fn start(device: &str) -> Result<Option<Child>, String> {
     }
 }
 
-/// Waits until all of them are gone.
+/// Waits until all clients have ended.
 fn ended(clients: &mut [Child], since: Instant) -> Result<Duration, String> {
     loop {
         let mut left = 0;
@@ -97,7 +97,7 @@ fn ended(clients: &mut [Child], since: Instant) -> Result<Duration, String> {
     }
 }
 
-/// The task: maps its buffers, and unmaps them when its input ends.
+/// The client's task: maps its buffers, and unmaps them when its input ends.
 pub(crate) fn client(device: &str) -> Result<(), String> {
     let say = |line: &str| {
         println!("{line}");
@@ -115,7 +115,7 @@ pub(crate) fn client(device: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What the kernel says of who waits where. Opened beforehand: later a look-up of a name may wait itself.
+/// The kernel's list of blocked contexts. Opened beforehand, because a later look-up of a name may block too.
 struct Waiting([File; 2]);
 
 impl Waiting {
@@ -124,7 +124,7 @@ impl Waiting {
         Ok(Self([open("/scheme/sys/block")?, open("/scheme/sys/context")?]))
     }
 
-    /// Puts all of it on the console.
+    /// Prints the whole list on the console.
     fn print(&mut self, error: String) -> String {
         for file in &mut self.0 {
             let mut text = Vec::new();

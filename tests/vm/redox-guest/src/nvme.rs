@@ -10,10 +10,10 @@ use crate::drivers::{self, expect, expect_any, reach};
 
 const NVME: &str = "/scheme/initfs/bin/nvme";
 
-/// The controller's ids: those that QEMU gives it when it is asked for Intel's.
+/// The controller's ids: QEMU uses them when configured with Intel's ids.
 pub(crate) const IDS: &str = "8086:5845";
 
-/// What is written and read back.
+/// The range that is written and read back.
 const RANGE: [&str; 6] = ["--length", "8M", "--pattern", "5", "--queues", "2"];
 
 fn command(task: &str, device: &str, arguments: &[&str]) -> Command {
@@ -27,12 +27,12 @@ fn run(task: &str, device: &str, arguments: &[&str], part: &str) -> Seen {
     expect(&mut command(task, device, arguments), 0, part)
 }
 
-/// The other controllers.
+/// Finds the controller.
 pub(crate) fn find(connection: &Connection) -> Seen {
     drivers::find(connection, IDS)
 }
 
-/// Both ways, and what is read is what was written.
+/// Writes and reads, and compares the data.
 pub(crate) fn copies(device: &str) -> Seen {
     let arguments = [&RANGE[..], &["--interrupts", "--depth", "1"]].concat();
     let written = run("write", device, &arguments, " bytes written")?;
@@ -42,7 +42,7 @@ pub(crate) fn copies(device: &str) -> Seen {
         println!("@@log {line}");
     }
     let asleep = |output: &str| output.contains(" interrupts") && !output.contains(" 0 interrupts");
-    // An emulator that has a transfer done before the driver looks leaves it nothing to wait for.
+    // An emulator that completes a transfer before the driver polls leaves it nothing to wait for.
     if !asleep(&written) && !asleep(&read) {
         return Err(format!("never woken: {written}; {read}"));
     }
@@ -51,33 +51,33 @@ pub(crate) fn copies(device: &str) -> Seen {
     if rates.contains(idle) { Ok(detail) } else { Err(format!("{detail}; but {rates}")) }
 }
 
-/// A wrong pointer.
+/// Checks a DMA with a wrong pointer.
 pub(crate) fn rogue(device: &str) -> Seen {
     let output = run("rogue", device, &["--iova", "0xbad0000"], "nvme: fault ")?;
     let whole = output.contains("nvme: reset") && output.contains(" bytes read");
     if whole { Ok(output) } else { Err(output) }
 }
 
-/// What is written: the whole disk first, then a part of it again and again, one request at a time.
+/// The data written: the whole disk first, then a part of it repeatedly, one request at a time.
 const WHOLE: [&str; 4] = ["--length", "16M", "--pattern", "9"];
 const BEFORE: [&str; 4] = ["--length", "4M", "--pattern", "9"];
 const AFTER: [&str; 6] = ["--from", "12M", "--length", "4M", "--pattern", "9"];
 const PART: (u64, u64) = (4 << 20, 8 << 20);
 const ONE: [&str; 4] = ["--queues", "1", "--depth", "1"];
 
-/// Bytes of one request of the driver's.
+/// Bytes of one request of the driver.
 const REQUEST: u64 = 128 << 10;
 
-/// The first pass writes the pattern of this seed, each other one that of the next.
+/// The first pass writes the pattern of this seed, and each later pass that of the next seed.
 const SEED: u64 = 100;
 
-/// Passes that are seen to end before the driver is killed.
+/// Passes that must end before the driver is killed.
 const PASSES: usize = 3;
 
-/// Times that a driver is killed until it is in the middle of a pass.
+/// Attempts at killing a driver in the middle of a pass.
 const ATTEMPTS: usize = 10;
 
-/// A death in the middle of writes; then another driver.
+/// Kills a driver in the middle of writes, then runs another one.
 pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     run("write", device, &WHOLE, " bytes written")?;
     for attempt in 1..=ATTEMPTS {
@@ -96,7 +96,7 @@ pub(crate) fn killed(connection: &Connection, device: &str) -> Seen {
     Err(format!("in {ATTEMPTS} attempts no driver was killed in the middle of a pass"))
 }
 
-/// One of them: how many passes had ended, and what the device reached before and after.
+/// Makes one attempt. Returns the number of complete passes, and the device's reach before and after.
 fn kill(connection: &Connection, device: &str) -> Result<(u64, String), String> {
     let (from, length, seed) = (PART.0.to_string(), PART.1.to_string(), SEED.to_string());
     let part = ["--from", &from, "--length", &length, "--pattern", &seed, "--loop"];
@@ -119,8 +119,9 @@ fn kill(connection: &Connection, device: &str) -> Result<(u64, String), String> 
     Ok((u64::try_from(passes).map_err(|error| error.to_string())?, reached))
 }
 
-/// How far the pass was that comes after so many; `None` when it had not begun, or was complete. What it had not
-/// written is the pass's before it, but for the request under way: the controller writes what it could read of it.
+/// Returns how far the pass after `passes` had got; `None` when it had not begun or was complete. The rest of the
+/// part holds the previous pass's data. Only the request under way is an exception: the controller writes as much of
+/// it as it could read.
 fn written(device: &str, passes: u64) -> Result<Option<u64>, String> {
     let (first, length) = PART;
     let read = |from: u64, length: u64, seed: u64| {
@@ -151,7 +152,7 @@ fn written(device: &str, passes: u64) -> Result<Option<u64>, String> {
     Ok(Some(end - first))
 }
 
-/// With no vector to be had.
+/// Runs the driver when no interrupt vector is free.
 pub(crate) fn without_vector(device: &str) -> Seen {
     let words = "none to be had";
     let info = run("info", device, &["--interrupts"], words)?;

@@ -1,4 +1,4 @@
-//! The server is killed again and again, under load; the next one takes over.
+//! The server is killed repeatedly, under load, and the next one takes over.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -11,37 +11,38 @@ use crate::Seen;
 use crate::disk::Disk;
 use crate::drivers;
 
-/// How long a server may take to come back.
+/// Time limit for the next server to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Deaths of the server with drivers at work.
+/// Deaths of the server while drivers are working.
 const KILLS: usize = 3;
 
-/// Deaths of the server while a name of its is looked up.
+/// Deaths of the server while its name is looked up.
 const MORE: usize = 30;
 
-/// Bytes of memory that a server has.
+/// Bytes of a server's memory.
 const SERVER: usize = 12 << 20;
 
-/// Processes that end with a server: itself, the one that holds its memory, the one that answers for it.
+/// Processes that end with a server: the server, the holder of its memory, and the process that replies for it.
 const ENDED: u64 = 3;
 
-/// Bytes that may be missing after a death, besides what the kernel keeps of as many other processes that end.
+/// Bytes that may be missing after a death, besides the kernel's own loss for the same number of other ended
+/// processes.
 const MOST_LOST: u64 = 32 << 10;
 
-/// Processes that look names up all the time.
+/// Processes that constantly look up names.
 const READERS: usize = 2;
 
-/// Bytes of memory that are written after each death, for the kernel to take from where it likes.
+/// Bytes of memory written after each death, which the kernel may take from anywhere.
 const CHURN: usize = 48 << 20;
 
-/// As every Unix numbers it, and as Redox does.
+/// The number of SIGKILL, the same on every Unix and on Redox.
 pub(crate) const SIGKILL: u32 = 9;
 
 /// A byte that nothing else writes.
 const CANARY: u8 = 0x5c;
 
-/// Kills it, with a driver doing DMA, a session of this process open and the disk being read throughout.
+/// Kills the server while a driver does DMA, a session of this process is open, and the disk is read.
 pub(crate) fn check(device: &str) -> Seen {
     let mut disk = Disk::open()?;
     disk.read()?;
@@ -68,7 +69,7 @@ pub(crate) fn check(device: &str) -> Seen {
     ))
 }
 
-/// Kills it while the one who looks up names for every process waits for its answer.
+/// Kills the server while the process that looks up names for others waits for its reply.
 fn looked_up() -> Seen {
     let mut readers =
         (0..READERS).map(|_| task("reader")).collect::<Result<Vec<Child>, String>>()?;
@@ -99,7 +100,7 @@ fn looked_up() -> Seen {
     if each > ENDED * process + MOST_LOST { Err(detail) } else { Ok(detail) }
 }
 
-/// This program, at one of its tasks.
+/// Starts this program with one of its tasks.
 fn task(task: &str) -> Result<Child, String> {
     Command::new("/scheme/initfs/bin/redox-guest")
         .arg(task)
@@ -109,7 +110,7 @@ fn task(task: &str) -> Result<Child, String> {
         .map_err(|error| format!("{task}: {error}"))
 }
 
-/// A process whose name space was copied before.
+/// A process with a copied name space.
 struct Copied {
     process: Child,
     lines: BufReader<ChildStdout>,
@@ -134,7 +135,7 @@ impl Copied {
         Ok(line.trim().to_owned())
     }
 
-    /// What it is told now.
+    /// Returns the process's answer after its input has ended.
     fn ask(&mut self) -> Seen {
         drop(self.process.stdin.take());
         let (said, status) = (self.line()?, self.process.wait());
@@ -145,7 +146,7 @@ impl Copied {
     }
 }
 
-/// The task: connects with names of its own, and again when its input ends.
+/// The task: connects in a name space of its own, and again when its input ends.
 pub(crate) fn copied() -> Result<(), String> {
     let all = libredox::call::mkns(&[b"*".as_slice().into()]);
     all.and_then(libredox::call::setns).map_err(|error| format!("mkns: {error}"))?;
@@ -164,7 +165,7 @@ pub(crate) fn copied() -> Result<(), String> {
     Ok(())
 }
 
-/// A process with as much memory as a server, and its death.
+/// Starts a process with as much memory as a server, and kills it.
 fn idler() -> Result<(), String> {
     let mut process = task("idle")?;
     let mut ready = [0];
@@ -176,7 +177,7 @@ fn idler() -> Result<(), String> {
         .map_err(|error| format!("idle: {error}"))
 }
 
-/// The task: looks a name up, again and again.
+/// The task: looks a name up repeatedly.
 pub(crate) fn read_on() -> ! {
     loop {
         let _ = fs::read_to_string("/scheme/iommu/status");
@@ -184,7 +185,7 @@ pub(crate) fn read_on() -> ! {
     }
 }
 
-/// The task: nothing, with as much memory as a server has.
+/// The task: idles with as much memory as a server.
 pub(crate) fn idle() -> ! {
     let memory = vec![0xff_u8; SERVER];
     println!("{} bytes", memory.len());
@@ -206,7 +207,7 @@ fn once(device: &str, disk: &mut Disk) -> Result<(String, Duration), String> {
     let server = server()?.ok_or("not one keeper, one server and one that holds")?;
     libredox::call::kill(server, SIGKILL).map_err(|error| format!("kill {server}: {error}"))?;
     let started = Instant::now();
-    // What the dead one had is not to be had: whoever takes memory now writes none of its tables.
+    // The dead server's memory must not be free: memory taken now must not overwrite its tables.
     let churn = vec![0xff_u8; CHURN];
     for _ in 0..16 {
         disk.read().map_err(|error| format!("with the server dead: {error}"))?;
@@ -238,7 +239,7 @@ fn once(device: &str, disk: &mut Disk) -> Result<(String, Duration), String> {
     Ok((told.into(), away))
 }
 
-/// A driver that copies and checks until it cannot.
+/// Starts a driver that copies and compares until it fails.
 fn driver(device: &str) -> Result<Child, String> {
     let mut driver = Command::new(drivers::ROGUE)
         .args(["--device", device, "--loop"])
@@ -253,7 +254,7 @@ fn driver(device: &str) -> Result<Child, String> {
     }
 }
 
-/// Waits for the next server.
+/// Waits for the next server. Returns the time since `since`.
 pub(crate) fn back(dead: usize, since: Instant) -> Result<Duration, String> {
     while since.elapsed() < PATIENCE {
         let status = fs::read_to_string("/scheme/iommu/status");
@@ -266,8 +267,8 @@ pub(crate) fn back(dead: usize, since: Instant) -> Result<Duration, String> {
     Err(format!("no next server within {} s", PATIENCE.as_secs()))
 }
 
-/// The server, when there are as many processes of iommud as it takes: the keeper is the oldest, the next one holds
-/// the memory, and the last one is the server. The one that held a dead server's is gone when that is given up.
+/// Returns the server, when iommud has its full number of processes. The keeper is the oldest, the next one holds the
+/// memory, and the last one is the server. The holder of a dead server's memory ends once that memory is given up.
 pub(crate) fn server() -> Result<Option<usize>, String> {
     let path = "/scheme/sys/context";
     let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
@@ -285,7 +286,7 @@ pub(crate) fn server() -> Result<Option<usize>, String> {
     })
 }
 
-/// Free memory of the machine, in bytes.
+/// Returns the machine's free memory in bytes.
 fn free() -> Result<u64, String> {
     let memory = fs::File::open("/scheme/memory/zeroed").map_err(|error| error.to_string())?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&memory);

@@ -1,4 +1,4 @@
-//! A root file system in memory, so that init goes on to its second stage with the unit of an image.
+//! A root file system in memory, so that init continues to its second stage with the unit of an image.
 
 use std::fs;
 use std::io::Write;
@@ -8,7 +8,7 @@ use std::process::Command;
 const ROOT: &str = "/scheme/file";
 const INITFS: &str = "/scheme/initfs";
 
-/// The checks, as the last unit of the second stage.
+/// The checks, run as the last unit of the second stage.
 const CHECKS: &str = "[unit]
 description = \"Checks\"
 
@@ -18,7 +18,7 @@ args = [\"late\"]
 type = \"oneshot\"
 ";
 
-/// Fills the file system, and starts reading the disk.
+/// Fills the file system, and starts the reader of the disk.
 pub(crate) fn make() -> Result<(), String> {
     for directory in ["usr", "usr/bin", "usr/lib", "usr/lib/init.d", "etc"] {
         let path = format!("{ROOT}/{directory}");
@@ -45,7 +45,7 @@ pub(crate) fn make() -> Result<(), String> {
 
 fn copy(from: &str, to: &str) -> Result<(), String> {
     let bytes = fs::read(from).map_err(|error| format!("{from}: {error}"))?;
-    // All of them may be executed: what the memory file system makes otherwise may not.
+    // All files must be executable; other files made on the memory file system are not.
     fs::OpenOptions::new()
         .write(true)
         .create(true)

@@ -1,4 +1,4 @@
-//! A machine whose interrupt vectors are all taken.
+//! A machine with all interrupt vectors taken.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,7 +9,7 @@ use iommu_client::Connection;
 use crate::restart::{SIGKILL, back, server};
 use crate::{Seen, drivers, nvme};
 
-/// Kills the server with every vector of the processor taken: the next one asks its units for faults.
+/// Kills the server while every vector of the processor is taken. The next server polls its units for faults.
 pub(crate) fn check(device: &str, controller: &str) -> Seen {
     let taken = vectors()?;
     let server = server()?.ok_or("not one keeper, one server and one that holds")?;
@@ -18,7 +18,7 @@ pub(crate) fn check(device: &str, controller: &str) -> Seen {
     let connection = Connection::system().map_err(|error| format!("connect: {error}"))?;
     let text = |path: &str| connection.text(path).map_err(|error| format!("{path}: {error}"));
     let started = Instant::now();
-    // It sleeps until the session's event.
+    // The rogue sleeps until the session's event.
     let fault = drivers::rogue(device)?;
     let (took, unit, metrics) = (started.elapsed(), text("units/0")?, text("metrics")?);
     let counted = metrics.lines().find_map(|line| line.strip_prefix("fault_interrupts "));
@@ -33,7 +33,7 @@ pub(crate) fn check(device: &str, controller: &str) -> Seen {
     Ok(format!("{} vectors taken; {words}, {took} ms with its driver; nvme: {driver}", taken.len()))
 }
 
-/// Every vector of the first processor that is free.
+/// Takes every free vector of the first processor.
 fn vectors() -> Result<Vec<File>, String> {
     let text = |error: std::io::Error| format!("vectors: {error}");
     let mut word = [0; 8];
@@ -43,7 +43,7 @@ fn vectors() -> Result<Vec<File>, String> {
     let mut taken = Vec::new();
     for entry in fs::read_dir(&directory).map_err(text)?.filter_map(Result::ok) {
         let mut options = File::options();
-        // Some are the kernel's own.
+        // Some vectors belong to the kernel.
         if let Ok(file) = options.read(true).write(true).create(true).open(entry.path()) {
             taken.push(file);
         }

@@ -1,4 +1,4 @@
-//! The first serial port, as the firmware left it.
+//! The first serial port, as set up by the firmware.
 
 use core::arch::asm;
 use core::fmt::{self, Write};

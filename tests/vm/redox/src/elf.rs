@@ -44,7 +44,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Bytes of memory from the link address to the end of segments and file, whole pages.
+    /// Bytes of memory from the link address to the end of segments and file, in whole pages.
     pub(crate) const fn size(&self) -> u64 {
         self.size
     }
@@ -54,14 +54,13 @@ impl Image {
         long(self.file, 24).unwrap_or(0)
     }
 
-    /// Copies the file and its segments to physical memory and zeroes the rest. The kernel finds its own
-    /// symbols by file offsets from its link address, hence the whole file; its segments lie at the same
-    /// offsets.
+    /// Copies the file and its segments to physical memory and zeroes the rest. The kernel finds its own symbols by
+    /// file offsets from its link address, so the whole file is needed. Its segments lie at the same offsets.
     ///
     /// # Safety
     /// `base` is the start of [`Self::size`] bytes of free, identity mapped memory.
     pub(crate) unsafe fn place(&self, base: u64) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees that these bytes are free and identity mapped.
         let memory =
             unsafe { core::slice::from_raw_parts_mut(base as *mut u8, self.size as usize) };
         memory.fill(0);

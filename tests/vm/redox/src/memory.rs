@@ -1,14 +1,14 @@
-//! What compiled code takes for granted and the C library provides elsewhere.
+//! The functions that compiled code expects from a C library.
 
 use core::arch::asm;
 
-/// Copies `length` bytes that do not overlap.
+/// Copies `length` bytes between ranges that do not overlap.
 ///
 /// # Safety
-/// As `memcpy` in C.
+/// The obligations of `memcpy` in C.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
-    // SAFETY: the caller's promise; the direction flag is clear (System V ABI).
+    // SAFETY: the caller guarantees both ranges; the direction flag is clear (System V ABI).
     unsafe {
         asm!("rep movsb", inout("rcx") length => _, inout("rdi") to => _, inout("rsi") from => _)
     };
@@ -18,10 +18,10 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut
 /// Fills `length` bytes.
 ///
 /// # Safety
-/// As `memset` in C.
+/// The obligations of `memset` in C.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, length: usize) -> *mut u8 {
-    // SAFETY: the caller's promise; the direction flag is clear (System V ABI).
+    // SAFETY: the caller guarantees the range; the direction flag is clear (System V ABI).
     unsafe {
         asm!("rep stosb", inout("rcx") length => _, inout("rdi") to => _, in("al") value as u8)
     };
@@ -31,11 +31,11 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, length: usize) -> *mut u8 {
 /// Compares `length` bytes.
 ///
 /// # Safety
-/// As `memcmp` in C.
+/// The obligations of `memcmp` in C.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) -> i32 {
     for at in 0..length {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller guarantees both ranges.
         let (a, b) = unsafe { (left.add(at).read_volatile(), right.add(at).read_volatile()) };
         if a != b {
             return i32::from(a) - i32::from(b);
@@ -44,16 +44,16 @@ unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, length: usize) ->
     0
 }
 
-/// Tells whether `length` bytes differ.
+/// Returns non-zero if any of `length` bytes differ.
 ///
 /// # Safety
-/// As `memcmp` in C.
+/// The obligations of `memcmp` in C.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, length: usize) -> i32 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's obligations are the same.
     unsafe { memcmp(left, right, length) }
 }
 
-/// Named by the core library's unwind tables, which this program never uses.
+/// Required by the core library's unwind tables, which this program never uses.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}

@@ -1,6 +1,6 @@
-//! What the loader before us says (Multiboot 0.6.96 section 3.3).
+//! The information from the previous loader (Multiboot 0.6.96 section 3.3).
 
-/// `eax` at the start.
+/// Value of `eax` at the start.
 pub(crate) const LOADED: u32 = 0x2bad_b002;
 
 const HAS_COMMAND_LINE: u32 = 1 << 2;
@@ -15,28 +15,28 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// The bytes.
+    /// The bytes of the range.
     ///
     /// # Safety
-    /// The range is readable memory that nobody writes.
+    /// The range is readable memory that is never written.
     pub(crate) unsafe fn bytes(self) -> &'static [u8] {
-        // SAFETY: the caller's promise; the first 4 GiB are identity mapped.
+        // SAFETY: the caller guarantees readable memory without writers; the first 4 GiB are identity mapped.
         unsafe {
             core::slice::from_raw_parts(self.start as *const u8, (self.end - self.start) as usize)
         }
     }
 }
 
-/// The information structure.
+/// The Multiboot information structure.
 pub(crate) struct Information {
     address: u64,
 }
 
 impl Information {
-    /// The structure at `address`.
+    /// Uses the structure at `address`.
     ///
     /// # Safety
-    /// There is such a structure, and it stays.
+    /// A Multiboot information structure lies at `address` and stays there unchanged.
     pub(crate) const unsafe fn at(address: u32) -> Self {
         Self { address: address as u64 }
     }
@@ -45,7 +45,7 @@ impl Information {
         word(self.address + offset)
     }
 
-    /// The module with this number.
+    /// Returns the module with this number.
     pub(crate) fn module(&self, number: u32) -> Option<Range> {
         if self.word(0) & HAS_MODULES == 0 || number >= self.word(20) {
             return None;
@@ -55,21 +55,21 @@ impl Information {
         (start <= end).then_some(Range { start, end })
     }
 
-    /// The four bytes that follow `name` on the command line.
+    /// Returns the four bytes after `name` on the command line.
     pub(crate) fn word_after(&self, name: &[u8]) -> Option<[u8; 4]> {
         if self.word(0) & HAS_COMMAND_LINE == 0 {
             return None;
         }
         let start = u64::from(self.word(16));
-        // SAFETY: the loader before us put a string there, shorter than this, below 4 GiB; what follows it is
-        // memory too.
+        // SAFETY: the previous loader put a string there, below 4 GiB and shorter than 1024 bytes. The bytes after it
+        // are memory too.
         let line = unsafe { Range { start, end: start + 1024 }.bytes() };
         let line = line.split(|byte| *byte == 0).next()?;
         let at = line.windows(name.len()).position(|part| part == name)?;
         line.get(at + name.len()..)?.first_chunk().copied()
     }
 
-    /// The memory map: ranges and whether they are free. `None` without one.
+    /// Iterates over the memory map: ranges, and whether they are free. `None` without a memory map.
     pub(crate) fn memory(&self) -> Option<impl Iterator<Item = (Range, bool)>> {
         if self.word(0) & HAS_MEMORY == 0 {
             return None;
@@ -88,8 +88,8 @@ impl Information {
         }))
     }
 
-    /// The first free address from `from` on with `size` bytes behind it, below 4 GiB. `from` is a multiple
-    /// of a large page; a later area is entered at its next such multiple.
+    /// Returns the first free address from `from` on with `size` bytes after it, below 4 GiB. `from` is a multiple of
+    /// a large page. In a later area the address is rounded up to such a multiple.
     pub(crate) fn room(&self, from: u64, size: u64) -> Option<u64> {
         self.memory()?.filter(|(_, free)| *free).find_map(|(range, _)| {
             let start = range.start.next_multiple_of(super::LARGE_PAGE).max(from);
@@ -100,7 +100,7 @@ impl Information {
 }
 
 fn word(address: u64) -> u32 {
-    // SAFETY: called for parts of the information structure only, which lies below 4 GiB.
+    // SAFETY: called only for parts of the information structure, which lies below 4 GiB.
     unsafe { (address as *const u32).read_unaligned() }
 }
 

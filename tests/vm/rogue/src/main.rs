@@ -1,5 +1,5 @@
-//! A driver of QEMU's edu device that copies until it is killed, or lets its device do what it must not: what guests
-//! need besides edud, whose driver it uses.
+//! A driver of QEMU's edu device that copies until it is killed, or makes its device misbehave. Guests run it besides
+//! edud, whose driver it uses.
 
 mod options;
 mod tasks;

@@ -14,16 +14,16 @@ Copies a pattern to the edu device and back by DMA as edud does, then
   --hold            lets the device write its buffer until it is killed
 exit: 0 as expected, 1 failed, 2 usage, 3 refused by iommud";
 
-/// What to do after the first copy.
+/// The task after the first copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
-    /// DMA to an address that was not granted.
+    /// DMA to an address that was never granted.
     Rogue { iova: u64, read: bool },
-    /// DMA after the end of the mapping.
+    /// DMA after the mapping has ended.
     UnmapThenDma,
-    /// Copy and check for ever.
+    /// Copies and compares for ever.
     Loop,
-    /// DMA for ever.
+    /// Does DMA for ever.
     Hold,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Options {
     pub(crate) task: Task,
 }
 
-/// The word that cannot be understood.
+/// The invalid argument.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct BadUsage(String);
 

@@ -1,4 +1,4 @@
-//! Copying for ever, and misbehaving.
+//! Endless copying, and misbehaviour.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use iommu_client::Device;
 
 use crate::options::Task;
 
-/// How long a fault may take to be told.
+/// Time limit for the report of a fault.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes of a rogue DMA.
 const ROGUE: u64 = 64;
 
-/// Does it.
+/// Runs a task.
 pub(crate) fn carry_out(
     driver: &mut Driver<'_>,
     device: &Device,
@@ -43,7 +43,7 @@ pub(crate) fn carry_out(
     }
 }
 
-/// The memory stays as it is when the device writes to where it was mapped.
+/// Checks that the device does not change the memory after it was unmapped.
 fn unmap_then_dma(driver: &mut Driver<'_>, device: &Device) -> Result<(), Failure> {
     driver.buffer.unmap()?;
     println!("rogue: unmapped");

@@ -1,4 +1,4 @@
-//! I/O virtual addresses: what a pair costs at worst, in instructions, and that the memory of all comes back.
+//! I/O virtual addresses: the largest cost of a pair in instructions, and the return of all memory.
 
 use alloc::format;
 use alloc::string::String;
@@ -10,17 +10,17 @@ use iommud::policy::iova::{Space, Wanted};
 use super::{Outcome, ensure};
 use crate::{cpu, heap, println};
 
-/// Ranges alive at a time, and pairs that are counted.
+/// Ranges alive at the same time, and pairs counted.
 const LIVE: usize = 20_000;
 const PAIRS: usize = 20_000;
 
-/// Most instructions to give one range back and take another.
+/// Most instructions to free one range and allocate another.
 const WORST: u64 = 1500;
 
-/// Pages of a range: mostly one, as transfers are.
+/// Pages of a range. Most have one page, like most transfers.
 const SIZES: [u64; 8] = [1, 1, 1, 2, 1, 4, 8, 3];
 
-/// Numbers that look random and are the same in every run (xorshift64, Marsaglia 2003).
+/// Pseudorandom numbers, the same in every run (xorshift64, Marsaglia 2003).
 struct Random(u64);
 
 impl Random {
@@ -46,7 +46,7 @@ pub fn worst() -> Outcome {
     for _ in 0..2 * LIVE {
         live.push(random.take(&mut space)?);
     }
-    // Every second one goes, so that what is free lies in pieces.
+    // Frees every second one, so that the free space is fragmented.
     for at in (1..live.len()).rev() {
         live.swap(at, random.below(at + 1));
     }

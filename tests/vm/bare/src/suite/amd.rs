@@ -1,4 +1,4 @@
-//! The checks of AMD-Vi: iommud's unit on QEMU's amd-iommu, looked at through edu devices.
+//! The checks of AMD-Vi: iommud's unit on QEMU's amd-iommu, observed through edu devices.
 
 mod depth;
 mod tools;
@@ -30,17 +30,17 @@ use tools::{denied, discover, new_unit, range, reaches, reads, writes};
 type TestUnit = AmdUnit<Registers, Time, Frames>;
 type Table = PageTable<AmdFormat>;
 
-/// Memory that devices are granted, and memory that they are not.
+/// Memory granted to devices, and memory that is not.
 const GRANTED: u64 = 64 << 20;
 const OTHERS: u64 = 80 << 20;
-/// Where a device puts what it has read, and how every page table here maps it.
+/// Memory to which a device copies the data that it has read, and its address in every page table.
 const WINDOW: u64 = 96 << 20;
 const WINDOW_IOVA: u64 = 0xf000_0000;
 const PATTERN: u64 = 0x0123_4567_89ab_cdef;
 const TAG: DomainTag = DomainTag(0x1234);
 const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 
-/// Configuration space; all of it is on segment 0, below offset 256.
+/// Configuration space, all on segment 0 and below offset 256.
 struct Configuration;
 
 impl ConfigSpace for Configuration {
@@ -52,14 +52,14 @@ impl ConfigSpace for Configuration {
     }
 }
 
-/// What the checks hand on to each other.
+/// State shared by the checks.
 struct Suite {
     memory: Frames,
     description: UnitDescription,
     capability: Capability,
     unit: TestUnit,
     edus: Vec<Edu>,
-    /// Faults, as taken last.
+    /// The faults taken last.
     faults: Vec<HardwareFault>,
     lost: u32,
 }
@@ -115,7 +115,7 @@ impl Suite {
         let spent = cpu::instructions() - start;
         let mut registers = Registers::new(base);
         let control = registers.read64(0x18);
-        // Coherent, CmdBufEn, EventLogEn, PprLogEn, PprEn, and whatever flags the IVHD has; not IommuEn.
+        // Coherent, CmdBufEn, EventLogEn, PprLogEn, PprEn, and any flags of the IVHD, but not IommuEn.
         ensure!(control & 0xb405 == 0xb404, "control {control:#x}");
         let device_table = registers.read64(0);
         ensure!(device_table & 0xfff == 0x1ff, "device table {device_table:#x}");
@@ -137,7 +137,7 @@ impl Suite {
         Ok((suite, detail))
     }
 
-    /// Every function that answers has a denying entry, then the unit is turned on.
+    /// Blocks every responding function, then enables the unit.
     fn enables(&mut self) -> Outcome {
         let functions: Vec<_> =
             (0..0x400).map(RequesterId).filter(|id| pci::read(*id, 0) != u32::MAX).collect();
@@ -160,8 +160,8 @@ impl Suite {
         Ok(format!("{} devices", self.edus.len()))
     }
 
-    /// A fault names its source and code, as the raw record does. What QEMU's records lack is not checked:
-    /// up to 11.1 their address is 0, the bus of their source too, and access bits are where others belong.
+    /// A fault names its source and code, like the raw record. Fields that QEMU's records lack are not checked. Up to
+    /// 11.1 the address and the source's bus are 0, and access bits are in the wrong place.
     fn tells_who(&mut self) -> Outcome {
         let (mut addresses, mut buses) = (0, 0);
         for edu in self.edus.clone() {
@@ -225,7 +225,7 @@ impl Suite {
             }
             for (sizes, length) in [
                 (PageSizes::SIZE_4K, 4096),
-                // In 16 equal entries, in 4.
+                // 64 KiB take 16 equal entries; 8 MiB take 4.
                 (PageSizes::SIZE_4K, 64 << 10),
                 (PageSizes::SIZE_2M, 2 << 20),
                 (PageSizes::SIZE_2M, 8 << 20),
@@ -233,11 +233,11 @@ impl Suite {
             ] {
                 let mut table = self.table(levels, sizes)?;
                 let frames = self.memory.frames_in_use();
-                // The memory begins at a multiple of the size: 64 MiB, or 0 for 1 GiB.
+                // The memory starts at a multiple of the size: 64 MiB, or 0 for 1 GiB.
                 let phys = GRANTED & !(length - 1);
                 self.map(&mut table, 0x8000_0000, phys, length, READ_WRITE)?;
                 let tables = self.memory.frames_in_use() - frames;
-                // The window has brought the upper tables.
+                // The window's mapping has already created the upper tables.
                 let expected = 3 - length.ilog2() as usize / 9;
                 ensure!(tables == expected, "{tables} tables at {levels} levels for {length:#x}");
                 self.attach(edu, &table, TAG)?;
@@ -275,7 +275,7 @@ impl Suite {
         Ok("read-only, write-only".into())
     }
 
-    /// The unit remembers what it translated: without the invalidation the device goes on.
+    /// The unit caches translations: without the invalidation the device keeps its access.
     fn needs_invalidation(&mut self) -> Outcome {
         let edu = self.edu()?;
         let mut table = self.table(4, PageSizes::all())?;
@@ -350,7 +350,7 @@ impl Suite {
         Ok(format!("{faults} faults while silenced, {after} after"))
     }
 
-    /// The emulator logs one event for each 4 bytes: 1022 for a DMA, which are told as one fault.
+    /// The emulator logs one event for every 4 bytes: 1022 for a DMA, which are reported as one fault.
     fn survives_a_full_log(&mut self) -> Outcome {
         let edu = self.edu()?;
         for _ in 0..5 {
@@ -362,7 +362,7 @@ impl Suite {
         ensure!(used == 4095, "{used} events in the log");
         let (faults, lost) = self.take();
         ensure!(faults >= 1 && lost >= 1, "{faults} faults, {lost} lost");
-        // Around the end of the log.
+        // Continues around the end of the log.
         for round in 0..5 {
             edu.write_memory(GRANTED, MAX_COUNT);
             let (faults, lost) = self.take();
@@ -371,7 +371,8 @@ impl Suite {
         Ok("4095 events, more lost and said so; then five times 1022".into())
     }
 
-    /// A second owner finds the unit on: until it says so the first one's table rules, and never none.
+    /// A second owner finds the unit enabled. The first owner's table stays in force until the second one enables its
+    /// own, and some table is in force always.
     fn is_taken_over(&mut self) -> Outcome {
         let edu = self.edu()?;
         let mut table = self.table(4, PageSizes::all())?;

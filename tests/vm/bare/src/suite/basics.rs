@@ -1,4 +1,4 @@
-//! The machine itself, before the unit is touched.
+//! The machine itself, before the unit is used.
 
 use alloc::format;
 
@@ -52,7 +52,7 @@ pub fn table(info: &StartInfo, base: &mut u64) -> Outcome {
     let registers = unit.registers.map_err(|defect| format!("{defect:?}"))?;
     *base = registers.first().0;
     ensure!(unit.kind == UnitKind::Vtd && unit.segment == 0, "{unit:?}");
-    // QEMU names every device on the root bus, and the ports by what is behind them.
+    // QEMU names every device on the root bus. Ports are described by the scopes of the devices behind them.
     for slot in [4, 5, 7] {
         let named =
             |scope: &DeviceScope| (scope.start_bus, scope.path.as_slice()) == (0, &[(slot, 0)]);

@@ -1,4 +1,4 @@
-//! What operations cost: register accesses, exactly, and instructions, the same in every run.
+//! The cost of operations: exact register accesses, and instructions, which are the same in every run.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,14 +11,14 @@ use super::{Outcome, ensure};
 use crate::seams::Accesses;
 use crate::{cpu, println};
 
-/// Rounds that are left out of a measurement: the first ones make tables.
+/// Rounds before a measurement, in which tables are created.
 const WARM_UP: usize = 4;
 
 pub fn accesses(base: u64, caching: bool) -> Outcome {
     let mut lab = Lab::new(base, caching)?;
     lab.unit.enable(&mut lab.memory).map_err(words)?;
     let mut space = lab.small_page_space(20)?;
-    // Keeps the tables of the addresses below in place.
+    // Keeps the tables of the addresses below in use.
     lab.map(&mut space, page(0x40_0000), ARENA, READ_WRITE)?;
     let source = lab.edu[0].id;
     lab.attach(source, &space)?;
@@ -27,7 +27,7 @@ pub fn accesses(base: u64, caching: bool) -> Outcome {
     pair(&mut lab, &mut space, 16)?;
     pair(&mut lab, &mut space, 512)?;
     big(&mut lab)?;
-    // Without caching mode hardware never caches what is absent: nothing to tell it.
+    // Without caching mode hardware never caches absent entries, so nothing needs an invalidation.
     let tail = Accesses { reads: map.reads, writes: 1, descriptors: 2, ..Accesses::default() };
     let expected = if caching { tail } else { Accesses::default() };
     ensure!(map == expected, "map: {map:?}");
@@ -38,7 +38,7 @@ pub fn accesses(base: u64, caching: bool) -> Outcome {
     ))
 }
 
-/// Maps and unmaps `pages` pages of 4 KiB that follow each other, in one call each, and counts.
+/// Maps and unmaps `pages` adjacent pages of 4 KiB, in one call each, and counts.
 fn pair(lab: &mut Lab, space: &mut Space, pages: u64) -> Result<(Accesses, Accesses), String> {
     let at = range(0x40_1000, pages * 4096);
     let (mut map_counts, mut unmap_counts) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Other devices, other places.
+//! Checks with other devices and other locations.
 
 use alloc::format;
 
@@ -10,7 +10,7 @@ use super::{Outcome, ensure};
 use crate::nvme::Nvme;
 use crate::{cpu, pci, phys};
 
-/// Writes to the interrupt window are interrupts, never translated (VT-d 4.1 section 3.14).
+/// Writes to the interrupt window are interrupts and are never translated (VT-d 4.1 section 3.14).
 pub fn interrupts(lab: &mut Lab) -> Outcome {
     let vector = cpu::FIRST_VECTOR + 3;
     pci::enable_msi(lab.edu[0].id, cpu::MSI_ADDRESS, cpu::msi_data(vector));
@@ -55,7 +55,7 @@ pub fn nvme(lab: &mut Lab) -> Outcome {
     phys::fill(OTHER, 4096, 0);
     let status = nvme.identify(DATA).ok_or("no completion")?;
     ensure!(status == 0, "status {status:#x}");
-    // Bytes 23:4 of the identification: the serial number, which xtask gives it.
+    // Bytes 23:4 of the identification are the serial number, which xtask sets.
     ensure!(phys::read32(OTHER + 4) == u32::from_le_bytes(*b"bare"), "no identification came");
     lab.expect_no_fault()?;
 

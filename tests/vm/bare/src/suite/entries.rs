@@ -1,4 +1,4 @@
-//! Entries of devices.
+//! Checks of device entries.
 
 use alloc::format;
 
@@ -53,7 +53,7 @@ pub fn blocked(lab: &mut Lab) -> Outcome {
     ensure!(!lab.arrives(0, ARENA, ARENA)?, "the device writes");
     // Fault reason 2h: context entry not present.
     lab.expect_fault(source, ARENA, Write, 2)?;
-    // The device's buffer becomes what a denied read gives: put its pattern back later.
+    // A denied read overwrites the device's buffer. Its pattern must be restored later.
     lab.edu[2].read_memory(OTHER, LENGTH);
     lab.expect_fault(lab.edu[2].id, OTHER, Read, 1)?;
     Ok(format!("{source:?}"))
@@ -66,7 +66,7 @@ pub fn mapped(lab: &mut Lab) -> Outcome {
     lab.map(&mut space, page(iova), ARENA, READ_WRITE)?;
     lab.attach(source, &space)?;
     ensure!(lab.arrives(0, iova, ARENA)?, "the page is not reached");
-    // There and back: memory to the device, other memory from it.
+    // Copies memory to the device, then from the device to other memory.
     lab.map(&mut space, page(iova + 4096), OTHER, READ_WRITE)?;
     phys::fill(ARENA, LENGTH, 0x1122_3344_5566_7788);
     lab.edu[0].read_memory(iova, LENGTH);
@@ -111,7 +111,7 @@ pub fn moves(lab: &mut Lab) -> Outcome {
     ensure!(lab.arrives(0, 0x20_0000, ARENA)?, "a's page is not reached in a");
     ensure!(!lab.arrives(0, 0x20_1000, OTHER)?, "b's page is reached in a");
     lab.expect_fault(source, 0x20_1000, Write, 5)?;
-    // Straight from one domain to the other: the unit writes an absent entry in between.
+    // Changes directly from one domain to the other. The unit writes an absent entry in between.
     lab.write_entry(source, entry(&b))?;
     lab.invalidate_entry(source, Some(a.tag))?;
     ensure!(lab.arrives(0, 0x20_1000, OTHER)?, "b's page is not reached in b");
@@ -132,7 +132,7 @@ pub fn two_domains(lab: &mut Lab) -> Outcome {
     lab.attach(first, &a)?;
     lab.attach(second, &b)?;
     ensure!(lab.arrives(0, iova, ARENA)? && lab.arrives(1, iova, OTHER)?, "not reached");
-    // An unmap in one leaves the other alone.
+    // An unmap in one domain does not affect the other.
     lab.unmap(&mut a, page(iova))?;
     ensure!(!lab.arrives(0, iova, ARENA)?, "still reached");
     lab.expect_fault(first, iova, Write, 5)?;

@@ -1,5 +1,5 @@
-//! Counts of the whole server that are the same on every machine: what a unit is told, how large leaves are, what
-//! memory mappings take and give back.
+//! Exact counts of the whole server, the same on every machine: invalidations, sizes of leaves, and the memory that
+//! mappings take and return.
 
 use alloc::format;
 use alloc::string::String;
@@ -13,13 +13,13 @@ use super::{Outcome, ensure};
 use crate::seams::Accesses;
 use crate::{heap, println};
 
-/// Batches that are mapped at the same time. Two of them fill 4 MiB, one the even pages and one the odd ones.
+/// Batches mapped at the same time. Two of them fill 4 MiB, one the even pages and one the odd ones.
 const BATCHES: u64 = 32;
 
 /// First address of the first batch.
 const AT: u64 = 0x0800_0000;
 
-/// Bytes of the heap that a mapping may take.
+/// Bytes of the heap allowed for each mapping.
 const BYTES: u64 = 32;
 
 pub fn counts(served: &mut Served, caching: bool) -> Outcome {
@@ -29,8 +29,8 @@ pub fn counts(served: &mut Served, caching: bool) -> Outcome {
     Ok(format!("{bytes} bytes of heap a mapping, none left"))
 }
 
-/// One invalidation and one wait for each call that unmaps, whatever its size; none for one that maps, unless
-/// the unit caches what is absent.
+/// One invalidation and one wait for each call that unmaps, whatever its size. None for a call that maps, unless the
+/// unit caches absent entries.
 fn told(served: &mut Served, caching: bool) -> Result<(), String> {
     let one = Accesses { writes: 1, descriptors: 2, ..Accesses::default() };
     let maps = if caching { one } else { Accesses::default() };
@@ -66,7 +66,7 @@ fn frames(served: &mut Served) -> Result<u64, String> {
     line.and_then(|number| number.parse().ok()).ok_or_else(|| "no table_frames".into())
 }
 
-/// 8 MiB of aligned memory take no table of pages: four leaves of 2 MiB.
+/// 8 MiB of aligned memory take four leaves of 2 MiB and no table of pages.
 fn leaves(served: &mut Served) -> Result<(), String> {
     let before = frames(served)?;
     let request = Allocate { length: 8 << 20, access: 3, ..Allocate::default() };
@@ -82,7 +82,7 @@ fn leaves(served: &mut Served) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes of the heap a mapping. What is kept for the next ones does not grow.
+/// Returns the heap bytes used by each mapping. Memory kept for later mappings does not grow.
 fn bytes(served: &mut Served) -> Result<u64, String> {
     let tables = frames(served)?;
     let before = heap::in_use();

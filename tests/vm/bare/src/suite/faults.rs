@@ -1,4 +1,4 @@
-//! Fault records and the interrupt that tells of them.
+//! Fault records and the fault interrupt.
 
 use alloc::format;
 
@@ -16,9 +16,9 @@ pub fn exact(lab: &mut Lab) -> Outcome {
     lab.map(&mut space, page(0x40_0000), ARENA, Access::READ)?;
     lab.map(&mut space, page(0x40_1000), ARENA + 4096, Access::WRITE)?;
     lab.attach(source, &space)?;
-    // The record names the page, whatever the offset (VT-d 4.1 section 11.4.7.6: FI holds bits 63:12).
-    // Reason 5h: no write permission; 6h: no read permission; both also where nothing is mapped.
-    // What is denied comes first: QEMU denies an access that its IOTLB knows to be wrong without a record.
+    // The record names the page, whatever the offset (VT-d 4.1 section 11.4.7.6: FI holds bits 63:12). Reason 5h: no
+    // write permission; 6h: no read permission; both also where nothing is mapped. Denied accesses come first: QEMU
+    // leaves no record for an access that its IOTLB already denies.
     phys::fill(ARENA, 4096, pattern(1));
     lab.edu[1].write_memory(0x40_0080, LENGTH);
     lab.expect_fault(source, 0x40_0000, Write, 5)?;
@@ -31,7 +31,7 @@ pub fn exact(lab: &mut Lab) -> Outcome {
     ensure!(lab.arrives(1, 0x40_1000, ARENA + 4096)?, "a write-only page was not written");
     lab.edu[1].read_memory(0x7fff_f000, LENGTH);
     lab.expect_fault(source, 0x7fff_f000, Read, 6)?;
-    // A DMA over the end of a mapping: the part inside arrives.
+    // A DMA across the end of a mapping: the part inside is written.
     phys::fill(ARENA + 4096, 4096, 0);
     phys::fill(ARENA + 8192, 4096, 0);
     lab.edu[1].load_from(0x40_0000);
@@ -60,13 +60,13 @@ pub fn silenced(lab: &mut Lab) -> Outcome {
 pub fn interrupt(lab: &mut Lab) -> Outcome {
     let vector = cpu::FIRST_VECTOR + 2;
     lab.unit.program_fault_interrupt(cpu::MSI_ADDRESS, cpu::msi_data(vector));
-    // The faults so far were recorded while the interrupt was masked: QEMU keeps one pending for them.
+    // Earlier faults were recorded while the interrupt was masked. QEMU keeps one interrupt pending for them.
     let first = cpu::interrupts(vector);
     ensure!(first <= 1, "{first} interrupts at once");
     let count = || cpu::interrupts(vector) - first;
     lab.arrives(0, ARENA, ARENA)?;
     ensure!(count() == 1, "{} after the first fault", count());
-    // While a record is pending no second message is sent (section 7.3).
+    // No second message is sent while a record is pending (section 7.3).
     lab.arrives(0, ARENA, ARENA)?;
     ensure!(count() == 1, "{} while one was pending", count());
     lab.faults()?;

@@ -1,4 +1,4 @@
-//! What the checks share: the unit, memory for tables, three edu devices, and DMA that is looked at.
+//! Shared state of the checks: the unit, memory for tables, three edu devices, and helpers that check their DMA.
 
 use alloc::format;
 use alloc::string::String;
@@ -17,29 +17,29 @@ use crate::edu::Edu;
 use crate::phys;
 use crate::seams::{Frames, Registers, Time};
 
-/// First byte of the memory that DMA is aimed at.
+/// First byte of the memory for DMA.
 pub const ARENA: u64 = 64 << 20;
 
-/// A second page of it.
+/// A second page of that memory.
 pub const OTHER: u64 = ARENA + (1 << 20);
 
 /// Memory for superpages, 2 MiB.
 pub const BIG: u64 = 96 << 20;
 
-/// What pages hold before a DMA.
+/// Content of pages before a DMA.
 const MARK: u64 = 0x6d6d_6d6d_6d6d_6d6d;
 
 /// Bytes of a DMA.
 pub const LENGTH: u64 = 64;
 
-/// Host address width of the machine in bits, as QEMU's DMAR states it.
+/// Host address width of the machine in bits, from QEMU's DMAR.
 pub const HOST_BITS: u8 = 39;
 
 pub type TheUnit = VtdUnit<Registers, Time, Frames>;
 
 pub struct Lab {
     pub base: u64,
-    /// The unit was started with caching-mode=on.
+    /// Whether the unit was started with caching-mode=on.
     pub caching: bool,
     pub memory: Frames,
     pub registers: Registers,
@@ -56,7 +56,7 @@ pub struct Space {
 
 pub const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 
-/// What the buffer of edu device `index` is filled with.
+/// The content of edu device `index`'s buffer.
 pub const fn pattern(index: usize) -> u64 {
     0xe000_e000_e000_e000 + index as u64 * 0x0101
 }
@@ -86,7 +86,7 @@ impl Lab {
         Ok(Self { base, caching, unit: unit.map_err(words)?, memory, registers, edu })
     }
 
-    /// Brings the unit up anew: every device is denied.
+    /// Brings the unit up again, with every device blocked.
     pub fn restart(&mut self) -> Result<(), String> {
         let registers = self.registers.clone();
         self.unit =
@@ -99,7 +99,7 @@ impl Lab {
         Ok(())
     }
 
-    /// A new space without mappings.
+    /// Creates a space without mappings.
     pub fn space(&mut self, tag: u16) -> Result<Space, String> {
         let UnitCapabilities { page_sizes, coherent, forces_snoop, .. } = self.unit.capabilities();
         let format = TableFormat { levels: 3, page_sizes, coherent, forces_snoop };
@@ -107,7 +107,7 @@ impl Lab {
         Ok(Space { tag: DomainTag(tag), table: table.map_err(words)? })
     }
 
-    /// As [`Lab::space`], of 4 KiB pages only.
+    /// Creates a space like [`Lab::space`], with 4 KiB pages only.
     pub fn small_page_space(&mut self, tag: u16) -> Result<Space, String> {
         let UnitCapabilities { forces_snoop, .. } = self.unit.capabilities();
         let page_sizes = PageSizes::SIZE_4K;
@@ -116,7 +116,7 @@ impl Lab {
         Ok(Space { tag: DomainTag(tag), table })
     }
 
-    /// Maps and publishes.
+    /// Maps and publishes a range.
     pub fn map(
         &mut self,
         space: &mut Space,
@@ -128,14 +128,14 @@ impl Lab {
         self.unit.publish_pages(&mut self.memory, space.tag, range).map_err(words)
     }
 
-    /// Removes translations from the tables, nothing else.
+    /// Only removes translations from the tables.
     pub fn unmap_only(&mut self, space: &mut Space, range: IovaRange) -> Result<Detached, String> {
         let mut detached = Detached::new();
         space.table.unmap(&mut self.memory, range, &mut detached).map_err(words)?;
         Ok(detached)
     }
 
-    /// Makes the unit forget what `detached` holds, and frees it.
+    /// Invalidates the translations in `detached`, and frees its tables.
     pub fn finish_unmap(&mut self, space: &Space, mut detached: Detached) -> Result<(), String> {
         if let Some(stale) = detached.stale() {
             let freed = detached.tables_freed();
@@ -145,13 +145,13 @@ impl Lab {
         Ok(())
     }
 
-    /// The whole of it.
+    /// Unmaps and invalidates a range, and frees its tables.
     pub fn unmap(&mut self, space: &mut Space, range: IovaRange) -> Result<(), String> {
         let detached = self.unmap_only(space, range)?;
         self.finish_unmap(space, detached)
     }
 
-    /// Writes an entry, nothing else.
+    /// Only writes an entry.
     pub fn write_entry(&mut self, source: RequesterId, entry: Entry) -> Result<(), String> {
         self.unit.write_entry(&mut self.memory, source, entry).map_err(words)
     }
@@ -168,19 +168,19 @@ impl Lab {
         self.unit.invalidate_entry(&mut self.memory, source, old).map_err(words)
     }
 
-    /// Lets a blocked device into a space.
+    /// Attaches a blocked device to a space.
     pub fn attach(&mut self, source: RequesterId, space: &Space) -> Result<(), String> {
         self.write_entry(source, entry(space))?;
         self.invalidate_entry(source, None)
     }
 
-    /// Blocks a device that was in a space.
+    /// Blocks a device that was attached to a space.
     pub fn detach(&mut self, source: RequesterId, space: &Space) -> Result<(), String> {
         self.write_entry(source, Entry::Blocked)?;
         self.invalidate_entry(source, Some(space.tag))
     }
 
-    /// Gives a space's tables back. No device is in it.
+    /// Frees a space's tables. No device may be attached to it.
     pub fn destroy(&mut self, space: Space) {
         space.table.destroy(&mut self.memory);
     }
@@ -192,7 +192,7 @@ impl Lab {
         Ok(all)
     }
 
-    /// Fails unless exactly this fault waits.
+    /// Fails unless exactly this fault is waiting.
     pub fn expect_fault(
         &mut self,
         source: RequesterId,
@@ -212,13 +212,13 @@ impl Lab {
         }
     }
 
-    /// Fails unless no fault waits.
+    /// Fails if any fault is waiting.
     pub fn expect_no_fault(&mut self) -> Result<(), String> {
         let all = self.faults()?;
         if all.is_empty() { Ok(()) } else { Err(format!("no fault expected, but {all:?}")) }
     }
 
-    /// Lets edu device `index` write its pattern at `iova`; says whether it arrived at `phys`.
+    /// Lets edu device `index` write its pattern at `iova`. Returns whether the pattern arrived at `phys`.
     pub fn arrives(&self, index: usize, iova: u64, phys: u64) -> Result<bool, String> {
         phys::fill(phys, LENGTH, MARK);
         self.edu[index].write_memory(iova, LENGTH);
@@ -232,7 +232,7 @@ impl Lab {
     }
 }
 
-/// The entry that lets a device into a space.
+/// Returns the entry that attaches a device to a space.
 pub fn entry(space: &Space) -> Entry {
     let (root, levels) = (space.table.root(), space.table.levels());
     Entry::Translate { tag: space.tag, root, levels }

@@ -1,4 +1,4 @@
-//! The checks.
+//! The register-level checks.
 
 mod addresses;
 mod amd;
@@ -22,7 +22,7 @@ use crate::{cpu, println};
 
 use lab::Lab;
 
-/// What a check found: a detail, or what is wrong.
+/// The result of a check: a detail, or the reason for its failure.
 type Outcome = Result<String, String>;
 
 /// Fails the check with a formatted reason unless the condition holds.
@@ -45,7 +45,7 @@ impl Tally {
         let passed = self.passed;
         self.check(|| body(lab));
         if self.passed == passed {
-            // What a failed check leaves behind is no reason for the next ones to fail.
+            // Restarts the unit, so that the state left by a failed check does not fail later ones.
             match lab.restart() {
                 Ok(()) => println!("@@log the unit was brought up again"),
                 Err(reason) => println!("@@log bringing the unit up again: {reason}"),
@@ -68,7 +68,7 @@ impl Tally {
     }
 }
 
-/// Runs every check; returns how many failed.
+/// Runs every check. Returns the number of failed ones.
 pub fn run(info: &StartInfo) -> usize {
     let mut tally = Tally { number: 0, passed: 0 };
     let t = &mut tally;

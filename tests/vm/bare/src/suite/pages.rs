@@ -1,4 +1,4 @@
-//! Pages and page tables, as the unit sees them.
+//! Pages and page tables from the unit's point of view.
 
 use alloc::format;
 
@@ -11,7 +11,7 @@ use super::{Outcome, ensure};
 pub fn stale(lab: &mut Lab) -> Outcome {
     let source = lab.edu[0].id;
     let mut space = lab.space(8)?;
-    // A neighbour keeps the tables in place: only leaves go.
+    // A neighbour keeps the tables in use, so that only leaves are removed.
     lab.map(&mut space, range(0x50_0000, 8192), ARENA, READ_WRITE)?;
     lab.attach(source, &space)?;
     ensure!(lab.arrives(0, 0x50_0000, ARENA)?, "the page is not reached");
@@ -21,7 +21,7 @@ pub fn stale(lab: &mut Lab) -> Outcome {
     ensure!(!lab.arrives(0, 0x50_0000, ARENA)?, "the page is still reached");
     lab.expect_fault(source, 0x50_0000, Write, 5)?;
     ensure!(lab.arrives(0, 0x50_1000, ARENA + 4096)?, "the neighbour is lost");
-    // The address is used again for other memory: the unit sees the new page.
+    // The address is reused for other memory, and the unit finds the new page.
     lab.map(&mut space, page(0x50_0000), OTHER, READ_WRITE)?;
     ensure!(lab.arrives(0, 0x50_0000, OTHER)?, "the new page is not reached");
     lab.expect_no_fault()?;
@@ -30,7 +30,7 @@ pub fn stale(lab: &mut Lab) -> Outcome {
     Ok("passed before, denied after".into())
 }
 
-/// Pages 5 to 10 of a run: one invalidation must cover an aligned power of two around them.
+/// Unmaps pages 5 to 10 of a run. One invalidation must cover an aligned power of two around them.
 pub fn stale_range(lab: &mut Lab) -> Outcome {
     const FIRST: u64 = 0x50_5000;
     const COUNT: u64 = 6;
@@ -66,7 +66,7 @@ pub fn superpage(lab: &mut Lab) -> Outcome {
     let iova = 0x4000_0000;
     let frames = lab.memory.frames_in_use();
     lab.map(&mut space, range(iova, SIZE), BIG, READ_WRITE)?;
-    // Levels 3 and 2, no table of 4 KiB entries; the entry has R, W and PS (VT-d 4.1 section 9.8).
+    // Tables at levels 3 and 2 but none of 4 KiB entries. The entry has R, W and PS (VT-d 4.1 section 9.8).
     ensure!(lab.memory.frames_in_use() == frames + 1, "{} frames", lab.memory.frames_in_use());
     let level_2 = lab.memory.load(space.table.root(), 1) & !0xfff;
     let leaf = lab.memory.load(iommud::addr::PhysAddr(level_2), 0);

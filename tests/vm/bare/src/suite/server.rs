@@ -1,5 +1,4 @@
-//! The whole server over the unit: policy, engine and backend, from the bytes of a request to the bytes of
-//! its reply.
+//! The whole server over the unit: policy, engine and backend, from the bytes of a request to the bytes of its reply.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -30,33 +29,33 @@ use crate::owner::Owner;
 use crate::seams::{FRAMES, FRAMES_LENGTH, Frames, Registers, Time};
 use crate::{cpu, pci, phys, println};
 
-/// Memory of buffers.
+/// Memory for buffers.
 const BUFFERS: u64 = 128 << 20;
 const BUFFERS_LENGTH: u64 = 64 << 20;
 
 /// An address of the server's own memory.
 pub(super) const TABLES: u64 = FRAMES;
 
-/// Pages of a large batch, each at its own place.
+/// Pages of a large batch, each at an address of its own.
 pub(super) const PAGES: u32 = 512;
 
-/// Most instructions to map and unmap 4 KiB, alone in its 2 MiB, whose table of pages is there from the last time:
-/// the target, which is meant for one path that serves batches too.
+/// Most instructions to map and unmap 4 KiB that are alone in their 2 MiB, with an existing table of pages. This is
+/// the target for a single path that also serves batches.
 const PAIR: u64 = 2600;
 
-/// Most instructions more when mapping takes an invalidation, too.
+/// Most additional instructions when mapping needs an invalidation too.
 const PUBLISHED: u64 = 200;
 
-/// Most instructions to map and unmap a page, as one of [`PAGES`] items of a batch. The target is 300.
+/// Most instructions to map and unmap a page as one of [`PAGES`] items of a batch. The target is 300.
 const BATCHED: u64 = 1900;
 
-/// Most instructions to map and unmap a page of a list of [`PAGES`]: the target.
+/// Most instructions to map and unmap one page in a list of [`PAGES`]. This is the target.
 const LISTED: u64 = 40;
 
-/// Rounds before a measurement: the first ones make tables and grow lists.
+/// Rounds before a measurement, in which tables are created and lists grow.
 const WARM_UP: usize = 4;
 
-/// Configuration space through the ports; extended registers are out of reach.
+/// Configuration space through the ports, without extended registers.
 struct Ports;
 
 impl ConfigSpace for Ports {
@@ -68,7 +67,7 @@ impl ConfigSpace for Ports {
     }
 }
 
-/// Buffers, one behind the other; what is given back is used again when it has the same length.
+/// Buffers, one behind the other. Freed memory is reused for a buffer of the same length.
 #[derive(Default)]
 struct Pool {
     next: u64,
@@ -128,9 +127,9 @@ pub struct Served {
 const CALLER: Caller = Caller { client: ClientId(1), uid: 0 };
 
 impl Served {
-    /// Starts a server, policy compat, on a unit that is off.
+    /// Starts a server with policy compat on a unit that is off.
     pub fn start(info: &StartInfo, base: u64) -> Result<Self, String> {
-        // What an owner before left running: units start off.
+        // Turns off everything that an earlier owner left running.
         Owner::new(base);
         let edu: Vec<Edu> = Edu::all().collect();
         for (index, edu) in edu.iter().enumerate() {
@@ -161,8 +160,8 @@ impl Served {
         Ok(Self { server, registers, edu, payload, session: None, slot: 0, iova: 0 })
     }
 
-    /// One call on the session, from the bytes of the request to the bytes of the reply; the instructions
-    /// that the server took for it.
+    /// Makes one call on the session, from the bytes of the request to the bytes of the reply. Returns the server's
+    /// instructions.
     pub(super) fn call(&mut self, operation: Operation, request: &[u8]) -> Result<u64, String> {
         let handle = self.session.ok_or("no session")?;
         let length = RequestHeader::SIZE + request.len();
@@ -196,12 +195,12 @@ impl Served {
         String::from_utf8(bytes).map_err(words)
     }
 
-    /// The name of an edu device.
+    /// Returns the address of an edu device.
     pub(super) fn device(&self, index: usize) -> PciAddress {
         PciAddress { segment: 0, requester: self.edu[index].id }
     }
 
-    /// Lets an edu device write to `address`.
+    /// Makes an edu device write to `address`.
     pub(super) fn attempt(&self, index: usize, address: u64) {
         self.edu[index].write_memory(address, LENGTH);
     }
@@ -210,12 +209,12 @@ impl Served {
         self.server.tick();
     }
 
-    /// Whether the first edu device reaches the buffer that was allocated first.
+    /// Whether the first edu device reaches the first buffer.
     pub(super) fn reaches_buffer(&self) -> bool {
         self.arrives(self.iova, BUFFERS)
     }
 
-    /// Does something with a session on another device, then closes it.
+    /// Runs `act` with a session on another device, then closes the session.
     pub(super) fn with_session<T>(
         &mut self,
         device: PciAddress,
@@ -288,7 +287,7 @@ fn told(served: &mut Served) -> Result<FaultRecord, String> {
     FaultRecord::decode(&bytes).map_err(words)
 }
 
-/// Instructions from the first byte of a request to the last of its reply, and what reaches the registers.
+/// Counts instructions from the first byte of a request to the last byte of its reply, and register accesses.
 pub fn costs(served: &mut Served) -> Outcome {
     let map = Map { slot: served.slot, access: 3, length: 4096, ..Map::default() };
     let (mut mapping, mut unmapping) = (0, 0);
@@ -321,14 +320,14 @@ pub fn costs(served: &mut Served) -> Outcome {
     Ok(format!("{PAGES} scattered pages in one call: {each} a page for the pair"))
 }
 
-/// The request for a list: every page of the buffer, none next to its neighbour.
+/// Encodes the request for a list of every page of the buffer, no two neighbours adjacent.
 pub(super) fn list(slot: u32) -> Result<Vec<u8>, String> {
     let mut bytes = encoded(&MapList { slot, access: 3, count: PAGES, ..MapList::default() })?;
     bytes.extend((0..PAGES).flat_map(|page| (page * 77 % PAGES).to_le_bytes()));
     Ok(bytes)
 }
 
-/// Maps scattered pages as one list, then unmaps it: the instructions of each.
+/// Maps scattered pages as one list, then unmaps it. Returns the instructions of each.
 fn listed(served: &mut Served) -> Result<(u64, u64), String> {
     let request = list(served.slot)?;
     let mut costs = (0, 0);
@@ -346,8 +345,8 @@ fn listed(served: &mut Served) -> Result<(u64, u64), String> {
     Ok(costs)
 }
 
-/// The request for a batch of maps or unmaps: pages of a buffer in reverse order, from the address `at` on, every
-/// second page.
+/// Encodes the request for a batch of maps or unmaps: pages of a buffer in reverse order, at every second page from
+/// address `at` on.
 pub(super) fn scattered(operation: Operation, slot: u32, at: u64) -> Result<Vec<u8>, String> {
     let mut bytes = encoded(&Batch { count: PAGES, reserved: 0 })?;
     for page in 0..u64::from(PAGES) {
@@ -363,7 +362,7 @@ pub(super) fn scattered(operation: Operation, slot: u32, at: u64) -> Result<Vec<
     Ok(bytes)
 }
 
-/// Maps scattered pages in one call; then unmaps them in another.
+/// Maps scattered pages in one call, then unmaps them in another.
 fn batch(served: &mut Served) -> Result<(u64, u64, u32), String> {
     const AT: u64 = 0x0600_0000;
     let map = scattered(Operation::Map, served.slot, AT)?;

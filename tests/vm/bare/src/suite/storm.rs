@@ -1,4 +1,5 @@
-//! A device that faults without end: it is silenced, others are heard, and others' requests cost what they did.
+//! A device that faults without end is silenced. Faults of others are reported, and others' requests cost no more
+//! than before.
 
 use alloc::format;
 use alloc::string::String;
@@ -10,14 +11,14 @@ use super::server::{Served, encoded};
 use super::{Outcome, ensure};
 use crate::println;
 
-/// Most faults that are taken of one source.
+/// Most faults taken from one source.
 const TAKEN: u64 = 16;
 
-/// An address that nobody was granted.
+/// An address that was never granted.
 const NOWHERE: u64 = 0x5000_0000;
 
 pub fn silenced(served: &mut Served) -> Outcome {
-    // A pause: what was counted before is forgotten.
+    // Makes a pause, which resets the server's counts.
     (0..3).for_each(|_| served.tick());
     let before = faults(served)?;
     let quiet = attach_other(served)?;
@@ -36,7 +37,7 @@ pub fn silenced(served: &mut Served) -> Outcome {
     ensure!(status.contains(&wanted), "no \"{wanted}\" in: {status}");
     ensure!(served.reaches_buffer(), "silenced, the device does not reach its buffer");
 
-    // The other device is unclaimed: policy keeps it from the tables.
+    // The other device is unclaimed, and policy keeps the tables out of its reach.
     served.attempt(1, super::server::TABLES);
     served.tick();
     let others = faults(served)? - before - taken;
@@ -66,7 +67,7 @@ pub fn silenced(served: &mut Served) -> Outcome {
     Ok(format!("{taken} faults of {attempts} taken; attach {stormy} instructions, {quiet} before"))
 }
 
-/// Claims another device, attaches it and gives it back: the instructions of attaching.
+/// Claims another device, attaches it and gives it back. Returns the instructions of the attach.
 fn attach_other(served: &mut Served) -> Result<u64, String> {
     let device: PciAddress = served.device(1);
     served.with_session(device, |served| {

@@ -1,4 +1,4 @@
-//! Units that somebody else left translating.
+//! Units left translating by a previous owner.
 
 use alloc::format;
 
@@ -12,7 +12,7 @@ use crate::cpu;
 use crate::owner::Owner;
 use crate::seams::Time;
 
-/// A second server takes over what the first one left: here, as there, a device at work never notices.
+/// A second server takes over the first one's unit, and a working device is never disturbed.
 pub fn own(lab: &mut Lab) -> Outcome {
     let source = lab.edu[0].id;
     let mut old = lab.space(13)?;
@@ -23,7 +23,7 @@ pub fn own(lab: &mut Lab) -> Outcome {
     Ok("no write of GCMD left TE clear".into())
 }
 
-/// As [`own`], with tables that iommud never saw.
+/// The same as [`own`], with tables that iommud did not write.
 pub fn stranger(lab: &mut Lab) -> Outcome {
     let mut owner = Owner::new(lab.base);
     owner.translate(lab.edu[0].id, 0x90_0000, ARENA);
@@ -32,8 +32,8 @@ pub fn stranger(lab: &mut Lab) -> Outcome {
     Ok("no write of GCMD left TE clear".into())
 }
 
-/// Takes the unit over. The first device, which reaches `phys` at `iova` through the old tables, does so
-/// until the new ones are in force, and then only what they say.
+/// Takes the unit over. The first device reaches `phys` at `iova` through the old tables until the new ones are in
+/// force. Afterwards only the new tables apply.
 fn take_over(lab: &mut Lab, iova: u64, phys: u64) -> Result<(), alloc::string::String> {
     let source = lab.edu[0].id;
     ensure!(lab.arrives(0, iova, phys)?, "the old page is not reached");
@@ -60,7 +60,7 @@ fn take_over(lab: &mut Lab, iova: u64, phys: u64) -> Result<(), alloc::string::S
     Ok(())
 }
 
-/// The hardware's side of it; iommud waits by status words only.
+/// Checks the hardware's completion interrupt. iommud itself waits only by status words.
 pub fn completion(base: u64) -> Outcome {
     let vector = cpu::FIRST_VECTOR + 4;
     let mut owner = Owner::new(base);

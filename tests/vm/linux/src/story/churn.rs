@@ -1,4 +1,4 @@
-//! Many processes that live and die at random.
+//! Many processes that start and end at random.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,10 +16,10 @@ use crate::role::pattern;
 
 const PROCESSES: usize = 16;
 const TIME: Duration = Duration::from_secs(20);
-/// A process is killed this often, on average.
+/// The average interval between kills.
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// Numbers of the text `metrics` that must be as before when everybody is gone.
+/// Numbers of the text `metrics` that must return to their old values once all processes are gone.
 const SETTLE: [&str; 9] = [
     "clients",
     "sessions",
@@ -32,7 +32,7 @@ const SETTLE: [&str; 9] = [
     "table_frames",
 ];
 
-/// A small generator of random numbers (xorshift64, Marsaglia 2003).
+/// A small pseudorandom generator (xorshift64, Marsaglia 2003).
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -82,7 +82,7 @@ pub(super) fn check(story: &Story) -> Result<String> {
         server.metric("calls")? - get(&before, "calls")?,
         server.metric("faults")? - get(&before, "faults")?,
     );
-    // The only fault that can be explained is a DMA under way when its driver was killed.
+    // A DMA under way when its driver is killed is the only acceptable cause of a fault.
     ensure!(faults <= killed as u64, "{faults} faults, but only {killed} killed");
     let rounds = rounds(started)?;
     ensure!(rounds >= 10 && killed >= 10, "only {rounds} rounds of DMA, {killed} killed");
@@ -117,7 +117,7 @@ fn spawn(started: &mut usize, devices: &[String]) -> Result<Child> {
     Ok(Child { number, process: Process::start("/init", &arguments, Some(file))? })
 }
 
-/// Rounds that the processes finished: a line each.
+/// Counts the rounds that the processes finished: one line each.
 fn rounds(started: usize) -> Result<usize> {
     let mut sum = 0;
     for number in 0..started {
@@ -130,7 +130,7 @@ fn get(metrics: &BTreeMap<String, u64>, name: &str) -> Result<u64> {
     metrics.get(name).copied().with_context(|| format!("no metric {name}"))
 }
 
-/// One number of the text `metrics`.
+/// Returns one number of the text `metrics`.
 pub(super) fn get_metric(text: &str, name: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.with_context(|| format!("no metric {name}"))?.parse().context("a metric is no number")
@@ -153,8 +153,8 @@ fn settle(story: &Story, before: &BTreeMap<String, u64>) -> Result<()> {
     settled.with_context(|| format!("not as before: {last}"))
 }
 
-/// What each of the processes does, a number of times: claim a device, attach, allocate, copy by DMA, look
-/// for faults, let go. `Err` is a finding; being refused because somebody else was faster is none.
+/// The work of each process, repeated: claims a device, attaches it, allocates, copies by DMA, checks for faults,
+/// releases the device. `Err` reports a defect. A refusal because another process was faster is none.
 pub(crate) fn churn(seed: u64, devices: &[String]) -> Result<()> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let connection = Connection::system()?;
@@ -174,7 +174,7 @@ pub(crate) fn churn(seed: u64, devices: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Attaches, copies by DMA to the device and back, compares, and lets go.
+/// Attaches, copies by DMA to the device and back, compares, and detaches.
 pub(super) fn copy(device: &Device, seed: u64) -> Result<()> {
     let function = pci::Function::open(device.address())?;
     let edu = Edu::new(Function::from_scheme_name(&device.address().to_string()))?;

@@ -1,4 +1,4 @@
-//! What a claimed device reaches, and what it does not.
+//! The reach of a claimed device, and its limits.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use super::{OTHER_OUTPUT, Story, edud, rogue, tells};
 use crate::edu::MAX_COUNT;
 use crate::process::{number, until};
 
-/// An address below 4 GiB that no allocation of the story reaches: in the middle of the guest's memory, so a
-/// write that went through would do harm.
+/// An address below 4 GiB that no allocation of the story uses. It lies in the middle of the guest's memory, so an
+/// unblocked write would do harm.
 const NEVER_GRANTED: u64 = 0x2000_0000;
 
 /// Check 4.
@@ -23,13 +23,13 @@ pub(super) fn edud_works(story: &mut Story) -> Result<String> {
     Ok(format!("{MAX_COUNT} bytes both ways at iova {iova:#x}; the other driver starts its loop"))
 }
 
-/// The address that a driver says its buffer has.
+/// Returns the address of a driver's buffer from its output.
 pub(super) fn buffer_address(output: &str) -> Result<u64> {
     let word = output.split_once("at iova ").and_then(|(_, rest)| rest.split_whitespace().next());
     number(word.with_context(|| format!("no buffer in: {output}"))?)
 }
 
-/// Check 6: the rogue itself checks source and page of the fault that it is told.
+/// Check 6: the rogue itself checks source and page of the fault record that it gets.
 pub(super) fn never_granted(story: &Story) -> Result<String> {
     let server = story.server()?;
     let before = server.fault_lines()?;
@@ -45,13 +45,13 @@ pub(super) fn never_granted(story: &Story) -> Result<String> {
         tells(fault, access, Some(NEVER_GRANTED))?;
         told.push(fault.to_owned());
     }
-    // The log has the same faults and no others: nobody else was disturbed.
+    // The log has exactly these faults: no other device was disturbed.
     let logged = server.faults_since(before)?;
     ensure!(logged == told, "logged {logged:?}, told {told:?}");
     Ok(told.join("; "))
 }
 
-/// Check 7: by the other driver's own address, and by where its memory really is.
+/// Check 7: uses the other driver's I/O address, and then its physical address.
 pub(super) fn others_buffer(story: &mut Story) -> Result<String> {
     let iova = other_address()?;
     let physical = other_memory(story)?;
@@ -66,7 +66,7 @@ pub(super) fn others_buffer(story: &mut Story) -> Result<String> {
         ensure!(fault.first() == Some(&story.first), "the rogue was told {fault:?}");
     }
     ensure!(rogue.tell("fault 0")? == ["none"], "the rogue was told more than it did");
-    // The other driver checks every byte of every round, and ends when one is wrong.
+    // The other driver checks every byte of every round, and ends on a wrong one.
     std::thread::sleep(Duration::from_millis(500));
     ensure!(other_memory(story)? == physical, "the other driver moved");
     Ok(format!("by its iova {iova:#x} and by its bus address: denied, its loop goes on"))
@@ -79,7 +79,7 @@ fn other_address() -> Result<u64> {
     found.context("the other driver told no address")
 }
 
-/// Physical address of the other driver's buffer: the page that it overwrites with 0xee between its copies.
+/// Returns the physical address of the other driver's buffer: the page that it fills with 0xee between its copies.
 pub(super) fn other_memory(story: &Story) -> Result<u64> {
     let memory = story.server()?.memory()?;
     let found = until(Duration::from_secs(5), || {

@@ -10,18 +10,18 @@ use crate::memory::HugePage;
 use crate::process::until;
 use crate::role::{pattern, word};
 
-/// Seeds of the patterns: what the dead driver's device writes, what the next user of its memory writes,
-/// and what an innocent page holds.
+/// Seeds of three patterns: written by the dead driver's device, written by the next user of its memory, and held by
+/// an unrelated page.
 const WRITTEN: u64 = 10;
 const REUSED: u64 = 20;
 const INNOCENT: u64 = 30;
 
-/// Buffers that the next user takes at most, to get the dead driver's memory among them.
+/// Most buffers that the next user allocates to get the dead driver's memory.
 const MOST_BUFFERS: u64 = 40;
 
-/// Check 10. The driver maps its buffer at an address that is also the physical address of a page which is
-/// none of its business: once its domain is gone, the write that is under way may land neither there nor in
-/// the buffer's memory.
+/// Check 10. The driver maps its buffer at an address that is also the physical address of an unrelated page. The
+/// driver dies during a DMA write. Once its domain is gone, the write may land neither in that page nor in the
+/// buffer's memory.
 pub(super) fn kill_in_dma(story: &Story) -> Result<String> {
     let server = story.server()?;
     let innocent = HugePage::new("innocent")?;
@@ -41,7 +41,7 @@ pub(super) fn kill_in_dma(story: &Story) -> Result<String> {
     let gone = until(Duration::from_secs(1), || Ok((sessions(story)? == 1).then_some(())))?;
     gone.context("the dead driver's session stays")?;
 
-    // The next user takes memory until it has the page, and puts its own pattern there.
+    // The next user allocates memory until it gets the page, and writes its own pattern there.
     let mut next = Story::driver(&story.legacy_name())?;
     let mut taken = None;
     for index in 0..MOST_BUFFERS {
@@ -63,7 +63,7 @@ pub(super) fn kill_in_dma(story: &Story) -> Result<String> {
     super::tells(&fault, "write", None)?;
     let reach = field(&server.text(&format!("devices/{}", story.first))?, "reaches")?;
     ensure!(reach.starts_with("nothing"), "its device reaches {reach}");
-    // The word that this driver's own device is quiet: it goes back to policy, and to its old driver.
+    // Detaching shows that this driver's own device is quiet. It returns to policy and to its legacy driver.
     next.tell("detach")?;
     Ok(format!("its memory was buffer {taken} of the next driver when the write came: {fault}"))
 }

@@ -1,4 +1,4 @@
-//! Stopping and starting anew.
+//! Stopping and restarting iommud.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,8 +12,8 @@ use crate::memory::HugePage;
 use crate::role::word;
 use crate::unit::Registers;
 
-/// Check 12: the legacy device writes all the time while a strict iommud starts. Once a write is denied,
-/// none passes any more, and none passes after iommud takes requests.
+/// Check 12: the legacy device writes constantly while a strict iommud starts. After the first denied write none
+/// passes. None passes either once iommud accepts requests.
 pub(super) fn strict(story: &mut Story) -> Result<String> {
     under_compat(story)?;
     story.stop()?;
@@ -43,7 +43,7 @@ pub(super) fn strict(story: &mut Story) -> Result<String> {
     Ok(format!("{} writes passed before, then {} denied", before.len(), after.len() + 1))
 }
 
-/// The legacy device reaches what policy maps.
+/// Checks that the legacy device reaches policy's mappings.
 fn under_compat(story: &Story) -> Result<()> {
     let text = story.server()?.text(&format!("devices/{}", story.legacy_name()))?;
     let reach = field(&text, "reaches")?;
@@ -51,7 +51,7 @@ fn under_compat(story: &Story) -> Result<()> {
     Ok(())
 }
 
-/// Writes and looks, again and again, and once after `stop`: which writes passed.
+/// Writes and checks repeatedly, and once more after `stop`. Returns which writes passed.
 fn write_until(edu: &Edu, page: &HugePage, stop: &AtomicBool) -> Result<Vec<bool>> {
     let mut passes = Vec::new();
     loop {
@@ -63,7 +63,7 @@ fn write_until(edu: &Edu, page: &HugePage, stop: &AtomicBool) -> Result<Vec<bool
     }
 }
 
-/// Whether a write of the device's buffer arrives.
+/// Whether a write of the device's buffer arrives in memory.
 fn write_passes(edu: &Edu, page: &HugePage, round: u64) -> Result<bool> {
     let before = word(1000 + round, 0);
     page.memory.write64(8192, before)?;
@@ -71,9 +71,9 @@ fn write_passes(edu: &Edu, page: &HugePage, round: u64) -> Result<bool> {
     Ok(page.memory.read64(8192)? != before)
 }
 
-/// Check 14: a driver is at work when SIGTERM comes.
+/// Check 14: SIGTERM arrives while a driver is working.
 pub(super) fn stop(story: &mut Story) -> Result<String> {
-    // A driver dies attached to the legacy device: the next server knows, whatever its policy.
+    // A driver dies with the legacy device attached. The next server knows that from the notes, whatever its policy.
     let legacy = story.legacy_name();
     Story::driver(&legacy)?.kill()?;
     story.stop()?;
@@ -87,7 +87,7 @@ pub(super) fn stop(story: &mut Story) -> Result<String> {
     driver.tell(&format!("store {iova:#x} 8"))?;
     let memory = story.server()?.memory()?;
     story.stop()?;
-    // Translation stays on, and so do the tables, in files that outlive the server.
+    // Translation stays on, and the tables stay in force, in files that outlive the server.
     let registers = Registers::open()?;
     ensure!(registers.translates()?, "translation is off");
     ensure!(memory.contains(registers.root_table()?), "the root table is elsewhere");

@@ -1,5 +1,4 @@
-//! Devices that are plugged in behind a root port and pulled out. The machine does it when it is asked to; the kernel
-//! tells iommud.
+//! Devices plugged in behind a root port and removed. The host does it on request, and the kernel notifies iommud.
 
 use std::time::Duration;
 
@@ -11,19 +10,19 @@ use crate::pci::Function;
 use crate::process::{Puppet, until};
 use crate::report::{check, log, please};
 
-/// How long plugging takes at most: the kernel looks at the bus, and assigns registers.
+/// Time limit for plugging. The kernel scans the bus and assigns registers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Seeds of patterns.
 const SENT: u64 = 40;
 const KEPT: u64 = 50;
 
-/// What the checks hand on.
+/// State shared by the checks.
 struct HotPlug {
     story: Story,
-    /// The place behind the port, as iommud calls it.
+    /// iommud's name for the slot behind the port.
     place: Option<String>,
-    /// Whoever drove what was pulled out.
+    /// The driver of the removed device.
     orphan: Option<Puppet>,
 }
 
@@ -52,7 +51,7 @@ impl HotPlug {
         self.story.server()?.text(&format!("devices/{}", self.place()?))
     }
 
-    /// Whether iommud knows a function behind the port.
+    /// Whether iommud lists a function behind the port.
     fn is_known(&self) -> Result<bool> {
         Ok(self
             .story
@@ -69,7 +68,7 @@ impl HotPlug {
         })
     }
 
-    /// Asks for it, and waits until iommud has heard.
+    /// Requests the removal, and waits until iommud has processed it.
     fn unplug(&self) -> Result<()> {
         please("unplug");
         self.wait_known(false)
@@ -95,7 +94,7 @@ fn appears(s: &mut HotPlug) -> Result<String> {
     Ok(format!("{}, group {}", s.place()?, field(&text, "group")?))
 }
 
-/// Copies a pattern through the device and back, with a driver that has attached it.
+/// Copies a pattern through the device and back, with a driver that has it attached.
 fn copies(driver: &mut Puppet) -> Result<()> {
     let source = driver.ask("allocate 0 4096")?;
     let target = driver.ask("allocate 1 4096")?;
@@ -135,7 +134,7 @@ fn pulled_out(s: &mut HotPlug) -> Result<String> {
     let attached = metrics.get("sessions_attached").copied();
     ensure!(attached == Some(1), "attached: {attached:?}");
     let cut = driver.tell(&format!("check 2 {KEPT}")).is_ok();
-    // The buffers are its driver's still, until it ends.
+    // The buffers still belong to the driver until it ends.
     driver.tell(&format!("fill 2 {SENT}"))?;
     std::thread::sleep(Duration::from_millis(200));
     driver.tell(&format!("check 2 {SENT}"))?;

@@ -1,4 +1,4 @@
-//! Status, and a device that nobody claims, under policy compat.
+//! Status, and an unclaimed device under policy compat.
 
 use anyhow::{Result, ensure};
 
@@ -49,10 +49,10 @@ pub(super) fn works(story: &Story) -> Result<String> {
     Ok(format!("{MAX_COUNT} bytes both ways at bus address {:#x}", page.physical))
 }
 
-/// Memory to device and back, to the next page.
+/// Copies memory to the device and back to the next page.
 pub(super) fn copy_both_ways(story: &Story, page: &HugePage) -> Result<()> {
     let length = usize::try_from(MAX_COUNT)?;
-    // Drivers of other checks have had the device, and left its bus mastering off.
+    // Drivers of other checks used the device and left its bus mastering off.
     story.legacy.function.enable(true)?;
     page.memory.fill(0, length, |index| crate::role::word(1, index))?;
     page.memory.fill(4096, length, |_| 0)?;
@@ -66,8 +66,8 @@ pub(super) fn copy_both_ways(story: &Story, page: &HugePage) -> Result<()> {
     Ok(())
 }
 
-/// Check 3: the unit's tables down to the root of a page table, a buffer page and the unit's registers, each
-/// written to and read from.
+/// Check 3: writes and reads the unit's tables down to the root of a page table, a buffer page, and the unit's
+/// registers.
 pub(super) fn attacks(story: &mut Story) -> Result<String> {
     let (memory, registers) = (story.server()?.memory()?, Registers::open()?);
     let buffer = memory.pages().first().map_or(0, |page| page.physical);
@@ -93,7 +93,7 @@ fn contents(memory: &crate::memory::ServerMemory, target: u64) -> Result<Vec<u8>
 }
 
 impl Story {
-    /// Lets the legacy device write a pattern to `target`; iommud must tell the fault.
+    /// Makes the legacy device write a pattern to `target`. iommud must report the fault.
     fn write_denied(&self, own: &HugePage, target: u64) -> Result<()> {
         let server = self.server()?;
         let length = usize::try_from(MAX_COUNT)?;
@@ -106,7 +106,7 @@ impl Story {
         Ok(())
     }
 
-    /// Lets the legacy device read `target`; it must not learn anything, and iommud must tell the fault.
+    /// Makes the legacy device read `target`. It must get no data, and iommud must report the fault.
     fn read_denied(&self, own: &HugePage, target: u64) -> Result<()> {
         let server = self.server()?;
         let before = server.fault_lines()?;
@@ -116,7 +116,7 @@ impl Story {
         own.memory.fill(0, 4096, |_| u64::MAX)?;
         self.legacy.write_memory(own.physical, MAX_COUNT)?;
         let loot = own.memory.bytes(0, usize::try_from(MAX_COUNT)?)?;
-        // A denied read gives zeros on QEMU; the device's buffer may also be as it was.
+        // A denied read returns zeros on QEMU. The device's buffer may also be unchanged.
         let nothing = loot.iter().all(|byte| *byte == 0) || loot == pattern(3, loot.len());
         ensure!(nothing, "the device read {target:#x}");
         Ok(())

@@ -1,5 +1,5 @@
-//! The story on a machine with a unit. Three edu devices: one driven by whoever the check needs, one whose
-//! driver works undisturbed throughout, and one driven the old way, with bus addresses.
+//! The story on a machine with a unit. Three edu devices: one for the drivers of each check, one whose driver works
+//! undisturbed throughout, and one with a legacy driver, which uses bus addresses.
 
 mod churn;
 mod confinement;
@@ -38,27 +38,27 @@ use crate::unit::Family;
 
 use std::time::Duration;
 
-/// How long a driver may take for one of its tasks.
+/// Time limit for one task of a driver.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where the undisturbed driver writes.
+/// Output file of the undisturbed driver.
 const OTHER_OUTPUT: &str = "/tmp/other.log";
 
-/// What the checks share.
+/// State shared by the checks.
 pub(crate) struct Story {
     server: Option<Server>,
-    /// The wire logs of servers that ended, each with where the server's memory was: first byte and size.
+    /// The wire logs of ended servers, each with that server's memory: first byte and size.
     past: Vec<(String, Vec<(u64, u64)>)>,
-    /// The first device, as iommud calls it.
+    /// iommud's name for the first device.
     first: String,
     /// The other driver's device.
     other: String,
-    /// The device that is driven the old way.
+    /// The device with a legacy driver.
     legacy: Edu,
     other_driver: Option<Process>,
-    /// An address that a client was told.
+    /// An address that a client received.
     seen_iova: u64,
-    /// Addresses in the server's memory that checks told devices to use: fault records name them.
+    /// Addresses in the server's memory that checks made devices access. Fault records contain them.
     asked: Vec<u64>,
 }
 
@@ -66,7 +66,7 @@ impl Story {
     fn new() -> Result<Self> {
         let mut functions = Function::find(EDU.0, EDU.1)?;
         ensure!(functions.len() == 3, "edu devices: {functions:?}");
-        // On a bus of its own, where the machine has one; else between the two.
+        // The device on a bus of its own, where the machine has one; else the middle one.
         let apart = functions.iter().position(|function| !function.name.starts_with("0000:00:"));
         let other = functions.remove(apart.unwrap_or(1)).scheme_name();
         let legacy = Edu::open(functions.remove(1))?;
@@ -89,7 +89,7 @@ impl Story {
         Ok(())
     }
 
-    /// Ends iommud by SIGTERM.
+    /// Stops iommud with SIGTERM.
     fn stop(&mut self) -> Result<()> {
         let server = self.server.take().context("iommud does not run")?;
         let memory = server.memory()?;
@@ -98,7 +98,7 @@ impl Story {
         server.stop()
     }
 
-    /// The log of the server that runs, or is next.
+    /// The wire log of the running server, or of the next one.
     fn wire_log(&self) -> String {
         format!("/tmp/wire-{}.log", self.past.len())
     }
@@ -107,12 +107,12 @@ impl Story {
         self.server.as_ref().context("iommud does not run")
     }
 
-    /// The legacy device, as iommud calls it.
+    /// iommud's name for the legacy device.
     fn legacy_name(&self) -> String {
         self.legacy.function.scheme_name()
     }
 
-    /// Starts a driver of the other device that copies and checks until it is stopped.
+    /// Starts a driver of the other device that copies and compares until it is killed.
     fn start_other(&mut self) -> Result<()> {
         let arguments = ["--device", &self.other, "--loop"];
         let output = File::create(OTHER_OUTPUT)?;
@@ -120,7 +120,7 @@ impl Story {
         Ok(())
     }
 
-    /// A puppet that has claimed and attached this device.
+    /// Starts a puppet that has claimed and attached this device.
     fn driver(device: &str) -> Result<Puppet> {
         let mut driver = Puppet::start()?;
         driver.tell(&format!("claim {device}"))?;
@@ -129,14 +129,14 @@ impl Story {
     }
 }
 
-/// Runs edud on a device; its output, if it ends with `code`.
+/// Runs edud on a device. Returns its output if it ends with `code`.
 fn edud(device: &str, code: i32) -> Result<String> {
     let (ended, output) = run("/bin/edud", &["--device", device], PATIENCE)?;
     ensure!(ended == code, "edud ended with {ended}: {output}");
     Ok(output)
 }
 
-/// Has the rogue do something with a device; its output, if all was as expected.
+/// Runs a task of the rogue on a device. Returns its output if it succeeds.
 fn rogue(device: &str, task: &[&str]) -> Result<String> {
     let arguments = [&["--device", device], task].concat();
     let (ended, output) = run("/bin/rogue", &arguments, PATIENCE)?;
@@ -144,11 +144,11 @@ fn rogue(device: &str, task: &[&str]) -> Result<String> {
     Ok(output)
 }
 
-/// The last version of QEMU whose amd-iommu is known to record neither address nor access of a fault.
+/// The last known version of QEMU whose amd-iommu records neither address nor access of a fault.
 const RECORDS_NOTHING: (u32, u32) = (11, 1);
 
-/// A fault must tell access and address (if it is known here). Where the emulator records neither, the fault
-/// must say so, and what it would have told was not checked.
+/// Checks that a fault reports access and address (if known). If the emulator records neither, the fault must report
+/// them as unknown, and the report marks them as unchecked.
 fn tells(fault: &str, access: &str, address: Option<u64>) -> Result<()> {
     if Family::of_machine() == Family::AmdVi && emulator()? <= RECORDS_NOTHING {
         ensure!(fault.contains(" access at an unknown iova: "), "made up: {fault}");
@@ -160,13 +160,13 @@ fn tells(fault: &str, access: &str, address: Option<u64>) -> Result<()> {
     Ok(())
 }
 
-/// The line of a text that begins with `label: `.
+/// Returns the value of the line that starts with `label: `.
 fn field(text: &str, label: &str) -> Result<String> {
     let value = |line: &str| Some(line.strip_prefix(label)?.strip_prefix(": ")?.to_owned());
     text.lines().find_map(value).with_context(|| format!("no line \"{label}: \" in: {text}"))
 }
 
-/// Tells the whole story.
+/// Runs the whole story.
 pub(crate) fn run_with_unit() {
     let mut story = match Story::new() {
         Ok(story) => story,
@@ -189,6 +189,6 @@ pub(crate) fn run_with_unit() {
     check(12, || ending::strict(s));
     check(13, || churn::check(s));
     check(14, || ending::stop(s));
-    // The search comes last: all that was ever said is in the logs.
+    // The search comes last, when the logs are complete.
     check(5, || secrecy::search(s));
 }

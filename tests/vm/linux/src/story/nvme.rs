@@ -1,5 +1,5 @@
 //! The story of the NVMe driver. Three controllers: one behind the unit, one on a bus that the unit does not
-//! translate, and one behind the unit whose every request takes 400 ms.
+//! translate, and one behind the unit with requests of 400 ms each.
 
 use std::fs::File;
 use std::time::Duration;
@@ -15,25 +15,25 @@ use crate::server::Server;
 /// Vendor and device id of QEMU's controller.
 const NVME: (u16, u16) = (0x1b36, 0x0010);
 
-/// How long the driver may take for one of its tasks.
+/// Time limit for one task of the driver.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Where the driver that is killed writes.
+/// Output file of the driver that is killed.
 const OUTPUT: &str = "/tmp/killed.log";
 
-/// An address that nobody was granted.
+/// An address that was never granted.
 const FORBIDDEN: &str = "0xbad0000";
 
 /// First word of a submission ring whose first command is a write (opcode 1, identifier 0) to namespace 1.
 const FIRST_WRITE: u64 = 1 << 32 | 1;
 
-/// What the next user of the dead driver's memory writes.
+/// Seed of the pattern written by the next user of the dead driver's memory.
 const REUSED: u64 = 20;
 
-/// Memory for buffers in MiB: a fourth of it is one client's, and holds more pages than a driver has.
+/// Memory for buffers in MiB. One client's share is a quarter, and has more pages than a driver uses.
 const BUFFERS: &str = "240";
 
-/// Buffers that it takes at most to get that memory among them, and how many it takes besides.
+/// Most buffers that the next user allocates to get that memory, and further buffers that it allocates.
 const MOST_BUFFERS: u64 = 60;
 const MORE_BUFFERS: u64 = 6;
 
@@ -46,7 +46,7 @@ struct Story {
     edu: String,
 }
 
-/// Tells it.
+/// Runs the story.
 pub(crate) fn run_all() {
     let mut story = None;
     check(1, || {
@@ -71,7 +71,7 @@ pub(crate) fn run_all() {
     check(11, || s.nothing_left());
 }
 
-/// Runs the driver on a controller; its output, if all was as expected.
+/// Runs the driver on a controller. Returns its output if it succeeds.
 fn nvme(device: &str, arguments: &[&str]) -> Result<String> {
     let (command, rest) = arguments.split_first().context("no command")?;
     let arguments = [&[*command, "--device", device], rest].concat();
@@ -80,7 +80,7 @@ fn nvme(device: &str, arguments: &[&str]) -> Result<String> {
     Ok(output)
 }
 
-/// Whether a request was refused in this way.
+/// Whether an error is this refusal.
 fn is(error: &anyhow::Error, refusal: &str) -> bool {
     error.to_string().starts_with(refusal)
 }
@@ -89,7 +89,7 @@ fn last(output: String) -> String {
     output.lines().last().unwrap_or_default().to_owned()
 }
 
-/// The kernel has a driver of its own: it lets go before iommud starts.
+/// Unbinds the kernel's own driver before iommud starts.
 fn begin() -> Result<Story> {
     let functions = Function::find(NVME.0, NVME.1)?;
     for function in functions.iter().filter(|function| function.has_driver()) {
@@ -127,9 +127,8 @@ impl Story {
         Ok(format!("{}; {}, compared", last(written), last(read)))
     }
 
-    /// The same driver, in one process, on a controller whose addresses are translated and on one whose are
-    /// not. What came of it is told, not judged: it is the emulator's time. What the server did meanwhile is
-    /// judged: nothing.
+    /// Runs the same driver in one process on a translated and on an untranslated controller. The rates are only
+    /// reported, because they depend on the emulator. The check requires that the server did nothing meanwhile.
     fn rates(&self) -> Result<String> {
         nvme(&self.open, &["write", "--length", "64M", "--pattern", "7"])?;
         nvme(&self.open, &["read", "--length", "64M", "--pattern", "7"])?;
@@ -148,7 +147,7 @@ impl Story {
         Ok("translated against not translated, as above; the server did nothing meanwhile".into())
     }
 
-    /// What a driver waits for map and unmap, against two calls that only ask. Told, not judged.
+    /// Reports the time of a map and unmap for a driver, compared with two queries. It is not judged.
     fn calls(&self) -> Result<()> {
         let mut driver = super::Story::driver(&self.edu)?;
         driver.tell("allocate 0 4096")?;
@@ -171,7 +170,7 @@ impl Story {
         Ok(format!("{fault}; then {}", last(output.clone())))
     }
 
-    /// The memory of the killed driver is given on while its controller still has its writes to complete.
+    /// The killed driver's memory is reused while its controller still has writes to complete.
     fn kill(&self) -> Result<String> {
         let arguments =
             ["write", "--device", &self.slow, "--length", "64M", "--depth", "8", "--loop"];
@@ -218,7 +217,7 @@ impl Story {
         ))
     }
 
-    /// The slow disk keeps nothing: it reads as zeros.
+    /// The slow disk discards data and reads as zeros.
     fn next_instance(&self) -> Result<String> {
         nvme(&self.slow, &["write", "--length", "1M"])?;
         let file = "/tmp/read";
@@ -228,7 +227,7 @@ impl Story {
         Ok(last(output))
     }
 
-    /// On the slow controller every request takes 400 ms. Patience doubles with each trouble.
+    /// Every request takes 400 ms on the slow controller. The driver's patience doubles after each late completion.
     fn late(&self) -> Result<String> {
         let range = ["--length", "64K", "--depth", "2"];
         let written = nvme(&self.slow, &[&["write", "--patience", "150"], &range[..]].concat())?;
@@ -245,7 +244,7 @@ impl Story {
         Ok(format!("{first}; {}; with 20 ms: {told}", last(written.clone())))
     }
 
-    /// By the interrupt line of the function, which uio_pci_generic listens to.
+    /// Uses the function's interrupt line through uio_pci_generic.
     fn interrupts(&self) -> Result<String> {
         let name = Function::from_scheme_name(&self.confined);
         let (ended, told) =
@@ -267,13 +266,13 @@ impl Story {
         let written = nvme(&self.confined, &[&["write"], &range[..]].concat())?;
         let read = nvme(&self.confined, &[&["read"], &range[..]].concat())?;
         let came = count()? - before;
-        // Of 32 requests written and 32 read, one at a time, many may end before the driver sleeps.
+        // Of 32 writes and 32 reads, one at a time, many may complete before the driver sleeps.
         ensure!(came >= 4, "{came} interrupts: {written}; {read}");
         std::fs::write("/sys/bus/pci/drivers/uio_pci_generic/unbind", &name.name)?;
         Ok(format!("{}; {}, compared; {came} interrupts", last(written), last(read)))
     }
 
-    /// A disk of 400 ms a request has what many queues hold under way together.
+    /// A disk with 400 ms for each request processes the requests of many queues in parallel.
     fn queues(&self) -> Result<String> {
         let output = nvme(&self.slow, &["info", "--queues", "4", "--depth", "4"])?;
         ensure!(output.contains("16 at once in 4 queues"), "{output}");

@@ -1,4 +1,4 @@
-//! The story on a machine without a unit: the same drivers, and no false promises.
+//! The story on a machine without a unit: the same drivers, without false claims of confinement.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::memory::HugePage;
 use crate::process::{Puppet, until};
 use crate::report::{check, log};
 
-/// Tells it.
+/// Runs the story.
 pub(crate) fn run() {
     let mut story = match Story::new() {
         Ok(story) => story,
@@ -46,7 +46,7 @@ pub(crate) fn run() {
     });
 }
 
-/// Without a unit nothing cuts the device off; the driver dies between two DMAs.
+/// Without a unit nothing blocks the device, so the driver dies between two DMAs.
 fn death(story: &mut Story) -> Result<String> {
     story.other_driver.take().context("the other driver was not started")?.kill()?;
     let server = story.server()?;
@@ -76,7 +76,7 @@ fn status(story: &Story) -> Result<String> {
     Ok(format!("table: {}; confinement: {confinement}", field(&text, "table")?))
 }
 
-/// The address of a buffer is where its memory is: nothing stands in between.
+/// A buffer's address is its physical address, because nothing translates.
 fn query(story: &Story) -> Result<String> {
     let mut driver = Story::driver(&story.first)?;
     let words = driver.tell("query")?;

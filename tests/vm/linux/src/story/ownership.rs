@@ -1,4 +1,4 @@
-//! Who owns what.
+//! Ownership of devices and groups.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(super) fn refused(story: &Story) -> Result<String> {
     Ok(format!("{}; {wanted}, whose group's {owned} is claimed", story.other))
 }
 
-/// Two devices of one group that nobody has claimed.
+/// Returns two devices of one unclaimed group.
 fn same_group(story: &Story) -> Result<(String, String)> {
     let server = story.server()?;
     for group in server.names("groups")? {
@@ -49,7 +49,7 @@ pub(super) fn undisturbed(story: &mut Story) -> Result<String> {
     let faults = server.text("faults")?;
     let own = faults.lines().filter(|line| line.contains(&story.other)).count();
     ensure!(own == 0, "{own} faults of its device");
-    // Still at work, not only alive: each round writes other bytes.
+    // It must be working, not only running: each round writes other bytes.
     let (memory, place) = (server.memory()?, other_memory(story)?);
     let mut seen = BTreeSet::new();
     let progress = until(Duration::from_secs(5), || {

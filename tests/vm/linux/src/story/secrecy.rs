@@ -1,4 +1,4 @@
-//! What clients were told.
+//! Secrets in the bytes sent to clients.
 
 use std::fs;
 
@@ -8,9 +8,9 @@ use iommu_protocol::frame::HEADER_SIZE;
 
 use super::Story;
 
-/// Check 5: no 8 bytes of any frame to a client, at any multiple of 4, and no hexadecimal number in any text, lie
-/// in the memory of a server or the unit's registers. The one exception is the address of a fault, where a
-/// device was told by a check of this story to use that very address.
+/// Check 5: no frame to a client contains an address in a server's memory or in the unit's registers. It examines
+/// every 8 bytes at multiples of 4, and every hexadecimal number in texts. The only exception is the address in a
+/// fault record, if a check made a device use that very address.
 pub(super) fn search(story: &Story) -> Result<String> {
     ensure!(story.server.is_none(), "iommud still runs");
     let registers = (crate::unit::Registers::open()?.base, 4096);
@@ -36,20 +36,20 @@ pub(super) fn search(story: &Story) -> Result<String> {
             granted += numbers(payload).filter(|(_, value)| *value == story.seen_iova).count();
         }
     }
-    // An address that a client was given is found.
+    // The same search finds an address that a client was given.
     ensure!(granted > 0, "iova {:#x} is not in the logs either", story.seen_iova);
     let servers = story.past.len();
     Ok(format!("{servers} servers, {frames} frames, {bytes} bytes; {planted} planted ones found"))
 }
 
-/// What no client may learn.
+/// Addresses that no client may learn.
 struct Secret<'a> {
     ranges: Vec<(u64, u64)>,
     asked: &'a [u64],
 }
 
 impl Secret<'_> {
-    /// The search does find what is there: a planted address, and one in a text.
+    /// Checks that the search finds planted addresses, in binary and in text.
     fn is_found(&self) -> Result<()> {
         let planted = self.ranges.first().map_or(0, |(base, _)| base + 0x123);
         let mut frame = vec![0; 12];
@@ -68,7 +68,7 @@ impl Secret<'_> {
         self.asked.iter().any(|asked| asked & !0xfff == value & !0xfff)
     }
 
-    /// A secret among the numbers of 8 bytes.
+    /// Finds a secret among the 8-byte numbers.
     fn binary(&self, payload: &[u8]) -> Option<u64> {
         let records = !payload.is_empty() && payload.len().is_multiple_of(RECORD_SIZE);
         let excused = |at: usize, value| records && at % RECORD_SIZE == 8 && self.was_asked(value);
@@ -77,7 +77,7 @@ impl Secret<'_> {
         found.map(|(_, value)| value)
     }
 
-    /// A secret among the runs of hexadecimal digits.
+    /// Finds a secret among the runs of hexadecimal digits.
     fn text(&self, payload: &[u8]) -> Option<u64> {
         let mut start = 0;
         for run in payload.split(|byte| !byte.is_ascii_hexdigit()) {
@@ -102,7 +102,7 @@ fn decode(hex: &str) -> Result<Vec<u8>> {
     pairs.iter().map(|pair| Ok(u8::from_str_radix(str::from_utf8(pair)?, 16)?)).collect()
 }
 
-/// Every 8 bytes at a multiple of 4: numbers of the protocol lie at multiples of their size.
+/// Returns every 8 bytes at a multiple of 4. Numbers of the protocol lie at multiples of their size.
 fn numbers(payload: &[u8]) -> impl Iterator<Item = (usize, u64)> {
     let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
     payload
@@ -112,7 +112,7 @@ fn numbers(payload: &[u8]) -> impl Iterator<Item = (usize, u64)> {
         .filter_map(move |(at, bytes)| Some((at, number(bytes)?)))
 }
 
-/// A payload as text, if it is one, else in hexadecimal.
+/// Formats a payload as text, or else in hexadecimal.
 fn shown(payload: &[u8]) -> String {
     match str::from_utf8(payload) {
         Ok(text) if text.is_ascii() => text.into(),

@@ -1,6 +1,6 @@
-//! The story of a machine whose DMAR is damaged: another file is mounted over what the kernel shows of it. Drivers
-//! go on working where nothing translates, nobody is told that a device is confined when it is not, and with the
-//! table as it was all is well again.
+//! The story of a machine with a damaged DMAR: another file is mounted over the one that the kernel shows. Drivers
+//! keep working where nothing translates, and no unconfined device is reported as confined. With the original table
+//! everything works again.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ const CHECKSUM: usize = 9;
 /// Offset of the first structure of a DMAR (VT-d 4.1 section 8.1). QEMU's is the DRHD.
 const FIRST: usize = 48;
 
-/// Tells it.
+/// Runs the story.
 pub(crate) fn run() {
     let (mut story, table, unit) = match parts() {
         Ok(parts) => parts,
@@ -45,12 +45,12 @@ pub(crate) fn run() {
     check(8, || with(s, &flipped(), "compat", |s| held(s, unit)));
 }
 
-/// The story's devices, the table as it is, and the unit that it describes.
+/// The story's devices, the original table, and the unit that it describes.
 fn parts() -> Result<(Story, Vec<u8>, Registers)> {
     Ok((Story::new()?, std::fs::read(SHOWN).context(SHOWN)?, Registers::open()?))
 }
 
-/// A damaged copy; `mended`: with the length and the checksum that belong to it.
+/// Returns a damaged copy. With `mended`, its length and checksum are corrected.
 fn changed(table: &[u8], mended: bool, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = table.to_vec();
     change(&mut bytes);
@@ -76,7 +76,7 @@ fn flip_last(bytes: &mut [u8]) {
     }
 }
 
-/// 2,000 arbitrary bytes, the same each time, instead of structures.
+/// Replaces the structures by 2,000 arbitrary bytes, the same each time.
 fn noise(bytes: &mut Vec<u8>) {
     bytes.truncate(FIRST);
     let mut state = 12345_u32;
@@ -129,7 +129,7 @@ fn refused(story: &Story, refusal: &str) -> Result<String> {
     Ok(format!("{}: {refusal}", story.first))
 }
 
-/// Checks 5 and 6: the unit that the table speaks of keeps its place, and is not relied on.
+/// Checks 5 and 6: the unit in the table keeps its number, and is treated as failed.
 fn unit_failed(story: &Story, registers: &Registers) -> Result<String> {
     let text = story.server()?.text("status")?;
     let unit = field(&text, "unit 0")?;
@@ -152,7 +152,7 @@ fn confined(story: &Story, unit: &Registers) -> Result<String> {
     Ok(format!("unit 0: {}", field(&text, "unit 0")?))
 }
 
-/// Check 8: the unit goes on translating through tables of the server before, which nobody may give away.
+/// Check 8: the unit keeps translating through tables of the previous server, whose memory must not be reused.
 fn held(story: &Story, unit: &Registers) -> Result<String> {
     ensure!(unit.translates()?, "translation is off");
     let root = unit.root_table()?;

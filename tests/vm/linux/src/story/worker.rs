@@ -1,5 +1,4 @@
-//! A driver that goes on whatever happens to the server: it opens its device again when it is told that the
-//! server is gone.
+//! A driver that continues whatever happens to the server. It reopens its device when the server is gone.
 
 use std::time::{Duration, Instant};
 
@@ -8,17 +7,17 @@ use iommu_client::{Connection, Device, Error};
 
 use super::churn::copy;
 
-/// How long there may be no server.
+/// Time limit for the absence of a server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Copies by DMA until it is killed; prints a line a round, and one each time the server is gone. `Err` is a
-/// finding.
+/// Copies by DMA until killed. Prints a line after each round, and one each time the server is gone. `Err` reports a
+/// defect.
 pub(crate) fn work(device: &str) -> Result<()> {
     for round in 0.. {
         let device = open(device)?;
         match copy(&device, round) {
             Ok(()) => println!("round"),
-            // Whatever went wrong, it is none of this server's doing when the server is gone.
+            // If the server is gone, the error is not the server's fault.
             Err(error) => match device.query() {
                 Err(Error::Disconnected) => println!("told"),
                 _ => return Err(error).with_context(|| format!("round {round}")),
@@ -42,13 +41,13 @@ fn open(name: &str) -> Result<Device> {
     }
 }
 
-/// How often it was told that the server is gone, and how many rounds it finished.
+/// Counts disconnections from a server, and finished rounds.
 pub(crate) fn counts(output: &str) -> (usize, usize) {
     let count = |word| output.lines().filter(|line| *line == word).count();
     (count("told"), count("round"))
 }
 
-/// Runs it; a finding is the last line of its output.
+/// Runs the worker. A defect is the last line of its output.
 pub(crate) fn main(device: &str) -> Result<()> {
     match work(device) {
         Ok(()) => bail!("it ended"),

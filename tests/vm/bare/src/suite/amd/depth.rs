@@ -1,13 +1,13 @@
-//! A page table that becomes deeper while a device uses it.
+//! A page table grows while a device uses it.
 
 use super::*;
 
-/// The first address that page tables of three levels do not reach.
+/// The first address beyond page tables of three levels.
 const BEYOND: u64 = 1 << 39;
 
 impl Suite {
-    /// A root is put above the one that the device's entry points to, once for each level that there is: the
-    /// device works throughout, and reaches further from then on.
+    /// Adds a root above the one in the device's entry, once for each supported level. The device works throughout,
+    /// and reaches further addresses afterwards.
     pub(super) fn becomes_deeper(&mut self) -> Outcome {
         let edu = self.edu()?;
         let supported = self.unit.capabilities().levels;

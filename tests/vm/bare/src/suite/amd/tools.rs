@@ -1,4 +1,4 @@
-//! What the checks of the AMD-Vi unit share.
+//! Shared functions of the checks of the AMD-Vi unit.
 
 use super::*;
 
@@ -31,15 +31,15 @@ pub(super) fn range(iova: u64, length: u64) -> Result<IovaRange, String> {
     IovaRange::new(Iova(iova), length).ok_or_else(|| "bad range".into())
 }
 
-/// Whether the device, told to write at `iova`, changes the memory at `phys`.
+/// Whether a write of the device at `iova` changes the memory at `phys`.
 pub(super) fn writes(edu: Edu, iova: u64, phys: u64) -> bool {
     phys::fill(phys, 4096, !PATTERN);
     edu.write_memory(iova, MAX_COUNT);
     !phys::is_filled(phys, 4096, !PATTERN)
 }
 
-/// Whether the device, told to read at `iova`, gets what the memory at `phys` holds: it then copies what it
-/// has to the window, which every page table maps.
+/// Whether a read of the device at `iova` returns the content of the memory at `phys`. The device then copies its
+/// data to the window, which every page table maps.
 pub(super) fn reads(edu: Edu, iova: u64, phys: u64) -> bool {
     phys::fill(WINDOW, 4096, !PATTERN);
     edu.read_memory(WINDOW_IOVA, MAX_COUNT);
@@ -49,12 +49,12 @@ pub(super) fn reads(edu: Edu, iova: u64, phys: u64) -> bool {
     phys::is_filled(WINDOW, MAX_COUNT, PATTERN)
 }
 
-/// Whether the device reaches the memory at `phys` both ways through `iova`.
+/// Whether the device can read and write the memory at `phys` through `iova`.
 pub(super) fn reaches(edu: Edu, iova: u64, phys: u64) -> bool {
     reads(edu, iova, phys) && writes(edu, iova, phys)
 }
 
-/// Whether the device reaches nothing of the memory at `phys` through `iova`.
+/// Whether the device can neither read nor write the memory at `phys` through `iova`.
 pub(super) fn denied(edu: Edu, iova: u64, phys: u64) -> bool {
     !reads(edu, iova, phys) && !writes(edu, iova, phys)
 }
@@ -124,7 +124,7 @@ impl Suite {
         self.forget(edu.id, Some(tag))
     }
 
-    /// Takes all waiting faults; returns their number and how many were lost.
+    /// Takes all waiting faults. Returns their number and the number lost.
     pub(super) fn take(&mut self) -> (usize, u32) {
         self.faults.clear();
         let faults = &mut self.faults;
