@@ -128,7 +128,7 @@ fn check_tables<F: PteFormat>(memory: &mut TestMemory, root: PhysAddr, levels: u
     assert_eq!(reached, memory.frames_in_use());
 }
 
-/// What a sequence is run with.
+/// The parameters of a sequence.
 #[derive(Clone, Debug)]
 struct Run {
     actions: Vec<Action>,
@@ -152,7 +152,7 @@ proptest! {
         play::<SecondStage>(&run)?;
     }
 
-    /// With pages over several slots.
+    /// The same with pages over several slots.
     #[test]
     fn behaves_like_a_map_of_pages_in_groups(run in sequence()) {
         play::<AmdFormat>(&run)?;
