@@ -1,4 +1,4 @@
-//! A userspace IOMMU server. See `README.md` for what it does and `CONTRIBUTING.md` for where what lives.
+//! A userspace IOMMU server. `README.md` describes its use, and `CONTRIBUTING.md` the contents of each folder.
 //!
 //! ```text
 //! main -> platform -> server -> engine -> hw -> hal (RegisterIo, TableMemory, Clock)
