@@ -225,8 +225,8 @@ impl Journal {
         }
     }
 
-    /// Undoes all changes of a plan whose steps may not be undone. A unit may still use its memory, so nobody else
-    /// gets it.
+    /// Undoes all changes of a plan whose steps may not be undone. A unit may still use its memory, which nobody else
+    /// gets.
     pub(super) fn quarantine(&mut self, state: &mut State) {
         let unproved = self.unproved(state);
         self.abort(state);

@@ -42,7 +42,7 @@ pub struct UnitView {
 pub struct NamedView {
     /// Its name.
     pub name: String,
-    /// Where it is; `None` while a bridge above it is not known.
+    /// Its address; `None` while a bridge above it is not known.
     pub address: Option<PciAddress>,
     /// The access that the entry of its requester id gives.
     pub binding: Binding,
@@ -68,7 +68,7 @@ pub struct VacantBuses {
 pub struct FunctionView {
     /// The function as the walk found it.
     pub function: PciFunction,
-    /// How often the address was taken by a new device, from 1.
+    /// Number of times that a function was added at the address, from 1.
     pub generation: u32,
     /// Its group.
     pub group: GroupId,

@@ -103,7 +103,7 @@ impl SourceTable {
     /// the pool is full.
     pub(in crate::policy) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
         let of = self.units.get_mut(unit.0 as usize)?;
-        // Until the entry is written, the record says what the unit has.
+        // Until the entry is written, the record has the state of the entry in the unit.
         let silenced = !self.strangers.is_empty() && self.strangers.remove(&(unit, source));
         let left = self.leaving.remove(&(unit, source));
         let new =
