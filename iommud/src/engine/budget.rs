@@ -17,8 +17,8 @@ use super::{Engine, Fault};
 use crate::hw::{MemoryError, TableMemory, Unit, UnitError};
 use crate::policy::{Charge, Payer};
 
-/// Frames that each domain of a client is promised, 64 KiB: a root, and tables for a few regions of firmware, for a
-/// second such domain of policy, and for the first mappings.
+/// Frames that each domain of a client is promised: 64 KiB. They are a root, and tables for a few regions of
+/// firmware, for a second such domain of policy, and for the first mappings.
 pub const GUARANTEE: usize = 16;
 
 /// One client may have this fraction (1/4) of the common part.

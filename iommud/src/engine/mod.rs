@@ -82,7 +82,7 @@ impl StepFailure {
     }
 }
 
-/// A checkpoint, for tests whose units and memory can be put back as they were.
+/// A checkpoint, for tests whose units and memory can be restored.
 impl<U: Unit + Clone> Clone for Engine<U>
 where
     U::Memory: Clone,

@@ -65,7 +65,7 @@ pub enum Owed {
     Regions(DomainId),
 }
 
-/// A buffer to be entered.
+/// The buffer of an allocation.
 #[derive(Clone, Debug)]
 pub struct AllocateRequest {
     /// Its number, not in use.

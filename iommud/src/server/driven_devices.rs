@@ -2,7 +2,7 @@
 //!
 //! A function is driven from the attach that moves it into its owner's domain until the detach that states that it is
 //! quiet. When the server dies in between, requests of the function may be under way, with addresses of a domain that
-//! is about to end. The next server must not give the function back to policy: under `compat` a write to such an
+//! is about to end. The next server must not give the function back to policy. Under `compat` a write to such an
 //! address would land at the physical address of the same number.
 //!
 //! ```text

@@ -1,8 +1,8 @@
 //! The scheme: handles, texts and operations, the same on every platform.
 //!
-//! A platform calls one method of [`Server`] at a time; each runs to completion. A request becomes an
-//! [`Event`], policy makes a plan of it, the engine runs the plan, and the outcome is committed or aborted
-//! before the method returns.
+//! A platform calls one method of [`Server`] at a time; each runs to completion. A request becomes an [`Event`],
+//! policy makes a plan of it, and the engine runs the plan. The outcome is committed or aborted before the method
+//! returns.
 
 mod budget;
 mod call;

@@ -8,9 +8,9 @@ const LEVEL_BITS: u32 = 9;
 /// Bits of a page offset.
 const PAGE_BITS: u32 = 12;
 
-/// Number of tables, the root included, of a page table of `levels` levels with leaves of `sizes`, in which each
-/// of `ranges` (first and last byte, sorted, without overlap, of whole pages) is mapped one to one by the largest
-/// leaves that fit.
+/// Number of tables of a page table of `levels` levels with leaves of `sizes`, the root included. Each of `ranges` is
+/// mapped one to one by the largest leaves that fit. A range is a first and last byte; ranges are sorted, without
+/// overlap, and of whole pages.
 pub(super) fn count(levels: u8, sizes: PageSizes, ranges: &[(u64, u64)]) -> u64 {
     // The root translates all addresses.
     1 + (1..levels).map(|level| at_level(level, sizes, ranges)).sum::<u64>()

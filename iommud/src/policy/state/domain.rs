@@ -174,7 +174,7 @@ pub(in crate::policy) struct Shape {
     pub(in crate::policy) format: TableFormat,
     /// Bits of memory addresses.
     pub(in crate::policy) physical_bits: u8,
-    /// Bits of I/O virtual addresses that every unit lets through.
+    /// Bits of I/O virtual addresses that every unit accepts.
     pub(in crate::policy) iova_bits: u8,
 }
 

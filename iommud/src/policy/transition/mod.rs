@@ -76,7 +76,7 @@ fn charge(decision: &Decision<'_>, event: &Event) -> Charge {
     }
 }
 
-/// The frames of a session's client.
+/// Charges a plan to the client of a session.
 fn charge_of(decision: &Decision<'_>, session: SessionId) -> Charge {
     let session: Result<_, Refusal> = decision.state.session(session);
     session.map_or(Charge::Server, |session| Charge::Account(session.client))

@@ -22,9 +22,10 @@ const WORDS: &str =
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Takes waiting fault records from every unit, then tries the work that ends of life left. Returns the number of
     /// records. Called when idle and at least every 10 ms. When units report by interrupt, it is called 10 ms after
-    /// each call that found some, since more may have come without a message, and while [`Server::has_unfinished`]. A
-    /// requester with 16 faults in consecutive ticks is silenced: its unit suppresses its faults until the entry is
-    /// moved, as by an attach. So is an id of no known function, until a function appears there; 64 of them at most.
+    /// each call that found some: more may have come without a message. It is also called while
+    /// [`Server::has_unfinished`]. A requester with 16 faults in consecutive ticks is silenced: its unit suppresses
+    /// its faults until the entry is moved, as by an attach. So is an id of no known function, until a function
+    /// appears there; 64 of them at most.
     pub fn tick(&mut self) -> u64 {
         let found = self.poll_faults();
         self.storms.end_tick();

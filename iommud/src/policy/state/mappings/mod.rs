@@ -209,7 +209,7 @@ impl Mappings {
         self.record(index.0)?.unpack()
     }
 
-    /// Takes a record out of its list and its leaf.
+    /// Removes a record from its list and its leaf.
     #[inline]
     fn leave(&mut self, record: &Record, at: (u32, Place), list: &mut MappingList) {
         match self.record_mut(record.previous) {

@@ -203,7 +203,7 @@ impl Bench {
         }
     }
 
-    /// No device reaches the server's memory, the registers, or a buffer of another client.
+    /// Checks that no device reaches the server's memory, the registers, or a buffer of another client.
     fn check_reach(&self, step: &Step, owners: &Owners) {
         for (number, hardware) in self.world.units.iter().enumerate() {
             let Some(owners) = owners.get(&number).filter(|_| hardware.enabled) else { continue };
