@@ -4,7 +4,7 @@
 //! main -> platform -> server -> engine -> hw -> hal (RegisterIo, TableMemory, Clock)
 //!                     server, engine -> policy -> protocol ids, topology
 //!                     acpi -> topology
-//!            platform -> sizing -> policy, hw: how much memory all of it needs
+//!            platform -> sizing -> policy, hw: the memory that all of this needs
 //! ```
 //!
 //! Data moves one way: bytes -> operation -> event -> plan -> unit -> outcome -> commit or abort -> reply.

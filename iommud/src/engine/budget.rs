@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! free + clients' tables = promised + common
-//! promised   GUARANTEE for each domain of a client, and for each group that nobody has claimed yet
-//! common     the rest; a client may have a quarter of it on top of what it was promised
+//! promised   GUARANTEE for each domain of a client, and for each group that is not claimed yet
+//! common     the rest; a client may have a quarter of it in addition to its promise
 //! ```
 //!
 //! A client has what its own domains were promised, even when too little is left for groups that came later. So three

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run   step 0, step 1, .. step k fails
-//! undo                     step k-1, .. step 0   each by its inverse, and the unit told to forget it
+//! undo                     step k-1, .. step 0   each by its inverse, then invalidated in the unit
 //! ```
 //!
 //! After a failure every word of every table is as before the plan. The exception is a unit that cannot be

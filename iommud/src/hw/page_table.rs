@@ -3,10 +3,10 @@
 //! Hardware never sees a change that is half done:
 //!
 //! ```text
-//! map      look at every slot, build new subtrees beside the live ones  -> only then store into live tables
+//! map      check every slot, build new subtrees beside the live ones  -> only then store into live tables
 //! unmap    build the tables of a split                                  -> only then store into live tables
-//!          unlinked tables keep their content in `Detached`: `relink` puts them back, `release` frees
-//!          them once every unit has forgotten them
+//!          unlinked tables keep their content in `Detached`: `relink` restores them, `release` frees
+//!          them once every unit has invalidated them
 //! ```
 //!
 //! Each table counts its slots in use ([`TableMemory::live`]). A table that becomes empty is unlinked, except one

@@ -4,15 +4,15 @@
 //!
 //! ```text
 //! unmap      Unmap -> Invalidate (every unit of the domain) -> ReleaseTables -> ReleaseBuffer
-//! map        Map -> Publish (every unit of the domain that needs to be told)
+//! map        Map -> Publish (every unit of the domain that needs it)
 //! block      SetEntry(to Blocked) -> InvalidateEntry(old domain)
 //! move       block -> SetEntry(to the new domain) -> InvalidateEntry(none)
 //! end        block -> DestroyTable -> ReleaseBuffer
 //! storm      SuppressFaults -> InvalidateEntry; a move of the entry begins with the opposite
 //! bring-up   CreateTable -> Map .. -> SetEntry of every function -> Enable
-//! take-over  .. -> SetEntry(to Blocked) -> Enable -> SetEntry(to its domain) -> InvalidateEntry(none), of each requester
+//! take-over  .. -> SetEntry(to Blocked) -> Enable -> SetEntry(to its domain) -> InvalidateEntry(none), of each entry
 //!            whose tag the unit may hold
-//! come-back  Revive -> as bring-up, but a move of each entry that changes, SetEntry of all others to what they are
+//! come-back  Revive -> as bring-up, but a move of each entry that changes, and SetEntry of all others
 //! proved     DestroyTable -> ReleaseBuffer -> ReleaseAbandoned, once every unit that failed was revived
 //! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```

@@ -6,10 +6,10 @@
 //! address would land at the physical address of the same number.
 //!
 //! ```text
-//! attach   noted -> entry written           a note too many cuts a device off that did nothing yet
-//! detach   entry is policy's again -> note taken back
+//! attach   noted -> entry written           one note too many cuts off a device that has done nothing yet
+//! detach   entry back under policy -> note removed
 //! death    the note stays; Server::start_after cuts the function off before any unit translates
-//! removal  the note stays until a different function is seen at the address: a walk may have missed one at work
+//! removal  the note stays until a different function is seen at the address: a walk may miss a device at work
 //! ```
 
 mod driven;

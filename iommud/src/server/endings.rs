@@ -5,7 +5,7 @@
 //! event --> run --(no memory)--> run without memory: cut off now, the rest is owed --> settled when there is memory
 //!            |                              |
 //!            +--(a unit failed)--> again without it
-//!                                           +--(still not)--> queued, shown in `status`, tried again
+//!                                           +--(refused)--> queued, shown in `status`, tried again
 //! ```
 
 mod queue;

@@ -1,8 +1,8 @@
 //! Memory that is taken while the server runs.
 //!
 //! ```text
-//! system --a page--> taken from policy, and forgotten by units --> cleared --> tables or buffers
-//!                     +--(refused)--> the system's again, and nothing has changed
+//! system --a page--> taken from policy, invalidated in units --> cleared --> tables or buffers
+//!                     +--(refused)--> given back to the system; nothing has changed
 //! ```
 //!
 //! A device that nobody has claimed may write to the page until units have invalidated it. So the page is cleared

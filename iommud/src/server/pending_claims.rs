@@ -3,10 +3,10 @@
 //! event of its own, between two others, in the order of the claims.
 //!
 //! ```text
-//! asked --> (not NotReady) answered at once
-//!    +----> waits --unit comes--> tried in order --> granted, refused
+//! claim --> (not NotReady) answered at once
+//!    +----> waits --unit comes--> tried in order --> granted or refused
 //!              +--deadline--> NotReady   +--the handle it is relative to is closed--> BadHandle
-//!              +--its client ends--> dropped, and nothing was done
+//!              +--its client ends--> dropped; nothing was done
 //! ```
 
 mod queue;

@@ -1,10 +1,10 @@
 //! Domain tags across servers: those of earlier servers that units may hold, and the note for the next server.
 //!
 //! ```text
-//! start           what was noted, and how the units were found, goes to policy; noted anew before any unit is told
-//! a domain made   its tag is noted -> its table is made -> entries are written
+//! start           the note and the state of the units go to policy; noted anew before any unit is changed
+//! domain created  its tag is noted -> its table is created -> entries are written
 //! unit enabled    it was flushed; when all were, only this server's own tags stay noted
-//! death           at any instant the note names every tag that a unit may hold
+//! death           at any time the note has every tag that a unit may hold
 //! ```
 //!
 //! A unit that was found translating for an owner without a note (firmware, another system before `kexec`) is taken

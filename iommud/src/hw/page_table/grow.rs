@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!                             new root   entry 0 -> old root
-//! old root .. level n         old root .. level n            everything that was translated still is, by
-//!                                                            either root; only the new one reaches further
+//! old root .. level n         old root .. level n            both roots translate everything as before;
+//!                                                            only the new one reaches further
 //! ```
 
 use super::PageTable;

@@ -7,9 +7,9 @@
 //! group     free --Claim--> claimed <--Attach, Detach--> attached --last Close--> free  (see `machine`)
 //! session   open --Attach--> attached --Detach--> open --Close--> gone
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
-//! buffer    known to sessions, held by handles --last of both--> released
-//!                                              +--> quarantined, when a unit failed that may reach it --Proved--> released
-//! mapping   --decided: entered--> live --decided: taken out--> gone; its addresses are free at commit
+//! buffer    in slots of sessions, held by handles --last of both--> released
+//!                                                 +--> quarantined, if a failed unit may reach it --Proved--> released
+//! mapping   --decided: inserted--> live --decided: removed--> gone; commit frees its addresses
 //! ```
 
 pub(in crate::policy) mod domain;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! pool     = promised + common
-//! promised   for each domain that there is, and each group that nobody has claimed yet, in all at most half
-//! common     the rest; a client may have a quarter of it on top of what its domains were promised
+//! promised   for each domain, and for each group that is not claimed yet; at most half in all
+//! common     the rest; a client may have a quarter of it in addition to the promises of its domains
 //! ```
 //!
 //! So three clients together cannot make another client's claim fail, nor its allocation within a quarter of the

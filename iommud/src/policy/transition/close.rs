@@ -1,7 +1,7 @@
 //! Ends sessions.
 //!
 //! ```text
-//! close    unmap what the session mapped, forget; block what is attached; give memory back to policy; free it
+//! close    unmap all mappings, invalidate; block attached devices; give memory back to policy; free it
 //! end      detach; destroy the page table; free memory
 //! ```
 

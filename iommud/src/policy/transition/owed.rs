@@ -1,7 +1,7 @@
 //! Ends of life: the domains that they need, and the work that they owe because there was no memory (I9).
 //!
 //! ```text
-//! claim: the domains of policy that its end will need are made
+//! claim: creates the domains of policy that its end will need
 //! end --(memory)--> under policy, memory given back
 //!   +--(none)-----> blocked, memory kept: owed --Settle--> under policy, memory given back
 //! ```

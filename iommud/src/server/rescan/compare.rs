@@ -1,11 +1,11 @@
 //! Compares a walk with the functions that are known.
 //!
 //! ```text
-//! found, vendor and device are others      another device: gone
-//! found, something else has changed        nobody relies on it: replaced; else it stays as it is known until it is free
-//! not found, but it answers                it stays: the walk could not describe it, or did not get there
-//! not found, and it does not answer        nobody relies on it: gone; else gone if the next look says so too
-//! a bridge that is not found               it stays while anything behind it does
+//! found, with another vendor or device     another device: gone
+//! found, something else has changed        unclaimed and quiet: replaced; else kept as known until it is free
+//! not found, but it answers                it stays: the walk could not describe it, or did not reach it
+//! not found, and it does not answer        unclaimed and quiet: gone; else gone after a second such look
+//! a bridge that is not found               it stays as long as any function behind it
 //! ```
 //!
 //! A function reads all ones while it is reset, or asleep. So one look proves nothing about a driven device. Two
