@@ -1,13 +1,13 @@
-//! Shares of what clients use up: memory of buffers, and domain tags. (Frames of tables: `engine::budget`.)
+//! Shares of limited resources: memory of buffers, and domain tags. (Frames of tables: `engine::budget`.)
 //!
 //! ```text
 //! pool     = promised + common
-//! promised   for each domain that there is, and each group that nobody has claimed yet, in all at most half
-//! common     the rest; a client may have a quarter of it on top of what its domains were promised
+//! promised   for each domain, and for each group that is not claimed yet; at most half in all
+//! common     the rest; a client may have a quarter of it in addition to the promises of its domains
 //! ```
 //!
-//! So no three clients together can make another one's allocation within a quarter of what is common fail, nor its
-//! claim.
+//! So three clients together cannot make another client's claim fail, nor its allocation within a quarter of the
+//! common part.
 
 use iommu_protocol::status::Refusal;
 
@@ -15,25 +15,26 @@ use crate::addr::PAGE_SIZE;
 use crate::policy::ids::SessionId;
 use crate::policy::state::State;
 
-/// Bytes of buffers that each domain of a client is promised, if pieces are not larger.
+/// Bytes of buffers that each domain of a client is promised, if the granule is not larger.
 const PROMISED: u64 = 64 << 10;
 
-/// Of what is common, one client may have one part in so many.
+/// One client may have this fraction (1/4) of the common part.
 const PARTS: u64 = 4;
 
 impl State {
-    /// Places that are promised: one for each domain of a client, and one for each group that may be claimed.
+    /// Places that are promised: one for each domain of a client, and one for each group that may be claimed. They
+    /// take at most half.
     fn places(&self, each: u64, of: u64) -> u64 {
         let groups = u64::try_from(self.machine.groups.len()).unwrap_or(u64::MAX);
         groups.max(self.claimed()).min(of / 2 / each.max(1))
     }
 
-    /// Owners that there are: each has at most one domain.
+    /// Number of owners: each has at most one domain.
     fn claimed(&self) -> u64 {
         u64::try_from(self.machine.owners.len()).unwrap_or(u64::MAX)
     }
 
-    /// The most bytes of the pool that a client with so many domains may have.
+    /// The most bytes of the pool that a client with this many domains may have.
     pub(in crate::policy) fn share_of(&self, domains: u32) -> u64 {
         let each = self.pool.of(PROMISED);
         let promised = self.places(each, self.pool.capacity) * each;
@@ -41,7 +42,7 @@ impl State {
         own.saturating_add((self.pool.capacity - promised) / PARTS).min(self.pool.capacity)
     }
 
-    /// Refuses unless a client may have so many bytes of buffers more.
+    /// Refuses unless a client may have this many more bytes of buffers.
     pub(in crate::policy) fn check_buffer_share(
         &self,
         account: u32,
@@ -65,14 +66,14 @@ impl State {
         }
         let unclaimed = self.places(each, self.pool.capacity).saturating_sub(self.claimed()) * each;
         match taken.checked_add(short).and_then(|all| all.checked_add(unclaimed)) {
-            // What a client was promised it has, also when groups have come since that there is nothing left for.
+            // A client has what it was promised, even when too little is left for groups that came since.
             _ if promised && taken <= self.pool.capacity => Ok(()),
             Some(all) if all <= self.pool.capacity => Ok(()),
             _ => Err(Refusal::NoMemory),
         }
     }
 
-    /// Refuses unless a client that has so many domains may have one more: units may know few tags.
+    /// Refuses unless a client with this many domains may have one more: units may know few tags.
     pub(in crate::policy) fn check_tag_share(&self, domains: u32) -> Result<(), Refusal> {
         let last = self.machine.last_tag();
         let all = self.tags.count(last);
