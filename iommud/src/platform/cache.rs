@@ -9,15 +9,15 @@ use super::order::{_mm_mfence, _mm_sfence};
 /// The instruction that writes a line back (Intel SDM volume 2, CLFLUSH, CLFLUSHOPT, CLWB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instruction {
-    /// Ordered by MFENCE only, as AMD documents it; drops the line.
+    /// MFENCE alone orders it, according to AMD's documentation. Drops the line.
     Clflush,
-    /// Ordered by SFENCE; drops the line.
+    /// SFENCE orders it. Drops the line.
     Clflushopt,
-    /// Ordered by SFENCE; may keep the line.
+    /// SFENCE orders it. May keep the line in the cache.
     Clwb,
 }
 
-/// How this processor writes lines back.
+/// The processor's instruction for writing lines back, and the size of its lines.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLines {
     instruction: Instruction,
@@ -26,8 +26,8 @@ pub struct CacheLines {
 }
 
 impl CacheLines {
-    /// Asks the processor. CPUID leaf 1: EBX 15:8 the line in units of 8 bytes; leaf 7: EBX bit 23
-    /// CLFLUSHOPT, bit 24 CLWB (Intel SDM volume 2, CPUID). CLFLUSH is part of x86-64.
+    /// Reads CPUID (Intel SDM volume 2, CPUID). Leaf 1: EBX 15:8 is the size of a line in units of 8 bytes. Leaf 7:
+    /// EBX bit 23 is CLFLUSHOPT, bit 24 is CLWB. CLFLUSH is part of x86-64.
     #[must_use]
     pub fn detect() -> Self {
         let highest = __cpuid(0).eax;
@@ -45,13 +45,13 @@ impl CacheLines {
         };
         let [_, units, ..] = leaf_1_ebx.to_le_bytes();
         let size = usize::from(units) * 8;
-        // Flushing too often is harmless, skipping lines is not: anything odd is taken as 16 bytes.
+        // To flush a line twice is harmless, but to skip one is not. So an implausible size counts as 16 bytes.
         let size = if size.is_power_of_two() && size >= 16 { size } else { 16 };
         Self { instruction, size }
     }
 
-    /// Writes back every line that holds a byte of the range. When this returns, all of them are in
-    /// memory before any later store, to registers of hardware too.
+    /// Writes back every line that holds a byte of the range. When this returns, all of them are in memory before any
+    /// later store, including stores to registers.
     ///
     /// # Safety
     /// All `length` bytes from `start` on are mapped and readable.
@@ -71,7 +71,7 @@ impl CacheLines {
         self.settle();
     }
 
-    /// Waits until all lines that were written back are in memory.
+    /// Waits until every line that was written back is in memory.
     fn settle(self) {
         if self.instruction == Instruction::Clflush {
             // SAFETY: SSE2 is part of x86-64.
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(bytes, copy);
     }
 
-    /// Whatever is stored after a write-back, to registers too, comes behind a fence that orders the instruction.
+    /// A fence that orders the instruction stands between a write-back and every later store, to registers too.
     #[test]
     fn lines_are_in_memory_when_a_write_back_is_over() {
         use crate::platform::order::{Order, record};
@@ -153,7 +153,7 @@ mod tests {
         let last =
             if found.instruction == Instruction::Clflush { Order::Full } else { Order::Stores };
         assert_eq!(write_back(found, 0, 64), [line(0), last]);
-        // Also where this processor has none of them.
+        // The fence is checked even if this processor has neither instruction.
         for instruction in [Instruction::Clflushopt, Instruction::Clwb] {
             let lines = CacheLines { instruction, size: 64 };
             assert_eq!(record(|| lines.settle()), [Order::Stores], "{instruction:?}");
