@@ -95,7 +95,7 @@ impl Claims {
     /// refusal.
     ///
     /// # Errors
-    /// `EWOULDBLOCK` while the claim waits. The caller then keeps the call, and tries it again. `EBADF` when there is
+    /// `EWOULDBLOCK` while the claim waits. Then the loop keeps the call, and tries it again. `EBADF` when there is
     /// no such claim.
     pub(super) fn ask(&self, number: usize) -> Result<usize> {
         match self.all.get(&number).ok_or(Error::new(EBADF))?.answer {

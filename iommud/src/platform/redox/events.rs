@@ -53,7 +53,7 @@ impl Timer {
         }
     }
 
-    /// Sets an alarm if none is set. See [`Rhythm::arm`].
+    /// Ensures that an alarm is set. See [`Rhythm::arm`].
     fn arm(&mut self, faults: u64) -> io::Result<()> {
         let Self { soon, some_day, rhythm } = self;
         rhythm.arm(faults, |which, after| match which {

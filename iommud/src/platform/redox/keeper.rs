@@ -102,8 +102,8 @@ trait System {
     /// Ends a holder that never got any memory to map.
     fn end(&mut self, hold: Self::Hold) -> io::Result<()>;
 
-    /// Makes the scheme with the root that a server sent known. For the first server this notifies the process that
-    /// waits for the scheme: init, or the parent of a oneshot unit.
+    /// Makes a server's scheme known. `root` is the root that the server sent. For the first server this notifies the
+    /// process that waits for the scheme: init, or the parent of a oneshot unit.
     fn make_known(&mut self, root: Self::Descriptor) -> io::Result<()>;
 
     /// Lets the boot go on without a server: ends the wait of init, or of the parent process.

@@ -183,7 +183,7 @@ mod tests {
         assert_eq!((kernel.passes, kernel.lost.is_some()), (MOST, true));
     }
 
-    /// No pause is between the last pass and the end of the scheme.
+    /// There is no pause between the last pass and the end of the scheme.
     #[test]
     fn the_scheme_ends_right_after_a_pass() {
         let kernel = Kernel::of(&[]);
