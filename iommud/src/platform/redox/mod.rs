@@ -67,7 +67,7 @@ fn registers(range: crate::addr::PhysRange) -> std::io::Result<super::Registers>
     let path = "/scheme/memory/physical@uc";
     MEMORY.with(|memory| {
         if memory.get().is_none() {
-            // This cannot fail: the cell is empty, and belongs to this thread.
+            // Setting the cell cannot fail: it is empty, and only this thread uses it.
             let _ = memory.set(File::options().read(true).write(true).open(path)?);
         }
         let memory = memory.get().ok_or(std::io::ErrorKind::NotFound)?;

@@ -77,7 +77,7 @@ impl Announce {
         }
     }
 
-    /// Lets the parent process end, for which a oneshot unit waits.
+    /// Lets the parent process end. A oneshot unit waits for that.
     fn ready(self) -> Result<(), syscall::Error> {
         match self {
             Self::Parent(daemon) => Ok(daemon.ready()?),

@@ -6,7 +6,7 @@
 use std::io;
 use std::time::Duration;
 
-/// The two alarms.
+/// An alarm of the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alarm {
     /// One period after faults.

@@ -188,7 +188,7 @@ fn few_may_wait() {
     assert_eq!(granted, [&all[1]], "the first who asked");
 }
 
-/// A claim waits only on request. No refusal has the errno that makes the kernel keep a request and try it again
+/// A claim waits only on request. No refusal has the errno that makes the loop keep a request and try it again
 /// without end. Otherwise every open of the system could wait, because the manager of name spaces would.
 #[test]
 fn an_open_is_answered_at_once() {
