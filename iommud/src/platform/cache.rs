@@ -63,8 +63,8 @@ impl CacheLines {
         let mut done = 0;
         while done < skew + length {
             let line = start.wrapping_sub(skew).wrapping_add(done);
-            // SAFETY: a line is aligned to its size, so it lies in the same page as the byte of the range
-            // that it holds; flushing it changes no value.
+            // SAFETY: a line is aligned to its size, so it lies in the same page as the byte of the range that it
+            // holds. The caller ensures that this page is mapped. Flushing a line changes no value.
             unsafe { self.write_back_line(line) };
             done += self.size;
         }
@@ -88,16 +88,18 @@ impl CacheLines {
         #[cfg(test)]
         super::order::note(super::order::Order::Line(line.addr()));
         match self.instruction {
-            // SAFETY: part of x86-64, on a mapped address. The asm block counts as reading and writing
-            // memory, so the compiler keeps earlier stores before it.
+            // SAFETY: CLFLUSH is part of x86-64, and the caller ensures that the address is mapped. The asm block
+            // counts as reading and writing memory, so the compiler keeps earlier stores before it.
             Instruction::Clflush => unsafe {
                 asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));
             },
-            // SAFETY: as above, and CPUID says the processor has it.
+            // SAFETY: CPUID reports CLFLUSHOPT, and the caller ensures that the address is mapped. The asm block
+            // counts as reading and writing memory, so the compiler keeps earlier stores before it.
             Instruction::Clflushopt => unsafe {
                 asm!("clflushopt [{}]", in(reg) line, options(nostack, preserves_flags));
             },
-            // SAFETY: as above, and CPUID says the processor has it.
+            // SAFETY: CPUID reports CLWB, and the caller ensures that the address is mapped. The asm block counts as
+            // reading and writing memory, so the compiler keeps earlier stores before it.
             Instruction::Clwb => unsafe {
                 asm!("clwb [{}]", in(reg) line, options(nostack, preserves_flags));
             },

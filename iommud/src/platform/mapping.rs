@@ -76,7 +76,8 @@ impl Mapping {
     #[must_use]
     pub fn read64(&self, offset: usize) -> Option<u64> {
         let from = self.place::<u64>(offset)?;
-        // SAFETY: as in `read32`, with a `u64`.
+        // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. Any bit
+        // pattern is a `u64`. Hardware and clients may write at the same time, so the read is volatile.
         Some(unsafe { from.read_volatile() })
     }
 
@@ -85,7 +86,8 @@ impl Mapping {
         if let Some(to) = self.place(offset) {
             #[cfg(test)]
             super::order::note(super::order::Order::Store(offset));
-            // SAFETY: as in `read32`; the mapping is writable and holds no Rust object.
+            // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. The
+            // mapping is writable and holds no Rust object.
             unsafe { to.write_volatile(value) }
         }
     }
@@ -96,7 +98,8 @@ impl Mapping {
         if let Some(to) = self.place(offset) {
             #[cfg(test)]
             super::order::note(super::order::Order::Store(offset));
-            // SAFETY: as in `write32`.
+            // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. The
+            // mapping is writable and holds no Rust object.
             unsafe { to.write_volatile(value) }
         }
     }
@@ -110,10 +113,12 @@ impl Mapping {
         change: impl FnOnce(u64) -> (Option<u64>, T),
     ) -> T {
         let Some(place) = self.place::<u64>(offset) else { return change(0).1 };
-        // SAFETY: as in `read32`.
+        // SAFETY: `place` returned an aligned address inside the mapping, which lives as long as `self`. Any bit
+        // pattern is a `u64`. Hardware and clients may write at the same time, so the read is volatile.
         let (new, told) = change(unsafe { place.read_volatile() });
         if let Some(new) = new {
-            // SAFETY: as in `write32`. `change` cannot end the mapping, because `self` is borrowed.
+            // SAFETY: `place` is aligned and inside the mapping. `change` cannot have ended the mapping, because
+            // `self` is borrowed. The mapping is writable and holds no Rust object.
             unsafe { place.write_volatile(new) }
         }
         told
@@ -133,9 +138,11 @@ impl Mapping {
             // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping
             // lives as long as `self`.
             let word = unsafe { first.add(index) };
-            // SAFETY: as in `read32`.
+            // SAFETY: `word` is aligned and inside the mapping. Any bit pattern is a `u64`. Hardware and clients may
+            // write at the same time, so the read is volatile.
             if let Some(new) = change(index, unsafe { word.read_volatile() }) {
-                // SAFETY: as in `change64`.
+                // SAFETY: `word` is aligned and inside the mapping. `change` cannot have ended the mapping, because
+                // `self` is borrowed. The mapping is writable and holds no Rust object.
                 unsafe { word.write_volatile(new) }
             }
         }
@@ -152,7 +159,8 @@ impl Mapping {
     ) {
         let Some(first) = self.words(offset, count) else { return };
         for (index, value) in (0..count).zip(values) {
-            // SAFETY: as in `fill64`.
+            // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping is
+            // writable and holds no Rust object.
             unsafe { first.add(index).write_volatile(value) }
         }
     }
@@ -176,7 +184,8 @@ impl Mapping {
         let Some(first) = self.words(offset, count) else { return };
         let mut next = value;
         for index in 0..count {
-            // SAFETY: as in `fill64`.
+            // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping is
+            // writable and holds no Rust object.
             unsafe { first.add(index).write(next) }
             next = next.wrapping_add(step);
         }

@@ -43,7 +43,7 @@ pub(super) enum Ended {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opened {
     pub(super) handle: Handle,
-    /// Where the next read starts.
+    /// Offset of the next read, in bytes.
     pub(super) position: u64,
     /// An event frame was sent, and the client has neither read nor watched the handle since.
     pub(super) told: bool,
