@@ -32,7 +32,7 @@ pub(super) fn fixed(table: &Dmar<'_>) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// One structure.
+/// Converts one structure.
 pub(super) fn structure(structure: &Structure<'_>) -> Record {
     let Structure { offset, kind, length, .. } = *structure;
     let mut record = Record::new(format!("{} at offset {offset}", structure.name()));

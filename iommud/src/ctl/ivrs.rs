@@ -59,7 +59,7 @@ pub(super) fn fixed(table: &Ivrs<'_>) -> Vec<(&'static str, Value)> {
     vec![("iv_info", Value::Meaning(info, meaning))]
 }
 
-/// One block.
+/// Converts one block.
 pub(super) fn structure(structure: &Structure<'_>) -> Record {
     let Structure { offset, kind, length, .. } = *structure;
     let mut record = Record::new(format!("{} {kind:02x}h at offset {offset}", structure.name()));

@@ -1,4 +1,4 @@
-//! Writing cache lines back to memory, for units that do not snoop caches when they walk tables.
+//! Writes cache lines back to memory, for units that do not snoop caches when they walk tables.
 #![allow(unsafe_code)]
 
 use core::arch::asm;

@@ -26,7 +26,7 @@ impl MachineFacts {
         !matches!(self.table, TableState::Failed(..))
     }
 
-    /// Whether there is a unit whose registers can be written.
+    /// Whether a unit has a valid range of registers.
     pub(super) fn has_unit(&self) -> bool {
         self.firmware.units.iter().any(|unit| unit.registers.is_ok())
     }
