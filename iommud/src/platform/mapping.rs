@@ -1,5 +1,5 @@
 //! Maps files into this process: registers, and memory that hardware uses. Every access is checked against the bounds
-//! of the mapping. All accesses are volatile, except stores that hardware cannot see yet.
+//! of the mapping. All accesses are volatile, except stores to memory that hardware does not access at that time.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -33,7 +33,7 @@ const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Makes the kernel send SIGTERM to this process when its keeper, the process `keeper`, dies.
 ///
 /// # Errors
-/// `NotFound` when the keeper is already dead. The error of prctl(2).
+/// `NotFound` when the keeper is already dead, otherwise the error of prctl(2).
 pub(super) fn follow(keeper: i32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM))?;
     if getppid() == Pid::from_raw(keeper) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }

@@ -133,7 +133,8 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// connected.
     ///
     /// # Errors
-    /// The socket is not a Unix socket, or there are already [`MOST_CONNECTIONS`] clients. The error of epoll_ctl(2).
+    /// The socket is not a Unix socket, there are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2)
+    /// fails.
     pub fn adopt(&mut self, socket: OwnedFd) -> io::Result<ClientId> {
         let uid = socket_peercred(&socket)?.uid.as_raw();
         self.adopt_as(socket, uid)
@@ -142,7 +143,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Serves a client like [`Transport::adopt`], with the user id `uid`.
     ///
     /// # Errors
-    /// There are already [`MOST_CONNECTIONS`] clients. The error of ioctl(2) or epoll_ctl(2).
+    /// There are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2) fails.
     pub fn adopt_as(&mut self, socket: OwnedFd, uid: u32) -> io::Result<ClientId> {
         let client = self.connections.free_number().ok_or(io::ErrorKind::QuotaExceeded)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
