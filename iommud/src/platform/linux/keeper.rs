@@ -5,10 +5,10 @@
 //! keeper takes over.
 //!
 //! ```text
-//! server ends 0    SIGTERM or SIGINT: the keeper ends
-//!             2    the command line is wrong: the keeper ends
-//!             1    could not run: started again after a pause, a number of times
-//!        is killed, or panics: started again at once; after a pause when it does not live for long
+//! server exits with 0    after SIGTERM or SIGINT: the keeper ends
+//!                   2    the command line is wrong: the keeper ends
+//!                   1    it could not run: the next one starts after a pause; 10 in a row: the keeper ends
+//! server is killed       or panics: the next one starts at once, or after a pause if this one lived for under 100 ms
 //! ```
 
 use std::ffi::OsString;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open devices/D?wait=MS --> a session at once
-//!   +----> a descriptor of the claim --call--> kept until it is decided --> it is the session; or why not
+//!   +----> a descriptor of the claim --call--> kept until the claim is decided --> granted: it is a session; refused
 //!            +--closed, or its process ends--> the claim is dropped, or the session that it became is closed
 //! ```
 //!

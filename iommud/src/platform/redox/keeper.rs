@@ -6,9 +6,10 @@
 //! space, while the server gives its own up.
 //!
 //! ```text
-//! server dies   whoever waits for its answer gets ENODEV, then its name is taken back
-//!               the next server is started: the memory stays out of every device's reach there
-//!               it takes the units over, its name is entered, and only then is the old memory given up
+//! server dies   the keeper answers its open requests with ENODEV, then removes its name
+//!               the keeper starts the next server, which keeps the old memory out of every device's reach
+//!               the next server takes the units over, and the keeper registers its name
+//!               the keeper gives the old memory up
 //! ```
 //!
 //! The keeper gives the memory of a dead server up only when the next server reports that every unit uses the next

@@ -6,7 +6,7 @@
 //! keeper -> server   fstat, mmap of every piece, then a call: "held"                          through the scheme
 //!                    units are brought up, translation is on
 //! server -> keeper   the scheme's root                                                        through the pipe
-//! keeper -> server   a call: "may the memory of the one before go?"                           through the scheme
+//! keeper -> server   a call: "may the memory of earlier servers go?"                          through the scheme
 //! ```
 
 use std::fs::File;

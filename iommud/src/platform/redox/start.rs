@@ -1,10 +1,10 @@
 //! Starts the server, from the command line to the loop.
 //!
 //! ```text
-//! policy file, functions, table read -> units looked at -> memory that they need taken -> socket, timer, queue opened
-//!  -> the keeper, if there is one, has the memory held
+//! policy file, functions, table read -> units surveyed -> memory that they need taken -> socket, timer, queue opened
+//!  -> memory mapped by a holder, if there is a keeper
 //!  -> every unit brought up
-//!  -> Server::start: every function under its group's policy, then translation on, unit by unit
+//!  -> Server::start_after: every function under its group's policy, then translation on, unit by unit
 //!  -> name space given up -> scheme made known
 //! ```
 

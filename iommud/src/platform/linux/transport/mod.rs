@@ -4,11 +4,11 @@
 //!
 //! ```text
 //!   SIGTERM, SIGINT -> the loop ends
-//!   ended connection -> close all its handles       before any request of the same turn: whoever has seen
-//!                                                   a process end finds its device free
+//!   ended connection -> close all its handles       before any request of the same turn: a client that saw
+//!                                                   the other process end finds its device free
 //!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room
-//!   new connection
-//!   functions came or went, says the kernel -> Server::rescan
+//!   new connection -> accepted
+//!   the kernel reports functions that came or went -> Server::rescan
 //!   10 ms passed -> Server::tick, Server::recover_units
 //!   after each of them: Server::next_ready -> event frames
 //! ```
