@@ -1,4 +1,4 @@
-//! `iommuctl decode FILE [--json]`: a firmware table as text or JSON.
+//! Runs `iommuctl decode FILE [--json]`: prints a firmware table as text or JSON.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -16,7 +16,7 @@ use super::record::{Record, Value, text};
 use super::verdict::outlook;
 use super::{dmar, ivrs};
 
-/// Longest file that is read, in bytes: a dump of all tables of a machine takes some megabytes.
+/// The longest file that is read, in bytes. A dump of all tables of a machine takes some megabytes.
 const LONGEST: u64 = 64 << 20;
 
 /// Why nothing was decoded.
@@ -24,13 +24,13 @@ const LONGEST: u64 = 64 << 20;
 pub enum DecodeError {
     /// The file cannot be read.
     Read(io::Error),
-    /// It is longer than 64 MiB.
+    /// The file is longer than 64 MiB.
     TooLong,
-    /// It is a damaged dump.
+    /// The file is a damaged dump.
     Dump(BadDump),
-    /// It is a dump without DMAR or IVRS; this many other tables are in it.
+    /// The file is a dump without DMAR or IVRS. It has this many other tables.
     NoTable(usize),
-    /// It is no DMAR or IVRS.
+    /// The file, or a table of the dump, is not a DMAR or IVRS, or is too short or too long.
     Table(TableError),
 }
 
@@ -56,7 +56,7 @@ pub struct Decoded {
     outlook: Vec<String>,
 }
 
-/// Decodes the DMAR and IVRS tables in a file: one table as it is in memory, or the text of `acpidump`.
+/// Decodes the DMAR and IVRS tables in a file. The file is one binary table, or the text of `acpidump`.
 ///
 /// # Errors
 /// See [`DecodeError`]. A table that is damaged but still recognisable is decoded.
@@ -74,10 +74,10 @@ pub fn file(path: &Path) -> Result<Vec<Decoded>, DecodeError> {
     Ok(decoded)
 }
 
-/// As [`fn@file`], of bytes.
+/// Decodes the DMAR and IVRS tables in the content of a file, like [`fn@file`].
 ///
 /// # Errors
-/// As [`fn@file`].
+/// [`DecodeError`], except `Read` and `TooLong`.
 pub fn tables(bytes: &[u8]) -> Result<Vec<Decoded>, DecodeError> {
     let dumped = match std::str::from_utf8(bytes) {
         Ok(text) => acpidump::tables(text).map_err(DecodeError::Dump)?,
@@ -97,7 +97,7 @@ pub fn tables(bytes: &[u8]) -> Result<Vec<Decoded>, DecodeError> {
 /// Decodes one table.
 ///
 /// # Errors
-/// `Short` and `Signature`.
+/// `Short`, `TooLong` and `Signature`.
 pub fn table(bytes: &[u8]) -> Result<Decoded, TableError> {
     let table = Table::read(bytes)?;
     match &table.header.signature {
@@ -140,7 +140,7 @@ impl Decoded {
         Self { table: record, outlook: outlook(table.verify(), &firmware) }
     }
 
-    /// Adds what is wrong with the table only on the machine that it describes.
+    /// Adds anomalies that show only on the machine that the table describes.
     fn compare(&mut self, functions: &Functions, bytes: &[u8]) {
         let Ok(table) = Table::read(bytes).and_then(Dmar::new) else { return };
         if let Some((_, Value::Lines(anomalies))) = self.table.fields.last_mut() {
@@ -148,19 +148,19 @@ impl Decoded {
         }
     }
 
-    /// One object.
+    /// The table as one JSON object.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         self.table.json()
     }
 
-    /// What the server would do with the table, one sentence each.
+    /// The actions that the server would take with the table, one sentence each.
     #[must_use]
     pub fn outlook(&self) -> &[String] {
         &self.outlook
     }
 
-    /// Text for people, which ends with what the server would do.
+    /// The table as text for people. It ends with the actions that the server would take.
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();

@@ -1,4 +1,4 @@
-//! `iommuctl`: looks at firmware tables.
+//! The `iommuctl` program, which decodes firmware tables.
 
 pub mod acpidump;
 pub mod decode;
@@ -16,10 +16,10 @@ const USAGE: &str = "\
 usage: iommuctl decode FILE [--json]
   decode   a DMAR or IVRS table (binary, or the text of acpidump) as text, or as one JSON object a line";
 
-/// Why a command did not do what it was asked for.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum CommandError {
-    /// The arguments are not a command.
+    /// The arguments are not a valid command.
     Usage,
     /// A file could not be decoded.
     Decode(PathBuf, decode::DecodeError),
@@ -48,7 +48,7 @@ impl CommandError {
     }
 }
 
-/// Runs the command that `arguments` (without the program's name) say.
+/// Runs the command in `arguments`, which do not include the program's name.
 ///
 /// # Errors
 /// See [`CommandError`].

@@ -1,4 +1,4 @@
-//! What the server would do with a table, in words.
+//! Describes in words the actions that the server would take with a table.
 
 use crate::acpi::TableError;
 use crate::addr::PhysRange;
@@ -6,7 +6,7 @@ use crate::topology::firmware::{
     DeviceScope, EntryRange, Firmware, ReservedRegion, ScopeKind, UnitDescription, UnitKind,
 };
 
-/// One sentence each.
+/// The actions, one sentence each.
 pub(super) fn outlook(verdict: Result<(), TableError>, firmware: &Firmware) -> Vec<String> {
     if let Err(error) = verdict {
         return vec![
