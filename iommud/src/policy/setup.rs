@@ -34,9 +34,11 @@ impl Registry {
     }
 
     /// Sets the capacity of the memory for buffers, in use or not, and its granule, both in bytes. Without this call
-    /// the capacity is unlimited.
-    pub fn set_buffer_pool(&mut self, capacity: u64, granule: u64) {
+    /// the capacity is unlimited. True when the capacity changes.
+    pub const fn set_buffer_pool(&mut self, capacity: u64, granule: u64) -> bool {
+        let before = self.state.pool.capacity;
         self.state.pool = Pool { capacity, granule };
+        capacity != before
     }
 
     /// Whether less than 1/`parts` of the memory for buffers is free.

@@ -83,11 +83,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         add(&mut self.buffers, page);
         self.growth.exhausted = false;
-        let pool = self.buffers.pool();
-        self.registry.set_buffer_pool(pool.capacity, pool.granule);
-        self.machine.budget.buffer_bytes_total += range.length();
+        self.count_buffers();
         self.counts.memory_added_bytes += range.length();
         Ok(())
+    }
+
+    /// Counts the memory of buffers: the platform may have added a page, or lost one at its release. The shares of clients
+    /// are parts of it.
+    pub(super) fn count_buffers(&mut self) {
+        let pool = self.buffers.pool();
+        if self.registry.set_buffer_pool(pool.capacity, pool.granule) {
+            self.machine.budget.buffer_bytes_total = pool.capacity;
+        }
     }
 
     /// The memory that was taken.

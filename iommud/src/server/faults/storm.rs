@@ -31,6 +31,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.storms.end_tick();
         self.look_again();
         self.finish_endings();
+        self.count_buffers();
         found
     }
 
