@@ -161,7 +161,9 @@ impl Memory {
         for view in &mut self.views {
             if let Some(buffered) = view.buffered.as_mut().filter(|buffered| !buffered.is_empty()) {
                 let first = address / FRAME * FRAME;
-                (first..first + FRAME).step_by(8).for_each(|word| drop(buffered.remove(&word)));
+                for word in (first..first + FRAME).step_by(8) {
+                    buffered.remove(&word);
+                }
             }
         }
     }
