@@ -1,7 +1,7 @@
 //! Shares of table memory, in frames of 4096 bytes.
 //!
 //! ```text
-//! free + clients' tables = promised + common
+//! free + clients' tables = promised + common       (what is kept for units that are not up is neither)
 //! promised   GUARANTEE for each domain of a client, and for each group that nobody has claimed yet
 //! common     the rest; a client may have a quarter of it on top of what it was promised
 //! ```

@@ -9,6 +9,7 @@
 //! then its entry stays denied, nothing it might walk is freed, and the failure says so (`lost`, `unproved`).
 
 mod budget;
+mod reserve;
 mod step;
 mod undo;
 
@@ -17,13 +18,14 @@ pub use budget::{GUARANTEE, Shares};
 #[cfg(test)]
 mod tests;
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
 use crate::hw::TableMemory;
 use crate::hw::page_table::{Detached, MapError, PageTable};
-use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
+use crate::hw::{BufferMemory, HardwareFault, MemoryError, SetAside, Unit, UnitError};
 use crate::policy::{Orders, Payer, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
@@ -34,6 +36,8 @@ pub struct Engine<U: Unit> {
     memory: U::Memory,
     /// Groups that may be claimed: see [`Engine::promise`].
     groups: usize,
+    /// Memory that is kept for units which are not up.
+    reserve: BTreeMap<UnitIndex, SetAside>,
     /// Tables that a unit which cannot be told to forget may still walk, until `ReleaseAbandoned`.
     abandoned: Vec<Detached>,
     /// The same, of whole domains.
@@ -92,6 +96,7 @@ where
             tables: self.tables.clone(),
             memory: self.memory.clone(),
             groups: self.groups,
+            reserve: self.reserve.clone(),
             abandoned: self.abandoned.clone(),
             replaced: self.replaced.clone(),
         }
@@ -152,6 +157,7 @@ impl<U: Unit> Engine<U> {
             tables: Vec::new(),
             memory,
             groups: 0,
+            reserve: BTreeMap::new(),
             abandoned: Vec::new(),
             replaced: Vec::new(),
         }
@@ -159,6 +165,7 @@ impl<U: Unit> Engine<U> {
 
     /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.
     pub fn install(&mut self, index: UnitIndex, unit: U) {
+        self.open_reserve(index);
         place(&mut self.units, index.0, unit);
     }
 

@@ -50,8 +50,9 @@ pub trait TableMemory {
         self.allocate()
     }
 
-    /// `count` frames of zeros (a power of two) that follow each other, aligned to their total size. They
-    /// are never freed: root and device tables and rings live as long as their unit.
+    /// `count` frames of zeros (a power of two) that follow each other, aligned to their total size: root and device
+    /// tables, and rings. Where there are several such runs, frames that were given back are taken from the lowest on.
+    /// Each frame may be given back by itself.
     ///
     /// # Errors
     /// `MemoryError::Exhausted` when there is no such run.

@@ -119,6 +119,9 @@ pub trait Unit {
     /// The format of this unit's page table entries.
     type Format: PteFormat;
 
+    /// Runs of table frames that bringing one up takes at most, the longest one first: see [`TableMemory::allocate_run`].
+    const RUNS: &'static [usize] = &[];
+
     /// What the unit can do.
     fn capabilities(&self) -> UnitCapabilities;
 

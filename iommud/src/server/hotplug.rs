@@ -11,9 +11,16 @@ use crate::server::{Server, UnitState};
 use crate::topology::pci::PciFunction;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// The memory that a unit is brought up in, for [`Server::unit_arrived`].
+    /// The memory of tables.
     pub fn table_memory(&mut self) -> &mut U::Memory {
         self.engine.memory_mut()
+    }
+
+    /// The memory that a unit is brought up in, which holds what was kept for it: nothing else may be asked of the
+    /// server before it is told what came of it, by [`Server::unit_arrived`], [`Server::unit_stuck`] or
+    /// [`Server::unit_not_arrived`].
+    pub fn bring_up_memory(&mut self, unit: UnitIndex) -> &mut U::Memory {
+        self.engine.open_reserve(unit)
     }
 
     /// Takes a unit that firmware describes and that was not up at start ([`UnitStart::Off`], where devices behind
@@ -40,6 +47,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// A unit that was to come did not come up: its devices are refused `UnitFailed` until it does.
     pub fn unit_not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
         self.recovery.not_arrived(unit, error);
+        self.set_aside();
         self.fail(unit, error.to_string());
         self.try_waiting();
     }
