@@ -171,6 +171,8 @@ pub struct Constraints {
     /// The zeros are in memory, not only in caches: a device may read past those (PCI Express "No Snoop"), and would
     /// find what the last user left.
     pub written_back: bool,
+    /// Whose it is: a piece of the pool that has memory of one account has none of another one's.
+    pub account: u32,
 }
 
 /// How much memory buffers can have: what clients' shares are parts of.
@@ -178,7 +180,7 @@ pub struct Constraints {
 pub struct BufferPool {
     /// Bytes in all.
     pub capacity: u64,
-    /// Bytes of the smallest piece: a buffer takes a multiple of it.
+    /// Bytes of a piece, which has memory of one account only. Pieces are aligned to their size.
     pub granule: u64,
 }
 
@@ -203,6 +205,12 @@ pub trait BufferMemory {
         length: u64,
         constraints: Constraints,
     ) -> Result<Vec<PhysRange>, MemoryError>;
+
+    /// Whether such a buffer would lie in pieces that its account has already. Else it takes as many more as hold it.
+    fn has_room(&self, length: u64, constraints: Constraints) -> bool {
+        let _ = (length, constraints);
+        false
+    }
 
     /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. When this
     /// returns no client sees it either: mappings that clients still have are revoked (on Linux the

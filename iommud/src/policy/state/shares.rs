@@ -7,13 +7,19 @@
 //! ```
 //!
 //! So no three clients together can make another one's allocation within a quarter of what is common fail, nor its
-//! claim.
+//! claim. All is counted in pieces of the pool, which have memory of one client each: so what is promised is there in
+//! pieces, however the buffers of others lie.
+//!
+//! What is left of the memory of a client that has no session any more counts as its group's: see `left_behind`.
 
 use iommu_protocol::status::Refusal;
 
 use crate::addr::PAGE_SIZE;
-use crate::policy::ids::SessionId;
+use crate::policy::collections::ranges::bounds;
+use crate::policy::ids::{BufferId, SessionId};
 use crate::policy::state::State;
+use crate::policy::state::memory::Memory;
+use crate::policy::view::Admitted;
 
 /// Bytes of buffers that each domain of a client is promised, if pieces are not larger.
 const PROMISED: u64 = 64 << 10;
@@ -41,15 +47,41 @@ impl State {
         own.saturating_add((self.pool.capacity - promised) / PARTS).min(self.pool.capacity)
     }
 
-    /// Refuses unless a client may have so many bytes of buffers more.
+    /// Bytes of the pieces of the pool in which this memory lies, and no buffer that is charged to a client.
+    pub(in crate::policy) fn new_pieces(&self, memory: &Memory) -> u64 {
+        let size = self.pool.granule.max(1);
+        let charged = |id: BufferId| self.buffers.get(id.0).is_some_and(|buffer| buffer.charged);
+        let (mut count, mut counted) = (0_u64, None);
+        for segment in memory.segments() {
+            let (first, last) = bounds(segment);
+            let ends = (first / size, last / size);
+            count = count.saturating_add(ends.1 - ends.0).saturating_add(1);
+            // Of those in between it has all.
+            let both = [Some(ends.0), Some(ends.1).filter(|end| *end != ends.0)];
+            for piece in both.into_iter().flatten() {
+                let (start, end) = (piece * size, (piece * size).saturating_add(size - 1));
+                let whole = first <= start && end <= last;
+                if counted == Some(piece) || !whole && self.memory.within(start, end).any(charged) {
+                    count -= 1;
+                }
+            }
+            counted = Some(ends.1);
+        }
+        count.saturating_mul(size)
+    }
+
+    /// Refuses unless a client may have so many bytes of the pool more.
     pub(in crate::policy) fn check_buffer_share(
         &self,
         account: u32,
-        length: u64,
+        more: u64,
     ) -> Result<(), Refusal> {
-        let more = self.pool.of(length);
+        if more == 0 {
+            return Ok(());
+        }
         let Some(client) = self.accounts.get(account) else { return Err(Refusal::BadHandle) };
-        let after = client.taken.checked_add(more).ok_or(Refusal::Quota)?;
+        let left = self.left_behind();
+        let after = left.charged(account, client).checked_add(more).ok_or(Refusal::Quota)?;
         if after > self.share_of(client.domains) {
             return Err(Refusal::Quota);
         }
@@ -60,10 +92,12 @@ impl State {
             taken = taken.saturating_add(other.taken);
             if number != account {
                 let promised = u64::from(other.domains).saturating_mul(each);
-                short = short.saturating_add(promised.saturating_sub(other.taken));
+                let used = left.charged(number, other);
+                short = short.saturating_add(promised.saturating_sub(used));
             }
         }
         let unclaimed = self.places(each, self.pool.capacity).saturating_sub(self.claimed()) * each;
+        let unclaimed = unclaimed.saturating_sub(left.of_unclaimed(each));
         match taken.checked_add(short).and_then(|all| all.checked_add(unclaimed)) {
             // What a client was promised it has, also when groups have come since that there is nothing left for.
             _ if promised && taken <= self.pool.capacity => Ok(()),
@@ -86,12 +120,12 @@ impl State {
         }
     }
 
-    /// See [`crate::policy::Registry::admit_buffer`].
-    pub(in crate::policy) fn admit_buffer(
+    /// See [`crate::policy::Registry::admit_within`].
+    pub(in crate::policy) fn admit_within(
         &self,
         session: SessionId,
         length: u64,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let session = self.usable(session)?;
         if length == 0 {
             return Err(Refusal::Range);
@@ -108,8 +142,7 @@ impl State {
         {
             return Err(Refusal::Quota);
         }
-        self.check_buffer_share(session.client, length)?;
         self.buffers.next().and(self.slots.next()).ok_or(Refusal::NoMemory)?;
-        Ok(session.domain.is_some())
+        Ok(Admitted { confined: session.domain.is_some(), account: session.client })
     }
 }
