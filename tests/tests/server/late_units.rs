@@ -1,8 +1,12 @@
 //! Units that come when clients have tables already: what bringing them up takes was set aside.
 
-use iommud::hw::{Nanos, UnitError};
+use std::ops::Range;
+
+use iommud::addr::{PhysAddr, PhysRange};
+use iommud::hw::{MemoryError, Nanos, UnitError};
 use iommud::policy::{Mode, UnitIndex};
 use iommud::server::Handle;
+use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::Layout;
 use iommud_tests::stack::{Setup, endpoint};
 
@@ -48,6 +52,11 @@ fn assert_confined(stack: &Bed) {
     assert_eq!(reach(stack, device), super::compat(stack));
 }
 
+/// Whether the late unit is to be tried at one of these seconds.
+fn is_due(stack: &mut Bed, mut seconds: Range<u64>) -> bool {
+    seconds.any(|at| stack.server.recover_units(Nanos(at * 1_000_000_000)) == Some(LATE))
+}
+
 fn arrives(subject: &Subject, prepare: impl Fn(&mut Bed)) {
     println!("subject: {}", subject.name());
     let mut stack = Bed::start(&[subject.clone(), subject.clone()], late(6));
@@ -57,8 +66,6 @@ fn arrives(subject: &Subject, prepare: impl Fn(&mut Bed)) {
     assert_confined(&stack);
     stack.machine.assert_clean();
 }
-
-use iommud_tests::conformance::UnderTest;
 
 #[test]
 fn a_unit_that_comes_late_finds_its_memory_whatever_clients_have() {
@@ -94,5 +101,34 @@ fn tries_in_vain_cost_nothing() {
             assert_eq!(stack.metric("table_frames"), used);
             crowd(stack);
         });
+    }
+}
+
+/// With too little memory for both units the one that is up has it. The other one is not tried in vain, and comes when
+/// there is more: then its memory is set aside before clients get any.
+#[test]
+fn what_is_not_there_at_start_is_set_aside_when_more_memory_comes() {
+    const MORE: (u64, u64) = (40 << 20, 2 << 20);
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let mut setup = late(3);
+        setup.config.default = Mode::Strict;
+        let mut stack = Bed::start(&[subject.clone(), subject.clone()], setup);
+        // VT-d units need a few frames, which there are.
+        assert_eq!(stack.metric("table_frames_reserved") > 0, FAMILY == "vt-d");
+        stack.server.unit_not_arrived(LATE, &UnitError::Memory(MemoryError::Exhausted));
+        let used = stack.metric("table_frames");
+        assert_eq!(is_due(&mut stack, 0..1000), FAMILY == "vt-d");
+        assert_eq!(stack.metric("table_frames"), used);
+        let range = PhysRange::new(PhysAddr(MORE.0), MORE.1).unwrap();
+        let added = stack.server.add_tables(range, (), |tables, ()| tables.add(MORE));
+        assert_eq!(added, Ok(()));
+        assert!(stack.metric("table_frames_reserved") > 0);
+        crowd(&mut stack);
+        assert!(is_due(&mut stack, 1000..3000), "not tried again");
+        assert_eq!(stack.arrive(&subject, 1), Ok(()));
+        assert_eq!(state(&mut stack), enabled());
+        assert_eq!(stack.metric("table_frames_reserved"), 0);
+        stack.machine.assert_clean();
     }
 }
