@@ -1,7 +1,7 @@
 //! Shares of table memory, in frames of 4096 bytes.
 //!
 //! ```text
-//! free + clients' tables = promised + common
+//! free + clients' tables = promised + common       (frames reserved for units that are not up are neither)
 //! promised   GUARANTEE for each domain of a client, and for each group that is not claimed yet
 //! common     the rest; a client may have a quarter of it in addition to its promise
 //! ```

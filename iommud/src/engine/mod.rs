@@ -10,6 +10,7 @@
 //! `unproved`).
 
 mod budget;
+mod reserve;
 mod step;
 mod undo;
 
@@ -18,13 +19,14 @@ pub use budget::{GUARANTEE, Shares};
 #[cfg(test)]
 mod tests;
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
 use crate::hw::TableMemory;
 use crate::hw::page_table::{Detached, MapError, PageTable};
-use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
+use crate::hw::{BufferMemory, HardwareFault, MemoryError, SetAside, Unit, UnitError};
 use crate::policy::{Orders, Payer, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
@@ -35,6 +37,8 @@ pub struct Engine<U: Unit> {
     memory: U::Memory,
     /// Groups that may be claimed: see [`Engine::promise`].
     groups: usize,
+    /// Memory reserved for units that are not up.
+    reserve: BTreeMap<UnitIndex, SetAside>,
     /// Tables that a unit may still walk because it could not be invalidated, until `ReleaseAbandoned`.
     abandoned: Vec<Detached>,
     /// The same, for the tables of whole domains.
@@ -93,6 +97,7 @@ where
             tables: self.tables.clone(),
             memory: self.memory.clone(),
             groups: self.groups,
+            reserve: self.reserve.clone(),
             abandoned: self.abandoned.clone(),
             replaced: self.replaced.clone(),
         }
@@ -153,6 +158,7 @@ impl<U: Unit> Engine<U> {
             tables: Vec::new(),
             memory,
             groups: 0,
+            reserve: BTreeMap::new(),
             abandoned: Vec::new(),
             replaced: Vec::new(),
         }
@@ -160,6 +166,7 @@ impl<U: Unit> Engine<U> {
 
     /// Adds a unit that was brought up until it accepts entries. `Event::UnitReady` comes next.
     pub fn install(&mut self, index: UnitIndex, unit: U) {
+        self.open_reserve(index);
         place(&mut self.units, index.0, unit);
     }
 

@@ -229,7 +229,7 @@ impl<S: ConfigSpace> LateUnits<S> {
         let known = known.and_then(|index| Some((index, firmware.units.get(index)?)));
         let Some((index, description)) = known else { return };
         let budget = server.budget().clone();
-        let (tables, map) = (server.table_memory(), *map);
+        let (tables, map) = (server.bring_up_memory(unit), *map);
         let mut around = Surroundings { firmware, space, tables, map, budget: &budget };
         match bring_up::<U, _>(index, &mut around, description) {
             UnitStart::Ready(hardware) => server.unit_arrived(unit, hardware),

@@ -49,6 +49,6 @@ pub use state::tags::Holds;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
 pub use transition::Request;
 pub use view::{
-    BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView, SessionView,
-    UnitState, UnitView, VacantBuses,
+    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView,
+    SessionView, UnitState, UnitView, VacantBuses,
 };

@@ -147,6 +147,16 @@ pub struct DomainView {
     pub mappings: u32,
 }
 
+/// A buffer that may be allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// A unit confines the device: else the memory must be one segment, and meet the request's alignment, boundary and
+    /// reach with its own address.
+    pub confined: bool,
+    /// Number of the account that the buffer is charged to; never used again for another one.
+    pub account: u32,
+}
+
 /// One buffer as a session sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferView {

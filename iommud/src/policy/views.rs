@@ -18,8 +18,8 @@ use crate::policy::state::memory::Memory;
 use crate::policy::state::objects::{Account, Activity, Unit};
 use crate::policy::step::Binding;
 use crate::policy::view::{
-    BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
-    UnitView,
+    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView,
+    UnitState, UnitView,
 };
 use crate::topology::firmware::Firmware;
 use crate::topology::table::FunctionIndex;
@@ -167,15 +167,16 @@ impl Registry {
                 .and_then(|unit| self.state.machine.sources.get((unit, session.address.requester)))
                 .is_some_and(|source| source.silenced),
             domain,
-            memory_left: self.memory_left(account),
+            memory_left: self.memory_left(session.client, account),
             mappings_left: quotas.mappings.saturating_sub(account.mappings),
         })
     }
 
     /// Bytes of buffers that a client may still have, by its quota and its share.
-    fn memory_left(&self, account: &Account) -> u64 {
+    fn memory_left(&self, number: u32, account: &Account) -> u64 {
         let quota = self.state.machine.config.quotas.memory.saturating_sub(account.memory);
-        quota.min(self.state.share_of(account.domains).saturating_sub(account.taken))
+        let used = self.state.left_behind().charged(number, account);
+        quota.min(self.state.share_of(account.domains).saturating_sub(used))
     }
 
     fn domain_view(&self, id: DomainId) -> Option<DomainView> {
@@ -334,14 +335,24 @@ impl Registry {
         BufferId(self.state.buffers.next().unwrap_or(u32::MAX))
     }
 
-    /// Whether a buffer of `length` bytes may be allocated for a session now, before memory is looked for. Returns
-    /// whether a unit confines the device. Without one the memory must be one segment, and its own address must meet
-    /// the request's alignment, boundary and reach.
+    /// Whether a buffer of `length` bytes may be allocated for a session now, before memory is looked for, if it lies
+    /// in pieces of the pool that its client has already. Without a unit the memory must be one segment, and its own
+    /// address must meet the request's alignment, boundary and reach.
     ///
     /// # Errors
     /// The refusal that [`Allocate`](crate::policy::Allocate) would get.
-    pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<bool, Refusal> {
-        self.state.admit_buffer(session, length)
+    pub fn admit_within(&self, session: SessionId, length: u64) -> Result<Admitted, Refusal> {
+        self.state.admit_within(session, length)
+    }
+
+    /// Like [`Registry::admit_within`], for a buffer that takes empty pieces of the pool.
+    ///
+    /// # Errors
+    /// The refusal that [`Allocate`](crate::policy::Allocate) would get.
+    pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<Admitted, Refusal> {
+        let admitted = self.state.admit_within(session, length)?;
+        self.state.check_buffer_share(admitted.account, self.state.pool.of(length))?;
+        Ok(admitted)
     }
 
     /// Owed work, in a fixed order.

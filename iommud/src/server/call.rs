@@ -10,8 +10,8 @@ use iommu_protocol::wire::{
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
 use crate::policy::{
-    Allocate, AllocateRequest, Batch, BatchRequest, Event, ListRequest, MapList, Placed, Refused,
-    SessionId,
+    Admitted, Allocate, AllocateRequest, Batch, BatchRequest, Event, ListRequest, MapList, Placed,
+    Refused, SessionId,
 };
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
@@ -175,13 +175,16 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         session: SessionId,
         arguments: &AllocateArguments,
     ) -> Result<AllocateResult, Refusal> {
-        let confined = self
-            .registry
-            .admit_buffer(session, arguments.length)
-            .inspect_err(|_| self.growth.refused(session, arguments.length))?;
+        let Admitted { confined, account } =
+            self.registry.admit_within(session, arguments.length)?;
         let buffer = self.registry.next_buffer();
         let written_back = !self.registry.forces_snoop();
-        let constraints = Constraints { written_back, ..constraints(arguments, confined) };
+        let constraints = Constraints { written_back, account, ..constraints(arguments, confined) };
+        if !self.buffers.has_room(arguments.length, constraints) {
+            self.registry
+                .admit_buffer(session, arguments.length)
+                .inspect_err(|_| self.growth.refused(session, arguments.length))?;
+        }
         let segments = self
             .buffers
             .allocate(buffer.0, arguments.length, constraints)

@@ -61,7 +61,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             return Err((page, refusal));
         }
         add(self.engine.memory_mut(), page);
-        self.recovery.memory_came();
+        self.set_aside();
         self.machine.budget.table_frames_total += range.length() / FRAME;
         self.counts.memory_added_bytes += range.length();
         self.finish_endings();

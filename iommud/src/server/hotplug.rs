@@ -11,9 +11,15 @@ use crate::server::{Server, UnitState};
 use crate::topology::pci::PciFunction;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// The memory in which a unit is brought up, for [`Server::unit_arrived`].
+    /// The memory of tables.
     pub fn table_memory(&mut self) -> &mut U::Memory {
         self.engine.memory_mut()
+    }
+
+    /// The memory in which a unit is brought up, with the frames that were reserved for it. The next call is the
+    /// result: [`Server::unit_arrived`], [`Server::unit_stuck`] or [`Server::unit_not_arrived`].
+    pub fn bring_up_memory(&mut self, unit: UnitIndex) -> &mut U::Memory {
+        self.engine.open_reserve(unit)
     }
 
     /// Adds a unit that firmware describes and that was not up at start. It was [`UnitStart::Off`], and devices
@@ -40,6 +46,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Records that an expected unit did not come up: its devices are refused `UnitFailed` until it does.
     pub fn unit_not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
         self.recovery.not_arrived(unit, error);
+        self.set_aside();
         self.fail(unit, error.to_string());
         self.try_waiting();
     }

@@ -229,6 +229,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 self.run_to_the_end(Event::Close(session));
                 self.faults.forget(session);
                 self.recovery.session_ended();
+                self.set_aside();
                 self.survey.change();
             }
             Some(Object::Buffer { buffer, .. }) => {

@@ -113,6 +113,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
     type Memory = M;
     type Format = AmdFormat;
 
+    const RUNS: &'static [usize] = super::RUNS;
+
     fn capabilities(&self) -> UnitCapabilities {
         self.capabilities
     }

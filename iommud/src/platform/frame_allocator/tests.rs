@@ -1,6 +1,7 @@
 //! Tests of the allocator over ordinary memory in place of huge pages.
 
 use super::*;
+use crate::hw::SetAside;
 use crate::platform::linux::memory::testing::FakePages;
 
 const LOW: u64 = 0x4000_0000;
@@ -65,6 +66,25 @@ fn runs_are_gathered_from_frames_that_came_back() {
     assert_eq!(rest.len(), 256 - 16 - 16 - 1);
     assert!(rest.iter().all(|frame| (LOW + 17 * 4096..LOW + 256 * 4096).contains(frame)));
     assert_eq!(tables.frames_in_use(), 1024);
+}
+
+/// The runs of an AMD-Vi unit are set aside and all other frames are used. Given back, each run is found again.
+#[test]
+fn what_is_set_aside_has_room_for_the_runs_of_its_unit() {
+    const RUNS: [usize; 6] = [512, 1, 1, 1, 16, 16];
+    let mut tables = tables();
+    let kept = SetAside::take(&mut tables, &RUNS).unwrap();
+    assert_eq!((kept.frames(), tables.frames_in_use()), (560, 560));
+    assert!(SetAside::take(&mut tables, &RUNS).is_none(), "there is no second long run");
+    assert_eq!(tables.frames_in_use(), 560, "all or nothing");
+    let others = std::iter::from_fn(|| tables.allocate().ok()).count();
+    assert_eq!(others, 1024 - 560);
+    kept.give_back(&mut tables);
+    for count in RUNS {
+        let first = tables.allocate_run(count).unwrap();
+        assert!(first.is_aligned(4096 * count as u64));
+    }
+    assert_eq!(tables.frames_free(), 560 - 547);
 }
 
 /// AMD-Vi units allocate their runs one unit after another. The other frames go to tables of one frame each.

@@ -154,7 +154,7 @@ fn serve_units<U: Family>(
         Announce::Keeper(_) => None,
         Announce::Init(_) | Announce::Parent(_) => Some(More::new(&order, files)),
     };
-    let period = if facts.firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
+    let period = if facts.has_unit() { PERIOD } else { IDLE_PERIOD };
     let mut events = Loop::open(period).map_err(StartError::Files)?;
     let driven = driven(options, notes);
     if let Announce::Keeper(keeper) = &announce {

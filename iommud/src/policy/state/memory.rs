@@ -127,6 +127,16 @@ impl MemoryMap {
         self.ranges.remove(&range.first().0);
     }
 
+    /// All buffers with memory from `first` to `last` (inclusive).
+    pub(in crate::policy) fn within(
+        &self,
+        first: u64,
+        last: u64,
+    ) -> impl Iterator<Item = BufferId> {
+        let before = self.ranges.range(..first).next_back().filter(|(_, (end, _))| *end >= first);
+        before.into_iter().chain(self.ranges.range(first..=last)).map(|(_, (_, buffer))| *buffer)
+    }
+
     /// A buffer with memory from `first` to `last` (inclusive).
     pub(in crate::policy) fn overlapping(&self, first: u64, last: u64) -> Option<BufferId> {
         let (_, (end, buffer)) = self.ranges.range(..=last).next_back()?;

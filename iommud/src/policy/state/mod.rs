@@ -14,6 +14,7 @@
 
 pub(in crate::policy) mod domain;
 pub(in crate::policy) mod excluded;
+mod left_behind;
 pub(in crate::policy) mod machine;
 pub(in crate::policy) mod mappings;
 pub(in crate::policy) mod memory;

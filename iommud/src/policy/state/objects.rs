@@ -259,17 +259,20 @@ pub(in crate::policy) struct Account {
     pub(in crate::policy) client: ClientId,
     /// Bytes of its buffers.
     pub(in crate::policy) memory: u64,
-    /// Bytes that they take of the pool.
+    /// Bytes of the pieces of the pool that its buffers lie in.
     pub(in crate::policy) taken: u64,
     pub(in crate::policy) mappings: u32,
     pub(in crate::policy) sessions: u32,
     pub(in crate::policy) buffers: u32,
     pub(in crate::policy) domains: u32,
+    /// The device that its last session was on.
+    pub(in crate::policy) last: Option<PciAddress>,
 }
 
 impl Account {
     pub(in crate::policy) const fn new(client: ClientId) -> Self {
-        Self { client, memory: 0, taken: 0, mappings: 0, sessions: 0, buffers: 0, domains: 0 }
+        let (memory, taken) = (0, 0);
+        Self { client, memory, taken, mappings: 0, sessions: 0, buffers: 0, domains: 0, last: None }
     }
 
     /// Charges mappings to it, or takes the charge back.

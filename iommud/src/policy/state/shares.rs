@@ -8,12 +8,19 @@
 //!
 //! So three clients together cannot make another client's claim fail, nor its allocation within a quarter of the
 //! common part.
+//! All is counted in pieces of the pool, and each piece has memory of one client only. So a promise is there in
+//! pieces, wherever the buffers of other clients lie.
+//!
+//! Memory that a client without a session still has counts as its group's: see `left_behind`.
 
 use iommu_protocol::status::Refusal;
 
 use crate::addr::PAGE_SIZE;
-use crate::policy::ids::SessionId;
+use crate::policy::collections::ranges::bounds;
+use crate::policy::ids::{BufferId, SessionId};
 use crate::policy::state::State;
+use crate::policy::state::memory::Memory;
+use crate::policy::view::Admitted;
 
 /// Bytes of buffers that each domain of a client is promised, if the granule is not larger.
 const PROMISED: u64 = 64 << 10;
@@ -42,15 +49,41 @@ impl State {
         own.saturating_add((self.pool.capacity - promised) / PARTS).min(self.pool.capacity)
     }
 
-    /// Refuses unless a client may have this many more bytes of buffers.
+    /// Bytes of those pieces of the pool in which this memory lies and no charged buffer does.
+    pub(in crate::policy) fn new_pieces(&self, memory: &Memory) -> u64 {
+        let size = self.pool.granule.max(1);
+        let charged = |id: BufferId| self.buffers.get(id.0).is_some_and(|buffer| buffer.charged);
+        let (mut count, mut counted) = (0_u64, None);
+        for segment in memory.segments() {
+            let (first, last) = bounds(segment);
+            let ends = (first / size, last / size);
+            count = count.saturating_add(ends.1 - ends.0).saturating_add(1);
+            // The memory fills the pieces in between.
+            let both = [Some(ends.0), Some(ends.1).filter(|end| *end != ends.0)];
+            for piece in both.into_iter().flatten() {
+                let (start, end) = (piece * size, (piece * size).saturating_add(size - 1));
+                let whole = first <= start && end <= last;
+                if counted == Some(piece) || !whole && self.memory.within(start, end).any(charged) {
+                    count -= 1;
+                }
+            }
+            counted = Some(ends.1);
+        }
+        count.saturating_mul(size)
+    }
+
+    /// Refuses unless a client may have this many more bytes of the pool.
     pub(in crate::policy) fn check_buffer_share(
         &self,
         account: u32,
-        length: u64,
+        more: u64,
     ) -> Result<(), Refusal> {
-        let more = self.pool.of(length);
+        if more == 0 {
+            return Ok(());
+        }
         let Some(client) = self.accounts.get(account) else { return Err(Refusal::BadHandle) };
-        let after = client.taken.checked_add(more).ok_or(Refusal::Quota)?;
+        let left = self.left_behind();
+        let after = left.charged(account, client).checked_add(more).ok_or(Refusal::Quota)?;
         if after > self.share_of(client.domains) {
             return Err(Refusal::Quota);
         }
@@ -61,10 +94,12 @@ impl State {
             taken = taken.saturating_add(other.taken);
             if number != account {
                 let promised = u64::from(other.domains).saturating_mul(each);
-                short = short.saturating_add(promised.saturating_sub(other.taken));
+                let used = left.charged(number, other);
+                short = short.saturating_add(promised.saturating_sub(used));
             }
         }
         let unclaimed = self.places(each, self.pool.capacity).saturating_sub(self.claimed()) * each;
+        let unclaimed = unclaimed.saturating_sub(left.of_unclaimed(each));
         match taken.checked_add(short).and_then(|all| all.checked_add(unclaimed)) {
             // A client has what it was promised, even when too little is left for groups that came since.
             _ if promised && taken <= self.pool.capacity => Ok(()),
@@ -87,12 +122,12 @@ impl State {
         }
     }
 
-    /// See [`crate::policy::Registry::admit_buffer`].
-    pub(in crate::policy) fn admit_buffer(
+    /// See [`crate::policy::Registry::admit_within`].
+    pub(in crate::policy) fn admit_within(
         &self,
         session: SessionId,
         length: u64,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let session = self.usable(session)?;
         if length == 0 {
             return Err(Refusal::Range);
@@ -109,8 +144,7 @@ impl State {
         {
             return Err(Refusal::Quota);
         }
-        self.check_buffer_share(session.client, length)?;
         self.buffers.next().and(self.slots.next()).ok_or(Refusal::NoMemory)?;
-        Ok(session.domain.is_some())
+        Ok(Admitted { confined: session.domain.is_some(), account: session.client })
     }
 }

@@ -63,11 +63,13 @@ fn allocate(
     id: SessionId,
     request: &AllocateRequest,
 ) -> Result<Placed, Refusal> {
-    let confined = decision.state.admit_buffer(id, request.length)?;
+    let confined = decision.state.admit_within(id, request.length)?.confined;
     check_request(request)?;
     let memory = check_segments(decision.state, request)?;
+    let pieces = decision.state.new_pieces(&memory);
     let session = decision.state.session(id)?;
     let (client, domain, number) = (session.client, session.domain, session.free_slot());
+    decision.state.check_buffer_share(client, pieces)?;
     let ranges: Vec<_> = request.segments.iter().map(|range| bounds(*range)).collect();
     let taken = compat::take(decision, &ranges)?;
     let length = request.length;
@@ -85,10 +87,9 @@ fn allocate(
         charged: true,
     };
     let buffer = decision.insert_buffer(buffer)?;
-    let pooled = decision.state.pool.of(length);
     if let Some(account) = decision.change::<Account>(client) {
         account.memory += length;
-        account.taken += pooled;
+        account.taken += pieces;
     }
     let slot = enter_slot(decision, record)?;
     let iova = match (domain, direct) {

@@ -146,7 +146,7 @@ fn end_owner_domain(decision: &mut Decision<'_>, owner: OwnerId) -> Result<(), R
 /// Removes a session and its slots; adds the buffers of these to `buffers`.
 fn end(decision: &mut Decision<'_>, id: SessionId, buffers: &mut Vec<BufferId>) {
     let Some(session) = decision.state.sessions.get(id.0) else { return };
-    let (client, owner) = (session.client, session.owner);
+    let (client, owner, address) = (session.client, session.owner, session.address);
     let slots: Vec<u32> = session.slots.iter().copied().flatten().collect();
     for slot in slots {
         buffers.extend(decision.state.slots.get(slot).map(|slot| slot.buffer));
@@ -164,6 +164,7 @@ fn end(decision: &mut Decision<'_>, id: SessionId, buffers: &mut Vec<BufferId>) 
     if let Some(account) = decision.change::<Account>(client) {
         account.sessions -= 1;
         account.domains -= u32::from(last);
+        account.last = Some(address);
     }
     release::close_account(decision, client);
 }

@@ -109,14 +109,14 @@ pub(super) fn free(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refu
         return Ok(());
     }
     let (client, length, charged) = (buffer.client, buffer.length, buffer.charged);
-    let taken = buffer.taken.clone();
+    let (taken, memory) = (buffer.taken.clone(), buffer.memory.clone());
     compat::give(decision, &taken)?;
     decision.last(Step::ReleaseBuffer { buffer: id });
     decision.remove_buffer(id);
-    let pooled = decision.state.pool.of(length);
+    let pieces = decision.state.new_pieces(&memory);
     if let Some(account) = decision.change::<Account>(client).filter(|_| charged) {
         account.memory -= length;
-        account.taken -= pooled;
+        account.taken = account.taken.saturating_sub(pieces);
     }
     close_account(decision, client);
     Ok(())

@@ -1,7 +1,6 @@
 //! The time at which a failed unit is tried again.
 
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 
 use crate::hw::{Nanos, UnitError};
 use crate::policy::UnitIndex;
@@ -31,6 +30,14 @@ pub(super) struct Retry {
 }
 
 impl Retry {
+    /// Of a unit that could not be brought up.
+    fn after(error: &UnitError) -> Self {
+        let starved = matches!(error, UnitError::Memory(_));
+        // No time mends the first, and the second costs memory at each try.
+        let hopeless = starved || matches!(error, UnitError::Unsupported { .. });
+        Self { hopeless, starved, ..Self::default() }
+    }
+
     fn pause(&self) -> Nanos {
         let doubled = FIRST_PAUSE.0.checked_shl(self.tries).unwrap_or(u64::MAX);
         // A shift drops bits silently: more than 20 doublings are beyond the longest pause anyway.
@@ -84,33 +91,28 @@ pub(in crate::server) struct Recovery {
 }
 
 impl Recovery {
-    /// Units whose state at start does not change by itself.
-    pub(in crate::server) fn hopeless<U>(units: &[UnitStart<U>]) -> Vec<UnitIndex> {
-        let lost = |unit: &UnitStart<U>| match unit {
-            UnitStart::Unusable(_) => true,
-            UnitStart::Failed(error) => is_lasting(error),
-            UnitStart::Ready(_) | UnitStart::Stuck(..) | UnitStart::Off => false,
+    /// What is known of units whose state at start does not change by itself.
+    pub(in crate::server) fn hopeless<U>(units: &[UnitStart<U>]) -> Self {
+        let lasting = |unit: &UnitStart<U>| match unit {
+            UnitStart::Unusable(_) => Some(Retry { hopeless: true, ..Retry::default() }),
+            UnitStart::Failed(error) => Some(Retry::after(error)).filter(|retry| retry.hopeless),
+            UnitStart::Ready(_) | UnitStart::Stuck(..) | UnitStart::Off => None,
         };
         let numbered = units.iter().zip((0..).map(UnitIndex));
-        numbered.filter(|(unit, _)| lost(unit)).map(|(_, index)| index).collect()
-    }
-
-    pub(in crate::server) fn expect(&mut self, hopeless: Vec<UnitIndex>) {
-        for unit in hopeless {
-            self.units.entry(unit).or_default().hopeless = true;
-        }
+        let units = numbered.filter_map(|(unit, index)| Some((index, lasting(unit)?))).collect();
+        Self { units, ..Self::default() }
     }
 
     /// Records that the platform could not bring a unit up.
     pub(in crate::server) fn not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
+        let Retry { hopeless, starved, .. } = Retry::after(error);
         let retry = self.units.entry(unit).or_default();
-        retry.hopeless = is_lasting(error);
-        retry.starved = matches!(error, UnitError::Memory(_));
+        (retry.hopeless, retry.starved) = (hopeless, starved);
     }
 
-    /// Records that there may be more memory for tables: units that found none are tried again, once.
-    pub(in crate::server) fn memory_came(&mut self) {
-        for retry in self.units.values_mut().filter(|retry| retry.starved) {
+    /// Records that there is memory for a unit: one that found none is tried once more.
+    pub(super) fn memory_came(&mut self, unit: UnitIndex) {
+        if let Some(retry) = self.units.get_mut(&unit).filter(|retry| retry.starved) {
             (retry.hopeless, retry.starved) = (false, false);
         }
     }
@@ -127,13 +129,7 @@ impl Recovery {
     /// Records that a session ended: its part of the quarantine may be released now.
     pub(in crate::server) fn session_ended(&mut self) {
         self.sweep |= self.held;
-        self.memory_came();
     }
-}
-
-/// Whether trying again is of no use: time does not help, or each try may cost memory.
-const fn is_lasting(error: &UnitError) -> bool {
-    matches!(error, UnitError::Unsupported { .. } | UnitError::Memory(_))
 }
 
 #[cfg(test)]

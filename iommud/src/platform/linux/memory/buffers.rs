@@ -197,6 +197,7 @@ mod tests {
         alignment: 4096,
         boundary: 0,
         written_back: false,
+        account: 0,
     };
 
     fn buffers(addresses: &[u64]) -> HugeBuffers<FakePages> {

@@ -306,7 +306,7 @@ fn allocations_are_checked() {
     assert_eq!(bench.registry.admit_buffer(session, 0), Err(Refusal::Range));
     assert_eq!(bench.registry.admit_buffer(session, 100), Err(Refusal::Alignment));
     assert_eq!(bench.registry.admit_buffer(session, !4095), Err(Refusal::Quota));
-    assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(true));
+    assert!(bench.registry.admit_buffer(session, PAGE).unwrap().confined);
     let change = |bench: &mut Bench, edit: &dyn Fn(&mut crate::policy::AllocateRequest)| {
         let Allocate(session, mut request) =
             bench.allocation(session, &[phys(OWN, 2 * PAGE)], AllocateFlags::empty());

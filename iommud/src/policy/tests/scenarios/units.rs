@@ -114,7 +114,7 @@ fn without_a_unit_a_session_works_with_bus_addresses() {
     assert_eq!(bench.registry.session(session).unwrap().domain, None);
     bench.run(&Event::Attach(session)).unwrap();
     assert!(bench.registry.session(session).unwrap().attached);
-    assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(false));
+    assert!(!bench.registry.admit_buffer(session, PAGE).unwrap().confined);
     let (slot, iova, _) = bench.buffer(session, 4);
     assert_eq!(iova, OWN, "the address of the memory");
     assert_eq!(bench.batch(session, &[map(slot, 1, 2)]).unwrap(), [OWN + PAGE]);
