@@ -347,7 +347,8 @@ const fn crosses(piece: PhysRange, boundary: u64) -> bool {
     boundary != 0 && piece.first().0 / boundary != piece.last().0 / boundary
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod promises;
 #[cfg(test)]
 mod tests;

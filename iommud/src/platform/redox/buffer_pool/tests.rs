@@ -225,7 +225,9 @@ fn a_search_of_high_lots_first_costs_as_much_again() {
     let mut pool = Pool::new(&chunks);
     let ids = 0..u32::try_from(CHUNKS * CHUNK / LOT).unwrap();
     ids.clone().for_each(|id| drop(pool.allocate(id, LOT, of(id)).unwrap()));
-    ids.clone().step_by(2).for_each(|id| drop(pool.release(id).unwrap()));
+    for id in ids.clone().step_by(2) {
+        pool.release(id).unwrap();
+    }
     let (result, steps) = measured(&mut pool, 2 * LOT, ANY);
     assert_eq!(result, Err(MemoryError::Exhausted));
     let free = u64::from(ids.end) / 2;
