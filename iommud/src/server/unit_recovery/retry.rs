@@ -110,6 +110,11 @@ impl Recovery {
         (retry.hopeless, retry.starved) = (hopeless, starved);
     }
 
+    /// Whether a unit may come by itself. One that is hopeless comes only if memory was all that it lacked.
+    pub(super) fn may_come(&self, unit: UnitIndex) -> bool {
+        self.units.get(&unit).is_none_or(|retry| !retry.hopeless || retry.starved)
+    }
+
     /// Records that there is memory for a unit: one that found none is tried once more.
     pub(super) fn memory_came(&mut self, unit: UnitIndex) {
         if let Some(retry) = self.units.get_mut(&unit).filter(|retry| retry.starved) {
