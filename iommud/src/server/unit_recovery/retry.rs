@@ -140,6 +140,17 @@ impl Recovery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hw::MemoryError;
+
+    #[test]
+    fn a_hopeless_unit_comes_only_if_it_lacked_memory() {
+        let (unit, mut recovery) = (UnitIndex(0), Recovery::default());
+        assert!(recovery.may_come(unit));
+        recovery.not_arrived(unit, &UnitError::Unsupported { what: "a page table" });
+        assert!(!recovery.may_come(unit));
+        recovery.not_arrived(unit, &UnitError::Memory(MemoryError::Exhausted));
+        assert!(recovery.may_come(unit));
+    }
 
     const SECOND: u64 = 1_000_000_000;
 
