@@ -116,7 +116,7 @@ fn early() -> Result<(), String> {
         report.check(drivers::works(&device, ", confined"));
         report.check(drivers::rogue(&device));
     } else if status.contains("failed(") {
-        report.check(drivers::unit_failed(&device));
+        report.check(drivers::unit_failed(&connection, &device));
     } else {
         report.check(drivers::works(&device, "NOT CONFINED"));
     }
