@@ -24,6 +24,10 @@ pub enum Path {
     Devices,
     /// `devices/SSSS--BB--DD.F`: text when read, a session when opened for writing.
     Device(PciAddress),
+    /// `domains`, a directory: the domains of owners. Those of policy are not listed.
+    Domains,
+    /// `domains/N`: what one owner's devices reach.
+    Domain(u32),
     /// `faults`: every fault, newest last.
     Faults,
     /// `metrics`: one `name value` a line.
@@ -58,6 +62,7 @@ impl Path {
             Some(("units", rest)) => Some(Self::Unit(parse_number(rest)?)),
             Some(("groups", rest)) => Some(Self::Group(parse_number(rest)?)),
             Some(("devices", rest)) => Some(Self::Device(rest.parse().ok()?)),
+            Some(("domains", rest)) => Some(Self::Domain(parse_number(rest)?)),
             Some(_) => None,
         }
     }
@@ -69,6 +74,7 @@ impl Path {
             "units" => Self::Units,
             "groups" => Self::Groups,
             "devices" => Self::Devices,
+            "domains" => Self::Domains,
             "faults" => Self::Faults,
             "metrics" => Self::Metrics,
             "rescan" => Self::Rescan,
@@ -79,7 +85,7 @@ impl Path {
     /// Whether the path names a directory.
     #[must_use]
     pub const fn is_directory(self) -> bool {
-        matches!(self, Self::Root | Self::Units | Self::Groups | Self::Devices)
+        matches!(self, Self::Root | Self::Units | Self::Groups | Self::Devices | Self::Domains)
     }
 }
 
@@ -94,6 +100,8 @@ impl fmt::Display for Path {
             Self::Group(index) => write!(f, "groups/{index}"),
             Self::Devices => f.write_str("devices"),
             Self::Device(address) => write!(f, "devices/{address}"),
+            Self::Domains => f.write_str("domains"),
+            Self::Domain(index) => write!(f, "domains/{index}"),
             Self::Faults => f.write_str("faults"),
             Self::Metrics => f.write_str("metrics"),
             Self::Rescan => f.write_str("rescan"),
@@ -143,6 +151,8 @@ mod tests {
             (Path::Status, "status"),
             (Path::Unit(0), "units/0"),
             (Path::Group(17), "groups/17"),
+            (Path::Domains, "domains"),
+            (Path::Domain(3), "domains/3"),
             (Path::Device(address), "devices/0000--00--04.0"),
             (Path::Faults, "faults"),
             (Path::Metrics, "metrics"),
@@ -167,7 +177,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_is_written_back_unchanged(text in "(units|groups|devices|buffers|status)?/?[0-9a-f./-]{0,16}") {
+        fn what_parses_is_written_back_unchanged(text in "(units|groups|devices|domains|buffers|status)?/?[0-9a-f./-]{0,16}") {
             if let Some(path) = Path::parse(&text) {
                 prop_assert_eq!(path.to_string(), text.clone());
             }

@@ -8,6 +8,8 @@ mod budget;
 mod call;
 mod caller;
 mod decode;
+mod details;
+mod domain_text;
 mod driven_devices;
 mod endings;
 mod faults;
@@ -15,6 +17,7 @@ mod growth;
 mod handles;
 mod hotplug;
 mod pending_claims;
+mod processes;
 mod rescan;
 mod startup;
 mod tags;
@@ -53,6 +56,7 @@ use faults::storms::Storms;
 use growth::Growth;
 use handles::{Control, Handles, Object};
 use pending_claims::PendingClaims;
+use processes::Processes;
 use rescan::Survey;
 use unit_recovery::Recovery;
 use unit_status::Machine;
@@ -102,6 +106,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     recovery: Recovery,
     survey: Survey,
     growth: Growth,
+    processes: Processes,
     /// What the request at hand lists.
     scratch: Scratch,
 }
@@ -127,6 +132,7 @@ where
             recovery: self.recovery.clone(),
             survey: self.survey.clone(),
             growth: self.growth.clone(),
+            processes: self.processes.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }
@@ -401,11 +407,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn entries(&self, path: Path) -> Vec<alloc::string::String> {
         let numbers = |count: usize| (0..count).map(|n| n.to_string()).collect();
         match path {
-            Path::Root => ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]
-                .map(ToString::to_string)
-                .into(),
+            Path::Root => {
+                ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
+                    .map(ToString::to_string)
+                    .into()
+            }
             Path::Units => numbers(self.machine.units().len()),
             Path::Groups => self.registry.groups().map(|group| group.0.to_string()).collect(),
+            Path::Domains => self.domain_numbers().iter().map(ToString::to_string).collect(),
             Path::Devices => self.registry.functions().map(|address| address.to_string()).collect(),
             _ => Vec::new(),
         }

@@ -21,6 +21,7 @@ mod restarts;
 mod room;
 mod story;
 mod tags;
+mod texts;
 mod units;
 mod waiting;
 
