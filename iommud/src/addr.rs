@@ -61,11 +61,11 @@ macro_rules! address {
             #[must_use]
             pub const fn last(self) -> $name { $name(self.last) }
 
-            /// Length in bytes; the whole 64-bit space, whose length has no number, gives `u64::MAX`.
+            /// Length in bytes; `u64::MAX` for the whole 64-bit space, whose length does not fit.
             #[must_use]
             pub const fn length(self) -> u64 { (self.last - self.first).saturating_add(1) }
 
-            /// Whether the two share a byte.
+            /// Whether the two ranges share a byte.
             #[must_use]
             pub const fn overlaps(self, other: Self) -> bool {
                 self.first <= other.last && other.first <= self.last
@@ -95,12 +95,12 @@ macro_rules! address {
 address! {
     /// An address of physical memory or of a memory-mapped register. Never shown to a client.
     PhysAddr, PhysRange, "phys";
-    /// An I/O virtual address: what a device puts on the bus.
+    /// An I/O virtual address, as a device puts it on the bus.
     Iova, IovaRange, "iova";
 }
 
 impl PhysRange {
-    /// The I/O virtual range with the same numbers, as an identity mapping has.
+    /// The I/O virtual range with the same numbers, as in an identity mapping.
     #[must_use]
     pub const fn identity(self) -> IovaRange {
         IovaRange { first: self.first, last: self.last }
@@ -108,7 +108,7 @@ impl PhysRange {
 }
 
 impl IovaRange {
-    /// The physical range with the same numbers, as an identity mapping has.
+    /// The physical range with the same numbers, as in an identity mapping.
     #[must_use]
     pub const fn identity(self) -> PhysRange {
         PhysRange { first: self.first, last: self.last }

@@ -18,7 +18,7 @@ const LONGEST: u64 = 1 << 20;
 /// Bytes in a MiB.
 const MIB: u64 = 1 << 20;
 
-/// Why there is no policy. Lines count from 1.
+/// The reason why there is no policy. Lines count from 1.
 #[derive(Debug)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -29,17 +29,17 @@ pub enum ConfigError {
     Syntax {
         /// Line of the first character concerned.
         line: usize,
-        /// What the TOML reader says.
+        /// The message of the TOML reader.
         message: String,
     },
     /// A `[[device]]` rule.
     Rule {
         /// Line of the rule, or of the value concerned.
         line: usize,
-        /// What is wrong.
+        /// The problem.
         problem: RuleProblem,
     },
-    /// A limit of `[quota]` that nothing could work with.
+    /// A limit of `[quota]` with which nothing could work.
     Quota {
         /// Line of the value.
         line: usize,
@@ -50,7 +50,7 @@ pub enum ConfigError {
     },
 }
 
-/// What is wrong with a `[[device]]` rule.
+/// The problem of a `[[device]]` rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleProblem {
     /// None of `address`, `id` and `class`.
@@ -100,7 +100,7 @@ impl std::error::Error for ConfigError {}
 /// Reads the policy file at `path`.
 ///
 /// # Errors
-/// See [`ConfigError`]. A file that is not there is `Read` with kind `NotFound`.
+/// See [`ConfigError`]. A missing file is `Read` with kind `NotFound`.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let mut text = String::new();
     let file = File::open(path).map_err(ConfigError::Read)?;
@@ -114,7 +114,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// Reads a policy.
 ///
 /// # Errors
-/// All of [`ConfigError`] but `Read` and `TooLong`.
+/// All of [`ConfigError`] except `Read` and `TooLong`.
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let raw: RawConfig = toml::from_str(text).map_err(|error| ConfigError::Syntax {
         line: line(text, error.span().unwrap_or_default()),

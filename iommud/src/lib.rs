@@ -1,10 +1,10 @@
-//! A userspace IOMMU server. See `README.md` for what it does and `CONTRIBUTING.md` for where what lives.
+//! A userspace IOMMU server. `README.md` describes its use, and `CONTRIBUTING.md` the contents of each folder.
 //!
 //! ```text
 //! main -> platform -> server -> engine -> hw -> hal (RegisterIo, TableMemory, Clock)
 //!                     server, engine -> policy -> protocol ids, topology
 //!                     acpi -> topology
-//!            platform -> sizing -> policy, hw: how much memory all of it needs
+//!            platform -> sizing -> policy, hw: the memory that all of this needs
 //! ```
 //!
 //! Data moves one way: bytes -> operation -> event -> plan -> unit -> outcome -> commit or abort -> reply.

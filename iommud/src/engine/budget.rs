@@ -1,37 +1,37 @@
 //! Shares of table memory, in frames of 4096 bytes.
 //!
 //! ```text
-//! free + clients' tables = promised + common
-//! promised   GUARANTEE for each domain of a client, and for each group that nobody has claimed yet
-//! common     the rest; a client may have a quarter of it on top of what it was promised
+//! free + clients' tables = promised + common       (frames reserved for units that are not up are neither)
+//! promised   GUARANTEE for each domain of a client, and for each group that is not claimed yet
+//! common     the rest; a client may have a quarter of it in addition to its promise
 //! ```
 //!
-//! A client has what its own domains were promised, also when groups came later that there is nothing left for.
-//! So no three clients together can make another one's claim or attach fail, nor its mappings within a quarter of
-//! what is common. Ends of life are not charged: they take no frame, or what there is.
+//! A client has what its own domains were promised, even when too little is left for groups that came later. So three
+//! clients together cannot make another client's claim or attach fail, nor its mappings within a quarter of the
+//! common part. Ends of life are not charged: they take no frame, or any that is free.
 //!
-//! Nothing is kept here that could get out of step: shares are added up from the tables when a plan took frames, which
-//! is once for each table and not for each mapping.
+//! Nothing is stored here that could become inconsistent. Shares are added up from the tables when a plan took
+//! frames: once for each table, not for each mapping.
 
 use super::{Engine, Fault};
 use crate::hw::{MemoryError, TableMemory, Unit, UnitError};
 use crate::policy::{Charge, Payer};
 
-/// Frames that each domain of a client is promised: a root, the tables of a few regions that firmware reserves, of a
-/// second such domain of policy, and of the first mappings. 64 KiB.
+/// Frames that each domain of a client is promised: 64 KiB. They are a root, and tables for a few regions of
+/// firmware, for a second such domain of policy, and for the first mappings.
 pub const GUARANTEE: usize = 16;
 
-/// Of what is common, one client may have one part in so many.
+/// One client may have this fraction (1/4) of the common part.
 const PARTS: usize = 4;
 
-/// How the frames are shared out.
+/// The shares of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// Frames that nobody has.
+    /// Frames that are not in use.
     pub free: usize,
-    /// Of them, those that are promised.
+    /// Free frames that are promised.
     pub promised: usize,
-    /// The most that a client with one domain may have.
+    /// The most frames that a client with one domain may have.
     pub of_one: usize,
 }
 
@@ -40,20 +40,20 @@ pub struct Shares {
 struct Used {
     frames: usize,
     domains: usize,
-    /// What domains of other clients were promised and do not use.
+    /// Frames that domains of other clients were promised and do not use.
     short: usize,
     own_frames: usize,
     own_domains: usize,
 }
 
 impl<U: Unit> Engine<U> {
-    /// Says how many groups there are: each may be claimed, and is promised its share. More than what half of the
-    /// memory can be promised to wait for their turn.
+    /// Sets the number of groups. Each may be claimed, and is promised its share. At most half of the memory is
+    /// promised: groups beyond that get no promise yet.
     pub const fn promise(&mut self, groups: usize) {
         self.groups = groups;
     }
 
-    /// How frames are shared out now.
+    /// The current shares of frames.
     #[must_use]
     pub fn shares(&self) -> Shares {
         let used = self.used(None);
@@ -62,7 +62,7 @@ impl<U: Unit> Engine<U> {
         Shares { free, promised, of_one: GUARANTEE + common / PARTS }
     }
 
-    /// Whether a plan may have taken frames, of which `before` were in use when it began.
+    /// Refuses unless a plan may have taken frames, of which `before` were in use when it began.
     #[inline(always)]
     pub(super) fn afford(&self, charge: Charge, before: usize) -> Result<(), Fault> {
         if self.memory.frames_in_use() <= before {
@@ -81,7 +81,7 @@ impl<U: Unit> Engine<U> {
         let used = self.used(account);
         let free = self.memory.frames_free();
         let (promised, common) = self.split(&used, free);
-        // What a client was promised it has, also when groups have come since that there is nothing left for.
+        // A client has what it was promised, even when too little is left for groups that came since.
         let own = used.own_domains * GUARANTEE;
         if account.is_some() && used.own_frames <= own {
             return Ok(());
@@ -95,7 +95,7 @@ impl<U: Unit> Engine<U> {
         Ok(())
     }
 
-    /// What is promised and not used yet, and what is common, used or not.
+    /// The promised frames that are not used yet, and the common frames, used or not.
     fn split(&self, used: &Used, free: usize) -> (usize, usize) {
         let all = free.saturating_add(used.frames);
         let places = self.groups.max(used.domains).min(all / 2 / GUARANTEE);

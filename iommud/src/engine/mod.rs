@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! run   step 0, step 1, .. step k fails
-//! undo                     step k-1, .. step 0   each by its inverse, and the unit told to forget it
+//! undo                     step k-1, .. step 0   each by its inverse, then invalidated in the unit
 //! ```
 //!
-//! After a failure every word of every table is as before the plan, unless a unit cannot be told to forget:
-//! then its entry stays denied, nothing it might walk is freed, and the failure says so (`lost`, `unproved`).
+//! After a failure every word of every table is as before the plan. The exception is a unit that cannot be
+//! invalidated: its entry stays denied, nothing it might walk is freed, and the failure reports this (`lost`,
+//! `unproved`).
 
 mod budget;
+mod reserve;
 mod step;
 mod undo;
 
@@ -17,13 +19,14 @@ pub use budget::{GUARANTEE, Shares};
 #[cfg(test)]
 mod tests;
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
 use crate::hw::TableMemory;
 use crate::hw::page_table::{Detached, MapError, PageTable};
-use crate::hw::{BufferMemory, HardwareFault, MemoryError, Unit, UnitError};
+use crate::hw::{BufferMemory, HardwareFault, MemoryError, SetAside, Unit, UnitError};
 use crate::policy::{Orders, Payer, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
@@ -34,9 +37,11 @@ pub struct Engine<U: Unit> {
     memory: U::Memory,
     /// Groups that may be claimed: see [`Engine::promise`].
     groups: usize,
-    /// Tables that a unit which cannot be told to forget may still walk, until `ReleaseAbandoned`.
+    /// Memory reserved for units that are not up.
+    reserve: BTreeMap<UnitIndex, SetAside>,
+    /// Tables that a unit may still walk because it could not be invalidated, until `ReleaseAbandoned`.
     abandoned: Vec<Detached>,
-    /// The same, of whole domains.
+    /// The same, for the tables of whole domains.
     replaced: Vec<Table<U>>,
 }
 
@@ -45,29 +50,29 @@ struct Table<U: Unit> {
     pages: PageTable<U::Format>,
     tag: DomainTag,
     payer: Payer,
-    /// Frames that it has, what was unlinked and not freed included.
+    /// Frames that it has, including those of tables that are unlinked and not freed.
     frames: usize,
-    /// Unlinked by `Unmap` steps of the plan that runs, until `ReleaseTables`.
+    /// Tables that `Unmap` steps of the running plan unlinked, until `ReleaseTables`.
     detached: Detached,
 }
 
-/// A plan was not carried out. What could be undone was.
+/// The failure of a plan. Every step that could be undone was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepFailure {
     /// Index of the step that failed.
     pub step: usize,
-    /// The unit it was for.
+    /// The unit of the step.
     pub unit: Option<UnitIndex>,
-    /// Why.
+    /// The error.
     pub error: UnitError,
     /// Units that can no longer be relied on: each is to become an `Event::UnitFailed`.
     pub lost: Vec<UnitIndex>,
-    /// A unit may still reach what the plan mapped: the plan goes to `Registry::quarantine`, not `abort`.
+    /// A unit may still reach memory that the plan mapped: the plan goes to `Registry::quarantine`, not `abort`.
     pub unproved: bool,
 }
 
 impl StepFailure {
-    /// What the client is told.
+    /// The refusal for the client.
     #[must_use]
     pub const fn refusal(&self) -> Refusal {
         match self.error {
@@ -81,7 +86,7 @@ impl StepFailure {
     }
 }
 
-/// A checkpoint, for tests whose units and memory can be put back as they were.
+/// A checkpoint, for tests whose units and memory can be restored.
 impl<U: Unit + Clone> Clone for Engine<U>
 where
     U::Memory: Clone,
@@ -92,6 +97,7 @@ where
             tables: self.tables.clone(),
             memory: self.memory.clone(),
             groups: self.groups,
+            reserve: self.reserve.clone(),
             abandoned: self.abandoned.clone(),
             replaced: self.replaced.clone(),
         }
@@ -112,7 +118,7 @@ impl<U: Unit> Table<U> {
     }
 }
 
-/// A step that did not work: for which unit, and why.
+/// The failure of a step: its unit, and the error.
 struct Fault {
     unit: Option<UnitIndex>,
     error: UnitError,
@@ -138,13 +144,13 @@ impl From<MapError> for Fault {
     }
 }
 
-/// Whether a unit that reported this can no longer be relied on.
+/// Whether a unit with this error can no longer be relied on.
 const fn is_fatal(error: &UnitError) -> bool {
     matches!(error, UnitError::Timeout { .. } | UnitError::Queue { .. } | UnitError::Dead)
 }
 
 impl<U: Unit> Engine<U> {
-    /// An engine without units, with the memory that all tables live in.
+    /// Creates an engine without units. All tables live in `memory`.
     #[must_use]
     pub const fn new(memory: U::Memory) -> Self {
         Self {
@@ -152,13 +158,15 @@ impl<U: Unit> Engine<U> {
             tables: Vec::new(),
             memory,
             groups: 0,
+            reserve: BTreeMap::new(),
             abandoned: Vec::new(),
             replaced: Vec::new(),
         }
     }
 
-    /// Takes a unit that was brought up as far as taking entries. `Event::UnitReady` comes next.
+    /// Adds a unit that was brought up until it accepts entries. `Event::UnitReady` comes next.
     pub fn install(&mut self, index: UnitIndex, unit: U) {
+        self.open_reserve(index);
         place(&mut self.units, index.0, unit);
     }
 
@@ -189,7 +197,7 @@ impl<U: Unit> Engine<U> {
         Ok(())
     }
 
-    /// What a unit can do; `None` when it was never brought up.
+    /// The capabilities of a unit; `None` when it was never brought up.
     #[must_use]
     pub fn capabilities(&self, unit: UnitIndex) -> Option<UnitCapabilities> {
         Some(at(&self.units, unit.0)?.as_ref()?.capabilities())
@@ -198,7 +206,7 @@ impl<U: Unit> Engine<U> {
     /// Takes fault records of a unit; see [`Unit::take_faults`]. A unit that was never brought up has none.
     ///
     /// # Errors
-    /// As [`Unit::take_faults`].
+    /// Those of [`Unit::take_faults`].
     pub fn take_faults(
         &mut self,
         unit: UnitIndex,
@@ -211,10 +219,10 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// Makes a unit send a message when it has fault records.
+    /// Makes a unit send an interrupt message when it has fault records.
     ///
     /// # Errors
-    /// As [`Unit::enable_fault_interrupt`]; `Unsupported` when the unit was not installed.
+    /// Those of [`Unit::enable_fault_interrupt`]; `Unsupported` when the unit was not installed.
     pub fn enable_fault_interrupt(
         &mut self,
         unit: UnitIndex,
@@ -227,7 +235,7 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// A unit's registers in words.
+    /// Describes a unit's registers in words.
     ///
     /// # Errors
     /// Those of `out`.
@@ -259,12 +267,12 @@ fn at<T>(list: &[T], index: u32) -> Option<&T> {
     usize::try_from(index).ok().and_then(|index| list.get(index))
 }
 
-/// As [`at`].
+/// Like [`at`], mutable.
 fn at_mut<T>(list: &mut [T], index: u32) -> Option<&mut T> {
     usize::try_from(index).ok().and_then(|index| list.get_mut(index))
 }
 
-/// Puts `value` at `index`, whatever was there.
+/// Puts `value` at `index`, in place of any other.
 fn place<T>(list: &mut Vec<Option<T>>, index: u32, value: T) {
     let Ok(index) = usize::try_from(index) else { return };
     if list.len() <= index {

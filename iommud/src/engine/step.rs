@@ -1,4 +1,4 @@
-//! One step, forwards.
+//! Carries out one step.
 
 use iommu_protocol::ids::RequesterId;
 
@@ -10,7 +10,7 @@ use crate::policy::{Binding, DomainId, PASS_THROUGH_TAG, Payer, Step, UnitIndex}
 use crate::topology::capabilities::{DomainTag, TableFormat};
 
 impl<U: Unit> Engine<U> {
-    /// Where the kind of step is known to the compiler, this is that step and nothing else.
+    /// Inlined: where the compiler knows the kind of step, only the code of that kind remains.
     #[inline(always)]
     pub(super) fn carry_out<B: BufferMemory>(
         &mut self,
@@ -50,7 +50,7 @@ impl<U: Unit> Engine<U> {
                 self.write(unit, source, entry)
             }
             Step::Deny { unit, source } => {
-                // Nobody relies on it: the unit has failed.
+                // The result is ignored: the unit has failed, and nothing relies on this entry.
                 let _ = self.write(unit, source, Entry::Blocked);
                 Ok(())
             }
@@ -112,13 +112,13 @@ impl<U: Unit> Engine<U> {
         let pages = PageTable::new(&mut self.memory, format)?;
         let pages = if payer == Payer::Server { pages.retain_tables() } else { pages };
         let table = Table { pages, tag, payer, frames: 1, detached: Detached::new() };
-        // The table of a domain that was never to be, kept because a unit that failed may walk it.
+        // Keeps the table of an earlier domain that was not committed: a failed unit may walk it.
         self.replaced.extend(at_mut(&mut self.tables, domain.0).and_then(Option::take));
         place(&mut self.tables, domain.0, table);
         Ok(())
     }
 
-    /// No unit may walk what was kept any more.
+    /// Frees all tables that were kept: no unit may walk them any more.
     fn release_abandoned(&mut self) {
         for mut detached in core::mem::take(&mut self.abandoned) {
             PageTable::<U::Format>::release(&mut self.memory, &mut detached);
@@ -133,7 +133,7 @@ impl<U: Unit> Engine<U> {
         table.destroy(&mut self.memory);
     }
 
-    /// The entry that lets a requester do what `binding` says.
+    /// The entry that gives a requester this binding.
     pub(super) fn entry(&mut self, binding: Binding) -> Result<Entry, Fault> {
         Ok(match binding {
             Binding::Blocked => Entry::Blocked,
@@ -221,7 +221,7 @@ impl<U: Unit> Engine<U> {
 }
 
 impl<U: Unit> Table<U> {
-    /// Frees what `Unmap` steps unlinked.
+    /// Frees the tables that `Unmap` steps unlinked.
     #[inline]
     fn release(&mut self, memory: &mut U::Memory) {
         let before = memory.frames_in_use();

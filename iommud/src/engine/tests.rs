@@ -53,7 +53,7 @@ impl PteFormat for Format {
 struct FakeUnit {
     entries: BTreeMap<u16, Entry>,
     silent: BTreeSet<u16>,
-    /// Frames in use when translations were invalidated, and which.
+    /// Frames in use at each invalidation of translations; `invalidated` has the ranges.
     frames_at_invalidation: Vec<usize>,
     invalidated: Vec<IovaRange>,
     /// Every entry written, in order.
@@ -224,11 +224,11 @@ fn invalidate(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step
     Step::Invalidate { unit, domain, range: range(iova, length) }
 }
 
-/// Two units; the source is in domain `OLD`, which maps 2 MiB, and a page alone in its tables.
 fn set(from: Binding, to: Binding) -> Step {
     Step::SetEntry { unit: UNIT, source: SOURCE, from, to }
 }
 
+/// Two units; the source is in domain `OLD`, which maps 2 MiB, and a page alone in its tables.
 fn machine() -> Engine<FakeUnit> {
     let mut engine = Engine::new(TestMemory::new());
     engine.install(UNIT, FakeUnit::new(usize::MAX));
@@ -247,7 +247,7 @@ fn unit(engine: &mut Engine<FakeUnit>, index: usize) -> &mut FakeUnit {
     engine.units[index].as_mut().unwrap()
 }
 
-/// A move into a new domain: everything that attaching does.
+/// A move into a new domain: all steps of an attach.
 fn moving() -> Orders {
     Orders::of(&[
         create(NEW, 3),
@@ -369,7 +369,7 @@ fn a_split_that_is_undone_is_bit_identical() {
     ]);
     let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
     assert!(!failure.unproved);
-    // A unit may hold the superpage as one translation: all of it is forgotten.
+    // A unit may hold the superpage as one translation, so all of it is invalidated.
     assert_eq!(unit(&mut engine, 0).invalidated[0], range(0x20_0000, 0x20_0000));
     for (frame, content) in &before {
         assert_eq!(engine.memory.snapshot().get(frame), Some(content));

@@ -1,4 +1,4 @@
-//! Steps, backwards.
+//! Undoes steps.
 
 use alloc::vec::Vec;
 
@@ -11,11 +11,11 @@ use crate::hw::page_table::{Detached, PageTable};
 use crate::hw::{Entry, TableMemory, Unit, UnitError};
 use crate::policy::{Binding, DomainId, Step, UnitIndex};
 
-/// What undoing has found out so far.
+/// The findings of an undo so far.
 struct Undo {
     lost: Vec<UnitIndex>,
     unproved: bool,
-    /// A unit may still walk a root that an entry was to point to.
+    /// A unit may still walk the new root that an entry was to point to.
     walked: bool,
 }
 
@@ -27,7 +27,7 @@ impl Undo {
         }
     }
 
-    /// Takes note of what a unit answered; false when it cannot be relied on to have done it.
+    /// Records the result of a unit. False when the unit is not proved to have done the work.
     fn proved(&mut self, result: Result<(), Fault>) -> bool {
         match result {
             Ok(()) => true,
@@ -72,15 +72,15 @@ impl<U: Unit> Engine<U> {
                 self.undo_entry((unit, source), (from, to), undo);
             }
             Step::SuppressFaults { unit, source, silent, was } => {
-                // The word is as before, whatever the unit says; what it may reach never changed.
+                // The word is restored, whatever the unit reports. The access of the requester never changed.
                 let restored = self.suppress_faults(unit, source, !silent);
                 if undo.proved(restored) && !undo.lost.contains(&unit) {
                     let forgotten = self.forget(unit, source, was);
                     undo.proved(forgotten);
                 }
             }
-            // What a unit was told to forget it may look up again; what cannot fail comes last in a plan,
-            // behind everything that can.
+            // Invalidations need no undo: a unit may look up the translations again. Steps that cannot fail come last
+            // in a plan, behind everything that can.
             Step::Publish { .. }
             | Step::Invalidate { .. }
             | Step::InvalidateEntry { .. }
@@ -94,15 +94,15 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// Nothing points to the table any longer. If a unit may still walk it, it stays.
+    /// Destroys a table to which no entry points any longer. If a unit may still walk it, the table stays.
     fn undo_table(&mut self, domain: DomainId, undo: &Undo) {
         if !undo.unproved {
             self.destroy(domain);
         }
     }
 
-    /// Nothing points to the new root any longer. If a unit may still walk it, it stays: it translates the
-    /// same.
+    /// Removes a new root to which no entry points any longer. If a unit may still walk it, the root stays: it
+    /// translates the same.
     fn undo_root(&mut self, domain: DomainId, from: u8, undo: &Undo) {
         if undo.walked {
             return;
@@ -114,7 +114,8 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// The entry points to the root that the domain had; and if the unit says so, that is what it uses.
+    /// Points the entry to the old root of the domain. Only when the unit confirms this is the old root proved in
+    /// use.
     fn undo_deeper(
         &mut self,
         unit: UnitIndex,
@@ -145,7 +146,7 @@ impl<U: Unit> Engine<U> {
         let Ok(table) = table_of(&mut self.tables, domain) else { return };
         let mut detached = Detached::new();
         let unmapped = table.pages.undo_map(&mut self.memory, range, &mut detached);
-        // Exactly what was mapped needs no table for a split: this does not fail.
+        // Removing exactly the mapped range splits no leaf and needs no table, so this does not fail.
         undo.unproved |= unmapped.is_err();
         self.settle(domain, range, detached, undo);
     }
@@ -157,8 +158,7 @@ impl<U: Unit> Engine<U> {
             undo.proved(self.publish(unit, domain, range));
         }
         let Ok(Table { detached, .. }) = table_of(&mut self.tables, domain) else { return };
-        // Tables of a split that was undone: the same translations as before, but the unit may be
-        // walking through them.
+        // Tables of an undone split have the same translations as before, but the unit may be walking them.
         if !detached.is_empty() && detached.is_undone() {
             let split = core::mem::take(detached);
             let unproved = undo.unproved;
@@ -167,7 +167,7 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// Frees unlinked tables when every unit has forgotten them; else keeps them for good.
+    /// Frees unlinked tables when every unit has invalidated them; otherwise keeps them until `ReleaseAbandoned`.
     fn settle(
         &mut self,
         domain: DomainId,
@@ -207,9 +207,8 @@ impl<U: Unit> Engine<U> {
             .map_err(|error| Fault::of(unit, error))
     }
 
-    /// Makes the entry what it was. On a unit that is lost an entry that blocks stays as it is, and one that lets its
-    /// requester through is written back although nobody can say whether the unit honours it: what the requester may
-    /// reach is unproved then.
+    /// Restores an entry. On a lost unit an entry that blocks stays as it is. An entry that allows access is written
+    /// back, although the unit may not honour that: the reach of the requester is unproved then.
     fn undo_entry(
         &mut self,
         (unit, source): (UnitIndex, RequesterId),

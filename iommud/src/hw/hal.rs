@@ -50,8 +50,9 @@ pub trait TableMemory {
         self.allocate()
     }
 
-    /// `count` frames of zeros (a power of two) that follow each other, aligned to their total size. They
-    /// are never freed: root and device tables and rings live as long as their unit.
+    /// `count` frames of zeros (a power of two) that follow each other, aligned to their total size: root and device
+    /// tables, and rings. Where there are several such runs, frames that were given back are taken from the lowest on.
+    /// Each frame may be given back by itself.
     ///
     /// # Errors
     /// `MemoryError::Exhausted` when there is no such run.
@@ -171,6 +172,8 @@ pub struct Constraints {
     /// The zeros are in memory, not only in caches. A device may read past the caches (PCI Express "No Snoop"), and
     /// would find data of the last user.
     pub written_back: bool,
+    /// Whose it is: a piece of the pool that has memory of one account has none of another one's.
+    pub account: u32,
 }
 
 /// The memory that all buffers together can have. Clients' shares are parts of it.
@@ -178,7 +181,7 @@ pub struct Constraints {
 pub struct BufferPool {
     /// Bytes of the whole pool.
     pub capacity: u64,
-    /// Bytes of the smallest piece. A buffer takes a multiple of it.
+    /// Bytes of a piece, which has memory of one account only. Pieces are aligned to their size.
     pub granule: u64,
 }
 
@@ -203,6 +206,12 @@ pub trait BufferMemory {
         length: u64,
         constraints: Constraints,
     ) -> Result<Vec<PhysRange>, MemoryError>;
+
+    /// Whether such a buffer fits into pieces that its account has already.
+    fn has_room(&self, length: u64, constraints: Constraints) -> bool {
+        let _ = (length, constraints);
+        false
+    }
 
     /// Gives the memory of buffer `id` back. The caller has proved that no device reaches it. Mappings that clients
     /// still have are revoked, so that no client sees the memory when this returns. On Linux the buffer's hugetlbfs

@@ -6,6 +6,7 @@ mod hal;
 pub mod page_table;
 mod poll;
 mod ring;
+mod set_aside;
 mod unit;
 pub mod vtd;
 
@@ -15,4 +16,5 @@ pub(crate) mod testing;
 pub use hal::{
     BufferMemory, BufferPool, Clock, Constraints, MemoryError, Nanos, RegisterIo, TableMemory,
 };
+pub use set_aside::SetAside;
 pub use unit::{Entry, HardwareFault, Survey, Unit, UnitError};

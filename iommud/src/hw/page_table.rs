@@ -1,18 +1,18 @@
-//! Page tables of 512 entries a level, the same walker for every format.
+//! Page tables with 512 entries in each table. One walker serves every format.
 //!
-//! What hardware may see is never half done:
+//! Hardware never sees a change that is half done:
 //!
 //! ```text
-//! map      look at every slot, build new subtrees beside the live ones  -> only then store into live tables
+//! map      check every slot, build new subtrees beside the live ones  -> only then store into live tables
 //! unmap    build the tables of a split                                  -> only then store into live tables
-//!          unlinked tables keep their content in `Detached`: `relink` puts them back, `release` frees
-//!          them once every unit has forgotten them
+//!          unlinked tables keep their content in `Detached`: `relink` restores them, `release` frees
+//!          them once every unit has invalidated them
 //! ```
 //!
-//! Each table counts its slots in use ([`TableMemory::live`]); a table that becomes empty is unlinked, but for one
-//! (`kept_leaf_table`). The root itself stays where it is, also when another one was put above it ([`PageTable::grow`]).
-//! For hardware that does not snoop, a subtree is cleaned before the store that links it, and each
-//! contiguous run of stores is cleaned once; a new table is cleaned as a whole, once.
+//! Each table counts its slots in use ([`TableMemory::live`]). A table that becomes empty is unlinked, except one
+//! (`kept_leaf_table`). The root stays where it is, even when another one was put above it ([`PageTable::grow`]). For
+//! hardware that does not snoop, a subtree is cleaned before the store that links it. Each contiguous run of stores
+//! is cleaned once, and so is a new table, as a whole.
 
 mod contiguous;
 mod detached;
@@ -49,8 +49,8 @@ use recent::{Idle, Recent};
 
 /// A page table of format `F`. It owns its tables; they are given back by [`PageTable::destroy`].
 ///
-/// Translations do not change until a method says so, and every method either does all of what was asked or
-/// leaves each word of each table as it was. Making units forget is the caller's business.
+/// Translations change only through its methods. Every method either completes or leaves each word of each table as
+/// it was. The caller must invalidate the units.
 pub struct PageTable<F: PteFormat> {
     root: PhysAddr,
     levels: u8,
@@ -58,9 +58,9 @@ pub struct PageTable<F: PteFormat> {
     last: u64,
     page_sizes: PageSizes,
     coherent: bool,
-    /// Tables that become empty stay linked: see [`PageTable::retain_tables`].
+    /// Whether tables that become empty stay linked: see [`PageTable::retain_tables`].
     retains: bool,
-    /// What every leaf has besides: [`PteFormat::SNOOP`], or nothing.
+    /// Bits that every leaf has in addition: [`PteFormat::SNOOP`], or none.
     marks: u64,
     /// The last table of pages that was looked up.
     recent: Recent,
@@ -70,8 +70,8 @@ pub struct PageTable<F: PteFormat> {
     format: PhantomData<fn() -> F>,
 }
 
-/// A copy names the same tables: a checkpoint, for tests over memory that can be put back as it was. Only one
-/// of the two may be used from then on.
+/// A clone has the same tables: a checkpoint, for tests over memory that can be restored. Only one of the two may be
+/// used from then on.
 impl<F: PteFormat> Clone for PageTable<F> {
     fn clone(&self) -> Self {
         Self { pending: self.pending.clone(), ..*self }
@@ -79,7 +79,7 @@ impl<F: PteFormat> Clone for PageTable<F> {
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// An empty page table; leaves of 4 KiB are always allowed.
+    /// Creates an empty page table; leaves of 4 KiB are always allowed.
     ///
     /// # Errors
     /// `Levels`, `Memory`.
@@ -103,8 +103,8 @@ impl<F: PteFormat> PageTable<F> {
         })
     }
 
-    /// Keeps every table linked that [`PageTable::unmap`] empties from now on. Mapping again what was unmapped, in the
-    /// same pieces, then needs no memory and cannot fail. An empty table denies all that an absent one denies.
+    /// Keeps every table linked that [`PageTable::unmap`] empties from now on. Mapping the same pieces again then
+    /// needs no memory and cannot fail. An empty table denies everything that an absent one denies.
     #[must_use]
     pub fn retain_tables(self) -> Self {
         Self { retains: true, ..self }
@@ -122,7 +122,7 @@ impl<F: PteFormat> PageTable<F> {
         self.levels
     }
 
-    /// What `iova` translates to, and what a device may do there.
+    /// The translation of `iova`, and the access of devices there.
     pub fn lookup<M: TableMemory>(&self, memory: &M, iova: Iova) -> Option<(PhysAddr, Access)> {
         if !self.reaches(iova) {
             return None;
@@ -131,7 +131,7 @@ impl<F: PteFormat> PageTable<F> {
         Some((PhysAddr(leaf.phys.0 | iova.0 & (slot_size(leaf.level) - 1)), leaf.access))
     }
 
-    /// Gives all tables back. No entry points to the root and every unit has forgotten it.
+    /// Frees all tables. No entry points to the root and every unit has invalidated it.
     pub fn destroy<M: TableMemory>(self, memory: &mut M) {
         free_subtree::<F, M>(memory, self.root, self.levels);
     }
@@ -185,7 +185,7 @@ impl<F: PteFormat> PageTable<F> {
         if self.reaches(range.last()) { Ok(()) } else { Err(MapError::OutOfReach { range, phys }) }
     }
 
-    /// Checks what does not depend on what is mapped, for memory that is as long as `range`.
+    /// Checks everything that does not depend on mappings, for memory that is as long as `range`.
     #[inline(always)]
     fn check(&self, range: IovaRange, phys: PhysAddr) -> Result<(), MapError> {
         self.check_range(range, phys)?;
@@ -196,7 +196,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// The entry of a page.
+    /// The entry of a leaf.
     #[inline(always)]
     fn leaf(&self, phys: PhysAddr, access: Access, level: u8) -> u64 {
         let entry = F::leaf(phys, access, level);
@@ -210,7 +210,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// Stores the entry of a run of one slot, which is empty, counts it and cleans it.
+    /// Stores the entry of a run of one slot, which is empty; counts and cleans it.
     fn enter<M: TableMemory>(&self, memory: &mut M, run: Run) {
         debug_assert_eq!(run.count, 1);
         memory.store(run.table, run.index.into(), run.entry);

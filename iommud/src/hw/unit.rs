@@ -120,6 +120,10 @@ pub trait Unit {
     /// The format of this unit's page table entries.
     type Format: PteFormat;
 
+    /// The most runs of table frames that bringing a unit up takes, the longest first: see
+    /// [`TableMemory::allocate_run`].
+    const RUNS: &'static [usize] = &[];
+
     /// The unit's capabilities.
     fn capabilities(&self) -> UnitCapabilities;
 

@@ -1,4 +1,4 @@
-//! Writing cache lines back to memory, for units that do not snoop caches when they walk tables.
+//! Writes cache lines back to memory, for units that do not snoop caches when they walk tables.
 #![allow(unsafe_code)]
 
 use core::arch::asm;
@@ -9,15 +9,15 @@ use super::order::{_mm_mfence, _mm_sfence};
 /// The instruction that writes a line back (Intel SDM volume 2, CLFLUSH, CLFLUSHOPT, CLWB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instruction {
-    /// Ordered by MFENCE only, as AMD documents it; drops the line.
+    /// MFENCE alone orders it, according to AMD's documentation. Drops the line.
     Clflush,
-    /// Ordered by SFENCE; drops the line.
+    /// SFENCE orders it. Drops the line.
     Clflushopt,
-    /// Ordered by SFENCE; may keep the line.
+    /// SFENCE orders it. May keep the line in the cache.
     Clwb,
 }
 
-/// How this processor writes lines back.
+/// The processor's instruction for writing lines back, and the size of its lines.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLines {
     instruction: Instruction,
@@ -26,8 +26,8 @@ pub struct CacheLines {
 }
 
 impl CacheLines {
-    /// Asks the processor. CPUID leaf 1: EBX 15:8 the line in units of 8 bytes; leaf 7: EBX bit 23
-    /// CLFLUSHOPT, bit 24 CLWB (Intel SDM volume 2, CPUID). CLFLUSH is part of x86-64.
+    /// Reads CPUID (Intel SDM volume 2, CPUID). Leaf 1: EBX 15:8 is the size of a line in units of 8 bytes. Leaf 7:
+    /// EBX bit 23 is CLFLUSHOPT, bit 24 is CLWB. CLFLUSH is part of x86-64.
     #[must_use]
     pub fn detect() -> Self {
         let highest = __cpuid(0).eax;
@@ -45,13 +45,13 @@ impl CacheLines {
         };
         let [_, units, ..] = leaf_1_ebx.to_le_bytes();
         let size = usize::from(units) * 8;
-        // Flushing too often is harmless, skipping lines is not: anything odd is taken as 16 bytes.
+        // To flush a line twice is harmless, but to skip one is not. So an implausible size counts as 16 bytes.
         let size = if size.is_power_of_two() && size >= 16 { size } else { 16 };
         Self { instruction, size }
     }
 
-    /// Writes back every line that holds a byte of the range. When this returns, all of them are in
-    /// memory before any later store, to registers of hardware too.
+    /// Writes back every line that holds a byte of the range. When this returns, all of them are in memory before any
+    /// later store, including stores to registers.
     ///
     /// # Safety
     /// All `length` bytes from `start` on are mapped and readable.
@@ -63,15 +63,15 @@ impl CacheLines {
         let mut done = 0;
         while done < skew + length {
             let line = start.wrapping_sub(skew).wrapping_add(done);
-            // SAFETY: a line is aligned to its size, so it lies in the same page as the byte of the range
-            // that it holds; flushing it changes no value.
+            // SAFETY: a line is aligned to its size, so it lies in the same page as the byte of the range that it
+            // holds. The caller ensures that this page is mapped. Flushing a line changes no value.
             unsafe { self.write_back_line(line) };
             done += self.size;
         }
         self.settle();
     }
 
-    /// Waits until all lines that were written back are in memory.
+    /// Waits until every line that was written back is in memory.
     fn settle(self) {
         if self.instruction == Instruction::Clflush {
             // SAFETY: SSE2 is part of x86-64.
@@ -88,16 +88,18 @@ impl CacheLines {
         #[cfg(test)]
         super::order::note(super::order::Order::Line(line.addr()));
         match self.instruction {
-            // SAFETY: part of x86-64, on a mapped address. The asm block counts as reading and writing
-            // memory, so the compiler keeps earlier stores before it.
+            // SAFETY: CLFLUSH is part of x86-64, and the caller ensures that the address is mapped. The asm block
+            // counts as reading and writing memory, so the compiler keeps earlier stores before it.
             Instruction::Clflush => unsafe {
                 asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));
             },
-            // SAFETY: as above, and CPUID says the processor has it.
+            // SAFETY: CPUID reports CLFLUSHOPT, and the caller ensures that the address is mapped. The asm block
+            // counts as reading and writing memory, so the compiler keeps earlier stores before it.
             Instruction::Clflushopt => unsafe {
                 asm!("clflushopt [{}]", in(reg) line, options(nostack, preserves_flags));
             },
-            // SAFETY: as above, and CPUID says the processor has it.
+            // SAFETY: CPUID reports CLWB, and the caller ensures that the address is mapped. The asm block counts as
+            // reading and writing memory, so the compiler keeps earlier stores before it.
             Instruction::Clwb => unsafe {
                 asm!("clwb [{}]", in(reg) line, options(nostack, preserves_flags));
             },
@@ -132,7 +134,7 @@ mod tests {
         assert_eq!(bytes, copy);
     }
 
-    /// Whatever is stored after a write-back, to registers too, comes behind a fence that orders the instruction.
+    /// A fence that orders the instruction stands between a write-back and every later store, to registers too.
     #[test]
     fn lines_are_in_memory_when_a_write_back_is_over() {
         use crate::platform::order::{Order, record};
@@ -153,7 +155,7 @@ mod tests {
         let last =
             if found.instruction == Instruction::Clflush { Order::Full } else { Order::Stores };
         assert_eq!(write_back(found, 0, 64), [line(0), last]);
-        // Also where this processor has none of them.
+        // The fence is checked even if this processor has neither instruction.
         for instruction in [Instruction::Clflushopt, Instruction::Clwb] {
             let lines = CacheLines { instruction, size: 64 };
             assert_eq!(record(|| lines.settle()), [Order::Stores], "{instruction:?}");

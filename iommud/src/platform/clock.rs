@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::hw::{Clock, Nanos};
 
-/// Time since the value was made, by the system's monotonic clock.
+/// Time since the clock was created, by the system's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {
     start: Instant,

@@ -1,4 +1,4 @@
-//! A unit for tests over huge pages: it does what it is told, and its devices do what a test says.
+//! A fake unit for tests over huge pages. It accepts every command, and its devices do what the test sets.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,17 +11,17 @@ use crate::hw::vtd::SecondStage;
 use crate::hw::{Entry, HardwareFault, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
 
-/// The unit.
+/// The fake unit.
 #[derive(Clone)]
 pub(super) struct FakeUnit {
-    /// What devices do as long as they can: until an invalidation is over.
+    /// Called by each invalidation of pages. Stands for the accesses that devices still make before it completes.
     pub(super) devices: Rc<dyn Fn()>,
-    /// Invalidations fail.
+    /// When set, invalidations fail.
     pub(super) dead: Rc<Cell<bool>>,
 }
 
 impl FakeUnit {
-    /// One whose devices do nothing.
+    /// A unit whose devices do nothing.
     pub(super) fn new() -> Self {
         Self { devices: Rc::new(|| ()), dead: Rc::default() }
     }

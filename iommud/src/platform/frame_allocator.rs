@@ -1,4 +1,4 @@
-//! Frames of 4 KiB out of huge pages, for tables.
+//! Allocates frames of 4 KiB for tables out of huge pages.
 
 use std::cell::Cell;
 
@@ -10,7 +10,7 @@ use crate::hw::{MemoryError, TableMemory};
 /// Bytes of a huge page.
 pub const HUGE_PAGE: u64 = 1 << 21;
 
-/// [`HUGE_PAGE`] as a length in memory.
+/// Bytes of a huge page, as a `usize`.
 pub const HUGE_PAGE_LENGTH: usize = 1 << 21;
 
 /// Bytes of a frame.
@@ -19,20 +19,20 @@ const FRAME: usize = 4096;
 /// Frames of a huge page.
 const FRAMES: usize = 512;
 
-/// Table memory of the process. What the trait says of other frames holds for frames that were not handed
-/// out, too.
+/// The table memory of the process. A frame that is not handed out counts as an unknown frame address of
+/// [`TableMemory`].
 #[derive(Debug)]
 pub struct HugeTables {
     /// Sorted by physical address.
     pages: Vec<TablePage>,
-    /// Frames that were taken back: all zero, but perhaps not yet in memory. There is room for all, so that taking one
-    /// back needs no memory.
+    /// Frames below `fresh` that are not handed out: freed, or skipped to align a run. They hold zeros, which may
+    /// still be in a cache. The capacity suffices for all frames, so that freeing one allocates no memory.
     free: Vec<PhysAddr>,
     in_use: usize,
     lines: CacheLines,
-    /// What `live` gives for a frame that was not handed out.
+    /// The counter that `live` returns for a frame that is not handed out.
     nobody: u16,
-    /// The page that was looked for last.
+    /// Index in `pages` of the page found last.
     recent: Cell<usize>,
 }
 
@@ -41,7 +41,7 @@ struct TablePage {
     phys: u64,
     mapping: Mapping,
     frames: Box<[Frame; FRAMES]>,
-    /// Frames from here on were never handed out.
+    /// The frame with this number, and all after it, were never handed out.
     fresh: usize,
 }
 
@@ -52,7 +52,7 @@ struct Frame {
 }
 
 impl HugeTables {
-    /// Tables live in these pages, all of which are zero.
+    /// Allocates tables from these pages, which must hold zeros.
     #[must_use]
     pub fn new(pages: impl IntoIterator<Item = (PhysAddr, Mapping)>) -> Self {
         let pages = pages.into_iter();
@@ -70,7 +70,7 @@ impl HugeTables {
         }
     }
 
-    /// Adds a page, which no device reaches any more. Whatever one has written to it is cleared.
+    /// Adds a page that no device can reach any more. Clears it first: a device may have written to it.
     pub fn add(&mut self, phys: PhysAddr, mut mapping: Mapping) {
         mapping.clear(0, HUGE_PAGE_LENGTH);
         let at = self.pages.partition_point(|page| page.phys < phys.0);
@@ -85,7 +85,7 @@ impl HugeTables {
         self.pages.iter().map(|_| HUGE_PAGE).sum()
     }
 
-    /// The page of a frame, and the frame's number in it.
+    /// Finds the index of a frame's page, and the frame's number in that page.
     #[inline(always)]
     fn find(&self, frame: PhysAddr) -> Option<(usize, usize)> {
         let start = frame.0 & !(HUGE_PAGE - 1);
@@ -117,7 +117,7 @@ impl HugeTables {
         page.frames.get(number)?.used.then_some((page, number))
     }
 
-    /// Marks `count` frames as handed out.
+    /// Marks `count` frames as handed out and returns the address of the first.
     fn hand_out(&mut self, page: usize, first: usize, count: usize) -> Option<PhysAddr> {
         let page = self.pages.get_mut(page)?;
         for frame in page.frames.get_mut(first..first + count)? {
@@ -127,7 +127,7 @@ impl HugeTables {
         page.address(first)
     }
 
-    /// Writes the zeros of a run back to memory.
+    /// Writes the zeros of a run of frames back from the caches to memory. Returns `frame`.
     fn cleaned(&mut self, frame: PhysAddr, count: usize) -> PhysAddr {
         let lines = self.lines;
         if let Some((page, number)) = self.handed_out(frame) {
@@ -136,7 +136,7 @@ impl HugeTables {
         frame
     }
 
-    /// `count` frames that follow each other and were never handed out.
+    /// Hands out `count` adjacent frames that were never handed out. `count` is a power of two and at most 512.
     fn fresh_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
         if !count.is_power_of_two() || count > FRAMES {
             return Err(MemoryError::Exhausted);
@@ -156,8 +156,8 @@ impl HugeTables {
         Err(MemoryError::Exhausted)
     }
 
-    /// `count` frames that follow each other and were all taken back, or never handed out: a unit that comes late
-    /// finds room between the tables of others.
+    /// Hands out `count` adjacent frames of which each was freed or never handed out. So a unit that comes up late
+    /// can get a run from the gaps between the tables of others.
     #[cold]
     fn gathered_run(&mut self, count: usize) -> Result<PhysAddr, MemoryError> {
         if !count.is_power_of_two() || count > FRAMES {

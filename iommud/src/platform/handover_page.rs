@@ -1,14 +1,15 @@
-//! The notes of servers to the next one, in memory which the death of a server leaves as it is and a new start of
-//! the machine does not: a file's huge page (Linux), a page that a keeper has mapped (Redox). It names the functions that are driven (see
-//! [`crate::server::Notes`]), the servers whose tables a unit may use, and the tags that units may hold.
+//! The handover page: notes of a server for the next one. The page survives the death of a server, but not a restart
+//! of the machine. It is a huge page of a file (Linux) or a page that a keeper keeps mapped (Redox). It names the
+//! driven functions (see [`crate::server::Notes`]), the servers whose tables a unit may use, and the tags that units
+//! may hold.
 //!
 //! ```text
 //! word 0     "iommudn1"
 //! word 1..   0, or bit 63 | segment << 16 | requester id, or bit 62 | number of a server, or bit 61 | tags
 //! ```
 //!
-//! One word names the tags ([`TagRecord::to_bits`]): it is written in one store, so that the death of the server
-//! leaves the old ones or the new ones.
+//! One word names the tags ([`TagRecord::to_bits`]) and is written in one store. So after the death of a server the
+//! page holds either the old tags or the new ones.
 
 use std::os::fd::OwnedFd;
 
@@ -19,7 +20,7 @@ use super::mapping::Mapping;
 use crate::server::Notes;
 use crate::topology::tags::TagRecord;
 
-/// The first word.
+/// The first word of a page with notes.
 const MARK: u64 = u64::from_le_bytes(*b"iommudn1");
 
 /// A word that names a function.
@@ -31,17 +32,17 @@ const SERVER: u64 = 1 << 62;
 /// A word that names tags.
 const TAGS: u64 = 1 << 61;
 
-/// The page, mapped.
+/// The mapped handover page.
 #[derive(Debug)]
 pub struct NotesPage {
     mapping: Mapping,
-    /// Keeps the file open as long as the page is written to.
+    /// Keeps the file open while the page is in use.
     _file: Option<OwnedFd>,
 }
 
 impl NotesPage {
-    /// The page that `mapping`, of 2 MiB or less, shows; a page of zeros becomes one without notes. `None` when
-    /// something else was written there.
+    /// Reads the page in `mapping`, which has at most 2 MiB. A page of zeros becomes a page without notes. `None`
+    /// when the page contains other data.
     #[must_use]
     pub fn new(mut mapping: Mapping, file: Option<OwnedFd>) -> Option<Self> {
         match mapping.read64(0)? {
@@ -52,23 +53,23 @@ impl NotesPage {
         Some(Self { mapping, _file: file })
     }
 
-    /// Every function that is noted.
+    /// Every noted function.
     pub fn noted(&self) -> impl Iterator<Item = PciAddress> + '_ {
         self.words().filter_map(|(_, word)| function_of(word))
     }
 
-    /// Every server that is noted.
+    /// The number of every noted server.
     pub fn servers(&self) -> impl Iterator<Item = u32> + '_ {
         let server = |word: u64| u32::try_from(word & !SERVER).ok();
         self.words().filter(|(_, word)| word >> 62 == 1).filter_map(move |(_, word)| server(word))
     }
 
-    /// Notes that a unit may use tables of this server, or no longer. False when there is no room.
+    /// Notes whether a unit may use tables of this server. False when the page has no room.
     pub fn set_server(&mut self, server: u32, rooted: bool) -> bool {
         self.set_word(SERVER | u64::from(server), rooted)
     }
 
-    /// The tags that units may hold; `None` when no server noted any.
+    /// The tags that units may hold. `None` when no server noted any.
     #[must_use]
     pub fn tags(&self) -> Option<TagRecord> {
         self.words().find(|(_, word)| word >> 61 == 1).map(|(_, word)| TagRecord::from_bits(word))
@@ -160,7 +161,7 @@ mod tests {
             page.set_server(0, true) && page.set_server(0x20, true) && page.set_server(9, true)
         );
         assert!(page.set(b, false) && page.set(b, false) && page.set_server(9, false));
-        // Without a word, as SIGKILL ends a server.
+        // No destructor runs: this is how SIGKILL ends a server.
         std::mem::forget(page);
         let page = NotesPage::new(map(&file), None).unwrap();
         assert_eq!(page.noted().collect::<Vec<_>>(), [a, c]);
@@ -173,7 +174,7 @@ mod tests {
         let mut page = NotesPage::new(map(&file), None).unwrap();
         assert_eq!(page.tags(), None);
         page.set(at(0, 7), true);
-        // Nothing is not the same as no note.
+        // A record of no tags differs from no record.
         let mut record = TagRecord::default();
         page.set_tags(record);
         assert_eq!(page.tags(), Some(record));
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(page.servers().collect::<Vec<_>>(), [1]);
     }
 
-    /// A page without room has no note of tags: the next server takes all of them for held.
+    /// A full page gets no note of tags. The next server then assumes that units hold every tag.
     #[test]
     fn tags_that_find_no_room_are_not_noted() {
         let file = file();

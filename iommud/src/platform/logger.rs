@@ -1,4 +1,4 @@
-//! Log lines on standard error: `iommud: LEVEL message`, one a state change.
+//! Writes log lines to standard error: `iommud: LEVEL message`, one line for each state change.
 
 use std::io::Write;
 
@@ -20,7 +20,8 @@ impl Log for StandardError {
             Level::Warn => "warning: ",
             Level::Info | Level::Debug | Level::Trace => "",
         };
-        // One write: each is a message on a microkernel. Nobody is left to tell when standard error is gone.
+        // One write for the whole line, because each write is a message on a microkernel. Errors are ignored: when
+        // standard error fails there is nowhere to report it.
         let line = format!("iommud: {level}{}\n", record.args());
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
@@ -28,7 +29,7 @@ impl Log for StandardError {
     fn flush(&self) {}
 }
 
-/// Sends the log of this process to standard error from now on.
+/// Starts logging of this process to standard error.
 pub(super) fn install() {
     if log::set_logger(&StandardError).is_ok() {
         log::set_max_level(LevelFilter::Info);

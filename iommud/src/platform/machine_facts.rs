@@ -1,13 +1,13 @@
-//! What a start reads of the machine.
+//! Facts about the machine that the server reads at start.
 
 use crate::addr::PhysRange;
 use crate::server::TableState;
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
-/// What is read of the machine before anything is changed.
+/// Facts about the machine, read before the server changes anything.
 pub(super) struct MachineFacts {
-    /// Where memory may be.
+    /// Ranges that may be memory.
     pub(super) ram: Vec<PhysRange>,
     pub(super) functions: Vec<PciFunction>,
     pub(super) table: TableState,
@@ -20,13 +20,13 @@ impl MachineFacts {
         self.table == TableState::Parsed("IVRS")
     }
 
-    /// Whether every unit is known. Without a readable table a unit that an earlier server drove may not be: the memory
-    /// of that server stays out of reach for good.
+    /// Whether the server knows every unit. False when the table could not be read. Then a unit that an earlier
+    /// server drove may be unknown, so the memory of that server stays out of reach for good.
     pub(super) const fn all_units_known(&self) -> bool {
         !matches!(self.table, TableState::Failed(..))
     }
 
-    /// Whether there is a unit whose registers can be written.
+    /// Whether a unit has a valid range of registers.
     pub(super) fn has_unit(&self) -> bool {
         self.firmware.units.iter().any(|unit| unit.registers.is_ok())
     }

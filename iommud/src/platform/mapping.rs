@@ -1,5 +1,5 @@
-//! Files mapped into this process: registers and memory that hardware uses. Every access is volatile and
-//! checked against the mapping.
+//! Maps files into this process: registers, and memory that hardware uses. Every access is checked against the bounds
+//! of the mapping. All accesses are volatile, except stores to memory that hardware does not access at that time.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,32 +10,32 @@ use std::sync::atomic::Ordering;
 use super::cache::CacheLines;
 use super::order::fence;
 
-/// Whose memory a mapping shows.
+/// Which memory a mapping refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// The file's, with the pages entered at once, as far as they can be had.
+    /// The file's memory. The system enters the pages at once, as far as it has memory for them.
     Populated,
-    /// The file's.
+    /// The file's memory.
     Shared,
     /// Memory of this process alone, of the kind that the file stands for (Redox).
     Private,
 }
 
-/// A writable mapping of a file; ends when dropped.
+/// A writable mapping of a file. Dropping it unmaps the file.
 #[derive(Debug)]
 pub struct Mapping {
     base: NonNull<u8>,
     length: usize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and is reached through this value alone.
+// SAFETY: the mapping belongs to the process, not to a thread. Only this value accesses it.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes of `file` from `offset` on, a multiple of the page size.
+    /// Maps `length` bytes of `file` from `offset` on. `offset` is a multiple of the page size.
     ///
     /// # Errors
-    /// What the system's mmap reports.
+    /// The error of the system's mmap.
     pub fn new(
         file: BorrowedFd<'_>,
         offset: u64,
@@ -63,45 +63,49 @@ impl Mapping {
         self.length
     }
 
-    /// Reads 32 bits at `offset`, a multiple of 4; `None` outside.
+    /// Reads 32 bits at `offset`, a multiple of 4. `None` if they are outside the mapping or not aligned.
     #[must_use]
     pub fn read32(&self, offset: usize) -> Option<u32> {
         let from = self.place::<u32>(offset)?;
-        // SAFETY: `place` gives aligned addresses inside the mapping, which lives as long as `self`. Any
-        // bit pattern is a u32. Other writers (hardware, clients) are why the read is volatile.
+        // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. Any bit
+        // pattern is a `u32`. Hardware and clients may write at the same time, so the read is volatile.
         Some(unsafe { from.read_volatile() })
     }
 
-    /// Reads 64 bits at `offset`, a multiple of 8; `None` outside.
+    /// Reads 64 bits at `offset`, a multiple of 8. `None` if they are outside the mapping or not aligned.
     #[must_use]
     pub fn read64(&self, offset: usize) -> Option<u64> {
         let from = self.place::<u64>(offset)?;
-        // SAFETY: as in `read32`.
+        // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. Any bit
+        // pattern is a `u64`. Hardware and clients may write at the same time, so the read is volatile.
         Some(unsafe { from.read_volatile() })
     }
 
-    /// Writes 32 bits at `offset`, a multiple of 4; nothing outside.
+    /// Writes 32 bits at `offset`, a multiple of 4. Does nothing if they are outside the mapping or not aligned.
     pub fn write32(&mut self, offset: usize, value: u32) {
         if let Some(to) = self.place(offset) {
             #[cfg(test)]
             super::order::note(super::order::Order::Store(offset));
-            // SAFETY: as in `read32`; the mapping is writable and holds no Rust object.
+            // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. The
+            // mapping is writable and holds no Rust object.
             unsafe { to.write_volatile(value) }
         }
     }
 
-    /// Writes 64 bits at `offset`, a multiple of 8, in one store; nothing outside.
+    /// Writes 64 bits at `offset`, a multiple of 8, in one store. Does nothing if they are outside the mapping or not
+    /// aligned.
     pub fn write64(&mut self, offset: usize, value: u64) {
         if let Some(to) = self.place(offset) {
             #[cfg(test)]
             super::order::note(super::order::Order::Store(offset));
-            // SAFETY: as in `write32`.
+            // SAFETY: `place` returns aligned addresses inside the mapping, which lives as long as `self`. The
+            // mapping is writable and holds no Rust object.
             unsafe { to.write_volatile(value) }
         }
     }
 
-    /// Hands the 64 bits at `offset`, a multiple of 8, to `change`, and writes what that puts in their place, if
-    /// anything. Outside, it gets 0 and nothing is written.
+    /// Calls `change` with the 64 bits at `offset`, a multiple of 8. Stores the value that it returns, if any, in
+    /// their place. Outside the mapping, `change` gets 0, and nothing is written.
     #[inline(always)]
     pub fn change64<T>(
         &mut self,
@@ -109,17 +113,19 @@ impl Mapping {
         change: impl FnOnce(u64) -> (Option<u64>, T),
     ) -> T {
         let Some(place) = self.place::<u64>(offset) else { return change(0).1 };
-        // SAFETY: as in `read32`.
+        // SAFETY: `place` returned an aligned address inside the mapping, which lives as long as `self`. Any bit
+        // pattern is a `u64`. Hardware and clients may write at the same time, so the read is volatile.
         let (new, told) = change(unsafe { place.read_volatile() });
         if let Some(new) = new {
-            // SAFETY: as in `write32`; `change` has no way to end the mapping, which is borrowed.
+            // SAFETY: `place` is aligned and inside the mapping. `change` cannot have ended the mapping, because
+            // `self` is borrowed. The mapping is writable and holds no Rust object.
             unsafe { place.write_volatile(new) }
         }
         told
     }
 
-    /// As [`Mapping::change64`] for each of `count` words from `offset` on, in order; `change` gets their numbers, from 0
-    /// on, too. Nothing when they do not all lie inside.
+    /// Does the same as [`Mapping::change64`] for each of `count` words from `offset` on, in order. `change` also
+    /// gets the number of the word, from 0 on. Does nothing if some of the words are outside the mapping.
     #[inline(always)]
     pub fn change64_each(
         &mut self,
@@ -129,18 +135,21 @@ impl Mapping {
     ) {
         let Some(first) = self.words(offset, count) else { return };
         for index in 0..count {
-            // SAFETY: `words` says that all `count` words lie inside the mapping and are aligned; see `read32`.
+            // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping
+            // lives as long as `self`.
             let word = unsafe { first.add(index) };
-            // SAFETY: as in `read32`.
+            // SAFETY: `word` is aligned and inside the mapping. Any bit pattern is a `u64`. Hardware and clients may
+            // write at the same time, so the read is volatile.
             if let Some(new) = change(index, unsafe { word.read_volatile() }) {
-                // SAFETY: as in `change64`.
+                // SAFETY: `word` is aligned and inside the mapping. `change` cannot have ended the mapping, because
+                // `self` is borrowed. The mapping is writable and holds no Rust object.
                 unsafe { word.write_volatile(new) }
             }
         }
     }
 
-    /// Writes the next `count` of `values` from `offset` on, a multiple of 8, in one store each. Nothing when they do
-    /// not all lie inside.
+    /// Writes the next `count` values from `offset` on, a multiple of 8, in one store each. Does nothing if some of
+    /// the words are outside the mapping.
     #[inline(always)]
     pub fn write64_each(
         &mut self,
@@ -150,38 +159,40 @@ impl Mapping {
     ) {
         let Some(first) = self.words(offset, count) else { return };
         for (index, value) in (0..count).zip(values) {
-            // SAFETY: as in `fill64`.
+            // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping is
+            // writable and holds no Rust object.
             unsafe { first.add(index).write_volatile(value) }
         }
     }
 
-    /// Writes `count` words of 64 bits from `offset` on, a multiple of 8, in one store each: `value`, and each
-    /// next one greater by `step`. Nothing when they do not all lie inside.
+    /// Writes `count` words of 64 bits from `offset` on, a multiple of 8, in one store each. The first word is
+    /// `value`, and each next one is greater by `step`. Does nothing if some of the words are outside the mapping.
     pub fn fill64(&mut self, offset: usize, count: usize, value: u64, step: u64) {
         let Some(first) = self.words(offset, count) else { return };
         let mut next = value;
         for index in 0..count {
-            // SAFETY: `range` says that all `count` words lie inside the mapping, which is writable and holds
-            // no Rust object; they are aligned.
+            // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping is
+            // writable and holds no Rust object.
             unsafe { first.add(index).write_volatile(next) }
             next = next.wrapping_add(step);
         }
     }
 
-    /// As [`Mapping::fill64`], where nobody looks yet: in any order, and by stores of any size, all before
-    /// whatever this thread stores later.
+    /// Writes the same words as [`Mapping::fill64`], where hardware does not read yet. The stores may have any order
+    /// and size, but all of them come before any later store of this thread.
     pub fn fill64_unseen(&mut self, offset: usize, count: usize, value: u64, step: u64) {
         let Some(first) = self.words(offset, count) else { return };
         let mut next = value;
         for index in 0..count {
-            // SAFETY: as in `fill64`.
+            // SAFETY: `words` checked that all `count` words lie inside the mapping and are aligned. The mapping is
+            // writable and holds no Rust object.
             unsafe { first.add(index).write(next) }
             next = next.wrapping_add(step);
         }
         fence(Ordering::Release);
     }
 
-    /// Fills `length` bytes from `offset` on with zeros; nothing when they do not all lie inside.
+    /// Fills `length` bytes from `offset` on with zeros. Does nothing if some of them are outside the mapping.
     pub fn clear(&mut self, offset: usize, length: usize) {
         if let Some(to) = self.range(offset, length) {
             // SAFETY: the range lies inside the mapping, which is writable and holds no Rust object.
@@ -189,8 +200,8 @@ impl Mapping {
         }
     }
 
-    /// Writes the cache lines of `length` bytes from `offset` on back to memory and waits until they are
-    /// there; nothing when they do not all lie inside.
+    /// Writes the cache lines of `length` bytes from `offset` on back to memory, and waits until they are there. Does
+    /// nothing if some of the bytes are outside the mapping.
     pub fn clean(&self, lines: CacheLines, offset: usize, length: usize) {
         if let Some(from) = self.range(offset, length) {
             // SAFETY: the range lies inside the mapping, which is readable as long as `self` lives.
@@ -220,7 +231,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped; nothing borrows from it, since accesses copy.
+        // SAFETY: this is exactly the range that `new` mapped. Nothing borrows from it, since every access copies.
         let ended = unsafe { system::unmap(self.base, self.length) };
         debug_assert!(ended.is_ok());
     }
@@ -251,7 +262,7 @@ mod system {
     /// # Safety
     /// The range is a mapping of [`map`], and nothing refers to it any more.
     pub(super) unsafe fn unmap(base: NonNull<u8>, length: usize) -> io::Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { munmap(base.as_ptr().cast(), length) }?;
         Ok(())
     }
@@ -283,7 +294,7 @@ mod system {
     /// # Safety
     /// The range is a mapping of [`map`], and nothing refers to it any more.
     pub(super) unsafe fn unmap(base: NonNull<u8>, length: usize) -> io::Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller upholds the contract of this function.
         unsafe { munmap(base.as_ptr().cast(), length) }?;
         Ok(())
     }
@@ -326,7 +337,7 @@ mod tests {
         assert!((0..512).all(|word| page.read64(word * 8) == Some(0)));
     }
 
-    /// Plain stores are the compiler's to move: not past what is stored after them.
+    /// The compiler may reorder plain stores. It must not move them behind a later volatile store.
     #[test]
     fn what_nobody_sees_yet_is_stored_before_what_shows_it() {
         use crate::platform::order::{Order, record};

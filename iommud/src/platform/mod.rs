@@ -1,4 +1,4 @@
-//! The `hal` traits over real machines. The only place with `unsafe`.
+//! Implements the `hal` traits on real machines. The only place with `unsafe`.
 
 #[cfg(target_arch = "x86_64")]
 mod cache;

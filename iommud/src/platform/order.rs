@@ -1,5 +1,5 @@
-//! What orders stores that hardware sees: the fences of the compiler and the processor. Tests see the order of fences
-//! and stores, which nothing that runs on a processor of today would show them.
+//! Fences of the compiler and of the processor, which order the stores that hardware sees. In tests each thread
+//! records its fences and stores. A test can then check their order, which no current processor would reveal.
 
 #[cfg(not(test))]
 pub(super) use core::arch::x86_64::{_mm_mfence, _mm_sfence};
@@ -9,13 +9,13 @@ pub(super) use core::sync::atomic::fence;
 #[cfg(test)]
 pub(super) use recorded::{_mm_mfence, _mm_sfence, Order, fence, note, record};
 
-/// The same fences, which are noted too.
+/// The same fences, which also record that they ran.
 #[cfg(test)]
 mod recorded {
     use core::cell::RefCell;
     use core::sync::atomic::Ordering;
 
-    /// What a thread did, in its order.
+    /// One recorded action of a thread.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(in crate::platform) enum Order {
         Fence(Ordering),
@@ -33,7 +33,7 @@ mod recorded {
         static NOTED: RefCell<Option<Vec<Order>>> = const { RefCell::new(None) };
     }
 
-    /// What this thread does in `action`.
+    /// Runs `action` and returns the actions that this thread recorded meanwhile, in order.
     pub(in crate::platform) fn record(action: impl FnOnce()) -> Vec<Order> {
         NOTED.set(Some(Vec::new()));
         action();

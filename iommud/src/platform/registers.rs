@@ -9,7 +9,7 @@ use super::order::fence;
 use crate::addr::{PAGE_SIZE, PhysRange};
 use crate::hw::RegisterIo;
 
-/// The registers of one unit, uncached. An access that is not aligned to its size counts as outside.
+/// The registers of one unit, uncached. An access that is not aligned to its size is treated like one outside.
 #[derive(Debug)]
 pub struct Registers {
     mapping: Mapping,
@@ -20,10 +20,10 @@ pub struct Registers {
 }
 
 impl Registers {
-    /// Maps `range` of `memory`, a file whose offsets are physical addresses and whose mappings are uncached.
+    /// Maps `range` of `memory`. The file's offsets are physical addresses, and its mappings are uncached.
     ///
     /// # Errors
-    /// What the system's mmap reports.
+    /// The error of the system's mmap.
     pub fn over(memory: BorrowedFd<'_>, range: PhysRange) -> io::Result<Self> {
         let start = range.first().0 & !(PAGE_SIZE - 1);
         let skew = to_usize(range.first().0 - start)?;
@@ -33,7 +33,8 @@ impl Registers {
         Ok(Self { mapping, skew, length })
     }
 
-    /// Where `offset` lies in the mapping; `None` when `size` bytes there are not all registers.
+    /// The offset in the mapping of the register at `offset`. `None` when `size` bytes from there are not all
+    /// registers.
     fn at(&self, offset: u32, size: usize) -> Option<usize> {
         let offset = usize::try_from(offset).ok()?;
         (offset.checked_add(size)? <= self.length).then_some(self.skew + offset)
@@ -54,7 +55,7 @@ impl RegisterIo for Registers {
     }
 
     fn write32(&mut self, offset: u32, value: u32) {
-        // The processor keeps stores in order, to uncached memory too; the compiler is told to.
+        // The processor keeps stores in order, to uncached memory too. The fence makes the compiler do the same.
         fence(Ordering::SeqCst);
         if let Some(at) = self.at(offset, 4) {
             self.mapping.write32(at, value);
@@ -83,7 +84,7 @@ mod tests {
         Registers { mapping, skew: 0x100, length: 0x1000 }
     }
 
-    /// What a unit is to read in memory was stored before the register that tells it to.
+    /// Data that a unit reads from memory is stored before the register write that makes the unit read it.
     #[test]
     fn every_store_to_a_register_comes_behind_a_fence() {
         let mut registers = registers();

@@ -1,23 +1,23 @@
-//! When a keeper starts the next server.
+//! Decides when a keeper starts the next server.
 
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// A server that lives for less has not got to serving.
+/// A server that lived for a shorter time did not get as far as serving.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// The first pause and the longest.
+/// The shortest pause and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 
-/// The keeper gives up after this many servers in a row that said that they could not run.
+/// The keeper gives up after this many servers in a row that exited because they could not run.
 pub(super) const MOST_FAILURES: u32 = 10;
 
-/// How a server ended, as far as it matters.
+/// How a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// As it was asked to, or because of what every other one would find too.
+    /// It exited on request, or for a reason that every later server would meet too.
     Final(u8),
-    /// It could not run.
+    /// It exited because it could not run.
     Failed,
     /// It was killed, or panicked.
     Died,
@@ -34,7 +34,7 @@ impl From<ExitStatus> for End {
     }
 }
 
-/// When the next server is started.
+/// The pauses between servers, and the failures in a row.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     pause: Duration,
@@ -42,7 +42,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The pause before the next server; `None` when there is to be none.
+    /// The pause before the next server. `None` when the keeper must not start another.
     pub(super) fn after(&mut self, end: End, lived: Duration) -> Option<Duration> {
         let again = match end {
             End::Final(_) => return None,

@@ -1,5 +1,5 @@
-//! How much memory is taken: at start what the machine needs, and more while the server runs, unless the command line
-//! says how much.
+//! Decides how much memory the server takes. At start it takes as much as the machine needs, and more while it runs.
+//! The command line can fix the amount instead.
 
 use super::HUGE_PAGE;
 use super::machine_facts::MachineFacts;
@@ -15,15 +15,15 @@ const MIB: u64 = 1 << 20;
 /// Bytes of one kind of memory, in multiples of 2 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amount {
-    /// With less the server does not start on Linux, and units fail on Redox.
+    /// With less than this, the server does not start on Linux, and units fail on Redox.
     pub least: u64,
-    /// What is taken at start, where it can be had.
+    /// Bytes to take at start, if they are available.
     pub wanted: u64,
-    /// What is taken at most, while the server runs.
+    /// The most that the server ever takes, including growth while it runs.
     pub most: u64,
 }
 
-/// Memory to take.
+/// The amounts of memory to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
     /// For tables.
@@ -32,31 +32,33 @@ pub struct Order {
     pub buffers: Amount,
 }
 
-/// Of memory whose amount the command line does not say, so many times as much as is wanted at start is taken at most.
+/// The most memory that the server takes, as a multiple of the amount wanted at start. Applies where the command line
+/// does not fix the amount.
 const MOST: u64 = 4;
 
 impl Amount {
-    /// So many bytes, neither less nor more: rounded up to pages of 2 MiB, one at least.
+    /// A fixed amount of bytes, rounded up to pages of 2 MiB, at least one page.
     #[must_use]
     pub fn exactly(bytes: u64) -> Self {
         let bytes = bytes.div_ceil(HUGE_PAGE).max(1).saturating_mul(HUGE_PAGE);
         Self { least: bytes, wanted: bytes, most: bytes }
     }
 
-    /// What a machine needs.
+    /// An amount that follows from the needs of a machine.
     const fn needed(least: u64, wanted: u64) -> Self {
         Self { least, wanted, most: wanted.saturating_mul(MOST) }
     }
 }
 
 impl Order {
-    /// So many bytes of tables and buffers, neither less nor more.
+    /// Fixed amounts of tables and buffers, in bytes.
     #[must_use]
     pub fn exactly(tables: u64, buffers: u64) -> Self {
         Self { tables: Amount::exactly(tables), buffers: Amount::exactly(buffers) }
     }
 
-    /// What a machine needs, but for what the command line says in MiB.
+    /// The amounts that a machine needs. `tables` and `buffers` are amounts from the command line in MiB, which take
+    /// precedence.
     #[must_use]
     pub fn new(need: &Need, tables: Option<u32>, buffers: Option<u32>) -> Self {
         let said = |mib: u32| Amount::exactly(u64::from(mib) * MIB);
@@ -70,7 +72,8 @@ impl Order {
     }
 }
 
-/// How much memory a machine needs; logs it. Reads registers of units. `left` is memory of earlier servers.
+/// Computes how much memory a machine needs, and logs it. Reads the registers of units. `left` is memory of earlier
+/// servers.
 pub(super) fn need<U: Family>(
     facts: &MachineFacts,
     (space, map): (&mut impl ConfigSpace, MapRegisters),
@@ -89,7 +92,7 @@ pub(super) fn need<U: Family>(
     need
 }
 
-/// What was taken, for the server.
+/// Logs how much memory was taken, and states it as the server's budget. `tables` and `buffers` are in bytes.
 pub(super) fn budget(need: &Need, tables: u64, buffers: u64) -> Budget {
     log::info!("memory: {} MiB for tables, {} MiB for buffers", tables / MIB, buffers / MIB);
     Budget {
@@ -106,7 +109,7 @@ pub(super) fn budget(need: &Need, tables: u64, buffers: u64) -> Budget {
 mod tests {
     use super::*;
 
-    /// 1000 and 600 frames are 3.1 pages; a device table of two more than one page wants a page for gaps.
+    /// 1000 and 600 frames take 3.1 pages. The aligned run needs one more page for gaps.
     fn wanted() -> Need {
         Need {
             runs: vec![512],

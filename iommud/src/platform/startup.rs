@@ -1,4 +1,5 @@
-//! What starting has in common on every system: the command line, the policy file, the server over its units.
+//! The parts of starting that are the same on every system: the command line, the policy file, the server over its
+//! units.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,7 +14,8 @@ use crate::policy::Config;
 use crate::server::{Budget, Driven, Server, Startup};
 use crate::topology::pci::ConfigSpace;
 
-/// The options of a command line; else how the program ends: after it printed `usage`, or an error too.
+/// Returns the options of a command line. Otherwise prints `usage`, after the error if there is one, and returns the
+/// exit code.
 pub(super) fn options<O>(
     parsed: Result<Option<O>, lexopt::Error>,
     usage: &str,
@@ -31,10 +33,10 @@ pub(super) fn options<O>(
     }
 }
 
-/// The policy in a file; the default without one.
+/// Loads the policy from a file. Without a path, returns the default policy.
 ///
 /// # Errors
-/// The file, and what is wrong with it.
+/// The path of the file, and its error.
 pub(super) fn policy(path: Option<&Path>) -> Result<Config, (PathBuf, ConfigError)> {
     let load = |path: &Path| config::load(path).map_err(|error| (path.to_path_buf(), error));
     path.map_or_else(|| Ok(Config::default()), load)
@@ -44,7 +46,7 @@ pub(super) fn policy(path: Option<&Path>) -> Result<Config, (PathBuf, ConfigErro
 pub(super) struct ServerMemory<B> {
     pub(super) tables: HugeTables,
     pub(super) buffers: B,
-    /// All of it: no device reaches it but by its buffers.
+    /// The ranges of all this memory. Devices reach only the parts that are their buffers.
     pub(super) own: Vec<PhysRange>,
     /// Memory of earlier servers that units may still use.
     pub(super) left: Vec<PhysRange>,

@@ -1,5 +1,5 @@
-//! The units of the machine, from the firmware's table to taking entries. The same on every platform, but
-//! for how tables and registers are reached.
+//! Finds the units in the firmware's table and brings them up until they accept entries. Platforms differ only in how
+//! they read tables and map registers.
 
 use std::io;
 
@@ -22,7 +22,7 @@ pub(super) type ReadTable = fn(&str) -> io::Result<Option<Vec<u8>>>;
 /// Maps the registers of a unit.
 pub(super) type MapRegisters = fn(PhysRange) -> io::Result<Registers>;
 
-/// The firmware's table: a DMAR, or else an IVRS. No machine has both.
+/// Reads and parses the DMAR, or the IVRS if there is no DMAR. No machine has both.
 pub(super) fn firmware(read: ReadTable) -> (TableState, Firmware) {
     let found = read_table(read, "DMAR", acpi::parse_dmar);
     let found = found.or_else(|| read_table(read, "IVRS", acpi::parse_ivrs));
@@ -46,9 +46,9 @@ fn read_table(
     })
 }
 
-/// A family of units.
+/// One family of units: VT-d or AMD-Vi.
 pub(super) trait Family: Unit<Memory = HugeTables> + Sized {
-    /// Reads what a unit is, as bringing it up will find it. Changes nothing.
+    /// Reads the properties of a unit that bringing it up depends on. Changes nothing.
     fn survey<S: ConfigSpace>(
         registers: Registers,
         firmware: &Firmware,
@@ -56,18 +56,18 @@ pub(super) trait Family: Unit<Memory = HugeTables> + Sized {
         description: &UnitDescription,
     ) -> Result<Survey, UnitError>;
 
-    /// Looks at what a unit can do and allocates what it needs; see the backends' `prepare`.
+    /// Checks the capabilities of a unit and allocates the memory that it needs. See `prepare` of the two backends.
     fn prepare_unit<S: ConfigSpace>(
         registers: Registers,
         around: &mut Surroundings<'_, S>,
         description: &UnitDescription,
     ) -> Result<Self, UnitError>;
 
-    /// Brings it up as far as taking entries; one that translates goes on doing so.
+    /// Brings the unit up until it accepts entries. A unit that translates goes on translating.
     fn take_over_unit(&mut self, tables: &mut HugeTables) -> Result<(), UnitError>;
 }
 
-/// What bringing a unit up looks at besides its registers.
+/// Inputs of bringing a unit up, besides its registers.
 pub(super) struct Surroundings<'a, S> {
     pub(super) firmware: &'a Firmware,
     pub(super) space: &'a mut S,
@@ -76,7 +76,8 @@ pub(super) struct Surroundings<'a, S> {
     pub(super) budget: &'a Budget,
 }
 
-/// What each unit is; `None` where that cannot be read.
+/// Surveys every unit, in the order of the table. `None` for a unit whose registers cannot be mapped or whose survey
+/// fails.
 pub(super) fn surveys<U: Family, S: ConfigSpace>(
     firmware: &Firmware,
     space: &mut S,
@@ -89,7 +90,7 @@ pub(super) fn surveys<U: Family, S: ConfigSpace>(
     firmware.units.iter().map(&mut survey).collect()
 }
 
-/// VT-d.
+/// The VT-d backend over this platform's registers and memory.
 pub(super) type Vtd = VtdUnit<Registers, MonotonicClock, HugeTables>;
 
 impl Family for Vtd {
@@ -118,12 +119,12 @@ impl Family for Vtd {
     }
 }
 
-/// The width of physical addresses in bits; as wide as can be where the table does not say.
+/// The width of physical addresses in bits. If the table does not contain it, the widest: 255.
 fn host_bits(firmware: &Firmware) -> u8 {
     firmware.host_address_width.unwrap_or(u8::MAX)
 }
 
-/// AMD-Vi.
+/// The AMD-Vi backend over this platform's registers and memory.
 pub(super) type AmdVi = AmdUnit<Registers, MonotonicClock, HugeTables>;
 
 impl Family for AmdVi {
@@ -151,7 +152,7 @@ impl Family for AmdVi {
     }
 }
 
-/// The capability block of a unit's function, if that answers.
+/// Reads the capability block of a unit's PCI function. `None` when the function does not answer.
 fn block<S: ConfigSpace>(
     space: &mut S,
     description: &UnitDescription,
@@ -163,10 +164,10 @@ fn block<S: ConfigSpace>(
     Ok(Capability::read(space, address, capability))
 }
 
-/// No table describes units of both families.
+/// The error for a unit of another family. It does not occur: no table describes units of both families.
 const OTHER_FAMILY: UnitError = UnitError::Unsupported { what: "a unit of another family" };
 
-/// Brings one unit up as far as taking entries; a unit that translates goes on doing so.
+/// Brings one unit up until it accepts entries. A unit that translates goes on translating.
 pub(super) fn bring_up<U: Family, S: ConfigSpace>(
     index: usize,
     around: &mut Surroundings<'_, S>,
@@ -201,7 +202,7 @@ pub(super) fn bring_up<U: Family, S: ConfigSpace>(
     }
 }
 
-/// What units are brought up with once the server runs.
+/// Brings units up while the server runs.
 pub(super) struct LateUnits<S> {
     pub(super) firmware: Firmware,
     pub(super) space: S,
@@ -209,7 +210,7 @@ pub(super) struct LateUnits<S> {
 }
 
 impl<S: ConfigSpace> LateUnits<S> {
-    /// Has the server try units again that are due, and brings up those that never were.
+    /// Lets the server retry failed units that are due. Brings up due units that were never brought up.
     pub(super) fn recover<U: Family, B: BufferMemory>(
         &mut self,
         server: &mut Server<U, B>,
@@ -228,7 +229,7 @@ impl<S: ConfigSpace> LateUnits<S> {
         let known = known.and_then(|index| Some((index, firmware.units.get(index)?)));
         let Some((index, description)) = known else { return };
         let budget = server.budget().clone();
-        let (tables, map) = (server.table_memory(), *map);
+        let (tables, map) = (server.bring_up_memory(unit), *map);
         let mut around = Surroundings { firmware, space, tables, map, budget: &budget };
         match bring_up::<U, _>(index, &mut around, description) {
             UnitStart::Ready(hardware) => server.unit_arrived(unit, hardware),

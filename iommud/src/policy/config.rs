@@ -1,4 +1,4 @@
-//! What the administrator decides: the mode of each unclaimed device, and what a client may use up.
+//! Settings of the administrator: the mode of each unclaimed device, and the limits of a client.
 
 use alloc::vec::Vec;
 
@@ -6,19 +6,19 @@ use iommu_protocol::ids::PciAddress;
 
 use crate::topology::pci::PciFunction;
 
-/// What a device may do while nobody has claimed it.
+/// Access of a device while no client has claimed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Mode {
-    /// Untranslated, where the unit can do that; else as `Compat`.
+    /// Untranslated, where the unit supports that; else like `Compat`.
     Off,
-    /// All memory one to one, except what is the server's own.
+    /// All memory one to one, except the server's own.
     #[default]
     Compat,
-    /// Nothing but the regions that firmware reserves for it.
+    /// Only the regions that firmware reserves for it.
     Strict,
 }
 
-/// Which devices a rule is about.
+/// The devices to which a rule applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Matcher {
     /// The function at this address.
@@ -30,7 +30,7 @@ pub enum Matcher {
         /// Device id.
         device: u16,
     },
-    /// Every function whose class, under the mask, is this.
+    /// Every function whose class is the same in the bits of the mask.
     Class {
         /// Class, subclass, programming interface: bits 23:16, 15:8, 7:0.
         class: u32,
@@ -40,7 +40,7 @@ pub enum Matcher {
 }
 
 impl Matcher {
-    /// Whether the rule is about this function.
+    /// Whether the rule applies to this function.
     #[must_use]
     pub fn matches(self, function: &PciFunction) -> bool {
         match self {
@@ -56,13 +56,13 @@ impl Matcher {
 /// A mode for some devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Which devices.
+    /// The devices.
     pub matcher: Matcher,
     /// Their mode.
     pub mode: Mode,
 }
 
-/// What one client may use at a time.
+/// Limits of one client at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quotas {
     /// Bytes of buffers.
@@ -79,7 +79,7 @@ pub struct Quotas {
     pub handles: u32,
     /// Unread fault records of one session.
     pub faults: u32,
-    /// Regions of 2 MiB in which mappings begin or end, in each domain: what its page tables may use.
+    /// Regions of 2 MiB in which mappings begin or end, in each domain. This bounds its page tables.
     pub regions: u32,
 }
 
@@ -101,7 +101,7 @@ impl Default for Quotas {
 /// The policy of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Config {
-    /// Mode of devices that no rule is about.
+    /// Mode of devices without a matching rule.
     pub default: Mode,
     /// The first rule that matches decides.
     pub rules: Vec<Rule>,
@@ -110,7 +110,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The mode of a device that is no PCI function: only rules for its address are about it.
+    /// The mode of a device that is no PCI function. Only rules for its address apply.
     #[must_use]
     pub fn mode_at(&self, address: PciAddress) -> Mode {
         let is = |rule: &&Rule| rule.matcher == Matcher::Address(address);

@@ -1,6 +1,6 @@
-//! A decision under way: the state as it will be, the plan that makes it so, and the journal that takes it back.
+//! A decision under way: the new state, the plan that carries it out, and the journal that undoes it.
 //!
-//! Transitions change the state only through what is here, so that nothing is changed without a note.
+//! Transitions change the state through these methods, or record their change in the journal themselves.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -20,12 +20,13 @@ use crate::policy::state::objects::{Activity, Buffer, Function, GroupState, Unit
 use crate::policy::step::{Binding, Step};
 use crate::topology::table::FunctionIndex;
 
-/// What every transition gets.
+/// The state, plan and journal that every transition works on.
 pub struct Decision<'a> {
     pub(super) state: &'a mut State,
     pub(super) plan: &'a mut Orders,
     pub(super) journal: &'a mut Journal,
-    /// The plan may take no memory: it is of an end of life for which there was none. What needs some is owed.
+    /// The plan may take no memory: it retries the end of something, for which there was none. Work that needs memory
+    /// is owed.
     pub(super) frugal: bool,
 }
 
@@ -41,12 +42,12 @@ impl Decision<'_> {
         self.plan.steps.push(step);
     }
 
-    /// Adds a step that cannot fail nor be undone: those come last.
+    /// Adds a step that can neither fail nor be undone: such steps come last.
     pub(super) fn last(&mut self, step: Step) {
         self.plan.last.push(step);
     }
 
-    /// Enters an object; returns its number.
+    /// Inserts an object; returns its number.
     pub(super) fn insert<T: Kept>(&mut self, object: T) -> Result<u32, Refusal> {
         let number = full(T::table(self.state).insert(object))?;
         self.journal.keep(T::image(number, Object::Inserted));
@@ -60,14 +61,15 @@ impl Decision<'_> {
         }
     }
 
-    /// An object that is to be changed. It is copied: not for domains.
+    /// Lends an object to be changed, after copying it to the journal. Not for domains: a copy has all their
+    /// mappings.
     pub(super) fn change<T: Kept + Clone>(&mut self, number: u32) -> Option<&mut T> {
         let object = T::table(self.state).get_mut(number)?;
         self.journal.keep(T::image(number, Object::Changed(Box::new(object.clone()))));
         Some(object)
     }
 
-    /// Enters a buffer, and the memory that it has.
+    /// Inserts a buffer and records the memory that it occupies.
     pub(super) fn insert_buffer(&mut self, buffer: Buffer) -> Result<BufferId, Refusal> {
         let number = self.insert(buffer)?;
         self.state.note_memory(number, true);
@@ -90,21 +92,21 @@ impl Decision<'_> {
         taken
     }
 
-    /// Points an entry elsewhere.
+    /// Sets the binding of an entry.
     pub(super) fn bind(&mut self, key: Key, now: Binding) {
         let (was, _) = self.state.machine.sources.under_way(key);
         self.journal.note(Change::Entry(key, was));
         self.state.set_binding(key, Some(now));
     }
 
-    /// Drops an entry whose last function is gone. It was written, or its unit has failed.
+    /// Drops an entry whose last function is gone. It was written before, or its unit has failed.
     pub(super) fn drop_left(&mut self, key: Key) {
         if let Some(source) = self.state.machine.sources.drop_left(key) {
             self.journal.keep(Image::Dropped(key, Box::new(source)));
         }
     }
 
-    /// Notes that the faults of a requester are not reported, or are again.
+    /// Records whether the faults of a requester are suppressed.
     pub(super) fn note_silence(&mut self, key: Key, silent: bool) {
         let was = self.state.machine.sources.is_silenced(key);
         if was != silent {
@@ -113,14 +115,14 @@ impl Decision<'_> {
         }
     }
 
-    /// A function that is to be changed, but for what it does ([`Decision::set_activity`]).
+    /// Lends a function to be changed. Its activity changes with [`Decision::set_activity`] instead.
     pub(super) fn change_function(&mut self, index: FunctionIndex) -> Option<&mut Function> {
         let function = self.state.machine.function_mut(index)?;
         self.journal.keep(Image::Function(index, Box::new(function.clone())));
         Some(function)
     }
 
-    /// Notes what a device does.
+    /// Sets the activity of a function.
     pub(super) fn set_activity(&mut self, index: FunctionIndex, activity: Activity) {
         let Some(function) = self.state.machine.function(index).cloned() else { return };
         if function.activity != activity {
@@ -130,14 +132,14 @@ impl Decision<'_> {
         }
     }
 
-    /// A group's state, which is to be changed.
+    /// Lends the state of a group to be changed.
     pub(super) fn change_group(&mut self, id: GroupId) -> Option<&mut GroupState> {
         let group = self.state.machine.groups.get_mut(id.0)?;
         self.journal.keep(Image::Group(id, group.state));
         Some(&mut group.state)
     }
 
-    /// Notes how a unit is.
+    /// Sets the state of a unit.
     pub(super) fn set_unit(&mut self, unit: UnitIndex, now: Unit) {
         if let Some(was) = self.state.machine.unit(unit) {
             self.journal.keep(Image::Unit(unit, Box::new(*was)));
@@ -145,7 +147,7 @@ impl Decision<'_> {
         }
     }
 
-    /// Notes whether a domain can be relied on.
+    /// Sets the trust in a domain.
     pub(super) fn set_trust(&mut self, id: DomainId, trust: Trust) {
         if let Some(domain) = self.state.domains.get_mut(id.0) {
             let was = core::mem::replace(&mut domain.trust, trust);
@@ -153,7 +155,7 @@ impl Decision<'_> {
         }
     }
 
-    /// Notes what a domain maps for firmware.
+    /// Sets the pieces that a domain maps for firmware.
     pub(super) fn set_reserved(&mut self, id: DomainId, pieces: Vec<Piece>) {
         if let Some(domain) = self.state.domains.get_mut(id.0) {
             let was = core::mem::replace(&mut domain.reserved, pieces);
@@ -161,7 +163,7 @@ impl Decision<'_> {
         }
     }
 
-    /// Removes a domain whose table no unit uses. Its tag is free.
+    /// Removes a domain whose table no unit uses. Its tag becomes free.
     pub(super) fn end_domain(&mut self, id: DomainId) {
         let Some(tag) = self.state.domains.get(id.0).map(|domain| domain.tag) else { return };
         self.last(Step::DestroyTable { domain: id });
@@ -170,7 +172,7 @@ impl Decision<'_> {
         self.remove::<Domain>(id.0);
     }
 
-    /// Notes that something is owed, or no longer.
+    /// Adds owed work, or removes it.
     pub(super) fn owe(&mut self, owed: Owed, more: bool) {
         let was = self.state.owed.contains(&owed);
         self.journal.note(Change::Owed(owed, was));
@@ -181,7 +183,7 @@ impl Decision<'_> {
         }
     }
 
-    /// One invalidation for each unit that has an entry of the domain.
+    /// Adds one invalidation for each unit that has an entry of the domain.
     pub(super) fn invalidate(&mut self, id: DomainId, range: IovaRange) {
         let Some(domain) = self.state.domains.get(id.0) else { return };
         let units = domain.active.iter();
@@ -189,7 +191,7 @@ impl Decision<'_> {
         self.plan.steps.extend(steps);
     }
 
-    /// Makes new translations visible to each unit that has an entry of the domain and needs to be told.
+    /// Adds a `Publish` for each unit that has an entry of the domain and needs one.
     pub(super) fn publish(&mut self, id: DomainId, range: IovaRange) {
         let Some(domain) = self.state.domains.get(id.0) else { return };
         let units = domain.active.iter().map(|(unit, _)| *unit);
@@ -198,7 +200,7 @@ impl Decision<'_> {
         self.plan.steps.extend(steps);
     }
 
-    /// Frees tables that were unlinked, in the end.
+    /// Frees unlinked tables, as one of the last steps.
     pub(super) fn release_tables(&mut self, domain: DomainId) {
         let step = Step::ReleaseTables { domain };
         if !self.plan.last.contains(&step) {
@@ -206,7 +208,7 @@ impl Decision<'_> {
         }
     }
 
-    /// Maps pieces one to one.
+    /// Adds steps that map pieces one to one.
     pub(super) fn map_pieces(&mut self, domain: DomainId, pieces: &[Piece]) {
         self.plan.steps.extend(pieces.iter().map(|piece| Step::Map {
             domain,
@@ -216,13 +218,13 @@ impl Decision<'_> {
         }));
     }
 
-    /// Unmaps pieces mapped one to one.
+    /// Adds steps that unmap pieces mapped one to one.
     pub(super) fn unmap_pieces(&mut self, domain: DomainId, pieces: &[Piece]) {
         let steps = pieces.iter().map(|piece| Step::Unmap { domain, range: piece.range });
         self.plan.steps.extend(steps);
     }
 
-    /// Writes an entry that denies, and makes the unit forget the one before.
+    /// Blocks a requester, then invalidates its entry of before.
     pub(super) fn block(&mut self, (unit, source): (UnitIndex, RequesterId), was: Binding) {
         self.step(Step::SetEntry { unit, source, from: was, to: Binding::Blocked });
         self.step(Step::InvalidateEntry { unit, source, was });

@@ -1,4 +1,4 @@
-//! What can happen: events without an outcome, and requests that have one.
+//! Events, which have no outcome, and requests, which have one.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -12,17 +12,17 @@ use crate::policy::ids::{BufferId, ClientId, DomainId, SessionId, UnitIndex};
 use crate::topology::capabilities::UnitCapabilities;
 use crate::topology::pci::PciFunction;
 
-/// Something that happened of which there is nothing to tell. Requests of clients, units coming up and failing,
-/// functions coming and going and the deaths of clients enter the same queue.
+/// An event without an outcome. The registry decides requests of clients, units that come up or fail, functions that
+/// come and go, and deaths of clients one after the other.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A unit was brought up as far as taking entries, or failed and is to come back. Its plan ends with turning
+    /// A unit was brought up until it accepts entries, or failed and is to come back. The plan ends with turning
     /// translation on.
     UnitReady(UnitIndex, UnitCapabilities),
     /// A unit can no longer be relied on.
     UnitFailed(UnitIndex),
-    /// No unit that has tables of this server is failed any more: each has forgotten what it had cached, so that
-    /// nothing reaches what is in quarantine.
+    /// No unit with tables of this server is failed any more. Each has flushed its caches, so that no device reaches
+    /// memory in quarantine.
     Proved,
     /// A function appeared (the first walk, or hot-plug).
     FunctionAdded(PciFunction),
@@ -32,11 +32,11 @@ pub enum Event {
     MemoryTaken(PhysRange),
     /// The server gave such memory back to the system.
     MemoryReturned(PhysRange),
-    /// A requester has too many faults: its unit is to report no more of them, until its entry is moved.
+    /// A requester has too many faults: its unit is to suppress them until its entry is moved.
     Storm(UnitIndex, RequesterId),
-    /// Attach, detach: into the session's domain, back to policy.
+    /// Moves the device of a session into the session's domain.
     Attach(SessionId),
-    /// See `Attach`.
+    /// Moves the device of a session back to policy.
     Detach(SessionId),
     /// A session gives up a buffer.
     Release(SessionId, Slot),
@@ -46,26 +46,26 @@ pub enum Event {
     Close(SessionId),
     /// The server stops: every group goes back to policy.
     Shutdown,
-    /// An end of life for which there was no memory: the plan takes none. Whatever would have been under a domain of
-    /// policy that does not exist is blocked, and owed. Not refused for lack of memory.
+    /// An event that ends something and for which there was no memory: this plan takes none. Entries that belong in a
+    /// domain of policy that does not exist are blocked, and owed. Never refused for lack of memory.
     Frugally(Box<Self>),
-    /// What the end of something still owes, because there was no memory, is done now.
+    /// Carries out owed work, which was put off because there was no memory.
     Settle(Owed),
 }
 
-/// What an end of life has left to be done when there is memory (I9). Nothing that is anybody else's can be reached on its
-/// account.
+/// Work that the end of a session or device left undone for lack of memory (I9). No device can reach memory of others
+/// because of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owed {
-    /// A requester is blocked, and is to be under policy.
+    /// A requester is blocked, but belongs under policy.
     Entry(UnitIndex, RequesterId),
-    /// The memory of a buffer that nobody has is to go back to policy, and then to the system.
+    /// The memory of an unused buffer is to go back to policy, and then to the system.
     Buffer(BufferId),
-    /// A domain lets its devices do more in a region of firmware's than firmware says: the device that might is gone.
+    /// A domain allows more in a region of firmware than firmware says. The device that needed this is gone.
     Regions(DomainId),
 }
 
-/// A buffer to be entered.
+/// The buffer of an allocation.
 #[derive(Clone, Debug)]
 pub struct AllocateRequest {
     /// Its number, not in use.
@@ -78,9 +78,9 @@ pub struct AllocateRequest {
     pub alignment: u64,
     /// Boundary that the range may not cross, 0 for none.
     pub boundary: u64,
-    /// What devices may do.
+    /// Access of devices.
     pub access: Access,
-    /// How.
+    /// Flags.
     pub flags: AllocateFlags,
 }
 
@@ -118,11 +118,11 @@ pub struct MapRequest {
     pub offset: u64,
     /// Length in bytes.
     pub length: u64,
-    /// Where, with `MapFlags::FIXED`.
+    /// The first address, with `MapFlags::FIXED`.
     pub iova: Iova,
-    /// What devices may do.
+    /// Access of devices.
     pub access: Access,
-    /// How.
+    /// Flags.
     pub flags: MapFlags,
 }
 
@@ -131,20 +131,20 @@ pub struct MapRequest {
 pub struct ListRequest {
     /// The buffer.
     pub slot: Slot,
-    /// What devices may do.
+    /// Access of devices.
     pub access: Access,
-    /// How.
+    /// Flags.
     pub flags: MapFlags,
-    /// Where, with `MapFlags::FIXED`.
+    /// The first address, with `MapFlags::FIXED`.
     pub iova: Iova,
     /// Numbers of pages, from the buffer's first byte on.
     pub pages: Vec<u32>,
 }
 
-/// A device was opened for writing; under a session, when its owner opens another member.
+/// Claims a device that was opened for writing, or that an owner opens under one of its sessions.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim {
-    /// Whose quota it counts against.
+    /// The client whose quota it counts against.
     pub client: ClientId,
     /// The device.
     pub address: PciAddress,
@@ -152,34 +152,34 @@ pub struct Claim {
     pub parent: Option<SessionId>,
 }
 
-/// A buffer was allocated for a session.
+/// Allocates a buffer for a session.
 #[derive(Clone, Debug)]
 pub struct Allocate(pub SessionId, pub AllocateRequest);
 
-/// Where a buffer was entered.
+/// The place of a new buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// Its slot in the session.
     pub slot: Slot,
-    /// Where it is mapped or will be.
+    /// The first address where it is mapped, or that is reserved for it.
     pub iova: Iova,
 }
 
-/// A session of the same client is given a buffer.
+/// Gives a buffer to a session of the same client.
 #[derive(Clone, Copy, Debug)]
 pub struct Import(pub SessionId, pub BufferId);
 
-/// A session of any client is given a buffer which it expects, by whoever has that. The memory stays charged to the
-/// client that allocated it; the slot and its mappings are charged to the session's.
+/// Gives a buffer to a session of any client, which expects it from a holder of the buffer. The memory stays charged
+/// to the client that allocated it. The slot and its mappings are charged to the session's client.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportShared(pub SessionId, pub BufferId);
 
-/// A buffer's descriptor was opened.
+/// Records that a descriptor of a buffer was opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Hold(pub SessionId, pub Slot);
 
-/// Maps and unmaps, all or none. A single one is a batch of one. [`Orders::addresses`](crate::policy::Orders::addresses)
-/// has an address for each.
+/// Maps and unmaps, all or none. A single request is a batch of one. The outcome has one address for each element, in
+/// [`Orders::addresses`](crate::policy::Orders::addresses).
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a>(pub SessionId, pub &'a [BatchRequest]);
 
@@ -187,10 +187,10 @@ pub struct Batch<'a>(pub SessionId, pub &'a [BatchRequest]);
 #[derive(Clone, Copy, Debug)]
 pub struct MapList<'a>(pub SessionId, pub &'a ListRequest);
 
-/// An event was refused; nothing has changed.
+/// The refusal of a request or event; nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Why.
+    /// The reason.
     pub refusal: Refusal,
     /// Index of the element of a batch, or of the page of a list, that was refused; else 0.
     pub item: u32,

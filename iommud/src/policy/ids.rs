@@ -21,7 +21,7 @@ ids! {
     SessionId;
     /// DMA memory owned by the server.
     BufferId;
-    /// Whose quota a request counts against: a connection, or an owner's first session.
+    /// The client whose quota a request counts against: a connection, or an owner's first session.
     ClientId;
 }
 

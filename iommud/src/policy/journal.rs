@@ -1,8 +1,8 @@
-//! What abort takes back, and what is left for commit.
+//! The journal: the inverse of each change, for abort, and the changes that wait for commit.
 //!
-//! A decision changes the state at once and notes here how to undo each change. Abort undoes them, last first.
-//! Commit forgets them, but for what another decision could be given too early: addresses that mappings leave are
-//! free only when no unit can translate them.
+//! A decision changes the state at once and records here how to undo each change. Abort undoes the changes, last
+//! first. Commit discards the records, except changes that must not be visible to another decision earlier. So
+//! addresses of removed mappings become free only when no unit can translate them.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -25,52 +25,53 @@ use crate::topology::capabilities::DomainTag;
 use crate::topology::pci::PciFunction;
 use crate::topology::table::FunctionIndex;
 
-/// What a change did to an object of a table.
+/// A change to an object of a table.
 #[derive(Debug)]
 pub(super) enum Object<T> {
     Inserted,
     Removed(Box<T>),
-    /// It was this.
+    /// The object before the change.
     Changed(Box<T>),
 }
 
-/// One change that was made, with what undoes it. There may be thousands in a plan: they are small, and a plan without
-/// an [`Image`] is forgotten at once.
+/// One change, with the data that undoes it. A plan may have thousands, so they are small. A journal without an
+/// [`Image`] is discarded at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
-    /// A mapping of a slot was entered, and charged.
+    /// A mapping of a slot was inserted, and charged.
     Entered(DomainId, MappingIndex, u32),
-    /// A mapping of a slot was taken out. Commit frees its addresses.
+    /// A mapping of a slot was removed. Commit frees its addresses.
     Left(DomainId, MappingIndex, u32),
     /// Addresses were taken.
     Taken(DomainId, IovaRange),
-    /// Addresses are free at commit.
+    /// Addresses that commit frees.
     Free(DomainId, IovaRange),
-    /// At commit a unit is known to hold nothing of others. Until then the note for the next server says that it may.
+    /// Commit records that a unit holds nothing of earlier servers. Until then the record for the next server says it
+    /// may.
     Flushed(UnitIndex),
-    /// An entry pointed there.
+    /// The binding of an entry changed from this one.
     Entry(Key, Option<Binding>),
-    /// The faults of a requester were not reported, or were.
+    /// The suppression of a requester's faults changed from this.
     Silenced(Key, bool),
-    /// An entry was made.
+    /// An entry was added.
     Source(Key),
     /// A class of units was added.
     Class,
     Trust(DomainId, Trust),
-    /// The table of a domain had so many levels.
+    /// The number of levels of a domain's table changed from this.
     Levels(DomainId, u8),
     /// A buffer was left mapped in a domain.
     LeftMapped(DomainId),
     Tag(DomainTag, bool),
-    /// It was owed, or not.
+    /// Owed work was added or removed; whether it was owed before.
     Owed(Owed, bool),
-    /// The next image, from the end on.
+    /// Marks the place of an [`Image`] in the order. Images are consumed from the end.
     Image,
 }
 
 const _: () = assert!(size_of::<Change>() == 24);
 
-/// What something was before it was changed as a whole.
+/// The previous value of an object that changed as a whole.
 #[derive(Debug)]
 pub(super) enum Image {
     Account(u32, Object<Account>),
@@ -79,7 +80,7 @@ pub(super) enum Image {
     Owner(u32, Object<Owner>),
     Session(u32, Object<Session>),
     Slot(u32, Object<SlotRecord>),
-    /// Without a unit: a part of a buffer was used once more, or once less.
+    /// Without a unit: the use count of a part of a buffer went up or down.
     Direct {
         slot: u32,
         offset: u64,
@@ -89,17 +90,17 @@ pub(super) enum Image {
     Function(FunctionIndex, Box<Function>),
     Group(GroupId, GroupState),
     Unit(UnitIndex, Box<Unit>),
-    /// Functions and groups were these.
+    /// All functions and groups.
     Machine(Box<Machine>),
-    /// A function is entered at commit.
+    /// A function that commit adds.
     Add(Box<PciFunction>),
     /// An entry whose last function is gone was dropped.
     Dropped(Key, Box<Source>),
-    /// A domain of policy was made known.
+    /// A domain of policy was registered.
     Shared(Box<Shared>),
-    /// Policy `compat` mapped these.
+    /// The memory that policy `compat` mapped.
     Compat(Box<Ranges>),
-    /// A domain mapped these for firmware.
+    /// The pieces that a domain mapped for firmware.
     Reserved(DomainId, Vec<Piece>),
     Tags(Box<Tags>),
 }
@@ -138,21 +139,21 @@ kept! {
 pub(super) struct Journal {
     changes: Vec<Change>,
     images: Vec<Image>,
-    /// Commit has something left to do.
+    /// Commit has changes to apply.
     unsettled: bool,
 }
 
-/// What a device may still reach of a plan whose steps could not all be undone.
+/// Buffers and domains that a device may still reach, because not all steps of the plan could be undone.
 #[derive(Debug, Default)]
 pub(super) struct Unproved {
     buffers: Vec<BufferId>,
     domains: Vec<DomainId>,
-    /// A buffer that the plan entered, with its number.
+    /// A buffer that the plan inserted, with its number.
     entered: Option<(u32, Buffer)>,
 }
 
 impl Journal {
-    /// Notes a change that was made.
+    /// Records a change.
     #[inline]
     pub(super) fn note(&mut self, change: Change) {
         self.unsettled |=
@@ -160,14 +161,14 @@ impl Journal {
         self.changes.push(change);
     }
 
-    /// Notes what something was.
+    /// Records the previous value of an object.
     pub(super) fn keep(&mut self, image: Image) {
         self.unsettled |= matches!(image, Image::Add(_));
         self.images.push(image);
         self.changes.push(Change::Image);
     }
 
-    /// The plan was carried out: frees what could not be given to anybody before.
+    /// Concludes a plan that was carried out. Applies the changes that wait for that, such as freed addresses.
     #[inline]
     pub(super) fn commit(&mut self, state: &mut State) {
         if self.unsettled {
@@ -213,7 +214,7 @@ impl Journal {
         }
     }
 
-    /// The plan was not carried out, and its steps were undone: everything is as before.
+    /// Undoes all changes of a plan that was not carried out and whose steps were undone.
     pub(super) fn abort(&mut self, state: &mut State) {
         self.unsettled = false;
         while let Some(change) = self.changes.pop() {
@@ -224,7 +225,8 @@ impl Journal {
         }
     }
 
-    /// The plan was not carried out, and a unit may go on using what it entered: that is kept from everybody.
+    /// Undoes all changes of a plan whose steps may not be undone. A unit may still use its memory, which nobody else
+    /// gets.
     pub(super) fn quarantine(&mut self, state: &mut State) {
         let unproved = self.unproved(state);
         self.abort(state);
@@ -264,7 +266,7 @@ impl Journal {
         }
         for image in &self.images {
             if let Image::Buffer(number, Object::Inserted) = image {
-                // Steps that took its memory out of policy `compat` were undone.
+                // The steps that took its memory out of policy `compat` were undone, so it has taken nothing.
                 let known = state.buffers.get(*number).cloned();
                 let kept = known.map(|buffer| Buffer {
                     slots: 0,
@@ -339,7 +341,7 @@ impl Image {
             Self::Slot(number, what) => undo_object(state, number, what),
             Self::Direct { slot, offset, length, more } => {
                 if let Some(record) = state.slots.get_mut(slot) {
-                    // Known to be there, or to have been: it cannot be refused.
+                    // Cannot be refused: it reverses a count that succeeded.
                     let _ = record.count_direct(offset, length, !more);
                 }
                 state.charge_slot(slot, 1, !more);
@@ -378,7 +380,7 @@ fn undo_object<T: Kept>(state: &mut State, number: u32, what: Object<T>) {
     }
 }
 
-/// A mapping that was entered goes, its addresses are free again.
+/// Removes an inserted mapping and frees its addresses.
 fn undo_entered(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
     let Some(of) = state.domains.get_mut(domain.0) else { return };
     let record = state.slots.get_mut(slot);
@@ -389,7 +391,7 @@ fn undo_entered(state: &mut State, domain: DomainId, index: MappingIndex, slot: 
     }
 }
 
-/// A mapping that was taken out is there again.
+/// Restores a removed mapping.
 fn undo_left(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
     let Some(of) = state.domains.get_mut(domain.0) else { return };
     if let Some(record) = state.slots.get_mut(slot) {
@@ -399,7 +401,7 @@ fn undo_left(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32
     state.charge_slot(slot, charge, true);
 }
 
-/// A mapping that was taken out is forgotten; its addresses are free.
+/// Deletes a removed mapping for good and frees its addresses.
 fn forget(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
     let Some(of) = state.domains.get_mut(domain.0) else { return };
     if let Some(mapping) = of.mappings.forget(index) {
@@ -407,10 +409,10 @@ fn forget(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
     }
 }
 
-/// Frees the addresses of a mapping that is gone: in the domain, or in what is reserved for grants of its buffer.
+/// Frees the addresses of a removed mapping. Those of a grant go back to the range reserved for its buffer.
 fn free_addresses(state: &mut State, domain: DomainId, slot: u32, mapping: &Mapping) {
     if mapping.grant {
-        // With the slot all that was reserved for it is free.
+        // When the slot record is gone, its whole reserved range is freed instead.
         if let Some(SlotRecord { granted: Some(grants), .. }) = state.slots.get_mut(slot) {
             grants.set(mapping.offset, mapping.range.length(), false);
         }
@@ -419,8 +421,8 @@ fn free_addresses(state: &mut State, domain: DomainId, slot: u32, mapping: &Mapp
     }
 }
 
-/// Gives memory back that records of mappings and addresses no longer need. No decision is under way: it would know
-/// mappings by numbers that are others' now.
+/// Gives back memory that the records of mappings and addresses no longer need. Not while a decision is under way:
+/// its journal refers to mappings by number, and the numbers change here.
 fn tidy(state: &mut State, domain: DomainId) {
     let Some(domain) = state.domains.get_mut(domain.0) else { return };
     if domain.mappings.len() == 0 {

@@ -11,10 +11,10 @@
 //!
 //! ```text
 //! registry     decide, commit, abort, quarantine
-//! transition   what comes of each event: functions over a Decision
-//! decision     the state, the plan and the journal, and the only ways to change them
-//! journal      what abort takes back
-//! state        all that is known
+//! transition   the decision on each event: functions over a Decision
+//! decision     the state, the plan and the journal, and methods that change them
+//! journal      the inverse of each change, for abort
+//! state        the state of the machine and its clients
 //! plan, event, step   plain data
 //! ```
 
@@ -50,6 +50,6 @@ pub use state::tags::Holds;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
 pub use transition::Request;
 pub use view::{
-    BufferView, Counts, DomainView, FunctionView, GroupView, MappingView, NamedView, RegionView,
-    SessionView, SlotView, UnitState, UnitView, VacantBuses,
+    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, MappingView, NamedView,
+    RegionView, SessionView, SlotView, UnitState, UnitView, VacantBuses,
 };

@@ -1,4 +1,4 @@
-//! Views of requester ids that are no known function's: devices that firmware names, and buses where devices may come.
+//! Views of requester ids without a known function: devices that firmware names, and buses where devices may come.
 
 use alloc::vec::Vec;
 
@@ -9,7 +9,8 @@ use crate::policy::view::{NamedView, VacantBuses};
 use crate::topology::pci::PciFunction;
 
 impl Registry {
-    /// The devices behind a unit that firmware names and that are no PCI functions, in the order of its table.
+    /// The devices behind a unit that firmware names and that are no PCI functions, in the order of the firmware
+    /// table.
     pub fn named(&self, unit: UnitIndex) -> impl Iterator<Item = NamedView> + '_ {
         let machine = &self.state.machine;
         let of_unit =
@@ -26,8 +27,8 @@ impl Registry {
         })
     }
 
-    /// Buses behind ports where devices come and go, on which no function is known: what appears there is denied until it
-    /// is. In order of the ports' addresses; only behind ports that a unit is in front of.
+    /// Buses without a known function, behind ports where devices come and go. Devices that appear there are denied
+    /// until they are known. In order of the ports' addresses; only behind ports that have a unit in front of them.
     #[must_use]
     pub fn vacant_buses(&self) -> Vec<VacantBuses> {
         let mut found: Vec<VacantBuses> = Vec::new();
@@ -53,7 +54,7 @@ impl Registry {
         found
     }
 
-    /// Whether there is no function on a bus, and `port` is the nearest above it where devices come and go.
+    /// Whether a bus has no function, and `port` is the nearest port above it where devices come and go.
     fn is_vacant(&self, port: &PciFunction, bus: u8) -> bool {
         let view = self.state.machine.table.view();
         let segment = port.address.segment;

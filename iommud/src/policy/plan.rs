@@ -17,38 +17,39 @@ use crate::topology::capabilities::DomainTag;
 #[must_use = "a plan is consumed by commit or abort"]
 pub struct Plan<T = ()> {
     pub(super) contents: Box<Contents>,
-    /// What is to be told, once the plan is carried out.
+    /// The result of the request, returned by commit.
     pub(super) outcome: T,
 }
 
-/// What is to be done, and what takes the decision back.
+/// The steps of a plan, and the journal that undoes its decision.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) orders: Orders,
     pub(super) journal: Journal,
 }
 
-/// What is to be done. Steps that cannot fail come after all that can, so that a failure can always be undone.
+/// The steps of a plan and their data. Steps that cannot fail come after all others, so that every failure can be
+/// undone.
 #[derive(Debug, Default)]
 pub struct Orders {
-    /// Which frames it may take.
+    /// The frames that the plan may take.
     pub(super) charge: Charge,
-    /// Steps, in order. When the plan is complete the last ones are behind them.
+    /// Steps, in order. `finish` appends the last ones.
     pub(super) steps: Vec<Step>,
-    /// How many of them may fail.
+    /// Number of steps that may fail.
     pub(super) fallible: usize,
-    /// Steps that cannot fail nor be undone: they come last.
+    /// Steps that can neither fail nor be undone: they come last.
     pub(super) last: Vec<Step>,
     /// The memory of each page of a [`Step::MapList`].
     pub(super) pages: Vec<PhysAddr>,
     /// An address for each element of a batch.
     pub(super) addresses: Vec<Iova>,
-    /// The last tag it took.
+    /// The last tag that the plan took.
     pub(super) tag: Option<DomainTag>,
 }
 
 impl Contents {
-    /// Forgets everything but the capacity of the lists. The journal was consumed.
+    /// Empties all lists but keeps their capacity. The journal was consumed before.
     #[inline]
     pub(super) fn clear(&mut self) {
         let Orders { charge, steps, last, pages, addresses, tag, .. } = &mut self.orders;
@@ -61,7 +62,7 @@ impl Contents {
 }
 
 impl<T> Plan<T> {
-    /// What is to be done.
+    /// The steps of the plan and their data.
     #[must_use]
     pub const fn orders(&self) -> &Orders {
         &self.contents.orders
@@ -69,7 +70,7 @@ impl<T> Plan<T> {
 }
 
 impl Orders {
-    /// Puts the last steps behind the others: the plan is complete.
+    /// Appends the last steps to the others, which completes the plan.
     #[inline]
     pub(super) fn finish(&mut self) {
         self.fallible = self.steps.len();
@@ -84,7 +85,7 @@ impl Orders {
         &self.steps
     }
 
-    /// How many steps may fail: those behind them can neither fail nor be undone.
+    /// Number of steps that may fail. The steps behind them can neither fail nor be undone.
     #[must_use]
     pub const fn fallible(&self) -> usize {
         self.fallible
@@ -102,19 +103,19 @@ impl Orders {
         &self.addresses
     }
 
-    /// Which frames it may take.
+    /// The frames that the plan may take.
     #[must_use]
     pub const fn charge(&self) -> Charge {
         self.charge
     }
 
-    /// These steps, for tests of the engine.
+    /// Creates orders with these steps, for tests of the engine.
     #[cfg(test)]
     pub(crate) fn of(steps: &[Step]) -> Self {
         Self::with_pages(steps, &[])
     }
 
-    /// As [`Orders::of`], with the memory of a list.
+    /// Like [`Orders::of`], with the memory of each page of a list.
     #[cfg(test)]
     pub(crate) fn with_pages(steps: &[Step], pages: &[PhysAddr]) -> Self {
         let fallible = steps.iter().rposition(|step| !step.is_final()).map_or(0, |at| at + 1);

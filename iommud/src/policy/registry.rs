@@ -1,8 +1,8 @@
-//! The registry: all that is known of units, functions, groups, domains, buffers and sessions ([`State`]), and the four
-//! ways to change it.
+//! The registry: the state of units, functions, groups, domains, buffers and sessions ([`State`]), and the four ways
+//! to change it.
 //!
-//! `decide` changes the state and notes in the plan's journal how to take that back; `commit` forgets the journal,
-//! `abort` follows it backwards.
+//! `decide` changes the state and records in the plan's journal how to undo each change. `commit` discards the
+//! journal, `abort` replays it backwards.
 
 use alloc::boxed::Box;
 
@@ -15,18 +15,18 @@ use crate::policy::state::State;
 use crate::policy::transition::Request;
 use crate::topology::firmware::Firmware;
 
-/// The state of everything, and what may become of it.
+/// Holds the state, and decides, commits and aborts plans.
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub(super) state: State,
     spare: Spare,
 }
 
-/// The lists of the last plan, empty, kept for their capacity.
+/// The empty lists of the last plan, kept for their capacity.
 #[derive(Default)]
 struct Spare(Option<Box<Contents>>);
 
-/// A copy has none: between plans there is nothing in them.
+/// A clone has no spare lists: between plans they are empty.
 impl Clone for Spare {
     fn clone(&self) -> Self {
         Self::default()
@@ -40,19 +40,19 @@ impl core::fmt::Debug for Spare {
 }
 
 impl Registry {
-    /// A registry of a machine whose units are not up and whose functions are not known yet.
+    /// Creates the registry of a machine whose units are not up and whose functions are not known yet.
     ///
-    /// `ram` is the memory of the machine, `own` what the server keeps for itself from the start: tables,
-    /// queues, pools of buffers. No domain of policy maps `own`.
+    /// `ram` is the memory of the machine. `own` is the memory that the server keeps from the start: tables, queues,
+    /// pools of buffers. No domain of policy maps `own`.
     #[must_use]
     pub fn new(config: Config, firmware: Firmware, ram: &[PhysRange], own: &[PhysRange]) -> Self {
         Self { state: State::new(config, firmware, ram, own), spare: Spare::default() }
     }
 
-    /// Decides what comes of a request or event. Until the plan is consumed, no other may be decided.
+    /// Decides a request or event. No other may be decided until the plan is consumed.
     ///
     /// # Errors
-    /// What it is refused for; nothing has changed.
+    /// The reason for the refusal; nothing has changed.
     pub fn decide<R: Request>(&mut self, request: &R) -> Result<Plan<R::Outcome>, Refused> {
         let mut contents = self.spare.0.take().unwrap_or_default();
         let Contents { orders, journal } = &mut *contents;
@@ -69,7 +69,7 @@ impl Registry {
         }
     }
 
-    /// Takes note that every step of the plan was carried out.
+    /// Concludes a plan whose steps were all carried out.
     pub fn commit<T>(&mut self, plan: Plan<T>) -> T {
         let Plan { mut contents, outcome } = plan;
         contents.journal.commit(&mut self.state);
@@ -77,22 +77,22 @@ impl Registry {
         outcome
     }
 
-    /// Takes note that the plan was not carried out and its steps were undone: everything is as before
+    /// Concludes a plan that was not carried out and whose steps were undone. Restores the state before
     /// [`Registry::decide`].
     pub fn abort<T>(&mut self, mut plan: Plan<T>) {
         plan.contents.journal.abort(&mut self.state);
         self.recycle(plan.contents);
     }
 
-    /// As [`Registry::abort`], when undoing could not be proved (`StepFailure::unproved`): memory that the
-    /// plan entered into a domain may still be reached by a device. It goes to quarantine; the memory of a
-    /// refused [`Allocate`](crate::policy::Allocate) must not be given back either.
+    /// Like [`Registry::abort`], for steps that are not proved undone (`StepFailure::unproved`). A device may still
+    /// reach memory that the plan entered into a domain, so that memory goes to quarantine. The memory of a refused
+    /// [`Allocate`](crate::policy::Allocate) must not be freed either.
     pub fn quarantine<T>(&mut self, mut plan: Plan<T>) {
         plan.contents.journal.quarantine(&mut self.state);
         self.recycle(plan.contents);
     }
 
-    /// There is one plan at a time: the place of the spare one is empty.
+    /// Keeps the lists of a plan for the next one. There is one plan at a time, so the spare place is empty.
     #[inline]
     fn recycle(&mut self, mut contents: Box<Contents>) {
         contents.clear();

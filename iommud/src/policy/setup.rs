@@ -1,4 +1,4 @@
-//! What the registry is told before the first event, and between events: facts, which need no plan.
+//! Facts that the registry gets before the first event, and between events. They need no plan.
 
 use alloc::vec::Vec;
 
@@ -13,16 +13,16 @@ use crate::policy::state::tags::{Holds, Tags};
 use crate::topology::tags::{HeldTags, TagRecord, TagRing};
 
 impl Registry {
-    /// Makes room for that many functions more: what it costs to add many of them is mostly memory.
+    /// Reserves room for `count` more functions: most of the cost of adding many is allocation.
     pub fn expect_functions(&mut self, count: usize) {
         self.state.machine.reserve(count);
     }
 
-    /// Notes that a function was driven when an earlier server ended. Its group is blocked until it was
-    /// attached and detached. Call it between the first walk and the first [`Event::UnitReady`]: it writes no
-    /// entry. False when the function is not known, or when a unit translates already.
+    /// Records that a function was driven when an earlier server ended. Its group is blocked until the function was
+    /// attached and detached. Call this between the first walk and the first [`Event::UnitReady`]: it writes no
+    /// entry. Returns false when the function is not known, or when a unit translates already.
     ///
-    /// A function that the walk missed is blocked from the moment that it is found.
+    /// A function that the walk missed is blocked from the moment it is found.
     ///
     /// [`Event::UnitReady`]: crate::policy::Event::UnitReady
     pub fn cut_off(&mut self, address: PciAddress) -> bool {
@@ -33,13 +33,15 @@ impl Registry {
         machine.note_left_driven(address)
     }
 
-    /// Says how much memory there is for buffers, in use or not, and in pieces of how many bytes, both in bytes. Without
-    /// it there is as much as anybody asks for.
-    pub fn set_buffer_pool(&mut self, capacity: u64, granule: u64) {
+    /// Sets the capacity of the memory for buffers, in use or not, and its granule, both in bytes. Without this call
+    /// the capacity is unlimited. True when the capacity changes.
+    pub const fn set_buffer_pool(&mut self, capacity: u64, granule: u64) -> bool {
+        let before = self.state.pool.capacity;
         self.state.pool = Pool { capacity, granule };
+        capacity != before
     }
 
-    /// Whether less than one part in so many of the memory for buffers is free.
+    /// Whether less than 1/`parts` of the memory for buffers is free.
     #[must_use]
     pub fn pool_is_below(&self, parts: u64) -> bool {
         let accounts = self.state.accounts.iter();
@@ -48,7 +50,7 @@ impl Registry {
         capacity.saturating_sub(taken) < capacity / parts.max(1)
     }
 
-    /// Whether a session is refused a buffer of `length` bytes for lack of memory for buffers alone.
+    /// Whether a session is refused a buffer of `length` bytes only for lack of memory for buffers.
     pub fn lacks_pool(&mut self, session: SessionId, length: u64) -> bool {
         if self.admit_buffer(session, length).is_ok() {
             return false;
@@ -59,28 +61,29 @@ impl Registry {
         admitted
     }
 
-    /// What units may hold of servers before this one. `held` are tags, `units` is how much of them each unit has, by
-    /// index, and `last` the highest tag that every unit can hold.
+    /// Sets the tags that units may hold from earlier servers. `held` are the tags. `units` says for each unit, by
+    /// index, which of them it may hold. `last` is the highest tag that every unit can hold.
     pub fn begin_tags(&mut self, held: HeldTags, units: Vec<Holds>, last: u16) {
         let held = if units.contains(&Holds::Earlier) { held } else { HeldTags::Nothing };
         let ring = TagRing::new(held, last);
         self.state.tags = Tags::of(ring, held, units);
     }
 
-    /// A unit whose owner left no note was found with translation off: nothing that its caches held is used again.
+    /// Records that translation of a unit was off. When its owner left no note, the contents of its caches are not
+    /// used again.
     pub fn found_off(&mut self, unit: UnitIndex) {
         if self.state.tags.holds(unit) == Holds::Anything {
             self.state.tags.set_holds(unit, Holds::Nothing);
         }
     }
 
-    /// Takes note of the tags of a plan that is about to be run. [`Registry::tag_record`] tells them from now on;
-    /// true when it did not before.
+    /// Records the tags of a plan that is about to be run. From now on [`Registry::tag_record`] includes them.
+    /// Returns true when it did not before.
     pub fn take_tags_of(&mut self, orders: &Orders) -> bool {
         orders.tag.is_some_and(|tag| self.state.tags.reach(tag))
     }
 
-    /// What the next server is to know of the tags that units may hold.
+    /// The tags that units may hold, for the next server.
     #[must_use]
     pub fn tag_record(&self) -> TagRecord {
         self.state.tags.record()

@@ -1,18 +1,18 @@
-//! Plans. All ordering of the server lives in the sequences of [`Step`] that policy builds.
+//! Steps of a plan. All ordering of the server lives in the sequences of [`Step`] that policy builds.
 //!
-//! What each step assumes of the ones before it:
+//! Each step assumes these steps before it:
 //!
 //! ```text
 //! unmap      Unmap -> Invalidate (every unit of the domain) -> ReleaseTables -> ReleaseBuffer
-//! map        Map -> Publish (every unit of the domain that needs to be told)
+//! map        Map -> Publish (every unit of the domain that needs it)
 //! block      SetEntry(to Blocked) -> InvalidateEntry(old domain)
 //! move       block -> SetEntry(to the new domain) -> InvalidateEntry(none)
 //! end        block -> DestroyTable -> ReleaseBuffer
 //! storm      SuppressFaults -> InvalidateEntry; a move of the entry begins with the opposite
 //! bring-up   CreateTable -> Map .. -> SetEntry of every function -> Enable
-//! take-over  .. -> SetEntry(to Blocked) -> Enable -> SetEntry(to its domain) -> InvalidateEntry(none), of each requester
+//! take-over  .. -> SetEntry(to Blocked) -> Enable -> SetEntry(to its domain) -> InvalidateEntry(none), of each entry
 //!            whose tag the unit may hold
-//! come-back  Revive -> as bring-up, but a move of each entry that changes, SetEntry of all others to what they are
+//! come-back  Revive -> as bring-up, but a move of each entry that changes, and SetEntry of all others
 //! proved     DestroyTable -> ReleaseBuffer -> ReleaseAbandoned, once every unit that failed was revived
 //! deepen     Grow -> Deepen (every entry of the domain) -> InvalidateEntry(same domain) -> Map
 //! ```
@@ -31,24 +31,24 @@ pub const PASS_THROUGH_TAG: DomainTag = DomainTag(1);
 /// first, and the plan is aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Makes the empty page table of a domain. Undone by destroying it: nothing has pointed to it.
+    /// Creates the empty page table of a domain. Undone by destroying it, since no entry has pointed to it.
     CreateTable {
         /// The domain.
         domain: DomainId,
         /// Its tag in every unit.
         tag: DomainTag,
-        /// What every unit that may use it can walk.
+        /// A format that every unit that may use the table can walk.
         format: TableFormat,
-        /// Who pays for its frames.
+        /// The payer of its frames.
         payer: Payer,
     },
-    /// Frees a domain's page table. No entry points to it and every unit has forgotten it. Cannot fail.
+    /// Frees a domain's page table. No entry points to it and every unit has invalidated it. Cannot fail.
     DestroyTable {
         /// The domain.
         domain: DomainId,
     },
-    /// Puts a root above that of a domain, which goes on translating what it did: nothing points to the new one
-    /// yet. Undone by freeing it, if every unit is known to have forgotten it.
+    /// Puts a new root above that of a domain. Translation stays the same: no entry points to the new root yet.
+    /// Undone by freeing the new root, if every unit is known to have invalidated it.
     Grow {
         /// The domain.
         domain: DomainId,
@@ -57,8 +57,8 @@ pub enum Step {
         /// Levels from now on.
         levels: u8,
     },
-    /// Points an entry from the root that a domain had to the one that it has, in one store: what the requester
-    /// reaches it reaches throughout. Undone by the same way back.
+    /// Points an entry from the old root of a domain to the new one, in one store. The requester's access is never
+    /// interrupted. Undone in the same way.
     Deepen {
         /// The unit.
         unit: UnitIndex,
@@ -69,51 +69,53 @@ pub enum Step {
         /// Levels of the root that the entry points to.
         from: u8,
     },
-    /// Enters translations, all or none. Undone by removing them, invalidating and freeing what was added.
+    /// Inserts translations, all or none. Undone by removing them, invalidating, and freeing the tables that were
+    /// added.
     Map {
         /// The domain.
         domain: DomainId,
-        /// Where.
+        /// The addresses that devices use.
         range: IovaRange,
         /// Memory of the first byte; the rest follows.
         phys: PhysAddr,
-        /// What devices may do.
+        /// Access of devices.
         access: Access,
     },
-    /// Enters a translation for each page of a range, all or none: to the memory that [`Orders::pages`](crate::policy::Orders::pages) says, in
-    /// order. There is at most one such step in a plan. Undone as `Map`.
+    /// Inserts a translation for each page of a range, all or none. [`Orders::pages`](crate::policy::Orders::pages)
+    /// has the memory of each page, in order. A plan has at most one such step. Undone like `Map`.
     MapList {
         /// The domain.
         domain: DomainId,
-        /// Where.
+        /// The addresses that devices use.
         range: IovaRange,
-        /// What devices may do.
+        /// Access of devices.
         access: Access,
     },
-    /// Removes translations. Tables that become empty are unlinked but kept until `ReleaseTables`. Undone
-    /// by linking them again and entering the same leaves.
+    /// Removes translations. Tables that become empty are unlinked but kept until `ReleaseTables`. Undone by linking
+    /// them again and restoring the same leaves.
     Unmap {
         /// The domain.
         domain: DomainId,
-        /// Where.
+        /// The addresses that devices use.
         range: IovaRange,
     },
-    /// Makes translations just entered visible where a unit caches absent entries.
+    /// Makes new translations visible to a unit that caches absent entries.
     Publish {
         /// The unit.
         unit: UnitIndex,
         /// The domain.
         domain: DomainId,
-        /// A range around all that was mapped.
+        /// A range around everything that was mapped.
         range: IovaRange,
     },
-    /// Makes a unit forget translations: one invalidation, one wait. When the step returns, it has.
+    /// Invalidates translations in a unit: one invalidation, one wait. The invalidation is complete when the step
+    /// returns.
     Invalidate {
         /// The unit.
         unit: UnitIndex,
         /// The domain.
         domain: DomainId,
-        /// A range around all that was unmapped.
+        /// A range around everything that was unmapped.
         range: IovaRange,
     },
     /// Frees the tables that `Unmap` steps of this plan unlinked. Cannot fail.
@@ -121,53 +123,53 @@ pub enum Step {
         /// The domain.
         domain: DomainId,
     },
-    /// Changes what an entry lets its requester do, in one store. Every move from one domain to another goes through
-    /// [`Binding::Blocked`], with an `InvalidateEntry` after each half. Its inverse is the same step with `from` and `to`
-    /// exchanged, and an `InvalidateEntry` of `to`.
+    /// Changes the binding of an entry, in one store. Every move from one domain to another goes through
+    /// [`Binding::Blocked`], with an `InvalidateEntry` after each half. Its inverse is the same step with `from` and
+    /// `to` exchanged, and an `InvalidateEntry` of `to`.
     ///
-    /// With `from` equal to `to` it writes an entry anew: one that was never written, or one of a unit that failed and
-    /// may have lost what was written since.
+    /// With `from` equal to `to` it writes an entry anew. The entry was never written, or its unit failed and may
+    /// have lost later writes.
     SetEntry {
         /// The unit.
         unit: UnitIndex,
         /// The requester.
         source: RequesterId,
-        /// What the entry is now.
+        /// The binding of the entry so far.
         from: Binding,
-        /// What it is from now on.
+        /// Its new binding.
         to: Binding,
     },
-    /// Writes an entry that denies into the tables of a unit that has failed. A precaution: nobody can say
-    /// whether the unit honours it, so nothing is ever freed on its account. Cannot fail the plan.
+    /// Denies a requester in the tables of a unit that has failed. This is a precaution: the unit may not honour it,
+    /// so nothing is ever freed on its account. Cannot fail the plan.
     Deny {
         /// The unit.
         unit: UnitIndex,
         /// The requester.
         source: RequesterId,
     },
-    /// Makes a unit report no faults of a requester, or report them again; what the entry lets it do stays. In
-    /// effect when `InvalidateEntry` follows. Undone by its opposite and an invalidation.
+    /// Makes a unit suppress the faults of a requester, or report them again. The binding of the entry stays. Takes
+    /// effect with the `InvalidateEntry` that follows. Undone by its opposite and an invalidation.
     SuppressFaults {
         /// The unit.
         unit: UnitIndex,
         /// The requester.
         source: RequesterId,
-        /// No faults are to be reported.
+        /// Whether faults are suppressed.
         silent: bool,
-        /// What the entry is.
+        /// The binding of the entry.
         was: Binding,
     },
-    /// Makes a unit forget what it cached of a requester's entry, and of its old domain's translations.
+    /// Invalidates a requester's entry in the caches of a unit, and the translations of its old domain.
     InvalidateEntry {
         /// The unit.
         unit: UnitIndex,
         /// The requester.
         source: RequesterId,
-        /// What the entry was before it was last written.
+        /// The binding of the entry before it was last written.
         was: Binding,
     },
-    /// Takes a unit that failed back as far as taking entries. It has forgotten all that it cached, and goes on with
-    /// the entries that it has. Undone by nothing: a unit that does as it is told is none the worse.
+    /// Brings a failed unit back until it accepts entries. Its caches are flushed, and it goes on with the entries in
+    /// its tables. Needs no undo: a unit that works again does no harm.
     Revive {
         /// The unit.
         unit: UnitIndex,
@@ -177,20 +179,19 @@ pub enum Step {
         /// The unit.
         unit: UnitIndex,
     },
-    /// Gives a buffer's memory back. What the allocation took out of the compat domain was entered there
-    /// again by a step before this one, since the system may hand the memory out at once.
-    /// No translation reaches it and every unit has forgotten those that
-    /// did. Cannot fail.
+    /// Gives a buffer's memory back. No translation reaches it, and every unit has invalidated those that did. An
+    /// earlier step has mapped again what the allocation took out of `compat`, since the system may reuse the memory
+    /// at once. Cannot fail.
     ReleaseBuffer {
         /// The buffer.
         buffer: BufferId,
     },
-    /// Frees the tables that were kept because a unit that failed might walk them. None may any more. Cannot fail.
+    /// Frees the tables that were kept because a failed unit might walk them. No unit can any more. Cannot fail.
     ReleaseAbandoned,
 }
 
 impl Step {
-    /// Whether it cannot fail nor be undone. Such steps come last in a plan.
+    /// Whether the step can neither fail nor be undone. Such steps come last in a plan.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(
@@ -203,35 +204,35 @@ impl Step {
     }
 }
 
-/// Who pays for the frames of a page table.
+/// The payer of the frames of a page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payer {
-    /// The server: the domain is one of policy. Its tables stay linked when they are empty, so that memory which goes
-    /// back to policy needs no frame.
+    /// The server: the domain is one of policy. Its tables stay linked when they are empty, so that returning memory
+    /// to policy needs no frame.
     Server,
     /// The client with this account.
     Account(u32),
 }
 
-/// Which frames a plan may take: what is free is shared out ([`engine::budget`](crate::engine)).
+/// The frames that a plan may take: free frames are shared out ([`engine::budget`](crate::engine)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Charge {
-    /// All that there are: bring-up, and ends of life.
+    /// All frames that are free: bring-up, and ends of life.
     #[default]
     Unlimited,
-    /// Those that no client was promised.
+    /// Frames that were promised to no client.
     Server,
-    /// As `Server`, and of those only the share of the client with this account.
+    /// The frames that were promised to the client with this account, and its share of those promised to none.
     Account(u32),
 }
 
-/// What a requester's entry lets it do.
+/// The access that an entry gives its requester.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// Nothing: blocked, or never written.
+    /// No access: blocked, or never written.
     Blocked,
-    /// What a domain maps.
+    /// The mappings of a domain.
     Domain(DomainId),
-    /// Everything, untranslated.
+    /// All memory, untranslated.
     PassThrough,
 }

@@ -1,4 +1,4 @@
-//! What others may see of the registry: plain copies, never references into its state.
+//! Views of the registry: plain copies, never references into its state.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -13,10 +13,10 @@ use crate::policy::step::Binding;
 use crate::topology::capabilities::{DomainTag, PageSizes, UnitCapabilities};
 use crate::topology::pci::PciFunction;
 
-/// Where a unit stands.
+/// The state of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitState {
-    /// Firmware describes it; it is not up.
+    /// Firmware describes it, but it is not up.
     Parsed,
     /// It translates.
     Enabled(UnitCapabilities),
@@ -29,7 +29,7 @@ pub enum UnitState {
 pub struct UnitView {
     /// Its number, in firmware order.
     pub index: UnitIndex,
-    /// Where it stands.
+    /// Its state.
     pub state: UnitState,
     /// Functions behind it.
     pub functions: usize,
@@ -42,20 +42,20 @@ pub struct UnitView {
 pub struct NamedView {
     /// Its name.
     pub name: String,
-    /// Where it is; `None` while a bridge above it is not known.
+    /// Its address; `None` while a bridge above it is not known.
     pub address: Option<PciAddress>,
-    /// What the entry of its requester id lets it do.
+    /// The access that the entry of its requester id gives.
     pub binding: Binding,
-    /// A PCI function is, or was, known by its requester id. Then that one decides what the entry is.
+    /// A PCI function is or was known by its requester id. The function then decides the binding of the entry.
     pub is_function: bool,
 }
 
-/// Buses behind a port where devices come and go, and where no function is known.
+/// Buses without a known function, behind a port where devices come and go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VacantBuses {
     /// The port.
     pub port: PciAddress,
-    /// The unit that denies what appears there.
+    /// The unit that denies devices that appear there.
     pub unit: UnitIndex,
     /// First bus.
     pub first: u8,
@@ -66,9 +66,9 @@ pub struct VacantBuses {
 /// One function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FunctionView {
-    /// What the walk found.
+    /// The function as the walk found it.
     pub function: PciFunction,
-    /// How often the address was taken by a new device, from 1.
+    /// Number of times that a function was added at the address, from 1.
     pub generation: u32,
     /// Its group.
     pub group: GroupId,
@@ -76,15 +76,15 @@ pub struct FunctionView {
     pub unit: Option<UnitIndex>,
     /// Its mode while unclaimed.
     pub mode: Mode,
-    /// What the entry of its own requester id lets it do. Without a unit, everything.
+    /// The access that the entry of its own requester id gives. Without a unit, everything.
     pub binding: Binding,
     /// Requester ids under which its requests may arrive, its own first.
     pub sources: Vec<RequesterId>,
     /// The session on it.
     pub session: Option<SessionId>,
-    /// Its last session ended while it was attached: its group is blocked.
+    /// It was attached when its session, its unit or an earlier server ended: its group is blocked.
     pub cut: bool,
-    /// Faults under its own requester id are not reported.
+    /// Faults under its own requester id are suppressed.
     pub silenced: bool,
 }
 
@@ -114,7 +114,7 @@ pub struct SessionView {
     pub removed: bool,
     /// The group of the device.
     pub group: GroupId,
-    /// Whose quota it counts against.
+    /// The client whose quota it counts against.
     pub client: ClientId,
     /// The unit in front of the device.
     pub unit: Option<UnitIndex>,
@@ -122,9 +122,9 @@ pub struct SessionView {
     pub unit_failed: bool,
     /// The device is in the session's domain.
     pub attached: bool,
-    /// The device's faults are not reported: there were too many.
+    /// The device's faults are suppressed because there were too many.
     pub silenced: bool,
-    /// Its domain; `None` when no unit confines the device: addresses are bus addresses.
+    /// Its domain. `None` when no unit confines the device: then addresses are bus addresses.
     pub domain: Option<DomainView>,
     /// Bytes of buffers the client may still allocate.
     pub memory_left: u64,
@@ -147,6 +147,16 @@ pub struct DomainView {
     pub mappings: u32,
 }
 
+/// A buffer that may be allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// A unit confines the device: else the memory must be one segment, and meet the request's alignment, boundary and
+    /// reach with its own address.
+    pub confined: bool,
+    /// Number of the account that the buffer is charged to; never used again for another one.
+    pub account: u32,
+}
+
 /// One buffer as a session sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferView {
@@ -154,7 +164,7 @@ pub struct BufferView {
     pub id: BufferId,
     /// Length in bytes.
     pub length: u64,
-    /// First address of its first mapping in the session, or the range reserved for it, or 0.
+    /// First address of the range reserved for it, else of its first mapping in the session, else 0.
     pub iova: crate::addr::Iova,
     /// Live mappings of it in the session.
     pub mappings: u32,
@@ -187,7 +197,7 @@ pub struct MappingView {
 pub struct RegionView {
     /// The addresses.
     pub range: IovaRange,
-    /// Why.
+    /// The reason.
     pub kind: RegionKind,
 }
 
@@ -212,7 +222,7 @@ pub struct Counts {
     pub buffer_bytes: u64,
     /// Live mappings of clients.
     pub mappings: usize,
-    /// Buffers never to be freed, because a unit may still reach them.
+    /// Buffers that cannot be freed, because a unit may still reach them.
     pub quarantined: usize,
     /// Bytes of these buffers.
     pub quarantined_bytes: u64,

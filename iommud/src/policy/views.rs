@@ -18,8 +18,8 @@ use crate::policy::state::memory::Memory;
 use crate::policy::state::objects::{Account, Activity, Unit};
 use crate::policy::step::Binding;
 use crate::policy::view::{
-    BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView, UnitState,
-    UnitView,
+    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView,
+    UnitState, UnitView,
 };
 use crate::topology::firmware::Firmware;
 use crate::topology::table::FunctionIndex;
@@ -31,7 +31,7 @@ impl Registry {
         &self.state.machine.config
     }
 
-    /// What firmware says.
+    /// The description of the machine by firmware.
     #[must_use]
     pub fn firmware(&self) -> &Firmware {
         &self.state.machine.firmware
@@ -65,8 +65,8 @@ impl Registry {
         Some(UnitView { index, state, functions, domains })
     }
 
-    /// Whether every unit is up and makes devices snoop that ask not to. Else memory must not hold anything that
-    /// only caches hide. Without a unit nothing makes them.
+    /// Whether every unit is up and makes devices snoop even when they ask not to. Otherwise memory must not hold old
+    /// data that only caches hide. False without a unit.
     #[must_use]
     pub fn forces_snoop(&self) -> bool {
         let forces = |unit: &Unit| matches!(unit, Unit::Enabled { capabilities, .. } if capabilities.forces_snoop);
@@ -103,15 +103,15 @@ impl Registry {
         })
     }
 
-    /// Whether the function at an address is attached or unquiesced, or was when it went and has not come back. It
-    /// holds until a different function is seen there.
+    /// Whether the function at an address is attached or unquiesced, or was when it went and has not come back. Stays
+    /// true until a different function is seen there.
     #[must_use]
     pub fn may_be_driven(&self, address: PciAddress) -> bool {
         self.state.machine.may_be_driven(address)
     }
 
-    /// Whether a function, and all that is behind it, is in groups that nobody has claimed and whose members are quiet:
-    /// what is known of it may be replaced. False when it is not known.
+    /// Whether a function, and all functions behind it, are in unclaimed groups whose members are quiet. Then their
+    /// description may be replaced. False when the function is not known.
     #[must_use]
     pub fn is_at_rest(&self, address: PciAddress) -> bool {
         let machine = &self.state.machine;
@@ -167,15 +167,16 @@ impl Registry {
                 .and_then(|unit| self.state.machine.sources.get((unit, session.address.requester)))
                 .is_some_and(|source| source.silenced),
             domain,
-            memory_left: self.memory_left(account),
+            memory_left: self.memory_left(session.client, account),
             mappings_left: quotas.mappings.saturating_sub(account.mappings),
         })
     }
 
     /// Bytes of buffers that a client may still have, by its quota and its share.
-    fn memory_left(&self, account: &Account) -> u64 {
+    fn memory_left(&self, number: u32, account: &Account) -> u64 {
         let quota = self.state.machine.config.quotas.memory.saturating_sub(account.memory);
-        quota.min(self.state.share_of(account.domains).saturating_sub(account.taken))
+        let used = self.state.left_behind().charged(number, account);
+        quota.min(self.state.share_of(account.domains).saturating_sub(used))
     }
 
     fn domain_view(&self, id: DomainId) -> Option<DomainView> {
@@ -192,13 +193,13 @@ impl Registry {
         })
     }
 
-    /// Whether the faults of a requester are not reported.
+    /// Whether the faults of a requester are suppressed.
     #[must_use]
     pub fn is_silenced(&self, unit: UnitIndex, source: RequesterId) -> bool {
         self.state.machine.sources.is_silenced((unit, source))
     }
 
-    /// Requesters whose faults are not reported, and whether a function is known by the id.
+    /// Requesters whose faults are suppressed, and whether a function with the id is known.
     pub fn silenced(&self) -> impl Iterator<Item = (UnitIndex, RequesterId, bool)> + '_ {
         let sources = &self.state.machine.sources;
         let known = sources.iter().filter(|(_, source)| source.silenced);
@@ -206,8 +207,8 @@ impl Registry {
         known.chain(sources.strangers().iter().map(|(unit, source)| (*unit, *source, false)))
     }
 
-    /// The session that a fault of this requester behind this unit is told to: that of the function, or, when
-    /// several functions share the requester id, of one that is attached.
+    /// The session that gets the faults of this requester behind this unit. When several functions share the
+    /// requester id, attached ones come first.
     #[must_use]
     pub fn session_of(&self, unit: UnitIndex, source: RequesterId) -> Option<SessionId> {
         let users = || {
@@ -223,7 +224,7 @@ impl Registry {
             .and_then(|user| user.session)
     }
 
-    /// A buffer as the session names it.
+    /// The buffer in a slot of a session.
     #[must_use]
     pub fn buffer(&self, session: SessionId, slot: Slot) -> Option<BufferView> {
         let session = self.state.sessions.get(session.0)?;
@@ -305,7 +306,7 @@ impl Registry {
         counts
     }
 
-    /// Nobody knows the buffer any more, and it cannot be freed.
+    /// Whether no session or handle has the buffer, and it cannot be freed.
     fn is_quarantined(&self, id: BufferId) -> bool {
         self.state
             .buffers
@@ -313,7 +314,7 @@ impl Registry {
             .is_some_and(|buffer| buffer.unproved && buffer.slots == 0 && buffer.holds == 0)
     }
 
-    /// Domains that are kept because a failed unit may still use them.
+    /// Number of domains that are kept because a failed unit may still use them.
     #[must_use]
     pub fn domains_kept(&self) -> usize {
         let owned = |id: u32| {
@@ -322,7 +323,7 @@ impl Registry {
         self.state.domains.iter().filter(|(id, domain)| domain.is_suspect() && !owned(*id)).count()
     }
 
-    /// The slot under which a session knows a buffer.
+    /// The slot of a buffer in a session.
     #[must_use]
     pub fn slot_of(&self, session: SessionId, buffer: BufferId) -> Option<Slot> {
         self.state.slot_of(session, buffer)
@@ -334,28 +335,38 @@ impl Registry {
         BufferId(self.state.buffers.next().unwrap_or(u32::MAX))
     }
 
-    /// Whether a buffer of `length` bytes may be allocated for a session now, before memory is looked for.
-    /// Returns whether a unit confines the device: else the memory must be one segment, and meet the
-    /// request's alignment, boundary and reach with its own address.
+    /// Whether a buffer of `length` bytes may be allocated for a session now, before memory is looked for, if it lies
+    /// in pieces of the pool that its client has already. Without a unit the memory must be one segment, and its own
+    /// address must meet the request's alignment, boundary and reach.
     ///
     /// # Errors
-    /// As [`Allocate`](crate::policy::Allocate) would be refused.
-    pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<bool, Refusal> {
-        self.state.admit_buffer(session, length)
+    /// The refusal that [`Allocate`](crate::policy::Allocate) would get.
+    pub fn admit_within(&self, session: SessionId, length: u64) -> Result<Admitted, Refusal> {
+        self.state.admit_within(session, length)
     }
 
-    /// What is owed, in a fixed order.
+    /// Like [`Registry::admit_within`], for a buffer that takes empty pieces of the pool.
+    ///
+    /// # Errors
+    /// The refusal that [`Allocate`](crate::policy::Allocate) would get.
+    pub fn admit_buffer(&self, session: SessionId, length: u64) -> Result<Admitted, Refusal> {
+        let admitted = self.state.admit_within(session, length)?;
+        self.state.check_buffer_share(admitted.account, self.state.pool.of(length))?;
+        Ok(admitted)
+    }
+
+    /// Owed work, in a fixed order.
     pub fn owed(&self) -> impl Iterator<Item = Owed> + '_ {
         self.state.owed.iter().copied()
     }
 
-    /// Whether anything is owed.
+    /// Whether any work is owed.
     #[must_use]
     pub fn owes(&self) -> bool {
         !self.state.owed.is_empty()
     }
 
-    /// Whether anything is kept that [`crate::policy::Event::Proved`] gives back now or later.
+    /// Whether a buffer or domain is kept that [`crate::policy::Event::Proved`] gives back now or later.
     #[must_use]
     pub fn has_quarantine(&self) -> bool {
         self.state.buffers.iter().any(|(_, buffer)| buffer.unproved)

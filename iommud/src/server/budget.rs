@@ -1,4 +1,4 @@
-//! What memory was taken, and what of it the server needs for itself.
+//! The memory that was taken, and the part of it that the server needs for itself.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -9,29 +9,30 @@ use crate::hw::UnitError;
 /// Frames of a MiB.
 const FRAMES_A_MIB: u64 = 256;
 
-/// Bytes of a frame in KiB.
+/// Size of a frame in KiB.
 const FRAME_KIB: u64 = 4;
 
-/// Memory taken, at start and since.
+/// Memory that was taken, at start and since.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// Frames of 4 KiB for tables, all that were taken.
+    /// Number of frames of 4 KiB that were taken for tables.
     pub table_frames_total: u64,
-    /// Those of them that the server needs for itself: units, domains of policy. The rest is the clients' share.
+    /// The frames of these that the server needs for itself: units, domains of policy. The rest is the clients'
+    /// share.
     pub table_frames_base: u64,
-    /// Bytes for buffers, all that were taken.
+    /// Bytes that were taken for buffers.
     pub buffer_bytes_total: u64,
-    /// Those of them that the server needs for itself.
+    /// The bytes of these that the server needs for itself.
     pub buffer_bytes_base: u64,
-    /// For each unit, the frames that it needs, the domains of policy behind it included.
+    /// For each unit, the frames that it needs, including the domains of policy behind it.
     pub unit_frames: Vec<u64>,
-    /// MiB of tables that do for all units and for clients.
+    /// MiB of tables that are enough for all units and for clients.
     pub tables_that_do: u64,
 }
 
 impl Budget {
-    /// Why a unit has not come up for lack of memory: how much it needs, and what to say on the command line.
-    /// `None` when as much as it was thought to need was taken.
+    /// The reason why a unit has not come up for lack of memory: the amount it needs, and the option for the command
+    /// line. `None` when the amount that was estimated was taken.
     #[must_use]
     pub fn shortage(&self, unit: usize) -> Option<String> {
         let needed = *self.unit_frames.get(unit)?;
@@ -43,7 +44,7 @@ impl Budget {
         })
     }
 
-    /// As [`Budget::shortage`] when memory is what was missing, else the error.
+    /// The text of [`Budget::shortage`] when memory was missing, otherwise the error.
     #[must_use]
     pub fn reason(&self, unit: usize, error: &UnitError) -> String {
         let shortage = match error {
@@ -62,7 +63,7 @@ fn grouped(number: u64) -> String {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
             out.push(',');
         }
-        // A string takes everything.
+        // Writing to a string cannot fail.
         let _ = out.write_char(digit);
     }
     out

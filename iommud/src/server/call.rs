@@ -10,8 +10,8 @@ use iommu_protocol::wire::{
 use crate::addr::{Iova, IovaRange};
 use crate::hw::{BufferMemory, Constraints, MemoryError, Unit};
 use crate::policy::{
-    Allocate, AllocateRequest, Batch, BatchRequest, Event, ListRequest, MapList, Placed, Refused,
-    SessionId,
+    Admitted, Allocate, AllocateRequest, Batch, BatchRequest, Event, ListRequest, MapList, Placed,
+    Refused, SessionId,
 };
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
@@ -32,7 +32,7 @@ impl Body<'_> {
         Ok(())
     }
 
-    /// Refuses unless `bytes` more fit. Asked before anything is done.
+    /// Refuses unless `bytes` more fit. This is checked before anything is done.
     fn room(&self, bytes: usize) -> Result<(), Refusal> {
         let left = self.payload.len().saturating_sub(self.length);
         if left >= bytes { Ok(()) } else { Err(Refusal::BadLength) }
@@ -40,12 +40,12 @@ impl Body<'_> {
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Carries out the request in the first `request_length` bytes of `payload` and puts the reply in its
-    /// place. Returns the reply's length. A refused request has a reply too, which says why.
+    /// Carries out the request in the first `request_length` bytes of `payload` and replaces it by the reply. Returns
+    /// the length of the reply. A refused request gets a reply too, with the reason.
     ///
     /// # Errors
-    /// `BadHandle`, `BadOperation` (the handle is not a session), `BadLength` (no room for a reply's
-    /// header): then there is no reply.
+    /// `BadHandle`, `BadOperation` (the handle is not a session), `BadLength` (no room for a reply's header): then
+    /// there is no reply.
     pub fn call(
         &mut self,
         handle: Handle,
@@ -96,7 +96,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         match request {
             Request::Query => Ok(body.put(&self.query(session)?)?),
             Request::Attach => {
-                // What the device did before is not this owner's: a dead driver's last DMA, for one.
+                // Faults from before the attach are not this owner's: the last DMA of a dead driver, for one.
                 self.poll_faults();
                 self.plain(&Event::Attach(session), body)
             }
@@ -168,20 +168,23 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(())
     }
 
-    /// The memory is the server's until policy has accepted it; refused memory was never mapped and goes
-    /// straight back.
+    /// The memory belongs to the server until policy has accepted it. Refused memory is released at once, unless a
+    /// device may still reach it.
     fn allocate(
         &mut self,
         session: SessionId,
         arguments: &AllocateArguments,
     ) -> Result<AllocateResult, Refusal> {
-        let confined = self
-            .registry
-            .admit_buffer(session, arguments.length)
-            .inspect_err(|_| self.growth.refused(session, arguments.length))?;
+        let Admitted { confined, account } =
+            self.registry.admit_within(session, arguments.length)?;
         let buffer = self.registry.next_buffer();
         let written_back = !self.registry.forces_snoop();
-        let constraints = Constraints { written_back, ..constraints(arguments, confined) };
+        let constraints = Constraints { written_back, account, ..constraints(arguments, confined) };
+        if !self.buffers.has_room(arguments.length, constraints) {
+            self.registry
+                .admit_buffer(session, arguments.length)
+                .inspect_err(|_| self.growth.refused(session, arguments.length))?;
+        }
         let segments = self
             .buffers
             .allocate(buffer.0, arguments.length, constraints)
@@ -237,7 +240,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             let mut addresses = orders.addresses().iter();
             told = addresses.try_for_each(|iova| body.put(&MapResult { iova: iova.0 }));
         });
-        // Its capacity is used again.
+        // Its capacity is reused.
         self.scratch.items = items;
         done.map_err(|failed| failed.refused)?;
         Ok(told?)
@@ -259,7 +262,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 }
 
-/// Puts the header of the reply in front of what it tells; returns its length.
+/// Writes the header of the reply in front of its body; returns the length of the reply.
 #[inline(always)]
 fn finish(
     payload: &mut [u8],
@@ -283,13 +286,13 @@ fn finish(
     Ok(length)
 }
 
-/// What a session without a unit uses: any bus address.
+/// The addresses of a session without a unit: any bus address.
 const BUS_ADDRESSES: IovaRange = match IovaRange::inclusive(Iova(0), Iova(u64::MAX)) {
     Some(range) => range,
     None => unreachable!(),
 };
 
-/// A unit makes any memory look contiguous and low; without one the memory itself must be.
+/// A unit makes any memory look contiguous and low. Without one the memory itself must be.
 fn constraints(arguments: &AllocateArguments, confined: bool) -> Constraints {
     if confined {
         return Constraints { alignment: crate::addr::PAGE_SIZE, ..Constraints::default() };

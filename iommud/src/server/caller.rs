@@ -1,11 +1,11 @@
-//! Who asks.
+//! The opener of a handle.
 
 use crate::policy::ClientId;
 
-/// Who opens a handle. Looked at when the handle is opened and never again.
+/// The opener of a handle. It is checked when the handle is opened and never again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Whose quota counts.
+    /// The client whose quota counts.
     pub client: ClientId,
     /// User id.
     pub uid: u32,

@@ -1,5 +1,5 @@
-//! Request bytes to requests. Everything is copied out of the payload and checked before anything is done,
-//! so that bytes a client changes later change nothing.
+//! Decodes requests. Everything is copied out of the payload and checked before anything is done. So bytes that a
+//! client changes later have no effect.
 
 use alloc::vec::Vec;
 
@@ -23,18 +23,18 @@ pub(super) enum Request {
     Allocate(AllocateArguments),
     Release(Slot),
     QueryBuffer(Slot),
-    /// A map, unmap, grant or revoke by itself.
+    /// A single map, unmap, grant or revoke.
     One(BatchRequest),
-    /// The items read.
+    /// A batch of the items in [`Scratch`].
     Batch,
-    /// Map the pages read.
+    /// A map of the pages in [`Scratch`].
     List(ListArguments),
 }
 
-/// Lists that requests are read into, kept for their capacity.
+/// Lists into which requests are read, kept for their capacity.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scratch {
-    /// What is to be changed.
+    /// Items of a batch.
     pub(super) items: Vec<BatchRequest>,
     /// Pages of a list.
     pub(super) pages: Vec<u32>,
@@ -60,11 +60,11 @@ pub(super) struct AllocateArguments {
     pub(super) flags: AllocateFlags,
 }
 
-/// Reads the body of a request; what it lists goes into `scratch`, in place of what was there.
+/// Reads the body of a request. Its list goes into `scratch`, in place of the one before.
 ///
 /// # Errors
-/// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that
-/// is neither map nor unmap; with the index of the item, in a batch.
+/// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that is neither
+/// map nor unmap; with the index of the item, in a batch.
 pub(super) fn decode(
     operation: Operation,
     body: &[u8],
@@ -115,7 +115,7 @@ fn access(bits: u32) -> Result<Access, Refusal> {
     Access::from_bits(bits).filter(|access| !access.is_empty()).ok_or(Refusal::BadAccess)
 }
 
-/// An offset and length that are whole pages, not empty, and do not overflow.
+/// Checks that an offset and a length are whole pages, not empty, and do not overflow.
 fn pages(start: u64, length: u64) -> Result<(), Refusal> {
     if length == 0 || start.checked_add(length - 1).is_none() {
         return Err(Refusal::Range);

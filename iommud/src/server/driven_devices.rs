@@ -1,15 +1,15 @@
-//! Which functions are driven, noted where it outlives the server.
+//! Notes which functions are driven, in a place that outlives the server.
 //!
-//! A function is driven from the attach that lets it into its owner's domain until the detach that says it
-//! is quiet. When the server dies in between, what the function was told to do may be under way, with
-//! addresses of a domain that is about to go. The next server must not give it back to policy: under
-//! `compat` a write to such an address would land at the physical address of the same number.
+//! A function is driven from the attach that moves it into its owner's domain until the detach that states that it is
+//! quiet. When the server dies in between, requests of the function may be under way, with addresses of a domain that
+//! is about to end. The next server must not give the function back to policy. Under `compat` a write to such an
+//! address would land at the physical address of the same number.
 //!
 //! ```text
-//! attach   noted -> entry written           a note too many cuts a device off that did nothing yet
-//! detach   entry is policy's again -> note taken back
+//! attach   noted -> entry written           one note too many cuts off a device that has done nothing yet
+//! detach   entry back under policy -> note removed
 //! death    the note stays; Server::start_after cuts the function off before any unit translates
-//! removal  the note stays until a different function is seen at the address: a walk may have missed one at work
+//! removal  the note stays until a different function is seen at the address: a walk may miss a device at work
 //! ```
 
 mod driven;
@@ -23,7 +23,7 @@ use crate::server::Server;
 pub use driven::{Driven, Notes};
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Before an event is decided: what it may let into an owner's domain is noted.
+    /// Before an event is decided, notes the function that it may move into an owner's domain.
     ///
     /// # Errors
     /// `NoMemory`.
@@ -35,7 +35,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// After an event was carried out, refused or undone: notes that no longer hold are taken back.
+    /// After an event was carried out, refused or undone, removes notes that no longer hold.
     pub(super) fn settle_after(&mut self, event: &Event) {
         match event {
             Event::Frugally(event) => self.settle_after(event),
@@ -48,7 +48,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Takes the note of a function back if the function is neither attached nor unquiesced, and was not when it went.
+    /// Removes the note of a function that is neither attached nor unquiesced, and was not when it was removed.
     pub(super) fn settle(&mut self, function: PciAddress) {
         if !self.registry.may_be_driven(function) {
             self.driven.forget(function);

@@ -1,11 +1,11 @@
-//! Events that cannot be refused: the end of a session, of a buffer's last handle, of a function or a unit, memory
-//! that is taken or given back. None is ever dropped (I9).
+//! Events that cannot be refused: the end of a session, of a buffer's last handle, of a function or a unit, and
+//! memory that is taken or given back. None is ever dropped (I9).
 //!
 //! ```text
 //! event --> run --(no memory)--> run without memory: cut off now, the rest is owed --> settled when there is memory
 //!            |                              |
 //!            +--(a unit failed)--> again without it
-//!                                           +--(still not)--> queued, shown in `status`, tried again
+//!                                           +--(refused)--> queued, shown in `status`, tried again
 //! ```
 
 mod queue;
@@ -21,17 +21,17 @@ use crate::server::Server;
 
 pub(super) use queue::Endings;
 
-/// What became of an end of life.
+/// The result of an end of life.
 enum Ended {
-    /// It was carried out, or what was to end is not there.
+    /// It was carried out, or its object does not exist.
     Done,
-    /// It was not, for this reason.
+    /// It was not carried out, for this reason.
     Not(Refusal),
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Runs an event that cannot be refused. What it leaves to be done is done later: see [`Server::finish_endings`].
-    /// True when nothing of the event itself is left.
+    /// Runs an event that cannot be refused. Work that it leaves is done later: see [`Server::finish_endings`]. True
+    /// when the event itself is complete.
     pub(super) fn run_to_the_end(&mut self, event: Event) -> bool {
         let Ended::Not(refusal) = self.end(&event) else { return true };
         log::error!("{event:?}: {refusal}: it is tried again");
@@ -39,7 +39,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         false
     }
 
-    /// As [`Server::run_to_the_end`], of an event that was queued. That it was not carried out is logged already.
+    /// Like [`Server::run_to_the_end`], for an event that was queued. Its failure was logged before.
     pub(super) fn run_once_more(&mut self, event: Event) -> bool {
         let done = matches!(self.end(&event), Ended::Done);
         if !done {
@@ -48,8 +48,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         done
     }
 
-    /// Tries what ends of life have left to be done. Called after each event that may have given memory back, and in
-    /// each [`Server::tick`].
+    /// Tries the work that ends of life left. Called after each event that may have given memory back, and in each
+    /// [`Server::tick`].
     pub(super) fn finish_endings(&mut self) {
         if !self.has_unfinished() {
             return;
@@ -59,18 +59,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         let owed: alloc::vec::Vec<Owed> = self.registry.owed().collect();
         for what in owed {
-            // Refused for memory, it is still owed.
+            // When this is refused for lack of memory, the work is still owed.
             let _ = self.run_event(&Event::Settle(what));
         }
     }
 
-    /// Whether ends of life have left something to be done: then [`Server::tick`] is to be called again.
+    /// Whether ends of life left work, or functions are to be looked for again: then call [`Server::tick`] again.
     #[must_use]
     pub fn has_unfinished(&self) -> bool {
         self.registry.owes() || !self.endings.queued.is_empty() || self.survey.is_due()
     }
 
-    /// One line for each thing that is left to be done.
+    /// Writes one line for each piece of unfinished work.
     pub(super) fn unfinished(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         for event in &self.endings.queued {
             writeln!(out, "unfinished: {}", name(event))?;
@@ -101,7 +101,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(())
     }
 
-    /// A unit that fails on the way is left out the next time; each time at least one more is.
+    /// Runs an event again when a unit fails on the way. Each time at least one more unit has failed and is left out.
     fn end(&mut self, event: &Event) -> Ended {
         let mut last = Refusal::NoMemory;
         for _ in 0..=self.machine.units().len() {
@@ -122,7 +122,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 }
 
-/// What an end of life is, in words.
+/// The name of an end of life, for texts.
 const fn name(event: &Event) -> &'static str {
     match event {
         Event::Close(_) => "the end of a session",

@@ -1,12 +1,12 @@
 //! Memory that is taken while the server runs.
 //!
 //! ```text
-//! system --a page--> taken from policy, and forgotten by units --> cleared --> tables or buffers
-//!                     +--(refused)--> the system's again, and nothing has changed
+//! system --a page--> taken from policy, invalidated in units --> cleared --> tables or buffers
+//!                     +--(refused)--> given back to the system; nothing has changed
 //! ```
 //!
-//! A device that nobody has claimed may write to the page until units have forgotten it. So the page is cleared after
-//! that, before its first use.
+//! A device that nobody has claimed may write to the page until units have invalidated it. So the page is cleared
+//! after that, before its first use.
 
 mod lack;
 
@@ -22,7 +22,7 @@ pub(super) use lack::Growth;
 /// Table memory is short when fewer frames are free beyond the promised ones: half a huge page.
 const FEW_FRAMES: usize = 256;
 
-/// Buffer memory is short when less than one part in so many of it is free.
+/// Buffer memory is short when less than this fraction (1/4) of it is free.
 const PARTS: u64 = 4;
 
 /// Frames of 4096 bytes.
@@ -36,7 +36,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         shares.free.saturating_sub(shares.promised) < FEW_FRAMES
     }
 
-    /// Whether little memory is left for buffers, or one was refused for lack of it alone.
+    /// Whether little memory is left for buffers, or a buffer was refused only for lack of it.
     pub fn lacks_buffers(&mut self) -> bool {
         if let Some((session, length)) = self.growth.refused
             && !self.registry.lacks_pool(session, length)
@@ -46,11 +46,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.growth.refused.is_some() || self.growth.exhausted || self.registry.pool_is_below(PARTS)
     }
 
-    /// Adds a page of the system's to the memory of tables. `add` clears it, and is called when no device that nobody
-    /// has claimed reaches `range` any more.
+    /// Adds a page of the system to the memory of tables. `add` clears it, and is called when no unclaimed device
+    /// reaches `range` any more.
     ///
     /// # Errors
-    /// The page, and why devices would go on reaching it: nothing has changed.
+    /// The page, and the reason why devices still reach it: nothing has changed.
     pub fn add_tables<P>(
         &mut self,
         range: PhysRange,
@@ -61,17 +61,17 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             return Err((page, refusal));
         }
         add(self.engine.memory_mut(), page);
-        self.recovery.memory_came();
+        self.set_aside();
         self.machine.budget.table_frames_total += range.length() / FRAME;
         self.counts.memory_added_bytes += range.length();
         self.finish_endings();
         Ok(())
     }
 
-    /// As [`Server::add_tables`], to the memory of buffers.
+    /// Like [`Server::add_tables`], for the memory of buffers.
     ///
     /// # Errors
-    /// As [`Server::add_tables`].
+    /// Those of [`Server::add_tables`].
     pub fn add_buffers<P>(
         &mut self,
         range: PhysRange,
@@ -83,14 +83,21 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         add(&mut self.buffers, page);
         self.growth.exhausted = false;
-        let pool = self.buffers.pool();
-        self.registry.set_buffer_pool(pool.capacity, pool.granule);
-        self.machine.budget.buffer_bytes_total += range.length();
+        self.count_buffers();
         self.counts.memory_added_bytes += range.length();
         Ok(())
     }
 
-    /// How much memory there is.
+    /// Counts the memory of buffers: the platform may have added a page, or lost one at its release. The shares of clients
+    /// are parts of it.
+    pub(super) fn count_buffers(&mut self) {
+        let pool = self.buffers.pool();
+        if self.registry.set_buffer_pool(pool.capacity, pool.granule) {
+            self.machine.budget.buffer_bytes_total = pool.capacity;
+        }
+    }
+
+    /// The memory that was taken.
     #[must_use]
     pub const fn budget(&self) -> &Budget {
         &self.machine.budget

@@ -1,4 +1,4 @@
-//! Open handles. A handle is the capability: what its opener was allowed is decided once, at open.
+//! Open handles. A handle is a capability: the rights of its opener are decided once, at open.
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
@@ -8,41 +8,41 @@ use iommu_protocol::path::Path;
 
 use crate::policy::{BufferId, ClientId, SessionId, UnitIndex};
 
-/// A handle as the platform names it. The number of a closed one is not used again before all others have been.
+/// A handle as the platform names it. The number of a closed handle is not reused before all others were used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub u32);
 
 impl Handle {
-    /// The highest number of a handle. Those above are the platform's, for what is no handle.
+    /// The highest number of a handle. The platform uses higher ones for things that are no handles.
     pub const LAST: Self = Self(u32::MAX - 256);
 }
 
-/// What a handle is open on.
+/// The object of a handle.
 #[derive(Clone, Debug)]
 pub(super) enum Object {
     /// A directory.
     Directory(Path),
-    /// A text as it was when opened.
+    /// A text as of the time of opening.
     Text(String),
     /// A device, writable.
     Session(SessionId),
-    /// Takes an administrator's request.
+    /// An object that takes administrators' requests.
     Control(Control),
     /// A buffer.
     Buffer {
-        /// Which.
+        /// The buffer.
         buffer: BufferId,
         /// Its length in bytes.
         length: u64,
     },
 }
 
-/// What is done when something is written.
+/// The action of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Control {
-    /// A unit that failed is brought up again.
+    /// Brings a failed unit up again.
     Reset(UnitIndex),
-    /// Configuration space is walked again.
+    /// Walks configuration space again.
     Rescan,
 }
 
@@ -53,10 +53,10 @@ struct Open {
     watched: bool,
 }
 
-/// How many session handles are found without a search.
+/// Number of session handles that are found without a search.
 const RECENT: usize = 128;
 
-/// Where a session handle that was asked for lately is kept.
+/// The place of a recently used session handle.
 const fn place_of(handle: Handle) -> usize {
     handle.0 as usize % RECENT
 }
@@ -68,15 +68,15 @@ pub(super) struct Handles {
     per_client: BTreeMap<ClientId, u32>,
     of_session: BTreeMap<SessionId, Handle>,
     ready: VecDeque<Handle>,
-    /// Where the search for the next number begins: behind the last one that was given.
+    /// The start of the search for the next number: behind the last one that was given.
     next: Handle,
     limit: u32,
-    /// Session handles that were asked for lately, each in the place that its number says.
+    /// Recently used session handles, each in the place given by its number.
     recent: [Option<(Handle, SessionId)>; RECENT],
 }
 
 impl Handles {
-    /// No handles; each client may open `limit`.
+    /// Creates a table without handles; each client may open `limit`.
     pub(super) const fn new(limit: u32) -> Self {
         Self {
             open: BTreeMap::new(),
@@ -98,21 +98,21 @@ impl Handles {
         if used >= self.limit { Err(Refusal::Quota) } else { Ok(()) }
     }
 
-    /// The first number from `self.next` on that no open handle has; 0 follows the last. Memory for handles ends long
+    /// The first number from `self.next` on without an open handle; 0 follows the last. Memory for handles ends long
     /// before their numbers do.
     fn free_number(&self) -> Handle {
         let free = self.first_free(self.next);
         if free <= Handle::LAST { free } else { self.first_free(Handle(0)) }
     }
 
-    /// The first number from `from` on that no open handle has; above [`Handle::LAST`] when all have one.
+    /// The first number from `from` on without an open handle; above [`Handle::LAST`] when there is none.
     fn first_free(&self, from: Handle) -> Handle {
         let taken = (from.0..).zip(self.open.range(from..));
         let run = taken.take_while(|(number, (handle, _))| handle.0 == *number).last();
         run.map_or(from, |(number, _)| Handle(number.saturating_add(1)))
     }
 
-    /// Opens a handle. The caller has asked [`Handles::admit`].
+    /// Opens a handle. The caller has called [`Handles::admit`].
     pub(super) fn insert(&mut self, client: ClientId, object: Object) -> Handle {
         let handle = self.free_number();
         self.next = Handle(handle.0.saturating_add(1));
@@ -124,7 +124,7 @@ impl Handles {
         handle
     }
 
-    /// Closes a handle and says what it was open on.
+    /// Closes a handle and returns its object.
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Object> {
         if let Some(place) = self.recent.get_mut(place_of(handle)) {
             *place = None;
@@ -143,7 +143,7 @@ impl Handles {
         Some(open.object)
     }
 
-    /// What a handle is open on.
+    /// The object of a handle.
     ///
     /// # Errors
     /// `BadHandle`.
@@ -176,14 +176,14 @@ impl Handles {
         }
     }
 
-    /// Announces from now on when the handle becomes readable.
+    /// Sets whether the handle is announced when it becomes readable.
     pub(super) fn watch(&mut self, handle: Handle, on: bool) {
         if let Some(open) = self.open.get_mut(&handle) {
             open.watched = on;
         }
     }
 
-    /// The session has something to read.
+    /// Announces the handle of a session that has something to read, if it is watched.
     pub(super) fn session_readable(&mut self, session: SessionId) {
         let Some(&handle) = self.of_session.get(&session) else { return };
         let watched = self.open.get(&handle).is_some_and(|open| open.watched);
@@ -197,7 +197,7 @@ impl Handles {
         self.ready.pop_front()
     }
 
-    /// Open handles.
+    /// Number of open handles.
     pub(super) fn count(&self) -> usize {
         self.open.len()
     }
@@ -225,8 +225,8 @@ mod tests {
         assert_ne!(handles.insert(client, Object::Directory(Path::Root)), first);
     }
 
-    /// After the last number comes the first. Numbers of open handles are left out, and one that was closed has to
-    /// wait until all others were given.
+    /// The first number follows the last. Numbers of open handles are skipped, and that of a closed one is reused
+    /// only after all others were given.
     #[test]
     fn numbers_begin_anew_after_the_last() {
         let client = ClientId(0);
@@ -238,7 +238,7 @@ mod tests {
         let old: Vec<u32> = (0..6).map(|_| open(&mut handles).unwrap()).collect();
         assert_eq!(old, [0, 1, 2, 3, 4, 5]);
         assert!([1, 4].map(|number| handles.remove(Handle(number))).iter().all(Option::is_some));
-        // As after 2^32 opens, but for a few.
+        // As after almost 2^32 opens.
         let last = Handle::LAST.0;
         handles.next = Handle(last - 1);
         let new: Vec<u32> = (0..5).map(|_| open(&mut handles).unwrap()).collect();
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(handles.count(), 10);
     }
 
-    /// A handle whose number was another one's is found as what it is.
+    /// A handle with a reused number is found as the new object.
     #[test]
     fn a_number_that_is_used_again_names_the_new_session() {
         let mut handles = Handles::new(8);

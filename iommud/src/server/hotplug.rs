@@ -11,14 +11,20 @@ use crate::server::{Server, UnitState};
 use crate::topology::pci::PciFunction;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// The memory that a unit is brought up in, for [`Server::unit_arrived`].
+    /// The memory of tables.
     pub fn table_memory(&mut self) -> &mut U::Memory {
         self.engine.memory_mut()
     }
 
-    /// Takes a unit that firmware describes and that was not up at start ([`UnitStart::Off`], where devices behind
-    /// it are refused `NotReady` until then, or [`UnitStart::Failed`]): puts the functions behind it under policy and
-    /// turns it on.
+    /// The memory in which a unit is brought up, with the frames that were reserved for it. The next call is the
+    /// result: [`Server::unit_arrived`], [`Server::unit_stuck`] or [`Server::unit_not_arrived`].
+    pub fn bring_up_memory(&mut self, unit: UnitIndex) -> &mut U::Memory {
+        self.engine.open_reserve(unit)
+    }
+
+    /// Adds a unit that firmware describes and that was not up at start. It was [`UnitStart::Off`], and devices
+    /// behind it are refused `NotReady` until now, or [`UnitStart::Failed`]. Puts the functions behind it under
+    /// policy and turns it on.
     ///
     /// [`UnitStart::Failed`]: crate::server::UnitStart::Failed
     /// [`UnitStart::Off`]: crate::server::UnitStart::Off
@@ -26,20 +32,21 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.found_later(unit, hardware.found_translating());
         self.engine.install(unit, hardware);
         self.enable(unit);
-        // Before anybody who asks only now.
+        // Claims that wait come before later ones.
         self.try_waiting();
     }
 
-    /// As [`Server::unit_arrived`], of a unit that did not do what it was told: it is tried again later.
+    /// Like [`Server::unit_arrived`], for a unit that did not carry out a command: it is tried again later.
     pub fn unit_stuck(&mut self, unit: UnitIndex, hardware: U, error: &UnitError) {
         self.engine.install(unit, hardware);
         self.fail(unit, error.to_string());
         self.try_waiting();
     }
 
-    /// A unit that was to come did not come up: its devices are refused `UnitFailed` until it does.
+    /// Records that an expected unit did not come up: its devices are refused `UnitFailed` until it does.
     pub fn unit_not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
         self.recovery.not_arrived(unit, error);
+        self.set_aside();
         self.fail(unit, error.to_string());
         self.try_waiting();
     }
@@ -47,16 +54,16 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Puts a new function under policy.
     ///
     /// # Errors
-    /// A function is there already, or its entry cannot be written: then the unit goes on denying it.
+    /// A function is known there already, or its entry cannot be written: then the unit still denies it.
     pub fn function_arrived(&mut self, function: PciFunction) -> Result<(), Refusal> {
         self.run_event(&Event::FunctionAdded(function))?;
-        // If what was driven at this address was another device, its note goes.
+        // If another device was driven at this address, its note is removed.
         self.settle(function.address);
         self.share_out();
         Ok(())
     }
 
-    /// Cuts a function off that is gone. Its sessions stay open and are refused everything.
+    /// Cuts off a function that is gone. Its sessions stay open, and all their requests are refused.
     pub fn function_gone(&mut self, address: PciAddress) {
         self.run_to_the_end(Event::FunctionRemoved(address));
         self.share_out();
@@ -64,9 +71,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.survey.change();
     }
 
-    /// Lets domains of policy map memory that was kept from them at start ([`Startup::left`]) and that no unit uses
-    /// any more. True when they do: then it can be the system's again. Else there was no memory for tables; it is tried
-    /// again in [`Server::tick`], and whoever asks once more finds out.
+    /// Lets domains of policy map memory that was withheld from them at start ([`Startup::left`]) and that no unit
+    /// uses any more. True when they do: then the system may use it again. Otherwise there was no memory for tables.
+    /// This is tried again in [`Server::tick`], and a later call returns the result.
     ///
     /// [`Startup::left`]: crate::server::Startup::left
     pub fn memory_returned(&mut self, range: PhysRange) -> bool {

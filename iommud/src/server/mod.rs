@@ -1,8 +1,8 @@
 //! The scheme: handles, texts and operations, the same on every platform.
 //!
-//! A platform calls one method of [`Server`] at a time; each runs to completion. A request becomes an
-//! [`Event`], policy makes a plan of it, the engine runs the plan, and the outcome is committed or aborted
-//! before the method returns.
+//! A platform calls one method of [`Server`] at a time; each runs to completion. A request becomes an [`Event`],
+//! policy makes a plan of it, and the engine runs the plan. The outcome is committed or aborted before the method
+//! returns.
 
 mod budget;
 mod call;
@@ -61,7 +61,7 @@ use rescan::Survey;
 use unit_recovery::Recovery;
 use unit_status::Machine;
 
-/// What `fstat` tells.
+/// The result of `fstat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     /// Bytes of a text or buffer; 0 for directories and sessions.
@@ -107,12 +107,12 @@ pub struct Server<U: Unit, B: BufferMemory> {
     survey: Survey,
     growth: Growth,
     processes: Processes,
-    /// What the request at hand lists.
+    /// The lists of the current request.
     scratch: Scratch,
 }
 
-/// A checkpoint, for tests over a machine that can be put back as it was. No real machine can, and its seams
-/// cannot be copied.
+/// A checkpoint, for tests over a machine that can be restored. A real machine cannot be, and its hardware traits are
+/// not `Clone`.
 impl<U: Unit + Clone, B: BufferMemory + Clone> Clone for Server<U, B>
 where
     U::Memory: Clone,
@@ -144,7 +144,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// claims its group and opens a session.
     ///
     /// # Errors
-    /// `NotFound`, `Permission`, `Quota`, `BadHandle`, and what claiming refuses.
+    /// `NotFound`, `Permission`, `Quota`, `BadHandle`, and every refusal of a claim.
     pub fn open(
         &mut self,
         caller: Caller,
@@ -189,7 +189,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// A session handle is the right to open what lies below it, whoever holds it.
+    /// A session handle gives any holder the right to open the paths below it.
     fn open_below(
         &mut self,
         caller: Caller,
@@ -226,8 +226,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(Object::Buffer { buffer, length })
     }
 
-    /// Closes a handle: the end of a session takes its device back to policy, then gives its memory back.
-    /// A handle that is not open is ignored.
+    /// Closes a handle. At the end of a session its device goes back to policy, then its memory is freed. A handle
+    /// that is not open is ignored.
     pub fn close(&mut self, handle: Handle) {
         self.end_claims_below(handle);
         match self.handles.remove(handle) {
@@ -235,6 +235,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 self.run_to_the_end(Event::Close(session));
                 self.faults.forget(session);
                 self.recovery.session_ended();
+                self.set_aside();
                 self.survey.change();
             }
             Some(Object::Buffer { buffer, .. }) => {
@@ -272,12 +273,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Carries out an administrator's request: that a unit be reset, or configuration space walked again. Returns
-    /// how many bytes were taken, which is all of them.
+    /// Carries out an administrator's request: to reset a unit, or to walk configuration space again. Returns the
+    /// number of bytes taken, which is all of them.
     ///
     /// # Errors
     /// `BadHandle`; `BadOperation` when the handle takes no requests, or not this one; `Busy` when the unit is not
-    /// failed; `Unsupported`: nothing can bring the unit up, or no walk can be made.
+    /// failed; `Unsupported` when nothing can bring the unit up, or no walk can be made.
     pub fn write(&mut self, handle: Handle, bytes: &[u8]) -> Result<usize, Refusal> {
         let done = match *self.handles.object(handle)? {
             Object::Control(Control::Reset(unit)) => {
@@ -296,7 +297,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         matches!(self.handles.object(handle), Ok(Object::Control(_)))
     }
 
-    /// Hands the names in a directory to `sink`, from the `first`-th on, until it returns false.
+    /// Passes the names in a directory to `sink`, from the `first`-th on, until it returns false.
     ///
     /// # Errors
     /// `BadHandle`, `BadOperation` when the handle is not a directory.
@@ -317,7 +318,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(())
     }
 
-    /// Size and mode of what a handle is open on.
+    /// Size and mode of the object of a handle.
     ///
     /// # Errors
     /// `BadHandle`.
@@ -346,7 +347,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(if readable { READABLE & bits } else { 0 })
     }
 
-    /// The next watched handle that became readable since it was last told.
+    /// The next watched handle that became readable since it was last announced.
     pub fn next_ready(&mut self) -> Option<Handle> {
         self.handles.next_ready()
     }
@@ -365,16 +366,16 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Gives another session of the same client a buffer. Both handles are capabilities the caller holds.
+    /// Gives a buffer to another session of the same client. The caller holds both handles, which are capabilities.
     ///
     /// # Errors
-    /// `BadHandle`, `BadOperation`, `Quota`; `Permission`: it is another client's.
+    /// `BadHandle`, `BadOperation`, `Quota`; `Permission` when the buffer is another client's.
     pub fn import(&mut self, session: Handle, buffer: Handle) -> Result<u32, Refusal> {
         self.give(session, buffer, Import)
     }
 
-    /// Gives a session of any client a buffer. Who holds the session has said that it expects this buffer, and who
-    /// holds the buffer has brought it.
+    /// Gives a buffer to a session of any client. The holder of the session has stated that it expects this buffer,
+    /// and the holder of the buffer has handed it over.
     ///
     /// # Errors
     /// `BadHandle`, `BadOperation`, `Quota`.

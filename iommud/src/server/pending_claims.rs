@@ -1,12 +1,12 @@
-//! Claims that wait for their unit. A client may ask that a claim which would be refused `NotReady` is answered
-//! when the unit has come up, or at a deadline. Nothing suspends: such a claim is an entry in a queue, and each
-//! try is an event of its own, between two others, in the order in which the claims came.
+//! Claims that wait for their unit. A client may request that a claim which would be refused `NotReady` is answered
+//! when the unit has come up, or at a deadline. Nothing suspends: such a claim is an entry in a queue. Each try is an
+//! event of its own, between two others, in the order of the claims.
 //!
 //! ```text
-//! asked --> (not NotReady) answered at once
-//!    +----> waits --unit comes--> tried in order --> granted, refused
+//! claim --> (not NotReady) answered at once
+//!    +----> waits --unit comes--> tried in order --> granted or refused
 //!              +--deadline--> NotReady   +--the handle it is relative to is closed--> BadHandle
-//!              +--its client ends--> dropped, and nothing was done
+//!              +--its client ends--> dropped; nothing was done
 //! ```
 
 mod queue;
@@ -28,12 +28,12 @@ pub(super) use queue::PendingClaims;
 pub use queue::{Answer, LONGEST_WAIT, MOST_WAITING, MOST_WAITING_OF_ONE, Opened, Ticket};
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// As [`Server::open`] for writing; but a claim whose unit is not up yet, or failed and is to be tried again, is
-    /// answered when it is up, or what it would be refused for without waiting after `wait` (at most [`LONGEST_WAIT`]). `now` is the time of
-    /// [`Server::next_answer`].
+    /// Like [`Server::open`] for writing, but a claim waits when its unit is not up yet, or failed and is to be tried
+    /// again. It is answered when the unit is up. After `wait` (at most [`LONGEST_WAIT`]) it is refused as it would
+    /// be without waiting. `now` is the time of [`Server::next_answer`].
     ///
     /// # Errors
-    /// As [`Server::open`]; `NotReady` at once when too many claims wait.
+    /// Those of [`Server::open`], at once when too many claims wait.
     pub fn open_within(
         &mut self,
         caller: Caller,
@@ -57,15 +57,15 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// The next answer to a claim that waited. A platform takes all of them after each event and each tick;
-    /// `now` never goes back.
+    /// The next answer to a claim that waited. A platform takes all answers after each event and each tick; `now`
+    /// never goes back.
     pub fn next_answer(&mut self, now: Nanos) -> Option<Answer> {
         self.try_waiting();
         self.expire(now);
         self.waiting.answers.pop_front()
     }
 
-    /// Refuses claims whose time is over what they would be refused without waiting.
+    /// Refuses claims whose time is over, with the refusal that they would have got without waiting.
     fn expire(&mut self, now: Nanos) {
         let Self { waiting, registry, .. } = self;
         let failed = |claim: &Claim| {
@@ -84,8 +84,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         !self.waiting.claims.is_empty() || !self.waiting.answers.is_empty()
     }
 
-    /// Ends the claims of a client that is gone: they are never answered. A session that was claimed and not
-    /// told of yet is closed.
+    /// Ends the claims of a client that is gone, without an answer. A session that was claimed and not reported yet
+    /// is closed.
     pub fn forget_claims(&mut self, tickets: &[Ticket]) {
         self.waiting.claims.retain(|claim| !tickets.contains(&claim.ticket));
         let (theirs, others) = core::mem::take(&mut self.waiting.answers)
@@ -98,7 +98,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Whether a claim that was refused this may wait: its unit is to come, or to come back.
+    /// Whether a claim with this refusal may wait: its unit is to come, or to come back.
     fn may_wait(&self, path: &str, refusal: Refusal) -> bool {
         let Some(device) = device_of(path) else { return false };
         match refusal {
@@ -111,7 +111,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Tries every claim again, oldest first, if anything has changed that decides them.
+    /// Tries every claim again, oldest first, if anything that decides them has changed.
     pub(super) fn try_waiting(&mut self) {
         if !core::mem::take(&mut self.waiting.changed) {
             return;
@@ -130,13 +130,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// A handle is closed: nothing is opened below it any more.
+    /// Refuses claims that are relative to a handle which is closed.
     pub(super) fn end_claims_below(&mut self, handle: Handle) {
         self.waiting.refuse(Refusal::BadHandle, |claim| claim.at == Some(handle));
     }
 }
 
-/// The device that a path can name when it is claimed.
+/// The device in a path that can be claimed.
 fn device_of(path: &str) -> Option<PciAddress> {
     match (Path::parse(path), SessionPath::parse(path)) {
         (Some(Path::Device(address)), _) | (_, Some(SessionPath::Member(address))) => Some(address),

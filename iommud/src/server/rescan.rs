@@ -1,9 +1,9 @@
-//! Functions that come and go while the server runs: configuration space is walked again, and what differs from what
-//! is known becomes events. Whatever tells of a change is only a hint to do so: an event of the kernel, a write to
-//! `rescan`, a claim of a function that is not known.
+//! Functions that come and go while the server runs. Configuration space is walked again, and differences become
+//! events. Every report of a change is only a hint to walk: an event of the kernel, a write to `rescan`, a claim of
+//! an unknown function.
 //!
-//! A device that is at work must not be taken for gone, nor for another one: under `compat` what it was told to do would
-//! land at the physical addresses that equal its I/O virtual ones. See `compare` for what counts as either.
+//! A device that is at work must not be taken for gone, nor for another one. Under `compat` its requests would land
+//! at the physical addresses that equal its I/O virtual ones. `compare` decides on both.
 
 mod compare;
 mod survey;
@@ -22,22 +22,22 @@ pub(super) use survey::Survey;
 pub use survey::{Discovery, Rescanned};
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Looks for functions in this way from now on. Without it there is no [`Server::rescan`].
+    /// Sets the way in which functions are found. Without one [`Server::rescan`] returns `None`.
     pub fn discover_with(&mut self, discovery: Box<dyn Discovery>) {
         self.survey.discovery = Some(discovery);
     }
 
-    /// Walks configuration space and carries out what has changed: functions that are gone, or are others than they
-    /// were, are cut off; then new ones are put under policy. One that cannot be taken in stays denied, is told in
-    /// `status`, and tried again at the next walk. One that somebody uses and that is missed is looked for again in
-    /// [`Server::tick`]. `None` when no walk can be made.
+    /// Walks configuration space and carries out all changes. Functions that are gone or were replaced are cut off;
+    /// then new ones are put under policy. A function that cannot be added stays denied, is shown in `status`, and is
+    /// tried again at the next walk. A function in use that is missed is looked for again in [`Server::tick`]. `None`
+    /// when no walk can be made.
     pub fn rescan(&mut self) -> Option<Rescanned> {
         self.survey.change();
         self.walk()
     }
 
     fn walk(&mut self) -> Option<Rescanned> {
-        // A machine has functions: when none answers they cannot be read now, and none of them is taken for gone.
+        // A machine has functions. When none is found they cannot be read now, and none of them is taken for gone.
         let found = self.survey.discovery.as_mut()?.walk().filter(|found| !found.is_empty())?;
         self.survey.begin();
         let removed = self.remove_gone(&found);
@@ -53,7 +53,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn remove_gone(&mut self, found: &[PciFunction]) -> usize {
         let before = self.registry.functions().count();
         for address in self.find_gone(found) {
-            // What was behind one that is gone went with it.
+            // Functions behind one that is gone were removed with it.
             if self.registry.function(address).is_some() {
                 self.function_gone(address);
             }
@@ -95,12 +95,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         added
     }
 
-    /// Whether a function that was not known is there after all, and known now.
+    /// Whether an unknown function is present after all, and known now.
     pub(super) fn has_appeared(&mut self, address: PciAddress) -> bool {
         if self.registry.function(address).is_some() || self.survey.in_vain.contains(&address) {
             return false;
         }
-        // One look before a walk: a client that claims what is nowhere must not make everybody wait.
+        // One look before a walk: a client that claims an absent function must not make everybody wait.
         if !self.survey.discovery.as_mut().is_some_and(|discovery| discovery.answers(address)) {
             return false;
         }

@@ -72,7 +72,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let descriptions = firmware.units.clone();
         let registry = Registry::new(config, firmware, &ram, &own);
         let found = Found::new(&units, driven.tags());
-        let hopeless = Recovery::hopeless(&units);
+        let recovery = Recovery::hopeless(&units);
         let (engine, states) = sort_out(units, memory, &budget);
         let units = descriptions
             .into_iter()
@@ -97,12 +97,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             scratch: Scratch::default(),
             storms: Storms::default(),
             endings: Endings::default(),
-            recovery: Recovery::default(),
+            recovery,
             survey: Survey::default(),
             growth: Growth::default(),
             processes: Processes::default(),
         };
-        server.recovery.expect(hopeless);
         let pool = server.buffers.pool();
         server.registry.set_buffer_pool(pool.capacity, pool.granule);
         server.begin_tags(found);
@@ -110,6 +109,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             server.run_to_the_end(Event::MemoryTaken(range));
         }
         server.bring_up(&functions);
+        server.set_aside();
         server.share_out();
         server
     }

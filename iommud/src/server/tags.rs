@@ -1,16 +1,16 @@
-//! Domain tags over the lives of servers: what units may hold of the ones before, and what the next one is to know.
+//! Domain tags across servers: those of earlier servers that units may hold, and the note for the next server.
 //!
 //! ```text
-//! start           what was noted, and how the units were found, goes to policy; noted anew before any unit is told
-//! a domain made   its tag is noted -> its table is made -> entries are written
+//! start           the note and the state of the units go to policy; noted anew before any unit is changed
+//! domain created  its tag is noted -> its table is created -> entries are written
 //! unit enabled    it was flushed; when all were, only this server's own tags stay noted
-//! death           at any instant the note names every tag that a unit may hold
+//! death           at any time the note has every tag that a unit may hold
 //! ```
 //!
 //! A unit that was found translating for an owner without a note (firmware, another system before `kexec`) is taken
-//! to hold the lower half of all tags ([`HeldTags::of_strangers`]). A unit that may hold any (it could not be looked at
-//! when the first server started, it has failed, no tag is left) has its requesters denied from the instant of the
-//! take-over until it was flushed, and only then let into their domains.
+//! to hold the lower half of all tags ([`HeldTags::of_strangers`]). A unit may hold any tag when it could not be
+//! examined at the start of the first server, when it has failed, or when no tag is left. Its requesters are denied
+//! from the take-over until it was flushed, and only then let into their domains.
 
 use alloc::vec::Vec;
 
@@ -20,7 +20,7 @@ use crate::server::Server;
 use crate::server::unit_status::UnitStart;
 use crate::topology::tags::{HeldTags, TagRecord};
 
-/// What is known of the units before the first event.
+/// The state of the units before the first event.
 pub(super) struct Found {
     units: Vec<Holds>,
     held: HeldTags,
@@ -29,7 +29,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// From the units as they came up, and the note of the server before, if there is one.
+    /// Determines it from the units as they came up, and from the note of the server before, if there is one.
     pub(super) fn new<U: Unit>(units: &[UnitStart<U>], record: Option<TagRecord>) -> Self {
         let up = units.iter().filter_map(|unit| match unit {
             UnitStart::Ready(unit) => Some(unit.capabilities().last_tag),
@@ -43,7 +43,7 @@ impl Found {
                 (_, UnitStart::Ready(unit)) if !unit.found_translating() => Holds::Nothing,
                 // Its owner's tags are guessed.
                 (None, UnitStart::Ready(_)) => Holds::Earlier,
-                // Nobody has looked; or no server before has, and the guess was theirs.
+                // The unit was not examined, by this server or by earlier ones, which only guessed.
                 _ => Holds::Anything,
             }
         };
@@ -54,8 +54,7 @@ impl Found {
 }
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Before the first event. Without a unit that is known of, what was noted stays: those that are not known may
-    /// hold it.
+    /// Runs before the first event. Without any known unit the note stays: unknown units may hold its tags.
     pub(super) fn begin_tags(&mut self, Found { units, held, last }: Found) {
         if units.is_empty() {
             return;
@@ -78,7 +77,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// A unit came later, and was found as it is.
+    /// Records how a unit that came later was found.
     pub(super) fn found_later(&mut self, unit: UnitIndex, translating: bool) {
         if !translating {
             self.registry.found_off(unit);

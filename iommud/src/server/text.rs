@@ -212,7 +212,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let counts = self.registry.counts();
         let number = super::length_of;
         let shares = self.engine.shares();
-        let rows: [(&str, u64); 28] = [
+        let rows: [(&str, u64); 29] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -231,6 +231,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("quarantine_returned_bytes", self.counts.quarantine_returned_bytes),
             ("units_recovered", self.counts.units_recovered),
             ("table_frames", number(self.engine.memory().frames_in_use())),
+            ("table_frames_reserved", number(self.engine.frames_set_aside())),
             ("table_frames_free", number(shares.free)),
             ("table_frames_promised", number(shares.promised)),
             ("table_frames_share", number(shares.of_one)),

@@ -11,9 +11,9 @@ use crate::server::Server;
 
 /// An event that was not carried out.
 pub(super) struct Failed {
-    /// Why.
+    /// The reason.
     pub(super) refused: Refused,
-    /// Memory that the event brought may still be reached: it must not be given back.
+    /// A device may still reach memory that the event brought: it must not be given back.
     pub(super) quarantined: bool,
 }
 
@@ -21,7 +21,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Runs one event from decision to commit or abort, and keeps the notes for the next server.
     ///
     /// # Errors
-    /// As [`Server::run`].
+    /// Those of [`Server::run`].
     pub(super) fn run_event(&mut self, event: &Event) -> Result<(), Refusal> {
         self.note_before(event)?;
         let done = self.run(event);
@@ -32,14 +32,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Runs one request from decision to commit or abort.
     ///
     /// # Errors
-    /// Policy's refusal; or what the failure of a step means to the client. Either way the state is as
-    /// before, except that a unit that failed is marked so.
+    /// The refusal of policy, or that for a failed step. Either way the state is as before, except that a failed unit
+    /// is marked so.
     pub(super) fn run<R: Request>(&mut self, request: &R) -> Result<R::Outcome, Refusal> {
         self.run_marked(request, |_| ()).map_err(|failed| failed.refused.refusal)
     }
 
-    /// As [`Server::run`], for those who must know what exactly was refused. `told` reads what was ordered, when it was
-    /// carried out.
+    /// Like [`Server::run`], with the details of a refusal. `told` reads the orders of a plan that was carried out.
     #[inline]
     pub(super) fn run_marked<R: Request>(
         &mut self,

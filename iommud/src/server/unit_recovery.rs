@@ -14,7 +14,7 @@ mod retry;
 
 use iommu_protocol::Refusal;
 
-use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::hw::{BufferMemory, MemoryError, Nanos, Unit, UnitError};
 use crate::policy::{Event, UnitIndex};
 use crate::server::Server;
 use crate::server::handles::Control;
@@ -35,7 +35,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
                 continue;
             }
             if self.engine.capabilities(unit).is_none() {
-                return Some(unit);
+                if self.engine.set_aside(unit) {
+                    return Some(unit);
+                }
+                // A try would take some of it, and fail.
+                self.unit_not_arrived(unit, &UnitError::Memory(MemoryError::Exhausted));
+                continue;
             }
             log::info!("unit {number}: tried again");
             self.enable(unit);
@@ -43,6 +48,17 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
         self.sweep_quarantine(now);
         None
+    }
+
+    /// Keeps the memory that bringing up each unit takes which may still come, as far as there is enough. A unit that
+    /// found none is tried again once there is. To be called when there may be more memory than before.
+    pub(super) fn set_aside(&mut self) {
+        for (status, unit) in self.machine.units.iter().zip((0..).map(UnitIndex)) {
+            // Without an address of its registers it never comes.
+            if status.description.registers.is_ok() && self.engine.set_aside(unit) {
+                self.recovery.memory_came(unit);
+            }
+        }
     }
 
     fn is_due(&mut self, unit: UnitIndex, now: Nanos) -> bool {

@@ -1,4 +1,4 @@
-//! What was found at start, and how each unit is doing.
+//! The findings at start, and the state of each unit.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -11,19 +11,19 @@ use crate::topology::firmware::{UnitDefect, UnitDescription};
 /// The firmware's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TableState {
-    /// The machine has none.
+    /// The machine has no such table.
     Absent,
-    /// It has one that cannot be read: signature and reason.
+    /// The table cannot be read: signature and reason.
     Failed(&'static str, String),
-    /// It was read: signature.
+    /// The table was read: signature.
     Parsed(&'static str),
 }
 
-/// How bringing up a unit went.
+/// The result of bringing up a unit.
 pub enum UnitStart<U> {
-    /// It takes entries and waits to be enabled.
+    /// It accepts entries and waits to be enabled.
     Ready(U),
-    /// It did not do what it was told, and may later.
+    /// It did not carry out a command, and may do so later.
     Stuck(U, UnitError),
     /// It did not come up.
     Failed(UnitError),
@@ -33,14 +33,14 @@ pub enum UnitStart<U> {
     Off,
 }
 
-/// How a unit is doing.
+/// The state of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitState {
     /// Known from the table, and left alone.
     Parsed,
     /// Translating.
     Enabled,
-    /// Not to be relied on, and why.
+    /// Not to be relied on, with the reason.
     Failed(String),
 }
 
@@ -49,13 +49,13 @@ pub enum UnitState {
 pub(super) struct UnitStatus {
     pub(super) description: UnitDescription,
     pub(super) state: UnitState,
-    /// Whether it tells of faults by interrupt.
+    /// Whether it reports faults by interrupt.
     pub(super) tells: bool,
-    /// It translated with tables of this server, whatever became of it.
+    /// Whether it has translated with tables of this server, whatever happened since.
     pub(super) translated: bool,
 }
 
-/// What was found at start.
+/// The findings at start.
 #[derive(Clone)]
 pub(super) struct Machine {
     pub(super) table: TableState,
@@ -74,7 +74,7 @@ impl Machine {
         matches!(status, Some(UnitStatus { state: UnitState::Failed(_), .. }))
     }
 
-    /// What a unit needs that has not come up for lack of memory.
+    /// The text about a unit that has not come up for lack of memory.
     pub(super) fn shortage(&self, unit: UnitIndex) -> Option<String> {
         self.budget.shortage(usize::try_from(unit.0).ok()?)
     }

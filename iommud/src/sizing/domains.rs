@@ -1,4 +1,4 @@
-//! Which domains of policy there will be, and which entries: the start of the machine, decided without hardware.
+//! Forecasts the domains of policy and the entries: the start of the machine, decided without hardware.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -21,30 +21,30 @@ const LARGE: u64 = 1 << 21;
 pub(super) struct Domain {
     id: DomainId,
     format: TableFormat,
-    /// What it maps one to one, lowest first.
+    /// The ranges that it maps one to one, lowest first.
     ranges: Vec<(u64, u64)>,
     /// Units with entries that point to it.
     units: BTreeSet<UnitIndex>,
 }
 
-/// What the start of the machine brings about.
+/// The results of the start of the machine.
 #[derive(Debug, Default)]
 pub(super) struct Forecast {
     pub(super) domains: Vec<Domain>,
     /// Buses with entries, of units whose entries lie in a frame for each bus.
     buses: BTreeMap<UnitIndex, BTreeSet<u8>>,
-    /// Frames of domains for what firmware reserves, should every function need one of its own.
+    /// Frames of domains for regions that firmware reserves, should every function need one of its own.
     pub(super) reserved_frames: u64,
 }
 
 impl Domain {
-    /// Its tables, and an empty one that it may keep.
+    /// Frames of its tables, and of an empty one that it may keep.
     pub(super) fn frames(&self) -> u64 {
         tables::count(self.format.levels, self.format.page_sizes, &self.ranges) + 1
     }
 
-    /// Tables that take the place of large leaves when holes are made: for `pieces` pieces of 2 MiB or more, each
-    /// aligned to 2 MiB; for one page of notes; and for the ends of what earlier servers `left`.
+    /// Number of tables that replace large leaves when holes are made: for `pieces` pieces of 2 MiB or more, each
+    /// aligned to 2 MiB; for one page of notes; and for the ends of the memory that earlier servers `left`.
     pub(super) fn splits(&self, pieces: u64, left: &[PhysRange]) -> u64 {
         let leaves = |size| tables::leaves(size, self.format.page_sizes, &self.ranges);
         let unaligned = left.iter().map(|range| {
@@ -79,7 +79,7 @@ impl Forecast {
         forecast
     }
 
-    /// Decides an event and takes note of its steps.
+    /// Decides an event and records its steps.
     fn carry_out(&mut self, registry: &mut Registry, event: &Event) {
         let Ok(plan) = registry.decide(event) else { return };
         for step in plan.orders().steps() {
@@ -120,7 +120,7 @@ impl Forecast {
         self.buses.entry(unit).or_default().insert(bus);
     }
 
-    /// Requesters that firmware names and that are no functions have entries too.
+    /// Adds the entries of requesters that firmware names and that are no functions.
     fn firmware_names(&mut self, facts: &Facts<'_>) {
         for (index, unit) in (0..).zip(&facts.firmware.units) {
             let function = |kind| matches!(kind, ScopeKind::Endpoint | ScopeKind::Bridge);
@@ -130,8 +130,8 @@ impl Forecast {
         }
     }
 
-    /// Whatever is plugged in behind a bridge has an entry there; a function for which firmware reserves regions
-    /// has a domain of them when its driver dies.
+    /// Adds the entries of all buses behind bridges, where devices may be plugged in. A function for which firmware
+    /// reserves regions has a domain of them when its driver dies.
     fn functions_need(&mut self, facts: &Facts<'_>) {
         let mut table = FunctionTable::default();
         for function in facts.functions {
@@ -171,7 +171,7 @@ fn survey<'a>(facts: &Facts<'a>, unit: UnitIndex) -> Option<&'a crate::hw::Surve
     facts.surveys.get(usize::try_from(unit.0).ok()?)?.as_ref()
 }
 
-/// What firmware reserves for a function in whole pages, lowest first; and whether regions overlap.
+/// The regions that firmware reserves for a function, in whole pages, lowest first; and whether they overlap.
 fn regions(facts: &Facts<'_>, scopes: &Scopes, function: &PciFunction) -> (Vec<(u64, u64)>, bool) {
     let reserved = scopes.reserved(facts.firmware, function.address);
     let pages = reserved.map(|region| region.range.page_aligned());

@@ -1,4 +1,4 @@
-//! What the need of memory is worked out from.
+//! The facts from which the need of memory is computed.
 
 use crate::addr::PhysRange;
 use crate::hw::Survey;
@@ -6,7 +6,7 @@ use crate::policy::Config;
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
-/// What is known of a machine before memory is taken.
+/// The facts about a machine before memory is taken.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// The firmware's table.

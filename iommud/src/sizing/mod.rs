@@ -1,8 +1,8 @@
-//! How much memory the server needs on a machine, before any is taken.
+//! Computes the memory that the server needs on a machine, before any is taken.
 //!
-//! Policy decides the start of the machine once without hardware: every function is added, every unit becomes
-//! ready, and the steps of the plans say which page tables exist and what they map. The frames of those tables are
-//! counted, not built. What the server needs for itself is the base; what is left for drivers is the clients' share.
+//! Policy decides the start of the machine once without hardware: every function is added, and every unit becomes
+//! ready. The steps of the plans show which page tables exist and what they map. The frames of these tables are
+//! counted, not built. The base is the server's own need; the rest, for drivers, is the clients' share.
 //!
 //! ```text
 //! base     runs of each unit (device tables, rings, logs)         hw: Survey::runs
@@ -30,7 +30,7 @@ use domains::{Domain, Forecast};
 pub use facts::Facts;
 use tables::frames;
 
-/// Frames in a page of 2 MiB, as which memory for tables is taken.
+/// Frames in a page of 2 MiB. Memory for tables is taken in such pages.
 pub const PAGE_FRAMES: u64 = 512;
 
 /// Bytes of a frame.
@@ -39,7 +39,7 @@ const FRAME: u64 = 4096;
 /// Bytes of a page of 2 MiB.
 const PAGE: u64 = PAGE_FRAMES * FRAME;
 
-/// Context tables for requester ids of no function: policy silences at most so many.
+/// Context tables for requester ids of no known function: policy silences at most this many.
 const STRANGERS: u64 = 64;
 
 /// Frames for clients on the smallest machine: 2 MiB.
@@ -51,7 +51,7 @@ const FRAMES_A_FUNCTION: u64 = 32;
 /// Functions beyond this many get no share of their own.
 const MOST_FUNCTIONS: u64 = 256;
 
-/// Pages of buffers for which one frame of tables is taken. Tables that are full map 512.
+/// Pages of buffers for which one frame of tables is taken. A full table maps 512 pages.
 const PAGES_A_FRAME: u64 = 16;
 
 /// Bounds of the memory for buffers, and the part of the machine's memory in between.
@@ -62,7 +62,7 @@ const PART_FOR_BUFFERS: u64 = 64;
 /// Memory for buffers comes in multiples of this many bytes: the chunks that Redox gives.
 const BUFFER_CHUNK: u64 = 4 << 20;
 
-/// What the server needs on a machine.
+/// The memory that the server needs on a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     /// Aligned runs of more than one frame that units take, in frames, in the order of the units.
@@ -73,7 +73,7 @@ pub struct Need {
     pub client_frames: u64,
     /// Bytes of buffers for clients. The server itself needs none.
     pub buffer_bytes: u64,
-    /// For each unit, the frames of its own and of the domains of policy behind it. Units share domains: the sum
+    /// For each unit, its own frames and those of the domains of policy behind it. Units share domains, so the sum
     /// may be more than `base_frames`.
     pub units: Vec<u64>,
 }
@@ -95,7 +95,7 @@ impl Need {
     }
 }
 
-/// What the server needs on this machine. Nothing is read or changed.
+/// Computes the memory that the server needs on this machine. Nothing is read or changed.
 #[must_use]
 pub fn memory_need(facts: &Facts<'_>) -> Need {
     let forecast = Forecast::of(facts);
@@ -130,7 +130,7 @@ pub fn memory_need(facts: &Facts<'_>) -> Need {
     need
 }
 
-/// The runs of a unit. One that does not answer may come back later: it keeps its place.
+/// The runs of a unit. A unit that does not answer may come back later, so its runs are counted too.
 fn runs_of<'a>(facts: &Facts<'a>, index: usize) -> &'a [usize] {
     let silent = |unit: &UnitDescription| match (unit.registers, unit.kind) {
         (Err(_), _) => &[][..],
@@ -143,21 +143,21 @@ fn runs_of<'a>(facts: &Facts<'a>, index: usize) -> &'a [usize] {
     }
 }
 
-/// How many domains of policy there may be in place of one: units that turn out to snoop do not share the domains
+/// Number of domains of policy that may exist in place of one. Units that turn out to snoop do not share the domains
 /// of others.
 fn copies(facts: &Facts<'_>) -> u64 {
     let unknown = facts.surveys.iter().flatten().filter(|survey| !survey.coherence_known).count();
     if unknown > 1 { 2 } else { 1 }
 }
 
-/// Frames for clients: by the functions that somebody may drive, and by the buffers that they may map.
+/// Frames for clients, by the functions that may be driven and by the buffers that may be mapped.
 fn client_frames(facts: &Facts<'_>, buffer_bytes: u64) -> u64 {
     let driven = facts.functions.iter().filter(|function| function.kind.buses().is_none()).count();
     let functions = frames(driven).min(MOST_FUNCTIONS);
     LEAST_SHARE + functions * FRAMES_A_FUNCTION + buffer_bytes / FRAME / PAGES_A_FRAME
 }
 
-/// A part of the machine's memory, within bounds.
+/// A fraction of the machine's memory, within bounds.
 fn buffer_bytes(ram: &[PhysRange]) -> u64 {
     let total = ram.iter().fold(0_u64, |all, range| all.saturating_add(range.length()));
     let part = total / PART_FOR_BUFFERS / BUFFER_CHUNK * BUFFER_CHUNK;

@@ -125,7 +125,7 @@ impl Case {
     }
 }
 
-/// Root table, queue, status word; a context table; 64 for requesters that nobody knows.
+/// Root table, queue, status word; a context table; 64 for unknown requesters.
 const VTD: u64 = 3 + 1 + 64;
 
 /// An empty table that a domain may keep.
@@ -189,8 +189,8 @@ fn each_format_has_a_domain_of_its_own() {
     assert_eq!(case.need().base_frames, small + 2 * (3 + 1) + 64);
 }
 
-/// Runs of a device table, an empty page table, a ring, a status word and two logs; and all domains twice, since it
-/// shows only later who snoops.
+/// Runs of a device table, an empty page table, a ring, a status word and two logs. All domains count twice, because
+/// it is known only later which units snoop.
 #[test]
 fn amd_units_take_aligned_device_tables() {
     let of = |index: u16| UnitDescription {
@@ -228,7 +228,7 @@ fn amd_units_take_aligned_device_tables() {
     // 32 MiB of buffers; 1,112 and 512 + 64 + 512 frames are 4.3 pages.
     assert_eq!((need.buffer_bytes, need.table_bytes()), (32 * MIB, 10 * MIB));
     assert_eq!(need.least_table_bytes(), 8 * MIB);
-    // One unit is of one kind. One that does not answer keeps its place, which may be of the longer kind.
+    // A single unit has one kind of domains. A unit that does not answer keeps its place, with the runs of its kind.
     case.surveys[1] = None;
     assert_eq!(case.need().base_frames, 2 * unit + compat + splits);
 }
@@ -238,7 +238,7 @@ fn strict_needs_no_domain_but_for_what_firmware_reserves() {
     let mut case = Case::one(PageSizes::all(), vec![range(0, 2 * GIB)]);
     case.config.default = Mode::Strict;
     assert_eq!(case.need().base_frames, VTD);
-    // Under compat too a device has a domain of its regions when its driver died.
+    // Under compat, too, a device has a domain of its regions after its driver died.
     case.config.default = Mode::Compat;
     let before = case.need().base_frames;
     case.firmware.reserved = vec![ReservedRegion {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! registers.rs  reads and writes       command.rs  the ring            log.rs  events, page requests
-//! walk.rs       what entries say       reach.rs    what a requester can reach
+//! walk.rs       decoding entries       reach.rs    all that a requester can reach
 //! firmware.rs   tables of a previous owner, written bit by bit
 //! ```
 

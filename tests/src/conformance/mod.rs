@@ -3,7 +3,7 @@
 //! breaks the hardware's rules.
 //!
 //! ```text
-//! entries.rs   who reaches what: entries, moves between domains, failures on the way
+//! entries.rs   what a requester reaches: entries, moves between domains, failures on the way
 //! pages.rs     page tables and invalidations: sizes, ranges, tags, counts
 //! faults.rs    fault records
 //! takeover.rs  units that a previous owner left running
@@ -11,7 +11,7 @@
 //! trouble.rs   time-outs, dead units, memory that runs out
 //! vtd.rs       the VT-d backend and units to run it on; amdvi.rs the same of AMD-Vi
 //! suite.rs     the list of all checks
-//! random.rs    long random runs against a list of what was granted
+//! random.rs    long random runs against a list of the granted ranges
 //! ```
 
 pub mod amdvi;

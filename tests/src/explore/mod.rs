@@ -3,15 +3,16 @@
 //! checks the invariants. Accesses of devices that never stop trying check them at every instant within an event.
 //!
 //! ```text
-//! scene.rs     machines        act.rs      events and answers      plays.rs    which streams, where
-//! backend.rs   their units
-//! subject.rs   what is explored            real.rs   the shipped server          racy.rs   known to be wrong
-//! session.rs   as a client knows one           waiting.rs answers that come later
-//! ledger.rs    what must be so, units.rs   check.rs  I1 to I8, instants.rs       scenario.rs S1 to S32, history.rs where they were seen
-//! free.rs      every choice                   name.rs   which states are the same
-//! search.rs    every interleaving          random.rs longer ones, shrinking      sweep.rs  every k-th failure, of what spines.rs has
-//! exhaust.rs   no memory at all
-//! stages.rs    all of a run                 report.rs what is printed, and ORDERING.md
+//! scenes    scene.rs machines   backend.rs their units   act.rs events and answers   plays.rs streams of events
+//!           session.rs a client's view   waiting.rs answers that come later
+//! subjects  subject.rs the interface   shipped.rs the shipped server   flawed.rs servers that are wrong on purpose
+//! checks    ledger.rs the expected state   units.rs   check.rs I1 to I8   instants.rs within an event
+//!           scenario.rs S1 to S32   history.rs where they were seen
+//! search    search.rs every interleaving   free.rs every choice   name.rs which states are the same
+//!           random.rs long ones, shrinking   sweep.rs every k-th failure, over the runs in spines.rs
+//!           exhaust.rs no memory at all
+//! controls  controls.rs each flawed server is caught, by name
+//! report    stages.rs the stages of a run   stats.rs counts   report.rs output and ORDERING.md
 //! ```
 //!
 //! Existing model checkers (stateright 0.31) need states that are `Hash + Send + Sync` values, and compute successors

@@ -159,8 +159,11 @@ impl Memory {
             frame.memory = [value; WORDS];
         }
         for view in &mut self.views {
-            if let Some(buffered) = &mut view.buffered {
-                buffered.retain(|word, _| word / FRAME != address / FRAME);
+            if let Some(buffered) = view.buffered.as_mut().filter(|buffered| !buffered.is_empty()) {
+                let first = address / FRAME * FRAME;
+                for word in (first..first + FRAME).step_by(8) {
+                    buffered.remove(&word);
+                }
             }
         }
     }

@@ -2,8 +2,8 @@
 //! meaning of an entry ([`Format`]).
 //!
 //! ```text
-//! caches.rs   what is remembered       walk.rs   from address to memory, filling the caches
-//! reach.rs    all that a requester can reach, without and with what the caches may still hold
+//! caches.rs   cached translations      walk.rs   from address to memory, filling the caches
+//! reach.rs    all that a requester can reach, with and without cached translations
 //! previous.rs tables of a previous owner, written word by word
 //! ```
 

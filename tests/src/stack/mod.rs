@@ -175,7 +175,7 @@ impl<T: UnderTest> Stack<T> {
     /// The backend's error; the unit stays unavailable.
     pub fn arrive(&mut self, subject: &T, unit: usize) -> Result<(), UnitError> {
         let index = UnitIndex(u32::try_from(unit).unwrap());
-        let prepared = subject.prepare(&self.machine, unit, self.server.table_memory());
+        let prepared = subject.prepare(&self.machine, unit, self.server.bring_up_memory(index));
         let mut hardware =
             prepared.inspect_err(|error| self.server.unit_not_arrived(index, error))?;
         match subject.take_over(&mut hardware, self.server.table_memory()) {

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! registers.rs  reads and writes       command.rs  global commands       queue.rs  descriptors
-//! walk.rs       what entries say       faults.rs   records
-//! reach.rs      what a requester can reach, without and with what the caches may still hold
+//! walk.rs       decoding entries       faults.rs   records
+//! reach.rs      all that a requester can reach, with and without cached translations
 //! firmware.rs   tables of a previous owner, written bit by bit
 //! ```
 

@@ -7,6 +7,7 @@ mod depth;
 mod endings;
 mod growth;
 mod input;
+mod late_units;
 mod lives;
 mod named;
 mod narrowing;

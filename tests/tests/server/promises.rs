@@ -3,9 +3,8 @@
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::wire::{Access, Empty, Grant, Map, MapFlags, MapResult, Operation};
-use iommud::hw::Nanos;
-use iommud::policy::{ClientId, Mode, UnitIndex};
-use iommud::server::{Caller, Handle};
+use iommud::policy::{ClientId, Mode};
+use iommud::server::Caller;
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Layout, Trouble};
 use iommud_tests::stack::endpoint;
@@ -88,39 +87,6 @@ fn a_newcomer_does_not_pay_for_the_tables_of_a_dead_client() {
     stack.attach(next).unwrap();
     let got = scatter(&mut stack, next, u64::MAX);
     assert!(got + 16 > mapped.min(share), "{got} of {share}; the dead client had {mapped}");
-}
-
-/// A late unit finds no memory, because clients use their shares. It is tried again when one of them ends. (Whether
-/// it then finds a run of frames long enough depends on the clients in between.)
-#[test]
-fn a_unit_that_found_no_memory_is_tried_again_when_there_is_some() {
-    for subject in subjects() {
-        println!("subject: {}", subject.name());
-        let mut setup = setup(Mode::Compat);
-        setup.functions = (0..8).map(|at| endpoint(1, at, 0)).collect();
-        setup.behind_first = setup.functions[..6].iter().map(|f| f.address).collect();
-        setup.off = vec![1];
-        setup.layout.tables = (16 << 20, 6 << 20);
-        let first = setup.behind_first.clone();
-        let mut stack = Bed::start(&[subject.clone(), subject.clone()], setup);
-        let sessions: Vec<Handle> = (1..)
-            .zip(&first[..3])
-            .map(|(client, device)| {
-                let session = stack.claim(client, *device).unwrap();
-                stack.attach(session).unwrap();
-                scatter(&mut stack, session, u64::MAX);
-                session
-            })
-            .collect();
-        let arrived = stack.arrive(&subject, 1);
-        for session in sessions {
-            stack.server.close(session);
-        }
-        let mut asked = |second: &u64| {
-            stack.server.recover_units(Nanos(second * 1_000_000_000)) == Some(UnitIndex(1))
-        };
-        assert!(arrived.is_ok() || (0..1000).any(|second| asked(&second)), "not tried again");
-    }
 }
 
 /// Without a unit a revocation's offset is checked before it is added to an address.

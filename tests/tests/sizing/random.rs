@@ -131,7 +131,7 @@ fn vtd_kinds() -> Vec<vtd::Subject> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn vtd_machines_come_up_with_what_they_need(shape in shapes(vtd_kinds().len())) {

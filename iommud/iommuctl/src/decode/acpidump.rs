@@ -1,4 +1,4 @@
-//! Tables out of the text that `acpidump` writes.
+//! Parses the text that `acpidump` writes into tables.
 //!
 //! ```text
 //! DMAR @ 0x000000007A0B5000
@@ -7,20 +7,20 @@
 
 use std::fmt;
 
-/// Columns of one line's bytes: 16 of two digits and a blank.
+/// Columns of the bytes of one line: 16 of two digits and a blank.
 const COLUMNS: usize = 16 * 3;
 
-/// A line that belongs to a table cannot be read.
+/// A line of a table that cannot be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadDump {
-    /// Its offset is not where the lines before it end. Lines count from 1.
+    /// Its offset does not follow from the lines before it. Lines count from 1.
     Offset {
         /// The line.
         line: usize,
-        /// Where they end.
+        /// The expected offset.
         expected: usize,
     },
-    /// It has no bytes, or something else among them.
+    /// It has no bytes, or contains something else among them. Lines count from 1.
     Bytes {
         /// The line.
         line: usize,
@@ -41,16 +41,16 @@ impl fmt::Display for BadDump {
 /// One table of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dumped {
-    /// Its signature, as the heading names it.
+    /// The signature in the table's heading.
     pub signature: String,
-    /// Its bytes.
+    /// The bytes of the table.
     pub bytes: Vec<u8>,
 }
 
-/// The tables of a dump in their order; none when the text is not one.
+/// Parses the tables of a dump, in their order. Returns none when the text is not a dump.
 ///
 /// # Errors
-/// [`BadDump`], at the first line that cannot be read.
+/// [`BadDump`] for the first line that cannot be parsed.
 pub fn tables(text: &str) -> Result<Vec<Dumped>, BadDump> {
     let mut tables: Vec<Dumped> = Vec::new();
     let mut inside = false;
@@ -73,14 +73,15 @@ pub fn tables(text: &str) -> Result<Vec<Dumped>, BadDump> {
     Ok(tables)
 }
 
-/// The signature in `SSSS @ 0xADDRESS`.
+/// Parses the signature in `SSSS @ 0xADDRESS`.
 fn heading(line: &str) -> Option<&str> {
     let (signature, address) = line.trim_end().split_once(" @ 0x")?;
     let digits = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit());
     (signature.len() == 4 && signature.is_ascii() && digits).then_some(signature)
 }
 
-/// Appends the bytes of a line. They end at two blanks or after 16; what follows is the same as text.
+/// Appends the bytes of a line. They end at two blanks or after 16 bytes. The rest of the line shows the same bytes
+/// as text.
 fn append(bytes: &mut Vec<u8>, rest: &str) -> Option<()> {
     let columns = rest.strip_prefix(' ')?;
     let columns = columns.get(..COLUMNS.min(columns.len()))?;

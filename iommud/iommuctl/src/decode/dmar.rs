@@ -1,4 +1,4 @@
-//! A DMAR as records.
+//! Converts a DMAR to records.
 
 use iommud::acpi::dmar::{
     ALL_PORTS, ATC_REQUIRED, Body, DMA_CTRL_PLATFORM_OPT_IN, Dmar, INCLUDE_PCI_ALL, INTR_REMAP,
@@ -32,7 +32,7 @@ pub(super) fn fixed(table: &Dmar<'_>) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// One structure.
+/// Converts one structure.
 pub(super) fn structure(structure: &Structure<'_>) -> Record {
     let Structure { offset, kind, length, .. } = *structure;
     let mut record = Record::new(format!("{} at offset {offset}", structure.name()));
@@ -89,7 +89,7 @@ fn flag_field(record: &mut Record, flags: u8, bit: u8, word: &'static str) {
     record.push("flags", Value::Flags(flags, words(flags, &[(bit.into(), word)])));
 }
 
-/// The scopes up to the first that cannot be read.
+/// The scopes before the first that cannot be decoded.
 fn scopes(scopes: Scopes<'_>, properties: bool) -> Value {
     let readable = scopes.map_while(Result::ok).map(|entry| scope(&entry, properties));
     Value::Records(readable.collect())

@@ -1,4 +1,4 @@
-//! An IVRS as records.
+//! Converts an IVRS to records.
 
 use iommu_protocol::ids::RequesterId;
 
@@ -28,7 +28,7 @@ const IVMD_FLAGS: &[(u64, &str)] = &[
     (EXCLUSION_RANGE as u64, "excluded from translation"),
 ];
 
-/// Data settings of a device entry, the bits that device table entries have too.
+/// Data settings of a device entry. These bits are also in device table entries.
 const SETTINGS: &[(u64, &str)] = &[
     (1 << 0, "INIT passes"),
     (1 << 1, "external interrupts pass"),
@@ -59,7 +59,7 @@ pub(super) fn fixed(table: &Ivrs<'_>) -> Vec<(&'static str, Value)> {
     vec![("iv_info", Value::Meaning(info, meaning))]
 }
 
-/// One block.
+/// Converts one block.
 pub(super) fn structure(structure: &Structure<'_>) -> Record {
     let Structure { offset, kind, length, .. } = *structure;
     let mut record = Record::new(format!("{} {kind:02x}h at offset {offset}", structure.name()));
@@ -120,7 +120,7 @@ fn ivmd(record: &mut Record, body: &Body<'_>) {
     record.push("memory_length", Value::Hex(memory_length));
 }
 
-/// The entries up to the first that cannot be read.
+/// The entries before the first that cannot be decoded.
 fn entries(entries: Entries<'_>) -> Value {
     Value::Records(entries.map_while(Result::ok).map(|item| entry(&item)).collect())
 }
@@ -162,7 +162,7 @@ fn entry(entry: &Entry<'_>) -> Record {
     record
 }
 
-/// A unique id: format 1 is an integer of 8 bytes, 2 is text.
+/// Converts a unique id: format 1 is an integer of 8 bytes, format 2 is text.
 fn unique_id(format: u8, uid: &[u8]) -> Value {
     match (format, <[u8; 8]>::try_from(uid)) {
         (1, Ok(bytes)) => Value::Number(u64::from_le_bytes(bytes)),

@@ -22,7 +22,7 @@ use present::Functions;
 use record::{Record, Value, text};
 use verdict::{Sentence, outlook};
 
-/// Longest file that is read, in bytes: a dump of all tables of a machine takes some megabytes.
+/// The longest file that is read, in bytes. A dump of all tables of a machine takes some megabytes.
 const LONGEST: u64 = 64 << 20;
 
 /// Why nothing was decoded.
@@ -30,13 +30,13 @@ const LONGEST: u64 = 64 << 20;
 pub enum DecodeError {
     /// The file cannot be read.
     Read(io::Error),
-    /// It is longer than 64 MiB.
+    /// The file is longer than 64 MiB.
     TooLong,
-    /// It is a damaged dump.
+    /// The file is a damaged dump.
     Dump(BadDump),
-    /// It is a dump without DMAR or IVRS; this many other tables are in it.
+    /// The file is a dump without DMAR or IVRS. It has this many other tables.
     NoTable(usize),
-    /// It is no DMAR or IVRS.
+    /// The file, or a table of the dump, is not a DMAR or IVRS, or is too short or too long.
     Table(TableError),
 }
 
@@ -90,10 +90,10 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`fn@file`], of bytes.
+/// Decodes the DMAR and IVRS tables in the content of a file, like [`fn@file`].
 ///
 /// # Errors
-/// As [`fn@file`].
+/// [`DecodeError`], except `Read` and `TooLong`.
 pub fn tables(bytes: &[u8]) -> Result<Vec<Decoded>, DecodeError> {
     let dumped = match std::str::from_utf8(bytes) {
         Ok(text) => acpidump::tables(text).map_err(DecodeError::Dump)?,
@@ -113,7 +113,7 @@ pub fn tables(bytes: &[u8]) -> Result<Vec<Decoded>, DecodeError> {
 /// Decodes one table.
 ///
 /// # Errors
-/// `Short` and `Signature`.
+/// `Short`, `TooLong` and `Signature`.
 pub fn table(bytes: &[u8]) -> Result<Decoded, TableError> {
     let table = Table::read(bytes)?;
     match &table.header.signature {
@@ -156,7 +156,7 @@ impl Decoded {
         Self { table: record, outlook: outlook(table.verify(), &firmware) }
     }
 
-    /// Adds what is wrong with the table only on the machine that it describes.
+    /// Adds anomalies that show only on the machine that the table describes.
     fn compare(&mut self, functions: &Functions, bytes: &[u8]) {
         let Ok(table) = Table::read(bytes).and_then(Dmar::new) else { return };
         if let Some((_, Value::Lines(anomalies))) = self.table.fields.last_mut() {
@@ -164,19 +164,19 @@ impl Decoded {
         }
     }
 
-    /// One object.
+    /// The table as one JSON object.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         self.table.json()
     }
 
-    /// What the server would do with the table, one sentence each.
+    /// The actions that the server would take with the table, one sentence each.
     #[must_use]
     pub fn outlook(&self) -> Vec<String> {
         self.outlook.iter().map(ToString::to_string).collect()
     }
 
-    /// Text for people: what the server would do, and what is wrong with the table.
+    /// The table as text for people: the actions that the server would take, and the anomalies of the table.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut out = String::new();

@@ -1,4 +1,4 @@
-//! Whether devices that a table names are there, on the machine whose table it is.
+//! Checks whether the devices that a table names exist, on the machine whose table it is.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -9,9 +9,9 @@ use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommud::acpi::Scope;
 use iommud::acpi::dmar::{Body, Dmar, Structure};
 
-/// Where Linux has the tables of the machine that it runs on.
+/// The directory where Linux shows the tables of the machine that it runs on.
 const OWN_TABLES: &str = "/sys/firmware/acpi/tables";
-/// Where it has the functions of that machine.
+/// The directory where Linux shows the functions of that machine.
 const OWN_FUNCTIONS: &str = "/sys/bus/pci/devices";
 /// Secondary bus number in the header of a bridge (PCI-to-PCI Bridge 1.2 section 3.2.5.4).
 const SECONDARY_BUS: u64 = 0x19;
@@ -21,13 +21,13 @@ const SECONDARY_BUS: u64 = 0x19;
 pub(super) struct Functions(PathBuf);
 
 impl Functions {
-    /// Of the machine that `table` is a table of: only of this one is it known.
+    /// The functions of the machine to which `table` belongs. `None` unless that is this machine.
     pub(super) fn of(table: &Path) -> Option<Self> {
         let own = table.canonicalize().ok()?.starts_with(OWN_TABLES);
         own.then(|| Self(OWN_FUNCTIONS.into()))
     }
 
-    /// One sentence for each endpoint and bridge that the table names and that is not there.
+    /// Returns one sentence for each endpoint and bridge that the table names and that does not exist.
     pub(super) fn missing(&self, table: &Dmar<'_>) -> Vec<String> {
         let mut missing = Vec::new();
         for structure in table.structures() {
@@ -44,7 +44,7 @@ impl Functions {
         let mut bus = Some(scope.start_bus);
         let mut place = None;
         for (device, function) in scope.path() {
-            // A path that goes on behind what is no bridge leads nowhere.
+            // A path that continues behind a function that is not a bridge leads nowhere.
             let requester = bus.and_then(|bus| RequesterId::new(bus, device, function));
             place = requester.map(|requester| PciAddress { segment, requester });
             bus = place.and_then(|address| self.secondary(address));
@@ -68,7 +68,8 @@ impl Functions {
         self.0.join(format!("{:04x}:{bus:02x}:{device:02x}.{function:x}", address.segment))
     }
 
-    /// The bus behind a bridge; of what is no bridge, a number that leads nowhere.
+    /// Reads the number of the bus behind a bridge. For other functions, returns `None` or a number that leads
+    /// nowhere.
     fn secondary(&self, address: PciAddress) -> Option<u8> {
         let mut config = File::open(self.folder(address).join("config")).ok()?;
         config.seek(SeekFrom::Start(SECONDARY_BUS)).ok()?;

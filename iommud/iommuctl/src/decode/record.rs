@@ -1,4 +1,4 @@
-//! A decoded table as named values: one description, written as text and as JSON.
+//! A decoded table as named values. One description gives both the text form and the JSON form.
 
 use std::fmt;
 
@@ -11,28 +11,28 @@ pub(super) struct Record {
     pub(super) fields: Vec<(&'static str, Value)>,
 }
 
-/// A value, and how it reads best as text. In JSON all numbers are integers.
+/// A value, with its text form. In JSON all numbers are integers.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     /// A count or an id: decimal.
     Number(u64),
     /// An address or a set of bits: hexadecimal.
     Hex(u64),
-    /// Flags, with the words for those that are set.
+    /// Flags, with a word for each flag that is set.
     Flags(u64, Vec<&'static str>),
-    /// A number, with what it means. The words are not in the JSON form.
+    /// A number, with its meaning. The JSON form omits the meaning.
     Meaning(u64, String),
     /// Yes or no.
     Flag(bool),
-    /// A string as [`text`] gives it.
+    /// A string from [`text`].
     Text(String),
-    /// Bytes as they are.
+    /// Unparsed bytes.
     Raw(Vec<u8>),
     /// Device and function numbers of a path.
     Path(Vec<(u8, u8)>),
     /// One string a line.
     Lines(Vec<String>),
-    /// More of the same kind.
+    /// A list of records.
     Records(Vec<Record>),
 }
 
@@ -55,7 +55,7 @@ impl Record {
         self.fields.iter().find(|(of, _)| *of == name).map(|(_, value)| value)
     }
 
-    /// Writes heading and fields, `depth` levels in.
+    /// Writes heading and fields, indented by `depth` levels.
     fn write(&self, out: &mut dyn fmt::Write, depth: usize) -> fmt::Result {
         let indent = depth * 2;
         writeln!(out, "{:indent$}{}", "", self.heading)?;
@@ -125,18 +125,18 @@ impl fmt::Display for Value {
     }
 }
 
-/// Lower-case hexadecimal, without separators.
+/// Formats bytes in lower-case hexadecimal, without separators.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Text out of a table, one character a byte, without the zeros at its end.
+/// Converts text of a table: one character for each byte, without trailing zeros.
 pub(super) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     bytes.iter().take(end).copied().map(char::from).collect()
 }
 
-/// What is not printable ASCII as escapes.
+/// Escapes all characters that are not printable ASCII.
 pub(super) fn printable(text: &str) -> String {
     let plain = |c: &char| c.is_ascii_graphic() || *c == ' ';
     text.chars()
@@ -144,7 +144,7 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// The words of the bits that are set.
+/// The words of those bits in `names` that are set.
 pub(super) fn words(bits: u64, names: &[(u64, &'static str)]) -> Vec<&'static str> {
     names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, word)| *word).collect()
 }

@@ -1,4 +1,4 @@
-//! What the server would do with a table, in words.
+//! Describes in words the actions that the server would take with a table.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! Tables that become deeper, and every way that it can fail.
+//! Tables that grow deeper, and every failure of this.
 
 use super::*;
 
@@ -55,7 +55,7 @@ fn a_table_that_cannot_become_deeper_is_as_before_at_every_allocation() {
     assert_eq!(refused, 6, "two roots, and four tables down to the page");
 }
 
-/// The entry is back, in one store, before the new roots are freed.
+/// The entry is restored, in one store, before the new roots are freed.
 #[test]
 fn a_deeper_table_is_undone_when_another_unit_stops() {
     let mut engine = machine();
@@ -69,13 +69,13 @@ fn a_deeper_table_is_undone_when_another_unit_stops() {
     let written = unit(&mut engine, 0).written.clone();
     assert_eq!(written.len(), 2);
     assert!(written.iter().all(|entry| matches!(entry, Entry::Translate { .. })));
-    // What was mapped is kept: the other unit may walk it.
+    // The mapped tables are kept: the other unit may walk them.
     for (frame, content) in &before {
         assert_eq!(engine.memory.snapshot().get(frame), Some(content));
     }
 }
 
-/// A unit that does not say that it has forgotten the new root may walk it: it stays, and leads to the same.
+/// A unit that does not confirm the invalidation of a new root may walk it. The root stays, and translates the same.
 #[test]
 fn a_root_that_a_unit_may_walk_is_not_freed() {
     for budget in 0..2 {

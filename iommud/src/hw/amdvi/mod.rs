@@ -36,5 +36,4 @@ mod tests;
 pub use bringup::addresses_told;
 pub use capability::Capability;
 pub use format::AmdFormat;
-pub use survey::RUNS;
-pub use unit::AmdUnit;
+pub use unit::{AmdUnit, RUNS};

@@ -1,20 +1,14 @@
 //! Identifies a unit from its registers and its capability block, before anything is changed.
 
 use super::capability::Capability;
-use super::log::FRAMES as LOG_FRAMES;
 use super::port::Port;
 use super::spec::capability::{Features, host_levels};
 use super::spec::registers;
-use super::unit::AmdUnit;
-use super::{command, device};
+use super::unit::{AmdUnit, RUNS};
 use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Survey, UnitError};
 use crate::topology::capabilities::{LevelSet, PageSizes, UnitCapabilities};
 use crate::topology::firmware::{UnitDescription, UnitKind};
-
-/// Runs of frames that bring-up allocates: device table, a page table without pages, command ring, its status word,
-/// event log. Units that log page requests take one more run for that log.
-pub const RUNS: &[usize] = &[device::FRAMES, 1, command::FRAMES, 1, LOG_FRAMES, LOG_FRAMES];
 
 /// The table describes a unit of another vendor.
 pub(super) const NOT_AMD_VI: UnitError = UnitError::Unsupported { what: "not an AMD-Vi unit" };

@@ -8,13 +8,13 @@ use iommu_protocol::ids::RequesterId;
 
 use super::command::{Commands, pages, whole_domain};
 use super::device::DeviceTable;
-use super::event;
 use super::format::AmdFormat;
-use super::log::Log;
+use super::log::{FRAMES as LOG_FRAMES, Log};
 use super::port::Port;
 use super::spec::capability::Features;
 use super::spec::command;
 use super::spec::registers::{self, Control, Status};
+use super::{command as ring, device, event};
 use crate::addr::IovaRange;
 use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
@@ -39,6 +39,10 @@ pub(super) enum State {
     /// The unit reads it.
     On,
 }
+
+/// Runs of frames that bring-up allocates: device table, a page table without pages, command ring, its status word,
+/// event log. Units that log page requests take one more run for that log.
+pub const RUNS: &[usize] = &[device::FRAMES, 1, ring::FRAMES, 1, LOG_FRAMES, LOG_FRAMES];
 
 /// One AMD-Vi unit. Made by [`AmdUnit::bring_up`]. It can be cloned only if its registers can be, which those of a
 /// real machine cannot.
@@ -112,6 +116,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
 impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
     type Memory = M;
     type Format = AmdFormat;
+
+    const RUNS: &'static [usize] = RUNS;
 
     fn capabilities(&self) -> UnitCapabilities {
         self.capabilities

@@ -1,8 +1,8 @@
-//! Pages that take several slots, all with the same entry. A format may have them ([`PteFormat::MOST`]); to the
-//! rest of the walker each slot is a page of its own, which [`PteFormat::decode_at`] finds in it.
+//! Pages over several slots, all with the same entry, for formats that have them ([`PteFormat::MOST`]). To the rest
+//! of the walker each slot is a page of its own, as [`PteFormat::decode_at`] decodes it.
 //!
-//! Such a page is entered whole and taken out whole. One that is to be cut is first rewritten as a page a slot,
-//! which translates the same, and is stale as a whole; undoing puts it back as it was.
+//! Such a page is inserted and removed as a whole. A page to be cut is first rewritten as one page for each slot.
+//! These translate the same, but the old page is stale as a whole. Undoing restores it.
 
 use super::PageTable;
 use super::detached::{Detached, Run, RunKind};
@@ -10,15 +10,15 @@ use super::format::{Leaf, PteFormat, PteSlot, shift, slot_of, slot_size};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::TableMemory;
 
-/// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left, where `page`
-/// is the memory's address in pages of one slot.
+/// The largest page, as a power of two of slots, that may begin in `slot` with `left` slots left. `page` is the
+/// address of the memory in pages of one slot.
 fn largest<F: PteFormat>(slot: usize, left: usize, page: u64) -> u32 {
     let aligned = (slot | 1 << F::MOST).trailing_zeros().min(page.trailing_zeros());
     aligned.min(left.checked_ilog2().unwrap_or(0)).min(F::MOST)
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// Stores `count` leaves from slot `index` on that map memory from the page of `leaf` on, in pages as large as
+    /// Stores `count` leaves from slot `index` on. They map memory from the page of `leaf` on, in pages as large as
     /// alignment allows.
     #[inline(always)]
     pub(super) fn fill<M: TableMemory>(
@@ -45,7 +45,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// As `fill`, in a table that no other table points to.
+    /// Like `fill`, in a table that no other table points to.
     pub(super) fn fill_new<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -62,8 +62,8 @@ impl<F: PteFormat> PageTable<F> {
         self.fill(memory, table, index, count, leaf);
     }
 
-    /// Rewrites the pages over several slots of `table` that the addresses from `first` to `last`, which it
-    /// translates, cover only partly: each slot becomes a page. They are at either end.
+    /// Rewrites pages over several slots that the addresses from `first` to `last` cover only partly: each slot
+    /// becomes a page. They are at either end. `table` translates these addresses.
     pub(super) fn cut_ends<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -100,7 +100,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// Rewrites one page over several slots.
+    /// Rewrites one page over several slots as one page for each slot.
     fn cut<M: TableMemory>(&self, memory: &mut M, run: Run) {
         let (index, count) = (usize::from(run.index), usize::from(run.count));
         for slot in index..index + count {
@@ -111,7 +111,7 @@ impl<F: PteFormat> PageTable<F> {
         self.clean(memory, run.table, index, count);
     }
 
-    /// Makes one page of the slots again.
+    /// Restores one page over several slots.
     pub(super) fn uncut<M: TableMemory>(&self, memory: &mut M, run: Run) {
         let (index, count) = (usize::from(run.index), usize::from(run.count));
         memory.fill(run.table, index, count, run.entry, 0);

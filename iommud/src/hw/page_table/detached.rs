@@ -1,4 +1,4 @@
-//! What an unmapped page table still owns.
+//! Tables and entries that were removed from a page table.
 
 use alloc::vec::Vec;
 
@@ -6,18 +6,18 @@ use super::format::{PteFormat, PteSlot, SLOTS, free_subtree, slot_count, slot_si
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::TableMemory;
 
-/// What a run of slots holds, or held.
+/// The content of a run of slots, now or before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RunKind {
-    /// Leaves of one size that map consecutive memory with the same access; taken out, it is one.
+    /// Leaves of one size that map consecutive memory with the same access. A removed run is one leaf.
     Leaves,
-    /// Slots of a table of pages as they were, in use or not: see [`Detached::words`].
+    /// The former content of slots of a table of pages, in use or not: see [`Detached::words`].
     Words,
     /// One link to a table.
     Table,
     /// One leaf that was replaced by a link to a table of smaller leaves.
     Split,
-    /// A page over several slots that became a page a slot.
+    /// A page over several slots that became one page for each slot.
     Group,
 }
 
@@ -25,7 +25,7 @@ pub(super) enum RunKind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     pub(super) table: PhysAddr,
-    /// The entry of the first slot; of words, how many of them map a page.
+    /// The entry of the first slot. For words, the number of those that map a page.
     pub(super) entry: u64,
     /// The first slot.
     pub(super) index: u16,
@@ -34,7 +34,7 @@ pub(super) struct Run {
     /// Level of the table.
     pub(super) level: u8,
     pub(super) kind: RunKind,
-    /// The first run of a call.
+    /// Whether it is the first run of a call.
     pub(super) first: bool,
 }
 
@@ -68,24 +68,24 @@ impl Run {
     }
 }
 
-/// What `PageTable::unmap` took out of a page table: tables that units may still walk through, and what is
-/// needed to put everything back. It belongs to the page table it came from.
+/// Tables and entries that `PageTable::unmap` removed. Units may still walk the tables, and the entries allow
+/// everything to be restored. It belongs to the page table it came from.
 ///
-/// It ends empty, by `PageTable::release` after every unit has forgotten the translations, or by
-/// `PageTable::relink`; dropped before, the tables in it are lost.
+/// It must be emptied by `PageTable::release`, after every unit has invalidated the translations, or by
+/// `PageTable::relink`. If it is dropped before, its tables are lost.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Detached {
     pub(super) runs: Vec<Run>,
-    /// What the slots of all runs of [`RunKind::Words`] held, the last run's last.
+    /// The former content of the slots of all runs of [`RunKind::Words`], that of the last run last.
     pub(super) words: Vec<u64>,
     /// Tables of splits that were undone, with their level.
     pub(super) tables: Vec<(PhysAddr, u8)>,
-    /// First and last byte of what units may have cached; the first is above the last when there is nothing.
+    /// First and last byte that units may have cached. The first is above the last when there are none.
     stale: (Iova, Iova),
-    /// Tables were unlinked or replaced.
+    /// Whether tables were unlinked or replaced.
     structure: bool,
-    /// The region whose empty table stayed linked before another one's did.
+    /// The region whose empty table was kept before that of another region.
     idle_before: Option<u64>,
 }
 
@@ -99,7 +99,7 @@ impl Default for Detached {
 }
 
 impl Detached {
-    /// Nothing.
+    /// Creates it without content.
     pub const fn new() -> Self {
         Self {
             runs: Vec::new(),
@@ -129,14 +129,14 @@ impl Detached {
         self.structure
     }
 
-    /// What units have to forget before the release: a range around all that was unmapped, and around all
-    /// of each superpage that was split, which a unit may hold as one translation.
+    /// The addresses to invalidate before the release: a range around everything that was unmapped, and around each
+    /// superpage that was split. A unit may hold such a superpage as one translation.
     #[must_use]
     pub fn stale(&self) -> Option<IovaRange> {
         IovaRange::inclusive(self.stale.0, self.stale.1)
     }
 
-    /// `range` and what else units have to forget: see [`Detached::stale`].
+    /// A range around `range` and all other addresses to invalidate: see [`Detached::stale`].
     #[must_use]
     pub fn around(&self, range: IovaRange) -> IovaRange {
         let (first, last) = self.stale;
@@ -149,17 +149,17 @@ impl Detached {
         self.stale = (first.min(range.first()), last.max(range.last()));
     }
 
-    /// Notes that the empty table of a region gives up its place to another one.
+    /// Records that the empty table of a region is no longer the one that is kept.
     pub(super) fn stood_by(&mut self, region: u64) {
         self.idle_before.get_or_insert(region);
     }
 
-    /// What [`Detached::stood_by`] was told first.
+    /// The first region given to [`Detached::stood_by`].
     pub(super) const fn idle_before(&self) -> Option<u64> {
         self.idle_before
     }
 
-    /// Notes slots that changed.
+    /// Records slots that changed.
     #[inline(always)]
     pub(super) fn note(&mut self, run: Run) {
         self.structure |= matches!(run.kind, RunKind::Table | RunKind::Split);

@@ -1,4 +1,4 @@
-//! What tables of every format have in common: the geometry of levels and slots, and what an entry means.
+//! Common parts of all formats of tables: the geometry of levels and slots, and the meaning of entries.
 
 use core::fmt;
 
@@ -7,8 +7,8 @@ use iommu_protocol::wire::Access;
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::{MemoryError, TableMemory};
 
-/// In the counter of a table: it is never unlinked. It was the root, and entries of units may point to it; or it is
-/// retained empty (`retain_tables`).
+/// Bit in the counter of a table that is never unlinked. It was the root, and entries of units may point to it, or it
+/// is retained empty (`retain_tables`).
 pub(super) const KEPT: u16 = 1 << 15;
 
 /// Slots of a table.
@@ -17,7 +17,7 @@ pub(super) const SLOTS: usize = 512;
 /// Bits of a physical address that an entry of any supported format holds.
 pub(super) const PHYSICAL_BITS: u32 = 52;
 
-/// What one entry of a table means.
+/// The meaning of one entry of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PteSlot {
     /// Not present.
@@ -28,28 +28,27 @@ pub enum PteSlot {
     Leaf {
         /// First byte of the page.
         phys: PhysAddr,
-        /// What a device may do.
+        /// Access of devices.
         access: Access,
     },
 }
 
 /// The format of page table entries. Levels count from 1 (entries that map 4 KiB). An empty slot is 0.
 pub trait PteFormat {
-    /// The entry at `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) that maps the page at `phys`, aligned to its size.
-    /// The address stands in its place: the entry of a page further on is greater by the distance.
+    /// The entry at `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) that maps the page at `phys`, aligned to its size. The
+    /// address is stored unshifted: the entry of a page further on is greater by the distance.
     fn leaf(phys: PhysAddr, access: Access, level: u8) -> u64;
 
     /// The entry at `level` (2 and up) that points to the table at `next`.
     fn table(next: PhysAddr, level: u8) -> u64;
 
-    /// What an entry found at `level` means. A page over several slots begins at `phys`: see
-    /// [`PteFormat::decode_at`].
+    /// The meaning of an entry at `level`. A page over several slots begins at `phys`: see [`PteFormat::decode_at`].
     fn decode(entry: u64, level: u8) -> PteSlot;
 
     /// The bits of a leaf that make every access snoop; 0 where [`PteFormat::leaf`] has them already.
     const SNOOP: u64 = 0;
 
-    /// The most slots that one page may take, as a power of two (0 to 8); each holds the same entry.
+    /// The most slots of one page, as a power of two (0 to 8). Each slot holds the same entry.
     const MOST: u32 = 0;
 
     /// The entry at `level` that maps a page of 2^`power` slots at `phys`, aligned to its size.
@@ -57,19 +56,18 @@ pub trait PteFormat {
         Self::leaf(phys, access, level)
     }
 
-    /// How many slots the page takes that a leaf at `level` maps, as a power of two; 0 for entries of
-    /// other kinds.
+    /// Number of slots, as a power of two, of the page that a leaf at `level` maps; 0 for entries of other kinds.
     fn power(_entry: u64, _level: u8) -> u32 {
         0
     }
 
-    /// As [`PteFormat::decode`], for the part of a page that lies in slot `slot` (0 to 511).
+    /// Like [`PteFormat::decode`], for the part of a page that lies in slot `slot` (0 to 511).
     fn decode_at(entry: u64, level: u8, _slot: usize) -> PteSlot {
         Self::decode(entry, level)
     }
 }
 
-/// Why a page table did not change.
+/// The reason why a page table did not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
     /// The page table would have fewer than 3 or more than 6 levels.
@@ -81,16 +79,16 @@ pub enum MapError {
         /// The memory of its first byte.
         phys: PhysAddr,
     },
-    /// The range lies outside what the levels translate, or the memory outside what an entry can hold.
+    /// The range is beyond the reach of the levels, or the memory beyond that of an entry.
     OutOfReach {
         /// The range.
         range: IovaRange,
         /// The memory of its first byte.
         phys: PhysAddr,
     },
-    /// Neither reading nor writing was asked for: such an entry would be an absent one.
+    /// Neither reading nor writing is allowed. Such an entry would be an absent one.
     NoAccess,
-    /// Something is mapped there already.
+    /// This address is mapped already.
     Overlap(Iova),
     /// No memory for a table.
     Memory(MemoryError),

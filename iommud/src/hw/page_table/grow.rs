@@ -1,9 +1,9 @@
-//! Page tables that become deeper while they are in use.
+//! Page tables that grow deeper while they are in use.
 //!
 //! ```text
 //!                             new root   entry 0 -> old root
-//! old root .. level n         old root .. level n            everything that was translated still is, by
-//!                                                            either root; only the new one reaches further
+//! old root .. level n         old root .. level n            both roots translate everything as before;
+//!                                                            only the new one reaches further
 //! ```
 
 use super::PageTable;
@@ -12,8 +12,8 @@ use crate::addr::PhysAddr;
 use crate::hw::hal::TableMemory;
 
 impl<F: PteFormat> PageTable<F> {
-    /// Puts roots above the root until there are `levels` (at most 6); nothing when there are. Hardware sees
-    /// nothing of it before an entry points to the new root. The old one goes on translating what it did.
+    /// Puts roots above the root until there are `levels` (at most 6); does nothing when there are. Hardware does not
+    /// use a new root before an entry points to it. The old root translates as before.
     ///
     /// # Errors
     /// `Levels`; `Memory`. Nothing has changed then.
@@ -39,8 +39,8 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// Takes away the roots above `levels` that translate nothing else, and frees them. No entry points to them
-    /// and every unit has forgotten them.
+    /// Removes and frees the roots above `levels` that translate nothing else. No entry points to them and every unit
+    /// has invalidated them.
     pub fn shrink<M: TableMemory>(&mut self, memory: &mut M, levels: u8) {
         while self.levels > levels.max(3) {
             let PteSlot::Table(below) = F::decode(memory.load(self.root, 0), self.levels) else {
@@ -60,7 +60,7 @@ impl<F: PteFormat> PageTable<F> {
         (self.root, self.levels, self.last) = (root, levels, last_of(levels));
     }
 
-    /// The root that the table had when it had `levels`; `None` when it never had.
+    /// The root that the table had with `levels` levels; `None` when it never had that many.
     pub fn root_at<M: TableMemory>(&self, memory: &M, levels: u8) -> Option<PhysAddr> {
         let mut root = self.root;
         for level in (levels + 1..=self.levels).rev() {

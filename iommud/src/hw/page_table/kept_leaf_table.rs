@@ -1,12 +1,12 @@
-//! A table of pages that became empty and stays linked: the next map there builds nothing, and the unmap before
-//! it told units of no change above leaves.
+//! Keeps one empty table of pages linked. The next map there builds no table, and the unmap before it invalidated
+//! nothing above leaves.
 //!
-//! An empty table denies all that an absent one denies. There is at most one in a page table, and only beside
-//! another slot in use of the table above: the last mapping of a GiB takes it along, so that what unmapping
-//! leaves behind is what was there before.
+//! An empty table denies everything that an absent one denies. A page table keeps at most one, and only beside
+//! another used slot of the table above. The last mapping of a GiB removes it too, so that unmapping restores the
+//! state before.
 //!
-//! A map that covers its 2 MiB fills it with pages instead of entering a large leaf, which would take an invalidation
-//! first. The unmap of the 2 MiB then unlinks it, and the next map there has its large leaf.
+//! A map that covers its 2 MiB fills it with pages. A large leaf would need an invalidation first. The unmap of the 2
+//! MiB then unlinks the table, and the next map there gets its large leaf.
 
 use super::PageTable;
 use super::detached::Detached;
@@ -15,8 +15,8 @@ use super::recent::{Idle, NONE, Recent};
 use crate::addr::{Iova, IovaRange};
 use crate::hw::hal::TableMemory;
 
-/// How many other tables become empty before one of them takes the place of the one that is kept: units then
-/// forget a range around both.
+/// Number of other tables that become empty before one of them replaces the table that is kept. Units then invalidate
+/// a range around both.
 const PATIENCE: u8 = 16;
 
 impl<F: PteFormat> PageTable<F> {
@@ -35,8 +35,8 @@ impl<F: PteFormat> PageTable<F> {
         Some(Recent { region, table, parent })
     }
 
-    /// The table of pages of `at`, which was looked up, has become empty: it is unlinked, or stays. With `new`
-    /// it may begin to stay; else it stays only if it is the one that did.
+    /// Unlinks or keeps the table of pages of `at`, which was looked up and has become empty. With `new` it may
+    /// become the one that is kept. Otherwise it stays only if it is that one already.
     #[inline]
     pub(super) fn emptied<M: TableMemory>(
         &mut self,
@@ -80,8 +80,8 @@ impl<F: PteFormat> PageTable<F> {
         self.leave_none_alone(memory, region, detached);
     }
 
-    /// Unlinks the table that is kept when it is the last one of the table above. What units forget of `region`,
-    /// whose table just became empty, they are told anyway.
+    /// Unlinks the table that is kept when it is the last one of the table above. For `region`, whose table just
+    /// became empty, this needs no further invalidation.
     pub(super) fn leave_none_alone<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -101,7 +101,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// The region whose table stayed before the calls that are undone.
+    /// Restores the region whose table was kept before the calls that are undone.
     pub(super) fn stand_by_again(&mut self, detached: &Detached) {
         if let Some(region) = detached.idle_before() {
             self.idle = Idle { region, others: 0 };
@@ -112,7 +112,7 @@ impl<F: PteFormat> PageTable<F> {
         self.look_up(memory, region).is_some_and(|found| *memory.live(found.table) == 0)
     }
 
-    /// Unlinks the table that is kept; units have to forget the way to it.
+    /// Unlinks the table that is kept; units must invalidate the path to it.
     fn unlink_idle<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
         let region = self.idle.region;
         if let Some(range) = IovaRange::new(Iova(region << shift(2)), slot_size(2)) {
@@ -121,7 +121,7 @@ impl<F: PteFormat> PageTable<F> {
         self.unlink_empty(memory, region, detached);
     }
 
-    /// Unlinks an empty table of pages and what becomes empty by it.
+    /// Unlinks an empty table of pages, and the tables above it that become empty by this.
     fn unlink_empty<M: TableMemory>(
         &mut self,
         memory: &mut M,

@@ -1,4 +1,4 @@
-//! Which empty table of pages stays linked.
+//! Tests which empty table of pages stays linked.
 
 use super::tests::format;
 use super::*;
@@ -27,7 +27,7 @@ fn map(memory: &mut TestMemory, table: &mut Table, at: u64) {
     table.map(memory, page(at), PhysAddr(0x1234_5000), BOTH).unwrap();
 }
 
-/// Unmaps a page: whether units forget more than leaves, and around what.
+/// Unmaps a page. Returns whether units invalidate more than leaves, and the range around it.
 fn unmap(memory: &mut TestMemory, table: &mut Table, at: u64) -> (bool, u64, u64) {
     let mut detached = Detached::new();
     table.unmap(memory, page(at), &mut detached).unwrap();
@@ -50,7 +50,7 @@ fn it_is_there_for_the_next_map() {
         assert_eq!(table.lookup(&memory, Iova(5 * TWO_M)), None);
         memory.budget = 0;
     }
-    // A superpage over it needs no frame either; it goes with what covers it.
+    // Mapping all of its 2 MiB needs no frame either; unmapping all of them removes the table.
     let all = IovaRange::new(Iova(5 * TWO_M), TWO_M).unwrap();
     table.map(&mut memory, all, PhysAddr(TWO_M), BOTH).unwrap();
     let mut detached = Detached::new();
@@ -66,10 +66,10 @@ fn the_last_mapping_takes_it_along() {
     let mut table = table(&mut memory);
     map(&mut memory, &mut table, 5 * TWO_M);
     unmap(&mut memory, &mut table, 5 * TWO_M);
-    // Units forget what leads to it, too.
+    // Units invalidate the path to it, too.
     assert_eq!(unmap(&mut memory, &mut table, 0x10_0000), (true, 0x10_0000, 6 * TWO_M - 1));
     assert_eq!(memory.frames_in_use(), 1);
-    // The same when a whole region goes, and alone none stays.
+    // The same when a whole region is unmapped: none stays alone.
     map(&mut memory, &mut table, 5 * TWO_M);
     let whole = IovaRange::new(Iova(0), TWO_M).unwrap();
     table.map(&mut memory, whole, PhysAddr(0), BOTH).unwrap();
@@ -103,7 +103,7 @@ fn another_one_takes_its_place_after_a_while() {
     table.unmap(&mut memory, page(9 * TWO_M), &mut detached).unwrap();
     assert!(detached.tables_freed());
     assert_eq!(detached.stale().map(|range| range.first().0), Some(5 * TWO_M));
-    // Undone, the old one is the one that stays.
+    // After undoing, the old table is the one that is kept.
     table.relink(&mut memory, &mut detached);
     Table::release(&mut memory, &mut detached);
     assert_eq!(memory.snapshot(), before);
@@ -125,7 +125,7 @@ fn none_stays_of_a_map_that_is_undone() {
         assert_eq!(memory.snapshot(), before);
     };
     undo(&mut memory, &mut table);
-    // One that was there is there again.
+    // A table that was kept before is kept again.
     map(&mut memory, &mut table, 5 * TWO_M);
     unmap(&mut memory, &mut table, 5 * TWO_M);
     undo(&mut memory, &mut table);

@@ -1,7 +1,7 @@
-//! Entering pages that lie anywhere in memory at consecutive addresses.
+//! Maps pages that lie anywhere in memory to consecutive addresses.
 //!
-//! New tables are built and filled beside the live ones, as for [`PageTable::map`]: only what is stored into
-//! live tables waits in `pending` until everything else is done.
+//! New tables are built and filled beside the live ones, as in [`PageTable::map`]. Stores into live tables wait in
+//! `pending` until everything else is done.
 
 use iommu_protocol::wire::Access;
 
@@ -16,13 +16,13 @@ use crate::hw::hal::TableMemory;
 /// A table of pages.
 struct Table {
     frame: PhysAddr,
-    /// Hardware may walk it; else only `pending` leads to it.
+    /// Hardware may walk it. Otherwise only `pending` leads to it.
     live: bool,
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// Enters a translation of each page of `range`, whose memory is `pages`, in order. A page is a leaf of
-    /// 4 KiB. A failure leaves every table as it was, and no unit can have cached anything of it.
+    /// Inserts a translation for each page of `range`, whose memory is `pages`, in order. Each page is a leaf of 4
+    /// KiB. A failure leaves every table as it was, and no unit can have cached any of the translations.
     ///
     /// # Errors
     /// `Unaligned`, `OutOfReach`, `NoAccess`, `Overlap` with a page that is mapped already, `Memory`. Nothing
@@ -73,7 +73,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// Prepares pages that one table of pages translates: at once if it is new, else in `pending`.
+    /// Prepares pages that one table of pages translates: at once if it is new, otherwise in `pending`.
     fn prepare_list<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -95,7 +95,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// The table of pages for `at`; made if there is none, with all that leads to it.
+    /// The table of pages for `at`. It is created when there is none, with the tables that lead to it.
     fn table_for<M: TableMemory>(&mut self, memory: &mut M, at: Iova) -> Result<Table, MapError> {
         let mut table = Table { frame: self.root, live: true };
         for level in (2..=self.levels).rev() {
@@ -131,7 +131,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(table)
     }
 
-    /// Stores leaves into empty slots from `first` on, counts and cleans them.
+    /// Stores leaves into empty slots from `first` on; counts and cleans them.
     fn store_list<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -140,7 +140,7 @@ impl<F: PteFormat> PageTable<F> {
         pages: &[PhysAddr],
         access: Access,
     ) {
-        // The address stands in its place in a leaf: the rest of it is the same for all.
+        // A leaf has the address unshifted. Its other bits are the same for all pages.
         let bits = self.leaf(PhysAddr(0), access, 1);
         memory.write(table, first, pages.len(), &mut pages.iter().map(|page| bits + page.0));
         *memory.live(table) += slot_count(pages.len());

@@ -1,4 +1,4 @@
-//! Entering translations.
+//! Inserts translations.
 
 use iommu_protocol::wire::Access;
 
@@ -60,7 +60,7 @@ impl Mapping {
         usize::try_from(whole).map_or(room, |whole| whole.min(room))
     }
 
-    /// What is left after `bytes`.
+    /// The part behind the first `bytes`.
     fn after(self, bytes: u64) -> Option<Self> {
         if bytes > self.last - self.first {
             return None;
@@ -70,9 +70,9 @@ impl Mapping {
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// Enters translations of `range` to the memory from `phys` on, with the largest leaves that alignment
-    /// allows. Hardware sees nothing of them before all tables are built, so a failure leaves every table
-    /// as it was, and no unit can have cached anything of it.
+    /// Inserts translations of `range` to the memory from `phys` on, with the largest leaves that alignment allows.
+    /// Hardware sees none of them before all tables are built. So a failure leaves every table as it was, and no unit
+    /// can have cached any of them.
     ///
     /// # Errors
     /// `Unaligned`, `OutOfReach`, `NoAccess`, `Overlap` with the first page that is mapped already,
@@ -96,7 +96,7 @@ impl<F: PteFormat> PageTable<F> {
         self.map_anew(memory, range, phys, access)
     }
 
-    /// As `map`, where there is no table of pages for all of it.
+    /// Like `map`, where no single table of pages translates the range.
     #[inline(never)]
     fn map_anew<M: TableMemory>(
         &mut self,
@@ -110,13 +110,13 @@ impl<F: PteFormat> PageTable<F> {
         self.enter_pending(memory, prepared)
     }
 
-    /// Stores into live tables what was prepared, or gives it up.
+    /// Stores the prepared runs into live tables, or discards them.
     pub(super) fn enter_pending<M: TableMemory>(
         &mut self,
         memory: &mut M,
         prepared: Result<(), MapError>,
     ) -> Result<(), MapError> {
-        // Taken out so that its capacity survives: a call that changes one table never allocates.
+        // Taken out to keep its capacity, so that a call that changes one table never allocates.
         let mut pending = core::mem::take(&mut self.pending);
         for run in pending.drain(..) {
             match prepared {
@@ -128,7 +128,7 @@ impl<F: PteFormat> PageTable<F> {
         prepared
     }
 
-    /// Notes in `self.pending` what to store into `table`, which is live, and the tables below it.
+    /// Prepares, in `self.pending`, the stores into `table`, which is live, and into the tables below it.
     fn prepare<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -160,7 +160,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// As `prepare`, for a table of 4 KiB pages.
+    /// Like `prepare`, for a table of 4 KiB pages.
     fn prepare_pages<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -173,7 +173,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// As `enter`, with leaves as large as alignment allows.
+    /// Like `enter`, with leaves as large as alignment allows.
     fn enter_new<M: TableMemory>(&self, memory: &mut M, run: Run) {
         match F::decode(run.entry, run.level) {
             PteSlot::Leaf { phys, access } => {
@@ -201,7 +201,7 @@ impl<F: PteFormat> PageTable<F> {
         self.enter_many(memory, table, mapping)
     }
 
-    /// As `enter_pages`, for more than one.
+    /// Like `enter_pages`, for more than one.
     #[inline(never)]
     fn enter_many<M: TableMemory>(
         &self,
@@ -216,7 +216,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// As `enter_pages`, for one page.
+    /// Like `enter_pages`, for one page.
     #[inline(always)]
     fn enter_page<M: TableMemory>(
         &self,
@@ -240,7 +240,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// Notes one slot; a leaf that continues the last run is added to it.
+    /// Adds one slot to the pending stores; a leaf that continues the last run extends it.
     fn add(&mut self, table: PhysAddr, index: usize, level: u8, entry: u64, kind: RunKind) {
         let run = Run::new(table, index, 1, level, entry, kind);
         match self.pending.last_mut() {
@@ -249,7 +249,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// A new table at `level`, with all below it, that no other table points to yet. It is cleaned.
+    /// Builds a table at `level` and all tables below it. No other table points to it yet. It is cleaned.
     fn build<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -319,7 +319,7 @@ pub(super) fn check_empty<F: PteFormat, M: TableMemory>(
     }
 }
 
-/// Frees what a run that was never stored would have linked.
+/// Frees the tables of a run that was never stored.
 fn discard<F: PteFormat, M: TableMemory>(memory: &mut M, run: Run) {
     if let PteSlot::Table(table) = F::decode(run.entry, run.level)
         && run.kind == RunKind::Table

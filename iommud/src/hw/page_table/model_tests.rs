@@ -101,8 +101,8 @@ fn compare<F: PteFormat>(memory: &TestMemory, table: &PageTable<F>, model: &Mode
     }
 }
 
-/// Every counter is the number of slots in use, no table but the root is empty except for one table of pages beside
-/// another slot, no frame is lost, and pages over several slots are whole.
+/// Checks all tables. Every counter is the number of slots in use. No table but the root is empty, except one table
+/// of pages beside another slot. No frame is lost, and pages over several slots are whole.
 fn check_tables<F: PteFormat>(memory: &mut TestMemory, root: PhysAddr, levels: u8) {
     let (mut reached, mut empty) = (0, 0);
     let mut waiting = vec![(root, levels, 2)];
@@ -128,7 +128,7 @@ fn check_tables<F: PteFormat>(memory: &mut TestMemory, root: PhysAddr, levels: u
     assert_eq!(reached, memory.frames_in_use());
 }
 
-/// What a sequence is run with.
+/// The parameters of a sequence.
 #[derive(Clone, Debug)]
 struct Run {
     actions: Vec<Action>,
@@ -152,7 +152,7 @@ proptest! {
         play::<SecondStage>(&run)?;
     }
 
-    /// With pages over several slots.
+    /// The same with pages over several slots.
     #[test]
     fn behaves_like_a_map_of_pages_in_groups(run in sequence()) {
         play::<AmdFormat>(&run)?;

@@ -14,7 +14,7 @@ fn range(first: u64, length: u64) -> IovaRange {
     IovaRange::new(Iova(first), length).unwrap()
 }
 
-/// A table whose leaves leave it to the device whether to snoop.
+/// A format whose leaves leave snooping to the device.
 pub(super) const fn format(levels: u8, page_sizes: PageSizes, coherent: bool) -> TableFormat {
     TableFormat { levels, page_sizes, coherent, forces_snoop: false }
 }
@@ -130,7 +130,7 @@ fn what_cannot_be_mapped_is_refused() {
     assert_eq!(table.lookup(&memory, Iova(1 << 39)), None);
 }
 
-/// Each page of a list is memory by itself: the first may be the last that there can be.
+/// Each page of a list has its own memory: the first page may be the last that exists.
 #[test]
 fn a_list_may_begin_with_the_last_page_of_memory() {
     let mut memory = TestMemory::new();
@@ -287,7 +287,7 @@ fn relink_undoes_calls_last_first() {
         assert_eq!(&memory.snapshot(), expected);
     }
     assert!(detached.is_empty() && detached.words.is_empty());
-    // What the pages were is kept until the release, also when no table goes.
+    // The content of the pages is kept until the release, even when no table is removed.
     let mut detached = Detached::new();
     table.unmap(&mut memory, range(0x1000, 0x2000), &mut detached).unwrap();
     assert_eq!(detached.words, [0xa003, 0x4003]);
@@ -312,7 +312,7 @@ fn a_root_put_above_points_to_the_old_one() {
     let found: Vec<_> = [3, 4, 5, 6].map(|levels| table.root_at(&memory, levels)).into();
     assert_eq!(found, [Some(old), Some(PhysAddr(0x7000_0000_3000)), Some(table.root()), None]);
     assert_eq!(table.lookup(&memory, Iova(0x4030_2000)), Some((PhysAddr(0x1234_5000), BOTH)));
-    // As many as there are: nothing. More than there can be: refused.
+    // The same number of levels changes nothing. More than the maximum are refused.
     table.grow(&mut memory, 4).unwrap();
     assert_eq!(table.grow(&mut memory, 7), Err(MapError::Levels(7)));
     table.map(&mut memory, range(1 << 39, 0x1000), PhysAddr(0x1000), BOTH).unwrap();
@@ -326,7 +326,7 @@ fn a_root_put_above_points_to_the_old_one() {
     assert_eq!(memory.frames_in_use(), 0);
 }
 
-/// Entries of units may point to a root that another one was put above: it stays, empty or not.
+/// Entries of units may point to a root below a newer one: it stays, empty or not.
 #[test]
 fn a_root_is_never_unlinked() {
     let mut memory = TestMemory::new();
@@ -342,7 +342,7 @@ fn a_root_is_never_unlinked() {
         assert_eq!(table.root_at(&memory, 3), Some(old), "{part:?}");
         assert_eq!(memory.frames_in_use(), 2);
     }
-    // A root that translates something of its own stays too.
+    // A root with a translation of its own stays too.
     table.map(&mut memory, range(1 << 39, 0x1000), PhysAddr(0), BOTH).unwrap();
     table.shrink(&mut memory, 3);
     assert_eq!(table.levels(), 4);

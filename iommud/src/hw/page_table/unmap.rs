@@ -1,4 +1,4 @@
-//! Taking translations out, and putting them back.
+//! Removes translations, and restores them.
 
 use super::PageTable;
 use super::detached::{Detached, Run, RunKind};
@@ -20,13 +20,13 @@ struct Split {
 }
 
 impl Split {
-    /// What the superpage translates.
+    /// The addresses that the superpage translates.
     fn range(&self) -> Option<IovaRange> {
         IovaRange::new(Iova(self.first), slot_size(self.level))
     }
 }
 
-/// What one `unmap` works with.
+/// The working data of one `unmap`.
 struct Removal<'a> {
     splits: [Option<Split>; 2],
     /// Tables that become empty stay linked.
@@ -44,11 +44,11 @@ impl Removal<'_> {
 }
 
 impl<F: PteFormat> PageTable<F> {
-    /// Takes all translations of `range` out; pages in it that are not mapped are no error. A table that
-    /// the range covers is unlinked by one store with all below it, a table that becomes empty is unlinked
-    /// too, but for one of pages that may stay for the next map ([`PageTable::retain_tables`]: all stay), and a superpage that is covered partly is
-    /// replaced by a table of smaller pages. Nothing is freed: `detached` gets what [`PageTable::release`] frees
-    /// or [`PageTable::relink`] puts back.
+    /// Removes all translations of `range`; pages in it that are not mapped are no error. A table that the range
+    /// covers is unlinked with all tables below it, by one store. A table that becomes empty is unlinked too, but one
+    /// table of pages may stay for the next map ([`PageTable::retain_tables`]: all stay). A superpage that is covered
+    /// partly is replaced by a table of smaller pages. Nothing is freed: `detached` gets everything that
+    /// [`PageTable::release`] frees or [`PageTable::relink`] restores.
     ///
     /// # Errors
     /// `Unaligned`, `OutOfReach`, and `Memory` when there is none for a split. Nothing has changed then.
@@ -62,10 +62,11 @@ impl<F: PteFormat> PageTable<F> {
         self.take_out(memory, range, true, detached)
     }
 
-    /// As [`PageTable::unmap`], for what [`PageTable::map`] just entered: no table stays that was not there.
+    /// Like [`PageTable::unmap`], for a range that [`PageTable::map`] just inserted: no table stays that did not
+    /// exist before.
     ///
     /// # Errors
-    /// As [`PageTable::unmap`].
+    /// Those of [`PageTable::unmap`].
     pub fn undo_map<M: TableMemory>(
         &mut self,
         memory: &mut M,
@@ -75,7 +76,7 @@ impl<F: PteFormat> PageTable<F> {
         self.take_out(memory, range, false, detached)
     }
 
-    /// With `new`, a table that becomes empty may begin to stay.
+    /// With `new`, a table that becomes empty may be kept.
     #[inline(always)]
     fn take_out<M: TableMemory>(
         &mut self,
@@ -84,7 +85,7 @@ impl<F: PteFormat> PageTable<F> {
         new: bool,
         detached: &mut Detached,
     ) -> Result<(), MapError> {
-        // No memory is as long as the range: it may be longer than physical addresses go.
+        // No memory is checked: the range may be longer than physical addresses reach.
         self.check_range(range, PhysAddr(0))?;
         let (first, last) = (range.first().0, range.last().0);
         let start = detached.runs.len();
@@ -103,7 +104,7 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// Marks where what a call took out begins. One that found nothing is still a call that `relink` undoes.
+    /// Marks the first run of a call. A call that found nothing adds an empty run, so that `relink` undoes it too.
     #[inline(always)]
     pub(super) fn begin_call(&self, start: usize, detached: &mut Detached) {
         match detached.runs.get_mut(start) {
@@ -115,7 +116,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// As `take_out`, for a range that is not part of one table of pages.
+    /// Like `take_out`, for a range that is not part of one table of pages.
     #[inline(never)]
     fn take_out_tables<M: TableMemory>(
         &mut self,
@@ -136,10 +137,10 @@ impl<F: PteFormat> PageTable<F> {
         Ok(())
     }
 
-    /// Undoes the last [`PageTable::unmap`] that put something into `detached`, provided that the page
-    /// table is as that call left it: each word of each table is as before the call. The tables of a
-    /// split, which a unit may have walked through by now, stay in `detached` to be released after an
-    /// invalidation; when `detached` is empty afterwards, nothing needs one.
+    /// Undoes the last [`PageTable::unmap`] that put something into `detached`. The page table must be as that call
+    /// left it; each word of each table is then as before the call. Tables of a split stay in `detached` until they
+    /// are released after an invalidation, because a unit may have walked them. When `detached` is empty, no
+    /// invalidation is needed.
     pub fn relink<M: TableMemory>(&mut self, memory: &mut M, detached: &mut Detached) {
         self.recent = Recent::NOTHING;
         self.stand_by_again(detached);
@@ -165,14 +166,13 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// Frees the tables in `detached`. Every unit that walks this page table has forgotten what was
-    /// unmapped.
+    /// Frees the tables in `detached`. Every unit that walks this page table has invalidated the unmapped addresses.
     pub fn release<M: TableMemory>(memory: &mut M, detached: &mut Detached) {
         detached.release::<F, M>(memory);
     }
 
-    /// Takes `first` to `last` out of `table`, which translates them, and unlinks tables below it that
-    /// the range covers or that become empty.
+    /// Removes `first` to `last` from `table`, which translates them. Unlinks tables below it that the range covers
+    /// or that become empty.
     fn remove<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -199,7 +199,7 @@ impl<F: PteFormat> PageTable<F> {
             let kind = match F::decode(entry, level) {
                 PteSlot::Empty => None,
                 PteSlot::Leaf { .. } if covered => Some(RunKind::Leaves),
-                // Only at the ends of the range, so `prepare_splits` found it.
+                // This occurs only at the ends of the range, so `prepare_splits` has found it.
                 PteSlot::Leaf { .. } => removal.split_at(at, level).map(|smaller| {
                     replacement = F::table(smaller, level);
                     RunKind::Split
@@ -231,8 +231,8 @@ impl<F: PteFormat> PageTable<F> {
         self.clean(memory, table, changed.first, changed.end - changed.first);
     }
 
-    /// Takes the pages from `first` to `last` out of a table of pages, which translates them. Returns how many
-    /// slots it has in use then.
+    /// Removes the pages from `first` to `last` from a table of pages, which translates them. Returns the number of
+    /// slots that stay in use.
     #[inline(always)]
     fn remove_pages<M: TableMemory>(
         &self,
@@ -256,7 +256,7 @@ impl<F: PteFormat> PageTable<F> {
         *live
     }
 
-    /// As `remove_pages`, for one page.
+    /// Like `remove_pages`, for one page.
     #[inline(always)]
     fn remove_page<M: TableMemory>(
         &self,
@@ -279,7 +279,7 @@ impl<F: PteFormat> PageTable<F> {
         left
     }
 
-    /// Takes all pages of these slots out, and notes what the slots held; returns how many pages they were.
+    /// Removes all pages of these slots and records the content of the slots; returns the number of pages.
     fn remove_many<M: TableMemory>(
         memory: &mut M,
         table: PhysAddr,
@@ -306,7 +306,7 @@ impl<F: PteFormat> PageTable<F> {
         gone
     }
 
-    /// Puts back what `remove_many` took out last.
+    /// Restores the slots that `remove_many` removed last.
     fn enter_again<M: TableMemory>(&self, memory: &mut M, run: Run, detached: &mut Detached) {
         let (index, count) = (usize::from(run.index), usize::from(run.count));
         let words = detached.words.drain(detached.words.len().saturating_sub(count)..);
@@ -315,7 +315,7 @@ impl<F: PteFormat> PageTable<F> {
         self.clean(memory, run.table, index, count);
     }
 
-    /// Unlinks the tables on the way to `iova` that have become empty, from the lowest up.
+    /// Unlinks the tables on the path to `iova` that have become empty, from the lowest up.
     pub(super) fn prune<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -338,8 +338,8 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// Builds the tables that replace superpages at either end of `range` that it covers partly. Nothing
-    /// points to them yet.
+    /// Builds the tables that replace superpages at either end of `range` that it covers only partly. Nothing points
+    /// to them yet.
     fn prepare_splits<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -361,7 +361,7 @@ impl<F: PteFormat> PageTable<F> {
         }
     }
 
-    /// As `prepare_splits`, for the superpage around `iova`, if there is one.
+    /// Like `prepare_splits`, for the superpage around `iova`, if there is one.
     fn prepare_split<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -379,8 +379,8 @@ impl<F: PteFormat> PageTable<F> {
         Ok(Some(Split { first, level: leaf.level, table }))
     }
 
-    /// A new table at `page.level` for the addresses from `first` on, which maps them to the memory from
-    /// `page.phys` on except for what lies in `hole`. It is cleaned.
+    /// Builds a table at `page.level` for the addresses from `first` on. It maps them to the memory from `page.phys`
+    /// on, except those in `hole`. It is cleaned.
     fn build_split<M: TableMemory>(
         &self,
         memory: &mut M,
@@ -429,7 +429,7 @@ pub(super) const fn retain(live: &mut u16) {
 struct Changed {
     first: usize,
     end: usize,
-    /// How many became empty.
+    /// Number of slots that became empty.
     gone: u16,
 }
 

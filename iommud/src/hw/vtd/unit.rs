@@ -217,6 +217,8 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     type Memory = M;
     type Format = SecondStage;
 
+    const RUNS: &'static [usize] = survey::RUNS;
+
     fn capabilities(&self) -> UnitCapabilities {
         survey::capabilities(self.capability, self.extended, self.host_bits)
     }

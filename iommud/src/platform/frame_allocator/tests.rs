@@ -1,6 +1,7 @@
-//! Frames out of pages that no huge page stands behind.
+//! Tests of the allocator over ordinary memory in place of huge pages.
 
 use super::*;
+use crate::hw::SetAside;
 use crate::platform::linux::memory::testing::FakePages;
 
 const LOW: u64 = 0x4000_0000;
@@ -42,8 +43,8 @@ fn runs_are_aligned_to_their_size_and_the_gap_is_not_lost() {
     }
 }
 
-/// Every frame was in use, and all but one come back: runs are found between what is left, and no frame is
-/// handed out twice.
+/// Every frame was in use, and all but one are freed. The allocator finds runs between the remaining frames, and
+/// hands out no frame twice.
 #[test]
 fn runs_are_gathered_from_frames_that_came_back() {
     let mut tables = tables();
@@ -67,7 +68,26 @@ fn runs_are_gathered_from_frames_that_came_back() {
     assert_eq!(tables.frames_in_use(), 1024);
 }
 
-/// Units of AMD-Vi take their runs one after the other, and all the rest goes to tables of one frame.
+/// The runs of an AMD-Vi unit are set aside and all other frames are used. Given back, each run is found again.
+#[test]
+fn what_is_set_aside_has_room_for_the_runs_of_its_unit() {
+    const RUNS: [usize; 6] = [512, 1, 1, 1, 16, 16];
+    let mut tables = tables();
+    let kept = SetAside::take(&mut tables, &RUNS).unwrap();
+    assert_eq!((kept.frames(), tables.frames_in_use()), (560, 560));
+    assert!(SetAside::take(&mut tables, &RUNS).is_none(), "there is no second long run");
+    assert_eq!(tables.frames_in_use(), 560, "all or nothing");
+    let others = std::iter::from_fn(|| tables.allocate().ok()).count();
+    assert_eq!(others, 1024 - 560);
+    kept.give_back(&mut tables);
+    for count in RUNS {
+        let first = tables.allocate_run(count).unwrap();
+        assert!(first.is_aligned(4096 * count as u64));
+    }
+    assert_eq!(tables.frames_free(), 560 - 547);
+}
+
+/// AMD-Vi units allocate their runs one unit after another. The other frames go to tables of one frame each.
 #[test]
 fn the_pages_that_are_said_to_be_needed_hold_all_runs() {
     for units in 1..12 {
@@ -135,7 +155,7 @@ fn other_frames_and_indices_do_nothing() {
     assert_eq!(tables.load(frame, 0), 0);
 }
 
-/// As the trait does it with `load`, `live` and `store`.
+/// Behaves like the default method of the trait, which uses `load`, `live` and `store`.
 #[test]
 fn a_change_sees_a_word_and_its_frame_s_counter() {
     let mut tables = tables();
@@ -160,7 +180,7 @@ fn a_change_sees_a_word_and_its_frame_s_counter() {
     assert_eq!((tables.load(frame, 0), tables.load(other, 0), *tables.live(frame)), (0, 0, 4));
 }
 
-/// As the trait does it with `load` and `store`.
+/// Behaves like the default methods of the trait, which use `load` and `store`.
 #[test]
 fn words_are_written_and_changed_in_the_frame_that_was_named() {
     let mut tables = tables();
@@ -202,8 +222,7 @@ fn stores_are_seen_through_the_page_itself() {
     assert_eq!(bytes, [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
 }
 
-/// A page that comes later is found among the others, has nothing in it that was written before, and has its places
-/// among those that came back.
+/// An added page is found among the others and is cleared. The list of freed frames has room for its frames.
 #[test]
 fn a_page_is_added_clear_and_in_its_place() {
     let mut tables = tables();
@@ -223,7 +242,8 @@ fn a_page_is_added_clear_and_in_its_place() {
     assert!(tables.free.capacity() >= 3 * 512 && tables.free.len() == 3 * 512);
 }
 
-/// Taking a frame back needs no memory, whatever was added: there is room for all of them before the first one.
+/// Freeing a frame allocates no memory, even after pages were added. The list has room for all frames before the
+/// first is freed.
 #[test]
 fn there_is_room_for_all_frames_before_one_comes_back() {
     let mut tables = tables();

@@ -280,6 +280,29 @@ fn the_next_server_s_pages_are_left() {
     }
 }
 
+/// Somebody else takes a page that is released: shares are parts of what is left, and the next lack replaces it, though
+/// the system has no more than the next server takes. It has as much as at start then, and nothing above that.
+#[test]
+fn a_page_that_is_lost_is_not_promised_and_is_replaced() {
+    let mut system = FakePages::at(&PAGES);
+    system.lossy = true;
+    let mut server = server(FakeUnit::new(), system, 2);
+    let session = claim(&mut server);
+    assert!(allocate(&mut server, session, HUGE_PAGE));
+    server.close(session);
+    server.tick();
+    assert_eq!(server.budget().buffer_bytes_total, HUGE_PAGE);
+    let session = claim(&mut server);
+    assert!(!allocate(&mut server, session, 2 * HUGE_PAGE), "it is not there");
+    let (mut growth, mut pages) = (Growth::new(&order(1, 2)), MorePages::leaving(9, || Some(9)));
+    assert!(growth.grow(&mut server, &mut pages, Nanos(0)));
+    assert_eq!(server.budget().buffer_bytes_total, 2 * HUGE_PAGE);
+    let all = server.buffer_memory().allocate(9, 2 * HUGE_PAGE, Constraints::default());
+    assert!(all.is_ok());
+    let mut growth = Growth::new(&order(1, 3));
+    assert!(!growth.grow(&mut server, &mut pages, Nanos(0)), "the next server's");
+}
+
 /// A source that notes when it is asked, and has nothing before a time.
 struct Poor {
     asked: Vec<u64>,

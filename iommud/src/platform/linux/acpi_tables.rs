@@ -1,16 +1,16 @@
-//! The firmware's tables.
+//! Reads the firmware's tables through sysfs.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Longest table that is read, in bytes. Real ones have some hundred.
+/// The longest table that is read, in bytes. Real tables have some hundred.
 const LONGEST: u64 = 1 << 20;
 
-/// The table with this signature, as the firmware left it; `None` when there is none.
+/// Reads the table with this signature, as the firmware left it. `None` when there is none.
 ///
 /// # Errors
-/// It cannot be read, or is longer than 1 MiB.
+/// The table cannot be read, or is longer than 1 MiB.
 pub(super) fn read(signature: &str) -> io::Result<Option<Vec<u8>>> {
     read_file(&Path::new("/sys/firmware/acpi/tables").join(signature))
 }

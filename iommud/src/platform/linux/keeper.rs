@@ -1,14 +1,14 @@
-//! The keeper: a process that does nothing but start the server, and start it again when it dies.
+//! The keeper: a process that starts the server, and starts it again when it dies. It does nothing else.
 //!
-//! The server's memory needs no keeping on Linux: its files stay when it dies, in whatever way (see
-//! [`super::memory`]). So the keeper holds nothing that could be lost with it, and its own death loses
-//! nothing: the server ends with it, and the next keeper's server takes over from that one.
+//! On Linux the keeper need not hold the server's memory: its files survive any death of the server (see
+//! [`super::memory`]). So the death of the keeper loses nothing. The server ends with it, and the server of the next
+//! keeper takes over.
 //!
 //! ```text
-//! server ends 0    SIGTERM or SIGINT: the keeper ends
-//!             2    the command line is wrong: the keeper ends
-//!             1    could not run: started again after a pause, a number of times
-//!        is killed, or panics: started again at once; after a pause when it does not live for long
+//! server exits with 0    after SIGTERM or SIGINT: the keeper ends
+//!                   2    the command line is wrong: the keeper ends
+//!                   1    it could not run: the next one starts after a pause; 10 in a row: the keeper ends
+//! server is killed       or panics: the next one starts at once, or after a pause if this one lived for under 100 ms
 //! ```
 
 use std::ffi::OsString;
@@ -26,20 +26,20 @@ use rustix::process::{
 use super::signals;
 use crate::platform::restart_backoff::{End, MOST_FAILURES, Pace};
 
-/// How long a server that was told to end may take. One that is killed then is followed by none; what it leaves is
-/// what any server leaves that is killed.
+/// How long a server may take to end after SIGTERM. Then the keeper kills it and starts no other. It leaves the same
+/// state behind as any killed server.
 const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// Ends this process by SIGTERM when its keeper, the process `keeper`, dies.
+/// Makes the kernel send SIGTERM to this process when its keeper, the process `keeper`, dies.
 ///
 /// # Errors
-/// `NotFound` when it is dead already; what prctl(2) reports.
+/// `NotFound` when the keeper is already dead, otherwise the error of prctl(2).
 pub(super) fn follow(keeper: i32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM))?;
     if getppid() == Pid::from_raw(keeper) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-/// Runs servers with these words until one ends for good.
+/// Runs servers with these command-line words until one ends for good.
 pub(super) fn keep(words: &[OsString]) -> ExitCode {
     match keep_on(words) {
         Ok(code) => ExitCode::from(code),
@@ -80,7 +80,8 @@ fn start(words: &[OsString]) -> io::Result<Child> {
         .spawn()
 }
 
-/// Waits until the server ends, and passes a signal to end on to it. The signal is not taken: [`stopped`] sees it.
+/// Waits until the server ends. Forwards a signal to end to the server. Leaves the signal pending, so that
+/// [`stopped`] sees it.
 fn watch(child: &mut Child, stop: &OwnedFd) -> io::Result<ExitStatus> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let process = pidfd_open(pid.ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?;
@@ -98,7 +99,7 @@ fn watch(child: &mut Child, stop: &OwnedFd) -> io::Result<ExitStatus> {
     child.wait()
 }
 
-/// Whether a signal to end comes within `time`.
+/// Waits for a signal to end, at most for `time`. Returns whether one arrived.
 fn stopped(stop: &OwnedFd, time: Duration) -> io::Result<bool> {
     let time = Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut one = [PollFd::new(stop, PollFlags::IN)];

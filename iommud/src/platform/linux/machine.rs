@@ -1,4 +1,4 @@
-//! The functions of the machine.
+//! Finds the PCI functions of the machine.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::server::Discovery;
 use crate::topology::pci::PciFunction;
 use crate::topology::walk::{Roots, answers, walk};
 
-/// Every function, bridges included, from a walk that begins at every bus the kernel knows.
+/// Walks configuration space from every bus that the kernel lists. Returns every function, bridges included.
 pub(super) fn functions(config: &mut SysfsConfig) -> Vec<PciFunction> {
     let buses: BTreeSet<(u16, u8)> = config
         .functions()
@@ -20,7 +20,7 @@ pub(super) fn functions(config: &mut SysfsConfig) -> Vec<PciFunction> {
     walk(config, Roots::Known(&roots))
 }
 
-/// Functions as sysfs lists them when asked.
+/// Discovers functions through sysfs, while the server runs.
 pub(super) struct Sysfs;
 
 impl Discovery for Sysfs {

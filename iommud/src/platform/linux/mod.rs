@@ -1,6 +1,6 @@
-//! The `hal` traits on a stock Linux kernel, for development and continuous integration: an ordinary privileged
-//! process owns the units. Registers come through `/dev/mem`, configuration space and tables through sysfs,
-//! memory from huge pages with known addresses, and clients through a Unix socket.
+//! Implements the `hal` traits on a stock Linux kernel, for development and continuous integration. An ordinary
+//! privileged process owns the units. Registers are mapped through `/dev/mem`. Configuration space and tables are
+//! read through sysfs. Memory consists of huge pages with known addresses. Clients connect through a Unix socket.
 
 mod acpi_tables;
 mod keeper;

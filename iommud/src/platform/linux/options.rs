@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use lexopt::Arg::Long;
 use lexopt::ValueExt;
 
-/// What `--help` prints.
+/// The text that `--help` prints.
 pub(super) const USAGE: &str = "\
 usage: iommud [options]
 
@@ -32,30 +32,30 @@ then is blocked until its driver attaches it again. SIGTERM to the keeper ends
 both; a server whose keeper dies ends as by SIGTERM.
 exit: 0 ended by a signal, 1 could not run, 2 usage";
 
-/// What the command line says.
+/// The options of a command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) policy: Option<PathBuf>,
-    /// In MiB; as much as the machine needs without a word.
+    /// Memory for tables in MiB. Without it, as much as the machine needs.
     pub(super) tables: Option<u32>,
-    /// In MiB; a part of the machine's without a word.
+    /// Memory for buffers in MiB. Without it, a part of the machine's memory.
     pub(super) buffers: Option<u32>,
     pub(super) memory_dir: PathBuf,
     pub(super) socket: PathBuf,
     pub(super) wire_log: Option<PathBuf>,
     pub(super) role: Role,
-    /// All words but `--keep`, as they were given: what the keeper starts servers with.
+    /// All words except `--keep`, unchanged. The keeper starts servers with them.
     pub(super) words: Vec<OsString>,
 }
 
-/// What the process is.
+/// The role of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// The server, on its own.
+    /// A server without a keeper.
     Server,
     /// The keeper.
     Keeper,
-    /// The server of the keeper with this process id.
+    /// A server whose keeper has this process id.
     Kept(i32),
 }
 
@@ -75,10 +75,10 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the words after the program's name; `None` asks for help.
+    /// Parses the words after the program's name. `None` when they ask for help.
     ///
     /// # Errors
-    /// A word that is not understood.
+    /// A word is unknown, or its value is missing or malformed.
     pub(super) fn parse(
         words: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {
@@ -95,7 +95,7 @@ impl Options {
                 Long("socket") => options.socket = parser.value()?.into(),
                 Long("wire-log") => options.wire_log = Some(parser.value()?.into()),
                 Long("keep") => options.role = Role::Keeper,
-                // The keeper's own: not for the command line.
+                // Only the keeper passes this option: it is not for users.
                 Long("kept-by") => options.role = Role::Kept(parser.value()?.parse()?),
                 Long("help") => return Ok(None),
                 other => return Err(other.unexpected()),

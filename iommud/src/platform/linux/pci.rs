@@ -1,4 +1,4 @@
-//! PCI configuration space through sysfs.
+//! Reads PCI configuration space through sysfs.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,25 +13,25 @@ use crate::hw::RegisterIo;
 use crate::platform::Registers;
 use crate::topology::pci::ConfigSpace;
 
-/// Where the kernel lists functions.
+/// The directory where the kernel lists functions.
 const DEVICES: &str = "/sys/bus/pci/devices";
 
-/// Configuration space of every function the kernel knows, bridges included.
+/// The configuration space of every function that the kernel lists, bridges included.
 #[derive(Debug, Default)]
 pub struct SysfsConfig {
     files: BTreeMap<PciAddress, File>,
 }
 
 impl SysfsConfig {
-    /// Opens the configuration space of every function. A machine without PCI has none.
+    /// Opens the configuration space of every function. Finds no function on a machine without PCI.
     ///
     /// # Errors
-    /// The list or a function of it cannot be read.
+    /// The list, or the configuration space of a function in it, cannot be read.
     pub fn open() -> io::Result<Self> {
         Self::open_below(Path::new(DEVICES))
     }
 
-    /// The configuration space of one function, if the kernel knows it.
+    /// Opens the configuration space of one function. Contains no function if the kernel does not list it.
     #[must_use]
     pub fn of(address: PciAddress) -> Self {
         let name = address.to_string().replace("--", ":");
@@ -50,7 +50,7 @@ impl SysfsConfig {
             if let Some(address) = entry.file_name().to_str().and_then(parse_name) {
                 match File::open(entry.path().join("config")) {
                     Ok(file) => drop(files.insert(address, file)),
-                    // It was pulled out between the two calls.
+                    // The function was removed after the directory was read.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
@@ -59,7 +59,7 @@ impl SysfsConfig {
         Ok(Self { files })
     }
 
-    /// Every function, in the order of their addresses.
+    /// The addresses of all functions, in ascending order.
     #[must_use]
     pub fn functions(&self) -> Vec<PciAddress> {
         self.files.keys().copied().collect()
@@ -80,8 +80,8 @@ impl ConfigSpace for SysfsConfig {
     }
 }
 
-/// The name `SSSS:BB:DD.F` that the kernel gives a function. Segments above `ffff`, which some virtual
-/// machines make up, have no requester ids of their own and are left out.
+/// Parses the name `SSSS:BB:DD.F` that the kernel gives a function. Rejects segments above `ffff`, which some virtual
+/// machines invent: they have no requester ids of their own.
 fn parse_name(name: &str) -> Option<PciAddress> {
     let &[_, _, _, _, b':', _, _, b':', _, _, b'.', _] = name.as_bytes() else { return None };
     name.replace(':', "--").parse().ok()

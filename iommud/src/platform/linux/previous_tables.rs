@@ -1,4 +1,4 @@
-//! What the units were told by an earlier server.
+//! Addresses of tables that an earlier server set in the units' registers.
 
 use crate::addr::PhysAddr;
 use crate::hw::{amdvi, vtd};
@@ -6,9 +6,9 @@ use crate::platform::Registers;
 use crate::platform::units::{AmdVi, Family, MapRegisters, Vtd};
 use crate::topology::firmware::Firmware;
 
-/// A family of units whose registers tell where its tables are.
+/// A family of units whose registers hold the addresses of its tables.
 pub(super) trait Told: Family {
-    /// Where a unit was told, by whoever drove it last, that tables, queues and logs are.
+    /// Reads the addresses of tables, queues and logs that the unit's previous owner set.
     fn addresses(registers: &mut Registers) -> Vec<PhysAddr>;
 }
 
@@ -24,7 +24,7 @@ impl Told for AmdVi {
     }
 }
 
-/// What every unit was told; `None` when the registers of one cannot be mapped.
+/// Reads the addresses set in the registers of every unit. `None` when the registers of a unit cannot be mapped.
 pub(super) fn addresses_told<U: Told>(
     firmware: &Firmware,
     map: MapRegisters,

@@ -1,16 +1,16 @@
-//! The memory of the machine, as the kernel lists it.
+//! The memory of the machine, as the kernel lists it in `/proc/iomem`.
 
 use std::fs;
 use std::io;
 
 use crate::addr::{PhysAddr, PhysRange};
 
-/// Why the memory of the machine is not known.
+/// Why the memory map cannot be read.
 #[derive(Debug)]
 pub(super) enum RamError {
     /// The list cannot be read.
     Unreadable(io::Error),
-    /// Addresses are hidden from this process (it lacks CAP_SYS_ADMIN), or there is no memory in the list.
+    /// The kernel hides addresses from this process (it lacks CAP_SYS_ADMIN), or the list contains no memory.
     Hidden,
 }
 
@@ -26,15 +26,16 @@ impl std::fmt::Display for RamError {
 /// The ranges of `System RAM` in `/proc/iomem`, in the list's order.
 ///
 /// # Errors
-/// The list cannot be read, or hides addresses.
+/// The list cannot be read, or shows no addresses.
 pub(super) fn system_ram() -> Result<Vec<PhysRange>, RamError> {
     let text = fs::read_to_string("/proc/iomem").map_err(RamError::Unreadable)?;
     let ranges: Vec<PhysRange> = text.lines().filter_map(parse_line).collect();
-    // Hidden addresses are shown as 0-0.
+    // The kernel shows hidden addresses as 0-0.
     if ranges.iter().all(|range| range.last().0 == 0) { Err(RamError::Hidden) } else { Ok(ranges) }
 }
 
-/// `FIRST-LAST : System RAM` in hexadecimal, not indented: what is indented lies inside another line.
+/// Parses `FIRST-LAST : System RAM` in hexadecimal, without indentation. An indented line describes a part of another
+/// line's range.
 fn parse_line(line: &str) -> Option<PhysRange> {
     let (range, name) = line.split_once(" : ")?;
     let (first, last) = range.split_once('-')?;

@@ -1,4 +1,4 @@
-//! Registers of a unit through `/dev/mem`.
+//! Maps the registers of a unit through `/dev/mem`.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -14,7 +14,7 @@ impl Registers {
     /// Maps `range` of physical memory.
     ///
     /// # Errors
-    /// What open(2) and mmap(2) of `/dev/mem` report: no permission, or the range is memory.
+    /// The error of open(2) or mmap(2) on `/dev/mem`: no permission, or the range is memory.
     pub fn map(range: PhysRange) -> io::Result<Self> {
         let sync = i32::try_from(OFlags::SYNC.bits()).unwrap_or(0);
         let memory =

@@ -1,16 +1,16 @@
-//! The signals that end the server, as something to poll for.
+//! The signals that end the server, as a descriptor to poll.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// Blocks SIGTERM and SIGINT for the calling thread and the threads it makes later: nothing is cut short. The
-/// descriptor becomes readable when one of them comes.
+/// Blocks SIGTERM and SIGINT for the calling thread and the threads that it creates later. So they interrupt no work.
+/// The returned descriptor becomes readable when one of them arrives.
 ///
 /// # Errors
-/// What pthread_sigmask(3) and signalfd(2) report.
+/// The error of pthread_sigmask(3) or signalfd(2).
 pub(super) fn block() -> io::Result<OwnedFd> {
-    // SAFETY: sigset_t is plain data; the calls below get a set that sigemptyset has initialised.
+    // SAFETY: sigset_t is plain data. The calls get a set that sigemptyset has initialised.
     let descriptor = unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -22,7 +22,7 @@ pub(super) fn block() -> io::Result<OwnedFd> {
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nobody else owns.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

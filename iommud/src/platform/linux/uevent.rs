@@ -1,8 +1,8 @@
-//! The kernel's word that PCI functions came or went: datagrams of a netlink socket (Linux
-//! Documentation/core-api/kobject.rst; lib/kobject_uevent.c, "ACTION@DEVPATH" and then KEY=value, each ended by a zero).
+//! Receives the kernel's notifications that PCI functions came or went. They are datagrams of a netlink socket (Linux
+//! Documentation/core-api/kobject.rst; lib/kobject_uevent.c). Each holds "ACTION@DEVPATH" and then KEY=value words,
+//! each ended by a zero byte.
 //!
-//! A datagram is a hint to look and nothing else: what there is is read from configuration space. So it does not
-//! matter if one is lost, or made up by somebody else.
+//! A datagram is only a hint to read configuration space again. So a lost or forged datagram does no harm.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,24 +11,24 @@ use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-/// The multicast group of what the kernel itself says.
+/// The multicast group of events that the kernel itself sends.
 const KERNEL: u32 = 1;
 
-/// The kernel's buffer for one event has 2048 bytes, and its first word is a path.
+/// Bytes of the receive buffer. The kernel's buffer for one event has 2048 bytes, and a path comes before it.
 const LONGEST: usize = 8192;
 
-/// Datagrams that are read at once: what is left keeps the socket readable.
+/// The most datagrams that one call reads. The others leave the socket readable.
 const AT_ONCE: usize = 256;
 
-/// Events of the kernel.
+/// Receives device events of the kernel.
 #[derive(Debug)]
 pub struct Uevents(OwnedFd);
 
 impl Uevents {
-    /// Hears what is said from now on.
+    /// Opens a socket that receives events from now on.
     ///
     /// # Errors
-    /// What socket(2) and bind(2) report.
+    /// The error of socket(2) or bind(2).
     pub fn open() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let family = AddressFamily::NETLINK;
@@ -37,13 +37,13 @@ impl Uevents {
         Ok(Self(socket))
     }
 
-    /// A socket on which somebody else says the same, for tests.
+    /// Receives events from any socket, for tests.
     #[must_use]
     pub const fn over(socket: OwnedFd) -> Self {
         Self(socket)
     }
 
-    /// Reads what was said; whether a function of PCI may have come or gone.
+    /// Reads the pending events. Returns whether a PCI function may have come or gone.
     pub fn changed(&mut self) -> bool {
         let mut room = [0; LONGEST];
         let mut changed = false;
@@ -54,7 +54,7 @@ impl Uevents {
                     changed |= tells_of_pci(room.get(..length).unwrap_or_default());
                 }
                 Err(Errno::INTR) => {}
-                // Some were lost.
+                // The kernel dropped some events.
                 Err(Errno::NOBUFS) => changed = true,
                 Err(error) => {
                     log::warn!("events of the kernel: {error}");
@@ -72,7 +72,7 @@ impl AsFd for Uevents {
     }
 }
 
-/// Whether an event says that a PCI function was added or removed.
+/// Whether an event reports that a PCI function was added or removed.
 fn tells_of_pci(datagram: &[u8]) -> bool {
     let mut words = datagram.split(|byte| *byte == 0);
     let head = words.next().unwrap_or_default();
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
     use rustix::net::{SendFlags, send, socketpair};
 
-    /// As kernel 6.12 says it when a device behind a root port is unplugged.
+    /// The event of kernel 6.12 when a device behind a root port is unplugged.
     const REMOVED: &[u8] = b"remove@/devices/pci0000:00/0000:00:08.0/0000:01:00.0\0ACTION=remove\0\
         DEVPATH=/devices/pci0000:00/0000:00:08.0/0000:01:00.0\0SUBSYSTEM=pci\0PCI_CLASS=FF\0\
         PCI_ID=1234:11E8\0SEQNUM=1207\0";

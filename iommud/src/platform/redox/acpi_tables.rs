@@ -1,22 +1,22 @@
-//! The firmware's tables, from the acpi scheme.
+//! Reads the firmware's tables from the acpi scheme.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::sync::OnceLock;
 
-/// Longest table that is read, in bytes. Real ones have some hundred.
+/// The longest table that is read, in bytes. Real tables have some hundred.
 const LONGEST: u64 = 1 << 20;
 
 const DIRECTORY: &str = "/scheme/acpi/tables";
 
-/// Names of the tables; asked for once.
+/// Names of the tables, listed only once.
 static NAMES: OnceLock<Vec<String>> = OnceLock::new();
 
-/// The first table with this signature; `None` when there is none. Names are signature, OEM id and OEM table
-/// id, joined by hyphens.
+/// Reads the first table with this signature. `None` when there is none. Names of tables are signature, OEM id and
+/// OEM table id, joined by hyphens.
 ///
 /// # Errors
-/// It cannot be read, or is longer than 1 MiB.
+/// The table cannot be read, or is longer than 1 MiB.
 pub(super) fn read(signature: &str) -> io::Result<Option<Vec<u8>>> {
     let names = match NAMES.get() {
         Some(names) => names,

@@ -1,21 +1,21 @@
-//! Where the time of starting goes: a part of the machine's boot.
+//! Measures the phases of starting, which is a part of the machine's boot.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Parts of the start that are over, and how long each took.
+/// The completed phases of starting, and how long each took.
 pub(super) struct Phases {
     last: Instant,
     over: Vec<(&'static str, Duration)>,
 }
 
 impl Phases {
-    /// The first part begins now.
+    /// Begins the first phase.
     pub(super) fn new() -> Self {
         Self { last: Instant::now(), over: Vec::new() }
     }
 
-    /// A part ends and the next one begins.
+    /// Ends a phase and begins the next one. `name` is the name of the ended phase.
     pub(super) fn end(&mut self, name: &'static str) {
         let now = Instant::now();
         self.over.push((name, now.saturating_duration_since(self.last)));
@@ -34,8 +34,8 @@ impl fmt::Display for Phases {
     }
 }
 
-/// Milliseconds with one digit behind the point. The library's way goes through floating point, which takes longer than
-/// some of the parts.
+/// Milliseconds with one decimal place. The library formats them through floating point, which takes longer than some
+/// phases.
 struct Tenths(Duration);
 
 impl fmt::Display for Tenths {

@@ -3,8 +3,18 @@
 //! The memory is one range of virtual addresses made of chunks, each of which is one range of physical
 //! memory. A buffer is a run of virtual pages, so that the kernel can show it to a client as one mapping.
 //!
+//! ```text
+//! lot      64 KiB, aligned, one piece of physical memory; empty, or one account's
+//! account  small buffers lie in lots that it has; if none has room, in as many empty ones as it takes
+//! ```
+//!
+//! A lot comes and goes as a whole. So whoever may have one more finds it, however many others have theirs and whatever
+//! these allocate and release in them. Only buffers of more than a lot need several that follow one another.
+//!
 //! A search for a run goes through free runs and through extents, never through single pages: a refusal costs at most a
-//! step for each of them.
+//! few steps for each of them.
+
+mod runs;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -12,6 +22,13 @@ use std::ops::Range;
 
 use crate::addr::{PAGE_SIZE, PhysAddr, PhysRange};
 use crate::hw::{Constraints, MemoryError};
+use runs::Runs;
+
+/// Pages of a lot.
+const LOT_PAGES: usize = 16;
+
+/// Bytes of a lot.
+pub const LOT: u64 = 64 << 10;
 
 /// Pages that follow one another in virtual and in physical memory; never one beside another that it could be joined
 /// with.
@@ -22,34 +39,45 @@ struct Extent {
     first: u64,
 }
 
+/// A buffer: the account that it is charged to, and its pages.
+#[derive(Clone, Debug)]
+struct Held {
+    account: u32,
+    run: Range<usize>,
+}
+
 /// The frames, by number: number N lies N pages behind the first virtual address.
 #[derive(Debug)]
 pub struct Pool {
     /// All memory, in the order of its virtual addresses.
     extents: Vec<Extent>,
-    /// Runs that no buffer has, by their first page. Two of them never touch.
-    free: BTreeMap<usize, usize>,
-    buffers: BTreeMap<u32, Range<usize>>,
+    /// Lots that nobody has.
+    empty: Runs,
+    /// What no buffer has of the lots of each account: never a whole lot.
+    spare: BTreeMap<u32, Runs>,
+    buffers: BTreeMap<u32, Held>,
     /// Free runs and extents that searches have looked at.
     steps: Cell<u64>,
 }
 
 impl Pool {
-    /// Memory of these chunks, in the order of their virtual addresses.
+    /// Memory of these chunks, in the order of their virtual addresses. Their addresses and lengths are multiples of
+    /// [`LOT`]: what makes no whole lot is never used.
     #[must_use]
     pub fn new(chunks: &[PhysRange]) -> Self {
-        let extents = extents(chunks);
-        let total = extents.last().map_or(0, |extent| extent.pages.end);
-        Self {
-            extents,
-            free: (total > 0).then_some((0, total)).into_iter().collect(),
+        let mut pool = Self {
+            extents: Vec::new(),
+            empty: Runs::default(),
+            spare: BTreeMap::new(),
             buffers: BTreeMap::new(),
             steps: Cell::default(),
-        }
+        };
+        chunks.iter().for_each(|chunk| pool.add(*chunk));
+        pool
     }
 
-    /// Takes a run of pages for buffer `id`, the first that serves; returns its physical pieces in order.
-    /// `constraints.alignment` and `constraints.boundary` are powers of two or 0.
+    /// Takes a run of pages for buffer `id`, of lots that its account has or else of empty ones; returns its physical
+    /// pieces in order. `constraints.alignment` and `constraints.boundary` are powers of two or 0.
     ///
     /// # Errors
     /// `Exhausted` when the run would fit into the pool if it were empty, `Constraints` when it would not,
@@ -60,28 +88,39 @@ impl Pool {
         length: u64,
         constraints: Constraints,
     ) -> Result<Vec<PhysRange>, MemoryError> {
-        let count = usize::try_from(length.div_ceil(PAGE_SIZE)).unwrap_or(usize::MAX);
+        let (account, count) = (constraints.account, pages_of(length));
         if count == 0 || self.buffers.contains_key(&id) {
             return Err(MemoryError::Constraints);
         }
-        let found = self.free.iter().find_map(|(first, end)| {
-            self.count_step();
-            self.first_fit(*first..*end, count, constraints)
-        });
-        let Some(run) = found else {
-            let possible = self.first_fit(0..self.page_count(), count, constraints).is_some();
-            return Err(if possible { MemoryError::Exhausted } else { MemoryError::Constraints });
+        let run = match self.find_spare(count, constraints) {
+            Some(run) => run,
+            None => self.take_lots(count, constraints)?,
         };
-        self.take(&run);
+        if let Some(spare) = self.spare.get_mut(&account) {
+            spare.take(&run);
+        }
+        self.forget_empty(account);
         let pieces = self.pieces(&run).collect();
-        self.buffers.insert(id, run);
+        self.buffers.insert(id, Held { account, run });
         Ok(pieces)
+    }
+
+    /// Whether a buffer would lie in lots that its account has.
+    #[must_use]
+    pub fn has_room(&self, length: u64, constraints: Constraints) -> bool {
+        self.find_spare(pages_of(length), constraints).is_some()
     }
 
     /// Takes the pages of buffer `id` back; returns where they were.
     pub fn release(&mut self, id: u32) -> Option<Range<usize>> {
-        let run = self.buffers.remove(&id)?;
-        self.give(run.clone());
+        let Held { account, run } = self.buffers.remove(&id)?;
+        let spare = self.spare.entry(account).or_default();
+        let lots = whole_lots(&spare.give(run.clone()));
+        if !lots.is_empty() {
+            spare.take(&lots);
+            self.empty.give(lots);
+        }
+        self.forget_empty(account);
         Some(run)
     }
 
@@ -89,9 +128,8 @@ impl Pool {
     pub fn add(&mut self, chunk: PhysRange) {
         let start = self.page_count();
         append(&mut self.extents, chunk);
-        let end = self.page_count();
-        if start < end {
-            self.give(start..end);
+        if start.is_multiple_of(LOT_PAGES) && chunk.first().is_aligned(LOT) {
+            self.empty.give(whole_lots(&(start..self.page_count())));
         }
     }
 
@@ -100,24 +138,10 @@ impl Pool {
         self.extents.last().map_or(0, |extent| extent.pages.end)
     }
 
-    /// Joins a run to what is free.
-    fn give(&mut self, run: Range<usize>) {
-        let Range { mut start, mut end } = run;
-        if let Some((before, _)) =
-            self.free.range(..start).next_back().filter(|(_, at)| **at == start)
-        {
-            start = *before;
-        }
-        if let Some(behind) = self.free.remove(&end) {
-            end = behind;
-        }
-        self.free.insert(start, end);
-    }
-
     /// The pages of buffer `id`.
     #[must_use]
     pub fn pages(&self, id: u32) -> Option<Range<usize>> {
-        self.buffers.get(&id).cloned()
+        self.buffers.get(&id).map(|held| held.run.clone())
     }
 
     /// How many free runs and extents searches have looked at so far: what they cost, apart from the machine.
@@ -126,16 +150,64 @@ impl Pool {
         self.steps.get()
     }
 
-    /// Takes a part of a free run out of what is free.
-    fn take(&mut self, run: &Range<usize>) {
-        let Some((first, end)) = self.free.range(..=run.start).next_back() else { return };
-        let (first, end) = (*first, *end);
-        self.free.remove(&first);
-        if first < run.start {
-            self.free.insert(first, run.start);
+    /// A run of the lots that the account has.
+    fn find_spare(&self, count: usize, constraints: Constraints) -> Option<Range<usize>> {
+        self.search(self.spare.get(&constraints.account)?.iter(), count, constraints)
+    }
+
+    /// Gives the account as many empty lots as a run takes, which begins with the first of them.
+    fn take_lots(
+        &mut self,
+        count: usize,
+        constraints: Constraints,
+    ) -> Result<Range<usize>, MemoryError> {
+        let whole = Constraints { alignment: constraints.alignment.max(LOT), ..constraints };
+        let found = self.find_high(count, whole);
+        let found = found.or_else(|| self.search(self.empty.iter(), count, whole));
+        let Some(run) = found else {
+            let possible = self.first_fit(0..self.page_count(), count, whole).is_some();
+            return Err(if possible { MemoryError::Exhausted } else { MemoryError::Constraints });
+        };
+        let lots = run.start..run.end.next_multiple_of(LOT_PAGES);
+        self.empty.take(&lots);
+        self.spare.entry(constraints.account).or_default().give(lots);
+        Ok(run)
+    }
+
+    /// As [`Pool::search`] in the empty lots above 4 GiB, for buffers that may lie anywhere: those below are kept for
+    /// the ones that may not.
+    fn find_high(&self, count: usize, constraints: Constraints) -> Option<Range<usize>> {
+        let high = |extent: &&Extent| extent.first > u64::from(u32::MAX);
+        if constraints.below_4g || !self.extents.iter().any(|extent| high(&extent)) {
+            return None;
         }
-        if run.end < end {
-            self.free.insert(run.end, end);
+        self.empty.iter().find_map(|run| {
+            let at = self.extents.partition_point(|extent| extent.pages.end <= run.start);
+            let parts = self.extents.get(at..).unwrap_or_default().iter();
+            let parts = parts.take_while(|extent| extent.pages.start < run.end).filter(high);
+            let parts = parts
+                .map(|extent| run.start.max(extent.pages.start)..run.end.min(extent.pages.end));
+            self.search(parts, count, constraints)
+        })
+    }
+
+    /// The first run of `count` pages in one of these free runs that meets the constraints.
+    fn search(
+        &self,
+        mut free: impl Iterator<Item = Range<usize>>,
+        count: usize,
+        constraints: Constraints,
+    ) -> Option<Range<usize>> {
+        free.find_map(|room| {
+            self.count_step();
+            self.first_fit(room, count, constraints)
+        })
+    }
+
+    /// Forgets an account whose lots have no room left, or which has none.
+    fn forget_empty(&mut self, account: u32) {
+        if self.spare.get(&account).is_some_and(Runs::is_empty) {
+            self.spare.remove(&account);
         }
     }
 
@@ -240,11 +312,15 @@ impl Extent {
     }
 }
 
-/// The chunks as extents, joined where they are one piece of physical memory.
-fn extents(chunks: &[PhysRange]) -> Vec<Extent> {
-    let mut all = Vec::new();
-    chunks.iter().for_each(|chunk| append(&mut all, *chunk));
-    all
+/// The lots that lie in a run as a whole.
+fn whole_lots(run: &Range<usize>) -> Range<usize> {
+    let start = run.start.next_multiple_of(LOT_PAGES);
+    start..(run.end / LOT_PAGES * LOT_PAGES).max(start)
+}
+
+/// Pages that so many bytes take.
+fn pages_of(length: u64) -> usize {
+    usize::try_from(length.div_ceil(PAGE_SIZE)).unwrap_or(usize::MAX)
 }
 
 /// One chunk more behind the others.
@@ -271,5 +347,8 @@ const fn crosses(piece: PhysRange, boundary: u64) -> bool {
     boundary != 0 && piece.first().0 / boundary != piece.last().0 / boundary
 }
 
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod promises;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,15 @@
-//! Claims that wait for their unit.
+//! Claims that wait for their unit to come up.
 //!
 //! ```text
 //! open devices/D?wait=MS --> a session at once
-//!   +----> a descriptor of the claim --call--> kept until it is decided --> it is the session; or why not
+//!   +----> a descriptor of the claim --call--> kept until the claim is decided --> granted: it is a session; refused
 //!            +--closed, or its process ends--> the claim is dropped, or the session that it became is closed
 //! ```
 //!
-//! The open itself never waits, for two reasons. The manager of name spaces opens for others, one after the other: all
-//! opens of the system would wait, too. And the kernel asks nobody to close what is opened for a process that was killed
-//! meanwhile, so that its device would be claimed for good. A descriptor that is there already is closed in any case.
+//! The open itself never waits, for two reasons. First, the manager of name spaces opens paths for other processes,
+//! one after another. If one open waited, all opens of the system would wait. Second, when a process is killed during
+//! an open, the kernel does not ask the scheme to close the new handle. The device would stay claimed for good. The
+//! kernel closes a descriptor that exists already in any case.
 
 use std::collections::BTreeMap;
 
@@ -28,24 +29,24 @@ const FIRST: usize = 1 << 32;
 pub(super) struct Claim {
     pub(super) ticket: Ticket,
     pub(super) client: ClientId,
-    /// The process that opened it; 0 when somebody opened it for that.
+    /// The process that opened the claim. 0 when another process opened it on behalf of that one.
     pub(super) process: usize,
-    /// What came of it.
+    /// The result of the claim, once it is decided.
     answer: Option<core::result::Result<Handle, Refusal>>,
 }
 
-/// All of them, by their scheme's numbers, until they are closed.
+/// All claims, by their numbers in the scheme, until they are closed.
 #[derive(Default)]
 pub(super) struct Claims {
     all: BTreeMap<usize, Claim>,
-    /// Reads the clock; without one nobody waits.
+    /// Reads the clock. Without a clock, no claim waits.
     clock: Option<Box<dyn FnMut() -> Nanos>>,
-    /// What it said last: it may go back, and time does not.
+    /// The latest time so far. The clock may step back, but [`Claims::now`] must not.
     now: Nanos,
 }
 
 impl Claims {
-    /// Without a clock.
+    /// No claims, and no clock.
     pub(super) const fn new() -> Self {
         Self { all: BTreeMap::new(), clock: None, now: Nanos(0) }
     }
@@ -54,19 +55,19 @@ impl Claims {
         self.clock = Some(clock);
     }
 
-    /// The time; `None` without a clock.
+    /// The time, which never goes back. `None` without a clock.
     pub(super) fn now(&mut self) -> Option<Nanos> {
         self.now = self.clock.as_mut()?().max(self.now);
         Some(self.now)
     }
 
-    /// Whether a process may have one claim more that waits.
+    /// Whether a process may have one more waiting claim.
     pub(super) fn has_room(&self, process: usize) -> bool {
         let waits = |claim: &&Claim| claim.process == process && claim.answer.is_none();
         self.all.values().filter(waits).count() < MOST_WAITING_OF_ONE
     }
 
-    /// Enters a claim; returns its number.
+    /// Enters a claim and returns its number.
     pub(super) fn add(
         &mut self,
         ticket: Ticket,
@@ -79,7 +80,7 @@ impl Claims {
         Ok(number)
     }
 
-    /// Notes what came of a claim; returns it, if it is still there.
+    /// Records the result of a claim. Returns the claim, or `None` when it is closed.
     pub(super) fn decide(
         &mut self,
         ticket: Ticket,
@@ -90,10 +91,12 @@ impl Claims {
         Some(*claim)
     }
 
-    /// What is answered to a call that waits: 0 when the claim is a session now, or the code of the refusal.
+    /// The answer to a call that waits for a claim: 0 when the claim became a session, otherwise the code of the
+    /// refusal.
     ///
     /// # Errors
-    /// `EWOULDBLOCK` while it waits: the call is kept, and asks again. `EBADF`: there is no such claim.
+    /// `EWOULDBLOCK` while the claim waits. Then the loop keeps the call, and tries it again. `EBADF` when there is
+    /// no such claim.
     pub(super) fn ask(&self, number: usize) -> Result<usize> {
         match self.all.get(&number).ok_or(Error::new(EBADF))?.answer {
             None => Err(Error::new(EWOULDBLOCK)),
@@ -102,18 +105,19 @@ impl Claims {
         }
     }
 
-    /// The session that a claim has become.
+    /// The session that a claim became. `None` when it is not decided or was refused.
     pub(super) fn session(&self, number: usize) -> Option<Handle> {
         self.all.get(&number)?.answer?.ok()
     }
 
-    /// The number of the claim that has become this session.
+    /// The number of the claim that became this session.
     pub(super) fn number(&self, session: Handle) -> Option<usize> {
         let mut all = self.all.iter();
         all.find(|(_, claim)| claim.answer == Some(Ok(session))).map(|(number, _)| *number)
     }
 
-    /// Takes a claim out whose descriptor is closed: its ticket while it waits, or its session.
+    /// Removes a claim whose descriptor is closed. Returns its ticket while it waits, or its session if it became
+    /// one.
     pub(super) fn remove(&mut self, number: usize) -> Option<core::result::Result<Handle, Ticket>> {
         let claim = self.all.remove(&number)?;
         match claim.answer {
@@ -122,16 +126,16 @@ impl Claims {
         }
     }
 
-    /// Whether a claim is this client's, decided or not.
+    /// Whether a claim belongs to this client, decided or not.
     pub(super) fn has_client(&self, client: ClientId) -> bool {
         self.all.values().any(|claim| claim.client == client)
     }
 }
 
-/// The path of a device, and how long its claim may wait, if it may.
+/// Splits a path into the device's path and how long its claim may wait. `None` when it may not wait.
 ///
 /// # Errors
-/// `EINVAL`: the time is no number of milliseconds.
+/// `EINVAL` when the time is not a number of milliseconds.
 pub(super) fn wait_of(path: &str) -> Result<(&str, Option<Nanos>)> {
     let Some((path, wait)) = path.split_once(WAIT) else { return Ok((path, None)) };
     let digits = wait.bytes().all(|byte| byte.is_ascii_digit());

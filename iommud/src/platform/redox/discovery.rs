@@ -1,4 +1,4 @@
-//! Functions that come and go: the buses that were known at start are walked again.
+//! Discovers functions that come and go. It walks the buses again that were known at start.
 
 use iommu_protocol::ids::PciAddress;
 
@@ -6,8 +6,8 @@ use crate::server::Discovery;
 use crate::topology::pci::{ConfigSpace, PciFunction};
 use crate::topology::walk::{Roots, answers, walk};
 
-/// Functions on the buses that were known at start, and behind bridges on them. There is no name space any more to
-/// list others in.
+/// Finds functions on the buses that were known at start, and behind bridges on them. Without a name space it cannot
+/// list functions on other buses.
 pub(super) struct Buses<S> {
     pub(super) space: S,
     /// Segments and buses where a walk begins.
@@ -19,8 +19,8 @@ impl<S: ConfigSpace> Discovery for Buses<S> {
         Some(walk(&mut self.space, Roots::Known(&self.roots)))
     }
 
-    /// A client may name any address. Nothing is read of a segment that the machine does not have: each of its buses
-    /// would be remembered, and pcid would be asked for it.
+    /// Reads nothing of a segment that the machine does not have, because a client may name any address. Otherwise
+    /// each of its buses would be remembered, and pcid would get a call for it.
     fn answers(&mut self, address: PciAddress) -> bool {
         self.roots.iter().any(|(segment, _)| *segment == address.segment)
             && answers(&mut self.space, address)
@@ -31,7 +31,7 @@ impl<S: ConfigSpace> Discovery for Buses<S> {
 mod tests {
     use super::*;
 
-    /// One function of segment 0; counts what is read.
+    /// Configuration space in which only device 3 of bus 0 answers, in every segment. Counts reads.
     #[derive(Default)]
     struct One(usize);
 

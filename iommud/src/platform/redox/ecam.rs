@@ -1,4 +1,4 @@
-//! Configuration space as memory: the windows that the MCFG table names.
+//! Configuration space in memory: the windows that the MCFG table describes.
 //!
 //! PCI Firmware Specification 3.3 section 4.1.2 (MCFG), PCI Express Base 6.0 section 7.2.2 (ECAM: 4096 bytes a
 //! function, at bus << 20 | device << 15 | function << 12).
@@ -7,19 +7,19 @@ use iommu_protocol::ids::PciAddress;
 
 use crate::addr::{PhysAddr, PhysRange};
 
-/// Bytes of the table before its entries: header (36) and 8 reserved ones.
+/// Bytes of the table before its entries: the header (36) and 8 reserved bytes.
 const ENTRIES: usize = 44;
 
 /// Bytes of an entry.
 const ENTRY: usize = 16;
 
-/// Bytes of a bus.
+/// Bytes of the configuration space of a bus.
 const BUS: u64 = 1 << 20;
 
-/// The functions of some buses of a segment, in memory.
+/// Configuration space of some buses of a segment, in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Where bus 0 is, or would be.
+    /// Physical address of bus 0, even if the window begins at a later bus.
     base: u64,
     segment: u16,
     first: u8,
@@ -27,14 +27,14 @@ pub struct Window {
 }
 
 impl Window {
-    /// The windows of a table; those that make no sense are left out.
+    /// The windows of a table. Leaves out invalid ones.
     #[must_use]
     pub fn all(mcfg: &[u8]) -> Vec<Self> {
         let entries = mcfg.get(ENTRIES..).unwrap_or_default().chunks_exact(ENTRY);
         entries.filter_map(Self::of).collect()
     }
 
-    /// 8 bytes base, 2 bytes segment, first and last bus, 4 bytes reserved.
+    /// Decodes an entry: 8 bytes base, 2 bytes segment, first and last bus, 4 bytes reserved.
     fn of(entry: &[u8]) -> Option<Self> {
         let base = u64::from_le_bytes(*entry.first_chunk()?);
         let [low, high, first, last] = *entry.get(8..12)?.first_chunk()?;
@@ -44,7 +44,7 @@ impl Window {
         (usable && end <= 1 << 52).then_some(Self { base, segment, first, last })
     }
 
-    /// Where the functions of a bus are.
+    /// The physical range of a bus. `None` when the bus is not in this window.
     #[must_use]
     pub fn bus(&self, segment: u16, bus: u8) -> Option<PhysRange> {
         let inside = segment == self.segment && (self.first..=self.last).contains(&bus);
@@ -52,7 +52,7 @@ impl Window {
     }
 }
 
-/// Where a register of a function is, from the start of its bus.
+/// The offset of a function's register from the start of its bus.
 #[must_use]
 pub fn offset(function: PciAddress, register: u16) -> u32 {
     let id = function.requester;

@@ -1,4 +1,4 @@
-//! The loop: one event at a time, run to completion.
+//! The event loop of the server. It handles one event at a time, to completion.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -24,13 +24,14 @@ use super::scheme::{IommuScheme, Window};
 use crate::hw::{BufferMemory, Nanos, Unit};
 use crate::platform::units::{Family, LateUnits};
 
-/// How long units are left alone that tell of faults themselves, while they do not.
+/// Time between two polls while units report faults by interrupt and have none.
 const CALM: Duration = Duration::from_secs(1);
 
-/// Requests taken from the kernel at a time.
+/// The most requests taken from the kernel at a time.
 const REQUESTS: usize = 32;
 
-/// What wakes the loop without a request: a file of the time scheme for each alarm, so that an event tells whose it is.
+/// The timer that wakes the loop without a request. Each alarm has its own file of the time scheme, so that an event
+/// identifies its alarm.
 struct Timer {
     soon: File,
     some_day: File,
@@ -42,7 +43,7 @@ impl Timer {
         Ok(Self { soon: clock()?, some_day: clock()?, rhythm: Rhythm::new(period) })
     }
 
-    /// Whose event has come from this file.
+    /// The alarm of the file with this descriptor number. `None` when it is another file.
     fn alarm_of(&self, file: usize) -> Option<Alarm> {
         let is = |clock: &File| number(clock).is_ok_and(|number| number == file);
         match file {
@@ -52,7 +53,7 @@ impl Timer {
         }
     }
 
-    /// As [`Rhythm::arm`].
+    /// Ensures that an alarm is set. See [`Rhythm::arm`].
     fn arm(&mut self, faults: u64) -> io::Result<()> {
         let Self { soon, some_day, rhythm } = self;
         rhythm.arm(faults, |which, after| match which {
@@ -62,13 +63,13 @@ impl Timer {
     }
 }
 
-/// Opens a timer.
+/// Opens a timer of the monotonic clock.
 pub(super) fn clock() -> io::Result<File> {
     let path = format!("/scheme/time/{CLOCK_MONOTONIC}");
     File::options().read(true).write(true).open(path)
 }
 
-/// One event more of a timer's, `after` this time.
+/// Sets a timer to send one more event, `after` from now.
 pub(super) fn alarm(mut clock: &File, after: Duration) -> io::Result<()> {
     let mut now = TimeSpec::default();
     clock.read_exact(&mut now)?;
@@ -82,7 +83,7 @@ pub(super) fn alarm(mut clock: &File, after: Duration) -> io::Result<()> {
     clock.write_all(&then)
 }
 
-/// What the loop waits for, all of it opened.
+/// The open files that the loop waits for.
 pub(super) struct Loop {
     socket: Socket,
     queue: RawEventQueue,
@@ -90,10 +91,10 @@ pub(super) struct Loop {
 }
 
 impl Loop {
-    /// Opens what the loop needs. `period` is how often units are asked for faults.
+    /// Opens the files of the loop. `period` is the time between two polls of the units for faults.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// An error of the kernel.
     pub(super) fn open(period: Duration) -> io::Result<Self> {
         let socket = Socket::nonblock().map_err(from)?;
         let timer = Timer::open(period)?;
@@ -104,10 +105,10 @@ impl Loop {
         Ok(Self { socket, queue, timer })
     }
 
-    /// Lets the keeper map the server's memory, and serves nothing else until it has.
+    /// Lets the keeper map the server's memory. Serves nothing else until it has done so.
     ///
     /// # Errors
-    /// The keeper is gone, or the kernel refuses.
+    /// The keeper is gone, or an error of the kernel.
     pub(super) fn be_held(&mut self, keeper: &Keeper, memory: Memory) -> io::Result<()> {
         keeper.give_socket_and_memory(&self.socket).map_err(from)?;
         let memory = RefCell::new(memory);
@@ -126,10 +127,10 @@ impl Loop {
         }
     }
 
-    /// Makes the scheme known and serves it; ends when the kernel has no more requests, or with an error.
+    /// Makes the scheme known and serves it. Returns when the kernel sends no more requests, or with an error.
     ///
     /// # Errors
-    /// The kernel refuses to register the scheme, or one of its files fails.
+    /// The kernel refuses to register the scheme, or one of the files fails.
     pub(super) fn run<U: Family>(
         mut self,
         mut scheme: IommuScheme<U, Buffers>,
@@ -142,14 +143,15 @@ impl Loop {
             self.timer.rhythm.rest(CALM);
         }
         self.timer.arm(0)?;
-        // Made while there is a name space: its hash maps take their keys from the random scheme.
+        // Created before the name space is given up, because its hash maps take their keys from the random scheme.
         let mut requests = ReadinessBased::new(&self.socket, REQUESTS);
         announce.announce(&self.socket, &mut scheme).map_err(from)?;
         log::info!("serving /scheme/iommu");
         let scheme = RefCell::new(scheme);
         let started = Instant::now();
         loop {
-            // Which file woke the loop does not matter: all are looked at, and none of them blocks.
+            // Requests are read after every event, since reading does not block. An event of any other file makes the
+            // loop poll the units too.
             let woken = self.queue.next_event()?;
             if woken.fd != self.socket.inner().raw() {
                 if let Some(alarm) = self.timer.alarm_of(woken.fd) {
@@ -176,7 +178,7 @@ impl Loop {
             requests.poll_all_requests(|| scheme.borrow_mut()).map_err(from)?;
             requests.write_responses().map_err(from)?;
             if scheme.borrow().has_claims() {
-                // They end at a deadline, whatever happens.
+                // Claims end at a deadline even without other events. So the loop must wake soon.
                 self.timer.arm(1)?;
             }
             tell_readable(&self.socket, &mut scheme.borrow_mut())?;
@@ -184,12 +186,12 @@ impl Loop {
     }
 }
 
-/// Nanoseconds since the start of the loop.
+/// Nanoseconds since `started`, the start of the loop.
 fn since(started: Instant) -> Nanos {
     Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Tells the kernel which watched sessions have something to read now.
+/// Notifies the kernel of the watched sessions that became readable.
 fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
     socket: &Socket,
     scheme: &mut IommuScheme<U, B>,
@@ -203,7 +205,7 @@ fn tell_readable<U: Unit, B: BufferMemory<Share = Window>>(
     Ok(())
 }
 
-/// A descriptor's number, as the system's calls take it.
+/// A descriptor's number as a `usize`, which system calls take.
 pub(super) fn number(file: &impl AsRawFd) -> io::Result<usize> {
     usize::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidData.into())
 }

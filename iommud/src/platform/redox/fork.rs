@@ -1,5 +1,5 @@
-//! Processes that go on in this program. Starting it anew would copy the whole program, page by page, and its first
-//! steps with it: most of what a process costs a boot.
+//! Forks processes that continue in this program. Executing the program anew would copy it page by page, and repeat
+//! its first steps. That is most of the time that a process adds to the boot.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -7,10 +7,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-/// Between two attempts to kill a process.
+/// Time between two attempts to kill a process.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// What a process gets to end in once it is killed.
+/// How long a killed process may take to end.
 const DYING: Duration = Duration::from_secs(10);
 
 /// A child process.
@@ -20,13 +20,13 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Runs `child` in a process of its own, which ends with 0 if it says true, else with 1. It has every descriptor
-    /// of this one.
+    /// Runs `child` in a child process, which exits with 0 if `child` returns true, else with 1. The child inherits
+    /// every descriptor.
     ///
     /// # Errors
-    /// There is no process to be had.
+    /// The system gives no process.
     pub(super) fn new(child: impl FnOnce() -> bool) -> io::Result<Self> {
-        // SAFETY: this program never has a second thread, so no lock is held by one that the child lacks.
+        // SAFETY: this program never has a second thread. So no lock is held by a thread that the child lacks.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => std::process::exit(i32::from(!child())),
@@ -34,10 +34,10 @@ impl Process {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the process ends, and returns its exit status.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The error of waitpid(2).
     pub(super) fn wait(&mut self) -> io::Result<ExitStatus> {
         loop {
             if let Some(status) = self.look(0)? {
@@ -46,10 +46,10 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The error of waitpid(2).
     pub(super) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.look(libc::WNOHANG)
     }
@@ -59,7 +59,7 @@ impl Process {
             return Ok(self.ended);
         }
         let mut status = 0;
-        // SAFETY: `status` is writable for the time of the call.
+        // SAFETY: `status` is writable during the call.
         match unsafe { libc::waitpid(self.id, &raw mut status, options) } {
             0 => Ok(None),
             -1 => match io::Error::last_os_error() {
@@ -73,10 +73,10 @@ impl Process {
         }
     }
 
-    /// Kills it, or has it ended before.
+    /// Kills the process, unless it has already ended. Returns its exit status.
     ///
     /// # Errors
-    /// The system refuses to say how it ended; `TimedOut`: it lives 10 s later.
+    /// The error of waitpid(2). `TimedOut` when the process still lives after 10 s.
     pub(super) fn kill(&mut self) -> io::Result<ExitStatus> {
         let end = Instant::now() + DYING;
         loop {
@@ -86,8 +86,9 @@ impl Process {
             if Instant::now() >= end {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            // One that is stopped does not always hear it the first time.
-            // SAFETY: no memory is concerned; the child is this process's own, and its number nobody else's.
+            // The loop repeats the signal, because a stopped process does not always get the first one.
+            // SAFETY: the call accesses no memory. The process is this process's child and was not reaped, so no
+            // other process has its number.
             let _ = unsafe { libc::kill(self.id, libc::SIGKILL) };
             std::thread::sleep(AGAIN);
         }

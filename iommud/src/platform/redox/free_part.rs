@@ -1,13 +1,13 @@
-//! How much of the free memory may be taken. A process that takes the last frame stops the kernel.
+//! Limits how much of the free memory the server takes. A process that takes the last frame stops the kernel.
 
-/// The part of free memory that may be taken for tables, which units cannot do without.
+/// One part in this many of the free memory may become tables. Units cannot do without them.
 pub(super) const FOR_TABLES: u64 = 4;
 
-/// The part of free memory that may be taken for buffers.
+/// One part in this many of the free memory may become buffers.
 pub(super) const FOR_BUFFERS: u64 = 8;
 
-/// Whether `more` bytes may be taken beside `taken` ones, when so many are free: what is taken then is one part in so
-/// many of all that would be free without it.
+/// Whether the server may take `more` bytes besides the `taken` ones, while `free` bytes are free. In all it may take
+/// one part in `part` of the bytes that would be free without it.
 pub(super) const fn allows(part: u64, free: u64, taken: u64, more: u64) -> bool {
     more <= free && taken.saturating_add(more) <= free.saturating_add(taken) / part
 }
@@ -20,7 +20,7 @@ mod tests {
 
     #[test]
     fn no_more_is_taken_than_the_part_allows() {
-        // 64 MiB without the server's own: a quarter of it is 16 MiB.
+        // Without the server 64 MiB would be free. A quarter of that is 16 MiB.
         assert!(allows(FOR_TABLES, 50 * MIB, 14 * MIB, 2 * MIB));
         assert!(!allows(FOR_TABLES, 48 * MIB, 16 * MIB, 2 * MIB));
         assert!(!allows(FOR_BUFFERS, 50 * MIB, 14 * MIB, 2 * MIB));
@@ -28,7 +28,7 @@ mod tests {
         assert!(!allows(FOR_TABLES, 0, u64::MAX, 1) && !allows(FOR_TABLES, u64::MAX, u64::MAX, 1));
     }
 
-    /// From nothing, step by step: it ends at the part, and not before.
+    /// Grows from nothing, step by step, exactly up to the limit.
     #[test]
     fn growing_ends_at_the_part() {
         let (mut free, mut taken) = (100 * MIB, 0);

@@ -1,4 +1,5 @@
-//! What a server serves while nobody but its keeper knows it: its own memory, to be mapped by the process that holds it.
+//! The scheme that a server serves before its name is known. Through it, the process that holds the server's memory
+//! maps that memory.
 
 use redox_scheme::scheme::SchemeSync;
 use redox_scheme::{CallerCtx, OpenResult};
@@ -10,28 +11,28 @@ use super::scheme::{HELD, MEMORY};
 /// A piece of the server's memory: one range of virtual addresses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
-    /// Of the first byte.
+    /// Virtual address of the first byte.
     pub(super) address: usize,
-    /// In bytes.
+    /// Length in bytes.
     pub(super) length: usize,
 }
 
-/// The scheme while nobody but the keeper knows it: one file, the memory, piece after piece.
+/// The scheme while only the keeper knows it. It has one file, the memory, which consists of the pieces in order.
 pub(super) struct Memory {
     pieces: Vec<Piece>,
-    /// The keeper has said that it has everything.
+    /// The keeper reported that it maps everything.
     pub(super) held: bool,
     /// The keeper is gone.
     pub(super) lost: bool,
 }
 
 impl Memory {
-    /// Of these pieces, each a multiple of 4096 bytes long.
+    /// Serves these pieces. The length of each is a multiple of 4096 bytes.
     pub(super) const fn new(pieces: Vec<Piece>) -> Self {
         Self { pieces, held: false, lost: false }
     }
 
-    /// The address of `size` bytes at `offset`, all in one piece.
+    /// The address of `size` bytes at `offset` of the file. `None` when they are not all in one piece.
     fn find(&self, offset: u64, size: usize) -> Option<usize> {
         let mut offset = usize::try_from(offset).ok()?;
         for piece in &self.pieces {
@@ -111,7 +112,7 @@ impl SchemeSync for Memory {
 mod tests {
     use super::*;
 
-    /// The crate makes callers out of requests only.
+    /// Makes a caller from a request, because the crate has no other way.
     fn caller() -> CallerCtx {
         match redox_scheme::Request::default().kind() {
             redox_scheme::RequestKind::Call(call) => call.caller(),

@@ -1,19 +1,20 @@
-//! The interrupt of units that have recorded a fault.
+//! The interrupt by which units report that they recorded a fault.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 
-/// Vectors below this are legacy interrupts' (kernel, scheme `irq`).
+/// Numbers below this belong to legacy interrupts (kernel, scheme `irq`).
 const FIRST: u8 = 16;
 
-/// Number of an interrupt to its vector.
+/// Difference between a vector and its number in the irq scheme.
 const VECTOR: u8 = 32;
 
-/// Where messages to a processor go (Intel SDM volume 3, section 12.11.1): the local APIC's id in bits 19:12.
+/// Address of interrupt messages to a processor (Intel SDM volume 3, section 12.11.1). Bits 19:12 hold the id of its
+/// local APIC.
 const MESSAGE_ADDRESS: u64 = 0xfee0_0000;
 
-/// A vector of the first processor, reserved for this process. Interrupt remapping is off: what a device sends
-/// arrives as it is.
+/// A vector of the first processor, reserved for this process. Interrupt remapping is off, so messages of a device
+/// arrive unchanged.
 pub(super) struct Vector {
     file: File,
     number: u8,
@@ -21,10 +22,10 @@ pub(super) struct Vector {
 }
 
 impl Vector {
-    /// Reserves the first that is free.
+    /// Reserves the first free vector.
     ///
     /// # Errors
-    /// There is none, or the irq scheme refuses.
+    /// No vector is free, or the irq scheme refuses.
     pub(super) fn reserve() -> io::Result<Self> {
         let mut word = [0; 8];
         let length = File::open("/scheme/irq/bsp")?.read(&mut word)?;
@@ -39,7 +40,7 @@ impl Vector {
                 continue;
             };
             let path = format!("{directory}/{number}");
-            // Somebody else may reserve it between the list and this.
+            // Another process may have reserved it after the directory was read.
             match File::options().read(true).write(true).create(true).truncate(false).open(path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 file => return Ok(Self { file: file?, number, processor }),
@@ -48,22 +49,22 @@ impl Vector {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    /// Its number at the processor.
+    /// The vector's number at the processor.
     pub(super) const fn vector(&self) -> u8 {
         self.number + VECTOR
     }
 
-    /// Address and data of the message that raises it.
+    /// Address and data of the message that raises the vector.
     pub(super) fn message(&self) -> (u64, u32) {
         (MESSAGE_ADDRESS | u64::from(self.processor) << 12, u32::from(self.vector()))
     }
 
-    /// The file whose events are interrupts.
+    /// The file that becomes readable at each interrupt.
     pub(super) const fn file(&self) -> &File {
         &self.file
     }
 
-    /// Whether it was raised since this said so last.
+    /// Whether the interrupt was raised since the last call that returned true. Acknowledges it.
     ///
     /// # Errors
     /// The irq scheme fails.

@@ -1,23 +1,26 @@
-//! The keeper on Redox: starts the server, has all of its memory mapped by a third process, and starts the next server
-//! when it dies.
+//! The keeper on Redox. It starts the server, makes a third process map all of the server's memory, and starts the
+//! next server when that one dies.
 //!
-//! The kernel counts who maps a frame: while somebody does, the frames of a dead server's tables and buffers are
-//! nobody else's, and a unit goes on walking them. The keeper keeps its name space; the server has none.
+//! The kernel counts the mappings of each frame. While the third process maps the frames of a dead server's tables
+//! and buffers, the kernel reuses none of them. So units can go on walking the tables. The keeper keeps its name
+//! space, while the server gives its own up.
 //!
 //! ```text
-//! server dies   whoever waits for its answer gets ENODEV, then its name is taken back
-//!               the next server is started: the memory stays out of every device's reach there
-//!               it takes the units over, its name is entered, and only then is the old memory given up
+//! server dies   the keeper answers its open requests with ENODEV, then removes its name
+//!               the keeper starts the next server, which keeps the old memory out of every device's reach
+//!               the next server takes the units over, and the keeper registers its name
+//!               the keeper gives the old memory up
 //! ```
 //!
-//! Memory of a dead server is given up only when the next one says that every unit uses its tables; whatever fails before,
-//! it stays held, by a keeper that does nothing else any more if need be.
+//! The keeper gives the memory of a dead server up only when the next server reports that every unit uses the next
+//! server's tables. After any failure before that, the memory stays held. If necessary, the keeper then does nothing
+//! but hold it.
 //!
-//! A server that says nothing when it should is killed, and is dead then as any other. Meanwhile each unit goes on
-//! with the tables that it was given last, which are held: what a device reaches is what it reached before.
-
+//! The keeper kills a server that misses a deadline, and then handles it like any dead server. Meanwhile each unit
+//! goes on with the tables that it was given last. They are held, so devices can reach the same memory as before.
 //!
-//! What is decided is here, over a [`System`], and tested on every host; the system itself is in `system.rs`.
+//! This file contains the decisions, over a [`System`], which are tested on every host. The real system is in
+//! `system.rs`.
 
 mod answers;
 mod bounded_read;
@@ -47,88 +50,92 @@ pub(super) use system::keep;
 #[cfg(target_os = "redox")]
 pub use system::keep_others;
 
-/// What a dead server has left.
+/// The state that a dead server left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Contents {
-    /// Its memory.
+    /// Ranges of its memory.
     ranges: Vec<PhysRange>,
-    /// Functions that were driven.
+    /// Functions that were driven when it died.
     driven: Vec<PciAddress>,
-    /// Tags that units may hold, if it noted them.
+    /// Tags that units may hold. `None` when the server did not note them.
     tags: Option<TagRecord>,
 }
 
-/// What a keeper does to the system, and learns of it. Nothing here waits for ever, but for [`System::wait`].
+/// The operations of a keeper on its system. All of them are bounded in time, except [`System::wait`].
 trait System {
-    /// A server's process, and the pipe that it gives descriptors through.
+    /// A server's process, and the pipe through which it sends descriptors.
     type Server;
-    /// A descriptor that a server has given.
+    /// A descriptor that a server sent.
     type Descriptor;
-    /// A process that has the memory of a server mapped. Dropped, it gives the memory up.
+    /// The holder: a process that maps the memory of a server. Dropping this value gives the memory up.
     type Hold;
 
-    /// Starts a server, and before it the process that is to hold its memory. Neither has `old`.
+    /// Starts the process that will hold the server's memory, and then the server. Both new processes drop their
+    /// copies of `old`.
     fn start(
         &mut self,
         options: &Options,
         old: &mut Vec<Self::Hold>,
     ) -> io::Result<(Self::Server, Self::Hold)>;
 
-    /// The next descriptor of a server's.
+    /// Receives the next descriptor from a server.
     fn receive(&mut self, server: &mut Self::Server) -> io::Result<Self::Descriptor>;
 
-    /// Begins to map everything that `memory` stands for, and then tells the server, which waits for that.
+    /// Makes the holder map all of `memory` and then notify the server, which waits for that. Does not wait for the
+    /// holder.
     fn bring(&mut self, hold: &mut Self::Hold, memory: &Self::Descriptor) -> io::Result<()>;
 
-    /// Waits until the server has taken note that everything is mapped.
+    /// Waits until the server has acknowledged that all its memory is mapped.
     fn be_told(&mut self, hold: &mut Self::Hold, server: &mut Self::Server) -> io::Result<()>;
 
-    /// Whether the server is known to have been told.
+    /// Whether that acknowledgement is known to the keeper.
     fn was_told(&self, hold: &Self::Hold) -> bool;
 
-    /// What the server has left. `UnexpectedEof`: the process that holds it has ended.
+    /// Returns the state that the server left. `UnexpectedEof` when the holder has ended.
     fn contents(&mut self, hold: &mut Self::Hold) -> io::Result<Contents>;
 
-    /// Whether the server says that no unit uses the memory of servers before it.
+    /// Asks the server whether no unit uses the memory of earlier servers any more.
     fn may_go(&mut self, hold: &mut Self::Hold, server: &mut Self::Server) -> io::Result<bool>;
 
-    /// Gives the memory up.
+    /// Ends the holder, which gives the memory up.
     fn let_go(&mut self, hold: Self::Hold) -> io::Result<()>;
 
-    /// Ends a process that did not get to mapping anything.
+    /// Ends a holder that never got any memory to map.
     fn end(&mut self, hold: Self::Hold) -> io::Result<()>;
 
-    /// Makes the scheme known whose root a server has given: the first one to whoever waits for it.
+    /// Makes a server's scheme known. `root` is the root that the server sent. For the first server this notifies the
+    /// process that waits for the scheme: init, or the parent of a oneshot unit.
     fn make_known(&mut self, root: Self::Descriptor) -> io::Result<()>;
 
-    /// Whoever waits for a server, so that the machine boots, goes on without one.
+    /// Lets the boot go on without a server: ends the wait of init, or of the parent process.
     fn wait_no_more(&mut self);
 
-    /// Takes the name of a dead server's scheme back; it is not there when the server did not get that far.
+    /// Removes the name of a dead server's scheme. The name does not exist when the server did not get that far.
     fn take_name_back(&mut self);
 
-    /// Answers whoever waits for a dead server, and ends its scheme, of which `socket` is the last descriptor.
+    /// Answers the open requests of a dead server, and ends its scheme. `socket` is the last descriptor of the
+    /// scheme's socket.
     fn answer(&mut self, socket: Self::Descriptor) -> io::Result<()>;
 
-    /// Waits for a server's end.
+    /// Waits until a server ends.
     fn wait(&mut self, server: &mut Self::Server) -> io::Result<ExitStatus>;
 
-    /// Kills a server, or has it ended before. With an error it may live.
+    /// Kills a server, unless it has already ended. After an error it may still live.
     fn kill(&mut self, server: &mut Self::Server) -> io::Result<ExitStatus>;
 
-    /// How long ago a server was started.
+    /// Time since a server was started.
     fn age(&self, server: &Self::Server) -> Duration;
 
-    /// Does nothing for a time.
+    /// Sleeps for `time`.
     fn pause(&mut self, time: Duration);
 }
 
-/// A server, and what is known of it so far.
+/// A server, and the descriptors that it has sent so far.
 struct Running<S: System> {
     server: S::Server,
-    /// A second descriptor of its socket: its scheme lives until this is closed.
+    /// A second descriptor of the server's socket. The scheme lives until it is closed.
     socket: Option<S::Descriptor>,
-    /// The server learns of the end of its keeper by the end of this.
+    /// A descriptor of the server's memory. When it closes, the server knows that its keeper is gone.
     memory: Option<S::Descriptor>,
     hold: S::Hold,
 }
@@ -136,7 +143,7 @@ struct Running<S: System> {
 struct Keeper<S: System> {
     system: S,
     options: Options,
-    /// Memory of servers that are dead. A unit may use it.
+    /// Holders of the memory of dead servers, which a unit may still use.
     old: Vec<S::Hold>,
 }
 
@@ -145,8 +152,8 @@ impl<S: System> Keeper<S> {
         Self { system, options: options.clone(), old: Vec::new() }
     }
 
-    /// Runs servers until one ends for good, or none can be started any more; says whether that was a good end. Whoever
-    /// calls this must not end as long as there is memory in [`Self::old`].
+    /// Runs servers until one ends for good, or none can be started. Returns whether the last one ended with exit
+    /// code 0. The caller must not exit while there is memory in [`Self::old`].
     fn run(&mut self) -> bool {
         self.run_all().unwrap_or_else(|error| {
             log::error!("keeper: {error}");
@@ -169,7 +176,7 @@ impl<S: System> Keeper<S> {
             };
             let status = match ended {
                 Ok(status) => status,
-                // It may be alive, and units its own: another one must not touch them.
+                // The server may still live and drive the units. No other server may touch them.
                 Err(error) => {
                     self.old.push(running.hold);
                     return Err(error);
@@ -179,9 +186,9 @@ impl<S: System> Keeper<S> {
             self.bury(running, status)?;
             let end = match End::from(status) {
                 End::Final(code) => return Ok(code == 0),
-                // When the first one cannot run, neither can others.
+                // If the first server cannot run, later ones cannot either.
                 _ if met.is_err() && self.old.is_empty() => return Ok(false),
-                // Each of them leaves memory behind.
+                // Such a server leaves memory behind, so the number of attempts is limited.
                 _ if met.is_err() => End::Failed,
                 end => end,
             };
@@ -193,7 +200,7 @@ impl<S: System> Keeper<S> {
         }
     }
 
-    /// Holds a server's memory, and makes its name known when it serves.
+    /// Has a server's memory held, and makes its scheme known once it serves.
     fn meet(&mut self, running: &mut Running<S>) -> io::Result<()> {
         let Self { system, .. } = self;
         let Running { server, socket, memory, hold } = running;
@@ -206,7 +213,7 @@ impl<S: System> Keeper<S> {
         if self.old.is_empty() { Ok(()) } else { self.give_up(running) }
     }
 
-    /// Gives the memory of dead servers up, if the one that runs says that no unit uses it.
+    /// Gives the memory of dead servers up, if the running server reports that no unit uses it.
     fn give_up(&mut self, running: &mut Running<S>) -> io::Result<()> {
         if self.system.may_go(&mut running.hold, &mut running.server)? {
             for hold in self.old.drain(..) {
@@ -220,11 +227,12 @@ impl<S: System> Keeper<S> {
         Ok(())
     }
 
-    /// Clears up behind a server that has ended.
+    /// Cleans up after a server that has ended.
     fn bury(&mut self, running: Running<S>, status: ExitStatus) -> io::Result<()> {
         let lived = self.system.age(&running.server);
         let Running { socket, memory, mut hold, .. } = running;
-        // First of all: whoever looks names up may be waiting for its answer, and every program for him.
+        // This comes first, because the manager of name spaces may be waiting for the dead server. Every program that
+        // opens a path then waits for that manager.
         if let Some(Err(error)) = socket.map(|socket| self.system.answer(socket)) {
             log::error!("keeper: clients of the dead server may wait for ever: {error}");
         }
@@ -232,7 +240,7 @@ impl<S: System> Keeper<S> {
             return self.system.end(hold);
         }
         let contents = match self.system.contents(&mut hold) {
-            // It ended before the server could be told: no unit knows of the memory.
+            // The holder ended before it could notify the server. So no unit uses the memory.
             Err(error)
                 if error.kind() == io::ErrorKind::UnexpectedEof && !self.system.was_told(&hold) =>
             {
@@ -250,7 +258,7 @@ impl<S: System> Keeper<S> {
                 "keeper: the server ended ({status}) after {lived:.1?}: its memory is held"
             );
         }
-        // Nobody else enters it.
+        // Only this keeper registers the name, so the name is that of the dead server.
         self.system.take_name_back();
         Ok(())
     }

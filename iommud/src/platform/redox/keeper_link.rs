@@ -1,12 +1,12 @@
-//! The server's side of a keeper: what hardware may reach is mapped by a second process before any unit is told of
-//! it, so that the frames are nobody else's when this process ends, in whatever way.
+//! The server's side of the keeper protocol. A second process maps all memory that hardware may reach, before any
+//! unit can use it. So the kernel gives the frames to no other process when this process ends, in whatever way.
 //!
 //! ```text
 //! server -> keeper   a second descriptor of the scheme's socket, then one of the memory       through the pipe
 //! keeper -> server   fstat, mmap of every piece, then a call: "held"                          through the scheme
 //!                    units are brought up, translation is on
 //! server -> keeper   the scheme's root                                                        through the pipe
-//! keeper -> server   a call: "may the memory of the one before go?"                           through the scheme
+//! keeper -> server   a call: "may the memory of earlier servers go?"                          through the scheme
 //! ```
 
 use std::fs::File;
@@ -19,23 +19,23 @@ use syscall::flag::CallFlags;
 
 use super::scheme::MEMORY;
 
-/// The way to the keeper.
+/// The connection to the keeper.
 pub(super) struct Keeper {
     pipe: File,
 }
 
 impl Keeper {
-    /// The server's end of a pipe to the keeper.
+    /// Wraps the server's end of a pipe to the keeper.
     pub(super) fn over(pipe: OwnedFd) -> Self {
         Self { pipe: File::from(pipe) }
     }
 
-    /// That end itself.
+    /// Returns the server's end of the pipe.
     pub(super) fn into_pipe(self) -> OwnedFd {
         self.pipe.into()
     }
 
-    /// Gives the keeper a descriptor, which this process loses, and a byte, which can be waited for.
+    /// Moves a descriptor to the keeper, and writes one byte, for which the keeper can wait.
     ///
     /// # Errors
     /// The keeper is gone.
@@ -46,7 +46,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Gives the keeper what it needs to hold the memory, and to answer for this process when it is dead.
+    /// Gives the keeper a descriptor of the memory, so that the memory can be held. Gives it a second descriptor of
+    /// the socket too, so that it can answer requests after the death of this process.
     ///
     /// # Errors
     /// The keeper is gone.

@@ -1,11 +1,11 @@
-//! Keys that nobody can guess, from a seed that is read once: later the server has no name space, and a daemon that
-//! gives randomness might keep it waiting.
+//! Unpredictable keys, from a seed that is read once. Later the server has no name space, and a daemon for randomness
+//! might keep it waiting.
 
-/// The stream of ChaCha20 (RFC 8439 section 2.3), 16 bytes of each block.
+/// Keys from the stream of ChaCha20 (RFC 8439 section 2.3): the first 16 bytes of each block.
 #[derive(Clone)]
 pub(super) struct Keys {
     seed: [u32; 8],
-    /// Number of the next block.
+    /// Number of the block for the next key.
     next: u64,
 }
 
@@ -25,7 +25,7 @@ const ROUNDS: [[usize; 4]; 8] = [
 ];
 
 impl Keys {
-    /// Keys that follow from `seed` alone.
+    /// Keys that are determined by `seed` alone.
     #[must_use]
     pub(super) fn new(seed: [u8; 32]) -> Self {
         let (words, _) = seed.as_chunks::<4>();
@@ -36,7 +36,7 @@ impl Keys {
         Self { seed, next: 0 }
     }
 
-    /// A key that was not given before.
+    /// Makes a key that was not returned before.
     #[must_use]
     pub(super) fn make(&mut self) -> [u8; 16] {
         let (low, high) = (self.next & 0xffff_ffff, self.next >> 32);
@@ -51,7 +51,7 @@ impl Keys {
     }
 }
 
-/// A block of the stream, for the last four words of the state: counter and nonce.
+/// Computes a block of the stream. The second argument is the last four words of the state: counter and nonce.
 fn block(seed: &[u32; 8], [w12, w13, w14, w15]: [u32; 4]) -> [u32; 16] {
     let [c0, c1, c2, c3] = CONSTANTS;
     let [s0, s1, s2, s3, s4, s5, s6, s7] = *seed;
@@ -67,7 +67,7 @@ fn block(seed: &[u32; 8], [w12, w13, w14, w15]: [u32; 4]) -> [u32; 16] {
     sum
 }
 
-/// A quarter round of four different words (RFC 8439 section 2.1).
+/// Applies a quarter round to four different words (RFC 8439 section 2.1).
 fn quarter(state: &mut [u32; 16], places: [usize; 4]) {
     let Ok([a, b, c, d]) = state.get_disjoint_mut(places) else { return };
     for (left, right) in [(16, 12), (8, 7)] {
@@ -78,7 +78,7 @@ fn quarter(state: &mut [u32; 16], places: [usize; 4]) {
     }
 }
 
-/// Without the seed.
+/// Omits the seed, which is secret.
 impl core::fmt::Debug for Keys {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Keys").field("next", &self.next).finish_non_exhaustive()
@@ -93,7 +93,7 @@ mod tests {
         core::array::from_fn(|index| u8::try_from(index).unwrap())
     }
 
-    /// RFC 8439 section 2.3.2.
+    /// The example of RFC 8439 section 2.3.2.
     #[test]
     fn a_block_is_the_rfc_s() {
         let keys = Keys::new(seed());

@@ -1,4 +1,4 @@
-//! What kind of machine this is: the firmware's table, the functions, the units.
+//! Reads the machine: the firmware's table, the functions, the ranges of memory.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,19 +18,19 @@ use crate::topology::windows;
 
 const GIB: u64 = 1 << 30;
 
-/// What is read before anything is changed.
+/// The machine, read before the server changes anything.
 pub(super) struct Machine {
     pub(super) facts: MachineFacts,
-    /// Where walks begin.
+    /// Segments and buses where walks of configuration space begin.
     pub(super) roots: Vec<(u16, u8)>,
     pub(super) space: PciAccess,
 }
 
 impl Machine {
-    /// Reads it from the schemes of the kernel, acpid and pcid.
+    /// Reads the machine from the schemes of the kernel, acpid and pcid.
     ///
     /// # Errors
-    /// The memory scheme or pcid does not answer.
+    /// An error of the memory scheme or of pcid.
     pub(super) fn read(phases: &mut Phases) -> io::Result<Self> {
         let mut space = PciAccess::open()?;
         let roots = roots()?;
@@ -44,8 +44,9 @@ impl Machine {
     }
 }
 
-/// Where memory may be. No scheme tells where it lies; on a PC it is below 640 KiB, from 1 MiB up to the first
-/// register of `devices`, and what does not fit there begins at 4 GiB, where registers end.
+/// The ranges that may be memory. No scheme reports them, so the function assumes the layout of a PC. There memory
+/// lies below 640 KiB, and from 1 MiB to the lowest register of `devices`. The rest begins at 4 GiB, where registers
+/// end.
 fn ram(devices: Option<u64>) -> io::Result<Vec<PhysRange>> {
     let (total, _) = memory::amounts()?;
     let end = total.saturating_add(4 * GIB).next_multiple_of(GIB);
@@ -57,7 +58,7 @@ fn ram(devices: Option<u64>) -> io::Result<Vec<PhysRange>> {
     Ok(parts.into_iter().filter_map(range).collect())
 }
 
-/// Configuration space, which bringing up a late unit reads too. One thread does both, one after the other.
+/// Configuration space, shared by discovery and by bringing up late units. One thread does both, one after the other.
 #[derive(Clone)]
 pub(super) struct SharedSpace(Rc<RefCell<PciAccess>>);
 

@@ -14,7 +14,7 @@ use libredox::call::{MmapArgs, call_rw, fstatvfs, mmap};
 use libredox::flag::{MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE};
 use syscall::flag::{CallFlags, MapFlags};
 
-use super::buffer_pool::Pool;
+use super::buffer_pool::{LOT, Pool};
 use super::free_part;
 use super::held_memory::Piece;
 use super::scheme::Window;
@@ -303,6 +303,10 @@ impl BufferMemory for Buffers {
         Ok(segments)
     }
 
+    fn has_room(&self, length: u64, constraints: Constraints) -> bool {
+        self.pool.has_room(length, constraints)
+    }
+
     fn release(&mut self, id: u32) {
         if let Some(pages) = self.pool.pages(id) {
             self.region.clear(pages.start * PAGE, pages.len() * PAGE);
@@ -312,7 +316,7 @@ impl BufferMemory for Buffers {
 
     fn pool(&self) -> BufferPool {
         let capacity = u64::try_from(self.region.length).unwrap_or(u64::MAX);
-        BufferPool { capacity, granule: PAGE_SIZE }
+        BufferPool { capacity, granule: LOT }
     }
 
     fn share(&mut self, id: u32) -> Option<Window> {

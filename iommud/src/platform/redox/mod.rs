@@ -1,4 +1,4 @@
-//! The `hal` traits on Redox: a scheme daemon.
+//! Implements the `hal` traits on Redox, in a scheme daemon.
 //!
 //! ```text
 //!  acpi, pci, memory schemes -> start -> Server -> scheme (SchemeSync) <- requests
@@ -6,9 +6,10 @@
 //!  timer ----------------------------------+
 //! ```
 //!
-//! Everything is opened by path before the scheme is announced; after that the process has no name space
-//! and opens nothing. [`scheme`], `claims`, `keys`, [`buffer_pool`], `free_part`, [`ecam`], `discovery`, and what `keeper`,
-//! `held_memory` and `rhythm` decide, use nothing of the system and are tested on every host.
+//! The process opens every path before it announces the scheme. After that it has no name space and opens nothing.
+//! The modules [`scheme`], `claims`, `keys`, [`buffer_pool`], `free_part`, [`ecam`] and `discovery` use nothing of
+//! the system. Nor do the decisions of `keeper`, `held_memory` and `rhythm`. So all of these are tested on every
+//! host.
 
 #[cfg(target_os = "redox")]
 mod acpi_tables;
@@ -54,7 +55,8 @@ pub use keeper::keep_others;
 #[cfg(target_os = "redox")]
 pub use start::main;
 
-/// Maps registers, uncached. The file stays open: nothing can be opened any more when a unit comes up late.
+/// Maps registers, uncached. The file of physical memory stays open, because the process can open nothing when a unit
+/// comes up late.
 #[cfg(target_os = "redox")]
 fn registers(range: crate::addr::PhysRange) -> std::io::Result<super::Registers> {
     use std::cell::OnceCell;
@@ -65,7 +67,7 @@ fn registers(range: crate::addr::PhysRange) -> std::io::Result<super::Registers>
     let path = "/scheme/memory/physical@uc";
     MEMORY.with(|memory| {
         if memory.get().is_none() {
-            // There is none in it: this is the only thread that uses it.
+            // Setting the cell cannot fail: it is empty, and only this thread uses it.
             let _ = memory.set(File::options().read(true).write(true).open(path)?);
         }
         let memory = memory.get().ok_or(std::io::ErrorKind::NotFound)?;

@@ -10,7 +10,7 @@ use lexopt::ValueExt;
 use crate::addr::PhysRange;
 use crate::topology::tags::TagRecord;
 
-/// What `--help` prints.
+/// The text that `--help` prints.
 pub(super) const USAGE: &str = "\
 usage: iommud [options]
 
@@ -28,29 +28,29 @@ usage: iommud [options]
 
 exit: 0 stopped, 1 could not run, 2 usage";
 
-/// What the command line says.
+/// The options of a command line, and the facts that a keeper adds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) policy: Option<PathBuf>,
-    /// In MiB; as much as the machine needs without a word.
+    /// Memory for tables in MiB. Without it, as much as the machine needs.
     pub(super) tables: Option<u32>,
-    /// In MiB; a part of the machine's without a word.
+    /// Memory for buffers in MiB. Without it, a part of the machine's memory.
     pub(super) buffers: Option<u32>,
     pub(super) oneshot: bool,
     pub(super) keep: bool,
     /// Set by a keeper: memory of dead servers.
     pub(super) left: Vec<PhysRange>,
-    /// Set by a keeper: functions that were driven when they died.
+    /// Set by a keeper: functions that were driven when those servers died.
     pub(super) driven: Vec<PciAddress>,
-    /// Set by a keeper: tags that units may have held when the last one died, if it noted them.
+    /// Set by a keeper: tags that units may have held when the last server died, if it noted them.
     pub(super) tags: Option<TagRecord>,
 }
 
 impl Options {
-    /// Reads the words after the program's name; `None` asks for help.
+    /// Parses the words after the program's name. `None` when they ask for help.
     ///
     /// # Errors
-    /// A word that is not understood.
+    /// A word is unknown, or its value is missing or malformed.
     pub(super) fn parse(
         words: impl IntoIterator<Item = OsString>,
     ) -> Result<Option<Self>, lexopt::Error> {

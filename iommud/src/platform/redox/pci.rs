@@ -1,5 +1,5 @@
-//! Configuration space, in memory where firmware says so, else through pcid's `access` file, which reaches
-//! bridges too. Reads only.
+//! Reads configuration space. It reads from memory where firmware gives an address, otherwise through pcid's `access`
+//! file, which covers bridges too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -17,23 +17,23 @@ use crate::hw::RegisterIo;
 use crate::platform::Registers;
 use crate::topology::pci::ConfigSpace;
 
-/// Metadata of a call that reads.
+/// Metadata of a call that reads a word.
 const READ: u64 = 1;
 
 /// Configuration space of the machine.
 pub(super) struct PciAccess {
     access: File,
     windows: Vec<Window>,
-    /// Buses that were looked at; `None` for those that could not be mapped.
+    /// The mapped buses. `None` for a bus that could not be mapped.
     buses: BTreeMap<(u16, u8), Option<Registers>>,
 }
 
 impl PciAccess {
-    /// Opens it. Where firmware tells where configuration space is in memory, it is read there: a call of pcid
-    /// for every word would be most of the time that starting takes.
+    /// Opens configuration space. Prefers windows in memory, if firmware describes them and they agree with pcid. A
+    /// call of pcid for each word would take most of the time of starting.
     ///
     /// # Errors
-    /// There is no pcid, or this is not uid 0.
+    /// There is no pcid, or this process is not uid 0.
     pub(super) fn open() -> io::Result<Self> {
         let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
         let mcfg = acpi_tables::read("MCFG").ok().flatten().unwrap_or_default();
@@ -46,7 +46,8 @@ impl PciAccess {
         Ok(space)
     }
 
-    /// Whether memory and pcid tell the same of the first function.
+    /// Whether memory and pcid give the same identity of the first function. True when that function is not in
+    /// memory.
     fn agrees(&mut self) -> bool {
         let Some(first) = PciAddress::new(0, 0, 0, 0) else { return false };
         match self.in_memory(first, 0) {
@@ -62,7 +63,7 @@ impl PciAccess {
     fn bus(&mut self, address: PciAddress) -> Option<&mut Registers> {
         let (segment, bus) = (address.segment, address.requester.bus());
         let windows = &self.windows;
-        // Only buses that are in memory are remembered: clients may ask for any.
+        // Only buses in a window are remembered, because clients may ask for any bus.
         let range = windows.iter().find_map(|window| window.bus(segment, bus))?;
         let mapped =
             self.buses.entry((segment, bus)).or_insert_with(|| super::registers(range).ok());
@@ -98,8 +99,8 @@ impl ConfigSpace for PciAccess {
     }
 }
 
-/// Buses that functions are known on, and the first of each segment: where a walk begins. pcid lists no
-/// bridges, but what is behind them.
+/// Lists the buses where a walk begins: the first bus of each segment, and every bus with a function that pcid lists.
+/// pcid lists the functions behind bridges, but no bridges.
 pub(super) fn roots() -> io::Result<Vec<(u16, u8)>> {
     let mut roots = BTreeSet::from([(0, 0)]);
     for entry in fs::read_dir("/scheme/pci")? {

@@ -1,4 +1,4 @@
-//! Making the scheme's name known, in the two ways that images use.
+//! Registers the scheme's name, in the two ways that images use.
 #![allow(unsafe_code)]
 
 use std::env;
@@ -17,29 +17,29 @@ use super::keeper_link::Keeper;
 /// The scheme's name.
 pub(super) const NAME: &str = "iommu";
 
-/// Who is told that the scheme answers.
+/// The process to notify when the scheme answers.
 pub(super) enum Announce {
-    /// A unit of type `scheme`: init waits at this pipe for the scheme's root and registers the name.
+    /// Init, for a unit of type `scheme`. Init waits at this pipe for the scheme's root, and registers the name.
     Init(File),
-    /// A oneshot unit: this process registers the name and its parent ends.
+    /// The parent process, for a oneshot unit. This process registers the name, and the parent then ends.
     Parent(Daemon),
-    /// A keeper: it does one of these.
+    /// A keeper, which registers the name in one of these ways.
     Keeper(Keeper),
 }
 
 impl Announce {
-    /// The pipe that init passed, if it did.
+    /// Takes the pipe that init passed. `None` when init passed none.
     pub(super) fn from_init() -> Option<Self> {
         let number: RawFd = env::var("INIT_NOTIFY").ok()?.parse().ok().filter(|fd| *fd > 2)?;
-        // SAFETY: init gives the number of a pipe that is this process's alone; it is taken once.
+        // SAFETY: init passes the number of a pipe that only this process uses. The process takes it once.
         Some(Self::Init(unsafe { File::from_raw_fd(number) }))
     }
 
-    /// Gives up the name space and then makes the scheme known: nothing is opened by path any more when the
-    /// first request can arrive.
+    /// Gives up the name space, and then makes the scheme known. So the process can open no path any more when the
+    /// first request arrives.
     ///
     /// # Errors
-    /// The kernel or init refuse; nobody can reach the scheme.
+    /// The kernel or init refuses. Then no process can reach the scheme.
     pub(super) fn announce(
         self,
         socket: &Socket,
@@ -48,7 +48,7 @@ impl Announce {
         let root = scheme.scheme_root()?;
         let root = socket.create_this_scheme_fd(0, root, 0, 0)?;
         if let Self::Parent(_) = self {
-            // The name is registered in the name space that is given up.
+            // The name must be registered before the name space is given up.
             register_scheme_to_ns(getns()?, NAME, root)?;
             give_up_names()?;
             return self.ready();
@@ -57,10 +57,10 @@ impl Announce {
         self.pass_on(root)
     }
 
-    /// Makes the scheme whose root this is known.
+    /// Makes the scheme with this root known.
     ///
     /// # Errors
-    /// The kernel or init refuse.
+    /// The kernel or init refuses.
     pub(super) fn pass_on(self, root: usize) -> Result<(), syscall::Error> {
         match self {
             Self::Init(pipe) => {
@@ -77,7 +77,7 @@ impl Announce {
         }
     }
 
-    /// Lets the process end that a oneshot unit waits for.
+    /// Lets the parent process end. A oneshot unit waits for that.
     fn ready(self) -> Result<(), syscall::Error> {
         match self {
             Self::Parent(daemon) => Ok(daemon.ready()?),
@@ -86,10 +86,11 @@ impl Announce {
     }
 }
 
-/// Enters a name space without names. The null name space of the C library still has the memory scheme.
+/// Enters a name space without names, and checks that nothing can be opened. The null name space of the C library
+/// does not suffice: it still has the memory scheme.
 ///
 /// # Errors
-/// There is none to be had, or something can still be opened.
+/// The kernel gives no such name space. `EPERM` when a path can still be opened.
 fn give_up_names() -> Result<(), syscall::Error> {
     setns(mkns(&[])?)?;
     if File::open("/scheme/memory/zeroed").is_ok() || File::open("/scheme/sys/uname").is_ok() {
@@ -99,11 +100,11 @@ fn give_up_names() -> Result<(), syscall::Error> {
     Ok(())
 }
 
-/// Runs `child` in a child process, which ends with 0 if it says true; this one ends when the child is ready,
-/// or with an error.
+/// Runs `child` in a child process, which exits with 0 if `child` returns true, else with 1. This process exits when
+/// the child is ready. So it returns only errors.
 ///
 /// # Errors
-/// There is no pipe or no process to be had, or the child ended early.
+/// The system gives no pipe or no process, or the child ended early.
 pub(super) fn in_child(child: impl FnOnce(Announce) -> bool) -> io::Error {
     let run = |daemon| -> ! { std::process::exit(i32::from(!child(Announce::Parent(daemon)))) };
     match Daemon::new(run) {

@@ -1,21 +1,21 @@
-//! When units are asked for faults: soon after there were some, some day when it is calm.
+//! Decides when the loop polls units for faults: soon after it found some, rarely when there are none.
 //!
-//! Two alarms, each of which is set again only when its event has come. Whether it has is told by the event, never by the
-//! clock, which steps back (see `keeper/patience.rs`).
+//! There are two alarms. Each is set again only after its event arrived. Only the event shows that the alarm is over,
+//! never the clock, which steps back (see `keeper/bounded_read.rs`).
 
 use std::io;
 use std::time::Duration;
 
-/// Which alarm.
+/// An alarm of the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alarm {
-    /// A period after faults.
+    /// One period after faults.
     Soon,
-    /// While it is calm.
+    /// While units report no faults.
     SomeDay,
 }
 
-/// Which alarms are set, and after what time.
+/// The alarms that are set, and their times.
 #[derive(Debug)]
 pub(super) struct Rhythm {
     period: Duration,
@@ -25,22 +25,22 @@ pub(super) struct Rhythm {
 }
 
 impl Rhythm {
-    /// No alarm is set. `period` is how often units are asked, whether there are faults or not.
+    /// No alarm is set. The loop polls units every `period`, with or without faults.
     pub(super) const fn new(period: Duration) -> Self {
         Self { period, calm: period, soon: false, some_day: false }
     }
 
-    /// How long units are left alone while they tell of faults themselves.
+    /// Sets the time between polls while units report faults by interrupt.
     pub(super) const fn rest(&mut self, calm: Duration) {
         self.calm = calm;
     }
 
-    /// They do not tell of faults: they are asked every period.
+    /// Polls units every period: they do not report faults by interrupt.
     pub(super) const fn ask_always(&mut self) {
         self.calm = self.period;
     }
 
-    /// The event of an alarm has come.
+    /// Notes that the event of an alarm arrived.
     pub(super) const fn passed(&mut self, alarm: Alarm) {
         match alarm {
             Alarm::Soon => self.soon = false,
@@ -48,15 +48,15 @@ impl Rhythm {
         }
     }
 
-    /// Whether faults are awaited, and none came within a period.
+    /// Whether polls are rare, and no faults were found within the last period.
     pub(super) const fn was_calm(&self) -> bool {
         !self.soon && self.calm.as_nanos() > self.period.as_nanos()
     }
 
-    /// Sees to it that an event comes: a period from now when there were faults just now, some day when it is calm.
+    /// Ensures that an alarm is set: one period from now if there were `faults`, otherwise after the calm time.
     ///
     /// # Errors
-    /// What `set` says; the alarm is not set then.
+    /// The error of `set`. Then the alarm is not set.
     pub(super) fn arm(
         &mut self,
         faults: u64,
@@ -80,7 +80,7 @@ mod tests {
     const PERIOD: Duration = Duration::from_millis(10);
     const CALM: Duration = Duration::from_secs(1);
 
-    /// What is set when there were so many faults.
+    /// Arms the alarms after `faults` faults, and returns the ones that this sets.
     fn set(rhythm: &mut Rhythm, faults: u64) -> Vec<(Alarm, Duration)> {
         let mut all = Vec::new();
         let armed = rhythm.arm(faults, |alarm, after| {
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(set(&mut rhythm, 1), [(Alarm::Soon, PERIOD)], "the storm goes on");
     }
 
-    /// Faults are asked for a period after the last ones, in any order of events: there is no clock to say otherwise.
+    /// The loop polls one period after the last faults, in any order of events. The clock plays no part.
     #[test]
     fn faults_are_looked_for_a_period_later() {
         let mut rhythm = Rhythm::new(PERIOD);

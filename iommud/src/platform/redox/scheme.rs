@@ -1,4 +1,4 @@
-//! The scheme's operations, as the kernel asks for them, carried out by the [`Server`].
+//! Implements the scheme's operations, which the kernel requests, by calls of the [`Server`].
 
 use std::collections::BTreeMap;
 
@@ -21,40 +21,41 @@ use super::keys::Keys;
 
 mod opening;
 
-/// The scheme's own number of its root directory, which no handle has.
+/// The number of the scheme's root directory. No handle has it.
 pub const ROOT: usize = iommu_protocol::frame::ROOT as usize;
 
-/// The number of the server's memory as a whole, which its keeper alone has a descriptor of.
+/// The number of the server's memory as a whole. Only its keeper has a descriptor of it.
 pub const MEMORY: usize = ROOT - 1;
 
 const _: () = assert!(MEMORY > Handle::LAST.0 as usize);
 
-/// Metadata of a call on [`MEMORY`]: everything is mapped.
+/// Metadata of a call on [`MEMORY`]: the keeper reports that everything is mapped.
 pub const HELD: u64 = 1;
 
-/// Metadata of a call on [`MEMORY`]: may the memory of servers before this one go? The result is 1 or 0.
+/// Metadata of a call on [`MEMORY`]: asks whether the memory of earlier servers may be freed. The result is 1 (yes)
+/// or 0 (no).
 pub const GIVE_UP: u64 = 2;
 
-/// Metadata of a call on a session: a buffer may be brought, once, with the key that is put into the payload, which has
-/// 16 bytes.
+/// Metadata of a call on a session: makes the session expect one buffer. The server writes the key for it into the
+/// payload, which has 16 bytes.
 pub const EXPECT: u64 = 1;
 
-/// Metadata of a call on a buffer: gives it to the session that expects the 16 bytes of the payload. The result is
-/// its slot there.
+/// Metadata of a call on a buffer: shares it with the session that expects the key in the payload, which has 16
+/// bytes. The result is the buffer's slot in that session.
 pub const BRING: u64 = 2;
 
-/// Metadata of a call on a session, or on a claim that waits to become one: it is answered when that is decided. The
-/// result is 0 when there is a session, or the code of the refusal.
+/// Metadata of a call on a session, or on a claim that waits to become one. The answer comes when the claim is
+/// decided. The result is 0 when there is a session, otherwise the code of the refusal.
 pub const AWAIT: u64 = 3;
 
-/// Set in the number of clients that are sessions; clear in those that are processes.
+/// A bit that is set in the numbers of clients that are sessions, and clear in those of processes.
 const SESSION_CLIENT: u32 = 1 << 31;
 
 const MODE_TYPE: u32 = 0o170_000;
 const MODE_DIRECTORY: u32 = 0o040_000;
 
-/// Where a buffer lies in this process: what is answered to a request to map it. The kernel gives the
-/// client the same frames, and keeps the buffer's handle open as long as they are mapped.
+/// The address of a buffer in this process: the answer to a request to map the buffer. The kernel maps the same
+/// frames into the client. It keeps the buffer's handle open as long as they are mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Virtual address of the first byte, a multiple of the page size.
@@ -63,27 +64,27 @@ pub struct Window {
 
 /// The scheme `iommu`.
 ///
-/// Who asks is looked at when a device is opened and never again: on Redox later requests do not carry a
-/// user id to be relied on. Paths reach the scheme through the name space's server, so the process id of an
-/// absolute open is 0; every session therefore counts as a client of its own.
+/// The scheme checks the caller's user id when a device is opened, and never again: on Redox later requests carry no
+/// reliable user id. Paths reach the scheme through the name space's server, so the process id of an absolute open is
+/// 0. So every session counts as a client of its own.
 pub struct IommuScheme<U: Unit, B: BufferMemory> {
     server: Server<U, B>,
-    /// The client of each session, which whatever is opened below counts against too.
+    /// The client of each session. Everything opened below a session counts as that client's, too.
     clients: BTreeMap<Handle, ClientId>,
-    /// The last number that a session got as a client.
+    /// The client number that the last session got.
     last_client: u32,
-    /// What sessions expect buffers to be brought with.
+    /// The keys of expected buffers, each with the session that expects it.
     expected: BTreeMap<[u8; 16], Handle>,
-    /// Where those come from; without, no session expects anything.
+    /// The source of the keys. Without it, no session can expect a buffer.
     keys: Option<Keys>,
-    /// Claims that waited for their unit, or do.
+    /// Claims that wait for their unit, or waited for it.
     claims: Claims,
-    /// Memory of servers before this one, if it may ever go.
+    /// Memory of earlier servers that may still be freed. `None` when it may never be, or was given up already.
     left: Option<Vec<PhysRange>>,
 }
 
 impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
-    /// The scheme over a server that has been started.
+    /// A scheme over a started server.
     #[must_use]
     pub const fn new(server: Server<U, B>) -> Self {
         Self {
@@ -97,34 +98,36 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         }
     }
 
-    /// The scheme after other servers, whose memory units may have used until they were told of this one's. That memory
-    /// is never given up unless `all_known`: a unit that the firmware's table does not tell of may still use it.
+    /// Adds the memory of earlier servers, which units may have used until they switched to the tables of this one.
+    /// That memory is never given up unless `all_known`. Otherwise a unit that the firmware's table does not describe
+    /// may still use it.
     #[must_use]
     pub fn after(self, left: Vec<PhysRange>, all_known: bool) -> Self {
         Self { left: all_known.then_some(left), ..self }
     }
 
-    /// The scheme with keys to bring buffers with, made from a seed that nobody can guess.
+    /// Adds the source of keys for shared buffers. `seed` must be unpredictable. Without a seed there are no keys.
     #[must_use]
     pub fn with_keys(self, seed: Option<[u8; 32]>) -> Self {
         Self { keys: seed.map(Keys::new), ..self }
     }
 
-    /// The scheme with a clock: claims may wait.
+    /// Adds a clock, so that claims can wait.
     #[must_use]
     pub fn with_clock(mut self, clock: impl FnMut() -> Nanos + 'static) -> Self {
         self.claims.set_clock(Box::new(clock));
         self
     }
 
-    /// The next watched descriptor that became readable.
+    /// Returns the number of the next watched descriptor that became readable.
     pub fn next_ready(&mut self) -> Option<usize> {
         let handle = self.server.next_ready()?;
         self.claims.number(handle).or_else(|| usize::try_from(handle.0).ok())
     }
 
-    /// Makes up a key for a session, whose last one names nothing from then on. It is the server that makes it up: no
-    /// client can choose one that another session has, and a driver without a name space has no source of its own.
+    /// Makes a new key for a session, and revokes the session's previous key. The server makes the key for two
+    /// reasons. No client can choose a key that another session has, and a driver without a name space has no source
+    /// of randomness.
     fn expect(&mut self, session: Handle, payload: &mut [u8]) -> Result<usize> {
         let place: &mut [u8; 16] = payload.try_into().map_err(|_| Error::new(EINVAL))?;
         let key = self.keys.as_mut().ok_or(Error::new(ENOSYS))?.make();
@@ -134,13 +137,14 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         Ok(0)
     }
 
-    /// Lets the memory of servers before this one go, if every unit uses this one's.
+    /// Gives the memory of earlier servers up, if every unit uses the tables of this one. Returns 1 if it does, else
+    /// 0.
     fn give_up(&mut self) -> usize {
         if !self.server.all_units_enabled() {
             return 0;
         }
         let Some(left) = &self.left else { return 0 };
-        // What policy could not map yet is kept, and the keeper asks again.
+        // A range that policy could not map yet stays held, and the keeper asks again.
         if left.iter().filter(|range| !self.server.memory_returned(**range)).count() > 0 {
             return 0;
         }
@@ -148,7 +152,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         1
     }
 
-    /// A request of the platform itself: its word is the first of the metadata.
+    /// Runs a request of the platform itself. `word` is the first word of the metadata.
     fn told(&mut self, id: usize, word: u64, payload: &mut [u8]) -> Result<usize> {
         if id == MEMORY {
             return if word == GIVE_UP { Ok(self.give_up()) } else { Err(Error::new(EINVAL)) };
@@ -202,8 +206,8 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         Ok(ROOT)
     }
 
-    /// Opens for writing claim a device, or are for an administrator's request ([`Server::write`]); all other opens are
-    /// of texts, directories and buffers.
+    /// Opening for writing claims a device, or serves an administrator's request ([`Server::write`]). All other opens
+    /// are of texts, directories and buffers.
     fn openat(
         &mut self,
         at: usize,
@@ -220,7 +224,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         Ok(result(opened))
     }
 
-    /// A descriptor of a session is all that a driver needs: what lies below it is opened by `dup`.
+    /// Opens a path below a session. So a driver needs no descriptor other than that of its session.
     fn dup(&mut self, id: usize, path: &[u8], caller: &CallerCtx) -> Result<OpenResult> {
         let session = self.handle(id)?;
         if !self.clients.contains_key(&session) {
@@ -231,7 +235,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         self.open(id, path, member, caller).map(result)
     }
 
-    /// `EAGAIN` when there is no fault record to read: an event tells of the next one.
+    /// Reads a handle. `EAGAIN` when there is no fault record: an event announces the next one.
     fn read(
         &mut self,
         id: usize,
@@ -243,7 +247,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         self.server.read(self.handle(id)?, offset, out).map_err(refused)
     }
 
-    /// An administrator's request: `reset` to a unit, anything to `rescan`.
+    /// Runs an administrator's request: `reset` on a unit, any bytes on `rescan`.
     fn write(
         &mut self,
         id: usize,
@@ -299,7 +303,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         Ok(if now & READABLE != 0 { EventFlags::EVENT_READ } else { EventFlags::empty() })
     }
 
-    /// A request of the protocol in `payload`, which the reply replaces.
+    /// Runs the protocol request in `payload`. The reply replaces it.
     fn call(
         &mut self,
         id: usize,
@@ -315,8 +319,8 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         self.server.call(self.handle(id)?, payload, length).map_err(refused)
     }
 
-    /// Only shared mappings without execution. A private one would make the kernel copy a frame at the next
-    /// store of either side, behind the back of the device.
+    /// Accepts only shared mappings without execution. With a private mapping, the kernel would copy a frame at the
+    /// next store of either side, and the device would not see the copy.
     fn mmap_prep(
         &mut self,
         id: usize,
@@ -341,7 +345,8 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         window.address.checked_add(offset).ok_or(refused(Refusal::Range))
     }
 
-    /// The kernel has taken the frames out of the client; the handle's close does the rest.
+    /// Does nothing but check the number. The kernel has already unmapped the frames from the client, and closing the
+    /// handle does the rest.
     fn munmap(
         &mut self,
         id: usize,
@@ -353,7 +358,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> SchemeSync for IommuScheme<U, B> 
         if id == MEMORY { Ok(()) } else { self.handle(id).map(|_| ()) }
     }
 
-    /// The last descriptor is gone, in whatever way: the end of the process looks the same.
+    /// Closes a handle whose last descriptor is closed. The death of a process is not distinguished from a close.
     fn on_close(&mut self, id: usize) {
         if id == MEMORY {
             log::error!("the keeper is gone: nobody holds this server's memory when it dies");

@@ -1,10 +1,10 @@
-//! From the command line to the loop.
+//! Starts the server, from the command line to the loop.
 //!
 //! ```text
-//! policy file, functions, table read -> units looked at -> memory that they need taken -> socket, timer, queue opened
-//!  -> the keeper, if there is one, has the memory held
+//! policy file, functions, table read -> units surveyed -> memory that they need taken -> socket, timer, queue opened
+//!  -> memory mapped by a holder, if there is a keeper
 //!  -> every unit brought up
-//!  -> Server::start: every function under its group's policy, then translation on, unit by unit
+//!  -> Server::start_after: every function under its group's policy, then translation on, unit by unit
 //!  -> name space given up -> scheme made known
 //! ```
 
@@ -37,10 +37,10 @@ use crate::policy::Config;
 use crate::server::{Budget, Driven, Notes};
 use crate::topology::firmware::{Firmware, UnitKind};
 
-/// How often units are asked for faults.
+/// Time between two polls of the units for faults.
 const PERIOD: Duration = Duration::from_millis(10);
 
-/// How often the loop wakes when there is no unit.
+/// Time between two ticks of the loop when the machine has no unit.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Why the server does not run.
@@ -65,7 +65,7 @@ impl std::fmt::Display for StartError {
 }
 
 impl StartError {
-    /// How devices are left. Boot goes on without the scheme: these are the last words about it.
+    /// The state in which devices are left. Boot goes on without the scheme, so this is the last message about it.
     fn aftermath(&self) -> &'static str {
         match self {
             Self::Loop(_) => "devices are under policy, units go on translating",
@@ -100,7 +100,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Serves until the end; says whether it was a good one.
+/// Runs the server until it ends. Returns false after an error, which it logs.
 fn serve(options: &Options, announce: Announce) -> bool {
     let ended = run(options, announce);
     if let Err(error) = &ended {
@@ -122,7 +122,7 @@ fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
     }
 }
 
-/// Takes as much memory as the machine needs, or the command line says. Registers of units are read.
+/// Takes as much memory as the machine needs, or as the command line requests. Reads registers of units.
 fn take<U: Family>(
     options: &Options,
     config: &Config,
@@ -154,7 +154,7 @@ fn serve_units<U: Family>(
         Announce::Keeper(_) => None,
         Announce::Init(_) | Announce::Parent(_) => Some(More::new(&order, files)),
     };
-    let period = if facts.firmware.units.is_empty() { IDLE_PERIOD } else { PERIOD };
+    let period = if facts.has_unit() { PERIOD } else { IDLE_PERIOD };
     let mut events = Loop::open(period).map_err(StartError::Files)?;
     let driven = driven(options, notes);
     if let Announce::Keeper(keeper) = &announce {
@@ -185,8 +185,8 @@ fn serve_units<U: Family>(
     events.run(scheme, vector, (late, more), announce).map_err(StartError::Loop)
 }
 
-/// What was driven, and which tags units may hold, when earlier servers died; and a page to note for the next one what
-/// is.
+/// Combines the facts that a keeper passed on from earlier servers: the functions that were driven, and the tags that
+/// units may hold. Notes them in `page` for the next server.
 fn driven(options: &Options, page: Mapping) -> Driven {
     let Some(mut notes) = NotesPage::new(page, None) else { return Driven::default() };
     for function in &options.driven {
@@ -198,7 +198,8 @@ fn driven(options: &Options, page: Mapping) -> Driven {
     Driven::new(options.driven.iter().copied(), Box::new(notes)).after(options.tags)
 }
 
-/// What keys for buffers are made of. Without it none is: a key that can be guessed is worse.
+/// Reads the seed of the keys for buffers. Without a seed the server makes no keys, because a predictable key is
+/// worse than none.
 fn seed() -> Option<[u8; 32]> {
     let mut seed = [0; 32];
     let read = File::open("/scheme/rand").and_then(|mut rand| rand.read_exact(&mut seed));
@@ -208,7 +209,8 @@ fn seed() -> Option<[u8; 32]> {
     read.inspect_err(failed).ok().map(|()| seed)
 }
 
-/// The vector that units tell of faults by; `None` when they are to be asked.
+/// Reserves the vector of the fault interrupt. `None` when there is no VT-d unit, or no free vector. Then the loop
+/// polls the units.
 fn vector(firmware: &Firmware) -> Option<Vector> {
     if !firmware.units.iter().any(|unit| unit.kind == UnitKind::Vtd) {
         return None;

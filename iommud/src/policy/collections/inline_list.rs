@@ -1,11 +1,11 @@
-//! Lists that have one element almost always: it lies in the list itself.
+//! Lists that almost always have one element, which is stored inline.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
 
-/// A list in the order of its elements.
+/// A list in insertion order.
 #[derive(Clone, Default)]
 #[expect(clippy::box_collection, reason = "there are many lists, and the longer ones are few")]
 pub(in crate::policy) enum InlineList<T> {

@@ -28,7 +28,7 @@ impl Ranges {
         self.ranges.splice(from..to.max(from), [(low, high)]);
     }
 
-    /// Takes a range out.
+    /// Removes a range.
     pub(in crate::policy) fn remove(&mut self, first: u64, last: u64) {
         let from = self.ranges.partition_point(|r| r.1 < first);
         let to = self.ranges.partition_point(|r| r.0 <= last);
@@ -58,7 +58,7 @@ impl Ranges {
     }
 }
 
-/// Whole pages around a range.
+/// Inserts the whole pages around a range.
 pub(in crate::policy) fn insert_pages(set: &mut Ranges, range: PhysRange) {
     let range = range.page_aligned();
     set.insert(range.first().0, range.last().0);
@@ -69,7 +69,7 @@ pub(in crate::policy) const fn bounds(range: PhysRange) -> (u64, u64) {
     (range.first().0, range.last().0)
 }
 
-/// A range and what devices may do there.
+/// A range, and the access of devices there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::policy) struct Piece {
     pub(in crate::policy) range: IovaRange,
@@ -81,12 +81,12 @@ impl Piece {
         Self { range, access: access.bits() }
     }
 
-    /// A range that is mapped to the same addresses.
+    /// A piece that is mapped to the same addresses.
     pub(in crate::policy) fn identity((first, last): (u64, u64), access: Access) -> Option<Self> {
         Some(Self::new(IovaRange::inclusive(Iova(first), Iova(last))?, access))
     }
 
-    /// A part of a region, with what the region allows; an excluded region allows all.
+    /// A piece of a region, with the access of the region; an excluded region allows all.
     pub(in crate::policy) fn of_region(
         (first, last): (u64, u64),
         region: &ReservedRegion,
@@ -103,10 +103,10 @@ impl Piece {
     }
 }
 
-/// What is in `to` and not the same in `from` (to be entered), and what is in `from` and not the same in `to`
-/// (to be removed). Pieces may overlap: their accesses add up.
+/// The pieces to enter (in `to`, and not the same in `from`), and those to remove (in `from`, and not the same in
+/// `to`). Pieces may overlap: their accesses add up.
 ///
-/// The result is cut wherever a piece begins or ends, and nothing is joined: where pieces are cut, leaves end.
+/// The result is cut wherever a piece begins or ends. Nothing is joined, so that leaves end at the cuts.
 pub(in crate::policy) fn difference(from: &[Piece], to: &[Piece]) -> (Vec<Piece>, Vec<Piece>) {
     let mut cuts: Vec<u64> = Vec::new();
     for piece in from.iter().chain(to) {
@@ -164,7 +164,7 @@ pub(in crate::policy) fn hull_of(pieces: &[Piece]) -> Option<IovaRange> {
     pieces.iter().fold(None, |all, piece| Some(hull(all, piece.range)))
 }
 
-/// Pieces for all access, one to one, as far as a table reaches.
+/// Pieces that map the ranges one to one with all access, as far as a table reaches.
 pub(in crate::policy) fn identity(
     ranges: impl Iterator<Item = (u64, u64)>,
     reach: u64,

@@ -1,9 +1,9 @@
-//! Numbered objects: constant-time access by number, numbers that are not used again at once.
+//! Numbered objects, with access by number in constant time. Numbers are not reused at once.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-/// Bits of a number that are the place; the bits above count how often the place was used.
+/// Bits of a number that are the place. The bits above count the uses of the place.
 const PLACE_BITS: u32 = 20;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 
@@ -12,7 +12,7 @@ const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 pub(in crate::policy) struct Slab<T> {
     entries: Vec<Entry<T>>,
     free: Vec<u32>,
-    /// Whether a number says how often its place was used, so that one of a removed object names nothing.
+    /// Whether a number counts the uses of its place, so that the number of a removed object stays invalid.
     generations: bool,
 }
 
@@ -23,12 +23,12 @@ struct Entry<T> {
 }
 
 impl<T> Slab<T> {
-    /// Objects whose numbers stay small: the number of a removed one is used again.
+    /// A slab whose numbers stay small: the number of a removed object is reused.
     pub(in crate::policy) const fn small() -> Self {
         Self { entries: Vec::new(), free: Vec::new(), generations: false }
     }
 
-    /// Objects whose numbers come back only after 4096 uses of the same place.
+    /// A slab whose numbers are reused only after 4096 uses of the same place.
     pub(in crate::policy) const fn distinct() -> Self {
         Self { entries: Vec::new(), free: Vec::new(), generations: true }
     }
@@ -41,7 +41,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Enters an object; returns its number. `None` when the slab is full.
+    /// Inserts an object; returns its number. `None` when the slab is full.
     pub(in crate::policy) fn insert(&mut self, value: T) -> Option<u32> {
         let number = self.next()?;
         match self.free.pop() {
@@ -51,8 +51,8 @@ impl<T> Slab<T> {
         Some(number)
     }
 
-    /// Undoes the last [`Slab::insert`] that is not undone: its number is the next one again. Everything else that
-    /// happened since is undone.
+    /// Undoes the last [`Slab::insert`] that was not undone: its number is the next one again. All later changes were
+    /// undone before.
     pub(in crate::policy) fn undo_insert(&mut self, number: u32) {
         let place = number & PLACE_MASK;
         if let Some(entry) = self.entries.get_mut(place as usize) {
@@ -61,7 +61,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Undoes the last [`Slab::remove`] that is not undone. Everything else that happened since is undone.
+    /// Undoes the last [`Slab::remove`] that was not undone. All later changes were undone before.
     pub(in crate::policy) fn undo_remove(&mut self, number: u32, value: T) {
         let place = number & PLACE_MASK;
         if let Some(entry) = self.entries.get_mut(place as usize) {
@@ -70,7 +70,7 @@ impl<T> Slab<T> {
         }
     }
 
-    /// Removes an object; its number then names nothing.
+    /// Removes an object; its number becomes invalid.
     pub(in crate::policy) fn remove(&mut self, number: u32) -> Option<T> {
         let generations = self.generations;
         let place = number & PLACE_MASK;
@@ -107,8 +107,8 @@ impl<T> Slab<T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Slab<T> {
-    /// The objects, and the numbers that the next ones get: all there is to know from outside. Free places in the order
-    /// in which new ones would follow them are not told.
+    /// Shows the objects, and the numbers that the next ones get: all state that is visible from outside. Free places
+    /// that equal new ones at the end are not shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut end = self.entries.len();
         let is_new = |place: &u32, at: usize| {
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(slab.iter().collect::<Vec<_>>(), [(new, &'b')]);
     }
 
-    /// What was undone leaves no trace: the same numbers come next, in the same order.
+    /// Undone changes leave no trace: the same numbers come next, in the same order.
     #[test]
     fn undone_is_as_before() {
         for make in [Slab::small, Slab::distinct] {

@@ -2,11 +2,11 @@
 
 use super::node::NONE;
 
-/// Number of the page, 4096 bytes each.
+/// Number of a page of 4096 bytes.
 pub(super) type Page = u32;
 
-/// Bits of the I/O virtual addresses that are handed out: what the shallowest page table reaches. The window of
-/// HyperTransport, 0xfd00000000 to 0xffffffffff, which AMD-Vi does not translate, lies beyond.
+/// Bits of the I/O virtual addresses that are handed out: the reach of the shallowest page table. The window of
+/// HyperTransport, 0xfd00000000 to 0xffffffffff, lies beyond. AMD-Vi does not translate it.
 pub const SPACE_BITS: u32 = 39;
 pub(super) const SPACE_PAGES: u64 = 1 << (SPACE_BITS - 12);
 /// Slots of level 2 below 4 GiB.
@@ -14,7 +14,7 @@ pub(super) const LOW_SLOTS: u32 = 4;
 pub(super) const PAGES_1G: u32 = 1 << 18;
 pub(super) const ROOT: u32 = 0;
 
-/// What a range must satisfy.
+/// The requirements of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Length in bytes, a multiple of 4096, not 0.
@@ -24,7 +24,7 @@ pub struct Wanted {
     /// The range does not cross a multiple of this power of two, which is not below the length; 0 for no
     /// limit.
     pub boundary: u64,
-    /// Addresses from 4 GiB on are tried first; else they are not handed out.
+    /// Addresses from 4 GiB on are tried first. Otherwise they are not handed out.
     pub above_4g: bool,
 }
 
@@ -43,10 +43,10 @@ pub(super) struct Lists {
     pub(super) orders: u16,
 }
 
-/// Nodes that are allocated together, so that growing never moves many.
+/// Number of nodes that are allocated together, so that growing never moves many.
 pub(super) const CHUNK: usize = 16;
 
-/// Logarithm of the pages that a slot of `level` has.
+/// Logarithm of the number of pages in a slot of `level`.
 pub(super) const fn level_shift(level: usize) -> u32 {
     match level {
         0 => 0,

@@ -1,7 +1,7 @@
 //! The free I/O virtual addresses of a domain.
 //!
-//! A tree with the geometry of the page tables, of which only the parts exist where some but not all is free. Each node
-//! has a bit for each of its 512 slots (`node`):
+//! A tree with the geometry of the page tables. A part has a node only while some but not all of it is free. Each
+//! node has a bit for each of its 512 slots (`node`):
 //!
 //! ```text
 //! level 2   512 slots of 1 GiB     one node, always there
@@ -9,13 +9,13 @@
 //! level 0   512 slots of 4 KiB     for a slot that is partly free
 //! ```
 //!
-//! An allocation of n pages takes the first n of a free block of 2^k >= n pages, aligned to its size; the rest
-//! of the block stays free. So every range is aligned to its length, rounded up to a power of two, which
-//! allows superpages and crosses no boundary that the length allows. Nodes are listed by a bound of their largest free
-//! block, and one with the lowest bound that is high enough is looked into. Each look that finds less corrects a bound
-//! that earlier allocations made too high, so that the number of ranges does not matter in the long run. Short ranges given
-//! back are kept by length (`range_cache`) and handed out again first. Where alignment leaves no room below 4 GiB for
-//! something longer than 2 MiB, the 2048 slots of 2 MiB are searched for any run.
+//! An allocation of n pages takes the first n of a free block of 2^k >= n pages, aligned to its size. The rest of the
+//! block stays free. So every range is aligned to its length, rounded up to a power of two. That allows superpages,
+//! and the range crosses no boundary that the length allows. Nodes are listed by a bound of their largest free block.
+//! A search takes a node with the lowest bound that is high enough. When it finds less, it corrects the bound, which
+//! earlier allocations left too high. So the number of ranges does not matter in the long run. Freed short ranges are
+//! kept by length (`range_cache`) and reused first. Where alignment leaves no room below 4 GiB for a range longer
+//! than 2 MiB, the 2048 slots of 2 MiB are searched for any run.
 
 mod geometry;
 mod node;
@@ -44,7 +44,7 @@ pub struct Space {
     lists: [[Lists; 2]; 2],
     /// A node of level 0 that became empty and is kept for the next allocation.
     idle: Option<u32>,
-    /// Free, but not in the nodes.
+    /// Ranges that are free, but not in the nodes.
     shelf: Shelf,
 }
 
@@ -71,22 +71,22 @@ impl Space {
         if let Some(root) = space.node_mut(ROOT) {
             root.occupy(0, LOW_SLOTS);
         }
-        // The lowest is listed last, and so comes first.
+        // The lowest is listed last, so that it comes first.
         for slot in (0..LOW_SLOTS).rev() {
             space.new_node(1, slot, true);
         }
         space
     }
 
-    /// Parts of the space of 2 MiB or more that are partly free: a measure of the page tables that its
-    /// ranges need. Ranges given back lately may count until [`Space::tidy`].
+    /// Number of parts, of 2 MiB or more, that are partly free. It measures the page tables that the ranges need.
+    /// Ranges freed lately may count until [`Space::tidy`].
     #[must_use]
     #[inline]
     pub const fn fragments(&self) -> u32 {
         self.count - 1 - LOW_SLOTS
     }
 
-    /// Takes a range; `None` when no free one satisfies what is wanted.
+    /// Takes a free range; `None` when none meets the requirements.
     #[inline]
     pub fn allocate(&mut self, wanted: Wanted) -> Option<IovaRange> {
         self.allocate_again(wanted).or_else(|| self.allocate_anew(wanted))
@@ -129,7 +129,7 @@ impl Space {
         true
     }
 
-    /// Gives back a range that was taken, or a part of one, of whole pages.
+    /// Frees a range that was taken, or a part of one, of whole pages.
     #[inline]
     pub fn free(&mut self, range: IovaRange) {
         let Some((first, count)) = pages_of(range) else { return };
@@ -142,8 +142,8 @@ impl Space {
         }
     }
 
-    /// The node of level 0 that a range lies in, if there is one and it is not the one that is kept empty; and the first
-    /// slot there.
+    /// The node of level 0 in which a range lies, and the first slot there. `None` when there is no such node, or
+    /// when it is the one kept empty.
     fn node_of(&self, first: Page, count: Page) -> Option<(u32, u32)> {
         let slot = first % SLOTS;
         if count > SLOTS - slot {
@@ -196,7 +196,7 @@ impl Space {
             0..TOP => self.take_from(zone, 0, order).or_else(|| {
                 let first = self.take(zone, TOP)?;
                 let at = self.find_or_make(0, first);
-                // The slot was taken; its node begins without a free page, like any other's.
+                // The slot was taken, so its node begins without a free page.
                 let node = self.node_mut(at)?;
                 node.vacate(0, SLOTS);
                 let slot = node.take(order)?;
@@ -223,8 +223,8 @@ impl Space {
         }
     }
 
-    /// Takes a block of `2^order` slots from a node of `level` (0 or 1) with a bound as low as can be. A node whose bound
-    /// was too high is listed anew: that happens at most once for each time that slots of it were taken.
+    /// Takes a block of `2^order` slots from a node of `level` (0 or 1) with the lowest bound possible. A node whose
+    /// bound was too high is listed anew. That happens at most once for each time that its slots were taken.
     fn take_from(&mut self, zone: Zone, level: usize, order: u32) -> Option<Page> {
         loop {
             let lists = self.lists.get(usize::from(zone == Zone::High))?.get(level)?;
@@ -242,14 +242,14 @@ impl Space {
         }
     }
 
-    /// Takes the first run of whole slots of 2 MiB below 4 GiB that holds `pages` and satisfies the rest.
+    /// Takes the first run of whole slots of 2 MiB below 4 GiB that holds `pages` and meets the other requirements.
     fn take_run(&mut self, pages: Page, alignment: Page, boundary: u64) -> Option<Page> {
         if pages <= SLOTS {
             return None;
         }
         let needed = pages.div_ceil(SLOTS);
         let step = (alignment / SLOTS).max(1);
-        // Slots between two places that may not be crossed.
+        // Number of slots between two addresses that may not be crossed.
         let end = LOW_SLOTS * SLOTS;
         let limit = match boundary / (PAGE_SIZE * u64::from(SLOTS)) {
             0 => end,
@@ -291,7 +291,7 @@ impl Space {
             };
             match at.and_then(|at| self.node(at)) {
                 Some(node) => node.is_free(part.slot, part.count),
-                // No node: the slot above is free as a whole, or not at all.
+                // Without a node, the slot above is free or taken as a whole.
                 None => {
                     let upper = self.find(1, part.page);
                     match (part.level, upper) {
@@ -307,7 +307,7 @@ impl Space {
         })
     }
 
-    /// Takes pages that are free. No node is idle.
+    /// Takes pages that are free. There must be no idle node.
     fn occupy(&mut self, first: Page, count: Page) {
         for part in parts(first, count) {
             let at = if part.level == 2 { ROOT } else { self.find_or_make(part.level, part.page) };
@@ -340,7 +340,7 @@ impl Space {
 }
 
 impl core::fmt::Debug for Space {
-    /// The free ranges: all there is to know from outside.
+    /// Shows the free ranges: all state that is visible from outside.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_list().entries(self.free_ranges()).finish()
     }
@@ -353,7 +353,7 @@ impl PartialEq for Space {
     }
 }
 
-/// The ranges of a set that a space hands out.
+/// The parts of a set that a space can hand out.
 pub(in crate::policy) fn in_space(set: &Ranges) -> impl Iterator<Item = IovaRange> {
     set.within(0, (1 << SPACE_BITS) - 1)
         .filter_map(|(first, last)| IovaRange::inclusive(Iova(first), Iova(last)))
@@ -376,7 +376,7 @@ struct Part {
     count: u32,
 }
 
-/// The largest whole slots that make up a run of pages, node by node.
+/// Splits a run of pages into the largest whole slots, node by node.
 fn parts(mut first: Page, mut count: Page) -> impl Iterator<Item = Part> {
     core::iter::from_fn(move || {
         if count == 0 {

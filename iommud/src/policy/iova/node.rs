@@ -1,7 +1,7 @@
-//! One node of a space: which of 512 slots of one size are free.
+//! One node of a space: 512 slots of one size, each of them free or not.
 //!
-//! A block is 2^order slots, aligned to its size. What is looked for is always a free block; the free ones are found in
-//! the bits of the slots, 64 at a time.
+//! A block is 2^order slots, aligned to its size. All searches are for a free block. They look at the bits of the
+//! slots, 64 at a time.
 
 use alloc::boxed::Box;
 
@@ -12,7 +12,7 @@ pub(super) const TOP: u32 = 9;
 /// No node.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Where blocks of each order up to 5 begin in a word.
+/// The bits of a word at which blocks of each order up to 5 begin.
 const STARTS: [u64; 6] = [
     !0,
     0x5555_5555_5555_5555,
@@ -25,24 +25,24 @@ const STARTS: [u64; 6] = [
 /// The order of a block of one word.
 const WORD: u32 = 6;
 
-/// Where a node stands among those with the same bound.
+/// The place of a node among those with the same bound.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Links {
     pub(super) previous: u32,
     pub(super) next: u32,
-    /// No free block is of a higher order. It is listed under this one; `None`: no slot is free. Taking slots leaves it
-    /// as it is, and a search that is disappointed corrects it.
+    /// No free block has a higher order; `None` when no slot is free. The node is listed under this order. Taking
+    /// slots does not change it; a search that finds less corrects it.
     pub(super) bound: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// A bit for each slot: it is free.
+    /// A bit for each slot, set when it is free.
     free: [u64; 8],
-    /// Its number among the nodes of its level: the first page, shifted.
+    /// Its number among the nodes of its level: its first page, shifted.
     pub(super) position: u32,
     pub(super) links: Links,
-    /// Nodes in place of slots that are partly free.
+    /// Child nodes of slots that are partly free.
     pub(super) children: Option<Box<[u32; 512]>>,
 }
 
@@ -59,7 +59,7 @@ fn masks(first: u32, count: u32) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
-/// Where free blocks of an order up to 5 begin in a word.
+/// The bits of a word at which free blocks of an order up to 5 begin.
 fn blocks(word: u64, order: u32) -> u64 {
     let mut found = word;
     for doubling in 0..order {
@@ -79,7 +79,7 @@ impl Node {
         }
     }
 
-    /// A node of free slots.
+    /// A node whose slots are all free.
     pub(super) fn empty(position: u32, has_children: bool) -> Self {
         Self { free: [u64::MAX; 8], ..Self::full(position, has_children) }
     }
@@ -102,7 +102,7 @@ impl Node {
         (0..order).rev().find(|order| self.first(*order).is_some())
     }
 
-    /// The order of the largest free block that this slot, which is free, lies in.
+    /// The order of the largest free block around this slot, which is free.
     pub(super) fn around(&self, slot: u32) -> u32 {
         let is_block = |order: &u32| self.is_free(slot >> order << order, 1 << order);
         (1..=TOP).take_while(is_block).last().unwrap_or(0)
@@ -154,7 +154,7 @@ impl Node {
     }
 }
 
-/// The node in place of a slot.
+/// The child node of a slot.
 pub(super) fn child(node: &Node, slot: u32) -> Option<u32> {
     let child = *node.children.as_ref()?.get(slot as usize)?;
     (child != NONE).then_some(child)
@@ -166,7 +166,7 @@ mod tests {
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
-    /// The same by looking at each slot.
+    /// The model: looks at each slot.
     fn is_block(slots: &[bool], order: u32, at: usize) -> bool {
         let size = 1_usize << order;
         at.is_multiple_of(size) && slots[at..at + size].iter().all(|free| *free)

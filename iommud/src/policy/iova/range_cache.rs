@@ -1,7 +1,7 @@
-//! Short ranges given back lately, kept for the next request of the same length.
+//! Short ranges that were freed lately, kept for the next request of the same length.
 //!
-//! Drivers map and unmap the same few lengths over and over: most of them never touch the tree. What lies here is
-//! free; whoever needs the tree to say so puts it back there first.
+//! Drivers map and unmap the same few lengths over and over, so most requests never touch the tree. Ranges in the
+//! cache are free. Code that needs them to be free in the tree moves them there first.
 
 use alloc::vec::Vec;
 
@@ -12,7 +12,7 @@ const LONGEST: usize = 8;
 /// Ranges kept of each length and zone.
 const DEPTH: usize = 64;
 
-/// First pages by zone, then by length less one.
+/// First pages by zone, then by length minus one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shelf {
     places: [Vec<Page>; 2 * LONGEST],
@@ -30,7 +30,7 @@ impl Shelf {
         self.places.get_mut(if zone == Zone::High { length + LONGEST } else { length })
     }
 
-    /// Keeps a range, if it is aligned as a new one would be and there is room.
+    /// Keeps a range if it is aligned like a new one and there is room.
     #[inline]
     pub(super) fn put(&mut self, first: Page, count: Page) -> bool {
         let zone = if first < LOW_SLOTS * PAGES_1G { Zone::Low } else { Zone::High };
@@ -43,7 +43,7 @@ impl Shelf {
         true
     }
 
-    /// The range of this length that was kept last.
+    /// Takes the range of this length that was kept last.
     #[inline]
     pub(super) fn take(&mut self, zone: Zone, count: Page) -> Option<Page> {
         let first = self.place(zone, count)?.pop()?;

@@ -1,4 +1,4 @@
-//! Ranges that were given back lately, handed out again; and blocks of one node.
+//! Reuses ranges that were freed lately, takes parts of blocks, and gives memory back.
 
 use super::Space;
 use super::geometry::{CHUNK, Page, Wanted, Zone};
@@ -19,7 +19,7 @@ impl Space {
         self.fragments() > limit
     }
 
-    /// A range of this length that was given back lately, where nothing else is asked of it.
+    /// Takes a range of this length that was freed lately, unless a larger alignment is wanted.
     #[inline]
     pub(super) fn allocate_again(&mut self, wanted: Wanted) -> Option<IovaRange> {
         let Wanted { length, alignment, boundary: _, above_4g } = wanted;
@@ -27,12 +27,13 @@ impl Space {
             return None;
         }
         let zone = if above_4g { Zone::High } else { Zone::Low };
-        // Aligned to its length, rounded up to a power of two: it crosses no boundary that the length allows.
+        // It is aligned to its length, rounded up to a power of two. So it crosses no boundary that the length
+        // allows.
         let first = self.shelf.take(zone, Page::try_from(length / PAGE_SIZE).ok()?)?;
         IovaRange::new(Iova(u64::from(first) * PAGE_SIZE), length)
     }
 
-    /// Puts ranges given back lately where they can become part of longer ones.
+    /// Moves the ranges freed lately to the tree, where they can become part of longer ones.
     pub fn tidy(&mut self) {
         while let Some((first, count)) = self.shelf.take_any() {
             self.vacate(first, count);
@@ -60,7 +61,7 @@ impl Space {
         Some(first)
     }
 
-    /// Gives back the memory of nodes that are not needed, whatever else is taken.
+    /// Gives back the memory of nodes that are not needed, even while ranges are taken.
     pub fn shrink(&mut self) {
         if self.nodes.len() <= 1 {
             return;

@@ -119,7 +119,7 @@ fn fragments_follow_what_is_partly_free() {
     assert_eq!(space.fragments(), 0);
 }
 
-/// The same rules, over sorted ranges, by looking at every place.
+/// The same rules over sorted ranges, by a search of every place.
 #[derive(Default)]
 struct Naive {
     taken: BTreeMap<u64, u64>,
@@ -321,7 +321,7 @@ fn what_is_still_taken_does_not_keep_the_memory_of_what_was() {
     assert!(space.allocate_at(range(0xfee0_0000, MIB)));
     let high = Wanted { above_4g: true, ..wanted(4096) };
     let mut many: Vec<_> = (0..100 * 512).map(|_| space.allocate(high).unwrap()).collect();
-    // One in the last node, one in a node in between.
+    // One range in the last node, one in a node in between.
     let kept = [many.pop().unwrap(), many.swap_remove(50 * 512)];
     many.iter().for_each(|range| space.free(*range));
     let free = space.free_ranges();

@@ -1,4 +1,4 @@
-//! The nodes of a space: where they are, which lists they are in, how they come and go.
+//! The nodes of a space: their storage, their lists, their creation and removal.
 
 use alloc::vec::Vec;
 
@@ -34,7 +34,7 @@ impl Space {
         u32::try_from(chunk * CHUNK + within).unwrap_or(NONE)
     }
 
-    /// A new node in place of the slot at `position` of its level's parent, free or not.
+    /// Creates the node with this position in its level, with all slots free or none.
     pub(super) fn new_node(&mut self, level: usize, position: u32, empty: bool) -> u32 {
         let children = level > 0;
         let node =
@@ -60,13 +60,13 @@ impl Space {
         child(self.node(ROOT)?, slot)
     }
 
-    /// The node of `level` (0 or 1) that holds a page, if its parts exist.
+    /// The node of `level` (0 or 1) that holds a page, if it exists.
     pub(super) fn find(&self, level: usize, page: Page) -> Option<u32> {
         let upper = self.child_of_root(page / PAGES_1G)?;
         if level == 1 { Some(upper) } else { child(self.node(upper)?, page / SLOTS % SLOTS) }
     }
 
-    /// The node of `level` that holds a page; made, where the whole slot is free or is not.
+    /// The node of `level` that holds a page. It is created where the whole slot is free or taken.
     pub(super) fn find_or_make(&mut self, level: usize, page: Page) -> u32 {
         let slot = page / PAGES_1G;
         let upper = match self.child_of_root(slot) {
@@ -83,7 +83,7 @@ impl Space {
         }
     }
 
-    /// Puts a node in place of a slot of `parent`, which has `level`.
+    /// Puts a node in place of a slot of `parent`, which is a node of `level`.
     pub(super) fn split(&mut self, level: usize, parent: u32, slot: u32) -> u32 {
         let Some(node) = self.node_mut(parent) else { return NONE };
         let position = node.position * SLOTS + slot;
@@ -94,18 +94,18 @@ impl Space {
         self.new_node(level - 1, position, free)
     }
 
-    /// A node has no free block of this order: lists it under that of its largest.
+    /// Lists a node without a free block of this order under the order of its largest one.
     pub(super) fn lower(&mut self, level: usize, at: u32, order: u32) {
         if let Some(largest) = self.node(at).map(|node| node.largest_below(order)) {
             self.list_under(level, at, largest);
         }
     }
 
-    /// Slots of a node of level 0 or 1 became free: lists it under the order of the largest block that they are part of,
-    /// if that is larger than what it is listed under.
+    /// Lists a node of level 0 or 1 under the order of the largest block around slots that became free, if that is
+    /// larger than its bound.
     pub(super) fn raise(&mut self, level: usize, at: u32, (first, count): (u32, u32)) {
         let Some(node) = self.node(at) else { return };
-        // Whatever is larger than the bound has a block of the next order in it.
+        // A block larger than the bound contains a block of the next order.
         let next = node.links.bound.map_or(0, |bound| bound + 1);
         let blocks = (first >> next..=(first + count - 1) >> next).map(|block| block << next);
         let free = |slot: &u32| next <= TOP && node.is_free(*slot, 1 << next);
@@ -151,7 +151,7 @@ impl Space {
         self.lists.get_mut(usize::from(!low))?.get_mut(level)
     }
 
-    /// Gives up the node that was kept.
+    /// Dissolves the node that was kept, if it is still empty.
     pub(super) fn settle(&mut self) {
         if let Some(at) = self.idle.take()
             && self.node(at).is_some_and(Node::is_empty)
@@ -160,7 +160,7 @@ impl Space {
         }
     }
 
-    /// Makes an empty node a free slot of its parent again.
+    /// Turns an empty node into a free slot of its parent.
     pub(super) fn dissolve(&mut self, level: usize, at: u32) {
         let Some(position) = self.node(at).map(|node| node.position) else { return };
         if level == 1 && position < LOW_SLOTS {
@@ -187,7 +187,7 @@ impl Space {
         }
     }
 
-    /// Moves nodes to the lowest numbers and gives back the memory of the others. No node is idle.
+    /// Moves nodes to the lowest numbers and gives back the memory of the others. There must be no idle node.
     pub(super) fn compact(&mut self) {
         let mut free = core::mem::take(&mut self.free_nodes);
         free.sort_unstable();
@@ -206,7 +206,7 @@ impl Space {
         }
     }
 
-    /// Gives the node at `from`, which is not the root, the number of one that is free.
+    /// Moves the node at `from`, which is not the root, to a free number.
     fn move_node(&mut self, from: u32, to: u32) {
         let Some(place) = self.node_mut(from) else { return };
         let node = core::mem::replace(place, Node::full(0, false));

@@ -13,14 +13,14 @@ use crate::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
 };
 
-/// What a domain is for.
+/// The use of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) enum Purpose {
     /// All memory, for a class of units.
     Compat,
     /// Regions that firmware reserves, for devices of policy `strict`.
     Reserved,
-    /// An owner's.
+    /// The devices of an owner.
     Client,
 }
 
@@ -42,18 +42,18 @@ impl Shared {
     }
 }
 
-/// Whether a unit that failed may use a domain.
+/// Whether a failed unit may use a domain.
 ///
 /// ```text
 /// sound --UnitFailed--> suspect --Proved--> retired (or gone, without an owner)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) enum Trust {
-    /// None may.
+    /// No failed unit may use it.
     Sound,
-    /// One may: nothing that the domain maps or mapped can be proved unreachable.
+    /// A failed unit may use it: nothing that the domain maps or mapped can be proved unreachable.
     Suspect,
-    /// All that might have forgotten it. Sessions map nothing more in it, but end as any.
+    /// Every unit that might use it was flushed. Sessions map nothing more in it, but end as usual.
     Retired,
 }
 
@@ -65,17 +65,17 @@ pub(in crate::policy) struct Domain {
     pub(in crate::policy) shape: Shape,
     pub(in crate::policy) space: Space,
     pub(in crate::policy) mappings: Mappings,
-    /// What is mapped one to one for firmware, without overlap.
+    /// Pieces mapped one to one for firmware, without overlap.
     pub(in crate::policy) reserved: Vec<Piece>,
-    /// Units with entries that point here, in their order, and how many entries.
+    /// Units with entries that point here, in their order, and the number of these entries.
     pub(in crate::policy) active: Vec<(UnitIndex, u32)>,
     pub(in crate::policy) trust: Trust,
-    /// Buffers that sessions left mapped here when they ended, since a unit that failed was not to be told.
+    /// Buffers that ended sessions left mapped here, since a failed unit gets no invalidations.
     pub(in crate::policy) left: Vec<BufferId>,
 }
 
 impl Domain {
-    /// An empty one.
+    /// Creates an empty domain.
     pub(in crate::policy) fn new(purpose: Purpose, tag: DomainTag, shape: Shape) -> Self {
         Self {
             purpose,
@@ -90,17 +90,17 @@ impl Domain {
         }
     }
 
-    /// An owner's.
+    /// Whether it is the domain of an owner.
     pub(in crate::policy) fn is_client(&self) -> bool {
         self.purpose == Purpose::Client
     }
 
-    /// An owner's, that a unit which failed may still use.
+    /// Whether it is the domain of an owner and a failed unit may still use it.
     pub(in crate::policy) fn is_suspect(&self) -> bool {
         self.is_client() && self.trust == Trust::Suspect
     }
 
-    /// Takes addresses, as long as the page tables stay within bounds.
+    /// Takes free addresses; `Quota` when the page tables would exceed their bound.
     #[inline]
     pub(in crate::policy) fn take_addresses(
         &mut self,
@@ -111,7 +111,7 @@ impl Domain {
         self.keep_within(regions, range)
     }
 
-    /// Takes the addresses that a client asks for, as long as the page tables stay within bounds.
+    /// Takes the addresses that a client asks for; `Quota` when the page tables would exceed their bound.
     #[inline]
     pub(in crate::policy) fn take_addresses_at(
         &mut self,
@@ -132,7 +132,7 @@ impl Domain {
         Err(self.why_taken(range, excluded))
     }
 
-    /// What is excluded or reserved was taken when the domain was made.
+    /// The reason why addresses are taken. Excluded and reserved addresses were never free for mappings.
     #[cold]
     fn why_taken(&self, range: IovaRange, excluded: &Ranges) -> Refusal {
         let excluded = excluded.within(range.first().0, range.last().0).next().is_some();
@@ -151,7 +151,7 @@ impl Domain {
         Ok(range)
     }
 
-    /// Notes one entry more or less of a unit.
+    /// Counts one more or one less entry of a unit.
     pub(in crate::policy) fn count_entry(&mut self, unit: UnitIndex, more: bool) {
         match self.active.binary_search_by_key(&unit, |(unit, _)| *unit) {
             Err(at) if more => self.active.insert(at, (unit, 1)),
@@ -168,19 +168,19 @@ impl Domain {
     }
 }
 
-/// What a domain is made of, and the addresses it can hold.
+/// The table format of a domain, and the addresses that it can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) struct Shape {
     pub(in crate::policy) format: TableFormat,
     /// Bits of memory addresses.
     pub(in crate::policy) physical_bits: u8,
-    /// Bits of I/O virtual addresses that every unit lets through.
+    /// Bits of I/O virtual addresses that every unit accepts.
     pub(in crate::policy) iova_bits: u8,
 }
 
 impl Shape {
-    /// What all of these units can walk, with as few levels as reach `top`, or else as many as there are.
-    /// `None` when they have no depth in common.
+    /// A shape that all of these units can walk, with the fewest levels that reach `top`, else with the most that
+    /// there are. `None` when the units have no number of levels in common.
     pub(in crate::policy) fn common<'a>(
         units: impl Iterator<Item = &'a UnitCapabilities>,
         top: u64,
@@ -207,14 +207,14 @@ impl Shape {
         enough.or_else(|| depths().next_back().map(shape))
     }
 
-    /// For domains of policy, which map memory that is not the server's. Devices snoop there, or not, as they do
-    /// without a unit; and units that differ in this share the tables.
+    /// For domains of policy, which map memory that is not the server's. Devices snoop there, or do not, as they
+    /// would without a unit. So units that differ in this share the tables.
     pub(in crate::policy) const fn of_policy(mut self) -> Self {
         self.format.forces_snoop = false;
         self
     }
 
-    /// With as few more levels, of those that all units can walk, as reach `top`.
+    /// A shape that reaches `top` with the fewest additional levels, of those that all units can walk.
     pub(in crate::policy) fn deepened(self, levels: LevelSet, top: u64) -> Option<Self> {
         let deeper = (self.format.levels + 1..=6).filter(|depth| levels.bits() & 1 << depth != 0);
         deeper
@@ -222,7 +222,7 @@ impl Shape {
             .find(|shape| shape.reach() >= top)
     }
 
-    /// Whether a unit can walk such a table.
+    /// Whether a unit can walk tables of this shape.
     pub(in crate::policy) fn serves(self, unit: &UnitCapabilities) -> bool {
         unit.levels.bits() & 1 << self.format.levels != 0
             && unit.page_sizes.contains(self.format.page_sizes)
@@ -248,7 +248,7 @@ impl Shape {
     }
 }
 
-/// Last address of so many bits.
+/// Last address of this many bits.
 const fn last_of(bits: u8) -> u64 {
     if bits >= 64 { u64::MAX } else { (1 << bits) - 1 }
 }

@@ -1,18 +1,18 @@
 //! I/O virtual addresses that no client is ever given.
 //!
-//! Below 4 GiB an address that is not memory may be a register of some device. A request to it between two
-//! functions behind one bridge or switch that does not redirect such requests (ACS) never meets a unit, and
-//! a device takes its own for itself. So below 4 GiB only addresses are handed out that are memory, as
-//! physical ones: no register has them.
+//! Below 4 GiB an address that is not memory may be a register of some device. A request between two functions behind
+//! one bridge or switch never reaches a unit, unless that redirects such requests (ACS). A device handles requests to
+//! its own registers itself. So below 4 GiB only addresses are handed out at which there is physical memory: no
+//! register has them.
 
 use crate::addr::{INTERRUPT_WINDOW, PAGE_SIZE, PhysRange};
 use crate::policy::collections::ranges::Ranges;
 
-/// Registers below this have addresses that firmware keeps free of memory.
+/// Below this, firmware keeps the addresses of registers free of memory.
 const FOUR_GIB: u64 = 1 << 32;
 
-/// What is excluded on a machine with this memory. One whose memory below 4 GiB is not known has no more than
-/// the first page and the interrupt window.
+/// The excluded addresses of a machine with this memory. When no memory below 4 GiB is known, these are only the
+/// first page and the interrupt window.
 pub(in crate::policy) fn addresses(ram: &[PhysRange]) -> Ranges {
     let mut excluded = Ranges::default();
     let low = |range: &&PhysRange| range.first().0 < FOUR_GIB;
@@ -32,7 +32,7 @@ pub(in crate::policy) fn addresses(ram: &[PhysRange]) -> Ranges {
     excluded
 }
 
-/// Where registers may be, of what is excluded.
+/// The excluded addresses at which registers may be.
 pub(in crate::policy) fn windows(excluded: &Ranges) -> Ranges {
     let mut windows = excluded.clone();
     windows.remove(0, PAGE_SIZE - 1);

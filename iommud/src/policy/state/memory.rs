@@ -1,4 +1,4 @@
-//! Memory of buffers: where it lies, which of it is granted, and whose it is.
+//! Memory of buffers: its segments, its granted pages, and the buffer that has it.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -10,11 +10,11 @@ use crate::policy::ids::BufferId;
 #[derive(Clone, Debug)]
 pub(in crate::policy) enum Memory {
     One(PhysRange),
-    /// Each with the offset of its first byte.
+    /// Segments, each with the offset of its first byte.
     Many(Vec<(u64, PhysRange)>),
 }
 
-/// Addresses reserved for a buffer, and which of its pages are granted.
+/// Addresses reserved for a buffer, and the pages of it that are granted.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Grants {
     pub(in crate::policy) range: IovaRange,
@@ -35,7 +35,7 @@ impl Memory {
         Some(Self::Many(many))
     }
 
-    /// Tells `sink` the consecutive memory behind a part of the buffer, piece by piece: offset in the part, first
+    /// Passes the consecutive memory behind a part of the buffer to `sink`, piece by piece: offset in the part, first
     /// address, length.
     #[inline]
     pub(in crate::policy) fn pieces(
@@ -61,7 +61,7 @@ impl Memory {
         }
     }
 
-    /// Where all of it begins, if it is in one piece.
+    /// First address of the memory, if it is in one piece.
     pub(in crate::policy) const fn base(&self) -> Option<PhysAddr> {
         match self {
             Self::One(range) => Some(range.first()),
@@ -84,7 +84,7 @@ impl Grants {
         Self { range, pages: alloc::vec![0; pages] }
     }
 
-    /// The words that a part of the buffer touches, each with the bits in it.
+    /// The words in which a part of the buffer has bits, each with a mask of these bits.
     fn words(offset: u64, length: u64) -> impl Iterator<Item = (usize, u64)> {
         let (first, end) = (offset >> 12, (offset + length) >> 12);
         (first / 64..end.div_ceil(64)).filter_map(move |word| {
@@ -127,7 +127,17 @@ impl MemoryMap {
         self.ranges.remove(&range.first().0);
     }
 
-    /// A buffer that has a byte between these two.
+    /// All buffers with memory from `first` to `last` (inclusive).
+    pub(in crate::policy) fn within(
+        &self,
+        first: u64,
+        last: u64,
+    ) -> impl Iterator<Item = BufferId> {
+        let before = self.ranges.range(..first).next_back().filter(|(_, (end, _))| *end >= first);
+        before.into_iter().chain(self.ranges.range(first..=last)).map(|(_, (_, buffer))| *buffer)
+    }
+
+    /// A buffer with memory from `first` to `last` (inclusive).
     pub(in crate::policy) fn overlapping(&self, first: u64, last: u64) -> Option<BufferId> {
         let (_, (end, buffer)) = self.ranges.range(..=last).next_back()?;
         (*end >= first).then_some(*buffer)

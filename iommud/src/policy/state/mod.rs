@@ -1,4 +1,4 @@
-//! All that is known: units, functions, groups, owners, sessions, domains, buffers.
+//! The state of policy: units, functions, groups, owners, sessions, domains, buffers.
 //!
 //! ```text
 //! unit      parsed --UnitReady--> enabled --UnitFailed--> failed
@@ -7,13 +7,14 @@
 //! group     free --Claim--> claimed <--Attach, Detach--> attached --last Close--> free  (see `machine`)
 //! session   open --Attach--> attached --Detach--> open --Close--> gone
 //!              +-- FunctionRemoved --> orphan (refuses all but Close) --Close--> gone
-//! buffer    known to sessions, held by handles --last of both--> released
-//!                                              +--> quarantined, when a unit failed that may reach it --Proved--> released
-//! mapping   --decided: entered--> live --decided: taken out--> gone; its addresses are free at commit
+//! buffer    in slots of sessions, held by handles --last of both--> released
+//!                                                 +--> quarantined, if a failed unit may reach it --Proved--> released
+//! mapping   --decided: inserted--> live --decided: removed--> gone; commit frees its addresses
 //! ```
 
 pub(in crate::policy) mod domain;
 pub(in crate::policy) mod excluded;
+mod left_behind;
 pub(in crate::policy) mod machine;
 pub(in crate::policy) mod mappings;
 pub(in crate::policy) mod memory;
@@ -43,16 +44,16 @@ use objects::{Account, Buffer, Session, SlotRecord};
 use pool::Pool;
 use tags::Tags;
 
-/// 4 GiB: policy `compat` maps at least all below.
+/// 4 GiB: policy `compat` maps at least everything below.
 const FOUR_GIB: u64 = 1 << 32;
 
-/// The state of everything.
+/// The whole state of policy.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct State {
     pub(in crate::policy) machine: Machine,
     /// I/O virtual addresses that no client is given.
     pub(in crate::policy) excluded: Ranges,
-    /// Memory that policy `compat` maps when none of it is taken.
+    /// Memory that policy `compat` maps when no part of it is taken.
     pub(in crate::policy) base: Ranges,
     /// Memory that policy `compat` maps now.
     pub(in crate::policy) compat: Ranges,
@@ -66,12 +67,13 @@ pub(in crate::policy) struct State {
     pub(in crate::policy) clients: BTreeMap<ClientId, u32>,
     /// Memory for buffers.
     pub(in crate::policy) pool: Pool,
-    /// What ends of life have left to be done.
+    /// Work that ends of life left undone.
     pub(in crate::policy) owed: BTreeSet<Owed>,
 }
 
 impl State {
-    /// Of a machine whose units are not up and whose functions are not known; see [`crate::policy::Registry::new`].
+    /// The state of a machine whose units are not up and whose functions are not known; see
+    /// [`crate::policy::Registry::new`].
     pub(in crate::policy) fn new(
         config: Config,
         firmware: Firmware,
@@ -103,7 +105,8 @@ impl State {
             buffers: Slab::distinct(),
             slots: Slab::small(),
             memory: MemoryMap::default(),
-            // The tables of a client that is gone may be kept, and are charged to its number: nobody else has that.
+            // The tables of a client that is gone may be kept, and stay charged to its number. So no other client
+            // gets it.
             accounts: Slab::distinct(),
             clients: BTreeMap::new(),
             pool: Pool::default(),
@@ -120,7 +123,7 @@ impl State {
         self.sessions.get(session.0).ok_or(Refusal::BadHandle)
     }
 
-    /// A session whose device is there and behind no unit that failed.
+    /// A session whose device is present, and which no failed unit affects.
     pub(in crate::policy) fn usable(&self, session: SessionId) -> Result<&Session, Refusal> {
         let session = self.session(session)?;
         self.machine.check_session(session)?;
@@ -146,14 +149,14 @@ impl State {
         Ok((number, self.slots.get(number).ok_or(Refusal::BadHandle)?))
     }
 
-    /// The slot under which a session knows a buffer.
+    /// The slot of a buffer in a session.
     pub(in crate::policy) fn slot_of(&self, session: SessionId, buffer: BufferId) -> Option<Slot> {
         let slots = self.sessions.get(session.0)?.slots.iter().flatten();
         let known = slots.filter_map(|slot| self.slots.get(*slot));
         known.into_iter().find(|slot| slot.buffer == buffer).map(|slot| slot.number)
     }
 
-    /// Points an entry elsewhere, and counts it with the domains.
+    /// Sets the binding of an entry, and counts it in the domains.
     pub(in crate::policy) fn set_binding(&mut self, key: Key, now: Option<Binding>) {
         let Some(source) = self.machine.sources.get_mut(key) else { return };
         let was = core::mem::replace(&mut source.binding, now);
@@ -166,7 +169,7 @@ impl State {
         }
     }
 
-    /// Notes whose the memory of a buffer is, or that it is nobody's.
+    /// Records that a buffer has its memory, or no longer has it.
     pub(in crate::policy) fn note_memory(&mut self, number: u32, more: bool) {
         let Some(buffer) = self.buffers.get(number) else { return };
         for segment in buffer.memory.segments() {

@@ -20,7 +20,7 @@ use crate::topology::table::FunctionIndex;
 /// One unit.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::policy) enum Unit {
-    /// Known from the table.
+    /// Described by firmware, but not up.
     Parsed,
     /// Translating.
     Enabled {
@@ -32,7 +32,7 @@ pub(in crate::policy) enum Unit {
     Failed,
 }
 
-/// What a device may be doing.
+/// The activity of a device for an owner.
 ///
 /// ```text
 /// quiet --Attach--> attached --Detach--> quiet
@@ -40,16 +40,16 @@ pub(in crate::policy) enum Unit {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) enum Activity {
-    /// No owner has it do anything.
+    /// It works for no owner.
     Quiet,
     /// In its owner's domain.
     Attached,
-    /// It was cut off while it was attached. What it was told to do may be under way, with addresses of a domain that
-    /// is gone, so its group is blocked until it was attached again and detached.
+    /// It was cut off while it was attached. Its requests may be under way, with addresses of a domain that is gone.
+    /// So its group is blocked until it was attached again and detached.
     Unquiesced,
 }
 
-/// What policy knows of a function, beside what the walk found. A machine may have 65,536 and more.
+/// The state of a function, beside the result of the walk. A machine may have 65,536 and more.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Function {
     pub(in crate::policy) group: GroupId,
@@ -65,11 +65,11 @@ pub(in crate::policy) struct Function {
 /// The entry of one requester id in one unit.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Source {
-    /// Functions whose requests may carry it. Members of one group.
+    /// Functions whose requests may carry its id, all members of one group.
     pub(in crate::policy) users: InlineList<FunctionIndex>,
-    /// `None` when the entry was never written: on some units it denies only then.
+    /// `None` when the entry was never written. On some units an entry denies only after it was written.
     pub(in crate::policy) binding: Option<Binding>,
-    /// Its faults are not reported.
+    /// Its faults are suppressed.
     pub(in crate::policy) silenced: bool,
 }
 
@@ -80,11 +80,11 @@ pub(in crate::policy) struct Group {
     pub(in crate::policy) state: GroupState,
 }
 
-/// Who has a group, and what its members do.
+/// The owner of a group, and the activity of its members.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::policy) struct GroupState {
     pub(in crate::policy) owner: Option<OwnerId>,
-    /// Open sessions on members. One whose member is gone does not count.
+    /// Open sessions on members. A session whose device was removed does not count.
     pub(in crate::policy) sessions: u32,
     /// Members attached.
     pub(in crate::policy) attached: u32,
@@ -95,7 +95,7 @@ pub(in crate::policy) struct GroupState {
 }
 
 impl GroupState {
-    /// Counts a member that does this, or does it no longer.
+    /// Counts one more or one less member with this activity.
     pub(in crate::policy) const fn count(&mut self, activity: Activity, more: bool) {
         let count = match activity {
             Activity::Quiet => return,
@@ -106,7 +106,7 @@ impl GroupState {
     }
 }
 
-/// Who holds groups: a first session and those opened under it.
+/// The holder of groups: a first session and those opened under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::policy) struct OwnerId(pub(in crate::policy) u32);
 
@@ -150,7 +150,7 @@ impl Session {
         Slot(u32::try_from(at).unwrap_or(u32::MAX))
     }
 
-    /// Notes the number of a slot's record, or that there is none.
+    /// Sets or removes the number of a slot's record.
     pub(in crate::policy) fn set_slot(&mut self, slot: Slot, record: Option<u32>) {
         let at = slot.0 as usize;
         if self.slots.len() <= at {
@@ -171,43 +171,43 @@ pub(in crate::policy) struct Buffer {
     pub(in crate::policy) client: u32,
     pub(in crate::policy) length: u64,
     pub(in crate::policy) memory: Memory,
-    /// Parts that policy `compat` mapped before, to be given back to it.
+    /// Parts that policy `compat` mapped before, to be returned to it.
     pub(in crate::policy) taken: Vec<(u64, u64)>,
-    /// Sessions that know it.
+    /// Slots of it in sessions.
     pub(in crate::policy) slots: u32,
     /// Open handles.
     pub(in crate::policy) holds: u32,
-    /// A unit that failed may still reach it: not freed until that unit is proved to have forgotten it.
+    /// A failed unit may still reach it: it is not freed until that unit is proved flushed.
     pub(in crate::policy) unproved: bool,
     /// Its memory counts against its client.
     pub(in crate::policy) charged: bool,
 }
 
 impl Buffer {
-    /// No session knows it, no handle is open on it, and no unit may reach it.
+    /// Whether it has no slots and no open handles, and no unit may reach it.
     pub(in crate::policy) const fn is_unused(&self) -> bool {
         self.slots == 0 && self.holds == 0 && !self.unproved
     }
 }
 
-/// A buffer as one session knows it.
+/// A buffer in a slot of a session.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct SlotRecord {
     pub(in crate::policy) session: SessionId,
     pub(in crate::policy) number: Slot,
     pub(in crate::policy) buffer: BufferId,
-    /// Length of the buffer, and where its memory begins if it is in one piece: neither ever changes.
+    /// Length of the buffer, and first address of its memory if that is in one piece: neither ever changes.
     pub(in crate::policy) length: u64,
     pub(in crate::policy) base: Option<PhysAddr>,
     pub(in crate::policy) mappings: MappingList,
     /// The addresses reserved for grants.
     pub(in crate::policy) granted: Option<Grants>,
-    /// Without a unit: what is in use, by first byte and length, and how many times.
+    /// Without a unit: the number of uses of each part, by first byte and length.
     pub(in crate::policy) direct: BTreeMap<(u64, u64), u32>,
 }
 
 impl SlotRecord {
-    /// A buffer that a session comes to know, of which nothing is mapped.
+    /// Creates the record of a buffer of which nothing is mapped.
     pub(in crate::policy) fn new(
         (session, number): (SessionId, Slot),
         buffer: BufferId,
@@ -226,13 +226,13 @@ impl SlotRecord {
         }
     }
 
-    /// Mappings it is charged for.
+    /// Number of mappings that it is charged for.
     pub(in crate::policy) fn charged(&self) -> u32 {
         let direct: u32 = self.direct.values().fold(0, |sum, n| sum.saturating_add(*n));
         direct.saturating_add(self.mappings.charged)
     }
 
-    /// Without a unit: counts one use of a part more or less.
+    /// Without a unit: counts one more or one less use of a part.
     pub(in crate::policy) fn count_direct(
         &mut self,
         offset: u64,
@@ -253,23 +253,26 @@ impl SlotRecord {
     }
 }
 
-/// What a client uses.
+/// The resources that a client uses.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Account {
     pub(in crate::policy) client: ClientId,
     /// Bytes of its buffers.
     pub(in crate::policy) memory: u64,
-    /// What they take of the pool, in bytes.
+    /// Bytes of the pieces of the pool that its buffers lie in.
     pub(in crate::policy) taken: u64,
     pub(in crate::policy) mappings: u32,
     pub(in crate::policy) sessions: u32,
     pub(in crate::policy) buffers: u32,
     pub(in crate::policy) domains: u32,
+    /// The device that its last session was on.
+    pub(in crate::policy) last: Option<PciAddress>,
 }
 
 impl Account {
     pub(in crate::policy) const fn new(client: ClientId) -> Self {
-        Self { client, memory: 0, taken: 0, mappings: 0, sessions: 0, buffers: 0, domains: 0 }
+        let (memory, taken) = (0, 0);
+        Self { client, memory, taken, mappings: 0, sessions: 0, buffers: 0, domains: 0, last: None }
     }
 
     /// Charges mappings to it, or takes the charge back.
@@ -280,7 +283,7 @@ impl Account {
         };
     }
 
-    /// Nothing is charged to it.
+    /// Whether nothing is charged to it.
     pub(in crate::policy) const fn is_idle(&self) -> bool {
         self.sessions == 0 && self.buffers == 0 && self.memory == 0
     }

@@ -8,14 +8,14 @@ pub(in crate::policy) struct Pool {
 }
 
 impl Default for Pool {
-    /// As much as anybody asks for.
+    /// An unlimited pool.
     fn default() -> Self {
         Self { capacity: u64::MAX, granule: 1 }
     }
 }
 
 impl Pool {
-    /// What a buffer of so many bytes takes.
+    /// The bytes of the pool that a buffer of this length takes.
     pub(in crate::policy) fn of(self, length: u64) -> u64 {
         length.checked_next_multiple_of(self.granule.max(1)).unwrap_or(u64::MAX)
     }

@@ -1,39 +1,47 @@
-//! Shares of what clients use up: memory of buffers, and domain tags. (Frames of tables: `engine::budget`.)
+//! Shares of limited resources: memory of buffers, and domain tags. (Frames of tables: `engine::budget`.)
 //!
 //! ```text
 //! pool     = promised + common
-//! promised   for each domain that there is, and each group that nobody has claimed yet, in all at most half
-//! common     the rest; a client may have a quarter of it on top of what its domains were promised
+//! promised   for each domain, and for each group that is not claimed yet; at most half in all
+//! common     the rest; a client may have a quarter of it in addition to the promises of its domains
 //! ```
 //!
-//! So no three clients together can make another one's allocation within a quarter of what is common fail, nor its
-//! claim.
+//! So three clients together cannot make another client's claim fail, nor its allocation within a quarter of the
+//! common part.
+//! All is counted in pieces of the pool, and each piece has memory of one client only. So a promise is there in
+//! pieces, wherever the buffers of other clients lie.
+//!
+//! Memory that a client without a session still has counts as its group's: see `left_behind`.
 
 use iommu_protocol::status::Refusal;
 
 use crate::addr::PAGE_SIZE;
-use crate::policy::ids::SessionId;
+use crate::policy::collections::ranges::bounds;
+use crate::policy::ids::{BufferId, SessionId};
 use crate::policy::state::State;
+use crate::policy::state::memory::Memory;
+use crate::policy::view::Admitted;
 
-/// Bytes of buffers that each domain of a client is promised, if pieces are not larger.
+/// Bytes of buffers that each domain of a client is promised, if the granule is not larger.
 const PROMISED: u64 = 64 << 10;
 
-/// Of what is common, one client may have one part in so many.
+/// One client may have this fraction (1/4) of the common part.
 const PARTS: u64 = 4;
 
 impl State {
-    /// Places that are promised: one for each domain of a client, and one for each group that may be claimed.
+    /// Places that are promised: one for each domain of a client, and one for each group that may be claimed. They
+    /// take at most half.
     fn places(&self, each: u64, of: u64) -> u64 {
         let groups = u64::try_from(self.machine.groups.len()).unwrap_or(u64::MAX);
         groups.max(self.claimed()).min(of / 2 / each.max(1))
     }
 
-    /// Owners that there are: each has at most one domain.
+    /// Number of owners: each has at most one domain.
     fn claimed(&self) -> u64 {
         u64::try_from(self.machine.owners.len()).unwrap_or(u64::MAX)
     }
 
-    /// The most bytes of the pool that a client with so many domains may have.
+    /// The most bytes of the pool that a client with this many domains may have.
     pub(in crate::policy) fn share_of(&self, domains: u32) -> u64 {
         let each = self.pool.of(PROMISED);
         let promised = self.places(each, self.pool.capacity) * each;
@@ -41,15 +49,41 @@ impl State {
         own.saturating_add((self.pool.capacity - promised) / PARTS).min(self.pool.capacity)
     }
 
-    /// Refuses unless a client may have so many bytes of buffers more.
+    /// Bytes of those pieces of the pool in which this memory lies and no charged buffer does.
+    pub(in crate::policy) fn new_pieces(&self, memory: &Memory) -> u64 {
+        let size = self.pool.granule.max(1);
+        let charged = |id: BufferId| self.buffers.get(id.0).is_some_and(|buffer| buffer.charged);
+        let (mut count, mut counted) = (0_u64, None);
+        for segment in memory.segments() {
+            let (first, last) = bounds(segment);
+            let ends = (first / size, last / size);
+            count = count.saturating_add(ends.1 - ends.0).saturating_add(1);
+            // The memory fills the pieces in between.
+            let both = [Some(ends.0), Some(ends.1).filter(|end| *end != ends.0)];
+            for piece in both.into_iter().flatten() {
+                let (start, end) = (piece * size, (piece * size).saturating_add(size - 1));
+                let whole = first <= start && end <= last;
+                if counted == Some(piece) || !whole && self.memory.within(start, end).any(charged) {
+                    count -= 1;
+                }
+            }
+            counted = Some(ends.1);
+        }
+        count.saturating_mul(size)
+    }
+
+    /// Refuses unless a client may have this many more bytes of the pool.
     pub(in crate::policy) fn check_buffer_share(
         &self,
         account: u32,
-        length: u64,
+        more: u64,
     ) -> Result<(), Refusal> {
-        let more = self.pool.of(length);
+        if more == 0 {
+            return Ok(());
+        }
         let Some(client) = self.accounts.get(account) else { return Err(Refusal::BadHandle) };
-        let after = client.taken.checked_add(more).ok_or(Refusal::Quota)?;
+        let left = self.left_behind();
+        let after = left.charged(account, client).checked_add(more).ok_or(Refusal::Quota)?;
         if after > self.share_of(client.domains) {
             return Err(Refusal::Quota);
         }
@@ -60,19 +94,21 @@ impl State {
             taken = taken.saturating_add(other.taken);
             if number != account {
                 let promised = u64::from(other.domains).saturating_mul(each);
-                short = short.saturating_add(promised.saturating_sub(other.taken));
+                let used = left.charged(number, other);
+                short = short.saturating_add(promised.saturating_sub(used));
             }
         }
         let unclaimed = self.places(each, self.pool.capacity).saturating_sub(self.claimed()) * each;
+        let unclaimed = unclaimed.saturating_sub(left.of_unclaimed(each));
         match taken.checked_add(short).and_then(|all| all.checked_add(unclaimed)) {
-            // What a client was promised it has, also when groups have come since that there is nothing left for.
+            // A client has what it was promised, even when too little is left for groups that came since.
             _ if promised && taken <= self.pool.capacity => Ok(()),
             Some(all) if all <= self.pool.capacity => Ok(()),
             _ => Err(Refusal::NoMemory),
         }
     }
 
-    /// Refuses unless a client that has so many domains may have one more: units may know few tags.
+    /// Refuses unless a client with this many domains may have one more: units may know few tags.
     pub(in crate::policy) fn check_tag_share(&self, domains: u32) -> Result<(), Refusal> {
         let last = self.machine.last_tag();
         let all = self.tags.count(last);
@@ -86,12 +122,12 @@ impl State {
         }
     }
 
-    /// See [`crate::policy::Registry::admit_buffer`].
-    pub(in crate::policy) fn admit_buffer(
+    /// See [`crate::policy::Registry::admit_within`].
+    pub(in crate::policy) fn admit_within(
         &self,
         session: SessionId,
         length: u64,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let session = self.usable(session)?;
         if length == 0 {
             return Err(Refusal::Range);
@@ -108,8 +144,7 @@ impl State {
         {
             return Err(Refusal::Quota);
         }
-        self.check_buffer_share(session.client, length)?;
         self.buffers.next().and(self.slots.next()).ok_or(Refusal::NoMemory)?;
-        Ok(session.domain.is_some())
+        Ok(Admitted { confined: session.domain.is_some(), account: session.client })
     }
 }

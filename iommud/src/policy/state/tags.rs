@@ -1,8 +1,8 @@
-//! Which domain tags are in use, and which a unit may still hold of servers before this one.
+//! Domain tags in use, and those of earlier servers that units may still hold.
 //!
-//! An entry is written with a tag only where the unit is known to hold nothing under it: a translation that it
-//! holds of another server would serve the new domain. A tag that a unit may hold is used behind it all the same
-//! once the unit was flushed; until then its requesters are denied (see `transition::unit`).
+//! An entry is written with a tag only where the unit is known to hold nothing under it. Otherwise a cached
+//! translation of another server would serve the new domain. A tag that a unit may hold is used behind it only after
+//! the unit was flushed; until then its requesters are denied (see `transition::unit`).
 
 use alloc::vec::Vec;
 
@@ -10,15 +10,15 @@ use crate::policy::ids::UnitIndex;
 use crate::topology::capabilities::DomainTag;
 use crate::topology::tags::{HeldTags, Strangers, TagRecord, TagRing};
 
-/// What a unit may hold of others than this server.
+/// The translations that a unit may hold of others than this server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Holds {
     /// Nothing.
     #[default]
     Nothing,
-    /// What servers before this one noted; or what is guessed of an owner that noted nothing.
+    /// Those under tags that earlier servers recorded, or that are guessed of an owner without a record.
     Earlier,
-    /// Anything: its last owner left no note.
+    /// Anything: its last owner left no record.
     Anything,
     /// Anything: it failed, and was not flushed since.
     Failed,
@@ -30,35 +30,35 @@ pub(in crate::policy) struct Tags {
     /// A bit for each tag.
     used: Vec<u64>,
     ring: TagRing,
-    /// What units may hold of servers before this one, as far as it was noted.
+    /// Tags of earlier servers that units may hold, as far as they were recorded.
     held: HeldTags,
-    /// By unit; those that are not there hold nothing.
+    /// By unit; units that are missing hold nothing.
     units: Vec<Holds>,
-    /// Of this server's tags the last one, round the ring.
+    /// The tag of this server that lies furthest round the ring.
     furthest: Option<DomainTag>,
 }
 
 impl Tags {
-    /// All free but 0, which is never used, and the one for requests that go through untranslated. No unit holds
-    /// anything.
+    /// Creates tags that are all free, except 0, which is never used, and the tag of untranslated requests. No unit
+    /// holds anything.
     pub(in crate::policy) fn new() -> Self {
         let (held, units) = (HeldTags::Nothing, Vec::new());
         let ring = TagRing::new(held, u16::MAX);
         Self { used: alloc::vec![0b11], ring, held, units, furthest: None }
     }
 
-    /// All free, of units that may hold these of servers before this one.
+    /// Creates tags that are all free, for units that may hold these tags of earlier servers.
     pub(in crate::policy) fn of(ring: TagRing, held: HeldTags, units: Vec<Holds>) -> Self {
         Self { ring, held, units, ..Self::new() }
     }
 
-    /// Takes note of a tag that is taken; true when it lies further round the ring than those before.
+    /// Records a tag that is taken. True when it lies further round the ring than those before.
     pub(in crate::policy) fn reach(&mut self, tag: DomainTag) -> bool {
         let furthest = self.furthest.map_or(tag, |known| self.ring.later(known, tag));
         self.furthest.replace(furthest) != Some(furthest)
     }
 
-    /// The next free tag behind `after`, not above `last`; `None` too when half of all tags are taken.
+    /// The next free tag behind `after`, not above `last`. Also `None` when half of all tags are taken.
     pub(in crate::policy) fn next(&self, after: Option<DomainTag>, last: u16) -> Option<DomainTag> {
         let stretches = self.ring.stretches(after, last);
         stretches.into_iter().find_map(|(first, last)| self.free_within(first, last))
@@ -76,7 +76,7 @@ impl Tags {
         None
     }
 
-    /// How many tags up to `last` this server may take in all.
+    /// Number of tags up to `last` that this server may take in all.
     pub(in crate::policy) fn count(&self, last: u16) -> u64 {
         let stretches = self.ring.stretches(None, last).into_iter();
         stretches.map(|(first, last)| u64::from((last + 1).saturating_sub(first))).sum()
@@ -107,8 +107,8 @@ impl Tags {
         }
     }
 
-    /// A unit was flushed: it holds nothing of others. When that is true of every unit that servers before this one
-    /// used, their tags are as good as new.
+    /// Records that a unit was flushed: it holds nothing of others. When that is true of every unit that earlier
+    /// servers used, their tags are as good as new.
     pub(in crate::policy) fn flushed(&mut self, unit: UnitIndex) {
         self.set_holds(unit, Holds::Nothing);
         if !self.units.iter().any(|holds| matches!(holds, Holds::Earlier | Holds::Failed)) {
@@ -116,19 +116,19 @@ impl Tags {
         }
     }
 
-    /// A unit has failed: what it is told to forget it may hold.
+    /// Records that a unit has failed: it may hold everything that it was to invalidate.
     pub(in crate::policy) fn failed(&mut self, unit: UnitIndex) {
         if self.holds(unit) != Holds::Anything {
             self.set_holds(unit, Holds::Failed);
         }
     }
 
-    /// Takes changes back. What the next server is to know of tags that were taken stays: a plan may have been run.
+    /// Undoes changes. The tags that were taken stay in the record for the next server: a plan may have been run.
     pub(in crate::policy) fn undo(&mut self, was: Self) {
         *self = Self { furthest: self.furthest, ..was };
     }
 
-    /// Whether a unit may hold translations under a tag that stand for something else.
+    /// Whether a unit may hold translations under a tag that belong to something else.
     pub(in crate::policy) fn is_stale(&self, unit: UnitIndex, tag: DomainTag) -> bool {
         match self.holds(unit) {
             Holds::Nothing => false,
@@ -137,7 +137,7 @@ impl Tags {
         }
     }
 
-    /// What the next server is to know, when no tag behind `furthest` is taken.
+    /// The record for the next server, as long as no tag behind `furthest` is taken.
     pub(in crate::policy) fn record(&self) -> TagRecord {
         let held = match self.furthest {
             Some(tag) => self.ring.held_with(self.held, tag),

@@ -1,5 +1,5 @@
-//! The registry as a whole: scenarios and random sequences, over a machine that remembers everything it ever
-//! let a device see.
+//! Tests of the registry as a whole: scenarios and random sequences, over a machine that records everything a device
+//! was ever able to reach.
 
 mod random;
 mod scenarios;

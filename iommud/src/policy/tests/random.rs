@@ -1,5 +1,5 @@
-//! Random sequences of events from four clients, on a machine with everything in it: each step and each state is
-//! checked by the executor.
+//! Random sequences of events from four clients, on a machine with devices of every kind. The executor checks each
+//! step and each state.
 
 use std::vec::Vec;
 
@@ -19,8 +19,8 @@ use crate::topology::testing::{address, bridge, endpoint, function, multi, with_
 
 const PAGE: u64 = 4096;
 
-/// Two units; a pair, two devices behind a bridge to PCI, a strict device with a reserved region, one that is
-/// let through, one behind the other unit.
+/// Two units: a pair, two devices behind a bridge to PCI, a strict device with a reserved region, a device that
+/// passes through, and one behind the other unit.
 fn machine() -> (Config, Firmware, Vec<PciFunction>) {
     let scope =
         |device| DeviceScope { kind: ScopeKind::Endpoint, start_bus: 0, path: vec![(device, 0)] };
@@ -55,10 +55,10 @@ fn machine() -> (Config, Firmware, Vec<PciFunction>) {
     (config, firmware, functions)
 }
 
-/// One random choice, to be given meaning by the state it is made in.
+/// One random choice; the state in which it is made gives it a meaning.
 type Choice = (u8, u16, u16, u16);
 
-/// Anything that can be decided.
+/// Any request or event.
 #[derive(Debug)]
 enum Try {
     Event(Event),
@@ -78,7 +78,7 @@ struct Sequence {
     buffers: Vec<BufferId>,
     /// Addresses and lengths seen.
     mappings: Vec<(u64, u64)>,
-    /// The next byte of the system's memory to be used.
+    /// The next unused byte of the system's memory.
     system: u64,
     done: usize,
     refused: usize,
@@ -236,7 +236,7 @@ impl Sequence {
             Try::Hold(hold) => self.bench.run(&hold).map(drop),
             Try::Event(event) => {
                 let done = self.bench.run(&event);
-                // Now and then a dead session is named again.
+                // Sometimes a closed session is used again.
                 if let Event::Close(session) = event
                     && choice.1 & 3 != 0
                 {
@@ -259,7 +259,7 @@ impl Sequence {
         }
     }
 
-    /// All sessions end and all handles are given up: nothing is left but what is in quarantine.
+    /// Ends all sessions and closes all handles: only the quarantine is left.
     fn finish(mut self) -> (usize, usize) {
         self.bench.run(&Event::Shutdown).unwrap();
         for buffer in self.buffers.clone() {
@@ -276,7 +276,7 @@ impl Sequence {
             assert_eq!((counts.quarantined, self.bench.registry.domains_kept()), (0, 0));
             assert_eq!(counts.clients, 0);
         }
-        // The table of policy, one for each set of reserved regions, and those that are kept.
+        // The domain of `compat`, one for each set of reserved regions, and those that are kept.
         assert!(counts.domains <= 4 + self.bench.registry.domains_kept());
         (self.done, self.refused)
     }
@@ -295,8 +295,8 @@ fn sequences() -> ProptestConfig {
 }
 
 proptest! {
-    // The same sequences every time, so that a change is judged by what it changes; PROPTEST_RNG_SEED and
-    // PROPTEST_CASES ask for others, and more.
+    // The sequences are the same every time, so that only changes of the code change the result. PROPTEST_RNG_SEED
+    // and PROPTEST_CASES select other and more sequences.
     #![proptest_config(ProptestConfig { max_shrink_iters: 4000, ..sequences() })]
     #[test]
     fn no_sequence_breaks_what_must_hold(
@@ -320,7 +320,7 @@ proptest! {
 
 #[test]
 fn the_sequences_reach_what_they_should() {
-    // Without this the test above could pass by being refused everything.
+    // Without this, the test above could pass although every event is refused.
     let mut sequence = Sequence::new();
     for at in 0..sequence.functions.len() {
         sequence.bench.run(&Event::FunctionAdded(sequence.functions[at])).unwrap();

@@ -1,4 +1,4 @@
-//! Buffers: allocated, known to sessions, held by handles.
+//! Buffers: their allocation, their slots in sessions, their open handles.
 
 use alloc::vec::Vec;
 
@@ -63,11 +63,13 @@ fn allocate(
     id: SessionId,
     request: &AllocateRequest,
 ) -> Result<Placed, Refusal> {
-    let confined = decision.state.admit_buffer(id, request.length)?;
+    let confined = decision.state.admit_within(id, request.length)?.confined;
     check_request(request)?;
     let memory = check_segments(decision.state, request)?;
+    let pieces = decision.state.new_pieces(&memory);
     let session = decision.state.session(id)?;
     let (client, domain, number) = (session.client, session.domain, session.free_slot());
+    decision.state.check_buffer_share(client, pieces)?;
     let ranges: Vec<_> = request.segments.iter().map(|range| bounds(*range)).collect();
     let taken = compat::take(decision, &ranges)?;
     let length = request.length;
@@ -85,10 +87,9 @@ fn allocate(
         charged: true,
     };
     let buffer = decision.insert_buffer(buffer)?;
-    let pooled = decision.state.pool.of(length);
     if let Some(account) = decision.change::<Account>(client) {
         account.memory += length;
-        account.taken += pooled;
+        account.taken += pieces;
     }
     let slot = enter_slot(decision, record)?;
     let iova = match (domain, direct) {
@@ -102,7 +103,7 @@ fn allocate(
     Ok(Placed { slot: number, iova })
 }
 
-/// Without a unit: counts one use of a part of a buffer more or less.
+/// Without a unit: counts one more or one less use of a part of a buffer.
 pub(super) fn use_directly(
     decision: &mut Decision<'_>,
     slot: u32,
@@ -132,7 +133,7 @@ fn enter_slot(decision: &mut Decision<'_>, record: SlotRecord) -> Result<u32, Re
     Ok(number)
 }
 
-/// Finds addresses for a buffer and maps it there, or reserves them for grants. Returns the first.
+/// Maps a buffer at free addresses, or reserves them for grants. Returns the first address.
 fn place(
     decision: &mut Decision<'_>,
     id: DomainId,
@@ -213,7 +214,7 @@ fn hold(decision: &mut Decision<'_>, id: SessionId, slot: Slot) -> Result<Buffer
     Ok(buffer)
 }
 
-/// The memory of a request, which is nobody else's.
+/// The memory of a request, in whole pages that no other buffer has.
 fn check_segments(state: &State, request: &AllocateRequest) -> Result<Memory, Refusal> {
     if Some(request.buffer.0) != state.buffers.next() {
         return Err(Refusal::BadHandle);
@@ -252,7 +253,7 @@ fn check_request(request: &AllocateRequest) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The address of a buffer that a device reaches without a unit.
+/// The address of a buffer for a device that no unit confines.
 fn direct_address(request: &AllocateRequest, memory: &Memory) -> Result<Iova, Refusal> {
     let Memory::One(range) = memory else { return Err(Refusal::NoMemory) };
     let (PhysAddr(first), PhysAddr(last)) = (range.first(), range.last());

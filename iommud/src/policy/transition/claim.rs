@@ -91,7 +91,7 @@ fn is_unit(state: &State, address: PciAddress) -> bool {
     })
 }
 
-/// In whose name a group is claimed that `held` has: the parent's owner, or `None` for a new one.
+/// The owner for a claim of a group whose owner is `held`: that of the parent, or `None` for a new one.
 fn owner_of(
     state: &State,
     client: ClientId,
@@ -126,7 +126,7 @@ fn check_quota(state: &State, client: ClientId, owner: Option<OwnerId>) -> Resul
     if new { state.check_tag_share(domains) } else { Ok(()) }
 }
 
-/// The account of a client; a new one for one that has none.
+/// The account of a client, created when it has none.
 fn account(decision: &mut Decision<'_>, client: ClientId) -> Result<u32, Refusal> {
     if let Some(account) = decision.state.clients.get(&client) {
         return Ok(*account);

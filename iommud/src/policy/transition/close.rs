@@ -1,7 +1,7 @@
-//! Sessions end.
+//! Ends sessions.
 //!
 //! ```text
-//! close    unmap what the session mapped, forget; block what is attached; give memory back to policy; free it
+//! close    unmap all mappings, invalidate; block attached devices; give memory back to policy; free it
 //! end      detach; destroy the page table; free memory
 //! ```
 
@@ -17,7 +17,7 @@ use crate::policy::state::domain::Trust;
 use crate::policy::state::objects::{Account, Activity, Owner, OwnerId, Session};
 use crate::policy::transition::{domain, entries, release};
 
-/// Ends sessions. All that follow the first are of the same event: a group is free when its last one ends.
+/// Ends sessions, all in one event. A group becomes free when its last session ends.
 pub(super) fn close(decision: &mut Decision<'_>, closing: &[SessionId]) -> Result<(), Refusal> {
     let owners = count_owners(decision, closing)?;
     let ends = |owner: OwnerId| owners.iter().any(|(id, ends)| *id == owner && *ends);
@@ -55,7 +55,7 @@ pub(super) fn close_all(decision: &mut Decision<'_>) -> Result<(), Refusal> {
     close(decision, &all)
 }
 
-/// The owners of these sessions, and whether it is the end of all that each has.
+/// The owners of these sessions, and whether all sessions of each owner end.
 fn count_owners(
     decision: &Decision<'_>,
     closing: &[SessionId],
@@ -75,7 +75,7 @@ fn count_owners(
     Ok(owners.into_iter().map(ends).collect())
 }
 
-/// Unmaps all that a session mapped, while its domain goes on. What a unit that failed may reach is left as it is.
+/// Unmaps all mappings of a session whose domain stays. Does nothing when a failed unit may still use the domain.
 fn unmap(decision: &mut Decision<'_>, id: SessionId) -> Result<(), Refusal> {
     let session = decision.state.session(id)?;
     match session.domain {
@@ -87,8 +87,8 @@ fn unmap(decision: &mut Decision<'_>, id: SessionId) -> Result<(), Refusal> {
     }
 }
 
-/// Notes that the devices of sessions are driven no longer, and that groups without any other session are free.
-/// Returns the groups.
+/// Marks the attached devices of sessions as unquiesced, and frees groups without another session. Returns the
+/// groups.
 fn leave_groups(decision: &mut Decision<'_>, closing: &[SessionId]) -> Vec<GroupId> {
     let mut groups = Vec::new();
     for id in closing {
@@ -118,7 +118,7 @@ fn leave_groups(decision: &mut Decision<'_>, closing: &[SessionId]) -> Vec<Group
     groups
 }
 
-/// Lets policy decide on the members of a free group that were added while it was claimed.
+/// Puts members of a free group under policy that were added while it was claimed.
 fn free_members(decision: &mut Decision<'_>, group: GroupId) {
     let machine = &decision.state.machine;
     let Some(group) = machine.group(group) else { return };
@@ -131,8 +131,7 @@ fn free_members(decision: &mut Decision<'_>, group: GroupId) {
     }
 }
 
-/// Ends the domain of an owner; one that a failed unit may still use is kept until that is proved to have
-/// forgotten it.
+/// Ends the domain of an owner. A domain that a failed unit may still use is kept until that unit is proved flushed.
 fn end_owner_domain(decision: &mut Decision<'_>, owner: OwnerId) -> Result<(), Refusal> {
     let domain: Option<DomainId> =
         decision.state.machine.owner(owner).and_then(|owner| owner.domain);
@@ -144,10 +143,10 @@ fn end_owner_domain(decision: &mut Decision<'_>, owner: OwnerId) -> Result<(), R
     Ok(())
 }
 
-/// Removes a session and its slots; adds the buffers that it knew to `buffers`.
+/// Removes a session and its slots; adds the buffers of these to `buffers`.
 fn end(decision: &mut Decision<'_>, id: SessionId, buffers: &mut Vec<BufferId>) {
     let Some(session) = decision.state.sessions.get(id.0) else { return };
-    let (client, owner) = (session.client, session.owner);
+    let (client, owner, address) = (session.client, session.owner, session.address);
     let slots: Vec<u32> = session.slots.iter().copied().flatten().collect();
     for slot in slots {
         buffers.extend(decision.state.slots.get(slot).map(|slot| slot.buffer));
@@ -165,11 +164,12 @@ fn end(decision: &mut Decision<'_>, id: SessionId, buffers: &mut Vec<BufferId>) 
     if let Some(account) = decision.change::<Account>(client) {
         account.sessions -= 1;
         account.domains -= u32::from(last);
+        account.last = Some(address);
     }
     release::close_account(decision, client);
 }
 
-/// Makes a free group that lost members what its members are now.
+/// Splits a free group that lost members into the groups of those that are left.
 fn disband(decision: &mut Decision<'_>, id: GroupId) {
     let machine = &mut decision.state.machine;
     let Some(group) = machine.groups.get_mut(id.0) else { return };

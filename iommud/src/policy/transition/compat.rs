@@ -1,4 +1,4 @@
-//! Memory that policy `compat` maps: what buffers and the server have is not part of it.
+//! The memory that policy `compat` maps: all except that of buffers and of the server.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -40,14 +40,14 @@ fn domains(state: &State) -> Vec<DomainId> {
     compat.map(|(_, id)| *id).collect()
 }
 
-/// Whether a unit that failed may still walk a domain's table.
+/// Whether a failed unit may still walk a domain's table.
 fn has_failed_unit(state: &State, domain: &Domain) -> bool {
     let failed = |unit| matches!(state.machine.unit(unit), Some(Unit::Failed));
     domain.active.iter().any(|(unit, _)| failed(*unit))
 }
 
-/// Takes memory out of every domain of policy `compat`, and makes every unit forget it. Returns the parts
-/// that were mapped.
+/// Removes memory from every domain of policy `compat`, and invalidates it in every unit. Returns the parts that were
+/// mapped.
 pub(super) fn take(
     decision: &mut Decision<'_>,
     ranges: &[(u64, u64)],
@@ -74,7 +74,7 @@ pub(super) fn take(
     Ok(taken)
 }
 
-/// Lets every domain of policy `compat` map memory again.
+/// Maps memory again in every domain of policy `compat`.
 pub(super) fn give(decision: &mut Decision<'_>, ranges: &[(u64, u64)]) -> Result<(), Refusal> {
     if ranges.is_empty() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Domains: made, made deeper, and what they map for firmware.
+//! Domains: their creation, their growth, and their mappings for firmware.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -19,7 +19,7 @@ use crate::policy::state::objects::{OwnerId, Unit};
 use crate::policy::step::{Binding, Payer, Step};
 use crate::topology::capabilities::{LevelSet, UnitCapabilities};
 
-/// Makes a domain of policy.
+/// Creates a domain of policy.
 pub(super) fn make_shared(
     decision: &mut Decision<'_>,
     shared: Shared,
@@ -39,7 +39,7 @@ pub(super) fn make_shared(
     Ok(id)
 }
 
-/// A domain that maps these pieces one to one.
+/// Creates a domain that maps these pieces one to one.
 fn new_domain(
     decision: &mut Decision<'_>,
     (purpose, payer): (Purpose, Payer),
@@ -65,7 +65,7 @@ fn new_domain(
     Ok(id)
 }
 
-/// Takes from a new domain what no client is given.
+/// Takes from a new domain the addresses that no client gets.
 fn exclude(domain: &mut Domain, excluded: impl Iterator<Item = (u64, u64)>) {
     let mut all = Ranges::default();
     excluded.for_each(|(first, last)| all.insert(first, last));
@@ -93,7 +93,7 @@ pub(super) fn class(
     if let Some((index, _)) = state.machine.classes.iter().enumerate().find(fits) {
         return Ok(index);
     }
-    // Memory that is taken now comes back to policy, and firmware's regions lie within.
+    // `base` has memory that is taken now and comes back to policy, and the regions of firmware.
     let top = state.base.iter().map(|(_, last)| last).max().unwrap_or(0);
     let shape = Shape::common(core::iter::once(capabilities), top);
     let shape = shape.ok_or(Refusal::Unsupported)?.of_policy();
@@ -102,7 +102,7 @@ pub(super) fn class(
     Ok(decision.state.machine.classes.len() - 1)
 }
 
-/// The owner's domain, with what firmware reserves for `group`; a new one for a new owner.
+/// The owner's domain, with the regions that firmware reserves for `group`; a new domain for a new owner.
 pub(super) fn for_owner(
     decision: &mut Decision<'_>,
     unit: UnitIndex,
@@ -124,13 +124,13 @@ pub(super) fn for_owner(
     new_domain(decision, (Purpose::Client, Payer::Account(account)), shape, &needed)
 }
 
-/// The shape of a new domain for a device behind `unit`: what all units that are up can walk, or at least
-/// those of its class.
+/// The shape of a new domain for a device behind `unit`. All units that are up can walk it, or at least those of the
+/// unit's class.
 fn shape_for(decision: &Decision<'_>, unit: UnitIndex, pieces: &[Piece]) -> Result<Shape, Refusal> {
     let machine = &decision.state.machine;
     let class = machine.class_of(unit).ok_or(Refusal::NotReady)?;
     let needed = top_of(pieces);
-    // A table that cannot become deeper is made for whatever firmware may ask of its domain later.
+    // A table that cannot grow later must reach every region that firmware may ask for in its domain.
     let regions = machine.firmware.reserved.iter().map(|region| region.range.last().0);
     let later = if machine.up().all(|unit| unit.deepens) { None } else { regions.max() };
     let top = later.unwrap_or(0).max(needed);
@@ -139,7 +139,7 @@ fn shape_for(decision: &Decision<'_>, unit: UnitIndex, pieces: &[Piece]) -> Resu
     if shape.reach() < needed { Err(Refusal::Unsupported) } else { Ok(shape) }
 }
 
-/// Lets a domain that is in use map what firmware reserves for one more device.
+/// Lets a domain in use map the regions that firmware reserves for one more device.
 fn widen(
     decision: &mut Decision<'_>,
     unit: UnitIndex,
@@ -169,7 +169,7 @@ fn widen(
     change_reserved(decision, id, needed)
 }
 
-/// Makes a domain map just these pieces for firmware. Addresses that it maps no longer are free at commit.
+/// Makes a domain map exactly these pieces for firmware. Addresses that it no longer maps become free at commit.
 fn change_reserved(
     decision: &mut Decision<'_>,
     id: DomainId,
@@ -199,9 +199,9 @@ fn change_reserved(
     Ok(())
 }
 
-/// Takes from an owner's domain what firmware reserves for devices that are not with it any more. Nothing enters: what a
-/// hot-added member needs does so when it is claimed, and may be refused then, which the end of a session or of a device
-/// may not.
+/// Removes regions from an owner's domain that firmware reserves for devices no longer with the owner. Adds none:
+/// regions of a hot-added member are mapped when it is claimed, which may be refused. The end of a session or device
+/// may not be refused.
 pub(super) fn narrow(decision: &mut Decision<'_>, id: OwnerId) -> Result<(), Refusal> {
     let machine = &decision.state.machine;
     let Some(owner) = machine.owner(id) else { return Ok(()) };
@@ -218,7 +218,7 @@ pub(super) fn narrow(decision: &mut Decision<'_>, id: OwnerId) -> Result<(), Ref
     let needed = machine.reserved_of_all(members);
     let had = known.reserved.clone();
     let kept: Vec<Piece> = within(&needed, &addresses(&had)).collect();
-    // A page that is to allow less is unmapped and mapped, for which there may be no memory.
+    // A page that gets less access is unmapped and mapped again, for which there may be no memory.
     let (narrower, _) = difference(&had, &kept);
     if decision.frugal && !narrower.is_empty() {
         decision.owe(Owed::Regions(domain), true);
@@ -235,16 +235,16 @@ fn within<'a>(pieces: &'a [Piece], set: &'a Ranges) -> impl Iterator<Item = Piec
     })
 }
 
-/// Narrows what a domain maps for firmware, now that there may be memory.
+/// Narrows the mappings of a domain for firmware, now that there may be memory.
 pub(super) fn settle_regions(decision: &mut Decision<'_>, id: DomainId) -> Result<(), Refusal> {
     let owners = decision.state.machine.owners.iter();
     let owner = owners.into_iter().find(|(_, owner)| owner.domain == Some(id));
     owner.map(|(owner, _)| OwnerId(owner)).map_or(Ok(()), |owner| narrow(decision, owner))
 }
 
-/// Makes the table of an owner's domain reach `top`, for a device behind `unit`. The entries that point to it
-/// follow, each in one store: what its devices reach they reach throughout. A table that became deeper stays so
-/// until its domain ends: that costs a frame for each level, three at most.
+/// Makes the table of an owner's domain reach `top`, for a device behind `unit`. Each entry that points to it follows
+/// in one store, so that devices keep their access throughout. A table that has grown stays so until its domain ends.
+/// That costs one frame for each level, three at most.
 fn grow(
     decision: &mut Decision<'_>,
     id: DomainId,
@@ -264,7 +264,7 @@ fn grow(
             Some(Unit::Enabled { capabilities, .. }) if capabilities.deepens => {
                 levels &= capabilities.levels;
             }
-            // Nothing of it points to the domain, nor will.
+            // No entry of a failed unit points to the domain, and none will.
             Some(Unit::Failed) => {}
             _ => return Err(Refusal::Unsupported),
         }

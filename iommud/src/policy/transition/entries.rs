@@ -1,4 +1,4 @@
-//! Where entries point, and how they get there.
+//! Computes the binding that each entry should have, and moves entries to it.
 
 use alloc::vec::Vec;
 
@@ -12,7 +12,7 @@ use crate::policy::state::objects::Unit;
 use crate::policy::step::{Binding, Step};
 use crate::policy::transition::domain;
 
-/// Where an entry is to point; a domain of policy that this needs is made.
+/// The binding that an entry should have. A domain of policy that this needs is created.
 pub(super) fn binding(decision: &mut Decision<'_>, key: Key) -> Result<Binding, Refusal> {
     let machine = &decision.state.machine;
     let shared = match machine.target(key) {
@@ -31,8 +31,8 @@ pub(super) fn binding(decision: &mut Decision<'_>, key: Key) -> Result<Binding, 
     domain::make_shared(decision, shared).map(Binding::Domain)
 }
 
-/// Moves these entries from where they point now to where they are to point. An entry that is new and denies is
-/// written too: an absent one does not deny on every unit.
+/// Moves these entries to the bindings that they should have. A new entry that denies is written too, because an
+/// absent entry does not deny on every unit.
 pub(super) fn rebind(decision: &mut Decision<'_>, mut keys: Vec<Key>) -> Result<(), Refusal> {
     keys.sort_unstable();
     keys.dedup();
@@ -42,7 +42,7 @@ pub(super) fn rebind(decision: &mut Decision<'_>, mut keys: Vec<Key>) -> Result<
         match decision.state.machine.unit(key.0) {
             Some(Unit::Enabled { .. }) => {}
             Some(Unit::Failed) if leaves => {
-                // What the unit may have cached of a domain goes on counting as used by it.
+                // The domain still counts this entry, because the unit may have cached its translations.
                 deny(decision, key);
                 decision.drop_left(key);
                 continue;
@@ -68,14 +68,14 @@ pub(super) fn rebind(decision: &mut Decision<'_>, mut keys: Vec<Key>) -> Result<
     Ok(())
 }
 
-/// Denies a requester of a unit that failed as far as its tables reach.
+/// Denies a requester in the tables of a failed unit.
 pub(super) fn deny(decision: &mut Decision<'_>, key: Key) {
     decision.step(Step::Deny { unit: key.0, source: key.1 });
     decision.note_silence(key, false);
 }
 
-/// Moves entries: all that let something through are blocked and forgotten before any is opened, so that no two members
-/// of a group are ever in different domains.
+/// Moves entries. All that allow access are blocked and invalidated before any is opened, so that no two members of a
+/// group are ever in different domains.
 pub(super) fn move_entries(decision: &mut Decision<'_>, moves: &[(Key, Binding, Binding)]) {
     let blocked = Binding::Blocked;
     let closing = || moves.iter().filter(|(_, was, _)| *was != blocked);
@@ -99,7 +99,7 @@ pub(super) fn move_entries(decision: &mut Decision<'_>, moves: &[(Key, Binding, 
     }
 }
 
-/// Moves the entries of groups to where they are to point now.
+/// Moves the entries of groups to the bindings that they should have now.
 pub(super) fn rebind_groups(
     decision: &mut Decision<'_>,
     groups: &[GroupId],
@@ -109,8 +109,8 @@ pub(super) fn rebind_groups(
     rebind(decision, keys)
 }
 
-/// Stops the reports of a requester's faults. What it may reach, and what is cached of it, is as before. One that
-/// is no function anybody knows of reaches nothing; so many of them can be silenced ([`MOST_STRANGERS`]).
+/// Suppresses the faults of a requester. Its access and its cached translations stay. A requester that is no known
+/// function has no access; at most [`MOST_STRANGERS`] of these can be silenced.
 pub(super) fn silence(decision: &mut Decision<'_>, key: Key) -> Result<(), Refusal> {
     decision.state.machine.check_unit(key.0)?;
     let sources = &decision.state.machine.sources;
@@ -128,7 +128,7 @@ pub(super) fn silence(decision: &mut Decision<'_>, key: Key) -> Result<(), Refus
     Ok(())
 }
 
-/// The entry of a requester is about to be written, which makes the unit forget it: its faults count again.
+/// Reports the faults of a requester again, because its entry is about to be written and invalidated.
 pub(super) fn unsilence(decision: &mut Decision<'_>, key: Key, was: Binding) {
     if decision.state.machine.sources.is_silenced(key) {
         let (unit, source) = key;

@@ -1,8 +1,8 @@
-//! Functions come and go.
+//! Adds and removes functions.
 //!
-//! What a function is part of may change as a whole: groups join and fall apart, bridges change the requester ids of
-//! what is behind them. So the machine is copied before, once for each event of this kind; the start of a server,
-//! which enters thousands of functions before any entry is written, does without.
+//! Groups may join and fall apart, and bridges change the requester ids of functions behind them. So each of these
+//! events keeps a copy of the whole machine. The start of a server does without: it adds thousands of functions
+//! before any entry is written.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -45,8 +45,8 @@ pub(super) fn added(decision: &mut Decision<'_>, function: &PciFunction) -> Resu
     entries::rebind(decision, keys)
 }
 
-/// Whether the new function is a member of a claimed group now. Two groups do not become one, nor do
-/// members of one get another entry, while somebody relies on what they are.
+/// Whether the new function is a member of a claimed group now. `Busy` when a claimed group would join another one,
+/// or when an entry of its members would change.
 fn joins_claimed(before: &Machine, added: &Added) -> Result<bool, Refusal> {
     let claimed =
         |group: GroupId| before.group(group).is_some_and(|group| group.state.owner.is_some());

@@ -1,7 +1,7 @@
 //! Maps, unmaps, grants and revokes: the requests that drivers make for each transfer. A single one is a batch of one.
 //!
-//! What holds for all of a batch is looked up once: the session, its domain, its account. The steps follow in the order
-//! of the elements; one invalidation for each unit, around all that was unmapped, comes after them.
+//! Everything that a batch has in common is looked up once: the session, its domain, its account. The steps follow in
+//! the order of the elements. One invalidation for each unit, around everything that was unmapped, comes after them.
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::status::Refusal;
@@ -48,7 +48,7 @@ impl Request for Batch<'_> {
     }
 }
 
-/// Carries out elements in order, and says which one was refused.
+/// Carries out elements in order. The error has the index of the one that was refused.
 #[inline]
 fn each(
     items: &[BatchRequest],
@@ -65,7 +65,7 @@ fn each(
 /// The records of slots.
 type Slots = Slab<SlotRecord>;
 
-/// A session whose mappings change, and what that needs of the state and of the decision.
+/// A session whose mappings change, with the parts of the state and of the decision that this needs.
 struct Work<'a> {
     id: DomainId,
     session_id: SessionId,
@@ -78,14 +78,14 @@ struct Work<'a> {
     excluded: &'a Ranges,
     plan: &'a mut Orders,
     journal: &'a mut Journal,
-    /// A range around all that was mapped.
+    /// A range around everything that was mapped.
     mapped: Option<IovaRange>,
-    /// A range around all that was unmapped.
+    /// A range around everything that was unmapped.
     unmapped: Option<IovaRange>,
 }
 
 impl<'a> Work<'a> {
-    /// With the records of slots; `None` when no unit confines the session's device.
+    /// Also returns the records of slots; `None` when no unit confines the session's device.
     #[inline]
     fn new(
         decision: &'a mut Decision<'_>,
@@ -192,7 +192,7 @@ impl<'a> Work<'a> {
         self.leave(left, range)
     }
 
-    /// Enters a mapping of a slot, a grant or not.
+    /// Inserts a mapping or a grant of a slot.
     #[inline]
     fn enter(
         &mut self,
@@ -217,7 +217,7 @@ impl<'a> Work<'a> {
         range.first()
     }
 
-    /// Maps memory that is not in one piece.
+    /// Maps memory of several segments.
     #[inline(never)]
     fn map_pieces(&mut self, buffer: BufferId, mapping: &Mapping) {
         let Mapping { range, offset, access, .. } = *mapping;
@@ -231,7 +231,7 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// A mapping left, if there was one.
+    /// Records that a mapping was taken out; `NotMapped` when there was none.
     #[inline]
     fn leave(
         &mut self,
@@ -246,7 +246,7 @@ impl<'a> Work<'a> {
         Ok(Iova(0))
     }
 
-    /// Orders what follows from all elements.
+    /// Adds the steps that come once for the whole batch.
     #[inline]
     fn conclude(&mut self) {
         let (domain, steps) = (self.id, &mut self.plan.steps);
@@ -263,7 +263,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Refuses unless a client may have one mapping more.
+/// Refuses unless a client may have one more mapping.
 #[inline]
 const fn check_quota(account: &Account, quotas: &Quotas) -> Result<(), Refusal> {
     if account.mappings < quotas.mappings { Ok(()) } else { Err(Refusal::Quota) }

@@ -1,6 +1,7 @@
 //! Pages of a buffer, in any order, at consecutive addresses: one mapping for a whole scattered transfer.
 //!
-//! What holds for every page of it is checked once; a page costs a comparison and its place in memory.
+//! Everything that the pages have in common is checked once; a page costs a comparison and the look-up of its
+//! address.
 
 use alloc::vec::Vec;
 
@@ -69,8 +70,8 @@ fn map(decision: &mut Decision<'_>, id: SessionId, request: &ListRequest) -> Res
     Ok(range.first())
 }
 
-/// For a device that no unit confines, whose addresses are those of the memory: only pages that follow each
-/// other can be had. They are one range.
+/// Maps for a device that no unit confines, which uses physical addresses. Its pages must follow each other, as one
+/// range; `Unsupported` otherwise.
 fn direct(
     decision: &mut Decision<'_>,
     id: SessionId,
@@ -90,10 +91,10 @@ fn bytes(pages: usize) -> Result<u64, Refusal> {
     u64::try_from(pages).ok().and_then(|pages| pages.checked_mul(PAGE_SIZE)).ok_or(Refusal::Range)
 }
 
-/// Whether all pages are the buffer's.
+/// Refuses unless all pages are within the buffer.
 fn within(pages: &[u32], buffer: &Buffer) -> Result<(), Refused> {
     let count = buffer.length / PAGE_SIZE;
-    // One pass without a branch for each page; which one it was is asked only when there is one.
+    // One pass without a branch for each page. The index of a wrong page is searched only when there is one.
     let highest = pages.iter().fold(0, |highest, page| highest.max(*page));
     if u64::from(highest) < count {
         return Ok(());
@@ -103,7 +104,7 @@ fn within(pages: &[u32], buffer: &Buffer) -> Result<(), Refused> {
 }
 
 impl Memory {
-    /// Adds the address of each page to `into`. All pages are the buffer's.
+    /// Adds the address of each page to `into`. All pages are within the buffer.
     fn addresses(&self, pages: &[u32], into: &mut Vec<PhysAddr>) {
         match self {
             Self::One(range) => {
@@ -111,7 +112,7 @@ impl Memory {
                 into.extend(pages.iter().map(|page| PhysAddr(base + u64::from(*page) * PAGE_SIZE)));
             }
             Self::Many(many) => {
-                // Neighbours are mostly of the same segment.
+                // Neighbours are mostly in the same segment.
                 let (mut start, mut end, mut base) = (0, 0, 0);
                 into.extend(pages.iter().map(|page| {
                     let offset = u64::from(*page) * PAGE_SIZE;

@@ -1,4 +1,4 @@
-//! What comes of each event: one file for each kind, functions over a [`Decision`].
+//! Transitions: one file for each kind of event, functions over a [`Decision`].
 
 mod buffer;
 mod claim;
@@ -24,15 +24,15 @@ use crate::policy::event::{Event, Refused};
 use crate::policy::ids::SessionId;
 use crate::policy::step::Charge;
 
-/// What can be decided.
+/// A request or event that policy decides.
 pub trait Request {
-    /// What is to be told of it, once it was carried out.
+    /// The result, reported once the plan was carried out.
     type Outcome;
 
-    /// Changes the state to what it will be, and orders the steps that make it so.
+    /// Changes the state to the new one, and adds the steps that carry this out.
     ///
     /// # Errors
-    /// What it is refused for. What was changed is taken back by the journal.
+    /// The reason for the refusal. The journal undoes all changes.
     fn decide(&self, decision: &mut Decision<'_>) -> Result<Self::Outcome, Refused>;
 }
 
@@ -66,7 +66,7 @@ impl Request for Event {
     }
 }
 
-/// Which frames the plan of an event may take.
+/// The frames that the plan of an event may take.
 fn charge(decision: &Decision<'_>, event: &Event) -> Charge {
     match event {
         Event::Attach(session) | Event::Detach(session) => charge_of(decision, *session),
@@ -76,7 +76,7 @@ fn charge(decision: &Decision<'_>, event: &Event) -> Charge {
     }
 }
 
-/// The frames of a session's client.
+/// Charges a plan to the client of a session.
 fn charge_of(decision: &Decision<'_>, session: SessionId) -> Charge {
     let session: Result<_, Refusal> = decision.state.session(session);
     session.map_or(Charge::Server, |session| Charge::Account(session.client))

@@ -1,7 +1,7 @@
-//! What ends of life need, and what they left to be done because there was no memory (I9).
+//! Ends of life: the domains that they need, and the work that they owe because there was no memory (I9).
 //!
 //! ```text
-//! claim: the domains of policy that its end will need are made
+//! claim: creates the domains of policy that its end will need
 //! end --(memory)--> under policy, memory given back
 //!   +--(none)-----> blocked, memory kept: owed --Settle--> under policy, memory given back
 //! ```
@@ -15,7 +15,7 @@ use crate::policy::event::Owed;
 use crate::policy::ids::GroupId;
 use crate::policy::transition::{domain, entries, release};
 
-/// Makes the domains of policy that the end of a group's sessions will need: then there may be no memory for them.
+/// Creates the domains of policy that the end of a group's sessions will need. Then there may be no memory for them.
 pub(super) fn prepare_end(decision: &mut Decision<'_>, group: GroupId) -> Result<(), Refusal> {
     let mut keys = Vec::new();
     decision.state.machine.keys(group, &mut keys);

@@ -1,8 +1,8 @@
-//! Units that come back after they failed, and what is given back then.
+//! Units that come back after a failure, and the release of the quarantine then.
 //!
-//! While a unit is failed it is told nothing, since nobody knows what it would make of it. `Step::Revive` makes it
-//! forget all that it cached; from there on its entries are what its tables say: those of clients deny, those of
-//! policy are as they were. Entries that policy wants otherwise now are moved as ever.
+//! A failed unit gets no commands, since its reaction to them is unknown. `Step::Revive` flushes its caches, and from
+//! then on the entries in its tables count. Those of clients deny; those of policy are as they were. Entries whose
+//! binding should be a different one now are moved as usual.
 
 use alloc::vec::Vec;
 
@@ -15,8 +15,8 @@ use crate::policy::state::objects::Buffer;
 use crate::policy::step::{Binding, Step};
 use crate::policy::transition::{entries, release};
 
-/// Makes the entries of a unit that was revived what they are to be. Those that stay are written anew without being
-/// blocked on the way: devices under policy may be at work.
+/// Gives the entries of a revived unit the bindings that they should have. Those that stay the same are written anew
+/// without being blocked in between: devices under policy may be at work.
 pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<(), Refusal> {
     let mut moves = Vec::new();
     for &key in keys {
@@ -37,8 +37,8 @@ pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<(
     Ok(())
 }
 
-/// Gives back what is in quarantine; see [`crate::policy::Event::Proved`]. What a session still holds of it ends
-/// with the session.
+/// Releases the quarantine; see [`crate::policy::Event::Proved`]. A part that a session still holds is released with
+/// the session.
 pub(super) fn proved(decision: &mut Decision<'_>) -> Result<(), Refusal> {
     let state = &decision.state;
     let owners = state.machine.owners.iter();

@@ -1,4 +1,4 @@
-//! Buffers that sessions give up, and memory that nobody knows any more.
+//! Releases buffers that sessions give up, and memory that is no longer used.
 
 use alloc::vec::Vec;
 
@@ -31,7 +31,7 @@ pub(super) fn release(
     free_if_unused(decision, buffer)
 }
 
-/// Unmaps all mappings of these slots, and takes them out.
+/// Unmaps all mappings of these slots, and removes them.
 pub(super) fn unmap_slots(
     decision: &mut Decision<'_>,
     id: DomainId,
@@ -62,7 +62,7 @@ pub(super) fn unmap_slots(
     Ok(())
 }
 
-/// Removes a slot record. What a failed unit may still reach of it stays as it is, and is never given to anyone else.
+/// Removes a slot record. Its mappings stay where a failed unit may still use them, and nobody else gets the memory.
 pub(super) fn drop_slot(decision: &mut Decision<'_>, number: u32) {
     let Some(record) = decision.state.slots.get(number) else { return };
     let (id, slot, buffer, charged) =
@@ -96,7 +96,7 @@ pub(super) fn drop_slot(decision: &mut Decision<'_>, number: u32) {
     }
 }
 
-/// Frees the memory of a buffer that no session knows, no handle is open on, and no unit may reach.
+/// Frees the memory of a buffer without slots and open handles that no unit may reach.
 pub(super) fn free_if_unused(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refusal> {
     if decision.state.buffer(id)?.is_unused() { free(decision, id) } else { Ok(()) }
 }
@@ -109,20 +109,20 @@ pub(super) fn free(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refu
         return Ok(());
     }
     let (client, length, charged) = (buffer.client, buffer.length, buffer.charged);
-    let taken = buffer.taken.clone();
+    let (taken, memory) = (buffer.taken.clone(), buffer.memory.clone());
     compat::give(decision, &taken)?;
     decision.last(Step::ReleaseBuffer { buffer: id });
     decision.remove_buffer(id);
-    let pooled = decision.state.pool.of(length);
+    let pieces = decision.state.new_pieces(&memory);
     if let Some(account) = decision.change::<Account>(client).filter(|_| charged) {
         account.memory -= length;
-        account.taken -= pooled;
+        account.taken = account.taken.saturating_sub(pieces);
     }
     close_account(decision, client);
     Ok(())
 }
 
-/// Closes an account with nothing on it.
+/// Closes an account to which nothing is charged.
 pub(super) fn close_account(decision: &mut Decision<'_>, number: u32) {
     let account = decision.state.accounts.get(number).filter(|account| account.is_idle());
     if let Some(client) = account.map(|account| account.client) {

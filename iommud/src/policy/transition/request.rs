@@ -1,11 +1,11 @@
-//! What requests about mappings have in common, whether a unit confines the device or not.
+//! Checks of requests about mappings, whether a unit confines the device or not.
 
 use iommu_protocol::status::Refusal;
 
 use crate::addr::PAGE_SIZE;
 use crate::policy::event::MapRequest;
 
-/// Whether a request names a part of a buffer of `size` bytes, in whole pages, with an access.
+/// Refuses unless a request has an access and names whole pages of a buffer of `size` bytes.
 #[inline]
 pub(super) fn check(request: &MapRequest, size: u64) -> Result<(), Refusal> {
     let MapRequest { offset, length, access, .. } = *request;

@@ -1,8 +1,8 @@
 //! Attach and detach.
 //!
 //! ```text
-//! attach   Block every member that policy lets through, forget; then open the attached member's entries
-//! detach   Block, forget; the last one: then open what policy says
+//! attach   block every member that policy lets through, invalidate; then open the attached member's entries
+//! detach   block, invalidate; after the last member: open the entries that policy allows
 //! ```
 
 use iommu_protocol::status::Refusal;

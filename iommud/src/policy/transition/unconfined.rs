@@ -1,4 +1,5 @@
-//! Maps and unmaps for a device that no unit confines: addresses are those of the memory, and only the count is kept.
+//! Maps and unmaps for a device that no unit confines. Addresses are physical, and only the number of uses is
+//! recorded.
 
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::MapFlags;
@@ -12,13 +13,13 @@ use crate::policy::state::memory::Memory;
 use crate::policy::transition::buffer::use_directly;
 use crate::policy::transition::request::check;
 
-/// A part of a buffer that an element is about.
+/// The part of a buffer that an element names.
 struct Part {
     /// Number of the slot record.
     slot: u32,
     offset: u64,
     length: u64,
-    /// It is used from now on, or no longer.
+    /// A use begins; otherwise one ends.
     more: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Units come up, fail, and come back.
+//! Units that come up, fail, and come back.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -27,7 +27,7 @@ pub(super) fn ready(
         Unit::Parsed => false,
     };
     if comes_back {
-        // First: a unit that is still not there costs no memory.
+        // Comes first, so that a unit that is still absent costs no memory.
         decision.step(Step::Revive { unit });
     }
     let class = domain::class(decision, capabilities)?;
@@ -42,13 +42,13 @@ pub(super) fn ready(
         enter_first(decision, &keys)?
     };
     decision.step(Step::Enable { unit });
-    // It was flushed: it holds nothing under any tag.
+    // `Enable` has flushed the unit: it holds nothing under any tag.
     decision.plan.steps.extend(late);
     decision.journal.note(Change::Flushed(unit));
     Ok(())
 }
 
-/// Makes the entries of devices that firmware names and that are no PCI functions.
+/// Creates the entries of devices that firmware names and that are no PCI functions.
 fn enter_named(decision: &mut Decision<'_>, unit: UnitIndex) {
     for key in decision.state.machine.named_entries(unit) {
         if decision.state.machine.sources.get(key).is_none() {
@@ -58,8 +58,8 @@ fn enter_named(decision: &mut Decision<'_>, unit: UnitIndex) {
     }
 }
 
-/// Writes the entries of a unit that uses none of them yet; returns the steps of those that may be opened only when the
-/// unit was flushed.
+/// Writes the entries of a unit that does not use them yet. Returns the steps of those that may be opened only after
+/// the unit was flushed.
 fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, Refusal> {
     let mut late = Vec::new();
     for &key in keys {
@@ -77,7 +77,7 @@ fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, R
     Ok(late)
 }
 
-/// Whether an entry with this binding may be written only when the unit was flushed.
+/// Whether an entry with this binding may be written only after the unit was flushed.
 fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
     let tag = match binding {
         _ if state.tags.holds(unit) == Holds::Nothing => return false,
@@ -88,8 +88,8 @@ fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
     tag.is_none_or(|tag| state.tags.is_stale(unit, tag))
 }
 
-/// A unit that failed may go on using what it has cached. Clients' devices behind it are denied as far as
-/// its tables reach; the others go on as they are, since nothing is ever given to them.
+/// Handles the failure of a unit, which may go on using its caches. Clients' devices behind it are denied in its
+/// tables. Other devices keep their entries: no client's memory is ever mapped for them.
 pub(super) fn failed(decision: &mut Decision<'_>, unit: UnitIndex) -> Result<(), Refusal> {
     let machine = &decision.state.machine;
     if matches!(machine.unit(unit).ok_or(Refusal::NotFound)?, Unit::Failed) {
@@ -114,7 +114,7 @@ pub(super) fn failed(decision: &mut Decision<'_>, unit: UnitIndex) -> Result<(),
             continue;
         };
         let group = function.group;
-        // Nobody has said that it is quiet: when the unit is back, policy may not let it through.
+        // The device is not known to be quiet. When the unit is back, policy must not open its entry.
         decision.set_activity(user, Activity::Unquiesced);
         decision.state.machine.keys(group, &mut keys);
     }

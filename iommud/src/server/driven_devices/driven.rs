@@ -7,28 +7,28 @@ use iommu_protocol::{PciAddress, Refusal};
 
 use crate::topology::tags::TagRecord;
 
-/// Where notes are kept: memory or a file that the death of the process leaves as it is.
+/// Storage for notes: memory or a file that survives the death of the process.
 pub trait Notes {
-    /// Notes that a function is driven, or no longer. What is noted when this returns is what the next
-    /// server finds. False when there is no room for it.
+    /// Notes that a function is driven, or no longer. When this returns, the next server will find the note. False
+    /// when there is no room for it.
     fn set(&mut self, function: PciAddress, driven: bool) -> bool;
 
-    /// Notes which tags units may hold, in place of what was noted of them before. The next server finds one or the
-    /// other, never a mixture. Without room nothing is noted: then it takes all tags for held.
+    /// Notes the tags that units may hold, in place of those noted before. The next server finds one or the other,
+    /// never a mixture. Without room nothing is noted, and the next server takes all tags for held.
     fn set_tags(&mut self, tags: TagRecord);
 
-    /// Notes in the same place, for a checkpoint of the server in tests; `None` where that makes no sense.
+    /// The same storage, for a checkpoint of the server in tests; `None` where that makes no sense.
     fn copy(&self) -> Option<Box<dyn Notes>> {
         None
     }
 }
 
-/// The functions that are noted.
+/// The functions that are noted as driven, and the storage of the notes.
 #[derive(Default)]
 pub struct Driven {
     noted: BTreeSet<PciAddress>,
     notes: Option<Box<dyn Notes>>,
-    /// What is noted of tags, if anything is.
+    /// The tags that are noted, if any.
     tags: Option<TagRecord>,
 }
 
@@ -40,13 +40,13 @@ impl Clone for Driven {
 }
 
 impl Driven {
-    /// Goes on from what earlier servers noted. `Driven::default()` notes nothing anywhere.
+    /// Continues from the notes of earlier servers. `Driven::default()` stores no notes.
     #[must_use]
     pub fn new(found: impl IntoIterator<Item = PciAddress>, notes: Box<dyn Notes>) -> Self {
         Self { noted: found.into_iter().collect(), notes: Some(notes), tags: None }
     }
 
-    /// With what the server before noted of tags. Without this, or with `None`, a unit that is found translating may
+    /// Adds the tags that the server before noted. Without this, or with `None`, a unit that is found translating may
     /// hold any.
     #[must_use]
     pub fn after(self, tags: Option<TagRecord>) -> Self {

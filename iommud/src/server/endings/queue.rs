@@ -11,7 +11,7 @@ pub(in crate::server) struct Endings {
 }
 
 impl Endings {
-    /// Takes the return of memory out of the queue, when it is tried anew. Whether it was there.
+    /// Removes the return of this memory from the queue, because it is tried anew. Returns whether it was queued.
     pub(in crate::server) fn forget(&mut self, event: &Event) -> bool {
         let Event::MemoryReturned(range) = event else { return false };
         let before = self.queued.len();

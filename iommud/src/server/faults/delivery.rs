@@ -1,4 +1,4 @@
-//! Fault records on their way from a unit to the session that owns their source.
+//! Delivers fault records of a unit to the session that owns their source.
 
 use crate::hw::{BufferMemory, HardwareFault, Unit};
 use crate::policy::UnitIndex;
@@ -6,9 +6,9 @@ use crate::server::Server;
 use crate::server::unit_status::UnitState;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Makes every unit that translates send a message when it has fault records. A platform that can be sent
-    /// messages calls this, and [`Server::fault_interrupt`] when one comes. True when every unit will tell:
-    /// the others are to be asked by [`Server::tick`], as before.
+    /// Makes every unit that translates send an interrupt message when it has fault records. A platform that can
+    /// receive messages calls this, and [`Server::fault_interrupt`] when one comes. True when every unit sends
+    /// messages. The others must be polled by [`Server::tick`], as before.
     pub fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> bool {
         let mut all = true;
         self.recovery.tell_by((address, data));
@@ -32,7 +32,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         all
     }
 
-    /// As [`Server::tick`], because a unit sent its message.
+    /// Like [`Server::tick`], after a unit sent its message.
     pub fn fault_interrupt(&mut self) -> u64 {
         self.counts.fault_interrupts += 1;
         self.tick()

@@ -12,7 +12,7 @@ use iommu_protocol::ids::PciAddress;
 use crate::hw::HardwareFault;
 use crate::policy::SessionId;
 
-/// Records the log keeps.
+/// Number of records that the log keeps.
 const LOG_LENGTH: usize = 256;
 
 #[derive(Clone, Default)]
@@ -34,12 +34,12 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// None yet; each session may have `queue_limit` unread records.
+    /// Creates an empty log; each session may have `queue_limit` unread records.
     pub(super) const fn new(queue_limit: u32) -> Self {
         Self { sequence: 0, log: VecDeque::new(), queues: BTreeMap::new(), queue_limit }
     }
 
-    /// Takes a fault in, and queues it for the session that owns its source, if any.
+    /// Records a fault, and queues it for the session that owns its source, if any.
     pub(super) fn record(&mut self, segment: u16, fault: &HardwareFault, owner: Option<SessionId>) {
         self.sequence += 1;
         let record = FaultRecord::new(
@@ -56,7 +56,7 @@ impl Faults {
         }
     }
 
-    /// Takes in what the server has to say of faults; it has the number of the last one.
+    /// Records a message of the server about faults. It has the sequence number of the last fault.
     pub(super) fn note(&mut self, mut record: FaultRecord, owner: Option<SessionId>) {
         record.sequence = self.sequence;
         self.keep(record);
@@ -83,7 +83,7 @@ impl Faults {
         queue.records.push_back(record);
     }
 
-    /// Moves unread records of a session into `out`, as many whole ones as fit; the bytes written.
+    /// Moves unread records of a session into `out`, as many whole ones as fit; returns the bytes written.
     pub(super) fn read(&mut self, session: SessionId, out: &mut [u8]) -> usize {
         let Some(queue) = self.queues.get_mut(&session) else { return 0 };
         let mut written = 0;
@@ -100,12 +100,12 @@ impl Faults {
         self.queues.get(&session).is_some_and(|queue| !queue.records.is_empty())
     }
 
-    /// Records of a session that were lost because nobody read in time.
+    /// Number of records that a session lost because it did not read in time.
     pub(super) fn lost(&self, session: SessionId) -> u32 {
         self.queues.get(&session).map_or(0, |queue| queue.lost_total)
     }
 
-    /// Forgets a session.
+    /// Removes the queue of a session.
     pub(super) fn forget(&mut self, session: SessionId) {
         self.queues.remove(&session);
     }

@@ -1,5 +1,5 @@
-//! Fault storms: a requester whose faults do not stop is not listened to any longer, so that those of others are
-//! heard and requests go on being answered.
+//! Fault storms: the faults of a requester that do not stop are suppressed. So faults of others are recorded, and
+//! requests are still answered.
 
 use iommu_protocol::Refusal;
 use iommu_protocol::fault::{FaultAccess, FaultRecord};
@@ -12,28 +12,30 @@ use crate::server::Server;
 /// Fault records taken from one unit in one [`Server::tick`]: bounds the work between two requests.
 pub(in crate::server) const FAULTS_A_TICK: usize = 16;
 
-/// How often one tick looks at a unit again after it silenced a requester.
+/// Most times that one tick polls a unit: it polls again after a requester was silenced.
 const ROUNDS: usize = 4;
 
-/// What a session is told, and the log.
+/// The words of the record for the session, and of the log.
 const WORDS: &str =
     "silenced: 16 faults without a pause; reported again when the device is attached";
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// Takes waiting fault records from every unit and returns how many there were; then tries what ends of life have
-    /// left to be done. Called when idle and at least every 10 ms, unless units tell by interrupt: then 10 ms after each
-    /// call that found some, since more may have come meanwhile that are not told, and while [`Server::has_unfinished`]. A requester with 16 faults in ticks that follow each other is silenced:
-    /// its unit reports none of them until the entry is moved, by an owner who attaches the device for one. So is
-    /// an id that no function is known by, until a function appears there; 64 of them at most.
+    /// Takes waiting fault records from every unit, then tries the work that ends of life left. Returns the number of
+    /// records. Called when idle and at least every 10 ms. When units report by interrupt, it is called 10 ms after
+    /// each call that found some: more may have come without a message. It is also called while
+    /// [`Server::has_unfinished`]. A requester with 16 faults in consecutive ticks is silenced: its unit suppresses
+    /// its faults until the entry is moved, as by an attach. So is an id of no known function, until a function
+    /// appears there; 64 of them at most.
     pub fn tick(&mut self) -> u64 {
         let found = self.poll_faults();
         self.storms.end_tick();
         self.look_again();
         self.finish_endings();
+        self.count_buffers();
         found
     }
 
-    /// Takes waiting fault records without ending the tick: what a client does must not make a storm look quiet.
+    /// Takes waiting fault records without ending the tick: requests of a client must not make a storm look quiet.
     pub(in crate::server) fn poll_faults(&mut self) -> u64 {
         let before = self.faults.total();
         for index in 0..self.machine.units.len() {
@@ -47,7 +49,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.faults.total().saturating_sub(before)
     }
 
-    /// Takes faults of one unit; says whether it silenced somebody, and others may have more to tell.
+    /// Takes faults of one unit. Returns whether it silenced a requester: then others may have more faults to report.
     fn take_faults(&mut self, index: usize, unit: UnitIndex) -> bool {
         let mut taken: [Option<HardwareFault>; FAULTS_A_TICK] = [None; _];
         let mut places = taken.iter_mut();
@@ -71,12 +73,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn suppress_faults(&mut self, index: usize, unit: UnitIndex, source: RequesterId) -> bool {
-        // What the unit had recorded before comes even now.
+        // Faults that the unit recorded before still arrive.
         if self.registry.is_silenced(unit, source) {
             return false;
         }
         if let Err(refusal) = self.run_event(&Event::Storm(unit, source)) {
-            // A device that makes up ids could go on for all 65536 of them.
+            // A device that makes up ids could continue with all 65536 of them.
             if refusal != Refusal::Quota || !core::mem::replace(&mut self.storms.full, true) {
                 log::warn!("unit {index}: {source:?} has too many faults, and goes on: {refusal}");
             }
@@ -93,7 +95,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         true
     }
 
-    /// The session that is told of a requester's faults: of one that is attached.
+    /// The session that gets a requester's faults, when it is attached.
     pub(in crate::server) fn owner_of(
         &self,
         unit: UnitIndex,

@@ -1,4 +1,4 @@
-//! Which requesters have faults without a pause.
+//! Requesters that have faults without a pause.
 
 use alloc::collections::BTreeMap;
 
@@ -6,21 +6,21 @@ use iommu_protocol::ids::RequesterId;
 
 use crate::policy::UnitIndex;
 
-/// Faults of one requester that are taken, from one tick to the next without a pause, before it is silenced.
+/// Number of faults of one requester, in consecutive ticks, before it is silenced.
 pub(in crate::server) const LIMIT: u32 = 16;
 
 /// Requesters that have had faults in each tick lately.
 #[derive(Clone, Default)]
 pub(in crate::server) struct Storms {
-    /// How many, and whether there was one since the last tick ended.
+    /// Number of faults, and whether there was one since the last tick ended.
     counts: BTreeMap<(UnitIndex, RequesterId), (u32, bool)>,
-    /// It was said that no more requesters of no known function can be silenced.
+    /// Whether it was logged that no more requesters of no known function can be silenced.
     pub(super) full: bool,
 }
 
 impl Storms {
-    /// Counts a fault; says whether it is the one too many. Then counting begins anew: a device that is attached
-    /// again in the middle of its storm has 16 faults like any other.
+    /// Counts a fault. Returns true for the last one before the requester is silenced; counting then begins anew. So
+    /// a device that is attached again in the middle of its storm has 16 faults like any other.
     pub(super) fn count(&mut self, unit: UnitIndex, source: RequesterId) -> bool {
         let (count, lately) = self.counts.entry((unit, source)).or_insert((0, true));
         *count = count.saturating_add(1);
@@ -32,7 +32,7 @@ impl Storms {
         true
     }
 
-    /// Forgets those that were quiet since the last call.
+    /// Removes requesters that were quiet since the last call.
     pub(super) fn end_tick(&mut self) {
         self.counts.retain(|_, (_, lately)| core::mem::take(lately));
     }

@@ -10,25 +10,25 @@ use crate::policy::ClientId;
 use crate::server::caller::Caller;
 use crate::server::handles::Handle;
 
-/// The most claims that wait, of all clients.
+/// The most waiting claims, of all clients.
 pub const MOST_WAITING: usize = 64;
 
-/// The most claims of one client that wait.
+/// The most waiting claims of one client.
 pub const MOST_WAITING_OF_ONE: usize = 4;
 
-/// The longest that a claim waits, whatever its client asks for.
+/// The longest time that a claim waits, whatever its client requests.
 pub const LONGEST_WAIT: Nanos = Nanos(60_000_000_000);
 
-/// The number of a claim that waits; never used again.
+/// The number of a waiting claim; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// What opening comes to.
+/// The result of opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
     /// It is open.
     Now(Handle),
-    /// [`Server::next_answer`](crate::server::Server::next_answer) will tell.
+    /// The claim waits. [`Server::next_answer`](crate::server::Server::next_answer) returns the result.
     Later(Ticket),
 }
 
@@ -50,17 +50,17 @@ pub(in crate::server) struct PendingClaims {
     pub(super) claims: VecDeque<Claim>,
     pub(super) answers: VecDeque<Answer>,
     pub(super) next: u64,
-    /// A unit came or failed, or a function went: claims are to be tried.
+    /// A unit came or failed, or a function was removed: claims are to be tried again.
     pub(super) changed: bool,
 }
 
 impl PendingClaims {
-    /// Something that decides claims has changed.
+    /// Records that something that decides claims has changed.
     pub(in crate::server) const fn change(&mut self) {
         self.changed = true;
     }
 
-    /// Claims that wait.
+    /// Number of waiting claims.
     pub(in crate::server) fn count(&self) -> usize {
         self.claims.len()
     }
@@ -70,7 +70,7 @@ impl PendingClaims {
         self.claims.len() < MOST_WAITING && mine < MOST_WAITING_OF_ONE
     }
 
-    /// Answers every claim that `ends` says so of.
+    /// Refuses every claim for which `ends` is true.
     pub(super) fn refuse(&mut self, refusal: Refusal, ends: impl Fn(&Claim) -> bool) {
         let Self { claims, answers, .. } = self;
         claims.retain(|claim| {

@@ -1,15 +1,16 @@
-//! What a walk says of the functions that are known.
+//! Compares a walk with the functions that are known.
 //!
 //! ```text
-//! found, vendor and device are others      another device: gone
-//! found, something else has changed        nobody relies on it: replaced; else it stays as it is known until it is free
-//! not found, but it answers                it stays: the walk could not describe it, or did not get there
-//! not found, and it does not answer        nobody relies on it: gone; else gone if the next look says so too
-//! a bridge that is not found               it stays while anything behind it does
+//! found, with another vendor or device     another device: gone
+//! found, something else has changed        unclaimed and quiet: replaced; else kept as known until it is free
+//! not found, but it answers                it stays: the walk could not describe it, or did not reach it
+//! not found, and it does not answer        unclaimed and quiet: gone; else gone after a second such look
+//! a bridge that is not found               it stays as long as any function behind it
 //! ```
 //!
-//! A function reads all ones while it is reset, or asleep. So one look proves nothing of a device that is driven. Two
-//! looks prove little more: policy remembers what was driven when it went, and blocks it when it comes back.
+//! A function reads all ones while it is reset, or asleep. So one look proves nothing about a driven device. Two
+//! looks prove little more: policy remembers functions that were driven when they were removed, and blocks them when
+//! they return.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -24,8 +25,8 @@ use crate::topology::pci::PciFunction;
 type Found<'a> = BTreeMap<PciAddress, &'a PciFunction>;
 
 impl<U: Unit, B: BufferMemory> Server<U, B> {
-    /// The functions that are gone, or are to be replaced by what was found. Takes note of those that are looked for
-    /// again, and of those that stay as they are known.
+    /// The functions that are gone, or are to be replaced by those that were found. Records those to look for again,
+    /// and those that keep their known description.
     pub(super) fn find_gone(&mut self, found: &[PciFunction]) -> Vec<PciAddress> {
         let found: Found<'_> = found.iter().map(|found| (found.address, found)).collect();
         let known: Vec<PciAddress> = self.registry.functions().collect();
@@ -44,19 +45,19 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             gone.iter().copied().partition(|address| {
                 self.behind(*address, &known).all(|behind| gone.contains(&behind))
             });
-        // A bridge that stays for what is behind it goes with that.
+        // A bridge that stays for the functions behind it is removed with them.
         self.survey.absent.extend(bridges);
         replaced.into_iter().chain(sure).collect()
     }
 
-    /// Whether what was found at an address takes the place of the function that is known there.
+    /// Whether the function found at an address replaces the one that is known there.
     fn is_replaced(&mut self, now: &PciFunction) -> bool {
         let Some(known) = self.registry.function(now.address) else { return false };
         if known.function == *now {
             return false;
         }
         // Isolation, bus numbers and class decide on groups and policy. They may change while the device is at work,
-        // some of them at its own will: then it goes on as what it is known as.
+        // some of them by its own action: then it keeps its known description.
         let replaced =
             known.function.identity() != now.identity() || self.registry.is_at_rest(now.address);
         if !replaced {
@@ -97,8 +98,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         })
     }
 
-    /// Whether a new function is behind a bridge that is known as what it is no longer. Its group would be a wrong one,
-    /// so it stays denied until the bridge is free.
+    /// Whether a new function is behind a bridge that no longer matches its known description. Its group would be
+    /// wrong, so it stays denied until the bridge is free.
     pub(super) fn waits_for_bridge(&self, new: &PciFunction) -> bool {
         let is_behind = |bridge: &PciFunction| {
             bridge.address.segment == new.address.segment

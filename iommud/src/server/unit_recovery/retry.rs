@@ -1,43 +1,50 @@
-//! When a unit that failed is tried again.
+//! The time at which a failed unit is tried again.
 
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 
 use crate::hw::{Nanos, UnitError};
 use crate::policy::UnitIndex;
 use crate::server::unit_status::UnitStart;
 
-/// How long after its first failure a unit is tried again. Each failure doubles the next pause.
+/// The pause between the first failure of a unit and the next try. Each failure doubles the next pause.
 pub const FIRST_PAUSE: Nanos = Nanos(1_000_000_000);
 
-/// No pause is longer. A unit that was up for so long has its failures forgiven.
+/// The longest pause. A unit that was up for this long has its failures forgiven.
 pub const LONGEST_PAUSE: Nanos = Nanos(300_000_000_000);
 
-/// What is known of a unit that failed, now or before.
+/// The history of a unit that failed, now or before.
 #[derive(Clone, Default)]
 pub(super) struct Retry {
-    /// How often it was tried again.
+    /// Number of tries.
     tries: u32,
-    /// When it is tried again, once that is known.
+    /// The time of the next try, once it is known.
     due: Option<Nanos>,
-    /// Since when it is up.
+    /// The time since which it is up.
     up_since: Option<Nanos>,
-    /// An administrator asked for it.
+    /// An administrator requested a try.
     pub(super) asked: bool,
-    /// What was wrong does not pass by itself: it is tried again only when asked for.
+    /// The fault does not pass by itself: the unit is tried again only on request.
     pub(super) hopeless: bool,
-    /// What was wrong is that there was no memory: it is tried again when there may be more. Each try may cost some.
+    /// There was no memory: the unit is tried again when there may be more. Each try may cost some.
     starved: bool,
 }
 
 impl Retry {
+    /// Of a unit that could not be brought up.
+    fn after(error: &UnitError) -> Self {
+        let starved = matches!(error, UnitError::Memory(_));
+        // No time mends the first, and the second costs memory at each try.
+        let hopeless = starved || matches!(error, UnitError::Unsupported { .. });
+        Self { hopeless, starved, ..Self::default() }
+    }
+
     fn pause(&self) -> Nanos {
         let doubled = FIRST_PAUSE.0.checked_shl(self.tries).unwrap_or(u64::MAX);
         // A shift drops bits silently: more than 20 doublings are beyond the longest pause anyway.
         Nanos(if self.tries > 20 { LONGEST_PAUSE.0 } else { doubled.min(LONGEST_PAUSE.0) })
     }
 
-    /// Notes that the unit is up.
+    /// Records that the unit is up.
     pub(super) fn is_up(&mut self, now: Nanos) {
         self.due = None;
         self.asked = false;
@@ -47,7 +54,7 @@ impl Retry {
         }
     }
 
-    /// Whether the unit, which is failed, is to be tried now.
+    /// Whether the failed unit is to be tried now.
     pub(super) fn is_due(&mut self, now: Nanos) -> bool {
         self.up_since = None;
         if core::mem::take(&mut self.asked) {
@@ -69,53 +76,48 @@ impl Retry {
     }
 }
 
-/// Units that failed, and what is to be done once they are back.
+/// Units that failed, and the work that remains once they are back.
 #[derive(Clone, Default)]
 pub(in crate::server) struct Recovery {
     pub(super) units: BTreeMap<UnitIndex, Retry>,
-    /// How units tell of faults.
+    /// The interrupt message by which units report faults: address and data.
     pub(super) interrupt: Option<(u64, u32)>,
-    /// There may be something in quarantine that can be given back.
+    /// The quarantine may have something that can be released.
     pub(super) sweep: bool,
-    /// Something stayed in quarantine after the last time: a session still has it.
+    /// Something stayed in quarantine the last time, because a session still has it.
     pub(super) held: bool,
-    /// Not before this.
+    /// No release is tried before this time.
     pub(super) next_sweep: Nanos,
 }
 
 impl Recovery {
-    /// Units whose state at start does not change by itself.
-    pub(in crate::server) fn hopeless<U>(units: &[UnitStart<U>]) -> Vec<UnitIndex> {
-        let lost = |unit: &UnitStart<U>| match unit {
-            UnitStart::Unusable(_) => true,
-            UnitStart::Failed(error) => is_lasting(error),
-            UnitStart::Ready(_) | UnitStart::Stuck(..) | UnitStart::Off => false,
+    /// What is known of units whose state at start does not change by itself.
+    pub(in crate::server) fn hopeless<U>(units: &[UnitStart<U>]) -> Self {
+        let lasting = |unit: &UnitStart<U>| match unit {
+            UnitStart::Unusable(_) => Some(Retry { hopeless: true, ..Retry::default() }),
+            UnitStart::Failed(error) => Some(Retry::after(error)).filter(|retry| retry.hopeless),
+            UnitStart::Ready(_) | UnitStart::Stuck(..) | UnitStart::Off => None,
         };
         let numbered = units.iter().zip((0..).map(UnitIndex));
-        numbered.filter(|(unit, _)| lost(unit)).map(|(_, index)| index).collect()
+        let units = numbered.filter_map(|(unit, index)| Some((index, lasting(unit)?))).collect();
+        Self { units, ..Self::default() }
     }
 
-    pub(in crate::server) fn expect(&mut self, hopeless: Vec<UnitIndex>) {
-        for unit in hopeless {
-            self.units.entry(unit).or_default().hopeless = true;
-        }
-    }
-
-    /// The platform could not bring a unit up.
+    /// Records that the platform could not bring a unit up.
     pub(in crate::server) fn not_arrived(&mut self, unit: UnitIndex, error: &UnitError) {
+        let Retry { hopeless, starved, .. } = Retry::after(error);
         let retry = self.units.entry(unit).or_default();
-        retry.hopeless = is_lasting(error);
-        retry.starved = matches!(error, UnitError::Memory(_));
+        (retry.hopeless, retry.starved) = (hopeless, starved);
     }
 
-    /// There may be more memory for tables: units that found none are tried again, once.
-    pub(in crate::server) fn memory_came(&mut self) {
-        for retry in self.units.values_mut().filter(|retry| retry.starved) {
+    /// Records that there is memory for a unit: one that found none is tried once more.
+    pub(super) fn memory_came(&mut self, unit: UnitIndex) {
+        if let Some(retry) = self.units.get_mut(&unit).filter(|retry| retry.starved) {
             (retry.hopeless, retry.starved) = (false, false);
         }
     }
 
-    /// How often a unit was tried again lately.
+    /// Number of recent tries of a unit.
     pub(in crate::server) fn tries(&self, unit: UnitIndex) -> u32 {
         self.units.get(&unit).map_or(0, |retry| retry.tries)
     }
@@ -124,16 +126,10 @@ impl Recovery {
         self.interrupt = Some(message);
     }
 
-    /// What it held of the quarantine may be given back now.
+    /// Records that a session ended: its part of the quarantine may be released now.
     pub(in crate::server) fn session_ended(&mut self) {
         self.sweep |= self.held;
-        self.memory_came();
     }
-}
-
-/// Whether trying again by itself would be of no use: no time mends it, or each try may cost memory.
-const fn is_lasting(error: &UnitError) -> bool {
-    matches!(error, UnitError::Unsupported { .. } | UnitError::Memory(_))
 }
 
 #[cfg(test)]
@@ -142,7 +138,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// The times at which a unit that goes on failing is tried.
+    /// The times at which a unit that keeps failing is tried.
     fn tries(retry: &mut Retry, until: u64) -> Vec<u64> {
         (0..until).filter(|second| retry.is_due(Nanos(second * SECOND))).collect()
     }

@@ -3,12 +3,12 @@
 //! ```text
 //! @@ok NUMBER | detail      a check passed
 //! @@fail NUMBER | detail    a check failed
-//! @@unchecked text          something that this machine cannot show: neither passed nor failed
+//! @@unchecked text          this machine cannot show it: neither passed nor failed
 //! @@log text                progress
-//! @@data text               something to be kept in a file
-//! @@plug edu|rng            please plug this in behind the hot-plug port
-//! @@unplug                  please pull out what is there
-//! @@end                     every check was tried
+//! @@data text               a line for a file of the host
+//! @@plug edu|rng            asks the host to plug a device in behind the hot-plug port
+//! @@unplug                  asks the host to pull the device out
+//! @@end                     the last line: every check was tried
 //! ```
 
 use std::fs::{File, OpenOptions};

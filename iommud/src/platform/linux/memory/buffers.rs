@@ -18,6 +18,8 @@ pub struct HugeBuffers<S> {
     /// All zero, in no buffer, sorted by physical address.
     free: Vec<Page>,
     buffers: BTreeMap<u32, Vec<Page>>,
+    /// Pages that were lost at their release, and not replaced yet.
+    lost: usize,
 }
 
 impl<S: PageSource> HugeBuffers<S> {
@@ -25,7 +27,7 @@ impl<S: PageSource> HugeBuffers<S> {
     #[must_use]
     pub fn new(source: S, mut free: Vec<Page>) -> Self {
         free.sort_by_key(|page| page.phys);
-        Self { source, free, buffers: BTreeMap::new() }
+        Self { source, free, buffers: BTreeMap::new(), lost: 0 }
     }
 
     /// Takes a page of the system's, which is nobody's yet: see [`HugeBuffers::add`].
@@ -44,7 +46,14 @@ impl<S: PageSource> HugeBuffers<S> {
     /// Makes buffers of one page more, which no device reaches any more. Whatever one has written to it is cleared.
     pub fn add(&mut self, mut page: Page) {
         page.mapping.clear(0, HUGE_PAGE_LENGTH);
+        self.lost = self.lost.saturating_sub(1);
         self.put(page);
+    }
+
+    /// Whether a page was lost at its release, and not replaced yet.
+    #[must_use]
+    pub const fn has_lost(&self) -> bool {
+        self.lost > 0
     }
 
     /// Puts a page of zeros among the free ones.
@@ -155,7 +164,10 @@ impl<S: PageSource> BufferMemory for HugeBuffers<S> {
         for page in self.buffers.remove(&id).unwrap_or_default() {
             match self.source.renew(page) {
                 Some(page) => self.put(page),
-                None => log::warn!("a huge page of buffer {id} is lost to this server"),
+                None => {
+                    log::warn!("a huge page of buffer {id} was taken by somebody else");
+                    self.lost += 1;
+                }
             }
         }
     }
@@ -185,6 +197,7 @@ mod tests {
         alignment: 4096,
         boundary: 0,
         written_back: false,
+        account: 0,
     };
 
     fn buffers(addresses: &[u64]) -> HugeBuffers<FakePages> {
@@ -294,6 +307,11 @@ mod tests {
         memory.allocate(1, 4096, ANY).unwrap();
         memory.release(1);
         assert_eq!(memory.allocate(2, 4096, ANY), Err(MemoryError::Exhausted));
+        assert!(memory.pool().capacity == 0 && memory.has_lost());
+        memory.source.addresses = vec![8 * MIB];
+        let page = memory.take().unwrap();
+        memory.add(page);
+        assert!(memory.pool().capacity == 2 * MIB && !memory.has_lost(), "it was replaced");
     }
 
     /// A page that comes later is one of all others, without what was written to it before.

@@ -18,10 +18,16 @@
 //! ([`Pin`]): the client loses its memory, and nobody else gets it before the device is cut off. The
 //! references end with the server: between its death and the next server's tables a cut file's page is
 //! free. A driver has such descriptors if it has a session, which user 0 opened or handed to it.
+//!
+//! A client can also put huge pages of the system into its files: hugetlbfs has no seals. A server that starts cuts the
+//! files that it finds to their pages. Nothing else is done: every process can take free huge pages with `MAP_HUGETLB`,
+//! and keep them as long as it lives. So a page can also be lost while it is renewed. Then the shares of clients become
+//! smaller, and the server takes another page when they need it.
 
 mod buffers;
 mod directory;
 mod error;
+mod left_over;
 mod more;
 mod page;
 mod pagemap;
@@ -29,8 +35,9 @@ mod pin;
 
 pub use crate::platform::handover_page::NotesPage;
 pub use buffers::HugeBuffers;
-pub use directory::{HugeDirectory, LeftOver, remove_files};
+pub use directory::{HugeDirectory, remove_files};
 pub use error::DirectoryError;
+pub use left_over::LeftOver;
 pub(in crate::platform) use more::MorePages;
 pub use page::{Page, PageSource};
 pub use pagemap::PagemapError;

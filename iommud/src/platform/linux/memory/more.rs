@@ -36,13 +36,14 @@ impl MorePages {
         Self { kept, free }
     }
 
+    /// A page of the system's that leaves it so many.
     fn take<U: Unit, S: PageSource>(
         &self,
         server: &mut Server<U, HugeBuffers<S>>,
+        kept: u64,
     ) -> Result<(Page, PhysRange), String> {
         let free = (self.free)().unwrap_or(0);
-        if free <= self.kept {
-            let kept = self.kept;
+        if free <= kept {
             return Err(format!("{free} huge pages are free, the next server needs {kept}"));
         }
         let page = server.buffer_memory().take().map_err(|error| error.to_string())?;
@@ -59,7 +60,7 @@ impl<U: Unit<Memory = HugeTables>, S: PageSource> MoreMemory<U, HugeBuffers<S>> 
     const BUFFERS: u64 = HUGE_PAGE;
 
     fn tables(&mut self, server: &mut Server<U, HugeBuffers<S>>) -> Result<(), String> {
-        let (page, range) = self.take(server)?;
+        let (page, range) = self.take(server, self.kept)?;
         let added = server.add_tables(range, page, |tables, page| {
             tables.add(page.phys, page.into_mapping());
         });
@@ -70,7 +71,9 @@ impl<U: Unit<Memory = HugeTables>, S: PageSource> MoreMemory<U, HugeBuffers<S>> 
     }
 
     fn buffers(&mut self, server: &mut Server<U, HugeBuffers<S>>) -> Result<(), String> {
-        let (page, range) = self.take(server)?;
+        // A page that was lost had been taken at start, beside those of the next server.
+        let kept = if server.buffer_memory().has_lost() { 0 } else { self.kept };
+        let (page, range) = self.take(server, kept)?;
         server.add_buffers(range, page, HugeBuffers::add).map_err(|(page, refusal)| {
             server.buffer_memory().discard(page);
             refusal.to_string()

@@ -1,13 +1,15 @@
 //! Huge pages, and where they come from.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use super::error::DirectoryError;
+use super::pagemap::{PagemapError, physical_address};
 use super::pin::Pin;
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::cache::CacheLines;
-use crate::platform::frame_allocator::HUGE_PAGE;
-use crate::platform::mapping::Mapping;
+use crate::platform::frame_allocator::{HUGE_PAGE, HUGE_PAGE_LENGTH};
+use crate::platform::mapping::{Mapping, Sharing};
 
 /// A huge page, mapped into this process.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub trait PageSource {
     fn take(&mut self) -> Result<Page, DirectoryError>;
 
     /// The same physical memory as a new page of zeros, which takes about half a millisecond. Whoever had a share of the old one loses it: its
-    /// accesses fail from then on. `None` when the memory could not be had back; the page is lost then.
+    /// accesses fail from then on. `None` when the memory could not be had back; the page is the system's then.
     fn renew(&mut self, page: Page) -> Option<Page>;
 
     /// Gives a page back to the system that no unit and no client ever knew.
@@ -78,4 +80,17 @@ pub trait PageSource {
 
     /// A descriptor of the page's memory; `None` when there is no descriptor left.
     fn share(&self, page: &Page) -> Option<OwnedFd>;
+}
+
+/// Maps a file's huge page, and tells where that is.
+///
+/// # Errors
+/// `Unusable`; `Address`.
+pub(super) fn map(file: &OwnedFd) -> Result<(Mapping, PhysRange), DirectoryError> {
+    let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Populated)
+        .map_err(|error| DirectoryError::Unusable(PathBuf::new(), error))?;
+    let first = physical_address(&mapping).map_err(DirectoryError::Address)?;
+    let range =
+        PhysRange::new(first, HUGE_PAGE).ok_or(DirectoryError::Address(PagemapError::Hidden))?;
+    Ok((mapping, range))
 }

@@ -24,7 +24,7 @@ impl Pin {
     ///
     /// # Errors
     /// What pipe(2) and vmsplice(2) report.
-    pub(super) fn new(mapping: &Mapping) -> io::Result<Self> {
+    pub fn new(mapping: &Mapping) -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let first = libc::iovec { iov_base: mapping.base().as_ptr().cast(), iov_len: 1 };
         // SAFETY: one byte of a mapping that lives until after the call. The kernel takes a reference to its

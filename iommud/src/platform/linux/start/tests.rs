@@ -1,4 +1,4 @@
-//! When memory of an earlier server goes.
+//! Tests when memory of an earlier server is removed.
 
 use std::path::PathBuf;
 
@@ -45,7 +45,7 @@ impl Drop for Left {
     }
 }
 
-/// A server with these units, none of which came up.
+/// A server over one unit for each error, none of which came up.
 fn server(failed: &[UnitError]) -> Server<FakeUnit, HugeBuffers<FakePages>> {
     let description = UnitDescription {
         kind: UnitKind::Vtd,

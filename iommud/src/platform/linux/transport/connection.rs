@@ -1,4 +1,4 @@
-//! One client: its socket, its handles, and what it has not taken yet.
+//! The connection of one client: its socket, its handles, and frames that the socket has no room for.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -13,25 +13,25 @@ use rustix::net::{
 
 use crate::server::{Caller, Handle, Ticket};
 
-/// The most bytes that wait for a client to read: a reply and an event for each of many handles.
+/// The most bytes queued for a client: room for a reply, and for an event of each of many handles.
 pub const QUEUE_LIMIT: usize = 2 * MAX_FRAME;
 
-/// Nothing in the loop waits, and a client that is gone is no signal.
+/// Sending never blocks, because the loop must not wait. Sending to a closed connection raises no SIGPIPE.
 const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
-/// A frame that the socket had no room for, with descriptors.
+/// A queued frame, which the socket had no room for, and its descriptors.
 #[derive(Debug)]
 struct Outgoing {
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
 
-/// The connection is of no use any more.
+/// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// The client closed it or died.
+    /// The client closed the connection or died.
     HangUp,
-    /// What the client sent is not a frame.
+    /// The client sent bytes that are not a frame.
     Garbage,
     /// The client does not read.
     Overflow,
@@ -43,9 +43,9 @@ pub(super) enum Ended {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opened {
     pub(super) handle: Handle,
-    /// Where the next read starts.
+    /// Offset of the next read, in bytes.
     pub(super) position: u64,
-    /// An event frame was sent, and the client has not looked since.
+    /// An event frame was sent, and the client has neither read nor watched the handle since.
     pub(super) told: bool,
 }
 
@@ -53,35 +53,35 @@ pub(super) struct Opened {
 pub(super) struct Connection {
     socket: OwnedFd,
     pub(super) caller: Caller,
-    /// By the numbers the client knows them by: the lowest free one is used next.
+    /// Indexed by the client's numbers. A new handle gets the lowest free number.
     handles: Vec<Option<Opened>>,
-    /// Claims that wait, with the tags of their requests.
+    /// Waiting claims, with the tags of their requests.
     pub(super) claims: Vec<(Ticket, u64)>,
     queue: VecDeque<Outgoing>,
     queued: usize,
-    /// The loop waits for room for the queue, not for requests.
+    /// The loop waits until the socket has room for the queue. It does not wait for requests.
     pub(super) stuck: bool,
 }
 
 impl Connection {
-    /// `socket` does not block.
+    /// A connection without handles. `socket` must not block.
     pub(super) fn new(socket: OwnedFd, caller: Caller) -> Self {
         let (handles, claims) = (Vec::new(), Vec::new());
         let queue = VecDeque::new();
         Self { socket, caller, handles, claims, queue, queued: 0, stuck: false }
     }
 
-    /// Whether everything the client was told has left.
+    /// Whether the queue is empty: the socket took every frame.
     pub(super) fn is_quiet(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// The handle that the client calls `number`.
+    /// The handle with the client's number `number`.
     pub(super) fn handle(&mut self, number: u32) -> Option<&mut Opened> {
         self.handles.get_mut(usize::try_from(number).ok()?)?.as_mut()
     }
 
-    /// Gives a handle a number.
+    /// Assigns a number to a handle. `None` when no number is left.
     pub(super) fn add(&mut self, handle: Handle) -> Option<u32> {
         let opened = Some(Opened { handle, position: 0, told: false });
         let free = self.handles.iter().position(Option::is_none);
@@ -94,24 +94,24 @@ impl Connection {
         Some(number)
     }
 
-    /// Ends a number.
+    /// Frees a number and returns its handle.
     pub(super) fn remove(&mut self, number: u32) -> Option<Handle> {
         let place = self.handles.get_mut(usize::try_from(number).ok()?)?;
         place.take().map(|opened| opened.handle)
     }
 
-    /// The number of a handle of this client.
+    /// The number of a handle. `None` when it is not this client's.
     pub(super) fn number(&self, handle: Handle) -> Option<u32> {
         let same = |place: &Option<Opened>| place.is_some_and(|opened| opened.handle == handle);
         self.handles.iter().position(same).and_then(|index| u32::try_from(index).ok())
     }
 
-    /// Every open handle.
+    /// All open handles.
     pub(super) fn handles(&self) -> impl Iterator<Item = Handle> + '_ {
         self.handles.iter().flatten().map(|opened| opened.handle)
     }
 
-    /// Puts the next frame at the beginning of `room` and returns its length; `None` when there is none.
+    /// Receives the next frame into the beginning of `room` and returns its length. `None` when there is none yet.
     pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Ended> {
         match recv(&self.socket, room, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
             Ok((_, 0)) => Err(Ended::HangUp),
@@ -123,7 +123,7 @@ impl Connection {
         }
     }
 
-    /// Sends a frame, behind those that wait. It waits, too, when it cannot be sent now.
+    /// Sends a frame after the queued ones. Queues it when the socket has no room now.
     pub(super) fn send(&mut self, bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<(), Ended> {
         if self.queue.is_empty() && pass(&self.socket, bytes, &descriptors)? {
             return Ok(());
@@ -134,7 +134,7 @@ impl Connection {
         if self.queued > QUEUE_LIMIT { Err(Ended::Overflow) } else { Ok(()) }
     }
 
-    /// Sends what can be sent now.
+    /// Sends queued frames while the socket has room.
     pub(super) fn flush(&mut self) -> Result<(), Ended> {
         while let Some(frame) = self.queue.front()
             && pass(&self.socket, &frame.bytes, &frame.descriptors)?
@@ -152,7 +152,7 @@ impl AsFd for Connection {
     }
 }
 
-/// Hands a frame to the socket; false when it has no room now.
+/// Sends a frame through the socket. False when the socket has no room now.
 fn pass(socket: &OwnedFd, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<bool, Ended> {
     let sent = if descriptors.is_empty() {
         send(socket, bytes, FLAGS)
@@ -167,7 +167,7 @@ fn pass(socket: &OwnedFd, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<bool,
     }
 }
 
-/// Sends a frame and descriptors.
+/// Sends a frame together with descriptors.
 fn send_along(
     socket: &OwnedFd,
     bytes: &[u8],

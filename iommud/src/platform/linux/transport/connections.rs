@@ -1,4 +1,4 @@
-//! Every connection, found by its client's number.
+//! All connections, indexed by their clients' numbers.
 
 use std::os::fd::OwnedFd;
 
@@ -6,16 +6,16 @@ use super::connection::Connection;
 use crate::policy::ClientId;
 use crate::server::Caller;
 
-/// The most clients at a time; further ones are hung up on.
+/// The most clients at a time. The server closes the connections of further ones.
 pub const MOST_CONNECTIONS: usize = 256;
 
-/// Connections, each in the place that the lowest bits of its client's number say: whoever sends a request is found
-/// without a search.
+/// All connections. The client's number modulo [`MOST_CONNECTIONS`] gives the place of a connection. So a request
+/// finds its connection without a search.
 #[derive(Debug)]
 pub(super) struct Connections {
     places: Vec<Option<Connection>>,
     count: usize,
-    /// The number that is tried first for the next client.
+    /// The first number to try for the next client.
     next: u32,
 }
 
@@ -25,7 +25,7 @@ impl Connections {
         Self { places, count: 0, next: 1 }
     }
 
-    /// How many there are.
+    /// The number of connections.
     pub(super) const fn len(&self) -> usize {
         self.count
     }
@@ -34,7 +34,7 @@ impl Connections {
         number as usize % MOST_CONNECTIONS
     }
 
-    /// The number that the next connection gets, which none has; `None` when there are [`MOST_CONNECTIONS`].
+    /// The number for the next connection, which no connection has. `None` when there are [`MOST_CONNECTIONS`].
     pub(super) fn free_number(&self) -> Option<ClientId> {
         let following = |client: &ClientId| Some(ClientId(client.0.wrapping_add(1)));
         let is_free =
@@ -43,7 +43,7 @@ impl Connections {
         numbers.take(MOST_CONNECTIONS).find(is_free)
     }
 
-    /// Enters a connection of the client that [`Connections::free_number`] gave.
+    /// Adds a connection for the client number that [`Connections::free_number`] returned.
     pub(super) fn insert(&mut self, socket: OwnedFd, caller: Caller) {
         if let Some(place @ None) = self.places.get_mut(Self::place(caller.client)) {
             *place = Some(Connection::new(socket, caller));
@@ -52,14 +52,14 @@ impl Connections {
         }
     }
 
-    /// A client's.
+    /// The connection of a client.
     #[inline]
     pub(super) fn get_mut(&mut self, client: ClientId) -> Option<&mut Connection> {
         let connection = self.places.get_mut(Self::place(client))?.as_mut()?;
         (connection.caller.client == client).then_some(connection)
     }
 
-    /// Takes a client's out.
+    /// Removes the connection of a client and returns it.
     pub(super) fn remove(&mut self, client: ClientId) -> Option<Connection> {
         let has_it = |connection: &mut Connection| connection.caller.client == client;
         let connection = self.places.get_mut(Self::place(client))?.take_if(has_it)?;
@@ -67,7 +67,7 @@ impl Connections {
         Some(connection)
     }
 
-    /// All of them.
+    /// All connections.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection> {
         self.places.iter_mut().flatten()
     }
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(all.len(), 255);
         assert!(all.get_mut(ClientId(7)).is_none());
         assert!(all.remove(ClientId(7)).is_none());
-        // In the place of the one that is gone, under a number of its own.
+        // A new connection takes the free place, under a new number.
         assert_eq!(add(&mut all), Some(256 + 7));
         assert_eq!(all.get_mut(ClientId(263)).map(|it| it.caller.client), Some(ClientId(263)));
         assert!(all.get_mut(ClientId(7)).is_none());

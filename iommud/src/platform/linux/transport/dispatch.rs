@@ -1,4 +1,4 @@
-//! One frame in, one reply out, in the same room.
+//! Answers one request frame with one reply frame, in the same buffer.
 
 use std::os::fd::OwnedFd;
 
@@ -14,21 +14,22 @@ use crate::server::{Handle, Opened, Server};
 /// File type bits of a POSIX mode.
 const MODE_TYPE: u32 = 0o170_000;
 
-/// The payload of a frame: a request's, and in its place the reply's.
+/// The payload of a frame: first of the request, then of the reply in its place.
 struct Payload<'room> {
-    /// As long as a payload can be.
+    /// The buffer, with room for the longest payload.
     room: &'room mut [u8],
-    /// How much of it the request takes.
+    /// Bytes of the request's payload.
     asked: usize,
 }
 
 impl Payload<'_> {
-    /// The request's.
+    /// The request's payload.
     fn request(&self) -> &[u8] {
         self.room.get(..self.asked).unwrap_or_default()
     }
 
-    /// Room for so many bytes, with the request in it. Nothing else is: what others sent was there before.
+    /// A buffer for a reply of `bytes` bytes. It is at least as long as the request, which stays in it. The rest is
+    /// cleared, because frames of other clients were there before.
     fn reply(&mut self, bytes: u64) -> Result<&mut [u8], Refusal> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         if bytes > self.room.len() {
@@ -40,7 +41,7 @@ impl Payload<'_> {
     }
 }
 
-/// What a request comes to: the result, and how much of the room is the payload.
+/// The result of a request, the length of the reply's payload, and descriptors to send.
 struct Answer {
     result: i64,
     length: usize,
@@ -58,17 +59,17 @@ impl Answer {
     }
 }
 
-/// A frame to be sent: how much of the room it takes, and what comes with it.
+/// A reply frame to send: its length, and the descriptors to send with it.
 pub(super) struct Outcome {
     pub(super) length: usize,
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
-/// Carries out the request in the first `length` bytes of `room`, where a frame of any length fits, and puts the reply
-/// in its place. `None` when it is a claim that waits: [`claimed`] answers it.
+/// Carries out the request in the first `length` bytes of `room`, and puts the reply in its place. `room` is large
+/// enough for the longest frame. `None` when the request is a claim that waits: [`claimed`] answers it later.
 ///
 /// # Errors
-/// `Garbage` when it is no request, or one that cannot be answered.
+/// `Garbage` when the frame is not a request, or has the tag of events.
 pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
@@ -101,7 +102,7 @@ pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     Ok(Some(Outcome { length, descriptors: answer.descriptors }))
 }
 
-/// The answer to a claim that waited.
+/// Makes the reply to a claim that waited.
 pub(super) fn claimed<U: Unit, B: BufferMemory>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
@@ -202,7 +203,7 @@ fn open<U: Unit, B: BufferMemory>(
     server.open_within(caller, at, path, (now(), Nanos(wait.saturating_mul(1_000_000))))
 }
 
-/// Gives a new handle its number in the connection.
+/// Assigns a number of the connection to a new handle. Closes the handle when no number is left.
 fn number<U: Unit, B: BufferMemory>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
@@ -214,7 +215,7 @@ fn number<U: Unit, B: BufferMemory>(
     })
 }
 
-/// As many names as fit, each ended by a line feed; the result is their number.
+/// Writes as many names as fit from number `first` on, each ended by a line feed. The result is the count of names.
 fn names<U: Unit, B: BufferMemory>(
     server: &mut Server<U, B>,
     handle: Handle,

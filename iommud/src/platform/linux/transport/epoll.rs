@@ -1,4 +1,4 @@
-//! What the loop waits for.
+//! The sources of events that the loop waits for.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,12 +11,12 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use super::connection::{Connection, Ended};
 use crate::policy::ClientId;
 
-/// Numbers of what is no client: theirs have 32 bits.
+/// Numbers of the sources that are not clients. Clients' numbers have 32 bits.
 const STOP: u64 = u64::MAX;
 const ARRIVAL: u64 = u64::MAX - 1;
 const FUNCTIONS: u64 = u64::MAX - 2;
 
-/// What can be waited for.
+/// A source of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     /// A request to stop.
@@ -25,7 +25,7 @@ pub(super) enum What {
     Arrival,
     /// Functions that came or went.
     Functions,
-    /// Requests of a client, or room for what it has not taken.
+    /// A client: its requests, or room in its socket for queued frames.
     Client(ClientId),
 }
 
@@ -39,7 +39,7 @@ impl What {
         }
     }
 
-    /// What something was found of.
+    /// The source of an event.
     pub(super) fn of(event: &Event) -> Self {
         match u32::try_from(event.data.u64()) {
             Ok(number) => Self::Client(ClientId(number)),
@@ -50,13 +50,13 @@ impl What {
     }
 }
 
-/// Whether any of these was found.
+/// Whether the event has any of these flags.
 pub(super) fn has(event: &Event, flags: EventFlags) -> bool {
     let found = event.flags;
     found.intersects(flags)
 }
 
-/// Everything that is waited for. A file is waited for until it is closed.
+/// All sources that the loop waits for. A file stays a source until it is closed.
 #[derive(Debug)]
 pub(super) struct Waits {
     epoll: OwnedFd,
@@ -67,13 +67,14 @@ impl Waits {
         Ok(Self { epoll: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
-    /// Waits until there is something to be read, too.
+    /// Adds a source, which is ready when it is readable.
     pub(super) fn add(&self, what: What, source: impl AsFd) -> io::Result<()> {
         let data = EventData::new_u64(what.number());
         Ok(epoll::add(&self.epoll, source, data, EventFlags::IN)?)
     }
 
-    /// Waits for requests of a client that has taken everything, else for room for what it has not.
+    /// Selects what the loop waits for on a connection: room in the socket while frames are queued, requests
+    /// otherwise.
     pub(super) fn follow(
         &self,
         client: ClientId,
@@ -89,14 +90,14 @@ impl Waits {
         epoll::modify(&self.epoll, &*connection, data, flags).map_err(Ended::Socket)
     }
 
-    /// Waits for nothing of a connection any more, whoever else has its socket open.
+    /// Removes a connection from the sources, even if another process has its socket open.
     pub(super) fn remove(&self, connection: &Connection) {
-        // It is there: it was added, and is removed once.
+        // This cannot fail: the connection was added, and is removed only once.
         let _ = epoll::delete(&self.epoll, connection);
     }
 
-    /// Waits for something, at most so long, and adds what is found to `events`, of clients in order of their numbers
-    /// and then of the others; no more than there is room for.
+    /// Waits at most `longest` for events, and appends them to `events`, up to its capacity. Events of clients come
+    /// first, in order of their numbers.
     pub(super) fn wait(&self, longest: Duration, events: &mut Vec<Event>) -> io::Result<()> {
         let longest = Timespec::try_from(longest).map_err(io::Error::other)?;
         match epoll::wait(&self.epoll, spare_capacity(events), Some(&longest)) {

@@ -1,4 +1,4 @@
-//! The loop.
+//! The event loop of the server behind its socket.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,51 +19,51 @@ use crate::platform::linux::uevent::Uevents;
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
 
-/// What may be found at once: of each client, of the listener, of functions and of what stops the loop.
+/// The most events at once: one of each client, and those of the listener, of functions and of the stop request.
 const MOST_EVENTS: usize = MOST_CONNECTIONS + 3;
 
-/// How often units are asked for faults.
+/// Time between two polls of the units for faults.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How a turn of the loop ended.
+/// The result of one turn of the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// There may be more to do.
+    /// The loop goes on.
     Continue,
-    /// A signal asks the server to end.
+    /// The server must end: the stop descriptor became readable.
     Stop,
 }
 
-/// What brings units up again; see [`Transport::recover_by`].
+/// Brings units up again. See [`Transport::recover_by`].
 pub type Recover<U, B> = Box<dyn FnMut(&mut Server<U, B>, Nanos)>;
 
 /// The server behind its socket.
 pub struct Transport<U: Unit, B: BufferMemory> {
     server: Server<U, B>,
     waits: Waits,
-    /// What was found: empty between turns.
+    /// Events of the current turn. Empty between turns.
     events: Vec<Event>,
     listener: Option<Listener>,
-    /// Open while it is waited for.
+    /// The descriptor of [`Transport::stop_on`]. It stays a source while it is open.
     stop: Option<OwnedFd>,
     functions: Option<Uevents>,
-    /// Brings units up again.
+    /// See [`Transport::recover_by`].
     recover: Option<Recover<U, B>>,
     connections: Connections,
     next_tick: Instant,
     started: Instant,
-    /// Whose request was the last one.
+    /// The client whose request was served last.
     served: ClientId,
     wire: WireLog,
-    /// Where a request is received, and its reply made in its place.
+    /// Buffer of a request, in which its reply is made.
     room: Box<[u8]>,
 }
 
 impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
-    /// A server without clients, listening on nothing.
+    /// A server without clients and without a listener.
     ///
     /// # Errors
-    /// What epoll_create(2) reports.
+    /// The error of epoll_create(2).
     pub fn new(server: Server<U, B>, wire: WireLog) -> io::Result<Self> {
         Ok(Self {
             server,
@@ -82,10 +82,10 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         })
     }
 
-    /// Takes connections from `listener` from now on.
+    /// Accepts connections from `listener` from now on.
     ///
     /// # Errors
-    /// What epoll_ctl(2) reports.
+    /// The error of epoll_ctl(2).
     pub fn listen(&mut self, listener: Listener) -> io::Result<()> {
         self.waits.add(What::Arrival, &listener)?;
         self.listener = Some(listener);
@@ -95,24 +95,25 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Ends the loop when `stop` becomes readable.
     ///
     /// # Errors
-    /// What epoll_ctl(2) reports.
+    /// The error of epoll_ctl(2).
     pub fn stop_on(&mut self, stop: OwnedFd) -> io::Result<()> {
         self.waits.add(What::Stop, &stop)?;
         self.stop = Some(stop);
         Ok(())
     }
 
-    /// Walks configuration space again when the kernel tells of functions that came or went.
+    /// Walks configuration space again when the kernel reports that functions came or went.
     ///
     /// # Errors
-    /// What epoll_ctl(2) reports.
+    /// The error of epoll_ctl(2).
     pub fn hear_of_functions(&mut self, uevents: Uevents) -> io::Result<()> {
         self.waits.add(What::Functions, &uevents)?;
         self.functions = Some(uevents);
         Ok(())
     }
 
-    /// Has `recover` called after each tick, with the time: it calls [`Server::recover_units`].
+    /// Calls `recover` after each tick, with the time since the loop began. `recover` calls
+    /// [`Server::recover_units`].
     pub fn recover_by(&mut self, recover: Recover<U, B>) {
         self.recover = Some(recover);
     }
@@ -122,17 +123,18 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         &mut self.server
     }
 
-    /// How many clients are connected.
+    /// The number of connected clients.
     #[must_use]
     pub fn clients(&self) -> usize {
         self.connections.len()
     }
 
-    /// Serves a client that is connected to the other end of `socket`, as the user whom the kernel saw
-    /// connect.
+    /// Serves the client at the other end of `socket`. The client's user is the one that the kernel recorded when it
+    /// connected.
     ///
     /// # Errors
-    /// The socket is not a Unix socket, there are [`MOST_CONNECTIONS`] clients already, or what epoll_ctl(2) reports.
+    /// The socket is not a Unix socket, there are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2)
+    /// fails.
     pub fn adopt(&mut self, socket: OwnedFd) -> io::Result<ClientId> {
         let peer = socket_peercred(&socket)?;
         let client = self.adopt_as(socket, peer.uid.as_raw())?;
@@ -142,10 +144,10 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         Ok(client)
     }
 
-    /// As [`Transport::adopt`], for a client whose user is known in another way.
+    /// Serves a client like [`Transport::adopt`], with the user id `uid`.
     ///
     /// # Errors
-    /// As [`Transport::adopt`].
+    /// There are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2) fails.
     pub fn adopt_as(&mut self, socket: OwnedFd, uid: u32) -> io::Result<ClientId> {
         let client = self.connections.free_number().ok_or(io::ErrorKind::QuotaExceeded)?;
         rustix::io::ioctl_fionbio(&socket, true)?;
@@ -154,11 +156,11 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         Ok(client)
     }
 
-    /// Serves until told to stop. Then every session is closed, every group put back under its policy,
-    /// and every connection ended; units go on translating.
+    /// Serves until a request to stop. Then closes every session, puts every group back under its policy, and ends
+    /// every connection. Units go on translating.
     ///
     /// # Errors
-    /// What epoll_wait(2) reports; the same has been done then.
+    /// The error of epoll_wait(2). The server was shut down in the same way.
     pub fn run(mut self) -> io::Result<()> {
         let ended = loop {
             match self.turn(None) {
@@ -172,10 +174,10 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         ended
     }
 
-    /// Waits for something to happen, at most `longest` and at most until the next tick, and handles it.
+    /// Waits for events, at most `longest` and at most until the next tick, and handles them.
     ///
     /// # Errors
-    /// What epoll_wait(2) reports.
+    /// The error of epoll_wait(2).
     pub fn turn(&mut self, longest: Option<Duration>) -> io::Result<End> {
         let mut events = std::mem::take(&mut self.events);
         let end = self.wait(longest, &mut events).map(|()| self.handle(&mut events));
@@ -189,7 +191,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.waits.wait(longest.unwrap_or(TICK).min(until_tick), events)
     }
 
-    /// Handles what was found: of clients first, in order.
+    /// Handles the events of one turn, those of clients first. A request to stop comes before all others.
     fn handle(&mut self, events: &mut [Event]) -> End {
         let is_client = |event: &Event| matches!(What::of(event), What::Client(_));
         let (clients, others) = events.split_at_mut(events.partition_point(is_client));
@@ -226,8 +228,8 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
                 self.end(client, Ended::HangUp);
             }
         }
-        // On from where the last turn ended. Else who has a low number would be answered before those that were not
-        // ready in time for that turn, and be ready in time for the next.
+        // Starts after the client that was served last. Otherwise clients with low numbers have an advantage: they
+        // are served before clients that missed the last turn, and are then ready in time for the next one.
         let was = |event: &Event| matches!(What::of(event), What::Client(it) if it <= self.served);
         events.rotate_left(events.partition_point(was));
         for event in &*events {
@@ -241,7 +243,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         }
     }
 
-    /// Takes one frame of a client.
+    /// Serves one frame of a client, and sends replies and events that result from it.
     fn serve(&mut self, client: ClientId) {
         self.served = client;
         if let Err(ended) = self.exchange(client) {
@@ -251,7 +253,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.announce();
     }
 
-    /// Receives a request of a client that has taken all replies, and answers it.
+    /// Receives and answers one request of a client. Does nothing while replies to the client are queued.
     fn exchange(&mut self, client: ClientId) -> Result<(), Ended> {
         let connection = self.connections.get_mut(client);
         let Some(connection) = connection.filter(|connection| connection.is_quiet()) else {
@@ -268,7 +270,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.waits.follow(client, connection)
     }
 
-    /// Answers claims that have waited long enough.
+    /// Answers waiting claims that are decided.
     fn answer_claims(&mut self) {
         while self.server.has_claims()
             && let Some((ticket, result)) = self.server.next_answer(since(self.started))
@@ -287,7 +289,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         }
     }
 
-    /// Tells clients of handles that became readable.
+    /// Sends clients events for handles that became readable.
     fn announce(&mut self) {
         while let Some(handle) = self.server.next_ready() {
             let found = self.connections.iter_mut().find_map(|connection| {
@@ -323,7 +325,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         }
     }
 
-    /// Closes every handle of a client, then its connection.
+    /// Ends a connection: drops its waiting claims and closes its handles. The socket is closed last.
     fn end(&mut self, client: ClientId, why: Ended) {
         let Some(connection) = self.connections.remove(client) else { return };
         self.waits.remove(&connection);
@@ -357,7 +359,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     }
 }
 
-/// Nanoseconds since the start of the loop.
+/// Nanoseconds since `started`, the start of the loop.
 fn since(started: Instant) -> Nanos {
     Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }

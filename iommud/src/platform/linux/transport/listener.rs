@@ -10,10 +10,10 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
 };
 
-/// Connections that wait to be accepted.
+/// The most connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// A bound socket; its name is removed when dropped.
+/// A bound socket. Dropping it removes its name.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
@@ -21,11 +21,11 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds `path` and listens. Only the owner of the process may connect. A socket that a dead server
-    /// left is replaced; the caller knows that none is alive.
+    /// Binds `path` and listens. Only the owner of the process may connect. Replaces a socket that a dead server
+    /// left. The caller ensures that no server with this path is alive.
     ///
     /// # Errors
-    /// What bind(2) reports; `AlreadyExists` when something other than a socket is there.
+    /// The error of socket(2), bind(2) or listen(2). `AlreadyExists` when `path` exists and is not a socket.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
@@ -36,13 +36,13 @@ impl Listener {
             Err(error) => return Err(error),
         }
         bind(&socket, &SocketAddrUnix::new(path)?)?;
-        // Nobody connects before listen(2).
+        // Clients cannot connect before listen(2).
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listen(&socket, BACKLOG)?;
         Ok(Self { socket, path: path.to_owned() })
     }
 
-    /// The next connection that waits; `WouldBlock` when none does.
+    /// Accepts the next waiting connection. `WouldBlock` when none waits.
     pub(super) fn accept(&self) -> io::Result<OwnedFd> {
         Ok(accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
     }
@@ -56,7 +56,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // A name that stays is replaced by the next server.
+        // If this fails, the next server replaces the name.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -65,7 +65,7 @@ impl Drop for Listener {
 mod tests {
     use super::*;
 
-    /// Whatever the process's umask is.
+    /// The mode does not depend on the process's umask.
     #[test]
     fn only_the_owner_may_connect() {
         let path = std::env::temp_dir().join(format!("iommud-socket-{}", std::process::id()));

@@ -1,23 +1,23 @@
-//! The scheme over a Unix socket of sequenced packets: frames of [`iommu_protocol::frame`].
+//! Serves the scheme over a Unix socket of sequenced packets: frames of [`iommu_protocol::frame`].
 //!
-//! One thread waits in epoll_wait(2) for everything at once and takes one thing at a time:
+//! One thread waits in epoll_wait(2) for all sources, and handles one event at a time:
 //!
 //! ```text
 //!   SIGTERM, SIGINT -> the loop ends
-//!   ended connection -> close all its handles       before any request of the same turn: whoever has seen
-//!                                                   a process end finds its device free
+//!   ended connection -> close all its handles       before any request of the same turn: a client that saw
+//!                                                   the other process end finds its device free
 //!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room
-//!   new connection
-//!   functions came or went, says the kernel -> Server::rescan
+//!   new connection -> accepted
+//!   the kernel reports functions that came or went -> Server::rescan
 //!   10 ms passed -> Server::tick, Server::recover_units
 //!   after each of them: Server::next_ready -> event frames
 //! ```
 //!
-//! Nothing in the loop waits. A connection whose output is not taken is not read either, so its queue holds
-//! one reply and at most one event a watched handle; a queue that still grows past [`QUEUE_LIMIT`] ends its
-//! connection. A client that does not read thus holds up nobody but itself.
+//! No handler blocks. The loop does not read from a connection while the client leaves replies unread. So the queue
+//! of a connection holds one reply, and at most one event for each watched handle. If the queue still grows past
+//! [`QUEUE_LIMIT`], the connection ends. So a client that does not read delays only itself.
 //!
-//! What a client may send, and what becomes of it:
+//! Frames that a client may send, and the answers:
 //!
 //! | frame | answer |
 //! |---|---|
@@ -26,9 +26,9 @@
 //! | argument or payload where the kind takes none, undefined flags | EPROTO, EMSGSIZE |
 //! | handle unknown | EBADF |
 //! | path that is not UTF-8 or names nothing | ENOENT |
-//! | anything else | what [`crate::server::Server`] says: a refusal as its errno |
+//! | anything else | the result of [`crate::server::Server`]: a refusal as its errno |
 //!
-//! Descriptors that a client sends along are dropped by the kernel: the server offers no room for them.
+//! The kernel drops descriptors that a client sends with a frame: the server provides no buffer for them.
 
 mod connection;
 mod connections;

@@ -1,4 +1,4 @@
-//! Every byte that goes to or comes from clients, for those who want to search it.
+//! Logs every byte to and from clients, for debugging.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -7,28 +7,28 @@ use std::path::Path;
 
 use crate::policy::ClientId;
 
-/// Which way a frame went.
+/// The direction of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     FromClient,
     ToClient,
 }
 
-/// One line a frame: the client's number, `>` from the client or `<` to it, and the frame's bytes in
+/// The wire log. Each line is one frame: the client's number, `>` from the client or `<` to it, and the bytes in
 /// hexadecimal without spaces.
 #[derive(Debug)]
 pub struct WireLog(Option<File>);
 
 impl WireLog {
-    /// Writes to a new file at `path`.
+    /// Creates a file at `path` and logs to it.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The file cannot be created.
     pub fn create(path: &Path) -> io::Result<Self> {
         Ok(Self(Some(File::create(path)?)))
     }
 
-    /// Writes nothing.
+    /// A wire log that writes nothing.
     #[must_use]
     pub const fn off() -> Self {
         Self(None)
@@ -38,7 +38,7 @@ impl WireLog {
         let Some(file) = &mut self.0 else { return };
         let sign = if direction == Direction::FromClient { '>' } else { '<' };
         let mut line = String::with_capacity(frame.len() * 2 + 16);
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(line, "{} {sign} ", client.0);
         for byte in frame {
             let _ = write!(line, "{byte:02x}");

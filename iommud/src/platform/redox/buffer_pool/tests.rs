@@ -9,31 +9,35 @@ const ANY: Constraints = Constraints {
     alignment: 0,
     boundary: 0,
     written_back: false,
+    account: 0,
 };
 
 fn range(first: u64, length: u64) -> PhysRange {
     PhysRange::new(PhysAddr(first), length).unwrap()
 }
 
-/// Two chunks of 16 KiB: the first at 4 GiB, the second at 64 KiB.
+/// Two chunks of two lots: the first at 4 GiB, the second at 64 KiB.
 fn pool() -> Pool {
-    Pool::new(&[range(1 << 32, 0x4000), range(0x1_0000, 0x4000)])
+    Pool::new(&[range(1 << 32, 0x2_0000), range(0x1_0000, 0x2_0000)])
+}
+
+/// Anything of an account's.
+const fn of(account: u32) -> Constraints {
+    Constraints { account, ..ANY }
 }
 
 #[test]
 fn runs_do_not_overlap_and_come_back() {
     let mut pool = pool();
-    assert_eq!(pool.allocate(1, 0x3000, ANY), Ok(vec![range(1 << 32, 0x3000)]));
-    assert_eq!(
-        pool.allocate(2, 0x2000, ANY),
-        Ok(vec![range((1 << 32) + 0x3000, 0x1000), range(0x1_0000, 0x1000)])
-    );
-    assert_eq!(pool.pages(2), Some(3..5));
-    assert_eq!(pool.allocate(3, 0x4000, ANY), Err(MemoryError::Exhausted));
-    assert_eq!(pool.allocate(2, 0x1000, ANY), Err(MemoryError::Constraints));
-    assert_eq!(pool.release(1), Some(0..3));
+    assert_eq!(pool.allocate(1, 0x1_3000, ANY), Ok(vec![range(1 << 32, 0x1_3000)]));
+    assert_eq!(pool.allocate(2, 0xd000, ANY), Ok(vec![range((1 << 32) + 0x1_3000, 0xd000)]));
+    assert_eq!(pool.allocate(3, 0x2000, ANY), Ok(vec![range(0x1_0000, 0x2000)]));
+    assert_eq!(pool.pages(3), Some(32..34));
+    assert_eq!(pool.allocate(4, 0x1_1000, ANY), Err(MemoryError::Exhausted));
+    assert_eq!(pool.allocate(3, 0x1000, ANY), Err(MemoryError::Constraints));
+    assert_eq!(pool.release(1), Some(0..19));
     assert_eq!(pool.release(1), None);
-    assert_eq!(pool.allocate(3, 1, ANY), Ok(vec![range(1 << 32, 0x1000)]));
+    assert_eq!(pool.allocate(1, 1, ANY), Ok(vec![range((1 << 32) + 0x1_0000, 0x1000)]));
 }
 
 #[test]
@@ -44,36 +48,91 @@ fn constraints_are_met_or_refused() {
         assert_eq!(found, expected, "{length:#x} {constraints:?}");
     };
     check(0x1000, Constraints { below_4g: true, ..ANY }, Ok(0x1_0000));
-    check(0x4000, Constraints { contiguous: true, ..ANY }, Ok(1 << 32));
-    check(0x5000, Constraints { contiguous: true, ..ANY }, Err(MemoryError::Constraints));
+    check(0x2_0000, Constraints { contiguous: true, ..ANY }, Ok(1 << 32));
+    check(0x2_1000, Constraints { contiguous: true, ..ANY }, Err(MemoryError::Constraints));
     check(0x1000, Constraints { alignment: 1 << 33, ..ANY }, Err(MemoryError::Constraints));
     let low = Constraints { below_4g: true, contiguous: true, ..ANY };
-    check(0x2000, Constraints { alignment: 0x1_0000, ..low }, Ok(0x1_0000));
+    check(0x2000, Constraints { alignment: 0x2_0000, ..low }, Ok(0x2_0000));
     check(0x4000, Constraints { boundary: 0x2000, ..low }, Err(MemoryError::Constraints));
-    check(0x9000, ANY, Err(MemoryError::Constraints));
+    check(0x4_1000, ANY, Err(MemoryError::Constraints));
     check(0, ANY, Err(MemoryError::Constraints));
+}
+
+/// Within a lot too.
+#[test]
+fn constraints_are_met_in_a_lot_that_is_in_use() {
+    let mut pool = pool();
+    let low = Constraints { below_4g: true, contiguous: true, ..ANY };
+    assert_eq!(pool.allocate(1, 0x1000, low), Ok(vec![range(0x1_0000, 0x1000)]));
+    let aligned = Constraints { alignment: 0x4000, ..low };
+    assert!(pool.has_room(0x1000, aligned));
+    assert_eq!(pool.allocate(2, 0x1000, aligned), Ok(vec![range(0x1_4000, 0x1000)]));
+    let bounded = Constraints { boundary: 0x8000, ..low };
+    assert_eq!(pool.allocate(3, 0x4000, bounded), Ok(vec![range(0x1_8000, 0x4000)]));
+    assert!(!pool.has_room(0x5000, low), "0x1_1000 to 0x1_3fff, 0x1_5000 to 0x1_7fff, 0x1_c000 on");
+    assert!(!pool.has_room(0x1000, Constraints { account: 1, ..low }), "another one's");
 }
 
 #[test]
 fn a_run_that_straddles_chunks_is_pieced_in_order() {
     let mut pool = pool();
-    let pieces = pool.allocate(9, 0x8000, ANY).unwrap();
-    assert_eq!(pieces, [range(1 << 32, 0x4000), range(0x1_0000, 0x4000)]);
+    let pieces = pool.allocate(9, 0x4_0000, ANY).unwrap();
+    assert_eq!(pieces, [range(1 << 32, 0x2_0000), range(0x1_0000, 0x2_0000)]);
+}
+
+/// What may lie anywhere lies above 4 GiB first: lots below are for what may not.
+#[test]
+fn low_lots_are_kept_for_those_who_need_them() {
+    let mut pool = Pool::new(&[range(0x1_0000, 0x2_0000), range(1 << 32, 0x2_0000)]);
+    let low = |account| Constraints { below_4g: true, account, ..ANY };
+    assert_eq!(pool.allocate(1, 0x1000, of(1)), Ok(vec![range(1 << 32, 0x1000)]));
+    assert_eq!(pool.allocate(2, 0x1000, of(2)), Ok(vec![range((1 << 32) + 0x1_0000, 0x1000)]));
+    assert_eq!(pool.allocate(3, 0x1000, low(3)), Ok(vec![range(0x1_0000, 0x1000)]));
+    assert_eq!(pool.allocate(4, 0x1000, of(4)), Ok(vec![range(0x2_0000, 0x1000)]), "the last one");
+    assert_eq!(pool.allocate(5, 0x1000, low(5)), Err(MemoryError::Exhausted));
+}
+
+/// A lot is one account's from its first buffer on until its last one is released.
+#[test]
+fn lots_are_of_one_account_each() {
+    let mut pool = Pool::new(&[range(0x10_0000, 0x3_0000)]);
+    assert!(!pool.has_room(0x1000, of(1)));
+    assert_eq!(pool.allocate(1, 0x1000, of(1)), Ok(vec![range(0x10_0000, 0x1000)]));
+    assert_eq!(pool.allocate(2, 0x1000, of(2)), Ok(vec![range(0x11_0000, 0x1000)]));
+    assert_eq!(pool.allocate(3, 0x1000, of(1)), Ok(vec![range(0x10_1000, 0x1000)]));
+    assert_eq!(pool.allocate(4, 0x1_0000, of(3)), Ok(vec![range(0x12_0000, 0x1_0000)]));
+    assert_eq!(pool.allocate(5, 0x1000, of(3)), Err(MemoryError::Exhausted), "its lot is full");
+    assert!(pool.has_room(0xe000, of(1)) && !pool.has_room(0xf000, of(1)));
+    pool.release(1).unwrap();
+    assert_eq!(pool.allocate(5, 0x1000, of(3)), Err(MemoryError::Exhausted));
+    pool.release(3).unwrap();
+    assert!(!pool.has_room(0x1000, of(1)));
+    assert_eq!(pool.allocate(5, 0x1_0000, of(3)), Ok(vec![range(0x10_0000, 0x1_0000)]));
 }
 
 /// A chunk that comes later is the end of the last free run, and of the last piece of memory if it is its next.
 #[test]
 fn a_chunk_is_added_behind_the_others() {
     let mut pool = pool();
-    assert_eq!(pool.allocate(1, 0x7000, ANY).map(|pieces| pieces.len()), Ok(2));
-    pool.add(range(0x1_4000, 0x4000));
-    pool.add(range(0x8_0000, 0x4000));
-    let pieces = pool.allocate(2, 0x9000, ANY);
-    assert_eq!(pieces, Ok(vec![range(0x1_3000, 0x5000), range(0x8_0000, 0x4000)]));
-    assert_eq!(pool.pages(2), Some(7..16));
-    assert_eq!(pool.allocate(3, 0x1000, ANY), Err(MemoryError::Exhausted));
-    pool.add(range(0x10_0000, 0x1000));
-    assert_eq!(pool.allocate(3, 0x1000, ANY), Ok(vec![range(0x10_0000, 0x1000)]));
+    assert_eq!(pool.allocate(1, 0x3_0000, ANY).map(|pieces| pieces.len()), Ok(2));
+    pool.add(range(0x3_0000, 0x1_0000));
+    pool.add(range(0x8_0000, 0x2_0000));
+    let pieces = pool.allocate(2, 0x3_1000, ANY);
+    assert_eq!(pieces, Ok(vec![range(0x2_0000, 0x2_0000), range(0x8_0000, 0x1_1000)]));
+    assert_eq!(pool.pages(2), Some(48..97));
+    assert_eq!(pool.allocate(3, 0x1000, of(1)), Err(MemoryError::Exhausted));
+    pool.add(range(0x10_0000, 0x1_0000));
+    assert_eq!(pool.allocate(3, 0x1000, of(1)), Ok(vec![range(0x10_0000, 0x1000)]));
+}
+
+/// Chunks that are no multiple of a lot, or lie askew, have no lots there.
+#[test]
+fn only_whole_lots_are_used() {
+    let mut pool = Pool::new(&[range(0x1_0000, 0x1_8000), range(0x100_0000, 0x4_0000)]);
+    assert_eq!(pool.allocate(1, 0x1_0000, ANY), Ok(vec![range(0x1_0000, 0x1_0000)]));
+    assert_eq!(pool.allocate(2, 0x1000, ANY), Err(MemoryError::Exhausted));
+    let mut pool = Pool::new(&[range(0x1_8000, 0x4_0000)]);
+    assert!(pool.allocate(1, 0x1000, ANY).is_err());
 }
 
 /// The pool of a large machine: 256 MiB in chunks of 4 MiB, no two of which are one piece of physical memory.
@@ -112,7 +171,7 @@ fn a_refusal_by_a_full_pool_of_256_mib_takes_few_steps() {
     for constraints in [ANY, HARD] {
         let (result, steps) = measured(&mut pool, PAGE_SIZE, constraints);
         assert_eq!(result, Err(MemoryError::Exhausted));
-        // Nothing is free; the first extent shows that the request is possible.
+        // No lot is empty, none has room; the first extent shows that the request is possible.
         assert!(steps <= 4, "{steps} steps");
     }
 }
@@ -133,14 +192,15 @@ fn a_refusal_for_a_constraint_looks_at_each_extent_a_few_times() {
     }
 }
 
-/// Every second piece is free: pieces of 1 MiB, then of single pages.
+/// Every second piece is free: pieces of 1 MiB, or of a lot, of other accounts; then single pages of one account.
 #[test]
 fn a_refusal_by_a_fragmented_pool_of_256_mib_is_linear_in_its_free_runs() {
-    for piece in [1 << 20, PAGE_SIZE] {
+    for piece in [1 << 20, LOT, PAGE_SIZE] {
         let mut pool = large();
         let count = CHUNKS * CHUNK / piece;
         let ids = 0..u32::try_from(count).unwrap();
-        ids.clone().for_each(|id| drop(pool.allocate(id, piece, ANY).unwrap()));
+        let account = |id| if piece < LOT { 0 } else { id };
+        ids.clone().for_each(|id| drop(pool.allocate(id, piece, of(account(id))).unwrap()));
         for id in ids.step_by(2) {
             pool.release(id).unwrap();
         }
@@ -156,6 +216,22 @@ fn a_refusal_by_a_fragmented_pool_of_256_mib_is_linear_in_its_free_runs() {
             assert!(steps <= 3 * count / 2 + 3 * CHUNKS, "{steps} steps {constraints:?}");
         }
     }
+}
+
+/// Memory on both sides of 4 GiB is searched twice: its high lots, then all.
+#[test]
+fn a_search_of_high_lots_first_costs_as_much_again() {
+    let chunks: Vec<_> = (0..CHUNKS).map(|n| range((960 + 2 * n) * CHUNK, CHUNK)).collect();
+    let mut pool = Pool::new(&chunks);
+    let ids = 0..u32::try_from(CHUNKS * CHUNK / LOT).unwrap();
+    ids.clone().for_each(|id| drop(pool.allocate(id, LOT, of(id)).unwrap()));
+    for id in ids.clone().step_by(2) {
+        pool.release(id).unwrap();
+    }
+    let (result, steps) = measured(&mut pool, 2 * LOT, ANY);
+    assert_eq!(result, Err(MemoryError::Exhausted));
+    let free = u64::from(ids.end) / 2;
+    assert!(steps <= 2 * (2 * free + CHUNKS) + CHUNKS, "{steps} steps");
 }
 
 /// Which run a search over every start position would find: the plain way to say what [`Pool`] does.
@@ -195,49 +271,112 @@ fn constraints() -> impl Strategy<Value = Constraints> {
     )
 }
 
+/// The model of a pool: where each page is, and whose.
+struct Plain {
+    frames: Vec<u64>,
+    /// The account that has each lot.
+    owners: Vec<Option<u32>>,
+    used: Vec<bool>,
+    buffers: BTreeMap<u32, Range<usize>>,
+}
+
+impl Plain {
+    /// A run of the account's own lots; else `true` says that it is to be searched for in empty ones.
+    fn find(&self, count: usize, constraints: Constraints, own: bool) -> Option<usize> {
+        let owner = own.then_some(constraints.account);
+        let taken: Vec<bool> = self
+            .used
+            .iter()
+            .enumerate()
+            .map(|(page, used)| *used || self.owners[page / LOT_PAGES] != owner)
+            .collect();
+        let alignment = if own { 0 } else { LOT };
+        let constraints =
+            Constraints { alignment: constraints.alignment.max(alignment), ..constraints };
+        plain(&self.frames, &taken, count, constraints)
+    }
+
+    fn take(&mut self, id: u32, account: u32, run: Range<usize>) {
+        self.used[run.clone()].fill(true);
+        for lot in run.start / LOT_PAGES..=(run.end - 1) / LOT_PAGES {
+            assert!(self.owners[lot].is_none_or(|owner| owner == account), "lot {lot}");
+            self.owners[lot] = Some(account);
+        }
+        self.buffers.insert(id, run);
+    }
+
+    fn release(&mut self, id: u32) {
+        let Some(run) = self.buffers.remove(&id) else { return };
+        self.used[run].fill(false);
+        for (lot, owner) in self.owners.iter_mut().enumerate() {
+            let pages = lot * LOT_PAGES..(lot + 1) * LOT_PAGES;
+            if self.used[pages].iter().all(|used| !used) {
+                *owner = None;
+            }
+        }
+    }
+}
+
 proptest! {
-    /// Chunks of 1 to 16 pages around 4 GiB, some of them one piece with the one before; then takes and releases.
+    /// Chunks of 1 to 4 lots around 4 GiB, some of them one piece with the one before; then takes and releases by three
+    /// accounts.
     #[test]
-    fn a_search_finds_the_first_run_there_is(
-        chunks in proptest::collection::vec((1_u64..=16, 0_u64..4), 1..6),
-        requests in proptest::collection::vec((1_usize..24, constraints(), 0_u32..8), 1..40),
+    fn a_search_finds_a_run_if_there_is_one(
+        chunks in proptest::collection::vec((1_u64..=4, 0_u64..3), 1..6),
+        requests in proptest::collection::vec((1_usize..40, constraints(), 0_u32..12, 0_u32..3), 1..60),
     ) {
-        let mut next = (1 << 32) - 0x1_8000;
+        let mut next = (1 << 32) - 4 * LOT;
         let chunks: Vec<_> = chunks
             .into_iter()
-            .map(|(pages, gap)| {
-                let first = next + gap * PAGE_SIZE;
-                next = first + pages * PAGE_SIZE;
-                range(first, pages * PAGE_SIZE)
+            .map(|(lots, gap)| {
+                let first = next + gap * LOT;
+                next = first + lots * LOT;
+                range(first, lots * LOT)
             })
             .collect();
-        let frames: Vec<u64> = chunks
-            .iter()
-            .flat_map(|chunk| (chunk.first().0..=chunk.last().0).step_by(4096))
-            .collect();
-        let mut used = vec![false; frames.len()];
+        let pages = chunks.iter().flat_map(|chunk| (chunk.first().0..=chunk.last().0).step_by(4096));
+        let frames: Vec<u64> = pages.collect();
+        let count = frames.len();
+        let mut model = Plain {
+            frames,
+            owners: vec![None; count / LOT_PAGES],
+            used: vec![false; count],
+            buffers: BTreeMap::new(),
+        };
         let mut pool = Pool::new(&chunks);
-        for (count, constraints, id) in requests {
-            if let Some(run) = pool.release(id) {
-                used[run].fill(false);
-            }
-            let expected = plain(&frames, &used, count, constraints);
-            let result = pool.allocate(id, count as u64 * PAGE_SIZE, constraints);
-            match (&result, expected) {
-                (Ok(pieces), Some(start)) => {
-                    prop_assert_eq!(pool.pages(id), Some(start..start + count));
+        for (count, constraints, id, account) in requests {
+            let constraints = Constraints { account, ..constraints };
+            prop_assert_eq!(pool.release(id).is_some(), model.buffers.contains_key(&id));
+            model.release(id);
+            let own = model.find(count, constraints, true);
+            let empty = model.find(count, constraints, false);
+            let length = count as u64 * PAGE_SIZE;
+            prop_assert_eq!(pool.has_room(length, constraints), own.is_some());
+            match pool.allocate(id, length, constraints) {
+                Ok(pieces) => {
+                    let run = pool.pages(id).unwrap();
+                    prop_assert_eq!(run.len(), count);
+                    // Of its own lots the first run; of empty ones a run that serves.
+                    let expected = own.or(empty.map(|_| run.start));
+                    prop_assert_eq!(Some(run.start), expected);
+                    let frames = &model.frames[run.clone()];
+                    let unused = vec![false; count];
+                    prop_assert_eq!(plain(frames, &unused, count, constraints), Some(0));
                     let pages = pieces
                         .iter()
                         .flat_map(|piece| (piece.first().0..=piece.last().0).step_by(4096));
-                    prop_assert!(pages.eq(frames[start..start + count].iter().copied()));
-                    used[start..start + count].fill(true);
+                    prop_assert!(pages.eq(frames.iter().copied()));
+                    prop_assert!(own.is_some() || run.start.is_multiple_of(LOT_PAGES));
+                    prop_assert!(run.clone().all(|page| !model.used[page]));
+                    model.take(id, account, run);
                 }
-                (Err(error), None) => {
-                    let empty = vec![false; frames.len()];
-                    let possible = plain(&frames, &empty, count, constraints).is_some();
-                    prop_assert_eq!(*error == MemoryError::Exhausted, possible);
+                Err(error) => {
+                    prop_assert_eq!((own, empty), (None, None));
+                    let unused = vec![false; model.frames.len()];
+                    let whole = Constraints { alignment: constraints.alignment.max(LOT), ..constraints };
+                    let possible = plain(&model.frames, &unused, count, whole).is_some();
+                    prop_assert_eq!(error == MemoryError::Exhausted, possible);
                 }
-                _ => prop_assert!(false, "{:?}, but {:?}", result, expected),
             }
         }
     }

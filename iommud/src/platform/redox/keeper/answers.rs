@@ -1,36 +1,37 @@
-//! Answers in place of a dead server, to whoever waits for one of it.
+//! Answers requests in place of a dead server.
 //!
-//! Closing a scheme's socket wakes nobody: a caller whose request is not answered by then waits for ever. So requests
-//! are answered until none has come for a while, and the socket is closed right after the last pass. The kernel gives the
-//! lowest free number to the next request: a pass goes from the highest number down, so that who asks again while it
-//! goes on is met by the same pass.
+//! Closing a scheme's socket wakes no caller: a caller whose request has no answer by then waits for ever. So
+//! requests are answered until none has come for a while. The socket is closed right after the last pass. The kernel
+//! gives the next request the lowest free number. So a pass goes from the highest number down, and also meets
+//! requests that an answered client sends during the pass.
 
 use std::time::Duration;
 
-/// Requests of one scheme that can wait at a time are numbered from 0 on; nobody waits with a higher number.
+/// The most requests of one scheme that can wait at a time. They are numbered from 0 on, so no request has a higher
+/// number.
 pub(super) const MOST_WAITING: u32 = 1024;
 
-/// Passes in a row that meet nobody before the socket is closed, and the pause after each: clients of a dead server
-/// have as long to ask once more.
+/// Passes in a row without a request before the socket is closed, and the pause after each. A client of a dead server
+/// has that long to send its next request.
 const QUIET: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Passes at most: somebody may ask again and again.
+/// The most passes, because a client may send requests without end.
 const MOST: u32 = 400;
 
-/// Those who wait.
+/// The callers that wait for an answer.
 pub(super) trait Callers {
-    /// Answers the request with this number; whether there was one.
+    /// Answers the request with this number. Returns whether there was one.
     fn answer(&mut self, tag: u32) -> bool;
 
-    /// Lets others run.
+    /// Lets other processes run for `time`.
     fn pause(&mut self, time: Duration);
 
-    /// Ends the scheme: later requests fail at once.
+    /// Ends the scheme. Later requests fail at once.
     fn close(self);
 }
 
-/// Answers until nobody asks any more, and ends the scheme.
+/// Answers requests until no more arrive, and ends the scheme.
 pub(super) fn answer_all(mut callers: impl Callers) {
     let mut quiet = 0;
     for _ in 0..MOST {
@@ -47,7 +48,7 @@ pub(super) fn answer_all(mut callers: impl Callers) {
     callers.close();
 }
 
-/// Answers every request that there is; whether there was one.
+/// Answers every open request. Returns whether there was one.
 fn pass(callers: &mut impl Callers) -> bool {
     let mut met = false;
     for tag in (0..MOST_WAITING).rev() {
@@ -64,25 +65,25 @@ mod tests {
 
     use super::*;
 
-    /// A client that asks, one request after the other, each `delay` steps after the answer before it.
+    /// A client that sends one request after another, each `delay` steps after the answer to the last one.
     #[derive(Clone, Copy, Debug)]
     struct Client {
         requests: u32,
         delay: u64,
-        /// When it asks next; nothing while it waits.
+        /// The time of its next request. `None` while it waits for an answer.
         next: Option<u64>,
     }
 
-    /// The kernel's side: a step is one answer, a pause is as many as pass meanwhile.
+    /// The kernel's side. Each answer takes one step, and each pause [`STEPS_OF_A_PAUSE`].
     #[derive(Default, Debug)]
     struct Kernel {
         now: u64,
         clients: Vec<Client>,
-        /// Who waits, by number.
+        /// The waiting clients, by number of their requests.
         waiting: BTreeMap<u32, usize>,
         pauses: u32,
         passes: u32,
-        /// Requests that nobody will answer.
+        /// Requests that were open when the scheme ended. They never get an answer.
         lost: Option<usize>,
     }
 
@@ -142,7 +143,7 @@ mod tests {
         kernel.lost.expect("the socket is closed")
     }
 
-    /// A client with 40 mapped buffers that ends: it unmaps one after the other, however slowly it runs.
+    /// A client with 40 mapped buffers ends. It unmaps one after another, however slowly it runs.
     #[test]
     fn a_client_with_many_buffers_is_answered_to_its_end() {
         for delay in [0, 1, 100, 1023, 1024, 1025, 4000, 20_000, 40_000] {
@@ -151,7 +152,7 @@ mod tests {
         }
     }
 
-    /// As the answers were given once: lowest first, for a time.
+    /// An earlier version answered in this way: the lowest number first, for a fixed time.
     #[test]
     fn answers_for_a_time_leave_that_client_waiting() {
         let kernel = Kernel::of(&[(40, 4000)]);
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn who_asks_again_during_a_pass_is_met_by_it() {
         let kernel = Kernel::of(&[(200, 0)]);
-        // Somebody else has the lowest number, and goes.
+        // The request has the number 900. Once it is answered, the next one gets 0.
         let mut callers = &*kernel;
         kernel.borrow_mut().waiting = BTreeMap::from([(900, 0)]);
         assert!(pass(&mut callers));
@@ -182,7 +183,7 @@ mod tests {
         assert_eq!((kernel.passes, kernel.lost.is_some()), (MOST, true));
     }
 
-    /// Nothing comes between the last pass and the end of the scheme.
+    /// There is no pause between the last pass and the end of the scheme.
     #[test]
     fn the_scheme_ends_right_after_a_pass() {
         let kernel = Kernel::of(&[]);

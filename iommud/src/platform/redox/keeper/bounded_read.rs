@@ -1,40 +1,40 @@
-//! Waiting for others, with an end: a server that is killed or hangs in the middle of a word says no more.
+//! Reads with a time limit, because a server that is killed or hangs in the middle of a message sends no more.
 //!
-//! Time is counted in events of a timer, never read from a clock. The kernel's monotonic clock steps back by up to 50 ms
-//! (a reading with a tick pending is one period too low): who asks it whether the timer's event has come may find that
-//! it has not, and then wait for an event that nothing will send.
+//! Time is counted in events of a timer, and never read from a clock. The kernel's monotonic clock steps back by up
+//! to 50 ms (a reading with a tick pending is one period too low). A process that decides by the clock whether the
+//! timer's event has come may decide that it has not. It may then wait for an event that never comes.
 
 use std::io;
 use std::time::Duration;
 
-/// How often a server that is waited for is looked after.
+/// Time between two checks of whether the server still lives.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// What wakes who waits.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// The event of an alarm.
+    /// The event of an alarm arrived.
     Timer,
-    /// A file that is watched, or nothing in particular.
+    /// A watched file has an event, or there is no particular reason.
     File,
 }
 
-/// What a keeper waits with.
+/// The alarms and events of a keeper.
 pub(super) trait Waits {
-    /// Sends one event more, `after` this time or somewhat earlier.
+    /// Sets an alarm: one more event arrives, `after` from now or somewhat earlier.
     ///
     /// # Errors
-    /// The system refuses; no event comes.
+    /// An error of the system. Then no event arrives.
     fn alarm(&mut self, after: Duration) -> io::Result<()>;
 
     /// Waits for the next event.
     ///
     /// # Errors
-    /// The system refuses.
+    /// An error of the system.
     fn next(&mut self) -> io::Result<Woken>;
 }
 
-/// Waits, and whether an alarm is set whose event has not come.
+/// Reads with a time limit. `armed` is true while an alarm is set whose event has not arrived.
 pub(super) struct Patience<W> {
     waits: W,
     armed: bool,
@@ -46,26 +46,26 @@ impl<W: Waits> Patience<W> {
         Self { waits, armed: false }
     }
 
-    /// What it waits with.
+    /// The alarms and events.
     pub(super) const fn waits(&self) -> &W {
         &self.waits
     }
 
-    /// Has `read` try, whenever something woke this process, until it does not say `WouldBlock`.
+    /// Calls `read` after each event, until it returns something other than `WouldBlock`.
     ///
     /// # Errors
-    /// `TimedOut`: nothing comes within `limit`; `BrokenPipe`: nothing has come, and `ended` says that nobody is left who
-    /// could write; what `read` and `ended` say.
+    /// `TimedOut` when `read` had no result within `limit`. `BrokenPipe` when it had none, and `ended` returns true:
+    /// no writer is left. Any error of `read` and `ended`.
     pub(super) fn read(
         &mut self,
         limit: Duration,
         mut ended: impl FnMut() -> io::Result<bool>,
         mut read: impl FnMut() -> io::Result<usize>,
     ) -> io::Result<usize> {
-        // One more: the first event may be of an alarm that was set for an earlier read.
+        // One event more, because the first may belong to an alarm that was set for an earlier read.
         let mut left = limit.as_nanos().div_ceil(SLICE.as_nanos()) + 1;
         loop {
-            // In this order: what a server had done before it ended has been said by then.
+            // Checks `ended` before `read`. If the server has ended, the read then finds everything that it wrote.
             let ended = ended()?;
             match read() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,4 +1,4 @@
-//! Descriptors that come through pipes.
+//! Receives descriptors through pipes.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -9,14 +9,14 @@ use syscall::flag::CallFlags;
 
 use crate::platform::redox::events::number;
 
-/// The next descriptor out of a pipe; `None` when the other end is closed.
+/// Receives the next descriptor from a pipe. `None` when the other end is closed.
 pub(super) fn next(pipe: &impl AsRawFd) -> io::Result<Option<OwnedFd>> {
     let mut word = [0; 8];
     match call_ro(number(pipe)?, &mut word, CallFlags::FD | CallFlags::FD_CLOEXEC, &[])? {
         1 => {
             let number = i32::try_from(usize::from_ne_bytes(word));
             let number = number.map_err(|_| io::ErrorKind::InvalidData)?;
-            // SAFETY: the kernel has just made it, for this process alone.
+            // SAFETY: the kernel has just created the descriptor in this process, and nothing else owns it.
             Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))
         }
         _ => Ok(None),

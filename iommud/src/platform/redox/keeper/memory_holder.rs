@@ -1,4 +1,4 @@
-//! The process that has a server's memory mapped, and speaks to the server in the keeper's place.
+//! The holder: the process that maps a server's memory, and calls the server in the keeper's place.
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -23,24 +23,25 @@ use crate::platform::redox::memory::Translation;
 use crate::platform::redox::scheme::{GIVE_UP, HELD};
 use crate::platform::{HUGE_PAGE_LENGTH, Mapping, Sharing};
 
-/// How long anybody may take to answer who has nothing to wait for.
+/// How long the holder may take for a line of output. It waits for nothing but an answer of the server.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// A process that has mapped the memory of a server: the memory is nobody else's until its input ends. The keeper maps
-/// none of it, since a process with mappings of a dead server's cannot fork; and it asks the server nothing itself,
-/// since a server that hangs does not answer.
+/// The keeper's side of the holder. Until the holder's input ends, the kernel gives the memory to no other process.
+/// The keeper maps none of the memory: a process with mappings of a dead server's memory cannot fork. Nor does the
+/// keeper call the server, since a server that hangs does not answer.
 pub(super) struct Hold {
     process: Process,
     input: File,
     output: File,
-    /// What it has said and nobody has read.
+    /// Output of the holder that was read but not used yet.
     said: Said,
-    /// The server knows that its memory is held.
+    /// The server acknowledged that its memory is held.
     told: bool,
 }
 
 impl Hold {
-    /// Starts one that has nothing yet. `leave` gives up, in that process, what is not its own.
+    /// Starts a holder without memory. The new process calls `leave`, which drops inherited values that belong to the
+    /// keeper.
     pub(super) fn new(waits: &Queue, leave: impl FnOnce()) -> io::Result<Self> {
         let ((reader, input), (output, mut writer)) = (io::pipe()?, io::pipe()?);
         let (input, output) = (File::from(OwnedFd::from(input)), File::from(OwnedFd::from(output)));
@@ -55,19 +56,19 @@ impl Hold {
         Ok(Self { process, input, output, said: Said::default(), told: false })
     }
 
-    /// Begins to map everything that `memory` stands for, and then tells the server, which waits for that.
+    /// Sends `memory` to the holder. The holder maps all of it and then notifies the server, which waits for that.
     pub(super) fn bring(&mut self, memory: &OwnedFd) -> io::Result<()> {
         let word = number(memory)?.to_ne_bytes();
         call_wo(number(&self.input)?, &word, CallFlags::FD | CallFlags::FD_CLONE, &[])?;
         Ok(())
     }
 
-    /// Whether the server is known to have been told.
+    /// Whether the server's acknowledgement is known.
     pub(super) const fn told(&self) -> bool {
         self.told
     }
 
-    /// Waits until the server has taken note that everything is mapped.
+    /// Waits until the server has acknowledged that all its memory is mapped.
     pub(super) fn be_told(
         &mut self,
         patience: &mut Patience<Queue>,
@@ -82,9 +83,10 @@ impl Hold {
         }
     }
 
-    /// Where the memory is, and what the server has noted there. `UnexpectedEof`: the process has ended.
+    /// Asks for the ranges of the memory, and for the server's notes in it. `UnexpectedEof` when the holder has
+    /// ended.
     pub(super) fn contents(&mut self, patience: &mut Patience<Queue>) -> io::Result<Contents> {
-        // Who has ended reads nothing; then there is no line either.
+        // If the holder has ended, this write fails. Then reading the lines fails as well.
         let _ = self.input.write_all(b"?");
         let held = self.line(patience, None, &[RANGES])?.1;
         let names = self.line(patience, None, &[NOTES])?.1;
@@ -94,7 +96,7 @@ impl Hold {
         Ok(Contents { ranges, driven, tags: tags(&bits) })
     }
 
-    /// Whether the server says that no unit uses the memory of servers before it.
+    /// Asks the server, through the holder, whether no unit uses the memory of earlier servers any more.
     pub(super) fn may_go(
         &mut self,
         patience: &mut Patience<Queue>,
@@ -108,7 +110,7 @@ impl Hold {
         }
     }
 
-    /// The next line that begins with one of `words`: the word, and the others.
+    /// Waits for the next line that begins with one of `words`. Returns that word, and the other words of the line.
     fn line<'a>(
         &mut self,
         patience: &mut Patience<Queue>,
@@ -132,27 +134,28 @@ impl Hold {
         }
     }
 
-    /// Gives the memory up.
+    /// Gives the memory up: ends the holder's input and waits for the holder to end.
     pub(super) fn end(self) -> io::Result<()> {
         let Self { mut process, input, output, .. } = self;
         drop((input, output));
         process.wait().map(drop)
     }
 
-    /// Ends a process that did not get to mapping everything.
+    /// Kills a holder that never got any memory to map.
     pub(super) fn kill(mut self) -> io::Result<()> {
         self.process.kill().map(drop)
     }
 }
 
-/// That process: `input` brings the memory and then a byte for each question. Says whether all went well.
+/// Runs the holder. `input` carries the descriptor of the memory, and then one byte for each question. Returns
+/// whether it succeeded.
 fn hold(input: PipeReader, output: &mut PipeWriter) -> bool {
     let ended = held_until_the_end(input, output);
     ended.inspect_err(|error| log::error!("memory cannot be held: {error}")).is_ok()
 }
 
 fn held_until_the_end(mut input: PipeReader, output: &mut PipeWriter) -> io::Result<()> {
-    // The keeper has nothing to hold when a server did not get that far.
+    // The keeper closes the input when the server ended before it sent its memory.
     let Some(memory) = next(&input)? else { return Ok(()) };
     let translation = Translation::open()?;
     let length = fstat(number(&memory)?)?.st_size;
@@ -173,7 +176,7 @@ fn held_until_the_end(mut input: PipeReader, output: &mut PipeWriter) -> io::Res
     let (range, notes) = map(last, page())?;
     ranges.push(range);
     let notes = NotesPage::new(notes, None).ok_or(io::ErrorKind::InvalidData)?;
-    // From then on a unit may use the memory, whether an answer comes or not.
+    // From this call on a unit may use the memory, even if no answer comes.
     writeln!(output, "{}", if say(&memory, HELD).is_ok() { TOLD } else { UNTOLD })?;
     let mut byte = [0];
     while input.read(&mut byte)? > 0 {
@@ -199,7 +202,7 @@ fn say(memory: &OwnedFd, word: u64) -> io::Result<usize> {
     Ok(call_rw(number(memory)?, &mut [0; 8], CallFlags::empty(), &[word])?)
 }
 
-/// Bytes of a page as a length in memory.
+/// Bytes of a page, as a `usize`.
 fn page() -> usize {
     usize::try_from(PAGE_SIZE).unwrap_or(4096)
 }

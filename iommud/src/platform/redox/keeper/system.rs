@@ -1,4 +1,4 @@
-//! What a keeper does, on Redox.
+//! The operations of a keeper on Redox.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -22,14 +22,15 @@ use crate::platform::redox::keeper_link;
 use crate::platform::redox::options::Options;
 use crate::platform::redox::registration::{Announce, NAME};
 
-/// How long a server may take from one step of its start to the next: it waits for hardware itself, with deadlines.
+/// How long a server may take from one step of its start to the next. The server itself waits for hardware, with
+/// deadlines.
 const STEP: Duration = Duration::from_secs(60);
 
-/// What a server is: it ends as `Process::new` says.
+/// The main function of a server. Its result becomes the exit code, see [`Process::new`].
 pub(in crate::platform::redox) type Serve<'a> = &'a dyn Fn(&Options, Announce) -> bool;
 
-/// Runs servers with these options until one ends for good; says whether that was a good end. It does not return as long
-/// as a unit may use memory that this process has held.
+/// Runs servers with these options until one ends for good. Returns whether the last one ended with exit code 0. Does
+/// not return as long as a unit may use memory that is held.
 pub(in crate::platform::redox) fn keep(
     options: &Options,
     serve: Serve<'_>,
@@ -47,9 +48,9 @@ pub(in crate::platform::redox) fn keep(
     }
 }
 
-/// As the keeper of `iommud`, over servers of the caller's, such as fail on purpose, and whose memory no unit uses: this
-/// returns with memory still held. Each is told how many ranges of memory earlier ones have left, and has the pipe to
-/// its keeper. The keeper is started as init starts it.
+/// Runs a keeper like that of `iommud`, over servers of the caller, for tests with servers that fail on purpose. No
+/// unit may use their memory, because this function returns while memory is held. `serve` gets the number of ranges
+/// that earlier servers left, and the pipe to the keeper. Init must start the process, as it starts `iommud`.
 #[must_use]
 pub fn keep_others(serve: impl Fn(usize, OwnedFd) -> bool) -> bool {
     let serve = |options: &Options, announce| match announce {
@@ -74,14 +75,14 @@ fn keeper<'a>(
 struct Redox<'a> {
     serve: Serve<'a>,
     patience: Patience<Queue>,
-    /// Until a server serves: it is waited for by whoever boots.
+    /// `Some` until the first server serves. Init, or the parent of a oneshot unit, waits for this.
     announce: Option<Announce>,
 }
 
 /// A server's process.
 struct Server {
     process: Process,
-    /// A byte comes with each descriptor.
+    /// The server sends one byte with each descriptor.
     pipe: File,
     since: Instant,
 }
@@ -171,15 +172,15 @@ impl System for Redox<'_> {
         let _ = fs::remove_file(format!("/scheme/{NAME}"));
     }
 
-    /// In a process of its own: an answer to a client that was killed while it waited makes the kernel unmap what the
-    /// client lent, at the server's addresses, in whoever answers.
+    /// Answers in a child process. If a client was killed while it waited, an answer makes the kernel unmap the
+    /// memory that the client lent. The kernel unmaps the server's addresses, but in the process that answers.
     fn answer(&mut self, socket: OwnedFd) -> io::Result<()> {
         let socket = number(&socket.into_raw_fd())?;
         let started = Process::new(|| {
             answer_all(Dead { socket });
             true
         });
-        // The scheme ends when the other process closes its own.
+        // The scheme ends when the child closes its descriptor, too.
         let closed = close(socket);
         started?.wait()?;
         Ok(closed?)
@@ -216,7 +217,7 @@ impl Callers for Dead {
             tag,
             result: u64::try_from(gone).unwrap_or(u64::MAX),
         };
-        // The kernel refuses an answer that nobody waits for.
+        // The kernel rejects an answer to a number without a waiting request.
         write(self.socket, &answer).is_ok()
     }
 

@@ -1,4 +1,4 @@
-//! What a keeper decides, over servers that fail in every way at every step.
+//! Tests of the keeper's decisions, over servers that fail in every way at every step.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::process::ExitStatusExt;
@@ -6,28 +6,28 @@ use std::os::unix::process::ExitStatusExt;
 use super::*;
 use crate::addr::PhysAddr;
 
-/// Statuses as wait(2) has them.
+/// Statuses as wait(2) returns them.
 const KILLED: i32 = 9;
 const PANICKED: i32 = 101 << 8;
 const FAILED: i32 = 1 << 8;
 const GOOD: i32 = 0;
 const USAGE: i32 = 2 << 8;
 
-/// A server as it will go on. By default it comes up and is killed.
+/// The fate of a server. By default it comes up and is killed.
 #[derive(Clone, Debug)]
 struct Plan {
-    /// Descriptors that it gives: socket, memory, root.
+    /// The number of descriptors that it sends: socket, memory, root.
     gives: usize,
-    /// The keeper gets no further with it after those, for this reason.
+    /// The error of the next attempt to receive one.
     fails: io::ErrorKind,
-    /// What comes of the word that the memory is held.
+    /// The result of waiting for its acknowledgement that the memory is held.
     held: Result<(), io::ErrorKind>,
-    /// What it says when asked whether older memory may go.
+    /// Its answer when asked whether older memory may go.
     go: Result<bool, io::ErrorKind>,
-    /// What there is to know of its memory when it is dead.
+    /// The error of asking for its state after its death.
     contents: Option<io::ErrorKind>,
     status: i32,
-    /// It cannot be killed, or its end is not to be known.
+    /// Killing it, and waiting for its end, fail.
     lives: bool,
     age: Duration,
 }
@@ -53,25 +53,25 @@ struct Server {
     given: usize,
 }
 
-/// The process that holds the memory of the server with this number.
+/// The holder of the memory of the server with this number.
 struct Hold {
     number: usize,
     plan: Plan,
     told: bool,
 }
 
-/// What happened, in order.
+/// One event of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
-    /// A server was started, with this many ranges of memory that others have left.
+    /// A server was started. This many ranges of memory are left from earlier ones.
     Started(usize),
     Known(usize),
     Killed(usize),
     Answered(usize),
     NameTaken,
-    /// The memory of a server was given up.
+    /// The memory of the server was given up.
     LetGo(usize),
-    /// A process that held nothing ended.
+    /// A holder without memory ended.
     Ended(usize),
     Paused(Duration),
 }
@@ -192,11 +192,11 @@ impl System for World {
     }
 }
 
-/// What comes of such servers, one after the other, until there is no process to be had.
+/// The result of running such servers, one after another, until the system gives no process.
 struct Run {
     seen: Vec<Seen>,
     good: bool,
-    /// Servers whose memory is held in the end.
+    /// Servers whose memory is held at the end.
     held: Vec<usize>,
     driven: usize,
     tags: Option<TagRecord>,
@@ -228,7 +228,7 @@ fn a_server_that_dies_is_followed_and_its_memory_goes_when_the_next_says_so() {
         Answered(0),
         NameTaken,
         NONE,
-        // Its memory is kept from every device until then.
+        // Until then the memory of the first server stays out of every device's reach.
         Started(1),
         Known(1),
         LetGo(0),
@@ -245,11 +245,11 @@ fn memory_is_held_while_a_unit_is_not_enabled() {
     let refuses = || Plan { go: Ok(false), ..Plan::default() };
     let run = run(&[Plan::default(), refuses(), refuses(), Plan::default(), Plan::default()]);
     assert!(!run.good, "there is no process to be had for a sixth");
-    // The fourth lets the memory of all three go.
+    // The fourth server lets the memory of the three before it go.
     let gone: Vec<_> = run.seen.iter().filter(|seen| matches!(seen, LetGo(_))).collect();
     assert_eq!(gone, [&LetGo(0), &LetGo(1), &LetGo(2), &LetGo(3)]);
     let started: Vec<_> = run.seen.iter().filter(|seen| matches!(seen, Started(_))).collect();
-    // The fifth is told of the fourth's alone.
+    // The fifth server gets only the range of the fourth.
     assert_eq!(started, [0, 1, 2, 3, 1].map(Started).iter().collect::<Vec<_>>());
     let first_gone = run.seen.iter().position(|seen| *seen == LetGo(0));
     assert!(first_gone > run.seen.iter().position(|seen| *seen == Known(3)));
@@ -267,7 +267,8 @@ fn a_server_that_says_nothing_is_killed_and_lets_nothing_go() {
     }
 }
 
-/// It may have been told when nobody heard that it was: its memory is held unless whoever held it has ended.
+/// The server may have been notified although its acknowledgement did not arrive. So its memory stays held, unless
+/// the holder has ended.
 #[test]
 fn a_server_that_was_not_told_has_its_memory_held_if_there_is_any() {
     let hung = Plan { held: Err(io::ErrorKind::TimedOut), ..Plan::default() };
@@ -279,7 +280,8 @@ fn a_server_that_was_not_told_has_its_memory_held_if_there_is_any() {
     assert!(run.seen.contains(&LetGo(1)), "no unit knows of it");
 }
 
-/// Units know of the memory: what became of the process that held it is no reason to forget it.
+/// Units may use the memory. If the holder fails to report it, the keeper starts no other server, which would treat
+/// the memory as free.
 #[test]
 fn a_server_that_was_told_is_never_followed_without_its_memory() {
     for error in [io::ErrorKind::UnexpectedEof, io::ErrorKind::TimedOut, io::ErrorKind::InvalidData]
@@ -333,7 +335,8 @@ fn ten_that_cannot_run_are_enough_and_what_is_held_stays() {
     assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
 }
 
-/// Killed again and again while it takes over: each leaves memory behind, so there is an end to it.
+/// Servers are killed again and again during take-over. Each leaves memory behind, so the number of attempts is
+/// limited.
 #[test]
 fn servers_that_die_before_they_serve_count_as_failures() {
     let dies = Plan { gives: 2, ..Plan::default() };
@@ -360,7 +363,7 @@ fn a_server_without_answers_is_followed_all_the_same() {
     assert!(run.seen.contains(&LetGo(0)));
 }
 
-/// Whoever looks names up may wait for the dead server: it is answered for before anything else is done.
+/// The manager of name spaces may wait for the dead server. So its requests are answered before anything else.
 #[test]
 fn clients_of_a_dead_server_are_answered_first() {
     let run = run(&[Plan::default(), Plan::default()]);

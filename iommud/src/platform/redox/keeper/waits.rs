@@ -1,4 +1,4 @@
-//! What a keeper waits with on Redox.
+//! The event queue of a keeper on Redox.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -11,29 +11,30 @@ use event::{EventFlags, RawEventQueue};
 use super::bounded_read::{Waits, Woken};
 use crate::platform::redox::events::{alarm, clock, number};
 
-/// Opened at start: later whoever looks names up may wait for a dead server himself.
+/// The event queue and its timer. Both are opened at start, because later the manager of name spaces may itself wait
+/// for a dead server.
 pub(super) struct Queue {
     queue: RawEventQueue,
     clock: File,
 }
 
 impl Queue {
-    /// Opens what waiting takes.
+    /// Opens the queue and the timer.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// An error of the kernel.
     pub(super) fn new() -> io::Result<Self> {
         let (queue, clock) = (RawEventQueue::new()?, clock()?);
         queue.subscribe(number(&clock)?, 0, EventFlags::READ)?;
         Ok(Self { queue, clock })
     }
 
-    /// Makes a file one that wakes whoever waits, and whose reads do not block.
+    /// Makes a file wake [`Waits::next`], and makes reads of the file nonblocking.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// An error of the kernel.
     pub(super) fn watch(&self, file: &File) -> io::Result<()> {
-        // SAFETY: changes a flag of a file that is open, and no memory.
+        // SAFETY: the call changes a flag of an open file and accesses no memory.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }

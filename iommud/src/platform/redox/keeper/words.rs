@@ -1,16 +1,18 @@
-//! What the process that holds a server's memory says to the keeper: lines of words.
+//! The messages of the holder to the keeper: lines of words.
 
 use iommu_protocol::ids::PciAddress;
 
 use crate::addr::{PhysAddr, PhysRange};
 use crate::topology::tags::TagRecord;
 
-/// First words of its lines: the server has been told that the memory is mapped, or could not be.
+/// First words of lines. [`TOLD`]: the server acknowledged that its memory is mapped. [`UNTOLD`]: it could not be
+/// notified.
 pub(super) const TOLD: &str = "held";
 pub(super) const UNTOLD: &str = "unheld";
 
-/// Where the memory is; functions and tags that were noted there; that the server lets the memory of those before it go, that a unit uses
-/// it, that it says nothing.
+/// [`RANGES`], [`NOTES`], [`TAGS`]: ranges of the memory, and the functions and tags that are noted in it. [`GO`]:
+/// the server lets the memory of earlier servers go. [`STAY`]: a unit may still use that memory. [`SILENT`]: the
+/// server gives no answer.
 pub(super) const RANGES: &str = "ranges";
 pub(super) const NOTES: &str = "notes";
 pub(super) const TAGS: &str = "tags";
@@ -18,17 +20,18 @@ pub(super) const GO: &str = "go";
 pub(super) const STAY: &str = "stay";
 pub(super) const SILENT: &str = "silent";
 
-/// What was said and not read yet: a read may end within a line, or take several.
+/// Output that was read but not used yet, because a read may end within a line or take several.
 #[derive(Debug, Default)]
 pub(super) struct Said(Vec<u8>);
 
 impl Said {
-    /// More was said.
+    /// Appends bytes that were read.
     pub(super) fn hear(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);
     }
 
-    /// The next whole line that begins with one of `words`: that word, and the others. Lines before it are left out.
+    /// Takes the next whole line that begins with one of `words`. Returns that word, and the others. Drops the lines
+    /// before it.
     pub(super) fn line<'a>(&mut self, words: &[&'a str]) -> Option<(&'a str, Vec<String>)> {
         while let Some(end) = self.0.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.0.drain(..=end).collect();
@@ -43,7 +46,7 @@ impl Said {
     }
 }
 
-/// The three lines on what a server has left.
+/// Formats the three lines about the state that a server left.
 pub(super) fn contents(
     ranges: &[PhysRange],
     noted: impl Iterator<Item = PciAddress>,
@@ -58,23 +61,23 @@ pub(super) fn contents(
     first.chain(second).chain(third).chain(["\n".to_owned()]).collect()
 }
 
-/// The words of [`RANGES`]; `None` when one of them is no range.
+/// Parses the words of [`RANGES`]. `None` when one of them is not a range.
 pub(super) fn ranges(words: &[String]) -> Option<Vec<PhysRange>> {
     words.iter().map(|word| range(word)).collect()
 }
 
-/// The words of [`NOTES`]; `None` when one of them is no function.
+/// Parses the words of [`NOTES`]. `None` when one of them is not a function.
 pub(super) fn noted(words: &[String]) -> Option<Vec<PciAddress>> {
     words.iter().map(|name| name.parse().ok()).collect()
 }
 
-/// The word of [`TAGS`]; `None` when there is none, or it cannot be read: units may hold any tags then.
+/// Parses the word of [`TAGS`]. `None` when there is none, or when it is malformed. Then units may hold any tags.
 pub(super) fn tags(words: &[String]) -> Option<TagRecord> {
     let bits = words.first().and_then(|bits| u64::from_str_radix(bits, 16).ok());
     bits.map(TagRecord::from_bits)
 }
 
-/// `FIRST+LENGTH`, both hexadecimal.
+/// Parses `FIRST+LENGTH`, both hexadecimal.
 fn range(text: &str) -> Option<PhysRange> {
     let number = |digits| u64::from_str_radix(digits, 16).ok();
     let (first, length) = text.split_once('+')?;

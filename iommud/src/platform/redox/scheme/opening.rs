@@ -1,4 +1,4 @@
-//! What an open comes to: something that is open at once, or a claim that waits.
+//! Opens paths: the result is an open handle, or a claim that waits.
 
 use syscall::error::{EBADF, EINVAL, Error, Result};
 
@@ -11,8 +11,7 @@ use crate::policy::ClientId;
 use crate::server::{Caller, Handle, Opened};
 
 impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
-    /// Decides claims that have waited long enough. Called after each event and each tick, before requests that were
-    /// kept are polled.
+    /// Enters the results of decided claims. Called after each event and each tick, before kept requests are polled.
     pub fn answer_claims(&mut self) {
         while self.server.has_claims()
             && let Some(now) = self.claims.now()
@@ -26,13 +25,13 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         }
     }
 
-    /// Whether claims wait: then they are to be decided at a tick.
+    /// Whether claims wait, or their results. Then the loop must wake for them.
     #[must_use]
     pub fn has_claims(&self) -> bool {
         self.server.has_claims()
     }
 
-    /// Opens a path; returns the number of what is opened.
+    /// Opens a path and returns the number of the open handle or claim.
     pub(super) fn open(
         &mut self,
         at: usize,
@@ -40,7 +39,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         write: bool,
         caller: &CallerCtx,
     ) -> Result<usize> {
-        // The name space's server leaves a slash in front; programs put one behind names of directories.
+        // The name space's server leaves a slash in front of the path. Programs put one behind names of directories.
         let (path, wait) = wait_of(path.trim_matches('/'))?;
         if wait.is_some() && !write {
             return Err(Error::new(EINVAL));
@@ -60,7 +59,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         Ok(opened)
     }
 
-    /// Opens at once, or enters a claim that waits: never does this wait itself.
+    /// Opens a path at once, or enters a claim that waits. The call itself never waits.
     fn open_within(
         &mut self,
         who: Caller,
@@ -86,7 +85,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         }
     }
 
-    /// Enters a session, and the process that opened it. The name space's server opens paths for others, as process 0.
+    /// Enters a session, and the process that opened it. The name space manager opens paths for others, as process 0.
     fn enter(&mut self, session: Handle, client: ClientId, process: usize) {
         self.clients.insert(session, client);
         if let Ok(process @ 1..) = u32::try_from(process) {
@@ -94,12 +93,12 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         }
     }
 
-    /// Whether a session is this client's, or a claim that may become one.
+    /// Whether this client has a session, or a claim that may become one.
     fn is_client(&self, client: ClientId) -> bool {
         self.clients.values().any(|other| *other == client) || self.claims.has_client(client)
     }
 
-    /// A number for a session that counts as a client of its own: the next that no open session has.
+    /// The number of a client for a new session: the next one that no open session or claim has.
     pub(super) fn new_client(&self) -> ClientId {
         let mut number = self.last_client;
         loop {

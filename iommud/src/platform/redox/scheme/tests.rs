@@ -1,4 +1,4 @@
-//! The scheme's methods, called as the kernel's requests call them, over a machine without a unit.
+//! Tests of the scheme's methods, called with the kernel's requests, mostly over a machine without a unit.
 
 mod waiting;
 
@@ -18,7 +18,7 @@ use crate::server::{Budget, Startup, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
 use crate::topology::pci::{FunctionKind, PciFunction};
 
-/// Buffers at made-up addresses.
+/// Buffers at invented addresses.
 #[derive(Default)]
 struct Buffers(BTreeMap<u32, u64>);
 
@@ -60,7 +60,7 @@ fn scheme_with(firmware: Firmware, units: Vec<UnitStart<FakeUnit>>) -> Scheme {
     IommuScheme::new(start(firmware, units, HugeTables::new([]))).with_keys(Some([9; 32]))
 }
 
-/// A server with one function.
+/// Starts a server with one function.
 fn start<U: Unit<Memory = HugeTables>>(
     firmware: Firmware,
     units: Vec<UnitStart<U>>,
@@ -92,7 +92,7 @@ fn start<U: Unit<Memory = HugeTables>>(
     })
 }
 
-/// The crate makes callers out of requests only.
+/// Makes a caller from a request, because the crate has no other way.
 fn caller(pid: usize, uid: u32) -> CallerCtx {
     match redox_scheme::Request::default().kind() {
         redox_scheme::RequestKind::Call(call) => CallerCtx { pid, uid, gid: uid, ..call.caller() },
@@ -122,7 +122,7 @@ fn errno<T: core::fmt::Debug>(result: Result<T>) -> i32 {
     result.unwrap_err().errno
 }
 
-/// A request of the protocol as bytes: version 1, the operation, the whole length, a cookie, the structure.
+/// The bytes of a protocol request: version 1, the operation, the whole length, a cookie, the structure.
 fn request(operation: u16, body: &[u64], room: usize) -> Vec<u8> {
     let length = 16 + 8 * u32::try_from(body.len()).unwrap();
     let mut bytes = vec![1, 0];
@@ -134,7 +134,7 @@ fn request(operation: u16, body: &[u64], room: usize) -> Vec<u8> {
     bytes
 }
 
-/// Allocates one page in a session; returns the handle of its memory.
+/// Allocates one page in a session. Returns the handle of its memory.
 fn buffer(scheme: &mut Scheme, session: usize) -> usize {
     // Allocate (4): length, alignment, boundary, access and flags. Reply header 24, then iova, length, slot.
     let mut payload = request(4, &[4096, 4096, 0, 3], 48);
@@ -166,8 +166,8 @@ fn texts_are_for_uid_0_and_read_at_offsets() {
     );
 }
 
-/// The names in an answer of getdents: u64 inode, u64 next, u16 length of the record, u8 kind, the name and
-/// a zero, as relibc's dirent has it.
+/// Decodes the names in an answer of getdents. A record is u64 inode, u64 next, u16 length, u8 kind, the name and a
+/// zero, as in relibc's dirent.
 fn names(bytes: &[u8]) -> Vec<(u64, String)> {
     let mut found = Vec::new();
     let mut rest = bytes;
@@ -337,7 +337,7 @@ fn a_buffer_goes_to_the_session_that_expects_its_key_and_once() {
     assert_eq!(scheme.call(memory, &mut key, &[BRING], &who).unwrap(), 0, "of another client's");
 }
 
-/// A client cannot choose a key: neither one that it makes up nor the one of another session gets it anything.
+/// A client cannot choose a key, neither an invented one nor that of another session.
 #[test]
 fn a_key_is_the_servers_and_without_a_seed_there_is_none() {
     let mut scheme = scheme();
@@ -351,7 +351,7 @@ fn a_key_is_the_servers_and_without_a_seed_there_is_none() {
     assert_eq!(errno(scheme.call(session, &mut chosen.clone(), &[EXPECT], &who)), ENOSYS);
 }
 
-/// Numbers of clients begin anew after 2^31 sessions, and leave out those of sessions that are still open.
+/// Client numbers start again after 2^31 sessions, and skip those of open sessions.
 #[test]
 fn a_session_never_gets_an_open_ones_client() {
     let mut scheme = scheme();

@@ -21,17 +21,17 @@ struct OfUnit {
     entries: Pool<Source>,
 }
 
-/// The most requester ids of no known function whose faults are not reported, of all units. Each may need a table
-/// for its bus.
+/// The most requester ids of no known function whose faults are suppressed, of all units together. Each may need a
+/// table for its bus.
 pub(in crate::policy) const MOST_STRANGERS: usize = 64;
 
 /// The entries of all units that functions use.
 #[derive(Clone)]
 pub(in crate::policy) struct SourceTable {
     units: Vec<OfUnit>,
-    /// Requester ids of no known function whose faults are not reported. Their entries deny.
+    /// Requester ids of no known function whose faults are suppressed. Their entries deny.
     strangers: BTreeSet<Key>,
-    /// Entries whose last function went in the decision under way, which has not written them yet.
+    /// Entries whose last function was removed in the decision under way, and which it has not written yet.
     leaving: BTreeMap<Key, Source>,
 }
 
@@ -41,7 +41,7 @@ impl SourceTable {
         of.entries.get(of.places.get(source)?)
     }
 
-    /// An entry, which may be one that the decision under way leaves.
+    /// An entry, including one whose last function was removed in the decision under way.
     pub(in crate::policy) fn get_mut(&mut self, key: Key) -> Option<&mut Source> {
         if let Some(left) = self.leaving.get_mut(&key) {
             return Some(left);
@@ -50,18 +50,18 @@ impl SourceTable {
         of.entries.get_mut(of.places.get(key.1)?)
     }
 
-    /// Requester ids of no known function that are silenced.
+    /// Requester ids of no known function whose faults are suppressed.
     pub(in crate::policy) const fn strangers(&self) -> &BTreeSet<Key> {
         &self.strangers
     }
 
-    /// Whether faults of a requester are not reported.
+    /// Whether faults of a requester are suppressed.
     pub(in crate::policy) fn is_silenced(&self, key: Key) -> bool {
         let known = self.get(key).or_else(|| self.leaving.get(&key));
         known.is_some_and(|source| source.silenced) || self.strangers.contains(&key)
     }
 
-    /// Notes that faults of a requester are not reported, or are again.
+    /// Records whether faults of a requester are suppressed.
     pub(in crate::policy) fn suppress_faults(&mut self, key: Key, silent: bool) {
         let known = self.get_mut(key).map(|source| source.silenced = silent).is_some();
         if silent && !known {
@@ -89,7 +89,7 @@ impl SourceTable {
             .flat_map(|unit| self.of(unit).map(move |(source, entry)| ((unit, source), entry)))
     }
 
-    /// No entries, of as many units.
+    /// Creates a table without entries, for this number of units.
     pub(super) fn new(units: usize) -> Self {
         let none = OfUnit { places: Numbers::default(), entries: Pool::default() };
         Self {
@@ -99,11 +99,11 @@ impl SourceTable {
         }
     }
 
-    /// An entry; one that is new is nobody's, and denies. `None` without such a unit, or when there are as many
-    /// as can be.
+    /// An entry, created when there is none. A new one has no users and denies. `None` without such a unit, or when
+    /// the pool is full.
     pub(in crate::policy) fn enter(&mut self, (unit, source): Key) -> Option<&mut Source> {
         let of = self.units.get_mut(unit.0 as usize)?;
-        // It is as its entry is in the unit, until that is written.
+        // Until the entry is written, the record has the state of the entry in the unit.
         let silenced = !self.strangers.is_empty() && self.strangers.remove(&(unit, source));
         let left = self.leaving.remove(&(unit, source));
         let new =
@@ -115,7 +115,7 @@ impl SourceTable {
         of.entries.get_mut(place)
     }
 
-    /// Makes room for that many entries more, if there is one unit.
+    /// Reserves room for this many more entries, if there is one unit.
     pub(super) fn reserve(&mut self, more: usize) {
         if let [only] = self.units.as_mut_slice() {
             only.entries.reserve(more);
@@ -129,8 +129,8 @@ impl SourceTable {
         }
     }
 
-    /// The last function that used an entry is gone. It is the decision's to write the entry, if anything was ever written
-    /// there.
+    /// Records that the last function that used an entry is gone. The decision must write the entry, if anything was
+    /// ever written there.
     pub(super) fn leave(&mut self, key: Key) {
         let written = |entry: &Source| entry.binding.is_some() || entry.silenced;
         if let Some(entry) = self.take(key).filter(written) {
@@ -143,7 +143,7 @@ impl SourceTable {
         of.entries.remove(of.places.remove(source)?)
     }
 
-    /// What an entry is that the decision under way leaves or finds; and whether it leaves it.
+    /// The binding of an entry in the decision under way, and whether its last function was removed in it.
     pub(in crate::policy) fn under_way(&self, key: Key) -> (Option<Binding>, bool) {
         match self.leaving.get(&key) {
             Some(left) => (left.binding, true),
@@ -151,7 +151,7 @@ impl SourceTable {
         }
     }
 
-    /// Drops an entry that was left, and is written now.
+    /// Drops an entry whose last function was removed, and which is written now.
     pub(in crate::policy) fn drop_left(&mut self, key: Key) -> Option<Source> {
         self.leaving.remove(&key)
     }

@@ -1,6 +1,6 @@
-//! Units, functions and groups: what the machine consists of, and what each entry is to be.
+//! Units, functions and groups of the machine, and the binding that each entry should have.
 //!
-//! The entry of a requester id is a function of the state of its group:
+//! The binding of a requester id follows from the state of its group:
 //!
 //! ```text
 //!                       claim                      attach of any member
@@ -14,12 +14,12 @@
 //!                                                       blocked for all others
 //! ```
 //!
-//! A session that ends with its device attached leaves the device unquiesced: under `compat` a write that is under way
-//! would land at the physical address that equals its I/O virtual one. Its group stays blocked until an owner has
-//! attached the device again and detached it, which says that it is quiet.
+//! A session that ends with its device attached leaves the device unquiesced. Under `compat` a write under way would
+//! land at the physical address that equals its I/O virtual one. The group stays blocked until an owner has attached
+//! the device again and detached it, which states that it is quiet.
 //!
-//! A function added to a claimed group is blocked until the group is free: it must not reach what its neighbours'
-//! owner does not grant.
+//! A function added to a claimed group is blocked until the group is free. It must not reach memory that the owner of
+//! its neighbours does not grant.
 
 mod entries;
 mod named;
@@ -51,28 +51,27 @@ use entries::SourceTable;
 pub(in crate::policy) use target_binding::TargetBinding;
 pub(in crate::policy) use topology::Added;
 
-/// What the machine consists of.
+/// The units, functions, groups and owners of the machine.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Machine {
     pub(in crate::policy) config: Config,
     pub(in crate::policy) firmware: Firmware,
-    /// What nobody may be given by the firmware's word: the server's memory, registers, the interrupt
-    /// window.
+    /// Memory that is never mapped for a region of firmware: the server's memory, registers, the interrupt window.
     pub(in crate::policy) forbidden: Ranges,
     pub(in crate::policy) units: Vec<Unit>,
-    /// What units of a class can walk. Units of one class share the domains of policy.
+    /// The shape of the tables of each class of units. Units of one class share the domains of policy.
     pub(in crate::policy) classes: Vec<Shape>,
     pub(in crate::policy) table: FunctionTable,
     scopes: Scopes,
     functions: Vec<Option<Function>>,
-    /// How often a function was added, by address.
+    /// Number of functions that were added, by address.
     generations: AddressNumbers,
-    /// Functions that were attached or unquiesced when they went, and the identity of each. `None`: an earlier server
-    /// left it driven, and no walk has found it yet. The same function is unquiesced when it comes back: nobody has
-    /// said that it is quiet, and one that a walk missed was at work all the time.
+    /// Functions that were attached or unquiesced when they were removed, and the identity of each. `None`: an
+    /// earlier server left it driven, and no walk has found it yet. The same function is unquiesced when it comes
+    /// back. It is not known to be quiet, and one that a walk missed was at work all the time.
     left_driven: BTreeMap<PciAddress, Option<Identity>>,
     pub(in crate::policy) sources: SourceTable,
-    /// Requester ids that functions used and use no longer: what firmware names there is denied.
+    /// Requester ids that functions used in the past. A device that firmware names there is denied.
     taken: BTreeSet<Key>,
     pub(in crate::policy) groups: Pool<Group>,
     pub(in crate::policy) owners: Slab<Owner>,
@@ -117,7 +116,7 @@ impl Machine {
         }
     }
 
-    /// Whether a unit must be told of new translations. One that has failed is told nothing.
+    /// Whether new translations must be published to a unit: it caches absent entries, or it is not up.
     #[inline]
     pub(in crate::policy) fn needs_publishing(&self, unit: UnitIndex) -> bool {
         match self.unit(unit) {
@@ -146,7 +145,7 @@ impl Machine {
         Some((index, self.function(index)?))
     }
 
-    /// How often a function was added at an address.
+    /// Number of functions that were added at an address.
     pub(in crate::policy) fn generation(&self, address: PciAddress) -> u32 {
         self.generations.get(address).unwrap_or(0)
     }
@@ -193,7 +192,7 @@ impl Machine {
         }
     }
 
-    /// Notes what a device does.
+    /// Sets the activity of a function.
     pub(in crate::policy) fn set_activity(&mut self, index: FunctionIndex, activity: Activity) {
         let Some(function) = self.function_mut(index) else { return };
         let was = core::mem::replace(&mut function.activity, activity);
@@ -204,7 +203,7 @@ impl Machine {
         }
     }
 
-    /// Whether the function at an address may be doing what an owner told it, or was when it went.
+    /// Whether the function at an address may be at work for an owner, or was when it was removed.
     pub(in crate::policy) fn may_be_driven(&self, address: PciAddress) -> bool {
         match self.find(address) {
             Some((_, function)) => function.activity != Activity::Quiet,
@@ -212,8 +211,7 @@ impl Machine {
         }
     }
 
-    /// Whether nobody relies on what a function is, or on what is behind it: no group is claimed, and every device is
-    /// quiet.
+    /// Whether nobody relies on a function or on those behind it: no group is claimed, and every device is quiet.
     pub(in crate::policy) fn is_at_rest(&self, index: FunctionIndex) -> bool {
         self.with_behind(index).into_iter().all(|index| {
             let group = self.function(index).and_then(|function| self.group(function.group));
@@ -224,8 +222,8 @@ impl Machine {
         })
     }
 
-    /// Notes that an earlier server left a function driven. False when it is not known yet: then it is unquiesced from
-    /// the moment that a walk finds it.
+    /// Records that an earlier server left a function driven. False when it is not known yet: then it is unquiesced
+    /// from the moment that a walk finds it.
     pub(in crate::policy) fn note_left_driven(&mut self, address: PciAddress) -> bool {
         let index = self.find(address).map(|(index, _)| index);
         match index {
@@ -244,7 +242,7 @@ impl Machine {
         }
     }
 
-    /// Refuses unless a session's device is there and behind no unit that failed.
+    /// Refuses unless a session's device is present and behind no failed unit.
     pub(in crate::policy) fn check_session(&self, session: &Session) -> Result<(), Refusal> {
         if session.function.is_none() {
             return Err(Refusal::NotProbed);
@@ -252,7 +250,7 @@ impl Machine {
         session.unit.map_or(Ok(()), |unit| self.check_unit(unit))
     }
 
-    /// What the units that are up can do.
+    /// The capabilities of the units that are up.
     pub(in crate::policy) fn up(&self) -> impl Iterator<Item = &UnitCapabilities> {
         self.units.iter().filter_map(|unit| match unit {
             Unit::Enabled { capabilities, .. } => Some(capabilities),
@@ -265,7 +263,7 @@ impl Machine {
         self.up().map(|unit| unit.last_tag).min().unwrap_or(u16::MAX)
     }
 
-    /// Whether no unit has been up, and nothing is claimed: functions are entered without writing an entry.
+    /// Whether no unit has been up, and nothing is claimed. Then functions are added without writing an entry.
     pub(in crate::policy) fn is_untouched(&self) -> bool {
         self.units.iter().all(|unit| matches!(unit, Unit::Parsed)) && self.owners.len() == 0
     }

@@ -1,8 +1,8 @@
 //! Devices that firmware names and that are no PCI functions: eMMC, I2C or UART controllers that do DMA under a
 //! requester id of their own.
 //!
-//! Nobody can claim one. Its entry is under policy as that of an unclaimed function is. Once a function was known
-//! by that id, the function decides, also after it went: whoever sends then is not what firmware named.
+//! They cannot be claimed. Policy decides on the entry as on that of an unclaimed function. Once a function was known
+//! by the id, the function decides, also after it was removed: later requests may not be those of the named device.
 
 use alloc::vec::Vec;
 
@@ -17,14 +17,14 @@ use crate::topology::firmware::NamedDevice;
 use crate::topology::scope;
 
 impl Machine {
-    /// Where a device is that firmware names; `None` while a bridge above it is not known.
+    /// The address of a device that firmware names; `None` while a bridge above it is not known.
     pub(in crate::policy) fn place_of(&self, device: &NamedDevice) -> Option<PciAddress> {
         let segment = self.firmware.units.get(device.unit)?.segment;
         scope::place(self.table.view(), segment, device.start_bus, &device.path)
     }
 
-    /// The entries of devices that firmware names behind a unit, to be made before the unit translates, when the functions
-    /// of the machine are known.
+    /// The entries of devices that firmware names behind a unit. They are created before the unit translates, when
+    /// the functions of the machine are known.
     pub(in crate::policy) fn named_entries(&self, unit: UnitIndex) -> Vec<Key> {
         let devices = self.firmware.named.iter().filter(|named| named.unit == unit.0 as usize);
         let places = devices.filter_map(|named| self.place_of(named));
@@ -36,14 +36,14 @@ impl Machine {
         places.filter(unused).map(|place| (unit, place.requester)).collect()
     }
 
-    /// A function that used a requester id is gone: firmware's word no longer opens the id.
+    /// Records that a function that used a requester id is gone: a named device no longer opens the id.
     pub(super) fn take_named(&mut self, key: Key) {
         if self.firmware.named.iter().any(|named| named.unit == key.0.0 as usize) {
             self.taken.insert(key);
         }
     }
 
-    /// What the entry is to be of a requester id that firmware names and no function uses.
+    /// The binding of a requester id that firmware names and no function uses.
     pub(super) fn target_of_named(&self, (unit, requester): Key) -> TargetBinding {
         let description = self.firmware.units.get(unit.0 as usize);
         let (Some(description), Some(Unit::Enabled { capabilities, class })) =

@@ -1,4 +1,4 @@
-//! What each entry is to be.
+//! The binding that each entry should have.
 
 use alloc::vec::Vec;
 
@@ -13,24 +13,24 @@ use crate::policy::state::machine::Machine;
 use crate::policy::state::objects::{Activity, Group, Unit};
 use crate::topology::table::FunctionIndex;
 
-/// What an entry is to be, before domains have been looked up.
+/// The binding that an entry should have, before domains are looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::policy) enum TargetBinding {
     Blocked,
     PassThrough,
-    /// This domain.
+    /// The domain of an owner.
     Domain(DomainId),
-    /// This domain of policy.
+    /// A domain of policy.
     Shared(Shared),
 }
 
 impl Machine {
-    /// What firmware reserves for a function, without what nobody may be given.
+    /// The pieces that firmware reserves for a function, without forbidden memory.
     pub(in crate::policy) fn reserved_of(&self, index: FunctionIndex) -> Vec<Piece> {
         self.table.get(index).map_or_else(Vec::new, |function| self.reserved_at(function.address))
     }
 
-    /// What firmware reserves for whoever is at an address, without what nobody may be given.
+    /// The pieces that firmware reserves for any function at an address, without forbidden memory.
     pub(super) fn reserved_at(&self, address: PciAddress) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for region in self.scopes.reserved(&self.firmware, address) {
@@ -46,8 +46,8 @@ impl Machine {
         pieces
     }
 
-    /// A range, cut wherever any region of firmware's begins or ends. No leaf crosses a cut, so that a region is taken
-    /// out of a domain without a leaf being split, which would need a table: the end of a device needs no memory.
+    /// Cuts a range where any region of firmware begins or ends. No leaf crosses a cut, so that no leaf is split when
+    /// a region is removed from a domain. A split would need a table, and the end of a device must need no memory.
     fn cut_at_regions(&self, (first, last): (u64, u64)) -> Vec<(u64, u64)> {
         let regions = self.firmware.reserved.iter().map(|region| region.range.page_aligned());
         let ends = regions.flat_map(|range| [Some(range.first().0), range.last().0.checked_add(1)]);
@@ -76,7 +76,7 @@ impl Machine {
             .map(|region| (region.range.page_aligned().identity(), region.exclusion))
     }
 
-    /// What firmware reserves for some functions, without overlap.
+    /// The pieces that firmware reserves for some functions, without overlap.
     pub(in crate::policy) fn reserved_of_all(
         &self,
         functions: impl Iterator<Item = FunctionIndex>,
@@ -88,7 +88,7 @@ impl Machine {
         normal(&all)
     }
 
-    /// What the entry of a source is to be; blocked when nobody uses it and firmware names no device there.
+    /// The binding that an entry should have. Blocked when no function uses it and firmware names no device there.
     pub(in crate::policy) fn target(&self, key: Key) -> TargetBinding {
         let Some(source) = self.sources.get(key) else { return TargetBinding::Blocked };
         let users = || source.users.iter().filter_map(|user| self.function(*user));
@@ -110,7 +110,7 @@ impl Machine {
         self.target_of_policy(key.0, group, &source.users, group.state.unquiesced > 0)
     }
 
-    /// The domain of policy that a source is under when its group is unquiesced; `None` when it is blocked.
+    /// The domain of policy of a requester whose group is unquiesced; `None` when the requester is blocked.
     pub(in crate::policy) fn target_when_unquiesced(&self, key: Key) -> Option<Shared> {
         let source = self.sources.get(key)?;
         let first = source.users.iter().find_map(|user| self.function(*user))?;
@@ -121,8 +121,8 @@ impl Machine {
         }
     }
 
-    /// The strictest mode of all that use a requester id decides. For an unquiesced group that is
-    /// `Strict`, whatever is configured: firmware's own regions stay where they are.
+    /// The strictest mode of all functions with a requester id decides. For an unquiesced group that is `Strict`,
+    /// whatever is configured: regions of firmware stay mapped.
     fn target_of_policy(
         &self,
         unit: UnitIndex,

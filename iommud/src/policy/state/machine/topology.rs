@@ -1,4 +1,4 @@
-//! Functions that are entered and taken out, and the groups that come of it.
+//! Adds and removes functions, and updates the groups.
 
 use alloc::vec::Vec;
 
@@ -13,17 +13,17 @@ use crate::topology::pool::NOWHERE;
 use crate::topology::scope::Scopes;
 use crate::topology::table::FunctionIndex;
 
-/// A function that was entered.
+/// The result of adding a function.
 pub(in crate::policy) struct Added {
     pub(in crate::policy) group: GroupId,
-    /// Groups that are part of its group now.
+    /// Groups that became part of its group.
     pub(in crate::policy) merged: Vec<GroupId>,
     /// Functions behind it whose unit or requester ids changed.
     pub(in crate::policy) changed: Vec<FunctionIndex>,
 }
 
 impl Machine {
-    /// Makes room for that many functions more, each a group of its own behind one unit.
+    /// Reserves room for this many more functions, each a group of its own behind one unit.
     pub(in crate::policy) fn reserve(&mut self, more: usize) {
         self.table.reserve(more);
         self.functions.reserve(more);
@@ -31,13 +31,13 @@ impl Machine {
         self.sources.reserve(more);
     }
 
-    /// Enters a function that is not there yet.
+    /// Adds a function that is not known yet.
     pub(in crate::policy) fn add(&mut self, new: PciFunction) -> Added {
         let index = self.table.insert(new);
         if new.buses().is_some() {
             self.scopes = Scopes::new(&self.firmware, self.table.view());
         }
-        // At most one below the number that stands for none.
+        // Stays below the number that stands for none.
         let next = |before: Option<u32>| before.unwrap_or(0).saturating_add(1).min(u32::MAX - 1);
         self.generations.update(new.address, next);
         let (unit, aliases) = self.resolve(&new);
@@ -54,7 +54,7 @@ impl Machine {
         };
         match self.functions.get_mut(index.0 as usize) {
             Some(place) => *place = Some(function),
-            // Indices are used again, so that this one is the next.
+            // Indices are reused, so this one is the next.
             None => self.functions.push(Some(function)),
         }
         if self.comes_back_driven(&new) {
@@ -67,12 +67,13 @@ impl Machine {
         }
         self.join_neighbours(&new, &mut merged);
         let group = self.function(index).map_or(group, |function| function.group);
-        // The group made for the function alone was never anybody else's.
+        // The function's own group is no other group that became part of it.
         merged.retain(|other| *other != group);
         Added { group, merged, changed }
     }
 
-    /// Whether a new function may be the one that was driven when it went. A different one takes its place for good.
+    /// Whether a new function may be the one that was driven when it was removed. A different one takes its place for
+    /// good.
     fn comes_back_driven(&mut self, new: &PciFunction) -> bool {
         let left = self.left_driven.remove(&new.address);
         left.is_some_and(|identity| identity.is_none_or(|identity| identity == new.identity()))
@@ -85,8 +86,8 @@ impl Machine {
         (unit.and_then(|unit| u32::try_from(unit).ok()).map(UnitIndex), aliases)
     }
 
-    /// A new bridge may stand between functions behind it and their unit. Takes back what is entered of those
-    /// that it changes.
+    /// Updates the functions behind a new bridge, which may stand between them and their unit. Removes those that
+    /// change from their entries, and returns them.
     fn resolve_behind(&mut self, bridge: &PciFunction) -> Vec<FunctionIndex> {
         let Some(buses) = bridge.buses() else { return Vec::new() };
         let behind: Vec<PciFunction> =
@@ -109,7 +110,7 @@ impl Machine {
         changed
     }
 
-    /// Makes a function a user of its requester ids. Functions that share one are in one group.
+    /// Adds a function to the users of its requester ids. Functions that share one are in one group.
     fn enter_sources(&mut self, index: FunctionIndex, merged: &mut Vec<GroupId>) {
         for number in 0.. {
             let Some(key) = self.key_of(index, number) else { return };
@@ -135,7 +136,7 @@ impl Machine {
         }
     }
 
-    /// Follows the edges of a new function and of those behind it.
+    /// Joins groups along the edges of a new function and of those behind it.
     fn join_neighbours(&mut self, new: &PciFunction, merged: &mut Vec<GroupId>) {
         let mut pairs = Vec::new();
         let view = self.table.view();
@@ -152,7 +153,7 @@ impl Machine {
         }
     }
 
-    /// Makes the groups of two functions one. A claimed group keeps its number, else the lower one stays.
+    /// Joins the groups of two functions. A claimed group keeps its number, else the lower number stays.
     fn join(&mut self, a: FunctionIndex, b: FunctionIndex, merged: &mut Vec<GroupId>) {
         let (Some(a), Some(b)) = (self.function(a), self.function(b)) else { return };
         if a.group == b.group {
@@ -182,8 +183,8 @@ impl Machine {
         }
     }
 
-    /// Takes functions out, with all that is behind those of them that are bridges; returns their groups.
-    /// A group on whose members no session is left is free. A free group that falls apart becomes several.
+    /// Removes functions and returns their groups. With a bridge the caller names all functions behind it. A group
+    /// without sessions on its members becomes free. A free group that falls apart becomes several.
     pub(in crate::policy) fn remove(&mut self, gone: &[FunctionIndex]) -> Vec<GroupId> {
         let mut touched = Vec::new();
         let mut bridges = false;
@@ -220,7 +221,7 @@ impl Machine {
         touched
     }
 
-    /// Frees a group whose members nobody has a session on: a session on a member that is gone holds nothing.
+    /// Frees a group whose members have no session. A session on a removed member does not hold the group.
     fn free_if_unused(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(id.0) else { return };
         let in_use = |member: &FunctionIndex| {
@@ -242,7 +243,7 @@ impl Machine {
         }
     }
 
-    /// Makes a free group what its members are now; returns the groups that are new. Drops an empty one.
+    /// Splits a free group into the groups that its members form now; returns the new ones. Removes an empty group.
     pub(in crate::policy) fn fall_apart(&mut self, id: GroupId) -> Vec<GroupId> {
         let Some(group) = self.groups.get(id.0).filter(|group| group.state.owner.is_none()) else {
             return Vec::new();
@@ -279,7 +280,7 @@ impl Machine {
         new
     }
 
-    /// The members of a group that edges and shared requester ids lead to from one of them.
+    /// The members of a group that edges and shared requester ids connect to one of them.
     fn connected(&self, first: FunctionIndex, members: &[FunctionIndex]) -> Vec<FunctionIndex> {
         let mut found = alloc::vec![first];
         let mut at = 0;
@@ -305,7 +306,7 @@ impl Machine {
         found
     }
 
-    /// The functions that go when this one does: itself and what is behind it.
+    /// The functions that are removed with this one: itself and those behind it.
     pub(in crate::policy) fn with_behind(&self, index: FunctionIndex) -> Vec<FunctionIndex> {
         let mut all = alloc::vec![index];
         if let Some(function) = self.table.get(index)

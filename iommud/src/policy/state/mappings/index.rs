@@ -55,7 +55,7 @@ impl Mappings {
         Some(leaf)
     }
 
-    /// Puts the number of a record in its place.
+    /// Stores the number of a record in its place.
     #[inline]
     pub(super) fn link(&mut self, place: Place, record: u32) {
         let at = match self.leaf_of(place) {
@@ -79,7 +79,7 @@ impl Mappings {
         leaf
     }
 
-    /// Takes a place out of its leaf. A leaf that becomes empty is kept until another one does.
+    /// Removes a place from its leaf. A leaf that becomes empty is kept until another one does.
     #[inline]
     pub(super) fn unlink(&mut self, (at, place): (u32, Place)) {
         let Some(leaf) = self.leaves.get_mut(at as usize) else { return };
@@ -89,7 +89,7 @@ impl Mappings {
         }
     }
 
-    /// Keeps a leaf that became empty, and no longer the one before it if that still is.
+    /// Keeps a leaf that became empty. Frees the one kept before if it is still empty.
     #[inline(never)]
     fn stand_by(&mut self, at: u32, place: Place) {
         let (old, place) = core::mem::replace(&mut self.idle, (at, place));

@@ -10,11 +10,11 @@ use super::place::NONE;
 pub(super) enum Leaf {
     /// A few, by slot.
     List(Vec<(u16, u32)>),
-    /// One place for each slot, and how many are taken.
+    /// One place for each slot, and the number of those that are taken.
     Many(Directory, u16),
 }
 
-/// Most records of a leaf that are kept as a list, so that none of its changes moves much.
+/// Most records in the list of a leaf, so that no change moves many of them.
 const FEW: usize = 32;
 
 pub(super) type Directory = Box<[u32; 512]>;
@@ -105,13 +105,13 @@ impl Leaf {
     }
 }
 
-/// Where a slot is in a list, or would be.
+/// The index of a slot in a list, or the index at which it would be inserted.
 #[inline(never)]
 fn place_of(list: &[(u16, u32)], slot: u32) -> Result<usize, usize> {
     list.binary_search_by_key(&slot, |(known, _)| u32::from(*known))
 }
 
-/// A place for each slot.
+/// Turns a list into one place for each slot.
 #[cold]
 fn many(list: &[(u16, u32)]) -> Leaf {
     let mut slots: Directory = Box::new([NONE; 512]);
@@ -123,7 +123,7 @@ fn many(list: &[(u16, u32)]) -> Leaf {
     Leaf::Many(slots, u16::try_from(list.len()).unwrap_or(0))
 }
 
-/// A list of those that are taken.
+/// Turns the places that are taken into a list.
 #[cold]
 fn few(slots: &[u32; 512]) -> Leaf {
     let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);

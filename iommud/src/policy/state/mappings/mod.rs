@@ -1,8 +1,8 @@
 //! The live mappings of a domain: found by address, and listed by the buffer slot they belong to.
 //!
-//! A mapping is a record of 24 bytes. The index has the geometry of the page tables: the mapping is found
-//! at the level whose slots its first page is aligned to and its length fills, in a leaf for the records that
-//! begin in 512 slots: a short list while they are few, one place for each slot when they are many.
+//! A mapping is a record of 24 bytes. The index has the geometry of the page tables. A mapping is found at the level
+//! whose slots its first page is aligned to and its length fills. There, a leaf has the records that begin in 512
+//! slots: a short list of few, or one place for each slot.
 
 mod index;
 mod leaf;
@@ -30,9 +30,9 @@ pub(in crate::policy) struct Mappings {
     count: u32,
     leaves: Vec<Leaf>,
     free_leaves: Vec<u32>,
-    /// The leaf that became empty last, which is kept for the next mapping, with the place that points to it.
+    /// The leaf that became empty last, kept for the next mapping, and the place that points to it.
     idle: (u32, Place),
-    /// The leaf of level 0 that was looked for last: its number among those of its level, and where it is.
+    /// The leaf of level 0 that was looked up last: its number among those of its level, and its index.
     recent: (u32, u32),
     /// Level 0: by GiB, then by 2 MiB.
     pages: Vec<Option<Directory>>,
@@ -40,7 +40,7 @@ pub(in crate::policy) struct Mappings {
     blocks: Option<Directory>,
     /// Level 2.
     whole: u32,
-    /// With fewer mappings than this, most of the records are free.
+    /// Below this number of mappings, most of the records are free.
     sparse_below: u32,
 }
 
@@ -64,7 +64,7 @@ impl Default for Mappings {
 }
 
 impl core::fmt::Debug for Mappings {
-    /// The mappings, by number, and their neighbours in the lists: all there is to know from outside.
+    /// Shows the mappings by number, with their neighbours in the lists: all state that is visible from outside.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let mut live: Vec<u32> = self.leaves.iter().flat_map(Leaf::iter).collect();
         live.sort_unstable();
@@ -80,8 +80,8 @@ impl Mappings {
         self.count
     }
 
-    /// Enters a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the
-    /// first 2^39 bytes; offset and length are multiples of 4096.
+    /// Inserts a mapping, which overlaps no other, at the end of its slot's list. Its range lies in the first 2^39
+    /// bytes; offset and length are multiples of 4096.
     #[inline]
     pub(in crate::policy) fn insert(
         &mut self,
@@ -127,9 +127,10 @@ impl Mappings {
         (u64::from(record.pages) == length / PAGE_SIZE).then_some(MappingIndex(index))
     }
 
-    /// Takes the mapping of exactly this range out of the table and of the list that `list_of` gives for its slot
-    /// and for whether it is a grant, if it gives one. Returns its number, which is not used again before
-    /// [`Mappings::forget`], its slot, and how many mappings it is charged as.
+    /// Takes the mapping of exactly this range out of the table and out of its list. `list_of` returns that list,
+    /// given the slot and whether the mapping is a grant; without a list nothing is taken out. Returns the mapping's
+    /// number, its slot, and the number of mappings that it is charged as. The number is not reused before
+    /// [`Mappings::forget`].
     #[inline]
     pub(in crate::policy) fn take_out<'list>(
         &mut self,
@@ -149,7 +150,7 @@ impl Mappings {
         Some((MappingIndex(index), record.slot, record.charge()))
     }
 
-    /// As [`Mappings::take_out`], for a mapping whose number is known.
+    /// Like [`Mappings::take_out`], for a mapping whose number is known.
     pub(in crate::policy) fn take_out_at(&mut self, index: MappingIndex, list: &mut MappingList) {
         let Some(record) = self.record(index.0).copied() else { return };
         let place = record.place();
@@ -158,7 +159,7 @@ impl Mappings {
         }
     }
 
-    /// Undoes the last [`Mappings::take_out`] that is not undone. Everything else that happened since is undone.
+    /// Undoes the last [`Mappings::take_out`] that was not undone. All later changes were undone before.
     pub(in crate::policy) fn put_back(&mut self, index: MappingIndex, list: &mut MappingList) {
         let Some(&record) = self.record(index.0) else { return };
         match self.record_mut(record.previous) {
@@ -175,7 +176,7 @@ impl Mappings {
         self.link(record.place(), index.0);
     }
 
-    /// Forgets a mapping that was taken out, and returns what it was.
+    /// Frees the record of a mapping that was taken out, and returns the mapping.
     #[inline]
     pub(in crate::policy) fn forget(&mut self, index: MappingIndex) -> Option<Mapping> {
         let free = self.free;
@@ -186,7 +187,7 @@ impl Mappings {
         mapping
     }
 
-    /// Removes a mapping from the table and from its slot's list; returns what it was.
+    /// Removes a mapping from the table and from its slot's list; returns it.
     pub(in crate::policy) fn remove(
         &mut self,
         index: MappingIndex,
@@ -196,7 +197,7 @@ impl Mappings {
         self.forget(index)
     }
 
-    /// Gives the memory of an empty table back. None of its mappings is taken out and not forgotten.
+    /// Gives back the memory of an empty table. Every mapping that was taken out was forgotten too.
     #[inline]
     pub(in crate::policy) fn tidy(&mut self) {
         if self.count == 0 && (self.records.len() > 1 || self.leaves.len() > 64) {
@@ -204,12 +205,11 @@ impl Mappings {
         }
     }
 
-    /// A mapping.
     pub(in crate::policy) fn get(&self, index: MappingIndex) -> Option<Mapping> {
         self.record(index.0)?.unpack()
     }
 
-    /// Takes a record out of its list and its leaf.
+    /// Removes a record from its list and its leaf.
     #[inline]
     fn leave(&mut self, record: &Record, at: (u32, Place), list: &mut MappingList) {
         match self.record_mut(record.previous) {
@@ -261,7 +261,7 @@ impl Mappings {
         self.add_fresh(record)
     }
 
-    /// As `add`, when every record that was ever used is in use.
+    /// Like `add`, when every record that was ever used is in use.
     #[inline(never)]
     fn add_fresh(&mut self, record: Record) -> u32 {
         let index = self.fresh;

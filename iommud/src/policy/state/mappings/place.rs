@@ -1,4 +1,4 @@
-//! Where the record of a mapping is found: which leaf, and which slot in it.
+//! The place of a mapping's record: its leaf, and the slot in it.
 
 use crate::addr::{Iova, PAGE_SIZE};
 
@@ -7,7 +7,7 @@ pub(super) const NONE: u32 = u32::MAX;
 /// Bits of the number of a page.
 pub(super) const PAGE_MASK: u32 = (1 << 27) - 1;
 
-/// Which leaf, and which slot in it.
+/// A leaf, and a slot in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) level: u8,
@@ -30,7 +30,7 @@ impl Place {
         Self { level, leaf: slot >> 9, slot: slot & 511 }
     }
 
-    /// No place that a leaf has.
+    /// A place in no leaf.
     pub(super) const NOWHERE: Self = Self { level: u8::MAX, leaf: NONE, slot: 0 };
 
     /// The place of a mapping of this range, if there can be one.

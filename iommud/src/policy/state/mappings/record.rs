@@ -1,4 +1,4 @@
-//! A mapping as it is kept: a record, and its place in the list of its slot.
+//! Records: mappings in packed form, linked into the list of their slot.
 
 use iommu_protocol::wire::Access;
 
@@ -18,22 +18,22 @@ pub(in crate::policy) struct MappingIndex(pub(super) u32);
 /// A mapping, unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) struct Mapping {
-    /// Where.
+    /// The addresses that devices use.
     pub(in crate::policy) range: IovaRange,
     /// Index of the slot of the buffer it maps.
     pub(in crate::policy) slot: u32,
     /// First byte in the buffer.
     pub(in crate::policy) offset: u64,
-    /// What devices may do.
+    /// Access of devices.
     pub(in crate::policy) access: Access,
     /// Made by a grant: ended by a revoke.
     pub(in crate::policy) grant: bool,
-    /// Its pages lie anywhere in the buffer; `offset` is the first one's.
+    /// Its pages lie anywhere in the buffer; `offset` is that of the first one.
     pub(in crate::policy) list: bool,
 }
 
 impl Mapping {
-    /// How many mappings it is charged as.
+    /// Number of mappings that it is charged as.
     pub(in crate::policy) fn charge(&self) -> u32 {
         if self.list { page_number(self.range.length()) } else { 1 }
     }
@@ -50,9 +50,9 @@ pub(super) fn page_number(bytes: u64) -> u32 {
 pub(in crate::policy) struct MappingList {
     pub(super) first: u32,
     pub(super) last: u32,
-    /// How many.
+    /// Number of mappings.
     pub(in crate::policy) count: u32,
-    /// As how many they are charged.
+    /// Number of mappings that they are charged as.
     pub(in crate::policy) charged: u32,
 }
 
@@ -76,17 +76,17 @@ pub(super) struct Record {
 
 const _: () = assert!(size_of::<Record>() == 24);
 
-/// One that was never used.
+/// A record that was never used.
 pub(super) const UNUSED: Record =
     Record { page: 0, pages: 0, slot: NONE, offset: 0, previous: NONE, next: NONE };
 
 impl Record {
-    /// As [`Mapping::charge`].
+    /// Like [`Mapping::charge`].
     pub(super) const fn charge(&self) -> u32 {
         if self.page & LIST != 0 { self.pages } else { 1 }
     }
 
-    /// Where its number is found.
+    /// The place in the index that has its number.
     pub(super) fn place(&self) -> Place {
         Place::new(self.page & PAGE_MASK, self.pages)
     }
@@ -105,7 +105,7 @@ impl Record {
     }
 }
 
-/// A quarter of so many records.
+/// A quarter of this many records.
 pub(super) fn threshold(records: usize) -> u32 {
     u32::try_from(records / 4).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! Giving memory back while some mappings stay.
+//! Gives memory back while some mappings stay.
 
 use alloc::vec::Vec;
 
@@ -7,24 +7,23 @@ use super::leaf::Leaf;
 use super::place::NONE;
 use super::record::{MappingList, threshold};
 
-/// So few records are not worth a look.
+/// With this few records, a table is rebuilt only when it is empty.
 const FEW: usize = 128;
 
 impl Mappings {
-    /// Whether less than a quarter of the records are in use: of more than 256, or of what is left of as many.
+    /// Whether less than a quarter of the records are in use. Never in a table that has not yet had more than 256.
     #[inline]
     pub(in crate::policy) const fn is_sparse(&self) -> bool {
         self.count < self.sparse_below
     }
 
-    /// Records, those that are free included.
+    /// Number of records, free ones included.
     pub(in crate::policy) const fn capacity(&self) -> usize {
         self.fresh as usize
     }
 
-    /// Enters all mappings into a new table, in the order of their lists, and drops this one. `with_list` calls what it
-    /// is given with the list of a slot. No plan may be under way: it would know mappings by numbers that are others'
-    /// now.
+    /// Moves all mappings into a new table, in the order of their lists. `with_list` runs the given function on the
+    /// list of a slot. No plan may be under way, because mappings change their numbers here.
     pub(in crate::policy) fn rebuild(
         &mut self,
         mut with_list: impl FnMut(u32, &mut dyn FnMut(&mut MappingList)),
@@ -42,7 +41,7 @@ impl Mappings {
             });
         }
         let records = new.capacity();
-        // The last one to go takes the rest along.
+        // A small table is given back when its last mapping goes.
         new.sparse_below = if records > FEW { threshold(records) } else { u32::from(records > 0) };
         *self = new;
     }

@@ -134,10 +134,10 @@ fn quarantine_of_a_plan_keeps_what_it_would_have_mapped() {
     let session = bench.claim(1, address(0, 4, 0));
     bench.run(&Event::Attach(session)).unwrap();
     let (slot, ..) = bench.buffer(session, 2);
-    // A map whose undoing could not be proved.
+    // A map that was not proved undone.
     let plan = bench.registry.decide(&Batch(session, &[map(slot, 0, 1)])).unwrap();
     bench.registry.quarantine(plan);
-    // An allocation likewise: its memory is never given back.
+    // The same for an allocation: its memory is never given back.
     let event = bench.allocation(session, &[phys(OWN + MIB, PAGE)], AllocateFlags::empty());
     let number = bench.registry.next_buffer();
     let plan = bench.registry.decide(&event).unwrap();

@@ -8,11 +8,11 @@ use crate::addr::PhysAddr;
 use crate::policy::{DomainId, Registry, UnitIndex};
 use crate::topology::capabilities::{LevelSet, UnitCapabilities};
 
-/// The first address that three levels do not reach, and that four do not.
+/// The first address beyond the reach of three levels, and of four.
 const BEYOND_3: u64 = 1 << 39;
 const BEYOND_4: u64 = 1 << 48;
 
-/// What units can do that have all depths.
+/// Capabilities of units that walk all depths.
 fn deep() -> UnitCapabilities {
     let levels = LevelSet::all();
     UnitCapabilities { levels, physical_bits: 52, iova_bits: 64, ..capabilities() }
@@ -32,7 +32,7 @@ fn machine(unit: UnitCapabilities, region: u64) -> Bench {
     bench
 }
 
-/// Levels of the table that a plan made for a domain.
+/// Number of levels of the table that a plan made for a domain.
 fn levels(bench: &Bench, of: DomainId) -> u8 {
     let made = bench.world.steps.iter().rev().find_map(|step| match step {
         Step::CreateTable { domain, format, .. } if *domain == of => Some(format.levels),
@@ -47,8 +47,7 @@ fn domain(bench: &Bench, device: u8) -> DomainId {
     domain
 }
 
-/// The page table becomes deeper when a second device needs it; the entry of the first goes on pointing to it,
-/// and never denies.
+/// The page table grows when a second device needs it. The entry of the first keeps pointing to it, and never denies.
 #[test]
 fn a_region_out_of_reach_makes_the_table_deeper() {
     for (region, wanted) in [(BEYOND_3, 4), (BEYOND_4, 5)] {
@@ -73,7 +72,7 @@ fn a_region_out_of_reach_makes_the_table_deeper() {
         let mapped = bench.world.mapped(own);
         assert!(mapped.contains(&(region, region + 2 * PAGE - 1, region)), "{mapped:x?}");
 
-        // Who comes later uses the new root; what needs no more than there is changes nothing.
+        // A later device uses the new root. One that needs no deeper table changes nothing.
         bench.run(&Event::Attach(second)).unwrap();
         assert_eq!(domain(&bench, 4), own);
         let from = bench.world.steps.len();
@@ -84,7 +83,7 @@ fn a_region_out_of_reach_makes_the_table_deeper() {
     }
 }
 
-/// All entries of the domain follow, of every unit that is up.
+/// All entries of the domain follow, on every unit that is up.
 #[test]
 fn every_entry_of_the_domain_follows() {
     let mut firmware = two_units();
@@ -114,7 +113,7 @@ fn every_entry_of_the_domain_follows() {
     assert_eq!(entries, [(0, 3 << 3), (1, 4 << 3), (1, 5 << 3)]);
 }
 
-/// A unit whose entries cannot follow in one store gets tables that never have to.
+/// A unit whose entries cannot follow in one store gets tables that never have to grow.
 #[test]
 fn tables_that_cannot_become_deeper_are_made_deep() {
     let unit = UnitCapabilities { deepens: false, ..deep() };
@@ -127,7 +126,7 @@ fn tables_that_cannot_become_deeper_are_made_deep() {
     assert!(bench.world.steps.iter().all(|step| !matches!(step, Step::Grow { .. })));
 }
 
-/// No unit that a domain is used by walks such a table: refused, and nothing has changed.
+/// A depth that a unit of the domain does not walk is refused, and nothing changes.
 #[test]
 fn what_no_unit_walks_is_refused() {
     let three = UnitCapabilities { levels: LevelSet::THREE, ..deep() };
@@ -138,7 +137,7 @@ fn what_no_unit_walks_is_refused() {
         bench.run(&Event::Attach(first)).unwrap();
         let second = claim_event(1, address(0, 4, 0), Some(first));
         assert_eq!(bench.refused(&second), Refusal::Unsupported);
-        // Alone neither: its domain must map the region.
+        // Nor alone: its own domain would have to map the region.
         assert_eq!(bench.refused(&claim_event(1, address(0, 4, 0), None)), Refusal::Unsupported);
     }
 }

@@ -1,4 +1,4 @@
-//! Who may do what in a group, and what a group is: S18 to S21, S23, S25.
+//! Groups: their owners, and their members: S18 to S21, S23, S25.
 
 use std::vec::Vec;
 
@@ -46,7 +46,7 @@ fn s20_one_owner_claims_both() {
     let first = bench.claim(1, d1.address);
     let second = bench.claim_under(1, d2.address, Some(first)).unwrap();
     assert_eq!(bench.refused(&claim_event(1, d2.address, Some(first))), Refusal::Busy);
-    // The first session may go; the second keeps the group.
+    // The first session may end; the second keeps the group.
     bench.run(&Event::Close(first)).unwrap();
     assert_eq!(bench.refused(&claim_event(2, d1.address, None)), Refusal::NotOwner);
     bench.claim_under(1, d1.address, Some(second)).unwrap();

@@ -37,7 +37,7 @@ fn s30_every_quota_is_a_refusal() {
     assert_eq!((view.memory_left, view.mappings_left), (PAGE, 1));
     bench.batch(session, &[map(slot, 0, 1)]).unwrap();
     assert_eq!(bench.refused(&Batch(session, &[map(slot, 0, 1)])), Refusal::Quota);
-    // Others have their own.
+    // Other clients have their own quota.
     bench.claim(2, address(0, 5, 0));
 }
 
@@ -60,13 +60,13 @@ fn s30_each_page_of_a_list_counts() {
     let outside = bench.run(&MapList(session, &map(&[0, 1, 4, 9]))).unwrap_err();
     assert_eq!((outside.refusal, outside.item), (Refusal::Range, 2));
     bench.run(&MapList(session, &map(&[1, 1]))).unwrap();
-    // The end of the buffer's slot ends them.
+    // Releasing the slot of the buffer ends them.
     bench.run(&Event::Release(session, slot)).unwrap();
     assert_eq!(left(&bench), 6);
     assert_eq!(bench.world.released, [buffer]);
 }
 
-/// Memory in two pieces: each page is where the buffer has it.
+/// Memory in two pieces: each page is mapped to its place in the buffer.
 #[test]
 fn a_list_follows_the_pieces_of_a_buffer() {
     let mut bench = Bench::compat(&[endpoint(0, 3, 0)]);
@@ -103,7 +103,7 @@ fn s30_page_tables_are_limited_too() {
     assert!(made > 1);
 }
 
-/// The tables of policy stay where they are: what comes back needs no room to be made, and no memory.
+/// The tables of policy stay linked, so that memory that comes back needs no room and no new table.
 #[test]
 fn memory_comes_back_to_compat_into_the_tables_that_stayed() {
     let mut bench = Bench::compat(&[endpoint(0, 3, 0)]);
@@ -121,7 +121,7 @@ fn memory_comes_back_to_compat_into_the_tables_that_stayed() {
     assert_eq!(back, ["Map", "Publish"]);
 }
 
-/// It cannot be told to forget anything: memory comes back into the table that is there.
+/// A failed unit gets no invalidations: memory comes back into the existing table.
 #[test]
 fn no_room_is_made_where_a_unit_that_failed_may_still_walk() {
     let mut bench =
@@ -306,7 +306,7 @@ fn allocations_are_checked() {
     assert_eq!(bench.registry.admit_buffer(session, 0), Err(Refusal::Range));
     assert_eq!(bench.registry.admit_buffer(session, 100), Err(Refusal::Alignment));
     assert_eq!(bench.registry.admit_buffer(session, !4095), Err(Refusal::Quota));
-    assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(true));
+    assert!(bench.registry.admit_buffer(session, PAGE).unwrap().confined);
     let change = |bench: &mut Bench, edit: &dyn Fn(&mut crate::policy::AllocateRequest)| {
         let Allocate(session, mut request) =
             bench.allocation(session, &[phys(OWN, 2 * PAGE)], AllocateFlags::empty());
@@ -329,7 +329,7 @@ fn allocations_are_checked() {
     assert_eq!(change(&mut bench, &|_| ()), Refusal::Busy, "another buffer's memory");
 }
 
-/// Memory of mappings comes back though some stay, and those stay what they are.
+/// The memory of ended mappings is given back while others stay, and those do not change.
 #[test]
 fn mappings_that_stay_do_not_keep_the_memory_of_those_that_went() {
     const EACH: u64 = 1000;
@@ -350,7 +350,7 @@ fn mappings_that_stay_do_not_keep_the_memory_of_those_that_went() {
         domains.map(|(_, domain)| domain.mappings.capacity()).max().unwrap()
     };
     assert!(capacities(&bench) >= 2000);
-    // Of each buffer, pages 0, 100, 200 and so on stay.
+    // Pages 0, 100, 200 and so on of each buffer stay.
     for buffer in 0..2 {
         for part in 0..4 {
             let pages = part * 250..(part + 1) * 250;

@@ -5,6 +5,7 @@ mod depth;
 mod groups;
 mod memory;
 mod named;
+mod pieces;
 mod probing;
 mod removal;
 mod reserved;

@@ -37,7 +37,7 @@ fn a_device_is_claimed_attached_used_and_given_back() {
     assert_eq!(strip(&bench.snapshot()), strip(&before), "nothing is left behind");
 }
 
-/// A snapshot without what may legitimately differ once an object has come and gone: where the next one goes.
+/// A snapshot without the one difference that an object may leave behind: the place of the next one.
 fn strip(snapshot: &str) -> String {
     let machine = snapshot.split("    base: Ranges").next().unwrap();
     let groups = machine.find("    groups: Pool").unwrap();

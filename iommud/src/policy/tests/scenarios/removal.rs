@@ -1,4 +1,4 @@
-//! Hot-plug: S11 and S14, and bridges and devices that go.
+//! Hot-plug: S11 and S14, and the removal of bridges and devices.
 
 use iommu_protocol::status::Refusal;
 
@@ -33,7 +33,7 @@ fn s11_a_removed_device_is_blocked_and_flushed_and_its_session_is_dead() {
     bench.run(&Event::Close(again)).unwrap();
 }
 
-/// A walk may have missed a device that was there, and at work, all the time.
+/// A walk may have missed a device that was present, and at work, all the time.
 #[test]
 fn a_device_that_was_driven_when_it_went_is_blocked_when_it_comes_back() {
     let function = endpoint(0, 4, 0);

@@ -1,4 +1,4 @@
-//! What firmware reserves: S22.
+//! Regions that firmware reserves: S22.
 
 use std::vec::Vec;
 
@@ -40,7 +40,7 @@ fn s22_reserved_regions_are_mapped_wherever_the_device_goes() {
     bench.run(&Event::Close(session)).unwrap();
     assert_eq!(bench.world.entry(0, d), Binding::Domain(default), "the same default domain");
     assert_eq!(bench.world.domain_count(), 2);
-    // A device under compat that is cut off keeps its regions, and nothing else.
+    // An unquiesced device under `compat` keeps its regions, and nothing else.
     let mut firmware = one_unit();
     reserve(&mut firmware, 4, 32 * MIB, 2 * PAGE);
     let mut bench = Bench::new(Config::default(), firmware, &[endpoint(0, 4, 0)]);
@@ -51,8 +51,8 @@ fn s22_reserved_regions_are_mapped_wherever_the_device_goes() {
     assert_eq!(bench.world.mapped(left), [region]);
 }
 
-/// Firmware's word gives nobody the server's memory, registers of units, or the interrupt window: neither under policy
-/// nor in the domain of an owner.
+/// Regions of firmware never give access to the server's memory, registers of units, or the interrupt window: neither
+/// under policy nor in the domain of an owner.
 #[test]
 fn s22_a_region_is_honoured_without_what_nobody_may_have() {
     let device = address(0, 4, 0);
@@ -115,7 +115,7 @@ fn s22_what_a_late_member_needs_is_not_entered_before_its_claim() {
     bench.run(&Event::FunctionAdded(late)).unwrap();
     let Binding::Domain(own) = own_domain(&bench, session) else { panic!() };
     let before = bench.world.mapped(own);
-    // Each makes the domain do without what it needs no more; neither is refused nor maps over the client's page.
+    // Each event removes the regions that are no longer needed. Neither is refused, nor maps over the client's page.
     bench.run(&Event::Close(second)).unwrap();
     assert_eq!(bench.world.mapped(own), before);
     bench.run(&Event::FunctionRemoved(late.address)).unwrap();
@@ -146,11 +146,11 @@ fn s22_a_region_is_not_given_over_a_mapping_nor_kept_after_its_device() {
     bench.batch(first, &[fixed(slot, 0, 1, 32 * MIB)]).unwrap();
 }
 
-/// Below 4 GiB a client's addresses are those of memory, so none is a register's; above, any.
+/// Below 4 GiB a client's addresses are those of memory, so none is a register's. Above, any address is possible.
 #[test]
 fn addresses_of_registers_are_nobodys() {
     let mut firmware = one_unit();
-    // What firmware reserves is rarely memory that it tells of.
+    // Regions of firmware are rarely in memory that firmware reports.
     let at = 2 * RAM;
     reserve(&mut firmware, 3, at, PAGE);
     let mut bench = Bench::new(strict(), firmware, &[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
@@ -167,7 +167,7 @@ fn addresses_of_registers_are_nobodys() {
     for iova in [RAM - 4 * PAGE, 4 << 30] {
         bench.run(&Batch(first, &[fixed(slot, 0, 4, iova)])).unwrap();
     }
-    // All that there is below 4 GiB, and not a page more.
+    // All addresses of memory below 4 GiB, and no page more.
     let (large, ..) = bench.buffer(first, 1024);
     let mut taken = 0;
     let ended = loop {
@@ -179,8 +179,8 @@ fn addresses_of_registers_are_nobodys() {
     };
     assert_eq!(ended.map_err(|refused| refused.refusal), Err(Refusal::NoSpace));
     assert!((10..RAM >> 22).contains(&taken), "{taken}");
-    // A region of a device that comes later is mapped there all the same, and when the device leaves, what
-    // it had is nobody's as before.
+    // The region of a device that comes later is mapped there all the same. When the device leaves, clients cannot
+    // get its addresses, as before.
     let second = bench.claim_under(1, address(0, 3, 0), Some(first)).unwrap();
     bench.run(&Event::Attach(second)).unwrap();
     let Binding::Domain(own) = bench.world.entry(0, address(0, 3, 0)) else { panic!() };

@@ -1,4 +1,4 @@
-//! Tags that units may hold of servers before this one: S28, I10.
+//! Tags of earlier servers that units may hold: S28, I10.
 
 use std::vec::Vec;
 
@@ -15,7 +15,7 @@ fn span(first: u16, last: u16) -> HeldTags {
     HeldTags::Span(TagSpan { first, last })
 }
 
-/// The steps of bringing a unit up, but for those that build tables.
+/// The steps of bringing a unit up, except those that build tables.
 fn steps(held: HeldTags, holds: Holds, config: Config) -> Vec<&'static str> {
     let mut bench = Bench::cold(config, one_unit());
     bench.registry.begin_tags(held, vec![holds], 255);
@@ -26,8 +26,8 @@ fn steps(held: HeldTags, holds: Holds, config: Config) -> Vec<&'static str> {
     names.filter(|kind| !matches!(*kind, "CreateTable" | "Map")).collect()
 }
 
-/// An entry with a tag that the unit may hold is written behind the flush; until then its requester is denied. One
-/// with a tag of its own goes on without a gap.
+/// An entry with a tag that the unit may hold is written after the flush; until then its requester is denied. A
+/// requester with another tag keeps its access without a gap.
 #[test]
 fn s28_a_tag_that_a_unit_may_hold_is_used_behind_its_flush() {
     let (at_once, late) =
@@ -40,7 +40,7 @@ fn s28_a_tag_that_a_unit_may_hold_is_used_behind_its_flush() {
     assert_eq!(steps(span(2, 255), Holds::Earlier, compat()), late);
     assert_eq!(steps(HeldTags::Nothing, Holds::Anything, compat()), late);
     assert_eq!(steps(HeldTags::Nothing, Holds::Failed, compat()), late);
-    // Nothing is let in at all.
+    // Nothing is allowed at all.
     assert_eq!(steps(HeldTags::Everything, Holds::Anything, strict()), ["Block", "Enable"]);
     let off = Config { default: Mode::Off, ..Config::default() };
     assert_eq!(steps(span(2, 9), Holds::Earlier, off.clone()), ["PassThrough", "Enable"]);
@@ -48,7 +48,8 @@ fn s28_a_tag_that_a_unit_may_hold_is_used_behind_its_flush() {
     assert_eq!(steps(span(1, 9), Holds::Earlier, off), late, "tag 1 was a domain's");
 }
 
-/// What a server before noted is held until the last unit that it used was flushed; meanwhile new tags lie behind it.
+/// Tags that an earlier server recorded are held until the last unit that it used was flushed. New tags lie behind
+/// them.
 #[test]
 fn s28_old_tags_are_free_when_every_unit_was_flushed() {
     let mut bench = Bench::cold(Config::default(), two_units());
@@ -71,7 +72,7 @@ fn s28_old_tags_are_free_when_every_unit_was_flushed() {
     assert_eq!(bench.registry.session(session).unwrap().domain.unwrap().tag, DomainTag(6));
 }
 
-/// A unit that fails is not flushed: what was noted stays, and anything may be in it.
+/// A unit that fails is not flushed: recorded tags stay, and the unit may hold anything.
 #[test]
 fn a_unit_that_fails_keeps_what_was_noted() {
     let mut bench = Bench::cold(Config::default(), two_units());
@@ -84,7 +85,7 @@ fn a_unit_that_fails_keeps_what_was_noted() {
     assert_eq!(bench.registry.tag_record(), record);
 }
 
-/// Half of all tags are for the servers that follow.
+/// Half of all tags are left for the next servers.
 #[test]
 fn the_last_tag_of_a_server_is_half_way_round() {
     let functions: Vec<_> = (3..12).map(|device| endpoint(0, device, 0)).collect();

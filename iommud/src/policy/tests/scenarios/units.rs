@@ -59,7 +59,7 @@ fn s24_a_domain_over_two_units_is_flushed_in_both() {
         told.collect::<Vec<_>>()
     };
     let both = |what| [(what, 0), (what, 1)];
-    // Once for each unit and call, also when the call is for one mapping.
+    // Once for each unit and request, even when the request is for one mapping.
     assert_eq!(told(&[unmap(iova, 1), unmap(other, 1)]), both('i'));
     assert_eq!(told(&[fixed(slot, 0, 1, iova)]), both('p'));
     assert_eq!(told(&[unmap(iova, 1)]), both('i'));
@@ -85,7 +85,7 @@ fn s27_a_failing_unit_leaves_clients_of_others_alone() {
     bench.run(&Event::Close(fine)).unwrap();
     bench.run(&Event::Close(broken)).unwrap();
     assert_eq!(bench.registry.counts().quarantined, 1);
-    // Nothing of the steps since went to the failed unit, but denying entries.
+    // Since then the failed unit got no step, except those that deny entries.
     let failed = bench.world.steps.iter().rposition(|s| kind(s) == "Deny").unwrap();
     for step in &bench.world.steps[failed + 1..] {
         assert!(!format!("{step:?}").contains("UnitIndex(0)"), "{step:?}");
@@ -114,7 +114,7 @@ fn without_a_unit_a_session_works_with_bus_addresses() {
     assert_eq!(bench.registry.session(session).unwrap().domain, None);
     bench.run(&Event::Attach(session)).unwrap();
     assert!(bench.registry.session(session).unwrap().attached);
-    assert_eq!(bench.registry.admit_buffer(session, PAGE), Ok(false));
+    assert!(!bench.registry.admit_buffer(session, PAGE).unwrap().confined);
     let (slot, iova, _) = bench.buffer(session, 4);
     assert_eq!(iova, OWN, "the address of the memory");
     assert_eq!(bench.batch(session, &[map(slot, 1, 2)]).unwrap(), [OWN + PAGE]);
@@ -213,7 +213,7 @@ fn units_without_a_common_table_each_have_their_own() {
         })
         .collect();
     assert_eq!(formats, [(3, true), (4, false)]);
-    // Memory leaves both.
+    // Memory leaves both domains.
     bench.run(&Event::MemoryTaken(phys(MIB, MIB))).unwrap();
     assert!(!bench.world.reachable(MIB, 2 * MIB - 1));
     let first = bench.claim(1, address(0, 3, 0));
@@ -221,8 +221,8 @@ fn units_without_a_common_table_each_have_their_own() {
     assert_eq!(bench.refused(&second), Refusal::Unsupported);
 }
 
-/// Units that differ in nothing but snoop control share the domains of policy, whose leaves leave snooping to the
-/// devices. An owner's domain makes them snoop where every unit can.
+/// Units that differ only in snoop control share the domains of policy, whose leaves leave snooping to the devices.
+/// An owner's domain makes devices snoop where every unit can.
 #[test]
 fn an_owners_domain_makes_devices_snoop_where_every_unit_can() {
     for (second, expected) in [(true, [false, true]), (false, [false, false])] {
@@ -355,7 +355,7 @@ fn what_a_session_still_holds_of_the_quarantine_goes_with_it() {
     bench.run(&Event::Close(broken)).unwrap();
     bench.run(&ready(0)).unwrap();
     bench.run(&Event::Proved).unwrap();
-    // The device behind the other unit goes on reaching both, through their one table.
+    // The device behind the other unit still reaches both, through their one table.
     assert_eq!(bench.world.released, []);
     assert!(bench.registry.has_quarantine());
     assert_eq!(bench.refused(&claim_event(1, address(0, 3, 0), Some(fine))), Refusal::UnitFailed);

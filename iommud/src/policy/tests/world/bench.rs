@@ -1,4 +1,4 @@
-//! A registry over such hardware: events are decided, carried out and checked.
+//! A registry over software hardware: events are decided, carried out and checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -16,7 +16,7 @@ use crate::policy::{
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
 
-/// The client of each requester that has one, by requester id, of each unit that is up.
+/// The client of each claimed requester, by requester id, of each unit that is up.
 type Owners = BTreeMap<usize, BTreeMap<u16, ClientId>>;
 
 /// A registry, its hardware, and a supply of memory.
@@ -25,25 +25,25 @@ pub(in crate::policy::tests) struct Bench {
     pub(in crate::policy::tests) world: World,
     /// The next free byte of the server's own memory.
     pub(in crate::policy::tests) next: u64,
-    /// Whose each buffer is.
+    /// The client of each buffer.
     pub(in crate::policy::tests) clients: BTreeMap<u32, ClientId>,
     /// Requesters that policy lets through untranslated.
     pub(in crate::policy::tests) passes: BTreeSet<u16>,
     /// Memory of the server, which no device reaches: first and last byte.
     pub(in crate::policy::tests) own: BTreeMap<u64, u64>,
-    /// Of the elements of the last batch.
+    /// The addresses of the elements of the last batch.
     pub(in crate::policy::tests) addresses: Vec<Iova>,
-    /// Every plan is first aborted, and the state compared.
+    /// Whether every plan is aborted first, and the state compared.
     pub(in crate::policy::tests) thorough: bool,
 }
 
-/// A request, and what the executor must know of it.
+/// A request, and the facts about it that the executor needs.
 pub(in crate::policy::tests) trait Tried: Request + Debug {
     fn allocation(&self) -> Option<&Allocate> {
         None
     }
 
-    /// Memory that is being taken from policy is nobody's until every unit has forgotten it.
+    /// Memory that is being taken from policy belongs to nobody until every unit has invalidated it.
     fn takes_memory(&self) -> bool {
         self.allocation().is_some()
     }
@@ -68,7 +68,7 @@ impl Tried for Hold {}
 impl Tried for Batch<'_> {}
 impl Tried for MapList<'_> {}
 
-/// Steps that cannot fail, and cannot be undone.
+/// Steps that can neither fail nor be undone.
 const fn is_final(step: &Step) -> bool {
     matches!(
         step,
@@ -96,7 +96,7 @@ impl Bench {
         bench
     }
 
-    /// A machine where nothing has happened.
+    /// A machine without any events yet.
     pub(in crate::policy::tests) fn cold(config: Config, firmware: Firmware) -> Self {
         let units = firmware.units.len();
         let registry = Registry::new(config, firmware, &[phys(0, RAM)], &[phys(OWN, RAM - OWN)]);
@@ -131,11 +131,11 @@ impl Bench {
             }
             assert_eq!(self.snapshot(), before, "abort restores everything: {request:?}");
         }
-        // Between decision and commit the registry tells what will be: who has a device is asked before.
+        // After the decision the registry shows the new state, so the owners are looked up before.
         let owners = self.owners();
         let plan = self.registry.decide(request)?;
         if let Some(Allocate(session, request)) = request.allocation() {
-            // The memory is the buffer's from the first step that lets its device reach it.
+            // The memory belongs to the buffer from the first step that lets its device reach it.
             let client = self.registry.session(*session).unwrap().client;
             for segment in &request.segments {
                 let (first, last) = (segment.first().0, segment.last().0);
@@ -178,7 +178,7 @@ impl Bench {
                 self.give_back(steps, phys.0, phys.0 + (range.last().0 - range.first().0));
             }
             self.world.step(step, orders.pages());
-            // Memory that is being taken from policy is nobody's until every unit has forgotten it.
+            // Memory that is being taken from policy belongs to nobody until every unit has invalidated it.
             let settled = steps[..=at].iter().rposition(|s| matches!(s, Step::Invalidate { .. }))
                 >= steps.iter().rposition(|s| matches!(s, Step::Invalidate { .. }));
             let opened = steps[..=at].iter().any(|s| matches!(s, Step::Map { .. }));
@@ -188,8 +188,8 @@ impl Bench {
         }
     }
 
-    /// From the step that lets policy map it again, memory that the plan releases is the system's. Nobody reaches
-    /// it by then.
+    /// From the step that lets policy map it again, memory that the plan releases belongs to the system. No device
+    /// reaches it by then.
     fn give_back(&mut self, steps: &[Step], start: u64, end: u64) {
         for step in steps {
             let Step::ReleaseBuffer { buffer } = step else { continue };
@@ -203,7 +203,7 @@ impl Bench {
         }
     }
 
-    /// No device reaches the server's memory, the registers, or a buffer of another client.
+    /// Checks that no device reaches the server's memory, the registers, or a buffer of another client.
     fn check_reach(&self, step: &Step, owners: &Owners) {
         for (number, hardware) in self.world.units.iter().enumerate() {
             let Some(owners) = owners.get(&number).filter(|_| hardware.enabled) else { continue };
@@ -252,7 +252,7 @@ impl Bench {
         format!("{:#?}", self.registry)
     }
 
-    /// What must hold between any two events.
+    /// Checks the invariants between any two events.
     pub(in crate::policy::tests) fn check(&self) {
         let world = &self.world;
         for (unit, hardware) in world.units.iter().enumerate() {

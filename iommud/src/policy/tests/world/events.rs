@@ -1,4 +1,4 @@
-//! Events, for short.
+//! Short forms of events.
 
 use std::vec::Vec;
 
@@ -63,7 +63,7 @@ impl Bench {
         )
     }
 
-    /// Runs an allocation; the memory counts as the buffer's from then on.
+    /// Runs an allocation; the memory belongs to the buffer from then on.
     pub(in crate::policy::tests) fn allocated(
         &mut self,
         allocate: &Allocate,

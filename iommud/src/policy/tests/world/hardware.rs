@@ -1,4 +1,4 @@
-//! What the units of the machine hold, and what they may have cached.
+//! The entries and tables of the machine's units, and everything that they may have cached.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
@@ -11,7 +11,7 @@ use crate::addr::PhysAddr;
 use crate::policy::{Binding, BufferId, DomainId, Step, UnitIndex};
 use crate::topology::capabilities::DomainTag;
 
-/// What the hardware holds of one domain.
+/// The table of one domain, as the hardware has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Tables {
     tag: u16,
@@ -27,7 +27,7 @@ pub(in crate::policy::tests) struct Hardware {
     pub(in crate::policy::tests) entries: BTreeMap<u16, Binding>,
     /// Levels of the root that an entry points to.
     depths: BTreeMap<u16, u8>,
-    /// Requesters whose faults are not reported.
+    /// Requesters whose faults are suppressed.
     pub(in crate::policy::tests) silent: BTreeSet<u16>,
     /// Bindings that may still be in use beside the current one.
     pub(super) stale_entries: BTreeMap<u16, Vec<Binding>>,
@@ -35,14 +35,14 @@ pub(in crate::policy::tests) struct Hardware {
     stale_pages: BTreeMap<u16, BTreeSet<(u64, u64)>>,
 }
 
-/// Hardware, and what is expected of it.
+/// Hardware, and the state expected of it.
 #[derive(Clone, Debug, Default)]
 pub(in crate::policy::tests) struct World {
     pub(in crate::policy::tests) units: Vec<Hardware>,
     domains: BTreeMap<u32, Tables>,
     /// Memory of live buffers, by first byte: last byte and buffer.
     pub(in crate::policy::tests) buffers: BTreeMap<u64, (u64, u32)>,
-    /// Buffers whose memory is the system's again, and that are not released yet.
+    /// Buffers whose memory belongs to the system again, and that are not released yet.
     pub(super) returned: BTreeSet<u32>,
     /// Every step ever run.
     pub(in crate::policy::tests) steps: Vec<Step>,
@@ -58,7 +58,7 @@ impl World {
         Self { units: vec![Hardware::default(); units], ..Self::default() }
     }
 
-    /// Every entry of a unit points to the root that its domain has.
+    /// Checks that every entry of a unit points to the root of its domain.
     pub(super) fn check_roots(&self, hardware: &Hardware) {
         for (source, binding) in &hardware.entries {
             if let Binding::Domain(domain) = binding {
@@ -76,7 +76,7 @@ impl World {
         self.domains.get_mut(&domain.0).expect("a domain that exists")
     }
 
-    /// Memory that a unit may reach for a source: through every entry and every translation that it may use.
+    /// Memory that a unit may reach for a requester: through every entry and every translation that it may use.
     pub(in crate::policy::tests) fn reach(&self, unit: usize, source: u16) -> Vec<(u64, u64)> {
         let unit = &self.units[unit];
         if !unit.enabled {
@@ -106,13 +106,13 @@ impl World {
         all
     }
 
-    /// Whether any unit may reach a byte of this memory, for any source.
+    /// Whether any unit may reach a byte of this memory, for any requester.
     pub(in crate::policy::tests) fn reachable(&self, first: u64, last: u64) -> bool {
         (0..self.units.len()).filter(|unit| self.units[*unit].enabled).any(|unit| {
             let hardware = &self.units[unit];
             let sources: BTreeSet<u16> =
                 hardware.entries.keys().chain(hardware.stale_entries.keys()).copied().collect();
-            // What is let through untranslated is the administrator's choice, and asked about elsewhere.
+            // Untranslated access is the administrator's choice, and checked elsewhere.
             sources.into_iter().any(|source| {
                 let reach = self.reach(unit, source);
                 reach.iter().any(|(a, b)| *b < u64::MAX && *a <= last && first <= *b)
@@ -120,7 +120,7 @@ impl World {
         })
     }
 
-    /// Carries out a step; `pages` is the memory of a list.
+    /// Carries out a step; `pages` is the memory of a `MapList`.
     pub(in crate::policy::tests) fn step(&mut self, step: &Step, pages: &[PhysAddr]) {
         self.steps.push(*step);
         match *step {
@@ -143,7 +143,7 @@ impl World {
                 let hardware = self.unit(unit);
                 assert_eq!(hardware.entries.get(&source.0), Some(&Binding::Domain(domain)));
                 assert_eq!(hardware.depths.insert(source.0, levels), Some(from));
-                // The root that it pointed to is in use until the unit has forgotten the entry.
+                // The root that it pointed to is in use until the unit has invalidated the entry.
                 hardware.stale_entries.entry(source.0).or_default().push(Binding::Domain(domain));
                 self.cache_all();
             }
@@ -231,7 +231,7 @@ impl World {
         }
     }
 
-    /// An entry that denied, and that nothing else is cached of, is opened.
+    /// Opens an entry that denied, and of which nothing else is cached.
     fn open(&mut self, unit: UnitIndex, source: RequesterId, now: Binding) {
         let hardware = self.unit(unit);
         let was = hardware.entries.get(&source.0).copied().unwrap_or(Binding::Blocked);
@@ -252,7 +252,7 @@ impl World {
         self.cache_all();
     }
 
-    /// Each unit caches every translation that any of its entries, current or cached, leads to.
+    /// Makes each unit cache every translation that any of its entries, current or cached, leads to.
     fn cache_all(&mut self) {
         let Self { units, domains, .. } = self;
         for unit in units.iter_mut().filter(|unit| unit.enabled) {
@@ -287,7 +287,7 @@ impl World {
         self.domains.remove(&domain.0);
     }
 
-    /// A buffer's memory goes to whoever wants it next. Policy `compat` may reach it again, nobody else.
+    /// Gives the memory of a buffer to the system. Policy `compat` may reach it again, nobody else.
     fn release(&mut self, buffer: BufferId) {
         let mine: Vec<(u64, u64)> = self
             .buffers
@@ -304,7 +304,7 @@ impl World {
         self.released.push(buffer);
     }
 
-    /// What the tables of a domain hold: first byte, last byte, memory.
+    /// The ranges in the table of a domain: first byte, last byte, memory.
     pub(in crate::policy::tests) fn mapped(&self, domain: DomainId) -> Vec<(u64, u64, u64)> {
         let tables = &self.domains[&domain.0];
         tables.ranges.iter().map(|(first, (last, phys, _))| (*first, *last, *phys)).collect()
@@ -321,7 +321,7 @@ impl World {
 }
 
 impl Tables {
-    /// Cuts `first` to `last` out, all of which is mapped, in one piece or several.
+    /// Removes `first` to `last`, all of which is mapped, in one piece or several.
     fn unmap(&mut self, first: u64, last: u64) {
         let mut from = first;
         while from <= last {

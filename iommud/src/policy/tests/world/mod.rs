@@ -1,5 +1,5 @@
-//! An executor of plans that suspects the worst: a unit has cached everything it could have seen since it was
-//! last told to forget. After every single step it asks what each device may reach.
+//! An executor of plans that assumes the worst: a unit has cached everything that was visible to it since its last
+//! invalidation. After every single step it checks the reach of each device.
 
 mod bench;
 mod events;

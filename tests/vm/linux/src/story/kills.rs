@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use iommu_client::Connection;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::churn::{Random, get_metric};
 use super::{field, worker};
 use crate::edu::{EDU, Edu, MAX_COUNT};
 use crate::kept::{DIRECTORY, Kept, SERVER_PAGES, files, free_pages, root_is_held};
-use crate::memory::HugePage;
+use crate::memory::{HUGE_PAGE, HugePage};
 use crate::pci::Function;
 use crate::process::{Process, Puppet, until};
 use crate::report::{check, log};
@@ -66,8 +67,9 @@ pub(crate) fn run(kills: usize) {
     check(2, || scene.many(kills));
     check(3, || scene.settled());
     check(4, || scene.cut_file());
-    check(5, || scene.keeper());
-    check(6, || scene.end());
+    check(5, || scene.extended_file());
+    check(6, || scene.keeper());
+    check(7, || scene.end());
 }
 
 impl Scene {
@@ -250,7 +252,38 @@ impl Scene {
         ))
     }
 
-    /// Check 5.
+    /// Check 5: every huge page that is free goes into the file, and its own out of it. When the server dies the file's
+    /// memory is what the next one lacks.
+    fn extended_file(&self) -> Result<String> {
+        let kept = self.kept()?;
+        let mut driver = Puppet::start()?;
+        driver.tell(&format!("claim {}", self.first))?;
+        driver.tell("attach")?;
+        driver.ask("allocate 0 4096")?;
+        driver.tell(&format!("fill 0 {WRITTEN}"))?;
+        let (name, _) = file_starting_with(word(WRITTEN, 0))?;
+        let file = std::fs::OpenOptions::new().write(true).open(&name).context(name)?;
+        let page = HUGE_PAGE as u64;
+        let places = (1..).map(|index| index * page);
+        let more = |at: &u64| fallocate(&file, FallocateFlags::empty(), *at, page).is_ok();
+        let pages = places.take_while(more).count();
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&file, hole, 0, page).context("the hole")?;
+        let free = free_pages()?;
+        ensure!(pages > SERVER_PAGES && free == 0, "{pages} pages in the file, {free} are free");
+        kept.kill_server(None)?;
+        let registers = Registers::open()?;
+        kept.serves_and(|| root_is_held(&registers))?;
+        let reaches = Self::reaches(&self.first)?;
+        ensure!(reaches.starts_with("nothing: its owner ended"), "its device reaches {reaches}");
+        let told = driver.expect_gone();
+        ensure!(told == "iommud is not there", "the client is told {told}");
+        drop((driver, file));
+        let settled = self.settled()?;
+        Ok(format!("{pages} pages put into a file, and a hole; the next server: {settled}"))
+    }
+
+    /// Check 6.
     fn keeper(&mut self) -> Result<String> {
         let mut pages = Pages::new()?;
         pages.prepare()?;
@@ -272,7 +305,7 @@ impl Scene {
         Ok(format!("its server ended with it; the next keeper's took over: {settled}"))
     }
 
-    /// Check 6.
+    /// Check 7.
     fn end(&mut self) -> Result<String> {
         self.kept.take().context("iommud does not run")?.stop()?;
         let left = free_pages()?;

@@ -1,4 +1,4 @@
-//! Over a clock that steps back, as the kernel's does.
+//! Tests over a clock that steps back, like the kernel's.
 
 use std::cell::Cell;
 
@@ -6,18 +6,19 @@ use super::*;
 
 const MS: u64 = 1_000_000;
 
-/// A system in nanoseconds. Alarms are set by the clock, as the time scheme's are, and come by the time that passes.
+/// A system whose times are in nanoseconds. Alarms are set by the clock, like those of the time scheme, but arrive by
+/// the true time.
 #[derive(Default)]
 struct Machine {
-    /// What has passed.
+    /// The true time.
     time: Cell<u64>,
-    /// How much too low the next readings of the clock are, over and over.
+    /// The amounts by which the next readings of the clock are too low, repeated in a cycle.
     low: Vec<u64>,
     readings: Cell<usize>,
-    /// Alarms whose events are to come, and all that were ever set.
+    /// Alarms whose events are pending, and the count of all that were ever set.
     pending: Vec<u64>,
     alarms: usize,
-    /// A watched file wakes whoever waits this often; 0: never.
+    /// A watched file wakes the wait this often. 0: never.
     file_every: u64,
 }
 
@@ -26,7 +27,7 @@ impl Machine {
         Self { time: Cell::new(1000 * MS), low: low.to_vec(), ..Self::default() }
     }
 
-    /// Takes 10 µs.
+    /// Reads the clock, which takes 10 µs.
     fn clock(&self) -> u64 {
         let reading = self.readings.get();
         self.readings.set(reading + 1);
@@ -43,7 +44,7 @@ impl Waits for Machine {
         Ok(())
     }
 
-    /// `Deadlock` when nothing would ever come.
+    /// Waits for the next event. `Deadlock` when no event would ever arrive.
     fn next(&mut self) -> io::Result<Woken> {
         let first = self.pending.iter().copied().min();
         let file = (self.file_every > 0).then(|| self.time.get() + self.file_every);
@@ -58,7 +59,7 @@ impl Waits for Machine {
     }
 }
 
-/// The steps that were seen: of one tick, and of several on a busy host.
+/// Steps of a clock that were observed: of one tick, and of several on a busy host.
 const STEPS: [&[u64]; 5] = [
     &[0, 4 * MS, 0, 0, 4 * MS, 0, 0],
     &[0, 0, 0, 48 * MS],
@@ -75,7 +76,8 @@ fn lives() -> io::Result<bool> {
     Ok(false)
 }
 
-/// As the keeper decided once: by the clock, whether its event has come. The test bed's own control.
+/// Decides by the clock whether the event of an alarm has come, as an earlier version of the keeper did. It shows
+/// that the test bed finds the defect.
 fn wait_by_the_clock(machine: &mut Machine, limit: u64) -> io::Result<usize> {
     let slice = u64::try_from(SLICE.as_nanos()).unwrap();
     let started = machine.clock();
@@ -101,7 +103,7 @@ fn a_wait_ends_whatever_the_clock_does() {
             let ended = patience.read(Duration::from_millis(limit), lives, nothing);
             let error = ended.expect_err("nothing comes");
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{low:?} {limit} ms");
-            // What alarms come early by does not add up to more than the steps.
+            // The times by which alarms come early do not add up to more than the steps.
             let took = (patience.waits.time.get() - 1000 * MS) / MS;
             assert!(took <= limit + 100, "{took} ms of {limit} with {low:?}");
             let steps = low.iter().sum::<u64>() / MS;
@@ -136,7 +138,7 @@ fn one_alarm_is_set_at_a_time_from_one_read_to_the_next() {
         });
         assert_eq!(read.unwrap(), 5);
     }
-    // 350 wakes of 1 ms each; alarms come every 20 ms, or early.
+    // There are 350 wakes of 1 ms each. Alarms arrive every 20 ms, or early.
     let (alarms, pending) = (patience.waits.alarms, patience.waits.pending.len());
     assert!(pending <= 1 && (10..=40).contains(&alarms), "{alarms} alarms, {pending} pending");
 }
@@ -158,7 +160,7 @@ fn what_was_said_before_an_end_is_heard() {
     assert_eq!(read.unwrap(), 3);
     let ended = patience.read(Duration::from_secs(1), || Ok(true), nothing);
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-    // It ends while it is waited for, and had said something before.
+    // The server ends during the wait, and had written something before.
     let looks = Cell::new(0);
     let ended = || {
         looks.set(looks.get() + 1);

@@ -1,5 +1,5 @@
-//! Claims that wait for their unit, as the kernel and `ReadinessBased` ask for them: an open that is answered at once,
-//! and a call that is asked again as long as it says EWOULDBLOCK.
+//! Tests of claims that wait for their unit, called like the kernel and `ReadinessBased` call the scheme. The open is
+//! answered at once. The call of [`AWAIT`] is repeated as long as it returns EWOULDBLOCK.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ type Waiting = IommuScheme<FakeUnit, Buffers>;
 const WAITING: &str = "/devices/0000--00--04.0?wait=1000";
 const MS: u64 = 1_000_000;
 
-/// A scheme whose unit is not up, and its clock in milliseconds.
+/// Makes a scheme whose unit is not up, and its clock in milliseconds.
 fn late() -> (Waiting, Rc<Cell<u64>>) {
     let unit = UnitDescription {
         kind: UnitKind::Vtd,
@@ -36,7 +36,7 @@ fn late() -> (Waiting, Rc<Cell<u64>>) {
     (scheme.with_clock(move || Nanos(clock.get() * MS)), time)
 }
 
-/// A page of tables.
+/// One huge page for tables.
 fn tables() -> HugeTables {
     use crate::platform::linux::memory::testing::FakePages;
     const PHYS: u64 = 0x4000_0000;
@@ -47,7 +47,7 @@ fn claim(scheme: &mut Waiting, process: usize) -> core::result::Result<usize, i3
     number(scheme.openat(ROOT, WAITING, O_RDWR, 0, &caller(process, 0)))
 }
 
-/// The call that waits, asked once.
+/// Runs the waiting call once.
 fn ask(scheme: &mut Waiting, number: usize) -> Result<usize> {
     scheme.answer_claims();
     scheme.call(number, &mut [0; 8], &[AWAIT], &caller(9, 7))
@@ -75,7 +75,7 @@ fn arrive(scheme: &mut Waiting) {
     scheme.server_mut().unit_arrived(UnitIndex(0), FakeUnit::new());
 }
 
-/// The descriptor of the claim is the session's once the unit is there, and behaves as any other.
+/// When the unit is up, the descriptor of the claim is that of a session, and behaves like any other.
 #[test]
 fn the_unit_comes_and_the_claim_is_a_session() {
     let (mut scheme, _) = late();
@@ -106,7 +106,7 @@ fn the_unit_comes_and_the_claim_is_a_session() {
     assert!(claim(&mut scheme, 3).is_ok_and(|number| number < 1 << 32), "at once");
 }
 
-/// Allocates a page through the session's number, and opens it below that.
+/// Allocates a page through the session's number, and opens the buffer below that.
 fn allocate_in(scheme: &mut Waiting, session: usize) -> usize {
     let mut payload = request(4, &[4096, 4096, 0, 3], 48);
     assert_eq!(scheme.call(session, &mut payload, &[], &caller(9, 7)).unwrap(), 48);
@@ -114,7 +114,7 @@ fn allocate_in(scheme: &mut Waiting, session: usize) -> usize {
     number(scheme.dup(session, format!("buffers/{slot}").as_bytes(), &caller(9, 7))).unwrap()
 }
 
-/// What is told of a session that was a claim has the descriptor's number.
+/// Events of a session that was a claim carry the number of the claim's descriptor.
 #[test]
 fn readiness_is_told_under_the_number_of_the_claim() {
     let (mut scheme, _) = late();
@@ -150,8 +150,8 @@ fn a_deadline_ends_the_wait_and_so_does_the_longest_one() {
     assert_eq!(sessions(&mut scheme), 0);
 }
 
-/// A descriptor is closed when its process ends, in whatever way: the claim is dropped, whether it waits or was granted
-/// and nobody has asked yet. A call that was kept is answered then.
+/// The kernel closes a descriptor when its process ends, in whatever way. Then the claim is dropped, even if it was
+/// granted and no call has asked yet. A call that was kept gets an answer.
 #[test]
 fn who_is_gone_waits_no_longer() {
     let (mut scheme, _) = late();
@@ -168,8 +168,8 @@ fn who_is_gone_waits_no_longer() {
     assert!(claim(&mut scheme, 3).is_ok());
 }
 
-/// As many of a process as on Linux of a connection, and of all; those that somebody else opens for processes, as the
-/// manager of name spaces does, are as one's.
+/// A process may have as many waiting claims as a connection on Linux, and the limit for all is the same. Claims that
+/// the manager of name spaces opens for processes count as those of one process.
 #[test]
 fn few_may_wait() {
     let (mut scheme, _) = late();
@@ -188,8 +188,8 @@ fn few_may_wait() {
     assert_eq!(granted, [&all[1]], "the first who asked");
 }
 
-/// Nobody waits who did not ask to. No refusal has the number that would have a request kept and tried again, without an
-/// end; and with it everybody who opens anything, if the manager of name spaces waits for it.
+/// A claim waits only on request. No refusal has the errno that makes the loop keep a request and try it again
+/// without end. Otherwise every open of the system could wait, because the manager of name spaces would.
 #[test]
 fn an_open_is_answered_at_once() {
     let (mut scheme, _) = late();
@@ -207,7 +207,7 @@ fn an_open_is_answered_at_once() {
     assert!(memory.is_err());
 }
 
-/// A claim ends with the descriptor that it is relative to: nothing is opened below that any more.
+/// A claim ends with the descriptor that it is relative to, because nothing can be opened below that any more.
 #[test]
 fn a_claim_ends_with_what_it_is_relative_to() {
     let (mut scheme, _) = late();
@@ -223,7 +223,7 @@ fn a_claim_ends_with_what_it_is_relative_to() {
     assert_eq!(sessions(&mut scheme), 0);
 }
 
-/// Below a session that was a claim, a member waits or is refused as below any other.
+/// A claim of a member below a session that was a claim waits, or is refused, like below any other session.
 #[test]
 fn a_session_that_was_a_claim_is_one_to_claim_below() {
     let (mut scheme, _) = late();

@@ -1,0 +1,117 @@
+//! Buffers are charged by the pieces of the pool that they lie in, and what outlives its client by its group.
+
+use std::vec::Vec;
+
+use iommu_protocol::ids::Slot;
+use iommu_protocol::status::Refusal;
+use iommu_protocol::wire::AllocateFlags;
+
+use super::PAGE;
+use crate::addr::PhysRange;
+use crate::policy::tests::world::*;
+use crate::policy::{BufferId, Event, Hold, SessionId};
+use crate::topology::testing::{address, endpoint};
+
+const PIECE: u64 = 64 << 10;
+
+/// A pool of 64 pieces; two devices, each a group of its own.
+fn bench() -> Bench {
+    let mut bench = Bench::compat(&[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
+    bench.registry.set_buffer_pool(64 * PIECE, PIECE);
+    bench
+}
+
+fn left(bench: &Bench, session: SessionId) -> u64 {
+    bench.registry.session(session).unwrap().memory_left / PIECE
+}
+
+/// Whole pieces that one client may have: one that is promised, and a quarter of the 62 that are common.
+const SHARE: u64 = 16;
+
+fn buffer(bench: &mut Bench, session: SessionId, segments: &[PhysRange]) -> (Slot, BufferId) {
+    let event = bench.allocation(session, segments, AllocateFlags::empty());
+    let (slot, _, buffer) = bench.allocated(&event).unwrap();
+    (slot, buffer)
+}
+
+fn release(bench: &mut Bench, session: SessionId, slot: Slot) {
+    bench.run(&Event::Release(session, slot)).unwrap();
+}
+
+/// Four buffers in two pieces: each piece is charged once, with its first buffer, and until its last one is gone,
+/// whichever that is.
+#[test]
+fn a_piece_is_charged_once_for_all_buffers_in_it() {
+    let mut bench = bench();
+    let session = bench.claim(1, address(0, 3, 0));
+    assert_eq!(left(&bench, session), SHARE);
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
+        let at = |page, pages| phys(OWN + page * PAGE, pages * PAGE);
+        let mut slots = Vec::new();
+        let expected = [(at(1, 2), 1), (at(7, 1), 1), (at(14, 4), 2), (at(31, 1), 2)];
+        for (segment, pieces) in expected {
+            slots.push(buffer(&mut bench, session, &[segment]).0);
+            assert_eq!(left(&bench, session), SHARE - pieces);
+        }
+        // Which pieces each of them touches.
+        let touched: [&[u64]; 4] = [&[0], &[0], &[0, 1], &[1]];
+        let mut there = [true; 4];
+        for index in order {
+            release(&mut bench, session, slots[index]);
+            there[index] = false;
+            let used = |piece| (0..4).any(|at: usize| there[at] && touched[at].contains(&piece));
+            let count = [0, 1].into_iter().filter(|piece| used(*piece)).count() as u64;
+            assert_eq!(left(&bench, session), SHARE - count, "{order:?}, then {index}");
+        }
+    }
+}
+
+/// A buffer in two segments of one piece, and one of whole pieces.
+#[test]
+fn a_piece_is_charged_once_for_all_segments_in_it() {
+    let mut bench = bench();
+    let session = bench.claim(1, address(0, 3, 0));
+    let segments = [phys(OWN, PAGE), phys(OWN + 4 * PAGE, PAGE)];
+    let (two, _) = buffer(&mut bench, session, &segments);
+    assert_eq!(left(&bench, session), SHARE - 1);
+    let (whole, _) = buffer(&mut bench, session, &[phys(OWN + 2 * PIECE, 3 * PIECE)]);
+    assert_eq!(left(&bench, session), SHARE - 4);
+    release(&mut bench, session, two);
+    release(&mut bench, session, whole);
+    assert_eq!(left(&bench, session), SHARE);
+}
+
+/// Pieces that the client has are no reason to refuse; another one is.
+#[test]
+fn who_has_its_share_may_fill_its_pieces() {
+    let mut bench = bench();
+    let session = bench.claim(1, address(0, 3, 0));
+    buffer(&mut bench, session, &[phys(OWN, (SHARE - 1) * PIECE)]);
+    buffer(&mut bench, session, &[phys(OWN + SHARE * PIECE, PAGE)]);
+    assert_eq!(bench.registry.admit_buffer(session, PAGE).err(), Some(Refusal::Quota));
+    assert!(bench.registry.admit_within(session, PAGE).is_ok());
+    buffer(&mut bench, session, &[phys(OWN + SHARE * PIECE + PAGE, PAGE)]);
+    let other = [phys(OWN + 40 * PIECE, PAGE)];
+    let event = bench.allocation(session, &other, AllocateFlags::empty());
+    assert_eq!(bench.refused(&event), Refusal::Quota);
+}
+
+/// A buffer that outlives its client is charged to the next owner of the group, and to nobody else; it is so until the
+/// last handle is closed.
+#[test]
+fn what_is_left_behind_is_charged_to_the_group() {
+    let mut bench = bench();
+    let session = bench.claim(1, address(0, 3, 0));
+    let (slot, kept) = buffer(&mut bench, session, &[phys(OWN, 3 * PAGE)]);
+    bench.run(&Hold(session, slot)).unwrap();
+    bench.run(&Event::Close(session)).unwrap();
+    let other = bench.claim(2, address(0, 4, 0));
+    assert_eq!(left(&bench, other), SHARE, "of another group");
+    let next = bench.claim(3, address(0, 3, 0));
+    assert_eq!(left(&bench, next), SHARE - 1);
+    bench.run(&Event::Close(next)).unwrap();
+    let next = bench.claim(4, address(0, 3, 0));
+    assert_eq!(left(&bench, next), SHARE - 1, "still");
+    bench.run(&Event::Drop(kept)).unwrap();
+    assert_eq!(left(&bench, next), SHARE);
+}
