@@ -55,7 +55,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub(super) fn set_aside(&mut self) {
         for (status, unit) in self.machine.units.iter().zip((0..).map(UnitIndex)) {
             // Without an address of its registers it never comes.
-            if status.description.registers.is_ok() && self.engine.set_aside(unit) {
+            let may_come = status.description.registers.is_ok() && self.recovery.may_come(unit);
+            if may_come && self.engine.set_aside(unit) {
                 self.recovery.memory_came(unit);
             }
         }

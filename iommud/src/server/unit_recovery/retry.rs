@@ -110,6 +110,11 @@ impl Recovery {
         (retry.hopeless, retry.starved) = (hopeless, starved);
     }
 
+    /// Whether a unit may come by itself. One that is hopeless comes only if memory was all that it lacked.
+    pub(super) fn may_come(&self, unit: UnitIndex) -> bool {
+        self.units.get(&unit).is_none_or(|retry| !retry.hopeless || retry.starved)
+    }
+
     /// Records that there is memory for a unit: one that found none is tried once more.
     pub(super) fn memory_came(&mut self, unit: UnitIndex) {
         if let Some(retry) = self.units.get_mut(&unit).filter(|retry| retry.starved) {
@@ -135,6 +140,17 @@ impl Recovery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hw::MemoryError;
+
+    #[test]
+    fn a_hopeless_unit_comes_only_if_it_lacked_memory() {
+        let (unit, mut recovery) = (UnitIndex(0), Recovery::default());
+        assert!(recovery.may_come(unit));
+        recovery.not_arrived(unit, &UnitError::Unsupported { what: "a page table" });
+        assert!(!recovery.may_come(unit));
+        recovery.not_arrived(unit, &UnitError::Memory(MemoryError::Exhausted));
+        assert!(recovery.may_come(unit));
+    }
 
     const SECOND: u64 = 1_000_000_000;
 
