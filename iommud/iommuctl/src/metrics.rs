@@ -20,7 +20,7 @@ const COUNTERS: [&str; 11] = [
 ];
 
 /// What each number counts.
-const HELP: [(&str, &str); 28] = [
+const HELP: [(&str, &str); 29] = [
     ("opens", "Handles that clients asked for"),
     ("calls", "Calls on sessions"),
     ("refusals", "Requests that were refused"),
@@ -39,6 +39,7 @@ const HELP: [(&str, &str); 28] = [
     ("quarantine_returned_bytes", "Bytes given back out of quarantine"),
     ("units_recovered", "Units brought up again"),
     ("table_frames", "Frames of page tables in use"),
+    ("table_frames_reserved", "Frames that are kept for tables of units that are not up"),
     ("table_frames_free", "Frames of page tables that are free"),
     ("table_frames_promised", "Frames of page tables that are promised to domains"),
     ("table_frames_share", "Frames of page tables that one domain may have"),
