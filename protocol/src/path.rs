@@ -40,6 +40,10 @@ pub enum Path {
 /// The word that is written to `units/N`; a line feed may follow.
 pub const RESET: &[u8] = b"reset";
 
+/// The word that is written to `groups/N` (administrators only); a line feed may follow. The sessions on the group's
+/// devices end as if their processes had died.
+pub const RELEASE: &[u8] = b"release";
+
 /// On Redox, a client that waits for a device's unit appends this to the device's path. Behind it is the longest wait
 /// in milliseconds, in decimal. A call on the handle returns the outcome.
 pub const WAIT: &str = "?wait=";

@@ -1,7 +1,7 @@
 //! `iommuctl`: what the IOMMU of a machine does, in words, as JSON and as pictures.
 //!
 //! ```text
-//! cli -> audit, explain, draw, tree, server -> decode
+//! cli -> audit, check, explain, draw, tree, server -> decode
 //! ```
 //!
 //! [`decode`] reads firmware tables and needs no server. Everything else is behind the feature `cli`.
@@ -10,6 +10,8 @@ pub mod decode;
 
 #[cfg(feature = "cli")]
 pub mod audit;
+#[cfg(feature = "cli")]
+pub mod check;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]

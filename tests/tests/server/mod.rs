@@ -16,6 +16,7 @@ mod promises;
 mod quotas;
 mod ranges;
 mod recovery;
+mod released;
 mod rescan;
 mod rescan_driven;
 mod restarts;

@@ -109,6 +109,19 @@ pub enum Show {
 /// A request of an administrator.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Ask {
+    /// Test whether this machine confines: a device writes to memory that was taken from it; status 3 when it could
+    Check {
+        /// The device to test with, which no driver may be using: an edu device, or an NVMe controller, of which one
+        /// block is read [default: an edu device]
+        #[arg(long, value_parser = address)]
+        device: Option<PciAddress>,
+    },
+    /// End the sessions on a device and on those of its group, as if their drivers had died
+    Release {
+        /// Its address
+        #[arg(value_parser = address)]
+        device: PciAddress,
+    },
     /// Look for devices that came or went
     Rescan,
     /// Bring something up again

@@ -4,12 +4,14 @@ use std::io::Write;
 use std::path::Path;
 
 use iommu_client::Connection;
+use iommu_protocol::ids::PciAddress;
 use serde_json::{Value, json};
 
 use super::arguments::Reset;
 use super::local::print_policy;
 use super::outcome::{CommandError, Found};
 use crate::metrics;
+use crate::names;
 use crate::output::{Look, Tone, document, write_json, write_lines};
 use crate::server::lines::Lines;
 use crate::server::machine::Machine;
@@ -140,6 +142,30 @@ pub(super) fn reset(
         write_json(out, &document("reset", json!({ "unit": unit, "requested": true })))?;
     } else {
         writeln!(out, "unit {unit} is brought up again; iommuctl status tells the outcome")?;
+    }
+    Ok(Found::Nothing)
+}
+
+pub(super) fn release(
+    address: PciAddress,
+    server: &Connection,
+    json: bool,
+    out: &mut dyn Write,
+) -> Result<Found, CommandError> {
+    let machine = Machine::read(server)?;
+    let device = machine.devices.iter().find(|device| device.address() == address);
+    let name = names::address(address);
+    let group = device.ok_or_else(|| CommandError::Nothing(format!("device {name}")))?.group;
+    server.release_group(group)?;
+    let members = machine.devices.iter().filter(|device| device.group == group);
+    let owned = members.filter(|device| device.owner.is_some());
+    let ended: Vec<String> = owned.map(|device| names::address(device.address())).collect();
+    if json {
+        write_json(out, &document("release", json!({ "group": group, "ended": ended })))?;
+    } else if ended.is_empty() {
+        writeln!(out, "nobody had {name}")?;
+    } else {
+        writeln!(out, "group {group} is nobody's now; sessions ended on: {}", ended.join(", "))?;
     }
     Ok(Found::Nothing)
 }

@@ -1,6 +1,7 @@
 //! The commands: arguments in, text or JSON and an exit status out.
 
 pub mod arguments;
+mod check;
 mod decode;
 mod faults;
 mod live;
@@ -61,7 +62,7 @@ pub fn run(arguments: &Arguments, look: Look, out: &mut dyn Write) -> Result<Fou
             local::policy(file, json, out)
         }
         Command::Show(command) => show(command, &connect(&arguments.global)?, json, look, out),
-        Command::Ask(command) => ask(*command, &connect(&arguments.global)?, json, out),
+        Command::Ask(command) => ask(*command, &connect(&arguments.global)?, json, look, out),
     }
 }
 
@@ -83,9 +84,12 @@ fn ask(
     command: Ask,
     server: &Connection,
     json: bool,
+    look: Look,
     out: &mut dyn Write,
 ) -> Result<Found, CommandError> {
     match command {
+        Ask::Check { device } => check::run(device, server, json, look, out),
+        Ask::Release { device } => live::release(device, server, json, out),
         Ask::Rescan => live::rescan(server, json, out),
         Ask::Reset(reset) => live::reset(reset, server, json, out),
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::check::PickError;
 use crate::decode::DecodeError;
 
 /// What a command found that the exit status tells.
@@ -26,6 +27,8 @@ pub enum CommandError {
     Output(io::Error),
     /// The server refuses, or is not there.
     Server(iommu_client::Error),
+    /// There is no device to test with.
+    Pick(PickError),
     /// The server knows nothing by this name.
     Nothing(String),
 }
@@ -40,6 +43,7 @@ impl CommandError {
             | Self::File(..)
             | Self::Output(_)
             | Self::Server(_)
+            | Self::Pick(_)
             | Self::Nothing(_) => 1,
         }
     }
@@ -52,6 +56,7 @@ impl fmt::Display for CommandError {
             Self::File(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Output(error) => write!(f, "output: {error}"),
             Self::Server(error) => write!(f, "{error}"),
+            Self::Pick(error) => write!(f, "{error}"),
             Self::Nothing(what) => write!(f, "there is no {what}"),
         }
     }
@@ -62,6 +67,12 @@ impl std::error::Error for CommandError {}
 impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
         Self::Output(error)
+    }
+}
+
+impl From<PickError> for CommandError {
+    fn from(error: PickError) -> Self {
+        Self::Pick(error)
     }
 }
 
