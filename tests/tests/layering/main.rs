@@ -123,6 +123,21 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::policy",
         ],
     ),
+    // The self-test drives a device, by the libraries of its drivers.
+    (
+        "iommuctl::check",
+        &[
+            "core",
+            "std",
+            "serde_json",
+            "edud",
+            "nvme",
+            "iommu_protocol",
+            "iommu_client",
+            "iommu_client::platform",
+            "iommuctl",
+        ],
+    ),
     // Decoding links no parser of command lines, and knows no server.
     (
         "iommuctl::decode",
@@ -136,7 +151,7 @@ const LAW: &[(&str, &[&str])] = &[
             "iommud::acpi",
         ],
     ),
-    // Guests use the example's library, like the example's own program.
+    // Guests use the example's library, like the example's own program; the programs use their own libraries.
     (
         "drivers",
         &[
@@ -148,6 +163,7 @@ const LAW: &[(&str, &[&str])] = &[
             "iommu_client",
             "iommu_client::platform",
             "edud",
+            "nvme",
         ],
     ),
     // Tests of these crates run on the software unit.
