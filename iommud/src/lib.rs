@@ -26,6 +26,4 @@ pub mod topology;
 #[cfg(feature = "std")]
 pub mod config;
 #[cfg(feature = "std")]
-pub mod ctl;
-#[cfg(feature = "std")]
 pub mod platform;

@@ -118,6 +118,6 @@ fn the_recipe_builds_the_package_that_the_installer_names() {
     let recipe: Recipe = toml::from_str(&text("iommud/image/recipe.toml")).unwrap();
     assert_eq!(
         (&*recipe.build.template, &*recipe.build.cargopackages),
-        ("cargo", &["iommud".to_owned()][..])
+        ("cargo", &["iommud".to_owned(), "iommuctl".to_owned()][..])
     );
 }

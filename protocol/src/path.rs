@@ -24,6 +24,10 @@ pub enum Path {
     Devices,
     /// `devices/SSSS--BB--DD.F`: text when read, a session when opened for writing.
     Device(PciAddress),
+    /// `domains`, a directory: the domains of owners. Those of policy are not listed.
+    Domains,
+    /// `domains/N`: what one owner's devices reach.
+    Domain(u32),
     /// `faults`: every fault, newest last.
     Faults,
     /// `metrics`: one `name value` a line.
@@ -35,6 +39,10 @@ pub enum Path {
 
 /// The word that is written to `units/N`; a line feed may follow.
 pub const RESET: &[u8] = b"reset";
+
+/// The word that is written to `groups/N` (administrators only); a line feed may follow. The sessions on the group's
+/// devices end as if their processes had died.
+pub const RELEASE: &[u8] = b"release";
 
 /// On Redox, a client that waits for a device's unit appends this to the device's path. Behind it is the longest wait
 /// in milliseconds, in decimal. A call on the handle returns the outcome.
@@ -58,6 +66,7 @@ impl Path {
             Some(("units", rest)) => Some(Self::Unit(parse_number(rest)?)),
             Some(("groups", rest)) => Some(Self::Group(parse_number(rest)?)),
             Some(("devices", rest)) => Some(Self::Device(rest.parse().ok()?)),
+            Some(("domains", rest)) => Some(Self::Domain(parse_number(rest)?)),
             Some(_) => None,
         }
     }
@@ -69,6 +78,7 @@ impl Path {
             "units" => Self::Units,
             "groups" => Self::Groups,
             "devices" => Self::Devices,
+            "domains" => Self::Domains,
             "faults" => Self::Faults,
             "metrics" => Self::Metrics,
             "rescan" => Self::Rescan,
@@ -79,7 +89,7 @@ impl Path {
     /// Whether the path names a directory.
     #[must_use]
     pub const fn is_directory(self) -> bool {
-        matches!(self, Self::Root | Self::Units | Self::Groups | Self::Devices)
+        matches!(self, Self::Root | Self::Units | Self::Groups | Self::Devices | Self::Domains)
     }
 }
 
@@ -94,6 +104,8 @@ impl fmt::Display for Path {
             Self::Group(index) => write!(f, "groups/{index}"),
             Self::Devices => f.write_str("devices"),
             Self::Device(address) => write!(f, "devices/{address}"),
+            Self::Domains => f.write_str("domains"),
+            Self::Domain(index) => write!(f, "domains/{index}"),
             Self::Faults => f.write_str("faults"),
             Self::Metrics => f.write_str("metrics"),
             Self::Rescan => f.write_str("rescan"),
@@ -143,6 +155,8 @@ mod tests {
             (Path::Status, "status"),
             (Path::Unit(0), "units/0"),
             (Path::Group(17), "groups/17"),
+            (Path::Domains, "domains"),
+            (Path::Domain(3), "domains/3"),
             (Path::Device(address), "devices/0000--00--04.0"),
             (Path::Faults, "faults"),
             (Path::Metrics, "metrics"),
@@ -167,7 +181,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_parses_is_written_back_unchanged(text in "(units|groups|devices|buffers|status)?/?[0-9a-f./-]{0,16}") {
+        fn what_parses_is_written_back_unchanged(text in "(units|groups|devices|domains|buffers|status)?/?[0-9a-f./-]{0,16}") {
             if let Some(path) = Path::parse(&text) {
                 prop_assert_eq!(path.to_string(), text.clone());
             }

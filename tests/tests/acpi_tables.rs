@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use iommuctl::decode::{self, Decoded};
 use iommud::acpi::{TableError, parse_dmar, parse_ivrs};
-use iommud::ctl::decode::{self, Decoded};
 use iommud::topology::firmware::Firmware;
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use crate::workspace::{cargo, root, target};
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Packages of the Linux guest.
-const PACKAGES: [&str; 5] = ["guest", "iommud", "edud", "nvme", "rogue"];
+const PACKAGES: [&str; 6] = ["guest", "iommud", "iommuctl", "edud", "nvme", "rogue"];
 
 /// Builds the binaries of the Linux guest. Returns their directory.
 pub(crate) fn linux_guest() -> Result<PathBuf> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use iommu_protocol::path::RESET;
+use iommu_protocol::path::{RELEASE, RESET};
 
 use crate::error::Error;
 use crate::transport::{Handle, Transport};
@@ -65,6 +65,15 @@ impl Connection {
     /// `Permission`, `NotFound`; `Busy` when the unit is up; `Unsupported` when nothing can bring it up.
     pub fn reset_unit(&self, unit: u32) -> Result<(), Error> {
         self.write(&format!("units/{unit}"), RESET)
+    }
+
+    /// Ends the sessions on a group's devices as if their processes had died: the devices are cut off, and their memory
+    /// is freed. For administrators; a group that nobody has is left as it is.
+    ///
+    /// # Errors
+    /// `Permission`, `NotFound`.
+    pub fn release_group(&self, group: u32) -> Result<(), Error> {
+        self.write(&format!("groups/{group}"), RELEASE)
     }
 
     fn write(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {

@@ -21,6 +21,7 @@
 mod collections;
 mod config;
 mod decision;
+mod domain_views;
 mod event;
 mod ids;
 pub mod iova;
@@ -49,6 +50,6 @@ pub use state::tags::Holds;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
 pub use transition::Request;
 pub use view::{
-    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, NamedView, RegionView,
-    SessionView, UnitState, UnitView, VacantBuses,
+    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, MappingView, NamedView,
+    RegionView, SessionView, SlotView, UnitState, UnitView, VacantBuses,
 };

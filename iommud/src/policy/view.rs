@@ -3,8 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use iommu_protocol::ids::{PciAddress, RequesterId};
-use iommu_protocol::wire::RegionKind;
+use iommu_protocol::ids::{PciAddress, RequesterId, Slot};
+use iommu_protocol::wire::{Access, RegionKind};
 
 use crate::addr::IovaRange;
 use crate::policy::config::Mode;
@@ -168,6 +168,28 @@ pub struct BufferView {
     pub iova: crate::addr::Iova,
     /// Live mappings of it in the session.
     pub mappings: u32,
+}
+
+/// One buffer that a session knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    /// Its slot.
+    pub slot: Slot,
+    /// Length in bytes.
+    pub length: u64,
+    /// Addresses that are reserved for grants of it.
+    pub reserved: Option<IovaRange>,
+}
+
+/// One mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MappingView {
+    /// The addresses.
+    pub range: IovaRange,
+    /// First byte in the buffer; `None` when its pages lie anywhere in it.
+    pub offset: Option<u64>,
+    /// What devices may do.
+    pub access: Access,
 }
 
 /// A region of I/O virtual addresses that clients may not use.

@@ -6,7 +6,7 @@ use alloc::string::String;
 use iommu_protocol::Refusal;
 use iommu_protocol::path::Path;
 
-use crate::policy::{BufferId, ClientId, SessionId, UnitIndex};
+use crate::policy::{BufferId, ClientId, GroupId, SessionId, UnitIndex};
 
 /// A handle as the platform names it. The number of a closed handle is not reused before all others were used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +26,8 @@ pub(super) enum Object {
     Text(String),
     /// A device, writable.
     Session(SessionId),
+    /// A device whose session an administrator ended.
+    Ended,
     /// An object that takes administrators' requests.
     Control(Control),
     /// A buffer.
@@ -44,6 +46,8 @@ pub(super) enum Control {
     Reset(UnitIndex),
     /// Walks configuration space again.
     Rescan,
+    /// Ends the sessions on the devices of a group.
+    Release(GroupId),
 }
 
 #[derive(Clone)]
@@ -143,6 +147,24 @@ impl Handles {
         Some(open.object)
     }
 
+    /// Takes the session out of its handle, which stays open and names nothing from now on. Whoever watches it is told.
+    pub(super) fn end_session(&mut self, session: SessionId) {
+        let Some(&handle) = self.of_session.get(&session) else { return };
+        self.session_readable(session);
+        self.of_session.remove(&session);
+        if let Some(place) = self.recent.get_mut(place_of(handle)) {
+            *place = None;
+        }
+        if let Some(open) = self.open.get_mut(&handle) {
+            open.object = Object::Ended;
+        }
+    }
+
+    /// Sessions that have a handle.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.of_session.keys().copied()
+    }
+
     /// The object of a handle.
     ///
     /// # Errors
@@ -154,7 +176,7 @@ impl Handles {
     /// The session behind a handle.
     ///
     /// # Errors
-    /// `BadHandle`; `BadOperation` when it is open on something else.
+    /// `BadHandle`; `BadOperation` when it is open on something else; `NotProbed` when its session was ended.
     #[inline]
     pub(super) fn session(&mut self, handle: Handle) -> Result<SessionId, Refusal> {
         match self.recent.get(place_of(handle)) {
@@ -172,6 +194,7 @@ impl Handles {
                 }
                 Ok(session)
             }
+            Object::Ended => Err(Refusal::NotProbed),
             _ => Err(Refusal::BadOperation),
         }
     }

@@ -8,6 +8,8 @@ mod budget;
 mod call;
 mod caller;
 mod decode;
+mod details;
+mod domain_text;
 mod driven_devices;
 mod endings;
 mod faults;
@@ -15,6 +17,8 @@ mod growth;
 mod handles;
 mod hotplug;
 mod pending_claims;
+mod processes;
+mod release;
 mod rescan;
 mod startup;
 mod tags;
@@ -38,7 +42,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::frame::READABLE;
 use iommu_protocol::ids::{PciAddress, Slot};
-use iommu_protocol::path::{Path, RESET, SessionPath};
+use iommu_protocol::path::{Path, RELEASE, RESET, SessionPath};
 use iommu_protocol::{Refusal, fault};
 
 use crate::engine::Engine;
@@ -53,6 +57,7 @@ use faults::storms::Storms;
 use growth::Growth;
 use handles::{Control, Handles, Object};
 use pending_claims::PendingClaims;
+use processes::Processes;
 use rescan::Survey;
 use unit_recovery::Recovery;
 use unit_status::Machine;
@@ -102,6 +107,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     recovery: Recovery,
     survey: Survey,
     growth: Growth,
+    processes: Processes,
     /// The lists of the current request.
     scratch: Scratch,
 }
@@ -127,6 +133,7 @@ where
             recovery: self.recovery.clone(),
             survey: self.survey.clone(),
             growth: self.growth.clone(),
+            processes: self.processes.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }
@@ -161,6 +168,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.handles.admit(caller.client)?;
         let object = match at.map(|handle| self.handles.object(handle).cloned()).transpose()? {
             Some(Object::Session(session)) => self.open_below(caller, session, path, write)?,
+            Some(Object::Ended) => return Err(Refusal::NotProbed),
             Some(Object::Directory(base)) => self.open_top(caller, &join(base, path), write)?,
             Some(_) => return Err(Refusal::NotFound),
             None => self.open_top(caller, path, write)?,
@@ -176,6 +184,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         match path {
             Path::Device(address) if write => self.claim(caller.client, address, None),
             Path::Unit(unit) if write => self.control_of(unit).map(Object::Control),
+            Path::Group(group) if write => self.group_control(group).map(Object::Control),
             Path::Rescan if write => Ok(Object::Control(Control::Rescan)),
             _ if write => Err(Refusal::Permission),
             _ if path.is_directory() => Ok(Object::Directory(path)),
@@ -225,17 +234,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub fn close(&mut self, handle: Handle) {
         self.end_claims_below(handle);
         match self.handles.remove(handle) {
-            Some(Object::Session(session)) => {
-                self.run_to_the_end(Event::Close(session));
-                self.faults.forget(session);
-                self.recovery.session_ended();
-                self.set_aside();
-                self.survey.change();
-            }
+            Some(Object::Session(session)) => self.end_session(session),
             Some(Object::Buffer { buffer, .. }) => {
                 self.run_to_the_end(Event::Drop(buffer));
             }
-            Some(Object::Directory(_) | Object::Text(_) | Object::Control(_)) | None => {}
+            Some(Object::Directory(_) | Object::Text(_) | Object::Control(_) | Object::Ended)
+            | None => {}
         }
         self.finish_endings();
     }
@@ -247,6 +251,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// `BadHandle`, `BadOperation`.
     pub fn read(&mut self, handle: Handle, offset: u64, out: &mut [u8]) -> Result<usize, Refusal> {
         match self.handles.object(handle)? {
+            Object::Ended => Err(Refusal::NotProbed),
             Object::Session(_) if out.len() < fault::RECORD_SIZE => Err(Refusal::BadLength),
             Object::Session(session) => match self.faults.read(*session, out) {
                 0 => Err(Refusal::NotReady),
@@ -267,8 +272,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Carries out an administrator's request: to reset a unit, or to walk configuration space again. Returns the
-    /// number of bytes taken, which is all of them.
+    /// Carries out an administrator's request: to reset a unit, to end the sessions on a group, or to walk configuration
+    /// space again. Returns the number of bytes taken, which is all of them.
     ///
     /// # Errors
     /// `BadHandle`; `BadOperation` when the handle takes no requests, or not this one; `Busy` when the unit is not
@@ -278,6 +283,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Object::Control(Control::Reset(unit)) => {
                 let word = bytes.strip_suffix(b"\n").unwrap_or(bytes);
                 if word == RESET { self.reset_unit(unit) } else { Err(Refusal::BadOperation) }
+            }
+            Object::Control(Control::Release(group)) => {
+                let word = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+                let right = word == RELEASE;
+                right.then(|| self.release(group)).ok_or(Refusal::BadOperation)
             }
             Object::Control(Control::Rescan) => self.rescan().map(drop).ok_or(Refusal::Unsupported),
             _ => Err(Refusal::BadOperation),
@@ -320,7 +330,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(match self.handles.object(handle)? {
             Object::Directory(_) => Stat { size: 0, mode: MODE_DIRECTORY },
             Object::Text(text) => Stat { size: length_of(text.len()), mode: MODE_TEXT },
-            Object::Session(_) => Stat { size: 0, mode: MODE_DEVICE },
+            Object::Session(_) | Object::Ended => Stat { size: 0, mode: MODE_DEVICE },
             Object::Control(_) => Stat { size: 0, mode: MODE_CONTROL },
             Object::Buffer { length, .. } => Stat { size: *length, mode: MODE_DEVICE },
         })
@@ -334,7 +344,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub fn watch(&mut self, handle: Handle, bits: u64) -> Result<u64, Refusal> {
         let readable = match self.handles.object(handle)? {
             Object::Session(session) => self.faults.pending(*session),
-            Object::Text(_) | Object::Directory(_) => true,
+            Object::Text(_) | Object::Directory(_) | Object::Ended => true,
             Object::Buffer { .. } | Object::Control(_) => false,
         };
         self.handles.watch(handle, bits & READABLE != 0);
@@ -402,11 +412,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn entries(&self, path: Path) -> Vec<alloc::string::String> {
         let numbers = |count: usize| (0..count).map(|n| n.to_string()).collect();
         match path {
-            Path::Root => ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]
-                .map(ToString::to_string)
-                .into(),
+            Path::Root => {
+                ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
+                    .map(ToString::to_string)
+                    .into()
+            }
             Path::Units => numbers(self.machine.units().len()),
             Path::Groups => self.registry.groups().map(|group| group.0.to_string()).collect(),
+            Path::Domains => self.domain_numbers().iter().map(ToString::to_string).collect(),
             Path::Devices => self.registry.functions().map(|address| address.to_string()).collect(),
             _ => Vec::new(),
         }

@@ -18,6 +18,7 @@ use crate::server::faults::storms::Storms;
 use crate::server::growth::Growth;
 use crate::server::handles::Handles;
 use crate::server::pending_claims::PendingClaims;
+use crate::server::processes::Processes;
 use crate::server::rescan::Survey;
 use crate::server::tags::Found;
 use crate::server::unit_recovery::Recovery;
@@ -99,6 +100,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             recovery,
             survey: Survey::default(),
             growth: Growth::default(),
+            processes: Processes::default(),
         };
         let pool = server.buffers.pool();
         server.registry.set_buffer_pool(pool.capacity, pool.granule);

@@ -7,7 +7,9 @@ use iommu_protocol::ids::{PciAddress, RequesterId};
 use iommu_protocol::path::Path;
 
 use crate::hw::{BufferMemory, TableMemory, Unit};
-use crate::policy::{Binding, FunctionView, GroupId, Mode, NamedView, UnitIndex, VacantBuses};
+use crate::policy::{
+    Binding, DomainId, FunctionView, GroupId, Mode, NamedView, SessionView, UnitIndex, VacantBuses,
+};
 use crate::server::Server;
 use crate::server::faults::storms::LIMIT;
 use crate::server::unit_status::{UnitState, UnitStatus};
@@ -23,10 +25,13 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Path::Unit(index) => self.unit(index, &mut out),
             Path::Group(index) => self.group(GroupId(index), &mut out),
             Path::Device(address) => self.device(address, &mut out),
+            Path::Domain(index) => self.domain(DomainId(index), &mut out),
             Path::Faults => self.fault_log(&mut out),
             Path::Metrics => self.metrics(&mut out),
             Path::Rescan => self.survey_text(&mut out),
-            Path::Root | Path::Units | Path::Groups | Path::Devices => Err(fmt::Error),
+            Path::Root | Path::Units | Path::Groups | Path::Devices | Path::Domains => {
+                Err(fmt::Error)
+            }
         }
         .ok()?;
         Some(out)
@@ -172,10 +177,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "policy: {}", mode(device.mode))?;
         writeln!(out, "claimed: {}", device.session.is_some())?;
         writeln!(out, "silenced: {}", device.silenced)?;
-        writeln!(out, "reaches: {}", self.reach(&device))
+        let session = device.session.and_then(|session| self.registry.session(session));
+        writeln!(out, "reaches: {}", self.reach(&device, session))?;
+        self.device_details(&device, session, out)
     }
 
-    fn reach(&self, device: &FunctionView) -> &'static str {
+    fn reach(&self, device: &FunctionView, session: Option<SessionView>) -> &'static str {
         let unit = device.unit.and_then(|UnitIndex(unit)| usize::try_from(unit).ok());
         match unit.and_then(|unit| self.machine.units().get(unit)) {
             Some(unit) if !unit.translated => return "what it reached before iommud, NOT CONFINED",
@@ -184,10 +191,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             }
             _ => {}
         }
-        let attached = device
-            .session
-            .and_then(|session| self.registry.session(session))
-            .is_some_and(|session| session.attached);
+        let attached = session.is_some_and(|session| session.attached);
         match device.binding {
             Binding::Blocked if device.cut => "nothing: its owner ended while it was attached",
             Binding::Blocked => "nothing",

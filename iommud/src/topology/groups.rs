@@ -37,7 +37,7 @@ use crate::topology::table::{FunctionTable, View};
 
 /// ACS controls that isolation needs: source validation, peer-to-peer request redirect, completion redirect,
 /// upstream forwarding (PCI Express Base 6.0 section 7.7.11.3, bits 0, 2, 3, 4).
-pub(crate) const REQUIRED: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
+pub const REQUIRED: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
 
 /// Whether no request of this function can be turned round to a peer before a unit has checked it.
 ///
@@ -64,7 +64,8 @@ pub fn is_isolating(function: &PciFunction) -> bool {
 }
 
 /// Whether all requests from behind a bridge pass a unit before they reach anything beside or in front of it.
-fn is_tight(view: View<'_>, bridge: &PciFunction) -> bool {
+#[must_use]
+pub fn is_tight(view: View<'_>, bridge: &PciFunction) -> bool {
     match bridge.kind {
         FunctionKind::RootPort(_) | FunctionKind::UpstreamPort(_) => is_isolating(bridge),
         FunctionKind::DownstreamPort(_) => {
@@ -76,7 +77,7 @@ fn is_tight(view: View<'_>, bridge: &PciFunction) -> bool {
 }
 
 /// The other downstream ports of a switch.
-fn ports_beside<'a>(
+pub fn ports_beside<'a>(
     view: View<'a>,
     port: &PciFunction,
 ) -> impl Iterator<Item = &'a PciFunction> + use<'a> {

@@ -113,6 +113,45 @@ impl PciFunction {
 }
 
 impl FunctionKind {
+    /// The kind in words, as `devices/ADDRESS` has it.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Endpoint => "endpoint",
+            Self::RootComplexEndpoint => "integrated endpoint",
+            Self::Conventional => "conventional function",
+            Self::RootPort(_) => "root port",
+            Self::UpstreamPort(_) => "upstream port",
+            Self::DownstreamPort(_) => "downstream port",
+            Self::ExpressToConventional(_) => "bridge from express to conventional",
+            Self::ConventionalToExpress(_) => "bridge from conventional to express",
+            Self::ConventionalBridge(_) => "conventional bridge",
+            Self::EventCollector => "event collector",
+        }
+    }
+
+    /// The kind that [`FunctionKind::words`] names; `buses` are those behind a bridge.
+    #[must_use]
+    pub fn from_words(words: &str, buses: Option<Buses>) -> Option<Self> {
+        let plain =
+            [Self::Endpoint, Self::RootComplexEndpoint, Self::Conventional, Self::EventCollector];
+        let bridge = |buses| {
+            [
+                Self::RootPort(buses),
+                Self::UpstreamPort(buses),
+                Self::DownstreamPort(buses),
+                Self::ExpressToConventional(buses),
+                Self::ConventionalToExpress(buses),
+                Self::ConventionalBridge(buses),
+            ]
+        };
+        let named = |kind: &Self| kind.words() == words;
+        match buses {
+            None => plain.into_iter().find(named),
+            Some(buses) => bridge(buses).into_iter().find(named),
+        }
+    }
+
     /// The buses behind any bridge, as its registers state them.
     #[must_use]
     pub const fn buses(self) -> Option<Buses> {

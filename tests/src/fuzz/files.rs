@@ -1,7 +1,7 @@
 //! Files chosen by an administrator.
 
+use iommuctl::decode;
 use iommud::config;
-use iommud::ctl::decode;
 use iommud::topology::pci::{FunctionKind, PciFunction};
 
 use iommu_protocol::ids::PciAddress;

@@ -1,10 +1,10 @@
 //! Firmware tables.
 
+use iommuctl::decode;
 use iommud::acpi::dmar::{self, Dmar};
 use iommud::acpi::ivrs::{self, Ivrs};
 use iommud::acpi::{Table, build_dmar, build_ivrs, parse_dmar, parse_ivrs};
 use iommud::addr::INTERRUPT_WINDOW;
-use iommud::ctl::decode;
 use iommud::topology::firmware::{DeviceScope, Firmware, UnitDefect};
 
 /// Parses the bytes as a DMAR, and again with signature, length and checksum repaired.

@@ -90,7 +90,7 @@ fn prerequisites() -> Result<(PathBuf, Vec<PathBuf>), String> {
 fn compare(iasl: &Path, path: &Path, scratch: &Path, tally: &mut Tally) {
     let name = path.file_name().unwrap().to_string_lossy().into_owned();
     let bytes = std::fs::read(path).unwrap();
-    let decoded = match iommud::ctl::decode::table(&bytes) {
+    let decoded = match iommuctl::decode::table(&bytes) {
         Ok(decoded) => decoded.json(),
         Err(error) => return tally.different(&name, &format!("not decoded: {error}")),
     };

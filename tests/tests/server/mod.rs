@@ -16,12 +16,14 @@ mod promises;
 mod quotas;
 mod ranges;
 mod recovery;
+mod released;
 mod rescan;
 mod rescan_driven;
 mod restarts;
 mod room;
 mod story;
 mod tags;
+mod texts;
 mod units;
 mod waiting;
 

@@ -294,7 +294,7 @@ fn texts_tell_the_truth() {
     assert_eq!(stack.names("devices").len(), 5);
     assert_eq!(
         stack.names(""),
-        ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]
+        ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
     );
     let _ = Access::READ;
 }

@@ -24,7 +24,7 @@ const COMPILER: [(&str, &str); 3] =
     [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
 
 /// The crates for Redox.
-const PACKAGES: [&str; 5] = ["iommud", "edud", "nvme", "rogue", "redox-guest"];
+const PACKAGES: [&str; 6] = ["iommud", "iommuctl", "edud", "nvme", "rogue", "redox-guest"];
 
 /// The programs of those crates.
 const PROGRAMS: [&str; 6] = ["iommud", "iommuctl", "edud", "nvme", "rogue", "redox-guest"];

@@ -191,7 +191,11 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
     }
 
     fn close(&mut self, handle: Handle) {
-        self.clients.remove(&handle);
+        if let Some(client) = self.clients.remove(&handle)
+            && !self.clients.values().any(|other| *other == client)
+        {
+            self.server.forget_process(client);
+        }
         self.expected.retain(|_, session| *session != handle);
         self.server.close(handle);
     }

@@ -136,8 +136,12 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// The socket is not a Unix socket, there are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2)
     /// fails.
     pub fn adopt(&mut self, socket: OwnedFd) -> io::Result<ClientId> {
-        let uid = socket_peercred(&socket)?.uid.as_raw();
-        self.adopt_as(socket, uid)
+        let peer = socket_peercred(&socket)?;
+        let client = self.adopt_as(socket, peer.uid.as_raw())?;
+        if let Ok(process) = u32::try_from(peer.pid.as_raw_nonzero().get()) {
+            self.server.set_process(client, process);
+        }
+        Ok(client)
     }
 
     /// Serves a client like [`Transport::adopt`], with the user id `uid`.
@@ -333,6 +337,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         }
         let claims: Vec<_> = connection.claims.iter().map(|(ticket, _)| *ticket).collect();
         self.server.forget_claims(&claims);
+        self.server.forget_process(client);
         for handle in connection.handles() {
             self.server.close(handle);
         }

@@ -18,9 +18,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
             && let Some((ticket, answer)) = self.server.next_answer(now)
         {
             match (self.claims.decide(ticket, answer), answer) {
-                (Some(claim), Ok(session)) => {
-                    self.clients.insert(session, claim.client);
-                }
+                (Some(claim), Ok(session)) => self.enter(session, claim.client, claim.process),
                 (None, Ok(session)) => self.server.close(session),
                 (_, Err(_)) => {}
             }
@@ -79,11 +77,19 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         match opened.map_err(refused)? {
             Opened::Now(opened) => {
                 if write && !self.server.is_control(opened) {
-                    self.clients.insert(opened, who.client);
+                    self.enter(opened, who.client, process);
                 }
                 usize::try_from(opened.0).map_err(|_| Error::new(EBADF))
             }
             Opened::Later(ticket) => self.claims.add(ticket, who.client, process),
+        }
+    }
+
+    /// Enters a session, and the process that opened it. The name space manager opens paths for others, as process 0.
+    fn enter(&mut self, session: Handle, client: ClientId, process: usize) {
+        self.clients.insert(session, client);
+        if let Ok(process @ 1..) = u32::try_from(process) {
+            self.server.set_process(client, process);
         }
     }
 

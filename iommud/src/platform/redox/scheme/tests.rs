@@ -197,7 +197,10 @@ fn directories_are_listed_in_as_many_parts_as_it_takes() {
         first = *next;
         seen.extend(part.into_iter().map(|(_, name)| name));
     }
-    assert_eq!(seen, ["status", "units", "groups", "devices", "faults", "metrics", "rescan"]);
+    assert_eq!(
+        seen,
+        ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
+    );
     let mut small = [0; 8];
     assert_eq!(
         errno(scheme.getdents(root, DirentBuf::new(&mut small[..], 19).unwrap(), 0).map(|_| ())),
@@ -399,4 +402,26 @@ fn memory_of_others_stays_while_a_unit_is_not_enabled() {
     let failed = UnitStart::Failed(UnitError::Dead);
     let mut after = scheme_with(firmware, vec![failed]).after(vec![memory()], true);
     assert_eq!([ask_for_memory(&mut after), ask_for_memory(&mut after)], [0, 0]);
+}
+
+/// The process of a session is known when its own open arrives, and not when the name space's server opens for it.
+#[test]
+fn the_owner_is_the_process_that_opened_the_session() {
+    let mut scheme = scheme();
+    let owner = |scheme: &mut Scheme| {
+        let text = open(scheme, DEVICE, O_RDONLY, 0).unwrap();
+        let mut bytes = [0; 2048];
+        let length = scheme.read(text, &mut bytes, 0, 0, &caller(0, 0)).unwrap();
+        scheme.on_close(text);
+        let text = String::from_utf8(bytes[..length].to_vec()).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("owner: ")).unwrap().to_owned()
+    };
+    for (process, name) in [(7, "process 7"), (0, "client "), (8, "process 8")] {
+        assert_eq!(owner(&mut scheme), "none");
+        let root = scheme.scheme_root().unwrap();
+        let opened = scheme.openat(root, DEVICE, O_RDWR, 0, &caller(process, 0));
+        let session = number(opened).unwrap();
+        assert!(owner(&mut scheme).starts_with(name), "{}", owner(&mut scheme));
+        scheme.on_close(session);
+    }
 }

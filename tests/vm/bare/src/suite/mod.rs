@@ -13,6 +13,7 @@ mod pages;
 mod server;
 mod storm;
 mod takeover;
+mod texts;
 
 use alloc::string::String;
 
@@ -117,6 +118,7 @@ pub fn run(info: &StartInfo) -> usize {
             t.check(|| server::confines(&mut served));
             t.check(|| server::costs(&mut served));
             t.check(|| exact::counts(&mut served, caching));
+            t.check(|| texts::costs(&mut served));
             t.check(|| storm::silenced(&mut served));
             t.check(|| server::ends(&mut served));
         }

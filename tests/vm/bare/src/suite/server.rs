@@ -195,6 +195,18 @@ impl Served {
         String::from_utf8(bytes).map_err(words)
     }
 
+    /// As [`Served::text`], of any length; with the instructions that the server took to open, read and close it.
+    pub(super) fn timed_text(&mut self, path: &str) -> Result<(String, u64), String> {
+        let mut bytes = vec![0; 64 * 1024];
+        let start = cpu::instructions();
+        let handle = self.server.open(CALLER, None, path, false).map_err(words)?;
+        let length = self.server.read(handle, 0, &mut bytes).map_err(words)?;
+        self.server.close(handle);
+        let spent = cpu::instructions() - start;
+        bytes.truncate(length);
+        Ok((String::from_utf8(bytes).map_err(words)?, spent))
+    }
+
     /// Returns the address of an edu device.
     pub(super) fn device(&self, index: usize) -> PciAddress {
         PciAddress { segment: 0, requester: self.edu[index].id }

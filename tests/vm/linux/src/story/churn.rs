@@ -48,7 +48,7 @@ impl Random {
     }
 }
 
-/// Check 13.
+/// Check 12.
 pub(super) fn check(story: &Story) -> Result<String> {
     let server = story.server()?;
     let before = server.metrics()?;

@@ -29,7 +29,7 @@ pub(super) fn buffer_address(output: &str) -> Result<u64> {
     number(word.with_context(|| format!("no buffer in: {output}"))?)
 }
 
-/// Check 6: the rogue itself checks source and page of the fault record that it gets.
+/// Check 5: the rogue itself checks source and page of the fault record that it gets.
 pub(super) fn never_granted(story: &Story) -> Result<String> {
     let server = story.server()?;
     let before = server.fault_lines()?;
@@ -51,7 +51,7 @@ pub(super) fn never_granted(story: &Story) -> Result<String> {
     Ok(told.join("; "))
 }
 
-/// Check 7: uses the other driver's I/O address, and then its physical address.
+/// Check 6: uses the other driver's I/O address, and then its physical address.
 pub(super) fn others_buffer(story: &mut Story) -> Result<String> {
     let iova = other_address()?;
     let physical = other_memory(story)?;
@@ -89,7 +89,7 @@ pub(super) fn other_memory(story: &Story) -> Result<u64> {
     found.context("the other driver's buffer was not found")
 }
 
-/// Check 8.
+/// Check 7.
 pub(super) fn unmapped(story: &Story) -> Result<String> {
     let output = rogue(&story.first, &["--unmap-then-dma"])?;
     ensure!(output.contains("rogue: memory untouched"), "{output}");

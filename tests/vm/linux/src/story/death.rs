@@ -19,7 +19,7 @@ const INNOCENT: u64 = 30;
 /// Most buffers that the next user allocates to get the dead driver's memory.
 const MOST_BUFFERS: u64 = 40;
 
-/// Check 10. The driver maps its buffer at an address that is also the physical address of an unrelated page. The
+/// Check 9. The driver maps its buffer at an address that is also the physical address of an unrelated page. The
 /// driver dies during a DMA write. Once its domain is gone, the write may land neither in that page nor in the
 /// buffer's memory.
 pub(super) fn kill_in_dma(story: &Story) -> Result<String> {

@@ -12,7 +12,7 @@ use crate::memory::HugePage;
 use crate::role::word;
 use crate::unit::Registers;
 
-/// Check 12: the legacy device writes constantly while a strict iommud starts. After the first denied write none
+/// Check 11: the legacy device writes constantly while a strict iommud starts. After the first denied write none
 /// passes. None passes either once iommud accepts requests.
 pub(super) fn strict(story: &mut Story) -> Result<String> {
     under_compat(story)?;
@@ -71,7 +71,7 @@ fn write_passes(edu: &Edu, page: &HugePage, round: u64) -> Result<bool> {
     Ok(page.memory.read64(8192)? != before)
 }
 
-/// Check 14: SIGTERM arrives while a driver is working.
+/// Check 13: SIGTERM arrives while a driver is working.
 pub(super) fn stop(story: &mut Story) -> Result<String> {
     // A driver dies with the legacy device attached. The next server knows that from the notes, whatever its policy.
     let legacy = story.legacy_name();

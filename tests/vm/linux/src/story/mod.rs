@@ -5,6 +5,7 @@ mod churn;
 mod confinement;
 mod death;
 mod ending;
+mod explained;
 mod hotplug;
 mod kills;
 mod legacy;
@@ -60,6 +61,8 @@ pub(crate) struct Story {
     seen_iova: u64,
     /// Addresses in the server's memory that checks made devices access. Fault records contain them.
     asked: Vec<u64>,
+    /// What `iommuctl` said, to be shown at the end.
+    told: Vec<String>,
 }
 
 impl Story {
@@ -80,6 +83,7 @@ impl Story {
             other_driver: None,
             seen_iova: 0,
             asked: Vec::new(),
+            told: Vec::new(),
         })
     }
 
@@ -180,15 +184,17 @@ pub(crate) fn run_with_unit() {
     check(2, || legacy::works(s));
     check(3, || legacy::attacks(s));
     check(4, || confinement::edud_works(s));
-    check(6, || confinement::never_granted(s));
-    check(7, || confinement::others_buffer(s));
-    check(8, || confinement::unmapped(s));
-    check(9, || ownership::refused(s));
-    check(10, || death::kill_in_dma(s));
-    check(11, || ownership::undisturbed(s));
-    check(12, || ending::strict(s));
-    check(13, || churn::check(s));
-    check(14, || ending::stop(s));
+    check(5, || confinement::never_granted(s));
+    check(6, || confinement::others_buffer(s));
+    check(7, || confinement::unmapped(s));
+    check(8, || ownership::refused(s));
+    check(9, || death::kill_in_dma(s));
+    check(10, || ownership::undisturbed(s));
+    check(11, || ending::strict(s));
+    check(12, || churn::check(s));
+    check(13, || ending::stop(s));
+    check(14, || explained::explained(s));
     // The search comes last, when the logs are complete.
-    check(5, || secrecy::search(s));
+    check(15, || secrecy::search(s));
+    s.told.iter().for_each(|line| log(line));
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::explained::self_test;
 use super::legacy::copy_both_ways;
 use super::{Story, edud, field};
 use crate::edu::MAX_COUNT;
@@ -25,7 +26,8 @@ pub(crate) fn run() {
     check(2, || {
         let output = edud(&s.first, 0)?;
         ensure!(output.contains(", NOT CONFINED"), "{output}");
-        Ok(format!("{MAX_COUNT} bytes both ways"))
+        let verdict = self_test(&s.first, "this machine does NOT confine", 3)?;
+        Ok(format!("{MAX_COUNT} bytes both ways; check: {verdict}"))
     });
     check(3, || query(s));
     check(4, || {

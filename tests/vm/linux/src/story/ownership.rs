@@ -9,7 +9,7 @@ use super::confinement::other_memory;
 use super::{OTHER_OUTPUT, Story, edud, field};
 use crate::process::{Puppet, until};
 
-/// Check 9: the device of the running driver, and another member of a claimed group.
+/// Check 8: the device of the running driver, and another member of a claimed group.
 pub(super) fn refused(story: &Story) -> Result<String> {
     let output = edud(&story.other, 3)?;
     ensure!(output.contains("another owner"), "{output}");
@@ -40,7 +40,7 @@ fn same_group(story: &Story) -> Result<(String, String)> {
     anyhow::bail!("no group that is free has two members")
 }
 
-/// Check 11.
+/// Check 10.
 pub(super) fn undisturbed(story: &mut Story) -> Result<String> {
     let mut driver = story.other_driver.take().context("the other driver was not started")?;
     let output = std::fs::read_to_string(OTHER_OUTPUT)?;

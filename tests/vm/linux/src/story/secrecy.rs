@@ -8,7 +8,7 @@ use iommu_protocol::frame::HEADER_SIZE;
 
 use super::Story;
 
-/// Check 5: no frame to a client contains an address in a server's memory or in the unit's registers. It examines
+/// Check 15: no frame to a client contains an address in a server's memory or in the unit's registers. It examines
 /// every 8 bytes at multiples of 4, and every hexadecimal number in texts. The only exception is the address in a
 /// fault record, if a check made a device use that very address.
 pub(super) fn search(story: &Story) -> Result<String> {

@@ -2,7 +2,7 @@
 
 use iommu_protocol::ids::RequesterId;
 
-use crate::acpi::ivrs::{
+use iommud::acpi::ivrs::{
     Body, EXCLUSION_RANGE, Entries, Entry, EntryBody, Ivrs, READ, Structure, UNITY, WRITE,
 };
 
@@ -63,7 +63,7 @@ pub(super) fn fixed(table: &Ivrs<'_>) -> Vec<(&'static str, Value)> {
 pub(super) fn structure(structure: &Structure<'_>) -> Record {
     let Structure { offset, kind, length, .. } = *structure;
     let mut record = Record::new(format!("{} {kind:02x}h at offset {offset}", structure.name()));
-    record.push("type", Value::Number(kind.into()));
+    record.push("type", Value::Hex(kind.into()));
     record.push("name", Value::Text(structure.name().to_owned()));
     record.push("offset", Value::Number(u64::try_from(offset).unwrap_or(u64::MAX)));
     record.push("length", Value::Number(length.into()));
@@ -128,7 +128,7 @@ fn entries(entries: Entries<'_>) -> Value {
 fn entry(entry: &Entry<'_>) -> Record {
     let settings = u64::from(entry.data_setting);
     let mut record = Record::new(format!("{} at offset {}", name(&entry.body), entry.offset));
-    record.push("type", Value::Number(entry.kind.into()));
+    record.push("type", Value::Hex(entry.kind.into()));
     record.push("device_id", requester(entry.device_id));
     record.push("data_setting", Value::Flags(settings, words(settings, SETTINGS)));
     match entry.body {

@@ -1,10 +1,10 @@
 //! Converts a DMAR to records.
 
-use crate::acpi::dmar::{
+use iommud::acpi::dmar::{
     ALL_PORTS, ATC_REQUIRED, Body, DMA_CTRL_PLATFORM_OPT_IN, Dmar, INCLUDE_PCI_ALL, INTR_REMAP,
     Structure, X2APIC_OPT_OUT,
 };
-use crate::acpi::{Scope, Scopes};
+use iommud::acpi::{Scope, Scopes};
 
 use super::record::{Record, Value, text, words};
 
@@ -36,7 +36,7 @@ pub(super) fn fixed(table: &Dmar<'_>) -> Vec<(&'static str, Value)> {
 pub(super) fn structure(structure: &Structure<'_>) -> Record {
     let Structure { offset, kind, length, .. } = *structure;
     let mut record = Record::new(format!("{} at offset {offset}", structure.name()));
-    record.push("type", Value::Number(kind.into()));
+    record.push("type", Value::Hex(kind.into()));
     record.push("name", Value::Text(structure.name().to_owned()));
     record.push("offset", Value::Number(u64::try_from(offset).unwrap_or(u64::MAX)));
     record.push("length", Value::Number(length.into()));
@@ -107,7 +107,7 @@ fn scope(scope: &Scope<'_>, properties: bool) -> Record {
     let mut record = Record::new(kind.to_owned());
     let flags = u64::from(scope.flags);
     let names = if properties { SCOPE_FLAGS } else { &[] };
-    record.push("type", Value::Number(scope.kind.into()));
+    record.push("type", Value::Hex(scope.kind.into()));
     record.push("flags", Value::Flags(flags, words(flags, names)));
     record.push("enumeration_id", Value::Number(scope.enumeration_id.into()));
     record.push("bus", Value::Hex(scope.start_bus.into()));

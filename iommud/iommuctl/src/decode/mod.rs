@@ -1,20 +1,26 @@
-//! Runs `iommuctl decode FILE [--json]`: prints a firmware table as text or JSON.
+//! A firmware table in words: what the server would do with it, what is wrong with it, and every field of it.
+
+pub mod acpidump;
+mod dmar;
+mod ivrs;
+mod present;
+mod record;
+mod verdict;
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::acpi::dmar::Dmar;
-use crate::acpi::ivrs::Ivrs;
-use crate::acpi::{Anomaly, Table, TableError, build_dmar, build_ivrs};
-use crate::topology::firmware::Firmware;
+use iommud::acpi::dmar::Dmar;
+use iommud::acpi::ivrs::Ivrs;
+use iommud::acpi::{Anomaly, Table, TableError, build_dmar, build_ivrs};
+use iommud::topology::firmware::Firmware;
 
-use super::acpidump::{self, BadDump};
-use super::present::Functions;
-use super::record::{Record, Value, text};
-use super::verdict::outlook;
-use super::{dmar, ivrs};
+use acpidump::BadDump;
+use present::Functions;
+use record::{Record, Value, text};
+use verdict::{Sentence, outlook};
 
 /// The longest file that is read, in bytes. A dump of all tables of a machine takes some megabytes.
 const LONGEST: u64 = 64 << 20;
@@ -53,17 +59,16 @@ impl std::fmt::Display for DecodeError {
 #[derive(Clone, Debug)]
 pub struct Decoded {
     table: Record,
-    outlook: Vec<String>,
+    outlook: Vec<Sentence>,
 }
 
-/// Decodes the DMAR and IVRS tables in a file. The file is one binary table, or the text of `acpidump`.
+/// Decodes the DMAR and IVRS tables in a file, or in standard input for the path `-`: one table as it is in memory, or
+/// the text of `acpidump`.
 ///
 /// # Errors
 /// See [`DecodeError`]. A table that is damaged but still recognisable is decoded.
 pub fn file(path: &Path) -> Result<Vec<Decoded>, DecodeError> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(DecodeError::Read)?;
-    file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(DecodeError::Read)?;
+    let bytes = read(path).map_err(DecodeError::Read)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > LONGEST) {
         return Err(DecodeError::TooLong);
     }
@@ -72,6 +77,17 @@ pub fn file(path: &Path) -> Result<Vec<Decoded>, DecodeError> {
         only.compare(&functions, &bytes);
     }
     Ok(decoded)
+}
+
+/// Reads one byte more than the longest file has, at most.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes)?;
+    } else {
+        File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// Decodes the DMAR and IVRS tables in the content of a file, like [`fn@file`].
@@ -156,20 +172,43 @@ impl Decoded {
 
     /// The actions that the server would take with the table, one sentence each.
     #[must_use]
-    pub fn outlook(&self) -> &[String] {
-        &self.outlook
+    pub fn outlook(&self) -> Vec<String> {
+        self.outlook.iter().map(ToString::to_string).collect()
     }
 
-    /// The table as text for people. It ends with the actions that the server would take.
+    /// The table as text for people: the actions that the server would take, and the anomalies of the table.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn summary(&self) -> String {
         let mut out = String::new();
         // Writing to a string cannot fail.
-        let _ = self.table.write(&mut out, 0);
-        let _ = writeln!(out, "  iommud would:");
-        for line in &self.outlook {
-            let _ = writeln!(out, "    {line}");
-        }
+        let _ = self.write_summary(&mut out);
         out
+    }
+
+    /// The summary, and behind it every field.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = self.summary();
+        let _ = writeln!(out, "  fields:");
+        let _ = self.table.write_fields(&mut out, 2);
+        out
+    }
+
+    fn write_summary(&self, out: &mut String) -> std::fmt::Result {
+        let field = |name| self.table.field(name);
+        write!(out, "{}", self.table.heading)?;
+        if let Some(Value::Text(maker)) = field("oem_id")
+            && !maker.trim().is_empty()
+        {
+            write!(out, " of {}", record::printable(maker.trim()))?;
+        }
+        if let (Some(revision), Some(length)) = (field("revision"), field("length")) {
+            write!(out, ", revision {revision}, {length} bytes")?;
+        }
+        writeln!(out, "\n  iommud would:")?;
+        for sentence in &self.outlook {
+            sentence.write(out, 4)?;
+        }
+        field("anomalies").map_or(Ok(()), |lines| lines.write(out, "anomalies", 1))
     }
 }

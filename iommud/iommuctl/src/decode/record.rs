@@ -50,14 +50,21 @@ impl Record {
         Json::Object(fields.collect::<Map<_, _>>())
     }
 
+    /// The value of a field.
+    pub(super) fn field(&self, name: &str) -> Option<&Value> {
+        self.fields.iter().find(|(of, _)| *of == name).map(|(_, value)| value)
+    }
+
     /// Writes heading and fields, indented by `depth` levels.
-    pub(super) fn write(&self, out: &mut dyn fmt::Write, depth: usize) -> fmt::Result {
+    fn write(&self, out: &mut dyn fmt::Write, depth: usize) -> fmt::Result {
         let indent = depth * 2;
         writeln!(out, "{:indent$}{}", "", self.heading)?;
-        for (name, value) in &self.fields {
-            value.write(out, name, depth + 1)?;
-        }
-        Ok(())
+        self.write_fields(out, depth + 1)
+    }
+
+    /// Writes the fields, `depth` levels in.
+    pub(super) fn write_fields(&self, out: &mut dyn fmt::Write, depth: usize) -> fmt::Result {
+        self.fields.iter().try_for_each(|(name, value)| value.write(out, name, depth))
     }
 }
 
@@ -77,7 +84,8 @@ impl Value {
         }
     }
 
-    fn write(&self, out: &mut dyn fmt::Write, name: &str, depth: usize) -> fmt::Result {
+    /// Writes a named value, `depth` levels in.
+    pub(super) fn write(&self, out: &mut dyn fmt::Write, name: &str, depth: usize) -> fmt::Result {
         let indent = depth * 2;
         match self {
             Self::Records(records) if !records.is_empty() => {
@@ -129,7 +137,7 @@ pub(super) fn text(bytes: &[u8]) -> String {
 }
 
 /// Escapes all characters that are not printable ASCII.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let plain = |c: &char| c.is_ascii_graphic() || *c == ' ';
     text.chars()
         .map(|c| if plain(&c) { c.to_string() } else { c.escape_default().to_string() })

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use iommu_protocol::ids::{PciAddress, RequesterId};
 
-use crate::acpi::Scope;
-use crate::acpi::dmar::{Body, Dmar, Structure};
+use iommud::acpi::Scope;
+use iommud::acpi::dmar::{Body, Dmar, Structure};
 
 /// The directory where Linux shows the tables of the machine that it runs on.
 const OWN_TABLES: &str = "/sys/firmware/acpi/tables";
@@ -93,7 +93,7 @@ const fn segment(structure: &Structure<'_>) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::acpi::Table;
+    use iommud::acpi::Table;
 
     /// DRHD with endpoints 00:02.0, 00:03.0, 00:01.0/00.0, 00:01.0/01.0, 00:03.0/00.0 and I/O APIC 00:1f.7.
     const DRHD: &[u8] = &[

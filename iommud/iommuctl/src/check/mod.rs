@@ -1,0 +1,177 @@
+//! A test on the running machine: a device writes to memory that was just taken from it. Nobody else's memory is at
+//! risk, because the memory is the test's own, also where nothing confines the device.
+
+mod offenders;
+
+use std::time::Duration;
+
+use iommu_client::{Device, DmaBuffer, Error, SessionFlags};
+use iommu_protocol::fault::{FaultAccess, FaultRecord};
+use serde_json::{Value, json};
+
+use crate::names;
+
+pub use offenders::{Kind, Offender, PickError, drivable, start};
+
+/// Bytes of the memory.
+const LENGTH: u64 = 4096;
+
+/// Bytes that the device writes.
+const WRITTEN: usize = 64;
+
+/// What the memory holds before the write that is allowed. It differs from [`KEPT`], and no device writes it.
+const BEFORE: u8 = 0x5a;
+
+/// What the memory holds before the write that is not allowed.
+const KEPT: u8 = 0xa5;
+
+/// How long a fault may take to be reported.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the machine did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The write was stopped, and its record names device, address and direction.
+    Confines(FaultRecord),
+    /// The write was stopped, but its record lacks something or is wrong: what.
+    Unnamed(FaultRecord, &'static str),
+    /// The memory did not change, and nothing was reported.
+    Unreported,
+    /// The device wrote to memory that had been taken from it.
+    Open,
+    /// The device did not write where it was allowed to: nothing was shown.
+    Nothing,
+}
+
+/// The outcome of a test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The device, as an address.
+    pub device: String,
+    /// Whether the server says that the device is confined.
+    pub claimed: bool,
+    /// What the machine did.
+    pub verdict: Verdict,
+}
+
+/// Has the device write to memory before and after the memory is taken from it.
+///
+/// # Errors
+/// Those of the server, and of the device.
+pub fn check(device: &Device, offender: &mut dyn Offender) -> Result<Checked, Error> {
+    let claimed = device.query()?.flags.contains(SessionFlags::CONFINED);
+    let buffer = device.allocate(LENGTH, offender.memory())?;
+    let verdict = verdict(device, offender, buffer)?;
+    Ok(Checked { device: names::address(device.address()), claimed, verdict })
+}
+
+fn verdict(
+    device: &Device,
+    offender: &mut dyn Offender,
+    mut buffer: DmaBuffer,
+) -> Result<Verdict, Error> {
+    fill(&mut buffer, BEFORE)?;
+    offender.write(buffer.iova(), WRITTEN)?;
+    if holds(&buffer, BEFORE)? {
+        return Ok(Verdict::Nothing);
+    }
+    buffer.unmap()?;
+    fill(&mut buffer, KEPT)?;
+    while device.next_fault()?.is_some() {}
+    // A device reports an error for a write that was stopped, or not. What the memory holds decides.
+    let _ = offender.write(buffer.iova(), WRITTEN);
+    let fault = device.wait_fault(PATIENCE)?;
+    if !holds(&buffer, KEPT)? {
+        return Ok(Verdict::Open);
+    }
+    Ok(match fault {
+        None => Verdict::Unreported,
+        Some(fault) => match lacks(&fault, device, buffer.iova()) {
+            None => Verdict::Confines(fault),
+            Some(what) => Verdict::Unnamed(fault, what),
+        },
+    })
+}
+
+/// What a record lacks, or has wrong.
+fn lacks(fault: &FaultRecord, device: &Device, iova: u64) -> Option<&'static str> {
+    let page = |address: u64| address & !0xfff;
+    match (fault.source == device.address(), fault.address, fault.access) {
+        (false, ..) => Some("it names another device"),
+        (_, None, _) => Some("it has no address"),
+        (_, Some(address), _) if page(address) != page(iova) => Some("it has another address"),
+        (.., FaultAccess::Write) => None,
+        _ => Some("it does not say that it was a write"),
+    }
+}
+
+fn fill(buffer: &mut DmaBuffer, byte: u8) -> Result<(), Error> {
+    buffer.fill(0, usize::try_from(LENGTH).unwrap_or(WRITTEN), byte)
+}
+
+/// Whether all of the memory holds this byte.
+fn holds(buffer: &DmaBuffer, byte: u8) -> Result<bool, Error> {
+    let mut bytes = vec![0; usize::try_from(LENGTH).unwrap_or(WRITTEN)];
+    buffer.read(0, &mut bytes)?;
+    Ok(bytes.iter().all(|found| *found == byte))
+}
+
+impl Checked {
+    /// Whether this machine confines, and says what it stopped.
+    #[must_use]
+    pub const fn confines(&self) -> bool {
+        matches!(self.verdict, Verdict::Confines(_))
+    }
+
+    /// One line for the user, and one that says what was seen.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let device = &self.device;
+        let (head, seen) = match &self.verdict {
+            Verdict::Confines(fault) => (
+                "this machine confines",
+                format!(
+                    "{device} wrote to memory that had been taken from it, and was stopped: {fault}"
+                ),
+            ),
+            Verdict::Unnamed(fault, what) => (
+                "this machine stops devices, but does not say which",
+                format!("{device} was stopped, and the record is incomplete, for {what}: {fault}"),
+            ),
+            Verdict::Unreported => (
+                "this machine stops devices, and does not say so",
+                format!("{device} was stopped, and no fault was reported within {PATIENCE:?}"),
+            ),
+            Verdict::Open => (
+                "this machine does NOT confine",
+                format!("{device} wrote to memory that had been taken from it"),
+            ),
+            Verdict::Nothing => (
+                "nothing was shown",
+                format!("{device} did not write to memory that it may write to"),
+            ),
+        };
+        let told = if self.claimed { "confined" } else { "NOT confined" };
+        format!("{head}\n  {seen}\n  iommud says of {device}: {told}\n")
+    }
+
+    /// All of it, as JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let (name, fault, lacks) = match &self.verdict {
+            Verdict::Confines(fault) => ("confines", Some(fault), None),
+            Verdict::Unnamed(fault, what) => ("unnamed", Some(fault), Some(what)),
+            Verdict::Unreported => ("unreported", None, None),
+            Verdict::Open => ("open", None, None),
+            Verdict::Nothing => ("nothing-shown", None, None),
+        };
+        json!({
+            "device": self.device,
+            "confines": self.confines(),
+            "verdict": name,
+            "server_says_confined": self.claimed,
+            "fault": fault.map(ToString::to_string),
+            "lacks": lacks,
+        })
+    }
+}
