@@ -69,7 +69,7 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
     let deadline = DEADLINE + PER_KILL * kills.unwrap_or(0);
     let started = Instant::now();
     let emulator = options.qemu.get()?;
-    let parts = prepare(scenario, options.kernel.clone())?;
+    let parts = prepare(scenario, options.kernel.clone(), &[])?;
     println!("set up in {:.1} s", started.elapsed().as_secs_f32());
 
     let (iommu, mode) = (options.iommu, options.caching_mode);
@@ -122,13 +122,21 @@ fn translation(report: &mut Report, scenario: Scenario, iommu: Iommu, record: &P
     report.take(&line).unwrap_or_default()
 }
 
-fn prepare(scenario: Scenario, kernel: Option<PathBuf>) -> Result<Parts> {
+/// Builds what a guest is booted from. `programs` are put beside the project's own.
+///
+/// # Errors
+/// The guest could not be built.
+pub(crate) fn prepare(
+    scenario: Scenario,
+    kernel: Option<PathBuf>,
+    programs: &[&Path],
+) -> Result<Parts> {
     let other = |image| Ok(Kernel { image, modules: Vec::new() });
     let kernel = kernel.map_or_else(kernel::stock, other)?;
     let binaries = build::linux_guest()?;
     let directory = guest::directory(scenario.name())?;
     let initramfs = directory.join("initramfs.cpio");
-    guest::initramfs(&binaries, &kernel.modules, &initramfs)?;
+    guest::initramfs(&binaries, programs, &kernel.modules, &initramfs)?;
     Ok(Parts { kernel: kernel.image, initramfs, directory })
 }
 

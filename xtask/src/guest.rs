@@ -16,6 +16,11 @@ mod checks;
 
 pub(crate) use checks::{Scenario, TRANSLATION_STAYS_ON};
 
+#[path = "../../tests/vm/linux/src/tour.rs"]
+mod tour;
+
+pub(crate) use tour::TOUR;
+
 /// Memory size of the guest.
 const MEMORY: &str = "1G";
 
@@ -48,9 +53,14 @@ pub(crate) fn directory(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Writes the first file system: `/init`, every other program of `binaries` in `/bin`, and the kernel's
-/// modules in `/modules`.
-pub(crate) fn initramfs(binaries: &Path, modules: &[PathBuf], to: &Path) -> Result<()> {
+/// Writes the first file system: `/init`, every other program of `binaries` and those of `others` in `/bin`, and the
+/// kernel's modules in `/modules`.
+pub(crate) fn initramfs(
+    binaries: &Path,
+    others: &[&Path],
+    modules: &[PathBuf],
+    to: &Path,
+) -> Result<()> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "tmp", "bin", "etc", "modules"] {
         archive.directory(directory)?;
@@ -69,10 +79,11 @@ pub(crate) fn initramfs(binaries: &Path, modules: &[PathBuf], to: &Path) -> Resu
             std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
         archive.executable(path, &content)?;
     }
-    for file in modules {
-        let name = file.file_name().context("a module without a name")?.to_string_lossy();
+    let others = others.iter().map(|file| ("bin", *file));
+    for (folder, file) in others.chain(modules.iter().map(|file| ("modules", &**file))) {
+        let name = file.file_name().context("a file without a name")?.to_string_lossy();
         let content = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-        archive.executable(&format!("modules/{name}"), &content)?;
+        archive.executable(&format!("{folder}/{name}"), &content)?;
     }
     std::fs::write(to, archive.finish()?).with_context(|| format!("writing {}", to.display()))
 }

@@ -18,6 +18,7 @@ mod packages;
 mod qemu;
 mod redox;
 mod report;
+mod shell;
 mod test;
 mod workspace;
 
@@ -32,15 +33,16 @@ fn main() -> ExitCode {
     let command = match options::parse() {
         Ok(command) => command,
         Err(error) => {
-            eprintln!("{error}\n\n{}", options::USAGE);
+            eprintln!("{error}\n\n{}", options::usage(None));
             return ExitCode::from(EXIT_MISSING);
         }
     };
     let result = match command {
-        Command::Help => {
-            println!("{}", options::USAGE);
+        Command::Help(command) => {
+            println!("{}", options::usage(command));
             Ok(true)
         }
+        Command::Shell(options) => shell::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bare(options) => bare::run(options),
         Command::Redox(options) => redox::run(&options),

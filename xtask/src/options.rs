@@ -1,6 +1,7 @@
 //! The options of the command line.
 
 mod parse;
+mod usage;
 
 use std::path::PathBuf;
 
@@ -8,69 +9,7 @@ use crate::emulator::Emulator;
 
 pub(crate) use parse::parse;
 
-/// Printed for `--help` and after a mistake.
-pub(crate) const USAGE: &str = "\
-usage: cargo xtask COMMAND [OPTIONS]
-
-commands:
-  demo    boot a guest in QEMU and watch iommud confine real driver processes
-  bare    the register-level suite, on a machine without an operating system
-  test    everything CI runs
-  explore every order of events through the server over software units
-  fuzz    look for inputs from outside that break something
-  mutants change one place of the server at a time; a test must fail (takes hours)
-  bench   the targets of performance: measured, wanted, and what peers do in the same run
-  redox   an image of Redox with iommud in it, booted
-  check-redox
-          everything that Redox gets compiles for it
-
-options of bare:
-  --iommu intel|amd        amd: AMD-Vi, on a newer QEMU (default: intel)
-  --caching-mode, --qemu   as of demo
-
-options of bench:
-  --json FILE              also write the table to FILE: an array of objects
-  ROW...                   only these, on this machine: core range iova pool calls
-                           sockets alone probe memory storm
-
-options of redox:
-  --tree DIR               a finished Redox tree; without it: what one consists of
-  --iommu intel|amd|none   the unit of the machine (default: intel)
-  --late                   iommud is started from the root file system, while a disk is read
-  --oneshot                iommud is started as a plain oneshot service
-  --damage                 the unit's table cannot be read
-  --boots N                boots N times each with neither, a unit, and iommud too; says how long each took
-  --keep, --verbose, --json FILE
-                           as of demo
-
-options of explore:
-  --long                   many more orders, all plays on AMD-Vi too, deeper
-  --write                  write tests/ORDERING.md anew
-
-options of mutants:
-  PATH...                  change only these files and folders (default: policy, engine, hw, server)
-  --shard K/N              only every Nth mutant, beginning with the Kth (from 0)
-
-options of fuzz:
-  TARGET ...               only these (default: all)
-  --seconds N              time for each target (default: 60)
-
-options of demo:
-  --iommu intel|amd|none   the unit of the guest's machine (default: intel)
-  --caching-mode on|off    VT-d CAP.CM of that unit (default: off)
-  --qemu installed|newer   newer: QEMU 11 or later, unpacked into the cache
-  --kernel FILE            this kernel's image; without it: Debian's, unpacked into the cache
-  --kills N                not the story: kill -9 of iommud, N times, under load
-  --groups                 not the story: isolation groups on a machine of many bridges,
-                           compared with those of the guest's kernel
-  --capture FILE           with --groups: write configuration space and groups to FILE
-  --machine                check what the story takes for granted, not the story
-  --damaged-table          another story: what iommud does with a broken DMAR
-  --nvme                   the story of the NVMe driver
-  --hot-plug               devices that are plugged in and pulled out
-  --keep                   keep the guest's files, and say where they are
-  --verbose                show the guest's console too
-  --json FILE              also write the checks to FILE: an array of {name, ok, detail}";
+pub(crate) use usage::{COMMANDS, usage};
 
 /// The unit of a guest's machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -181,6 +120,15 @@ impl Default for DemoOptions {
     }
 }
 
+/// Options of `shell`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ShellOptions {
+    /// The unit.
+    pub(crate) iommu: Iommu,
+    /// Types the tour and compares what it prints, instead of letting the user type.
+    pub(crate) tour: bool,
+}
+
 /// Options of `bench`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BenchOptions {
@@ -250,8 +198,10 @@ pub(crate) struct MutantsOptions {
 /// The command to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Prints the usage.
-    Help,
+    /// Prints the usage, of one command or of all.
+    Help(Option<&'static str>),
+    /// A prompt in a guest.
+    Shell(ShellOptions),
     /// The demo.
     Demo(DemoOptions),
     /// The register-level suite.

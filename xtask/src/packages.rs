@@ -125,22 +125,37 @@ fn update() -> Result<()> {
 /// # Errors
 /// The package does not exist; a failed download.
 pub(crate) fn download_dependency(meta: &str, prefix: &str, directory: &Path) -> Result<PathBuf> {
+    download_named(meta, || dependency(meta, prefix), directory)
+}
+
+/// Downloads a package into `directory`, without installing it.
+///
+/// # Errors
+/// The package does not exist; a failed download.
+pub(crate) fn download(package: &str, directory: &Path) -> Result<PathBuf> {
+    download_named(package, || Ok(package.into()), directory)
+}
+
+fn download_named(
+    what: &str,
+    name: impl Fn() -> Result<String>,
+    directory: &Path,
+) -> Result<PathBuf> {
     if find("apt-get").is_none() {
-        return Err(Missing(format!("no apt-get here to download {meta} with")).into());
+        return Err(Missing(format!("no apt-get here to download {what} with")).into());
     }
     if !have_lists() {
         update()?;
     }
-    download_once(meta, prefix, directory).or_else(|_| {
+    name().and_then(|package| download_once(&package, directory)).or_else(|_| {
         update()?;
-        download_once(meta, prefix, directory)
+        download_once(&name()?, directory)
     })
 }
 
-fn download_once(meta: &str, prefix: &str, directory: &Path) -> Result<PathBuf> {
-    let package = dependency(meta, prefix)?;
+fn download_once(package: &str, directory: &Path) -> Result<PathBuf> {
     println!("downloading {package}");
-    quietly(apt_get().args(["download", &package]).current_dir(directory))?;
+    quietly(apt_get().args(["download", package]).current_dir(directory))?;
     let start = format!("{package}_");
     std::fs::read_dir(directory)?
         .filter_map(Result::ok)

@@ -62,6 +62,25 @@ impl Machine {
         }
     }
 
+    /// Gives the first serial port, and QEMU's monitor behind Ctrl-A C, to whoever runs this. The second one's lines go
+    /// to the console's file.
+    pub(crate) fn talk(&mut self) {
+        self.swap_serial();
+        for argument in &mut self.arguments {
+            if *argument == "stdio" {
+                *argument = "mon:stdio".into();
+            }
+        }
+    }
+
+    /// Starts the machine, whose first serial port has the given ends.
+    pub(crate) fn spawn(&self, emulator: &Emulator, input: Stdio, output: Stdio) -> Result<Child> {
+        let complaints = File::create(self.directory.join(COMPLAINTS))?;
+        let mut command = emulator.command();
+        command.args(&self.arguments).stdin(input).stdout(output).stderr(complaints);
+        command.spawn().context("starting QEMU")
+    }
+
     /// Adds arguments.
     pub(crate) fn args<T: Into<OsString>>(&mut self, arguments: impl IntoIterator<Item = T>) {
         self.arguments.extend(arguments.into_iter().map(Into::into));
@@ -91,14 +110,7 @@ impl Machine {
         emulator: &Emulator,
         mut sink: impl FnMut(u32, &str) -> bool,
     ) -> Result<Option<End>> {
-        let mut child = emulator
-            .command()
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(File::create(self.directory.join(COMPLAINTS))?)
-            .spawn()
-            .context("starting QEMU")?;
+        let mut child = self.spawn(emulator, Stdio::null(), Stdio::piped())?;
         let lines = reader(&mut child)?;
         let id = child.id();
         let mut child = KillOnDrop(child);
@@ -142,7 +154,8 @@ fn reader(child: &mut Child) -> Result<Receiver<String>> {
     Ok(receiver)
 }
 
-struct KillOnDrop(Child);
+/// A machine that ends with its owner.
+pub(crate) struct KillOnDrop(pub(crate) Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::options::{BareOptions, DemoOptions, Iommu, Qemu, Story};
 use crate::workspace::{cargo, root, target};
-use crate::{bare, demo, redox};
+use crate::{bare, demo, redox, shell};
 
 /// The results of a stage, or of all stages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl std::fmt::Display for Counts {
 
 type Stage = (&'static str, fn() -> Result<Counts>);
 
-const STAGES: [Stage; 24] = [
+const STAGES: [Stage; 26] = [
     ("format", || format(cargo())),
     ("format of the bare guest", || format(in_bare_guest(cargo()))),
     ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -72,6 +72,8 @@ const STAGES: [Stage; 24] = [
     ("demo with a damaged DMAR", damaged_table),
     ("demo, AMD-Vi", || story(Iommu::Amd, false)),
     ("demo, AMD-Vi, iommud killed 7 times", || kills(7, Iommu::Amd)),
+    ("tour of the shell", || shell(Iommu::Intel)),
+    ("tour of the shell, AMD-Vi", || shell(Iommu::Amd)),
     ("demo of the NVMe driver", nvme),
     ("demo, devices plugged in and pulled out", hot_plug),
 ];
@@ -197,6 +199,11 @@ fn story(iommu: Iommu, caching_mode: bool) -> Result<Counts> {
 /// Returns the QEMU for a unit. The installed one has no AMD-Vi unit that translates.
 fn emulator_for(iommu: Iommu) -> Qemu {
     if iommu == Iommu::Amd { Qemu::Newer } else { Qemu::Installed }
+}
+
+fn shell(iommu: Iommu) -> Result<Counts> {
+    let (passed, failed) = shell::tour_counted(iommu)?;
+    Ok(Counts { passed, failed, skipped: 0 })
 }
 
 fn damaged_table() -> Result<Counts> {

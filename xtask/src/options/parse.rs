@@ -13,26 +13,66 @@ pub(crate) fn parse() -> Result<Command, lexopt::Error> {
 fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
     match parser.next()? {
         Some(Arg::Value(name)) => match name.string()?.as_str() {
+            "help" => help(parser),
+            "shell" => shell(parser),
             "demo" => demo(parser),
             "bare" => bare(parser),
             "bench" => bench(parser),
             "redox" => redox(parser),
-            "check-redox" => no_more(parser, Command::CheckRedox),
-            "test" => no_more(parser, Command::Test),
+            "check-redox" => no_more(parser, "check-redox", Command::CheckRedox),
+            "test" => no_more(parser, "test", Command::Test),
             "fuzz" => fuzz(parser),
             "mutants" => mutants(parser),
             "explore" => explore(parser),
             other => Err(format!("unknown command {other}").into()),
         },
-        None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
+        None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help(None)),
         Some(argument) => Err(argument.unexpected()),
     }
 }
 
-fn no_more(mut parser: Parser, command: Command) -> Result<Command, lexopt::Error> {
+/// `help COMMAND`.
+fn help(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let Some(argument) = parser.next()? else { return Ok(Command::Help(None)) };
+    let Arg::Value(name) = argument else { return Err(argument.unexpected()) };
+    let known = COMMANDS.iter().find(|command| name == command.name);
+    let known = known.ok_or_else(|| format!("unknown command {}", name.to_string_lossy()))?;
+    Ok(Command::Help(Some(known.name)))
+}
+
+fn shell(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut options = ShellOptions::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("iommu") => options.iommu = iommu(&mut parser)?,
+            Arg::Long("tour") => options.tour = true,
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("shell"))),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if options.tour && options.iommu == Iommu::None {
+        return Err("the tour needs a unit".into());
+    }
+    Ok(Command::Shell(options))
+}
+
+fn iommu(parser: &mut Parser) -> Result<Iommu, lexopt::Error> {
+    match parser.value()?.string()?.as_str() {
+        "intel" => Ok(Iommu::Intel),
+        "amd" => Ok(Iommu::Amd),
+        "none" => Ok(Iommu::None),
+        other => Err(format!("--iommu {other}: intel, amd or none").into()),
+    }
+}
+
+fn no_more(
+    mut parser: Parser,
+    name: &'static str,
+    command: Command,
+) -> Result<Command, lexopt::Error> {
     match parser.next()? {
         None => Ok(command),
-        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help),
+        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help(Some(name))),
         Some(argument) => Err(argument.unexpected()),
     }
 }
@@ -64,7 +104,7 @@ fn bare(mut parser: Parser) -> Result<Command, lexopt::Error> {
             },
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
             Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("bare"))),
             other => return Err(other.unexpected()),
         }
     }
@@ -76,7 +116,7 @@ fn bench(mut parser: Parser) -> Result<Command, lexopt::Error> {
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("bench"))),
             Arg::Value(row) => options.rows.push(row.string()?),
             other => return Err(other.unexpected()),
         }
@@ -89,12 +129,7 @@ fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("tree") => options.tree = Some(parser.value()?.into()),
-            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
-                "intel" => options.iommu = Iommu::Intel,
-                "amd" => options.iommu = Iommu::Amd,
-                "none" => options.iommu = Iommu::None,
-                other => return Err(format!("--iommu {other}: intel, amd or none").into()),
-            },
+            Arg::Long("iommu") => options.iommu = iommu(&mut parser)?,
             Arg::Long("late") => options.run = RedoxRun::Late,
             Arg::Long("oneshot") => options.run = RedoxRun::Oneshot,
             Arg::Long("damage") => options.run = RedoxRun::Damaged,
@@ -102,7 +137,7 @@ fn redox(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("redox"))),
             other => return Err(other.unexpected()),
         }
     }
@@ -121,7 +156,7 @@ fn explore(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match argument {
             Arg::Long("long") => arguments.push("--long"),
             Arg::Long("write") => arguments.push("--write"),
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("explore"))),
             other => return Err(other.unexpected()),
         }
     }
@@ -140,7 +175,7 @@ fn fuzz(mut parser: Parser) -> Result<Command, lexopt::Error> {
                 }
                 options.targets.push(name);
             }
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("fuzz"))),
             other => return Err(other.unexpected()),
         }
     }
@@ -153,7 +188,7 @@ fn mutants(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match argument {
             Arg::Long("shard") => options.shard = Some(parser.value()?.string()?),
             Arg::Value(path) => options.paths.push(path.string()?),
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("mutants"))),
             other => return Err(other.unexpected()),
         }
     }
@@ -164,12 +199,12 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut options = DemoOptions::default();
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long("iommu") => match parser.value()?.string()?.as_str() {
-                "intel" => options.iommu = Iommu::Intel,
-                "none" => options.iommu = Iommu::None,
-                "amd" => (options.iommu, options.qemu) = (Iommu::Amd, Qemu::Newer),
-                other => return Err(format!("--iommu {other}: intel, amd or none").into()),
-            },
+            Arg::Long("iommu") => {
+                options.iommu = iommu(&mut parser)?;
+                if options.iommu == Iommu::Amd {
+                    options.qemu = Qemu::Newer;
+                }
+            }
             Arg::Long("caching-mode") => options.caching_mode = on_or_off(&mut parser)?,
             Arg::Long("qemu") => options.qemu = qemu(&mut parser)?,
             Arg::Long("kernel") => options.kernel = Some(parser.value()?.into()),
@@ -183,7 +218,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
             Arg::Long("keep") => options.keep = true,
             Arg::Long("verbose") => options.verbose = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
-            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("demo"))),
             other => return Err(other.unexpected()),
         }
     }
@@ -200,6 +235,7 @@ fn demo(mut parser: Parser) -> Result<Command, lexopt::Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::usage::Usage;
     use super::*;
 
     fn words(text: &str) -> Result<Command, lexopt::Error> {
@@ -280,12 +316,35 @@ mod tests {
     }
 
     #[test]
+    fn help_is_of_the_command_that_it_is_asked_for() {
+        assert_eq!(words("--help").unwrap(), Command::Help(None));
+        assert_eq!(words("").unwrap(), Command::Help(None));
+        for Usage { name, about, options, .. } in &COMMANDS {
+            for line in [format!("{name} --help"), format!("{name} -h"), format!("help {name}")] {
+                assert_eq!(words(&line).unwrap(), Command::Help(Some(name)), "{line}");
+            }
+            let text = usage(Some(name));
+            assert!(text.contains(about) && text.contains(options.trim_end()), "{text}");
+            assert!(usage(None).contains(about), "{name}");
+        }
+    }
+
+    #[test]
+    fn shell_options_are_read() {
+        let some = ShellOptions { iommu: Iommu::Amd, tour: true };
+        assert_eq!(words("shell --tour --iommu amd").unwrap(), Command::Shell(some));
+        assert_eq!(words("shell").unwrap(), Command::Shell(ShellOptions::default()));
+    }
+
+    #[test]
     fn mistakes_are_refused() {
         for bad in [
             "redox --boots 0",
             "redox --iommu none --late",
             "dem",
             "demo x",
+            "help x",
+            "shell --tour --iommu none",
             "demo --iommu",
             "demo --iommu arm",
             "demo --nvme --iommu none",

@@ -22,11 +22,13 @@ pub(crate) enum Scenario {
     Nvme,
     /// Hot-plug of devices, on a machine with a VT-d unit.
     HotPlug,
+    /// A prompt.
+    Shell,
 }
 
 impl Scenario {
     /// Every scenario.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Machine,
         Self::Intel,
         Self::Amd,
@@ -36,6 +38,7 @@ impl Scenario {
         Self::Groups,
         Self::Nvme,
         Self::HotPlug,
+        Self::Shell,
     ];
 
     /// Its name on the command line.
@@ -50,6 +53,7 @@ impl Scenario {
             Self::Groups => "groups",
             Self::Nvme => "nvme",
             Self::HotPlug => "hotplug",
+            Self::Shell => "shell",
         }
     }
 
@@ -69,6 +73,7 @@ impl Scenario {
             Self::Groups => &GROUPS,
             Self::Nvme => &NVME,
             Self::HotPlug => &HOT_PLUG,
+            Self::Shell => &[],
         }
     }
 }

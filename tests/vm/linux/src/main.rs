@@ -15,7 +15,9 @@ mod report;
 mod role;
 mod server;
 mod setup;
+mod shell;
 mod story;
+mod tour;
 mod unit;
 
 use std::process::ExitCode;
@@ -81,5 +83,6 @@ fn run(scenario: Scenario) {
         Scenario::Table => story::run_with_damaged_table(),
         Scenario::Nvme => story::run_nvme(),
         Scenario::HotPlug => story::run_hot_plug(),
+        Scenario::Shell => shell::prompt(),
     }
 }

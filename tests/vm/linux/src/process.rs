@@ -19,12 +19,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program. Its output goes to `output`, or else to the console.
+    /// Starts a program. What it prints, errors too, goes to `output`, or else to the console.
     pub(crate) fn start(program: &str, arguments: &[&str], output: Option<File>) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null());
         if let Some(file) = output {
-            command.stdout(file);
+            command.stdout(file.try_clone()?).stderr(file);
         }
         let child = command.spawn().with_context(|| format!("starting {program}"))?;
         Ok(Self { name: program.into(), child })

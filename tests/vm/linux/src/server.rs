@@ -1,6 +1,7 @@
 //! Control of iommud for the story: start, queries, stop.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,20 @@ impl Server {
 
     /// Starts iommud like [`Server::start`], with this many MiB of buffers.
     pub(crate) fn start_with(policy: &str, wire_log: Option<&str>, buffers: &str) -> Result<Self> {
+        Self::start_all(policy, wire_log, buffers, None)
+    }
+
+    /// Starts iommud like [`Server::start`]; what it says goes to a file.
+    pub(crate) fn start_logged(policy: &str, log: File) -> Result<Self> {
+        Self::start_all(policy, None, BUFFERS, Some(log))
+    }
+
+    fn start_all(
+        policy: &str,
+        wire_log: Option<&str>,
+        buffers: &str,
+        output: Option<File>,
+    ) -> Result<Self> {
         let policy_file = format!("/tmp/{policy}.toml");
         std::fs::write(&policy_file, format!("default = \"{policy}\"\n"))?;
         let directory = Self::directory();
@@ -44,7 +59,7 @@ impl Server {
             &policy_file,
         ];
         let log: Vec<&str> = wire_log.into_iter().flat_map(|file| ["--wire-log", file]).collect();
-        let mut process = Process::start("/bin/iommud", &[&arguments, &log[..]].concat(), None)?;
+        let mut process = Process::start("/bin/iommud", &[&arguments, &log[..]].concat(), output)?;
         let ready = until(Duration::from_secs(15), || {
             let ended = process.ended()?;
             ensure!(ended.is_none(), "iommud ended: {}", ended.unwrap_or_default());
