@@ -6,12 +6,17 @@
 //! common     the rest; a client may have a quarter of it in addition to its promise
 //! ```
 //!
+//! Where half of the memory is too little for a promise to each group, a client has promises for a quarter of them at most,
+//! and for one at least: the domains of one client take no other's.
+//!
 //! A client has what its own domains were promised, even when too little is left for groups that came later. So three
 //! clients together cannot make another client's claim or attach fail, nor its mappings within a quarter of the
 //! common part. Ends of life are not charged: they take no frame, or any that is free.
 //!
 //! Nothing is stored here that could become inconsistent. Shares are added up from the tables when a plan took
 //! frames: once for each table, not for each mapping.
+
+use alloc::collections::BTreeMap;
 
 use super::{Engine, Fault};
 use crate::hw::{MemoryError, TableMemory, Unit, UnitError};
@@ -35,15 +40,27 @@ pub struct Shares {
     pub of_one: usize,
 }
 
-/// The tables of clients, added up.
+/// The tables of clients, added up: of all, and of each by its account.
 #[derive(Default)]
 struct Used {
-    frames: usize,
+    all: Tables,
+    of: BTreeMap<u32, Tables>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Tables {
     domains: usize,
-    /// Frames that domains of other clients were promised and do not use.
-    short: usize,
-    own_frames: usize,
-    own_domains: usize,
+    frames: usize,
+}
+
+/// How the memory is divided.
+struct Division {
+    /// Most domains for which a client has a promise.
+    most: usize,
+    /// Promised frames that are not used yet, those of one client left out.
+    promised: usize,
+    /// The common frames, used or not.
+    common: usize,
 }
 
 impl<U: Unit> Engine<U> {
@@ -56,9 +73,8 @@ impl<U: Unit> Engine<U> {
     /// The current shares of frames.
     #[must_use]
     pub fn shares(&self) -> Shares {
-        let used = self.used(None);
         let free = self.memory.frames_free();
-        let (promised, common) = self.split(&used, free);
+        let Division { promised, common, .. } = self.divide(&self.used(), free, None);
         Shares { free, promised, of_one: GUARANTEE + common / PARTS }
     }
 
@@ -78,42 +94,48 @@ impl<U: Unit> Engine<U> {
             Charge::Server => None,
             Charge::Account(account) => Some(account),
         };
-        let used = self.used(account);
+        let used = self.used();
         let free = self.memory.frames_free();
-        let (promised, common) = self.split(&used, free);
+        let Division { most, promised, common } = self.divide(&used, free, account);
+        let client = account.and_then(|account| used.of.get(&account).copied()).unwrap_or_default();
         // A client has what it was promised, even when too little is left for groups that came since.
-        let own = used.own_domains * GUARANTEE;
-        if account.is_some() && used.own_frames <= own {
+        let own = client.domains.min(most) * GUARANTEE;
+        if account.is_some() && client.frames <= own {
             return Ok(());
         }
         if free < promised {
             return Err(Fault::memory(MemoryError::Exhausted));
         }
-        if used.own_frames > own + common / PARTS {
+        if client.frames > own + common / PARTS {
             return Err(Fault::memory(MemoryError::Share));
         }
         Ok(())
     }
 
-    /// The promised frames that are not used yet, and the common frames, used or not.
-    fn split(&self, used: &Used, free: usize) -> (usize, usize) {
-        let all = free.saturating_add(used.frames);
-        let places = self.groups.max(used.domains).min(all / 2 / GUARANTEE);
-        let unclaimed = places.saturating_sub(used.domains) * GUARANTEE;
-        (used.short + unclaimed, all - places * GUARANTEE)
+    fn divide(&self, used: &Used, free: usize, but: Option<u32>) -> Division {
+        let all = free.saturating_add(used.all.frames);
+        let wanted = self.groups.max(used.all.domains);
+        let places = wanted.min(all / 2 / GUARANTEE);
+        let most = if places < wanted { (places / PARTS).max(1) } else { usize::MAX };
+        let (mut given, mut short) = (0, 0);
+        for (account, tables) in &used.of {
+            let promises = tables.domains.min(most);
+            given += promises;
+            if Some(*account) != but {
+                short += (promises * GUARANTEE).saturating_sub(tables.frames);
+            }
+        }
+        let promised = short + places.saturating_sub(given) * GUARANTEE;
+        Division { most, promised, common: all - places * GUARANTEE }
     }
 
-    fn used(&self, account: Option<u32>) -> Used {
+    fn used(&self) -> Used {
         let mut used = Used::default();
         for table in self.tables.iter().flatten() {
             let Payer::Account(payer) = table.payer else { continue };
-            used.frames += table.frames;
-            used.domains += 1;
-            if Some(payer) == account {
-                used.own_frames += table.frames;
-                used.own_domains += 1;
-            } else {
-                used.short += GUARANTEE.saturating_sub(table.frames);
+            for sum in [&mut used.all, used.of.entry(payer).or_default()] {
+                sum.domains += 1;
+                sum.frames += table.frames;
             }
         }
         used

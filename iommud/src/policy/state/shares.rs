@@ -6,6 +6,9 @@
 //! common     the rest; a client may have a quarter of it in addition to the promises of its domains
 //! ```
 //!
+//! Where half of the pool is too little for a promise to each group, a client has promises for a quarter of them at
+//! most, and for one at least: the domains of one client take no other's.
+//!
 //! So three clients together cannot make another client's claim fail, nor its allocation within a quarter of the
 //! common part.
 //! All is counted in pieces of the pool, and each piece has memory of one client only. So a promise is there in
@@ -32,8 +35,19 @@ impl State {
     /// Places that are promised: one for each domain of a client, and one for each group that may be claimed. They
     /// take at most half.
     fn places(&self, each: u64, of: u64) -> u64 {
+        self.wanted_places().min(of / 2 / each.max(1))
+    }
+
+    fn wanted_places(&self) -> u64 {
         let groups = u64::try_from(self.machine.groups.len()).unwrap_or(u64::MAX);
-        groups.max(self.claimed()).min(of / 2 / each.max(1))
+        groups.max(self.claimed())
+    }
+
+    /// Bytes that a client with this many domains is promised.
+    fn promise_of(&self, domains: u32, places: u64, each: u64) -> u64 {
+        let domains = u64::from(domains);
+        let most = if places < self.wanted_places() { (places / PARTS).max(1) } else { u64::MAX };
+        domains.min(most).saturating_mul(each)
     }
 
     /// Number of owners: each has at most one domain.
@@ -44,9 +58,10 @@ impl State {
     /// The most bytes of the pool that a client with this many domains may have.
     pub(in crate::policy) fn share_of(&self, domains: u32) -> u64 {
         let each = self.pool.of(PROMISED);
-        let promised = self.places(each, self.pool.capacity) * each;
-        let own = u64::from(domains.max(1)).saturating_mul(each);
-        own.saturating_add((self.pool.capacity - promised) / PARTS).min(self.pool.capacity)
+        let places = self.places(each, self.pool.capacity);
+        let own = self.promise_of(domains.max(1), places, each);
+        let common = self.pool.capacity - places * each;
+        own.saturating_add(common / PARTS).min(self.pool.capacity)
     }
 
     /// Bytes of those pieces of the pool in which this memory lies and no charged buffer does.
@@ -88,17 +103,22 @@ impl State {
             return Err(Refusal::Quota);
         }
         let each = self.pool.of(PROMISED);
-        let promised = after <= u64::from(client.domains).saturating_mul(each);
-        let (mut taken, mut short) = (more, 0_u64);
+        let places = self.places(each, self.pool.capacity);
+        let own = self.promise_of(client.domains, places, each);
+        let promised = after <= own;
+        let (mut taken, mut short, mut given) = (more, 0_u64, own);
         for (number, other) in self.accounts.iter() {
             taken = taken.saturating_add(other.taken);
             if number != account {
-                let promised = u64::from(other.domains).saturating_mul(each);
-                let used = left.charged(number, other);
-                short = short.saturating_add(promised.saturating_sub(used));
+                let promise = self.promise_of(other.domains, places, each);
+                given = given.saturating_add(promise);
+                short = short.saturating_add(promise.saturating_sub(left.charged(number, other)));
             }
         }
-        let unclaimed = self.places(each, self.pool.capacity).saturating_sub(self.claimed()) * each;
+        // An owner without a domain has no promise, and needs none.
+        let claimed = self.claimed().saturating_mul(each);
+        let given = if places < self.wanted_places() { given } else { claimed };
+        let unclaimed = places.saturating_mul(each).saturating_sub(given);
         let unclaimed = unclaimed.saturating_sub(left.of_unclaimed(each));
         match taken.checked_add(short).and_then(|all| all.checked_add(unclaimed)) {
             // A client has what it was promised, even when too little is left for groups that came since.

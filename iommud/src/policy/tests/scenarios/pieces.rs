@@ -115,3 +115,30 @@ fn what_is_left_behind_is_charged_to_the_group() {
     bench.run(&Event::Drop(kept)).unwrap();
     assert_eq!(left(&bench, next), SHARE);
 }
+
+/// Where the pool has no piece for each group, the many domains of one client take none of the others' pieces. Four
+/// clients have a piece each.
+#[test]
+fn clients_with_many_devices_leave_others_their_piece() {
+    const LARGE: u64 = 2 << 20;
+    let functions: Vec<_> = (3..16).map(|device| endpoint(0, device, 0)).collect();
+    for pieces in [4, 5, 6, 7, 8, 12, 16, 24] {
+        let mut bench = Bench::compat(&functions);
+        bench.registry.set_buffer_pool(pieces * LARGE, LARGE);
+        let mut next = 0;
+        for client in 1..=3 {
+            let device = |number| address(0, u8::try_from(client * 4 + number - 1).unwrap(), 0);
+            for number in 0..4 {
+                let session = bench.claim(client, device(number));
+                while bench.registry.admit_buffer(session, PAGE).is_ok() {
+                    buffer(&mut bench, session, &[phys(OWN + next * LARGE, PAGE)]);
+                    next += 1;
+                }
+            }
+        }
+        assert!((3..pieces).contains(&next), "{next} of {pieces} pieces are taken");
+        let session = bench.claim(4, address(0, 15, 0));
+        assert!(bench.registry.admit_buffer(session, PAGE).is_ok(), "{next} of {pieces}");
+        buffer(&mut bench, session, &[phys(OWN + next * LARGE, PAGE)]);
+    }
+}
