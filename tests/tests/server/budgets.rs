@@ -9,7 +9,7 @@ use iommud::policy::Mode;
 use iommud::server::Handle;
 use iommud::topology::firmware::ReservedRegion;
 
-use super::{Bed, setup, subjects};
+use super::{Bed, FAMILY, setup, subjects};
 use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::Layout;
 use iommud_tests::stack::{Setup, endpoint, scope};
@@ -246,25 +246,31 @@ fn clients_with_many_devices_take_no_others_share() {
         setup.functions = (0..52).map(|at| endpoint(1 + at / 32, at % 32, 0)).collect();
         setup.layout = Layout {
             ram: vec![(0, 64 << 20)],
-            tables: (16 << 20, 4 << 20),
+            // An AMD-Vi unit takes 2 MiB of it for its device table.
+            tables: (16 << 20, if FAMILY == "amd-vi" { 4 << 20 } else { 2 << 20 }),
             buffers: (32 << 20, 1 << 20),
             ..Layout::default()
         };
         let mut stack = Bed::start(&[subject], setup);
         let device = |at: u8| PciAddress::new(0, 1 + at / 32, at % 32, 0).unwrap();
-        assert!(stack.metric("table_frames_free") / 2 < 52 * 16);
+        let free = stack.metric("table_frames_free");
+        assert!((400..600).contains(&free), "{free} frames: too few for 16 to each domain");
+        let mut domains = 0;
         for client in 0..3 {
             for at in 0..16 {
-                let Ok(session) = stack.claim(1 + u32::from(client), device(client * 16 + at))
-                else {
+                let session = stack.claim(1 + u32::from(client), device(client * 16 + at));
+                // Some are refused when it has its share.
+                let Ok(session) = session else { continue };
+                if stack.attach(session).is_err() {
                     continue;
-                };
-                if stack.attach(session).is_ok() && stack.allocate(session, 0x1000).is_ok() {
+                }
+                domains += 1;
+                if stack.allocate(session, 0x1000).is_ok() {
                     scatter(&mut stack, session, 600);
-                    allocate_all(&mut stack, session, 0x1000);
                 }
             }
         }
+        println!("{domains} domains, {} frames are left", stack.metric("table_frames_free"));
         for at in 48..52 {
             let session = stack.claim(9, device(at)).unwrap();
             stack.attach(session).unwrap();
