@@ -369,6 +369,9 @@ bitflags! {
         const FAULTS = 8;
         /// The device had so many faults that they are no longer reported. Attaching it ends this.
         const SILENCED = 16;
+        /// The device was in use when its last session, its unit or a server ended: requests of that time may still be
+        /// on their way. To be quieted before it is attached.
+        const UNQUIESCED = 32;
     }
 }
 

@@ -1,6 +1,4 @@
-//! The edu device of QEMU: its registers, and DMA between its own buffer and memory.
-//!
-//! Register layout: QEMU docs/specs/edu.rst.
+//! The edu device of QEMU: its registers (QEMU docs/specs/edu.rst), and DMA between its own buffer and memory.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -42,19 +40,23 @@ pub struct Edu {
 }
 
 impl Edu {
-    /// Takes the device into use. Bus mastering is enabled last, with the permission that attaching returned.
+    /// Takes the device into use. A DMA of its last driver ends before the device is attached, so it meets no memory
+    /// of this one.
     ///
     /// # Errors
-    /// It is no edu device; or errors of the platform for its registers.
-    pub fn start(device: &Device, permission: &BusMasterPermission) -> Result<Self, Error> {
+    /// It is no edu device, or its DMA does not end; or errors of the platform and the server.
+    pub fn start(device: &Device) -> Result<(Self, BusMasterPermission), Error> {
         let function = Function::open(device.address())?;
         let registers = function.registers(0, 4096)?;
         let edu = registers.read_u32(0).is_some_and(|id| id & 0xffff == IDENTIFICATION);
         if function.ids()? != IDS || !edu {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "not an edu device").into());
         }
-        function.enable_bus_mastering(permission)?;
-        Ok(Self { function, registers })
+        let edu = Self { function, registers };
+        edu.wait()?;
+        let permission = device.attach()?;
+        edu.function.enable_bus_mastering(&permission)?;
+        Ok((edu, permission))
     }
 
     /// Copies `count` bytes (at most [`MOST`]) between the device's buffer and memory. Returns when the device
@@ -67,10 +69,15 @@ impl Edu {
             Direction::FromMemory => (iova, DEVICE_BUFFER, COMMAND_START),
             Direction::ToMemory => (DEVICE_BUFFER, iova, COMMAND_START | COMMAND_TO_MEMORY),
         };
-        self.write(DMA_SOURCE, source)?;
-        self.write(DMA_DESTINATION, destination)?;
-        self.write(DMA_COUNT, count.min(MOST))?;
-        self.write(DMA_COMMAND, command)?;
+        let count = count.min(MOST);
+        let values = [(DMA_SOURCE, source), (DMA_DESTINATION, destination), (DMA_COUNT, count)];
+        for (register, value) in values.into_iter().chain([(DMA_COMMAND, command)]) {
+            self.registers.write_u64(register, value).ok_or(Error::Outside)?;
+        }
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<(), Error> {
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.registers.read_u64(DMA_COMMAND).ok_or(Error::Outside)? & COMMAND_START != 0 {
             if Instant::now() > deadline {
@@ -79,10 +86,6 @@ impl Edu {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
-    }
-
-    fn write(&mut self, register: u64, value: u64) -> Result<(), Error> {
-        self.registers.write_u64(register, value).ok_or(Error::Outside)
     }
 }
 

@@ -19,13 +19,14 @@ pub struct Driver<'device> {
 }
 
 impl<'device> Driver<'device> {
-    /// Allocates the buffer and takes the device into use.
+    /// Takes the device into use, and allocates the buffer.
     ///
     /// # Errors
     /// It is no edu device; or errors of the server.
-    pub fn start(device: &'device Device, may: &BusMasterPermission) -> Result<Self, Error> {
+    pub fn start(device: &'device Device) -> Result<(Self, BusMasterPermission), Error> {
+        let (edu, permission) = Edu::start(device)?;
         let buffer = device.allocate(4096, BufferOptions::default())?;
-        Ok(Self { edu: Edu::start(device, may)?, buffer, device })
+        Ok((Self { edu, buffer, device }, permission))
     }
 
     /// Copies a pattern to the device, overwrites the memory, and copies the pattern back from the device.

@@ -21,17 +21,14 @@ fn main() -> ExitCode {
 fn run(device: &str) -> Result<(), Failure> {
     let connection = Connection::system()?;
     let device = Device::open(&connection, device)?;
-    let permission = device.attach()?;
+    let (mut driver, permission) = Driver::start(&device)?;
     let confined = device.query()?.flags.contains(SessionFlags::CONFINED);
     let how = if confined { "confined" } else { "NOT CONFINED" };
     println!("edud: {} attached, {how}", device.address());
-
-    let mut driver = Driver::start(&device, &permission)?;
     let (length, iova) = (driver.buffer.length(), driver.buffer.iova());
     println!("edud: buffer of {length} bytes at iova {iova:#x}");
     driver.round_trip(0)?;
     println!("edud: {MOST} bytes to the device and back: same data, no fault");
-
     drop(driver); // bus mastering off, then the buffer
     device.detach(permission).map_err(Error::from)?;
     println!("edud: done");

@@ -122,6 +122,8 @@ pub struct SessionView {
     pub unit_failed: bool,
     /// The device is in the session's domain.
     pub attached: bool,
+    /// The device was attached when its last session, its unit or an earlier server ended, and not since.
+    pub unquiesced: bool,
     /// The device's faults are suppressed because there were too many.
     pub silenced: bool,
     /// Its domain. `None` when no unit confines the device: then addresses are bus addresses.

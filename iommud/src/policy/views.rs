@@ -162,6 +162,7 @@ impl Registry {
             unit_failed: matches!(failed, Some(Unit::Failed))
                 || own.is_some_and(|domain| domain.trust != Trust::Sound),
             attached: function.is_some_and(|function| function.activity == Activity::Attached),
+            unquiesced: function.is_some_and(|function| function.activity == Activity::Unquiesced),
             silenced: session
                 .unit
                 .and_then(|unit| self.state.machine.sources.get((unit, session.address.requester)))

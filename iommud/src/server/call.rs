@@ -124,6 +124,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         flags.set(SessionFlags::UNIT_FAILED, view.unit_failed);
         flags.set(SessionFlags::FAULTS, self.faults.pending(session));
         flags.set(SessionFlags::SILENCED, view.silenced);
+        flags.set(SessionFlags::UNQUIESCED, view.unquiesced);
         let (space, sizes) = view.domain.map_or((BUS_ADDRESSES, PageSizes::SIZE_4K), |domain| {
             (domain.space, domain.page_sizes)
         });

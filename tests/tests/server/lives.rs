@@ -2,6 +2,7 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
+use iommu_protocol::wire::SessionFlags;
 use iommud::policy::{ClientId, Mode};
 use iommud::server::{Caller, Handle};
 
@@ -55,6 +56,35 @@ fn a_client_that_dies_in_the_middle_of_a_transfer_is_cut_off() {
             let _ = stack.device_write(device, buffer.iova + 0x1000 * page, &[0xee; 0x1000]);
         }
         assert!(stack.machine.share_read(&share, 0, 0x8000).iter().all(|byte| *byte == 0x5a));
+    });
+}
+
+/// Who has a device after a driver that died is told so, until it attaches the device; a member of the same group that
+/// was not in use is not meant.
+#[test]
+fn the_next_owner_is_told_that_its_device_may_still_be_at_work() {
+    each(Mode::Strict, |stack| {
+        let [.., device, neighbour] = devices();
+        let told = |stack: &mut Bed, session| {
+            stack.query(session).unwrap().flags & SessionFlags::UNQUIESCED.bits() != 0
+        };
+        let session = stack.claim(1, device).unwrap();
+        assert!(!told(stack, session), "nobody had it");
+        stack.attach(session).unwrap();
+        assert!(!told(stack, session));
+        stack.server.close(session);
+        let session = stack.claim(2, device).unwrap();
+        assert!(told(stack, session));
+        let path = format!("devices/{neighbour}");
+        let caller = Caller { client: ClientId(2), uid: 0 };
+        let member = stack.server.open(caller, Some(session), &path, true).unwrap();
+        assert!(!told(stack, member), "another function");
+        stack.attach(session).unwrap();
+        assert!(!told(stack, session));
+        stack.detach(session).unwrap();
+        assert!(!told(stack, session), "its owner has quieted it");
+        stack.give_back(member);
+        stack.give_back(session);
     });
 }
 

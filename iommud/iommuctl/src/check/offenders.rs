@@ -88,8 +88,7 @@ pub fn start(
 ) -> Result<(BusMasterPermission, Box<dyn Offender>), Error> {
     match kind {
         Kind::Edu => {
-            let permission = device.attach()?;
-            let edu = Edu::start(device, &permission)?;
+            let (edu, permission) = Edu::start(device)?;
             Ok((permission, Box::new(edu)))
         }
         Kind::Nvme => {

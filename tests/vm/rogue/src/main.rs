@@ -28,8 +28,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), Failure> {
     let connection = Connection::system()?;
     let device = Device::open(&connection, &options.device)?;
-    let permission = device.attach()?;
-    let mut driver = Driver::start(&device, &permission)?;
+    let (mut driver, permission) = Driver::start(&device)?;
     println!("rogue: buffer at iova {:#x}", driver.buffer.iova());
     driver.round_trip(0)?;
     tasks::carry_out(&mut driver, &device, options.task)?;
