@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iommu_client::{Access, BufferOptions, Connection, Device, Error};
 use iommu_protocol::ids::PciAddress;
-use iommuctl::check::{Checked, Offender, Verdict, check};
+use iommuctl::check::{Checked, Offender, Verdict, check, memory};
 use iommuctl::explain::{Explained, explain};
 use iommuctl::output::Look;
 use iommuctl::server::domain::Domain;
@@ -133,40 +133,53 @@ struct Writer<'model> {
     model: &'model Model,
     device: PciAddress,
     times: u32,
+    byte: u8,
 }
 
 impl Offender for Writer<'_> {
     fn write(&mut self, iova: u64, count: usize) -> Result<(), Error> {
         if self.times > 0 {
             self.times -= 1;
-            let _ = self.model.device_write(self.device, iova, &vec![0x77; count]);
+            let _ = self.model.device_write(self.device, iova, &vec![self.byte; count]);
         }
         Ok(())
     }
 }
 
-fn checked(model: &Model, times: u32) -> Checked {
+fn checked(model: &Model, times: u32, byte: u8) -> Checked {
     let (device, _permission) = model.attached();
-    check(&device, &mut Writer { model, device: device.address(), times }).unwrap()
+    let mut writer = Writer { model, device: device.address(), times, byte };
+    let mut buffer = memory(&device, &writer).unwrap();
+    check(&device, &mut writer, &mut buffer).unwrap()
 }
 
 /// The self-test sees the machine, and does not repeat what the server says.
 #[test]
 fn the_self_test_tells_a_machine_that_confines_from_one_that_does_not() {
-    let seen = checked(&Model::new(), 2);
+    let seen = checked(&Model::new(), 3, 0x77);
     let Verdict::Confines(fault) = seen.verdict else { panic!("{seen:?}") };
     assert_eq!(fault.source.to_string(), DEVICES[1]);
     assert!(seen.confines() && seen.text().starts_with("this machine confines\n"));
-    let seen = checked(&Model::without_unit(), 2);
+    let seen = checked(&Model::without_unit(), 3, 0x77);
     assert_eq!((&seen.verdict, seen.claimed), (&Verdict::Open, false));
     assert!(!seen.confines() && seen.text().starts_with("this machine does NOT confine\n"));
+}
+
+/// Whatever a device writes, the test sees it.
+#[test]
+fn the_self_test_sees_a_device_that_writes_any_byte() {
+    for byte in [0, 0x5a, 0xa5, 0xc3, 0x3c, 0xff] {
+        let seen = checked(&Model::without_unit(), 4, byte);
+        assert_eq!(seen.verdict, Verdict::Open, "{byte:#x}");
+        assert!(checked(&Model::new(), 4, byte).confines(), "{byte:#x}");
+    }
 }
 
 /// A device that does nothing shows nothing, and one that is silent in the second part was not stopped.
 #[test]
 fn the_self_test_is_not_passed_by_a_device_that_does_nothing() {
-    assert_eq!(checked(&Model::new(), 0).verdict, Verdict::Nothing);
-    let seen = checked(&Model::new(), 1);
+    assert_eq!(checked(&Model::new(), 0, 0x77).verdict, Verdict::Nothing);
+    let seen = checked(&Model::new(), 1, 0x77);
     assert_eq!(seen.verdict, Verdict::Unreported);
     assert!(!seen.confines());
 }

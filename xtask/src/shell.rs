@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::guest::{self, Scenario, TOUR};
 use crate::options::{Iommu, Qemu, ShellOptions};
 use crate::packages::download;
-use crate::qemu::{KillOnDrop, Machine};
+use crate::qemu::{KillOnDrop, Machine, show_logs};
 use crate::workspace::{cache, quietly};
 use crate::{demo, disks};
 
@@ -23,6 +23,9 @@ const PROMPT: &str = "iommud# ";
 
 /// The shell asks the terminal, which is none here and does not answer.
 const WHERE_IS_THE_CURSOR: &[u8] = b"\x1b[6n";
+
+/// Lines of each log printed after a failure.
+const LOG_TAIL: usize = 30;
 
 /// How long the guest may take to its prompt, and for a line. A minute is usual for neither.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -45,6 +48,9 @@ fn talk(iommu: Iommu) -> Result<()> {
     println!("booting; exit leaves the guest, and Ctrl-A X stops it");
     let mut child = KillOnDrop(machine.spawn(&emulator, Stdio::inherit(), Stdio::inherit())?);
     let status = child.0.wait()?;
+    if !status.success() {
+        show_logs(&directory, LOG_TAIL);
+    }
     std::fs::remove_dir_all(directory)?;
     ensure!(status.success(), "QEMU ended with {status}");
     Ok(())

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Where half of the memory is too little for a promise to each group, a client has promises for a quarter of them at most,
-//! and for one at least: the domains of one client take no other's.
+//! and for one at least, and a quarter of the memory in all: the domains of one client take no other's.
 //!
 //! A client has what its own domains were promised, even when too little is left for groups that came later. So three
 //! clients together cannot make another client's claim or attach fail, nor its mappings within a quarter of the
@@ -55,6 +55,8 @@ struct Tables {
 
 /// How the memory is divided.
 struct Division {
+    /// Most frames that a client may have.
+    limit: usize,
     /// Most domains for which a client has a promise.
     most: usize,
     /// Promised frames that are not used yet, those of one client left out.
@@ -74,8 +76,8 @@ impl<U: Unit> Engine<U> {
     #[must_use]
     pub fn shares(&self) -> Shares {
         let free = self.memory.frames_free();
-        let Division { promised, common, .. } = self.divide(&self.used(), free, None);
-        Shares { free, promised, of_one: GUARANTEE + common / PARTS }
+        let Division { limit, promised, common, .. } = self.divide(&self.used(), free, None);
+        Shares { free, promised, of_one: limit.min(GUARANTEE + common / PARTS) }
     }
 
     /// Refuses unless a plan may have taken frames, of which `before` were in use when it began.
@@ -96,17 +98,17 @@ impl<U: Unit> Engine<U> {
         };
         let used = self.used();
         let free = self.memory.frames_free();
-        let Division { most, promised, common } = self.divide(&used, free, account);
+        let Division { limit, most, promised, common } = self.divide(&used, free, account);
         let client = account.and_then(|account| used.of.get(&account).copied()).unwrap_or_default();
         // A client has what it was promised, even when too little is left for groups that came since.
-        let own = client.domains.min(most) * GUARANTEE;
+        let own = limit.min(client.domains.min(most) * GUARANTEE);
         if account.is_some() && client.frames <= own {
             return Ok(());
         }
         if free < promised {
             return Err(Fault::memory(MemoryError::Exhausted));
         }
-        if client.frames > own + common / PARTS {
+        if client.frames > limit.min(own + common / PARTS) {
             return Err(Fault::memory(MemoryError::Share));
         }
         Ok(())
@@ -116,7 +118,9 @@ impl<U: Unit> Engine<U> {
         let all = free.saturating_add(used.all.frames);
         let wanted = self.groups.max(used.all.domains);
         let places = wanted.min(all / 2 / GUARANTEE);
-        let most = if places < wanted { (places / PARTS).max(1) } else { usize::MAX };
+        let scarce = places < wanted;
+        let most = if scarce { (places / PARTS).max(1) } else { usize::MAX };
+        let limit = if scarce { all / PARTS } else { all };
         let (mut given, mut short) = (0, 0);
         for (account, tables) in &used.of {
             let promises = tables.domains.min(most);
@@ -126,7 +130,7 @@ impl<U: Unit> Engine<U> {
             }
         }
         let promised = short + places.saturating_sub(given) * GUARANTEE;
-        Division { most, promised, common: all - places * GUARANTEE }
+        Division { limit, most, promised, common: all - places * GUARANTEE }
     }
 
     fn used(&self) -> Used {

@@ -148,8 +148,9 @@ impl Handles {
     }
 
     /// Takes the session out of its handle, which stays open and names nothing from now on. Whoever watches it is told.
-    pub(super) fn end_session(&mut self, session: SessionId) {
-        let Some(&handle) = self.of_session.get(&session) else { return };
+    /// Returns the handle.
+    pub(super) fn end_session(&mut self, session: SessionId) -> Option<Handle> {
+        let handle = *self.of_session.get(&session)?;
         self.session_readable(session);
         self.of_session.remove(&session);
         if let Some(place) = self.recent.get_mut(place_of(handle)) {
@@ -158,6 +159,7 @@ impl Handles {
         if let Some(open) = self.open.get_mut(&handle) {
             open.object = Object::Ended;
         }
+        Some(handle)
     }
 
     /// Sessions that have a handle.

@@ -23,15 +23,17 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Ends the sessions on the devices of a group as if their processes had died. Their handles stay open and name
     /// nothing. A group that nobody has is left as it is.
     pub(super) fn release(&mut self, group: GroupId) {
+        // A session whose device was removed is in no group, whatever is at its address now.
         let ends = |session: &SessionId| {
             let session = self.registry.session(*session);
-            let device = session.and_then(|session| self.registry.function(session.address));
-            device.is_some_and(|device| device.group == group)
+            session.is_some_and(|session| !session.removed && session.group == group)
         };
         let sessions: Vec<SessionId> = self.handles.sessions().filter(ends).collect();
         for session in sessions {
             log::warn!("group {}: a session is ended on an administrator's request", group.0);
-            self.handles.end_session(session);
+            if let Some(handle) = self.handles.end_session(session) {
+                self.end_claims_below(handle);
+            }
             self.end_session(session);
         }
         self.finish_endings();

@@ -5,6 +5,8 @@ use iommu_protocol::frame::READABLE;
 use iommud::policy::{ClientId, Mode};
 use iommud::server::Caller;
 
+use iommud_tests::stack::endpoint;
+
 use super::{devices, start};
 
 /// The path of the group of a device.
@@ -93,5 +95,32 @@ fn only_administrators_release_and_only_what_there_is() {
     }
     stack.attach(session).unwrap();
     stack.give_back(session);
+    stack.machine.assert_clean();
+}
+
+/// The session of a device that was pulled out is not the next one's at its address.
+#[test]
+fn a_session_whose_device_is_gone_is_in_no_group() {
+    let mut stack = start(Mode::Strict);
+    let [.., first, second] = devices();
+    let session = stack.claim(1, first).unwrap();
+    let caller = Caller { client: ClientId(1), uid: 0 };
+    let path = format!("devices/{second}");
+    let member = stack.server.open(caller, Some(session), &path, true).unwrap();
+    stack.attach(member).unwrap();
+    // The member's device uses memory of the session on the first.
+    let buffer = stack.allocate(session, 0x1000).unwrap();
+    stack.device_write(second, buffer.iova, &[1]).unwrap();
+    stack.server.function_gone(first);
+    let mut next = endpoint(0, first.requester.device(), first.requester.function());
+    next.device ^= 1;
+    next.multifunction = true;
+    stack.server.function_arrived(next).unwrap();
+    let group = group(&mut stack, first);
+    assert_eq!(stack.write(&group, b"release"), Ok(7));
+    assert_eq!(stack.query(member).err(), Some(Refusal::NotProbed), "it is in the group");
+    assert_eq!(stack.metric("sessions"), 1, "the one whose device is gone");
+    stack.server.close(session);
+    stack.server.close(member);
     stack.machine.assert_clean();
 }

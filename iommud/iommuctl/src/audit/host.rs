@@ -1,12 +1,15 @@
 //! What a Linux host says of itself in sysfs and procfs, below any folder that stands in for the root.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use iommu_protocol::ids::PciAddress;
 use iommud::topology::pci::{ConfigSpace, PciFunction};
 use iommud::topology::walk::{Roots, walk};
+
+use crate::server::printable;
 
 /// Bytes of configuration space that everybody may read.
 const PUBLIC: usize = 64;
@@ -18,6 +21,9 @@ const ATS: u32 = 0x0f;
 const ATS_ENABLE: u32 = 1 << 31;
 /// Most extended capabilities that are followed: a chain that is longer loops.
 const MAX_EXTENDED: usize = 96;
+
+/// Most bytes that are read of a file. The longest are tables of firmware and /proc/interrupts.
+const MOST: u64 = 4 << 20;
 
 /// One device as the kernel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +105,7 @@ impl Folder {
     fn open(path: PathBuf) -> Self {
         let known = names(&path).into_iter().filter_map(|name| {
             let address = name.replace(':', "--").parse().ok()?;
-            Some((address, fs::read(path.join(name).join("config")).ok()?))
+            Some((address, bytes(&path.join(name).join("config"))?))
         });
         let files = known.collect();
         Self { path, files }
@@ -153,7 +159,7 @@ fn ats(config: &mut Folder, address: PciAddress) -> bool {
 
 fn table(root: &Path) -> Option<(&'static str, Vec<u8>)> {
     let folder = root.join("sys/firmware/acpi/tables");
-    ["DMAR", "IVRS"].into_iter().find_map(|name| Some((name, fs::read(folder.join(name)).ok()?)))
+    ["DMAR", "IVRS"].into_iter().find_map(|name| Some((name, bytes(&folder.join(name))?)))
 }
 
 fn group_types(root: &Path) -> BTreeMap<u32, String> {
@@ -166,12 +172,12 @@ fn group_types(root: &Path) -> BTreeMap<u32, String> {
 
 /// Linux names the chips of remapped interrupts `IR-…`.
 fn interrupts(root: &Path) -> Option<bool> {
-    let text = fs::read_to_string(root.join("proc/interrupts")).ok()?;
+    let text = text(&root.join("proc/interrupts"))?;
     Some(text.split_whitespace().any(|word| word.starts_with("IR-")))
 }
 
 fn options(root: &Path) -> Vec<String> {
-    let text = fs::read_to_string(root.join("proc/cmdline")).unwrap_or_default();
+    let text = text(&root.join("proc/cmdline")).unwrap_or_default();
     let names = ["iommu", "intel_iommu", "amd_iommu", "intremap", "pci"];
     let wanted = |word: &&str| {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -202,9 +208,23 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// The last name of where a link points.
 fn link(path: &Path) -> Option<String> {
-    Some(fs::read_link(path).ok()?.file_name()?.to_str()?.to_owned())
+    Some(printable(fs::read_link(path).ok()?.file_name()?.to_str()?))
 }
 
 fn line(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+    Some(text(path)?.trim().to_owned())
+}
+
+fn text(path: &Path) -> Option<String> {
+    Some(printable(&String::from_utf8(bytes(path)?).ok()?))
+}
+
+/// The content of a regular file, [`MOST`] bytes of it at most: the root may be anybody's.
+fn bytes(path: &Path) -> Option<Vec<u8>> {
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }

@@ -196,9 +196,10 @@ fn rows(host: &Host, firmware: Option<&Firmware>, table: &FunctionTable) -> Vec<
     host.devices.iter().filter(|device| !is_bridge(device)).map(row).collect()
 }
 
-/// Bridges forward; what they let through is their devices'.
+/// Bridges forward; what they let through is their devices'. Others of their class, such as non-transparent bridges, do
+/// DMA of their own.
 const fn is_bridge(device: &HostDevice) -> bool {
-    device.function.class >> 16 == 6
+    matches!(device.function.class >> 8, 0x0600..=0x0605 | 0x0607 | 0x0608 | 0x0609)
 }
 
 fn reach(host: &Host, device: &HostDevice) -> Reach {

@@ -3,7 +3,7 @@
 
 mod offenders;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iommu_client::{Device, DmaBuffer, Error, SessionFlags};
 use iommu_protocol::fault::{FaultAccess, FaultRecord};
@@ -19,11 +19,8 @@ const LENGTH: u64 = 4096;
 /// Bytes that the device writes.
 const WRITTEN: usize = 64;
 
-/// What the memory holds before the write that is allowed. It differs from [`KEPT`], and no device writes it.
-const BEFORE: u8 = 0x5a;
-
-/// What the memory holds before the write that is not allowed.
-const KEPT: u8 = 0xa5;
+/// What the memory holds before the write that is allowed, and in a second try, for devices whose data this is.
+const BEFORE: [u8; 2] = [0x5a, 0xc3];
 
 /// How long a fault may take to be reported.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,43 +51,81 @@ pub struct Checked {
     pub verdict: Verdict,
 }
 
-/// Has the device write to memory before and after the memory is taken from it.
+/// Has the device write to memory before and after the memory is taken from it. The caller drops `buffer` after the
+/// device was stopped.
 ///
 /// # Errors
 /// Those of the server, and of the device.
-pub fn check(device: &Device, offender: &mut dyn Offender) -> Result<Checked, Error> {
+pub fn check(
+    device: &Device,
+    offender: &mut dyn Offender,
+    buffer: &mut DmaBuffer,
+) -> Result<Checked, Error> {
     let claimed = device.query()?.flags.contains(SessionFlags::CONFINED);
-    let buffer = device.allocate(LENGTH, offender.memory())?;
     let verdict = verdict(device, offender, buffer)?;
     Ok(Checked { device: names::address(device.address()), claimed, verdict })
+}
+
+/// Allocates memory for [`check`].
+///
+/// # Errors
+/// Those of the server.
+pub fn memory(device: &Device, offender: &dyn Offender) -> Result<DmaBuffer, Error> {
+    device.allocate(LENGTH, offender.memory())
 }
 
 fn verdict(
     device: &Device,
     offender: &mut dyn Offender,
-    mut buffer: DmaBuffer,
+    buffer: &mut DmaBuffer,
 ) -> Result<Verdict, Error> {
-    fill(&mut buffer, BEFORE)?;
-    offender.write(buffer.iova(), WRITTEN)?;
-    if holds(&buffer, BEFORE)? {
+    let mut arrived = Vec::new();
+    for before in BEFORE {
+        fill(buffer, before)?;
+        offender.write(buffer.iova(), WRITTEN)?;
+        arrived = content(buffer)?;
+        if arrived.iter().any(|byte| *byte != before) {
+            break;
+        }
+        arrived.clear();
+    }
+    if arrived.is_empty() {
         return Ok(Verdict::Nothing);
     }
     buffer.unmap()?;
-    fill(&mut buffer, KEPT)?;
+    // Each byte differs from what the device writes there.
+    let kept: Vec<u8> = arrived.iter().map(|byte| !byte).collect();
+    buffer.write(0, &kept)?;
     while device.next_fault()?.is_some() {}
     // A device reports an error for a write that was stopped, or not. What the memory holds decides.
     let _ = offender.write(buffer.iova(), WRITTEN);
-    let fault = device.wait_fault(PATIENCE)?;
-    if !holds(&buffer, KEPT)? {
+    let fault = fault(device, buffer.iova())?;
+    if content(buffer)? != kept {
         return Ok(Verdict::Open);
     }
     Ok(match fault {
         None => Verdict::Unreported,
-        Some(fault) => match lacks(&fault, device, buffer.iova()) {
-            None => Verdict::Confines(fault),
-            Some(what) => Verdict::Unnamed(fault, what),
-        },
+        Some((fault, None)) => Verdict::Confines(fault),
+        Some((fault, Some(what))) => Verdict::Unnamed(fault, what),
     })
+}
+
+/// The record of the write, and what it lacks. Records of something else, which may come late, are passed over as long
+/// as the right one may come.
+fn fault(device: &Device, iova: u64) -> Result<Option<(FaultRecord, Option<&'static str>)>, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut seen = None;
+    while let Some(fault) = device.wait_fault(deadline.saturating_duration_since(Instant::now()))? {
+        let lacks = lacks(&fault, device, iova);
+        if lacks.is_none() {
+            return Ok(Some((fault, None)));
+        }
+        seen = Some((fault, lacks));
+        if Instant::now() > deadline {
+            break;
+        }
+    }
+    Ok(seen)
 }
 
 /// What a record lacks, or has wrong.
@@ -109,11 +144,10 @@ fn fill(buffer: &mut DmaBuffer, byte: u8) -> Result<(), Error> {
     buffer.fill(0, usize::try_from(LENGTH).unwrap_or(WRITTEN), byte)
 }
 
-/// Whether all of the memory holds this byte.
-fn holds(buffer: &DmaBuffer, byte: u8) -> Result<bool, Error> {
+fn content(buffer: &DmaBuffer) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; usize::try_from(LENGTH).unwrap_or(WRITTEN)];
     buffer.read(0, &mut bytes)?;
-    Ok(bytes.iter().all(|found| *found == byte))
+    Ok(bytes)
 }
 
 impl Checked {

@@ -44,6 +44,8 @@ pub enum PickError {
     },
     /// The device is of no kind that can be driven.
     Unknown(String),
+    /// It is a disk, which somebody may be using.
+    Disk(String),
 }
 
 impl fmt::Display for PickError {
@@ -57,8 +59,13 @@ impl fmt::Display for PickError {
             }
             Self::Nobody { candidates } => write!(
                 f,
-                "name an NVMe controller that no driver uses with --device (here: {}); it is reset, and one block is read",
+                "name an NVMe controller that no driver uses with --device and --force (here: {})",
                 candidates.join(", ")
+            ),
+            Self::Disk(device) => write!(
+                f,
+                "{device} is an NVMe controller. It would be reset, under a driver that knows nothing of iommud, too, and \
+                 one block would be read. If nobody uses it, say --force"
             ),
             Self::Unknown(device) => {
                 write!(f, "{device} is neither an edu device nor an NVMe controller")
@@ -125,10 +132,13 @@ impl Medium {
         function.enable_bus_mastering(&permission)?;
         let settings = Settings { queues: 1, depth: 1, completion: CompletionMode::Poll };
         let controller = Controller::start(registers, device, settings);
-        let mut medium = Self { controller: None, namespace: 1, function };
+        let mut medium = Self { controller: None, namespace: 0, function };
         let controller = controller.map_err(failed)?;
-        medium.namespace = controller.info().namespaces.first().map_or(1, |first| first.id);
+        // Blocks of those that the driver leaves out may be longer than a page, or have metadata.
+        let first = controller.info().namespaces.first().map(|first| first.id);
         medium.controller = Some(controller);
+        medium.namespace =
+            first.ok_or_else(|| std::io::Error::other("no namespace can be read"))?;
         Ok((permission, medium))
     }
 }

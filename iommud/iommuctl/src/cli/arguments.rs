@@ -111,10 +111,12 @@ pub enum Show {
 pub enum Ask {
     /// Test whether this machine confines: a device writes to memory that was taken from it; status 3 when it could
     Check {
-        /// The device to test with, which no driver may be using: an edu device, or an NVMe controller, of which one
-        /// block is read [default: an edu device]
+        /// The device to test with: an edu device, or with --force an NVMe controller [default: an edu device]
         #[arg(long, value_parser = address)]
         device: Option<PciAddress>,
+        /// Take an NVMe controller, which no driver may be using: it is reset, and one block of it is read
+        #[arg(long, requires = "device")]
+        force: bool,
     },
     /// End the sessions on a device and on those of its group, as if their drivers had died
     Release {

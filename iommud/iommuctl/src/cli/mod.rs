@@ -88,7 +88,7 @@ fn ask(
     out: &mut dyn Write,
 ) -> Result<Found, CommandError> {
     match command {
-        Ask::Check { device } => check::run(device, server, json, look, out),
+        Ask::Check { device, force } => check::run(device, force, server, json, look, out),
         Ask::Release { device } => live::release(device, server, json, out),
         Ask::Rescan => live::rescan(server, json, out),
         Ask::Reset(reset) => live::reset(reset, server, json, out),

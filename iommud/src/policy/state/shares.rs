@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Where half of the pool is too little for a promise to each group, a client has promises for a quarter of them at
-//! most, and for one at least: the domains of one client take no other's.
+//! most, and for one at least, and a quarter of the pool in all: the domains of one client take no other's.
 //!
 //! So three clients together cannot make another client's claim fail, nor its allocation within a quarter of the
 //! common part.
@@ -61,7 +61,8 @@ impl State {
         let places = self.places(each, self.pool.capacity);
         let own = self.promise_of(domains.max(1), places, each);
         let common = self.pool.capacity - places * each;
-        own.saturating_add(common / PARTS).min(self.pool.capacity)
+        let most = if places < self.wanted_places() { PARTS } else { 1 };
+        own.saturating_add(common / PARTS).min(self.pool.capacity / most)
     }
 
     /// Bytes of those pieces of the pool in which this memory lies and no charged buffer does.

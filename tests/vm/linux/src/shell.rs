@@ -53,19 +53,32 @@ fn try_prompt() -> Result<()> {
 
 /// What the shell reads first: the message of the day, and a prompt.
 fn profile() -> String {
-    let mut text = String::from("cat <<'END'\n\n");
-    text.push_str("iommud runs in this machine, policy compat. Five things to try:\n\n");
-    let amd = Family::of_machine() == Family::AmdVi;
-    for (number, stop) in TOUR.iter().enumerate() {
-        let expected = if amd { stop.amdvi } else { stop.vtd };
-        text.push_str(&format!("  {}. {}\n", number + 1, stop.about));
-        text.push_str(&format!("       {}\n", stop.command));
-        text.push_str(&format!("     prints: ... {expected} ...\n\n"));
+    let mut text = String::from("cat <<'END'\n\niommud runs in this machine, policy compat. ");
+    match Family::of_machine() {
+        _ if !unit() => text.push_str("No unit confines its devices: try iommuctl check.\n"),
+        family => text.push_str(&tour(family)),
     }
     text.push_str(
-        "Three edu devices and three NVMe controllers are there (nvme info --device NAME); ",
+        "\nThree edu devices and three NVMe controllers are there (nvme info --device NAME). ",
     );
     text.push_str("iommuctl --help\nsays more, /run/iommud.log has the server's log. ");
     text.push_str("exit leaves, or Ctrl-A X.\n\nEND\nPS1='iommud# '\ncd /tmp\n");
+    text
+}
+
+/// Whether firmware describes a unit.
+fn unit() -> bool {
+    let there = |name| std::fs::exists(format!("/sys/firmware/acpi/tables/{name}"));
+    ["DMAR", "IVRS"].into_iter().any(|name| there(name).unwrap_or(false))
+}
+
+fn tour(family: Family) -> String {
+    let mut text = String::from("Five things to try:\n\n");
+    for (number, stop) in TOUR.iter().enumerate() {
+        let expected = if family == Family::AmdVi { stop.amdvi } else { stop.vtd };
+        text.push_str(&format!("  {}. {}\n", number + 1, stop.about));
+        text.push_str(&format!("       {}\n", stop.command));
+        text.push_str(&format!("     prints: ... {expected} ...\n"));
+    }
     text
 }
