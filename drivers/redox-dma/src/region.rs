@@ -32,7 +32,7 @@ pub(crate) fn whole_pages(bytes: usize) -> Result<usize> {
 
 impl Region {
     /// Allocates at least `bytes` bytes, whole pages of zeros under adjacent addresses. They are aligned to the next
-    /// power of two, up to 4 MiB.
+    /// power of two, as long as there is room.
     pub(crate) fn zeroed(bytes: usize) -> Result<Self> {
         let length = whole_pages(bytes)?;
         let region = match access()? {

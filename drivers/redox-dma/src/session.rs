@@ -14,9 +14,6 @@ use crate::platform::{self, ENODEV, Error, Result};
 use crate::pool::{CHUNK_LENGTH, MOST, Pool};
 use crate::words;
 
-/// The largest alignment that memory of the kernel has, in bytes.
-const LARGEST_ALIGNMENT: u64 = 4 << 20;
-
 /// Where memory comes from.
 #[derive(Clone)]
 pub(crate) enum Access {
@@ -201,8 +198,7 @@ impl Session {
     }
 
     fn buffer(&self, length: u64) -> Result<DmaBuffer, Client> {
-        let alignment = length.checked_next_power_of_two().ok_or(Client::Outside)?;
-        let alignment = alignment.min(LARGEST_ALIGNMENT);
-        self.device.allocate(length, BufferOptions { alignment, ..BufferOptions::default() })
+        // No alignment is asked for: the server aligns to the next power of two, as long as there is room.
+        self.device.allocate(length, BufferOptions::default())
     }
 }

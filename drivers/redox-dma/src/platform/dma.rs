@@ -15,7 +15,7 @@ use crate::region::Region;
 const PAGE: usize = 4096;
 
 /// A `T` in memory that the device reaches, at the start of whole pages under adjacent addresses, aligned to the next
-/// power of two up to 4 MiB.
+/// power of two as long as there is room.
 ///
 /// ```
 /// use redox_dma::dma::Dma;

@@ -114,12 +114,13 @@ fn addresses_are_aligned_as_the_kernels_are() {
     alone("memory::addresses_are_aligned_as_the_kernels_are", || {
         let model = Model::new();
         drive(&model);
-        let _shift = Dma::new(0_u8).unwrap();
-        for pages in [1, 2, 3, 5, 16, 17, 100, 512, 1024, 1025] {
+        let mut kept = Vec::new();
+        for pages in [1, 2, 3, 5, 16, 17, 100, 17, 512, 19, 1024, 21, 1025] {
             let memory = zeroed_slice::<u8>(pages * PAGE).unwrap();
             let alignment = (pages * PAGE).next_power_of_two().min(4 << 20);
             assert!(memory.physical().is_multiple_of(alignment), "{:#x}", memory.physical());
             assert!(memory.as_ptr().addr().is_multiple_of(PAGE));
+            kept.push(memory);
         }
     });
 }
