@@ -19,6 +19,9 @@
 //! | the server gives this process no session: `Quota`, `Permission` and all else | refused: its error number | refused |
 //! | the inherited descriptor is none of a session, or pcid does not say which function it is | refused: its error number | refused |
 //!
+//! Later an allocation is refused where the server has no more memory for this process (`EDQUOT`, `ENOMEM`), which
+//! is said once, too.
+//!
 //! A refusal is not remembered: the next allocation tries again. The other outcomes stay until the process ends. Each
 //! line is printed once.
 //!

@@ -168,8 +168,10 @@ impl Session {
     /// Allocates whole pages of zeros, and returns their address for the device.
     pub(crate) fn allocate(&self, length: usize) -> Result<(Home, usize)> {
         let (home, iova) = self.pages(length).map_err(|error| {
-            if let Client::Disconnected = error {
-                words::gone(self.device.address());
+            let device = self.device.address();
+            match error {
+                Client::Disconnected => words::gone(device),
+                _ => words::no_memory(device, length, &error),
             }
             errno(&error)
         })?;

@@ -16,6 +16,12 @@ pub(crate) fn refused(why: impl Display) {
     say(&SAID, format_args!("no DMA memory for this driver: {why}"));
 }
 
+/// The server refused memory of this length.
+pub(crate) fn no_memory(device: impl Display, length: usize, why: impl Display) {
+    static SAID: Once = Once::new();
+    say(&SAID, format_args!("{device} gets no {length} bytes: {why}"));
+}
+
 /// The server ended.
 pub(crate) fn gone(device: impl Display) {
     static SAID: Once = Once::new();
