@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | the process inherited a session ([`SESSION_VARIABLE`]), and a unit confines its device | the session's | nothing |
 //! | iommud serves, and grants a session on the function that pcid-spawner started the process for | the session's | nothing |
-//! | no iommud serves | plain | not confined |
+//! | no iommud serves, or none yet | plain | not confined |
 //! | pcid-spawner started the process for no function | plain; under policy `strict` its device does not reach it | not confined |
 //! | no unit stands in front of the device, and policy is not `strict` | plain | not confined |
 //! | the unit was never brought up, and policy is not `strict` | plain | not confined |
