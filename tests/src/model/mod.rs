@@ -31,12 +31,26 @@ use std::thread::JoinHandle;
 
 use iommu_client::{BusMasterPermission, Connection, Device};
 use iommu_protocol::ids::PciAddress;
+use iommud::policy::Config;
 
 pub use transport::InProcess;
 pub use world::Counts;
 use world::World;
 
 type Job = Box<dyn FnOnce(&mut World) + Send>;
+
+/// The unit of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelUnit {
+    /// It confines the devices.
+    Up,
+    /// Firmware describes it, and it did not come up.
+    Failed,
+    /// Firmware describes it, and it is left alone.
+    LeftAlone,
+    /// There is none.
+    Absent,
+}
 
 /// The devices of every model.
 pub const DEVICES: [&str; 3] = ["0000--00--03.0", "0000--00--04.0", "0000--00--05.0"];
@@ -61,20 +75,22 @@ impl Model {
     /// Starts a machine whose unit confines its devices.
     #[must_use]
     pub fn new() -> Self {
-        Self::start(true)
+        Self::with(ModelUnit::Up, Config::default())
     }
 
     /// Starts a machine without a unit: nothing is confined, addresses are bus addresses.
     #[must_use]
     pub fn without_unit() -> Self {
-        Self::start(false)
+        Self::with(ModelUnit::Absent, Config::default())
     }
 
-    fn start(unit: bool) -> Self {
+    /// Starts a machine with this unit and this policy.
+    #[must_use]
+    pub fn with(unit: ModelUnit, policy: Config) -> Self {
         let (sender, jobs) = channel::<Job>();
         // The server has a single thread. Its parts are not `Send` and stay there.
         let thread = std::thread::spawn(move || {
-            let mut world = World::new(unit);
+            let mut world = World::new(unit, policy);
             for job in jobs {
                 job(&mut world);
             }

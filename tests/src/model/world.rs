@@ -6,13 +6,14 @@ use iommu_protocol::frame::READABLE;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::wire::Operation;
 use iommud::addr::{PhysAddr, PhysRange};
+use iommud::hw::UnitError;
 use iommud::hw::vtd::VtdUnit;
 use iommud::policy::Config as Policy;
 use iommud::server::{Budget, Handle, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, UnitDescription, UnitKind};
 
-use super::DEVICES;
 use super::memory::Shared;
+use super::{DEVICES, ModelUnit};
 use crate::conformance::UnderTest;
 use crate::conformance::vtd::Subject;
 use crate::machine::{Machine, Registers, SoftClock, Tables, Through};
@@ -77,9 +78,10 @@ fn range((start, length): (u64, u64)) -> PhysRange {
 }
 
 impl World {
-    pub(super) fn new(unit: bool) -> Self {
+    pub(super) fn new(unit: ModelUnit, policy: Policy) -> Self {
         let machine = Machine::default();
-        let subject = unit.then(|| Subject { name: "model", config: Config::default() });
+        let described = unit != ModelUnit::Absent;
+        let subject = described.then(|| Subject { name: "model", config: Config::default() });
         let mut tables = machine.tables();
         let (mut firmware, mut units) = (Firmware::default(), Vec::new());
         if let Some(subject) = &subject {
@@ -92,13 +94,17 @@ impl World {
                 scopes: Vec::new(),
                 entries: Vec::new(),
             });
-            units.push(UnitStart::Ready(subject.bring_up(&machine, number, &mut tables).unwrap()));
+            units.push(match unit {
+                ModelUnit::Failed => UnitStart::Failed(UnitError::Dead),
+                ModelUnit::LeftAlone => UnitStart::Off,
+                _ => UnitStart::Ready(subject.bring_up(&machine, number, &mut tables).unwrap()),
+            });
         }
         let memory = Shared::new(&machine, firmware.units.len());
         let layout = machine.layout();
         let server = Server::start(Startup {
-            config: Policy::default(),
-            table: if unit { TableState::Parsed("DMAR") } else { TableState::Absent },
+            config: policy,
+            table: if described { TableState::Parsed("DMAR") } else { TableState::Absent },
             firmware,
             units,
             functions: [3, 4, 5].map(|device| endpoint(0, device, 0)).to_vec(),

@@ -101,6 +101,7 @@ fn module_of(root: &Path, path: &Path) -> String {
     let folder = package.strip_prefix(root).unwrap().display().to_string();
     let name = match folder.as_str() {
         "drivers/client" => "iommu_client".to_string(),
+        "drivers/redox-dma" => "redox_dma".to_string(),
         _ if folder.starts_with("drivers/") => "drivers".to_string(),
         _ if folder.starts_with("tests/vm/") => "guests".to_string(),
         _ => package_name(package),

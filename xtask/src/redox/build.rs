@@ -123,7 +123,7 @@ pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
     let lints = linter.inspect_err(|error| println!("not checked: lints for Redox: {error:#}"));
     let lints = lints.is_ok();
     let mut cargo = if lints { locked(CLIPPY, "clippy")? } else { locked(CARGO, "check")? };
-    for package in ["iommu-protocol", "iommu-client"].iter().chain(&PACKAGES) {
+    for package in ["iommu-protocol", "iommu-client", "redox-dma"].iter().chain(&PACKAGES) {
         cargo.args(["-p", package]);
     }
     if lints {
@@ -132,21 +132,22 @@ pub(crate) fn check_counted() -> Result<(usize, usize, usize)> {
     let here = cargo.status()?.success();
     let outside = outside()?;
     if !outside {
-        println!("FAILED: a crate outside of this workspace with iommu-client does not compile");
+        println!("FAILED: a crate outside of this workspace with these libraries does not compile");
     }
     let passed = usize::from(here) + usize::from(outside);
     Ok((passed, 2 - passed, usize::from(!lints)))
 }
 
-/// Whether a crate outside of this workspace that depends on `iommu-client` compiles. It gets a new lock file with
-/// the newest versions in the registry.
+/// Whether a crate outside of this workspace that depends on `iommu-client` and `redox-dma` compiles. It gets a new lock
+/// file with the newest versions in the registry.
 fn outside() -> Result<bool> {
     let directory = std::env::temp_dir().join(format!("iommud-outside-{}", std::process::id()));
     std::fs::create_dir_all(directory.join("src"))?;
-    let client = root().join("drivers/client");
+    let (client, memory) = (root().join("drivers/client"), root().join("drivers/redox-dma"));
     let manifest = format!(
         "[package]\nname = \"outside\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
-         [dependencies]\niommu-client = {{ path = {client:?} }}\n"
+         [dependencies]\niommu-client = {{ path = {client:?} }}\nredox-dma = {{ path = {memory:?} }}\n\
+         libredox = \"0.1\"\n"
     );
     std::fs::write(directory.join("Cargo.toml"), manifest)?;
     std::fs::write(directory.join("src/lib.rs"), OUTSIDE)?;
@@ -156,8 +157,16 @@ fn outside() -> Result<bool> {
     Ok(passed)
 }
 
-/// A driver outside of this workspace, like the one in `drivers/README.md`.
+/// A driver outside of this workspace, like the one in `drivers/README.md`, and the crate of Redox's own drivers with
+/// the change described there.
 const OUTSIDE: &str = r#"
+pub use redox_dma::{dma, sgl};
+
+pub fn status() -> libredox::error::Result<dma::Dma<u8>> {
+    redox_dma::init();
+    dma::Dma::new(0)
+}
+
 use iommu_client::{Connection, Device, DmaBuffer, Error};
 
 pub fn run() -> Result<(), Error> {

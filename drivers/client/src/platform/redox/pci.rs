@@ -5,7 +5,7 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use bitflags::Flags;
 use iommu_protocol::ids::PciAddress;
@@ -46,14 +46,37 @@ pub struct Function {
 /// The function that pcid-spawner started this driver for; `None` if something else started it.
 #[must_use]
 pub fn spawned() -> Option<PciAddress> {
-    inherited()?.address().ok()
+    Spawned::inherited().ok()??.address().ok()
 }
 
-fn inherited() -> Option<Channel> {
-    let number = std::env::var(CHANNEL_VARIABLE).ok()?.parse().ok()?;
-    // SAFETY: pcid-spawner left this descriptor open for this process, which never closes it, since it is cloned.
-    let descriptor = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()?;
-    Some(Channel::new(descriptor.into()))
+/// The channel of the function that pcid-spawner started this driver for, under a descriptor of its own: it stays open
+/// when the driver closes its channel.
+#[derive(Debug)]
+pub struct Spawned(Channel);
+
+impl Spawned {
+    /// The function's channel; `None` if something else started this process. Nothing is sent.
+    ///
+    /// # Errors
+    /// The variable names no open descriptor; no descriptor is left.
+    pub fn inherited() -> io::Result<Option<Self>> {
+        let Some(number) = std::env::var_os(CHANNEL_VARIABLE) else { return Ok(None) };
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        let number = number.filter(|number: &RawFd| *number >= 0);
+        let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the number is not -1. pcid-spawner left this descriptor open for this process. If it was closed, the
+        // kernel refuses the clone.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()?;
+        Ok(Some(Self(Channel::new(descriptor.into()))))
+    }
+
+    /// The function's address. This is a request on the channel, so the driver has none under way meanwhile.
+    ///
+    /// # Errors
+    /// pcid is gone; the descriptor is none of a channel.
+    pub fn address(&self) -> io::Result<PciAddress> {
+        self.0.address()
+    }
 }
 
 impl Function {
@@ -65,7 +88,8 @@ impl Function {
         let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
         let function = Self { address, access, channel: OnceCell::new() };
         let ours = |channel: &Channel| channel.address().is_ok_and(|of| of == address);
-        if let Some(channel) = inherited().filter(ours) {
+        let inherited = Spawned::inherited().ok().flatten().map(|spawned| spawned.0);
+        if let Some(channel) = inherited.filter(ours) {
             let _ = function.channel.set(channel);
             function.disable_bus_mastering()?;
         }

@@ -1,0 +1,3 @@
+//! One value, or several, in memory that a device reaches.
+
+pub use crate::platform::Dma;
