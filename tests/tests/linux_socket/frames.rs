@@ -3,10 +3,15 @@
 use std::os::fd::OwnedFd;
 
 use iommu_protocol::frame::{EVENT_TAG, HEADER_SIZE, MAX_FRAME, ROOT, Request};
+use iommud::hw::{Nanos, UnitError};
 use iommud::platform::linux::transport::{MOST_CONNECTIONS, WireLog};
+use iommud::policy::UnitIndex;
+use iommud::server::UnitStart;
+use iommud_tests::stack::{Functions, endpoint};
 use rustix::net::SendFlags;
 
-use crate::harness::{DEVICES, Loop, Raw, pair, server, turn};
+use crate::harness::{DEVICES, Loop, Raw, functions, pair, server, turn};
+use crate::waiting::with_unit;
 
 // The protocol's numbers, written out: see protocol/src/frame.rs.
 const OPEN: u16 = 1;
@@ -18,6 +23,7 @@ const STAT: u16 = 6;
 const FEVENT: u16 = 7;
 const MMAP: u16 = 8;
 const IMPORT: u16 = 9;
+const WRITE: u16 = 10;
 
 #[test]
 fn texts_are_read_on_and_on() {
@@ -283,4 +289,75 @@ fn a_peer_is_the_user_whom_the_kernel_saw_connect() {
     let root = Raw::join(&mut looped);
     assert!(open(&root, &mut looped, "status", 0) >= 0);
     assert!(open(&root, &mut looped, &claim, 1) >= 0);
+}
+
+/// Requests of an administrator are in the payload of a frame, and its result is their length.
+#[test]
+fn administrators_write_reset_and_rescan() {
+    let (mut looped, ..) = with_unit(UnitStart::Failed(UnitError::Dead));
+    let (ours, theirs) = pair();
+    looped.adopt_as(theirs, 1000).unwrap();
+    let (stranger, root) = (Raw(ours), Raw::join(&mut looped));
+    for path in [&b"units/0"[..], b"rescan", b"groups/0"] {
+        assert_eq!(stranger.ask(&mut looped, OPEN, ROOT, 1, path).0, -1);
+    }
+    assert_eq!(root.ask(&mut looped, OPEN, ROOT, 1, b"units/1").0, -2);
+    assert_eq!(root.ask(&mut looped, OPEN, ROOT, 1, b"units/0"), (0, vec![]));
+    for word in [&b""[..], b"rese", b"reset\n\n", b"reset now", b"release", b"1"] {
+        assert_eq!(root.ask(&mut looped, WRITE, 0, 0, word), (-38, vec![]), "{word:?}");
+    }
+    assert_eq!(looped.server().recover_units(Nanos(0)), None, "no word but the right one");
+    assert_eq!(root.ask(&mut looped, WRITE, 0, 1, b"reset").0, -71, "an argument");
+    assert_eq!(root.ask(&mut looped, WRITE, 7, 0, b"reset").0, -9, "no handle");
+    assert_eq!(root.ask(&mut looped, WRITE, 0, 0, b"reset"), (5, vec![]));
+    assert_eq!(looped.server().recover_units(Nanos(0)), Some(UnitIndex(0)));
+    looped.server().unit_not_arrived(UnitIndex(0), &UnitError::Dead);
+    assert_eq!(root.ask(&mut looped, READ, 0, 64, b"").0, -38);
+    // Whoever has a handle of the root connection's, another connection's frames do not name it.
+    assert_eq!(stranger.ask(&mut looped, WRITE, 0, 0, b"reset").0, -9);
+
+    assert_eq!(root.ask(&mut looped, OPEN, ROOT, 1, b"rescan").0, 1);
+    assert_eq!(root.ask(&mut looped, WRITE, 1, 0, b"1").0, -95, "nothing can be walked");
+    let found = Functions::default();
+    functions().into_iter().for_each(|function| found.plug(function));
+    found.plug(endpoint(0, 9, 0));
+    looped.server().discover_with(Box::new(found.clone()));
+    let new = b"devices/0000--00--09.0";
+    assert_eq!(root.ask(&mut looped, OPEN, ROOT, 0, new).0, -2);
+    assert_eq!(root.ask(&mut looped, WRITE, 1, 0, b"any word"), (8, vec![]));
+    assert_eq!((root.ask(&mut looped, OPEN, ROOT, 0, new).0, found.walks()), (2, 1));
+    for word in [&b"reset"[..], b"1"] {
+        assert_eq!(root.ask(&mut looped, WRITE, 2, 0, word).0, -38, "a text");
+    }
+}
+
+#[test]
+fn administrators_release_a_group() {
+    let mut looped = server(WireLog::off());
+    let (owner, admin) = (Raw::join(&mut looped), Raw::join(&mut looped));
+    let path = format!("devices/{}", DEVICES[1]);
+    assert_eq!(admin.ask(&mut looped, OPEN, ROOT, 0, path.as_bytes()).0, 0);
+    let text = String::from_utf8(admin.ask(&mut looped, READ, 0, 60_000, b"").1).unwrap();
+    let group = text.lines().find_map(|line| line.strip_prefix("group: ")).unwrap();
+    let group = format!("groups/{group}");
+    assert_eq!(owner.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, 0);
+    for word in [&b"reset"[..], b"release"] {
+        assert_eq!(owner.ask(&mut looped, WRITE, 0, 0, word).0, -38, "a session takes none");
+    }
+    assert_eq!(admin.ask(&mut looped, OPEN, ROOT, 1, b"groups/4000").0, -2);
+    assert_eq!(admin.ask(&mut looped, OPEN, ROOT, 1, group.as_bytes()).0, 1);
+    for word in [&b""[..], b"releas", b"release now", b"reset"] {
+        assert_eq!(admin.ask(&mut looped, WRITE, 1, 0, word).0, -38, "{word:?}");
+    }
+    assert_eq!(owner.ask(&mut looped, FEVENT, 0, 1, b"").0, 0);
+    assert_eq!(admin.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, -16, "still owned");
+    admin.request(WRITE, 1, 0, b"release");
+    turn(&mut looped);
+    assert_eq!(admin.receive().unwrap().unwrap().0.result, 7);
+    let (event, _) = owner.receive().expect("the owner is told").unwrap();
+    assert_eq!((event.tag, event.handle, event.result), (EVENT_TAG, 0, 1));
+    assert_eq!(owner.ask(&mut looped, READ, 0, 128, b"").0, -19);
+    assert_eq!(admin.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, 2, "the next owner");
+    assert_eq!(owner.ask(&mut looped, CLOSE, 0, 0, b"").0, 0);
+    assert_eq!(owner.ask(&mut looped, OPEN, ROOT, 1, path.as_bytes()).0, -16, "and it stays so");
 }

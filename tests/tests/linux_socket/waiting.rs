@@ -1,14 +1,17 @@
 //! Claims that wait over the socket for a software unit that is brought up late.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use iommu_client::platform::linux::Socket;
 use iommu_client::{Connection, Device, Error, Refusal};
 use iommu_protocol::frame::{ROOT, Request};
+use iommud::hw::{Nanos, UnitError};
 use iommud::platform::linux::memory::{HugeBuffers, Taken};
 use iommud::platform::linux::transport::{Transport, WireLog};
 use iommud::policy::{Config, UnitIndex};
-use iommud::server::{Budget, Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, FIRST_PAUSE, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::Firmware;
 use iommud_tests::conformance::{UnderTest, vtd};
 use iommud_tests::machine::{Layout, Machine};
@@ -23,10 +26,15 @@ const fn wait(milliseconds: u64) -> u64 {
 }
 
 type Unit = <vtd::Subject as UnderTest>::Unit;
-type Loop = Transport<Unit, HugeBuffers<Pages>>;
+pub(crate) type Loop = Transport<Unit, HugeBuffers<Pages>>;
 
 /// Starts a server with all devices behind one unit that is not up.
 fn late() -> (Loop, Machine, vtd::Subject) {
+    with_unit(UnitStart::Off)
+}
+
+/// Starts a server with all devices behind one unit.
+pub(crate) fn with_unit(unit: UnitStart<Unit>) -> (Loop, Machine, vtd::Subject) {
     let subject = vtd::matrix().remove(0);
     let machine = Machine::new(Layout::default());
     subject.add(&machine);
@@ -36,7 +44,7 @@ fn late() -> (Loop, Machine, vtd::Subject) {
         config: Config::default(),
         table: TableState::Parsed("DMAR"),
         firmware,
-        units: vec![UnitStart::Off],
+        units: vec![unit],
         functions: functions(),
         ram: Vec::new(),
         own: ranges,
@@ -90,6 +98,40 @@ fn a_claim_is_answered_when_the_unit_comes_and_others_meanwhile() {
     assert_eq!(first.ask(&mut looped, CLOSE, 1, 0, &[]).0, 0, "it is a handle as any other");
     turn(&mut looped);
     assert!(first.receive().is_none() && second.receive().is_none(), "answered once");
+    assert!(machine.take_violations().is_empty());
+}
+
+/// The loop calls the platform, which tries the unit again: in vain at first, and after a longer pause with success.
+/// Nothing else happens that could answer the claim.
+#[test]
+fn the_loop_brings_a_unit_up_that_failed() {
+    let (mut looped, machine, subject) = with_unit(UnitStart::Failed(UnitError::Dead));
+    let client = Raw::join(&mut looped);
+    ask(&client, 1, wait(60_000), DEVICES[0]);
+    turn(&mut looped);
+    assert_eq!(client.receive(), None, "it waits");
+    let calls = Rc::new(RefCell::new(Vec::<Nanos>::new()));
+    let tries = Rc::new(RefCell::new(Vec::<Nanos>::new()));
+    let (called, tried, platform) = (calls.clone(), tries.clone(), machine.clone());
+    looped.recover_by(Box::new(move |server, now| {
+        called.borrow_mut().push(now);
+        while let Some(unit) = server.recover_units(now) {
+            assert_eq!(unit, UnitIndex(0));
+            tried.borrow_mut().push(now);
+            if tried.borrow().len() == 1 {
+                server.unit_not_arrived(unit, &UnitError::Dead);
+                continue;
+            }
+            let unit = subject.bring_up(&platform, 0, server.bring_up_memory(unit)).unwrap();
+            server.unit_arrived(UnitIndex(0), unit);
+        }
+    }));
+    assert_eq!(reply(&mut looped, &client), (1, 0));
+    let (calls, tries) = (calls.borrow(), tries.borrow());
+    assert!(calls.is_sorted() && calls.len() > 50, "called {} times", calls.len());
+    let pauses = (tries[0].0 - calls[0].0, tries[1].0 - tries[0].0);
+    assert!(tries.len() == 2 && pauses.0 >= FIRST_PAUSE.0, "{pauses:?}");
+    assert!(pauses.1 >= 2 * FIRST_PAUSE.0, "the pauses grow: {pauses:?}");
     assert!(machine.take_violations().is_empty());
 }
 

@@ -50,6 +50,12 @@ fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
     result
 }
 
+/// The lines of `status` about unfinished work.
+fn unfinished(stack: &mut Bed) -> Vec<String> {
+    let status = stack.text("status");
+    status.lines().filter(|line| line.starts_with("unfinished")).map(Into::into).collect()
+}
+
 const SMALL: (u64, u64) = (0x0380_0000, 0x3000);
 
 /// The driver of a device with a reserved region dies. In no mode does that need memory.
@@ -179,8 +185,14 @@ fn removal_needs_no_memory() {
             stack.server.close(session);
             assert!(stack.device_write(stays, buffer.iova, &[1]).is_err());
             assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+            assert_eq!(reach(stack, stays), []);
+            assert_eq!(
+                unfinished(stack),
+                [format!("unfinished: {stays} is blocked until there is memory for its policy")]
+            );
         });
         stack.server.tick();
+        assert_eq!(unfinished(stack), Vec::<String>::new());
         assert_eq!(reach(stack, gone), []);
         assert_eq!(reach(stack, stays), [identity((0x03a0_0000, 0x1000))]);
     });
@@ -313,4 +325,61 @@ fn a_unit_fails_without_memory() {
     stack.attach(next).unwrap();
     stack.give_back(next);
     assert_eq!(reach(&stack, device), compat(&stack));
+}
+
+/// The server shuts down while there is no memory. Three clients are attached, one holds a buffer beyond its session,
+/// and a function with a region of its own has appeared beside a driven one.
+#[test]
+fn shutdown_needs_no_memory() {
+    const LARGER: (u64, u64) = (0x0390_0000, 0x5000);
+    const BESIDE: (u64, u64) = (0x03a0_0000, 0x1000);
+    let [first, second, untouched, third, late] = devices();
+    let reserved =
+        [region_of(&[first], SMALL), region_of(&[third], LARGER), region_of(&[late], BESIDE)];
+    for mode in [Mode::Compat, Mode::Strict] {
+        for subject in subjects() {
+            println!("subject: {}, {mode:?}", subject.name());
+            let mut setup = Setup { reserved: reserved.to_vec(), ..setup(mode) };
+            let beside = setup.functions.pop().unwrap();
+            let stack = &mut Bed::start(&[subject], setup);
+            let mut reached = Vec::new();
+            for (client, device) in [(1, first), (2, second), (3, third)] {
+                let session = stack.claim(client, device).unwrap();
+                stack.attach(session).unwrap();
+                let buffer = stack.allocate(session, 0x3000).unwrap();
+                stack.device_write(device, buffer.iova, b"alive").unwrap();
+                let caller = Caller { client: ClientId(client), uid: 0 };
+                if client == 2 {
+                    let path = format!("buffers/{}", buffer.slot);
+                    stack.server.open(caller, Some(session), &path, true).unwrap();
+                }
+                reached.push((device, buffer.iova));
+            }
+            stack.server.function_arrived(beside).unwrap();
+            without_memory(stack, |stack| {
+                stack.server.shutdown();
+                for (device, iova) in &reached {
+                    assert!(stack.device_write(*device, *iova, b"dead").is_err(), "{device}");
+                }
+                assert_eq!((stack.metric("sessions"), stack.metric("groups_claimed")), (0, 0));
+                assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new(), "a handle held one");
+                assert!(
+                    stack.server.has_unfinished(),
+                    "the late function needs a domain of policy"
+                );
+                assert_eq!(reach(stack, late), []);
+            });
+            stack.server.tick();
+            assert!(!stack.server.has_unfinished(), "{}", stack.text("status"));
+            // These were attached when their sessions ended. So their groups keep their regions, and get nothing else.
+            assert_eq!(reach(stack, first), [identity(SMALL)]);
+            assert_eq!(reach(stack, second), []);
+            for member in [third, late] {
+                assert_eq!(reach(stack, member), [identity(LARGER), identity(BESIDE)], "{member}");
+            }
+            let policy = if mode == Mode::Compat { compat(stack) } else { Vec::new() };
+            assert_eq!(reach(stack, untouched), policy);
+            stack.machine.assert_clean();
+        }
+    }
 }

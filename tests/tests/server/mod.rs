@@ -25,6 +25,7 @@ mod story;
 mod tags;
 mod texts;
 mod units;
+mod virtuals;
 mod waiting;
 
 use iommu_protocol::ids::PciAddress;
