@@ -227,7 +227,8 @@ fn flag_bits() {
     assert_eq!(SessionFlags::UNIT_FAILED.bits(), 4);
     assert_eq!(SessionFlags::FAULTS.bits(), 8);
     assert_eq!(SessionFlags::SILENCED.bits(), 16);
-    assert_eq!(SessionFlags::all().bits(), 31);
+    assert_eq!(SessionFlags::UNQUIESCED.bits(), 32);
+    assert_eq!(SessionFlags::all().bits(), 63);
 }
 
 /// Code and errno of every refusal. The errnos are Linux's (asm-generic/errno.h), which Redox shares:
