@@ -137,10 +137,10 @@ struct Writer<'model> {
 }
 
 impl Offender for Writer<'_> {
-    fn write(&mut self, iova: u64, count: usize) -> Result<(), Error> {
+    fn write(&mut self, iova: u64, count: u16) -> Result<(), Error> {
         if self.times > 0 {
             self.times -= 1;
-            let _ = self.model.device_write(self.device, iova, &vec![self.byte; count]);
+            let _ = self.model.device_write(self.device, iova, &vec![self.byte; count.into()]);
         }
         Ok(())
     }
@@ -172,6 +172,28 @@ fn the_self_test_sees_a_device_that_writes_any_byte() {
         let seen = checked(&Model::without_unit(), 4, byte);
         assert_eq!(seen.verdict, Verdict::Open, "{byte:#x}");
         assert!(checked(&Model::new(), 4, byte).confines(), "{byte:#x}");
+    }
+}
+
+/// A device that does not end the write which was stopped is not known to be quiet, whatever the record says.
+#[test]
+fn the_self_test_knows_a_device_that_may_write_later() {
+    struct Endless<'model>(Writer<'model>);
+    impl Offender for Endless<'_> {
+        fn write(&mut self, iova: u64, count: u16) -> Result<(), Error> {
+            let last = self.0.times == 1;
+            self.0.write(iova, count)?;
+            if last { Err(Error::Io(std::io::ErrorKind::TimedOut.into())) } else { Ok(()) }
+        }
+    }
+    for (times, quiet) in [(2, false), (3, true)] {
+        let model = Model::new();
+        let (device, _permission) = model.attached();
+        let writer = Writer { model: &model, device: device.address(), times, byte: 0x77 };
+        let mut buffer = memory(&device, &writer).unwrap();
+        let seen = check(&device, &mut Endless(writer), &mut buffer).unwrap();
+        assert!(seen.confines(), "{seen:?}");
+        assert_eq!(seen.quiet, quiet);
     }
 }
 

@@ -37,6 +37,9 @@
 //! crate and nothing else. The session ends with the process. Its group then stays blocked until its next driver
 //! attaches it.
 //!
+//! A device may still be at work for a driver that died ([`iommu_client::SessionFlags::UNQUIESCED`]). This crate cannot
+//! quiet it: whoever starts drivers resets it, or the driver resets it before its first allocation.
+//!
 //! A driver that enters the null name space first allocates afterwards only if it inherited a session; without one
 //! it finds no server. [`init`] opens beforehand what plain memory needs.
 //!

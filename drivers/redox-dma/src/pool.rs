@@ -71,7 +71,7 @@ impl Pool {
     }
 }
 
-/// Locks; what is behind these locks is whole whenever a thread could panic.
+/// Locks, also after a panic: no thread panics in the middle of a change of what is behind these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -114,6 +114,7 @@ impl<U: Unit> Engine<U> {
         Ok(())
     }
 
+    /// Divides the memory. Promises that `but` does not use yet are left out: it may use them.
     fn divide(&self, used: &Used, free: usize, but: Option<u32>) -> Division {
         let all = free.saturating_add(used.all.frames);
         let wanted = self.groups.max(used.all.domains);

@@ -14,10 +14,10 @@ use crate::names;
 pub use offenders::{Kind, Offender, PickError, drivable, start};
 
 /// Bytes of the memory.
-const LENGTH: u64 = 4096;
+const LENGTH: u16 = 4096;
 
 /// Bytes that the device writes.
-const WRITTEN: usize = 64;
+const WRITTEN: u16 = 64;
 
 /// What the memory holds before the write that is allowed, and in a second try, for devices whose data this is.
 const BEFORE: [u8; 2] = [0x5a, 0xc3];
@@ -49,6 +49,8 @@ pub struct Checked {
     pub claimed: bool,
     /// What the machine did.
     pub verdict: Verdict,
+    /// The device ended all that it was told to do. Any other may write later.
+    pub quiet: bool,
 }
 
 /// Has the device write to memory before and after the memory is taken from it. The caller drops `buffer` after the
@@ -62,8 +64,8 @@ pub fn check(
     buffer: &mut DmaBuffer,
 ) -> Result<Checked, Error> {
     let claimed = device.query()?.flags.contains(SessionFlags::CONFINED);
-    let verdict = verdict(device, offender, buffer)?;
-    Ok(Checked { device: names::address(device.address()), claimed, verdict })
+    let (verdict, quiet) = verdict(device, offender, buffer)?;
+    Ok(Checked { device: names::address(device.address()), claimed, verdict, quiet })
 }
 
 /// Allocates memory for [`check`].
@@ -71,14 +73,15 @@ pub fn check(
 /// # Errors
 /// Those of the server.
 pub fn memory(device: &Device, offender: &dyn Offender) -> Result<DmaBuffer, Error> {
-    device.allocate(LENGTH, offender.memory())
+    device.allocate(LENGTH.into(), offender.memory())
 }
 
+/// What the machine did, and whether the device ended all that it was told to do.
 fn verdict(
     device: &Device,
     offender: &mut dyn Offender,
     buffer: &mut DmaBuffer,
-) -> Result<Verdict, Error> {
+) -> Result<(Verdict, bool), Error> {
     let mut arrived = Vec::new();
     for before in BEFORE {
         fill(buffer, before)?;
@@ -90,24 +93,23 @@ fn verdict(
         arrived.clear();
     }
     if arrived.is_empty() {
-        return Ok(Verdict::Nothing);
+        return Ok((Verdict::Nothing, true));
     }
     buffer.unmap()?;
     // Each byte differs from what the device writes there.
     let kept: Vec<u8> = arrived.iter().map(|byte| !byte).collect();
     buffer.write(0, &kept)?;
     while device.next_fault()?.is_some() {}
-    // A device reports an error for a write that was stopped, or not. What the memory holds decides.
-    let _ = offender.write(buffer.iova(), WRITTEN);
+    let quiet = offender.write(buffer.iova(), WRITTEN).is_ok();
     let fault = fault(device, buffer.iova())?;
-    if content(buffer)? != kept {
-        return Ok(Verdict::Open);
-    }
-    Ok(match fault {
+    let verdict = match fault {
+        // What the memory holds decides.
+        _ if content(buffer)? != kept => Verdict::Open,
         None => Verdict::Unreported,
         Some((fault, None)) => Verdict::Confines(fault),
         Some((fault, Some(what))) => Verdict::Unnamed(fault, what),
-    })
+    };
+    Ok((verdict, quiet))
 }
 
 /// The record of the write, and what it lacks. Records of something else, which may come late, are passed over as long
@@ -141,11 +143,11 @@ fn lacks(fault: &FaultRecord, device: &Device, iova: u64) -> Option<&'static str
 }
 
 fn fill(buffer: &mut DmaBuffer, byte: u8) -> Result<(), Error> {
-    buffer.fill(0, usize::try_from(LENGTH).unwrap_or(WRITTEN), byte)
+    buffer.fill(0, LENGTH.into(), byte)
 }
 
 fn content(buffer: &DmaBuffer) -> Result<Vec<u8>, Error> {
-    let mut bytes = vec![0; usize::try_from(LENGTH).unwrap_or(WRITTEN)];
+    let mut bytes = vec![0; LENGTH.into()];
     buffer.read(0, &mut bytes)?;
     Ok(bytes)
 }
@@ -169,8 +171,8 @@ impl Checked {
                 ),
             ),
             Verdict::Unnamed(fault, what) => (
-                "this machine stops devices, but does not say which",
-                format!("{device} was stopped, and the record is incomplete, for {what}: {fault}"),
+                "this machine stops devices, but its records are incomplete",
+                format!("{device} was stopped; of the record: {what}: {fault}"),
             ),
             Verdict::Unreported => (
                 "this machine stops devices, and does not say so",

@@ -35,13 +35,11 @@ pub(super) fn run(
         let tone = if checked.confines() { Tone::Good } else { Tone::Bad };
         write_lines(out, look, &format!("{}\n{rest}", look.paint(tone, head)))?;
     }
-    // Only a device that did all that it was told to is known to be quiet. With any other the session ends attached, and
-    // its group stays blocked.
-    if checked.confines() {
+    // Without a detach the session ends attached, and the group of a device that may write later stays blocked.
+    if checked.quiet {
         device.detach(permission).map_err(iommu_client::Error::from)?;
-        return Ok(Found::Nothing);
     }
-    Ok(Found::Something)
+    Ok(if checked.confines() { Found::Nothing } else { Found::Something })
 }
 
 /// The device to test with: the one that was asked for, or an edu device that nobody has claimed. A disk is not taken

@@ -31,7 +31,7 @@ pub(crate) const TOUR: [Stop; 5] = [
         about: "A device writes to memory that was taken from it:",
         command: "iommuctl check --device 00:04.0",
         vtd: "this machine confines",
-        amdvi: "this machine stops devices, but does not say which",
+        amdvi: "this machine stops devices, but its records are incomplete",
     },
     Stop {
         about: "A driver with a wrong pointer; iommud says what happened:",

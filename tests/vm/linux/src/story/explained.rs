@@ -49,7 +49,7 @@ fn confines(story: &Story) -> Result<String> {
     let incomplete = Family::of_machine() == Family::AmdVi && emulator()? <= RECORDS_NOTHING;
     let (words, code) = if incomplete {
         unchecked("self-test: this emulator's records have no address");
-        ("this machine stops devices, but does not say which", 3)
+        ("this machine stops devices, but its records are incomplete", 3)
     } else {
         ("this machine confines", 0)
     };
