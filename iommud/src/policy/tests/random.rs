@@ -183,6 +183,8 @@ impl Sequence {
                 Event::Storm(UnitIndex(u32::from(a % 2)), self.address(b).requester)
             }
             29 => ready(usize::from(a % 2)),
+            // The server says so when no unit is failed.
+            30 if a % 5 == 1 && !self.failed() => Event::Proved,
             30 if a.is_multiple_of(5) => Event::UnitFailed(UnitIndex(u32::from(b % 2))),
             30 | 31 => {
                 let range = phys(u64::from(b % 40) * MIB, u64::from(c % 3 + 1) * MIB / 2);
@@ -232,7 +234,13 @@ impl Sequence {
             }
             Try::Claim(claim) => self.bench.run(&claim).map(|session| self.sessions.push(session)),
             Try::Import(import) => self.bench.run(&import).map(drop),
-            Try::ImportShared(import) => self.bench.run(&import).map(drop),
+            Try::ImportShared(import) => {
+                let ImportShared(session, BufferId(buffer)) = import;
+                self.bench.run(&import).map(|_| {
+                    let client = self.bench.registry.session(session).unwrap().client;
+                    self.bench.brought.insert((client, buffer));
+                })
+            }
             Try::Hold(hold) => self.bench.run(&hold).map(drop),
             Try::Event(event) => {
                 let done = self.bench.run(&event);
@@ -259,7 +267,15 @@ impl Sequence {
         }
     }
 
-    /// Ends all sessions and closes all handles: only the quarantine is left.
+    fn failed(&self) -> bool {
+        let failed = |unit| {
+            let view = self.bench.registry.unit(UnitIndex(unit)).unwrap();
+            view.state == crate::policy::UnitState::Failed
+        };
+        (0..2).any(failed)
+    }
+
+    /// Ends all sessions and closes all handles: only the quarantine is left, and nothing when no unit is failed.
     fn finish(mut self) -> (usize, usize) {
         self.bench.run(&Event::Shutdown).unwrap();
         for buffer in self.buffers.clone() {
@@ -268,15 +284,14 @@ impl Sequence {
         let counts = self.bench.registry.counts();
         let left = (counts.sessions, counts.buffers, counts.mappings, counts.groups_claimed);
         assert_eq!(left, (0, 0, 0, 0));
-        let failed = (0..2).any(|unit| {
-            let view = self.bench.registry.unit(UnitIndex(unit)).unwrap();
-            view.state == crate::policy::UnitState::Failed
-        });
-        if !failed {
+        if !self.failed() {
+            self.bench.run(&Event::Proved).unwrap();
+            let counts = self.bench.registry.counts();
             assert_eq!((counts.quarantined, self.bench.registry.domains_kept()), (0, 0));
             assert_eq!(counts.clients, 0);
         }
         // The domain of `compat`, one for each set of reserved regions, and those that are kept.
+        let counts = self.bench.registry.counts();
         assert!(counts.domains <= 4 + self.bench.registry.domains_kept());
         (self.done, self.refused)
     }
