@@ -1,17 +1,23 @@
-//! Buffers that outlive all sessions of their client, because somebody holds handles on them.
+//! Buffers of devices that their client gave up, because somebody holds handles on them.
 //!
-//! They count as those of the group on which the client had its last session: of its next owner, or of what is promised to
-//! it while it has none. So a process that has a session after another one on a device, and keeps all that it is given,
-//! has one share in all; and owners of other groups have theirs. The next owner of the same group has less as long as they
-//! are held. Its claim does not fail for it.
+//! They count as those of the groups that the client gave up: of their next owners, or of what is promised to them while
+//! they have none. So a process that opens one connection after another, and keeps all that it is given, has one share
+//! in all; and owners of other groups have theirs. The next owner of the same group has less as long as they are held.
+//! Its claim does not fail for it.
+//!
+//! ```text
+//! left behind   what a client has beyond its share; without a session, all that it has
+//! charged       one promise to each group that it gave up, as far as that goes; the rest to the last one
+//! ```
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use crate::policy::ids::GroupId;
 use crate::policy::state::State;
 use crate::policy::state::objects::Account;
 
-/// Bytes of the pool that clients without a session have.
+/// Bytes of the pool that were left behind.
 #[derive(Default)]
 pub(in crate::policy) struct LeftBehind {
     /// By the account that has the group now.
@@ -31,27 +37,56 @@ impl LeftBehind {
     pub(super) fn of_unclaimed(&self, each: u64) -> u64 {
         self.of_groups.values().fold(0, |sum, bytes| sum.saturating_add(each.min(*bytes)))
     }
+
+    fn charge(&mut self, group: GroupId, owner: Option<u32>, bytes: u64) {
+        let charged = match owner {
+            Some(owner) => self.of_accounts.entry(owner).or_default(),
+            None => self.of_groups.entry(group).or_default(),
+        };
+        *charged = charged.saturating_add(bytes);
+    }
 }
 
 impl State {
-    /// What clients have that have no session any more. Hardly ever is there one.
+    /// What clients have of devices that they gave up. Hardly ever is there any.
     pub(in crate::policy) fn left_behind(&self) -> LeftBehind {
         let mut left = LeftBehind::default();
-        for (_, account) in self.accounts.iter() {
-            if account.sessions > 0 || account.taken == 0 {
-                continue;
+        for (number, account) in self.accounts.iter() {
+            let share = if account.sessions > 0 { self.share_of(account.domains) } else { 0 };
+            let bytes = account.taken.saturating_sub(share);
+            if bytes > 0 {
+                self.leave(&mut left, &self.given_up(number, account), bytes);
             }
-            let function = account.last.and_then(|address| self.machine.find(address));
-            // A device that is gone has no next owner.
-            let Some((_, function)) = function else { continue };
-            let group = self.machine.group(function.group);
-            let owner = group.and_then(|group| self.machine.owner(group.state.owner?));
-            let bytes = match owner {
-                Some(owner) => left.of_accounts.entry(owner.client).or_default(),
-                None => left.of_groups.entry(function.group).or_default(),
-            };
-            *bytes = bytes.saturating_add(account.taken);
         }
         left
+    }
+
+    /// Charges bytes to groups, of which the first was given up last.
+    fn leave(&self, left: &mut LeftBehind, groups: &[(GroupId, Option<u32>)], bytes: u64) {
+        let number = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+        let (promise, each) = self.buffer_promise(number);
+        let mut promised = bytes.min(promise);
+        let mut rest = bytes - promised;
+        for (group, owner) in groups {
+            let part = each.min(promised);
+            left.charge(*group, *owner, part.saturating_add(core::mem::take(&mut rest)));
+            promised -= part;
+        }
+    }
+
+    /// The groups that a client gave up and has not claimed again, and the accounts of their owners; the last one first.
+    /// A device that is gone has no next owner.
+    fn given_up(&self, number: u32, account: &Account) -> Vec<(GroupId, Option<u32>)> {
+        let mut groups: Vec<(GroupId, Option<u32>)> = Vec::new();
+        for address in account.given_up.iter().rev() {
+            let Some((_, function)) = self.machine.find(*address) else { continue };
+            let group = function.group;
+            let owner = self.machine.group(group).and_then(|group| group.state.owner);
+            let owner = owner.and_then(|owner| self.machine.owner(owner)).map(|owner| owner.client);
+            if owner != Some(number) && groups.iter().all(|(known, _)| *known != group) {
+                groups.push((group, owner));
+            }
+        }
+        groups
     }
 }

@@ -265,14 +265,21 @@ pub(in crate::policy) struct Account {
     pub(in crate::policy) sessions: u32,
     pub(in crate::policy) buffers: u32,
     pub(in crate::policy) domains: u32,
-    /// The device that its last session was on.
-    pub(in crate::policy) last: Option<PciAddress>,
+    /// Devices of sessions that ended, the last one last. Each is there once.
+    pub(in crate::policy) given_up: Vec<PciAddress>,
 }
 
 impl Account {
     pub(in crate::policy) const fn new(client: ClientId) -> Self {
         let (memory, taken) = (0, 0);
-        Self { client, memory, taken, mappings: 0, sessions: 0, buffers: 0, domains: 0, last: None }
+        let given_up = Vec::new();
+        Self { client, memory, taken, mappings: 0, sessions: 0, buffers: 0, domains: 0, given_up }
+    }
+
+    /// Records that its session on a device ended.
+    pub(in crate::policy) fn give_up(&mut self, device: PciAddress) {
+        self.given_up.retain(|known| *known != device);
+        self.given_up.push(device);
     }
 
     /// Charges mappings to it, or takes the charge back.

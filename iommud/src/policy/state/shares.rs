@@ -14,7 +14,7 @@
 //! All is counted in pieces of the pool, and each piece has memory of one client only. So a promise is there in
 //! pieces, wherever the buffers of other clients lie.
 //!
-//! Memory that a client without a session still has counts as its group's: see `left_behind`.
+//! Memory of devices that a client gave up counts as that of their groups: see `left_behind`.
 
 use iommu_protocol::status::Refusal;
 
@@ -48,6 +48,12 @@ impl State {
         let domains = u64::from(domains);
         let most = if places < self.wanted_places() { (places / PARTS).max(1) } else { u64::MAX };
         domains.min(most).saturating_mul(each)
+    }
+
+    /// Bytes that a client with this many domains is promised, and bytes for each of them.
+    pub(super) fn buffer_promise(&self, domains: u32) -> (u64, u64) {
+        let each = self.pool.of(PROMISED);
+        (self.promise_of(domains, self.places(each, self.pool.capacity), each), each)
     }
 
     /// Number of owners: each has at most one domain.

@@ -164,7 +164,7 @@ fn end(decision: &mut Decision<'_>, id: SessionId, buffers: &mut Vec<BufferId>) 
     if let Some(account) = decision.change::<Account>(client) {
         account.sessions -= 1;
         account.domains -= u32::from(last);
-        account.last = Some(address);
+        account.give_up(address);
     }
     release::close_account(decision, client);
 }

@@ -116,6 +116,63 @@ fn what_is_left_behind_is_charged_to_the_group() {
     assert_eq!(left(&bench, next), SHARE);
 }
 
+/// 32 pieces for 16 groups: one is promised to each, and 16 are common. Three clients of five devices have 5 + 16/4
+/// pieces each, and give up `given_up` devices, but no memory.
+fn three_leave_all_they_have(given_up: u8) -> Bench {
+    let functions: Vec<_> = (3..19).map(|device| endpoint(0, device, 0)).collect();
+    let mut bench = Bench::compat(&functions);
+    bench.registry.set_buffer_pool(32 * PIECE, PIECE);
+    for client in 1..=3_u8 {
+        let device = |number| address(0, client * 5 + number - 2, 0);
+        let first = bench.claim(client.into(), device(0));
+        let others: Vec<_> =
+            (1..5).map(|number| bench.claim(client.into(), device(number))).collect();
+        for number in 0..9 {
+            let piece = u64::from(client - 1) * 9 + number;
+            let (slot, _) = buffer(&mut bench, first, &[phys(OWN + piece * PIECE, PAGE)]);
+            bench.run(&Hold(first, slot)).unwrap();
+        }
+        assert_eq!(bench.registry.admit_buffer(first, PAGE).err(), Some(Refusal::Quota));
+        let ends = [first].into_iter().chain(others).take(usize::from(given_up));
+        ends.for_each(|session| bench.run(&Event::Close(session)).unwrap());
+    }
+    bench
+}
+
+/// What clients of several devices leave behind is charged to all groups that they gave up. So five pieces are left,
+/// and a group that nobody had before has one of them, whatever owners of the others take.
+#[test]
+fn what_is_left_behind_is_charged_to_every_group() {
+    for given_up in [5, 4] {
+        let mut bench = three_leave_all_they_have(given_up);
+        let mut next = 27;
+        for client in 4..=6_u8 {
+            let session = bench.claim(client.into(), address(0, client * 5 - 17, 0));
+            while bench.registry.admit_buffer(session, PAGE).is_ok() {
+                buffer(&mut bench, session, &[phys(OWN + next * PIECE, PAGE)]);
+                next += 1;
+            }
+        }
+        assert_eq!(next, 31, "of groups that were given up");
+        let session = bench.claim(7, address(0, 18, 0));
+        buffer(&mut bench, session, &[phys(OWN + next * PIECE, PAGE)]);
+    }
+}
+
+/// A client that claims its device again has what it had.
+#[test]
+fn a_device_that_is_claimed_again_was_not_given_up() {
+    let mut bench = bench();
+    let session = bench.claim(1, address(0, 3, 0));
+    let (slot, _) = buffer(&mut bench, session, &[phys(OWN, SHARE * PIECE)]);
+    bench.run(&Hold(session, slot)).unwrap();
+    bench.run(&Event::Close(session)).unwrap();
+    let session = bench.claim(1, address(0, 3, 0));
+    assert_eq!(left(&bench, session), 0);
+    let other = bench.claim(2, address(0, 4, 0));
+    assert_eq!(left(&bench, other), SHARE);
+}
+
 /// Where the pool has no piece for each group, the many domains of one client take none of the others' pieces. Four
 /// clients have a piece each.
 #[test]
