@@ -5,11 +5,14 @@ use std::rc::Rc;
 
 use iommu_protocol::ids::RequesterId;
 
-use super::HugeTables;
+use super::units::{Family, Surroundings};
+use super::{HugeTables, Registers};
 use crate::addr::IovaRange;
 use crate::hw::vtd::SecondStage;
-use crate::hw::{Entry, HardwareFault, Unit, UnitError};
+use crate::hw::{Entry, HardwareFault, Survey, Unit, UnitError};
 use crate::topology::capabilities::{DomainTag, LevelSet, PageSizes, UnitCapabilities};
+use crate::topology::firmware::{Firmware, UnitDescription};
+use crate::topology::pci::ConfigSpace;
 
 /// The fake unit.
 #[derive(Clone)]
@@ -98,6 +101,10 @@ impl Unit for FakeUnit {
         Ok(())
     }
 
+    fn revive(&mut self, _: &mut HugeTables) -> Result<(), UnitError> {
+        Ok(())
+    }
+
     fn take_faults(
         &mut self,
         _: &mut HugeTables,
@@ -108,6 +115,29 @@ impl Unit for FakeUnit {
     }
 
     fn describe(&mut self, _: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        Ok(())
+    }
+}
+
+impl Family for FakeUnit {
+    fn survey<S: ConfigSpace>(
+        _: Registers,
+        _: &Firmware,
+        _: &mut S,
+        _: &UnitDescription,
+    ) -> Result<Survey, UnitError> {
+        Err(UnitError::Dead)
+    }
+
+    fn prepare_unit<S: ConfigSpace>(
+        _: Registers,
+        _: &mut Surroundings<'_, S>,
+        _: &UnitDescription,
+    ) -> Result<Self, UnitError> {
+        Ok(Self::new())
+    }
+
+    fn take_over_unit(&mut self, _: &mut HugeTables) -> Result<(), UnitError> {
         Ok(())
     }
 }

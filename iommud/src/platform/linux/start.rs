@@ -21,7 +21,8 @@ use super::acpi_tables;
 use super::keeper;
 use super::machine::{self, Sysfs};
 use super::memory::{
-    self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, MorePages, NotesPage, Taken,
+    self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, MorePages, NotesPage, PageSource,
+    Taken,
 };
 use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
@@ -39,6 +40,7 @@ use crate::platform::units::{self, AmdVi, Family, LateUnits, MapRegisters, Vtd};
 use crate::platform::{Order, Registers, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Driven, Server};
+use crate::topology::pci::ConfigSpace;
 
 /// Why the server does not run.
 enum StartError {
@@ -155,8 +157,7 @@ fn serve<U: Told>(
     let memory = ServerMemory { tables, buffers, own: ranges, left: left_ranges, budget };
     let (server, later) = start::<U>(config, (facts, space), memory, (left, notes), more)
         .map_err(StartError::Memory)?;
-    let mut transport = Transport::new(server, wire).map_err(StartError::Loop)?;
-    transport.recover_by(later.recover());
+    let mut transport = looped(server, wire, later).map_err(StartError::Loop)?;
     transport.stop_on(stop).map_err(StartError::Loop)?;
     match uevents {
         Ok(uevents) => transport.hear_of_functions(uevents).map_err(StartError::Loop)?,
@@ -182,6 +183,17 @@ fn serve<U: Told>(
 
 type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;
 
+/// Puts a server into its loop, which brings units up again and takes more memory.
+fn looped<U: Family, P: PageSource + 'static, S: ConfigSpace + 'static>(
+    server: Server<U, HugeBuffers<P>>,
+    wire: WireLog,
+    later: Later<S>,
+) -> io::Result<Transport<U, HugeBuffers<P>>> {
+    let mut transport = Transport::new(server, wire)?;
+    transport.recover_by(later.recover());
+    Ok(transport)
+}
+
 /// Reads the machine from sysfs. Changes nothing.
 fn read_machine() -> Result<(MachineFacts, SysfsConfig), StartError> {
     let ram = system_ram().map_err(StartError::Ram)?;
@@ -197,7 +209,7 @@ fn start<U: Family>(
     memory: ServerMemory<HugeBuffers<HugeDirectory>>,
     (mut left, notes): (LeftOver, NotesPage),
     more: (Growth, MorePages),
-) -> Result<(LinuxServer<U>, Later), DirectoryError> {
+) -> Result<(LinuxServer<U>, Later<SysfsConfig>), DirectoryError> {
     if facts.has_unit() {
         left.note_ours()?;
     }
@@ -216,15 +228,15 @@ fn start<U: Family>(
 }
 
 /// What is done once the server runs: units that failed are brought up again, and memory is taken that is short.
-struct Later {
-    units: LateUnits<SysfsConfig>,
+struct Later<S> {
+    units: LateUnits<S>,
     /// What an earlier server left, if it may ever be removed.
     left: Option<LeftOver>,
     more: (Growth, MorePages),
 }
 
-impl Later {
-    fn recover<U: Family>(mut self) -> Recover<U, HugeBuffers<HugeDirectory>> {
+impl<S: ConfigSpace + 'static> Later<S> {
+    fn recover<U: Family, P: PageSource + 'static>(mut self) -> Recover<U, HugeBuffers<P>> {
         Box::new(move |server, now| {
             self.units.recover(server, now);
             give_back(server, &mut self.left);

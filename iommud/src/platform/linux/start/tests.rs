@@ -1,7 +1,11 @@
-//! Tests when memory of an earlier server is removed.
+//! Tests when memory of an earlier server is removed, and of what the loop does besides serving.
 
+use std::cell::Cell;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use iommu_protocol::ids::PciAddress;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::*;
@@ -13,7 +17,6 @@ use crate::platform::{HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use crate::policy::Config;
 use crate::server::{Budget, Startup, TableState, UnitStart};
 use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
-use std::os::fd::AsFd;
 
 /// A directory with two files of server 1, as server 2 finds it.
 struct Left(PathBuf);
@@ -45,17 +48,24 @@ impl Drop for Left {
     }
 }
 
-/// A server over one unit for each error, none of which came up.
-fn server(failed: &[UnitError]) -> Server<FakeUnit, HugeBuffers<FakePages>> {
-    let description = UnitDescription {
+/// Where its page of tables is.
+const TABLES: u64 = 0x2000_0000;
+
+fn description() -> UnitDescription {
+    UnitDescription {
         kind: UnitKind::Vtd,
         segment: 0,
         registers: Ok(PhysRange::new(PhysAddr(0xfed9_0000), 4096).unwrap()),
         include_all: true,
         scopes: Vec::new(),
         entries: Vec::new(),
-    };
-    let units = failed.iter().map(|_| description.clone()).collect();
+    }
+}
+
+/// A server over one unit for each error, none of which came up.
+fn server(failed: &[UnitError]) -> Server<FakeUnit, HugeBuffers<FakePages>> {
+    let units = failed.iter().map(|_| description()).collect();
+    let tables = FakePages::default().page(TABLES).into_mapping();
     Server::start(Startup {
         config: Config::default(),
         table: TableState::Parsed("DMAR"),
@@ -65,7 +75,7 @@ fn server(failed: &[UnitError]) -> Server<FakeUnit, HugeBuffers<FakePages>> {
         ram: Vec::new(),
         own: Vec::new(),
         left: Vec::new(),
-        memory: HugeTables::new([]),
+        memory: HugeTables::new([(PhysAddr(TABLES), tables)]),
         buffers: HugeBuffers::new(FakePages::default(), Vec::new()),
         budget: Budget::default(),
     })
@@ -90,4 +100,60 @@ fn memory_of_an_earlier_server_goes_when_every_unit_is_enabled() {
     let left = Left::new("gone");
     give_back(&mut server(&[]), &mut removable(left.found(), true));
     assert_eq!(left.files(), 0);
+}
+
+/// A machine without functions.
+struct Nothing;
+
+impl ConfigSpace for Nothing {
+    fn read(&mut self, _: PciAddress, _: u16) -> u32 {
+        u32::MAX
+    }
+}
+
+thread_local! {
+    /// Whether registers can be mapped.
+    static ANSWERS: Cell<bool> = const { Cell::new(false) };
+}
+
+fn map(range: PhysRange) -> io::Result<Registers> {
+    if !ANSWERS.get() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let file = memfd_create("registers", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, range.length())?;
+    let length = range.length().try_into().unwrap();
+    Registers::over(file.as_fd(), PhysRange::new(PhysAddr(0), length).unwrap())
+}
+
+fn later(left: &Left) -> Later<Nothing> {
+    let order = Order::exactly(0, 0);
+    let firmware = Firmware { units: vec![description()], ..Firmware::default() };
+    let units = LateUnits { firmware, space: Nothing, map };
+    let more = (Growth::new(&order), MorePages::leaving(0, || Some(0)));
+    Later { units, left: removable(left.found(), true), more }
+}
+
+/// A unit whose registers could not be mapped at start is tried again by the loop. Once it is up, what an earlier
+/// server left is removed, because nothing walks it any more.
+#[test]
+fn the_loop_brings_up_a_unit_that_did_not_answer_at_start() {
+    let left = Left::new("late");
+    let late = later(&left);
+    let mut transport = looped(server(&[UnitError::Dead]), WireLog::off(), late).unwrap();
+    let began = Instant::now();
+    let mut turns = |enough: &mut dyn FnMut(&mut Server<_, _>) -> bool| {
+        while began.elapsed() < Duration::from_secs(60) {
+            transport.turn(None).unwrap();
+            if enough(transport.server()) {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(turns(&mut |_| began.elapsed() > Duration::from_millis(100)), "ten ticks");
+    assert_eq!(left.files(), 2, "the unit is not up");
+    ANSWERS.set(true);
+    assert!(turns(&mut |server| server.all_units_enabled()), "never tried again");
+    assert!(turns(&mut |_| left.files() == 0), "what an earlier server left stays");
 }
