@@ -97,6 +97,8 @@ pub struct Event<'a> {
     pub open_groups: &'a [usize],
     /// Whether the server reports unfinished work of an end of life.
     pub owes: bool,
+    /// Whether there was before the event.
+    pub owed: bool,
 }
 
 pub(super) fn where_to(reach: &[Reach], iova: u64) -> impl Iterator<Item = u64> + '_ {
@@ -231,8 +233,7 @@ impl Event<'_> {
         if self.scene.aliases || self.is_open(device) || *reach == expected {
             return Ok(());
         }
-        // A device that lost its driver is blocked at once. It returns to policy when there is memory.
-        if self.owes && self.after.driver(device).is_none() && reach.is_empty() {
+        if self.lacks_memory(device) {
             return Ok(());
         }
         let how = format!("D{} reaches {reach:x?} of {expected:x?}", device + 1);
@@ -242,6 +243,20 @@ impl Event<'_> {
             (Some(_), _) => Invariant::I8,
         };
         Err(broken(invariant, how))
+    }
+
+    /// Whether a device that lost its driver is blocked because memory for its policy lacks. It returns to policy when
+    /// there is memory.
+    fn lacks_memory(&self, device: Device) -> bool {
+        let driven = self.after.driver(device).is_some();
+        self.owes && !driven && self.is[device].reach.is_empty()
+    }
+
+    /// The same, before or after the event.
+    pub(super) fn lacks_or_lacked_memory(&self, device: Device) -> bool {
+        let driven = self.before.driver(device).is_some();
+        let lacked = self.owed && !driven && self.was[device].reach.is_empty();
+        lacked || self.lacks_memory(device)
     }
 
     fn was_granted(&self, device: Device, reach: &[Reach]) -> bool {

@@ -109,7 +109,7 @@ impl Event<'_> {
                 Some(physical) if !self.was_to_be_granted(device, (iova, physical)) => {
                     return Err(broken(Invariant::I4, at(&format!("reached {physical:#x}"))));
                 }
-                None if self.goes_on(device, iova) => {
+                None if self.goes_on(device, iova) && !self.lacks_or_lacked_memory(device) => {
                     return Err(broken(Invariant::I8, at("was denied")));
                 }
                 _ => {}

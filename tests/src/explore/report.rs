@@ -155,7 +155,7 @@ pub fn without_memory(exhausted: &Exhausted) -> String {
     let Exhausted { times, events, ends, owed } = exhausted;
     format!(
         "All memory gone, at every event of every play and for up to two events more: {times} times, {events} events \
-         without any, {ends} of them ends of life, each carried out at once; {owed} times something was left, and done \
+         without any, {ends} of them ends of life, each cut off at once; {owed} times work was left, and done \
          when memory was back."
     )
 }

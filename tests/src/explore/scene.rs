@@ -212,6 +212,13 @@ impl Scene {
         self
     }
 
+    /// Adds a reserved region for the third function.
+    #[must_use]
+    pub fn with_region_of_third(mut self) -> Self {
+        self.functions[2].reserved = Some(RESERVED);
+        self
+    }
+
     /// Adds a reserved region for the second function, beyond the reach of three levels of tables.
     #[must_use]
     pub fn with_region_beyond(mut self) -> Self {

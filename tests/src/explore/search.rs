@@ -136,6 +136,7 @@ impl<S: Subject> Explorer<S> {
         let machine = self.subject.machine().clone();
         let (steps, instants) = (machine.steps(), machine.instants());
         let buffers = machine.buffers_in_use().len();
+        let owed = self.subject.owes();
         machine.set_glimpses(self.glimpses());
         self.subject.of_stream(stream);
         let progress = match path.suspended[stream].take() {
@@ -183,6 +184,7 @@ impl<S: Subject> Explorer<S> {
             seen: &seen,
             translating: &translating,
             open_groups: &open_groups,
+            owed,
             owes: self.subject.owes(),
         };
         checked.check(&machine.take_violations()).map_err(|broken| self.found(broken))?;

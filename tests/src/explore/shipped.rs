@@ -306,6 +306,7 @@ where
     }
 
     fn begin(&mut self, scene: &Scene, ledger: &Ledger, client: Client, event: Event) -> Progress {
+        stop_failing(&self.stack.machine);
         if let Some(failure) = event.failure {
             fail(&self.stack.machine, failure);
         }
@@ -315,7 +316,8 @@ where
         let dropped = CARELESS == 5 && event.failure == Some(Failure::Exhausted);
         let answer =
             if dropped { Answer::Done } else { self.request(scene, ledger, client, event.act) };
-        if event.failure.is_some() {
+        // All memory stays gone while the result is looked at: else what is left over would be done in a moment.
+        if event.failure != Some(Failure::Exhausted) {
             stop_failing(&self.stack.machine);
         }
         self.take_answers();

@@ -112,4 +112,17 @@ pub(super) fn failures(all: &mut Vec<Play>, long: bool) {
         &[client(3, &[Claim(D3), Attach(D3)]), machine(&[Die(C1)])],
         long,
     ));
+    // A member that came while its group was claimed needs a domain of its own when the group is free: no claim has
+    // prepared it.
+    all.push(play(
+        "work that an end leaves",
+        Scene::growing(Mode::Strict).with_region_of_third(),
+        &[
+            client(1, &[Claim(D1), Attach(D1), Allocate(D1, 1)]),
+            machine(&[Added(D3), Die(C1)]),
+            client(2, &[Claim(D3), Close(D3)]),
+        ],
+        &[machine(&[Removed(D3)])],
+        long,
+    ));
 }
