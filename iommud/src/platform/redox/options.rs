@@ -70,3 +70,31 @@ impl Options {
         Ok(Some(options))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Option<Options>, lexopt::Error> {
+        Options::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn every_option_has_its_place() {
+        assert_eq!(parse("").unwrap(), Some(Options::default()));
+        let expected = Options {
+            policy: Some("p".into()),
+            tables: Some(3),
+            buffers: Some(40),
+            oneshot: true,
+            ..Options::default()
+        };
+        let all = "--policy p --tables 3 --buffers 40 --oneshot";
+        assert_eq!(parse(all).unwrap(), Some(expected));
+        assert_eq!(parse("--keep").unwrap(), Some(Options { keep: true, ..Options::default() }));
+        assert_eq!(parse("--help").unwrap(), None);
+        for bad in ["x", "--tables", "--what", "--tables 1M", "--buffers x", "--buffers -1"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::*;
 
 use iommu_protocol::fault::RECORD_SIZE;
 use iommu_protocol::ids::PciAddress;
-use syscall::error::{EAGAIN, EMSGSIZE, ENODEV, ENOENT, ENOSYS, EPERM, ERANGE};
+use syscall::error::{EAGAIN, EBUSY, EMSGSIZE, ENODEV, ENOENT, ENOSYS, EPERM, ERANGE};
 use syscall::flag::{O_RDONLY, O_RDWR};
 
 use crate::addr::{PhysAddr, PhysRange};
@@ -226,6 +226,31 @@ fn only_uid_0_claims_and_only_one_owner() {
     scheme.on_close(first);
     assert!(open(&mut scheme, DEVICE, O_RDWR, 0).is_ok());
     assert_eq!(open(&mut scheme, "/devices/0000--00--05.0", O_RDWR, 0), Err(ENODEV));
+}
+
+/// A group is released by the word alone, by user 0 alone, and through a descriptor for writing alone.
+#[test]
+fn words_of_administrators_are_for_uid_0() {
+    let mut scheme = scheme();
+    for path in ["rescan", "groups/0", "units/0"] {
+        assert_eq!(open(&mut scheme, path, O_WRONLY, 1000), Err(EPERM), "{path}");
+    }
+    assert_eq!(open(&mut scheme, "units/0", O_WRONLY, 0), Err(ENOENT), "no unit");
+    let admin = caller(1, 0);
+    let session = open(&mut scheme, DEVICE, O_RDWR, 0).unwrap();
+    let memory = buffer(&mut scheme, session);
+    let text = open(&mut scheme, "groups/0", O_RDONLY, 0).unwrap();
+    assert_eq!(errno(scheme.write(text, b"release", 0, 0, &admin)), ENOSYS);
+    assert_eq!(errno(scheme.write(session, b"release", 0, 0, &admin)), ENOSYS);
+    let group = open(&mut scheme, "groups/0", O_WRONLY, 0).unwrap();
+    assert_eq!(errno(scheme.write(group, b"releas", 0, 0, &admin)), ENOSYS);
+    assert_eq!(open(&mut scheme, DEVICE, O_RDWR, 0), Err(EBUSY), "still claimed");
+    assert_eq!(scheme.write(group, b"release", 0, 0, &admin).unwrap(), 7);
+    let mut attach = request(2, &[0], 24);
+    assert_eq!(errno(scheme.call(session, &mut attach, &[], &admin)), EBADF);
+    assert!(open(&mut scheme, DEVICE, O_RDWR, 0).is_ok());
+    scheme.on_close(memory);
+    scheme.on_close(session);
 }
 
 #[test]
