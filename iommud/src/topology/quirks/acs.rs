@@ -243,6 +243,9 @@ impl Of {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
     use super::*;
     use crate::topology::pci::Buses;
     use crate::topology::testing::{address, function};
@@ -271,6 +274,76 @@ mod tests {
         let bridge = FunctionKind::ConventionalBridge(BUSES);
         assert_eq!(of(0x1002, 0x4384, 0, bridge), Some(Acs::InForce));
         assert_eq!(of(0x1002, 0x4384, 1, bridge), None, "not in the southbridge");
+    }
+
+    /// The ids of a vendor for which functions of this kind, on bus 0, are isolated in this way: first and last of each run.
+    fn ids(vendor: u16, kind: FunctionKind, acs: Acs) -> Vec<(u16, u16)> {
+        let mut runs: Vec<(u16, u16)> = Vec::new();
+        for device in (0..=u16::MAX).filter(|device| of(vendor, *device, 0, kind) == Some(acs)) {
+            match runs.last_mut() {
+                Some((_, last)) if *last + 1 == device => *last = device,
+                _ => runs.push((device, device)),
+            }
+        }
+        runs
+    }
+
+    /// The list of Linux 6.18, written down a second time. An id too many calls functions isolated that are not; an id
+    /// too few makes groups larger.
+    #[test]
+    fn no_id_is_missing_and_none_too_many() {
+        let (root, endpoint) = (FunctionKind::RootPort(BUSES), FunctionKind::Endpoint);
+        let one = |ids: &[u16]| ids.iter().map(|id| (*id, *id)).collect::<Vec<_>>();
+        let mut pch = vec![
+            (0x1c10, 0x1c1f),
+            (0x1e10, 0x1e1f),
+            (0x3b42, 0x3b51),
+            (0x8c10, 0x8c1f),
+            (0x8d10, 0x8d1e),
+            (0x9c10, 0x9c1b),
+            (0x9c90, 0x9c9b),
+        ];
+        pch.extend(one(&[0x1d10, 0x1d12, 0x1d14, 0x1d16, 0x1d18, 0x1d1a, 0x1d1c, 0x1d1e]));
+        pch.extend(one(&[0x8c90, 0x8c92, 0x8c94, 0x8c96, 0x8c98, 0x8c9a, 0x8c9c, 0x8c9e]));
+        pch.sort_unstable();
+        assert_eq!(ids(0x8086, root, Acs::Pch), pch);
+        let sunrise = [
+            (0x9d10, 0x9d1b),
+            (0xa110, 0xa11f),
+            (0xa167, 0xa16a),
+            (0xa290, 0xa29f),
+            (0xa2e7, 0xa2ee),
+        ];
+        assert_eq!(ids(0x8086, root, Acs::ControlAt8), sunrise);
+        assert_eq!(ids(0x8086, root, Acs::InForce), []);
+        let mut nics = one(&[
+            0x10a7, 0x10a9, 0x10c6, 0x10c9, 0x10d6, 0x10d9, 0x10db, 0x10dd, 0x10e1, 0x10f1, 0x1507,
+            0x1509, 0x150a, 0x1514, 0x1516, 0x1518, 0x151c, 0x154d, 0x154f, 0x1551, 0x1558,
+        ]);
+        nics.extend([(0x105e, 0x1060), (0x10e6, 0x10e8), (0x10f7, 0x10fc), (0x150d, 0x1511)]);
+        nics.extend([(0x1521, 0x1524), (0x1526, 0x1527), (0x1529, 0x152a), (0x15b7, 0x15b8)]);
+        nics.sort_unstable();
+        assert_eq!(ids(0x8086, endpoint, Acs::InForce), nics);
+        let in_force = |vendor, kind| ids(vendor, kind, Acs::InForce);
+        assert_eq!(in_force(0x1924, endpoint), one(&[0x0903, 0x0923, 0x0a03]));
+        assert_eq!(in_force(0x19a2, endpoint), one(&[0x0710]));
+        assert_eq!(in_force(0x10df, endpoint), one(&[0x0720]));
+        let broadcom = [(0x16d7, 0x16d7), (0x1750, 0x1752), (0x1760, 0x1763)];
+        assert_eq!(in_force(0x14e4, endpoint), broadcom);
+        let mut wangxun = vec![(0x0100, 0x010f)];
+        wangxun.extend(one(&[0x1001, 0x2001, 0x5010, 0x5025, 0x5040, 0x5110, 0x5125, 0x5140]));
+        assert_eq!(in_force(0x8088, endpoint), wangxun);
+        let sb = [(0x4383, 0x4385), (0x4399, 0x4399), (0x439c, 0x439d)];
+        assert_eq!(in_force(0x1002, endpoint), sb);
+        assert_eq!(in_force(0x1022, endpoint), one(&[0x7809, 0x780f]));
+        assert_eq!(in_force(0x1d17, endpoint), one(&[0x3038, 0x3104, 0x9083]));
+        let ports = [(0x0710, 0x071e), (0x0721, 0x0721), (0x0723, 0x0752)];
+        assert_eq!(in_force(0x1d17, root), ports);
+        let rciep = FunctionKind::RootComplexEndpoint;
+        let vendors = (0..=u16::MAX).filter(|vendor| of(*vendor, 0x1234, 0, rciep).is_some());
+        assert_eq!(vendors.collect::<Vec<_>>(), [0x8086]);
+        let known = [0x8086, 0x1924, 0x19a2, 0x10df, 0x14e4, 0x8088, 0x1002, 0x1022, 0x1d17];
+        assert!(ROWS.iter().all(|row| known.contains(&row.vendor)));
     }
 
     #[test]
