@@ -259,6 +259,41 @@ fn the_last_handle_of_a_buffer_is_closed_without_memory() {
     }
 }
 
+/// The same, when no table is left for the pages: their return needs one.
+#[test]
+fn the_last_handles_are_closed_without_the_tables_that_it_takes() {
+    for subject in subjects() {
+        println!("subject: {}", subject.name());
+        let mut setup = Setup { take_memory: true, ..setup(Mode::Compat) };
+        setup.layout.segment = 2 * LARGE;
+        let mut stack = Bed::start(&[subject], setup);
+        stack.machine.set_returns(true);
+        let [device, ..] = devices();
+        let before = compat(&stack);
+        let session = stack.claim(1, device).unwrap();
+        let caller = Caller { client: ClientId(1), uid: 0 };
+        // Afterwards the pool hands out these pages without a gap.
+        let whole = stack.allocate(session, 2 * LARGE).unwrap();
+        stack.release(session, whole.slot).unwrap();
+        let mut held = Vec::new();
+        for _ in 0..2 * LARGE / 0x1_0000 {
+            let slot = stack.allocate(session, 0x1_0000).unwrap().slot;
+            let path = format!("buffers/{slot}");
+            held.push(stack.server.open(caller, Some(session), &path, true).unwrap());
+        }
+        stack.server.close(session);
+        without_memory(&mut stack, |stack| {
+            for handle in held {
+                stack.server.close(handle);
+            }
+            assert_eq!(stack.machine.buffers_in_use(), Vec::<u32>::new());
+        });
+        stack.server.tick();
+        assert_eq!(reach(&stack, device), before);
+        stack.machine.assert_clean();
+    }
+}
+
 /// An earlier server's memory returns in parts, which needs a table. So the return waits until there is memory.
 #[test]
 fn the_return_of_memory_is_queued_until_there_is_some() {
@@ -325,6 +360,37 @@ fn a_unit_fails_without_memory() {
     stack.attach(next).unwrap();
     stack.give_back(next);
     assert_eq!(reach(&stack, device), compat(&stack));
+}
+
+/// A group lies behind two units, of which one comes later: no claim can prepare the domain that its member there needs.
+/// When the other unit fails, that takes memory, and there is none. The unit counts as failed at once, the member is
+/// blocked, and has its region when there is memory.
+#[test]
+fn a_failure_that_takes_memory_is_known_without_any() {
+    let [other, _, _, first, second] = devices();
+    let mut setup = setup(Mode::Strict);
+    setup.behind_first = vec![other, first];
+    setup.reserved = vec![region_of(&[second], SMALL)];
+    setup.off = vec![1];
+    let subjects = pair();
+    let mut stack = Bed::start(&subjects, setup);
+    let session = stack.claim(1, first).unwrap();
+    stack.attach(session).unwrap();
+    let buffer = stack.allocate(session, 0x3000).unwrap();
+    stack.arrive(&subjects[1], 1).unwrap();
+    stack.machine.set_relax(1_000_000);
+    without_memory(&mut stack, |stack| {
+        stack.machine.trouble(0, Trouble::StallQueueAfter(0));
+        assert_eq!(stack.unmap(session, buffer.iova, 0x3000), Err(Refusal::UnitFailed));
+        assert_eq!(stack.attach(session), Err(Refusal::UnitFailed));
+        assert_eq!(stack.claim(2, other), Err(Refusal::UnitFailed), "policy knows it");
+        assert_eq!(reach(stack, second), []);
+        let words = format!("unfinished: {second} is blocked until there is memory for its policy");
+        assert_eq!(unfinished(stack), [words]);
+    });
+    stack.server.tick();
+    assert_eq!(unfinished(&mut stack), Vec::<String>::new());
+    assert_eq!(reach(&stack, second), [identity(SMALL)]);
 }
 
 /// The server shuts down while there is no memory. Three clients are attached, one holds a buffer beyond its session,

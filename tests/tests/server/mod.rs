@@ -24,7 +24,7 @@ mod room;
 mod story;
 mod tags;
 mod texts;
-mod units;
+pub(crate) mod units;
 mod virtuals;
 mod waiting;
 

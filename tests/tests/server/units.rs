@@ -7,7 +7,7 @@ use super::{Bed, FAMILY, compat, devices, matrix, pair, reach, setup};
 use iommud_tests::machine::{Trouble, Watch};
 
 /// Two units of different kinds. The first device is behind the first unit.
-pub(super) fn two(mode: Mode) -> Bed {
+pub(crate) fn two(mode: Mode) -> Bed {
     let mut setup = setup(mode);
     setup.behind_first = vec![devices()[0]];
     let stack = Bed::start(&pair(), setup);

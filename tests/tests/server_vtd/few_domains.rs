@@ -70,6 +70,25 @@ fn a_server_leaves_half_of_the_tags_to_the_next_one() {
     assert!(!before.iter().any(|tag| held.contains(DomainTag(*tag))), "{held:?}");
 }
 
+/// One client that claims device after device, each with a domain of its own, has a quarter of the seven tags: one. So
+/// four others have one each; the rest is promised to groups that nobody has claimed.
+#[test]
+fn one_client_leaves_tags_to_others() {
+    let mut stack = bed();
+    let first = stack.claim(1, device(0)).unwrap();
+    stack.attach(first).unwrap();
+    for number in 1..9 {
+        assert_eq!(stack.claim(1, device(number)), Err(Refusal::Quota));
+    }
+    let next = stack.claim(1, device(0));
+    assert!(next.is_err(), "it has that one");
+    for number in 1..5 {
+        let session = stack.claim(u32::from(number) + 1, device(number)).unwrap();
+        stack.attach(session).unwrap();
+    }
+    stack.machine.assert_clean();
+}
+
 /// Several servers in a row die before they have flushed the unit. Each takes a tag that none before it had, and a
 /// device under `compat` is not disturbed. When no tag is left, the device is denied from the change of tables to the
 /// flush, but never reaches wrong memory.

@@ -10,6 +10,7 @@
 mod few_domains;
 #[path = "../server/mod.rs"]
 mod server;
+mod unproved;
 
 /// VT-d.
 mod vendor {
