@@ -8,14 +8,14 @@ use iommud::policy::{ClientId, Mode};
 use iommud::server::Caller;
 use iommud::topology::firmware::ReservedRegion;
 
-use super::{Bed, compat, devices, pair, reach, setup, subjects};
+use super::{Bed, compat, devices, reach, setup, subjects};
 use iommud_tests::conformance::UnderTest;
-use iommud_tests::machine::{Reach, Trouble};
+use iommud_tests::machine::Reach;
 use iommud_tests::stack::{Setup, scope};
 
 const LARGE: u64 = 2 << 20;
 
-fn region_of(devices: &[PciAddress], (start, length): (u64, u64)) -> ReservedRegion {
+pub(super) fn region_of(devices: &[PciAddress], (start, length): (u64, u64)) -> ReservedRegion {
     ReservedRegion {
         segment: 0,
         range: PhysRange::new(PhysAddr(start), length).unwrap(),
@@ -27,7 +27,7 @@ fn region_of(devices: &[PciAddress], (start, length): (u64, u64)) -> ReservedReg
     }
 }
 
-fn identity((start, length): (u64, u64)) -> Reach {
+pub(super) fn identity((start, length): (u64, u64)) -> Reach {
     Reach { iova: start, last: start + length - 1, physical: start, read: true, write: true }
 }
 
@@ -43,7 +43,7 @@ fn each(mode: Mode, reserved: &[ReservedRegion], test: impl Fn(&mut Bed)) {
 }
 
 /// Makes every allocation of table memory fail while `act` runs.
-fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
+pub(super) fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
     stack.machine.fail_table_allocations(0, u64::MAX);
     let result = act(stack);
     stack.machine.fail_table_allocations(0, 0);
@@ -51,12 +51,12 @@ fn without_memory<R>(stack: &mut Bed, act: impl FnOnce(&mut Bed) -> R) -> R {
 }
 
 /// The lines of `status` about unfinished work.
-fn unfinished(stack: &mut Bed) -> Vec<String> {
+pub(super) fn unfinished(stack: &mut Bed) -> Vec<String> {
     let status = stack.text("status");
     status.lines().filter(|line| line.starts_with("unfinished")).map(Into::into).collect()
 }
 
-const SMALL: (u64, u64) = (0x0380_0000, 0x3000);
+pub(super) const SMALL: (u64, u64) = (0x0380_0000, 0x3000);
 
 /// The driver of a device with a reserved region dies. In no mode does that need memory.
 #[test]
@@ -326,71 +326,6 @@ fn the_return_of_memory_is_queued_until_there_is_some() {
         assert_eq!(reach(&stack, device), whole);
         stack.machine.assert_clean();
     }
-}
-
-/// A unit fails while there is no memory. Policy treats it as failed at once.
-#[test]
-fn a_unit_fails_without_memory() {
-    let mut setup = setup(Mode::Compat);
-    setup.behind_first = vec![devices()[0]];
-    setup.reserved = vec![region_of(&devices()[..2], SMALL)];
-    let mut stack = Bed::start(&pair(), setup);
-    let [device, other, third, ..] = devices();
-    let caller = Caller { client: ClientId(1), uid: 0 };
-    let session = stack.claim(1, other).unwrap();
-    let path = format!("devices/{device}");
-    let below = stack.server.open(caller, Some(session), &path, true);
-    stack.attach(session).unwrap();
-    let buffer = stack.allocate(session, 0x3000).unwrap();
-    stack.machine.set_relax(1_000_000);
-    without_memory(&mut stack, |stack| {
-        stack.machine.trouble(1, Trouble::StallQueueAfter(0));
-        // The next request detects the failure.
-        assert_eq!(stack.unmap(session, buffer.iova, 0x3000), Err(Refusal::UnitFailed));
-        let status = stack.text("status");
-        assert!(status.contains("failed("), "{status}");
-        assert_eq!(stack.attach(session), Err(Refusal::UnitFailed));
-        assert_eq!(stack.claim(2, third), Err(Refusal::UnitFailed), "policy knows it too");
-        stack.server.close(session);
-        if let Ok(below) = below {
-            stack.server.close(below);
-        }
-    });
-    let next = stack.claim(2, device).unwrap();
-    stack.attach(next).unwrap();
-    stack.give_back(next);
-    assert_eq!(reach(&stack, device), compat(&stack));
-}
-
-/// A group lies behind two units, of which one comes later: no claim can prepare the domain that its member there needs.
-/// When the other unit fails, that takes memory, and there is none. The unit counts as failed at once, the member is
-/// blocked, and has its region when there is memory.
-#[test]
-fn a_failure_that_takes_memory_is_known_without_any() {
-    let [other, _, _, first, second] = devices();
-    let mut setup = setup(Mode::Strict);
-    setup.behind_first = vec![other, first];
-    setup.reserved = vec![region_of(&[second], SMALL)];
-    setup.off = vec![1];
-    let subjects = pair();
-    let mut stack = Bed::start(&subjects, setup);
-    let session = stack.claim(1, first).unwrap();
-    stack.attach(session).unwrap();
-    let buffer = stack.allocate(session, 0x3000).unwrap();
-    stack.arrive(&subjects[1], 1).unwrap();
-    stack.machine.set_relax(1_000_000);
-    without_memory(&mut stack, |stack| {
-        stack.machine.trouble(0, Trouble::StallQueueAfter(0));
-        assert_eq!(stack.unmap(session, buffer.iova, 0x3000), Err(Refusal::UnitFailed));
-        assert_eq!(stack.attach(session), Err(Refusal::UnitFailed));
-        assert_eq!(stack.claim(2, other), Err(Refusal::UnitFailed), "policy knows it");
-        assert_eq!(reach(stack, second), []);
-        let words = format!("unfinished: {second} is blocked until there is memory for its policy");
-        assert_eq!(unfinished(stack), [words]);
-    });
-    stack.server.tick();
-    assert_eq!(unfinished(&mut stack), Vec::<String>::new());
-    assert_eq!(reach(&stack, second), [identity(SMALL)]);
 }
 
 /// The server shuts down while there is no memory. Three clients are attached, one holds a buffer beyond its session,

@@ -5,6 +5,7 @@
 mod budgets;
 mod depth;
 mod endings;
+mod failures;
 mod growth;
 mod input;
 mod late_units;
