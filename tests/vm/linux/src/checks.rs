@@ -126,12 +126,13 @@ const TABLE: [&str; 8] = [
     "damaged once a unit translates: its tables stay where they are, and stay in force",
 ];
 
-const KILLS: [&str; 8] = [
+const KILLS: [&str; 9] = [
     "kill -9 of iommud: the keeper's next server takes over, the client is told and opens again",
     "kill -9 again and again under load: no DMA lands where it was not granted",
     "memory of all dead servers is given back",
     "a client that cuts its buffer's file loses it; nobody else gets the memory under its device",
     "a client that puts all huge pages into its buffer's file keeps no next server from its start",
+    "a unit stops: a dead driver's memory is kept, a claim waits, and both get what they wait for when it is back",
     "kill -9 of the keeper: its server ends, the next keeper's server takes over",
     "SIGTERM to the keeper ends both",
     TRANSLATION_STAYS_ON,

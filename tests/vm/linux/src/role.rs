@@ -12,7 +12,7 @@ use iommu_client::{
     SessionFlags,
 };
 
-use crate::edu::Edu;
+use crate::edu::{Edu, MAX_COUNT};
 use crate::pci::Function;
 use crate::process::number;
 
@@ -61,6 +61,12 @@ impl Role {
         };
         match verb {
             "claim" => self.claim(rest.first().copied().context("claim what?")?),
+            "claim-within" => {
+                let name = rest.first().copied().context("claim what?")?;
+                let wait = Duration::from_secs(value(1)?);
+                self.device = Some(Device::open_within(&Connection::system()?, name, wait)?);
+                Ok(String::new())
+            }
             "attach" => self.attach(),
             "detach" => self.detach(),
             "query" => self.query(),
@@ -75,7 +81,9 @@ impl Role {
             }
             "map-at" => self.map_at(value(0)?, value(1)?),
             "fill" => self.fill(value(0)?, value(1)?),
-            "check" => self.check(value(0)?, value(1)?),
+            "check" => self.check(value(0)?, value(1)?, u64::MAX),
+            // What the device can copy at once is less than a page.
+            "copied" => self.check(value(0)?, value(1)?, MAX_COUNT),
             "load" => self.dma(value(0)?, value(1)?, false),
             "store" => self.dma(value(0)?, value(1)?, true),
             "start-store" => {
@@ -165,9 +173,9 @@ impl Role {
         Ok(String::new())
     }
 
-    fn check(&mut self, index: u64, seed: u64) -> Result<String> {
+    fn check(&mut self, index: u64, seed: u64, most: u64) -> Result<String> {
         let buffer = self.buffer(index)?;
-        let length = usize::try_from(buffer.length())?;
+        let length = usize::try_from(buffer.length().min(most))?;
         let mut found = vec![0; length];
         buffer.read(0, &mut found)?;
         let differs = found.iter().zip(pattern(seed, length)).position(|(a, b)| *a != b);

@@ -12,6 +12,12 @@ use crate::memory::ServerMemory;
 const GLOBAL_STATUS: usize = 0x1c;
 /// GSTS_REG bit 31: translation is on.
 const TRANSLATION_ON: u32 = 1 << 31;
+/// VT-d global command register: GCMD_REG.
+const GLOBAL_COMMAND: usize = 0x18;
+/// GCMD_REG and GSTS_REG bit 26: the queue of invalidations.
+const QUEUE_ON: u32 = 1 << 26;
+/// Bits of GSTS_REG that a write of GCMD_REG keeps (VT-d 4.1 section 11.4.4: all but the one-shot commands).
+const LASTING: u32 = 0x96ff_ffff;
 /// VT-d root table address register: RTADDR_REG.
 const ROOT_TABLE: usize = 0x20;
 
@@ -19,6 +25,8 @@ const ROOT_TABLE: usize = 0x20;
 const DEVICE_TABLE: usize = 0;
 /// AMD-Vi control register; bit 0 is IommuEn.
 const CONTROL: usize = 0x18;
+/// AMD-Vi command buffer base address register.
+const COMMAND_BUFFER: usize = 8;
 
 /// Bits 51:12 of an address register or table entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -99,6 +107,21 @@ impl Registers {
             Family::Vtd => self.memory.read32(GLOBAL_STATUS)? & TRANSLATION_ON != 0,
             Family::AmdVi => self.memory.read32(CONTROL)? & 1 != 0,
         })
+    }
+
+    /// Has the unit carry out no command that comes. VT-d: its queue is switched off. AMD-Vi: its ring is elsewhere, at
+    /// `empty`, a page of zeros; a ring that is switched off the server starts again by itself.
+    pub(crate) fn stop_queue(&self, empty: u64) -> Result<()> {
+        match self.family {
+            Family::Vtd => {
+                let state = self.memory.read32(GLOBAL_STATUS)? & LASTING;
+                self.memory.write32(GLOBAL_COMMAND, state & !QUEUE_ON)
+            }
+            Family::AmdVi => {
+                let buffer = self.memory.read64(COMMAND_BUFFER)?;
+                self.memory.write64(COMMAND_BUFFER, buffer & !ADDRESS | empty)
+            }
+        }
     }
 
     /// Physical address of the root table or the device table.

@@ -99,13 +99,13 @@ fn copies(driver: &mut Puppet) -> Result<()> {
     let source = driver.ask("allocate 0 4096")?;
     let target = driver.ask("allocate 1 4096")?;
     driver.tell(&format!("fill 0 {SENT}"))?;
-    driver.tell(&format!("fill 1 {SENT}"))?;
+    driver.tell(&format!("fill 1 {KEPT}"))?;
     driver.tell(&format!("load {source:#x} {MAX_COUNT}"))?;
     driver.tell(&format!("fill 0 {KEPT}"))?;
-    driver.tell(&format!("store {source:#x} {MAX_COUNT}"))?;
-    // The last 8 bytes are not copied.
-    driver.tell(&format!("store {target:#x} {MAX_COUNT}"))?;
-    driver.tell(&format!("check 1 {SENT}"))?;
+    for (index, to) in [source, target].iter().enumerate() {
+        driver.tell(&format!("store {to:#x} {MAX_COUNT}"))?;
+        driver.tell(&format!("copied {index} {SENT}"))?;
+    }
     Ok(())
 }
 

@@ -26,10 +26,10 @@ use crate::role::{pattern, word};
 use crate::unit::Registers;
 
 /// How long edu takes for a DMA, and some more.
-const DMA: Duration = Duration::from_millis(130);
+pub(super) const DMA: Duration = Duration::from_millis(130);
 
 /// Seeds of patterns: what the device writes, and what the pages hold.
-const WRITTEN: u64 = 11;
+pub(super) const WRITTEN: u64 = 11;
 const INNOCENT: u64 = 12;
 const RECYCLED: u64 = 13;
 const LEGACY: u64 = 14;
@@ -68,8 +68,9 @@ pub(crate) fn run(kills: usize) {
     check(3, || scene.settled());
     check(4, || scene.cut_file());
     check(5, || scene.extended_file());
-    check(6, || scene.keeper());
-    check(7, || scene.end());
+    check(6, || scene.stopped());
+    check(7, || scene.keeper());
+    check(8, || scene.end());
 }
 
 impl Scene {
@@ -284,6 +285,13 @@ impl Scene {
     }
 
     /// Check 6.
+    fn stopped(&self) -> Result<String> {
+        let told = super::stopped::check(self.kept()?, &self.first)?;
+        let settled = self.settled()?;
+        Ok(format!("{told}; {settled}"))
+    }
+
+    /// Check 7.
     fn keeper(&mut self) -> Result<String> {
         let mut pages = Pages::new()?;
         pages.prepare()?;
@@ -305,7 +313,7 @@ impl Scene {
         Ok(format!("its server ended with it; the next keeper's took over: {settled}"))
     }
 
-    /// Check 7.
+    /// Check 8.
     fn end(&mut self) -> Result<String> {
         self.kept.take().context("iommud does not run")?.stop()?;
         let left = free_pages()?;
@@ -331,29 +339,29 @@ fn load_output() -> Result<String> {
 }
 
 /// Pages that nobody granted to the device.
-struct Pages {
+pub(super) struct Pages {
     innocent: HugePage,
     recycled: Option<HugePage>,
 }
 
 impl Pages {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         Ok(Self { innocent: HugePage::new("innocent")?, recycled: None })
     }
 
-    fn prepare(&mut self) -> Result<()> {
+    pub(super) fn prepare(&mut self) -> Result<()> {
         self.recycled = None;
         self.innocent.memory.fill(0, usize::try_from(MAX_COUNT)?, |index| word(INNOCENT, index))
     }
 
-    fn recycle(&mut self) -> Result<()> {
+    pub(super) fn recycle(&mut self) -> Result<()> {
         let page = HugePage::new("recycled")?;
         page.memory.fill(0, usize::try_from(MAX_COUNT)?, |index| word(RECYCLED, index))?;
         self.recycled = Some(page);
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let length = usize::try_from(MAX_COUNT)?;
         let innocent = self.innocent.memory.bytes(0, length)?;
         if innocent != pattern(INNOCENT, length) {

@@ -13,6 +13,7 @@ mod nvme;
 mod open;
 mod ownership;
 mod secrecy;
+mod stopped;
 mod table;
 mod worker;
 
