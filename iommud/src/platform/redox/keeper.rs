@@ -117,6 +117,9 @@ trait System {
     /// scheme's socket.
     fn answer(&mut self, socket: Self::Descriptor) -> io::Result<()>;
 
+    /// The status of a server that has ended.
+    fn ended(&mut self, server: &mut Self::Server) -> io::Result<Option<ExitStatus>>;
+
     /// Waits until a server ends.
     fn wait(&mut self, server: &mut Self::Server) -> io::Result<ExitStatus>;
 
@@ -129,6 +132,15 @@ trait System {
     /// Sleeps for `time`.
     fn pause(&mut self, time: Duration);
 }
+
+/// Pause between two looks whether a server has ended, while memory of dead ones is held.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Looks before it is asked again for the first time whether that memory may go: a second. They double each time.
+const FIRST_LOOKS: u32 = 10;
+
+/// The most looks between two questions: a minute.
+const MOST_LOOKS: u32 = 600;
 
 /// A server, and the descriptors that it has sent so far.
 struct Running<S: System> {
@@ -168,7 +180,7 @@ impl<S: System> Keeper<S> {
             let mut running = Running { server, socket: None, memory: None, hold };
             let met = self.meet(&mut running);
             let ended = match &met {
-                Ok(()) => self.system.wait(&mut running.server),
+                Ok(()) => self.attend(&mut running),
                 Err(error) => {
                     log::error!("keeper: the server did not get to serving: {error}");
                     self.system.kill(&mut running.server)
@@ -211,6 +223,25 @@ impl<S: System> Keeper<S> {
         let root = system.receive(server)?;
         system.make_known(root)?;
         if self.old.is_empty() { Ok(()) } else { self.give_up(running) }
+    }
+
+    /// Waits until a server ends. While memory of dead servers is held, asks it again and again whether that may go.
+    fn attend(&mut self, running: &mut Running<S>) -> io::Result<ExitStatus> {
+        let mut looks = FIRST_LOOKS;
+        while !self.old.is_empty() {
+            for _ in 0..looks {
+                if let Some(status) = self.system.ended(&mut running.server)? {
+                    return Ok(status);
+                }
+                self.system.pause(LOOK);
+            }
+            if let Err(error) = self.give_up(running) {
+                log::error!("keeper: the server does not answer: {error}");
+                return self.system.kill(&mut running.server);
+            }
+            looks = (looks * 2).min(MOST_LOOKS);
+        }
+        self.system.wait(&mut running.server)
     }
 
     /// Gives the memory of dead servers up, if the running server reports that no unit uses it.

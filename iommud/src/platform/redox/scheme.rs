@@ -144,7 +144,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
             return 0;
         }
         let Some(left) = &self.left else { return 0 };
-        // A range that policy could not map yet stays held, and the keeper asks again.
+        // A range that policy could not map yet stays held, and the keeper asks again later.
         if left.iter().filter(|range| !self.server.memory_returned(**range)).count() > 0 {
             return 0;
         }

@@ -186,6 +186,10 @@ impl System for Redox<'_> {
         Ok(closed?)
     }
 
+    fn ended(&mut self, server: &mut Server) -> io::Result<Option<ExitStatus>> {
+        server.process.ended()
+    }
+
     fn wait(&mut self, server: &mut Server) -> io::Result<ExitStatus> {
         server.process.wait()
     }

@@ -26,6 +26,10 @@ struct Plan {
     go: Result<bool, io::ErrorKind>,
     /// The error of asking for its state after its death.
     contents: Option<io::ErrorKind>,
+    /// Number of looks at which it still lives.
+    looks: usize,
+    /// Number of times that it refuses to let older memory go before it answers as `go` says.
+    stays: usize,
     status: i32,
     /// Killing it, and waiting for its end, fail.
     lives: bool,
@@ -40,6 +44,8 @@ impl Default for Plan {
             held: Ok(()),
             go: Ok(true),
             contents: None,
+            looks: 0,
+            stays: 0,
             status: KILLED,
             lives: false,
             age: Duration::from_secs(60),
@@ -142,7 +148,19 @@ impl System for World {
         })
     }
 
+    fn ended(&mut self, server: &mut Server) -> io::Result<Option<ExitStatus>> {
+        match server.plan.looks.checked_sub(1) {
+            Some(looks) => server.plan.looks = looks,
+            None => return self.wait(server).map(Some),
+        }
+        Ok(None)
+    }
+
     fn may_go(&mut self, _: &mut Hold, server: &mut Server) -> io::Result<bool> {
+        if let Some(stays) = server.plan.stays.checked_sub(1) {
+            server.plan.stays = stays;
+            return Ok(false);
+        }
         server.plan.go.map_err(io::Error::from)
     }
 
@@ -254,6 +272,23 @@ fn memory_is_held_while_a_unit_is_not_enabled() {
     let first_gone = run.seen.iter().position(|seen| *seen == LetGo(0));
     assert!(first_gone > run.seen.iter().position(|seen| *seen == Known(3)));
     assert_eq!(run.held, [4]);
+}
+
+/// A unit of the second server comes back after a while: then the memory of the first one goes, and not with the next
+/// death. A server that ends meanwhile is noticed.
+#[test]
+fn held_memory_is_asked_for_again_while_a_server_runs() {
+    let late = Plan { stays: 3, looks: 1000, ..Plan::default() };
+    let run = run(&[Plan::default(), late]);
+    let gone = run.seen.iter().position(|seen| *seen == LetGo(0)).unwrap();
+    assert!(gone < run.seen.iter().position(|seen| *seen == Answered(1)).unwrap());
+    // The pauses between the questions grow: 10, 20 and 40 looks.
+    let pauses = run.seen.iter().filter(|seen| **seen == Paused(LOOK)).count();
+    assert_eq!(pauses, 10 + 20 + 40);
+    let soon = Plan { stays: usize::MAX, looks: 5, ..Plan::default() };
+    let run = super::tests::run(&[Plan::default(), soon]);
+    assert_eq!(run.seen.iter().filter(|seen| **seen == Paused(LOOK)).count(), 5);
+    assert!(run.seen.contains(&Answered(1)) && !run.seen.contains(&LetGo(0)));
 }
 
 #[test]

@@ -48,12 +48,13 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         let session = at.and_then(|at| self.clients.get(&at).copied());
         let client = match session {
             Some(client) => client,
-            None if write => self.new_client(),
-            None => ClientId(u32::try_from(caller.pid).unwrap_or(0) & !SESSION_CLIENT),
+            // The name space manager opens for others, as process 0: nobody can be told from another. What programs hold
+            // is limited by the system.
+            None => self.new_client(),
         };
         let who = Caller { client, uid: caller.uid };
         let opened = self.open_within(who, at, path, (write, wait), caller.pid)?;
-        if session.is_none() && self.is_client(client) {
+        if session.is_none() {
             self.last_client = client.0;
         }
         Ok(opened)
