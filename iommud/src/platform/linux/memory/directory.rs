@@ -93,11 +93,18 @@ impl HugeDirectory {
     }
 
     fn create(&mut self) -> Result<(OwnedFd, String), io::Error> {
-        let name = format!("{:08x}-{:08x}", self.server, self.serial);
-        self.serial = self.serial.checked_add(1).ok_or(io::ErrorKind::QuotaExceeded)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = openat(&self.directory, &name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok((file, name))
+        loop {
+            let name = format!("{:08x}-{:08x}", self.server, self.serial);
+            // Each page that is released takes a number. After 2^32 of them those of pages that are still there are
+            // skipped: there are far fewer.
+            self.serial = self.serial.wrapping_add(1);
+            match openat(&self.directory, &name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => return Ok((file, name)),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Puts memory behind a new file.
