@@ -66,7 +66,7 @@ struct Division {
 }
 
 impl<U: Unit> Engine<U> {
-    /// Sets the number of groups. Each may be claimed, and is promised its share. At most half of the memory is
+    /// Sets the number of groups, and of owners without one. Each may be claimed, and is promised its share. At most half of the memory is
     /// promised: groups beyond that get no promise yet.
     pub const fn promise(&mut self, groups: usize) {
         self.groups = groups;

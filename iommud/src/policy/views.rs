@@ -118,6 +118,12 @@ impl Registry {
         machine.find(address).is_some_and(|(index, _)| machine.is_at_rest(index))
     }
 
+    /// Groups that are claimed or may be, and owners whose devices are all gone: each is promised a share.
+    #[must_use]
+    pub fn claimable(&self) -> usize {
+        self.state.claimable()
+    }
+
     /// All groups, in order of their numbers.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> + '_ {
         self.state.machine.groups.iter().map(|(number, _)| GroupId(number))

@@ -62,6 +62,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             // When this is refused for lack of memory, the work is still owed.
             let _ = self.run_event(&Event::Settle(what));
         }
+        self.share_out();
     }
 
     /// Whether ends of life left work, or functions are to be looked for again: then call [`Server::tick`] again.

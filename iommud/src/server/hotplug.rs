@@ -85,9 +85,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// Whether every unit of the firmware's table translates through tables of this server.
+    /// Whether every unit of the firmware's table translates through tables of this server. A unit of whose registers the
+    /// table says nonsense was never driven by a server, and does not count.
     #[must_use]
     pub fn all_units_enabled(&self) -> bool {
-        self.machine.units().iter().all(|unit| unit.state == UnitState::Enabled)
+        let mut units =
+            self.machine.units().iter().filter(|unit| unit.description.registers.is_ok());
+        units.all(|unit| unit.state == UnitState::Enabled)
     }
 }

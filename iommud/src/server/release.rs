@@ -45,6 +45,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.faults.forget(session);
         self.recovery.session_ended();
         self.set_aside();
+        self.share_out();
         self.survey.change();
     }
 }

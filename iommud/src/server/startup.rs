@@ -114,9 +114,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         server
     }
 
-    /// Promises each group that may be claimed its share of table memory.
+    /// Promises each group that may be claimed its share of table memory. To be called when groups may have changed.
     pub(super) fn share_out(&mut self) {
-        self.engine.promise(self.registry.groups().count());
+        self.engine.promise(self.registry.claimable());
     }
 
     fn bring_up(&mut self, functions: &[PciFunction]) {

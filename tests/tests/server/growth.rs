@@ -176,6 +176,28 @@ fn what_is_refused_changes_nothing() {
     });
 }
 
+/// Memory that firmware reserves for a device is refused, wherever the device may reach it.
+#[test]
+fn memory_in_a_region_of_firmware_is_not_taken() {
+    for subject in subjects() {
+        let mut setup = setup(Mode::Strict);
+        let region = (MORE.0 + LARGE / 2, 0x1000);
+        setup.reserved = vec![super::endings::region_of(&super::devices()[..1], region)];
+        let mut stack = Bed::start(&[subject], setup);
+        let before = stack.snapshot();
+        let added = stack.server.add_tables(range(MORE), "a page", |_, _| panic!("refused"));
+        assert_eq!(added, Err(("a page", Refusal::Reserved)));
+        let added = stack.server.add_buffers(range(MORE), "a page", |_, _| panic!("refused"));
+        assert_eq!(added, Err(("a page", Refusal::Reserved)));
+        stack.snapshot().assert_same(&before, "after memory that firmware reserves");
+        let beside = range((MORE.0 + LARGE, LARGE));
+        let added = stack.server.add_tables(beside, (), |tables, ()| {
+            tables.add((MORE.0 + LARGE, LARGE));
+        });
+        assert_eq!(added, Ok(()));
+    }
+}
+
 #[test]
 fn buffers_grow_and_belong_to_their_clients_alone() {
     each(|stack| {

@@ -6,6 +6,7 @@
 //! Its claim does not fail for it.
 //!
 //! ```text
+//! given up      when its share became less than what it has, and since then
 //! left behind   what a client has beyond its share; without a session, all that it has
 //! charged       one promise to each group that it gave up, as far as that goes; the rest to the last one
 //! ```
@@ -48,12 +49,16 @@ impl LeftBehind {
 }
 
 impl State {
+    /// Bytes that a client may have for the devices that it has.
+    pub(in crate::policy) fn entitled(&self, account: &Account) -> u64 {
+        if account.sessions > 0 { self.share_of(account.domains) } else { 0 }
+    }
+
     /// What clients have of devices that they gave up. Hardly ever is there any.
     pub(in crate::policy) fn left_behind(&self) -> LeftBehind {
         let mut left = LeftBehind::default();
         for (number, account) in self.accounts.iter() {
-            let share = if account.sessions > 0 { self.share_of(account.domains) } else { 0 };
-            let bytes = account.taken.saturating_sub(share);
+            let bytes = account.taken.saturating_sub(self.entitled(account));
             if bytes > 0 {
                 self.leave(&mut left, &self.given_up(number, account), bytes);
             }

@@ -38,9 +38,15 @@ impl State {
         self.wanted_places().min(of / 2 / each.max(1))
     }
 
+    /// One for each group, and for each owner whose devices are all gone.
     fn wanted_places(&self) -> u64 {
-        let groups = u64::try_from(self.machine.groups.len()).unwrap_or(u64::MAX);
-        groups.max(self.claimed())
+        u64::try_from(self.claimable()).unwrap_or(u64::MAX)
+    }
+
+    /// Groups that are claimed or may be, and owners whose devices are all gone.
+    pub(in crate::policy) fn claimable(&self) -> usize {
+        let orphans = self.machine.owners.iter().filter(|(_, owner)| owner.groups.is_empty());
+        self.machine.groups.len() + orphans.count()
     }
 
     /// Bytes that a client with this many domains is promised.
@@ -68,7 +74,9 @@ impl State {
         let own = self.promise_of(domains.max(1), places, each);
         let common = self.pool.capacity - places * each;
         let most = if places < self.wanted_places() { PARTS } else { 1 };
-        own.saturating_add(common / PARTS).min(self.pool.capacity / most)
+        // Each may have one piece, however few there are.
+        let limit = (self.pool.capacity / most).max(each.min(self.pool.capacity));
+        own.saturating_add(common / PARTS).min(limit)
     }
 
     /// Bytes of those pieces of the pool in which this memory lies and no charged buffer does.

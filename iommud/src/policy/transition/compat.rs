@@ -15,7 +15,12 @@ use crate::policy::state::domain::{Domain, Shared};
 use crate::policy::state::objects::Unit;
 use crate::policy::step::Step;
 
+/// Refused where firmware reserves memory for a device: domains map such a region whatever `compat` maps.
 pub(super) fn memory_taken(decision: &mut Decision<'_>, range: PhysRange) -> Result<(), Refusal> {
+    let mut regions = decision.state.machine.firmware.reserved.iter();
+    if regions.any(|region| region.range.page_aligned().overlaps(range)) {
+        return Err(Refusal::Reserved);
+    }
     take(decision, &[bounds(range.page_aligned())]).map(drop)
 }
 

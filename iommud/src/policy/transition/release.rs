@@ -122,12 +122,18 @@ pub(super) fn free(decision: &mut Decision<'_>, id: BufferId) -> Result<(), Refu
     Ok(())
 }
 
-/// Closes an account to which nothing is charged.
+/// Closes an account to which nothing is charged. Forgets which devices a client gave up that has no more than its
+/// share: it left nothing behind with them.
 pub(super) fn close_account(decision: &mut Decision<'_>, number: u32) {
-    let account = decision.state.accounts.get(number).filter(|account| account.is_idle());
-    if let Some(client) = account.map(|account| account.client) {
-        decision.state.clients.remove(&client);
+    let Some(account) = decision.state.accounts.get(number) else { return };
+    if account.is_idle() {
+        decision.state.clients.remove(&account.client);
         decision.remove::<Account>(number);
+    } else if !account.given_up.is_empty()
+        && account.taken <= decision.state.entitled(account)
+        && let Some(account) = decision.change::<Account>(number)
+    {
+        account.given_up.clear();
     }
 }
 

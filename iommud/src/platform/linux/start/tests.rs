@@ -16,7 +16,7 @@ use crate::platform::linux::memory::testing::FakePages;
 use crate::platform::{HUGE_PAGE_LENGTH, HugeTables, Mapping, Sharing};
 use crate::policy::Config;
 use crate::server::{Budget, Startup, TableState, UnitStart};
-use crate::topology::firmware::{Firmware, UnitDescription, UnitKind};
+use crate::topology::firmware::{Firmware, UnitDefect, UnitDescription, UnitKind};
 
 /// A directory with two files of server 1, as server 2 finds it.
 struct Left(PathBuf);
@@ -65,12 +65,19 @@ fn description() -> UnitDescription {
 /// A server over one unit for each error, none of which came up.
 fn server(failed: &[UnitError]) -> Server<FakeUnit, HugeBuffers<FakePages>> {
     let units = failed.iter().map(|_| description()).collect();
+    server_of(units, failed.iter().map(|error| UnitStart::Failed(*error)).collect())
+}
+
+fn server_of(
+    descriptions: Vec<UnitDescription>,
+    units: Vec<UnitStart<FakeUnit>>,
+) -> Server<FakeUnit, HugeBuffers<FakePages>> {
     let tables = FakePages::default().page(TABLES).into_mapping();
     Server::start(Startup {
         config: Config::default(),
         table: TableState::Parsed("DMAR"),
-        firmware: Firmware { units, ..Firmware::default() },
-        units: failed.iter().map(|error| UnitStart::Failed(*error)).collect(),
+        firmware: Firmware { units: descriptions, ..Firmware::default() },
+        units,
         functions: Vec::new(),
         ram: Vec::new(),
         own: Vec::new(),
@@ -86,6 +93,17 @@ fn memory_of_an_earlier_server_stays_while_a_unit_is_not_enabled() {
     let left = Left::new("kept");
     give_back(&mut server(&[UnitError::Dead]), &mut removable(left.found(), true));
     assert_eq!(left.files(), 2, "the unit may still walk the old tables");
+}
+
+/// A unit that the table describes with nonsense for registers never walked any tables.
+#[test]
+fn memory_of_an_earlier_server_goes_though_a_unit_is_unusable() {
+    let left = Left::new("unusable");
+    let defect = UnitDefect::BadAddress { address: 0 };
+    let description = UnitDescription { registers: Err(defect), ..description() };
+    let mut server = server_of(vec![description], vec![UnitStart::Unusable(defect)]);
+    give_back(&mut server, &mut removable(left.found(), true));
+    assert_eq!(left.files(), 0);
 }
 
 #[test]

@@ -136,6 +136,28 @@ impl Machine {
         }
     }
 
+    /// Marks those that share a requester id with a function that goes and was driven as unquiesced, as far as they are
+    /// quiet: it may still be there, and its requests under way.
+    fn suspect_sharers(&mut self, gone: FunctionIndex) {
+        if self.function(gone).is_none_or(|function| function.activity == Activity::Quiet) {
+            return;
+        }
+        let keys: Vec<_> = self.keys_of(gone).collect();
+        let sources = keys.iter().filter_map(|key| self.sources.get(*key));
+        let sharers: Vec<_> = sources.flat_map(|source| source.users.iter().copied()).collect();
+        for sharer in sharers.into_iter().filter(|sharer| *sharer != gone) {
+            let Some(function) = self.function_mut(sharer) else { continue };
+            if function.activity != Activity::Quiet {
+                continue;
+            }
+            function.activity = Activity::Unquiesced;
+            let group = function.group;
+            if let Some(group) = self.groups.get_mut(group.0) {
+                group.state.count(Activity::Unquiesced, true);
+            }
+        }
+    }
+
     /// Joins groups along the edges of a new function and of those behind it.
     fn join_neighbours(&mut self, new: &PciFunction, merged: &mut Vec<GroupId>) {
         let mut pairs = Vec::new();
@@ -189,6 +211,7 @@ impl Machine {
         let mut touched = Vec::new();
         let mut bridges = false;
         for index in gone {
+            self.suspect_sharers(*index);
             self.leave_sources(*index);
             let Some(function) = self.functions.get_mut(index.0 as usize).and_then(Option::take)
             else {

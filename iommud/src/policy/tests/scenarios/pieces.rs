@@ -173,6 +173,68 @@ fn a_device_that_is_claimed_again_was_not_given_up() {
     assert_eq!(left(&bench, other), SHARE);
 }
 
+/// However few pieces there are, each client may have one as long as there is one.
+#[test]
+fn a_pool_of_few_pieces_is_used() {
+    for pieces in 1..=3 {
+        let mut bench = bench();
+        bench.registry.set_buffer_pool(pieces * PIECE, PIECE);
+        let session = bench.claim(1, address(0, 3, 0));
+        assert_eq!(left(&bench, session), 1);
+        buffer(&mut bench, session, &[phys(OWN, PAGE)]);
+        assert_eq!(bench.registry.admit_buffer(session, PIECE).err(), Some(Refusal::Quota));
+        let other = bench.claim(2, address(0, 4, 0));
+        assert_eq!(bench.registry.admit_buffer(other, PAGE).is_ok(), pieces > 1);
+    }
+}
+
+/// A client that gave a device up when it had no more than its share left nothing behind with it, whatever becomes of
+/// its share later. 32 pieces, 8 groups: a share of 1 + 24/4; when four more functions appear, of 1 + 20/4.
+#[test]
+fn a_share_that_shrinks_charges_nobody_else() {
+    let functions: Vec<_> = (3..11).map(|device| endpoint(0, device, 0)).collect();
+    let mut bench = Bench::compat(&functions);
+    bench.registry.set_buffer_pool(32 * PIECE, PIECE);
+    let first = bench.claim(1, address(0, 3, 0));
+    let clean = bench.claim(1, address(0, 10, 0));
+    bench.run(&Event::Close(clean)).unwrap();
+    for number in 0..7 {
+        buffer(&mut bench, first, &[phys(OWN + number * PIECE, PAGE)]);
+    }
+    let next = bench.claim(2, address(0, 10, 0));
+    assert_eq!(left(&bench, next), 7);
+    for device in 11..15 {
+        bench.run(&Event::FunctionAdded(endpoint(0, device, 0))).unwrap();
+    }
+    assert_eq!((left(&bench, first), left(&bench, next)), (0, 6));
+}
+
+/// A session whose device is gone has its promise beside those of the groups that are left. 128 pieces, 8 groups: five
+/// clients of one device each, of which one has lost another one, and three groups that nobody has.
+#[test]
+fn a_session_without_a_device_takes_no_promise_of_a_group() {
+    let functions: Vec<_> = (3..12).map(|device| endpoint(0, device, 0)).collect();
+    let mut bench = Bench::compat(&functions);
+    bench.registry.set_buffer_pool(128 * PIECE, PIECE);
+    let lost = bench.claim(1, address(0, 11, 0));
+    bench.run(&Event::FunctionRemoved(address(0, 11, 0))).unwrap();
+    let mut next = 0;
+    for device in 3..7_u8 {
+        let session = bench.claim(u32::from(device - 2), address(0, device, 0));
+        while bench.registry.admit_buffer(session, PAGE).is_ok() {
+            buffer(&mut bench, session, &[phys(OWN + next * PIECE, PAGE)]);
+            next += 1;
+        }
+    }
+    for device in 7..11_u8 {
+        let session = bench.claim(u32::from(device), address(0, device, 0));
+        buffer(&mut bench, session, &[phys(OWN + next * PIECE, PAGE)]);
+        next += 1;
+    }
+    bench.run(&Event::Close(lost)).unwrap();
+    assert!(next <= 128);
+}
+
 /// Where the pool has no piece for each group, the many domains of one client take none of the others' pieces. Four
 /// clients have a piece each.
 #[test]
