@@ -1,0 +1,130 @@
+//! The copy of the workspace whose server contains every mutant. What has not changed keeps its time, so that cargo
+//! compiles the rest only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::list::Mutant;
+use super::places::{self, Places};
+use super::rewrite::{Learned, rewrite};
+use crate::workspace::{cache, quietly, root};
+
+/// The root of the mutated crate.
+const LIBRARY: &str = "iommud/src/lib.rs";
+
+/// The switch: where it stands in the copy.
+const SWITCH: &str = "iommud/src/mutant.rs";
+
+/// The mutated sources, and where they are written.
+pub(super) struct Copy {
+    pub(super) root: PathBuf,
+    /// Source and places of each mutated file.
+    files: BTreeMap<String, (String, Places)>,
+}
+
+impl Copy {
+    /// Copies the workspace, and finds the places of the mutants.
+    pub(super) fn new(mutants: &[Mutant]) -> Result<Self> {
+        let folder = cache("mutants")?.join("copy");
+        let mut by_file: BTreeMap<&str, Vec<(u32, &Mutant)>> = BTreeMap::new();
+        for (number, mutant) in (1..).zip(mutants) {
+            by_file.entry(&mutant.file).or_default().push((number, mutant));
+        }
+        let mut files = BTreeMap::new();
+        for (name, mutants) in by_file {
+            let source = std::fs::read_to_string(root().join(name)).context(name.to_owned())?;
+            let places = places::find(&source, &mutants).context(name.to_owned())?;
+            files.insert(name.to_owned(), (source, places));
+        }
+        let copy = Self { root: folder, files };
+        copy.synchronise()?;
+        Ok(copy)
+    }
+
+    /// The mutants that cannot be switched, with the reason.
+    pub(super) fn without(&self) -> impl Iterator<Item = (u32, &'static str)> {
+        self.files.values().flat_map(|(_, places)| places.without.iter().copied())
+    }
+
+    /// Every site's mutants; the first one names the site.
+    pub(super) fn sites(&self) -> impl Iterator<Item = Vec<u32>> {
+        let sites = self.files.values().flat_map(|(_, places)| &places.sites);
+        sites.map(|site| site.choices.iter().map(|choice| choice.number).collect())
+    }
+
+    /// Writes the mutated files, in the forms that were learned.
+    pub(super) fn write(&self, learned: &Learned) -> Result<()> {
+        for (name, (source, places)) in &self.files {
+            let text = rewrite(source, &places.sites, learned);
+            put(&self.root.join(name), &library(name, text))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what git knows, except for the mutated files, and removes what it no longer knows.
+    fn synchronise(&self) -> Result<()> {
+        let mut git = Command::new("git");
+        git.current_dir(root()).args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ]);
+        let mut kept = BTreeSet::from([self.root.join(SWITCH)]);
+        for name in quietly(&mut git)?.split('\0').filter(|name| !name.is_empty()) {
+            let from = root().join(name);
+            if from.is_file() && !self.files.contains_key(name) {
+                self.take(name, &from)?;
+            }
+            kept.insert(self.root.join(name));
+        }
+        put(&self.root.join(SWITCH), include_bytes!("switch.rs"))?;
+        remove_others(&self.root, &kept)
+    }
+
+    fn take(&self, name: &str, from: &Path) -> Result<()> {
+        let bytes = std::fs::read(from).with_context(|| format!("reading {name}"))?;
+        if name == LIBRARY {
+            let text = String::from_utf8(bytes).context(LIBRARY)?;
+            return put(&self.root.join(name), &library(name, text));
+        }
+        put(&self.root.join(name), &bytes)
+    }
+}
+
+/// Declares the switch, in the root of the crate.
+fn library(name: &str, text: String) -> Vec<u8> {
+    if name != LIBRARY {
+        return text.into_bytes();
+    }
+    let features = "#![feature(core_intrinsics, const_eval_select)]\n";
+    format!("{features}{text}\n#[doc(hidden)]\npub mod mutant;\n").into_bytes()
+}
+
+/// Writes a file, unless it is the same already.
+fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(path, bytes))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+/// Removes files of the copy that are no longer in the workspace.
+fn remove_others(folder: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(&path, kept)?;
+        } else if !kept.contains(&path) {
+            std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Tries mutants: each meets the tests that reach it, until one fails.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::child::{self, End};
+use super::list::Mutant;
+use super::report::{Results, Verdict};
+use super::suite::{Suite, Test};
+use super::workers;
+
+/// A test may take this many times what it takes without a mutant, and [`GRACE`].
+const SLOWER: u32 = 10;
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Progress is printed after this many mutants.
+const STRIDE: usize = 100;
+
+/// How many mutants of a file each test has caught. Such a test is tried earlier.
+type Caught = HashMap<(String, usize), u32>;
+
+/// Tries the mutants of these numbers, and notes what becomes of them.
+pub(super) fn all(
+    suite: &Suite,
+    mutants: &[Mutant],
+    numbers: &[u32],
+    results: &Results,
+) -> Result<()> {
+    let caught = Mutex::new(Caught::new());
+    workers::each(numbers.len(), |index| {
+        let Some((number, mutant)) = numbers.get(index).and_then(|number| {
+            let place = usize::try_from(*number).ok()?.checked_sub(1)?;
+            Some((*number, mutants.get(place)?))
+        }) else {
+            return Ok(());
+        };
+        results.note(mutant, one(suite, number, &mutant.file, &caught)?)?;
+        if (index + 1) % STRIDE == 0 {
+            println!("mutants: {} of {} begun", index + 1, numbers.len());
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn one(suite: &Suite, number: u32, file: &str, caught: &Mutex<Caught>) -> Result<Verdict> {
+    let Some(reached) = suite.reach.get(&number) else { return Ok(Verdict::Unreached) };
+    for index in order(suite, reached, file, caught) {
+        let Some(test) = suite.tests.get(index) else { continue };
+        let mut command = suite.command(test)?;
+        let limit = test.time * SLOWER + GRACE;
+        let (end, _) = child::run(command.env("MUTANT", number.to_string()), limit)?;
+        if end == End::Passed {
+            continue;
+        }
+        if let Ok(mut caught) = caught.lock() {
+            *caught.entry((file.to_owned(), index)).or_default() += 1;
+        }
+        let title = suite.title(test);
+        let failed = end == End::Failed;
+        return Ok(if failed { Verdict::Caught(title) } else { Verdict::TimedOut(title) });
+    }
+    Ok(Verdict::Survived)
+}
+
+/// Orders the tests that reach a mutant: quick ones first, and before them those that caught others in this file.
+fn order(suite: &Suite, reached: &[usize], file: &str, caught: &Mutex<Caught>) -> Vec<usize> {
+    let time =
+        |index: &usize| suite.tests.get(*index).map_or(Duration::MAX, |test: &Test| test.time);
+    let count = |index: &usize| {
+        let caught = caught.lock().ok()?;
+        caught.get(&(file.to_owned(), *index)).copied()
+    };
+    let mut order = reached.to_vec();
+    order.sort_by_cached_key(|index| time(index) / (1 + count(index).unwrap_or(0)));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_tests_come_first_and_good_ones_before_them() {
+        let test = |milliseconds| Test {
+            program: 0,
+            name: String::new(),
+            time: Duration::from_millis(milliseconds),
+        };
+        let suite = Suite { tests: vec![test(30), test(10), test(20)], ..Suite::default() };
+        let caught = Mutex::new(Caught::new());
+        assert_eq!(order(&suite, &[0, 1, 2], "a.rs", &caught), [1, 2, 0]);
+        caught.lock().unwrap().insert(("a.rs".into(), 0), 9);
+        assert_eq!(order(&suite, &[0, 1, 2], "a.rs", &caught), [0, 1, 2]);
+        assert_eq!(order(&suite, &[0, 2], "b.rs", &caught), [2, 0]);
+    }
+
+    #[test]
+    fn a_mutant_that_no_test_reaches_survives() {
+        let caught = Mutex::new(Caught::new());
+        assert_eq!(one(&Suite::default(), 1, "a.rs", &caught).unwrap(), Verdict::Unreached);
+    }
+}
