@@ -21,7 +21,7 @@ struct Mark {
     range: Range<usize>,
 }
 
-/// Returns the culprits of an error: of its primary places, or else of the other ones.
+/// Returns the culprits of an error: at its primary places, or else at the other ones.
 pub(super) fn of(error: &Value, root: &Path) -> Vec<Culprit> {
     let spans = error.get("spans").and_then(Value::as_array).cloned().unwrap_or_default();
     let primary = |span: &&Value| span.get("is_primary").and_then(Value::as_bool) == Some(true);
@@ -31,6 +31,15 @@ pub(super) fn of(error: &Value, root: &Path) -> Vec<Culprit> {
     };
     let culprits = found(first);
     if culprits.is_empty() { found(others) } else { culprits }
+}
+
+/// Returns the last site that begins before an error, for want of anything better.
+pub(super) fn before(error: &Value, root: &Path) -> Option<Culprit> {
+    let (file, range) = position(error.get("spans")?.get(0)?)?;
+    let text = std::fs::read_to_string(root.join(file)).ok()?;
+    let sites = marks(&text).into_iter().filter(|mark| matches!(mark.culprit, Culprit::Site(_)));
+    let last = sites.filter(|mark| mark.range.start < range.start).max_by_key(|m| m.range.start);
+    last.map(|mark| mark.culprit)
 }
 
 fn of_span(span: &Value, root: &Path) -> Vec<Culprit> {
@@ -132,6 +141,9 @@ mod tests {
         let error = |spans: &[Value]| of(&serde_json::json!({"spans": spans}), &folder);
         assert_eq!(error(&[span("a", false), span("b", true)]), [Culprit::Mutant(1)]);
         assert_eq!(error(&[span("b", false), span("f", true)]), [Culprit::Mutant(1)]);
+        let outside = serde_json::json!({"spans": [span("f", true)]});
+        assert_eq!(of(&outside, &folder), []);
+        assert_eq!(before(&outside, &folder), Some(Culprit::Site(1)));
         std::fs::remove_file(folder.join(&name)).unwrap();
     }
 }

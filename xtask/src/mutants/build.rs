@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use super::blame::{self, Culprit};
 use super::copy::Copy;
+use super::list::Mutant;
+use super::memory;
 use super::report::Verdict;
 use super::rewrite::{Form, Learned};
 use crate::workspace::{cache, cargo};
@@ -27,21 +29,30 @@ pub(super) struct Program {
 }
 
 /// Writes the mutants, and takes out those that do not compile, until the library compiles.
-pub(super) fn settle(copy: &Copy) -> Result<Learned> {
-    let mut learned = Learned::default();
+pub(super) fn settle(copy: &Copy, mutants: &[Mutant]) -> Result<Learned> {
+    let path = cache("mutants")?.join("learned.tsv");
+    let mut learned = memory::load(&path, copy.sources, mutants);
     for round in 1..=ROUNDS {
         copy.write(&learned)?;
         println!("mutants: compiling, round {round}");
         let errors = check(copy)?;
+        let text = |error: &Value| Some(error.get("rendered")?.as_str()?.to_owned());
+        let texts: String = errors.iter().filter_map(text).collect();
+        std::fs::write(cache("mutants")?.join(format!("errors-{round}.txt")), &texts)?;
         if errors.is_empty() {
+            memory::save(&path, copy.sources, mutants, &learned)?;
             return Ok(learned);
         }
         let culprits: BTreeSet<Culprit> =
             errors.iter().flat_map(|error| blame::of(error, &copy.root)).collect();
-        let news = culprits.iter().filter(|culprit| learn(&mut learned, culprit)).count();
+        let mut news = culprits.iter().filter(|culprit| learn(&mut learned, culprit)).count();
+        if news == 0 {
+            let sites: BTreeSet<Culprit> =
+                errors.iter().filter_map(|error| blame::before(error, &copy.root)).collect();
+            news = sites.iter().filter(|site| learn(&mut learned, site)).count();
+        }
         println!("mutants: {} errors, {news} mutants or places are at fault", errors.len());
-        let first = errors.first().and_then(|error| error.get("rendered")?.as_str());
-        ensure!(news > 0, "no mutant is at fault:\n{}", first.unwrap_or_default());
+        ensure!(news > 0, "no mutant is at fault:\n{texts}");
     }
     bail!("the mutants do not compile after {ROUNDS} rounds")
 }

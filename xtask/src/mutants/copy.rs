@@ -2,6 +2,7 @@
 //! compiles the rest only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,12 +16,17 @@ use crate::workspace::{cache, quietly, root};
 /// The root of the mutated crate.
 const LIBRARY: &str = "iommud/src/lib.rs";
 
+/// What decides whether a mutant compiles, by how the names begin.
+const COMPILED: [&str; 3] = ["Cargo.", "iommud/", "protocol/"];
+
 /// The switch: where it stands in the copy.
 const SWITCH: &str = "iommud/src/mutant.rs";
 
 /// The mutated sources, and where they are written.
 pub(super) struct Copy {
     pub(super) root: PathBuf,
+    /// A hash of everything that decides whether a mutant compiles.
+    pub(super) sources: u64,
     /// Source and places of each mutated file.
     files: BTreeMap<String, (String, Places)>,
 }
@@ -39,8 +45,8 @@ impl Copy {
             let places = places::find(&source, &mutants).context(name.to_owned())?;
             files.insert(name.to_owned(), (source, places));
         }
-        let copy = Self { root: folder, files };
-        copy.synchronise()?;
+        let mut copy = Self { root: folder, sources: 0, files };
+        copy.sources = copy.synchronise()?;
         Ok(copy)
     }
 
@@ -64,8 +70,10 @@ impl Copy {
         Ok(())
     }
 
-    /// Copies what git knows, except for the mutated files, and removes what it no longer knows.
-    fn synchronise(&self) -> Result<()> {
+    /// Copies what git knows, except for the mutated files, and removes what it no longer knows. Returns the hash.
+    fn synchronise(&self) -> Result<u64> {
+        let mut hash = DefaultHasher::new();
+        [include_str!("places.rs"), include_str!("rewrite.rs")].hash(&mut hash);
         let mut git = Command::new("git");
         git.current_dir(root()).args([
             "ls-files",
@@ -77,17 +85,24 @@ impl Copy {
         let mut kept = BTreeSet::from([self.root.join(SWITCH)]);
         for name in quietly(&mut git)?.split('\0').filter(|name| !name.is_empty()) {
             let from = root().join(name);
-            if from.is_file() && !self.files.contains_key(name) {
-                self.take(name, &from)?;
+            if from.is_file() {
+                let bytes = std::fs::read(&from).with_context(|| format!("reading {name}"))?;
+                if COMPILED.iter().any(|start| name.starts_with(start)) {
+                    (name, &bytes).hash(&mut hash);
+                }
+                self.take(name, bytes)?;
             }
             kept.insert(self.root.join(name));
         }
         put(&self.root.join(SWITCH), include_bytes!("switch.rs"))?;
-        remove_others(&self.root, &kept)
+        remove_others(&self.root, &kept)?;
+        Ok(hash.finish())
     }
 
-    fn take(&self, name: &str, from: &Path) -> Result<()> {
-        let bytes = std::fs::read(from).with_context(|| format!("reading {name}"))?;
+    fn take(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+        if self.files.contains_key(name) {
+            return Ok(());
+        }
         if name == LIBRARY {
             let text = String::from_utf8(bytes).context(LIBRARY)?;
             return put(&self.root.join(name), &library(name, text));

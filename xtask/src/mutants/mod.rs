@@ -9,6 +9,7 @@ mod build;
 mod child;
 mod copy;
 mod list;
+mod memory;
 mod places;
 mod report;
 mod rewrite;
@@ -49,7 +50,7 @@ pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
     let mutants = list::list(options)?;
     println!("mutants: {} of them", mutants.len());
     let copy = Copy::new(&mutants)?;
-    let learned = build::settle(&copy)?;
+    let learned = build::settle(&copy, &mutants)?;
     let results = Results::open(&cache("mutants")?.join("results.tsv"), &mutants, options.again)?;
     for (number, verdict) in build::left_out(&copy, &learned) {
         if let Some(mutant) = mutants.get(number as usize - 1) {
@@ -57,11 +58,11 @@ pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
         }
     }
     let unknown = |mutant: &Mutant| results.of(mutant).is_none();
-    meet(&copy, &FAST, &mutants, &results, unknown)?;
+    meet(&copy, &FAST, &mutants, &results, unknown, options.explore)?;
     let missed = |mutant: &Mutant| results.of(mutant).is_some_and(|verdict| verdict.is_missed());
     if options.explore {
         println!("mutants: survivors meet the explorer");
-        meet(&copy, &SLOW, &mutants, &results, missed)?;
+        meet(&copy, &SLOW, &mutants, &results, missed, true)?;
     }
     let verdicts: Vec<(&str, Verdict)> = mutants
         .iter()
@@ -78,12 +79,13 @@ fn meet(
     mutants: &[Mutant],
     results: &Results,
     wanted: impl Fn(&Mutant) -> bool,
+    patient: bool,
 ) -> Result<()> {
     println!("mutants: building the tests");
     let suite = Suite::record(build::programs(copy, tests)?)?;
     let wanted = (1..).zip(mutants).filter(|(_, mutant)| wanted(mutant));
     let numbers: Vec<u32> = wanted.map(|(number, _)| number).collect();
-    trial::all(&suite, mutants, &numbers, results)
+    trial::all(&suite, mutants, &numbers, results, patient)
 }
 
 #[cfg(test)]

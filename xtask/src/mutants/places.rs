@@ -33,6 +33,8 @@ pub(super) struct Field {
 pub(super) enum Kind {
     /// The start of a function's body.
     Body,
+    /// The body of a function that returns an iterator of a type without a name.
+    Iterator,
     /// A comparison: its operands are not moved.
     Compare { left: Range<usize>, operator: String, right: Range<usize> },
     /// An operator that takes the values of its operands.
@@ -144,13 +146,23 @@ impl Finder<'_> {
     }
 
     /// A function begins: what surrounds it does not make its body a constant.
-    fn function(&mut self, block: &syn::Block, visit: impl FnOnce(&mut Self)) {
+    fn function(
+        &mut self,
+        output: &syn::ReturnType,
+        block: &syn::Block,
+        visit: impl FnOnce(&mut Self),
+    ) {
         let constants = std::mem::take(&mut self.constants);
-        if let Some(first) = block.stmts.first()
+        if let (Some(first), Some(last)) = (block.stmts.first(), block.stmts.last())
             && let Some(choices) = self.take(Genre::FnValue, first)
         {
-            let start = range(first).start;
-            self.add(start..start, Kind::Body, choices);
+            let (start, end) = (range(first).start, range(last).end);
+            if matches!(output, syn::ReturnType::Type(_, of) if matches!(**of, syn::Type::ImplTrait(_)))
+            {
+                self.add(start..end, Kind::Iterator, choices);
+            } else {
+                self.add(start..start, Kind::Body, choices);
+            }
         }
         visit(self);
         self.constants = constants;
@@ -229,16 +241,20 @@ fn has_let(node: &syn::ExprBinary) -> bool {
 
 impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_item_fn(&mut self, node: &'ast syn::ItemFn) {
-        self.function(&node.block, |finder| visit::visit_item_fn(finder, node));
+        self.function(&node.sig.output, &node.block, |finder| visit::visit_item_fn(finder, node));
     }
 
     fn visit_impl_item_fn(&mut self, node: &'ast syn::ImplItemFn) {
-        self.function(&node.block, |finder| visit::visit_impl_item_fn(finder, node));
+        self.function(&node.sig.output, &node.block, |finder| {
+            visit::visit_impl_item_fn(finder, node)
+        });
     }
 
     fn visit_trait_item_fn(&mut self, node: &'ast syn::TraitItemFn) {
         match &node.default {
-            Some(block) => self.function(block, |finder| visit::visit_trait_item_fn(finder, node)),
+            Some(block) => self.function(&node.sig.output, block, |finder| {
+                visit::visit_trait_item_fn(finder, node)
+            }),
             None => visit::visit_trait_item_fn(self, node),
         }
     }

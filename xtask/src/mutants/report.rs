@@ -18,8 +18,8 @@ pub(super) enum Verdict {
     Caught(String),
     /// This test did not end in time.
     TimedOut(String),
-    /// Every test that reaches it passed.
-    Survived,
+    /// The tests that reach it passed: all, or all but these.
+    Survived(String),
     /// No test reaches it.
     Unreached,
     /// It does not compile.
@@ -31,14 +31,14 @@ pub(super) enum Verdict {
 impl Verdict {
     /// Whether it says that a test is missing.
     pub(super) fn is_missed(&self) -> bool {
-        matches!(self, Self::Survived | Self::Unreached)
+        matches!(self, Self::Survived(_) | Self::Unreached)
     }
 
     fn words(&self) -> (&'static str, &str) {
         match self {
             Self::Caught(test) => ("caught", test),
             Self::TimedOut(test) => ("time-out", test),
-            Self::Survived => ("survived", ""),
+            Self::Survived(but) => ("survived", but),
             Self::Unreached => ("unreached", ""),
             Self::Unviable => ("unviable", ""),
             Self::Untried(reason) => ("untried", reason),
@@ -49,7 +49,7 @@ impl Verdict {
         match word {
             "caught" => Some(Self::Caught(by.to_owned())),
             "time-out" => Some(Self::TimedOut(by.to_owned())),
-            "survived" => Some(Self::Survived),
+            "survived" => Some(Self::Survived(by.to_owned())),
             "unreached" => Some(Self::Unreached),
             "unviable" => Some(Self::Unviable),
             "untried" => Some(Self::Untried(by.to_owned())),
@@ -126,7 +126,7 @@ impl Score {
         let place = match verdict {
             Verdict::Caught(_) => &mut self.caught,
             Verdict::TimedOut(_) => &mut self.timed_out,
-            Verdict::Survived | Verdict::Unreached => &mut self.missed,
+            Verdict::Survived(_) | Verdict::Unreached => &mut self.missed,
             Verdict::Unviable => &mut self.unviable,
             Verdict::Untried(_) => &mut self.untried,
         };
@@ -158,7 +158,8 @@ pub(super) fn summary(verdicts: &[(&str, Verdict)]) -> String {
     for (name, verdict) in verdicts {
         scores.entry(folder(name)).or_default().count(verdict);
         let _ = match verdict {
-            Verdict::Survived => writeln!(text, "survived: {name}"),
+            Verdict::Survived(but) if but.is_empty() => writeln!(text, "survived: {name}"),
+            Verdict::Survived(but) => writeln!(text, "survived: {name} ({but})"),
             Verdict::Unreached => writeln!(text, "survived: {name} (no test reaches it)"),
             Verdict::Untried(reason) => writeln!(text, "not tried: {name} ({reason})"),
             Verdict::Caught(_) | Verdict::TimedOut(_) | Verdict::Unviable => Ok(()),
@@ -180,7 +181,8 @@ mod tests {
         let verdicts = [
             ("iommud/src/policy/list.rs:3:5: replace f", caught()),
             ("iommud/src/hw/mod.rs:1:1: x", caught()),
-            ("iommud/src/policy/work.rs:9:1: replace + with -", Verdict::Survived),
+            ("iommud/src/policy/work.rs:9:1: replace + with -", Verdict::Survived(String::new())),
+            ("iommud/src/policy/work.rs:9:1: replace + with /", Verdict::Survived("but".into())),
             ("iommud/src/policy/work.rs:9:2: replace + with *", Verdict::Unreached),
             ("iommud/src/policy/work.rs:8:1: replace < with >", Verdict::TimedOut("b".into())),
             ("iommud/src/policy/work.rs:7:1: replace g", Verdict::Unviable),
@@ -189,10 +191,11 @@ mod tests {
         assert_eq!(
             summary(&verdicts),
             "survived: iommud/src/policy/work.rs:9:1: replace + with -\n\
+             survived: iommud/src/policy/work.rs:9:1: replace + with / (but)\n\
              survived: iommud/src/policy/work.rs:9:2: replace + with * (no test reaches it)\n\
              not tried: iommud/src/policy/work.rs:6:1: replace h (constant)\n\
              mutants: hw: 1 of 1 caught (0 by a time-out); 0 do not compile, 0 were not tried\n\
-             mutants: policy: 2 of 4 caught (1 by a time-out); 1 do not compile, 1 were not tried\n"
+             mutants: policy: 2 of 5 caught (1 by a time-out); 1 do not compile, 1 were not tried\n"
         );
     }
 
@@ -208,7 +211,9 @@ mod tests {
         let [a, b, other] = ["a", "b", "other"].map(mutant);
         let results = Results::open(&path, &[], false).unwrap();
         let caught = || Verdict::Caught("lib: x".into());
-        for (mutant, verdict) in [(&a, caught()), (&b, Verdict::Survived), (&other, caught())] {
+        for (mutant, verdict) in
+            [(&a, caught()), (&b, Verdict::Survived(String::new())), (&other, caught())]
+        {
             results.note(mutant, verdict).unwrap();
         }
         let both = [a, b];

@@ -21,7 +21,7 @@ pub(super) enum Form {
 }
 
 /// What the compiler has taught about forms and mutants.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Learned {
     /// Forms of sites, by the number of the first mutant.
     pub(super) forms: BTreeMap<u32, Form>,
@@ -105,6 +105,7 @@ impl Writer<'_> {
         }
         let text = match &site.kind {
             Kind::Body => body(&choices),
+            Kind::Iterator => iterator(&choices, &self.text(site.range.clone(), next)),
             Kind::Arm => {
                 choices.iter().map(|choice| format!(" if !{}", on(choice.number))).collect()
             }
@@ -156,7 +157,7 @@ impl Writer<'_> {
                 let switch = each(choices, operator, |name| format!("{name}operand__"));
                 format!("(match ({}) {{ operand__ => {switch} }})", text(operand))
             }
-            Kind::Body | Kind::Arm | Kind::Guard | Kind::Structure { .. } => String::new(),
+            _ => String::new(),
         }
     }
 
@@ -182,7 +183,7 @@ impl Writer<'_> {
                 let operand = text(operand);
                 each(choices, operator, |name| format!("{name}({operand})"))
             }
-            Kind::Body | Kind::Arm | Kind::Guard | Kind::Structure { .. } => String::new(),
+            _ => String::new(),
         };
         format!("({switch})")
     }
@@ -230,6 +231,15 @@ fn body(choices: &[Choice]) -> String {
         format!("if {} {{ return {text}; }} ", on(choice.number))
     };
     choices.iter().map(value).collect()
+}
+
+/// Each value and the original body have a type of their own.
+fn iterator(choices: &[Choice], original: &str) -> String {
+    let either = |side: &str, text: &str| format!("crate::mutant::Either::{side}({text})");
+    choices.iter().fold(format!("{{ {original} }}"), |rest, choice| {
+        let value = either("Left", &chosen(choice.number, &choice.text));
+        format!("if {} {{ {value} }} else {{ {} }}", on(choice.number), either("Right", &rest))
+    })
 }
 
 fn guard(choices: &[Choice], original: &str) -> String {

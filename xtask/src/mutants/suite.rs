@@ -58,7 +58,16 @@ impl Suite {
                 suite.reach.entry(number).or_default().push(index);
             }
         }
+        std::fs::write(cache("mutants")?.join("tests.tsv"), suite.times())?;
         Ok(suite)
+    }
+
+    /// A line for each test, the slowest first: how long it takes, and what it is called.
+    fn times(&self) -> String {
+        let mut tests: Vec<&Test> = self.tests.iter().collect();
+        tests.sort_by_key(|test| std::cmp::Reverse(test.time));
+        let line = |test: &&Test| format!("{} ms\t{}\n", test.time.as_millis(), self.title(test));
+        tests.iter().map(line).collect()
     }
 
     /// The name of a test, with its program.

@@ -16,6 +16,9 @@ use super::workers;
 const SLOWER: u32 = 10;
 const GRACE: Duration = Duration::from_secs(5);
 
+/// The tests of a mutant take this long together without it; slower ones are left for a patient run.
+const BUDGET: Duration = Duration::from_secs(12);
+
 /// Progress is printed after this many mutants.
 const STRIDE: usize = 100;
 
@@ -28,8 +31,10 @@ pub(super) fn all(
     mutants: &[Mutant],
     numbers: &[u32],
     results: &Results,
+    patient: bool,
 ) -> Result<()> {
     let caught = Mutex::new(Caught::new());
+    let budget = if patient { Duration::MAX } else { BUDGET };
     workers::each(numbers.len(), |index| {
         let Some((number, mutant)) = numbers.get(index).and_then(|number| {
             let place = usize::try_from(*number).ok()?.checked_sub(1)?;
@@ -37,7 +42,7 @@ pub(super) fn all(
         }) else {
             return Ok(());
         };
-        results.note(mutant, one(suite, number, &mutant.file, &caught)?)?;
+        results.note(mutant, one(suite, number, &mutant.file, &caught, budget)?)?;
         if (index + 1) % STRIDE == 0 {
             println!("mutants: {} of {} begun", index + 1, numbers.len());
         }
@@ -46,9 +51,16 @@ pub(super) fn all(
     Ok(())
 }
 
-fn one(suite: &Suite, number: u32, file: &str, caught: &Mutex<Caught>) -> Result<Verdict> {
+fn one(
+    suite: &Suite,
+    number: u32,
+    file: &str,
+    caught: &Mutex<Caught>,
+    budget: Duration,
+) -> Result<Verdict> {
     let Some(reached) = suite.reach.get(&number) else { return Ok(Verdict::Unreached) };
-    for index in order(suite, reached, file, caught) {
+    let reached = affordable(suite, reached, budget);
+    for index in order(suite, &reached.0, file, caught) {
         let Some(test) = suite.tests.get(index) else { continue };
         let mut command = suite.command(test)?;
         let limit = test.time * SLOWER + GRACE;
@@ -63,7 +75,25 @@ fn one(suite: &Suite, number: u32, file: &str, caught: &Mutex<Caught>) -> Result
         let failed = end == End::Failed;
         return Ok(if failed { Verdict::Caught(title) } else { Verdict::TimedOut(title) });
     }
-    Ok(Verdict::Survived)
+    let left = reached.1;
+    let but = if left == 0 { String::new() } else { format!("{left} slow tests were not tried") };
+    Ok(Verdict::Survived(but))
+}
+
+/// The quickest tests, one at least, as long as there is time for them, and the number of the others.
+fn affordable(suite: &Suite, reached: &[usize], budget: Duration) -> (Vec<usize>, usize) {
+    let time = |index: &usize| suite.tests.get(*index).map_or(Duration::ZERO, |test| test.time);
+    let mut sorted = reached.to_vec();
+    sorted.sort_by_key(time);
+    let mut spent = Duration::ZERO;
+    let fits = |index: &&usize| -> bool {
+        let fits = spent == Duration::ZERO || spent + time(index) <= budget;
+        spent += time(index);
+        fits
+    };
+    let count = sorted.iter().take_while(fits).count();
+    sorted.truncate(count);
+    (sorted, reached.len() - count)
 }
 
 /// Orders the tests that reach a mutant: quick ones first, and before them those that caught others in this file.
@@ -83,14 +113,27 @@ fn order(suite: &Suite, reached: &[usize], file: &str, caught: &Mutex<Caught>) -
 mod tests {
     use super::*;
 
-    #[test]
-    fn quick_tests_come_first_and_good_ones_before_them() {
-        let test = |milliseconds| Test {
+    fn suite(milliseconds: &[u64]) -> Suite {
+        let test = |milliseconds: &u64| Test {
             program: 0,
             name: String::new(),
-            time: Duration::from_millis(milliseconds),
+            time: Duration::from_millis(*milliseconds),
         };
-        let suite = Suite { tests: vec![test(30), test(10), test(20)], ..Suite::default() };
+        Suite { tests: milliseconds.iter().map(test).collect(), ..Suite::default() }
+    }
+
+    #[test]
+    fn slow_tests_are_left_out_but_not_the_only_one() {
+        let suite = suite(&[9000, 100, 200, 20_000]);
+        let affordable = |reached: &[usize], budget| affordable(&suite, reached, budget);
+        assert_eq!(affordable(&[0, 1, 2, 3], BUDGET), (vec![1, 2, 0], 1));
+        assert_eq!(affordable(&[3], BUDGET), (vec![3], 0));
+        assert_eq!(affordable(&[3, 0, 1, 2], Duration::MAX), (vec![1, 2, 0, 3], 0));
+    }
+
+    #[test]
+    fn quick_tests_come_first_and_good_ones_before_them() {
+        let suite = suite(&[30, 10, 20]);
         let caught = Mutex::new(Caught::new());
         assert_eq!(order(&suite, &[0, 1, 2], "a.rs", &caught), [1, 2, 0]);
         caught.lock().unwrap().insert(("a.rs".into(), 0), 9);
@@ -101,6 +144,6 @@ mod tests {
     #[test]
     fn a_mutant_that_no_test_reaches_survives() {
         let caught = Mutex::new(Caught::new());
-        assert_eq!(one(&Suite::default(), 1, "a.rs", &caught).unwrap(), Verdict::Unreached);
+        assert_eq!(one(&Suite::default(), 1, "a.rs", &caught, BUDGET).unwrap(), Verdict::Unreached);
     }
 }

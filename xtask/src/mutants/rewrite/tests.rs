@@ -54,6 +54,20 @@ fn a_body_returns_the_value() {
 }
 
 #[test]
+fn a_body_gives_one_of_two_iterators() {
+    assert_eq!(
+        once(
+            "fn f() -> impl Iterator<Item = u8> { g(); h() }",
+            Genre::FnValue,
+            &[("g()", "empty()"), ("g()", "once(1)")]
+        ),
+        "fn f() -> impl Iterator<Item = u8> { if on(2) { crate::mutant::Either::Left(once(1)) } \
+         else { crate::mutant::Either::Right(if on(1) { crate::mutant::Either::Left(empty()) } \
+         else { crate::mutant::Either::Right({ g(); h() }) }) } }"
+    );
+}
+
+#[test]
 fn operands_are_written_once() {
     let binary = |source, mutants| once(source, Genre::BinaryOperator, mutants);
     assert_eq!(
