@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::blame::{self, Culprit};
 use super::copy::Copy;
+use super::learned;
 use super::list::Mutant;
-use super::memory;
+use super::places::Site;
 use super::report::Verdict;
 use super::rewrite::{Form, Learned};
 use crate::workspace::{cache, cargo};
@@ -31,7 +32,7 @@ pub(super) struct Program {
 /// Writes the mutants, and takes out those that do not compile, until the library compiles.
 pub(super) fn settle(copy: &Copy, mutants: &[Mutant]) -> Result<Learned> {
     let path = cache("mutants")?.join("learned.tsv");
-    let mut learned = memory::load(&path, copy.sources, mutants);
+    let mut learned = learned::load(&path, copy.sources, mutants);
     for round in 1..=ROUNDS {
         copy.write(&learned)?;
         println!("mutants: compiling, round {round}");
@@ -40,16 +41,16 @@ pub(super) fn settle(copy: &Copy, mutants: &[Mutant]) -> Result<Learned> {
         let texts: String = errors.iter().filter_map(text).collect();
         std::fs::write(cache("mutants")?.join(format!("errors-{round}.txt")), &texts)?;
         if errors.is_empty() {
-            memory::save(&path, copy.sources, mutants, &learned)?;
+            learned::save(&path, copy.sources, mutants, &learned)?;
             return Ok(learned);
         }
         let culprits: BTreeSet<Culprit> =
             errors.iter().flat_map(|error| blame::of(error, &copy.root)).collect();
-        let mut news = culprits.iter().filter(|culprit| learn(&mut learned, culprit)).count();
+        let mut news = culprits.iter().filter(|culprit| learn(copy, &mut learned, culprit)).count();
         if news == 0 {
             let sites: BTreeSet<Culprit> =
                 errors.iter().filter_map(|error| blame::before(error, &copy.root)).collect();
-            news = sites.iter().filter(|site| learn(&mut learned, site)).count();
+            news = sites.iter().filter(|site| learn(copy, &mut learned, site)).count();
         }
         println!("mutants: {} errors, {news} mutants or places are at fault", errors.len());
         ensure!(news > 0, "no mutant is at fault:\n{texts}");
@@ -57,10 +58,14 @@ pub(super) fn settle(copy: &Copy, mutants: &[Mutant]) -> Result<Learned> {
     bail!("the mutants do not compile after {ROUNDS} rounds")
 }
 
-fn learn(learned: &mut Learned, culprit: &Culprit) -> bool {
+fn learn(copy: &Copy, learned: &mut Learned, culprit: &Culprit) -> bool {
     match culprit {
         Culprit::Mutant(number) => learned.unviable.insert(*number),
-        Culprit::Site(site) => learned.next_form(*site),
+        Culprit::Site(id) => {
+            let items = copy.sites().filter(|site| site.id() == *id).flat_map(Site::items);
+            learned.unviable.extend(items);
+            learned.next_form(*id)
+        }
     }
 }
 
@@ -70,8 +75,8 @@ pub(super) fn left_out(copy: &Copy, learned: &Learned) -> Vec<(u32, Verdict)> {
     let mut out: Vec<(u32, Verdict)> =
         copy.without().map(|(number, reason)| (number, untried(reason))).collect();
     for site in copy.sites() {
-        let form = site.first().and_then(|first| learned.forms.get(first));
-        for number in site {
+        let form = learned.forms.get(&site.id());
+        for number in site.choices.iter().map(|choice| choice.number) {
             if learned.unviable.contains(&number) {
                 out.push((number, Verdict::Unviable));
             } else if form == Some(&Form::Original) {

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::list::Mutant;
-use super::places::{self, Places};
+use super::places::{self, Places, Site};
 use super::rewrite::{Learned, rewrite};
 use crate::workspace::{cache, quietly, root};
 
@@ -55,10 +55,9 @@ impl Copy {
         self.files.values().flat_map(|(_, places)| places.without.iter().copied())
     }
 
-    /// Every site's mutants; the first one names the site.
-    pub(super) fn sites(&self) -> impl Iterator<Item = Vec<u32>> {
-        let sites = self.files.values().flat_map(|(_, places)| &places.sites);
-        sites.map(|site| site.choices.iter().map(|choice| choice.number).collect())
+    /// The places that are rewritten.
+    pub(super) fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.files.values().flat_map(|(_, places)| &places.sites)
     }
 
     /// Writes the mutated files, in the forms that were learned.

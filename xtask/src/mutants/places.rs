@@ -62,6 +62,13 @@ pub(super) struct Site {
 }
 
 impl Site {
+    /// Mutants of an iterator that give items. Their type may not be the right one.
+    pub(super) fn items(&self) -> impl Iterator<Item = u32> {
+        let given =
+            |choice: &&Choice| self.kind == Kind::Iterator && !choice.text.contains("empty");
+        self.choices.iter().filter(given).map(|choice| choice.number)
+    }
+
     /// The number of the site's first mutant, which names the site.
     pub(super) fn id(&self) -> u32 {
         self.choices.first().map_or(0, |choice| choice.number)
@@ -77,6 +84,9 @@ pub(super) struct Places {
 
 /// The reason of a mutant that is compiled into a constant.
 pub(super) const CONSTANT: &str = "in a constant";
+
+/// The reason of an arm whose match has no other arm for its values.
+pub(super) const CLOSED: &str = "no other arm takes these values";
 
 /// The reason of a mutant that no rewriting has a form for.
 const NO_FORM: &str = "no form for this place";
@@ -196,6 +206,18 @@ impl Finder<'_> {
         self.add(range(node), Kind::Unary { operator, operand: range(&node.expr) }, choices);
     }
 
+    /// A deleted arm needs another one that takes everything: without it, nothing compiles.
+    fn arms(&mut self, node: &syn::ExprMatch) {
+        let open = |arm: &syn::Arm| matches!(arm.pat, syn::Pat::Wild(_)) && arm.guard.is_none();
+        if !node.arms.iter().any(open) {
+            for arm in &node.arms {
+                if let Some(choices) = self.take(Genre::MatchArm, arm) {
+                    self.refuse(choices, CLOSED);
+                }
+            }
+        }
+    }
+
     fn arm(&mut self, arm: &syn::Arm) {
         if let Some(choices) = self.take(Genre::MatchArm, arm) {
             let end = range(&arm.pat).end;
@@ -267,6 +289,11 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_expr_unary(&mut self, node: &'ast syn::ExprUnary) {
         self.unary(node);
         visit::visit_expr_unary(self, node);
+    }
+
+    fn visit_expr_match(&mut self, node: &'ast syn::ExprMatch) {
+        self.arms(node);
+        visit::visit_expr_match(self, node);
     }
 
     fn visit_arm(&mut self, node: &'ast syn::Arm) {
