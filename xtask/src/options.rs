@@ -195,6 +195,8 @@ pub(crate) struct MutantsOptions {
     pub(crate) shard: Option<String>,
     /// Only what was not caught last time.
     pub(crate) again: bool,
+    /// Survivors meet the slow tests.
+    pub(crate) slow: bool,
     /// Survivors meet the explorer.
     pub(crate) explore: bool,
 }

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::blame::{self, Culprit};
 use super::copy::Copy;
 use super::learned;
 use super::list::Mutant;
-use super::places::Site;
+use super::places::{Site, Without};
 use super::report::Verdict;
 use super::rewrite::{Form, Learned};
 use crate::workspace::{cache, cargo};
@@ -20,7 +21,7 @@ use crate::workspace::{cache, cargo};
 const ROUNDS: usize = 40;
 
 /// A program of tests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Program {
     /// Its package and its name.
     pub(super) name: String,
@@ -72,8 +73,12 @@ fn learn(copy: &Copy, learned: &mut Learned, culprit: &Culprit) -> bool {
 /// The mutants that are not compiled.
 pub(super) fn left_out(copy: &Copy, learned: &Learned) -> Vec<(u32, Verdict)> {
     let untried = |reason: &str| Verdict::Untried(reason.to_owned());
+    let verdict = |without| match without {
+        Without::Unviable => Verdict::Unviable,
+        Without::Untried(reason) => untried(reason),
+    };
     let mut out: Vec<(u32, Verdict)> =
-        copy.without().map(|(number, reason)| (number, untried(reason))).collect();
+        copy.without().map(|(number, reason)| (number, verdict(reason))).collect();
     for site in copy.sites() {
         let form = learned.forms.get(&site.id());
         for number in site.choices.iter().map(|choice| choice.number) {

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::list::Mutant;
-use super::places::{self, Places, Site};
+use super::places::{self, Places, Site, Without};
 use super::rewrite::{Learned, rewrite};
 use crate::workspace::{cache, quietly, root};
 
@@ -27,6 +27,8 @@ pub(super) struct Copy {
     pub(super) root: PathBuf,
     /// A hash of everything that decides whether a mutant compiles.
     pub(super) sources: u64,
+    /// A hash of the whole workspace.
+    pub(super) all: u64,
     /// Source and places of each mutated file.
     files: BTreeMap<String, (String, Places)>,
 }
@@ -45,13 +47,13 @@ impl Copy {
             let places = places::find(&source, &mutants).context(name.to_owned())?;
             files.insert(name.to_owned(), (source, places));
         }
-        let mut copy = Self { root: folder, sources: 0, files };
-        copy.sources = copy.synchronise()?;
+        let mut copy = Self { root: folder, sources: 0, all: 0, files };
+        (copy.sources, copy.all) = copy.synchronise()?;
         Ok(copy)
     }
 
     /// The mutants that cannot be switched, with the reason.
-    pub(super) fn without(&self) -> impl Iterator<Item = (u32, &'static str)> {
+    pub(super) fn without(&self) -> impl Iterator<Item = (u32, Without)> {
         self.files.values().flat_map(|(_, places)| places.without.iter().copied())
     }
 
@@ -69,9 +71,9 @@ impl Copy {
         Ok(())
     }
 
-    /// Copies what git knows, except for the mutated files, and removes what it no longer knows. Returns the hash.
-    fn synchronise(&self) -> Result<u64> {
-        let mut hash = DefaultHasher::new();
+    /// Copies what git knows, except for the mutated files, and removes what it no longer knows. Returns the hashes.
+    fn synchronise(&self) -> Result<(u64, u64)> {
+        let (mut hash, mut all) = (DefaultHasher::new(), DefaultHasher::new());
         [include_str!("places.rs"), include_str!("rewrite.rs")].hash(&mut hash);
         let mut git = Command::new("git");
         git.current_dir(root()).args([
@@ -86,6 +88,7 @@ impl Copy {
             let from = root().join(name);
             if from.is_file() {
                 let bytes = std::fs::read(&from).with_context(|| format!("reading {name}"))?;
+                (name, &bytes).hash(&mut all);
                 if COMPILED.iter().any(|start| name.starts_with(start)) {
                     (name, &bytes).hash(&mut hash);
                 }
@@ -95,7 +98,7 @@ impl Copy {
         }
         put(&self.root.join(SWITCH), include_bytes!("switch.rs"))?;
         remove_others(&self.root, &kept)?;
-        Ok(hash.finish())
+        Ok((hash.finish(), all.finish()))
     }
 
     fn take(&self, name: &str, bytes: Vec<u8>) -> Result<()> {

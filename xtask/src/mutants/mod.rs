@@ -58,11 +58,22 @@ pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
         }
     }
     let unknown = |mutant: &Mutant| results.of(mutant).is_none();
-    meet(&copy, &FAST, &mutants, &results, unknown, options.explore)?;
+    let meet = |tests, name, wanted: &dyn Fn(&Mutant) -> bool, patient| {
+        println!("mutants: building the tests");
+        let suite = Suite::of(&copy, build::programs(&copy, tests)?, name)?;
+        let wanted = (1..).zip(&mutants).filter(|(_, mutant)| wanted(mutant));
+        let numbers: Vec<u32> = wanted.map(|(number, _)| number).collect();
+        trial::all(&suite, &mutants, &numbers, &results, patient)
+    };
+    meet(&FAST, "quick", &unknown, false)?;
     let missed = |mutant: &Mutant| results.of(mutant).is_some_and(|verdict| verdict.is_missed());
+    if options.slow {
+        println!("mutants: survivors meet the slow tests");
+        meet(&FAST, "quick", &missed, true)?;
+    }
     if options.explore {
         println!("mutants: survivors meet the explorer");
-        meet(&copy, &SLOW, &mutants, &results, missed, true)?;
+        meet(&SLOW, "explorer", &missed, true)?;
     }
     let verdicts: Vec<(&str, Verdict)> = mutants
         .iter()
@@ -70,22 +81,6 @@ pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
         .collect();
     print!("{}", report::summary(&verdicts));
     Ok(!mutants.iter().any(missed))
-}
-
-/// Builds tests, and tries the mutants that `wanted` says.
-fn meet(
-    copy: &Copy,
-    tests: &[&str],
-    mutants: &[Mutant],
-    results: &Results,
-    wanted: impl Fn(&Mutant) -> bool,
-    patient: bool,
-) -> Result<()> {
-    println!("mutants: building the tests");
-    let suite = Suite::record(build::programs(copy, tests)?)?;
-    let wanted = (1..).zip(mutants).filter(|(_, mutant)| wanted(mutant));
-    let numbers: Vec<u32> = wanted.map(|(number, _)| number).collect();
-    trial::all(&suite, mutants, &numbers, results, patient)
 }
 
 #[cfg(test)]

@@ -79,17 +79,23 @@ impl Site {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Places {
     pub(super) sites: Vec<Site>,
-    pub(super) without: Vec<(u32, &'static str)>,
+    pub(super) without: Vec<(u32, Without)>,
 }
 
 /// The reason of a mutant that is compiled into a constant.
 pub(super) const CONSTANT: &str = "in a constant";
 
-/// The reason of an arm whose match has no other arm for its values.
-pub(super) const CLOSED: &str = "no other arm takes these values";
-
 /// The reason of a mutant that no rewriting has a form for.
-const NO_FORM: &str = "no form for this place";
+pub(super) const NO_FORM: &str = "no form for this place";
+
+/// Why a mutant has no site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Without {
+    /// It does not compile in any form.
+    Unviable,
+    /// It cannot be switched, for this reason.
+    Untried(&'static str),
+}
 
 /// Finds the places of a file's mutants, which come with their numbers.
 pub(super) fn find(source: &str, mutants: &[(u32, &Mutant)]) -> Result<Places> {
@@ -106,7 +112,7 @@ pub(super) fn find(source: &str, mutants: &[(u32, &Mutant)]) -> Result<Places> {
     let known = placed.chain(places.without.iter().map(|(number, _)| *number));
     let known: HashSet<u32> = known.collect();
     let lost = mutants.iter().filter(|(number, _)| !known.contains(number));
-    places.without.extend(lost.map(|(number, _)| (*number, NO_FORM)));
+    places.without.extend(lost.map(|(number, _)| (*number, Without::Untried(NO_FORM))));
     Ok(places)
 }
 
@@ -133,11 +139,11 @@ impl Finder<'_> {
         if self.constants == 0 {
             return Some(choices);
         }
-        self.refuse(choices, CONSTANT);
+        self.refuse(&choices, Without::Untried(CONSTANT));
         None
     }
 
-    fn refuse(&mut self, choices: Vec<Choice>, reason: &'static str) {
+    fn refuse(&mut self, choices: &[Choice], reason: Without) {
         self.places.without.extend(choices.iter().map(|choice| (choice.number, reason)));
     }
 
@@ -184,7 +190,7 @@ impl Finder<'_> {
         let operator = self.text(range(&node.op));
         let kind = match node.op {
             syn::BinOp::And(_) | syn::BinOp::Or(_) if has_let(node) => {
-                return self.refuse(choices, "beside a `let`, does not compile");
+                return self.refuse(&choices, Without::Unviable);
             }
             syn::BinOp::And(_) => Kind::Logic { left, and: true, right },
             syn::BinOp::Or(_) => Kind::Logic { left, and: false, right },
@@ -212,7 +218,7 @@ impl Finder<'_> {
         if !node.arms.iter().any(open) {
             for arm in &node.arms {
                 if let Some(choices) = self.take(Genre::MatchArm, arm) {
-                    self.refuse(choices, CLOSED);
+                    self.refuse(&choices, Without::Unviable);
                 }
             }
         }

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::build::Program;
 use super::child::{self, End};
+use super::copy::Copy;
 use super::workers;
 use crate::workspace::{cache, quietly};
 
@@ -16,7 +18,7 @@ use crate::workspace::{cache, quietly};
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// A test.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Test {
     /// Its place in the list of programs.
     pub(super) program: usize,
@@ -26,7 +28,7 @@ pub(super) struct Test {
 }
 
 /// The tests, and which of them reach a mutant.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Suite {
     pub(super) programs: Vec<Program>,
     pub(super) tests: Vec<Test>,
@@ -34,9 +36,36 @@ pub(super) struct Suite {
     pub(super) reach: BTreeMap<u32, Vec<usize>>,
 }
 
+/// What the programs are, and all that they read: while it is the same, they need not run again without a mutant.
+fn state(copy: &Copy, programs: &[Program]) -> Result<String> {
+    let mut out = copy.all.to_string();
+    for program in programs {
+        let modified = std::fs::metadata(&program.path)?.modified()?;
+        let since = modified.duration_since(UNIX_EPOCH)?.as_nanos();
+        out.push_str(&format!(" {}:{since}", program.path.display()));
+    }
+    Ok(out)
+}
+
 impl Suite {
+    /// Returns the suite of these programs. The last one is in a file of the cache, and is used while it holds.
+    pub(super) fn of(copy: &Copy, mut programs: Vec<Program>, name: &str) -> Result<Self> {
+        programs.sort_by(|one, other| one.path.cmp(&other.path));
+        let state = state(copy, &programs)?;
+        let path = cache("mutants")?.join(format!("suite-{name}.json"));
+        let old = std::fs::read(&path).unwrap_or_default();
+        if let Ok((saved, suite)) = serde_json::from_slice::<(String, Self)>(&old)
+            && saved == state
+        {
+            return Ok(suite);
+        }
+        let suite = Self::record(programs)?;
+        std::fs::write(&path, serde_json::to_vec(&(state, &suite))?)?;
+        Ok(suite)
+    }
+
     /// Runs every test without a mutant, and records what it reaches. All must pass.
-    pub(super) fn record(programs: Vec<Program>) -> Result<Self> {
+    fn record(programs: Vec<Program>) -> Result<Self> {
         let mut tests = Vec::new();
         for (number, program) in programs.iter().enumerate() {
             for name in names(program)? {

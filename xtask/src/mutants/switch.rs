@@ -57,7 +57,7 @@ fn begin() -> u32 {
 fn record(number: u32) {
     let bit = 1 << (number % 64);
     let Some(word) = SEEN.get((number / 64) as usize) else { return };
-    if word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+    if word.load(Ordering::Relaxed) & bit != 0 || word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
         return;
     }
     if let Some(Some(file)) = RECORD.get() {

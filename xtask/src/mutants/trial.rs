@@ -19,6 +19,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The tests of a mutant take this long together without it; slower ones are left for a patient run.
 const BUDGET: Duration = Duration::from_secs(12);
 
+/// A test that is named like the mutated file counts as this many times quicker.
+const NAMED: u32 = 30;
+
 /// Progress is printed after this many mutants.
 const STRIDE: usize = 100;
 
@@ -59,9 +62,10 @@ fn one(
     budget: Duration,
 ) -> Result<Verdict> {
     let Some(reached) = suite.reach.get(&number) else { return Ok(Verdict::Unreached) };
-    let reached = affordable(suite, reached, budget);
-    for index in order(suite, &reached.0, file, caught) {
-        let Some(test) = suite.tests.get(index) else { continue };
+    let order = order(suite, reached, file, caught);
+    let count = affordable(suite, &order, budget);
+    for index in order.iter().take(count) {
+        let Some(test) = suite.tests.get(*index) else { continue };
         let mut command = suite.command(test)?;
         let limit = test.time * SLOWER + GRACE;
         let (end, _) = child::run(command.env("MUTANT", number.to_string()), limit)?;
@@ -69,44 +73,51 @@ fn one(
             continue;
         }
         if let Ok(mut caught) = caught.lock() {
-            *caught.entry((file.to_owned(), index)).or_default() += 1;
+            *caught.entry((file.to_owned(), *index)).or_default() += 1;
         }
         let title = suite.title(test);
         let failed = end == End::Failed;
         return Ok(if failed { Verdict::Caught(title) } else { Verdict::TimedOut(title) });
     }
-    let left = reached.1;
+    let left = order.len() - count;
     let but = if left == 0 { String::new() } else { format!("{left} slow tests were not tried") };
     Ok(Verdict::Survived(but))
 }
 
-/// The quickest tests, one at least, as long as there is time for them, and the number of the others.
-fn affordable(suite: &Suite, reached: &[usize], budget: Duration) -> (Vec<usize>, usize) {
-    let time = |index: &usize| suite.tests.get(*index).map_or(Duration::ZERO, |test| test.time);
-    let mut sorted = reached.to_vec();
-    sorted.sort_by_key(time);
+/// Returns how many of the tests there is time for: one at least.
+fn affordable(suite: &Suite, order: &[usize], budget: Duration) -> usize {
     let mut spent = Duration::ZERO;
-    let fits = |index: &&usize| -> bool {
-        let fits = spent == Duration::ZERO || spent + time(index) <= budget;
-        spent += time(index);
+    let fits = |index: &&usize| {
+        let time = suite.tests.get(**index).map_or(Duration::ZERO, |test| test.time);
+        let fits = spent == Duration::ZERO || spent + time <= budget;
+        spent += time;
         fits
     };
-    let count = sorted.iter().take_while(fits).count();
-    sorted.truncate(count);
-    (sorted, reached.len() - count)
+    order.iter().take_while(fits).count()
 }
 
-/// Orders the tests that reach a mutant: quick ones first, and before them those that caught others in this file.
+/// Orders the tests that reach a mutant: quick ones first. A test counts as quicker for each mutant of the file that it
+/// has caught, and if it is named like the file.
 fn order(suite: &Suite, reached: &[usize], file: &str, caught: &Mutex<Caught>) -> Vec<usize> {
-    let time =
-        |index: &usize| suite.tests.get(*index).map_or(Duration::MAX, |test: &Test| test.time);
-    let count = |index: &usize| {
-        let caught = caught.lock().ok()?;
-        caught.get(&(file.to_owned(), *index)).copied()
+    let stem = stem(file);
+    let cost = |index: &usize| {
+        let Some(test) = suite.tests.get(*index) else { return Duration::MAX };
+        let count = caught.lock().ok().and_then(|caught| {
+            let count = caught.get(&(file.to_owned(), *index))?;
+            Some(*count)
+        });
+        let named = !stem.is_empty() && test.name.contains(stem);
+        test.time / (1 + count.unwrap_or(0)) / if named { NAMED } else { 1 }
     };
     let mut order = reached.to_vec();
-    order.sort_by_cached_key(|index| time(index) / (1 + count(index).unwrap_or(0)));
+    order.sort_by_cached_key(cost);
     order
+}
+
+/// Returns the name of a file, without its plural: `budgets` has the tests of `budget.rs`.
+fn stem(file: &str) -> &str {
+    let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
+    path.rsplit('/').next().unwrap_or(path).trim_end_matches('s')
 }
 
 #[cfg(test)]
@@ -125,10 +136,9 @@ mod tests {
     #[test]
     fn slow_tests_are_left_out_but_not_the_only_one() {
         let suite = suite(&[9000, 100, 200, 20_000]);
-        let affordable = |reached: &[usize], budget| affordable(&suite, reached, budget);
-        assert_eq!(affordable(&[0, 1, 2, 3], BUDGET), (vec![1, 2, 0], 1));
-        assert_eq!(affordable(&[3], BUDGET), (vec![3], 0));
-        assert_eq!(affordable(&[3, 0, 1, 2], Duration::MAX), (vec![1, 2, 0, 3], 0));
+        assert_eq!(affordable(&suite, &[1, 2, 0, 3], BUDGET), 3);
+        assert_eq!(affordable(&suite, &[3], BUDGET), 1);
+        assert_eq!(affordable(&suite, &[1, 2, 0, 3], Duration::MAX), 4);
     }
 
     #[test]
@@ -139,6 +149,10 @@ mod tests {
         caught.lock().unwrap().insert(("a.rs".into(), 0), 9);
         assert_eq!(order(&suite, &[0, 1, 2], "a.rs", &caught), [0, 1, 2]);
         assert_eq!(order(&suite, &[0, 2], "b.rs", &caught), [2, 0]);
+        let mut suite = suite;
+        suite.tests[0].name = "server::budgets::x".into();
+        assert_eq!(order(&suite, &[0, 1, 2], "engine/budget.rs", &caught), [0, 1, 2]);
+        assert_eq!(stem("iommud/src/policy/state/mod.rs"), "state");
     }
 
     #[test]

@@ -188,6 +188,7 @@ fn mutants(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match argument {
             Arg::Long("shard") => options.shard = Some(parser.value()?.string()?),
             Arg::Long("again") => options.again = true,
+            Arg::Long("slow") => options.slow = true,
             Arg::Long("explore") => options.explore = true,
             Arg::Value(path) => options.paths.push(path.string()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("mutants"))),
