@@ -9,12 +9,13 @@ use anyhow::Result;
 use super::child::{self, End};
 use super::list::Mutant;
 use super::report::{Results, Verdict};
-use super::suite::{Suite, Test};
+use super::suite::Suite;
 use super::workers;
 
-/// A test may take this many times what it takes without a mutant, and [`GRACE`].
-const SLOWER: u32 = 10;
-const GRACE: Duration = Duration::from_secs(5);
+/// Returns how long a test may take that takes `time` without a mutant: much longer, but a slow one not for ever.
+fn limit(time: Duration) -> Duration {
+    (time * 10 + Duration::from_secs(5)).min(time * 3 + Duration::from_secs(60))
+}
 
 /// The tests of a mutant take this long together without it; slower ones are left for a patient run.
 const BUDGET: Duration = Duration::from_secs(12);
@@ -67,7 +68,7 @@ fn one(
     for index in order.iter().take(count) {
         let Some(test) = suite.tests.get(*index) else { continue };
         let mut command = suite.command(test)?;
-        let limit = test.time * SLOWER + GRACE;
+        let limit = limit(test.time);
         let (end, _) = child::run(command.env("MUTANT", number.to_string()), limit)?;
         if end == End::Passed {
             continue;
@@ -122,6 +123,7 @@ fn stem(file: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::suite::Test;
     use super::*;
 
     fn suite(milliseconds: &[u64]) -> Suite {
