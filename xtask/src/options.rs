@@ -193,6 +193,12 @@ pub(crate) struct MutantsOptions {
     pub(crate) paths: Vec<String>,
     /// `K/N`: only every Nth mutant.
     pub(crate) shard: Option<String>,
+    /// Only what was not caught last time.
+    pub(crate) again: bool,
+    /// Survivors meet the slow tests.
+    pub(crate) slow: bool,
+    /// Survivors meet the explorer.
+    pub(crate) explore: bool,
 }
 
 /// The command to run.

@@ -181,7 +181,21 @@ const LAW: &[(&str, &[&str])] = &[
     ("iommud_fuzz", &["*"]),
     ("iommud_bench", &["*"]),
     ("guests", &["*"]),
-    ("xtask", &["core", "std", "anyhow", "lexopt", "serde", "serde_json", "toml", "rustix"]),
+    (
+        "xtask",
+        &[
+            "core",
+            "std",
+            "anyhow",
+            "lexopt",
+            "proc_macro2",
+            "serde",
+            "serde_json",
+            "syn",
+            "toml",
+            "rustix",
+        ],
+    ),
 ];
 
 /// Names that no file of a part may use, even if the law allows them.

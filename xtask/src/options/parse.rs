@@ -187,6 +187,9 @@ fn mutants(mut parser: Parser) -> Result<Command, lexopt::Error> {
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("shard") => options.shard = Some(parser.value()?.string()?),
+            Arg::Long("again") => options.again = true,
+            Arg::Long("slow") => options.slow = true,
+            Arg::Long("explore") => options.explore = true,
             Arg::Value(path) => options.paths.push(path.string()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("mutants"))),
             other => return Err(other.unexpected()),
@@ -297,7 +300,11 @@ mod tests {
 
     #[test]
     fn mutants_options_are_read() {
-        let some = MutantsOptions { paths: vec!["a/b.rs".into()], shard: Some("0/8".into()) };
+        let some = MutantsOptions {
+            paths: vec!["a/b.rs".into()],
+            shard: Some("0/8".into()),
+            ..MutantsOptions::default()
+        };
         assert_eq!(words("mutants a/b.rs --shard 0/8").unwrap(), Command::Mutants(some));
         assert!(words("mutants --shard").is_err());
     }

@@ -82,6 +82,9 @@ pub(crate) const COMMANDS: [Usage; 10] = [
         options: "\
   PATH...                  change only these files and folders (default: policy, engine, hw, server)
   --shard K/N              only every Nth mutant, beginning with the Kth (from 0)
+  --again                  only what survived last time, or was not tried
+  --slow                   survivors meet the slow tests too (up to minutes for each)
+  --explore                survivors meet the explorer too (minutes for each)
 ",
     },
     Usage {

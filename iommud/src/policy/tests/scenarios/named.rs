@@ -23,6 +23,8 @@ fn of(bench: &Bench) -> Binding {
     let all: Vec<_> = bench.registry.named(UnitIndex(0)).collect();
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].address, Some(address(0, 0x15, 1)));
+    let known = bench.registry.function(address(0, 0x15, 1)).is_some();
+    assert!(!known || all[0].is_function);
     all[0].binding
 }
 
@@ -37,6 +39,7 @@ fn under_compat_a_named_device_reaches_what_any_other_does() {
     assert!(matches!(shared, Binding::Domain(_)));
     assert_eq!(of(&bench), shared);
     assert_eq!(bench.registry.unit(UnitIndex(0)).unwrap().functions, 1, "it is no function");
+    assert!(!bench.registry.named(UnitIndex(0)).next().unwrap().is_function);
     assert_eq!(bench.registry.groups().count(), 1);
 }
 

@@ -34,6 +34,18 @@ fn buffer(bench: &mut Bench, session: SessionId, segments: &[PhysRange]) -> (Slo
     (slot, buffer)
 }
 
+/// The server asks for more memory when less than a part of the pool is free.
+#[test]
+fn a_pool_is_low_when_less_than_a_part_of_it_is_free() {
+    let mut bench = bench();
+    let session = bench.claim(1, address(0, 3, 0));
+    assert!(!bench.registry.pool_is_below(1), "all of it is free");
+    let (slot, _) = buffer(&mut bench, session, &[phys(OWN, PIECE)]);
+    assert!(bench.registry.pool_is_below(1) && !bench.registry.pool_is_below(4));
+    release(&mut bench, session, slot);
+    assert!(!bench.registry.pool_is_below(1));
+}
+
 fn release(bench: &mut Bench, session: SessionId, slot: Slot) {
     bench.run(&Event::Release(session, slot)).unwrap();
 }

@@ -17,8 +17,16 @@ fn span(first: u16, last: u16) -> HeldTags {
 
 /// The steps of bringing a unit up, except those that build tables.
 fn steps(held: HeldTags, holds: Holds, config: Config) -> Vec<&'static str> {
+    steps_found(held, holds, config, true)
+}
+
+/// The same for a unit that came late, and was found translating or not.
+fn steps_found(held: HeldTags, holds: Holds, config: Config, on: bool) -> Vec<&'static str> {
     let mut bench = Bench::cold(config, one_unit());
     bench.registry.begin_tags(held, vec![holds], 255);
+    if !on {
+        bench.registry.found_off(UnitIndex(0));
+    }
     bench.passes.insert(address(0, 3, 0).requester.0);
     bench.run(&Event::FunctionAdded(endpoint(0, 3, 0))).unwrap();
     bench.run(&ready(0)).unwrap();
@@ -46,6 +54,17 @@ fn s28_a_tag_that_a_unit_may_hold_is_used_behind_its_flush() {
     assert_eq!(steps(span(2, 9), Holds::Earlier, off.clone()), ["PassThrough", "Enable"]);
     let late = ["Block", "Enable", "PassThrough", "InvalidateEntry"];
     assert_eq!(steps(span(1, 9), Holds::Earlier, off), late, "tag 1 was a domain's");
+}
+
+/// A unit whose translation was off holds nothing of an owner that left no record. What is recorded, it may hold, and
+/// after a failure anything.
+#[test]
+fn a_unit_that_was_off_holds_what_is_recorded() {
+    let off = |held, holds| steps_found(held, holds, Config::default(), false);
+    let late = ["Block", "Enable", "Translate", "InvalidateEntry"];
+    assert_eq!(off(HeldTags::Nothing, Holds::Anything), ["Translate", "Enable"]);
+    assert_eq!(off(HeldTags::Everything, Holds::Earlier), late);
+    assert_eq!(off(HeldTags::Nothing, Holds::Failed), late);
 }
 
 /// Tags that an earlier server recorded are held until the last unit that it used was flushed. New tags lie behind

@@ -13,6 +13,7 @@ use crate::policy::{
 };
 use crate::topology::capabilities::{LevelSet, UnitCapabilities};
 use crate::topology::firmware::Firmware;
+use crate::topology::pci::PciFunction;
 use crate::topology::testing::{address, endpoint};
 
 #[test]
@@ -174,6 +175,27 @@ fn modes_are_chosen_by_the_first_rule_that_matches() {
     bench.run(&Event::Detach(session)).unwrap();
     bench.run(&Event::Close(session)).unwrap();
     assert_eq!(bench.world.entry(0, address(0, 3, 0)), Binding::PassThrough);
+}
+
+/// A class covers its subclasses, and no other class.
+#[test]
+fn a_rule_for_a_class_compares_the_bits_of_its_mask() {
+    let network = |class| {
+        let matcher = Matcher::Class { class: 0x02_0030, mask: 0xff_0000 };
+        matcher.matches(&PciFunction { class, ..endpoint(0, 3, 0) })
+    };
+    assert!(network(0x02_0000) && network(0x02_8001));
+    assert!(!network(0x01_0030) && !network(0x03_0030) && !network(0x06_0030));
+    let rules = vec![Rule {
+        matcher: Matcher::Class { class: 0x02_0000, mask: 0xff_0000 },
+        mode: Mode::Strict,
+    }];
+    let of = |class| PciFunction { class, ..endpoint(0, 3, 0) };
+    for (class, blocked) in [(0x02_8000, true), (0x01_8000, false)] {
+        let config = Config { rules: rules.clone(), ..Config::default() };
+        let bench = Bench::new(config, one_unit(), &[of(class)]);
+        assert_eq!(bench.world.entry(0, address(0, 3, 0)) == Binding::Blocked, blocked);
+    }
 }
 
 #[test]
