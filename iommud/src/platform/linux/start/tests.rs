@@ -140,8 +140,7 @@ fn map(range: PhysRange) -> io::Result<Registers> {
     }
     let file = memfd_create("registers", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, range.length())?;
-    let length = range.length().try_into().unwrap();
-    Registers::over(file.as_fd(), PhysRange::new(PhysAddr(0), length).unwrap())
+    Registers::over(file.as_fd(), PhysRange::new(PhysAddr(0), range.length()).unwrap())
 }
 
 fn later(left: &Left) -> Later<Nothing> {
