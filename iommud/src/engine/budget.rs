@@ -152,3 +152,56 @@ impl Fault {
         Self { unit: None, error: UnitError::Memory(error) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::FakeUnit;
+    use crate::hw::testing::TestMemory;
+
+    /// Limit, domains with a promise, promised frames, common frames: for this many groups, free frames, and clients with
+    /// account, domains and frames.
+    fn divided(
+        groups: usize,
+        free: usize,
+        clients: &[(u32, usize, usize)],
+        but: Option<u32>,
+    ) -> [usize; 4] {
+        let mut engine: Engine<FakeUnit> = Engine::new(TestMemory::new());
+        engine.promise(groups);
+        let mut used = Used::default();
+        for (account, domains, frames) in clients.iter().copied() {
+            used.of.insert(account, Tables { domains, frames });
+            used.all.domains += domains;
+            used.all.frames += frames;
+        }
+        let Division { limit, most, promised, common } = engine.divide(&used, free, but);
+        [limit, most, promised, common]
+    }
+
+    /// 944 frames are enough for 29 promises of 16.
+    #[test]
+    fn where_memory_suffices_each_group_has_its_promise() {
+        let clients = [(1, 2, 40), (2, 1, 4)];
+        // The first has more than its promise, the second lacks 12 of its own; seven groups are not claimed.
+        let of = |but| divided(10, 900, &clients, but);
+        assert_eq!(of(None), [944, usize::MAX, 12 + 7 * 16, 944 - 160]);
+        assert_eq!(of(Some(2)), [944, usize::MAX, 7 * 16, 944 - 160]);
+        assert_eq!(of(Some(1)), of(None));
+        // More domains than groups: each is promised, and nothing else.
+        assert_eq!(divided(1, 900, &clients, None), [944, usize::MAX, 12, 944 - 48]);
+    }
+
+    /// 640 frames: half of them are 20 promises.
+    #[test]
+    fn where_it_does_not_a_client_has_a_quarter() {
+        assert_eq!(divided(20, 640, &[], None), [640, usize::MAX, 320, 320]);
+        assert_eq!(divided(21, 640, &[], None), [160, 5, 320, 320]);
+        // Seven domains, of which five are promised.
+        assert_eq!(divided(100, 600, &[(1, 7, 40)], None), [160, 5, 40 + 15 * 16, 320]);
+        assert_eq!(divided(100, 600, &[(1, 7, 40)], Some(1)), [160, 5, 15 * 16, 320]);
+        // A quarter of one place is one.
+        assert_eq!(divided(2, 48, &[], None), [12, 1, 16, 32]);
+        assert_eq!(divided(2, 31, &[], None), [7, 1, 0, 31]);
+    }
+}

@@ -28,7 +28,7 @@ const NEW: DomainId = DomainId(1);
 const SOURCE: RequesterId = RequesterId(0x20);
 const ALL: Access = Access::all();
 
-enum Format {}
+pub(super) enum Format {}
 
 impl PteFormat for Format {
     fn leaf(phys: PhysAddr, access: Access, _: u8) -> u64 {
@@ -50,7 +50,7 @@ impl PteFormat for Format {
 }
 
 /// A unit whose `budget`-th hardware operation, and all after it, time out.
-struct FakeUnit {
+pub(super) struct FakeUnit {
     entries: BTreeMap<u16, Entry>,
     silent: BTreeSet<u16>,
     /// Frames in use at each invalidation of translations; `invalidated` has the ranges.
