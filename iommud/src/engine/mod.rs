@@ -10,11 +10,13 @@
 //! `unproved`).
 
 mod budget;
+mod kept;
 mod reserve;
 mod step;
 mod undo;
 
 pub use budget::{GUARANTEE, Shares};
+use kept::KeptTables;
 
 #[cfg(test)]
 mod tests;
@@ -39,10 +41,7 @@ pub struct Engine<U: Unit> {
     groups: usize,
     /// Memory reserved for units that are not up.
     reserve: BTreeMap<UnitIndex, SetAside>,
-    /// Tables that a unit may still walk because it could not be invalidated, until `ReleaseAbandoned`.
-    abandoned: Vec<Detached>,
-    /// The same, for the tables of whole domains.
-    replaced: Vec<Table<U>>,
+    kept: KeptTables<U>,
 }
 
 /// The page table of a domain.
@@ -98,8 +97,7 @@ where
             memory: self.memory.clone(),
             groups: self.groups,
             reserve: self.reserve.clone(),
-            abandoned: self.abandoned.clone(),
-            replaced: self.replaced.clone(),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -159,8 +157,7 @@ impl<U: Unit> Engine<U> {
             memory,
             groups: 0,
             reserve: BTreeMap::new(),
-            abandoned: Vec::new(),
-            replaced: Vec::new(),
+            kept: KeptTables::new(),
         }
     }
 

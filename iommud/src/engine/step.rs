@@ -71,7 +71,9 @@ impl<U: Unit> Engine<U> {
             Step::InvalidateEntry { unit, source, was } => self.forget(unit, source, was),
             Step::Revive { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
-                hardware.revive(&mut self.memory).map_err(|error| Fault::of(unit, error))
+                hardware.revive(&mut self.memory).map_err(|error| Fault::of(unit, error))?;
+                self.free_after_revival(unit);
+                Ok(())
             }
             Step::Enable { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
@@ -112,20 +114,8 @@ impl<U: Unit> Engine<U> {
         let pages = PageTable::new(&mut self.memory, format)?;
         let pages = if payer == Payer::Server { pages.retain_tables() } else { pages };
         let table = Table { pages, tag, payer, frames: 1, detached: Detached::new() };
-        // Keeps the table of an earlier domain that was not committed: a failed unit may walk it.
-        self.replaced.extend(at_mut(&mut self.tables, domain.0).and_then(Option::take));
         place(&mut self.tables, domain.0, table);
         Ok(())
-    }
-
-    /// Frees all tables that were kept: no unit may walk them any more.
-    fn release_abandoned(&mut self) {
-        for mut detached in core::mem::take(&mut self.abandoned) {
-            PageTable::<U::Format>::release(&mut self.memory, &mut detached);
-        }
-        for table in core::mem::take(&mut self.replaced) {
-            table.destroy(&mut self.memory);
-        }
     }
 
     pub(super) fn destroy(&mut self, domain: DomainId) {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use iommu_protocol::ids::RequesterId;
 
 use super::step::table_of;
-use super::{Engine, Fault, StepFailure, Table, is_fatal};
+use super::{Engine, Fault, StepFailure, Table, at_mut, is_fatal};
 use crate::addr::IovaRange;
 use crate::hw::page_table::{Detached, PageTable};
 use crate::hw::{Entry, TableMemory, Unit, UnitError};
@@ -94,10 +94,12 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// Destroys a table to which no entry points any longer. If a unit may still walk it, the table stays.
+    /// Destroys a table to which no entry points any longer. If a unit may still walk it, the table is kept.
     fn undo_table(&mut self, domain: DomainId, undo: &Undo) {
         if !undo.unproved {
             self.destroy(domain);
+        } else if let Some(table) = at_mut(&mut self.tables, domain.0).and_then(Option::take) {
+            self.kept.whole(table, &undo.lost);
         }
     }
 
@@ -190,7 +192,7 @@ impl<U: Unit> Engine<U> {
             }
         } else {
             undo.unproved = true;
-            self.abandoned.push(detached);
+            self.kept.part(detached, &undo.lost);
         }
     }
 

@@ -42,7 +42,7 @@ pub trait TableMemory {
     fn allocate(&mut self) -> Result<PhysAddr, MemoryError>;
 
     /// A frame of zeros that the caller is going to write. Hardware that does not snoop may see any content until the
-    /// caller has cleaned the whole frame. The caller must also do so before it gives the frame back.
+    /// caller has cleaned the whole frame. A frame may be given back without that: [`TableMemory::allocate`] cleans it.
     ///
     /// # Errors
     /// `MemoryError::Exhausted` when there is none.

@@ -49,6 +49,8 @@ pub struct Amdvi {
     switch_due: Option<u64>,
     starts: u64,
     switches_stall: bool,
+    /// Translation does not come on.
+    stays_off: bool,
     dead: bool,
     /// Page requests answered: source, tag, code.
     answers: Vec<(u16, u16, u8)>,
@@ -79,6 +81,7 @@ impl Amdvi {
             switch_due: None,
             starts: 0,
             switches_stall: false,
+            stays_off: false,
             dead: false,
             answers: Vec::new(),
         }
@@ -211,10 +214,12 @@ impl SoftwareUnit for Amdvi {
         match trouble {
             Trouble::StallQueueAfter(count) => self.ring.left = Some(count),
             Trouble::StallCommands => self.switches_stall = true,
+            Trouble::StaysOff => self.stays_off = true,
             Trouble::Dead => self.dead = true,
             Trouble::None => {
                 self.ring.left = None;
                 self.switches_stall = false;
+                self.stays_off = false;
             }
         }
     }

@@ -141,6 +141,7 @@ impl Amdvi {
             let rule = "translation is turned off: everything passes";
             bus.misused(register::CONTROL, value, rule);
         }
+        let value = if self.stays_off { value & !control::ENABLE } else { value };
         self.control = value;
         self.switch_due = Some(bus.now + self.config.switch_time);
         let rises = |bit: u64| {

@@ -350,15 +350,14 @@ impl Memory {
         self.frames.get(&(address / FRAME)).map_or(vec![0; WORDS], |frame| frame.cpu.to_vec())
     }
 
-    /// Returns the first word of a frame that is not 0, for the CPU or for a unit that does not snoop.
+    /// Returns the first word of a frame that is not 0 for the CPU.
     #[must_use]
     pub fn nonzero(&self, address: u64) -> Option<(usize, u64)> {
         let frame = self.frames.get(&(address / FRAME))?;
         let find = |words: &[u64; WORDS]| {
             words.iter().enumerate().find(|(_, word)| **word != 0).map(|(at, word)| (at, *word))
         };
-        let uncleaned = || find(&frame.memory).filter(|_| self.views.iter().any(|v| !v.coherent));
-        find(&frame.cpu).or_else(uncleaned)
+        find(&frame.cpu)
     }
 }
 

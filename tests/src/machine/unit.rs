@@ -107,6 +107,8 @@ pub enum Trouble {
     StallQueueAfter(u64),
     /// Commands in the global command register never complete.
     StallCommands,
+    /// Translation cannot be turned on.
+    StaysOff,
     /// All registers read as ones and ignore writes. Every access of a device is denied.
     Dead,
     /// The unit works again (a dead unit stays dead).

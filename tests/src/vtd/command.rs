@@ -101,6 +101,9 @@ impl Vtd {
         else {
             return false;
         };
+        if self.stays_off && set && bit == global::TRANSLATION {
+            return true;
+        }
         self.status = if set { self.status | bit } else { self.status & !bit };
         match bit {
             global::ROOT_POINTER => {

@@ -49,6 +49,8 @@ pub struct Vtd {
     faults: faults::Log,
     dead: bool,
     commands_stall: bool,
+    /// Translation does not come on.
+    stays_off: bool,
     /// Devices that never complete a device-TLB invalidation.
     silent_devices: BTreeSet<u16>,
 }
@@ -70,6 +72,7 @@ impl Vtd {
             invalidation: command::RegisterInvalidation::default(),
             dead: false,
             commands_stall: false,
+            stays_off: false,
             silent_devices: BTreeSet::new(),
             config,
         }
@@ -182,10 +185,12 @@ impl SoftwareUnit for Vtd {
         match trouble {
             Trouble::StallQueueAfter(count) => self.queue.left = Some(count),
             Trouble::StallCommands => self.commands_stall = true,
+            Trouble::StaysOff => self.stays_off = true,
             Trouble::Dead => self.dead = true,
             Trouble::None => {
                 self.queue.left = None;
                 self.commands_stall = false;
+                self.stays_off = false;
             }
         }
     }

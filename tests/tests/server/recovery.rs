@@ -10,6 +10,7 @@ use iommud::server::{Caller, FIRST_PAUSE, Handle, LONGEST_PAUSE, Opened};
 
 use super::units::two;
 use super::{Bed, FAMILY, compat, devices, pair, reach, setup, start};
+use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Reach, Trouble, Watch};
 
 const SECOND: u64 = FIRST_PAUSE.0;
@@ -96,6 +97,34 @@ fn a_unit_that_failed_comes_back_and_clients_elsewhere_notice_nothing() {
         stack.give_back(session);
         let policy = if mode == Mode::Compat { compat(&stack) } else { Vec::<Reach>::new() };
         assert_eq!(reach(&stack, device), policy);
+        stack.machine.assert_clean();
+    }
+}
+
+/// Translation of a unit does not come on, at start and at every try. What was built for it is given back before it is
+/// built again, so that it comes up when it can.
+#[test]
+fn a_unit_that_stays_off_takes_no_more_memory_with_each_try() {
+    for subject in super::subjects() {
+        println!("subject: {}", subject.name());
+        let mut fresh = Bed::start(std::slice::from_ref(&subject), setup(Mode::Compat));
+        let frames = fresh.metric("table_frames");
+        let mut stack = Bed::start_prepared(&[subject], setup(Mode::Compat), |machine| {
+            machine.set_relax(10_000_000);
+            machine.trouble(0, Trouble::StaysOff);
+        });
+        assert!(!is_up(&mut stack) && !stack.machine.translates(0));
+        let mut taken = Vec::new();
+        for second in 0..20 {
+            assert_eq!(stack.server.recover_units(Nanos(second * SECOND)), None);
+            taken.push(stack.metric("table_frames"));
+        }
+        assert!(taken.iter().all(|now| *now <= frames), "{taken:?}, fresh {frames}");
+        heal(&stack);
+        assert_eq!(stack.server.recover_units(Nanos(10 * LONGEST_PAUSE.0)), None);
+        assert!(is_up(&mut stack), "{}", state(&mut stack));
+        assert_eq!(stack.metric("table_frames"), frames);
+        assert_eq!(reach(&stack, devices()[0]), compat(&stack));
         stack.machine.assert_clean();
     }
 }
