@@ -203,6 +203,9 @@ mod tests {
         // flags=0x0070: PR, RW, PE.
         let denied = decode([0x0000_bead, 0x2070_1234, 0x1000, 0]);
         assert_eq!((denied.access, denied.words), (FaultAccess::Write, "no permission"));
+        // PR without PE, and PE without PR.
+        assert_eq!(decode([1, 0x2010_0000, 0x1000, 0]).words, "blocked by the page table");
+        assert_eq!(decode([1, 0x2040_0000, 0x1000, 0]).words, "page not present");
         // RZ.
         assert!(decode([1, 0x2090_0000, 0, 0]).words.contains("reserved bits"));
         // TR: a translation request reports no access.
@@ -278,6 +281,24 @@ mod tests {
         // Type 1, bits 59:57.
         let translated = decode([0x0300, 0x8200_0000, 0x5000, 0]);
         assert_eq!(translated.words, "pre-translated request from a device that may not send any");
+    }
+
+    /// 48882 table "INVALID_DEVICE_REQUEST Type Field Encodings": bits 59:57.
+    #[test]
+    fn types_of_invalid_requests() {
+        let words = [
+            "read or non-posted write in the interrupt range",
+            "pre-translated request from a device that may not send any",
+            "port I/O request, which is blocked",
+            "system management message, which is blocked",
+            "read or non-posted write in the system management range",
+            "request to an address range that is not memory",
+            "request to an address range that is not memory",
+            "request to an address range that is not memory",
+        ];
+        for (kind, words) in (0u32..).zip(words) {
+            assert_eq!(decode([0x0300, 0x8000_0000 | kind << 25, 0, 0]).words, words, "{kind}");
+        }
     }
 
     /// Linux EVENT_TYPE_INV_PPR_REQ 9 (address in the last two words, tag in bits 9:0 of the second),

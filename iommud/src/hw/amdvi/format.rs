@@ -79,12 +79,12 @@ impl PteFormat for AmdFormat {
     }
 
     fn decode_at(entry: u64, level: u8, slot: usize) -> PteSlot {
-        match (Self::decode(entry, level), Self::power(entry, level)) {
-            (PteSlot::Leaf { phys, access }, power) if power > 0 => {
-                let part = slot as u64 & ((1 << power) - 1);
+        match Self::decode(entry, level) {
+            PteSlot::Leaf { phys, access } => {
+                let part = slot as u64 & ((1 << Self::power(entry, level)) - 1);
                 PteSlot::Leaf { phys: PhysAddr(phys.0 | part << slot_bits(level)), access }
             }
-            (other, _) => other,
+            other => other,
         }
     }
 }
@@ -163,5 +163,14 @@ mod tests {
         let part = PteSlot::Leaf { phys: PhysAddr(0x1234_5000), access: Access::READ };
         assert_eq!(AmdFormat::decode_at(entry, 1, 0x25), part);
         assert_eq!((AmdFormat::power(entry, 1), AmdFormat::power(entry, 2)), (4, 0));
+        // An entry that is not present maps nothing, whatever its other bits say.
+        assert_eq!(AmdFormat::power(entry & !1, 1), 0);
+        assert_eq!(AmdFormat::decode_at(entry & !1, 1, 0x25), PteSlot::Empty);
+        // A leaf of one slot begins at its own address, whatever its slot.
+        let one = u64::from_le_bytes([0x01, 0x00, 0x34, 0x12, 0, 0, 0, 0x30]);
+        let page = PteSlot::Leaf { phys: PhysAddr(0x1234_0000), access: Access::READ };
+        assert_eq!((AmdFormat::decode_at(one, 1, 0x1ff), AmdFormat::power(one, 1)), (page, 0));
+        let link = u64::from_le_bytes([0x01, 0x52, 0x34, 0x12, 0, 0, 0, 0x60]);
+        assert_eq!(AmdFormat::decode_at(link, 2, 7), PteSlot::Table(PhysAddr(0x1234_5000)));
     }
 }

@@ -56,7 +56,12 @@ pub(super) struct Machine {
     pub(super) hangs: bool,
     /// Logs do not stop.
     pub(super) logs_hang: bool,
-    time: u64,
+    /// Rings and logs do not start.
+    pub(super) never_runs: bool,
+    /// The command ring stops at this time, and executes commands again after a restart.
+    pub(super) stops_at: Option<u64>,
+    /// Nanoseconds that passed in waits.
+    pub(super) time: u64,
 }
 
 impl Machine {
@@ -102,7 +107,7 @@ impl Machine {
         let mut run = 0;
         for (enable, bit) in [(12, 4), (2, 3), (13, 7)] {
             let hang = self.logs_hang && bit != 4 && self.get(STATUS) & 1 << bit != 0;
-            if on(enable) || hang {
+            if on(enable) && !self.never_runs || hang {
                 run |= 1 << bit;
             }
         }
@@ -198,7 +203,13 @@ impl Clock for Shared {
         Nanos(self.machine.borrow().time)
     }
     fn relax(&mut self) {
-        self.machine.borrow_mut().time += 100_000;
+        let mut machine = self.machine.borrow_mut();
+        machine.time += 100_000;
+        if machine.stops_at.is_some_and(|at| at <= machine.time) {
+            let status = machine.get(STATUS) & !0x10;
+            machine.set(STATUS, status);
+            (machine.stops_at, machine.hangs) = (None, false);
+        }
     }
 }
 

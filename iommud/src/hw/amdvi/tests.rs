@@ -1,3 +1,6 @@
+mod survey;
+mod waits;
+
 use std::vec::Vec;
 
 use iommu_protocol::fault::FaultAccess;
@@ -223,6 +226,50 @@ fn an_entry_changes_by_way_of_one_that_denies() {
 }
 
 #[test]
+fn an_entry_that_deepens_changes_by_one_store() {
+    let (mut shared, mut unit) = running();
+    let deny = shared.machine.borrow().entry(SOURCE.0)[0];
+    let at = (shared.machine.borrow().get(0) & !0xfff) + 32 * 0xa8;
+    let stores = |shared: &Shared| core::mem::take(&mut shared.machine.borrow_mut().stores);
+    let five = Entry::Translate { tag: DomainTag(9), root: PhysAddr(0x6000), levels: 5 };
+    unit.write_entry(&mut shared, SOURCE, translate(9, 0x5000)).unwrap();
+    stores(&shared);
+
+    unit.write_entry(&mut shared, SOURCE, five).unwrap();
+    assert_eq!(stores(&shared), [(at, 0x6000_0000_0000_6a03)]);
+    // Faults that are suppressed stay so.
+    unit.suppress_faults(&mut shared, SOURCE, true).unwrap();
+    stores(&shared);
+    unit.write_entry(&mut shared, SOURCE, translate(9, 0x5000)).unwrap();
+    assert_eq!(stores(&shared), [(at, 0x6000_0000_0000_5803)]);
+    assert_eq!(shared.machine.borrow().word(at + 8), 0x6_0000_0009);
+
+    // To and from pass-through is no deepening, nor is a first translation with domain 0.
+    let through = Entry::PassThrough { tag: DomainTag(9) };
+    unit.write_entry(&mut shared, SOURCE, through).unwrap();
+    assert_eq!(stores(&shared), [(at, deny), (at + 8, 9), (at, 0x6000_0000_0000_0003)]);
+    unit.write_entry(&mut shared, SOURCE, through).unwrap();
+    assert_eq!(stores(&shared), [(at, deny), (at + 8, 9), (at, 0x6000_0000_0000_0003)]);
+    unit.write_entry(&mut shared, SOURCE, translate(9, 0x5000)).unwrap();
+    assert_eq!(stores(&shared), [(at, deny), (at + 8, 9), (at, 0x6000_0000_0000_5803)]);
+    unit.write_entry(&mut shared, SOURCE, Entry::Blocked).unwrap();
+    assert_eq!(stores(&shared), [(at, deny), (at + 8, 0), (at, deny)]);
+    unit.write_entry(&mut shared, SOURCE, translate(0, 0x5000)).unwrap();
+    assert_eq!(stores(&shared), [(at, deny), (at + 8, 0), (at, 0x6000_0000_0000_5803)]);
+}
+
+#[test]
+fn suppressing_faults_twice_suppresses_them() {
+    let (mut shared, mut unit) = running();
+    let at = (shared.machine.borrow().get(0) & !0xfff) + 32 * 0xa8 + 8;
+    let expected = [(true, 0x6_0000_0000), (true, 0x6_0000_0000), (false, 0), (false, 0)];
+    for (silent, word) in expected {
+        unit.suppress_faults(&mut shared, SOURCE, silent).unwrap();
+        assert_eq!(shared.machine.borrow().word(at), word, "{silent}");
+    }
+}
+
+#[test]
 fn settings_of_firmware_stay() {
     let mut shared = Shared::new();
     let range = |first, last, alias: Option<u16>, settings| EntryRange {
@@ -422,6 +469,23 @@ fn a_unit_that_does_not_snoop_finds_everything_in_memory() {
     assert!((0..=u16::MAX).all(|source| machine.entry(source)[0] & 3 == 3));
 }
 
+#[test]
+fn many_entries_are_named_in_rounds_that_fit_the_ring() {
+    // A round is at most 253 commands and its wait: 2 of 256 entries stay free. Then one for INVALIDATE_IOMMU_ALL.
+    for (entries, waits) in [(252, 2), (253, 2), (254, 3), (300, 3), (506, 3), (507, 4)] {
+        let mut shared = Shared::new();
+        let mut unit = bring_up(&mut shared).unwrap();
+        for source in 0..entries {
+            unit.write_entry(&mut shared, RequesterId(source), Entry::Blocked).unwrap();
+        }
+        unit.enable(&mut shared).unwrap();
+        let machine = shared.machine.borrow();
+        let named = (0..entries).map(device);
+        assert_eq!(machine.commands, named.chain([INVALIDATE_ALL]).collect::<Vec<_>>());
+        assert_eq!(machine.waits, waits, "{entries}");
+    }
+}
+
 fn fault_entry(number: u64) -> [u64; 2] {
     [0x2020_0005_0000_00a8, number << 12]
 }
@@ -504,6 +568,34 @@ fn an_overflowing_log_is_started_again() {
     drop(machine);
     shared.machine.borrow_mut().log(0x10, EVENT_TAIL, fault_entry(7));
     assert_eq!(take(&mut shared, &mut unit, 10), (vec![7], 0));
+}
+
+#[test]
+fn what_a_log_lost_is_counted_once() {
+    let overflow = |shared: &Shared, bits: u64| {
+        let status = shared.machine.borrow().get(STATUS);
+        shared.machine.borrow_mut().set(STATUS, status | bits);
+    };
+    // A log is full with 4095 of its 4096 entries, and an overflow is reported in bit 0 of the status.
+    for (entries, bits, expected) in
+        [(4094, 0, 0), (4095, 0, 1), (4095, 1, 1), (3, 1, 1), (3, 0, 0)]
+    {
+        let (mut shared, mut unit) = running();
+        for number in 0..entries {
+            shared.machine.borrow_mut().log(0x10, EVENT_TAIL, fault_entry(number));
+        }
+        overflow(&shared, bits);
+        let (seen, lost) = take(&mut shared, &mut unit, usize::MAX);
+        assert_eq!((seen.len() as u64, lost), (entries, expected), "{entries} {bits}");
+    }
+    // Both logs overflowed: bits 0 and 5.
+    let (mut shared, mut unit) = running();
+    shared.machine.borrow_mut().log(0x10, EVENT_TAIL, fault_entry(7));
+    shared.machine.borrow_mut().log(0x38, PPR_TAIL, [0x1100_0042_4321_00a8, 0x7000]);
+    overflow(&shared, 0x21);
+    let mut reasons = Vec::new();
+    let lost = unit.take_faults(&mut shared, 10, &mut |fault| reasons.push(fault.reason)).unwrap();
+    assert_eq!((reasons, lost), (vec![2, 0x101], 2));
 }
 
 #[test]

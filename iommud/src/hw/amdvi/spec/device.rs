@@ -76,6 +76,23 @@ mod tests {
         assert_eq!(denied.to_le_bytes(), [0x03, 0x16, 0, 0, 0, 0, 0, 0]);
     }
 
+    /// The fields of word 0, at the same places as in the test above: mode 11:9, IR 61, IW 62.
+    #[test]
+    fn fields_of_word_0() {
+        for (word, fields) in [
+            (0, (0, 0)),
+            (u64::MAX, (7, 0x6000_0000_0000_0000)),
+            (!0x6000_0000_0000_0e00, (0, 0)),
+            (0x6000_0000_1234_5803, (4, 0x6000_0000_0000_0000)),
+            (0x2000_0000_0000_0603, (3, 0x2000_0000_0000_0000)),
+            (0x4000_0000_0000_0c03, (6, 0x4000_0000_0000_0000)),
+            (0x6000_0000_0000_0003, (0, 0x6000_0000_0000_0000)),
+            (0x0000_0000_0000_1603, (3, 0)),
+        ] {
+            assert_eq!((mode(word), permissions(word)), fields, "{word:#x}");
+        }
+    }
+
     /// Linux DEV_ENTRY_NO_PAGE_FAULT is entry bit 0x62, so bit 34 of word 1; VirtualBox: SE is bit 97; Xen and
     /// FreeBSD: i 32, se 33, sa 34 of word 1.
     #[test]
