@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(translated.words, "pre-translated request from a device that may not send any");
     }
 
-    /// 48882 table "INVALID_DEVICE_REQUEST Type Field Encodings": bits 59:57.
+    /// 48882 section 2.5, INVALID_DEVICE_REQUEST: the type is in bits 59:57.
     #[test]
     fn types_of_invalid_requests() {
         let words = [
