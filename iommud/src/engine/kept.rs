@@ -9,9 +9,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Engine, Table};
-use crate::hw::Unit;
-use crate::hw::page_table::{Detached, PageTable};
+use crate::hw::page_table::Detached;
 use crate::policy::UnitIndex;
 
 /// What is kept, and the units that may walk it. Without a unit it is kept until `ReleaseAbandoned`.
@@ -21,23 +19,14 @@ struct Kept<T> {
     tables: T,
 }
 
-/// Tables that are kept.
-pub(super) struct KeptTables<U: Unit> {
+/// Tables that are kept: parts of domains' tables, and whole ones.
+#[derive(Clone)]
+pub(super) struct KeptTables<T> {
     parts: Vec<Kept<Detached>>,
-    /// Of whole domains.
-    whole: Vec<Kept<Table<U>>>,
+    whole: Vec<Kept<T>>,
 }
 
-impl<U: Unit> Clone for KeptTables<U> {
-    fn clone(&self) -> Self {
-        let whole = self.whole.iter();
-        let whole = whole
-            .map(|kept| Kept { walked_by: kept.walked_by.clone(), tables: kept.tables.clone() });
-        Self { parts: self.parts.clone(), whole: whole.collect() }
-    }
-}
-
-impl<U: Unit> KeptTables<U> {
+impl<T> KeptTables<T> {
     /// Nothing.
     pub(super) const fn new() -> Self {
         Self { parts: Vec::new(), whole: Vec::new() }
@@ -49,8 +38,20 @@ impl<U: Unit> KeptTables<U> {
     }
 
     /// Keeps the table of a domain.
-    pub(super) fn whole(&mut self, tables: Table<U>, walked_by: &[UnitIndex]) {
+    pub(super) fn whole(&mut self, tables: T, walked_by: &[UnitIndex]) {
         self.whole.push(Kept { walked_by: walked_by.to_vec(), tables });
+    }
+
+    /// Takes out what no unit may walk, once `unit` was revived.
+    pub(super) fn revived(&mut self, unit: UnitIndex) -> (Vec<Detached>, Vec<T>) {
+        (strike(&mut self.parts, unit), strike(&mut self.whole, unit))
+    }
+
+    /// Takes out everything.
+    pub(super) fn all(&mut self) -> (Vec<Detached>, Vec<T>) {
+        let Self { parts, whole } = core::mem::replace(self, Self::new());
+        let parts = parts.into_iter().map(|kept| kept.tables).collect();
+        (parts, whole.into_iter().map(|kept| kept.tables).collect())
     }
 }
 
@@ -62,29 +63,4 @@ fn strike<T>(kept: &mut Vec<Kept<T>>, unit: UnitIndex) -> Vec<T> {
         kept.walked_by.is_empty() && before > 0
     };
     kept.extract_if(.., of_it).map(|kept| kept.tables).collect()
-}
-
-impl<U: Unit> Engine<U> {
-    /// Frees what was kept because of a unit that was revived.
-    pub(super) fn free_after_revival(&mut self, unit: UnitIndex) {
-        let parts = strike(&mut self.kept.parts, unit);
-        let whole = strike(&mut self.kept.whole, unit);
-        self.free(parts, whole);
-    }
-
-    /// Frees all that is kept: no unit may walk it any more.
-    pub(super) fn release_abandoned(&mut self) {
-        let KeptTables { parts, whole } = core::mem::replace(&mut self.kept, KeptTables::new());
-        let parts = parts.into_iter().map(|kept| kept.tables).collect();
-        self.free(parts, whole.into_iter().map(|kept| kept.tables).collect());
-    }
-
-    fn free(&mut self, parts: Vec<Detached>, whole: Vec<Table<U>>) {
-        for mut detached in parts {
-            PageTable::<U::Format>::release(&mut self.memory, &mut detached);
-        }
-        for table in whole {
-            table.destroy(&mut self.memory);
-        }
-    }
 }

@@ -41,7 +41,7 @@ pub struct Engine<U: Unit> {
     groups: usize,
     /// Memory reserved for units that are not up.
     reserve: BTreeMap<UnitIndex, SetAside>,
-    kept: KeptTables<U>,
+    kept: KeptTables<Table<U>>,
 }
 
 /// The page table of a domain.

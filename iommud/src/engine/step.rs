@@ -72,7 +72,8 @@ impl<U: Unit> Engine<U> {
             Step::Revive { unit } => {
                 let hardware = unit_of(&mut self.units, unit)?;
                 hardware.revive(&mut self.memory).map_err(|error| Fault::of(unit, error))?;
-                self.free_after_revival(unit);
+                let unwalked = self.kept.revived(unit);
+                self.free(unwalked);
                 Ok(())
             }
             Step::Enable { unit } => {
@@ -99,8 +100,21 @@ impl<U: Unit> Engine<U> {
             }
             Step::DestroyTable { domain } => self.destroy(domain),
             Step::ReleaseBuffer { buffer } => buffers.release(buffer.0),
-            Step::ReleaseAbandoned => self.release_abandoned(),
+            Step::ReleaseAbandoned => {
+                let all = self.kept.all();
+                self.free(all);
+            }
             _ => {}
+        }
+    }
+
+    /// Frees tables that no unit may walk.
+    fn free(&mut self, (parts, whole): (Vec<Detached>, Vec<Table<U>>)) {
+        for mut detached in parts {
+            PageTable::<U::Format>::release(&mut self.memory, &mut detached);
+        }
+        for table in whole {
+            table.destroy(&mut self.memory);
         }
     }
 
