@@ -1,9 +1,7 @@
-//! Software units and shared parts of the tests.
+//! Shared parts of the tests, over the software units of [`iommud_model`].
 //!
-//! [`conformance`] checks the requirements for every backend. [`machine`] is physical memory with CPU caches, a clock
-//! and the seams of `iommud::hw` over them. [`vtd`] is a VT-d unit that decodes raw bits with its own constants.
-//! [`fuzz`] covers input from outside. A machine that detects a broken rule records a [`machine::Violation`]. A test
-//! that drops the machine without taking its violations fails. [`model`] combines all of it for tests of drivers.
+//! [`conformance`] checks the requirements for every backend. [`stack`] runs the whole server, [`explore`] every order
+//! of its events. [`fuzz`] covers input from outside. [`model`] combines all of it for tests of drivers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,12 +10,10 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
-pub mod amdvi;
 pub mod conformance;
 pub mod explore;
 pub mod fuzz;
-pub mod machine;
 pub mod model;
-pub(crate) mod paging;
 pub mod stack;
-pub mod vtd;
+
+pub use iommud_model::{amdvi, machine, vtd};

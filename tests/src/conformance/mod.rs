@@ -9,12 +9,10 @@
 //! takeover.rs  units that a previous owner left running
 //! revival.rs   units that failed and come back
 //! trouble.rs   time-outs, dead units, memory that runs out
-//! vtd.rs       the VT-d backend and units to run it on; amdvi.rs the same of AMD-Vi
 //! suite.rs     the list of all checks
 //! random.rs    long random runs against a list of the granted ranges
 //! ```
 
-pub mod amdvi;
 pub mod entries;
 pub mod faults;
 pub mod pages;
@@ -23,15 +21,15 @@ pub mod revival;
 mod suite;
 pub mod takeover;
 pub mod trouble;
-pub mod vtd;
+
+pub use iommud_model::backend::{Inherited, UnderTest, amdvi, vtd};
 
 use iommu_protocol::RequesterId;
 use iommu_protocol::wire::Access;
 use iommud::addr::{Iova, IovaRange, PhysAddr};
 use iommud::hw::page_table::{Detached, PageTable};
-use iommud::hw::{Entry, Survey, Unit, UnitError};
+use iommud::hw::{Entry, Unit};
 use iommud::topology::capabilities::{DomainTag, LevelSet, TableFormat, UnitCapabilities};
-use iommud::topology::firmware::UnitDescription;
 
 use crate::machine::{Machine, Reach, Tables, Through};
 
@@ -41,99 +39,6 @@ pub const SOURCES: [RequesterId; 3] =
 
 /// Memory that the checks map, aligned to 1 GiB, 1 GiB long.
 pub const TARGET: u64 = 1 << 32;
-
-/// Requesters, each with the pages that it reaches.
-pub type Inherited = [(RequesterId, Vec<u64>)];
-
-/// A backend with a kind of hardware to run on.
-pub trait UnderTest {
-    /// The backend.
-    type Unit: Unit<Memory = Tables>;
-
-    /// The firmware table that describes such units.
-    const TABLE: &'static str;
-
-    /// The server's name for such units.
-    const FAMILY: &'static str;
-
-    /// Its name in messages.
-    fn name(&self) -> String;
-
-    /// Adds the software unit to a machine and returns its number.
-    fn add(&self, machine: &Machine) -> usize;
-
-    /// Reads the unit's properties before it is brought up.
-    ///
-    /// # Errors
-    /// The backend's error.
-    fn survey(&self, machine: &Machine, unit: usize) -> Result<Survey, UnitError>;
-
-    /// Examines the unit and allocates the memory that it needs.
-    ///
-    /// # Errors
-    /// The backend's error.
-    fn prepare(
-        &self,
-        machine: &Machine,
-        unit: usize,
-        tables: &mut Tables,
-    ) -> Result<Self::Unit, UnitError>;
-
-    /// Takes the unit over until it accepts entries; [`Unit::enable`] comes later.
-    ///
-    /// # Errors
-    /// The backend's error.
-    fn take_over(&self, unit: &mut Self::Unit, tables: &mut Tables) -> Result<(), UnitError>;
-
-    /// Prepares the unit and takes it over.
-    ///
-    /// # Errors
-    /// The backend's error.
-    fn bring_up(
-        &self,
-        machine: &Machine,
-        unit: usize,
-        tables: &mut Tables,
-    ) -> Result<Self::Unit, UnitError> {
-        let mut prepared = self.prepare(machine, unit, tables)?;
-        self.take_over(&mut prepared, tables)?;
-        Ok(prepared)
-    }
-
-    /// Returns firmware's description of unit `unit`: these devices are behind it, or all that no other unit names.
-    fn describe(&self, unit: usize, devices: Option<&[RequesterId]>) -> UnitDescription;
-
-    /// Leaves the unit translating with tables of a previous owner, in system memory from `start` on. Each of these
-    /// requesters reaches these pages, one to one, as domain 7. Other requesters reach nothing.
-    fn inherit(&self, machine: &Machine, unit: usize, start: u64, reaches: &Inherited) {
-        self.inherit_as(machine, unit, start, reaches, 7);
-    }
-
-    /// The same as [`UnderTest::inherit`], with this domain number.
-    fn inherit_as(
-        &self,
-        machine: &Machine,
-        unit: usize,
-        start: u64,
-        reaches: &Inherited,
-        domain: u16,
-    );
-
-    /// Executed invalidations of pages, invalidations of entries, and waits.
-    fn counts(&self, machine: &Machine, unit: usize) -> (u64, u64, u64);
-
-    /// Whether new entries and pages become visible without an invalidation.
-    fn shows_new_at_once(&self) -> bool;
-
-    /// Whether the unit can invalidate some pages of a domain instead of all of them.
-    fn invalidates_pages(&self) -> bool;
-
-    /// Fault records that the unit holds before it drops any.
-    fn fault_capacity(&self) -> usize;
-
-    /// Whether an exactly full set of records counts as one lost. Such a unit does not show whether more faults came.
-    fn full_counts_as_lost(&self) -> bool;
-}
 
 /// A machine with one running unit, and its backend.
 pub struct Bench<T: UnderTest> {

@@ -2,7 +2,7 @@
 //! page requests. Written from the specification alone, independent of the code under test.
 //!
 //! ```text
-//! registers.rs  reads and writes       command.rs  the ring            log.rs  events, page requests
+//! registers.rs  reads and writes       command.rs  the ring            event_log.rs  events, page requests
 //! walk.rs       decoding entries       reach.rs    all that a requester can reach
 //! firmware.rs   tables of a previous owner, written bit by bit
 //! ```
@@ -10,8 +10,8 @@
 pub mod bits;
 mod command;
 mod config;
+mod event_log;
 pub mod firmware;
-mod log;
 mod reach;
 mod registers;
 mod walk;
@@ -43,8 +43,8 @@ pub struct Amdvi {
     control: u64,
     exclusion: (u64, u64),
     ring: command::Ring,
-    events: log::Log,
-    requests: log::Log,
+    events: event_log::Log,
+    requests: event_log::Log,
     /// When rings follow the control register, and which of them were turned on since the last time.
     switch_due: Option<u64>,
     starts: u64,
@@ -76,8 +76,8 @@ impl Amdvi {
             control: 0,
             exclusion: (0, 0),
             ring: command::Ring::default(),
-            events: log::Log::default(),
-            requests: log::Log::default(),
+            events: event_log::Log::default(),
+            requests: event_log::Log::default(),
             switch_due: None,
             starts: 0,
             switches_stall: false,
