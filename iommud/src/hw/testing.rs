@@ -30,6 +30,8 @@ pub(crate) struct TestMemory {
     /// Calls of `clean`: frame, first word, number of words.
     pub(crate) cleans: Vec<(PhysAddr, usize, usize)>,
     pub(crate) stores: usize,
+    /// What was stored, in order: frame, word, value.
+    pub(crate) written: Vec<(PhysAddr, usize, u64)>,
     /// Table links that were stored while a line of the table they point to was dirty.
     pub(crate) dirty_links: usize,
     /// Words that units read and write; `load` returns their values. It holds the frames of `allocate_run`.
@@ -46,6 +48,7 @@ impl TestMemory {
             dirty: BTreeSet::new(),
             cleans: Vec::new(),
             stores: 0,
+            written: Vec::new(),
             dirty_links: 0,
             bus: Bus::default(),
             next: BASE,
@@ -107,6 +110,7 @@ impl TableMemory for TestMemory {
 
     fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
         self.stores += 1;
+        self.written.push((frame, index, value));
         let target = value & 0x000f_ffff_ffff_f000;
         if self.frames.contains_key(&target) && self.is_dirty(target) {
             self.dirty_links += 1;

@@ -95,3 +95,53 @@ impl<R: RegisterIo, C: Clock> Port<R, C> {
 fn alive(value: u32) -> Result<u32, UnitError> {
     if value == u32::MAX { Err(UnitError::Dead) } else { Ok(value) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Act, Fake, Ticks};
+    use super::*;
+    use crate::hw::testing::Bus;
+
+    fn port(status: u32) -> (Fake, Port<Fake, Ticks>) {
+        let fake = Fake::new(Bus::default());
+        fake.0.borrow_mut().status = status;
+        (fake.clone(), Port { registers: fake, clock: Ticks::default(), limit: LIMIT })
+    }
+
+    /// Section 11.4.4.1: a command repeats the bits that are on, without the one-shot bits that the status shows.
+    #[test]
+    fn commands_keep_what_is_on() {
+        // TES, RTPS, QIES, IRES, IRTPS and CFIS are on; the bit of the command is on or off.
+        let cases = [
+            (0xc780_0000, 1 << 31, true, 0x8680_0000),
+            (0xc780_0000, 1 << 26, true, 0x8680_0000),
+            (0x4780_0000, 1 << 31, true, 0x8680_0000),
+            (0xc780_0000, 1 << 30, true, 0xc680_0000),
+            (0xc780_0000, 1 << 26, false, 0x8280_0000),
+            (0xc380_0000, 1 << 26, false, 0x8280_0000),
+        ];
+        for (status, bit, on, expected) in cases {
+            let (fake, mut port) = port(status);
+            let done = match on {
+                true => port.switch_on(bit, "a bit to be set"),
+                false => port.switch_off(bit, "a bit to be clear"),
+            };
+            assert_eq!(done, Ok(()));
+            assert_eq!(fake.acts(), [Act::W32(0x18, expected)], "{status:#x} {bit:#x} {on}");
+        }
+    }
+
+    /// Section 11.4.8.1: EPM is bit 31, PRS is bit 0.
+    #[test]
+    fn only_protection_that_is_on_is_ended() {
+        let cases =
+            [(0, None), (0x8000_0000, Some(0)), (0x8000_0001, Some(1)), (0x0000_0001, Some(1))];
+        for (value, expected) in cases {
+            let (fake, mut port) = port(0);
+            fake.0.borrow_mut().protected = value;
+            assert_eq!(port.unprotect_memory(), Ok(()));
+            let expected: Vec<Act> = expected.into_iter().map(|to| Act::W32(0x64, to)).collect();
+            assert_eq!(fake.acts(), expected, "{value:#x}");
+        }
+    }
+}

@@ -32,6 +32,8 @@ pub(super) struct State {
     /// Low and high word of each fault record, at 0x220.
     pub(super) records: Vec<[u64; 2]>,
     pub(super) acts: Vec<Act>,
+    /// Offsets of the registers that were read.
+    pub(super) reads: Vec<u32>,
     /// Everything reads as ones.
     pub(super) dead: bool,
     /// Status bits that commands cannot change.
@@ -66,6 +68,7 @@ impl Fake {
             queue: 0,
             records: vec![[0; 2]],
             acts: Vec::new(),
+            reads: Vec::new(),
             dead: false,
             stuck: 0,
             stalled: false,
@@ -78,6 +81,11 @@ impl Fake {
     /// Actions since the last call.
     pub(super) fn acts(&self) -> Vec<Act> {
         core::mem::take(&mut self.0.borrow_mut().acts)
+    }
+
+    /// Offsets of the registers that were read since the last call.
+    pub(super) fn reads(&self) -> Vec<u32> {
+        core::mem::take(&mut self.0.borrow_mut().reads)
     }
 
     /// Descriptors executed since the last call, without the waits.
@@ -142,7 +150,8 @@ impl State {
 
 impl RegisterIo for Fake {
     fn read32(&mut self, offset: u32) -> u32 {
-        let state = self.0.borrow();
+        let mut state = self.0.borrow_mut();
+        state.reads.push(offset);
         if state.dead {
             return u32::MAX;
         }
@@ -159,7 +168,8 @@ impl RegisterIo for Fake {
     }
 
     fn read64(&mut self, offset: u32) -> u64 {
-        let state = self.0.borrow();
+        let mut state = self.0.borrow_mut();
+        state.reads.push(offset);
         if state.dead {
             return u64::MAX;
         }
@@ -167,6 +177,7 @@ impl RegisterIo for Fake {
             0x08 => state.capability,
             0x10 => state.extended,
             0x20 => state.root,
+            0x90 => state.queue,
             0x220.. => state.records[(offset as usize - 0x220) / 16][offset as usize / 8 % 2],
             _ => panic!("64-bit read of {offset:#x}"),
         }

@@ -1,6 +1,10 @@
 //! Checks every register write and every descriptor that a unit gets. Numbers are those of the specification's
 //! figures, written out; the constants of the code under test are not used.
 
+mod entries;
+mod revive;
+mod survey;
+
 use super::VtdUnit;
 use super::testing::{Act, Fake, Ticks};
 use crate::addr::{Iova, IovaRange, PhysAddr};
@@ -250,7 +254,7 @@ fn entries_are_written_whole_or_absent() {
     let stores = memory.stores;
     unit.write_entry(&mut memory, device, Entry::PassThrough { tag: DomainTag(0x34) }).unwrap();
     assert_eq!(words(&memory), [0x9, 0x3402]);
-    // P cleared and cleaned, then the high word, then the low one.
+    // P cleared and cleaned, then the high word, then the low one. `entries` checks the values.
     assert_eq!(memory.stores - stores, 3);
     let context = PhysAddr(CONTEXT);
     assert_eq!(memory.cleans, [(context, 0x32, 1), (context, 0x32, 2)]);
@@ -541,4 +545,58 @@ fn the_fault_interrupt_is_programmed_while_masked() {
     assert_eq!(fake.acts(), expected);
     unit.mask_fault_interrupt(true);
     assert_eq!(fake.acts(), [W32(0x38, 1 << 31)]);
+    Unit::enable_fault_interrupt(&mut unit, 0x1_fee0_1000, 0x41).unwrap();
+    assert_eq!(fake.acts(), expected);
+}
+
+#[test]
+fn a_wrong_index_of_the_first_fault_hides_none() {
+    let (fake, mut memory, mut unit) = with_faults(3, 8);
+    fake.0.borrow_mut().fault_status = 0x0600;
+    let sources = |taken: (Vec<HardwareFault>, u32)| -> Vec<u16> {
+        taken.0.iter().map(|fault| fault.source.0).collect()
+    };
+    assert_eq!(sources(take(&mut unit, &mut memory, 100)), [3], "record 6, then an empty one");
+    assert_eq!(sources(take(&mut unit, &mut memory, 100)), [0, 1, 2], "the others are still there");
+    let (fake, mut memory, mut unit) = with_faults(3, 8);
+    fake.0.borrow_mut().fault_status = 0x0100;
+    let all = sources(take(&mut unit, &mut memory, 100));
+    assert_eq!(all, [0, 1, 2, 3], "two empty records come first");
+}
+
+/// Section 7.2.1: the unit drops faults until PFO is cleared.
+#[test]
+fn an_overflow_ends_in_the_call_that_takes_the_last_fault() {
+    let (fake, mut memory, mut unit) = translating(|_| ());
+    fake.0.borrow_mut().records[0] = [0x9000, 0x8000_0005_0000_0008];
+    fake.0.borrow_mut().fault_status = 1;
+    let (faults, lost) = take(&mut unit, &mut memory, 8);
+    assert_eq!((faults.len(), lost), (1, 1));
+    assert_eq!(fake.acts(), [W32(0x22c, 1 << 31), W32(0x34, 1)]);
+}
+
+/// In a virtual machine, each read of a register is an exit.
+#[test]
+fn no_register_is_read_in_vain() {
+    let (fake, mut memory, mut unit) = with_faults(6, 8);
+    fake.reads();
+    take(&mut unit, &mut memory, 100);
+    // The status; each record, from the word with F on; the empty record behind them.
+    let expected = [0x34, 0x288, 0x280, 0x298, 0x290, 0x228, 0x220, 0x238, 0x230, 0x248];
+    assert_eq!(fake.reads(), expected);
+    take(&mut unit, &mut memory, 100);
+    assert_eq!(fake.reads(), [0x34]);
+}
+
+#[test]
+fn error_bits_are_read_once_the_memory_was_looked_at_in_vain() {
+    let (fake, mut memory, mut unit) = translating(|_| ());
+    unit.invalidate_pages(&mut memory, DomainTag(1), pages(0x1000, 1), false).unwrap();
+    fake.0.borrow_mut().stalled = true;
+    fake.reads();
+    let result = unit.invalidate_pages(&mut memory, DomainTag(1), pages(0x1000, 1), false);
+    assert_eq!(result, Err(UnitError::Timeout { what: "an invalidation" }));
+    // The clock moves by 10 ms at each wait, up to one second: the memory is looked at once, a hundred times, and once
+    // after the deadline. The first seven looks read no register.
+    assert_eq!(fake.reads(), [0x34; 95]);
 }

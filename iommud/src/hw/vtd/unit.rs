@@ -152,7 +152,7 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> VtdUnit<R, C, M> {
             return;
         }
         if old[0] & entry::PRESENT != 0 {
-            memory.store(table, word, new[0] & entry::FAULTS_SILENT);
+            memory.store(table, word, 0);
             self.clean(memory, table, word, 1);
         }
         memory.store(table, word + 1, new[1]);

@@ -132,6 +132,42 @@ impl ExtendedCapability {
 mod tests {
     use super::*;
 
+    /// Sections 11.4.2 and 11.4.3; the same in Linux (`cap_rwbf`, `cap_plmr`, `cap_phmr`, `cap_caching_mode`,
+    /// `cap_pgsel_inv`, `ecap_coherent`, `ecap_qis`, `ecap_dev_iotlb_support`, `ecap_ir_support`,
+    /// `ecap_pass_through`, `ecap_sc_support`, `ecap_smts`).
+    #[test]
+    fn each_flag_is_its_own_bits() {
+        type Flag<T> = (fn(T) -> bool, u64);
+        let flags: [Flag<Capability>; 7] = [
+            (Capability::write_buffer, 1 << 4),
+            (Capability::protected_memory, 1 << 5 | 1 << 6),
+            (Capability::caching_mode, 1 << 7),
+            (Capability::page_selective, 1 << 39),
+            (Capability::drains_writes, 1 << 54),
+            (Capability::drains_reads, 1 << 55),
+            (Capability::enhanced_root, 1 << 63),
+        ];
+        let extended_flags: [Flag<ExtendedCapability>; 7] = [
+            (ExtendedCapability::coherent, 1 << 0),
+            (ExtendedCapability::queued_invalidation, 1 << 1),
+            (ExtendedCapability::device_tlbs, 1 << 2),
+            (ExtendedCapability::interrupt_remapping, 1 << 3),
+            (ExtendedCapability::pass_through, 1 << 6),
+            (ExtendedCapability::snoop_control, 1 << 7),
+            (ExtendedCapability::scalable_mode, 1 << 43),
+        ];
+        for bit in 0..64 {
+            for (flag, bits) in flags {
+                let own = bits >> bit & 1 != 0;
+                assert_eq!(flag(Capability(1 << bit)), own, "{bits:#x}, bit {bit}");
+            }
+            for (flag, bits) in extended_flags {
+                let own = bits >> bit & 1 != 0;
+                assert_eq!(flag(ExtendedCapability(1 << bit)), own, "{bits:#x}, bit {bit}");
+            }
+        }
+    }
+
     /// Registers of `-device intel-iommu,aw-bits=48,caching-mode=on` of QEMU 7.2 at fed90008h and fed90010h, decoded
     /// by hand with the tables of sections 11.4.2 and 11.4.3.
     #[test]

@@ -234,4 +234,51 @@ mod tests {
             assert!(words(reason).len() <= iommu_protocol::fault::WORDS_SIZE, "{reason:#x}");
         }
     }
+
+    /// Some reasons of scalable mode are those of legacy mode under other numbers. No other two share their words.
+    #[test]
+    fn no_two_reasons_share_their_words() {
+        let shared = [(0x04, 0x84), (0x05, 0x85), (0x06, 0x86), (0x0d, 0x44), (0x0e, 0x87)];
+        for first in 0..=0xff {
+            for second in first + 1..=0xff {
+                let same = words(first) == words(second) && words(first) != UNKNOWN;
+                assert_eq!(same, shared.contains(&(first, second)), "{first:#x} {second:#x}");
+            }
+        }
+    }
+
+    /// The first and the last reason of each kind, and those that clients' devices cause.
+    #[test]
+    fn reasons_are_those_of_the_specification() {
+        let table = [
+            (0x01, "the bus has no context table (root entry not present)"),
+            (0x02, "the device is blocked (context entry not present)"),
+            (0x04, "the address is beyond what the unit translates"),
+            (0x05, "no right to write at this address"),
+            (0x06, "no right to read at this address"),
+            (0x0e, "the address translates into the interrupt window"),
+            (0x20, "interrupt: a reserved bit is set in the request"),
+            (0x25, "interrupt: requests in compatibility format are blocked"),
+            (0x2b, "interrupt: the unit requires interrupt remapping"),
+            (0x30, "the root table address register is programmed wrongly"),
+            (0x34, "a request with PASID asks for execute permission"),
+            (0x38, "the scalable-mode root table could not be read"),
+            (0x49, "the context entry blocks translated requests with PASID"),
+            (0x50, "the PASID directory could not be read"),
+            (0x60, "the translated address is beyond the host permission table"),
+            (0x70, "a first-stage page table could not be read"),
+            (0x77, "the second stage allows no write of a first-stage table"),
+            (0x78, "a second-stage page table could not be read"),
+            (0x7d, "accessed or dirty bits of a second-stage entry could not be updated"),
+            (0x80, "the address is not canonical"),
+            (0x89, "the PASID is wider than the unit supports"),
+            (0x91, "accessed or dirty bits of a first-stage entry could not be updated"),
+            (0xa0, "a host permission table could not be read"),
+            (0xa5, "the host permission table allows no read"),
+            (0xff, "a reason that the specification reserves"),
+        ];
+        for (reason, expected) in table {
+            assert_eq!(words(reason), expected, "{reason:#x}");
+        }
+    }
 }
