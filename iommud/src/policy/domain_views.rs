@@ -2,8 +2,10 @@
 
 use iommu_protocol::ids::Slot;
 
+use crate::addr::IovaRange;
 use crate::policy::ids::{DomainId, SessionId};
 use crate::policy::registry::Registry;
+use crate::policy::state::unmapped::Unmapped;
 use crate::policy::view::{MappingView, SlotView};
 
 impl Registry {
@@ -23,6 +25,13 @@ impl Registry {
         let record = self.state.slots.get(record)?;
         let reserved = record.granted.as_ref().map(|grants| grants.range);
         Some(SlotView { slot: record.number, length: record.length, reserved })
+    }
+
+    /// The ranges that a domain unmapped last, the last one first, each with its age in milliseconds.
+    pub fn unmapped(&self, domain: DomainId) -> impl Iterator<Item = (IovaRange, u32)> + '_ {
+        let domain = self.state.domains.get(domain.0);
+        let ranges = domain.into_iter().flat_map(|domain| domain.unmapped.iter());
+        ranges.map(|Unmapped { range, at }| (range, self.state.time.wrapping_sub(at)))
     }
 
     /// The mappings of a buffer in the domain of a session, oldest first. None where no unit confines the device.

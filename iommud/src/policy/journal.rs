@@ -405,6 +405,7 @@ fn undo_left(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32
 fn forget(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
     let Some(of) = state.domains.get_mut(domain.0) else { return };
     if let Some(mapping) = of.mappings.forget(index) {
+        of.unmapped.note(mapping.range, state.time);
         free_addresses(state, domain, slot, &mapping);
     }
 }

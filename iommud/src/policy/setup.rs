@@ -18,6 +18,12 @@ impl Registry {
         self.state.machine.reserve(count);
     }
 
+    /// Sets the time, in milliseconds since the server started. Nothing is decided by it: it is told of ranges that are
+    /// unmapped from now on.
+    pub const fn set_time(&mut self, milliseconds: u32) {
+        self.state.time = milliseconds;
+    }
+
     /// Records that a function was driven when an earlier server ended. Its group is blocked until the function was
     /// attached and detached. Call this between the first walk and the first [`Event::UnitReady`]: it writes no
     /// entry. Returns false when the function is not known, or when a unit translates already.

@@ -53,7 +53,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "page sizes: {}", sizes(domain.page_sizes))?;
         writeln!(out, "mappings: {}", domain.mappings)?;
         self.reserved_lines(first, out)?;
-        self.buffer_lines(&sessions, out)
+        self.buffer_lines(&sessions, out)?;
+        for (range, age) in self.registry.unmapped(id) {
+            let (first, last) = (range.first().0, range.last().0);
+            writeln!(out, "unmapped: {first:#x}-{last:#x}, {age} ms ago")?;
+        }
+        Ok(())
     }
 
     fn reserved_lines(&self, session: SessionId, out: &mut String) -> fmt::Result {

@@ -3,7 +3,7 @@
 use iommud::addr::INTERRUPT_WINDOW;
 
 use super::stage::Stage;
-use crate::server::domain::{Buffer, Domain, Mapping};
+use crate::server::domain::{Buffer, Domain, Mapping, Unmapped};
 use crate::server::fault::Fault;
 use crate::server::machine::{Device, Machine};
 
@@ -43,6 +43,8 @@ pub enum Cause {
     Allowed(Mapping),
     /// In the range of a buffer's grants, where none is in force.
     NotGranted(Buffer),
+    /// In a range that was mapped until a moment ago.
+    Unmapped(Unmapped),
     /// Behind the end of a mapping, with this many bytes between.
     Behind(Mapping, u64),
     /// This many bytes before the start of a mapping.
@@ -94,6 +96,7 @@ impl Cause {
             Self::Forbidden(_) => "forbidden",
             Self::Allowed(_) => "mapped-since",
             Self::NotGranted(_) => "not-granted",
+            Self::Unmapped(_) => "unmapped",
             Self::Behind(..) => "behind-mapping",
             Self::Before(..) => "before-mapping",
             Self::Foreign(..) => "other-domain",
@@ -134,9 +137,13 @@ fn place(address: u64, access: FaultAccess, own: &Domain, domains: &[Domain]) ->
     if let Some(buffer) = own.buffers.iter().find(granted) {
         return Cause::NotGranted(*buffer);
     }
-    nearest(address, own).or_else(|| foreign(address, own, domains)).unwrap_or({
-        if address > own.addresses.1 { Cause::TooHigh(own.addresses.1) } else { Cause::Nowhere }
-    })
+    let unmapped = own.unmapped.iter().find(|of| (of.first..=of.last).contains(&address));
+    let unmapped = unmapped.map(|of| Cause::Unmapped(*of));
+    unmapped.or_else(|| nearest(address, own)).or_else(|| foreign(address, own, domains)).unwrap_or(
+        {
+            if address > own.addresses.1 { Cause::TooHigh(own.addresses.1) } else { Cause::Nowhere }
+        },
+    )
 }
 
 fn holder(domain: &Domain, address: u64) -> Option<&Mapping> {

@@ -25,6 +25,8 @@ pub struct Explained {
     pub fault: Fault,
     /// Its device in words.
     pub device: String,
+    /// Its owner in words.
+    pub owner: Option<String>,
     /// What the place says.
     pub cause: Cause,
 }
@@ -37,7 +39,9 @@ pub fn explain(fault: &Fault, machine: &Machine, domains: &[Domain]) -> Explaine
         Some(known) => format!("a bridge in front of {}", names::address(known.address())),
         None => "no known device".to_owned(),
     };
-    Explained { fault: fault.clone(), device, cause: Cause::of(fault, machine, domains) }
+    let owner = machine.source(fault.device).and_then(|known| known.owner.as_deref());
+    let owner = owner.map(|owner| tree::owner_words(owner, &tree::process_name));
+    Explained { fault: fault.clone(), device, owner, cause: Cause::of(fault, machine, domains) }
 }
 
 impl Explained {
@@ -75,7 +79,7 @@ impl Explained {
     /// What is known of the place.
     #[must_use]
     pub fn place(&self) -> Option<String> {
-        words::place(&self.cause)
+        words::place(&self.cause, self.owner.as_deref().unwrap_or("its owner"))
     }
 
     /// What usually causes it, and what to try.

@@ -59,6 +59,7 @@ fn the_place_decides_the_cause() {
         (at("access", 0x20_0000), "mapped-since"),
         (at("read", 0x1_1000), "behind-mapping"),
         (at("read", 0x1f_f000), "before-mapping"),
+        (at("write", 0x2_0010), "unmapped"),
         (at("write", 0x30_1fff), "not-granted"),
         (at("read", 0x30_2000), "behind-mapping"),
         (at("read", 0x4000_0000), "nowhere"),
@@ -102,6 +103,20 @@ fn a_write_to_read_only_memory_is_called_one() {
     assert_eq!(
         inside.place().unwrap(),
         "The address is inside buffer 0 of 0000:01:00.0 (4 KiB mapped at 0x10000): read only."
+    );
+}
+
+/// The last range that had the address counts.
+#[test]
+fn a_use_after_unmap_says_when_and_who() {
+    let told = explained(&at("write", 0x2_0800), |_, _| ());
+    let told = Explained { owner: Some("process 12 (nvmed)".to_owned()), ..told };
+    let words = "4 KiB at 0x20000 were mapped there, unmapped 3 ms ago by process 12 (nvmed).";
+    assert_eq!(told.place().unwrap(), words);
+    assert!(told.advice().starts_with("Usually a use after unmap"), "{}", told.advice());
+    let older = explained(&at("write", 0x2_f000), |_, _| ()).place().unwrap();
+    assert!(
+        older.starts_with("64 KiB at 0x20000 were mapped there, unmapped 70 ms ago by process 12")
     );
 }
 

@@ -3,10 +3,10 @@
 use super::cause::{Cause, NEAR};
 use crate::names;
 use crate::output::size;
-use crate::server::domain::{Buffer, Mapping};
+use crate::server::domain::{Buffer, Mapping, Unmapped};
 
 /// What is known of the place; `None` where it says nothing.
-pub(super) fn place(cause: &Cause) -> Option<String> {
+pub(super) fn place(cause: &Cause, owner: &str) -> Option<String> {
     let told = match cause {
         Cause::Forbidden(mapping) => {
             format!("The address is inside {}: {}.", mapped(mapping), mapping.access())
@@ -19,6 +19,10 @@ pub(super) fn place(cause: &Cause) -> Option<String> {
                 "The address belongs to {}, no part of which is granted there now.",
                 held(buffer)
             )
+        }
+        Cause::Unmapped(Unmapped { first, last, age }) => {
+            let bytes = size(last.saturating_sub(*first).saturating_add(1));
+            format!("{bytes} at {first:#x} were mapped there, unmapped {age} ms ago by {owner}.")
         }
         Cause::Behind(mapping, 0) => {
             format!("The address is directly behind the end of {}.", mapped(mapping))
@@ -58,6 +62,7 @@ pub(super) const fn advice(cause: &Cause) -> &'static str {
         | Cause::NotGranted(_)
         | Cause::Behind(..)
         | Cause::Before(..)
+        | Cause::Unmapped(_)
         | Cause::Foreign(..)
         | Cause::TooHigh(_)
         | Cause::Nowhere => of_place(cause),
@@ -117,6 +122,10 @@ const fn of_place(cause: &Cause) -> &'static str {
         Cause::NotGranted(_) => {
             "Usually a use after revoke, or a transfer that began before its grant. \
              Try: wait for the device's completion before revoking."
+        }
+        Cause::Unmapped(_) => {
+            "Usually a use after unmap: the device was not done with the buffer. \
+             Try: wait for the device's completion before unmapping or releasing."
         }
         Cause::Behind(..) => {
             "Usually a transfer longer than its buffer. Try: compare the length in the descriptor."

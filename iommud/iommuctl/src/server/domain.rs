@@ -60,6 +60,17 @@ pub struct Reserved {
     pub words: String,
 }
 
+/// A range that was mapped until a moment ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// First address.
+    pub first: u64,
+    /// Last address (inclusive).
+    pub last: u64,
+    /// Milliseconds since it was unmapped.
+    pub age: u64,
+}
+
 /// One owner's domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
@@ -81,6 +92,8 @@ pub struct Domain {
     pub buffers: Vec<Buffer>,
     /// The mappings that are listed, by address.
     pub mappings: Vec<Mapping>,
+    /// Ranges that were unmapped last, the last one first.
+    pub unmapped: Vec<Unmapped>,
     /// The text did not list everything.
     pub cut: bool,
 }
@@ -132,6 +145,7 @@ impl Domain {
             reserved,
             buffers,
             mappings,
+            unmapped: lines.all("unmapped").filter_map(parse_unmapped).collect(),
             cut: ["not listed", "reserved regions not listed"]
                 .iter()
                 .any(|key| lines.get(key).is_some()),
@@ -187,6 +201,7 @@ impl Domain {
             "reserved": reserved.collect::<Vec<_>>(),
             "buffers": self.buffers.iter().map(buffer_json).collect::<Vec<_>>(),
             "mappings": self.mappings.iter().map(mapping_json).collect::<Vec<_>>(),
+            "unmapped": self.unmapped.iter().map(unmapped_json).collect::<Vec<_>>(),
             "all_listed": !self.cut,
         })
     }
@@ -214,6 +229,10 @@ fn mapping_json(mapping: &Mapping) -> Value {
     })
 }
 
+fn unmapped_json(range: &Unmapped) -> Value {
+    json!({ "first": range.first, "last": range.last, "milliseconds_ago": range.age })
+}
+
 fn parse_member(value: &str) -> Option<Member> {
     let (address, state) = value.split_once(", ")?;
     Some(Member { address: address.parse().ok()?, state: state.to_owned() })
@@ -232,6 +251,13 @@ fn parse_buffer(value: &str) -> Option<Buffer> {
     let bytes = parts.next()?.strip_suffix(" bytes")?.parse().ok()?;
     let grants = parts.next().and_then(|part| range(part.strip_prefix("grants at ")?));
     Some(Buffer { device: device.parse().ok()?, slot: slot.parse().ok()?, bytes, grants })
+}
+
+/// `0x1000-0x1fff, 3 ms ago`
+fn parse_unmapped(value: &str) -> Option<Unmapped> {
+    let (place, age) = value.split_once(", ")?;
+    let (first, last) = range(place)?;
+    Some(Unmapped { first, last, age: age.strip_suffix(" ms ago")?.parse().ok()? })
 }
 
 /// `0000--00--04.0 3 at 0x1000-0x1fff, from byte 0, read and write`
@@ -271,6 +297,8 @@ mapping: 0000--01--00.0 1 at 0x200000-0x20ffff, scattered, read and write
 buffer: 0000--01--00.0 0, 4096 bytes
 mapping: 0000--01--00.0 0 at 0x10000-0x10fff, from byte 0, read
 buffer: 0000--01--00.0 2, 8192 bytes, grants at 0x300000-0x301fff
+unmapped: 0x20000-0x20fff, 3 ms ago
+unmapped: 0x20000-0x2ffff, 70 ms ago
 ";
 
     #[test]
@@ -298,6 +326,8 @@ buffer: 0000--01--00.0 2, 8192 bytes, grants at 0x300000-0x301fff
             (None, "read and write")
         );
         assert_eq!((domain.addresses, domain.count), ((0x1000, 0xffff_ffff), 2));
+        let unmapped = |last, age| Unmapped { first: 0x2_0000, last, age };
+        assert_eq!(domain.unmapped, [unmapped(0x2_0fff, 3), unmapped(0x2_ffff, 70)]);
         assert_eq!(domain.devices, [Member { address: device, state: "attached".to_owned() }]);
         assert!(!domain.cut);
         assert_eq!(Domain::parse("domain: 3\n"), None);
@@ -313,6 +343,8 @@ buffer: 0000--01--00.0 2, 8192 bytes, grants at 0x300000-0x301fff
             "mapping: 0000--01--00.0 1 at 0x1000-0x1fff, from byte -1, read",
             "mapping: 0000--01--00.0 1 at 0x1000-0x1fff",
             "buffer: 0000--01--00.0, 4096 bytes",
+            "unmapped: 0x1000-0x1fff, 3 s ago",
+            "unmapped: 0x1000-0x1fff",
         ] {
             let domain = Domain::parse(&format!("{TEXT}{line}\n")).unwrap();
             assert_eq!(domain, Domain::parse(TEXT).unwrap(), "{line}");

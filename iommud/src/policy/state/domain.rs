@@ -9,6 +9,7 @@ use crate::policy::collections::ranges::{Piece, Ranges};
 use crate::policy::ids::{BufferId, UnitIndex};
 use crate::policy::iova::{SPACE_BITS, Space, Wanted};
 use crate::policy::state::mappings::Mappings;
+use crate::policy::state::unmapped::UnmappedRanges;
 use crate::topology::capabilities::{
     DomainTag, LevelSet, PageSizes, TableFormat, UnitCapabilities,
 };
@@ -72,6 +73,7 @@ pub(in crate::policy) struct Domain {
     pub(in crate::policy) trust: Trust,
     /// Buffers that ended sessions left mapped here, since a failed unit gets no invalidations.
     pub(in crate::policy) left: Vec<BufferId>,
+    pub(in crate::policy) unmapped: UnmappedRanges,
 }
 
 impl Domain {
@@ -87,6 +89,7 @@ impl Domain {
             active: Vec::new(),
             trust: Trust::Sound,
             left: Vec::new(),
+            unmapped: UnmappedRanges::default(),
         }
     }
 

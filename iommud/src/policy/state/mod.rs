@@ -22,6 +22,7 @@ pub(in crate::policy) mod objects;
 pub(in crate::policy) mod pool;
 mod shares;
 pub(in crate::policy) mod tags;
+pub(in crate::policy) mod unmapped;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,8 @@ pub(in crate::policy) struct State {
     pub(in crate::policy) pool: Pool,
     /// Work that ends of life left undone.
     pub(in crate::policy) owed: BTreeSet<Owed>,
+    /// Milliseconds since the server started, as far as it was told. It says when a range was unmapped.
+    pub(in crate::policy) time: u32,
 }
 
 impl State {
@@ -111,6 +114,7 @@ impl State {
             clients: BTreeMap::new(),
             pool: Pool::default(),
             owed: BTreeSet::new(),
+            time: 0,
         }
     }
 

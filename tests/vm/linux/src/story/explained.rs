@@ -32,7 +32,8 @@ pub(super) fn explained(story: &mut Story) -> Result<String> {
     } else {
         let place = format!("directly behind the end of buffer 0 of {}", address(&story.first));
         ensure!(behind.contains(&place), "{behind}");
-        ensure!(after.contains("Usually a use after unmap"), "{after}");
+        let who = after.contains(" were mapped there, unmapped ") && after.contains("(init).");
+        ensure!(who && after.contains("Usually a use after unmap"), "{after}");
     }
     story.told = tree.lines().chain(behind.lines()).map(Into::into).collect();
     // The driver still runs, and its session is an administrator's to end.
