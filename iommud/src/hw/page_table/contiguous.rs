@@ -216,7 +216,8 @@ mod tests {
         map(&mut memory, &mut table, range(0x1_0000, 0x1_3000), 0x1234_0000);
         map(&mut memory, &mut table, range(0x6_4000, 0x1000), 0x9000);
         let before = memory.snapshot();
-        let single = |slot: usize| 0x7000_0000_1233_0001 + 0x1000 * slot as u64;
+        let singles: [u64; 16] =
+            core::array::from_fn(|n| 0x7000_0000_1234_0001 + 0x1000 * n as u64);
         // The first byte and length of a hole, and around what is stale.
         for (first, length, around) in [
             (0x1_4000, 0x4000, range(0x1_0000, 0x1_0000)),
@@ -225,11 +226,8 @@ mod tests {
         ] {
             let hole = range(first, length);
             let mut expected = words(&memory, 2);
-            for slot in 16..32 {
-                expected[slot] = single(slot);
-            }
-            let slots = (first >> 12) as usize..((first + length) >> 12) as usize;
-            expected[slots].fill(0);
+            expected[16..32].copy_from_slice(&singles);
+            expected[slot_of(first, 1)..slot_of(first + length, 1)].fill(0);
             let mut detached = Detached::new();
             table.unmap(&mut memory, hole, &mut detached).unwrap();
             assert_eq!(words(&memory, 2), expected, "{hole:?}");

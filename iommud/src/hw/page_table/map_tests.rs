@@ -3,6 +3,7 @@
 use super::format::MapError;
 use super::tests::{format, range};
 use super::*;
+use crate::hw::hal::MemoryError;
 use crate::hw::testing::TestMemory;
 use crate::hw::vtd::SecondStage;
 
@@ -59,6 +60,26 @@ fn the_counter_of_a_new_table_is_its_slots_in_use() {
     assert_eq!(memory.frames_in_use(), 1);
 }
 
+/// The second table is missing. What was built so far is given back, as zeros if nothing was stored.
+#[test]
+fn a_map_that_runs_out_of_memory_gives_back_what_it_took() {
+    let mut memory = TestMemory::new();
+    let mut table = table(&mut memory, PageSizes::SIZE_4K);
+    let before = memory.snapshot();
+    for (first, length, budget, zeros) in [
+        (0x60_1000, 0x1000, 1, 1),
+        (0x7f_f000, 0x2000, 1, 1),
+        (0x7f_f000, 0x2000, 2, 0),
+        (0x60_1000, 0x1000, 0, 0),
+    ] {
+        (memory.budget, memory.zero_frees) = (budget, 0);
+        let result = table.map(&mut memory, range(first, length), PhysAddr(0x9000), BOTH);
+        assert_eq!(result, Err(MapError::Memory(MemoryError::Exhausted)));
+        assert_eq!(memory.zero_frees, zeros, "{first:#x}, {budget} frames");
+        assert!(memory.snapshot() == before);
+    }
+}
+
 #[test]
 fn an_overlap_names_the_first_page_that_is_mapped() {
     let mut memory = TestMemory::new();
@@ -72,7 +93,7 @@ fn an_overlap_names_the_first_page_that_is_mapped() {
         (0x20_a000, 0x3000, 0x20_c000),
         (0x1f_f000, 0x1_0000, 0x20_9000),
     ] {
-        let pages = vec![PhysAddr(0x5000); (length / 0x1000) as usize];
+        let pages = vec![PhysAddr(0x5000); usize::try_from(length / 0x1000).unwrap()];
         let overlap = Err(MapError::Overlap(Iova(taken)));
         assert_eq!(table.map_list(&mut memory, range(first, length), &pages, BOTH), overlap);
         assert_eq!(table.map(&mut memory, range(first, length), pages[0], BOTH), overlap);
