@@ -229,3 +229,65 @@ pub trait BufferMemory {
     /// A new share of the memory of buffer `id`; `None` when there is no such buffer or no descriptor left.
     fn share(&mut self, id: u32) -> Option<Self::Share>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One frame at 0x5000, and its counter: all that an implementation must write itself.
+    struct OneFrame([u64; 512], u16);
+
+    impl TableMemory for OneFrame {
+        fn allocate(&mut self) -> Result<PhysAddr, MemoryError> {
+            Ok(PhysAddr(0x5000))
+        }
+        fn allocate_run(&mut self, _: usize) -> Result<PhysAddr, MemoryError> {
+            Err(MemoryError::Exhausted)
+        }
+        fn free(&mut self, _: PhysAddr, _: bool) {}
+        fn load(&self, frame: PhysAddr, index: usize) -> u64 {
+            if frame.0 == 0x5000 { self.0.get(index).copied().unwrap_or(0) } else { 0 }
+        }
+        fn store(&mut self, frame: PhysAddr, index: usize, value: u64) {
+            if let Some(word) = self.0.get_mut(index).filter(|_| frame.0 == 0x5000) {
+                *word = value;
+            }
+        }
+        fn clean(&mut self, _: PhysAddr, _: usize, _: usize) {}
+        fn live(&mut self, _: PhysAddr) -> &mut u16 {
+            &mut self.1
+        }
+        fn frames_in_use(&self) -> usize {
+            1
+        }
+        fn frames_free(&self) -> usize {
+            0
+        }
+    }
+
+    #[test]
+    fn table_memory_does_by_single_words_what_it_cannot_do_better() {
+        let mut memory = OneFrame([0; 512], 0);
+        let frame = memory.allocate_unclean().unwrap();
+        assert_eq!(frame, PhysAddr(0x5000));
+        memory.fill(frame, 1, 3, 7, 10);
+        memory.fill_new(frame, 4, 2, u64::MAX, 2);
+        memory.write(frame, 6, 2, &mut [5, 6, 8].into_iter());
+        let whole = [0, 7, 17, 27, u64::MAX, 1, 5, 6, 0];
+        assert_eq!(memory.0[..9], whole);
+        let mut seen = Vec::new();
+        memory.change_each(frame, 2, 3, |index, word| {
+            seen.push((index, word));
+            (index == 3).then_some(99)
+        });
+        assert_eq!(seen, [(2, 17), (3, 27), (4, u64::MAX)]);
+        assert_eq!(memory.0[..6], [0, 7, 17, 99, u64::MAX, 1]);
+        let told = memory.change(frame, 1, |word, live| {
+            *live += 3;
+            (Some(8), word + 1)
+        });
+        assert_eq!((told, memory.0[1], memory.1), (8, 8, 3));
+        assert_eq!(memory.change(frame, 1, |word, _| (None, word)), 8);
+        assert_eq!(memory.0[1], 8);
+    }
+}

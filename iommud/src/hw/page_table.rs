@@ -27,9 +27,15 @@ mod unmap;
 #[cfg(test)]
 mod kept_leaf_table_tests;
 #[cfg(test)]
+mod list_tests;
+#[cfg(test)]
+mod map_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unmap_tests;
 
 use alloc::vec::Vec;
 use core::marker::PhantomData;
@@ -144,17 +150,16 @@ impl<F: PteFormat> PageTable<F> {
 
     /// The leaf that translates `iova`, which is in reach.
     fn leaf_at<M: TableMemory>(&self, memory: &M, iova: Iova) -> Option<Leaf> {
-        let (mut table, mut level) = (self.root, self.levels);
-        loop {
+        let mut table = self.root;
+        for level in (1..=self.levels).rev() {
             let slot = slot_of(iova.0, level);
             match F::decode_at(memory.load(table, slot), level, slot) {
                 PteSlot::Empty => return None,
                 PteSlot::Leaf { phys, access } => return Some(Leaf { phys, access, level }),
-                PteSlot::Table(next) if level > 1 => table = next,
-                PteSlot::Table(_) => return None,
+                PteSlot::Table(next) => table = next,
             }
-            level -= 1;
         }
+        None
     }
 
     /// The table of pages that translates all of `range`, if there is one.

@@ -226,6 +226,50 @@ mod tests {
         assert_eq!((ring.offset(), ring.ahead(256 * 16)), (0, 0));
     }
 
+    /// An entry is two words. A unit that does not snoop sees what was cleaned.
+    #[test]
+    fn two_entries_are_one_write_unless_a_frame_ends_between_them() {
+        let mut memory = TestMemory::new();
+        let mut ring = Ring::allocate(&mut memory, 2).unwrap();
+        let (base, next) = (ring.base(), PhysAddr(ring.base().0 + 0x1000));
+        for (at, cleans, end) in [
+            (0, &[(base, 0, 4)][..], 2),
+            (200, &[(base, 400, 4)], 202),
+            (254, &[(base, 508, 4)], 256),
+            (255, &[(base, 510, 2), (next, 0, 2)], 257),
+            (510, &[(next, 508, 4)], 0),
+            (511, &[(next, 510, 2), (base, 0, 2)], 1),
+        ] {
+            ring.set_offset(at * 16);
+            memory.cleans.clear();
+            ring.put_two(&mut memory, [[at, 1], [at, 2]], false);
+            assert_eq!((&memory.cleans[..], ring.offset()), (cleans, end * 16), "{at}");
+            let words = cleans.iter().flat_map(|(frame, first, count)| {
+                (*first..first + count).map(|word| memory.load(*frame, word))
+            });
+            assert!(words.eq([at, 1, at, 2]), "{at}");
+            ring.set_offset(at * 16);
+            ring.put_two(&mut memory, [[at, 3], [at, 4]], true);
+            assert_eq!((&memory.cleans[..], ring.offset()), (cleans, end * 16), "{at}");
+        }
+    }
+
+    #[test]
+    fn both_words_of_an_entry_that_was_read_are_cleared() {
+        let mut memory = TestMemory::new();
+        let mut ring = Ring::allocate(&mut memory, 1).unwrap();
+        for word in 0..8 {
+            memory.store(ring.base(), word, 7);
+        }
+        ring.set_offset(16);
+        ring.consume(&mut memory, true);
+        assert_eq!(memory.cleans, []);
+        ring.consume(&mut memory, false);
+        assert_eq!(memory.cleans, [(ring.base(), 4, 2)]);
+        let words: [u64; 8] = core::array::from_fn(|word| memory.load(ring.base(), word));
+        assert_eq!(words, [7, 7, 0, 0, 0, 0, 7, 7]);
+    }
+
     #[test]
     fn late_answers_are_not_taken_for_the_one_expected() {
         let mut memory = TestMemory::new();

@@ -1,7 +1,7 @@
 //! Table memory for the unit tests of this folder. It detects errors that would affect hardware: frames freed twice
 //! or not zero as promised, stores to freed frames, lines that were not cleaned.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::vec::Vec;
@@ -32,6 +32,9 @@ pub(crate) struct TestMemory {
     pub(crate) stores: usize,
     /// What was stored, in order: frame, word, value.
     pub(crate) written: Vec<(PhysAddr, usize, u64)>,
+    pub(crate) loads: Cell<usize>,
+    /// Frames given back with the promise that they are zero.
+    pub(crate) zero_frees: usize,
     /// Table links that were stored while a line of the table they point to was dirty.
     pub(crate) dirty_links: usize,
     /// Words that units read and write; `load` returns their values. It holds the frames of `allocate_run`.
@@ -49,6 +52,8 @@ impl TestMemory {
             cleans: Vec::new(),
             stores: 0,
             written: Vec::new(),
+            loads: Cell::new(0),
+            zero_frees: 0,
             dirty_links: 0,
             bus: Bus::default(),
             next: BASE,
@@ -100,10 +105,12 @@ impl TableMemory for TestMemory {
     fn free(&mut self, frame: PhysAddr, is_zero: bool) {
         let old = self.frames.remove(&frame.0).expect("frame freed twice");
         assert!(!is_zero || old.words.iter().all(|word| *word == 0), "{frame:?} is not zero");
+        self.zero_frees += usize::from(is_zero);
         self.dirty = self.dirty.iter().copied().filter(|l| l & !4095 != frame.0).collect();
     }
 
     fn load(&self, frame: PhysAddr, index: usize) -> u64 {
+        self.loads.set(self.loads.get() + 1);
         let written = self.bus.borrow().get(&(frame.0 + index as u64 * 8)).copied();
         written.unwrap_or(self.frames[&frame.0].words[index])
     }

@@ -248,3 +248,100 @@ pub trait Unit {
     /// Describes the registers in words, for `units/N`.
     fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hw::testing::TestMemory;
+    use crate::hw::vtd::SecondStage;
+    use crate::topology::capabilities::{LevelSet, PageSizes};
+
+    /// A unit with nothing but what every unit must have.
+    struct Plain;
+
+    impl Unit for Plain {
+        type Memory = TestMemory;
+        type Format = SecondStage;
+
+        fn capabilities(&self) -> UnitCapabilities {
+            UnitCapabilities {
+                levels: LevelSet::FOUR,
+                page_sizes: PageSizes::SIZE_4K,
+                coherent: true,
+                forces_snoop: true,
+                caches_absent: false,
+                publishes: false,
+                last_tag: 1,
+                pass_through: true,
+                physical_bits: 46,
+                iova_bits: 48,
+                deepens: false,
+            }
+        }
+        fn write_entry(
+            &mut self,
+            _: &mut TestMemory,
+            _: RequesterId,
+            _: Entry,
+        ) -> Result<(), UnitError> {
+            Ok(())
+        }
+        fn suppress_faults(
+            &mut self,
+            _: &mut TestMemory,
+            _: RequesterId,
+            _: bool,
+        ) -> Result<(), UnitError> {
+            Ok(())
+        }
+        fn invalidate_entry(
+            &mut self,
+            _: &mut TestMemory,
+            _: RequesterId,
+            _: Option<DomainTag>,
+        ) -> Result<(), UnitError> {
+            Ok(())
+        }
+        fn publish_pages(
+            &mut self,
+            _: &mut TestMemory,
+            _: DomainTag,
+            _: IovaRange,
+        ) -> Result<(), UnitError> {
+            Ok(())
+        }
+        fn invalidate_pages(
+            &mut self,
+            _: &mut TestMemory,
+            _: DomainTag,
+            _: IovaRange,
+            _: bool,
+        ) -> Result<(), UnitError> {
+            Ok(())
+        }
+        fn enable(&mut self, _: &mut TestMemory) -> Result<(), UnitError> {
+            Ok(())
+        }
+        fn take_faults(
+            &mut self,
+            _: &mut TestMemory,
+            _: usize,
+            _: &mut dyn FnMut(HardwareFault),
+        ) -> Result<u32, UnitError> {
+            Ok(0)
+        }
+        fn describe(&mut self, _: &mut dyn core::fmt::Write) -> core::fmt::Result {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_unit_does_not_have_is_refused() {
+        let (mut unit, mut memory) = (Plain, TestMemory::new());
+        assert!(!unit.found_translating(), "it was not in use");
+        let revived = unit.revive(&mut memory);
+        assert_eq!(revived, Err(UnitError::Unsupported { what: "bringing a unit back" }));
+        let enabled = unit.enable_fault_interrupt(0xfee0_0000, 0x41);
+        assert_eq!(enabled, Err(UnitError::Unsupported { what: "interrupt for faults" }));
+    }
+}

@@ -83,7 +83,7 @@ pub struct Detached {
     pub(super) tables: Vec<(PhysAddr, u8)>,
     /// First and last byte that units may have cached. The first is above the last when there are none.
     stale: (Iova, Iova),
-    /// Whether tables were unlinked or replaced.
+    /// Whether tables were unlinked or replaced, until the release.
     structure: bool,
     /// The region whose empty table was kept before that of another region.
     idle_before: Option<u64>,
@@ -169,7 +169,7 @@ impl Detached {
     /// Frees all tables in it.
     #[inline]
     pub(super) fn release<F: PteFormat, M: TableMemory>(&mut self, memory: &mut M) {
-        if self.structure || !self.tables.is_empty() || !self.words.is_empty() {
+        if self.structure || !self.words.is_empty() {
             self.free_tables::<F, M>(memory);
         }
         self.runs.clear();
@@ -192,5 +192,81 @@ impl Detached {
         }
         self.words.clear();
         self.words.shrink_to(SLOTS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu_protocol::wire::Access;
+
+    use super::*;
+    use crate::hw::amdvi::AmdFormat;
+    use crate::hw::page_table::PageTable;
+    use crate::hw::page_table::tests::format;
+    use crate::hw::testing::TestMemory;
+    use crate::hw::vtd::SecondStage;
+    use crate::topology::capabilities::PageSizes;
+
+    const HERE: PhysAddr = PhysAddr(0x5000);
+
+    /// A run in a table of 2 MiB pages, and whether a leaf in slot 6 with entry 0x80400083 continues it.
+    #[test]
+    fn a_leaf_continues_a_run_that_ends_before_it() {
+        use RunKind::{Leaves, Split, Table, Words};
+        let next = |entry, kind| Run::new(HERE, 6, 1, 2, entry, kind);
+        let run = |index, count, entry, kind| Run::new(HERE, index, count, 2, entry, kind);
+        for (run, next, expected) in [
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8040_0083, Leaves), true),
+            (run(5, 1, 0x8020_0083, Leaves), next(0x8040_0083, Leaves), true),
+            (run(3, 3, 0x8000_0881, Leaves), next(0x8060_0881, Leaves), true),
+            // Another kind, with the same words.
+            (run(4, 2, 0x8000_0083, Words), next(0x8040_0083, Leaves), false),
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8040_0083, Split), false),
+            (run(4, 2, 0x8000_0083, Split), next(0x8040_0083, Split), false),
+            // Another slot: one before, one behind, and the product of both numbers.
+            (run(3, 2, 0x8000_0083, Leaves), next(0x8040_0083, Leaves), false),
+            (run(5, 2, 0x8000_0083, Leaves), next(0x8040_0083, Leaves), false),
+            (run(3, 2, 0x8000_0083, Words), next(0x8040_0083, Leaves), false),
+            // Other memory: the first page again, one page too far, twice as far.
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8000_0083, Leaves), false),
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8060_0083, Leaves), false),
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8080_0083, Leaves), false),
+            // Another access, and snooping in one of them only.
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8040_0081, Leaves), false),
+            (run(4, 2, 0x8000_0083, Leaves), next(0x8040_0883, Leaves), false),
+            (run(4, 2, 0x8000_0883, Leaves), next(0x8040_0083, Leaves), false),
+            // Links to tables.
+            (run(5, 1, 0x8000_0003, Table), next(0x8020_0003, Table), false),
+        ] {
+            assert_eq!(run.continues::<SecondStage>(&next), expected, "{run:?} {next:?}");
+            let elsewhere = Run { table: PhysAddr(0x6000), ..run };
+            assert!(!elsewhere.continues::<SecondStage>(&next), "{run:?} {next:?}");
+        }
+        // AMD-Vi: PR, FC, IR and IW.
+        let run = Run::new(HERE, 4, 2, 2, 0x7000_0000_8000_0001, Leaves);
+        assert!(run.continues::<AmdFormat>(&next(0x7000_0000_8040_0001, Leaves)));
+        assert!(!run.continues::<AmdFormat>(&next(0x3000_0000_8040_0001, Leaves)));
+    }
+
+    #[test]
+    fn an_undone_split_leaves_its_table_to_be_released() {
+        let mut memory = TestMemory::new();
+        let mut table =
+            PageTable::<SecondStage>::new(&mut memory, format(3, PageSizes::SIZE_2M, false))
+                .unwrap();
+        let large = IovaRange::new(Iova(0x20_0000), 0x20_0000).unwrap();
+        table.map(&mut memory, large, PhysAddr(0x4000_0000), Access::all()).unwrap();
+        let mut detached = Detached::new();
+        assert!(detached.is_empty() && detached.is_undone());
+        let hole = IovaRange::new(Iova(0x2f_1000), 0x1000).unwrap();
+        table.unmap(&mut memory, hole, &mut detached).unwrap();
+        assert!(!detached.is_empty() && !detached.is_undone());
+        assert_eq!(memory.frames_in_use(), 3);
+        table.relink(&mut memory, &mut detached);
+        assert!(!detached.is_empty() && detached.is_undone() && detached.tables_freed());
+        assert_eq!((detached.stale(), memory.frames_in_use()), (Some(large), 3));
+        PageTable::<SecondStage>::release(&mut memory, &mut detached);
+        assert!(detached.is_empty() && detached.is_undone() && !detached.tables_freed());
+        assert_eq!((detached.stale(), memory.frames_in_use()), (None, 2));
     }
 }

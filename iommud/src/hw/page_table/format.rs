@@ -180,3 +180,97 @@ pub(super) fn free_subtree<F: PteFormat, M: TableMemory>(
     }
     memory.free(table, live == 0);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+    use crate::hw::page_table::PageTable;
+    use crate::hw::page_table::tests::format;
+    use crate::hw::testing::TestMemory;
+    use crate::hw::vtd::SecondStage;
+    use crate::topology::capabilities::PageSizes;
+
+    type Table = PageTable<SecondStage>;
+
+    fn page(first: u64) -> IovaRange {
+        IovaRange::new(Iova(first), 0x1000).unwrap()
+    }
+
+    #[test]
+    fn each_level_translates_nine_bits_more() {
+        assert_eq!(last_of(3), 0x7f_ffff_ffff);
+        assert_eq!(last_of(4), 0xffff_ffff_ffff);
+        assert_eq!(last_of(5), 0x1ff_ffff_ffff_ffff);
+        assert_eq!(last_of(6), 0xffff_ffff_ffff_ffff);
+        assert_eq!((slot_size(1), slot_size(2), slot_size(3)), (0x1000, 0x20_0000, 0x4000_0000));
+    }
+
+    /// VT-d entries are those of section 9.8: R 1, W 2, PS 0x80.
+    #[test]
+    fn a_format_without_larger_pages_has_one_slot_for_each() {
+        let entry = SecondStage::group(PhysAddr(0x12_4020_0000), Access::all(), 2, 0);
+        assert_eq!(entry, 0x12_4020_0083);
+        assert_eq!(SecondStage::power(entry, 2), 0);
+        let leaf = PteSlot::Leaf { phys: PhysAddr(0x12_4020_0000), access: Access::all() };
+        assert_eq!(SecondStage::decode_at(entry, 2, 5), leaf);
+    }
+
+    #[test]
+    fn errors_say_what_was_wrong() {
+        let (range, phys) = (page(0x7000), PhysAddr(0x1800));
+        for (error, text) in [
+            (MapError::Levels(7), "a page table cannot have 7 levels"),
+            (
+                MapError::Unaligned { range, phys },
+                "iova:0x7000..=0x7fff at phys:0x1800 is not whole pages",
+            ),
+            (
+                MapError::OutOfReach { range, phys },
+                "iova:0x7000..=0x7fff at phys:0x1800 is beyond what the page table can translate",
+            ),
+            (MapError::NoAccess, "a mapping must allow reading or writing"),
+            (MapError::Overlap(Iova(0x7000)), "iova:0x7000 is mapped already"),
+            (MapError::Memory(MemoryError::Exhausted), "no memory for a page table"),
+            (
+                MapError::Memory(MemoryError::Constraints),
+                "no memory for a page table that meets the constraints",
+            ),
+            (MapError::Memory(MemoryError::Share), "the share of page tables is used up"),
+        ] {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+
+    /// Memory clears every other frame before it hands it out again.
+    #[test]
+    fn an_empty_table_is_given_back_as_zeros() {
+        let mut memory = TestMemory::new();
+        Table::new(&mut memory, format(3, PageSizes::SIZE_4K, true)).unwrap().destroy(&mut memory);
+        assert_eq!((memory.frames_in_use(), memory.zero_frees), (0, 1));
+        let mut table =
+            Table::new(&mut memory, format(3, PageSizes::SIZE_4K, true)).unwrap().retain_tables();
+        table.map(&mut memory, page(0x1000), PhysAddr(0x9000), Access::all()).unwrap();
+        let mut detached = super::super::Detached::new();
+        table.unmap(&mut memory, page(0x1000), &mut detached).unwrap();
+        Table::release(&mut memory, &mut detached);
+        table.destroy(&mut memory);
+        // Of the three tables, the one of pages is empty.
+        assert_eq!((memory.frames_in_use(), memory.zero_frees), (0, 2));
+    }
+
+    /// A table is read up to its last link, and a table of pages has none.
+    #[test]
+    fn freeing_reads_no_more_than_the_links() {
+        let mut memory = TestMemory::new();
+        let mut table = Table::new(&mut memory, format(3, PageSizes::SIZE_4K, true)).unwrap();
+        for first in [0x0000, 0x5000, 0x60_0000] {
+            table.map(&mut memory, page(first), PhysAddr(0x9000), Access::all()).unwrap();
+        }
+        memory.loads.set(0);
+        table.destroy(&mut memory);
+        // Slot 0 of the root, slots 0 to 3 of the table below.
+        assert_eq!((memory.loads.get(), memory.frames_in_use(), memory.zero_frees), (5, 0, 0));
+    }
+}

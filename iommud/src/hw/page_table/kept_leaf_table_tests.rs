@@ -153,3 +153,37 @@ fn a_map_of_all_its_pages_fills_it_and_the_next_one_has_a_large_leaf() {
         assert_eq!(memory.frames_in_use(), 4);
     }
 }
+
+/// It is kept beside another used slot only: here a large page, which is unmapped while the table is in use.
+#[test]
+fn it_goes_when_nothing_is_left_beside_it() {
+    let mut memory = TestMemory::new();
+    let mut table = Table::new(&mut memory, format(4, PageSizes::all(), false)).unwrap();
+    let large = IovaRange::new(Iova(0), TWO_M).unwrap();
+    table.map(&mut memory, large, PhysAddr(TWO_M), BOTH).unwrap();
+    map(&mut memory, &mut table, 5 * TWO_M);
+    let only_leaves = (false, 5 * TWO_M, 5 * TWO_M + 0xfff);
+    assert_eq!(unmap(&mut memory, &mut table, 5 * TWO_M), only_leaves);
+    map(&mut memory, &mut table, 5 * TWO_M);
+    let mut detached = Detached::new();
+    table.unmap(&mut memory, large, &mut detached).unwrap();
+    assert_eq!((detached.stale(), detached.tables_freed()), (Some(large), false));
+    Table::release(&mut memory, &mut detached);
+    assert_eq!(memory.frames_in_use(), 4);
+    assert_eq!(unmap(&mut memory, &mut table, 5 * TWO_M), (true, 5 * TWO_M, 5 * TWO_M + 0xfff));
+    assert_eq!(memory.frames_in_use(), 1);
+}
+
+#[test]
+fn nothing_above_it_is_read_again() {
+    let mut memory = TestMemory::new();
+    let mut table = table(&mut memory);
+    map(&mut memory, &mut table, 5 * TWO_M);
+    unmap(&mut memory, &mut table, 5 * TWO_M);
+    for _ in 0..2 {
+        memory.loads.set(0);
+        map(&mut memory, &mut table, 5 * TWO_M);
+        unmap(&mut memory, &mut table, 5 * TWO_M);
+        assert_eq!(memory.loads.get(), 2, "the slot, twice");
+    }
+}

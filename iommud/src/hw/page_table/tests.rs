@@ -10,7 +10,7 @@ type Table = PageTable<SecondStage>;
 
 const BOTH: Access = Access::all();
 
-fn range(first: u64, length: u64) -> IovaRange {
+pub(super) fn range(first: u64, length: u64) -> IovaRange {
     IovaRange::new(Iova(first), length).unwrap()
 }
 
