@@ -126,3 +126,27 @@ impl Config {
             .map_or(self.default, |rule| rule.mode)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::testing::endpoint;
+
+    #[test]
+    fn a_class_is_compared_in_the_bits_of_the_mask() {
+        let matches = |class, mask, of| {
+            Matcher::Class { class, mask }.matches(&PciFunction { class: of, ..endpoint(0, 3, 0) })
+        };
+        for (class, mask, of, expected) in [
+            (0x02_0000, 0xff_0000, 0x02_8001, true),
+            (0x02_0030, 0xff_0000, 0x02_0000, true),
+            (0x02_0030, 0xff_0000, 0x01_0030, false),
+            (0x02_0000, 0xff_0000, 0x03_0000, false),
+            (0x01_0802, 0xff_ffff, 0x01_0802, true),
+            (0x01_0802, 0xff_ffff, 0x01_0803, false),
+            (0x01_0802, 0, 0x0c_0330, true),
+        ] {
+            assert_eq!(matches(class, mask, of), expected, "{class:#x} {mask:#x} {of:#x}");
+        }
+    }
+}

@@ -95,3 +95,49 @@ impl Registry {
         self.state.tags.record()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::config::Config;
+    use crate::policy::ids::ClientId;
+    use crate::policy::state::objects::Account;
+    use crate::topology::firmware::Firmware;
+
+    fn registry() -> Registry {
+        Registry::new(Config::default(), Firmware::default(), &[], &[])
+    }
+
+    #[test]
+    fn the_pool_is_low_when_less_than_a_part_is_free() {
+        // Two clients have 48 of 64 bytes, or another number.
+        for (second, parts, low) in [
+            (28, 4, false),
+            (29, 4, true),
+            (28, 3, true),
+            (22, 3, false),
+            (28, 1, true),
+            (28, 0, true),
+            (99, 4, true),
+        ] {
+            let mut registry = registry();
+            registry.set_buffer_pool(64, 1);
+            assert!(!registry.pool_is_below(1), "nothing is taken");
+            for (client, taken) in [(1, 20), (2, second)] {
+                let account = Account { taken, ..Account::new(ClientId(client)) };
+                registry.state.accounts.insert(account);
+            }
+            assert_eq!(registry.pool_is_below(parts), low, "{second} and 1/{parts}");
+        }
+    }
+
+    #[test]
+    fn a_unit_that_was_off_holds_only_what_is_recorded() {
+        let mut registry = registry();
+        let units = alloc::vec![Holds::Anything, Holds::Earlier, Holds::Failed, Holds::Nothing];
+        registry.begin_tags(HeldTags::Everything, units, 255);
+        (0..4).for_each(|unit| registry.found_off(UnitIndex(unit)));
+        let holds = [0, 1, 2, 3].map(|unit| registry.state.tags.holds(UnitIndex(unit)));
+        assert_eq!(holds, [Holds::Nothing, Holds::Earlier, Holds::Failed, Holds::Nothing]);
+    }
+}

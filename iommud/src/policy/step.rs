@@ -236,3 +236,39 @@ pub enum Binding {
     /// All memory, untranslated.
     PassThrough,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Iova;
+
+    #[test]
+    fn the_last_steps_of_a_plan_are_those_that_cannot_be_undone() {
+        let (unit, source, domain) = (UnitIndex(0), RequesterId(2), DomainId(1));
+        let range = IovaRange::new(Iova(4096), 4096).unwrap();
+        let (access, was) = (Access::READ, Binding::Blocked);
+        let last = [
+            Step::ReleaseTables { domain },
+            Step::DestroyTable { domain },
+            Step::ReleaseBuffer { buffer: BufferId(3) },
+            Step::ReleaseAbandoned,
+        ];
+        assert!(last.iter().all(Step::is_final));
+        let others = [
+            Step::Grow { domain, from: 3, levels: 4 },
+            Step::Deepen { unit, source, domain, from: 3 },
+            Step::Map { domain, range, phys: PhysAddr(0), access },
+            Step::MapList { domain, range, access },
+            Step::Unmap { domain, range },
+            Step::Publish { unit, domain, range },
+            Step::Invalidate { unit, domain, range },
+            Step::SetEntry { unit, source, from: was, to: was },
+            Step::Deny { unit, source },
+            Step::SuppressFaults { unit, source, silent: true, was },
+            Step::InvalidateEntry { unit, source, was },
+            Step::Revive { unit },
+            Step::Enable { unit },
+        ];
+        assert!(!others.iter().any(Step::is_final));
+    }
+}

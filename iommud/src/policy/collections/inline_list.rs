@@ -78,6 +78,10 @@ mod tests {
             list.retain(|each| *each != gone);
             assert_eq!(*few, *list);
         }
+        let mut one: InlineList<_> = [9].into_iter().collect();
+        one.retain(|each| *each == 9);
+        assert_eq!(*one, [9]);
+        assert_eq!(alloc::format!("{few:?} {one:?}"), "[] [9]");
         few.push(9);
         few.retain(|each| *each == 9);
         assert_eq!(*few, [9]);

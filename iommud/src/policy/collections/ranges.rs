@@ -19,12 +19,10 @@ impl Ranges {
     pub(in crate::policy) fn insert(&mut self, first: u64, last: u64) {
         let from = self.ranges.partition_point(|r| r.1.saturating_add(1) < first);
         let to = self.ranges.partition_point(|r| r.0 <= last.saturating_add(1));
+        // Without a range that touches it, the next one begins behind `first`, and the one before ends before `last`.
         let low = self.ranges.get(from).map_or(first, |r| r.0.min(first));
-        let high = match to.checked_sub(1).and_then(|at| self.ranges.get(at)) {
-            Some(r) if to > from => r.1.max(last),
-            _ => last,
-        };
-        let low = if to > from { low } else { first };
+        let before = to.checked_sub(1).and_then(|at| self.ranges.get(at));
+        let high = before.map_or(last, |r| r.1.max(last));
         self.ranges.splice(from..to.max(from), [(low, high)]);
     }
 
@@ -204,6 +202,19 @@ mod tests {
         set.remove(5, u64::MAX);
         set.insert(u64::MAX, u64::MAX);
         assert_eq!(set.iter().collect::<Vec<_>>(), [(0, 4), (u64::MAX, u64::MAX)]);
+    }
+
+    #[test]
+    fn pieces_have_a_top_and_addresses() {
+        let piece = |first, last| Piece::identity((first, last), Access::READ).unwrap();
+        assert_eq!((top_of(&[]), top_of(&[piece(0, 4095)])), (0, 4095));
+        let some = [piece(4096, 8191), piece(0x5000, 0x8fff), piece(8192, 12287)];
+        assert_eq!(top_of(&some), 0x8fff);
+        let all = addresses(&some);
+        assert_eq!(all.iter().collect::<Vec<_>>(), [(4096, 12287), (0x5000, 0x8fff)]);
+        let mapped = identity([(0, 99), (50, 199), (500, 900)].into_iter(), 599);
+        let shown = |piece: &Piece| (piece.range.first().0, piece.range.last().0, piece.access);
+        assert_eq!(mapped.iter().map(shown).collect::<Vec<_>>(), [(0, 199, 3), (500, 599, 3)]);
     }
 
     proptest! {

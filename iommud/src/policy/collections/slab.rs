@@ -167,6 +167,24 @@ mod tests {
         assert_eq!(slab.iter().collect::<Vec<_>>(), [(new, &'b')]);
     }
 
+    #[test]
+    fn free_places_are_shown_unless_they_equal_new_ones_at_the_end() {
+        let filled = |mut slab: Slab<char>, gone: &[u32]| {
+            for value in ['a', 'b', 'c'] {
+                slab.insert(value);
+            }
+            for number in gone {
+                assert!(slab.remove(*number).is_some());
+            }
+            shown(&slab)
+        };
+        assert_eq!(filled(Slab::small(), &[2]), r#"{0: 'a', 1: 'b', "next": []}"#);
+        assert_eq!(filled(Slab::small(), &[1]), r#"{0: 'a', 2: 'c', "next": [1]}"#);
+        assert_eq!(filled(Slab::small(), &[0, 1]), r#"{2: 'c', "next": [1, 0]}"#);
+        // The next use of the last place has another number than the first one had: 2^20 + 2.
+        assert_eq!(filled(Slab::distinct(), &[2]), r#"{0: 'a', 1: 'b', "next": [1048578]}"#);
+    }
+
     /// Undone changes leave no trace: the same numbers come next, in the same order.
     #[test]
     fn undone_is_as_before() {

@@ -42,7 +42,9 @@ fn map(decision: &mut Decision<'_>, id: SessionId, request: &ListRequest) -> Res
     let account = state.accounts.get_mut(client).ok_or(Refusal::Quota)?;
     let record = state.slots.get_mut(number).ok_or(Refusal::BadHandle)?;
     let buffer = state.buffers.get(record.buffer.0).ok_or(Refusal::BadHandle)?;
-    let Some(first) = pages.first() else { return Err(Refusal::Range.into()) };
+    if pages.is_empty() {
+        return Err(Refusal::Range.into());
+    }
     within(pages, buffer)?;
     let length = bytes(pages.len())?;
     let quotas = &state.machine.config.quotas;
@@ -59,8 +61,7 @@ fn map(decision: &mut Decision<'_>, id: SessionId, request: &ListRequest) -> Res
         let wanted = Wanted { length, alignment: 0, boundary: 0, above_4g };
         domain.take_addresses(quotas.regions, wanted)?
     };
-    let offset = u64::from(*first) * PAGE_SIZE;
-    let mapping = Mapping { range, slot: number, offset, access, grant: false, list: true };
+    let mapping = Mapping { range, slot: number, offset: 0, access, grant: false, list: true };
     let index = domain.mappings.insert(mapping, &mut record.mappings);
     account.charge(mapping.charge(), true);
     decision.journal.note(Change::Entered(domain_id, index, number));

@@ -13,6 +13,7 @@ use iommu_protocol::status::Refusal;
 use crate::policy::decision::Decision;
 use crate::policy::event::Owed;
 use crate::policy::ids::GroupId;
+use crate::policy::state::objects::Buffer;
 use crate::policy::transition::{domain, entries, release};
 
 /// Creates the domains of policy that the end of a group's sessions will need. Then there may be no memory for them.
@@ -42,7 +43,7 @@ pub(super) fn settle(decision: &mut Decision<'_>, owed: Owed) -> Result<(), Refu
                 entries::rebind_groups(decision, &[group])?;
             }
         }
-        Owed::Buffer(id) if decision.state.buffer(id).is_ok_and(|buffer| !buffer.unproved) => {
+        Owed::Buffer(id) if decision.state.buffer(id).is_ok_and(Buffer::is_unused) => {
             release::free(decision, id)?;
         }
         Owed::Buffer(_) => {}

@@ -11,7 +11,6 @@ use crate::policy::journal::{Change, Image};
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Trust};
 use crate::policy::state::objects::{Activity, Unit};
-use crate::policy::state::tags::Holds;
 use crate::policy::step::{Binding, PASS_THROUGH_TAG, Step};
 use crate::policy::transition::{domain, entries, recovery};
 use crate::topology::capabilities::UnitCapabilities;
@@ -80,7 +79,6 @@ fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, R
 /// Whether an entry with this binding may be written only after the unit was flushed.
 fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
     let tag = match binding {
-        _ if state.tags.holds(unit) == Holds::Nothing => return false,
         Binding::Blocked => return false,
         Binding::PassThrough => Some(PASS_THROUGH_TAG),
         Binding::Domain(domain) => state.domains.get(domain.0).map(|domain| domain.tag),

@@ -28,7 +28,7 @@ pub(in crate::policy) struct Mapping {
     pub(in crate::policy) access: Access,
     /// Made by a grant: ended by a revoke.
     pub(in crate::policy) grant: bool,
-    /// Its pages lie anywhere in the buffer; `offset` is that of the first one.
+    /// Its pages lie anywhere in the buffer, so `offset` means nothing.
     pub(in crate::policy) list: bool,
 }
 

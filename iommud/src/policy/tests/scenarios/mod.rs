@@ -22,14 +22,14 @@ use crate::topology::firmware::{DeviceScope, Firmware, ReservedRegion, ScopeKind
 use crate::topology::pci::{Buses, FunctionKind, PciFunction};
 use crate::topology::testing::{address, bridge, endpoint, function, multi, with_acs};
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// Two functions of one device: one group.
-fn pair() -> [PciFunction; 2] {
+pub(super) fn pair() -> [PciFunction; 2] {
     [multi(endpoint(0, 4, 0)), multi(endpoint(0, 4, 1))]
 }
 
-fn names(firmware: &mut Firmware, unit: usize, device: u8) {
+pub(super) fn names(firmware: &mut Firmware, unit: usize, device: u8) {
     firmware.units[unit].scopes.push(DeviceScope {
         kind: ScopeKind::Endpoint,
         start_bus: 0,
@@ -38,14 +38,14 @@ fn names(firmware: &mut Firmware, unit: usize, device: u8) {
 }
 
 /// Unit 0 in front of device 3, unit 1 in front of all others.
-fn two_units() -> Firmware {
+pub(super) fn two_units() -> Firmware {
     let mut firmware =
         Firmware { units: vec![unit(0, false), unit(1, true)], ..Firmware::default() };
     names(&mut firmware, 0, 3);
     firmware
 }
 
-fn reserve(firmware: &mut Firmware, device: u8, first: u64, length: u64) {
+pub(super) fn reserve(firmware: &mut Firmware, device: u8, first: u64, length: u64) {
     firmware.reserved.push(ReservedRegion {
         segment: 0,
         range: phys(first, length),
@@ -61,11 +61,11 @@ fn reserve(firmware: &mut Firmware, device: u8, first: u64, length: u64) {
     });
 }
 
-fn strict() -> Config {
+pub(super) fn strict() -> Config {
     Config { default: Mode::Strict, ..Config::default() }
 }
 
-fn claim_event(client: u32, address: PciAddress, parent: Option<SessionId>) -> Claim {
+pub(super) fn claim_event(client: u32, address: PciAddress, parent: Option<SessionId>) -> Claim {
     Claim { client: ClientId(client), address, parent }
 }
 
@@ -87,11 +87,11 @@ fn permutations(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-fn own_domain(bench: &Bench, session: SessionId) -> Binding {
+pub(super) fn own_domain(bench: &Bench, session: SessionId) -> Binding {
     Binding::Domain(bench.registry.session(session).unwrap().domain.unwrap().id)
 }
 
-fn kind(step: &Step) -> &'static str {
+pub(super) fn kind(step: &Step) -> &'static str {
     match step {
         Step::CreateTable { .. } => "CreateTable",
         Step::DestroyTable { .. } => "DestroyTable",
