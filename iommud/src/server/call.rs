@@ -306,3 +306,35 @@ fn constraints(arguments: &AllocateArguments, confined: bool) -> Constraints {
         ..Constraints::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iommu_protocol::wire::Access;
+
+    #[test]
+    fn only_memory_that_no_unit_translates_must_meet_the_request() {
+        let asked = |flags| AllocateArguments {
+            length: 0x3000,
+            alignment: 0x1_0000,
+            boundary: 0x4000,
+            access: Access::all(),
+            flags,
+        };
+        let (low, any) = (AllocateFlags::empty(), AllocateFlags::ABOVE_4G);
+        let page = Constraints {
+            below_4g: false,
+            contiguous: false,
+            alignment: 0x1000,
+            boundary: 0,
+            written_back: false,
+            account: 0,
+        };
+        for flags in [low, any] {
+            assert_eq!(constraints(&asked(flags), true), page);
+        }
+        let whole = Constraints { contiguous: true, alignment: 0x1_0000, boundary: 0x4000, ..page };
+        assert_eq!(constraints(&asked(any), false), whole);
+        assert_eq!(constraints(&asked(low), false), Constraints { below_4g: true, ..whole });
+    }
+}

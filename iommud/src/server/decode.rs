@@ -336,6 +336,52 @@ mod tests {
         assert_eq!(list_of(&|m, _| (m.flags, m.iova) = (1, !0xfff)), Err(Refusal::Range));
     }
 
+    /// Bits that offset and length have in common do not cancel out.
+    #[test]
+    fn offset_and_length_are_whole_pages_each() {
+        assert_eq!(pages(0x2000, 0x3000), Ok(()));
+        let parts = [(0x2800, 0x3000), (0x2000, 0x3800), (0x2800, 0x3800), (1, 1), (0xfff, 0xfff)];
+        for (start, length) in parts {
+            assert_eq!(pages(start, length), Err(Refusal::Alignment), "{start:#x} {length:#x}");
+        }
+    }
+
+    #[test]
+    fn lists_and_batches_are_as_long_as_the_protocol_says() {
+        let list_of = |count: u32| {
+            let request = MapList { slot: 1, access: 1, count, ..MapList::default() };
+            let body = [bytes(&request), vec![0; count as usize * 4]].concat();
+            let mut pages = Vec::new();
+            list(&body, &mut pages).map(|_| pages.len())
+        };
+        assert_eq!([1, 8192].map(list_of), [Ok(1), Ok(8192)]);
+        assert_eq!([0, 8193].map(list_of), [Err(Refusal::Range); 2]);
+        let batch_of = |count: u32| {
+            let item = BatchItem { operation: 8, length: 0x1000, ..BatchItem::default() };
+            let mut body = bytes(&Batch { count, reserved: 0 });
+            body.extend(bytes(&item).repeat(count as usize));
+            let mut items = Vec::new();
+            batch(&body, &mut items).map(|()| items.len()).map_err(Refusal::from)
+        };
+        assert_eq!([1, 1024].map(batch_of), [Ok(1), Ok(1024)]);
+        assert_eq!([0, 1025].map(batch_of), [Err(Refusal::Range); 2]);
+    }
+
+    /// The fields of a map are zero in an unmap, each by itself: equal bits do not cancel out.
+    #[test]
+    fn an_unmap_in_a_batch_has_no_fields_of_a_map() {
+        let unmap = BatchItem { operation: 8, length: 0x1000, ..BatchItem::default() };
+        assert_eq!(batch_item(&unmap), Ok(BatchRequest::Unmap { iova: Iova(0), length: 0x1000 }));
+        for (flags, slot, access) in
+            [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)]
+        {
+            let item = BatchItem { flags, slot, access, ..unmap };
+            assert_eq!(batch_item(&item), Err(Refusal::BadReserved), "{item:?}");
+        }
+        let item = BatchItem { offset: 0x1000, ..unmap };
+        assert_eq!(batch_item(&item), Err(Refusal::BadReserved));
+    }
+
     #[test]
     fn alignment_and_boundary_are_powers_of_two() {
         let with = |alignment, boundary| {

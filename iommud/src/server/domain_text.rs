@@ -158,3 +158,16 @@ fn sizes(sizes: PageSizes) -> String {
     let held = names.iter().filter(|(size, _)| sizes.contains(*size));
     held.map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_pages_are_named_from_the_smallest_on() {
+        let all = PageSizes::all();
+        assert_eq!(sizes(all), "4 KiB, 2 MiB, 1 GiB");
+        assert_eq!(sizes(all.difference(PageSizes::SIZE_2M)), "4 KiB, 1 GiB");
+        assert_eq!(sizes(PageSizes::SIZE_4K), "4 KiB");
+    }
+}

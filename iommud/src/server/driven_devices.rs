@@ -37,14 +37,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// After an event was carried out, refused or undone, removes notes that no longer hold.
     pub(super) fn settle_after(&mut self, event: &Event) {
-        match event {
-            Event::Frugally(event) => self.settle_after(event),
-            Event::Attach(session) | Event::Detach(session) => {
-                if let Some(function) = self.device_of(*session) {
-                    self.settle(function);
-                }
-            }
-            _ => {}
+        if let Event::Attach(session) | Event::Detach(session) = event
+            && let Some(function) = self.device_of(*session)
+        {
+            self.settle(function);
         }
     }
 

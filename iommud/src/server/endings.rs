@@ -136,3 +136,30 @@ const fn name(event: &Event) -> &'static str {
         _ => "an end of life",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{PhysAddr, PhysRange};
+    use crate::policy::{BufferId, SessionId, UnitIndex};
+    use iommu_protocol::PciAddress;
+
+    #[test]
+    fn each_end_of_life_has_its_name() {
+        let device = PciAddress::new(0, 0, 3, 0).unwrap();
+        let range = PhysRange::new(PhysAddr(0x1000), 0x1000).unwrap();
+        let named = [
+            (Event::Close(SessionId(1)), "the end of a session"),
+            (Event::Drop(BufferId(1)), "the end of a buffer's last handle"),
+            (Event::FunctionRemoved(device), "the removal of a function"),
+            (Event::UnitFailed(UnitIndex(1)), "the failure of a unit"),
+            (Event::MemoryTaken(range), "memory that is taken from policy"),
+            (Event::MemoryReturned(range), "memory that goes back to policy"),
+            (Event::Shutdown, "the end of all sessions"),
+            (Event::Proved, "an end of life"),
+        ];
+        for (event, words) in named {
+            assert_eq!(name(&event), words, "{event:?}");
+        }
+    }
+}

@@ -295,6 +295,29 @@ mod tests {
         assert_eq!(handles.next_ready(), None, "nobody watches the new one");
     }
 
+    /// Handles whose numbers lie 128 apart have the same place among the recent ones.
+    #[test]
+    fn a_handle_in_the_place_of_another_is_not_taken_for_it() {
+        let mut handles = Handles::new(1000);
+        let session = Object::Session;
+        let opened: Vec<Handle> =
+            (0..300).map(|id| handles.insert(ClientId(0), session(SessionId(id)))).collect();
+        for round in 0..2 {
+            for (handle, id) in opened.iter().zip(0..) {
+                assert_eq!(handles.session(*handle), Ok(SessionId(id)), "round {round}");
+            }
+        }
+        let text = handles.insert(ClientId(0), Object::Text(String::new()));
+        assert_eq!(handles.session(text), Err(Refusal::BadOperation));
+        assert_eq!(handles.session(Handle(text.0 + 1)), Err(Refusal::BadHandle));
+        // 128 handles in a row do not displace each other.
+        let last: Vec<_> = opened[172..].iter().zip(172..).collect();
+        let known = |(handle, id): &(&Handle, u32)| {
+            handles.recent.contains(&Some((**handle, SessionId(*id))))
+        };
+        assert_eq!(last.iter().filter(|at| known(at)).count(), 128);
+    }
+
     #[test]
     fn readiness_is_told_once_and_only_of_watched_sessions() {
         let mut handles = Handles::new(8);

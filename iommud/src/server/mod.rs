@@ -22,6 +22,8 @@ mod release;
 mod rescan;
 mod startup;
 mod tags;
+#[cfg(test)]
+mod tests;
 mod text;
 mod transaction;
 mod unit_recovery;

@@ -160,3 +160,33 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::tests::{FakeUnit, Tested, machine};
+    use crate::server::unit_status::UnitStart;
+
+    /// Quarantine is looked at when there is a reason, from the set time on, and only while no unit is suspect.
+    #[test]
+    fn a_sweep_is_made_once_when_it_is_time() {
+        let unit = FakeUnit::default();
+        let mut server = Tested::start(machine([UnitStart::Ready(unit.clone())]));
+        let swept = |server: &mut Tested, (sweep, next), now| {
+            (server.recovery.sweep, server.recovery.held) = (sweep, true);
+            server.recovery.next_sweep = Nanos(next);
+            assert_eq!(server.recover_units(Nanos(now)), None);
+            let Recovery { sweep, held, .. } = server.recovery;
+            (sweep, held)
+        };
+        let (waits, done) = ((true, true), (false, false));
+        assert_eq!(swept(&mut server, (true, 5), 4), waits);
+        assert_eq!(swept(&mut server, (true, 5), 5), done);
+        assert_eq!(swept(&mut server, (true, 5), 6), done);
+        assert_eq!(swept(&mut server, (false, 5), 4), (false, true), "there is no reason");
+        assert_eq!(swept(&mut server, (false, 5), 6), (false, true), "there is no reason");
+        unit.change(|unit| unit.dead = true);
+        server.tick();
+        assert_eq!(swept(&mut server, (true, 5), 6), waits, "a unit is failed");
+    }
+}

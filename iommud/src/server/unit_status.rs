@@ -108,3 +108,32 @@ impl core::fmt::Display for TableState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn states_in_words() {
+        let tables = [
+            (TableState::Absent, "absent"),
+            (
+                TableState::Failed("DMAR", "its sum is wrong".into()),
+                "DMAR failed(its sum is wrong)",
+            ),
+            (TableState::Parsed("IVRS"), "IVRS parsed"),
+        ];
+        for (state, words) in tables {
+            assert_eq!(state.to_string(), words);
+        }
+        let units = [
+            (UnitState::Parsed, "parsed"),
+            (UnitState::Enabled, "enabled"),
+            (UnitState::Failed("it is dead".into()), "failed(it is dead)"),
+        ];
+        for (state, words) in units {
+            assert_eq!(state.to_string(), words);
+        }
+    }
+}

@@ -90,3 +90,41 @@ impl Driven {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::rc::Rc;
+    use alloc::vec::Vec;
+    use core::cell::RefCell;
+
+    /// Notes that only a test reads. Copies share them.
+    #[derive(Clone, Default)]
+    struct Written(Rc<RefCell<Vec<(PciAddress, bool)>>>);
+
+    impl Notes for Written {
+        fn set(&mut self, function: PciAddress, driven: bool) -> bool {
+            self.0.borrow_mut().push((function, driven));
+            true
+        }
+
+        fn set_tags(&mut self, _: TagRecord) {}
+
+        fn copy(&self) -> Option<Box<dyn Notes>> {
+            Some(Box::new(self.clone()))
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_has_the_notes_and_their_storage() {
+        let [first, second] = [3, 4].map(|device| PciAddress::new(0, 0, device, 0).unwrap());
+        let written = Written::default();
+        let tags = TagRecord::from_bits(0x0002_0005);
+        let driven = Driven::new([first], Box::new(written.clone())).after(Some(tags));
+        let mut copy = driven.clone();
+        assert_eq!((copy.iter().collect::<Vec<_>>(), copy.tags()), (vec![first], Some(tags)));
+        assert_eq!(copy.note(second), Ok(()));
+        assert_eq!(*written.0.borrow(), [(second, true)]);
+        assert_eq!(driven.iter().collect::<Vec<_>>(), [first], "it is as it was");
+    }
+}

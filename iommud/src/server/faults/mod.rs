@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn a_forgotten_session_has_no_records_and_the_log_keeps_them() {
+        let mut faults = Faults::new(1);
+        let [ended, other] = [1, 2].map(SessionId);
+        for session in [ended, ended, other] {
+            faults.record(0, &fault(0x1000), Some(session));
+        }
+        assert_eq!((faults.pending(ended), faults.lost(ended)), (true, 1));
+        faults.forget(ended);
+        assert_eq!((faults.pending(ended), faults.lost(ended)), (false, 0));
+        assert_eq!(faults.read(ended, &mut [0; RECORD_SIZE]), 0);
+        assert!(faults.pending(other));
+        assert_eq!((faults.total(), faults.log().count()), (3, 3));
+    }
+
+    #[test]
     fn a_read_takes_whole_records_only() {
         let mut faults = Faults::new(4);
         let session = SessionId(1);

@@ -31,3 +31,38 @@ impl Growth {
         Refusal::NoMemory
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_finds_memory_waits_for_no_other() {
+        let mut growth = Growth::default();
+        growth.found(SessionId(1));
+        assert_eq!(growth.refused, None);
+        growth.refused(SessionId(1), 0x1000);
+        growth.refused(SessionId(2), 0x3000);
+        growth.found(SessionId(1));
+        assert_eq!(growth.refused, Some((SessionId(2), 0x3000)), "it was the other's");
+        growth.found(SessionId(2));
+        assert_eq!(growth.refused, None);
+    }
+
+    /// Memory that exists, but not as it must lie, is no reason to take more.
+    #[test]
+    fn only_memory_that_is_used_up_counts_as_lack() {
+        for (errors, lack) in [
+            (&[MemoryError::Constraints, MemoryError::Share][..], false),
+            (&[MemoryError::Exhausted], true),
+            (&[MemoryError::Exhausted, MemoryError::Constraints], true),
+            (&[MemoryError::Share, MemoryError::Exhausted], true),
+        ] {
+            let mut growth = Growth::default();
+            for error in errors {
+                assert_eq!(growth.not_found(*error), Refusal::NoMemory);
+            }
+            assert_eq!(growth.exhausted, lack, "{errors:?}");
+        }
+    }
+}

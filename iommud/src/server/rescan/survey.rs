@@ -114,3 +114,90 @@ impl Survey {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::pci::FunctionKind;
+    use alloc::vec;
+
+    /// A function 00:03.0.
+    fn function() -> PciFunction {
+        PciFunction {
+            address: PciAddress::new(0, 0, 3, 0).unwrap(),
+            vendor: 0x1234,
+            device: 0x11e8,
+            class: 0x00_ff00,
+            kind: FunctionKind::Endpoint,
+            multifunction: false,
+            acs: None,
+            acs_capability: 0,
+            hot_plug: false,
+        }
+    }
+
+    /// One function, which answers.
+    struct One;
+
+    impl Discovery for One {
+        fn walk(&mut self) -> Option<Vec<PciFunction>> {
+            Some(vec![function()])
+        }
+
+        fn answers(&mut self, address: PciAddress) -> bool {
+            address == function().address
+        }
+
+        fn copy(&self) -> Option<Box<dyn Discovery>> {
+            Some(Box::new(Self))
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_has_all_results_and_the_way_to_walk() {
+        let address = function().address;
+        let survey = Survey {
+            discovery: Some(Box::new(One)),
+            last: Some(Rescanned { added: 2, removed: 3 }),
+            missed: vec![(address, Refusal::Busy)],
+            in_vain: BTreeSet::from([address]),
+            absent: BTreeSet::from([address]),
+            kept: vec![function()],
+            missing: true,
+            pause: Some(7),
+        };
+        let mut copy = survey.clone();
+        assert_eq!((copy.last, copy.missed()), (survey.last, survey.missed()));
+        assert_eq!((&copy.in_vain, &copy.absent), (&survey.in_vain, &survey.absent));
+        assert_eq!((&copy.kept, copy.missing, copy.pause), (&survey.kept, true, Some(7)));
+        assert!(copy.discovery.as_mut().unwrap().answers(address));
+    }
+
+    #[test]
+    fn a_missed_function_is_looked_for_after_twenty_ticks() {
+        let mut survey = Survey::default();
+        assert!(!survey.is_due() && !survey.is_time());
+        survey.expect_back();
+        for tick in 0..20 {
+            assert!(survey.is_due() && !survey.is_time(), "tick {tick}");
+        }
+        assert!(survey.is_due() && survey.is_time());
+        assert!(!survey.is_due() && !survey.is_time(), "once");
+    }
+
+    #[test]
+    fn a_change_makes_a_walk_due_only_where_a_description_is_out_of_date() {
+        let mut survey =
+            Survey { in_vain: BTreeSet::from([function().address]), ..Survey::default() };
+        survey.change();
+        assert!(survey.in_vain.is_empty() && !survey.is_due());
+        survey.kept.push(function());
+        survey.change();
+        assert!(survey.is_due() && survey.is_time());
+        survey.expect_back();
+        survey.change();
+        assert!(!survey.is_time(), "a pause that runs goes on");
+        survey.begin();
+        assert!(!survey.is_due() && survey.kept.is_empty() && !survey.missing);
+    }
+}

@@ -141,6 +141,7 @@ impl Recovery {
 mod tests {
     use super::*;
     use crate::hw::MemoryError;
+    use crate::topology::firmware::UnitDefect;
 
     #[test]
     fn a_hopeless_unit_comes_only_if_it_lacked_memory() {
@@ -165,6 +166,66 @@ mod tests {
         let times = tries(&mut retry, 1200);
         // One second is lost between a failure and the first look after it.
         assert_eq!(times, [1, 4, 9, 18, 35, 68, 133, 262, 519, 820, 1121]);
+    }
+
+    /// However often a unit was tried: bits that a shift drops do not shorten the pause.
+    #[test]
+    fn the_pause_stays_the_longest() {
+        let pause = |tries| Retry { tries, ..Retry::default() }.pause();
+        assert_eq!([0, 1, 8].map(pause), [1, 2, 256].map(|seconds| Nanos(seconds * SECOND)));
+        for tries in (9..100).chain([1000, u32::MAX]) {
+            assert_eq!(pause(tries), Nanos(300 * SECOND), "after {tries} tries");
+        }
+    }
+
+    #[test]
+    fn what_no_time_mends_is_known_at_start() {
+        let failed = |error| UnitStart::Failed(error);
+        let units: [UnitStart<()>; 7] = [
+            UnitStart::Unusable(UnitDefect::BadAddress { address: 0 }),
+            failed(UnitError::Unsupported { what: "a page table" }),
+            failed(UnitError::Memory(MemoryError::Exhausted)),
+            failed(UnitError::Dead),
+            UnitStart::Stuck((), UnitError::Dead),
+            UnitStart::Ready(()),
+            UnitStart::Off,
+        ];
+        let mut recovery = Recovery::hopeless(&units);
+        let mut known = |index| {
+            let retry = recovery.units.entry(UnitIndex(index)).or_default();
+            (retry.hopeless, retry.starved, !tries(retry, 10).is_empty())
+        };
+        let (lasting, passing) = ((true, false, false), (false, false, true));
+        assert_eq!([0, 1].map(&mut known), [lasting; 2]);
+        assert_eq!(known(2), (true, true, false));
+        assert_eq!([3, 4, 5, 6].map(&mut known), [passing; 4]);
+        let may_come: Vec<bool> = (0..7).map(|index| recovery.may_come(UnitIndex(index))).collect();
+        assert_eq!(may_come, [false, false, true, true, true, true, true]);
+    }
+
+    #[test]
+    fn a_unit_that_lacked_memory_is_tried_once_there_is_some() {
+        let (starved, broken) = (UnitIndex(0), UnitIndex(1));
+        let mut recovery = Recovery::default();
+        recovery.not_arrived(starved, &UnitError::Memory(MemoryError::Exhausted));
+        recovery.not_arrived(broken, &UnitError::Unsupported { what: "a page table" });
+        let due = |recovery: &mut Recovery, unit| tries(recovery.units.get_mut(&unit).unwrap(), 4);
+        assert_eq!([starved, broken].map(|unit| due(&mut recovery, unit)), [vec![], vec![]]);
+        for unit in [starved, broken] {
+            recovery.memory_came(unit);
+        }
+        assert_eq!([starved, broken].map(|unit| due(&mut recovery, unit)), [vec![1], vec![]]);
+    }
+
+    #[test]
+    fn the_end_of_a_session_counts_only_if_some_quarantine_was_held() {
+        for (held, sweep, after) in
+            [(false, false, false), (true, false, true), (false, true, true), (true, true, true)]
+        {
+            let mut recovery = Recovery { held, sweep, ..Recovery::default() };
+            recovery.session_ended();
+            assert_eq!((recovery.held, recovery.sweep), (held, after));
+        }
     }
 
     #[test]

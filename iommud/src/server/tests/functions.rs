@@ -1,0 +1,84 @@
+//! Functions that come and go: when the bus is walked, and what a walk takes in.
+
+use super::*;
+use crate::server::Rescanned;
+use crate::server::tests::lines::logged;
+use crate::topology::pci::Buses;
+
+/// Gives the server a bus with the functions that it knows.
+fn bus(server: &mut Tested, functions: Vec<PciFunction>) -> Bus {
+    let bus = Bus::default();
+    *bus.there.borrow_mut() = functions;
+    server.discover_with(Box::new(bus.clone()));
+    bus
+}
+
+fn both() -> Vec<PciFunction> {
+    [3, 4].map(|device| endpoint(address(0, device))).into()
+}
+
+/// A driven function that a walk misses may be in a reset: the bus is walked again after 20 ticks, and no sooner.
+#[test]
+fn a_missed_function_is_looked_for_in_its_time() {
+    let (mut server, _) = one();
+    let functions = bus(&mut server, both());
+    let session = claim(&mut server, address(0, 3));
+    attach(&mut server, session);
+    functions.there.borrow_mut().remove(0);
+    assert_eq!(server.rescan(), Some(Rescanned { added: 0, removed: 0 }));
+    for tick in 0..20 {
+        server.tick();
+        assert_eq!(functions.walks.get(), 1, "tick {tick}");
+        assert!(server.has_unfinished(), "tick {tick}");
+    }
+    server.tick();
+    assert_eq!(functions.walks.get(), 2);
+    assert_eq!(server.text(Path::Rescan).unwrap(), "last walk: 0 new, 1 gone\n");
+    for _ in 0..50 {
+        server.tick();
+    }
+    assert_eq!(functions.walks.get(), 2, "it is known to be gone");
+    assert!(!server.has_unfinished());
+}
+
+#[test]
+fn a_walk_is_logged_when_it_changed_something() {
+    let (mut server, _) = one();
+    let functions = bus(&mut server, both());
+    let mut walk = || logged(|| assert!(server.rescan().is_some()));
+    assert_eq!(walk(), Vec::<String>::new());
+    functions.there.borrow_mut().push(endpoint(address(0, 9)));
+    assert_eq!(walk(), ["INFO functions: 1 new, 0 gone"]);
+    functions.there.borrow_mut().remove(0);
+    assert_eq!(walk(), ["INFO functions: 0 new, 1 gone"]);
+    assert_eq!(walk(), Vec::<String>::new());
+}
+
+/// A root port in use has changed. Only what is behind it waits for it: other buses of its segment do not, nor the bus of
+/// the same number in another segment.
+#[test]
+fn only_functions_behind_a_bridge_that_changed_wait_for_it() {
+    let at = |segment, bus, device| PciAddress::new(segment, bus, device, 0).unwrap();
+    let buses = Buses { secondary: 5, subordinate: 6 };
+    let port = PciFunction { kind: FunctionKind::RootPort(buses), ..endpoint(address(0, 8)) };
+    let driven = PciFunction { kind: FunctionKind::Endpoint, ..endpoint(at(0, 5, 0)) };
+    let mut startup = machine([UnitStart::Ready(FakeUnit::default())]);
+    startup.functions.extend([port, driven]);
+    let mut server = Tested::start(startup);
+    let session = claim(&mut server, driven.address);
+    attach(&mut server, session);
+    let changed = PciFunction { class: 0x06_0401, ..port };
+    let mut found = both();
+    found.extend([changed, driven]);
+    let new = [at(0, 0, 9), at(0, 5, 1), at(0, 6, 0), at(0, 7, 0), at(1, 5, 0)];
+    found.extend(new.map(endpoint));
+    bus(&mut server, found);
+    assert_eq!(server.rescan(), Some(Rescanned { added: 3, removed: 0 }));
+    let text = "last walk: 3 new, 0 gone\n\
+                changed: 0000--00--08.0: taken over when it is free\n\
+                not taken in: 0000--05--01.0: the object is in use\n\
+                not taken in: 0000--06--00.0: the object is in use\n";
+    assert_eq!(server.text(Path::Rescan).unwrap(), text);
+    let known = new.map(|address| server.text(Path::Device(address)).is_some());
+    assert_eq!(known, [true, false, false, true, true]);
+}
