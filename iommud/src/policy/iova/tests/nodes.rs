@@ -17,7 +17,7 @@ fn bound(space: &Space, level: usize, page: Page) -> Option<u32> {
 fn only_whole_pages_of_the_space_are_taken_or_freed() {
     let mut space = Space::new();
     assert_eq!((space.allocate(wanted(0)), space.allocate(wanted(100))), (None, None));
-    // Were numbers of pages counted modulo the space, the second GiB would be that at 4 GiB.
+    // Counted modulo the space, the second range would be the GiB at 4 GiB.
     let end = 1 << 39;
     let outside = [range(end, P), range(end + 4 * GIB, GIB), range(end - P, 2 * P), range(0, 100)];
     for at in outside {
@@ -85,6 +85,13 @@ fn the_rest_of_a_split_block_is_listed() {
     assert_eq!(start(&mut space, high(8 * MIB)), Some(4 * GIB + 8 * MIB));
     assert_eq!(start(&mut space, high(4 * MIB)), Some(4 * GIB + 4 * MIB));
     assert_eq!(start(&mut space, high(GIB)), Some(5 * GIB));
+
+    let mut space = Space::new();
+    for (length, first) in
+        [(4 * MIB, 0), (2 * MIB, 4 * MIB), (3 * P, 6 * MIB), (P, 6 * MIB + 3 * P)]
+    {
+        assert_eq!(start(&mut space, high(length)), Some(4 * GIB + first));
+    }
 }
 
 #[test]

@@ -158,12 +158,12 @@ mod tests {
             for record in 0..40 {
                 leaf.insert(slot_of(record), record);
                 check(&leaf, 0..record + 1);
-                assert_eq!(matches!(leaf, Leaf::List(_)), record + 1 <= 32, "{record}");
+                assert_eq!(matches!(leaf, Leaf::List(_)), record < 32, "{record}");
             }
             for record in 0..40 {
                 leaf.remove(slot_of(record));
                 check(&leaf, record + 1..40);
-                assert_eq!(matches!(leaf, Leaf::List(_)), record + 1 >= 32, "{record}");
+                assert_eq!(matches!(leaf, Leaf::List(_)), record >= 31, "{record}");
             }
         }
     }
