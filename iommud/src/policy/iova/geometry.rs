@@ -67,3 +67,24 @@ impl Lists {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_known_while_its_list_has_a_node() {
+        let mut lists = Lists { heads: [NONE; 10], orders: 0 };
+        for (order, head, orders) in [
+            (3, 7, 0b1000),
+            (0, 8, 0b1001),
+            (9, 7, 0b10_0000_1001),
+            (3, NONE, 0b10_0000_0001),
+            (3, NONE, 0b10_0000_0001),
+            (0, NONE, 0b10_0000_0000),
+        ] {
+            lists.set(order, head);
+            assert_eq!((lists.orders, lists.heads[order as usize]), (orders, head));
+        }
+    }
+}

@@ -199,9 +199,9 @@ impl Space {
                 // The slot was taken, so its node begins without a free page.
                 let node = self.node_mut(at)?;
                 node.vacate(0, SLOTS);
-                let slot = node.take(order)?;
+                node.occupy(0, 1 << order);
                 self.list_under(0, at, Some(TOP - 1));
-                Some(first + slot)
+                Some(first)
             }),
             TOP..18 => self.take_from(zone, 1, order - TOP).or_else(|| {
                 if zone == Zone::Low {
@@ -211,9 +211,9 @@ impl Space {
                 let at = self.find_or_make(1, first);
                 let node = self.node_mut(at)?;
                 node.vacate(0, SLOTS);
-                let slot = node.take(order - TOP)?;
+                node.occupy(0, 1 << (order - TOP));
                 self.list_under(1, at, Some(TOP - 1));
-                Some(first + slot * SLOTS)
+                Some(first)
             }),
             _ if zone == Zone::High => {
                 let slot = self.node_mut(ROOT)?.take(order.checked_sub(18)?)?;

@@ -63,3 +63,64 @@ impl Shelf {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Zone::{High, Low};
+
+    /// The page at 4 GiB.
+    const FOUR: Page = 0x10_0000;
+
+    #[test]
+    fn a_range_is_kept_for_its_own_length_and_zone() {
+        let mut shelf = Shelf::default();
+        for (first, count, zone) in [
+            (0, 1, Low),
+            (FOUR - 1, 1, Low),
+            (FOUR, 1, High),
+            (4, 3, Low),
+            (FOUR - 8, 5, Low),
+            (8, 8, Low),
+            (FOUR + 16, 7, High),
+            (FOUR, 8, High),
+        ] {
+            assert!(shelf.is_empty());
+            assert!(shelf.put(first, count), "{first:#x} {count}");
+            assert!(!shelf.is_empty());
+            for (other, length) in (0..=17).flat_map(|length| [(Low, length), (High, length)]) {
+                if (other, length) != (zone, count) {
+                    assert_eq!(shelf.take(other, length), None, "{first:#x} {count}: {length}");
+                }
+            }
+            assert_eq!(shelf.take(zone, count), Some(first));
+            assert_eq!(shelf.take(zone, count), None);
+        }
+        assert!(shelf.is_empty());
+    }
+
+    #[test]
+    fn a_long_or_misaligned_range_is_not_kept() {
+        let mut shelf = Shelf::default();
+        let odd = [(1, 2), (2, 3), (4, 5), (FOUR + 4, 8)];
+        let long = [(16, 9), (FOUR + 16, 9), (0, 16), (0, 512), (0, 0)];
+        for (first, count) in odd.into_iter().chain(long) {
+            assert!(!shelf.put(first, count), "{first:#x} {count}");
+            assert!(shelf.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_last_of_64_is_taken_first() {
+        let mut shelf = Shelf::default();
+        assert!((0..64).all(|n| shelf.put(2 * n, 2)));
+        assert!(!shelf.put(128, 2));
+        assert!(shelf.put(128, 1), "there is room for another length");
+        assert_eq!(shelf.take(Low, 1), Some(128));
+        for n in (0..64).rev() {
+            assert!(!shelf.is_empty());
+            assert_eq!(shelf.take(Low, 2), Some(2 * n));
+        }
+        assert!(shelf.is_empty());
+    }
+}

@@ -1,3 +1,5 @@
+mod nodes;
+
 use super::*;
 use alloc::collections::BTreeMap;
 use proptest::prelude::*;

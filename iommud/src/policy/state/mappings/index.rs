@@ -104,3 +104,70 @@ impl Mappings {
         self.free_leaves.push(old);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::mapping;
+    use super::super::{Mapping, MappingList};
+    use super::*;
+    use crate::addr::Iova;
+    use alloc::collections::BTreeSet;
+
+    /// A mapping of one page, by its region of 2 MiB.
+    fn at(region: u64, page: u64) -> Mapping {
+        mapping(region * 0x20_0000 + page * 0x1000, 0x1000, 1)
+    }
+
+    #[test]
+    fn empty_leaves_are_used_again() {
+        let (mut table, mut list) = (Mappings::default(), MappingList::default());
+        for region in 0..100 {
+            let m = at(region, 0);
+            let index = table.insert(m, &mut list);
+            assert_eq!(table.find(m.range.first(), 0x1000), Some(index));
+            table.remove(index, &mut list);
+            assert_eq!(table.find(m.range.first(), 0x1000), None);
+        }
+        assert_eq!(table.leaves.len(), 2, "the empty one that is kept, and the next");
+    }
+
+    #[test]
+    fn a_leaf_that_is_not_empty_does_not_stand_by() {
+        let (mut table, mut list) = (Mappings::default(), MappingList::default());
+        let two = [0, 1].map(|page| table.insert(at(0, page), &mut list));
+        for index in two {
+            table.remove(index, &mut list);
+        }
+        let other = table.insert(at(1, 0), &mut list);
+        let last = table.insert(at(0, 2), &mut list);
+        table.remove(other, &mut list);
+        assert_eq!(table.find(Iova(0x2000), 0x1000), Some(last));
+    }
+
+    /// Fills and empties a few leaves by turns, and compares with a set of pages.
+    #[test]
+    fn a_mapping_is_found_from_its_insertion_to_its_removal() {
+        let (mut table, mut list) = (Mappings::default(), MappingList::default());
+        let mut pages = BTreeSet::new();
+        let mut random = 1_u64;
+        for step in 0..4000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let page = (random >> 40) % 5 * 512 + (random >> 50) % 48 * 7;
+            let more = step / 500 % 2 == 0;
+            let first = Iova(page * 0x1000);
+            if more && pages.insert(page) {
+                table.insert(mapping(first.0, 0x1000, 1), &mut list);
+            } else if !more && pages.remove(&page) {
+                let index = table.find(first, 0x1000).unwrap();
+                table.remove(index, &mut list);
+            }
+            assert_eq!(table.find(first, 0x1000).is_some(), pages.contains(&page), "{step}");
+            assert_eq!(table.len() as usize, pages.len());
+            if step % 100 == 99 {
+                let found =
+                    (0..5 * 512).filter(|at| table.find(Iova(at * 0x1000), 0x1000).is_some());
+                assert!(found.eq(pages.iter().copied()), "{step}");
+            }
+        }
+    }
+}

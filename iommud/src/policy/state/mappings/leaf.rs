@@ -129,3 +129,52 @@ fn few(slots: &[u32; 512]) -> Leaf {
     let left = (0_u16..).zip(slots.iter()).filter(|(_, record)| **record != NONE);
     Leaf::List(left.map(|(slot, record)| (slot, *record)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The slot of each record: all different, in no order.
+    fn slot_of(record: u32) -> u32 {
+        record * 211 % 512
+    }
+
+    fn check(leaf: &Leaf, records: core::ops::Range<u32>) {
+        for record in 0..40 {
+            let expected = records.contains(&record).then_some(record);
+            assert_eq!(leaf.get(slot_of(record)), expected, "{record} of {records:?}");
+        }
+        let mut all: Vec<u32> = leaf.iter().collect();
+        all.sort_unstable();
+        assert_eq!(all, records.clone().collect::<Vec<_>>());
+        assert_eq!(leaf.is_empty(), records.is_empty());
+    }
+
+    #[test]
+    fn a_leaf_has_places_for_all_slots_from_33_records_down_to_9() {
+        let mut leaf = Leaf::default();
+        for _ in 0..2 {
+            check(&leaf, 0..0);
+            for record in 0..40 {
+                leaf.insert(slot_of(record), record);
+                check(&leaf, 0..record + 1);
+                assert_eq!(matches!(leaf, Leaf::List(_)), record < 32, "{record}");
+            }
+            for record in 0..40 {
+                leaf.remove(slot_of(record));
+                check(&leaf, record + 1..40);
+                assert_eq!(matches!(leaf, Leaf::List(_)), record >= 31, "{record}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_removed() {
+        let mut leaf = Leaf::default();
+        for count in 0..40 {
+            leaf.remove(slot_of(count));
+            check(&leaf, 0..count);
+            leaf.insert(slot_of(count), count);
+        }
+    }
+}

@@ -285,7 +285,7 @@ mod tests {
     use iommu_protocol::wire::Access;
     use proptest::prelude::*;
 
-    fn mapping(first: u64, length: u64, slot: u32) -> Mapping {
+    pub(super) fn mapping(first: u64, length: u64, slot: u32) -> Mapping {
         Mapping {
             range: IovaRange::new(Iova(first), length).unwrap(),
             slot,
@@ -310,6 +310,7 @@ mod tests {
             (0x20_1000, 0x20_0000),
             (0x20_0001, 0x20_0000),
             (0x20_0000, 0x20_0001),
+            (0x20_0800, 0x20_0800),
             (1 << 39 | 0x20_0000, 0x20_0000),
             (0, 0),
         ] {
@@ -327,6 +328,39 @@ mod tests {
         table.remove(index, &mut list);
         assert_eq!((table.len(), list), (0, MappingList::default()));
         assert_eq!(table.find(Iova(0x20_0000), 0x20_0000), None);
+    }
+
+    #[test]
+    fn a_mapping_is_shown_with_its_neighbours() {
+        let mut table = Mappings::default();
+        let mut list = MappingList::default();
+        let all = [0x4000_0000, 0x1000, 0].map(|first| mapping(first, 0x1000, 1));
+        for mapping in all {
+            table.insert(mapping, &mut list);
+        }
+        let shown = [
+            (0, Some((NONE, 1)), Some(all[0])),
+            (1, Some((0, 2)), Some(all[1])),
+            (2, Some((1, NONE)), Some(all[2])),
+        ];
+        assert_eq!(format!("{table:?}"), format!("{shown:?}"));
+    }
+
+    #[test]
+    fn a_list_of_pages_is_charged_by_the_page() {
+        // Slots: no list and no grant, grant, list, both.
+        for (slot, charge) in [(1, 1), (2, 1), (3, 3), (6, 3)] {
+            let mut table = Mappings::default();
+            let mut list = MappingList::default();
+            let all = [0, 0x1000_0000, 0x7f_ffff_d000].map(|first| mapping(first, 0x3000, slot));
+            for (at, m) in (1..).zip(all) {
+                table.insert(m, &mut list);
+                assert_eq!((list.count, list.charged, m.charge()), (at, at * charge, charge));
+            }
+            let first = all[2].range.first();
+            let (_, of, taken) = table.take_out(first, 0x3000, |_, _| Some(&mut list)).unwrap();
+            assert_eq!((of, taken, list.count, list.charged), (slot, charge, 2, 2 * charge));
+        }
     }
 
     #[test]

@@ -43,3 +43,37 @@ impl Place {
         Some(Self::new(u32::try_from(page).ok()?, u32::try_from(pages).ok()?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_at_the_level_that_start_and_length_fill() {
+        for (iova, length, level, leaf, slot) in [
+            (0, 0x1000, 0, 0, 0),
+            (0x1f_f000, 0x1000, 0, 0, 511),
+            (0x20_0000, 0x1f_f000, 0, 1, 0),
+            (0x20_0000, 0x20_0000, 1, 0, 1),
+            (0x20_1000, 0x20_0000, 0, 1, 1),
+            (0x4000_0000, 0x3fff_f000, 1, 1, 0),
+            (0x4000_0000, 0x4000_0000, 2, 0, 1),
+            (0x7f_ffff_f000, 0x1000, 0, 0x3_ffff, 511),
+            (0x7f_ffe0_0000, 0x20_0000, 1, 511, 511),
+            (0x7f_c000_0000, 0x4000_0000, 2, 0, 511),
+        ] {
+            let expected = Some(Place { level, leaf, slot });
+            assert_eq!(Place::of(Iova(iova), length), expected, "{iova:#x} {length:#x}");
+        }
+        for (iova, length) in [
+            (0x80_0000_0000, 0x1000),
+            (0x800, 0x1000),
+            (0x1000, 0x800),
+            (0x1800, 0x1800),
+            (0x1001, 0x2001),
+            (0x1000, 0x1000_0000_0000),
+        ] {
+            assert_eq!(Place::of(Iova(iova), length), None, "{iova:#x} {length:#x}");
+        }
+    }
+}
