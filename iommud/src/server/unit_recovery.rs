@@ -30,7 +30,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// [`Server::unit_not_arrived`]), and calls this again.
     pub fn recover_units(&mut self, now: Nanos) -> Option<UnitIndex> {
         // It wraps around after 49 days, and ages are differences.
-        let milliseconds = now.0 / 1_000_000 & u64::from(u32::MAX);
+        let milliseconds = (now.0 / 1_000_000) & u64::from(u32::MAX);
         self.registry.set_time(u32::try_from(milliseconds).unwrap_or(0));
         for number in 0..u32::try_from(self.machine.units.len()).unwrap_or(u32::MAX) {
             let unit = UnitIndex(number);
