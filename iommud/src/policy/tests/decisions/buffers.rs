@@ -16,12 +16,15 @@ fn at(page: u64, pages: u64) -> PhysRange {
     phys(OWN + page * PAGE, pages * PAGE)
 }
 
+/// Changes a request.
+type Edit<'a> = &'a dyn Fn(&mut AllocateRequest);
+
 /// Allocates a buffer of these segments, with a changed request; returns its first address.
 fn tried(
     bench: &mut Bench,
     session: SessionId,
     segments: &[PhysRange],
-    edit: &dyn Fn(&mut AllocateRequest),
+    edit: Edit<'_>,
 ) -> Result<u64, Refusal> {
     let mut event = bench.allocation(session, segments, AllocateFlags::empty());
     edit(&mut event.1);
@@ -32,7 +35,7 @@ fn tried(
 fn requests_for_buffers_are_checked() {
     let mut bench = Bench::compat(&[endpoint(0, 4, 0)]);
     let session = bench.claim(1, address(0, 4, 0));
-    let refused: [(&dyn Fn(&mut AllocateRequest), Refusal); 10] = [
+    let refused: [(Edit<'_>, Refusal); 10] = [
         (&|r| r.access = Access::empty(), Refusal::BadAccess),
         (&|r| r.access = Access::from_bits_retain(4), Refusal::BadAccess),
         (&|r| r.access = Access::from_bits_retain(5), Refusal::BadAccess),
@@ -47,7 +50,7 @@ fn requests_for_buffers_are_checked() {
     for (number, (edit, expected)) in refused.into_iter().enumerate() {
         assert_eq!(tried(&mut bench, session, &[at(0, 2)], edit), Err(expected), "{number}");
     }
-    let allowed: [&dyn Fn(&mut AllocateRequest); 5] = [
+    let allowed: [Edit<'_>; 5] = [
         &|r| r.access = Access::READ,
         &|r| r.alignment = PAGE,
         &|r| r.alignment = 2 * PAGE,
