@@ -156,8 +156,11 @@ impl Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Table;
     use crate::engine::tests::FakeUnit;
+    use crate::hw::page_table::{Detached, PageTable};
     use crate::hw::testing::TestMemory;
+    use crate::topology::capabilities::{DomainTag, PageSizes, TableFormat};
 
     /// Limit, domains with a promise, promised frames, common frames: for this many groups, free frames, and clients with
     /// account, domains and frames.
@@ -203,5 +206,63 @@ mod tests {
         // A quarter of one place is one.
         assert_eq!(divided(2, 48, &[], None), [12, 1, 16, 32]);
         assert_eq!(divided(2, 31, &[], None), [7, 1, 0, 31]);
+    }
+
+    /// Whether a plan is refused that has taken frames, and why: with this many groups, frames that are free after it,
+    /// and tables with an account and frames.
+    fn refused(
+        groups: usize,
+        free: usize,
+        tables: &[(u32, usize)],
+        charge: Charge,
+    ) -> Option<MemoryError> {
+        let mut engine: Engine<FakeUnit> = Engine::new(TestMemory::new());
+        engine.promise(groups);
+        let page_sizes = PageSizes::SIZE_4K;
+        let format = TableFormat { levels: 4, page_sizes, coherent: true, forces_snoop: true };
+        for (account, frames) in tables.iter().copied() {
+            let pages = PageTable::new(&mut engine.memory, format).unwrap();
+            let (payer, detached) = (Payer::Account(account), Detached::new());
+            let table = Table { pages, tag: DomainTag(2), payer, frames, detached };
+            engine.tables.push(Some(table));
+        }
+        engine.memory.budget = free;
+        match engine.afford(charge, 0).err()?.error {
+            UnitError::Memory(error) => Some(error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Four groups, of which one is not claimed: 16 frames are promised to it. The first client has two domains, which
+    /// are promised 32, the second has more than its promise. 128 frames in all, so 64 are common.
+    #[test]
+    fn a_client_has_its_promise_and_a_quarter_of_the_rest() {
+        const FIRST: Charge = Charge::Account(1);
+        let (nothing_left, too_much) = (Some(MemoryError::Exhausted), Some(MemoryError::Share));
+        let of = |free, first: usize, second, charge| {
+            refused(4, free, &[(1, first - 10), (1, 10), (2, second)], charge)
+        };
+        // What it was promised it has, even when too little is left for the group that is not claimed.
+        assert_eq!(of(15, 32, 81, FIRST), None);
+        assert_eq!(of(15, 33, 80, FIRST), nothing_left);
+        assert_eq!(of(16, 33, 79, FIRST), None);
+        // And 16 of the 64 that are common.
+        assert_eq!(of(40, 48, 40, FIRST), None);
+        assert_eq!(of(40, 49, 39, FIRST), too_much);
+        // The server has no promise, and no share.
+        assert_eq!(of(16, 33, 79, Charge::Server), None);
+        assert_eq!(of(15, 33, 80, Charge::Server), nothing_left);
+        assert_eq!(of(0, 100, 28, Charge::Unlimited), None);
+        // What a client lacks of its promise is not left to others.
+        assert_eq!(of(21, 97, 10, FIRST), nothing_left);
+        assert_eq!(of(22, 96, 10, FIRST), too_much);
+    }
+
+    /// Two groups and 48 frames, of which half are one promise: a client has twelve.
+    #[test]
+    fn where_memory_is_scarce_a_client_has_a_quarter_of_it() {
+        let of = |free, frames| refused(2, free, &[(1, frames)], Charge::Account(1));
+        assert_eq!(of(36, 12), None);
+        assert_eq!(of(35, 13), Some(MemoryError::Share));
     }
 }

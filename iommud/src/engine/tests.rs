@@ -1,6 +1,8 @@
 //! Plans that fail at every step, over a unit that fails on command.
 
 mod depth;
+mod undone;
+mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
@@ -58,6 +60,12 @@ pub(super) struct FakeUnit {
     invalidated: Vec<IovaRange>,
     /// Every entry written, in order.
     written: Vec<Entry>,
+    /// Entries that were to be invalidated, answered or not.
+    forgotten: Vec<RequesterId>,
+    /// Whether it refuses to write entries, and works otherwise.
+    refuses: bool,
+    /// Address and data of its fault interrupt.
+    interrupt: Option<(u64, u32)>,
     budget: usize,
 }
 
@@ -69,6 +77,9 @@ impl FakeUnit {
             frames_at_invalidation: Vec::new(),
             invalidated: Vec::new(),
             written: Vec::new(),
+            forgotten: Vec::new(),
+            refuses: false,
+            interrupt: None,
             budget,
         }
     }
@@ -82,6 +93,8 @@ impl FakeUnit {
 impl Unit for FakeUnit {
     type Memory = TestMemory;
     type Format = Format;
+
+    const RUNS: &'static [usize] = &[4, 1];
 
     fn capabilities(&self) -> UnitCapabilities {
         UnitCapabilities {
@@ -105,6 +118,9 @@ impl Unit for FakeUnit {
         source: RequesterId,
         entry: Entry,
     ) -> Result<(), UnitError> {
+        if self.refuses {
+            return Err(UnitError::Unsupported { what: "test" });
+        }
         let old = self.entries.insert(source.0, entry);
         let moves = match (old, entry) {
             (Some(Entry::Translate { tag: old, .. }), Entry::Translate { tag, .. }) => old == tag,
@@ -130,9 +146,10 @@ impl Unit for FakeUnit {
     fn invalidate_entry(
         &mut self,
         _: &mut TestMemory,
-        _: RequesterId,
+        source: RequesterId,
         _: Option<DomainTag>,
     ) -> Result<(), UnitError> {
+        self.forgotten.push(source);
         self.spend()
     }
 
@@ -170,8 +187,17 @@ impl Unit for FakeUnit {
         Ok(0)
     }
 
-    fn describe(&mut self, _: &mut dyn core::fmt::Write) -> core::fmt::Result {
+    fn revive(&mut self, _: &mut TestMemory) -> Result<(), UnitError> {
+        self.spend()
+    }
+
+    fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
+        self.interrupt = Some((address, data));
         Ok(())
+    }
+
+    fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        write!(out, "{} entries written", self.written.len())
     }
 }
 

@@ -260,22 +260,86 @@ const fn last_of(bits: u8) -> u64 {
 mod tests {
     use super::*;
 
+    const fn shape(levels: u8, physical_bits: u8, iova_bits: u8) -> Shape {
+        let page_sizes = PageSizes::SIZE_4K;
+        let format = TableFormat { levels, page_sizes, coherent: true, forces_snoop: true };
+        Shape { format, physical_bits, iova_bits }
+    }
+
     #[test]
     fn reach_is_what_levels_and_memory_allow() {
-        let shape = |levels, physical_bits, iova_bits| Shape {
-            format: TableFormat {
-                levels,
-                page_sizes: PageSizes::SIZE_4K,
-                coherent: true,
-                forces_snoop: true,
-            },
-            physical_bits,
-            iova_bits,
-        };
         assert_eq!(shape(3, 46, 48).reach(), (1 << 39) - 1);
         assert_eq!(shape(4, 39, 48).reach(), (1 << 39) - 1);
         assert_eq!(shape(4, 46, 36).reach(), (1 << 36) - 1);
         assert_eq!(shape(6, 64, 64).reach(), u64::MAX);
         assert_eq!(shape(3, 46, 48).last_memory(), (1 << 46) - 1);
+    }
+
+    /// A unit that walks tables of 3 and 5 levels.
+    const fn unit() -> UnitCapabilities {
+        UnitCapabilities {
+            levels: LevelSet::THREE.union(LevelSet::FIVE),
+            page_sizes: PageSizes::SIZE_4K,
+            coherent: true,
+            forces_snoop: true,
+            caches_absent: false,
+            publishes: false,
+            last_tag: 9,
+            pass_through: false,
+            physical_bits: 46,
+            iova_bits: 57,
+            deepens: true,
+        }
+    }
+
+    /// A unit is asked for nothing that it lacks; tables may use less than it has.
+    #[test]
+    fn a_unit_walks_tables_that_need_no_more_than_it_has() {
+        let served = [3, 4, 5, 6].map(|levels| shape(levels, 46, 57).serves(&unit()));
+        assert_eq!(served, [true, false, true, false]);
+        assert!(shape(3, 45, 57).serves(&unit()) && shape(3, 46, 48).serves(&unit()));
+        assert!(!shape(3, 47, 57).serves(&unit()) && !shape(3, 46, 58).serves(&unit()));
+        let mut large = shape(3, 46, 57);
+        large.format.page_sizes |= PageSizes::SIZE_2M;
+        assert!(!large.serves(&unit()));
+        let page_sizes = PageSizes::SIZE_4K | PageSizes::SIZE_2M | PageSizes::SIZE_1G;
+        assert!(large.serves(&UnitCapabilities { page_sizes, ..unit() }));
+        let (mut cleaned, mut bypassed) = (shape(3, 46, 57), shape(3, 46, 57));
+        (cleaned.format.coherent, bypassed.format.forces_snoop) = (false, false);
+        let noncoherent = UnitCapabilities { coherent: false, ..unit() };
+        let lax = UnitCapabilities { forces_snoop: false, ..unit() };
+        assert!(cleaned.serves(&noncoherent) && !bypassed.serves(&noncoherent));
+        assert!(bypassed.serves(&lax) && !cleaned.serves(&lax));
+        assert!(cleaned.serves(&unit()) && bypassed.serves(&unit()));
+    }
+
+    #[test]
+    fn a_deeper_shape_has_the_fewest_levels_that_are_more() {
+        let deepened = |from, levels, top| {
+            shape(from, 52, 64).deepened(levels, top).map(|shape| shape.format.levels)
+        };
+        assert_eq!(deepened(3, LevelSet::all(), 0), Some(4));
+        assert_eq!(deepened(3, LevelSet::all(), (1 << 48) - 1), Some(4));
+        assert_eq!(deepened(3, LevelSet::all(), 1 << 48), Some(5));
+        assert_eq!(deepened(3, LevelSet::THREE | LevelSet::SIX, 0), Some(6));
+        assert_eq!(deepened(5, LevelSet::THREE | LevelSet::FIVE, 0), None);
+        assert_eq!(deepened(5, LevelSet::all(), 1 << 52), None, "beyond memory");
+        assert_eq!(deepened(6, LevelSet::all(), 0), None);
+    }
+
+    #[test]
+    fn entries_are_counted_by_unit() {
+        let mut domain = Domain::new(Purpose::Client, DomainTag(2), shape(4, 46, 48));
+        let [a, b, c] = [1, 2, 3].map(UnitIndex);
+        domain.count_entry(b, false);
+        assert_eq!(domain.active, [], "none to take away");
+        for unit in [c, a, b, b] {
+            domain.count_entry(unit, true);
+        }
+        assert_eq!(domain.active, [(a, 1), (b, 2), (c, 1)]);
+        for unit in [b, a, a] {
+            domain.count_entry(unit, false);
+        }
+        assert_eq!(domain.active, [(b, 1), (c, 1)]);
     }
 }

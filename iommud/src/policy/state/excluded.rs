@@ -39,3 +39,54 @@ pub(in crate::policy) fn windows(excluded: &Ranges) -> Ranges {
     windows.remove(INTERRUPT_WINDOW.first().0, INTERRUPT_WINDOW.last().0);
     windows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PhysAddr;
+    use alloc::vec::Vec;
+
+    /// The excluded addresses, and those of them at which registers may be, for memory by its first and last byte.
+    fn excluded(ram: &[(u64, u64)]) -> [Vec<(u64, u64)>; 2] {
+        let range = |(first, last)| PhysRange::inclusive(PhysAddr(first), PhysAddr(last)).unwrap();
+        let ram: Vec<_> = ram.iter().copied().map(range).collect();
+        let excluded = addresses(&ram);
+        [excluded.iter().collect(), windows(&excluded).iter().collect()]
+    }
+
+    const ZERO: (u64, u64) = (0, 0xfff);
+    const INTERRUPTS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+
+    #[test]
+    fn without_memory_below_4_gib_two_ranges_are_excluded() {
+        for ram in [&[][..], &[(0x1_0000_0000, 0x2_ffff_ffff)]] {
+            assert_eq!(excluded(ram), [vec![ZERO, INTERRUPTS], vec![]]);
+        }
+    }
+
+    #[test]
+    fn below_4_gib_all_but_memory_is_excluded() {
+        let ram = [(0, 0x7fff_ffff), (0x1_0000_0000, 0x2_7fff_ffff)];
+        let registers = vec![(0x8000_0000, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff)];
+        assert_eq!(excluded(&ram), [vec![ZERO, (0x8000_0000, 0xffff_ffff)], registers]);
+        // Memory that goes on beyond 4 GiB.
+        let ram = [(0xc000_0000, 0x1_3fff_ffff)];
+        let low = (0, 0xbfff_ffff);
+        assert_eq!(excluded(&ram), [vec![low, INTERRUPTS], vec![(0x1000, 0xbfff_ffff)]]);
+        assert_eq!(excluded(&[(0, u64::MAX)]), [vec![ZERO, INTERRUPTS], vec![]]);
+    }
+
+    /// A page is memory if all of it is.
+    #[test]
+    fn only_whole_pages_of_memory_are_free() {
+        let of = |first, last| {
+            let [excluded, _] = excluded(&[(first, last)]);
+            excluded
+        };
+        assert_eq!(of(0x1800, 0x47ff), [(0, 0x1fff), (0x4000, 0xffff_ffff)]);
+        assert_eq!(of(0x2000, 0x3fff), [(0, 0x1fff), (0x4000, 0xffff_ffff)]);
+        assert_eq!(of(0x2000, 0x3ffe), [(0, 0x1fff), (0x3000, 0xffff_ffff)]);
+        assert_eq!(of(0x1800, 0x27ff), [(0, 0xffff_ffff)], "the ends of two pages");
+        assert_eq!(of(0x1800, 0x18ff), [(0, 0xffff_ffff)], "the middle of one");
+    }
+}

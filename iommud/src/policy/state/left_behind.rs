@@ -95,3 +95,23 @@ impl State {
         groups
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::ids::ClientId;
+
+    #[test]
+    fn what_is_left_behind_is_charged_to_owners_or_to_promises() {
+        let mut left = LeftBehind::default();
+        assert_eq!(left.of_unclaimed(8), 0);
+        for (group, owner, bytes) in [(1, None, 5), (2, None, 3), (3, Some(7), 50), (1, None, 4)] {
+            left.charge(GroupId(group), owner, bytes);
+        }
+        left.charge(GroupId(4), Some(7), 1);
+        // Nine bytes of one group and three of another, of each at most its promise.
+        assert_eq!([100, 8, 3, 2, 0].map(|each| left.of_unclaimed(each)), [12, 11, 6, 4, 0]);
+        let account = Account { taken: 10, ..Account::new(ClientId(1)) };
+        assert_eq!((left.charged(7, &account), left.charged(8, &account)), (61, 10));
+    }
+}

@@ -172,11 +172,32 @@ mod tests {
     }
 
     #[test]
+    fn memory_in_one_piece_is_never_cut() {
+        let memory = Memory::new(&[phys(0x10000, 0x4000)]).unwrap();
+        let pieces = |offset, length| {
+            let mut all = Vec::new();
+            memory.pieces(offset, length, |at, phys, length| all.push((at, phys.0, length)));
+            all
+        };
+        assert_eq!(pieces(0, 0x4000), [(0, 0x10000, 0x4000)]);
+        assert_eq!(pieces(0x1000, 0x2000), [(0, 0x11000, 0x2000)]);
+        assert_eq!(memory.base(), Some(PhysAddr(0x10000)));
+        let two = Memory::new(&[phys(0x10000, 0x1000), phys(0x20000, 0x1000)]).unwrap();
+        assert_eq!(two.base(), None);
+        let segments = |memory: &Memory| memory.segments().collect::<Vec<_>>();
+        assert_eq!(segments(&memory), [phys(0x10000, 0x4000)]);
+        assert_eq!(segments(&two), [phys(0x10000, 0x1000), phys(0x20000, 0x1000)]);
+    }
+
+    #[test]
     fn grants_do_not_overlap() {
         let mut grants = Grants::new(IovaRange::new(Iova(0x1000), 200 << 12).unwrap());
         grants.set(60 << 12, 10 << 12, true);
         assert!(!grants.is_free(69 << 12, 1 << 12) && grants.is_free(70 << 12, 130 << 12));
         assert!(grants.is_free(0, 60 << 12) && !grants.is_free(0, 200 << 12));
+        grants.set(69 << 12, 2 << 12, true);
+        assert!(!grants.is_free(69 << 12, 1 << 12) && !grants.is_free(70 << 12, 1 << 12));
+        grants.set(70 << 12, 1 << 12, false);
         grants.set(60 << 12, 10 << 12, false);
         assert!(grants.is_free(0, 200 << 12));
     }

@@ -306,4 +306,23 @@ mod tests {
         assert_eq!(sizes, [32, 32, 40]);
         assert_eq!(size_of::<Option<Source>>() + size_of::<Option<Group>>(), 32 + 40);
     }
+
+    #[test]
+    fn a_slot_is_charged_for_each_mapping_and_each_use() {
+        let memory = Memory::Many(Vec::new());
+        let mut slot = SlotRecord::new((SessionId(1), Slot(2)), BufferId(3), 0x4000, &memory);
+        assert_eq!(slot.charged(), 0);
+        for (offset, length) in [(0, 0x1000), (0, 0x1000), (0, 0x2000), (0x1000, 0x1000)] {
+            assert_eq!(slot.count_direct(offset, length, true), Ok(()));
+        }
+        assert_eq!(slot.charged(), 4);
+        slot.mappings.charged = 3;
+        assert_eq!(slot.charged(), 7);
+        assert_eq!(slot.count_direct(0x2000, 0x1000, false), Err(Refusal::NotMapped));
+        for uses in [6, 5] {
+            assert_eq!(slot.count_direct(0, 0x1000, false), Ok(()));
+            assert_eq!(slot.charged(), uses);
+        }
+        assert_eq!(slot.count_direct(0, 0x1000, false), Err(Refusal::NotMapped));
+    }
 }

@@ -183,3 +183,6 @@ impl State {
         Ok(Admitted { confined: session.domain.is_some(), account: session.client })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,6 +154,11 @@ impl Tags {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::tags::TagSpan;
+
+    fn span(first: u16, last: u16) -> HeldTags {
+        HeldTags::Span(TagSpan { first, last })
+    }
 
     #[test]
     fn tags_begin_after_the_ones_that_are_never_given() {
@@ -168,5 +173,56 @@ mod tests {
         tags.set(DomainTag(64), false);
         assert_eq!(tags.next(None, 129), Some(DomainTag(64)));
         assert_eq!(tags.next(Some(DomainTag(u16::MAX)), u16::MAX), None);
+    }
+
+    #[test]
+    fn a_tag_that_is_taken_twice_is_taken() {
+        let mut tags = Tags::new();
+        tags.set(DomainTag(2), true);
+        tags.set(DomainTag(2), true);
+        assert_eq!(tags.next(None, 255), Some(DomainTag(3)));
+        tags.set(DomainTag(2), false);
+        tags.set(DomainTag(2), false);
+        assert_eq!(tags.next(None, 255), Some(DomainTag(2)));
+    }
+
+    /// Half of the tags from 2 up, as far as units can hold them.
+    #[test]
+    fn tags_are_counted_as_far_as_units_hold_them() {
+        let tags = |held, last| Tags::of(TagRing::new(held, last), held, Vec::new());
+        let some = tags(HeldTags::Nothing, 33);
+        assert_eq!([255, 33, 17, 16, 2, 1].map(|last| some.count(last)), [16, 16, 16, 15, 1, 0]);
+        assert_eq!(tags(span(5, 11), 15).count(15), 7, "four, and three from the start");
+        assert_eq!(tags(HeldTags::Nothing, u16::MAX).count(u16::MAX), 0x7fff);
+    }
+
+    /// A unit that fails may hold anything; one of which that is known already stays as it is.
+    #[test]
+    fn what_a_unit_may_hold_is_recorded_for_each() {
+        let mut tags = Tags::new();
+        tags.set_holds(UnitIndex(2), Holds::Anything);
+        tags.set_holds(UnitIndex(1), Holds::Earlier);
+        let holds = |tags: &Tags| [0, 1, 2, 3].map(|unit| tags.holds(UnitIndex(unit)));
+        let before = [Holds::Nothing, Holds::Earlier, Holds::Anything, Holds::Nothing];
+        assert_eq!(holds(&tags), before);
+        (0..4).for_each(|unit| tags.failed(UnitIndex(unit)));
+        assert_eq!(holds(&tags), [Holds::Failed, Holds::Failed, Holds::Anything, Holds::Failed]);
+        tags.flushed(UnitIndex(1));
+        assert_eq!(holds(&tags), [Holds::Failed, Holds::Nothing, Holds::Anything, Holds::Failed]);
+    }
+
+    /// A plan that was run may have written its tag, also if it was taken back.
+    #[test]
+    fn tags_that_were_reached_stay_in_the_record() {
+        let mut tags = Tags::new();
+        assert!(tags.reach(DomainTag(2)));
+        let was = tags.clone();
+        tags.set(DomainTag(3), true);
+        tags.set_holds(UnitIndex(0), Holds::Failed);
+        assert!(tags.reach(DomainTag(3)) && !tags.reach(DomainTag(2)));
+        tags.undo(was);
+        assert_eq!(tags.next(None, 255), Some(DomainTag(2)));
+        assert_eq!(tags.holds(UnitIndex(0)), Holds::Nothing);
+        assert_eq!(tags.record().held, span(2, 3));
     }
 }

@@ -167,3 +167,53 @@ impl fmt::Debug for SourceTable {
         f.debug_map().entries(self.iter()).entry(&"strangers", &self.strangers).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+
+    const fn key(unit: u32, id: u16) -> Key {
+        (UnitIndex(unit), RequesterId(id))
+    }
+
+    /// The faults of an id may be suppressed before a function uses it. Its entry then begins in that state.
+    #[test]
+    fn an_entry_begins_as_silent_as_its_id() {
+        let mut table = SourceTable::new(2);
+        let ids = [key(0, 8), key(1, 8), key(1, 9)];
+        let silenced = |table: &SourceTable| ids.map(|id| table.is_silenced(id));
+        assert!(!table.enter(key(0, 7)).unwrap().silenced);
+        table.suppress_faults(ids[0], true);
+        table.suppress_faults(ids[2], true);
+        assert_eq!(silenced(&table), [true, false, true]);
+        assert!(!table.enter(ids[1]).unwrap().silenced, "another unit, and another id");
+        assert!(table.enter(ids[0]).unwrap().silenced);
+        assert_eq!(silenced(&table), [true, false, true]);
+        assert_eq!(table.strangers().iter().collect::<Vec<_>>(), [&ids[2]]);
+        assert!(table.enter(ids[0]).unwrap().silenced, "which is there already");
+        table.remove(ids[0]);
+        assert_eq!(table.strangers().len(), 2, "and ends as it is");
+        table.suppress_faults(ids[0], false);
+        table.suppress_faults(ids[2], false);
+        assert_eq!(silenced(&table), [false; 3]);
+        assert!(table.enter(key(2, 0)).is_none(), "there is no such unit");
+    }
+
+    /// Checkpoints are compared by what is shown.
+    #[test]
+    fn entries_and_silent_ids_are_shown() {
+        let mut table = SourceTable::new(1);
+        let shown = |table: &SourceTable| format!("{table:?}");
+        let none = shown(&table);
+        table.enter(key(0, 8));
+        let entry = shown(&table);
+        table.suppress_faults(key(0, 9), true);
+        let both = shown(&table);
+        assert!(none != entry && entry != both, "{both}");
+        table.suppress_faults(key(0, 9), false);
+        assert_eq!(shown(&table), entry);
+        table.remove(key(0, 8));
+        assert_eq!(shown(&table), none);
+    }
+}

@@ -26,6 +26,9 @@ mod named;
 mod target_binding;
 mod topology;
 
+#[cfg(test)]
+mod tests;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 

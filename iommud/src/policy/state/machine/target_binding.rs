@@ -159,3 +159,35 @@ impl Machine {
         keys.extend(members.iter().flat_map(|member| self.keys_of(*member)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{PhysAddr, PhysRange};
+    use crate::policy::state::machine::tests::machine;
+    use crate::topology::firmware::{Firmware, ReservedRegion};
+
+    /// Regions of firmware are whole pages, and each end of one cuts.
+    #[test]
+    fn a_range_is_cut_where_regions_begin_and_end() {
+        let regions = [(0x0, 0x2fff), (0x2000, 0x4abc), (0x2000, 0x2000), (0xf000, u64::MAX)];
+        let region = |(first, last)| ReservedRegion {
+            segment: 0,
+            range: PhysRange::inclusive(PhysAddr(first), PhysAddr(last)).unwrap(),
+            read: true,
+            write: true,
+            exclusion: false,
+            scopes: Vec::new(),
+            entries: Vec::new(),
+        };
+        let reserved = regions.map(region).to_vec();
+        let machine = machine(Firmware { reserved, ..Firmware::default() });
+        let cut = |first, last| machine.cut_at_regions((first, last));
+        let all = [(0, 0x1fff), (0x2000, 0x2fff), (0x3000, 0x4fff), (0x5000, 0xefff)];
+        assert_eq!(cut(0, 0xefff), all);
+        assert_eq!(cut(0x2000, 0x2fff), [(0x2000, 0x2fff)]);
+        assert_eq!(cut(0x1000, 0x2000), [(0x1000, 0x1fff), (0x2000, 0x2000)]);
+        assert_eq!(cut(0xe000, u64::MAX), [(0xe000, 0xefff), (0xf000, u64::MAX)]);
+        assert_eq!(cut(0x5000, 0x7fff), [(0x5000, 0x7fff)]);
+    }
+}

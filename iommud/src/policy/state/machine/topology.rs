@@ -1,5 +1,8 @@
 //! Adds and removes functions, and updates the groups.
 
+#[cfg(test)]
+mod tests;
+
 use alloc::vec::Vec;
 
 use crate::policy::collections::inline_list::InlineList;

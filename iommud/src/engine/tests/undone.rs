@@ -1,0 +1,132 @@
+//! What is proved after steps were undone, over units that refuse or do not answer, and what is kept until it is.
+
+use super::super::Fault;
+use super::*;
+
+/// A requester whose entry was never written.
+const SECOND: RequesterId = RequesterId(0x28);
+
+/// A failure that is no fault of a unit.
+const fn fault() -> Fault {
+    Fault { unit: None, error: UnitError::Memory(MemoryError::Exhausted) }
+}
+
+/// A step that fails, and leaves every unit reliable.
+const NOTHING: Step = Step::Enable { unit: UnitIndex(9) };
+
+/// Undoes the change of an entry from one binding to another. Returns whether the reach of the requester is unproved,
+/// and whether the unit is lost. The unit refuses to write, or does not answer.
+fn undone((from, to): (Binding, Binding), refuses: bool, answers: bool) -> (bool, bool) {
+    let mut engine = machine();
+    let written = engine.entry(to).ok().unwrap();
+    let unit = unit(&mut engine, 0);
+    unit.entries.insert(SOURCE.0, written);
+    unit.refuses = refuses;
+    unit.budget = if answers { usize::MAX } else { 0 };
+    let failure = engine.undo(&[set(from, to)], 1, fault());
+    assert_eq!((failure.step, failure.unit), (1, None));
+    (failure.unproved, !failure.lost.is_empty())
+}
+
+/// Only an entry that was opened leaves a reach that must be proved gone.
+#[test]
+fn an_entry_is_proved_closed_when_it_was_written_and_invalidated() {
+    let (old, closed) = (Binding::Domain(OLD), Binding::Blocked);
+    for (refuses, answers) in [(false, true), (true, true), (false, false), (true, false)] {
+        let sure = !refuses && answers;
+        assert_eq!(undone((closed, old), refuses, answers), (!sure, !answers), "opened");
+        for change in [(old, closed), (old, old), (closed, closed)] {
+            assert_eq!(undone(change, refuses, answers), (false, !answers), "{change:?}");
+        }
+    }
+}
+
+/// The unit refuses to take the entry back, so it may walk the new table: its root is kept, although what was mapped
+/// below it was undone and invalidated.
+#[test]
+fn a_table_that_an_entry_may_lead_to_is_kept_until_no_unit_walks_it() {
+    let mut engine = machine();
+    let before = engine.memory.snapshot();
+    let (from, to) = (Binding::Blocked, Binding::Domain(NEW));
+    let steps = [
+        create(NEW, 3),
+        map(NEW, 0x1000, 0x3000),
+        Step::SetEntry { unit: UNIT, source: SECOND, from, to },
+    ];
+    assert!(engine.run(&Orders::of(&steps), &mut Buffers::default()).is_ok());
+    unit(&mut engine, 0).refuses = true;
+    let failure = engine.undo(&steps, 3, fault());
+    assert!(failure.unproved && failure.lost.is_empty(), "{failure:?}");
+    assert_eq!(engine.memory.frames_in_use(), before.len() + 1);
+    let mut run = |step| {
+        assert!(engine.run(&Orders::of(&[step]), &mut Buffers::default()).is_ok(), "{step:?}");
+        engine.memory.snapshot()
+    };
+    // No unit is known to walk it, so it is not enough that one was revived.
+    assert_eq!(run(Step::Revive { unit: UNIT }).len(), before.len() + 1);
+    assert_eq!(run(Step::ReleaseAbandoned), before);
+}
+
+/// The same for a unit that does not answer: what it may walk is freed when it was revived.
+#[test]
+fn tables_that_a_lost_unit_may_walk_are_freed_when_it_is_revived() {
+    for last in [Step::Revive { unit: UNIT }, Step::ReleaseAbandoned] {
+        let mut engine = machine();
+        let before = engine.memory.frames_in_use();
+        unit(&mut engine, 0).budget = 1;
+        let failure = engine.run(&moving(), &mut Buffers::default()).unwrap_err();
+        assert_eq!((&failure.lost[..], failure.unproved), (&[UNIT][..], true));
+        let kept = engine.memory.frames_in_use();
+        assert!(kept > before);
+        unit(&mut engine, 0).budget = usize::MAX;
+        let mut run = |step| {
+            assert!(engine.run(&Orders::of(&[step]), &mut Buffers::default()).is_ok());
+            engine.memory.frames_in_use()
+        };
+        assert_eq!(run(Step::Revive { unit: OTHER }), kept, "another unit");
+        assert_eq!(run(last), before);
+    }
+}
+
+/// A unit is told that the word of the entry is as before, unless it is lost: it would only take time.
+#[test]
+fn a_suppression_that_is_undone_is_invalidated_in_a_unit_that_answers() {
+    let was = Binding::Domain(OLD);
+    let suppress = Step::SuppressFaults { unit: UNIT, source: SOURCE, silent: true, was };
+    let invalidate = Step::InvalidateEntry { unit: UNIT, source: SOURCE, was };
+    for (budget, last) in [(usize::MAX, NOTHING), (0, invalidate)] {
+        let mut engine = machine();
+        unit(&mut engine, 0).budget = budget;
+        let plan = Orders::of(&[suppress, last]);
+        let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+        assert_eq!((failure.step, failure.unproved), (1, false));
+        assert!(unit(&mut engine, 0).silent.is_empty());
+        assert_eq!(unit(&mut engine, 0).forgotten, [SOURCE], "once");
+    }
+}
+
+/// Every unit has invalidated the superpage, so the table of the split is freed at once.
+#[test]
+fn a_split_that_is_undone_is_freed_when_every_unit_answers() {
+    let mut engine = machine();
+    let before = engine.memory.snapshot();
+    let plan = Orders::of(&[unmap(OLD, 0x21_0000, 0x1000), NOTHING]);
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
+    assert_eq!(engine.memory.snapshot(), before);
+    assert_eq!(engine.tables[0].as_ref().unwrap().frames, before.len());
+    for index in 0..2 {
+        let superpage = range(0x20_0000, 0x20_0000);
+        assert_eq!(unit(&mut engine, index).invalidated, [superpage]);
+    }
+}
+
+/// An unmap that split nothing is undone by new entries only: no unit has to invalidate anything.
+#[test]
+fn an_unmap_that_is_undone_is_invalidated_nowhere() {
+    let mut engine = machine();
+    let plan = Orders::of(&[unmap(OLD, 0x8000_0000, 0x1000), NOTHING]);
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
+    assert!((0..2).all(|index| unit(&mut engine, index).invalidated.is_empty()));
+}
