@@ -32,6 +32,8 @@ pub enum Path {
     Faults,
     /// `metrics`: one `name value` a line.
     Metrics,
+    /// `activity`: counts of the server, its units and devices, for rates.
+    Activity,
     /// `rescan`: any write to it makes the server walk configuration space again (administrators only). The text is
     /// the result of the last walk.
     Rescan,
@@ -81,6 +83,7 @@ impl Path {
             "domains" => Self::Domains,
             "faults" => Self::Faults,
             "metrics" => Self::Metrics,
+            "activity" => Self::Activity,
             "rescan" => Self::Rescan,
             _ => return None,
         })
@@ -108,6 +111,7 @@ impl fmt::Display for Path {
             Self::Domain(index) => write!(f, "domains/{index}"),
             Self::Faults => f.write_str("faults"),
             Self::Metrics => f.write_str("metrics"),
+            Self::Activity => f.write_str("activity"),
             Self::Rescan => f.write_str("rescan"),
         }
     }
@@ -160,6 +164,7 @@ mod tests {
             (Path::Device(address), "devices/0000--00--04.0"),
             (Path::Faults, "faults"),
             (Path::Metrics, "metrics"),
+            (Path::Activity, "activity"),
             (Path::Rescan, "rescan"),
         ];
         for (path, text) in table {

@@ -15,6 +15,10 @@ use crate::server::faults::storms::LIMIT;
 use crate::server::unit_status::{UnitState, UnitStatus};
 use crate::topology::firmware::UnitKind;
 
+/// The names in the root directory.
+pub(super) const NAMES: [&str; 9] =
+    ["status", "units", "groups", "devices", "domains", "faults", "metrics", "activity", "rescan"];
+
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// The text at `path`; `None` when there is no such object or the path is a directory.
     pub(super) fn text(&mut self, path: Path) -> Option<String> {
@@ -28,6 +32,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Path::Domain(index) => self.domain(DomainId(index), &mut out),
             Path::Faults => self.fault_log(&mut out),
             Path::Metrics => self.metrics(&mut out),
+            Path::Activity => self.activity(&mut out),
             Path::Rescan => self.survey_text(&mut out),
             Path::Root | Path::Units | Path::Groups | Path::Devices | Path::Domains => {
                 Err(fmt::Error)
@@ -258,7 +263,7 @@ const fn mode(mode: Mode) -> &'static str {
     }
 }
 
-const fn kind(kind: UnitKind) -> &'static str {
+pub(super) const fn kind(kind: UnitKind) -> &'static str {
     match kind {
         UnitKind::Vtd => "vt-d",
         UnitKind::AmdVi { .. } => "amd-vi",
