@@ -39,6 +39,10 @@ pub enum Path {
     Rescan,
 }
 
+/// The names in the root directory.
+pub const NAMES: [&str; 9] =
+    ["status", "units", "groups", "devices", "domains", "faults", "metrics", "activity", "rescan"];
+
 /// The word that is written to `units/N`; a line feed may follow.
 pub const RESET: &[u8] = b"reset";
 
@@ -170,6 +174,9 @@ mod tests {
         for (path, text) in table {
             assert_eq!(path.to_string(), text);
             assert_eq!(Path::parse(text), Some(path));
+        }
+        for name in NAMES {
+            assert_eq!(Path::parse(name).map(|path| path.to_string()).as_deref(), Some(name));
         }
     }
 

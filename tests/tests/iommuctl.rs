@@ -152,7 +152,6 @@ fn a_reading_of_top_costs_the_same_in_a_storm() {
     let model = Model::new();
     let (device, _permission) = model.attached();
     let connection = model.connection();
-    let other = Device::open(&connection, DEVICES[0]).unwrap();
     let cost = || {
         let before = model.counts();
         let length = Texts::text(&connection, "activity").unwrap().len();
@@ -172,15 +171,14 @@ fn a_reading_of_top_costs_the_same_in_a_storm() {
         for at in 0..20 {
             let address = 0x5000_0000 + 0x1000 * at + 0x2_0000 * round;
             let _ = model.device_write(device.address(), address, &[1]);
-            assert!(other.wait_fault(Duration::ZERO).unwrap().is_none(), "has it look for faults");
         }
         let (requests, now) = cost();
         assert_eq!(requests, quiet);
         assert!(now < length + 192, "{now} bytes, {length} before");
     }
     let seen = Interval::whole(&activity(&connection));
-    let row = seen.counts.devices.iter().find(|row| row.address == device.address()).unwrap();
-    assert_eq!((row.faults, row.silenced), (16, true));
+    let [row] = &seen.counts.devices[..] else { panic!("{seen:?}") };
+    assert!(row.faults >= 50 && row.faults == seen.counts.faults, "{seen:?}");
 }
 
 /// A DMA past the end of a buffer, one to memory that the device may only read, one after the mapping is gone, and one

@@ -15,10 +15,6 @@ use crate::server::faults::storms::LIMIT;
 use crate::server::unit_status::{UnitState, UnitStatus};
 use crate::topology::firmware::UnitKind;
 
-/// The names in the root directory.
-pub(super) const NAMES: [&str; 9] =
-    ["status", "units", "groups", "devices", "domains", "faults", "metrics", "activity", "rescan"];
-
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// The text at `path`; `None` when there is no such object or the path is a directory.
     pub(super) fn text(&mut self, path: Path) -> Option<String> {
