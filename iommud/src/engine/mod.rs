@@ -28,7 +28,9 @@ use iommu_protocol::status::Refusal;
 
 use crate::hw::TableMemory;
 use crate::hw::page_table::{Detached, MapError, PageTable};
-use crate::hw::{BufferMemory, HardwareFault, MemoryError, SetAside, Unit, UnitError};
+use crate::hw::{
+    BufferMemory, HardwareFault, Invalidations, MemoryError, SetAside, Unit, UnitError,
+};
 use crate::policy::{Orders, Payer, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
@@ -230,6 +232,13 @@ impl<U: Unit> Engine<U> {
             Some(Some(hardware)) => hardware.enable_fault_interrupt(address, data),
             _ => Err(UnitError::Unsupported { what: "interrupt of a unit that is not there" }),
         }
+    }
+
+    /// The invalidations that a unit was given so far. A unit that was never brought up was given none.
+    #[must_use]
+    pub fn invalidations(&self, unit: UnitIndex) -> Invalidations {
+        let unit = at(&self.units, unit.0).and_then(Option::as_ref);
+        unit.map(Unit::invalidations).unwrap_or_default()
     }
 
     /// Describes a unit's registers in words.

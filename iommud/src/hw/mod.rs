@@ -9,6 +9,7 @@ mod ring;
 mod set_aside;
 mod unit;
 pub mod vtd;
+mod waits;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -18,3 +19,4 @@ pub use hal::{
 };
 pub use set_aside::SetAside;
 pub use unit::{Entry, HardwareFault, Survey, Unit, UnitError};
+pub use waits::{Invalidations, RANGES};

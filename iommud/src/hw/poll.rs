@@ -8,22 +8,43 @@ use super::hal::{Clock, Nanos};
 pub(crate) fn until<C: Clock, T>(
     clock: &mut C,
     limit: Nanos,
-    mut look: impl FnMut() -> Option<T>,
+    look: impl FnMut() -> Option<T>,
 ) -> Option<T> {
+    timed(clock, limit, look, |_| None).map(|(seen, _)| seen)
+}
+
+/// Like [`until`]. Also returns the time from the first call of `look` to the last; `None` when they are the same.
+pub(crate) fn until_timed<C: Clock, T>(
+    clock: &mut C,
+    limit: Nanos,
+    look: impl FnMut() -> Option<T>,
+) -> Option<(T, Option<Nanos>)> {
+    timed(clock, limit, look, |clock| Some(clock.now()))
+}
+
+/// `end` reads the clock, if the time is wanted.
+fn timed<C: Clock, T>(
+    clock: &mut C,
+    limit: Nanos,
+    mut look: impl FnMut() -> Option<T>,
+    end: impl FnOnce(&mut C) -> Option<Nanos>,
+) -> Option<(T, Option<Nanos>)> {
     // The clock is not read when there is nothing to wait for.
     if let Some(seen) = look() {
-        return Some(seen);
+        return Some((seen, None));
     }
     let start = clock.now();
-    loop {
-        if clock.now().0.saturating_sub(start.0) >= limit.0 {
-            return look();
+    let since = |now: Nanos| Nanos(now.0.saturating_sub(start.0));
+    let seen = loop {
+        if since(clock.now()) >= limit {
+            break look()?;
         }
         clock.relax();
         if let Some(seen) = look() {
-            return Some(seen);
+            break seen;
         }
-    }
+    };
+    Some((seen, end(clock).map(since)))
 }
 
 #[cfg(test)]
@@ -55,6 +76,20 @@ mod tests {
             None::<()>
         });
         assert_eq!((none, looks), (None, 12));
+    }
+
+    /// The clock moves with each wait only, so the time is that of the waits.
+    #[test]
+    fn says_how_long_it_took() {
+        for (needed, took) in [(1, None), (2, Some(Nanos(10))), (5, Some(Nanos(40)))] {
+            let mut looks = 0;
+            let seen = until_timed(&mut Steps(3), Nanos(1000), || {
+                looks += 1;
+                (looks == needed).then_some(looks)
+            });
+            assert_eq!(seen, Some((needed, took)));
+        }
+        assert_eq!(until_timed(&mut Steps(3), Nanos(20), || None::<()>), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use iommu_protocol::ids::RequesterId;
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::hw::hal::{MemoryError, TableMemory};
 use crate::hw::page_table::PteFormat;
+use crate::hw::waits::Invalidations;
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The entry of one requester id in a unit's context or device table.
@@ -243,6 +244,11 @@ pub trait Unit {
     fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
         let _ = (address, data);
         Err(UnitError::Unsupported { what: "interrupt for faults" })
+    }
+
+    /// The invalidations that the unit was given so far.
+    fn invalidations(&self) -> Invalidations {
+        Invalidations::default()
     }
 
     /// Describes the registers in words, for `units/N`.

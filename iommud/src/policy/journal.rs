@@ -163,7 +163,7 @@ impl Journal {
 
     /// Records the previous value of an object.
     pub(super) fn keep(&mut self, image: Image) {
-        self.unsettled |= matches!(image, Image::Add(_));
+        self.unsettled |= matches!(image, Image::Add(_) | Image::Session(_, Object::Removed(_)));
         self.images.push(image);
         self.changes.push(Change::Image);
     }
@@ -208,8 +208,14 @@ impl Journal {
         }
         touched.into_iter().for_each(|last| tidy(state, last));
         for image in self.images.drain(..) {
-            if let Image::Add(function) = image {
-                state.machine.add(*function);
+            match image {
+                Image::Add(function) => {
+                    state.machine.add(*function);
+                }
+                Image::Session(_, Object::Removed(session)) => {
+                    state.tallies.take_over(session.address, session.tally)
+                }
+                _ => {}
             }
         }
     }
@@ -345,6 +351,7 @@ impl Image {
                     let _ = record.count_direct(offset, length, !more);
                 }
                 state.charge_slot(slot, 1, !more);
+                state.undo_tally(slot, length, more);
             }
             Self::Function(index, was) => state.machine.set_function(index, *was),
             Self::Group(group, was) => {
@@ -388,6 +395,7 @@ fn undo_entered(state: &mut State, domain: DomainId, index: MappingIndex, slot: 
     if let Some(mapping) = mapping {
         free_addresses(state, domain, slot, &mapping);
         state.charge_slot(slot, mapping.charge(), false);
+        state.undo_tally(slot, mapping.range.length(), true);
     }
 }
 
@@ -397,8 +405,9 @@ fn undo_left(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32
     if let Some(record) = state.slots.get_mut(slot) {
         of.mappings.put_back(index, &mut record.mappings);
     }
-    let charge = of.mappings.get(index).map_or(0, |mapping| mapping.charge());
-    state.charge_slot(slot, charge, true);
+    let Some(mapping) = of.mappings.get(index) else { return };
+    state.charge_slot(slot, mapping.charge(), true);
+    state.undo_tally(slot, mapping.range.length(), false);
 }
 
 /// Deletes a removed mapping for good and frees its addresses.

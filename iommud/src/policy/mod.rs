@@ -18,6 +18,7 @@
 //! plan, event, step   plain data
 //! ```
 
+mod activity_views;
 mod collections;
 mod config;
 mod decision;
@@ -47,9 +48,10 @@ pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Orders, Plan};
 pub use registry::Registry;
 pub use state::tags::Holds;
+pub use state::tally::Tally;
 pub use step::{Binding, Charge, PASS_THROUGH_TAG, Payer, Step};
 pub use transition::Request;
 pub use view::{
-    Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, MappingView, NamedView,
-    RegionView, SessionView, SlotView, UnitState, UnitView, VacantBuses,
+    Admitted, BufferView, Counts, DeviceView, DomainView, FunctionView, GroupView, MappingView,
+    NamedView, RegionView, SessionView, SlotView, UnitState, UnitView, VacantBuses,
 };

@@ -88,6 +88,19 @@ pub struct FunctionView {
     pub silenced: bool,
 }
 
+/// One function, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceView {
+    /// Its vendor id.
+    pub vendor: u16,
+    /// Its device id.
+    pub device: u16,
+    /// The client that has a session on it.
+    pub owner: Option<ClientId>,
+    /// Faults under its own requester id are suppressed.
+    pub silenced: bool,
+}
+
 /// One group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupView {

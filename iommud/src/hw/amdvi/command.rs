@@ -8,6 +8,7 @@ use crate::hw::hal::{Clock, MemoryError, Nanos, RegisterIo, TableMemory};
 use crate::hw::poll;
 use crate::hw::ring::{Ring, Semaphore};
 use crate::hw::unit::UnitError;
+use crate::hw::waits::Invalidations;
 use crate::topology::capabilities::DomainTag;
 
 /// Frames of the ring, and the log2 of its entries.
@@ -29,6 +30,7 @@ pub(super) struct Commands {
     ring: Ring,
     done: Semaphore,
     coherent: bool,
+    pub(super) told: Invalidations,
 }
 
 /// How a submission ended.
@@ -48,7 +50,8 @@ impl Commands {
         coherent: bool,
     ) -> Result<Self, MemoryError> {
         let ring = Ring::allocate(memory, FRAMES)?;
-        Ok(Self { ring, done: Semaphore::allocate(memory, u64::MAX)?, coherent })
+        let done = Semaphore::allocate(memory, u64::MAX)?;
+        Ok(Self { ring, done, coherent, told: Invalidations::default() })
     }
 
     /// Gives the ring to a unit that is not taking commands.
@@ -117,6 +120,7 @@ impl Commands {
         memory: &mut M,
         commands: &[[u64; 2]],
     ) -> Result<End, UnitError> {
+        self.told.given(commands.len());
         for command in commands {
             self.ring.put(memory, *command, self.coherent);
         }
@@ -125,18 +129,24 @@ impl Commands {
         self.ring.put(memory, wait, self.coherent);
         // This store hands the commands to the unit.
         port.write(registers::COMMAND_TAIL, self.ring.offset());
-        self.settle(port, memory)
+        let ended = self.settle(port, memory);
+        match &ended {
+            Ok((End::Done, took)) => self.told.done(*took),
+            _ => self.told.not_done(),
+        }
+        ended.map(|(end, _)| end)
     }
 
-    /// Waits until the latest wait is done, or the unit has stopped.
+    /// Waits until the latest wait is done, or the unit has stopped. Also returns the time from the first look to the
+    /// last; `None` when they are the same.
     fn settle<R: RegisterIo, C: Clock, M: TableMemory>(
         &self,
         port: &mut Port<R, C>,
         memory: &M,
-    ) -> Result<End, UnitError> {
+    ) -> Result<(End, Option<Nanos>), UnitError> {
         let Port { registers, clock, .. } = port;
         let mut looks = 0;
-        let end = poll::until(clock, LIMIT, || {
+        let end = poll::until_timed(clock, LIMIT, || {
             if self.done.reached(memory) {
                 return Some(Ok(End::Done));
             }
@@ -154,12 +164,12 @@ impl Commands {
             }
         });
         match end {
-            Some(end) => end,
+            Some((end, took)) => end.map(|end| (end, took)),
             None => match port.status()? {
                 status if status.contains(Status::COMMANDS_RUN) => {
                     Err(UnitError::Timeout { what: "completion of commands" })
                 }
-                status => Ok(End::Stopped(status)),
+                status => Ok((End::Stopped(status), None)),
             },
         }
     }

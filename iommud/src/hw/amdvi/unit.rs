@@ -18,6 +18,7 @@ use super::{command as ring, device, event};
 use crate::addr::IovaRange;
 use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
+use crate::hw::waits::Invalidations;
 use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 
 /// The response to every page request: "invalid request" (PCI Express Base 6.0, page request response codes).
@@ -219,6 +220,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for AmdUnit<R, C, M> {
             true
         })?;
         Ok(lost + self.refuse_requests(memory, limit - taken, sink)?)
+    }
+
+    fn invalidations(&self) -> Invalidations {
+        self.commands.told
     }
 
     fn describe(&mut self, out: &mut dyn Write) -> core::fmt::Result {

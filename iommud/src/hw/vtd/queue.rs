@@ -15,6 +15,7 @@ use crate::hw::hal::{Clock, MemoryError, RegisterIo, TableMemory};
 use crate::hw::poll;
 use crate::hw::ring::{Ring, Semaphore};
 use crate::hw::unit::UnitError;
+use crate::hw::waits::Invalidations;
 
 /// Most descriptors of a request, its wait included.
 const LONGEST: usize = 127;
@@ -37,13 +38,15 @@ enum Outcome {
 pub(super) struct Queue {
     ring: Ring,
     done: Semaphore,
+    pub(super) told: Invalidations,
 }
 
 impl Queue {
     /// Allocates a queue. The unit is not given it yet.
     pub(super) fn allocate<M: TableMemory>(memory: &mut M) -> Result<Self, MemoryError> {
         let ring = Ring::allocate(memory, 1)?;
-        Ok(Self { ring, done: Semaphore::allocate(memory, u32::MAX.into())? })
+        let done = Semaphore::allocate(memory, u32::MAX.into())?;
+        Ok(Self { ring, done, told: Invalidations::default() })
     }
 
     /// Begins at the first descriptor again. The unit must not be taking any. The values of waits keep counting up,
@@ -73,6 +76,7 @@ impl Queue {
         }
         self.put(port, memory, request);
         if self.done.reached(memory) {
+            self.told.done_at_once();
             return Ok(());
         }
         self.see_through(port, memory, request)
@@ -108,6 +112,7 @@ impl Queue {
         memory: &mut M,
         request: &[Descriptor],
     ) {
+        self.told.given(request.len());
         // The mask limits the value to 32 bits.
         let value = u32::try_from(self.done.advance()).unwrap_or(0);
         let wait = descriptor::wait(self.done.address(), value);
@@ -126,21 +131,25 @@ impl Queue {
     /// Waits until the unit has written the latest value.
     #[inline(never)]
     fn wait<R: RegisterIo, C: Clock, M: TableMemory>(
-        &self,
+        &mut self,
         port: &mut Port<R, C>,
         memory: &mut M,
     ) -> Result<Outcome, UnitError> {
         let mut looks = 0;
         let mut refused = None;
         let Port { registers, clock, limit } = port;
-        let seen = poll::until(clock, *limit, || {
+        let seen = poll::until_timed(clock, *limit, || {
             if self.done.reached(memory) {
                 return Some(Ok(Outcome::Done));
             }
             looks += 1;
             if looks < PATIENCE { None } else { self.check(registers, memory, &mut refused) }
         });
-        match (seen, refused) {
+        match &seen {
+            Some((Ok(Outcome::Done), took)) => self.told.done(*took),
+            _ => self.told.not_done(),
+        }
+        match (seen.map(|(seen, _)| seen), refused) {
             (Some(Ok(Outcome::Aborted { status })), _) => Ok(Outcome::Aborted { status }),
             (Some(Err(error)), _) => Err(error),
             (_, Some(status)) => {

@@ -22,6 +22,7 @@ use super::survey;
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};
 use crate::hw::hal::{Clock, RegisterIo, TableMemory};
 use crate::hw::unit::{Entry, HardwareFault, Unit, UnitError};
+use crate::hw::waits::Invalidations;
 use crate::topology::capabilities::{DomainTag, LevelSet, UnitCapabilities};
 
 /// Whether the hardware walks this object's tables.
@@ -337,6 +338,10 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> Unit for VtdUnit<R, C, M> {
     fn enable_fault_interrupt(&mut self, address: u64, data: u32) -> Result<(), UnitError> {
         self.program_fault_interrupt(address, data);
         Ok(())
+    }
+
+    fn invalidations(&self) -> Invalidations {
+        self.queue.told
     }
 
     fn describe(&mut self, out: &mut dyn core::fmt::Write) -> core::fmt::Result {

@@ -22,6 +22,7 @@ pub(in crate::policy) mod objects;
 pub(in crate::policy) mod pool;
 mod shares;
 pub(in crate::policy) mod tags;
+pub(in crate::policy) mod tally;
 pub(in crate::policy) mod unmapped;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,7 @@ use memory::MemoryMap;
 use objects::{Account, Buffer, Session, SlotRecord};
 use pool::Pool;
 use tags::Tags;
+use tally::{Tallies, Tally};
 
 /// 4 GiB: policy `compat` maps at least everything below.
 const FOUR_GIB: u64 = 1 << 32;
@@ -68,6 +70,8 @@ pub(in crate::policy) struct State {
     pub(in crate::policy) clients: BTreeMap<ClientId, u32>,
     /// Memory for buffers.
     pub(in crate::policy) pool: Pool,
+    /// What sessions that ended have mapped and unmapped.
+    pub(in crate::policy) tallies: Tallies,
     /// Work that ends of life left undone.
     pub(in crate::policy) owed: BTreeSet<Owed>,
     /// Milliseconds since the server started, as far as it was told. It says when a range was unmapped.
@@ -113,6 +117,7 @@ impl State {
             accounts: Slab::distinct(),
             clients: BTreeMap::new(),
             pool: Pool::default(),
+            tallies: Tallies::default(),
             owed: BTreeSet::new(),
             time: 0,
         }
@@ -183,6 +188,25 @@ impl State {
                 self.memory.remove(segment);
             }
         }
+    }
+
+    /// Counts a mapping that the session of a slot made, or one that it ended.
+    pub(in crate::policy) fn tally(&mut self, slot: u32, bytes: u64, more: bool) {
+        if let Some(tally) = self.tally_of(slot) {
+            if more { tally.map(bytes) } else { tally.unmap(bytes) }
+        }
+    }
+
+    /// Undoes [`State::tally`].
+    pub(in crate::policy) fn undo_tally(&mut self, slot: u32, bytes: u64, more: bool) {
+        if let Some(tally) = self.tally_of(slot) {
+            tally.undo(bytes, more);
+        }
+    }
+
+    fn tally_of(&mut self, slot: u32) -> Option<&mut Tally> {
+        let session = self.slots.get(slot)?.session;
+        self.sessions.get_mut(session.0).map(|session| &mut session.tally)
     }
 
     /// Charges mappings to the client of a slot, or takes the charge back.

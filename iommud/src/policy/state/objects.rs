@@ -12,6 +12,7 @@ use crate::policy::config::Mode;
 use crate::policy::ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 use crate::policy::state::mappings::MappingList;
 use crate::policy::state::memory::{Grants, Memory};
+use crate::policy::state::tally::Tally;
 use crate::policy::step::Binding;
 use crate::topology::alias::Aliases;
 use crate::topology::capabilities::UnitCapabilities;
@@ -135,6 +136,8 @@ pub(in crate::policy) struct Session {
     pub(in crate::policy) domain: Option<DomainId>,
     /// Number of the slot record, by slot.
     pub(in crate::policy) slots: Vec<Option<u32>>,
+    /// What it has mapped and unmapped so far.
+    pub(in crate::policy) tally: Tally,
 }
 
 impl Session {

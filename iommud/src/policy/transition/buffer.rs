@@ -113,6 +113,7 @@ pub(super) fn use_directly(
     let record = decision.state.slots.get_mut(slot).ok_or(Refusal::BadHandle)?;
     record.count_direct(offset, length, more)?;
     decision.state.charge_slot(slot, 1, more);
+    decision.state.tally(slot, length, more);
     decision.journal.keep(Image::Direct { slot, offset, length, more });
     Ok(())
 }
@@ -160,6 +161,7 @@ fn place(
     let index = domain.mappings.insert(mapping, &mut record.mappings);
     decision.journal.note(Change::Entered(id, index, slot));
     decision.state.charge_slot(slot, 1, true);
+    decision.state.tally(slot, length, true);
     let memory = &decision.state.buffer(buffer)?.memory;
     memory.pieces(0, length, |at, phys, length| {
         let range = IovaRange::new(Iova(range.first().0 + at), length);

@@ -11,6 +11,7 @@ use crate::policy::event::{Claim, Refused};
 use crate::policy::ids::{ClientId, GroupId, SessionId};
 use crate::policy::state::State;
 use crate::policy::state::objects::{Account, Owner, OwnerId, Session};
+use crate::policy::state::tally::Tally;
 use crate::policy::step::Charge;
 use crate::policy::transition::{Request, domain, owed};
 use crate::topology::firmware::UnitKind;
@@ -69,6 +70,7 @@ fn claim(decision: &mut Decision<'_>, request: &Claim) -> Result<SessionId, Refu
         unit,
         domain,
         slots: Vec::new(),
+        tally: Tally::default(),
     })?);
     if let Some(group) = decision.change_group(group) {
         group.owner = Some(owner);

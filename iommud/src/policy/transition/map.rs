@@ -69,7 +69,7 @@ type Slots = Slab<SlotRecord>;
 struct Work<'a> {
     id: DomainId,
     session_id: SessionId,
-    session: &'a Session,
+    session: &'a mut Session,
     machine: &'a Machine,
     quotas: &'a Quotas,
     domain: &'a mut Domain,
@@ -92,14 +92,15 @@ impl<'a> Work<'a> {
         session_id: SessionId,
     ) -> Result<Option<(Self, &'a mut Slots)>, Refusal> {
         let state = &mut *decision.state;
-        let session = state.sessions.get(session_id.0).ok_or(Refusal::BadHandle)?;
+        let session = state.sessions.get_mut(session_id.0).ok_or(Refusal::BadHandle)?;
         state.machine.check_session(session)?;
         let Some(id) = session.domain else { return Ok(None) };
         let domain = state.domains.get_mut(id.0).ok_or(Refusal::BadHandle)?;
         if domain.trust != Trust::Sound {
             return Err(Refusal::UnitFailed);
         }
-        decision.plan.charge = Charge::Account(session.client);
+        let client = session.client;
+        decision.plan.charge = Charge::Account(client);
         let work = Self {
             id,
             session_id,
@@ -108,7 +109,7 @@ impl<'a> Work<'a> {
             quotas: &state.machine.config.quotas,
             domain,
             buffers: &state.buffers,
-            account: state.accounts.get_mut(session.client).ok_or(Refusal::Quota)?,
+            account: state.accounts.get_mut(client).ok_or(Refusal::Quota)?,
             excluded: &state.excluded,
             plan: &mut *decision.plan,
             journal: &mut *decision.journal,
@@ -205,6 +206,7 @@ impl<'a> Work<'a> {
         let mapping = Mapping { range, slot, offset, access, grant, list: false };
         let index = self.domain.mappings.insert(mapping, &mut record.mappings);
         self.account.mappings += 1;
+        self.session.tally.map(range.length());
         self.journal.note(Change::Entered(self.id, index, slot));
         self.mapped = Some(hull(self.mapped, range));
         match record.base {
@@ -240,6 +242,7 @@ impl<'a> Work<'a> {
     ) -> Result<Iova, Refusal> {
         let (index, slot, charge) = left.ok_or(Refusal::NotMapped)?;
         self.account.charge(charge, false);
+        self.session.tally.unmap(range.length());
         self.journal.note(Change::Left(self.id, index, slot));
         self.unmapped = Some(hull(self.unmapped, range));
         self.plan.steps.push(Step::Unmap { domain: self.id, range });

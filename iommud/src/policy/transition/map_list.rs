@@ -68,6 +68,7 @@ fn map(decision: &mut Decision<'_>, id: SessionId, request: &ListRequest) -> Res
     buffer.memory.addresses(pages, &mut decision.plan.pages);
     decision.step(Step::MapList { domain: domain_id, range, access });
     decision.publish(domain_id, range);
+    decision.state.tally(number, length, true);
     Ok(range.first())
 }
 

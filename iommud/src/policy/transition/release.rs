@@ -12,6 +12,7 @@ use crate::policy::ids::{BufferId, DomainId, SessionId};
 use crate::policy::journal::Change;
 use crate::policy::state::domain::Trust;
 use crate::policy::state::objects::{Account, Buffer, Session, SlotRecord};
+use crate::policy::state::tally::Tally;
 use crate::policy::step::Step;
 use crate::policy::transition::compat;
 
@@ -44,14 +45,17 @@ pub(super) fn unmap_slots(
         let Some(record) = state.slots.get_mut(*slot) else { continue };
         let all: Vec<_> = domain.mappings.list(&record.mappings).collect();
         let charged = record.mappings.charged;
+        let mut ended = Tally::default();
         for (index, mapping) in all {
+            ended.unmap(mapping.range.length());
             decision.plan.steps.push(Step::Unmap { domain: id, range: mapping.range });
             around = Some(hull(around, mapping.range));
             domain.mappings.take_out_at(index, &mut record.mappings);
             decision.journal.note(Change::Left(id, index, *slot));
         }
-        let account = state.sessions.get(record.session.0).map(|session| session.client);
-        if let Some(account) = account.and_then(|account| state.accounts.get_mut(account)) {
+        let Some(session) = state.sessions.get_mut(record.session.0) else { continue };
+        session.tally = session.tally.plus(ended);
+        if let Some(account) = state.accounts.get_mut(session.client) {
             account.charge(charged, false);
         }
     }
@@ -68,9 +72,11 @@ pub(super) fn drop_slot(decision: &mut Decision<'_>, number: u32) {
     let (id, slot, buffer, charged) =
         (record.session, record.number, record.buffer, record.charged());
     let mapped = record.mappings.count > 0;
+    let direct = ended_uses(record);
     let reserved = record.granted.as_ref().map(|grants| grants.range);
     let Some(session) = decision.change::<Session>(id.0) else { return };
     session.set_slot(slot, None);
+    session.tally = session.tally.plus(direct);
     let (client, domain) = (session.client, session.domain);
     let domain = domain.and_then(|id| Some((id, decision.state.domains.get_mut(id.0)?)));
     let mut stuck = false;
@@ -94,6 +100,15 @@ pub(super) fn drop_slot(decision: &mut Decision<'_>, number: u32) {
         buffer.slots -= 1;
         buffer.unproved |= stuck;
     }
+}
+
+/// Without a unit: counts all uses of a buffer as ended.
+fn ended_uses(record: &SlotRecord) -> Tally {
+    record.direct.iter().fold(Tally::default(), |sum, ((_, length), uses)| {
+        let unmaps = u64::from(*uses);
+        let unmapped_bytes = length.wrapping_mul(unmaps);
+        sum.plus(Tally { unmaps, unmapped_bytes, ..Tally::default() })
+    })
 }
 
 /// Frees the memory of a buffer without slots and open handles that no unit may reach.

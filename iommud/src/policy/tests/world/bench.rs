@@ -255,6 +255,7 @@ impl Bench {
 
     /// Checks the invariants between any two events.
     pub(in crate::policy::tests) fn check(&self) {
+        self.check_tallies();
         let world = &self.world;
         for (unit, hardware) in world.units.iter().enumerate() {
             let failed = self
@@ -280,6 +281,29 @@ impl Bench {
                 let silent = &world.units[unit.0 as usize].silent;
                 assert_eq!(silent.contains(&address.requester.0), view.silenced, "{address}");
             }
+        }
+    }
+
+    /// Checks that what each session has made and not ended is what it has mapped.
+    fn check_tallies(&self) {
+        let state = &self.registry.state;
+        for (_, session) in state.sessions.iter() {
+            let domain = session.domain.and_then(|domain| state.domains.get(domain.0));
+            let (mut live, mut bytes) = (0, 0);
+            for record in session.slots.iter().flatten().filter_map(|slot| state.slots.get(*slot)) {
+                for ((_, length), uses) in &record.direct {
+                    live += u64::from(*uses);
+                    bytes += length * u64::from(*uses);
+                }
+                let mappings = domain.into_iter().flat_map(|of| of.mappings.list(&record.mappings));
+                for (_, mapping) in mappings {
+                    live += 1;
+                    bytes += mapping.range.length();
+                }
+            }
+            let tally = session.tally;
+            assert_eq!(tally.maps - tally.unmaps, live, "{}", session.address);
+            assert_eq!(tally.mapped_bytes - tally.unmapped_bytes, bytes, "{}", session.address);
         }
     }
 }
