@@ -7,6 +7,7 @@ use super::*;
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::policy::collections::ranges::Piece;
 use crate::policy::config::Mode;
+use crate::policy::state::tally::Tally;
 use crate::topology::capabilities::{LevelSet, PageSizes};
 use crate::topology::firmware::{
     DeviceScope, NamedDevice, ReservedRegion, ScopeKind, UnitDescription, UnitKind,
@@ -92,6 +93,7 @@ fn a_session_is_checked_for_its_device_and_then_for_its_unit() {
             unit: unit.map(UnitIndex),
             domain: None,
             slots: Vec::new(),
+            tally: Tally::default(),
         })
     };
     let there = Some(FunctionIndex(0));
