@@ -32,10 +32,16 @@ pub enum Path {
     Faults,
     /// `metrics`: one `name value` a line.
     Metrics,
+    /// `activity`: counts of the server, its units and devices, for rates.
+    Activity,
     /// `rescan`: any write to it makes the server walk configuration space again (administrators only). The text is
     /// the result of the last walk.
     Rescan,
 }
+
+/// The names in the root directory.
+pub const NAMES: [&str; 9] =
+    ["status", "units", "groups", "devices", "domains", "faults", "metrics", "activity", "rescan"];
 
 /// The word that is written to `units/N`; a line feed may follow.
 pub const RESET: &[u8] = b"reset";
@@ -81,6 +87,7 @@ impl Path {
             "domains" => Self::Domains,
             "faults" => Self::Faults,
             "metrics" => Self::Metrics,
+            "activity" => Self::Activity,
             "rescan" => Self::Rescan,
             _ => return None,
         })
@@ -108,6 +115,7 @@ impl fmt::Display for Path {
             Self::Domain(index) => write!(f, "domains/{index}"),
             Self::Faults => f.write_str("faults"),
             Self::Metrics => f.write_str("metrics"),
+            Self::Activity => f.write_str("activity"),
             Self::Rescan => f.write_str("rescan"),
         }
     }
@@ -160,11 +168,15 @@ mod tests {
             (Path::Device(address), "devices/0000--00--04.0"),
             (Path::Faults, "faults"),
             (Path::Metrics, "metrics"),
+            (Path::Activity, "activity"),
             (Path::Rescan, "rescan"),
         ];
         for (path, text) in table {
             assert_eq!(path.to_string(), text);
             assert_eq!(Path::parse(text), Some(path));
+        }
+        for name in NAMES {
+            assert_eq!(Path::parse(name).map(|path| path.to_string()).as_deref(), Some(name));
         }
     }
 

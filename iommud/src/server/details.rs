@@ -1,6 +1,6 @@
 //! What `devices/ADDRESS` says for programs: what the function is, who owns it, where its requests go.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use core::fmt::{self, Write};
 
 use crate::hw::{BufferMemory, Unit};
@@ -32,7 +32,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             write!(out, " {id:?}")?;
         }
         let attached = session.is_some_and(|session| session.attached);
-        writeln!(out, "\nattached: {attached}\nowner: {}", self.owner_words(session))?;
+        let owner = self.owner_words(session.map(|session| session.client));
+        writeln!(out, "\nattached: {attached}\nowner: {owner}")?;
         match session.and_then(|session| session.domain) {
             Some(DomainView { id: DomainId(id), mappings, .. }) => {
                 writeln!(out, "domain: {id}\nmappings: {mappings}")
@@ -41,12 +42,29 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// `process N` where the platform knows it, else `client N`.
-    pub(super) fn owner_words(&self, session: Option<SessionView>) -> String {
-        let Some(SessionView { client, .. }) = session else { return "none".to_string() };
-        match self.processes.of(client) {
-            Some(process) => alloc::format!("process {process}"),
-            None => alloc::format!("client {}", client.0),
+    /// The client of a session in words.
+    pub(super) fn owner_words(&self, client: Option<ClientId>) -> OwnerWords {
+        match client.map(|client| (client, self.processes.of(client))) {
+            None => OwnerWords::None,
+            Some((_, Some(process))) => OwnerWords::Process(process),
+            Some((ClientId(client), None)) => OwnerWords::Client(client),
+        }
+    }
+}
+
+/// `process N` where the platform knows it, else `client N`.
+pub(super) enum OwnerWords {
+    None,
+    Process(u32),
+    Client(u32),
+}
+
+impl fmt::Display for OwnerWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Process(process) => write!(f, "process {process}"),
+            Self::Client(client) => write!(f, "client {client}"),
         }
     }
 }

@@ -39,7 +39,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let &(first, session) = sessions.first().ok_or(fmt::Error)?;
         let domain = session.domain.ok_or(fmt::Error)?;
         writeln!(out, "domain: {}\ntag: {}", id.0, domain.tag.0)?;
-        writeln!(out, "owner: {}", self.owner_words(Some(session)))?;
+        writeln!(out, "owner: {}", self.owner_words(Some(session.client)))?;
         for (_, session) in &sessions {
             let state = match (session.removed, session.attached) {
                 (true, _) => "gone",

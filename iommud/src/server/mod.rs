@@ -4,6 +4,7 @@
 //! policy makes a plan of it, and the engine runs the plan. The outcome is committed or aborted before the method
 //! returns.
 
+mod activity;
 mod budget;
 mod call;
 mod caller;
@@ -42,7 +43,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::frame::READABLE;
 use iommu_protocol::ids::{PciAddress, Slot};
-use iommu_protocol::path::{Path, RELEASE, RESET, SessionPath};
+use iommu_protocol::path::{NAMES, Path, RELEASE, RESET, SessionPath};
 use iommu_protocol::{Refusal, fault};
 
 use crate::engine::Engine;
@@ -412,11 +413,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     fn entries(&self, path: Path) -> Vec<alloc::string::String> {
         let numbers = |count: usize| (0..count).map(|n| n.to_string()).collect();
         match path {
-            Path::Root => {
-                ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
-                    .map(ToString::to_string)
-                    .into()
-            }
+            Path::Root => NAMES.map(ToString::to_string).into(),
             Path::Units => numbers(self.machine.units().len()),
             Path::Groups => self.registry.groups().map(|group| group.0.to_string()).collect(),
             Path::Domains => self.domain_numbers().iter().map(ToString::to_string).collect(),

@@ -28,6 +28,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Path::Domain(index) => self.domain(DomainId(index), &mut out),
             Path::Faults => self.fault_log(&mut out),
             Path::Metrics => self.metrics(&mut out),
+            Path::Activity => self.activity(&mut out),
             Path::Rescan => self.survey_text(&mut out),
             Path::Root | Path::Units | Path::Groups | Path::Devices | Path::Domains => {
                 Err(fmt::Error)
@@ -258,7 +259,7 @@ const fn mode(mode: Mode) -> &'static str {
     }
 }
 
-const fn kind(kind: UnitKind) -> &'static str {
+pub(super) const fn kind(kind: UnitKind) -> &'static str {
     match kind {
         UnitKind::Vtd => "vt-d",
         UnitKind::AmdVi { .. } => "amd-vi",

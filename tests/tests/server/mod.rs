@@ -2,6 +2,7 @@
 //! of the demo in miniature, bad input, and lives and deaths of clients. Compiled once for each vendor;
 //! `crate::vendor` names the units.
 
+mod activity;
 mod budgets;
 mod depth;
 mod endings;

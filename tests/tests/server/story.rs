@@ -41,7 +41,7 @@ fn a_driver_and_its_device_share_a_buffer_and_nothing_else() {
         assert!(stack.device_write(device, buffer.iova - 1, &[1]).is_err());
         // No client ever sees a physical address.
         let physical = share.segments[0].first().0;
-        for path in ["status", "faults", "metrics", "groups/0", "units/0"] {
+        for path in ["status", "faults", "metrics", "activity", "groups/0", "units/0"] {
             let text = stack.text(path);
             assert!(!text.contains(&format!("{physical:x}")), "{path}: {text}");
         }
@@ -294,7 +294,10 @@ fn texts_tell_the_truth() {
     assert_eq!(stack.names("devices").len(), 5);
     assert_eq!(
         stack.names(""),
-        ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
+        [
+            "status", "units", "groups", "devices", "domains", "faults", "metrics", "activity",
+            "rescan"
+        ]
     );
     let _ = Access::READ;
 }

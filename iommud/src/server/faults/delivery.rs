@@ -40,8 +40,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     pub(in crate::server) fn deliver_fault(&mut self, unit: usize, fault: &HardwareFault) {
         let segment = self.machine.units.get(unit).map_or(0, |status| status.description.segment);
-        let owner =
-            u32::try_from(unit).ok().and_then(|unit| self.owner_of(UnitIndex(unit), fault.source));
+        let number = u32::try_from(unit).ok().map(UnitIndex);
+        let owner = number.and_then(|unit| self.owner_of(unit, fault.source));
+        let device = number.and_then(|unit| self.registry.device_of(unit, fault.source));
+        self.faults.count(device);
         self.faults.record(segment, fault, owner);
         if let Some(session) = owner {
             self.handles.session_readable(session);

@@ -31,12 +31,21 @@ pub(super) struct Faults {
     log: VecDeque<FaultRecord>,
     queues: BTreeMap<SessionId, Queue>,
     queue_limit: u32,
+    of_devices: BTreeMap<PciAddress, u64>,
+    of_nobody: u64,
 }
 
 impl Faults {
     /// Creates an empty log; each session may have `queue_limit` unread records.
     pub(super) const fn new(queue_limit: u32) -> Self {
-        Self { sequence: 0, log: VecDeque::new(), queues: BTreeMap::new(), queue_limit }
+        Self {
+            sequence: 0,
+            log: VecDeque::new(),
+            queues: BTreeMap::new(),
+            queue_limit,
+            of_devices: BTreeMap::new(),
+            of_nobody: 0,
+        }
     }
 
     /// Records a fault, and queues it for the session that owns its source, if any.
@@ -54,6 +63,26 @@ impl Faults {
         if let Some(session) = owner {
             self.enqueue(session, record);
         }
+    }
+
+    /// Counts a fault of a device; `None` when no function has the requester id. Ids alone are not counted one by one:
+    /// a device could make up all of them.
+    pub(super) fn count(&mut self, device: Option<PciAddress>) {
+        let count = match device {
+            Some(device) => self.of_devices.entry(device).or_insert(0),
+            None => &mut self.of_nobody,
+        };
+        *count = count.wrapping_add(1);
+    }
+
+    /// The number of faults of each device that had any, by address.
+    pub(super) fn by_device(&self) -> impl Iterator<Item = (PciAddress, u64)> + '_ {
+        self.of_devices.iter().map(|(device, count)| (*device, *count))
+    }
+
+    /// Number of faults of requester ids of no known function.
+    pub(super) const fn of_nobody(&self) -> u64 {
+        self.of_nobody
     }
 
     /// Records a message of the server about faults. It has the sequence number of the last fault.

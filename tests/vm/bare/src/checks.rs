@@ -2,7 +2,7 @@
 //! compiles this file too.
 
 /// Titles of the checks; the first is number 1.
-pub(crate) const CHECKS: [&str; 32] = [
+pub(crate) const CHECKS: [&str; 33] = [
     "the counter counts instructions",
     "edu copies memory both ways with translation off",
     "an interrupt of a device arrives exactly once",
@@ -33,6 +33,7 @@ pub(crate) const CHECKS: [&str; 32] = [
     "the whole server: what a call costs, decoded to answered",
     "the whole server: one invalidation and one wait a call, the largest leaves, no byte lost",
     "the whole server: what the texts of a device and of a large domain cost",
+    "the whole server: what the text of activity costs, which `iommuctl top` reads again and again",
     "the whole server: a device that storms is silenced after 16 faults; others are heard, and served as fast",
     "the whole server: the end of a session cuts the device off",
 ];

@@ -201,7 +201,7 @@ fn listing(connection: &Connection, status: &str) -> Seen {
     let read =
         fs::read_to_string("/scheme/iommu/status").map_err(|error| format!("cat: {error}"))?;
     let detail = format!("{read}/: {}; devices/: {}", root.join(" "), listed.join(" "));
-    let all = ["status", "units", "groups", "devices", "domains", "faults", "metrics"];
+    let all = ["status", "units", "groups", "devices", "domains", "faults", "metrics", "activity"];
     let right = all.iter().all(|name| root.iter().any(|found| found == name));
     let same =
         listed == names && !names.is_empty() && read.lines().count() == status.lines().count();

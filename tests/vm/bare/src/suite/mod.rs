@@ -119,6 +119,7 @@ pub fn run(info: &StartInfo) -> usize {
             t.check(|| server::costs(&mut served));
             t.check(|| exact::counts(&mut served, caching));
             t.check(|| texts::costs(&mut served));
+            t.check(|| texts::activity(&mut served));
             t.check(|| storm::silenced(&mut served));
             t.check(|| server::ends(&mut served));
         }

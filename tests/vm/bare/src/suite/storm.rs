@@ -22,6 +22,7 @@ pub fn silenced(served: &mut Served) -> Outcome {
     (0..3).for_each(|_| served.tick());
     let before = faults(served)?;
     let quiet = attach_other(served)?;
+    let (_, calm) = served.timed_text("activity")?;
     let mut attempts = 0;
     for _ in 0..100 {
         served.attempt(0, NOWHERE);
@@ -50,12 +51,20 @@ pub fn silenced(served: &mut Served) -> Outcome {
         served.attempt(0, NOWHERE);
     }
     let stormy = attach_other(served)?;
+    let (activity, read) = served.timed_text("activity")?;
     println!("@@count {quiet} instructions of the server to attach a device");
     println!("@@count {stormy} instructions of the server to attach a device while another storms");
     ensure!(
         stormy <= 2 * quiet,
         "attaching took {stormy} instructions in the storm, {quiet} without"
     );
+
+    println!("@@count {read} instructions for the text of activity while a device storms");
+    ensure!(
+        read <= 2 * calm,
+        "{read} instructions to say what happens in the storm, {calm} without"
+    );
+    ensure!(activity.contains("silenced true"), "{activity}");
 
     let empty = encoded(&Empty::default())?;
     served.call(Operation::Detach, &empty)?;
