@@ -8,10 +8,12 @@ use iommu_protocol::ids::PciAddress;
 use iommuctl::check::{Checked, Offender, Verdict, check, memory};
 use iommuctl::explain::{Explained, explain};
 use iommuctl::output::Look;
+use iommuctl::server::activity::Activity;
 use iommuctl::server::domain::Domain;
 use iommuctl::server::fault::faults;
 use iommuctl::server::machine::Machine;
 use iommuctl::server::{Texts, all};
+use iommuctl::top::{self, Interval};
 use iommuctl::tree;
 use iommud_tests::model::{DEVICES, Model};
 
@@ -86,6 +88,97 @@ fn every_metric_of_a_server_is_described() {
     assert!(metrics.len() > 20, "{text}");
     let told = iommuctl::metrics::prometheus(&metrics);
     assert_eq!(told.matches("# HELP ").count(), metrics.len(), "{told}");
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn activity(connection: &Connection) -> Activity {
+    Activity::parse(&Texts::text(connection, "activity").unwrap())
+}
+
+/// What a driver does between two readings is what the interval says.
+#[test]
+fn top_says_what_happened_between_two_readings() {
+    let model = Model::new();
+    let (device, permission) = model.attached();
+    let connection = model.connection();
+    let held = device.allocate(0x3000, BufferOptions::default()).unwrap();
+    let before = activity(&connection);
+    let buffers = [0x1000, 0x2000].map(|length| device.allocate(length, BufferOptions::default()));
+    drop(buffers);
+    assert!(model.device_write(device.address(), 0x5000_0000, &[1]).is_err());
+    assert!(device.wait_fault(Duration::ZERO).unwrap().is_some());
+    let seen = Interval::between(&before, &activity(&connection), SECOND);
+    let [row] = &seen.counts.devices[..] else { panic!("{seen:?}") };
+    assert_eq!((row.address, row.maps, row.unmaps), (device.address(), 2, 2));
+    assert_eq!((row.mapped, row.unmapped, row.faults), (0x3000, 0x3000, 1));
+    // Two buffers and the text.
+    assert_eq!((seen.counts.opens, seen.counts.faults, seen.restarted), (3, 1, false));
+    assert!(row.owner.as_deref().unwrap().starts_with("client "));
+    let [unit] = &seen.counts.units[..] else { panic!("{seen:?}") };
+    let timed: u64 = unit.times.iter().sum();
+    assert_eq!(unit.waits, unit.at_once + timed, "{unit:?}");
+    assert!(unit.waits >= 2 && unit.unanswered == 0, "an unmap waits: {unit:?}");
+    let text = top::text(&seen, Look::default(), &|_| None);
+    assert!(
+        text.contains("\n0000:00:04.0       2.0       2.0   12.0 KiB   12.0 KiB       1.0"),
+        "{text}"
+    );
+    drop(held);
+    device.detach(permission).unwrap();
+}
+
+#[test]
+fn top_counts_without_a_unit() {
+    let model = Model::without_unit();
+    let (device, permission) = model.attached();
+    let connection = model.connection();
+    let held = device.allocate(0x3000, BufferOptions::default()).unwrap();
+    drop(device.allocate(0x1000, BufferOptions::default()).unwrap());
+    let seen = Interval::whole(&activity(&connection));
+    let [row] = &seen.counts.devices[..] else { panic!("{seen:?}") };
+    assert_eq!((row.maps, row.unmaps, row.mapped, row.unmapped), (2, 1, 0x4000, 0x1000));
+    drop((held, permission, device));
+    let seen = Interval::whole(&activity(&connection));
+    let [row] = &seen.counts.devices[..] else { panic!("{seen:?}") };
+    assert_eq!((row.maps, row.unmaps, row.mapped, row.unmapped), (2, 2, 0x4000, 0x4000));
+    assert_eq!(row.owner, None);
+}
+
+/// A reading costs the server one open, two reads and one close, of a text that does not grow, however many faults
+/// there are.
+#[test]
+fn a_reading_of_top_costs_the_same_in_a_storm() {
+    let model = Model::new();
+    let (device, _permission) = model.attached();
+    let connection = model.connection();
+    let cost = || {
+        let before = model.counts();
+        let length = Texts::text(&connection, "activity").unwrap().len();
+        let after = model.counts();
+        let requests = [
+            after.opens - before.opens,
+            after.reads - before.reads,
+            after.closes - before.closes,
+            after.others - before.others,
+        ];
+        assert_eq!(after.calls, before.calls);
+        (requests, length)
+    };
+    let (quiet, length) = cost();
+    assert_eq!(quiet, [1, 2, 1, 0]);
+    for round in 0..50 {
+        for at in 0..20 {
+            let address = 0x5000_0000 + 0x1000 * at + 0x2_0000 * round;
+            let _ = model.device_write(device.address(), address, &[1]);
+        }
+        let (requests, now) = cost();
+        assert_eq!(requests, quiet);
+        assert!(now < length + 192, "{now} bytes, {length} before");
+    }
+    let seen = Interval::whole(&activity(&connection));
+    let [row] = &seen.counts.devices[..] else { panic!("{seen:?}") };
+    assert!(row.faults >= 50 && row.faults == seen.counts.faults, "{seen:?}");
 }
 
 /// A DMA past the end of a buffer, one to memory that the device may only read, one after the mapping is gone, and one

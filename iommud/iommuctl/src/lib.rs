@@ -1,7 +1,7 @@
 //! `iommuctl`: what the IOMMU of a machine does, in words, as JSON and as pictures.
 //!
 //! ```text
-//! cli -> audit, check, explain, draw, tree, server -> decode
+//! cli -> audit, check, explain, draw, top, tree, server -> decode
 //! ```
 //!
 //! [`decode`] reads firmware tables and needs no server. Everything else is behind the feature `cli`.
@@ -28,6 +28,8 @@ pub mod output;
 pub mod policy;
 #[cfg(feature = "cli")]
 pub mod server;
+#[cfg(feature = "cli")]
+pub mod top;
 #[cfg(feature = "cli")]
 pub mod tree;
 #[cfg(feature = "cli")]

@@ -276,6 +276,7 @@ sessions: 1
             ("devices/0000--01--00.0", NVME),
             ("domains/3", crate::server::domain::tests::TEXT),
             ("metrics", "opens 5\nhandles 2\n"),
+            ("activity", crate::server::activity::tests::TEXT),
             ("faults", "#4 0000--01--00.0 write at iova 0x11010: page not present (reason 0x6)\n"),
         ])
     }

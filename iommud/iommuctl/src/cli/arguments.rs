@@ -1,6 +1,7 @@
 //! The command line. Help, completions and the manual page are made of the comments here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use iommu_protocol::ids::PciAddress;
@@ -101,6 +102,8 @@ pub enum Show {
         #[arg(long, conflicts_with = "json")]
         prometheus: bool,
     },
+    /// Show what devices do now: maps, unmaps, bytes, faults, and how long invalidations take
+    Top(Top),
     /// Look at policy files
     #[command(subcommand)]
     Policy(Policy),
@@ -186,6 +189,20 @@ pub struct Tree {
     pub dot: bool,
 }
 
+/// Arguments of `top`.
+#[derive(Clone, Debug, Args)]
+pub struct Top {
+    /// Time between two readings, in seconds, from 0.1 to 3600
+    #[arg(long, short, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub interval: Duration,
+    /// End after this many intervals [default: never]
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Show all counts since iommud started, and end
+    #[arg(long, conflicts_with_all = ["interval", "count"])]
+    pub once: bool,
+}
+
 /// What is brought up again.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Reset {
@@ -207,6 +224,15 @@ pub enum Policy {
         #[arg(long)]
         offline: bool,
     },
+}
+
+/// Reads a number of seconds. Each reading costs iommud a text, so the least is bounded.
+///
+/// # Errors
+/// A sentence that says which are taken.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "from 0.1 to 3600 seconds".to_owned())
 }
 
 /// Reads `0000--00--04.0`, `0000:00:04.0` or `00:04.0`.

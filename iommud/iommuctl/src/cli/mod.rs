@@ -2,12 +2,14 @@
 
 pub mod arguments;
 mod check;
+mod connect;
 mod decode;
 mod faults;
 mod live;
 mod local;
 mod manual;
 mod outcome;
+mod top;
 mod tree;
 
 use std::ffi::OsString;
@@ -19,7 +21,8 @@ use iommu_client::Connection;
 
 use crate::output::Look;
 use crate::server::Texts;
-use arguments::{Arguments, Ask, Command, Global, Local, Policy, Show};
+use arguments::{Arguments, Ask, Command, Local, Policy, Show};
+use connect::{Lasting, connect};
 pub use outcome::{CommandError, Found};
 
 /// Runs a command line, the program's name first, on standard output.
@@ -60,6 +63,9 @@ pub fn run(arguments: &Arguments, look: Look, out: &mut dyn Write) -> Result<Fou
         Command::Local(command) => run_local(command, json, look, out),
         Command::Show(Show::Policy(Policy::Check { file, offline: true })) => {
             local::policy(file, json, out)
+        }
+        Command::Show(command @ Show::Top(_)) => {
+            show(command, &Lasting::connect(&arguments.global)?, json, look, out)
         }
         Command::Show(command) => show(command, &connect(&arguments.global)?, json, look, out),
         Command::Ask(command) => ask(*command, &connect(&arguments.global)?, json, look, out),
@@ -111,18 +117,12 @@ fn show(
         Show::Faults { follow } => faults::faults(*follow, texts, json, look, out),
         Show::Explain { fault } => faults::explain(*fault, texts, json, out),
         Show::Metrics { prometheus } => live::metrics(*prometheus, texts, json, out),
+        Show::Top(options) => {
+            let mut pace = top::Steady::new(options.interval);
+            top::top(options, texts, &mut pace, top::Page { json, look }, out)
+        }
         Show::Policy(Policy::Check { file, .. }) => live::policy(file, texts, json, out),
     }
-}
-
-/// The server, where the command line says or where this system has it.
-fn connect(global: &Global) -> Result<Connection, CommandError> {
-    #[cfg(target_os = "linux")]
-    if let Some(path) = &global.socket {
-        return Ok(Connection::over(iommu_client::platform::linux::Socket::connect(path)?));
-    }
-    let _ = global;
-    Ok(Connection::system()?)
 }
 
 #[cfg(test)]

@@ -233,6 +233,25 @@ fn pictures_go_to_standard_output_on_demand() {
     assert_eq!(refused("tree --dot --svg x").exit_code(), 2);
 }
 
+#[test]
+fn top_takes_a_pace_and_an_end() {
+    let (text, found) = show_line("top --once");
+    assert_eq!(found.unwrap(), Found::Nothing);
+    assert!(
+        text.starts_with("iommud, since it started: 40 calls, 1 refused, 3 faults (1 of "),
+        "{text}"
+    );
+    let (text, _) = show_line("top -i 0.1 -n 2");
+    assert_eq!(text.matches("iommud, per second over 0.").count(), 2, "{text}");
+    for wrong in
+        ["-i 0", "-i 0.05", "-i 3601", "-i nan", "-i x", "-n 0", "--once -n 1", "--once -i 2"]
+    {
+        assert_eq!(refused(&format!("top {wrong}")).exit_code(), 2, "{wrong}");
+    }
+    let second = arguments::interval("1.5");
+    assert_eq!(second, Ok(std::time::Duration::from_millis(1500)));
+}
+
 /// Every command that prints JSON names its schema.
 #[test]
 fn json_documents_name_their_schema() {
@@ -241,7 +260,9 @@ fn json_documents_name_their_schema() {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["schema"], format!("iommuctl.{command}/1"));
     }
-    for (line, schema) in [("device 01:00.0", "device"), ("domain 3", "domain")] {
+    for (line, schema) in
+        [("device 01:00.0", "device"), ("domain 3", "domain"), ("top --once", "top")]
+    {
         let (text, _) = show_line(&format!("{line} --json"));
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["schema"], format!("iommuctl.{schema}/1"));

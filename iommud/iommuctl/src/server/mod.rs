@@ -1,5 +1,6 @@
 //! What a running server says: its texts, read into values.
 
+pub mod activity;
 pub mod domain;
 pub mod fault;
 pub mod lines;
