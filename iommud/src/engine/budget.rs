@@ -155,6 +155,7 @@ impl Fault {
 
 #[cfg(test)]
 mod tests {
+    use super::super::walkers::Walkers;
     use super::*;
     use crate::engine::Table;
     use crate::engine::tests::FakeUnit;
@@ -223,7 +224,14 @@ mod tests {
         for (account, frames) in tables.iter().copied() {
             let pages = PageTable::new(&mut engine.memory, format).unwrap();
             let (payer, detached) = (Payer::Account(account), Detached::new());
-            let table = Table { pages, tag: DomainTag(2), payer, frames, detached };
+            let table = Table {
+                pages,
+                tag: DomainTag(2),
+                payer,
+                frames,
+                detached,
+                walkers: Walkers::new(),
+            };
             engine.tables.push(Some(table));
         }
         engine.memory.budget = free;

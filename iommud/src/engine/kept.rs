@@ -10,7 +10,8 @@
 use alloc::vec::Vec;
 
 use crate::hw::page_table::Detached;
-use crate::policy::UnitIndex;
+use crate::policy::{DomainId, UnitIndex};
+use crate::topology::capabilities::DomainTag;
 
 /// What is kept, and the units that may walk it. Without a unit it is kept until `ReleaseAbandoned`.
 #[derive(Clone)]
@@ -19,10 +20,18 @@ struct Kept<T> {
     tables: T,
 }
 
+/// Tables that were unlinked from a domain's. The tag tells the domain from a later one of the same number.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) domain: DomainId,
+    pub(super) tag: DomainTag,
+    pub(super) tables: Detached,
+}
+
 /// Tables that are kept: parts of domains' tables, and whole ones.
 #[derive(Clone)]
 pub(super) struct KeptTables<T> {
-    parts: Vec<Kept<Detached>>,
+    parts: Vec<Kept<Part>>,
     whole: Vec<Kept<T>>,
 }
 
@@ -33,7 +42,7 @@ impl<T> KeptTables<T> {
     }
 
     /// Keeps tables that were unlinked.
-    pub(super) fn part(&mut self, tables: Detached, walked_by: &[UnitIndex]) {
+    pub(super) fn part(&mut self, tables: Part, walked_by: &[UnitIndex]) {
         self.parts.push(Kept { walked_by: walked_by.to_vec(), tables });
     }
 
@@ -43,12 +52,12 @@ impl<T> KeptTables<T> {
     }
 
     /// Takes out what no unit may walk, once `unit` was revived.
-    pub(super) fn revived(&mut self, unit: UnitIndex) -> (Vec<Detached>, Vec<T>) {
+    pub(super) fn revived(&mut self, unit: UnitIndex) -> (Vec<Part>, Vec<T>) {
         (strike(&mut self.parts, unit), strike(&mut self.whole, unit))
     }
 
     /// Takes out everything.
-    pub(super) fn all(&mut self) -> (Vec<Detached>, Vec<T>) {
+    pub(super) fn all(&mut self) -> (Vec<Part>, Vec<T>) {
         let Self { parts, whole } = core::mem::replace(self, Self::new());
         let parts = parts.into_iter().map(|kept| kept.tables).collect();
         (parts, whole.into_iter().map(|kept| kept.tables).collect())

@@ -14,9 +14,11 @@ mod kept;
 mod reserve;
 mod step;
 mod undo;
+mod walkers;
 
 pub use budget::{GUARANTEE, Shares};
 use kept::KeptTables;
+use walkers::Walkers;
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +33,7 @@ use crate::hw::page_table::{Detached, MapError, PageTable};
 use crate::hw::{
     BufferMemory, HardwareFault, Invalidations, MemoryError, SetAside, Unit, UnitError,
 };
-use crate::policy::{Orders, Payer, UnitIndex};
+use crate::policy::{DomainId, Orders, Payer, UnitIndex};
 use crate::topology::capabilities::{DomainTag, UnitCapabilities};
 
 /// The units of the machine and the page tables of all domains.
@@ -44,6 +46,8 @@ pub struct Engine<U: Unit> {
     /// Memory reserved for units that are not up.
     reserve: BTreeMap<UnitIndex, SetAside>,
     kept: KeptTables<Table<U>>,
+    /// Entries that the running plan has moved away from a domain.
+    leaving: Vec<(UnitIndex, DomainId)>,
 }
 
 /// The page table of a domain.
@@ -55,6 +59,7 @@ struct Table<U: Unit> {
     frames: usize,
     /// Tables that `Unmap` steps of the running plan unlinked, until `ReleaseTables`.
     detached: Detached,
+    walkers: Walkers,
 }
 
 /// The failure of a plan. Every step that could be undone was.
@@ -100,13 +105,19 @@ where
             groups: self.groups,
             reserve: self.reserve.clone(),
             kept: self.kept.clone(),
+            leaving: self.leaving.clone(),
         }
     }
 }
 
 impl<U: Unit> Clone for Table<U> {
     fn clone(&self) -> Self {
-        Self { pages: self.pages.clone(), detached: self.detached.clone(), ..*self }
+        Self {
+            pages: self.pages.clone(),
+            detached: self.detached.clone(),
+            walkers: self.walkers.clone(),
+            ..*self
+        }
     }
 }
 
@@ -160,6 +171,7 @@ impl<U: Unit> Engine<U> {
             groups: 0,
             reserve: BTreeMap::new(),
             kept: KeptTables::new(),
+            leaving: Vec::new(),
         }
     }
 
@@ -189,6 +201,9 @@ impl<U: Unit> Engine<U> {
         }
         if let Err(fault) = self.afford(orders.charge(), before) {
             return Err(self.undo(fallible, fallible.len(), fault));
+        }
+        if !self.leaving.is_empty() {
+            self.leave();
         }
         for step in last {
             self.finish(step, buffers);

@@ -1,8 +1,12 @@
 //! Carries out one step.
 
+use alloc::vec::Vec;
+
 use iommu_protocol::ids::RequesterId;
 
-use super::{Engine, Fault, Table, at_mut, place};
+use super::kept::Part;
+use super::walkers::Walkers;
+use super::{Engine, Fault, Table, at_mut, is_fatal, place};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::hw::page_table::{Detached, PageTable};
 use crate::hw::{BufferMemory, Entry, TableMemory, Unit, UnitError};
@@ -45,9 +49,13 @@ impl<U: Unit> Engine<U> {
             Step::CreateTable { domain, tag, format, payer } => {
                 self.create(domain, tag, format, payer)
             }
-            Step::SetEntry { unit, source, to, .. } => {
+            Step::SetEntry { unit, source, from, to } => {
                 let entry = self.entry(to)?;
-                self.write(unit, source, entry)
+                let written = self.write(unit, source, entry);
+                if from != to && written.as_ref().err().is_none_or(|fault| is_fatal(&fault.error)) {
+                    self.move_entry(unit, from, to);
+                }
+                written
             }
             Step::Deny { unit, source } => {
                 // The result is ignored: the unit has failed, and nothing relies on this entry.
@@ -108,10 +116,40 @@ impl<U: Unit> Engine<U> {
         }
     }
 
+    /// Counts an entry that was moved. It leaves its domain when the plan has succeeded.
+    #[inline(never)]
+    fn move_entry(&mut self, unit: UnitIndex, from: Binding, to: Binding) {
+        if let Binding::Domain(domain) = to
+            && let Ok(table) = table_of(&mut self.tables, domain)
+        {
+            table.walkers.enter(unit);
+        }
+        if let Binding::Domain(domain) = from {
+            self.leaving.push((unit, domain));
+        }
+    }
+
+    /// Counts the entries that a plan has moved away from domains.
+    #[inline(never)]
+    pub(super) fn leave(&mut self) {
+        for (unit, domain) in core::mem::take(&mut self.leaving) {
+            if let Ok(table) = table_of(&mut self.tables, domain) {
+                table.walkers.leave(unit);
+            }
+        }
+    }
+
     /// Frees tables that no unit may walk.
-    fn free(&mut self, (parts, whole): (Vec<Detached>, Vec<Table<U>>)) {
-        for mut detached in parts {
-            PageTable::<U::Format>::release(&mut self.memory, &mut detached);
+    fn free(&mut self, (parts, whole): (Vec<Part>, Vec<Table<U>>)) {
+        for Part { domain, tag, mut tables } in parts {
+            let before = self.memory.frames_in_use();
+            PageTable::<U::Format>::release(&mut self.memory, &mut tables);
+            let freed = before.wrapping_sub(self.memory.frames_in_use());
+            if let Ok(table) = table_of(&mut self.tables, domain)
+                && table.tag == tag
+            {
+                table.frames -= freed;
+            }
         }
         for table in whole {
             table.destroy(&mut self.memory);
@@ -127,7 +165,8 @@ impl<U: Unit> Engine<U> {
     ) -> Result<(), Fault> {
         let pages = PageTable::new(&mut self.memory, format)?;
         let pages = if payer == Payer::Server { pages.retain_tables() } else { pages };
-        let table = Table { pages, tag, payer, frames: 1, detached: Detached::new() };
+        let (detached, walkers) = (Detached::new(), Walkers::new());
+        let table = Table { pages, tag, payer, frames: 1, detached, walkers };
         place(&mut self.tables, domain.0, table);
         Ok(())
     }

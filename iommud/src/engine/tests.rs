@@ -264,6 +264,12 @@ fn machine() -> Engine<FakeUnit> {
         map(OLD, 0x20_0000, 0x20_0000),
         map(OLD, 0x8000_0000, 0x1000),
         set(Binding::Blocked, Binding::Domain(OLD)),
+        Step::SetEntry {
+            unit: OTHER,
+            source: SOURCE,
+            from: Binding::Blocked,
+            to: Binding::Domain(OLD),
+        },
     ]);
     assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
     engine

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::ids::RequesterId;
 
+use super::kept::Part;
 use super::step::table_of;
 use super::{Engine, Fault, StepFailure, Table, at_mut, is_fatal};
 use crate::addr::IovaRange;
@@ -39,11 +40,19 @@ impl Undo {
     }
 }
 
+impl Undo {
+    /// The units whose return frees what these may walk. None when one of them is not lost: it will not return.
+    fn all_lost<'a>(&self, walkers: &'a [UnitIndex]) -> &'a [UnitIndex] {
+        if walkers.iter().all(|unit| self.lost.contains(unit)) { walkers } else { &[] }
+    }
+}
+
 impl<U: Unit> Engine<U> {
     /// Undoes `done`, last step first, after the step behind it failed.
     #[cold]
     pub(super) fn undo(&mut self, done: &[Step], failed: usize, fault: Fault) -> StepFailure {
         let mut undo = Undo { lost: Vec::new(), unproved: false, walked: false };
+        self.leaving.clear();
         undo.note(&fault);
         for step in done.iter().rev() {
             self.undo_step(step, &mut undo);
@@ -96,10 +105,12 @@ impl<U: Unit> Engine<U> {
 
     /// Destroys a table to which no entry points any longer. If a unit may still walk it, the table is kept.
     fn undo_table(&mut self, domain: DomainId, undo: &Undo) {
-        if !undo.unproved {
-            self.destroy(domain);
-        } else if let Some(table) = at_mut(&mut self.tables, domain.0).and_then(Option::take) {
-            self.kept.whole(table, &undo.lost);
+        let Some(table) = at_mut(&mut self.tables, domain.0).and_then(Option::take) else { return };
+        let walkers = table.walkers.units();
+        if walkers.is_empty() {
+            table.destroy(&mut self.memory);
+        } else {
+            self.kept.whole(table, undo.all_lost(&walkers));
         }
     }
 
@@ -156,7 +167,9 @@ impl<U: Unit> Engine<U> {
     fn undo_unmap(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
         let Ok(table) = table_of(&mut self.tables, domain) else { return };
         table.pages.relink(&mut self.memory, &mut table.detached);
-        for unit in self.reliable(undo) {
+        let walkers = table.walkers.units();
+        for unit in walkers.into_iter().filter(|unit| !undo.lost.contains(unit)).collect::<Vec<_>>()
+        {
             undo.proved(self.publish(unit, domain, range));
         }
         let Ok(Table { detached, .. }) = table_of(&mut self.tables, domain) else { return };
@@ -169,7 +182,7 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// Frees unlinked tables when every unit has invalidated them; otherwise keeps them until `ReleaseAbandoned`.
+    /// Frees unlinked tables when every unit that may walk them has invalidated them; otherwise keeps them until `ReleaseAbandoned`.
     fn settle(
         &mut self,
         domain: DomainId,
@@ -178,12 +191,12 @@ impl<U: Unit> Engine<U> {
         undo: &mut Undo,
     ) {
         let range = detached.around(range);
-        let mut proved = undo.lost.is_empty();
-        for unit in self.reliable(undo) {
-            let told = self.invalidate_all(unit, domain, range);
-            proved &= undo.proved(told);
-        }
-        if proved {
+        let Ok(table) = table_of(&mut self.tables, domain) else { return };
+        let (tag, mut walkers) = (table.tag, table.walkers.units());
+        walkers.retain(|unit| {
+            undo.lost.contains(unit) || !undo.proved(self.invalidate_all(*unit, domain, range))
+        });
+        if walkers.is_empty() {
             let before = self.memory.frames_in_use();
             PageTable::<U::Format>::release(&mut self.memory, &mut detached);
             let freed = before.wrapping_sub(self.memory.frames_in_use());
@@ -192,7 +205,8 @@ impl<U: Unit> Engine<U> {
             }
         } else {
             undo.unproved = true;
-            self.kept.part(detached, &undo.lost);
+            let part = Part { domain, tag, tables: detached };
+            self.kept.part(part, undo.all_lost(&walkers));
         }
     }
 
@@ -230,16 +244,12 @@ impl<U: Unit> Engine<U> {
         };
         let proved = undo.proved(written) & undo.proved(forgotten);
         undo.unproved |= !proved && to != Binding::Blocked && to != from;
-    }
-
-    /// Units that are up and did not fail in this plan.
-    fn reliable(&self, undo: &Undo) -> Vec<UnitIndex> {
-        self.units
-            .iter()
-            .zip(0..)
-            .filter(|(unit, _)| unit.is_some())
-            .map(|(_, index)| UnitIndex(index))
-            .filter(|unit| !undo.lost.contains(unit))
-            .collect()
+        if let Binding::Domain(domain) = to
+            && proved
+            && to != from
+            && let Ok(table) = table_of(&mut self.tables, domain)
+        {
+            table.walkers.leave(unit);
+        }
     }
 }

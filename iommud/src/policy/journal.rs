@@ -148,6 +148,8 @@ pub(super) struct Journal {
 pub(super) struct Unproved {
     buffers: Vec<BufferId>,
     domains: Vec<DomainId>,
+    /// Units with entries of policy's domains.
+    units: Vec<UnitIndex>,
     /// A buffer that the plan inserted, with its number.
     entered: Option<(u32, Buffer)>,
 }
@@ -197,6 +199,7 @@ impl Journal {
                 }
                 Change::Flushed(unit) => {
                     state.tags.flushed(unit);
+                    state.machine.suspect.remove(&unit);
                     continue;
                 }
                 _ => continue,
@@ -241,6 +244,7 @@ impl Journal {
                 buffer.unproved = true;
             }
         }
+        state.machine.suspect.extend(unproved.units);
         for domain in unproved.domains {
             if let Some(domain) = state.domains.get_mut(domain.0) {
                 domain.trust = Trust::Suspect;
@@ -261,10 +265,11 @@ impl Journal {
                 }
                 Change::Entry(key, _) => {
                     let (binding, _) = state.machine.sources.under_way(*key);
-                    if let Some(Binding::Domain(domain)) = binding
-                        && state.domains.get(domain.0).is_some_and(Domain::is_client)
-                    {
-                        unproved.domains.push(domain);
+                    let Some(Binding::Domain(domain)) = binding else { continue };
+                    match state.domains.get(domain.0) {
+                        Some(domain) if !domain.is_client() => unproved.units.push(key.0),
+                        Some(_) => unproved.domains.push(domain),
+                        None => {}
                     }
                 }
                 _ => {}

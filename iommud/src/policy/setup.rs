@@ -83,6 +83,12 @@ impl Registry {
         }
     }
 
+    /// Records that a unit can no longer be relied on. No plan uses it from now on; what its failure means for its
+    /// devices is decided by [`Event::UnitFailed`](crate::policy::Event::UnitFailed), which comes next.
+    pub fn lose(&mut self, unit: UnitIndex) {
+        self.state.machine.set_unit(unit, Unit::Failed);
+    }
+
     /// Records the tags of a plan that is about to be run. From now on [`Registry::tag_record`] includes them.
     /// Returns true when it did not before.
     pub fn take_tags_of(&mut self, orders: &Orders) -> bool {

@@ -174,6 +174,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             self.machine.set(unit, UnitState::Failed(reason));
             self.waiting.change();
         }
+        self.registry.lose(unit);
         self.run_to_the_end(Event::UnitFailed(unit));
     }
 }

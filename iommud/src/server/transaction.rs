@@ -67,6 +67,10 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             self.registry.abort(plan);
         }
         self.counts.plans_undone += 1;
+        // All are lost before the failure of one is decided: that plan must not use another.
+        for unit in &failure.lost {
+            self.registry.lose(*unit);
+        }
         for unit in &failure.lost {
             self.fail(*unit, failure.error.to_string());
         }

@@ -130,3 +130,64 @@ fn an_unmap_that_is_undone_is_invalidated_nowhere() {
     assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
     assert!((0..2).all(|index| unit(&mut engine, index).invalidated.is_empty()));
 }
+
+/// A unit without an entry of the domain is not asked, whatever has become of it: a dead one would keep tables of a
+/// client that it never served.
+#[test]
+fn a_unit_that_never_had_an_entry_keeps_no_table() {
+    const THIRD: UnitIndex = UnitIndex(2);
+    let mut engine = machine();
+    engine.install(THIRD, FakeUnit::new(0));
+    let before = engine.memory.snapshot();
+    let plan = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
+    assert_eq!(engine.memory.snapshot(), before);
+    assert_eq!(engine.tables[0].as_ref().unwrap().frames, before.len());
+}
+
+/// The unit is asked until its last entry has left, and the plan with it.
+#[test]
+fn a_unit_is_asked_until_its_entry_has_left() {
+    let mut engine = machine();
+    let entry = |from, to| Step::SetEntry { unit: OTHER, source: SOURCE, from, to };
+    let (closed, old) = (Binding::Blocked, Binding::Domain(OLD));
+    let probe = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
+    let asked = |engine: &mut Engine<FakeUnit>| {
+        unit(engine, 1).invalidated.clear();
+        engine.run(&probe, &mut Buffers::default()).unwrap_err();
+        !unit(engine, 1).invalidated.is_empty()
+    };
+    // A plan that fails moves no entry for good.
+    assert!(
+        engine.run(&Orders::of(&[entry(old, closed), NOTHING]), &mut Buffers::default()).is_err()
+    );
+    assert!(asked(&mut engine));
+    assert!(engine.run(&Orders::of(&[entry(old, closed)]), &mut Buffers::default()).is_ok());
+    assert!(!asked(&mut engine));
+    assert!(
+        engine.run(&Orders::of(&[entry(closed, old), NOTHING]), &mut Buffers::default()).is_err()
+    );
+    assert!(!asked(&mut engine), "the entry was taken back, and the unit has confirmed it");
+}
+
+/// What a lost unit kept is no client's any more when it is freed: its table has the frames that it has.
+#[test]
+fn frames_that_were_kept_are_charged_until_they_are_freed() {
+    let mut engine = machine();
+    let frames = |engine: &Engine<FakeUnit>| {
+        let table = engine.tables[0].as_ref().unwrap();
+        (table.frames, engine.memory.frames_in_use())
+    };
+    let before = frames(&engine);
+    unit(&mut engine, 0).budget = 0;
+    let plan = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
+    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    assert_eq!((&failure.lost[..], failure.unproved), (&[UNIT][..], true));
+    let kept = frames(&engine);
+    assert!(kept.0 > before.0 && kept.1 > before.1, "{kept:?}");
+    unit(&mut engine, 0).budget = usize::MAX;
+    let revived = Orders::of(&[Step::Revive { unit: UNIT }]);
+    assert!(engine.run(&revived, &mut Buffers::default()).is_ok());
+    assert_eq!(frames(&engine), before);
+}

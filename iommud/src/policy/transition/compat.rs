@@ -8,10 +8,11 @@ use iommu_protocol::status::Refusal;
 use crate::addr::PhysRange;
 use crate::policy::collections::ranges::{Ranges, bounds, hull_of, identity};
 use crate::policy::decision::Decision;
-use crate::policy::ids::DomainId;
+use crate::policy::ids::{DomainId, UnitIndex};
 use crate::policy::journal::Image;
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Shared};
+use crate::policy::state::machine::Machine;
 use crate::policy::state::objects::Unit;
 use crate::policy::step::Step;
 
@@ -47,8 +48,11 @@ fn domains(state: &State) -> Vec<DomainId> {
 
 /// Whether a failed unit may still walk a domain's table.
 fn has_failed_unit(state: &State, domain: &Domain) -> bool {
-    let failed = |unit| matches!(state.machine.unit(unit), Some(Unit::Failed));
-    domain.active.iter().any(|(unit, _)| failed(*unit))
+    domain.active.iter().any(|(unit, _)| has_failed(&state.machine, *unit))
+}
+
+fn has_failed(machine: &Machine, unit: UnitIndex) -> bool {
+    matches!(machine.unit(unit), Some(Unit::Failed))
 }
 
 /// Removes memory from every domain of policy `compat`, and invalidates it in every unit. Returns the parts that were
@@ -62,6 +66,10 @@ pub(super) fn take(
     let taken: Vec<_> = within.collect();
     if taken.is_empty() {
         return Ok(taken);
+    }
+    let machine = &decision.state.machine;
+    if machine.suspect.iter().any(|unit| has_failed(machine, *unit)) {
+        return Err(Refusal::UnitFailed);
     }
     for id in domains(decision.state) {
         let domain = decision.state.domain(id)?;

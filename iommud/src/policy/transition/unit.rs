@@ -87,12 +87,11 @@ fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
 }
 
 /// Handles the failure of a unit, which may go on using its caches. Clients' devices behind it are denied in its
-/// tables. Other devices keep their entries: no client's memory is ever mapped for them.
+/// tables. Other devices keep their entries: no client's memory is ever mapped for them. The second time, nothing is
+/// left to be done.
 pub(super) fn failed(decision: &mut Decision<'_>, unit: UnitIndex) -> Result<(), Refusal> {
     let machine = &decision.state.machine;
-    if matches!(machine.unit(unit).ok_or(Refusal::NotFound)?, Unit::Failed) {
-        return Ok(());
-    }
+    machine.unit(unit).ok_or(Refusal::NotFound)?;
     let entries: Vec<_> = machine.sources.of(unit).collect();
     let users = entries.iter().flat_map(|(_, source)| source.users.iter().copied());
     let users: Vec<_> = users.collect();

@@ -23,7 +23,10 @@ fn directories_list_what_there_is() {
     let mut server =
         Tested::start(machine([UnitStart::Ready(FakeUnit::default()), UnitStart::Off]));
     let session = claim(&mut server, address(0, 4));
-    let root = ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"];
+    let root = [
+        "status", "units", "groups", "devices", "domains", "faults", "metrics", "activity",
+        "rescan",
+    ];
     assert_eq!(server.entries(Path::Root), root);
     assert_eq!(server.entries(Path::Units), ["0", "1"]);
     assert_eq!(server.entries(Path::Groups), ["0", "1", "2", "3"]);

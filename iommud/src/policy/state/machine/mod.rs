@@ -62,6 +62,9 @@ pub(in crate::policy) struct Machine {
     /// Memory that is never mapped for a region of firmware: the server's memory, registers, the interrupt window.
     pub(in crate::policy) forbidden: Ranges,
     pub(in crate::policy) units: Vec<Unit>,
+    /// Units with an entry that led to a domain of policy and was taken back without an answer. They may hold what the
+    /// domain maps until they were flushed, although no entry counts.
+    pub(in crate::policy) suspect: BTreeSet<UnitIndex>,
     /// The shape of the tables of each class of units. Units of one class share the domains of policy.
     pub(in crate::policy) classes: Vec<Shape>,
     pub(in crate::policy) table: FunctionTable,
@@ -93,6 +96,7 @@ impl Machine {
             firmware,
             forbidden,
             units,
+            suspect: BTreeSet::new(),
             classes: Vec::new(),
             table,
             scopes,

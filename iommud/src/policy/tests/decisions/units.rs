@@ -2,11 +2,13 @@
 
 use std::string::ToString;
 
-use crate::policy::tests::scenarios::{PAGE, names, pair, reserve};
+use iommu_protocol::status::Refusal;
+
+use crate::policy::tests::scenarios::{PAGE, names, pair, reserve, two_units};
 use crate::policy::tests::world::*;
 use crate::policy::{Binding, Config, Event, UnitIndex};
 use crate::topology::firmware::{Firmware, NamedDevice};
-use crate::topology::testing::address;
+use crate::topology::testing::{address, endpoint};
 
 /// A unit that comes up has the entries of devices that only firmware knows.
 #[test]
@@ -38,4 +40,24 @@ fn a_unit_that_fails_leaves_other_units_members_of_its_groups_with_their_regions
     bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
     let Binding::Domain(left) = bench.world.entry(1, second.address) else { panic!("blocked") };
     assert_eq!(bench.world.mapped(left), [(32 * MIB, 32 * MIB + PAGE - 1, 32 * MIB)]);
+}
+
+/// An entry of `compat` that was taken back without the unit's answer is not counted, and the unit may still hold what
+/// it led to. No memory is taken from `compat` until the unit was flushed.
+#[test]
+fn no_memory_is_taken_from_compat_that_a_unit_may_hold_without_an_entry() {
+    let mut bench = Bench::cold(Config::default(), two_units());
+    for function in [endpoint(0, 3, 0), endpoint(0, 4, 0)] {
+        bench.run(&Event::FunctionAdded(function)).unwrap();
+    }
+    bench.run(&ready(1)).unwrap();
+    let (taken, other) = [64, 80].map(|at| Event::MemoryTaken(phys(at * MIB, PAGE))).into();
+    bench.run(&other).unwrap();
+    let plan = bench.registry.decide(&ready(0)).unwrap();
+    bench.registry.quarantine(plan);
+    bench.registry.lose(UnitIndex(0));
+    bench.run(&Event::UnitFailed(UnitIndex(0))).unwrap();
+    assert_eq!(bench.refused(&taken), Refusal::UnitFailed);
+    bench.run(&ready(0)).unwrap();
+    assert_eq!(bench.run(&taken), Ok(()));
 }
