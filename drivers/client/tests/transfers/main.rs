@@ -15,8 +15,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use iommu_client::{
-    BufferOptions, BusMasterPermission, Device, Direction, Error, Exposure, FaultAccess, Granted,
-    Lendable, TransferOptions, TransferQueue,
+    Access, Batch, BufferOptions, BusMasterPermission, Device, Direction, Error, Exposure,
+    FaultAccess, Granted, Lendable, Refusal, TransferOptions, TransferQueue,
 };
 use iommu_protocol::wire::Operation;
 use iommud_tests::model::{Counts, Model};
@@ -111,6 +111,36 @@ fn a_call_serves_as_many_transfers_as_are_under_way() {
             assert_eq!(lab.model.reach(lab.device.address()), []);
         }
     }
+}
+
+/// The same items, by a batch that the driver makes itself.
+#[test]
+fn a_batch_grants_and_revokes() {
+    let lab = lab(1, PAGE, Exposure::Bytes);
+    let memory = lab.lendable(4 * PAGE);
+    let (buffer, at) = (memory.borrow(), lab.device.address());
+    let (slot, iova) = (buffer.slot(), buffer.iova());
+    let before = lab.model.counts();
+    let both = Batch::new().grant(slot, 0..4096, Access::READ).grant(
+        slot,
+        8192..16384,
+        Access::READ | Access::WRITE,
+    );
+    assert_eq!(both.run(&lab.device).unwrap(), [iova, iova + 8192]);
+    assert_eq!(lab.model.reach(at), [(iova, iova + 4095), (iova + 8192, iova + 16383)]);
+    assert!(lab.reads(iova, 1).is_some() && !lab.writes(iova, &[1]));
+    let next = Batch::new().revoke(slot, 8192..16384).grant(slot, 4096..8192, Access::WRITE);
+    assert_eq!(next.run(&lab.device).unwrap(), [0, iova + 4096]);
+    // Two accesses are two ranges.
+    assert_eq!(lab.model.reach(at), [(iova, iova + 4095), (iova + 4096, iova + 8191)]);
+    let part = Batch::new().grant(slot, 8192..12288, Access::READ).revoke(slot, 0..8192);
+    let refused = part.run(&lab.device);
+    let Err(Error::RefusedItem { refusal, item }) = refused else { panic!("{refused:?}") };
+    assert_eq!((refusal, item), (Refusal::NotMapped, 1));
+    let rest = Batch::new().revoke(slot, 0..4096).revoke(slot, 4096..8192);
+    rest.run(&lab.device).unwrap();
+    assert_eq!(lab.model.reach(at), []);
+    assert_eq!(spent(&before, &lab.model.counts()), [4, 4, 2, 2]);
 }
 
 /// More transfers than one batch may hold take one call for each 1024.
