@@ -270,23 +270,25 @@ wire! {
         reserved: u32 = 4,
     } = 8;
 
-    /// One map or unmap in a batch. The reply has one [`MapResult`] an item.
+    /// One map, unmap, grant or revoke in a batch. The reply has one [`MapResult`] an item, with address 0 for an
+    /// unmap or a revoke. What a batch unmaps or revokes is free again only after the batch: a grant of a range that
+    /// the same batch revokes is refused `Mapped`.
     BatchItem {
-        /// [`Operation::Map`] or [`Operation::Unmap`].
+        /// [`Operation::Map`], [`Operation::Unmap`], [`Operation::Grant`] or [`Operation::Revoke`].
         operation: u16 = 0,
         /// Zero.
         reserved: u16 = 2,
-        /// [`MapFlags`] of a map; 0 in an unmap.
+        /// [`MapFlags`] of a map; else 0.
         flags: u32 = 4,
-        /// Slot of the buffer to map; 0 in an unmap.
+        /// Slot of the buffer; 0 in an unmap.
         slot: u32 = 8,
-        /// [`Access`] of a map; 0 in an unmap.
+        /// [`Access`] of a map or grant; else 0.
         access: u32 = 12,
-        /// First byte in the buffer to map, a multiple of 4096; 0 in an unmap.
+        /// First byte in the buffer, a multiple of 4096; 0 in an unmap.
         offset: u64 = 16,
-        /// Length in bytes, see [`Map::length`] and [`Unmap::length`].
+        /// Length in bytes, see [`Map::length`], [`Unmap::length`] and [`Grant::length`].
         length: u64 = 24,
-        /// I/O virtual address, see [`Map::iova`] and [`Unmap::iova`].
+        /// I/O virtual address, see [`Map::iova`] and [`Unmap::iova`]; 0 in a grant or revoke.
         iova: u64 = 32,
     } = 40;
 
@@ -445,7 +447,7 @@ operations! {
     Map = 7, Map => MapResult;
     /// Ends one mapping.
     Unmap = 8, Unmap => Empty;
-    /// Several maps and unmaps, all or nothing.
+    /// Several maps, unmaps, grants and revokes, all or nothing.
     Batch = 9, Batch => Empty;
     /// Lets the device reach a range of a buffer allocated unmapped.
     Grant = 10, Grant => MapResult;

@@ -149,6 +149,23 @@ fn mappings() {
         &item,
         "0201 0000 06050403 0a090807 0e0d0c0b 1817161514131211 2827262524232221 3837363534333231",
     );
+    let grant = BatchItem {
+        operation: Operation::Grant.code(),
+        slot: 0x0102_0304,
+        access: Access::WRITE.bits(),
+        offset: 0x1112_1314_1516_1000,
+        length: 0x2122_2324_2526_2000,
+        ..BatchItem::default()
+    };
+    golden(
+        &grant,
+        "0a00 0000 00000000 04030201 02000000 0010161514131211 0020262524232221 0000000000000000",
+    );
+    let revoke = BatchItem { operation: Operation::Revoke.code(), access: 0, ..grant };
+    golden(
+        &revoke,
+        "0b00 0000 00000000 04030201 00000000 0010161514131211 0020262524232221 0000000000000000",
+    );
 }
 
 #[test]

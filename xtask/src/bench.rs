@@ -15,6 +15,8 @@ use crate::report::Report;
 use crate::workspace::{cargo, root, target};
 use crate::{bare, demo};
 
+mod confined;
+
 /// One line of the table.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub(crate) struct Line {
@@ -54,7 +56,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<bool> {
             "bare" => {
                 bare::measured(BareOptions::default()).map(|(guest, ok)| (counted(&guest), ok))
             }
-            _ => nvme(),
+            _ => nvme(options.whole),
         };
         let (more, ok) = measured.unwrap_or_else(|error| (unmeasured(part, &error), false));
         lines.extend(more);
@@ -81,8 +83,9 @@ fn unmeasured(part: &str, error: &anyhow::Error) -> Vec<Line> {
 }
 
 /// Runs the story of the NVMe driver, which times reads.
-fn nvme() -> Result<(Vec<Line>, bool)> {
-    let guest = demo::tell(&DemoOptions { story: Story::Nvme, ..DemoOptions::default() })?;
+fn nvme(whole_table: bool) -> Result<(Vec<Line>, bool)> {
+    let story = Story::Nvme;
+    let guest = demo::tell(&DemoOptions { story, whole_table, ..DemoOptions::default() })?;
     Ok((told(guest.logs()), guest.counts().1 == 0))
 }
 
@@ -90,6 +93,7 @@ fn nvme() -> Result<(Vec<Line>, bool)> {
 fn told(logs: &[String]) -> Vec<Line> {
     let mut lines = vec![calls(logs)];
     lines.extend(reads(logs));
+    lines.extend(confined::lines(logs));
     lines
 }
 

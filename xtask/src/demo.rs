@@ -19,6 +19,9 @@ const DEADLINE: Duration = Duration::from_secs(300);
 /// Time allowed for each kill.
 const PER_KILL: Duration = Duration::from_secs(5);
 
+/// Time allowed for the whole table of the NVMe driver's rates.
+const WHOLE_TABLE: Duration = Duration::from_secs(300);
+
 /// Lines of each log printed after a failure.
 const LOG_TAIL: usize = 30;
 
@@ -62,11 +65,12 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
         (Story::Whole, Iommu::Amd) => Scenario::Amd,
         (Story::Whole, Iommu::None) => Scenario::None,
     };
-    let kills = match options.story {
-        Story::Kills(kills) => Some(kills),
-        _ => None,
+    let (words, more) = match options.story {
+        Story::Kills(kills) => (format!("iommud.kills={kills}"), PER_KILL * kills),
+        Story::Nvme if options.whole_table => ("iommud.table=whole".into(), WHOLE_TABLE),
+        _ => (String::new(), Duration::ZERO),
     };
-    let deadline = DEADLINE + PER_KILL * kills.unwrap_or(0);
+    let deadline = DEADLINE + more;
     let started = Instant::now();
     let emulator = options.qemu.get()?;
     let parts = prepare(scenario, options.kernel.clone(), &[])?;
@@ -74,7 +78,7 @@ pub(crate) fn tell(options: &DemoOptions) -> Result<Report> {
 
     let (iommu, mode) = (options.iommu, options.caching_mode);
     let mut machine = guest::machine(&parts, iommu, mode, deadline);
-    guest::start(&mut machine, scenario, kills, &emulator.number()?);
+    guest::start(&mut machine, scenario, &words, &emulator.number()?);
     let record = match scenario {
         Scenario::Kills => guest::record_translation(&mut machine, &parts, iommu),
         _ => PathBuf::new(),

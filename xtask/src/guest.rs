@@ -126,16 +126,16 @@ pub(crate) fn machine(
     machine
 }
 
-/// Passes the scenario and QEMU's version to the guest. Properties that this version cannot show are not checked.
-pub(crate) fn start(machine: &mut Machine, scenario: Scenario, kills: Option<u32>, version: &str) {
+/// Passes the scenario, QEMU's version and further words to the guest. Properties that this version cannot show are not
+/// checked.
+pub(crate) fn start(machine: &mut Machine, scenario: Scenario, words: &str, version: &str) {
     if scenario == Scenario::Groups {
         bridges(machine);
     }
     let unit = unit_is_the_kernels(scenario);
-    let kills = kills.map_or(String::new(), |kills| format!(" iommud.kills={kills}"));
     let name = scenario.name();
     let line =
-        format!("{COMMAND_LINE} {unit} iommud.scenario={name} iommud.emulator={version}{kills}");
+        format!("{COMMAND_LINE} {unit} iommud.scenario={name} iommud.emulator={version} {words}");
     machine.args(["-append", &line]);
 }
 

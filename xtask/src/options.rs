@@ -94,6 +94,8 @@ pub(crate) struct DemoOptions {
     pub(crate) kernel: Option<PathBuf>,
     /// The story to run.
     pub(crate) story: Story,
+    /// Measures the NVMe driver with every size and depth, for its story.
+    pub(crate) whole_table: bool,
     /// File for the captured configuration space and groups.
     pub(crate) capture: Option<PathBuf>,
     /// Keep the guest's files.
@@ -112,6 +114,7 @@ impl Default for DemoOptions {
             qemu: Qemu::Installed,
             kernel: None,
             story: Story::Whole,
+            whole_table: false,
             capture: None,
             keep: false,
             verbose: false,
@@ -134,6 +137,8 @@ pub(crate) struct ShellOptions {
 pub(crate) struct BenchOptions {
     /// Parts to measure; all of them, on the host and in guests, when empty.
     pub(crate) rows: Vec<String>,
+    /// Row 15 with every size and depth.
+    pub(crate) whole: bool,
     /// Additional file for the table.
     pub(crate) json: Option<PathBuf>,
 }

@@ -164,7 +164,7 @@ fn machine(iommu: Iommu) -> Result<(Machine, crate::emulator::Emulator, PathBuf)
     let parts = demo::prepare(Scenario::Shell, None, &[&busybox])?;
     // Nobody knows how long the user stays.
     let mut machine = guest::machine(&parts, iommu, false, Duration::MAX);
-    guest::start(&mut machine, Scenario::Shell, None, &emulator.number()?);
+    guest::start(&mut machine, Scenario::Shell, "", &emulator.number()?);
     disks::add(&mut machine, &parts)?;
     machine.talk();
     Ok((machine, emulator, parts.directory))

@@ -1,4 +1,4 @@
-//! Several maps and unmaps in one call.
+//! Several maps, unmaps, grants and revokes in one call.
 
 use std::ops::Range;
 
@@ -7,10 +7,12 @@ use iommu_protocol::wire::{self, Access, BatchItem, Empty, MapFlags, MapResult, 
 use crate::device::Device;
 use crate::error::{Error, ProtocolError};
 use crate::mapping::{BufferSlot, Placement};
+use crate::session::Session;
 
-/// Maps and unmaps that take effect together or not at all, with one invalidation.
+/// Maps, unmaps, grants and revokes that take effect together or not at all, with one invalidation.
 ///
-/// Mappings that a batch makes last until a batch unmaps them, or until their buffer's slot ends.
+/// Mappings that a batch makes last until a batch unmaps them, or until their buffer's slot ends. So do grants, until a
+/// batch revokes them. [`TransferQueue`](crate::TransferQueue) keeps account of the grants of transfers.
 ///
 /// ```
 /// use iommu_client::{Access, Batch, BufferOptions, Device, Placement};
@@ -74,24 +76,61 @@ impl Batch {
         self
     }
 
-    /// Runs the batch on a device's session. Returns one I/O virtual address for each item, 0 for an unmap.
+    /// Adds a grant of a range of a buffer that was allocated unmapped, as [`DmaBuffer::grant`] makes one.
+    ///
+    /// [`DmaBuffer::grant`]: crate::DmaBuffer::grant
+    #[must_use]
+    pub fn grant(mut self, buffer: BufferSlot<'_>, range: Range<u64>, access: Access) -> Self {
+        self.items.push(grant_item(buffer.number, range, access));
+        self
+    }
+
+    /// Adds the end of one grant, given exactly as it was made. A batch cannot grant what it revokes.
+    #[must_use]
+    pub fn revoke(mut self, buffer: BufferSlot<'_>, range: Range<u64>) -> Self {
+        self.items.push(revoke_item(buffer.number, range));
+        self
+    }
+
+    /// Runs the batch on a device's session. Returns one I/O virtual address for each item, 0 for an unmap or revoke.
     ///
     /// # Errors
     /// [`Error::RefusedItem`] names the item and the reason; then nothing has changed.
     pub fn run(&self, device: &Device) -> Result<Vec<u64>, Error> {
-        let count = u32::try_from(self.items.len()).map_err(|_| crate::Refusal::BadLength)?;
-        let mut items = vec![0; self.items.len() * BatchItem::SIZE];
-        for (item, out) in self.items.iter().zip(items.chunks_exact_mut(BatchItem::SIZE)) {
-            item.encode(out)?;
-        }
-        let request = wire::Batch { count, reserved: 0 };
-        let extra = self.items.len() * MapResult::SIZE;
-        device.session.call_with(Operation::Batch, &request, &items, extra, |body| {
-            let results = body.get(Empty::SIZE..).ok_or(ProtocolError::Length)?;
-            if results.len() != extra {
-                return Err(ProtocolError::Length.into());
-            }
-            results.chunks_exact(MapResult::SIZE).map(|r| Ok(MapResult::decode(r)?.iova)).collect()
-        })
+        send(&device.session, &self.items)
     }
+}
+
+pub(crate) fn grant_item(slot: u32, range: Range<u64>, access: Access) -> BatchItem {
+    BatchItem {
+        operation: Operation::Grant.code(),
+        slot,
+        access: access.bits(),
+        offset: range.start,
+        length: range.end.saturating_sub(range.start),
+        ..BatchItem::default()
+    }
+}
+
+pub(crate) fn revoke_item(slot: u32, range: Range<u64>) -> BatchItem {
+    let operation = Operation::Revoke.code();
+    BatchItem { operation, ..grant_item(slot, range, Access::empty()) }
+}
+
+/// Sends items in one call. Returns one I/O virtual address for each.
+pub(crate) fn send(session: &Session, items: &[BatchItem]) -> Result<Vec<u64>, Error> {
+    let count = u32::try_from(items.len()).map_err(|_| crate::Refusal::BadLength)?;
+    let mut bytes = vec![0; items.len() * BatchItem::SIZE];
+    for (item, out) in items.iter().zip(bytes.chunks_exact_mut(BatchItem::SIZE)) {
+        item.encode(out)?;
+    }
+    let request = wire::Batch { count, reserved: 0 };
+    let extra = items.len() * MapResult::SIZE;
+    session.call_with(Operation::Batch, &request, &bytes, extra, |body| {
+        let results = body.get(Empty::SIZE..).ok_or(ProtocolError::Length)?;
+        if results.len() != extra {
+            return Err(ProtocolError::Length.into());
+        }
+        results.chunks_exact(MapResult::SIZE).map(|r| Ok(MapResult::decode(r)?.iova)).collect()
+    })
 }

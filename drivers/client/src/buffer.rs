@@ -104,6 +104,8 @@ pub struct DmaBuffer<T: ?Sized = [u8]> {
     slot: u32,
     iova: u64,
     length: u64,
+    /// It was allocated unmapped: ranges of it are granted.
+    unmapped: bool,
     /// Number of values.
     count: usize,
     // The next two are dropped in this order, after `drop` has run.
@@ -118,6 +120,7 @@ pub(crate) struct Allocation {
     slot: u32,
     iova: u64,
     length: u64,
+    unmapped: bool,
     memory: Memory,
     handle: BufferHandle,
 }
@@ -159,16 +162,18 @@ impl Allocation {
         let memory = session.transport.map(handle.handle)?;
         std::mem::forget(slot);
         let AllocateResult { slot, iova, length, .. } = result;
-        Ok(Self { session: session.clone(), slot, iova, length, memory, handle })
+        let (session, unmapped) = (session.clone(), options.unmapped);
+        Ok(Self { session, slot, iova, length, unmapped, memory, handle })
     }
 
     /// Makes a buffer of `count` values that take `size` bytes.
     fn values<T: ?Sized>(self, size: usize, count: usize) -> Result<DmaBuffer<T>, Error> {
-        let Self { session, slot, iova, length, memory, handle } = self;
+        let Self { session, slot, iova, length, unmapped, memory, handle } = self;
         // A transport that maps less than it states is detected here, not at a later access.
         let fits = u64::try_from(size).is_ok_and(|size| size <= length) && size <= memory.length();
         let value = PhantomData;
-        let buffer = DmaBuffer { session, slot, iova, length, count, memory, handle, value };
+        let buffer =
+            DmaBuffer { session, slot, iova, length, unmapped, count, memory, handle, value };
         if fits { Ok(buffer) } else { Err(Error::Outside) }
     }
 
@@ -185,6 +190,14 @@ impl<T: ?Sized> DmaBuffer<T> {
 
     pub(crate) fn transport(&self) -> &Arc<dyn Transport> {
         &self.session.transport
+    }
+
+    pub(crate) const fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    pub(crate) const fn is_unmapped(&self) -> bool {
+        self.unmapped
     }
 
     pub(crate) const fn memory(&self) -> &Memory {

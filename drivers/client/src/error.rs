@@ -37,11 +37,11 @@ pub enum Error {
         /// The device that it was used with.
         device: PciAddress,
     },
-    /// No block of the pool is that long.
+    /// No block of the pool, or slot of the queue, is that long.
     TooLong {
         /// The requested length in bytes.
         length: u64,
-        /// The largest block of the pool.
+        /// The largest block, or the length of each slot.
         most: u64,
     },
     /// The pool has handed out all of its memory and may not take more.
@@ -51,6 +51,15 @@ pub enum Error {
         /// Bytes that the pool may have.
         limit: u64,
     },
+    /// Every slot of the transfer queue is in use, or waits for its revoke in the next flush.
+    NoSlot {
+        /// The slots that the queue has.
+        slots: usize,
+    },
+    /// A slot or a transfer of another queue.
+    OtherQueue,
+    /// The program's memory is borrowed, and what its device wrote cannot be copied there.
+    Borrowed,
     /// Sizes of a pool that are no powers of two, or the smallest above the largest.
     PoolOptions {
         /// The smallest block, in bytes.
@@ -118,11 +127,14 @@ impl fmt::Display for Error {
                 write!(f, "the permission is for {of}, not for {device}")
             }
             Self::TooLong { length, most } => {
-                write!(f, "a block of {length} bytes; the pool's largest has {most}")
+                write!(f, "{length} bytes; the longest block or slot has {most}")
             }
             Self::PoolLimit { taken, limit } => {
                 write!(f, "the pool has {taken} bytes of at most {limit}, all in use")
             }
+            Self::NoSlot { slots } => write!(f, "all {slots} slots of the queue are in use"),
+            Self::OtherQueue => f.write_str("it is of another transfer queue"),
+            Self::Borrowed => f.write_str("the memory to be copied to is borrowed"),
             Self::PoolOptions { smallest, largest, chunk } => {
                 write!(f, "blocks of {smallest} to {largest} bytes, {chunk} at a time")
             }

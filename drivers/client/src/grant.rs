@@ -8,8 +8,9 @@ use crate::error::Error;
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 
-/// A range of a buffer that the device may reach, until this is dropped. Strict confinement of each transfer costs
-/// two requests to the server; memory of a [`DmaPool`](crate::DmaPool) costs none.
+/// A range of a buffer that the device may reach, until this is dropped. It costs two requests to the server. A
+/// [`TransferQueue`](crate::TransferQueue) shares them among transfers; memory of a [`DmaPool`](crate::DmaPool) costs
+/// none.
 ///
 /// ```
 /// use iommu_client::{Access, BufferOptions, Device};

@@ -27,7 +27,7 @@
 //! |---|---|
 //! | one value or array for the device's lifetime: a ring, a table | [`DmaBuffer`] |
 //! | many transfers | [`DmaPool`] |
-//! | the device reaches memory only while a transfer runs | [`DmaBuffer::grant`] |
+//! | the device reaches memory only while a transfer runs | [`TransferQueue`]; one range now and then: [`DmaBuffer::grant`] |
 //! | descriptors of a length or alignment | [`ScatterList`] |
 //! | many mappings at once | [`Batch`] |
 //!
@@ -53,6 +53,7 @@ mod mapping;
 mod pool;
 mod scatter;
 mod session;
+mod transfer;
 pub mod transport;
 
 pub mod platform;
@@ -71,3 +72,4 @@ pub use iommu_protocol::wire::{Access, RegionKind, SessionFlags};
 pub use mapping::{BufferSlot, Mapping, Placement};
 pub use pool::{DmaBlock, DmaPool, PoolOptions};
 pub use scatter::{DeviceMemory, ScatterList, Segment, SegmentLimits};
+pub use transfer::{Direction, Exposure, Granted, Lendable, Slot, TransferOptions, TransferQueue};

@@ -14,7 +14,7 @@ use crate::platform::{Piece, split};
 use crate::scatter::DeviceMemory;
 
 /// Bytes of a large page.
-const LARGE: u64 = 2 << 20;
+pub(crate) const LARGE: u64 = 2 << 20;
 
 /// The sizes of a pool's blocks, and how it grows. All sizes are powers of two, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,8 @@ impl Default for PoolOptions {
 /// A pool belongs to one thread; a driver with several threads has a pool for each. The pool sends a request only
 /// when a size has run out, one for many blocks, or ahead of time in [`DmaPool::reserve`].
 ///
-/// The device reaches the whole pool all the time. If that is too much, see [`DmaBuffer::grant`].
+/// The device reaches the whole pool all the time. If that is too much, see
+/// [`TransferQueue`](crate::TransferQueue).
 ///
 /// ```
 /// use iommu_client::{Device, DmaPool, PoolOptions};

@@ -128,6 +128,16 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// # Errors
     /// Nothing was sent; the memory comes back.
     pub fn submit(&mut self, request: Request, data: D) -> Result<(), (Error, D)> {
+        self.enqueue(request, data)?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Puts a request into a ring, of each queue in turn. The controller takes it after [`Controller::ring`].
+    ///
+    /// # Errors
+    /// The errors of [`Controller::submit`].
+    pub fn enqueue(&mut self, request: Request, data: D) -> Result<(), (Error, D)> {
         let namespace = match self.namespace(request.namespace) {
             Ok(namespace) => namespace,
             Err(error) => return Err((error, data)),
@@ -136,13 +146,20 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
             let number = self.next();
             let Some(queue) = self.queues.get_mut(usize::from(number) - 1) else { continue };
             if queue.in_flight() < queue.depth() {
-                let tail = queue.submit(request, data, &namespace, &self.pool)?;
-                // A controller that is gone completes nothing; the wait for the completion detects that.
-                let _ = self.admin.ring_doorbell(number, false, tail);
-                return Ok(());
+                return queue.submit(request, data, &namespace, &self.pool);
             }
         }
         Err((Error::Full, data))
+    }
+
+    /// Rings the doorbell of each queue that has new requests, once for all of them.
+    pub fn ring(&mut self) {
+        for (number, queue) in (1..).zip(&mut self.queues) {
+            if let Some(tail) = queue.take_tail() {
+                // A controller that is gone completes nothing; the wait for the completion detects that.
+                let _ = self.admin.ring_doorbell(number, false, tail);
+            }
+        }
     }
 
     /// Returns the next completed request, if there is one.
@@ -162,17 +179,59 @@ impl<R: Registers, D: DeviceMemory> Controller<R, D> {
         Ok(None)
     }
 
+    /// Adds every request that is completed now to `done`. Rings the doorbell of each queue once for all of them.
+    ///
+    /// # Errors
+    /// Those of [`Controller::poll`]. What was completed before the error is in `done` all the same.
+    pub fn collect(&mut self, done: &mut Vec<Done<D>>) -> Result<(), Error> {
+        let mut result = Ok(());
+        for (number, queue) in (1..).zip(&mut self.queues) {
+            let mut last = None;
+            while result.is_ok()
+                && let Some((completion, head)) = queue.rings.pop()
+            {
+                last = Some(head);
+                result = queue.complete(completion).map(|ended| done.push(ended));
+            }
+            if let Some(head) = last {
+                self.admin.ring_doorbell(number, true, head)?;
+            }
+        }
+        result
+    }
+
     /// Waits at most `timeout` for the next completed request.
     ///
     /// # Errors
     /// [`Error::Timeout`]: see [`Controller::abort`]. [`Error::Fatal`], [`Error::Gone`], [`Error::ProtocolError`]:
     /// the controller must be reset.
     pub fn wait(&mut self, timeout: Duration) -> Result<Done<D>, Error> {
+        self.until(timeout, Self::poll)
+    }
+
+    /// Waits at most `timeout` until some request is completed, and adds every completed one to `done`.
+    ///
+    /// # Errors
+    /// Those of [`Controller::wait`]. What was completed before the error is in `done` all the same.
+    pub fn wait_all(&mut self, timeout: Duration, done: &mut Vec<Done<D>>) -> Result<(), Error> {
+        let before = done.len();
+        self.until(timeout, |controller| {
+            controller.collect(done)?;
+            Ok((done.len() > before).then_some(()))
+        })
+    }
+
+    /// Looks until there is something, at most for `timeout`.
+    fn until<T>(
+        &mut self,
+        timeout: Duration,
+        mut look: impl FnMut(&mut Self) -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
         let deadline = Instant::now() + timeout.min(LONGEST);
         let mut looks = 0;
         loop {
-            if let Some(done) = self.poll()? {
-                return Ok(done);
+            if let Some(found) = look(self)? {
+                return Ok(found);
             }
             if self.completion.pause(&mut looks, &mut self.woken, deadline)? {
                 self.admin.alive()?;

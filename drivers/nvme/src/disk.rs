@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use iommu_client::platform::Memory;
 use iommu_client::platform::pci::{self, Function};
-use iommu_client::{
-    BusMasterPermission, Connection, Device, DmaBlock, DmaPool, Error as ClientError, PoolOptions,
-    SessionFlags,
+use iommu_client::{BusMasterPermission, Connection, Device, Error as ClientError, SessionFlags};
+use nvme::{
+    CompletionMode, Confine, Controller, DataSource, Error, LentData, NamespaceInfo, Request,
+    Settings, Troubles, Work,
 };
-use nvme::{CompletionMode, Controller, Error, NamespaceInfo, Request, Settings, Troubles, Work};
 
 use crate::Failure;
 use crate::options::{Command, Options};
+use crate::transfer::TRANSFER;
 
 /// Requests under way in each queue, unless the options state a depth; the second number is for the benchmark.
 const DEPTH: u16 = 16;
@@ -20,8 +21,8 @@ const BENCH_DEPTH: u16 = 32;
 
 /// A controller in use. The fields that use memory are dropped first.
 pub(crate) struct Disk {
-    pub(crate) nvme: Controller<Memory, DmaBlock>,
-    pub(crate) pool: DmaPool,
+    pub(crate) nvme: Controller<Memory, LentData>,
+    data: DataSource,
     function: Function,
     pub(crate) device: Device,
     permission: BusMasterPermission,
@@ -52,11 +53,13 @@ impl fmt::Display for Waits {
 }
 
 impl Disk {
-    /// Opens the device of this name. If the name is empty, it opens the one that this driver was started for.
+    /// Opens the device of this name. If the name is empty, it opens the one that this driver was started for. Its
+    /// requests are confined like this.
     pub(crate) fn open(
         connection: &Connection,
         name: &str,
         options: &Options,
+        confine: Confine,
     ) -> Result<Self, Failure> {
         let device = match pci::spawned().filter(|_| name.is_empty()) {
             Some(address) => Device::claim(connection, address)?,
@@ -67,7 +70,7 @@ impl Disk {
         let mut registers = function.registers(0, nvme::REGISTERS)?;
         // Requests that an earlier driver left under way end before there is memory to reach. Registers may answer
         // only after the device may master the bus; then the start does this.
-        match Controller::<_, DmaBlock>::quiesce(&mut registers) {
+        match Controller::<_, LentData>::quiesce(&mut registers) {
             Ok(()) | Err(Error::Gone) => {}
             Err(error) => return Err(error.into()),
         }
@@ -84,10 +87,21 @@ impl Disk {
         let usual = if options.command == Command::Bench { BENCH_DEPTH } else { DEPTH };
         let settings = Settings { queues, depth: options.depth.unwrap_or(usual), completion };
         let nvme = Controller::start(registers, &device, settings)?;
-        let pool = PoolOptions { chunk: 2 << 20, above_4g: true, ..PoolOptions::default() };
-        let pool = DmaPool::new(&device, pool)?;
+        let longest = options.size.unwrap_or(TRANSFER);
+        let data = DataSource::new(&device, confine, nvme.depth(), longest)?;
         let patience = options.patience;
-        Ok(Self { nvme, pool, function, device, permission, confined, patience, waits })
+        Ok(Self { nvme, data, function, device, permission, confined, patience, waits })
+    }
+
+    /// Has later requests use other memory: confined like this, and as many of this length at once.
+    pub(crate) fn confine(
+        &mut self,
+        confine: Confine,
+        depth: usize,
+        longest: u64,
+    ) -> Result<(), Failure> {
+        self.data = DataSource::new(&self.device, confine, depth, longest)?;
+        Ok(())
     }
 
     /// The namespace of this number, or the first.
@@ -102,13 +116,13 @@ impl Disk {
         requests: impl IntoIterator<Item = (Request, u64)>,
         work: &mut impl Work<Error = Failure>,
     ) -> Result<Troubles, Failure> {
-        self.nvme.carry_out(&self.pool, self.patience, requests, work)
+        self.nvme.carry_out(&mut self.data, self.patience, requests, work)
     }
 
     /// Stops the controller, releases its memory, and gives the device back to policy.
     pub(crate) fn close(self) -> Result<(), Failure> {
-        let Self { nvme, pool, function, device, permission, .. } = self;
-        drop((nvme, pool));
+        let Self { nvme, data, function, device, permission, .. } = self;
+        drop((nvme, data));
         function.disable_bus_mastering().map_err(iommu_client::Error::from)?;
         Ok(device.detach(permission).map_err(ClientError::from)?)
     }

@@ -9,6 +9,7 @@
 //! admin.rs       the admin queue: start, stop, creation of queues of requests
 //! identify.rs    a controller's description of itself
 //! queue.rs       requests under way
+//! memory.rs      the memory of requests: of a pool, or granted for each
 //! completion.rs  polling, or an interrupt
 //! controller.rs  all of it together: requests, reset
 //! retry.rs       requests carried out to their end: abort, reset, send again
@@ -23,6 +24,7 @@ mod completion;
 mod controller;
 mod error;
 mod identify;
+mod memory;
 mod prp;
 mod queue;
 mod registers;
@@ -34,6 +36,7 @@ pub use completion::{CompletionMode, Interrupt};
 pub use controller::{Controller, Settings};
 pub use error::{Error, Status};
 pub use identify::{Info, NamespaceInfo};
+pub use memory::{Confine, Data, DataSource, LentData};
 pub use queue::{Done, Operation, Request};
 pub use registers::Registers;
 pub use retry::{Trouble, Troubles, Work};

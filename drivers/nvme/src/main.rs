@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use iommu_client::Connection;
-use nvme::{NamespaceInfo, Operation};
+use nvme::{Confine, NamespaceInfo, Operation};
 
 use disk::{Disk, Waits};
 use options::{Command, Options, USAGE};
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), Failure> {
     let connection = Connection::system()?;
-    let mut disk = open(&connection, &options.device, options)?;
+    let mut disk = open(&connection, &options.device, options, options.confine)?;
     match options.command {
         Command::Info => info(&disk),
         Command::Write => transfer(&mut disk, options, Operation::Write)?,
@@ -90,8 +90,13 @@ fn run(options: &Options) -> Result<(), Failure> {
         Command::Bench => match &options.against {
             None => bench::alone(&connection, &mut disk, options)?,
             Some(name) => {
-                let mut other = open(&connection, name, options)?;
-                bench::pairs(&connection, &mut disk, &mut other, options)?;
+                let mut other = open(&connection, name, options, Confine::Pool)?;
+                match options.table {
+                    None => bench::pairs(&connection, &mut disk, &mut other, options)?,
+                    Some(table) => {
+                        bench::table(&connection, &mut disk, &mut other, options, table)?;
+                    }
+                }
                 other.close()?;
             }
         },
@@ -101,8 +106,13 @@ fn run(options: &Options) -> Result<(), Failure> {
     fault.map_or(Ok(()), |fault| Err(Failure::Fault(fault.to_string())))
 }
 
-fn open(connection: &Connection, name: &str, options: &Options) -> Result<Disk, Failure> {
-    let disk = Disk::open(connection, name, options)?;
+fn open(
+    connection: &Connection,
+    name: &str,
+    options: &Options,
+    confine: Confine,
+) -> Result<Disk, Failure> {
+    let disk = Disk::open(connection, name, options, confine)?;
     let name = disk.device.address();
     println!("nvme: {name} attached, {}", if disk.confined { "confined" } else { "NOT CONFINED" });
     if let Waits::NoVector(_) = disk.waits {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lexopt::Arg::{Long, Value};
 use lexopt::{Error, Parser, ValueExt};
+use nvme::Confine;
 
 pub(crate) const USAGE: &str = "\
 usage: nvme COMMAND [--device SSSS--BB--DD.F] [OPTIONS]
@@ -25,6 +26,15 @@ options of all:
                       polls, and says so, when there is none to be had
   --patience MS       what a request may take before it is aborted, or else the
                       controller is reset, and it is sent again (default: 10000)
+  --confine MODE      what the controller reaches of the memory of requests (the
+                      first controller, of bench's two):
+                        pool        all of it, all the time (default)
+                        transfer    the pages of a request while it is under way,
+                                    in its direction; one call to iommud for as
+                                    many requests as begin and end together
+                        page-exact  the same, and zeros in the rest of a page
+  --size BYTES        one transfer of read and write (default: 128K); of bench:
+                      random reads of this size instead
 
 options of write and read:
   --namespace N       (default: the first)
@@ -38,6 +48,8 @@ options of write and read:
 options of bench:
   --against DEVICE    a second controller, measured in turn with the first
   --rounds N          measurements of each (default: 301)
+  --table short|whole every mode with transfers of several sizes and depths, against
+                      the second controller with memory of a pool
   --json              one line of JSON besides
 
 exit: 0 as expected, 1 could not run, 2 usage, 3 refused by iommud, 4 wrong data,
@@ -50,6 +62,13 @@ pub(crate) enum Command {
     Read,
     Bench,
     Rogue,
+}
+
+/// How much of the table of modes, sizes and depths is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    Short,
+    Whole,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -66,9 +85,12 @@ pub(crate) struct Options {
     pub(crate) depth: Option<u16>,
     pub(crate) interrupts: bool,
     pub(crate) patience: Duration,
+    pub(crate) confine: Confine,
+    pub(crate) size: Option<u64>,
     pub(crate) forever: bool,
     pub(crate) against: Option<String>,
     pub(crate) rounds: usize,
+    pub(crate) table: Option<Table>,
     pub(crate) json: bool,
     pub(crate) iova: u64,
 }
@@ -98,14 +120,20 @@ impl Options {
             depth: None,
             interrupts: false,
             patience: Duration::from_secs(10),
+            confine: Confine::default(),
+            size: None,
             forever: false,
             against: None,
             rounds: 301,
+            table: None,
             json: false,
             iova: 0x0bad_0000,
         };
         while let Some(word) = parser.next()? {
             options.take(word.to_owned_option()?, &mut parser)?;
+        }
+        if options.table.is_some() && options.against.is_none() {
+            return Err("--table compares with a second controller: --against".into());
         }
         Ok(options)
     }
@@ -122,6 +150,9 @@ impl Options {
             "depth" => self.depth = Some(parser.value()?.parse()?),
             "interrupts" => self.interrupts = true,
             "patience" => self.patience = Duration::from_millis(parser.value()?.parse()?),
+            "confine" => self.confine = parser.value()?.parse()?,
+            "size" => self.size = Some(parser.value()?.parse_with(bytes)?),
+            "table" => self.table = Some(parser.value()?.parse_with(table)?),
             "json" => self.json = true,
             "loop" => self.forever = true,
             "against" => self.against = Some(parser.value()?.string()?),
@@ -144,6 +175,14 @@ impl Named for lexopt::Arg<'_> {
             Long(name) => Ok((*name).to_owned()),
             other => Err(format!("{other:?} is not understood").into()),
         }
+    }
+}
+
+fn table(text: &str) -> Result<Table, &'static str> {
+    match text {
+        "short" => Ok(Table::Short),
+        "whole" => Ok(Table::Whole),
+        _ => Err("not short or whole"),
     }
 }
 
@@ -174,7 +213,7 @@ mod tests {
     fn every_option_has_its_place() {
         let all = "write --device d --namespace 2 --from 4K --length 64M --pattern 9 --file f \
                    --depth 3 --queues 2 --interrupts --patience 250 --loop --against e --rounds 7 --json \
-                   --iova 0x10";
+                   --confine page-exact --size 16K --table whole --iova 0x10";
         let expected = Options {
             command: Command::Write,
             device: "d".into(),
@@ -187,17 +226,30 @@ mod tests {
             depth: Some(3),
             interrupts: true,
             patience: Duration::from_millis(250),
+            confine: Confine::PageExact,
+            size: Some(16 << 10),
             forever: true,
             against: Some("e".into()),
             rounds: 7,
+            table: Some(Table::Whole),
             json: true,
             iova: 16,
         };
         assert_eq!(parse(all).unwrap(), expected);
         assert_eq!(parse("rogue --device d --iova ff").unwrap().iova, 255);
-        for bad in
-            ["", "info --queues", "what --device d", "info --device d --what", "info --device d x"]
-        {
+        for mode in Confine::ALL {
+            assert_eq!(parse(&format!("read --confine {mode}")).unwrap().confine, mode);
+        }
+        for bad in [
+            "",
+            "info --queues",
+            "what --device d",
+            "info --device d --what",
+            "info --device d x",
+            "read --confine page",
+            "bench --table short",
+            "bench --against e --table all",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse("read --device d --length 1T").is_err());

@@ -19,6 +19,9 @@ pub(crate) struct Prps {
 
 /// Describes memory to the controller. One or two pages are in the command itself, more are in lists. If one page
 /// does not hold all of them, the last entry of a list points to the next list.
+///
+/// Lists are in a pool, which stays mapped also when the memory itself is granted for each transfer. They hold
+/// addresses and no data: a controller that changes one reaches no more by it.
 pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Error> {
     let mut pages = memory.segments(SegmentLimits { longest: 0, boundary: PAGE }).peekable();
     let first = pages.next().ok_or(Error::Memory { iova: 0, length: 0 })?;

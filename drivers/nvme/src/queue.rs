@@ -56,6 +56,8 @@ pub(crate) struct Queue<D> {
     pub(crate) rings: Rings,
     slots: Vec<Option<InFlight<D>>>,
     free: Vec<u16>,
+    /// The tail of the submission ring, when the controller was not told of it.
+    tail: Option<u16>,
 }
 
 impl<D: DeviceMemory> Queue<D> {
@@ -63,7 +65,7 @@ impl<D: DeviceMemory> Queue<D> {
     pub(crate) fn new(rings: Rings) -> Self {
         let count = rings.entries() - 1;
         let slots = (0..count).map(|_| None).collect();
-        Self { rings, slots, free: (0..count).rev().collect() }
+        Self { rings, slots, free: (0..count).rev().collect(), tail: None }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -74,21 +76,27 @@ impl<D: DeviceMemory> Queue<D> {
         self.slots.len()
     }
 
-    /// Writes a request into the ring, and returns the new tail. If it is refused, its memory comes back.
+    /// Takes the new tail of the submission ring, for the doorbell, if there is one.
+    pub(crate) const fn take_tail(&mut self) -> Option<u16> {
+        self.tail.take()
+    }
+
+    /// Writes a request into the ring. If it is refused, its memory comes back.
     pub(crate) fn submit(
         &mut self,
         request: Request,
         data: D,
         namespace: &NamespaceInfo,
         pool: &DmaPool,
-    ) -> Result<u16, (Error, D)> {
+    ) -> Result<(), (Error, D)> {
         let Some(slot) = self.free.pop() else { return Err((Error::Full, data)) };
         match encode(&request, &data, namespace, pool) {
             Ok((command, lists)) => {
                 if let Some(place) = self.slots.get_mut(usize::from(slot)) {
                     *place = Some(InFlight { request, data, lists });
                 }
-                Ok(self.rings.push(slot, &command))
+                self.tail = Some(self.rings.push(slot, &command));
+                Ok(())
             }
             Err(error) => {
                 self.free.push(slot);
@@ -117,6 +125,7 @@ impl<D: DeviceMemory> Queue<D> {
     /// Ends all requests, none of which counts as carried out. The controller is disabled, so it uses no memory.
     pub(crate) fn abort(&mut self) -> Vec<(Request, D)> {
         self.rings.clear();
+        self.tail = None;
         let count = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         self.free = (0..count).rev().collect();
         let taken = self.slots.iter_mut().filter_map(Option::take);

@@ -3,10 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use iommu_client::{DmaBlock, DmaPool};
-
 use crate::controller::Controller;
 use crate::error::{Error, Status};
+use crate::memory::{Data, DataSource, LentData};
 use crate::queue::{Done, Request};
 use crate::registers::Registers;
 
@@ -22,14 +21,14 @@ pub trait Work {
     ///
     /// # Errors
     /// They end the run.
-    fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Self::Error>;
+    fn prepare(&mut self, request: &Request, memory: &mut Data) -> Result<(), Self::Error>;
 
-    /// Uses memory whose request the controller has completed with success. It is never called for a request that was
-    /// cut short.
+    /// Uses memory whose request the controller has completed with success, when it is the driver's again. It is never
+    /// called for a request that was cut short.
     ///
     /// # Errors
     /// They end the run.
-    fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Self::Error>;
+    fn finish(&mut self, request: &Request, memory: &Data) -> Result<(), Self::Error>;
 
     /// Reports a trouble.
     fn trouble(&mut self, trouble: &Trouble);
@@ -77,15 +76,16 @@ impl Troubles {
 #[derive(Default)]
 struct Run {
     troubles: Troubles,
-    /// Requests to be sent again.
-    again: Vec<(Request, DmaBlock)>,
+    /// Requests to be sent again, in the memory that the controller has.
+    again: Vec<(Request, LentData)>,
     /// Requests that the controller reports as aborted, and whose completions were not seen yet.
     aborted: usize,
 }
 
-impl<R: Registers> Controller<R, DmaBlock> {
-    /// Carries out requests, each given with the length of its memory in bytes. As many are under way as the queues
-    /// hold. Requests that take longer than `patience` are aborted. A controller that cannot abort them, or that
+impl<R: Registers> Controller<R, LentData> {
+    /// Carries out requests, each given with the length of its memory in bytes (0 for a flush). As many are under way
+    /// as the queues hold and the source has memory for. They are sent in groups: as many as there is room for get
+    /// their memory by one flush of the source, and each doorbell is rung once. Requests that take longer than `patience` are aborted. A controller that cannot abort them, or that
     /// misbehaves, is reset. Unfinished requests are sent again, with twice the time, at most three times. No request
     /// may be under way before this call, and none is after success.
     ///
@@ -95,24 +95,30 @@ impl<R: Registers> Controller<R, DmaBlock> {
     /// dropped.
     pub fn carry_out<W: Work>(
         &mut self,
-        pool: &DmaPool,
+        source: &mut DataSource,
         patience: Duration,
         requests: impl IntoIterator<Item = (Request, u64)>,
         work: &mut W,
     ) -> Result<Troubles, W::Error> {
         let mut requests = requests.into_iter().fuse();
         let mut run = Run::default();
+        let mut done = Vec::new();
+        source.clear()?;
         loop {
-            while self.in_flight() < self.depth() {
-                let Some((request, memory)) = run.next(&mut requests, pool, work)? else { break };
-                self.submit(request, memory).map_err(|(error, _)| error)?;
-            }
+            run.send(self, source, &mut requests, work)?;
+            finish(source, work)?;
             if self.in_flight() == 0 {
                 return Ok(run.troubles);
             }
             let count = run.troubles.count();
-            match self.wait(patience.saturating_mul(1 << count)) {
-                Ok(done) => run.ended(done, work)?,
+            let waited = self.wait_all(patience.saturating_mul(1 << count), &mut done);
+            for done in done.drain(..) {
+                run.ended(done, source, work)?;
+            }
+            // Memory of a pool is free before the next requests take theirs.
+            finish(source, work)?;
+            match waited {
+                Ok(()) => {}
                 Err(error) if count == MOST_TROUBLES => return Err(error.into()),
                 Err(error) => run.recover(self, error, work)?,
             }
@@ -120,27 +126,50 @@ impl<R: Registers> Controller<R, DmaBlock> {
     }
 }
 
+/// Uses the memory that the controller has given back.
+fn finish<W: Work>(source: &mut DataSource, work: &mut W) -> Result<(), W::Error> {
+    while let Some((request, data)) = source.returned() {
+        work.finish(&request, &data)?;
+    }
+    Ok(())
+}
+
 impl Run {
-    /// The next request to be sent.
-    fn next<W: Work>(
+    /// Sends as many requests as there is room for. One flush of the source gets back the memory of those that have
+    /// ended, and lends that of the new ones.
+    fn send<R: Registers, W: Work>(
         &mut self,
+        nvme: &mut Controller<R, LentData>,
+        source: &mut DataSource,
         requests: &mut impl Iterator<Item = (Request, u64)>,
-        pool: &DmaPool,
         work: &mut W,
-    ) -> Result<Option<(Request, DmaBlock)>, W::Error> {
-        if let Some(again) = self.again.pop() {
-            return Ok(Some(again));
+    ) -> Result<(), W::Error> {
+        let room = nvme.depth().min(source.depth()).saturating_sub(nvme.in_flight());
+        let again = self.again.len().saturating_sub(room);
+        let again = self.again.split_off(again);
+        for (request, length) in requests.by_ref().take(room - again.len()) {
+            let mut data = source.take(length)?;
+            work.prepare(&request, &mut data)?;
+            source.lend(request, data)?;
         }
-        let Some((request, length)) = requests.next() else { return Ok(None) };
-        let mut memory = pool.take(length).map_err(Error::from)?;
-        work.prepare(&request, &mut memory)?;
-        Ok(Some((request, memory)))
+        source.flush()?;
+        let ready = std::iter::from_fn(|| source.ready());
+        for (request, data) in again.into_iter().rev().chain(ready) {
+            nvme.enqueue(request, data).map_err(|(error, _)| error)?;
+        }
+        nvme.ring();
+        Ok(())
     }
 
-    fn ended<W: Work>(&mut self, done: Done<DmaBlock>, work: &mut W) -> Result<(), W::Error> {
+    fn ended<W: Work>(
+        &mut self,
+        done: Done<LentData>,
+        source: &mut DataSource,
+        work: &mut W,
+    ) -> Result<(), W::Error> {
         let Done { request, data, result } = done;
         match result {
-            Ok(()) => work.finish(&request, &data),
+            Ok(()) => Ok(source.finished(request, data)?),
             Err(Status::ABORTED) if self.aborted > 0 => {
                 self.aborted -= 1;
                 self.again.push((request, data));
@@ -156,7 +185,7 @@ impl Run {
     /// Makes a controller run again.
     fn recover<R: Registers, W: Work>(
         &mut self,
-        nvme: &mut Controller<R, DmaBlock>,
+        nvme: &mut Controller<R, LentData>,
         error: Error,
         work: &mut W,
     ) -> Result<(), W::Error> {

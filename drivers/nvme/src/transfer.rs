@@ -4,14 +4,13 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Instant;
 
-use iommu_client::DmaBlock;
-use nvme::{NamespaceInfo, Operation, Request, Trouble, Troubles, Work};
+use nvme::{Data, NamespaceInfo, Operation, Request, Trouble, Troubles, Work};
 
 use crate::Failure;
 use crate::disk::Disk;
 use crate::options::Options;
 
-/// Bytes of one transfer.
+/// Bytes of one transfer, unless the options state a size.
 pub(crate) const TRANSFER: u64 = 128 << 10;
 
 /// Discards the data of reads.
@@ -20,11 +19,11 @@ pub(crate) struct Nothing;
 impl Work for Nothing {
     type Error = Failure;
 
-    fn prepare(&mut self, _: &Request, _: &mut DmaBlock) -> Result<(), Failure> {
+    fn prepare(&mut self, _: &Request, _: &mut Data) -> Result<(), Failure> {
         Ok(())
     }
 
-    fn finish(&mut self, _: &Request, _: &DmaBlock) -> Result<(), Failure> {
+    fn finish(&mut self, _: &Request, _: &Data) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -49,7 +48,7 @@ struct Transfer {
 impl Work for Transfer {
     type Error = Failure;
 
-    fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Failure> {
+    fn prepare(&mut self, request: &Request, memory: &mut Data) -> Result<(), Failure> {
         let at = request.first * self.block_size;
         if self.operation != Operation::Write {
             memory.fill(0xee);
@@ -63,7 +62,7 @@ impl Work for Transfer {
         Ok(memory.write(0, &self.bytes)?)
     }
 
-    fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Failure> {
+    fn finish(&mut self, request: &Request, memory: &Data) -> Result<(), Failure> {
         let at = request.first * self.block_size;
         if self.operation == Operation::Read {
             self.bytes.resize(usize::try_from(memory.length()).unwrap_or(0), 0);
@@ -104,16 +103,17 @@ pub(crate) fn transfer(
         _ => 1 << 20,
     };
     let (from, seed, block_size) = (options.from, options.pattern, namespace.block_size);
-    within(namespace, from, length)?;
+    let size = options.size.unwrap_or(TRANSFER);
+    within(namespace, from, length, size)?;
     let bytes = Vec::new();
     let mut work = Transfer { operation, from, length, block_size, seed, file, bytes };
     loop {
         let started = Instant::now();
-        let troubles = disk.run(requests(namespace, operation, from, length), &mut work)?;
+        let troubles = disk.run(requests(namespace, operation, from, length, size), &mut work)?;
         if operation == Operation::Write {
             let (namespace, operation) = (namespace.id, Operation::Flush);
             let flush = Request { namespace, operation, first: 0, blocks: 0 };
-            disk.run([(flush, 1)], &mut Nothing)?;
+            disk.run([(flush, 0)], &mut Nothing)?;
         }
         tell(disk, options, &work, troubles, started);
         if !options.forever {
@@ -127,12 +127,15 @@ pub(crate) fn transfer(
 }
 
 /// # Errors
-/// The range does not begin with a block, or leaves the namespace.
-fn within(namespace: NamespaceInfo, from: u64, length: u64) -> Result<(), Failure> {
+/// The range does not begin with a block, or leaves the namespace; transfers are no whole blocks.
+fn within(namespace: NamespaceInfo, from: u64, length: u64, each: u64) -> Result<(), Failure> {
     let NamespaceInfo { blocks: size, block_size, most_blocks: most, .. } = namespace;
     if !from.is_multiple_of(block_size) {
         let what = "a beginning inside of a block:";
         return Err(nvme::Error::Unsupported { what, value: from }.into());
+    }
+    if each == 0 || !each.is_multiple_of(block_size) {
+        return Err(nvme::Error::Unsupported { what: "a transfer of", value: each }.into());
     }
     let (first, blocks) = (from / block_size, length.div_ceil(block_size));
     if first.checked_add(blocks).is_none_or(|end| end > size) {
@@ -152,15 +155,16 @@ fn tell(disk: &Disk, options: &Options, work: &Transfer, troubles: Troubles, sta
     println!("nvme: {length} bytes {word} in {ms} ms, {aborts} aborts, {resets} resets{woken}");
 }
 
-/// The transfers of a range within a namespace, each with its length.
+/// The transfers of a range within a namespace, each of `size` bytes at most, with its length.
 pub(crate) fn requests(
     namespace: NamespaceInfo,
     operation: Operation,
     from: u64,
     length: u64,
+    size: u64,
 ) -> impl Iterator<Item = (Request, u64)> {
     let block = namespace.block_size;
-    let step = TRANSFER.min(namespace.most_blocks * block);
+    let step = size.min(namespace.most_blocks * block);
     (0..length.div_ceil(step)).map(move |index| {
         let done = index * step;
         let blocks = step.min(length - done).div_ceil(block);

@@ -63,8 +63,8 @@ pub(super) struct AllocateArguments {
 /// Reads the body of a request. Its list goes into `scratch`, in place of the one before.
 ///
 /// # Errors
-/// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that is neither
-/// map nor unmap; with the index of the item, in a batch.
+/// `BadLength`, `BadReserved`, `BadAccess`, `Range`, `Alignment`, and `BadOperation` for a batch item that is no map,
+/// unmap, grant or revoke; with the index of the item, in a batch.
 pub(super) fn decode(
     operation: Operation,
     body: &[u8],
@@ -247,8 +247,18 @@ fn batch_item(item: &BatchItem) -> Result<BatchRequest, Refusal> {
             zero(item.offset)?;
             unmap_of(&Unmap { iova: item.iova, length: item.length })
         }
+        Some(Operation::Grant) => grant_of(&grant_fields(item)?).map(BatchRequest::Grant),
+        Some(Operation::Revoke) => revoke_of(&grant_fields(item)?),
         _ => Err(Refusal::BadOperation),
     }
+}
+
+/// The arguments of a grant or revoke in a batch. They have no address: the buffer's own is reserved.
+fn grant_fields(item: &BatchItem) -> Result<Grant, Refusal> {
+    zero(item.flags)?;
+    zero(item.iova)?;
+    let BatchItem { slot, access, offset, length, .. } = *item;
+    Ok(Grant { slot, access, offset, length })
 }
 
 #[cfg(test)]

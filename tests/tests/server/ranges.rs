@@ -2,8 +2,8 @@
 
 use iommu_protocol::Refusal;
 use iommu_protocol::wire::{
-    Allocate, BatchItem, BufferRequest, MapFlags, MapList, MapResult, Operation, ReplyHeader,
-    Unmap, Wire,
+    Access, Allocate, AllocateFlags, AllocateResult, BatchItem, BufferRequest, Empty, MapFlags,
+    MapList, MapResult, Operation, ReplyHeader, Unmap, Wire,
 };
 
 use super::input::{Scene, batch, item, list, map_list, scene};
@@ -253,4 +253,82 @@ fn a_replayed_request_changes_nothing_more() {
     scene.before = scene.stack.snapshot();
     assert_eq!(scene.stack.detach(scene.session), Ok(()), "once more");
     scene.stack.snapshot().assert_same(&scene.before, "");
+}
+
+/// Allocates a buffer of five pages whose addresses are reserved, with nothing mapped.
+fn unmapped(scene: &mut Scene) -> AllocateResult {
+    let (access, flags) = (Access::all().bits(), AllocateFlags::UNMAPPED.bits());
+    let allocate = Allocate { length: 0x5000, access, flags, ..Allocate::default() };
+    let buffer = scene.stack.call(scene.session, Operation::Allocate, &allocate).unwrap();
+    scene.before = scene.stack.snapshot();
+    buffer
+}
+
+fn grant(slot: u32, offset: u64, length: u64) -> BatchItem {
+    let (operation, access) = (Operation::Grant.code(), Access::READ.bits());
+    BatchItem { operation, slot, access, offset, length, ..BatchItem::default() }
+}
+
+fn revoke(slot: u32, offset: u64, length: u64) -> BatchItem {
+    let operation = Operation::Revoke.code();
+    BatchItem { operation, access: 0, ..grant(slot, offset, length) }
+}
+
+/// Runs a batch that must succeed. Returns the addresses in its reply.
+fn addresses(scene: &mut Scene, items: &[BatchItem]) -> Vec<u64> {
+    let reply = scene.stack.raw(scene.session, &batch(items), 65536).unwrap();
+    assert_eq!(ReplyHeader::decode(&reply).unwrap().refusal, 0);
+    let results = reply[ReplyHeader::SIZE + Empty::SIZE..].chunks_exact(MapResult::SIZE);
+    results.map(|bytes| MapResult::decode(bytes).unwrap().iova).collect()
+}
+
+/// Grants and revokes in a batch are as strict as those by requests of their own.
+#[test]
+fn grants_and_revokes_in_a_batch_are_all_or_nothing() {
+    let mut scene = scene();
+    let AllocateResult { slot, iova, .. } = unmapped(&mut scene);
+    let first = [grant(slot, 0, 0x1000), grant(slot, 0x2000, 0x2000)];
+    assert_eq!(addresses(&mut scene, &first), [iova, iova + 0x2000]);
+    scene.before = scene.stack.snapshot();
+    let good = grant(slot, 0x1000, 0x1000);
+    let back = revoke(slot, 0, 0x1000);
+    let whole = scene.slot;
+    let cases = [
+        ("flags of a grant", BatchItem { flags: 1, ..good }, Refusal::BadReserved),
+        ("address of a grant", BatchItem { iova, ..good }, Refusal::BadReserved),
+        ("reserved", BatchItem { reserved: 1, ..good }, Refusal::BadReserved),
+        ("no access", BatchItem { access: 0, ..good }, Refusal::BadAccess),
+        ("unknown access", BatchItem { access: 4, ..good }, Refusal::BadAccess),
+        ("empty", grant(slot, 0x1000, 0), Refusal::Range),
+        ("half a page", grant(slot, 0x1000, 0x800), Refusal::Alignment),
+        ("inside of a page", grant(slot, 0x1800, 0x1000), Refusal::Alignment),
+        ("behind the buffer", grant(slot, 0x5000, 0x1000), Refusal::Range),
+        ("across its end", grant(slot, 0x4000, 0x2000), Refusal::Range),
+        ("overflow", grant(slot, !0xfff, 0x2000), Refusal::Range),
+        ("granted already", grant(slot, 0x3000, 0x1000), Refusal::Mapped),
+        ("granted by the same batch", good, Refusal::Mapped),
+        ("no slot", grant(99, 0, 0x1000), Refusal::BadHandle),
+        ("a buffer mapped as a whole", grant(whole, 0, 0x1000), Refusal::BadOperation),
+        ("flags of a revoke", BatchItem { flags: 1, ..back }, Refusal::BadReserved),
+        ("address of a revoke", BatchItem { iova, ..back }, Refusal::BadReserved),
+        ("access of a revoke", BatchItem { access: 1, ..back }, Refusal::BadReserved),
+        ("an empty revoke", revoke(slot, 0, 0), Refusal::Range),
+        ("a part of a grant", revoke(slot, 0x2000, 0x1000), Refusal::NotMapped),
+        ("not granted", revoke(slot, 0x4000, 0x1000), Refusal::NotMapped),
+        ("overflow of a revoke", revoke(slot, !0xfff, 0x2000), Refusal::Range),
+        ("no slot to revoke of", revoke(99, 0, 0x1000), Refusal::BadHandle),
+        ("of a whole buffer", revoke(whole, 0, 0x5000), Refusal::BadOperation),
+    ];
+    for (what, bad, expected) in cases {
+        scene.refused_at(what, &batch(&[good, bad]), expected, 1);
+    }
+    // A revoke of the same batch leaves its pages reserved until the unit is invalidated.
+    let again = [back, grant(slot, 0, 0x1000)];
+    scene.refused_at("revoked in the same batch", &batch(&again), Refusal::Mapped, 1);
+    scene.refused_at("revoked twice", &batch(&[back, back]), Refusal::NotMapped, 1);
+    // An unmap ends no grant.
+    let unmap = BatchItem { slot: 0, offset: 0, iova, operation: Operation::Unmap.code(), ..back };
+    scene.refused_at("unmapped", &batch(&[unmap]), Refusal::NotMapped, 0);
+    assert_eq!(addresses(&mut scene, &[back, good]), [0, iova + 0x1000]);
+    assert_eq!(addresses(&mut scene, &[grant(slot, 0, 0x1000)]), [iova]);
 }

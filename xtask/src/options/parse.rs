@@ -115,6 +115,7 @@ fn bench(mut parser: Parser) -> Result<Command, lexopt::Error> {
     let mut options = BenchOptions::default();
     while let Some(argument) = parser.next()? {
         match argument {
+            Arg::Long("whole") => options.whole = true,
             Arg::Long("json") => options.json = Some(parser.value()?.into()),
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("bench"))),
             Arg::Value(row) => options.rows.push(row.string()?),
@@ -260,6 +261,7 @@ mod tests {
                 qemu: Qemu::Newer,
                 kernel: Some("k".into()),
                 story: Story::Kills(7),
+                whole_table: false,
                 capture: Some("c".into()),
                 keep: true,
                 verbose: true,

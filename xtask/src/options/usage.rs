@@ -93,7 +93,8 @@ pub(crate) const COMMANDS: [Usage; 10] = [
         about: "the targets of performance: measured, wanted, and what peers do in the same run",
         options: "\
   ROW...                   only these, on this machine: core range iova pool calls
-                           sockets alone probe memory storm
+                           sockets alone probe memory storm; in guests: bare nvme
+  --whole                  nvme: transfers of every size and depth in every mode
   --json FILE              also write the table to FILE: an array of objects
 ",
     },

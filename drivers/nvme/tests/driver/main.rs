@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected must stop"
 )]
 
+mod confine;
 mod retry;
 mod software;
 mod troubles;

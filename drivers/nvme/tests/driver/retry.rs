@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use iommu_client::DmaBlock;
-use nvme::{Error, Operation, Request, Status, Trouble, Troubles, Work};
+use nvme::{
+    Confine, Data, DataSource, Error, LentData, Operation, Request, Status, Trouble, Troubles, Work,
+};
 
 use super::software::{Manner, Software};
 use super::{Lab, bytes, lab, request};
@@ -29,7 +30,7 @@ struct Check {
 impl Work for Check {
     type Error = Error;
 
-    fn prepare(&mut self, request: &Request, memory: &mut DmaBlock) -> Result<(), Error> {
+    fn prepare(&mut self, request: &Request, memory: &mut Data) -> Result<(), Error> {
         match request.operation {
             Operation::Write => memory.write(0, &pattern(request))?,
             _ => memory.fill(0xee),
@@ -37,7 +38,7 @@ impl Work for Check {
         Ok(())
     }
 
-    fn finish(&mut self, request: &Request, memory: &DmaBlock) -> Result<(), Error> {
+    fn finish(&mut self, request: &Request, memory: &Data) -> Result<(), Error> {
         assert!(memory.to_vec() == pattern(request), "{request:?} was not carried out");
         self.finished.push(request.first);
         Ok(())
@@ -60,14 +61,16 @@ fn requests(operation: Operation) -> impl Iterator<Item = Request> {
 }
 
 fn run(
-    lab: &mut Lab<DmaBlock>,
+    lab: &mut Lab<LentData>,
+    confine: Confine,
     operation: Operation,
     reforms: bool,
 ) -> (Result<Troubles, Error>, Check) {
+    let mut source = DataSource::new(&lab.device, confine, 4, LENGTH as u64).unwrap();
     let software = lab.software.clone();
     let mut check = Check { software, reforms, finished: Vec::new(), troubles: Vec::new() };
     let requests = requests(operation).map(|request| (request, LENGTH as u64));
-    let result = lab.nvme.carry_out(&lab.pool, SHORT, requests, &mut check);
+    let result = lab.nvme.carry_out(&mut source, SHORT, requests, &mut check);
     (result, check)
 }
 
@@ -87,13 +90,16 @@ fn every_request_is_carried_out_once() {
         ("the controller has failed: reset, 4 ", Manner { cuts: true, ..normal }, [0, 1]),
         ("completion of command 30583, not under way", Manner { liar: true, ..normal }, [0, 1]),
     ] {
-        for operation in [Operation::Write, Operation::Read] {
-            let mut lab = lab::<DmaBlock>(normal, 4);
+        for (operation, confine) in [Operation::Write, Operation::Read]
+            .into_iter()
+            .flat_map(|operation| Confine::ALL.map(|confine| (operation, confine)))
+        {
+            let mut lab = lab::<LentData>(normal, 4);
             if operation == Operation::Read {
-                run(&mut lab, Operation::Write, false).0.unwrap();
+                run(&mut lab, Confine::Pool, Operation::Write, false).0.unwrap();
             }
             lab.software.set(manner);
-            let (result, mut check) = run(&mut lab, operation, true);
+            let (result, mut check) = run(&mut lab, confine, operation, true);
             let [aborts, resets] = troubles;
             assert_eq!(result.unwrap(), Troubles { aborts, resets }, "{manner:?}");
             assert!(check.troubles.len() == 1 && check.troubles[0].starts_with(what), "{check:?}");
@@ -112,9 +118,9 @@ fn every_request_is_carried_out_once() {
 /// A request may take twice as long after each trouble. After three troubles it is given up.
 #[test]
 fn a_controller_that_never_answers_is_given_up() {
-    let mut lab = lab::<DmaBlock>(Manner { slow: true, ..Manner::default() }, 4);
+    let mut lab = lab::<LentData>(Manner { slow: true, ..Manner::default() }, 4);
     let started = Instant::now();
-    let (result, check) = run(&mut lab, Operation::Read, false);
+    let (result, check) = run(&mut lab, Confine::Pool, Operation::Read, false);
     assert!(matches!(result, Err(Error::Timeout { ms: 160, .. })), "{result:?}");
     assert!(started.elapsed() >= SHORT * (1 + 2 + 4 + 8));
     assert_eq!((check.troubles.len(), check.finished.len()), (3, 0));
@@ -124,8 +130,8 @@ fn a_controller_that_never_answers_is_given_up() {
 /// An abort that was not requested counts as a refusal, so that the request is not sent again and again.
 #[test]
 fn what_is_aborted_unasked_is_a_refusal() {
-    let mut lab = lab::<DmaBlock>(Manner { shirks: true, ..Manner::default() }, 4);
-    let (result, check) = run(&mut lab, Operation::Read, false);
+    let mut lab = lab::<LentData>(Manner { shirks: true, ..Manner::default() }, 4);
+    let (result, check) = run(&mut lab, Confine::Pool, Operation::Read, false);
     assert!(matches!(result, Err(Error::Status(Status::ABORTED))), "{result:?}");
     assert!(check.finished.is_empty() && check.troubles[0].ends_with("(aborted)"), "{check:?}");
 }

@@ -157,7 +157,7 @@ const HOT_PLUG: [&str; 6] = [
     "the other driver noticed nothing, and a walk that is asked for finds nothing new",
 ];
 
-const NVME: [&str; 11] = [
+const NVME: [&str; 12] = [
     "the driver starts three controllers, of which one is behind no unit",
     "64 MiB are written, read back and compared through the IOMMU",
     "a second namespace, of blocks of 4096 bytes, likewise; the first keeps what it had",
@@ -168,5 +168,6 @@ const NVME: [&str; 11] = [
     "requests that are late: aborted, or the controller reset and they are sent again; or told",
     "an NVMe driver that sleeps until its controller's interrupt",
     "several queues hold requests at once, which a slow controller carries out together",
+    "memory granted for each transfer: written, read back and compared; rates in every mode",
     "nothing is left",
 ];

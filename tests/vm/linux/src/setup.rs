@@ -62,6 +62,11 @@ pub(crate) fn number(name: &str) -> Result<usize> {
     word(name)?.parse().with_context(|| format!("{name} is no number"))
 }
 
+/// Reads a word from the kernel's command line, if it is there.
+pub(crate) fn option(name: &str) -> Option<String> {
+    word(name).ok()
+}
+
 fn word(name: &str) -> Result<String> {
     let line = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
     let value = |word: &str| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned());

@@ -68,7 +68,8 @@ pub(crate) fn run_all() {
     check(8, || s.late());
     check(9, || s.interrupts());
     check(10, || s.queues());
-    check(11, || s.nothing_left());
+    check(11, || s.strict());
+    check(12, || s.nothing_left());
 }
 
 /// Runs the driver on a controller. Returns its output if it succeeds.
@@ -283,6 +284,37 @@ impl Story {
         let took = started.elapsed();
         ensure!(took < Duration::from_secs(4), "{took:?}: {written}");
         Ok(format!("16 requests of 400 ms in 4 queues: {}", last(written)))
+    }
+
+    /// What was written in one mode is read in another. The rates are only reported. The check requires that a pool
+    /// makes no calls, and that the other modes do.
+    fn strict(&self) -> Result<String> {
+        let modes = ["pool", "transfer", "page-exact"];
+        for (seed, (write, read)) in (30..).zip(modes.iter().zip(modes.iter().cycle().skip(1))) {
+            // Transfers of three blocks, which do not fill their pages.
+            let seed = format!("{seed}");
+            let range = ["--length", "1M", "--size", "1536", "--pattern", &seed, "--confine"];
+            nvme(&self.confined, &[&["write"], &range[..], &[write]].concat())?;
+            nvme(&self.confined, &[&["read"], &range[..], &[read]].concat())?;
+        }
+        let table = crate::setup::option("iommud.table").unwrap_or_else(|| "short".into());
+        let rounds = if table == "whole" { "101" } else { "31" };
+        let output = nvme(
+            &self.confined,
+            &["bench", "--against", &self.open, "--table", &table, "--rounds", rounds, "--json"],
+        )?;
+        let lines =
+            |start: &'static str| output.lines().filter_map(move |line| line.strip_prefix(start));
+        lines("bench: ").for_each(log);
+        lines("json: ").for_each(data);
+        let (mut idle, mut busy) = (0, 0);
+        for line in lines("server: confine ") {
+            let quiet = line.ends_with(": 0 calls, 0 changes");
+            ensure!(quiet == line.starts_with("pool,"), "what the server did: {line}");
+            *if quiet { &mut idle } else { &mut busy } += 1;
+        }
+        ensure!(idle > 0 && busy == 2 * idle, "{output}");
+        Ok(format!("1 MiB in transfers of 1536 bytes in each mode; {} rates", idle + busy))
     }
 
     fn nothing_left(&self) -> Result<String> {
