@@ -132,7 +132,7 @@ impl<U: Unit> Engine<U> {
     /// Counts the entries that a plan has moved away from domains.
     #[inline(never)]
     pub(super) fn leave(&mut self) {
-        for (unit, domain) in core::mem::take(&mut self.leaving) {
+        while let Some((unit, domain)) = self.leaving.pop() {
             if let Ok(table) = table_of(&mut self.tables, domain) {
                 table.walkers.leave(unit);
             }

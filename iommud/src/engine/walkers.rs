@@ -4,37 +4,48 @@ use alloc::vec::Vec;
 
 use crate::policy::UnitIndex;
 
-/// Each unit with the number of its entries. An entry whose end the unit did not confirm counts on.
+/// Each unit with the number of its entries. An entry whose end the unit did not confirm counts on. Most tables have
+/// one unit, which takes no memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Walkers(Vec<(UnitIndex, u32)>);
+pub(super) struct Walkers {
+    first: Option<(UnitIndex, u32)>,
+    others: Vec<(UnitIndex, u32)>,
+}
 
 impl Walkers {
     /// No unit.
     pub(super) const fn new() -> Self {
-        Self(Vec::new())
+        Self { first: None, others: Vec::new() }
     }
 
     /// Counts an entry that was written.
     pub(super) fn enter(&mut self, unit: UnitIndex) {
-        match self.0.iter_mut().find(|(known, _)| *known == unit) {
-            Some((_, entries)) => *entries = entries.saturating_add(1),
-            None => self.0.push((unit, 1)),
+        let mut known = self.first.iter_mut().chain(&mut self.others);
+        if let Some((_, entries)) = known.find(|(known, _)| *known == unit) {
+            *entries = entries.saturating_add(1);
+        } else if self.first.is_none() {
+            self.first = Some((unit, 1));
+        } else {
+            self.others.push((unit, 1));
         }
     }
 
     /// Counts an entry that leads elsewhere now, which the unit has confirmed.
     pub(super) fn leave(&mut self, unit: UnitIndex) {
-        let Some(at) = self.0.iter().position(|(known, _)| *known == unit) else { return };
-        let Some((_, entries)) = self.0.get_mut(at) else { return };
+        let mut known = self.first.iter_mut().chain(&mut self.others);
+        let Some((_, entries)) = known.find(|(known, _)| *known == unit) else { return };
         *entries -= 1;
         if *entries == 0 {
-            self.0.swap_remove(at);
+            self.others.retain(|(_, entries)| *entries > 0);
+            if self.first.is_some_and(|(_, entries)| entries == 0) {
+                self.first = self.others.pop();
+            }
         }
     }
 
     /// The units.
     pub(super) fn units(&self) -> Vec<UnitIndex> {
-        self.0.iter().map(|(unit, _)| *unit).collect()
+        self.first.iter().chain(&self.others).map(|(unit, _)| *unit).collect()
     }
 }
 

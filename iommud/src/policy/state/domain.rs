@@ -89,7 +89,7 @@ impl Domain {
             active: Vec::new(),
             trust: Trust::Sound,
             left: Vec::new(),
-            unmapped: UnmappedRanges::default(),
+            unmapped: UnmappedRanges::new(),
         }
     }
 

@@ -17,7 +17,7 @@ pub(in crate::policy) struct Unmapped {
 }
 
 /// The last [`LAST`] ranges.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(in crate::policy) struct UnmappedRanges {
     ranges: Vec<Unmapped>,
     /// The place of the next one.
@@ -25,6 +25,11 @@ pub(in crate::policy) struct UnmappedRanges {
 }
 
 impl UnmappedRanges {
+    /// None, with room for all, so that an unmap allocates nothing.
+    pub(in crate::policy) fn new() -> Self {
+        Self { ranges: Vec::with_capacity(LAST), next: 0 }
+    }
+
     /// Records that a range was unmapped.
     #[inline]
     pub(in crate::policy) fn note(&mut self, range: IovaRange, at: u32) {
@@ -54,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_last_ranges_are_there_and_the_newest_is_first() {
-        let mut ranges = UnmappedRanges::default();
+        let mut ranges = UnmappedRanges::new();
         assert_eq!(ranges.iter().next(), None);
         for number in 0..64 {
             ranges.note(page(number), 7);

@@ -18,7 +18,7 @@ const DOMAIN: u64 = 1_700_000;
 /// reads it ten times a second at its fastest. With all the devices that it ever lists ([`LISTED`]) that is about a
 /// hundredth of a processor that does 2^31 instructions in a second.
 const ACTIVITY: u64 = 25_000;
-const ANOTHER: u64 = 4_000;
+const ANOTHER: u64 = 5_000;
 
 /// Most devices that the text lists.
 const LISTED: u64 = 512;
@@ -38,7 +38,7 @@ pub fn costs(served: &mut Served) -> Outcome {
     let lines = mappings(&text);
     println!("@@count {device} instructions for the text of a device");
     println!("@@count {domain} instructions for the text of a domain of {PAGES} mappings");
-    ensure!(lines == 511 && text.ends_with("devices after it\n"), "{lines} mappings: {text}");
+    ensure!(lines == 511 && text.contains("devices after it\n"), "{lines} mappings: {text}");
     ensure!(device <= DEVICE, "{device} instructions for the text of a device");
     ensure!(domain <= DOMAIN, "{domain} instructions for the text of a domain");
     Ok(format!("{lines} of {PAGES} mappings are listed, in {} bytes", text.len()))
