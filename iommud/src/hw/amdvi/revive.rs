@@ -23,22 +23,33 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         }
         // A unit that lost power no longer has the value that was written.
         self.port.control = Control::from_bits_retain(control);
-        let entered = match &mut self.state {
-            State::Off { entered } | State::Stale { entered } => core::mem::take(entered),
-            State::On => BTreeSet::new(),
-        };
-        self.state = State::Off { entered };
         if !self.port.control.contains(Control::ENABLE) {
+            self.state = State::Off { entered: self.take_entered() };
             return self.arm();
+        }
+        let table = self.port.read(registers::DEVICE_TABLE_BASE);
+        if table == u64::MAX {
+            return Err(UnitError::Dead);
+        }
+        let reads_ours = table == self.devices.register();
+        if reads_ours || !matches!(self.state, State::Off { .. }) {
+            // Until its rings are replaced, the unit may use and cache our tables. So it confirms no invalidation
+            // that it does not carry out.
+            self.state = State::Stale { entered: self.take_entered() };
         }
         self.replace_rings(memory)?;
         self.commands.give_up_wait(memory);
-        if self.port.read(registers::DEVICE_TABLE_BASE) != self.devices.register() {
-            return Ok(());
-        }
-        if let State::Off { entered } = &mut self.state {
-            self.state = State::Stale { entered: core::mem::take(entered) };
+        if !reads_ours {
+            self.state = State::Off { entered: self.take_entered() };
         }
         self.forget_stale(memory)
+    }
+
+    /// Takes the requesters whose entries were written and not named since.
+    fn take_entered(&mut self) -> BTreeSet<u16> {
+        match &mut self.state {
+            State::Off { entered } | State::Stale { entered } => core::mem::take(entered),
+            State::On => BTreeSet::new(),
+        }
     }
 }

@@ -1,3 +1,4 @@
+mod revive;
 mod survey;
 mod waits;
 
