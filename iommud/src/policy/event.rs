@@ -26,8 +26,12 @@ pub enum Event {
     Proved,
     /// A function appeared (the first walk, or hot-plug).
     FunctionAdded(PciFunction),
+    /// Functions appeared, each after the bridges above it. All are added, or none.
+    FunctionsAdded(Vec<PciFunction>),
     /// A function went away.
     FunctionRemoved(PciAddress),
+    /// Functions went away.
+    FunctionsRemoved(Vec<PciAddress>),
     /// The server took memory that domains of policy `compat` map: it is removed from them.
     MemoryTaken(PhysRange),
     /// The server gave such memory back to the system.

@@ -1,6 +1,7 @@
 //! Units, functions and memory that come and go while the server runs.
 
 use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use iommu_protocol::{PciAddress, Refusal};
 
@@ -63,9 +64,49 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         Ok(())
     }
 
+    /// Puts new functions under policy, each after the bridges above it. Returns those that were refused. One plan has
+    /// all of them, or each half of those that cannot be added together: a plan for each would copy the state for each.
+    pub(super) fn functions_arrived(
+        &mut self,
+        functions: &[PciFunction],
+    ) -> Vec<(PciAddress, Refusal)> {
+        let mut refused = Vec::new();
+        let mut left = alloc::vec![functions];
+        while let Some(some) = left.pop() {
+            let done = match some {
+                [] => continue,
+                [one] => self.run_event(&Event::FunctionAdded(*one)),
+                _ => self.run_event(&Event::FunctionsAdded(some.to_vec())),
+            };
+            match (done, some) {
+                (Ok(()), _) => some.iter().for_each(|function| self.settle(function.address)),
+                (Err(refusal), [one]) => refused.push((one.address, refusal)),
+                (Err(_), _) => {
+                    let (first, second) = some.split_at(some.len() / 2);
+                    left.extend([second, first]);
+                }
+            }
+        }
+        self.share_out();
+        refused
+    }
+
     /// Cuts off a function that is gone. Its sessions stay open, and all their requests are refused.
     pub fn function_gone(&mut self, address: PciAddress) {
-        self.run_to_the_end(Event::FunctionRemoved(address));
+        self.cut_off(Event::FunctionRemoved(address));
+    }
+
+    /// Like [`Server::function_gone`], for several of them.
+    pub(super) fn functions_gone(&mut self, gone: Vec<PciAddress>) {
+        match gone[..] {
+            [] => {}
+            [one] => self.function_gone(one),
+            _ => self.cut_off(Event::FunctionsRemoved(gone)),
+        }
+    }
+
+    fn cut_off(&mut self, removal: Event) {
+        self.run_to_the_end(removal);
         self.share_out();
         self.waiting.change();
         self.survey.change();

@@ -10,6 +10,7 @@ mod survey;
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use iommu_protocol::{PciAddress, Refusal};
@@ -18,6 +19,7 @@ use crate::hw::{BufferMemory, Unit};
 use crate::server::Server;
 use crate::topology::pci::PciFunction;
 
+use compare::is_behind;
 pub(super) use survey::Survey;
 pub use survey::{Discovery, Rescanned};
 
@@ -52,12 +54,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     fn remove_gone(&mut self, found: &[PciFunction]) -> usize {
         let before = self.registry.functions().count();
-        for address in self.find_gone(found) {
-            // Functions behind one that is gone were removed with it.
-            if self.registry.function(address).is_some() {
-                self.function_gone(address);
-            }
-        }
+        let gone = self.find_gone(found);
+        self.functions_gone(gone);
         before - self.registry.functions().count()
     }
 
@@ -73,25 +71,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     }
 
     fn add_all(&mut self, found: &[PciFunction]) -> usize {
-        self.survey.missed.clear();
-        let mut added = 0;
-        for function in found {
-            if self.registry.function(function.address).is_some() {
-                continue;
-            }
-            let arrived = if self.waits_for_bridge(function) {
-                Err(Refusal::Busy)
-            } else {
-                self.function_arrived(*function)
-            };
-            match arrived {
-                Ok(()) => added += 1,
-                Err(refusal) => {
-                    log::warn!("{}: not taken in, stays blocked: {refusal}", function.address);
-                    self.survey.missed.push((function.address, refusal));
-                }
-            }
+        let is_new = |function: &&PciFunction| self.registry.function(function.address).is_none();
+        let new = found.iter().filter(is_new).copied();
+        let changing = self.changing_bridges();
+        let (waiting, ready): (Vec<_>, Vec<_>) =
+            new.partition(|function| changing.iter().any(|bridge| is_behind(function, bridge)));
+        let mut missed = self.functions_arrived(&ready);
+        let added = ready.len() - missed.len();
+        missed.extend(waiting.iter().map(|function| (function.address, Refusal::Busy)));
+        for (address, refusal) in &missed {
+            log::warn!("{address}: not taken in, stays blocked: {refusal}");
         }
+        self.survey.missed = missed;
         added
     }
 

@@ -90,6 +90,8 @@ pub fn ports_beside<'a>(
 /// Calls `sink` with every function that an edge of `function` leads to. Of several functions at the end of a link,
 /// one is enough, because such steps lead to all of them.
 pub fn edges(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(PciAddress)) {
+    #[cfg(test)]
+    crate::topology::testing::look();
     let address = function.address;
     if !is_isolating(function) {
         for sibling in view.siblings(address) {
@@ -127,17 +129,17 @@ pub fn reach(view: View<'_>, function: &PciFunction, sink: &mut dyn FnMut(Buses)
 
 /// Disjoint sets of small numbers: union by size, with path halving.
 #[derive(Clone, Debug)]
-struct Sets {
+pub(crate) struct Sets {
     parent: Vec<usize>,
     size: Vec<u32>,
 }
 
 impl Sets {
-    fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self { parent: (0..count).collect(), size: alloc::vec![1; count] }
     }
 
-    fn find(&mut self, mut at: usize) -> usize {
+    pub(crate) fn find(&mut self, mut at: usize) -> usize {
         while let Some(&up) = self.parent.get(at)
             && up != at
         {
@@ -150,7 +152,7 @@ impl Sets {
         at
     }
 
-    fn join(&mut self, a: usize, b: usize) {
+    pub(crate) fn join(&mut self, a: usize, b: usize) {
         let (a, b) = (self.find(a), self.find(b));
         if a == b {
             return;

@@ -1,4 +1,6 @@
-//! Functions for tests.
+//! Functions for tests, and a count of the work that groups cost.
+
+use std::cell::Cell;
 
 use iommu_protocol::ids::PciAddress;
 
@@ -45,4 +47,18 @@ pub(crate) fn with_acs(mut function: PciFunction) -> PciFunction {
 pub(crate) fn multi(mut function: PciFunction) -> PciFunction {
     function.multifunction = true;
     function
+}
+
+std::thread_local! {
+    static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts a function whose edges are looked at.
+pub(crate) fn look() {
+    LOOKED_AT.set(LOOKED_AT.get() + 1);
+}
+
+/// The number of functions whose edges this thread looked at since it last asked.
+pub(crate) fn looked_at() -> usize {
+    LOOKED_AT.take()
 }

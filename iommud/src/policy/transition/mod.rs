@@ -17,6 +17,8 @@ mod session;
 mod unconfined;
 mod unit;
 
+use core::slice::from_ref;
+
 use iommu_protocol::status::Refusal;
 
 use crate::policy::decision::Decision;
@@ -49,8 +51,10 @@ impl Request for Event {
             Self::UnitReady(unit, capabilities) => unit::ready(decision, *unit, capabilities),
             Self::UnitFailed(unit) => unit::failed(decision, *unit),
             Self::Proved => recovery::proved(decision),
-            Self::FunctionAdded(function) => hotplug::added(decision, function),
-            Self::FunctionRemoved(address) => hotplug::removed(decision, *address),
+            Self::FunctionAdded(function) => hotplug::added(decision, from_ref(function)),
+            Self::FunctionsAdded(functions) => hotplug::added(decision, functions),
+            Self::FunctionRemoved(address) => hotplug::removed(decision, from_ref(address)),
+            Self::FunctionsRemoved(addresses) => hotplug::removed(decision, addresses),
             Self::Storm(unit, source) => entries::silence(decision, (*unit, *source)),
             Self::MemoryTaken(range) => compat::memory_taken(decision, *range),
             Self::MemoryReturned(range) => compat::memory_returned(decision, *range),
@@ -71,7 +75,11 @@ fn charge(decision: &Decision<'_>, event: &Event) -> Charge {
     match event {
         Event::Attach(session) | Event::Detach(session) => charge_of(decision, *session),
         Event::Storm(..) | Event::MemoryTaken(_) => Charge::Server,
-        Event::FunctionAdded(_) if decision.state.machine.owners.len() > 0 => Charge::Server,
+        Event::FunctionAdded(_) | Event::FunctionsAdded(_)
+            if decision.state.machine.owners.len() > 0 =>
+        {
+            Charge::Server
+        }
         _ => Charge::Unlimited,
     }
 }

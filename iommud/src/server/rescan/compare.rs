@@ -91,23 +91,27 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         known: &'a [PciAddress],
     ) -> impl Iterator<Item = PciAddress> + use<'a, U, B> {
         let buses = self.registry.function(bridge).and_then(|view| view.function.buses());
-        let known = known.iter().copied();
-        known.filter(move |other| {
-            other.segment == bridge.segment
-                && buses.is_some_and(|buses| buses.contains(other.requester.bus()))
+        // A function that is no bridge looks at none of them: there may be thousands of both.
+        buses.into_iter().flat_map(move |buses| {
+            let known = known.iter().copied();
+            known.filter(move |other| {
+                other.segment == bridge.segment && buses.contains(other.requester.bus())
+            })
         })
     }
 
-    /// Whether a new function is behind a bridge that no longer matches its known description. Its group would be
-    /// wrong, so it stays denied until the bridge is free.
-    pub(super) fn waits_for_bridge(&self, new: &PciFunction) -> bool {
-        let is_behind = |bridge: &PciFunction| {
-            bridge.address.segment == new.address.segment
-                && bridge.buses().is_some_and(|buses| buses.contains(new.address.requester.bus()))
-        };
-        self.survey.kept.iter().any(|now| {
-            let known = self.registry.function(now.address);
-            is_behind(now) || known.is_some_and(|known| is_behind(&known.function))
-        })
+    /// Bridges that no longer match their known description, as they were found and as they are known. The group of a
+    /// new function behind one would be wrong, so it stays denied until the bridge is free.
+    pub(super) fn changing_bridges(&self) -> Vec<PciFunction> {
+        let known = |now: &PciFunction| self.registry.function(now.address);
+        let kept = self.survey.kept.iter();
+        let both = kept.flat_map(|now| [Some(*now), known(now).map(|known| known.function)]);
+        both.flatten().filter(|function| function.buses().is_some()).collect()
     }
+}
+
+/// Whether a function is behind a bridge, by the bus that it is on.
+pub(super) fn is_behind(function: &PciFunction, bridge: &PciFunction) -> bool {
+    bridge.address.segment == function.address.segment
+        && bridge.buses().is_some_and(|buses| buses.contains(function.address.requester.bus()))
 }

@@ -82,3 +82,36 @@ fn only_functions_behind_a_bridge_that_changed_wait_for_it() {
     let known = new.map(|address| server.text(Path::Device(address)).is_some());
     assert_eq!(known, [true, false, false, true, true]);
 }
+
+/// A walk that finds many new functions, or misses many, is one plan for each: a plan copies what is known.
+#[test]
+fn a_walk_adds_and_removes_all_functions_at_once() {
+    let (mut server, _) = one();
+    let crowd: Vec<_> = (5..31).map(|device| endpoint(address(0, device))).collect();
+    let functions = bus(&mut server, both());
+    functions.there.borrow_mut().extend(crowd);
+    let plans = metric(&mut server, "plans");
+    assert_eq!(server.rescan(), Some(Rescanned { added: 26, removed: 0 }));
+    assert_eq!(metric(&mut server, "plans"), plans + 1);
+    *functions.there.borrow_mut() = both();
+    assert_eq!(server.rescan(), Some(Rescanned { added: 0, removed: 26 }));
+    assert_eq!(metric(&mut server, "plans"), plans + 2);
+}
+
+/// A function that cannot be added keeps no other one out.
+#[test]
+fn a_function_that_is_refused_is_refused_alone() {
+    for refused in [5, 6, 9, 11] {
+        let (mut server, _) = one();
+        let mut all: Vec<_> = (5..12).map(|device| endpoint(address(0, device))).collect();
+        // A walk that finds two functions at one address: the first one stays.
+        all.push(PciFunction { device: 0x4321, ..endpoint(address(0, refused)) });
+        let functions = bus(&mut server, both());
+        functions.there.borrow_mut().extend(all);
+        assert_eq!(server.rescan(), Some(Rescanned { added: 7, removed: 0 }));
+        let text = server.text(Path::Rescan).unwrap();
+        let device = address(0, refused);
+        assert!(text.starts_with(&format!("last walk: 7 new, 0 gone\nnot taken in: {device}: ")));
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+}

@@ -12,8 +12,9 @@ impl Walk<'_> {
     /// Enters all virtual functions.
     ///
     /// A device may choose these numbers at will. So a virtual function is entered only behind the same bridge as its
-    /// physical one, since the bridge lets no other id through. At the first id that is in use already, the rest are
-    /// left out. Ids that are left out are denied.
+    /// physical one, since the bridge lets no other id through. On a bus without a bridge, it is entered only on the
+    /// physical one's bus, because no register says which other buses are the device's. At the first id that is in use
+    /// already, the rest are left out. Ids that are left out are denied.
     pub(super) fn virtual_functions(&mut self) {
         if self.physical.is_empty() {
             return;
@@ -22,7 +23,10 @@ impl Walk<'_> {
         let mut taken = Taken::new(self.found.get(self.first..).unwrap_or_default());
         for (physical, virtuals) in core::mem::take(&mut self.physical) {
             let own = physical.address.requester;
-            let bridge = |id: RequesterId| above.get(usize::from(id.bus()));
+            let bridge = |id: RequesterId| {
+                let secondary = above.get(usize::from(id.bus())).copied().unwrap_or(0);
+                if secondary == 0 { id.bus() } else { secondary }
+            };
             for id in virtuals.ids(own) {
                 if bridge(id) != bridge(own) || !taken.take(id) {
                     break;

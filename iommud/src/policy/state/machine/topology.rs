@@ -1,14 +1,16 @@
 //! Adds and removes functions, and updates the groups.
 
+mod parts;
 #[cfg(test)]
 mod tests;
 
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
 use crate::policy::collections::inline_list::InlineList;
 use crate::policy::ids::{GroupId, UnitIndex};
 use crate::policy::state::machine::Machine;
-use crate::policy::state::objects::{Activity, Function, Group, GroupState};
+use crate::policy::state::objects::{Activity, Function, Group};
 use crate::topology::alias::{self, Aliases};
 use crate::topology::groups;
 use crate::topology::pci::PciFunction;
@@ -18,9 +20,9 @@ use crate::topology::table::FunctionIndex;
 
 /// The result of adding a function.
 pub(in crate::policy) struct Added {
-    pub(in crate::policy) group: GroupId,
-    /// Groups that became part of its group.
-    pub(in crate::policy) merged: Vec<GroupId>,
+    pub(in crate::policy) index: FunctionIndex,
+    /// The groups of before that became one, or that it joined.
+    pub(in crate::policy) joined: Vec<GroupId>,
     /// Functions behind it whose unit or requester ids changed.
     pub(in crate::policy) changed: Vec<FunctionIndex>,
 }
@@ -34,7 +36,7 @@ impl Machine {
         self.sources.reserve(more);
     }
 
-    /// Adds a function that is not known yet.
+    /// Adds a function that is not known yet. A group that was claimed before stays so, whatever it joins.
     pub(in crate::policy) fn add(&mut self, new: PciFunction) -> Added {
         let index = self.table.insert(new);
         if new.buses().is_some() {
@@ -45,9 +47,9 @@ impl Machine {
         self.generations.update(new.address, next);
         let (unit, aliases) = self.resolve(&new);
         let alone = Group { members: InlineList::One(index), ..Group::default() };
-        let group = GroupId(self.groups.insert(alone).unwrap_or(NOWHERE));
+        let own = GroupId(self.groups.insert(alone).unwrap_or(NOWHERE));
         let function = Function {
-            group,
+            group: own,
             unit,
             aliases,
             mode: self.config.mode(&new),
@@ -64,15 +66,14 @@ impl Machine {
             self.set_activity(index, Activity::Unquiesced);
         }
         let changed = self.resolve_behind(&new);
-        let mut merged = Vec::new();
+        let mut joined = Vec::new();
         for each in core::iter::once(index).chain(changed.iter().copied()) {
-            self.enter_sources(each, &mut merged);
+            self.enter_sources(each, &mut joined);
         }
-        self.join_neighbours(&new, &mut merged);
-        let group = self.function(index).map_or(group, |function| function.group);
-        // The function's own group is no other group that became part of it.
-        merged.retain(|other| *other != group);
-        Added { group, merged, changed }
+        self.join_neighbours(&new, &mut joined);
+        // The group that it began with is none of before.
+        joined.retain(|group| *group != own);
+        Added { index, joined, changed }
     }
 
     /// Whether a new function may be the one that was driven when it was removed. A different one takes its place for
@@ -212,6 +213,7 @@ impl Machine {
     /// without sessions on its members becomes free. A free group that falls apart becomes several.
     pub(in crate::policy) fn remove(&mut self, gone: &[FunctionIndex]) -> Vec<GroupId> {
         let mut touched = Vec::new();
+        let mut known = BTreeSet::new();
         let mut bridges = false;
         for index in gone {
             self.suspect_sharers(*index);
@@ -227,12 +229,11 @@ impl Machine {
                 self.left_driven.insert(removed.address, Some(removed.identity()));
             }
             if let Some(group) = self.groups.get_mut(function.group.0) {
-                group.members.retain(|member| member != index);
                 group.state.count(function.activity, false);
                 group.state.sessions -= u32::from(function.session.is_some());
                 group.state.stale = group.state.owner.is_some();
             }
-            if !touched.contains(&function.group) {
+            if known.insert(function.group) {
                 touched.push(function.group);
             }
         }
@@ -241,10 +242,20 @@ impl Machine {
         }
         let groups = touched.clone();
         for group in groups {
+            self.drop_members(group);
             self.free_if_unused(group);
             touched.extend(self.fall_apart(group));
         }
         touched
+    }
+
+    /// Drops the members of a group that were removed: all at once, since a group may have thousands.
+    fn drop_members(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(id.0) else { return };
+        let functions = &self.functions;
+        let is_known =
+            |member: &FunctionIndex| functions.get(member.0 as usize).is_some_and(Option::is_some);
+        group.members.retain(is_known);
     }
 
     /// Frees a group whose members have no session. A session on a removed member does not hold the group.
@@ -267,69 +278,6 @@ impl Machine {
         if let Some(owner) = owner.and_then(|owner| self.owners.get_mut(owner.0)) {
             owner.groups.retain(|other| *other != id);
         }
-    }
-
-    /// Splits a free group into the groups that its members form now; returns the new ones. Removes an empty group.
-    pub(in crate::policy) fn fall_apart(&mut self, id: GroupId) -> Vec<GroupId> {
-        let Some(group) = self.groups.get(id.0).filter(|group| group.state.owner.is_none()) else {
-            return Vec::new();
-        };
-        let mut left = group.members.to_vec();
-        if left.is_empty() {
-            self.groups.remove(id.0);
-            return Vec::new();
-        }
-        let mut new = Vec::new();
-        let mut keep = Some(id);
-        while let Some(first) = left.first().copied() {
-            let part = self.connected(first, &left);
-            left.retain(|member| !part.contains(member));
-            let id = match keep.take() {
-                Some(id) => id,
-                None => {
-                    let Some(id) = self.groups.insert(Group::default()) else { break };
-                    new.push(GroupId(id));
-                    GroupId(id)
-                }
-            };
-            let mut state = GroupState::default();
-            for member in &part {
-                if let Some(function) = self.function_mut(*member) {
-                    function.group = id;
-                    state.count(function.activity, true);
-                }
-            }
-            if let Some(group) = self.groups.get_mut(id.0) {
-                *group = Group { members: part.iter().copied().collect(), state };
-            }
-        }
-        new
-    }
-
-    /// The members of a group that edges and shared requester ids connect to one of them.
-    fn connected(&self, first: FunctionIndex, members: &[FunctionIndex]) -> Vec<FunctionIndex> {
-        let mut found = alloc::vec![first];
-        let mut at = 0;
-        while let Some(index) = found.get(at).copied() {
-            at += 1;
-            for other in members {
-                if !found.contains(other)
-                    && (self.is_edge(index, *other) || self.is_edge(*other, index))
-                {
-                    found.push(*other);
-                }
-            }
-        }
-        found
-    }
-
-    fn is_edge(&self, from: FunctionIndex, to: FunctionIndex) -> bool {
-        let (Some(a), Some(b)) = (self.table.get(from), self.table.get(to)) else { return false };
-        let unit = |index| self.function(index).and_then(|function| function.unit);
-        let shared = |source| self.sources_of(to).any(|other| other == source);
-        let mut found = unit(from) == unit(to) && self.sources_of(from).any(shared);
-        groups::edges(self.table.view(), a, &mut |address| found |= address == b.address);
-        found
     }
 
     /// The functions that are removed with this one: itself and those behind it.

@@ -131,7 +131,7 @@ fn tree() -> Vec<PciFunction> {
     ]
 }
 
-fn partition(bench: &Bench) -> Vec<Vec<PciAddress>> {
+pub(super) fn partition(bench: &Bench) -> Vec<Vec<PciAddress>> {
     let mut groups: Vec<_> =
         bench.registry.groups().map(|group| bench.registry.group(group).unwrap().members).collect();
     groups.sort();

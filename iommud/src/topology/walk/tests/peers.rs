@@ -173,6 +173,18 @@ fn a_device_does_not_put_virtual_functions_on_ids_of_others() {
     assert_eq!(walk(&mut config, ROOT).len(), 3);
 }
 
+/// No bridge states which buses are a root complex endpoint's own. It cannot fill all that have no bridge.
+#[test]
+fn without_a_bridge_virtual_functions_are_on_the_bus_of_the_physical_one() {
+    for (offset, stride, there) in [(1, 1, 4), (0xd6, 1, 2), (0x100, 1, 0)] {
+        let mut config = Fake::default();
+        express(&mut config, address(0, 5, 0), 0x10c9_8086, &sr_iov(1, 4, offset, stride));
+        let found = walk(&mut config, ROOT);
+        assert_eq!(found.len(), 1 + there, "{offset:#x}");
+        assert!(found.iter().all(|function| function.address.requester.bus() == 0));
+    }
+}
+
 /// A root port of a Lynx Point-LP chipset: no ACS capability.
 fn pch(config: &mut Fake, number_check: u32, peers: u32, decode: u32) {
     let port = address(0, 0x1c, 0);

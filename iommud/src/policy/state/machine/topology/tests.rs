@@ -3,7 +3,7 @@
 use super::*;
 use crate::policy::ids::SessionId;
 use crate::policy::state::machine::tests::{description, machine, scope};
-use crate::policy::state::objects::{Owner, OwnerId};
+use crate::policy::state::objects::{GroupState, Owner, OwnerId};
 use crate::topology::firmware::{EntryRange, Firmware, ScopeKind};
 use crate::topology::pci::{Buses, FunctionKind};
 use crate::topology::testing::{address, bridge, endpoint, function, multi};
@@ -170,10 +170,10 @@ fn with_aliases(firmware: &mut Firmware) {
     }
 }
 
-/// Edges lead to the other functions of a device, and to the bridge above; shared requester ids are edges where they
+/// Edges lead to the other functions of a device, and to the bridge above; shared requester ids connect where they
 /// arrive at one unit.
 #[test]
-fn an_edge_is_one_of_topology_or_a_shared_id() {
+fn members_are_connected_by_topology_or_a_shared_id() {
     let device = [0, 1].map(|number| multi(endpoint(0, 4, number)));
     let (port, behind) = (bridge(0, 1, 0, 1, 1), endpoint(1, 0, 0));
     let [shared, too] = [endpoint(3, 0, 0), endpoint(3, 1, 0)];
@@ -182,21 +182,16 @@ fn an_edge_is_one_of_topology_or_a_shared_id() {
     let functions = [device[0], device[1], port, behind, shared, too];
     let mut machine = with(firmware, &functions);
     let at = functions.map(|function| index(&machine, function.address));
-    let edges = |machine: &Machine| {
-        let mut all = Vec::new();
-        for from in 0..6 {
-            let to = (0..6).filter(|to| *to != from && machine.is_edge(at[from], at[*to]));
-            all.extend(to.map(|to| (from, to)));
-        }
-        all
+    let parts = |machine: &Machine| {
+        let place = |index| at.iter().position(|other| *other == index).unwrap();
+        let parts = machine.parts(&at).into_iter();
+        parts.map(|part| part.into_iter().map(place).collect()).collect::<Vec<Vec<_>>>()
     };
-    assert_eq!(edges(&machine), [(0, 1), (1, 0), (3, 2), (4, 5), (5, 4)]);
-    for (from, parts) in [(0, [0, 1]), (1, [1, 0]), (2, [2, 3]), (3, [3, 2]), (5, [5, 4])] {
-        assert_eq!(machine.connected(at[from], &at), parts.map(|part| at[part]), "{from}");
-    }
+    assert_eq!(parts(&machine), [[0, 1], [2, 3], [4, 5]]);
+    assert_eq!(machine.parts(&[at[3], at[5], at[0]]).len(), 3, "only members connect");
     // The same id at another unit is not shared.
     machine.function_mut(at[5]).unwrap().unit = Some(UnitIndex(1));
-    assert_eq!(edges(&machine), [(0, 1), (1, 0), (3, 2)]);
+    assert_eq!(parts(&machine), [vec![0, 1], vec![2, 3], vec![4], vec![5]]);
 }
 
 /// A free group becomes as many as its members form without the one that is gone. Each counts its own members.
