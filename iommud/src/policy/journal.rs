@@ -15,7 +15,7 @@ use crate::policy::ids::{BufferId, DomainId, GroupId, Key, UnitIndex};
 use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Shared, Trust};
 use crate::policy::state::machine::Machine;
-use crate::policy::state::mappings::{Mapping, MappingIndex};
+use crate::policy::state::mappings::MappingIndex;
 use crate::policy::state::objects::{
     Account, Buffer, Function, GroupState, Owner, Session, SlotRecord, Source, Unit,
 };
@@ -398,7 +398,7 @@ fn undo_entered(state: &mut State, domain: DomainId, index: MappingIndex, slot: 
     let record = state.slots.get_mut(slot);
     let mapping = record.and_then(|record| of.mappings.remove(index, &mut record.mappings));
     if let Some(mapping) = mapping {
-        free_addresses(state, domain, slot, &mapping);
+        state.free_addresses(domain, slot, &mapping);
         state.charge_slot(slot, mapping.charge(), false);
         state.undo_tally(slot, mapping.range.length(), true);
     }
@@ -420,19 +420,7 @@ fn forget(state: &mut State, domain: DomainId, index: MappingIndex, slot: u32) {
     let Some(of) = state.domains.get_mut(domain.0) else { return };
     if let Some(mapping) = of.mappings.forget(index) {
         of.unmapped.note(mapping.range, state.time);
-        free_addresses(state, domain, slot, &mapping);
-    }
-}
-
-/// Frees the addresses of a removed mapping. Those of a grant go back to the range reserved for its buffer.
-fn free_addresses(state: &mut State, domain: DomainId, slot: u32, mapping: &Mapping) {
-    if mapping.grant {
-        // When the slot record is gone, its whole reserved range is freed instead.
-        if let Some(SlotRecord { granted: Some(grants), .. }) = state.slots.get_mut(slot) {
-            grants.set(mapping.offset, mapping.range.length(), false);
-        }
-    } else if let Some(domain) = state.domains.get_mut(domain.0) {
-        domain.space.free(mapping.range);
+        state.free_addresses(domain, slot, &mapping);
     }
 }
 

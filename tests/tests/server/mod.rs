@@ -11,6 +11,7 @@ mod growth;
 mod input;
 mod late_units;
 mod lives;
+mod lost_units;
 mod named;
 mod narrowing;
 mod policies;

@@ -41,6 +41,7 @@ use crate::topology::firmware::Firmware;
 
 use domain::{Domain, Trust};
 use machine::Machine;
+use mappings::Mapping;
 use memory::MemoryMap;
 use objects::{Account, Buffer, Session, SlotRecord};
 use pool::Pool;
@@ -207,6 +208,23 @@ impl State {
     fn tally_of(&mut self, slot: u32) -> Option<&mut Tally> {
         let session = self.slots.get(slot)?.session;
         self.sessions.get_mut(session.0).map(|session| &mut session.tally)
+    }
+
+    /// Frees the addresses of a removed mapping. Those of a grant go back to the range reserved for its buffer.
+    pub(in crate::policy) fn free_addresses(
+        &mut self,
+        domain: DomainId,
+        slot: u32,
+        mapping: &Mapping,
+    ) {
+        if mapping.grant {
+            // When the slot record is gone, its whole reserved range is freed instead.
+            if let Some(SlotRecord { granted: Some(grants), .. }) = self.slots.get_mut(slot) {
+                grants.set(mapping.offset, mapping.range.length(), false);
+            }
+        } else if let Some(domain) = self.domains.get_mut(domain.0) {
+            domain.space.free(mapping.range);
+        }
     }
 
     /// Charges mappings to the client of a slot, or takes the charge back.
