@@ -11,6 +11,7 @@ mod copy;
 mod learned;
 mod list;
 mod places;
+mod reasons;
 mod report;
 mod rewrite;
 mod suite;
@@ -23,6 +24,7 @@ use crate::options::MutantsOptions;
 use crate::workspace::cache;
 use copy::Copy;
 use list::Mutant;
+use reasons::Reasons;
 use report::{Results, Verdict};
 use suite::Suite;
 
@@ -45,7 +47,7 @@ const FAST: [&str; 12] = [
 /// Tests for the survivors of the fast tests: the explorer.
 const SLOW: [&str; 1] = ["--test=ordering"];
 
-/// Mutates the server's code, one place at a time. Returns whether every mutant was caught.
+/// Mutates the server's code, one place at a time. Returns whether every mutant was caught, or has a reason not to be.
 pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
     let mutants = list::list(options)?;
     println!("mutants: {} of them", mutants.len());
@@ -79,8 +81,9 @@ pub(crate) fn run(options: &MutantsOptions) -> Result<bool> {
         .iter()
         .filter_map(|mutant| Some((mutant.name.as_str(), results.of(mutant)?)))
         .collect();
-    print!("{}", report::summary(&verdicts));
-    Ok(!mutants.iter().any(missed))
+    let (text, unexplained) = report::summary(&verdicts, Reasons::load()?);
+    print!("{text}");
+    Ok(unexplained == 0)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, anyhow};
 
 use super::list::Mutant;
+use super::reasons::Reasons;
 
 /// What became of a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +118,8 @@ struct Score {
     caught: usize,
     timed_out: usize,
     missed: usize,
+    /// Of those missed.
+    explained: usize,
     unviable: usize,
     untried: usize,
 }
@@ -136,9 +139,11 @@ impl Score {
     fn words(&self) -> String {
         let found = self.caught + self.timed_out;
         format!(
-            "{found} of {} caught ({} by a time-out); {} do not compile, {} were not tried",
+            "{found} of {} caught ({} by a time-out), {} of the {} others explained; {} do not compile, {} were not tried",
             found + self.missed,
             self.timed_out,
+            self.explained,
+            self.missed,
             self.unviable,
             self.untried
         )
@@ -151,12 +156,22 @@ fn folder(mutant: &str) -> String {
     rest.split(['/', ':']).next().unwrap_or(rest).to_owned()
 }
 
-/// Formats every survivor, every mutant that was not tried, and the score of each folder.
-pub(super) fn summary(verdicts: &[(&str, Verdict)]) -> String {
+/// Formats every survivor without a reason, every mutant that was not tried, and the score of each folder. Also returns
+/// the number of survivors without a reason.
+pub(super) fn summary(verdicts: &[(&str, Verdict)], mut reasons: Reasons) -> (String, usize) {
+    let mut unexplained = 0;
     let mut scores: BTreeMap<String, Score> = BTreeMap::new();
     let mut text = String::new();
     for (name, verdict) in verdicts {
-        scores.entry(folder(name)).or_default().count(verdict);
+        let score = scores.entry(folder(name)).or_default();
+        score.count(verdict);
+        if verdict.is_missed() {
+            if reasons.explain(name) {
+                score.explained += 1;
+                continue;
+            }
+            unexplained += 1;
+        }
         let _ = match verdict {
             Verdict::Survived(but) if but.is_empty() => writeln!(text, "survived: {name}"),
             Verdict::Survived(but) => writeln!(text, "survived: {name} ({but})"),
@@ -168,7 +183,7 @@ pub(super) fn summary(verdicts: &[(&str, Verdict)]) -> String {
     for (folder, score) in scores {
         let _ = writeln!(text, "mutants: {folder}: {}", score.words());
     }
-    text
+    (text, unexplained)
 }
 
 #[cfg(test)]
@@ -188,14 +203,16 @@ mod tests {
             ("iommud/src/policy/work.rs:7:1: replace g", Verdict::Unviable),
             ("iommud/src/policy/work.rs:6:1: replace h", Verdict::Untried("constant".into())),
         ];
+        let reasons = "equal\n    iommud/src/policy/work.rs: replace + with -\n";
         assert_eq!(
-            summary(&verdicts),
-            "survived: iommud/src/policy/work.rs:9:1: replace + with -\n\
-             survived: iommud/src/policy/work.rs:9:1: replace + with / (but)\n\
+            summary(&verdicts, Reasons::read(reasons).unwrap()),
+            ("survived: iommud/src/policy/work.rs:9:1: replace + with / (but)\n\
              survived: iommud/src/policy/work.rs:9:2: replace + with * (no test reaches it)\n\
              not tried: iommud/src/policy/work.rs:6:1: replace h (constant)\n\
-             mutants: hw: 1 of 1 caught (0 by a time-out); 0 do not compile, 0 were not tried\n\
-             mutants: policy: 2 of 5 caught (1 by a time-out); 1 do not compile, 1 were not tried\n"
+             mutants: hw: 1 of 1 caught (0 by a time-out), 0 of the 0 others explained; 0 do not compile, 0 were not tried\n\
+             mutants: policy: 2 of 5 caught (1 by a time-out), 1 of the 3 others explained; 1 do not compile, 1 were not tried\n"
+                .to_owned(),
+            2)
         );
     }
 
