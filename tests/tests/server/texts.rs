@@ -1,5 +1,6 @@
 //! What `devices/ADDRESS` and `domains/N` say for programs.
 
+use iommud::hw::Nanos;
 use iommud::policy::{ClientId, Mode, Quotas};
 use iommud::topology::pci::{Buses, FunctionKind, PciFunction};
 use iommud_tests::stack::endpoint;
@@ -92,6 +93,31 @@ fn a_domain_lists_its_devices_and_buffers_by_their_addresses_for_the_device() {
     assert!(!text.contains(&format!("{physical:x}")), "{text}");
     stack.give_back(session);
     assert_eq!(stack.names("domains"), Vec::<String>::new());
+}
+
+/// The time wraps around after 2^32 milliseconds, and an age is a difference.
+#[test]
+fn a_domain_says_what_it_unmapped_and_when() {
+    let mut stack = start(Mode::Compat);
+    let [device, ..] = devices();
+    let session = stack.claim(1, device).unwrap();
+    stack.attach(session).unwrap();
+    let buffer = stack.allocate(session, 0x3000).unwrap();
+    let domain = value(&stack.text(&format!("devices/{device}")), "domain");
+    let path = format!("domains/{domain}");
+    assert!(!stack.text(&path).contains("unmapped: "));
+    let milliseconds = |milliseconds: u64| Nanos(milliseconds * 1_000_000 + 999_999);
+    stack.server.recover_units(milliseconds((1 << 32) - 2));
+    stack.unmap(session, buffer.iova, 0x3000).unwrap();
+    let again = stack.map(session, buffer.slot, 0, 0x1000).unwrap();
+    stack.server.recover_units(milliseconds((1 << 32) + 7));
+    stack.unmap(session, again, 0x1000).unwrap();
+    stack.server.recover_units(milliseconds((1 << 32) + 10));
+    let line =
+        |first: u64, last: u64, age| format!("unmapped: {first:#x}-{last:#x}, {age} ms ago\n");
+    let lines = [line(again, again + 0xfff, 3), line(buffer.iova, buffer.iova + 0x2fff, 12)];
+    let text = stack.text(&path);
+    assert!(text.ends_with(&lines.concat()), "{text}");
 }
 
 /// However many buffers there are, a text stays short and says that it is not all.

@@ -328,4 +328,14 @@ mod tests {
         }
         assert_eq!(slot.count_direct(0, 0x1000, false), Err(Refusal::NotMapped));
     }
+
+    #[test]
+    fn a_device_that_is_given_up_again_is_the_last_one() {
+        let [a, b] = [3, 4].map(|device| PciAddress::new(0, 0, device, 0).unwrap());
+        let mut account = Account::new(ClientId(1));
+        for device in [a, b, a] {
+            account.give_up(device);
+        }
+        assert_eq!(account.given_up, [b, a]);
+    }
 }

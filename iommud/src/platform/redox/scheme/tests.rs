@@ -199,7 +199,10 @@ fn directories_are_listed_in_as_many_parts_as_it_takes() {
     }
     assert_eq!(
         seen,
-        ["status", "units", "groups", "devices", "domains", "faults", "metrics", "rescan"]
+        [
+            "status", "units", "groups", "devices", "domains", "faults", "metrics", "activity",
+            "rescan"
+        ]
     );
     let mut small = [0; 8];
     assert_eq!(

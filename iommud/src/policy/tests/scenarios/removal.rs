@@ -5,8 +5,8 @@ use iommu_protocol::status::Refusal;
 use super::{claim_event, own_domain, pair, partition, tree};
 use crate::policy::tests::world::*;
 use crate::policy::{Batch, Binding, Event, UnitIndex};
-use crate::topology::pci::PciFunction;
-use crate::topology::testing::{address, endpoint};
+use crate::topology::pci::{Buses, FunctionKind, PciFunction};
+use crate::topology::testing::{address, bridge, endpoint, function};
 
 #[test]
 fn s11_a_removed_device_is_blocked_and_flushed_and_its_session_is_dead() {
@@ -119,4 +119,38 @@ fn hot_plug_behind_a_failed_unit_leaves_its_entries_as_known() {
     assert_eq!(bench.world.entry(0, below.address), Binding::Blocked);
     bench.run(&Event::FunctionAdded(below)).unwrap();
     assert_eq!(bench.registry.function(below.address).unwrap().binding, Binding::Blocked);
+}
+
+/// Two devices behind a bridge share its requester id, which the unit cannot tell apart. When a driven one goes, the
+/// requests under way may be its: the other is blocked until it was attached and detached.
+#[test]
+fn a_device_that_shares_the_id_of_a_driven_one_that_went_is_blocked() {
+    let behind = Buses { secondary: 2, subordinate: 2 };
+    let functions = [
+        bridge(0, 1, 0, 1, 2),
+        function(address(1, 0, 0), FunctionKind::ExpressToConventional(behind)),
+        function(address(2, 1, 0), FunctionKind::Conventional),
+        function(address(2, 2, 0), FunctionKind::Conventional),
+        endpoint(0, 4, 0),
+    ];
+    let [driven, quiet, other] = [functions[2], functions[3], functions[4]];
+    for attached in [false, true] {
+        let mut bench = Bench::compat(&functions);
+        let policy = bench.world.entry(0, quiet.address);
+        let session = bench.claim(1, driven.address);
+        if attached {
+            bench.run(&Event::Attach(session)).unwrap();
+        }
+        bench.run(&Event::FunctionRemoved(driven.address)).unwrap();
+        bench.run(&Event::Close(session)).unwrap();
+        let left = if attached { Binding::Blocked } else { policy };
+        assert_eq!(bench.world.entry(0, quiet.address), left, "attached: {attached}");
+        assert_eq!(bench.registry.function(quiet.address).unwrap().cut, attached);
+        assert_eq!(bench.world.entry(0, other.address), policy);
+        let session = bench.claim(1, quiet.address);
+        bench.run(&Event::Attach(session)).unwrap();
+        bench.run(&Event::Detach(session)).unwrap();
+        bench.run(&Event::Close(session)).unwrap();
+        assert_eq!(bench.world.entry(0, quiet.address), policy, "it was shown to be quiet");
+    }
 }
