@@ -1,7 +1,6 @@
 //! Many functions that appear and vanish at once, as the virtual functions of one device do. Each costs a fixed amount
 //! of work, so that no device keeps all clients waiting.
 
-use std::time::Instant;
 use std::vec::Vec;
 
 use iommu_protocol::ids::PciAddress;
@@ -109,22 +108,4 @@ fn each_function_of_a_list_is_added_and_removed_once() {
     assert_eq!(bench.registry.functions().collect::<Vec<_>>(), [beside.address]);
     let none = bench.refused(&Event::FunctionsRemoved(addresses(&all)));
     assert_eq!(none, iommu_protocol::Refusal::NotProbed);
-}
-
-/// Prints times: run it with optimization.
-#[test]
-#[ignore = "it measures"]
-fn measure_a_crowd() {
-    for (count, apart) in [256, 1024, 16384].into_iter().flat_map(|n| [(n, false), (n, true)]) {
-        let all = virtuals(count, apart);
-        let mut registry = up(&machine(apart));
-        let gone = addresses(&all);
-        let [added, gone] =
-            [Event::FunctionsAdded(all), Event::FunctionsRemoved(gone)].map(|event| {
-                let start = Instant::now();
-                run(&mut registry, &event);
-                start.elapsed()
-            });
-        println!("{count} apart {apart}: added {added:?}, gone {gone:?}");
-    }
 }
