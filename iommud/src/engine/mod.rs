@@ -59,6 +59,7 @@ struct Table<U: Unit> {
     frames: usize,
     /// Tables that `Unmap` steps of the running plan unlinked, until `ReleaseTables`.
     detached: Detached,
+    /// Units that are asked before anything of it is freed in an undo.
     walkers: Walkers,
 }
 

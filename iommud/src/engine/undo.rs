@@ -38,9 +38,7 @@ impl Undo {
             }
         }
     }
-}
 
-impl Undo {
     /// The units whose return frees what these may walk. None when one of them is not lost: it will not return.
     fn all_lost<'a>(&self, walkers: &'a [UnitIndex]) -> &'a [UnitIndex] {
         if walkers.iter().all(|unit| self.lost.contains(unit)) { walkers } else { &[] }
@@ -167,10 +165,10 @@ impl<U: Unit> Engine<U> {
     fn undo_unmap(&mut self, domain: DomainId, range: IovaRange, undo: &mut Undo) {
         let Ok(table) = table_of(&mut self.tables, domain) else { return };
         table.pages.relink(&mut self.memory, &mut table.detached);
-        let walkers = table.walkers.units();
-        for unit in walkers.into_iter().filter(|unit| !undo.lost.contains(unit)).collect::<Vec<_>>()
-        {
-            undo.proved(self.publish(unit, domain, range));
+        for unit in table.walkers.units() {
+            if !undo.lost.contains(&unit) {
+                undo.proved(self.publish(unit, domain, range));
+            }
         }
         let Ok(Table { detached, .. }) = table_of(&mut self.tables, domain) else { return };
         // Tables of an undone split have the same translations as before, but the unit may be walking them.
@@ -182,7 +180,8 @@ impl<U: Unit> Engine<U> {
         }
     }
 
-    /// Frees unlinked tables when every unit that may walk them has invalidated them; otherwise keeps them until `ReleaseAbandoned`.
+    /// Frees unlinked tables when every unit that may walk them has invalidated them. Otherwise they are kept until each
+    /// of these was revived.
     fn settle(
         &mut self,
         domain: DomainId,
