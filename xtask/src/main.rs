@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Bench(options) => bench::run(&options),
-        Command::Test => Ok(test::run()),
+        Command::Test(stages) => test::run(&stages),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

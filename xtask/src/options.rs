@@ -221,8 +221,8 @@ pub(crate) enum Command {
     Redox(RedoxOptions),
     /// Compiles for Redox.
     CheckRedox,
-    /// Everything CI runs.
-    Test,
+    /// Everything CI runs, or stages of it by their names.
+    Test(Vec<String>),
     /// The fuzzer.
     Fuzz(FuzzOptions),
     /// Mutation testing.

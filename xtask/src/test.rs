@@ -1,10 +1,13 @@
-//! `xtask test`: everything CI runs. Each stage runs whatever the results of earlier ones.
+//! `xtask test`: everything CI runs. Each stage runs whatever the results of earlier ones. What compiles runs alone; the
+//! guests, of which each keeps one core busy, run in two lanes.
+
+mod lanes;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::options::{BareOptions, DemoOptions, Iommu, Qemu, Story};
 use crate::workspace::{cargo, root, target};
@@ -41,64 +44,110 @@ impl std::fmt::Display for Counts {
     }
 }
 
-type Stage = (&'static str, fn() -> Result<Counts>);
+/// Where a stage runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// By itself: it keeps every core busy, or brings what other stages need.
+    Alone,
+    /// Beside the other lane. A guest keeps one core busy.
+    Left,
+    /// As `Left`. What fetches packages is in this one, because only one at a time may install.
+    Right,
+}
+
+struct Stage {
+    name: &'static str,
+    lane: Lane,
+    run: fn() -> Result<Counts>,
+}
+
+const fn stage(lane: Lane, name: &'static str, run: fn() -> Result<Counts>) -> Stage {
+    Stage { name, lane, run }
+}
+
+use Lane::{Alone, Left, Right};
 
 const STAGES: [Stage; 26] = [
-    ("format", || format(cargo())),
-    ("format of the bare guest", || format(in_bare_guest(cargo()))),
-    ("lints", || lints(cargo().args(["clippy", "--workspace"]))),
-    ("lints of the library without std", || {
+    stage(Alone, "format", || format(cargo())),
+    stage(Alone, "format of the bare guest", || format(in_bare_guest(cargo()))),
+    stage(Alone, "lints", || lints(cargo().args(["clippy", "--workspace"]))),
+    stage(Alone, "lints of the library without std", || {
         lints(cargo().args(["clippy", "--package", "iommud", "--no-default-features", "--lib"]))
     }),
-    ("lints of the bare guest", || lints(in_bare_guest(cargo()).arg("clippy"))),
-    ("format of the Redox loader", || format(in_redox_loader(cargo()))),
-    ("lints of the Redox loader", || lints(in_redox_loader(cargo()).arg("clippy"))),
-    ("format of the measurements", || format(in_bench(cargo()))),
-    ("lints of the measurements", || {
+    stage(Alone, "lints of the bare guest", || lints(in_bare_guest(cargo()).arg("clippy"))),
+    stage(Alone, "format of the Redox loader", || format(in_redox_loader(cargo()))),
+    stage(Alone, "lints of the Redox loader", || lints(in_redox_loader(cargo()).arg("clippy"))),
+    stage(Alone, "format of the measurements", || format(in_bench(cargo()))),
+    stage(Alone, "lints of the measurements", || {
         lints(in_bench(cargo()).arg("clippy").arg("--target-dir").arg(target()))
     }),
-    ("everything that Redox gets", redox_target),
-    ("unit and model tests", tests),
-    ("bare guest, caching mode off", || bare_guest(BareOptions::default())),
-    ("bare guest, caching mode on", || {
+    stage(Alone, "everything that Redox gets", redox_target),
+    stage(Alone, "unit and model tests", tests),
+    stage(Alone, "bare guest, caching mode off", || bare_guest(BareOptions::default())),
+    stage(Left, "bare guest, caching mode on", || {
         bare_guest(BareOptions { caching_mode: true, ..BareOptions::default() })
     }),
-    ("bare guest, AMD-Vi", || bare_guest(BareOptions::amd())),
-    ("demo, caching mode off", || story(Iommu::Intel, false)),
-    ("demo, caching mode on", || story(Iommu::Intel, true)),
-    ("demo, iommud killed 20 times", || kills(20, Iommu::Intel)),
-    ("demo, groups of a machine of many bridges", groups),
-    ("demo without a unit", || story(Iommu::None, false)),
-    ("demo with a damaged DMAR", damaged_table),
-    ("demo, AMD-Vi", || story(Iommu::Amd, false)),
-    ("demo, AMD-Vi, iommud killed 7 times", || kills(7, Iommu::Amd)),
-    ("tour of the shell", || shell(Iommu::Intel)),
-    ("tour of the shell, AMD-Vi", || shell(Iommu::Amd)),
-    ("demo of the NVMe driver", nvme),
-    ("demo, devices plugged in and pulled out", hot_plug),
+    stage(Right, "bare guest, AMD-Vi", || bare_guest(BareOptions::amd())),
+    stage(Alone, "demo, caching mode off", || story(Iommu::Intel, false)),
+    stage(Left, "demo, caching mode on", || story(Iommu::Intel, true)),
+    stage(Left, "demo, iommud killed 20 times", || kills(20, Iommu::Intel)),
+    stage(Left, "demo, groups of a machine of many bridges", groups),
+    stage(Left, "demo without a unit", || story(Iommu::None, false)),
+    stage(Left, "demo with a damaged DMAR", damaged_table),
+    stage(Right, "demo, AMD-Vi", || story(Iommu::Amd, false)),
+    stage(Right, "demo, AMD-Vi, iommud killed 7 times", || kills(7, Iommu::Amd)),
+    stage(Right, "tour of the shell", || shell(Iommu::Intel)),
+    stage(Right, "tour of the shell, AMD-Vi", || shell(Iommu::Amd)),
+    stage(Right, "demo of the NVMe driver", nvme),
+    stage(Left, "demo, devices plugged in and pulled out", hot_plug),
 ];
 
-/// Runs every stage. Returns whether all passed.
-pub(crate) fn run() -> bool {
+/// Runs every stage, or those of these names. Returns whether all passed.
+///
+/// # Errors
+/// A name that no stage has.
+pub(crate) fn run(names: &[String]) -> Result<bool> {
+    for name in names {
+        let known = STAGES.iter().map(|stage| stage.name);
+        ensure!(known.clone().any(|known| known == name), "no stage {name}: {}", list(known));
+    }
+    let named = |stage: &&Stage| names.is_empty() || names.iter().any(|name| name == stage.name);
+    let (alone, beside): (Vec<_>, Vec<_>) =
+        STAGES.iter().filter(named).partition(|stage| !names.is_empty() || stage.lane == Alone);
+    let mut results: Vec<_> = alone.into_iter().map(here).collect();
+    results.extend(lanes::run(&beside)?);
     let mut total = Counts::default();
-    let mut summary = Vec::new();
-    for (name, stage) in STAGES {
-        println!("== {name}");
-        let started = Instant::now();
-        let counts = stage().unwrap_or_else(|error| {
-            println!("{error:#}");
-            Counts::failure()
-        });
-        total.add(counts);
-        let seconds = started.elapsed().as_secs_f32();
-        summary.push(format!("{seconds:7.1} s  {name}: {counts}"));
-    }
     println!("== summary");
-    for line in summary {
-        println!("{line}");
+    for Outcome { name, seconds, counts } in &results {
+        println!("{seconds:7.1} s  {name}: {counts}");
+        total.add(*counts);
     }
-    println!("test: {total}");
-    total.failed == 0
+    println!("{TOTAL}{total}");
+    Ok(total.failed == 0)
+}
+
+/// Stands before the counts of all stages.
+const TOTAL: &str = "test: ";
+
+/// What came of a stage.
+struct Outcome {
+    name: &'static str,
+    seconds: f32,
+    counts: Counts,
+}
+
+fn here(stage: &Stage) -> Outcome {
+    println!("== {}", stage.name);
+    let started = Instant::now();
+    let counts = (stage.run)().unwrap_or_else(|error| {
+        println!("{error:#}");
+        Counts::failure()
+    });
+    Outcome { name: stage.name, seconds: started.elapsed().as_secs_f32(), counts }
+}
+
+fn list(names: impl Iterator<Item = &'static str>) -> String {
+    names.map(|name| format!("\n  {name}")).collect()
 }
 
 fn in_bare_guest(mut command: Command) -> Command {
@@ -169,6 +218,15 @@ fn tests() -> Result<Counts> {
     Ok(counts)
 }
 
+/// Reads what [`Counts`] writes.
+fn counts_of(text: &str) -> Option<Counts> {
+    let count = |word: &str| {
+        text.split(',').find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
+    };
+    let skipped = count("skipped").unwrap_or(0);
+    Some(Counts { passed: count("passed")?, failed: count("failed")?, skipped })
+}
+
 /// Parses a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out; ...`.
 fn result(line: &str) -> Option<Counts> {
     let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
@@ -227,6 +285,16 @@ fn tell(options: &DemoOptions) -> Result<Counts> {
 mod tests {
     use super::*;
 
+    /// A lane starts a stage by its name.
+    #[test]
+    fn stages_have_names_of_their_own() {
+        let mut names: Vec<_> = STAGES.iter().map(|stage| stage.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), STAGES.len());
+        assert!(run(&["nothing".into()]).is_err());
+    }
+
     #[test]
     fn results_of_test_programs_are_read() {
         let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 0 filtered \
@@ -242,5 +310,7 @@ mod tests {
         assert_eq!(total.to_string(), "2 passed, 0 failed");
         total.add(Counts { passed: 1, failed: 1, skipped: 1 });
         assert_eq!(total.to_string(), "3 passed, 1 failed, 1 skipped");
+        assert_eq!(counts_of("3 passed, 1 failed, 1 skipped"), Some(total));
+        assert_eq!(counts_of("3 passed"), None);
     }
 }

@@ -20,7 +20,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "bench" => bench(parser),
             "redox" => redox(parser),
             "check-redox" => no_more(parser, "check-redox", Command::CheckRedox),
-            "test" => no_more(parser, "test", Command::Test),
+            "test" => test(parser),
             "fuzz" => fuzz(parser),
             "mutants" => mutants(parser),
             "explore" => explore(parser),
@@ -54,6 +54,18 @@ fn shell(mut parser: Parser) -> Result<Command, lexopt::Error> {
         return Err("the tour needs a unit".into());
     }
     Ok(Command::Shell(options))
+}
+
+fn test(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let mut stages = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Value(name) => stages.push(name.string()?),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("test"))),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Test(stages))
 }
 
 fn iommu(parser: &mut Parser) -> Result<Iommu, lexopt::Error> {
@@ -339,6 +351,15 @@ mod tests {
     }
 
     #[test]
+    fn stages_of_the_test_are_read() {
+        assert_eq!(words("test").unwrap(), Command::Test(Vec::new()));
+        assert_eq!(
+            words("test lints format").unwrap(),
+            Command::Test(vec!["lints".into(), "format".into()])
+        );
+    }
+
+    #[test]
     fn shell_options_are_read() {
         let some = ShellOptions { iommu: Iommu::Amd, tour: true };
         assert_eq!(words("shell --tour --iommu amd").unwrap(), Command::Shell(some));
@@ -358,7 +379,7 @@ mod tests {
             "demo --iommu arm",
             "demo --nvme --iommu none",
             "demo --caching-mode 1",
-            "test x",
+            "test --x",
             "fuzz x",
             "fuzz --seconds -1",
             "--x",

@@ -56,7 +56,12 @@ pub(crate) const COMMANDS: [Usage; 10] = [
   --qemu installed|newer   newer: QEMU 11 or later, unpacked into the cache
 ",
     },
-    Usage { name: "test", line: "", about: "everything CI runs", options: "" },
+    Usage {
+        name: "test",
+        line: "[STAGE...]",
+        about: "everything CI runs, or the stages of these names",
+        options: "",
+    },
     Usage {
         name: "explore",
         line: "[OPTIONS]",
