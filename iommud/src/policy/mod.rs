@@ -39,6 +39,7 @@ mod transition;
 mod view;
 mod views;
 
+pub use collections::ranges::reserved_parts;
 pub use config::{Config, Matcher, Mode, Quotas, Rule};
 pub use event::{
     Allocate, AllocateRequest, Batch, BatchRequest, Claim, Event, Hold, Import, ImportShared,

@@ -8,7 +8,7 @@ use iommu_protocol::Refusal;
 use crate::addr::PhysRange;
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{Config, Event, Registry, UnitIndex};
+use crate::policy::{Config, Event, Registry, UnitIndex, reserved_parts};
 use crate::server::budget::Budget;
 use crate::server::decode::Scratch;
 use crate::server::driven_devices::Driven;
@@ -45,7 +45,7 @@ pub struct Startup<U: Unit, B: BufferMemory> {
     /// Memory of the server, which no device may reach.
     pub own: Vec<PhysRange>,
     /// Memory of an earlier server, which units may use until they translate with new tables. No device may
-    /// reach it until [`Server::memory_returned`].
+    /// reach it until [`Server::memory_returned`]; what firmware reserves of it for a device, none may reach at all.
     pub left: Vec<PhysRange>,
     /// Where tables live.
     pub memory: U::Memory,
@@ -66,10 +66,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// policy says, until an owner attaches and detaches them.
     pub fn start_after(startup: Startup<U, B>, driven: Driven) -> Self {
         let quotas = startup.config.quotas;
-        let Startup { config, table, firmware, units, functions, ram, own, left, .. } = startup;
+        let Startup { config, table, firmware, units, functions, ram, mut own, left, .. } = startup;
         let Startup { memory, buffers, budget, .. } = startup;
         let anomalies = firmware.anomalies.clone();
         let descriptions = firmware.units.clone();
+        let withheld = reserved_parts(&firmware.reserved, &left);
+        own.extend(&withheld);
         let registry = Registry::new(config, firmware, &ram, &own);
         let found = Found::new(&units, driven.tags());
         let recovery = Recovery::hopeless(&units);
@@ -90,7 +92,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             buffers,
             handles: Handles::new(quotas.handles),
             faults: Faults::new(quotas.faults),
-            machine: Machine { table, anomalies, units, budget },
+            machine: Machine { table, anomalies, units, budget, withheld },
             driven,
             waiting: PendingClaims::default(),
             counts: Counts::default(),

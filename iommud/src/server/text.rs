@@ -61,6 +61,14 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             writeln!(out, "silenced: {device} after {LIMIT} faults{words}")?;
         }
         self.vacant_buses(out)?;
+        let withheld: u64 = self.machine.withheld.iter().map(|range| range.length()).sum();
+        if withheld > 0 {
+            writeln!(
+                out,
+                "withheld: {withheld} bytes that firmware reserves for a device were an earlier server's: no device \
+                 reaches them"
+            )?;
+        }
         if totals.quarantined_bytes > 0 {
             writeln!(out, "quarantine: {} bytes", totals.quarantined_bytes)?;
         }

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::addr::PhysRange;
 use crate::hw::UnitError;
 use crate::policy::UnitIndex;
 use crate::server::budget::Budget;
@@ -62,6 +63,9 @@ pub(super) struct Machine {
     pub(super) anomalies: Vec<String>,
     pub(super) units: Vec<UnitStatus>,
     pub(super) budget: Budget,
+    /// Memory of an earlier server that firmware reserves for a device. A unit may use it as tables until it has new
+    /// ones, so that no device reaches it, not even that one.
+    pub(super) withheld: Vec<PhysRange>,
 }
 
 impl Machine {

@@ -5,6 +5,7 @@
 mod activity;
 mod budgets;
 mod depth;
+mod earlier_memory;
 mod endings;
 mod failures;
 mod growth;

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use iommu_protocol::wire::Access;
 
-use crate::addr::{Iova, IovaRange, PhysRange};
+use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::topology::firmware::ReservedRegion;
 
 /// A set of addresses. Ranges that touch are one.
@@ -60,6 +60,19 @@ impl Ranges {
 pub(in crate::policy) fn insert_pages(set: &mut Ranges, range: PhysRange) {
     let range = range.page_aligned();
     set.insert(range.first().0, range.last().0);
+}
+
+/// The parts of memory that firmware reserves for a device, in whole pages. Where regions overlap, once.
+#[must_use]
+pub fn reserved_parts(regions: &[ReservedRegion], memory: &[PhysRange]) -> Vec<PhysRange> {
+    let mut reserved = Ranges::default();
+    regions.iter().for_each(|region| insert_pages(&mut reserved, region.range));
+    let mut parts = Ranges::default();
+    for (first, last) in memory.iter().map(|range| bounds(range.page_aligned())) {
+        reserved.within(first, last).for_each(|(first, last)| parts.insert(first, last));
+    }
+    let range = |(first, last)| PhysRange::inclusive(PhysAddr(first), PhysAddr(last));
+    parts.iter().filter_map(range).collect()
 }
 
 /// First and last byte.
@@ -202,6 +215,34 @@ mod tests {
         set.remove(5, u64::MAX);
         set.insert(u64::MAX, u64::MAX);
         assert_eq!(set.iter().collect::<Vec<_>>(), [(0, 4), (u64::MAX, u64::MAX)]);
+    }
+
+    #[test]
+    fn parts_that_firmware_reserves_are_whole_pages_and_counted_once() {
+        let range = |first, length| PhysRange::new(PhysAddr(first), length).unwrap();
+        let region = |first, length| ReservedRegion {
+            segment: 0,
+            range: range(first, length),
+            read: true,
+            write: true,
+            exclusion: false,
+            scopes: Vec::new(),
+            entries: Vec::new(),
+        };
+        // One byte is a page. The second and third overlap, the last adjoins.
+        let regions = [
+            region(0x2800, 1),
+            region(0x8000, 0x4000),
+            region(0xb000, 0x3000),
+            region(0x1_4000, 0x1000),
+        ];
+        let parts = |memory: &[PhysRange]| reserved_parts(&regions, memory);
+        assert_eq!(parts(&[range(0, 0x2000), range(0x3000, 0x5000)]), []);
+        assert_eq!(parts(&[range(0, 0x1_0000)]), [range(0x2000, 0x1000), range(0x8000, 0x6000)]);
+        let two = [range(0x9000, 0x1000), range(0xa000, 0x2000), range(0xf000, 0x5000)];
+        assert_eq!(parts(&two), [range(0x9000, 0x3000)]);
+        assert_eq!(parts(&[]), []);
+        assert_eq!(reserved_parts(&[], &two), []);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use iommu_protocol::status::Refusal;
 
 use crate::addr::PhysRange;
-use crate::policy::collections::ranges::{Ranges, bounds, hull_of, identity};
+use crate::policy::collections::ranges::{Ranges, bounds, hull_of, identity, reserved_parts};
 use crate::policy::decision::Decision;
 use crate::policy::ids::{DomainId, UnitIndex};
 use crate::policy::journal::Image;
@@ -16,10 +16,13 @@ use crate::policy::state::machine::Machine;
 use crate::policy::state::objects::Unit;
 use crate::policy::step::Step;
 
-/// Refused where firmware reserves memory for a device: domains map such a region whatever `compat` maps.
+/// Refused where firmware reserves memory for a device: domains map such a region whatever `compat` maps. What the
+/// server has had from the start they never map.
 pub(super) fn memory_taken(decision: &mut Decision<'_>, range: PhysRange) -> Result<(), Refusal> {
-    let mut regions = decision.state.machine.firmware.reserved.iter();
-    if regions.any(|region| region.range.page_aligned().overlaps(range)) {
+    let State { machine, base, .. } = &*decision.state;
+    let reserved = reserved_parts(&machine.firmware.reserved, &[range]);
+    let mapped = |part: PhysRange| base.within(part.first().0, part.last().0).next().is_some();
+    if reserved.into_iter().any(mapped) {
         return Err(Refusal::Reserved);
     }
     take(decision, &[bounds(range.page_aligned())]).map(drop)
