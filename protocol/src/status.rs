@@ -97,6 +97,8 @@ refusals! {
     NotFound = 23, 2, "no such path";
     /// The access bits are empty or undefined.
     BadAccess = 25, 22, "the access bits are empty or undefined";
+    /// The server's memory for buffers is used up. It may take more from the system, or a client gives some back.
+    Full = 26, 12, "the memory for buffers is used up";
 }
 
 impl fmt::Display for Refusal {

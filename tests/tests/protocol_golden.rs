@@ -278,6 +278,7 @@ fn refusals() {
         (22, Refusal::Permission, 1),
         (23, Refusal::NotFound, 2),
         (25, Refusal::BadAccess, 22),
+        (26, Refusal::Full, 12),
     ];
     assert_eq!(Refusal::ALL.len(), table.len());
     for (code, refusal, errno) in table {

@@ -236,7 +236,7 @@ impl Device {
     /// Allocates a buffer of `length` bytes, a multiple of 4096, filled with zeros.
     ///
     /// # Errors
-    /// `Quota`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; or the memory cannot be mapped into this process.
+    /// `Quota`, `Full`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; or the memory cannot be mapped into this process.
     pub fn allocate(&self, length: u64, options: BufferOptions) -> Result<DmaBuffer, Error> {
         Allocation::new(&self.session, length, options)?.bytes()
     }

@@ -180,13 +180,13 @@ impl Session {
     }
 
     fn pages(&self, length: usize) -> Result<(Home, u64), Client> {
-        use Refusal::{NoMemory, NoSpace, Quota};
+        use Refusal::{Full, NoMemory, NoSpace, Quota};
         let length = u64::try_from(length).map_err(|_| Client::Outside)?;
         let count = u32::try_from(length / PAGE).ok().filter(|count| *count <= MOST);
         if let Some(count) = count {
             match self.pool.take(count, || self.buffer(CHUNK_LENGTH)) {
                 // There may be room for this length, if not for a chunk.
-                Err(Client::Refused(Quota | NoMemory | NoSpace)) => {}
+                Err(Client::Refused(Quota | Full | NoMemory | NoSpace)) => {}
                 taken => {
                     let block = taken?;
                     let iova = block.iova().ok_or(Client::Outside)?;

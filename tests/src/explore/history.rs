@@ -79,7 +79,7 @@ impl History {
             (Act::Added(_), Refusal::Busy) if event.scene.aliases => self.seen.add(23),
             _ => {}
         }
-        if what.failure.is_some() && refusal == Refusal::NoMemory {
+        if what.failure.is_some() && matches!(refusal, Refusal::NoMemory | Refusal::Full) {
             self.no_memory.push((client, event.act));
         }
         let unit = event.act_device().and_then(|device| event.scene.functions[device].unit);

@@ -27,7 +27,10 @@ pub(super) fn scatter(stack: &mut Bed, session: Handle, most: u64) -> u64 {
         match stack.call::<MapResult>(session, Operation::Map, &map) {
             Ok(_) => {}
             Err(refusal) => {
-                assert!(matches!(refusal, Refusal::Quota | Refusal::NoMemory), "{refusal:?}");
+                assert!(
+                    matches!(refusal, Refusal::Quota | Refusal::Full | Refusal::NoMemory),
+                    "{refusal:?}"
+                );
                 return at;
             }
         }
@@ -42,7 +45,10 @@ fn allocate_all(stack: &mut Bed, session: Handle, size: u64) -> u64 {
         match stack.allocate(session, size) {
             Ok(_) => count += size,
             Err(refusal) => {
-                assert!(matches!(refusal, Refusal::Quota | Refusal::NoMemory), "{refusal:?}");
+                assert!(
+                    matches!(refusal, Refusal::Quota | Refusal::Full | Refusal::NoMemory),
+                    "{refusal:?}"
+                );
                 return count;
             }
         }

@@ -95,7 +95,7 @@ impl Greedy {
         loop {
             match map_at(stack, self.session, self.slot, self.next) {
                 Ok(()) => (count, self.next) = (count + 1, self.next + LARGE),
-                Err(Refusal::Quota | Refusal::NoMemory) => return count,
+                Err(Refusal::Quota | Refusal::Full | Refusal::NoMemory) => return count,
                 Err(other) => panic!("{other:?}"),
             }
         }

@@ -312,7 +312,7 @@ fn running_out_of_memory_leaves_everything_as_it_was() {
         retried(&mut stack, |stack| stack.attach(session));
         stack.machine.fail_buffer_allocations(0, 1);
         let before = stack.snapshot();
-        assert_eq!(stack.allocate(session, 0x1000).err(), Some(Refusal::NoMemory));
+        assert_eq!(stack.allocate(session, 0x1000).err(), Some(Refusal::Full));
         stack.snapshot().assert_same(&before, "no memory for the buffer");
         let buffer = retried(&mut stack, |stack| stack.allocate(session, 0x40_0000));
         let second = retried(&mut stack, |stack| stack.map(session, buffer.slot, 0, 0x20_1000));

@@ -27,8 +27,14 @@ impl Growth {
 
     /// Records that the platform has no memory for a buffer that policy admitted. Returns the refusal for the client.
     pub(in crate::server) fn not_found(&mut self, error: MemoryError) -> Refusal {
-        self.exhausted |= error == MemoryError::Exhausted;
-        Refusal::NoMemory
+        match error {
+            MemoryError::Exhausted => {
+                self.exhausted = true;
+                Refusal::Full
+            }
+            MemoryError::Constraints => Refusal::NoMemory,
+            MemoryError::Share => Refusal::Quota,
+        }
     }
 }
 
@@ -59,10 +65,16 @@ mod tests {
             (&[MemoryError::Share, MemoryError::Exhausted], true),
         ] {
             let mut growth = Growth::default();
-            for error in errors {
-                assert_eq!(growth.not_found(*error), Refusal::NoMemory);
-            }
+            errors.iter().for_each(|error| drop(growth.not_found(*error)));
             assert_eq!(growth.exhausted, lack, "{errors:?}");
         }
+    }
+
+    #[test]
+    fn a_client_is_told_what_is_lacking() {
+        let refusal = |error| Growth::default().not_found(error);
+        assert_eq!(refusal(MemoryError::Exhausted), Refusal::Full);
+        assert_eq!(refusal(MemoryError::Constraints), Refusal::NoMemory);
+        assert_eq!(refusal(MemoryError::Share), Refusal::Quota);
     }
 }

@@ -94,7 +94,7 @@ impl<const FLAW: u8> Racy<FLAW> {
         self.inside.next += 1;
         let constraints = Constraints { alignment: PAGE, ..Constraints::default() };
         let segments = self.buffers.allocate(id, pages * PAGE, constraints);
-        let segments = segments.map_err(|_| Refusal::NoMemory)?;
+        let segments = segments.map_err(|_| Refusal::Full)?;
         let iova = (u64::try_from(count).unwrap() + 1) * 0x20_0000;
         if Self::FLAW == Flaw::StateBeforeEffect {
             self.session(client, device)?.mappings.push((iova, pages * PAGE));

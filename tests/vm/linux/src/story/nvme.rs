@@ -193,7 +193,9 @@ impl Story {
         let (mut taken, mut count) = (None, 0);
         while taken.is_none_or(|taken| count <= taken + MORE_BUFFERS) && count < MOST_BUFFERS {
             match next.ask(&format!("allocate {count} 4096")) {
-                Err(error) if ["NoMemory", "Quota"].iter().any(|end| is(&error, end)) => break,
+                Err(error) if ["Full", "NoMemory", "Quota"].iter().any(|end| is(&error, end)) => {
+                    break;
+                }
                 other => other?,
             };
             next.tell(&format!("fill {count} {REUSED}"))?;
