@@ -3,6 +3,7 @@
 
 use iommu_protocol::ids::PciAddress;
 use iommud::addr::{PhysAddr, PhysRange};
+use iommud::hw::Nanos;
 use iommud::policy::{Config, Mode};
 use iommud::server::{Driven, Server, Startup, TableState};
 use iommud::topology::capabilities::DomainTag;
@@ -12,6 +13,7 @@ use iommud_tests::conformance::UnderTest;
 use iommud_tests::machine::{Machine, Trouble, Watch};
 use iommud_tests::stack::{Setup, scope};
 
+use super::recovery::heal;
 use super::{Bed, Subject, compat, devices, pair, reach, setup, start, subjects};
 
 /// System memory that the first client's domain does not map.
@@ -315,13 +317,18 @@ fn tags_of_an_owner_without_a_note_serve_no_domain() {
                 }
             }
         };
-        for unknown in [false, true] {
-            println!("all tags may be held: {unknown}");
-            let stack = Bed::start_noted(
+        // A unit that cannot be taken over at start is tried again later.
+        for (unknown, stuck) in [(false, false), (true, false), (false, true), (true, true)] {
+            println!("all tags may be held: {unknown}, stuck at start: {stuck}");
+            let mut stack = Bed::start_noted(
                 std::slice::from_ref(&subject),
                 setup.clone(),
                 |machine, notes| {
                     prepared(machine);
+                    if stuck {
+                        machine.set_relax(10_000_000);
+                        machine.trouble(0, Trouble::StallQueueAfter(0));
+                    }
                     if unknown {
                         let mut record = TagRecord::default();
                         record.strangers.insert(0);
@@ -329,6 +336,12 @@ fn tags_of_an_owner_without_a_note_serve_no_domain() {
                     }
                 },
             );
+            assert_eq!(stack.server.all_units_enabled(), !stuck);
+            heal(&stack);
+            for second in [0, 1] {
+                stack.server.recover_units(Nanos(second * 1_000_000_000));
+            }
+            assert!(stack.server.all_units_enabled());
             stack.machine.clear_watches();
             stack.machine.assert_clean();
             assert_eq!(reach(&stack, owned), []);

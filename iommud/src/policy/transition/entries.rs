@@ -6,10 +6,11 @@ use iommu_protocol::status::Refusal;
 
 use crate::policy::decision::Decision;
 use crate::policy::event::Owed;
-use crate::policy::ids::{GroupId, Key};
+use crate::policy::ids::{GroupId, Key, UnitIndex};
+use crate::policy::state::State;
 use crate::policy::state::machine::{MOST_STRANGERS, TargetBinding};
 use crate::policy::state::objects::Unit;
-use crate::policy::step::{Binding, Step};
+use crate::policy::step::{Binding, PASS_THROUGH_TAG, Step};
 use crate::policy::transition::domain;
 
 /// The binding that an entry should have. A domain of policy that this needs is created.
@@ -29,6 +30,16 @@ pub(super) fn binding(decision: &mut Decision<'_>, key: Key) -> Result<Binding, 
         return Ok(Binding::Blocked);
     }
     domain::make_shared(decision, shared).map(Binding::Domain)
+}
+
+/// Whether an entry with this binding may be written only after the unit was flushed.
+pub(super) fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
+    let tag = match binding {
+        Binding::Blocked => return false,
+        Binding::PassThrough => Some(PASS_THROUGH_TAG),
+        Binding::Domain(domain) => state.domains.get(domain.0).map(|domain| domain.tag),
+    };
+    tag.is_none_or(|tag| state.tags.is_stale(unit, tag))
 }
 
 /// Moves these entries to the bindings that they should have. A new entry that denies is written too, because an

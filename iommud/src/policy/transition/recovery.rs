@@ -1,8 +1,9 @@
 //! Units that come back after a failure, and the release of the quarantine then.
 //!
-//! A failed unit gets no commands, since its reaction to them is unknown. `Step::Revive` flushes its caches, and from
-//! then on the entries in its tables count. Those of clients deny; those of policy are as they were. Entries whose
-//! binding should be a different one now are moved as usual.
+//! A failed unit gets no commands, since its reaction to them is unknown. `Step::Revive` flushes its caches if it walks
+//! our tables, and from then on the entries in its tables count. Those of clients deny; those of policy are as they
+//! were. Entries whose binding should be a different one now are moved as usual. If the unit does not walk our tables,
+//! only `Step::Enable` flushes it: an entry that may be open only then denies until then.
 
 use alloc::vec::Vec;
 
@@ -16,25 +17,38 @@ use crate::policy::step::{Binding, Step};
 use crate::policy::transition::{entries, release};
 
 /// Gives the entries of a revived unit the bindings that they should have. Those that stay the same are written anew
-/// without being blocked in between: devices under policy may be at work.
-pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<(), Refusal> {
-    let mut moves = Vec::new();
+/// without being blocked in between: devices under policy may be at work. Returns the steps of those that may be opened
+/// only after the unit was flushed.
+pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, Refusal> {
+    let (mut moves, mut late, mut opened) = (Vec::new(), Vec::new(), Vec::new());
     for &key in keys {
         let (before, _) = decision.state.machine.sources.under_way(key);
         let was = before.unwrap_or(Binding::Blocked);
         let now = entries::binding(decision, key)?;
+        let (unit, source) = key;
         entries::unsilence(decision, key, was);
+        if was != now && entries::opens_late(decision.state, unit, now) {
+            let blocked = Binding::Blocked;
+            if was == blocked {
+                decision.step(Step::SetEntry { unit, source, from: blocked, to: blocked });
+            }
+            moves.push((key, was, blocked));
+            late.push(Step::SetEntry { unit, source, from: blocked, to: now });
+            late.push(Step::InvalidateEntry { unit, source, was: blocked });
+            opened.push((key, now));
+            continue;
+        }
         if was != now {
             moves.push((key, was, now));
             continue;
         }
-        let (unit, source) = key;
         decision.step(Step::SetEntry { unit, source, from: now, to: now });
         decision.step(Step::InvalidateEntry { unit, source, was: now });
         decision.bind(key, now);
     }
     entries::move_entries(decision, &moves);
-    Ok(())
+    opened.into_iter().for_each(|(key, now)| decision.bind(key, now));
+    Ok(late)
 }
 
 /// Releases the quarantine; see [`crate::policy::Event::Proved`]. A part that a session still holds is released with

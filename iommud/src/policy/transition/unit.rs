@@ -8,10 +8,9 @@ use iommu_protocol::status::Refusal;
 use crate::policy::decision::Decision;
 use crate::policy::ids::{Key, UnitIndex};
 use crate::policy::journal::{Change, Image};
-use crate::policy::state::State;
 use crate::policy::state::domain::{Domain, Trust};
 use crate::policy::state::objects::{Activity, Unit};
-use crate::policy::step::{Binding, PASS_THROUGH_TAG, Step};
+use crate::policy::step::{Binding, Step};
 use crate::policy::transition::{domain, entries, recovery};
 use crate::topology::capabilities::UnitCapabilities;
 
@@ -34,12 +33,8 @@ pub(super) fn ready(
     enter_named(decision, unit);
     let sources = decision.state.machine.sources.of(unit);
     let keys: Vec<Key> = sources.map(|(source, _)| (unit, source)).collect();
-    let late = if comes_back {
-        recovery::enter_again(decision, &keys)?;
-        Vec::new()
-    } else {
-        enter_first(decision, &keys)?
-    };
+    let enter = if comes_back { recovery::enter_again } else { enter_first };
+    let late = enter(decision, &keys)?;
     decision.step(Step::Enable { unit });
     // `Enable` has flushed the unit: it holds nothing under any tag.
     decision.plan.steps.extend(late);
@@ -65,7 +60,7 @@ fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, R
         let now = entries::binding(decision, key)?;
         let (unit, source, was) = (key.0, key.1, Binding::Blocked);
         let set = Step::SetEntry { unit, source, from: was, to: now };
-        if opens_late(decision.state, unit, now) {
+        if entries::opens_late(decision.state, unit, now) {
             decision.step(Step::SetEntry { unit, source, from: was, to: was });
             late.extend([set, Step::InvalidateEntry { unit, source, was }]);
         } else {
@@ -74,16 +69,6 @@ fn enter_first(decision: &mut Decision<'_>, keys: &[Key]) -> Result<Vec<Step>, R
         decision.bind(key, now);
     }
     Ok(late)
-}
-
-/// Whether an entry with this binding may be written only after the unit was flushed.
-fn opens_late(state: &State, unit: UnitIndex, binding: Binding) -> bool {
-    let tag = match binding {
-        Binding::Blocked => return false,
-        Binding::PassThrough => Some(PASS_THROUGH_TAG),
-        Binding::Domain(domain) => state.domains.get(domain.0).map(|domain| domain.tag),
-    };
-    tag.is_none_or(|tag| state.tags.is_stale(unit, tag))
 }
 
 /// Handles the failure of a unit, which may go on using its caches. Clients' devices behind it are denied in its
