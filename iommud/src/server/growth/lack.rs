@@ -65,7 +65,9 @@ mod tests {
             (&[MemoryError::Share, MemoryError::Exhausted], true),
         ] {
             let mut growth = Growth::default();
-            errors.iter().for_each(|error| drop(growth.not_found(*error)));
+            for error in errors {
+                let _ = growth.not_found(*error);
+            }
             assert_eq!(growth.exhausted, lack, "{errors:?}");
         }
     }

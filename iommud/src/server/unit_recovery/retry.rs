@@ -21,6 +21,8 @@ pub(super) struct Retry {
     due: Option<Nanos>,
     /// The time since which it is up.
     up_since: Option<Nanos>,
+    /// The time of the last try.
+    last: Option<Nanos>,
     /// An administrator requested a try.
     pub(super) asked: bool,
     /// The fault does not pass by itself: the unit is tried again only on request.
@@ -54,9 +56,23 @@ impl Retry {
         }
     }
 
-    /// Whether the failed unit is to be tried now.
+    /// Whether the failed unit is to be tried now. However often it is asked for, there is a pause between two tries:
+    /// each keeps everybody waiting for as long as the unit may take to answer.
     pub(super) fn is_due(&mut self, now: Nanos) -> bool {
         self.up_since = None;
+        let just_tried =
+            |last: Nanos| (last.0..last.0.saturating_add(FIRST_PAUSE.0)).contains(&now.0);
+        if self.last.is_some_and(just_tried) {
+            return false;
+        }
+        let due = self.has_come(now);
+        if due {
+            self.last = Some(now);
+        }
+        due
+    }
+
+    fn has_come(&mut self, now: Nanos) -> bool {
         if core::mem::take(&mut self.asked) {
             self.due = None;
             self.tries = 1;
@@ -166,6 +182,21 @@ mod tests {
         let times = tries(&mut retry, 1200);
         // One second is lost between a failure and the first look after it.
         assert_eq!(times, [1, 4, 9, 18, 35, 68, 133, 262, 519, 820, 1121]);
+    }
+
+    /// An administrator, or anybody who may ask, asks all the time.
+    #[test]
+    fn there_is_a_pause_between_two_tries_however_often_they_are_asked_for() {
+        let mut retry = Retry::default();
+        let milliseconds = (0..3500).step_by(10).filter(|milliseconds| {
+            retry.asked = true;
+            retry.is_due(Nanos(milliseconds * 1_000_000))
+        });
+        assert_eq!(milliseconds.collect::<Vec<u64>>(), [0, 1000, 2000, 3000]);
+        // The request is not forgotten, and a clock that went back does not keep it waiting.
+        assert!(!retry.is_due(Nanos(3 * SECOND + 1)) && retry.is_due(Nanos(4 * SECOND)));
+        retry.asked = true;
+        assert!(retry.is_due(Nanos(SECOND)));
     }
 
     /// However often a unit was tried: bits that a shift drops do not shorten the pause.
