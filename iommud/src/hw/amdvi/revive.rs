@@ -25,7 +25,9 @@ impl<R: RegisterIo, C: Clock, M: TableMemory> AmdUnit<R, C, M> {
         self.port.control = Control::from_bits_retain(control);
         if !self.port.control.contains(Control::ENABLE) {
             self.state = State::Off { entered: self.take_entered() };
-            return self.arm();
+            self.arm()?;
+            self.commands.give_up_wait(memory);
+            return Ok(());
         }
         let table = self.port.read(registers::DEVICE_TABLE_BASE);
         if table == u64::MAX {

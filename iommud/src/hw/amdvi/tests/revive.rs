@@ -75,6 +75,25 @@ fn a_unit_that_lost_power_has_nothing_to_forget() {
     assert!(confirms(&mut shared, &mut unit));
 }
 
+/// It lost power before it answered a wait, which nobody answers any more.
+#[test]
+fn a_unit_that_lost_power_over_a_wait_comes_back_at_the_first_try() {
+    let (mut shared, mut unit) = running();
+    shared.machine.borrow_mut().hangs = true;
+    unit.invalidate_pages(&mut shared, DomainTag(5), page(1), true).unwrap_err();
+    {
+        let mut machine = shared.machine.borrow_mut();
+        machine.hangs = false;
+        (0..=0x38).step_by(8).filter(|at| *at != 0x30).for_each(|at| machine.set(at, 0));
+        machine.set(STATUS, 0);
+        machine.commands.clear();
+    }
+    unit.revive(&mut shared).unwrap();
+    unit.enable(&mut shared).unwrap();
+    assert_eq!(shared.machine.borrow().commands, [INVALIDATE_ALL]);
+    assert!(confirms(&mut shared, &mut unit));
+}
+
 /// Somebody else gave the unit a table while it was failed.
 #[test]
 fn a_unit_that_reads_another_table_gets_ours_when_it_is_turned_on() {
