@@ -141,8 +141,6 @@ pub struct SessionView {
     pub silenced: bool,
     /// Its domain. `None` when no unit confines the device: then addresses are bus addresses.
     pub domain: Option<DomainView>,
-    /// Bytes of buffers the client may still allocate.
-    pub memory_left: u64,
     /// Mappings the client may still make.
     pub mappings_left: u32,
 }

@@ -15,7 +15,7 @@ use crate::policy::registry::Registry;
 use crate::policy::state::domain::Trust;
 use crate::policy::state::excluded::windows;
 use crate::policy::state::memory::Memory;
-use crate::policy::state::objects::{Account, Activity, Unit};
+use crate::policy::state::objects::{Activity, Unit};
 use crate::policy::step::Binding;
 use crate::policy::view::{
     Admitted, BufferView, Counts, DomainView, FunctionView, GroupView, RegionView, SessionView,
@@ -174,16 +174,18 @@ impl Registry {
                 .and_then(|unit| self.state.machine.sources.get((unit, session.address.requester)))
                 .is_some_and(|source| source.silenced),
             domain,
-            memory_left: self.memory_left(session.client, account),
             mappings_left: quotas.mappings.saturating_sub(account.mappings),
         })
     }
 
-    /// Bytes of buffers that a client may still have, by its quota and its share.
-    fn memory_left(&self, number: u32, account: &Account) -> u64 {
+    /// Bytes of buffers that the client of a session may still have, by its quota and its share.
+    #[must_use]
+    pub fn memory_left(&self, id: SessionId) -> Option<u64> {
+        let number = self.state.sessions.get(id.0)?.client;
+        let account = self.state.accounts.get(number)?;
         let quota = self.state.machine.config.quotas.memory.saturating_sub(account.memory);
         let used = self.state.left_behind().charged(number, account);
-        quota.min(self.state.share_of(account.domains).saturating_sub(used))
+        Some(quota.min(self.state.share_of(account.domains).saturating_sub(used)))
     }
 
     fn domain_view(&self, id: DomainId) -> Option<DomainView> {

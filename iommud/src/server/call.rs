@@ -137,7 +137,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             iova_first: space.first().0,
             iova_last: space.last().0,
             page_sizes: sizes.bits(),
-            memory_left: view.memory_left,
+            memory_left: self.registry.memory_left(session).unwrap_or(0),
             mappings_left: view.mappings_left,
             faults_lost: self.faults.lost(session),
         })

@@ -11,7 +11,7 @@
 //! charged       one promise to each group that it gave up, as far as that goes; the rest to the last one
 //! ```
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::policy::ids::GroupId;
@@ -82,13 +82,13 @@ impl State {
     /// The groups that a client gave up and has not claimed again, and the accounts of their owners; the last one first.
     /// A device that is gone has no next owner.
     fn given_up(&self, number: u32, account: &Account) -> Vec<(GroupId, Option<u32>)> {
-        let mut groups: Vec<(GroupId, Option<u32>)> = Vec::new();
+        let (mut groups, mut seen) = (Vec::new(), BTreeSet::new());
         for address in account.given_up.iter().rev() {
             let Some((_, function)) = self.machine.find(*address) else { continue };
             let group = function.group;
             let owner = self.machine.group(group).and_then(|group| group.state.owner);
             let owner = owner.and_then(|owner| self.machine.owner(owner)).map(|owner| owner.client);
-            if owner != Some(number) && groups.iter().all(|(known, _)| *known != group) {
+            if owner != Some(number) && seen.insert(group) {
                 groups.push((group, owner));
             }
         }

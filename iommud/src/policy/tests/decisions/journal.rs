@@ -49,20 +49,20 @@ fn journal_suspects_the_domain_that_an_entry_may_lead_to() {
     assert_eq!((bench.registry.domains_kept(), bench.world.domain_count()), (0, 1));
 }
 
-/// The allocation of memory of the system was undone, as far as policy and the client's account go. Only the memory
-/// is kept from everybody.
+/// The allocation of memory of the system was undone, as far as policy goes. The memory is kept from everybody and
+/// charged to the client until the unit is proved to reach it no more: else others were promised what is not there.
 #[test]
-fn journal_keeps_the_memory_of_an_allocation_and_charges_nobody() {
+fn journal_keeps_the_memory_of_an_allocation_and_charges_its_client() {
     let mut bench = Bench::compat(&[endpoint(0, 3, 0)]);
     let session = bench.claim(1, address(0, 3, 0));
     bench.registry.set_buffer_pool(64 * MIB, PAGE);
-    let left = |bench: &Bench| bench.registry.session(session).unwrap().memory_left;
+    let left = |bench: &Bench| bench.registry.memory_left(session).unwrap();
     let before = left(&bench);
     let event = bench.allocation(session, &[phys(MIB, 2 * PAGE)], AllocateFlags::empty());
     let buffer = event.1.buffer;
     let plan = bench.registry.decide(&event).unwrap();
     bench.registry.quarantine(plan);
-    assert_eq!(left(&bench), before);
+    assert_eq!(left(&bench), before - 2 * PAGE);
     assert_ne!(bench.registry.next_buffer(), buffer);
     let again = bench.allocation(session, &[phys(MIB, PAGE)], AllocateFlags::empty());
     assert_eq!(bench.refused(&again), Refusal::Busy);

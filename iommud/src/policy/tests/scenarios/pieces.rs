@@ -22,7 +22,7 @@ fn bench() -> Bench {
 }
 
 fn left(bench: &Bench, session: SessionId) -> u64 {
-    bench.registry.session(session).unwrap().memory_left / PIECE
+    bench.registry.memory_left(session).unwrap() / PIECE
 }
 
 /// Whole pieces that one client may have: one that is promised, and a quarter of the 62 that are common.
@@ -269,7 +269,7 @@ fn clients_with_many_devices_leave_others_their_piece() {
         }
         assert!((3..pieces).contains(&next), "{next} of {pieces} pieces are taken");
         let session = bench.claim(4, address(0, 15, 0));
-        let share = bench.registry.session(session).unwrap().memory_left / LARGE;
+        let share = bench.registry.memory_left(session).unwrap() / LARGE;
         assert!(share > 0, "{pieces} pieces");
         for _ in 0..share {
             assert!(bench.registry.admit_buffer(session, PAGE).is_ok(), "{next} of {pieces}");
