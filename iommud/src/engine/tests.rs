@@ -62,8 +62,8 @@ pub(super) struct FakeUnit {
     written: Vec<Entry>,
     /// Entries that were to be invalidated, answered or not.
     forgotten: Vec<RequesterId>,
-    /// Whether it refuses to write entries, and works otherwise.
-    refuses: bool,
+    /// Entries are not written, with this error; it works otherwise.
+    refuses: Option<UnitError>,
     /// Address and data of its fault interrupt.
     interrupt: Option<(u64, u32)>,
     budget: usize,
@@ -78,7 +78,7 @@ impl FakeUnit {
             invalidated: Vec::new(),
             written: Vec::new(),
             forgotten: Vec::new(),
-            refuses: false,
+            refuses: None,
             interrupt: None,
             budget,
         }
@@ -118,8 +118,8 @@ impl Unit for FakeUnit {
         source: RequesterId,
         entry: Entry,
     ) -> Result<(), UnitError> {
-        if self.refuses {
-            return Err(UnitError::Unsupported { what: "test" });
+        if let Some(error) = self.refuses {
+            return Err(error);
         }
         let old = self.entries.insert(source.0, entry);
         let moves = match (old, entry) {

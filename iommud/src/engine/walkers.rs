@@ -55,18 +55,20 @@ mod tests {
 
     #[test]
     fn a_unit_walks_until_its_last_entry_has_left() {
-        let [a, b] = [UnitIndex(4), UnitIndex(9)];
+        let [a, b, c] = [4, 9, 7].map(UnitIndex);
         let mut walkers = Walkers::new();
         walkers.leave(a);
-        for unit in [a, b, a] {
+        for unit in [a, b, a, c] {
             walkers.enter(unit);
         }
         walkers.leave(a);
-        assert_eq!(walkers.units(), [a, b]);
+        assert_eq!(walkers.units(), [a, b, c]);
         walkers.leave(b);
         walkers.leave(b);
-        assert_eq!(walkers.units(), [a]);
+        assert_eq!(walkers.units(), [a, c]);
         walkers.leave(a);
+        assert_eq!(walkers.units(), [c]);
+        walkers.leave(c);
         assert_eq!(walkers, Walkers::new());
     }
 }

@@ -72,13 +72,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ) -> Vec<(PciAddress, Refusal)> {
         let mut refused = Vec::new();
         let mut left = alloc::vec![functions];
-        while let Some(some) = left.pop() {
-            let done = match some {
-                [] => continue,
-                [one] => self.run_event(&Event::FunctionAdded(*one)),
-                _ => self.run_event(&Event::FunctionsAdded(some.to_vec())),
-            };
-            match (done, some) {
+        while let Some(some) = left.pop().filter(|some| !some.is_empty()) {
+            match (self.run_event(&Event::FunctionsAdded(some.to_vec())), some) {
                 (Ok(()), _) => some.iter().for_each(|function| self.settle(function.address)),
                 (Err(refusal), [one]) => refused.push((one.address, refusal)),
                 (Err(_), _) => {
@@ -98,10 +93,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// Like [`Server::function_gone`], for several of them.
     pub(super) fn functions_gone(&mut self, gone: Vec<PciAddress>) {
-        match gone[..] {
-            [] => {}
-            [one] => self.function_gone(one),
-            _ => self.cut_off(Event::FunctionsRemoved(gone)),
+        if !gone.is_empty() {
+            self.cut_off(Event::FunctionsRemoved(gone));
         }
     }
 

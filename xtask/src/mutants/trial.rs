@@ -20,8 +20,8 @@ fn limit(time: Duration) -> Duration {
 /// The tests of a mutant take this long together without it; slower ones are left for a patient run.
 const BUDGET: Duration = Duration::from_secs(5);
 
-/// A test that is named like the mutated file counts as this many times quicker.
-const NAMED: u32 = 30;
+/// A test that is named like the mutated file, or is in its folder, counts as this many times quicker.
+const NEAR: u32 = 30;
 
 /// Progress is printed after this many mutants.
 const STRIDE: usize = 100;
@@ -98,9 +98,9 @@ fn affordable(suite: &Suite, order: &[usize], budget: Duration) -> usize {
 }
 
 /// Orders the tests that reach a mutant: quick ones first. A test counts as quicker for each mutant of the file that it
-/// has caught, and if it is named like the file.
+/// has caught, and if it is named like the file or is in its folder.
 fn order(suite: &Suite, reached: &[usize], file: &str, caught: &Mutex<Caught>) -> Vec<usize> {
-    let stem = stem(file);
+    let (stem, beside) = (stem(file), beside(file));
     let cost = |index: &usize| {
         let Some(test) = suite.tests.get(*index) else { return Duration::MAX };
         let count = caught.lock().ok().and_then(|caught| {
@@ -108,7 +108,8 @@ fn order(suite: &Suite, reached: &[usize], file: &str, caught: &Mutex<Caught>) -
             Some(*count)
         });
         let named = !stem.is_empty() && test.name.contains(stem);
-        test.time / (1 + count.unwrap_or(0)) / if named { NAMED } else { 1 }
+        let near = named || suite.title(test).starts_with(&beside);
+        test.time / (1 + count.unwrap_or(0)) / if near { NEAR } else { 1 }
     };
     let mut order = reached.to_vec();
     order.sort_by_cached_key(cost);
@@ -121,8 +122,16 @@ fn stem(file: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path).trim_end_matches('s')
 }
 
+/// Returns how the titles of the tests in the folder of a file begin.
+fn beside(file: &str) -> String {
+    let path = file.strip_prefix("iommud/src/").unwrap_or(file);
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    format!("iommud: {}::", folder.replace('/', "::"))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::build::Program;
     use super::super::suite::Test;
     use super::*;
 
@@ -155,6 +164,26 @@ mod tests {
         suite.tests[0].name = "server::budgets::x".into();
         assert_eq!(order(&suite, &[0, 1, 2], "engine/budget.rs", &caught), [0, 1, 2]);
         assert_eq!(stem("iommud/src/policy/state/mod.rs"), "state");
+    }
+
+    /// The unit tests of a file's folder come before others that take less than 30 times as long.
+    #[test]
+    fn tests_in_the_folder_of_a_file_come_first() {
+        let mut suite = suite(&[200, 20, 5]);
+        let program = |name: &str| Program {
+            name: name.to_owned(),
+            path: Default::default(),
+            folder: Default::default(),
+        };
+        suite.programs = ["iommud", "server_amdvi"].map(program).into();
+        suite.tests[0].name = "hw::amdvi::tests::x".into();
+        suite.tests[1].name = "hw::amdvi::tests::x".into();
+        suite.tests[1].program = 1;
+        suite.tests[2].name = "hw::vtd::tests::x".into();
+        let caught = Mutex::new(Caught::new());
+        assert_eq!(order(&suite, &[0, 1, 2], "iommud/src/hw/amdvi/log.rs", &caught), [2, 0, 1]);
+        suite.tests[0].time = Duration::from_millis(140);
+        assert_eq!(order(&suite, &[0, 1, 2], "iommud/src/hw/amdvi/log.rs", &caught), [0, 2, 1]);
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn a_table_that_cannot_become_deeper_is_as_before_at_every_allocation() {
                 assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
                 assert_eq!((engine.memory.snapshot(), entry_of(&engine)), (before, entry));
                 assert_eq!(unit(&mut engine, 0).entries[&SOURCE.0], entry);
+                assert_eq!(engine.tables[0].as_ref().unwrap().frames, 5, "a root and four tables");
             }
         }
     }

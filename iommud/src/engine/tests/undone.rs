@@ -14,6 +14,9 @@ const fn fault() -> Fault {
 /// A step that fails, and leaves every unit reliable.
 const NOTHING: Step = Step::Enable { unit: UnitIndex(9) };
 
+/// An entry cannot be written; the unit stays reliable.
+const REFUSED: UnitError = UnitError::Unsupported { what: "test" };
+
 /// Undoes the change of an entry from one binding to another. Returns whether the reach of the requester is unproved,
 /// and whether the unit is lost. The unit refuses to write, or does not answer.
 fn undone((from, to): (Binding, Binding), refuses: bool, answers: bool) -> (bool, bool) {
@@ -21,7 +24,7 @@ fn undone((from, to): (Binding, Binding), refuses: bool, answers: bool) -> (bool
     let written = engine.entry(to).ok().unwrap();
     let unit = unit(&mut engine, 0);
     unit.entries.insert(SOURCE.0, written);
-    unit.refuses = refuses;
+    unit.refuses = refuses.then_some(REFUSED);
     unit.budget = if answers { usize::MAX } else { 0 };
     let failure = engine.undo(&[set(from, to)], 1, fault());
     assert_eq!((failure.step, failure.unit), (1, None));
@@ -54,7 +57,7 @@ fn a_table_that_an_entry_may_lead_to_is_kept_until_no_unit_walks_it() {
         Step::SetEntry { unit: UNIT, source: SECOND, from, to },
     ];
     assert!(engine.run(&Orders::of(&steps), &mut Buffers::default()).is_ok());
-    unit(&mut engine, 0).refuses = true;
+    unit(&mut engine, 0).refuses = Some(REFUSED);
     let failure = engine.undo(&steps, 3, fault());
     assert!(failure.unproved && failure.lost.is_empty(), "{failure:?}");
     assert_eq!(engine.memory.frames_in_use(), before.len() + 1);
@@ -190,4 +193,20 @@ fn frames_that_were_kept_are_charged_until_they_are_freed() {
     let revived = Orders::of(&[Step::Revive { unit: UNIT }]);
     assert!(engine.run(&revived, &mut Buffers::default()).is_ok());
     assert_eq!(frames(&engine), before);
+}
+
+/// A unit that refuses an entry does not walk the table that it was to lead to. One that dies over it may.
+#[test]
+fn a_table_is_kept_for_an_entry_that_may_have_been_written() {
+    for (error, kept) in [(REFUSED, 0), (UnitError::Dead, 1)] {
+        let mut engine = machine();
+        let before = engine.memory.frames_in_use();
+        unit(&mut engine, 0).refuses = Some(error);
+        let (from, to) = (Binding::Blocked, Binding::Domain(NEW));
+        let entry = Step::SetEntry { unit: UNIT, source: SECOND, from, to };
+        let plan = Orders::of(&[create(NEW, 3), entry]);
+        let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+        assert_eq!((failure.step, failure.lost.len()), (1, kept), "{error:?}");
+        assert_eq!(engine.memory.frames_in_use(), before + kept, "{error:?}");
+    }
 }

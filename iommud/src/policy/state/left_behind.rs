@@ -99,7 +99,21 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::config::Config;
     use crate::policy::ids::ClientId;
+    use crate::policy::state::objects::{Group, Owner, OwnerId};
+    use crate::policy::state::pool::Pool;
+    use crate::topology::firmware::Firmware;
+    use crate::topology::testing::{address, endpoint, multi};
+
+    /// A promise, which is also a piece of the pool.
+    const P: u64 = 64 << 10;
+
+    fn state() -> State {
+        let mut state = State::new(Config::default(), Firmware::default(), &[], &[]);
+        state.pool = Pool { capacity: 64 * P, granule: P };
+        state
+    }
 
     #[test]
     fn what_is_left_behind_is_charged_to_owners_or_to_promises() {
@@ -113,5 +127,54 @@ mod tests {
         assert_eq!([100, 8, 3, 2, 0].map(|each| left.of_unclaimed(each)), [12, 11, 6, 4, 0]);
         let account = Account { taken: 10, ..Account::new(ClientId(1)) };
         assert_eq!((left.charged(7, &account), left.charged(8, &account)), (61, 10));
+    }
+    /// The group that was given up last is charged first, and with what is more than a promise to each.
+    #[test]
+    fn each_group_is_charged_a_promise_as_far_as_that_goes() {
+        let mut state = state();
+        for group in 0..4 {
+            assert_eq!(state.machine.groups.insert(Group::default()), Some(group));
+        }
+        let groups = [(3, None), (2, Some(7)), (1, None)];
+        let groups = groups.map(|(group, owner)| (GroupId(group), owner));
+        for (bytes, charged) in [
+            (0, [0, 0, 0]),
+            (P / 4, [P / 4, 0, 0]),
+            (P + P / 4, [P, P / 4, 0]),
+            (2 * P + P / 4, [P, P, P / 4]),
+            (5 * P + P / 4, [3 * P + P / 4, P, P]),
+        ] {
+            let mut left = LeftBehind::default();
+            state.leave(&mut left, &groups, bytes);
+            let of_groups = [3, 1].map(|group| left.of_groups[&GroupId(group)]);
+            let [first, second, third] = charged;
+            assert_eq!((of_groups, left.of_accounts[&7]), ([first, third], second), "{bytes}");
+        }
+    }
+
+    /// Two functions of one device, one that the client has claimed again, one of another client, and one that is gone.
+    #[test]
+    fn a_group_that_was_given_up_counts_once_and_for_its_next_owner() {
+        let mut state = state();
+        let device = [0, 1].map(|number| multi(endpoint(0, 3, number)));
+        for function in [device[0], device[1], endpoint(0, 4, 0), endpoint(0, 5, 0)] {
+            state.machine.add(function);
+        }
+        let group = |state: &State, device| {
+            state.machine.find(address(0, device, 0)).map(|(_, function)| function.group).unwrap()
+        };
+        for (device, client) in [(4, 7), (5, 8)] {
+            let groups = Vec::from([group(&state, device)]);
+            let owner = Owner { client, domain: None, sessions: 1, groups };
+            let owner = state.machine.owners.insert(owner).map(OwnerId);
+            let group = group(&state, device);
+            state.machine.groups.get_mut(group.0).unwrap().state.owner = owner;
+        }
+        let mut account = Account::new(ClientId(1));
+        for (device, function) in [(5, 0), (3, 0), (4, 0), (6, 0), (3, 1)] {
+            account.give_up(address(0, device, function));
+        }
+        let expected = [(group(&state, 3), None), (group(&state, 5), Some(8))];
+        assert_eq!(state.given_up(7, &account), expected);
     }
 }

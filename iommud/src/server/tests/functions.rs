@@ -1,8 +1,8 @@
 //! Functions that come and go: when the bus is walked, and what a walk takes in.
 
 use super::*;
-use crate::server::Rescanned;
 use crate::server::tests::lines::logged;
+use crate::server::{Refusal, Rescanned};
 use crate::topology::pci::Buses;
 
 /// Gives the server a bus with the functions that it knows.
@@ -54,11 +54,13 @@ fn a_walk_is_logged_when_it_changed_something() {
     assert_eq!(walk(), Vec::<String>::new());
 }
 
-/// A root port in use has changed. Only what is behind it waits for it: other buses of its segment do not, nor the bus of
-/// the same number in another segment.
-#[test]
-fn only_functions_behind_a_bridge_that_changed_wait_for_it() {
-    let at = |segment, bus, device| PciAddress::new(segment, bus, device, 0).unwrap();
+fn at(segment: u16, bus: u8, device: u8) -> PciAddress {
+    PciAddress::new(segment, bus, device, 0).unwrap()
+}
+
+/// A root port in use, in front of buses 5 and 6, has changed. Returns the server, and the bus with the port, the
+/// function that uses it, and new ones.
+fn with_changed_port(new: &[PciAddress]) -> (Tested, Bus) {
     let buses = Buses { secondary: 5, subordinate: 6 };
     let port = PciFunction { kind: FunctionKind::RootPort(buses), ..endpoint(address(0, 8)) };
     let driven = PciFunction { kind: FunctionKind::Endpoint, ..endpoint(at(0, 5, 0)) };
@@ -70,9 +72,17 @@ fn only_functions_behind_a_bridge_that_changed_wait_for_it() {
     let changed = PciFunction { class: 0x06_0401, ..port };
     let mut found = both();
     found.extend([changed, driven]);
+    found.extend(new.iter().copied().map(endpoint));
+    let bus = bus(&mut server, found);
+    (server, bus)
+}
+
+/// Only what is behind a port that has changed waits for it: other buses of its segment do not, nor the bus of the same
+/// number in another segment.
+#[test]
+fn only_functions_behind_a_bridge_that_changed_wait_for_it() {
     let new = [at(0, 0, 9), at(0, 5, 1), at(0, 6, 0), at(0, 7, 0), at(1, 5, 0)];
-    found.extend(new.map(endpoint));
-    bus(&mut server, found);
+    let (mut server, _) = with_changed_port(&new);
     assert_eq!(server.rescan(), Some(Rescanned { added: 3, removed: 0 }));
     let text = "last walk: 3 new, 0 gone\n\
                 changed: 0000--00--08.0: taken over when it is free\n\
@@ -81,6 +91,21 @@ fn only_functions_behind_a_bridge_that_changed_wait_for_it() {
     assert_eq!(server.text(Path::Rescan).unwrap(), text);
     let known = new.map(|address| server.text(Path::Device(address)).is_some());
     assert_eq!(known, [true, false, false, true, true]);
+}
+
+/// A claim of a function that cannot be added makes one walk. A second one makes another only after something has
+/// changed, which is not the case when other walks remove nothing.
+#[test]
+fn claims_that_are_in_vain_walk_once_for_each_function() {
+    let new = [at(0, 5, 1), at(0, 6, 0)];
+    let (mut server, bus) = with_changed_port(&new);
+    for (claimed, walks) in [(new[0], 1), (new[1], 2), (new[0], 2), (new[1], 2)] {
+        let claim = server.open(ROOT, None, &format!("devices/{claimed}"), true);
+        assert_eq!((claim, bus.walks.get()), (Err(Refusal::NotProbed), walks), "{claimed}");
+    }
+    server.function_gone(address(0, 4));
+    assert!(server.open(ROOT, None, &format!("devices/{}", new[0]), true).is_err());
+    assert_eq!(bus.walks.get(), 3, "something has changed");
 }
 
 /// A walk that finds many new functions, or misses many, is one plan for each: a plan copies what is known.

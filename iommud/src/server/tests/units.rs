@@ -59,3 +59,21 @@ fn a_late_unit_that_is_stuck_is_tried_again() {
     }
     assert_eq!((state(&mut server), claims(&mut server)), ("enabled".into(), Ok(())));
 }
+
+/// A unit without memory for the tables of policy is failed. If less was taken than was estimated, the reason says how
+/// much is needed: here 3 frames, and 2 MiB for everything.
+#[test]
+fn a_unit_without_memory_for_its_tables_is_failed() {
+    let budget = Budget { unit_frames: vec![3], tables_that_do: 2, ..Budget::default() };
+    for (budget, reason) in [
+        (Budget::default(), "no memory that meets the constraints"),
+        (budget, "needs 12 KiB for tables; --tables 2 would do"),
+    ] {
+        let mut startup = machine([UnitStart::Ready(FakeUnit::default())]);
+        startup.config.default = Mode::Compat;
+        (startup.memory.budget, startup.budget) = (0, budget);
+        let mut server = Tested::start(startup);
+        let text = server.text(Path::Unit(0)).unwrap();
+        assert!(text.contains(&format!("state: failed({reason})\n")), "{text}");
+    }
+}

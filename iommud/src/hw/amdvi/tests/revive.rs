@@ -134,3 +134,31 @@ fn a_unit_that_dies_while_it_comes_back_confirms_nothing() {
     assert_eq!(shared.machine.borrow().get(0), ours);
     assert!(confirms(&mut shared, &mut unit));
 }
+
+/// Somebody else turned it on with our table, before the server did: it may cache what is there.
+#[test]
+fn a_unit_that_was_turned_on_with_our_table_forgets_everything() {
+    let mut shared = Shared::new();
+    let mut unit = bring_up(&mut shared).unwrap();
+    unit.write_entry(&mut shared, SOURCE, translate(5, 0x1234_5000)).unwrap();
+    let control = shared.machine.borrow().get(CONTROL);
+    shared.machine.borrow_mut().set(CONTROL, control | 1);
+    unit.revive(&mut shared).unwrap();
+    assert_eq!(shared.machine.borrow().commands, [device(0xa8), INVALIDATE_ALL]);
+    assert!(confirms(&mut shared, &mut unit));
+}
+
+/// The unit translates for its previous owner and never read our table. It has nothing to confirm.
+#[test]
+fn a_unit_that_never_had_our_table_has_nothing_to_forget() {
+    let mut shared = Shared::new();
+    shared.machine.borrow_mut().set(CONTROL, 0x1405);
+    shared.machine.borrow_mut().set(STATUS, 0x18);
+    shared.machine.borrow_mut().set(0, 0x1_0000_01ff);
+    let mut unit = bring_up(&mut shared).unwrap();
+    shared.machine.borrow_mut().never_runs = true;
+    let what = "command ring to start";
+    assert_eq!(unit.revive(&mut shared), Err(UnitError::Timeout { what }));
+    unit.invalidate_pages(&mut shared, DomainTag(5), page(1), true).unwrap();
+    assert!(shared.machine.borrow().commands.is_empty());
+}

@@ -150,6 +150,24 @@ fn views_of_faults_prefer_an_attached_function() {
     assert_eq!(bench.registry.session_of(unit, alias), Some(first));
 }
 
+/// Requests of 02:03.0 may carry the id 02:00.0. They are taken for those of a function with that id, where there is one.
+#[test]
+fn views_of_ids_name_the_function_that_has_the_id() {
+    let buses = Buses { secondary: 2, subordinate: 2 };
+    let [own, other] = [0, 3].map(|device| address(2, device, 0));
+    for (devices, expected) in [(vec![other], other), (vec![other, own], own)] {
+        let mut functions = vec![
+            bridge(0, 1, 0, 1, 2),
+            function(address(1, 0, 0), FunctionKind::ExpressToConventional(buses)),
+        ];
+        functions.extend(devices.iter().map(|at| function(*at, FunctionKind::Conventional)));
+        let bench = Bench::compat(&functions);
+        let device_of = |id| bench.registry.device_of(UnitIndex(0), RequesterId(id));
+        assert_eq!([0x0200, 0x0218, 0x0900].map(device_of), [Some(expected), Some(other), None]);
+        assert_eq!(bench.registry.device_of(UnitIndex(1), RequesterId(0x0200)), None);
+    }
+}
+
 #[test]
 fn views_say_whose_faults_are_suppressed() {
     let mut bench = Bench::compat(&[endpoint(0, 3, 0), endpoint(0, 4, 0)]);
