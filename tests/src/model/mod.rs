@@ -77,6 +77,7 @@ pub const DEVICES: [&str; 3] = ["0000--00--03.0", "0000--00--04.0", "0000--00--0
 pub struct Model(Arc<Inner>);
 
 struct Inner {
+    vendor: Vendor,
     jobs: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -118,17 +119,22 @@ impl Model {
         match vendor {
             Vendor::Intel => {
                 let config = crate::vtd::Config::default();
-                Self::start(vtd::Subject { name: "model", config }, unit, policy)
+                Self::start(vendor, vtd::Subject { name: "model", config }, unit, policy)
             }
             Vendor::Amd => {
                 let (config, entries) = (crate::amdvi::Config::default(), Vec::new());
                 let subject = amdvi::Subject { name: "model", config, entries, flags: 0 };
-                Self::start(subject, unit, policy)
+                Self::start(vendor, subject, unit, policy)
             }
         }
     }
 
-    fn start(subject: impl UnderTest + Send + 'static, unit: ModelUnit, policy: Config) -> Self {
+    fn start(
+        vendor: Vendor,
+        subject: impl UnderTest + Send + 'static,
+        unit: ModelUnit,
+        policy: Config,
+    ) -> Self {
         let (sender, jobs) = channel::<Job>();
         // The server has a single thread. Its parts are not `Send` and stay there.
         let thread = std::thread::spawn(move || {
@@ -138,7 +144,14 @@ impl Model {
             }
             world.end();
         });
-        Self(Arc::new(Inner { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) }))
+        let (jobs, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
+        Self(Arc::new(Inner { vendor, jobs, thread }))
+    }
+
+    /// The vendor of the unit, if there is one.
+    #[must_use]
+    pub fn vendor(&self) -> Vendor {
+        self.0.vendor
     }
 
     /// Runs a job on the server's thread and waits for its result.

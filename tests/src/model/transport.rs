@@ -114,10 +114,7 @@ impl Transport for InProcess {
     }
 
     fn names(&self, handle: transport::Handle) -> Result<Vec<String>, Error> {
-        self.ask(
-            |counts| &mut counts.others,
-            move |world| world.names(server(handle)),
-        )
+        self.ask(|counts| &mut counts.others, move |world| world.names(server(handle)))
     }
 
     fn wait_readable(&self, handle: transport::Handle, timeout: Duration) -> Result<bool, Error> {
@@ -135,8 +132,8 @@ impl Transport for InProcess {
     }
 
     fn map(&self, handle: transport::Handle) -> Result<Memory, Error> {
-        let (file, length) = self
-            .ask(|counts| &mut counts.maps, move |world| world.share(server(handle)))?;
+        let (file, length) =
+            self.ask(|counts| &mut counts.maps, move |world| world.share(server(handle)))?;
         Memory::map(&[file], length)
     }
 
