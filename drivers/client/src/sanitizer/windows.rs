@@ -132,7 +132,8 @@ impl Windows {
         let newest = self.ended.iter().rev();
         let live = self.live.iter().map(|window| (window, None));
         let known = live.chain(newest.clone().map(|(window, place)| (window, Some(*place))));
-        for (window, end) in known.filter(|(window, _)| window.contains(at)) {
+        let mut known = known.filter(|(window, _)| window.contains(at));
+        if let Some((window, end)) = known.next() {
             return match end {
                 _ if !window.allows(access) => Some((Bug::WrongDirection { at, access }, *window)),
                 Some(unmapped) => Some((Bug::UseAfterUnmap { at, access, unmapped }, *window)),
