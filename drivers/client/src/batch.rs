@@ -1,12 +1,14 @@
 //! Several maps, unmaps, grants and revokes in one call.
 
 use std::ops::Range;
+use std::panic::Location;
 
 use iommu_protocol::wire::{self, Access, BatchItem, Empty, MapFlags, MapResult, Operation, Wire};
 
 use crate::device::Device;
 use crate::error::{Error, ProtocolError};
 use crate::mapping::{BufferSlot, Placement};
+use crate::sanitizer::{Place, Sanitizer, Tenure, Window};
 use crate::session::Session;
 
 /// Maps, unmaps, grants and revokes that take effect together or not at all, with one invalidation.
@@ -96,8 +98,31 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::RefusedItem`] names the item and the reason; then nothing has changed.
+    #[track_caller]
     pub fn run(&self, device: &Device) -> Result<Vec<u64>, Error> {
-        send(&device.session, &self.items)
+        let iovas = send(&device.session, &self.items)?;
+        if let Some(sanitizer) = device.session.sanitizer() {
+            // A closure would be its own caller.
+            let (items, place) = (self.items.iter().zip(&iovas), Location::caller());
+            items.for_each(|(item, iova)| watch(sanitizer, item, *iova, place));
+        }
+        Ok(iovas)
+    }
+}
+
+/// Has the sanitizer note an item of a batch that took effect.
+fn watch(sanitizer: &Sanitizer, item: &BatchItem, iova: u64, place: Place) {
+    let BatchItem { slot, offset, length, .. } = *item;
+    let map = [Operation::Map, Operation::Grant].map(Operation::code);
+    if map.contains(&item.operation) {
+        let access = Access::from_bits_truncate(item.access);
+        let (tenure, granted, home) = (Tenure::Driver, place, None);
+        let window = Window { slot, iova, length, access, tenure, granted, home };
+        sanitizer.granted(window, Some(offset));
+    } else if item.operation == Operation::Revoke.code() {
+        sanitizer.revoked(slot, offset, length, Some(place));
+    } else {
+        sanitizer.ended(item.iova, length, Some(place));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::panic::Location;
 use std::sync::Arc;
 
 use iommu_protocol::ids::Slot;
@@ -12,12 +13,14 @@ use crate::error::Error;
 use crate::grant::Grant;
 use crate::mapping::{BufferSlot, release, unmap};
 use crate::platform::Memory;
+use crate::sanitizer::{Sanitizer, Tenure, Window};
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 use crate::transport::{Handle, Transport};
 
 mod create;
 mod values;
+mod watch;
 
 /// Buffers are whole pages of this many bytes.
 pub const PAGE: u64 = 4096;
@@ -108,6 +111,8 @@ pub struct DmaBuffer<T: ?Sized = [u8]> {
     unmapped: bool,
     /// Number of values.
     count: usize,
+    /// Watches the accesses, if the driver wants it.
+    sanitizer: Option<Arc<Sanitizer>>,
     // The next two are dropped in this order, after `drop` has run.
     memory: Memory,
     handle: BufferHandle,
@@ -139,6 +144,7 @@ impl Drop for BufferHandle {
 }
 
 impl Allocation {
+    #[track_caller]
     pub(crate) fn new(
         session: &Arc<Session>,
         length: u64,
@@ -155,13 +161,21 @@ impl Allocation {
             flags: flags.bits(),
         };
         let result: AllocateResult = session.call(Operation::Allocate, &request)?;
-        let slot = SlotGuard { session, slot: result.slot };
+        let slot = SlotGuard { session, slot: result.slot, length: result.length };
         let path = SessionPath::Buffer(Slot(result.slot)).to_string();
         let handle = session.transport.open(Some(session.handle), &path, true)?;
         let handle = BufferHandle { session: session.clone(), handle };
         let memory = session.transport.map(handle.handle)?;
         std::mem::forget(slot);
         let AllocateResult { slot, iova, length, .. } = result;
+        if let Some(sanitizer) = session.sanitizer() {
+            sanitizer.allocated(slot, iova);
+            let (access, tenure, granted) = (options.access, Tenure::Buffer, Location::caller());
+            let window = Window { slot, iova, length, access, tenure, granted, home: None };
+            if !options.unmapped {
+                sanitizer.granted(window, Some(0));
+            }
+        }
         let (session, unmapped) = (session.clone(), options.unmapped);
         Ok(Self { session, slot, iova, length, unmapped, memory, handle })
     }
@@ -171,9 +185,19 @@ impl Allocation {
         let Self { session, slot, iova, length, unmapped, memory, handle } = self;
         // A transport that maps less than it states is detected here, not at a later access.
         let fits = u64::try_from(size).is_ok_and(|size| size <= length) && size <= memory.length();
-        let value = PhantomData;
-        let buffer =
-            DmaBuffer { session, slot, iova, length, unmapped, count, memory, handle, value };
+        let (sanitizer, value) = (session.sanitizer().cloned(), PhantomData);
+        let buffer = DmaBuffer {
+            session,
+            slot,
+            iova,
+            length,
+            unmapped,
+            count,
+            sanitizer,
+            memory,
+            handle,
+            value,
+        };
         if fits { Ok(buffer) } else { Err(Error::Outside) }
     }
 
@@ -233,8 +257,10 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// [`Error::Outside`]; nothing is copied then.
+    #[track_caller]
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.check(offset, bytes.len())?;
+        self.watch_write(offset, bytes.len());
         self.memory.write(offset, bytes)
     }
 
@@ -242,8 +268,10 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// [`Error::Outside`]; nothing is set then.
+    #[track_caller]
     pub fn fill(&mut self, offset: u64, length: usize, byte: u8) -> Result<(), Error> {
         self.check(offset, length)?;
+        self.watch_write(offset, length);
         self.memory.fill(offset, length, byte)
     }
 
@@ -251,8 +279,10 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// [`Error::Outside`]; nothing is copied then.
+    #[track_caller]
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.check(offset, bytes.len())?;
+        self.watch_read(offset, bytes.len());
         self.memory().read(offset, bytes)
     }
 
@@ -260,8 +290,10 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// [`Error::Outside`], also when not aligned.
+    #[track_caller]
     pub fn read_u32(&self, offset: u64) -> Result<u32, Error> {
         self.check(offset, 4)?;
+        self.watch_read(offset, 4);
         self.memory().read_u32(offset).ok_or(Error::Outside)
     }
 
@@ -269,8 +301,10 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// [`Error::Outside`], also when not aligned.
+    #[track_caller]
     pub fn write_u32(&mut self, offset: u64, value: u32) -> Result<(), Error> {
         self.check(offset, 4)?;
+        self.watch_write(offset, 4);
         self.memory.write_u32(offset, value).ok_or(Error::Outside)
     }
 
@@ -290,8 +324,9 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// `NotMapped`; `UnitFailed`: the device may still reach it.
+    #[track_caller]
     pub fn unmap(&self) -> Result<(), Error> {
-        unmap(&self.session, self.iova, self.length)
+        unmap(&self.session, self.iova, self.length, Some(Location::caller()))
     }
 
     /// Lets the device reach a range of a buffer that was allocated unmapped, at the buffer's own address,
@@ -299,6 +334,7 @@ impl<T: ?Sized> DmaBuffer<T> {
     ///
     /// # Errors
     /// `Mapped`, `Range`, `Alignment`, `Quota`.
+    #[track_caller]
     pub fn grant(&self, range: Range<u64>, access: Access) -> Result<Grant<'_>, Error> {
         Grant::new(&self.session, self.slot, range, access)
     }
@@ -318,7 +354,7 @@ impl<T: ?Sized> Drop for DmaBuffer<T> {
     /// The device loses the memory first, then the process. Then the server may reuse it: the fields are dropped
     /// after this, in their order.
     fn drop(&mut self) {
-        release(&self.session, self.slot);
+        release(&self.session, self.slot, self.length);
     }
 }
 
@@ -326,10 +362,11 @@ impl<T: ?Sized> Drop for DmaBuffer<T> {
 struct SlotGuard<'a> {
     session: &'a Session,
     slot: u32,
+    length: u64,
 }
 
 impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
-        release(self.session, self.slot);
+        release(self.session, self.slot, self.length);
     }
 }

@@ -17,6 +17,7 @@ use crate::buffer::{Allocation, BufferOptions, DmaBuffer};
 use crate::connection::Connection;
 use crate::error::{Error, ProtocolError};
 use crate::imported::Imported;
+use crate::sanitizer::BugReport;
 use crate::session::Session;
 use crate::transport::{FOREVER, Handle, Transport};
 
@@ -125,7 +126,7 @@ impl Device {
         let address: PciAddress = name.parse().map_err(|_| Error::BadName)?;
         let path = Path::Device(address).to_string();
         let handle = connection.0.open_within(None, &path, wait)?;
-        Ok(Self { session: Arc::new(Session::new(connection.0.clone(), handle)), address })
+        Ok(Self::new(Session::new(connection.0.clone(), handle), address))
     }
 
     /// Claims the device at this address.
@@ -134,7 +135,15 @@ impl Device {
     /// `NotOwner`, `NotProbed`, `NotReady`, `Permission`, like [`Device::open`].
     pub fn claim(connection: &Connection, address: PciAddress) -> Result<Self, Error> {
         let handle = connection.0.open(None, &Path::Device(address).to_string(), true)?;
-        Ok(Self { session: Arc::new(Session::new(connection.0.clone(), handle)), address })
+        Ok(Self::new(Session::new(connection.0.clone(), handle), address))
+    }
+
+    /// A device whose memory is watched in debug builds.
+    fn new(session: Session, address: PciAddress) -> Self {
+        if cfg!(debug_assertions) {
+            session.sanitize(address);
+        }
+        Self { session: Arc::new(session), address }
     }
 
     /// Makes a device from a session that is open already.
@@ -143,10 +152,10 @@ impl Device {
         expect(dead_code, reason = "sessions are inherited there")
     )]
     pub(crate) fn over(transport: Arc<dyn Transport>, handle: Handle) -> Result<Self, Error> {
-        let session = Arc::new(Session::new(transport, handle));
+        let session = Session::new(transport, handle);
         let result: QueryResult = session.call(Operation::Query, &Empty::default())?;
         let requester = RequesterId(result.requester);
-        Ok(Self { session, address: PciAddress { segment: result.segment, requester } })
+        Ok(Self::new(session, PciAddress { segment: result.segment, requester }))
     }
 
     /// Claims another device for the owner of this one. It must be a member of the same group, or of a group that
@@ -158,13 +167,64 @@ impl Device {
         let transport = &self.session.transport;
         let path = SessionPath::Member(address).to_string();
         let handle = transport.open(Some(self.session.handle), &path, true)?;
-        Ok(Self { session: Arc::new(Session::new(transport.clone(), handle)), address })
+        Ok(Self::new(Session::new(transport.clone(), handle), address))
     }
 
     /// The address of the device.
     #[must_use]
     pub const fn address(&self) -> PciAddress {
         self.address
+    }
+
+    /// Watches the use of this device's memory from now on, and writes a line to standard error for each bug of the
+    /// driver. Debug builds do so from the start. It makes no request to the server.
+    ///
+    /// | [`Bug`](crate::Bug) | what the driver did |
+    /// |---|---|
+    /// | use after unmap | ended a mapping or grant while the device was at work on it |
+    /// | freed while mapped | dropped a buffer that a [`Batch`](crate::Batch) has mapped or granted |
+    /// | wrong direction | granted reads, and the device wrote; or the reverse |
+    /// | written while granted | wrote to memory while only the device was to write it |
+    /// | read twice | read bytes again that the device may have changed: see [`Snapshot`](crate::Snapshot) |
+    /// | written after free | gave a block of a [`DmaPool`](crate::DmaPool) back while the device was at work on it |
+    /// | out of bounds | gave the device a wrong length, or an address in the page beside its memory |
+    ///
+    /// Each report names the place that granted the memory. The same bug at the same places is reported once. What a
+    /// device does is known from its faults, so the driver reads them ([`Device::next_fault`]). A block of a pool is
+    /// filled with the byte `0xdb` when it is given back, and examined when it is taken again. That also works where
+    /// no unit confines the device.
+    ///
+    /// Memory that was allocated before the call, pools that were made before it, and accesses by
+    /// [`as_ptr`](crate::DmaBuffer::as_ptr) are not watched. While nothing is watched, each access of a buffer costs one
+    /// more branch, on an `Option` that is `None`.
+    ///
+    /// ```
+    /// use std::sync::mpsc::channel;
+    /// use iommu_client::{Access, Batch, BufferOptions, Device, Placement};
+    ///
+    /// # let model = iommud_tests::model::Model::new();
+    /// # let connection = model.connection();
+    /// let device = Device::open(&connection, "0000--00--04.0")?;
+    /// let (sender, reports) = channel();
+    /// device.sanitize_with(move |report| drop(sender.send(report.to_string())));
+    ///
+    /// let buffer = device.allocate(4096, BufferOptions::default())?;
+    /// let anywhere = Placement::Anywhere;
+    /// Batch::new().map(buffer.slot(), 0..4096, Access::READ, anywhere).run(&device)?;
+    /// drop(buffer); // the batch's mapping was never ended
+    ///
+    /// let report = reports.try_recv().unwrap();
+    /// assert!(report.starts_with("0000--00--04.0: freed while mapped: the buffer was dropped; 4096 bytes"));
+    /// # Ok::<(), iommu_client::Error>(())
+    /// ```
+    pub fn sanitize(&self) {
+        self.session.sanitize(self.address);
+    }
+
+    /// Watches like [`Device::sanitize`], and passes each report to `hook`. A second call replaces the hook. It runs in
+    /// the thread that meets the bug.
+    pub fn sanitize_with(&self, hook: impl Fn(&BugReport) + Send + Sync + 'static) {
+        self.session.sanitize(self.address).set_hook(hook);
     }
 
     /// Attaches the device to its session's domain. It then reaches the session's mappings, and nothing else.
@@ -237,6 +297,7 @@ impl Device {
     ///
     /// # Errors
     /// `Quota`, `Full`, `NoMemory`, `NoSpace`, `Alignment`, `Range`; or the memory cannot be mapped into this process.
+    #[track_caller]
     pub fn allocate(&self, length: u64, options: BufferOptions) -> Result<DmaBuffer, Error> {
         Allocation::new(&self.session, length, options)?.bytes()
     }
@@ -260,7 +321,11 @@ impl Device {
     pub fn next_fault(&self) -> Result<Option<FaultRecord>, Error> {
         let mut bytes = [0; RECORD_SIZE];
         match self.session.transport.read(self.session.handle, &mut bytes) {
-            Ok(RECORD_SIZE) => Ok(Some(FaultRecord::decode(&bytes)?)),
+            Ok(RECORD_SIZE) => {
+                let fault = FaultRecord::decode(&bytes)?;
+                self.session.sanitizer().inspect(|sanitizer| sanitizer.fault(&fault));
+                Ok(Some(fault))
+            }
             Ok(_) => Err(ProtocolError::Length.into()),
             Err(Error::Refused(Refusal::NotReady)) => Ok(None),
             Err(error) => Err(error),

@@ -1,10 +1,12 @@
 //! Ranges of a buffer that a device reaches for one transfer.
 
 use std::ops::Range;
+use std::panic::Location;
 
 use iommu_protocol::wire::{self, Access, Empty, MapResult, Operation};
 
 use crate::error::Error;
+use crate::sanitizer::{Place, Tenure, Window};
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 
@@ -39,6 +41,7 @@ pub struct Grant<'buffer> {
 }
 
 impl<'buffer> Grant<'buffer> {
+    #[track_caller]
     pub(crate) fn new(
         session: &'buffer Session,
         slot: u32,
@@ -48,6 +51,11 @@ impl<'buffer> Grant<'buffer> {
         let (offset, length) = (range.start, range.end.saturating_sub(range.start));
         let request = wire::Grant { slot, access: access.bits(), offset, length };
         let MapResult { iova } = session.call(Operation::Grant, &request)?;
+        if let Some(sanitizer) = session.sanitizer() {
+            let (tenure, granted) = (Tenure::Driver, Location::caller());
+            let window = Window { slot, iova, length, access, tenure, granted, home: None };
+            sanitizer.granted(window, Some(offset));
+        }
         Ok(Self { session, slot, offset, length, iova })
     }
 }
@@ -63,16 +71,20 @@ impl Grant<'_> {
     ///
     /// # Errors
     /// `UnitFailed`: the device may still reach it.
+    #[track_caller]
     pub fn revoke(self) -> Result<(), Error> {
-        let result = self.end();
+        let result = self.end(Some(Location::caller()));
         std::mem::forget(self);
         result
     }
 
-    fn end(&self) -> Result<(), Error> {
+    fn end(&self, place: Option<Place>) -> Result<(), Error> {
         let Self { slot, offset, length, .. } = *self;
         let request = wire::Grant { slot, access: 0, offset, length };
         let Empty { .. } = self.session.call(Operation::Revoke, &request)?;
+        if let Some(sanitizer) = self.session.sanitizer() {
+            sanitizer.ended(self.iova, length, place);
+        }
         Ok(())
     }
 }
@@ -90,6 +102,6 @@ impl DeviceMemory for Grant<'_> {
 impl Drop for Grant<'_> {
     fn drop(&mut self) {
         // A driver that needs the result calls `revoke`. The end of the buffer revokes the grant in any case.
-        let _ = self.end();
+        let _ = self.end(None);
     }
 }

@@ -46,6 +46,6 @@ impl<'buffer, T: ?Sized> Imported<'buffer, T> {
 
 impl<T: ?Sized> Drop for Imported<'_, T> {
     fn drop(&mut self) {
-        release(&self.session, self.slot);
+        release(&self.session, self.slot, self.buffer.length());
     }
 }

@@ -36,6 +36,8 @@
 //! used again. On a machine without an IOMMU the same code runs: addresses are bus addresses, and [`Device::query`]
 //! says so.
 //!
+//! [`Device::sanitize`] finds bugs of a driver: memory that is used too late, in the wrong direction, or read twice.
+//!
 //! Memory is read and written by volatile copies. It is never referenced, since a device, or another process that has
 //! the buffer, may write there at any time. Data that is needed for longer is copied out first.
 //!
@@ -51,8 +53,10 @@ mod grant;
 mod imported;
 mod mapping;
 mod pool;
+mod sanitizer;
 mod scatter;
 mod session;
+mod snapshot;
 mod transfer;
 pub mod transport;
 
@@ -71,5 +75,7 @@ pub use iommu_protocol::status::Refusal;
 pub use iommu_protocol::wire::{Access, RegionKind, SessionFlags};
 pub use mapping::{BufferSlot, Mapping, Placement};
 pub use pool::{DmaBlock, DmaPool, PoolOptions};
+pub use sanitizer::{Bug, BugReport, Place};
 pub use scatter::{DeviceMemory, ScatterList, Segment, SegmentLimits};
+pub use snapshot::Snapshot;
 pub use transfer::{Direction, Exposure, Granted, Lendable, Slot, TransferOptions, TransferQueue};

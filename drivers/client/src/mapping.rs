@@ -1,6 +1,7 @@
 //! Ranges of a session's buffers in its domain.
 
 use std::ops::Range;
+use std::panic::Location;
 
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{
@@ -8,6 +9,7 @@ use iommu_protocol::wire::{
 };
 
 use crate::error::Error;
+use crate::sanitizer::{Place, Tenure, Window};
 use crate::scatter::DeviceMemory;
 use crate::session::Session;
 
@@ -45,6 +47,7 @@ impl<'owner> BufferSlot<'owner> {
     ///
     /// # Errors
     /// `Range`, `Alignment`, `Reserved`, `Mapped`, `NoSpace`, `Quota`.
+    #[track_caller]
     pub fn map(
         self,
         range: Range<u64>,
@@ -63,7 +66,23 @@ impl<'owner> BufferSlot<'owner> {
             reserved: 0,
         };
         let MapResult { iova } = self.session.call(Operation::Map, &request)?;
+        self.watch((iova, length), access, Some(range.start), Location::caller());
         Ok(Mapping { session: self.session, iova, length })
+    }
+
+    /// Has the sanitizer watch a mapping of the buffer, from this offset on.
+    fn watch(
+        self,
+        (iova, length): (u64, u64),
+        access: Access,
+        offset: Option<u64>,
+        granted: Place,
+    ) {
+        if let Some(sanitizer) = self.session.sanitizer() {
+            let (slot, tenure) = (self.number, Tenure::Driver);
+            let window = Window { slot, iova, length, access, tenure, granted, home: None };
+            sanitizer.granted(window, offset);
+        }
     }
 
     /// Maps pages of the buffer, of 4096 bytes each, in any order, to consecutive addresses. Memory that is scattered
@@ -92,6 +111,7 @@ impl<'owner> BufferSlot<'owner> {
     /// # Errors
     /// [`Error::RefusedItem`] names a page that is not in the buffer; else `Range`, `Reserved`, `Mapped`, `NoSpace`,
     /// `Quota`, and, if no unit confines the device and the pages do not follow each other, `Unsupported`.
+    #[track_caller]
     pub fn map_pages(
         self,
         pages: &[u32],
@@ -107,7 +127,9 @@ impl<'owner> BufferSlot<'owner> {
             self.session.call_with(Operation::MapList, &request, &bytes, 0, |body| {
                 Ok(MapResult::decode(body)?)
             })?;
-        Ok(Mapping { session: self.session, iova, length: u64::from(count) * 4096 })
+        let length = u64::from(count) * 4096;
+        self.watch((iova, length), access, None, Location::caller());
+        Ok(Mapping { session: self.session, iova, length })
     }
 }
 
@@ -136,14 +158,15 @@ impl Mapping<'_> {
     ///
     /// # Errors
     /// `UnitFailed`: the device may still reach it.
+    #[track_caller]
     pub fn unmap(self) -> Result<(), Error> {
-        let result = self.end();
+        let result = self.end(Some(Location::caller()));
         std::mem::forget(self);
         result
     }
 
-    fn end(&self) -> Result<(), Error> {
-        unmap(self.session, self.iova, self.length)
+    fn end(&self, place: Option<Place>) -> Result<(), Error> {
+        unmap(self.session, self.iova, self.length, place)
     }
 }
 
@@ -160,17 +183,28 @@ impl DeviceMemory for Mapping<'_> {
 impl Drop for Mapping<'_> {
     fn drop(&mut self) {
         // A driver that needs the result calls `unmap`. The end of the import ends the mapping in any case.
-        let _ = self.end();
+        let _ = self.end(None);
     }
 }
 
-pub(crate) fn unmap(session: &Session, iova: u64, length: u64) -> Result<(), Error> {
+pub(crate) fn unmap(
+    session: &Session,
+    iova: u64,
+    length: u64,
+    place: Option<Place>,
+) -> Result<(), Error> {
     let Empty { .. } = session.call(Operation::Unmap, &Unmap { iova, length })?;
+    if let Some(sanitizer) = session.sanitizer() {
+        sanitizer.ended(iova, length, place);
+    }
     Ok(())
 }
 
-/// Releases a slot. The server refuses only if the session is gone, and the slot with it.
-pub(crate) fn release(session: &Session, slot: u32) {
+/// Releases the slot of a buffer of this length. The server refuses only if the session is gone, and the slot with it.
+pub(crate) fn release(session: &Session, slot: u32, length: u64) {
+    if let Some(sanitizer) = session.sanitizer() {
+        sanitizer.released(slot, length);
+    }
     let request = BufferRequest { slot, reserved: 0 };
     let _: Result<Empty, Error> = session.call(Operation::Release, &request);
 }

@@ -1,17 +1,22 @@
 //! DMA memory in small blocks, taken and given back without a request to the server.
 
-use std::cell::{Cell, RefCell};
-use std::fmt;
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use iommu_protocol::wire::Access;
-use zerocopy::{FromBytes, IntoBytes};
 
-use crate::buffer::{BufferOptions, DmaBuffer, PAGE};
+use crate::buffer::{Allocation, BufferOptions, DmaBuffer, PAGE};
 use crate::device::Device;
 use crate::error::Error;
-use crate::platform::{Piece, split};
-use crate::scatter::DeviceMemory;
+use crate::platform::split;
+use crate::pool::class::Class;
+use crate::session::Session;
+
+mod block;
+mod class;
+
+pub use block::DmaBlock;
 
 /// Bytes of a large page.
 pub(crate) const LARGE: u64 = 2 << 20;
@@ -88,23 +93,9 @@ pub struct DmaPool {
 /// The source of new memory.
 #[derive(Debug)]
 struct Source {
-    session: std::sync::Arc<crate::session::Session>,
+    session: Arc<Session>,
     options: PoolOptions,
     taken: u64,
-}
-
-/// The free blocks of one size. Their list runs through the blocks themselves, so that neither taking nor giving back
-/// allocates.
-struct Class {
-    size: u64,
-    free: Cell<Option<Box<Node>>>,
-}
-
-/// A block of memory, in use or in the list of its class.
-#[derive(Debug)]
-struct Node {
-    piece: Piece<DmaBuffer>,
-    next: Option<Box<Node>>,
 }
 
 impl DmaPool {
@@ -119,7 +110,8 @@ impl DmaPool {
             return Err(Error::PoolOptions { smallest, largest, chunk });
         }
         let shift = smallest.trailing_zeros();
-        let class = |bit| Rc::new(Class { size: 1_u64 << bit, free: Cell::default() });
+        let sanitizer = device.session.sanitizer();
+        let class = |bit| Rc::new(Class::new(1_u64 << bit, sanitizer.cloned()));
         Ok(Self {
             classes: (shift..=largest.trailing_zeros()).map(class).collect(),
             source: RefCell::new(Source { session: device.session.clone(), options, taken: 0 }),
@@ -132,12 +124,13 @@ impl DmaPool {
     /// # Errors
     /// [`Error::TooLong`]; if its size has run out, [`Error::PoolLimit`] and the errors of [`Device::allocate`].
     #[inline]
+    #[track_caller]
     pub fn take(&self, length: u64) -> Result<DmaBlock, Error> {
         let class = self.class(length)?;
         // Only one place makes the block. Two places would pass it through memory, which costs more than all the
         // rest.
         loop {
-            if let Some(block) = class.take(length) {
+            if let Some(block) = DmaBlock::take(class, length) {
                 return Ok(block);
             }
             self.grow(class)?;
@@ -147,14 +140,16 @@ impl DmaPool {
     /// Takes a block like [`DmaPool::take`], but never sends a request; `None` if no block of its size is free.
     #[must_use]
     #[inline]
+    #[track_caller]
     pub fn take_ready(&self, length: u64) -> Option<DmaBlock> {
-        self.class(length).ok()?.take(length)
+        DmaBlock::take(self.class(length).ok()?, length)
     }
 
     /// Makes sure that at least `count` blocks of this length are free.
     ///
     /// # Errors
     /// The errors of [`DmaPool::take`].
+    #[track_caller]
     pub fn reserve(&self, length: u64, count: usize) -> Result<(), Error> {
         let class = self.class(length)?;
         while class.ready() < count {
@@ -182,6 +177,7 @@ impl DmaPool {
 
     /// Adds blocks to a class, at least one.
     #[cold]
+    #[track_caller]
     fn grow(&self, class: &Class) -> Result<(), Error> {
         let mut source = self.source.borrow_mut();
         let Source { options, taken, .. } = *source;
@@ -198,170 +194,12 @@ impl DmaPool {
             alignment: if length >= LARGE { LARGE.max(class.size) } else { class.size.max(PAGE) },
             ..BufferOptions::default()
         };
-        let buffer = crate::buffer::Allocation::new(&source.session, length, options)?.bytes()?;
+        let buffer = Allocation::new(&source.session, length, options)?.bytes()?;
         source.taken = after;
         let device = (buffer.iova(), buffer.length());
         for piece in split(buffer, DmaBuffer::memory, device, size).into_iter().rev() {
-            class.put(Box::new(Node { piece, next: None }));
+            class.add(piece);
         }
         Ok(())
-    }
-}
-
-impl Class {
-    #[inline]
-    fn take(self: &Rc<Self>, length: u64) -> Option<DmaBlock> {
-        let mut node = self.free.take()?;
-        put_into(&self.free, node.next.take());
-        Some(DmaBlock { node: Some(node), length, home: self.clone() })
-    }
-
-    #[inline]
-    fn put(&self, mut node: Box<Node>) {
-        debug_assert!(node.next.is_none());
-        std::mem::forget(std::mem::replace(&mut node.next, self.free.take()));
-        put_into(&self.free, Some(node));
-    }
-
-    /// Number of free blocks.
-    fn ready(&self) -> usize {
-        let first = self.free.take();
-        let count = std::iter::successors(first.as_deref(), |node| node.next.as_deref()).count();
-        self.free.set(first);
-        count
-    }
-}
-
-/// Puts a list into a place that was just emptied. `forget` leaves out the drop of the old value. That value is
-/// `None`, and a drop would check for it.
-#[inline]
-fn put_into(place: &Cell<Option<Box<Node>>>, list: Option<Box<Node>>) {
-    std::mem::forget(place.replace(list));
-}
-
-impl fmt::Debug for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Class").field("size", &self.size).field("ready", &self.ready()).finish()
-    }
-}
-
-impl Drop for Class {
-    /// One block after the other: a list that drops itself does so recursively.
-    fn drop(&mut self) {
-        let mut rest = self.free.take();
-        while let Some(mut node) = rest {
-            rest = node.next.take();
-        }
-    }
-}
-
-/// A block of a pool, given back when dropped. It may outlive its pool. The device reaches it all the time, so bytes
-/// are copied in and out, like those of a [`DmaBuffer`].
-#[derive(Debug)]
-pub struct DmaBlock {
-    /// Present until the drop.
-    node: Option<Box<Node>>,
-    length: u64,
-    home: Rc<Class>,
-}
-
-impl DmaBlock {
-    /// The I/O virtual address of the first byte, to be given to the device.
-    #[must_use]
-    #[inline]
-    pub fn iova(&self) -> u64 {
-        self.node.as_ref().map_or(0, |node| node.piece.address())
-    }
-
-    /// The requested length, in bytes.
-    #[must_use]
-    pub const fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Copies bytes into the block.
-    ///
-    /// # Errors
-    /// [`Error::Outside`]; nothing is copied then.
-    #[inline]
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.check(offset, bytes.len())?;
-        self.node.as_mut().ok_or(Error::Outside)?.piece.write(offset, bytes)
-    }
-
-    /// Copies bytes out of the block.
-    ///
-    /// # Errors
-    /// [`Error::Outside`]; nothing is copied then.
-    #[inline]
-    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        self.check(offset, bytes.len())?;
-        self.node.as_ref().ok_or(Error::Outside)?.piece.read(offset, bytes)
-    }
-
-    /// All of its bytes as they are now.
-    #[must_use]
-    pub fn to_vec(&self) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(self.length).unwrap_or(0)];
-        let copied = self.read(0, &mut bytes);
-        debug_assert!(copied.is_ok());
-        bytes
-    }
-
-    /// Sets every byte.
-    pub fn fill(&mut self, byte: u8) {
-        let length = usize::try_from(self.length).unwrap_or(0);
-        let filled = self.node.as_mut().map(|node| node.piece.fill(0, length, byte));
-        debug_assert!(matches!(filled, Some(Ok(()))));
-    }
-
-    /// The value at `offset` as it is now.
-    ///
-    /// # Errors
-    /// [`Error::Outside`].
-    #[inline]
-    pub fn load_at<V: FromBytes + IntoBytes>(&self, offset: u64) -> Result<V, Error> {
-        let mut value = V::new_zeroed();
-        self.read(offset, value.as_mut_bytes())?;
-        Ok(value)
-    }
-
-    /// Puts a value at `offset`.
-    ///
-    /// # Errors
-    /// [`Error::Outside`].
-    #[inline]
-    pub fn store_at<V: FromBytes + IntoBytes>(
-        &mut self,
-        offset: u64,
-        mut value: V,
-    ) -> Result<(), Error> {
-        self.write(offset, value.as_mut_bytes())
-    }
-
-    /// Checks against the requested length, since the block may be larger.
-    #[inline]
-    fn check(&self, offset: u64, length: usize) -> Result<(), Error> {
-        let end = u64::try_from(length).ok().and_then(|length| offset.checked_add(length));
-        if end.is_some_and(|end| end <= self.length) { Ok(()) } else { Err(Error::Outside) }
-    }
-}
-
-impl DeviceMemory for DmaBlock {
-    fn iova(&self) -> u64 {
-        Self::iova(self)
-    }
-
-    fn length(&self) -> u64 {
-        self.length
-    }
-}
-
-impl Drop for DmaBlock {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(node) = self.node.take() {
-            self.home.put(node);
-        }
     }
 }

@@ -1,13 +1,15 @@
 //! A session's handle, and calls on it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use iommu_protocol::ids::PciAddress;
 use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{Operation, ReplyHeader, RequestHeader, Short, VERSION, Wire};
 
 use crate::error::{Error, ProtocolError};
+use crate::sanitizer::Sanitizer;
 use crate::transport::{Handle, Transport};
 
 /// A writable handle on a device. Closing it gives the device back to policy and ends all its mappings.
@@ -17,6 +19,8 @@ pub(crate) struct Session {
     /// Number of this session among those of the process.
     pub(crate) number: u64,
     cookie: AtomicU64,
+    /// Watches the memory of this session, if the driver wants it.
+    sanitizer: OnceLock<Arc<Sanitizer>>,
 }
 
 /// Number of the next session of this process.
@@ -25,7 +29,19 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 impl Session {
     pub(crate) fn new(transport: Arc<dyn Transport>, handle: Handle) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { transport, handle, number, cookie: AtomicU64::new(1) }
+        let cookie = AtomicU64::new(1);
+        Self { transport, handle, number, cookie, sanitizer: OnceLock::new() }
+    }
+
+    /// Watches the memory of this session from now on.
+    pub(crate) fn sanitize(&self, device: PciAddress) -> &Sanitizer {
+        self.sanitizer.get_or_init(|| Arc::new(Sanitizer::new(device)))
+    }
+
+    /// The sanitizer, if one watches this session.
+    #[inline]
+    pub(crate) fn sanitizer(&self) -> Option<&Arc<Sanitizer>> {
+        self.sanitizer.get()
     }
 
     /// Runs one operation without items.

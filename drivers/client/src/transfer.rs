@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::Location;
 use std::rc::Rc;
 
 use iommu_protocol::status::Refusal;
@@ -11,6 +12,7 @@ use crate::buffer::{Allocation, BufferOptions, DmaBuffer, PAGE};
 use crate::device::Device;
 use crate::error::Error;
 use crate::pool::LARGE;
+use crate::sanitizer::Place;
 use crate::transfer::home::Home;
 use crate::transfer::reach::{Part, Reach};
 
@@ -108,6 +110,7 @@ impl TransferQueue {
     ///
     /// # Errors
     /// [`Error::Outside`] without slots; the errors of [`Device::allocate`].
+    #[track_caller]
     pub fn new(device: &Device, options: TransferOptions) -> Result<Self, Error> {
         let TransferOptions { slots, slot_bytes, exposure, above_4g } = options;
         let slot_bytes = slot_bytes.max(1).checked_next_multiple_of(PAGE).ok_or(Error::Outside)?;
@@ -149,6 +152,7 @@ impl TransferQueue {
     ///
     /// # Errors
     /// [`Error::OtherQueue`]; the slot is free in its own queue then.
+    #[track_caller]
     pub fn grant(&mut self, slot: Slot, direction: Direction) -> Result<(), Error> {
         let (mut piece, length) = slot.into_piece(&self.home)?;
         if self.exposure == Exposure::Bytes && direction == Direction::ToDevice {
@@ -195,6 +199,7 @@ impl TransferQueue {
     /// [`Error::Outside`] for an empty range, or one outside of the memory; `BadHandle` for memory of another session,
     /// `BadOperation` for memory that is mapped as a whole; [`Error::Borrowed`]; for a copy the errors of
     /// [`TransferQueue::take`].
+    #[track_caller]
     pub fn lend(
         &mut self,
         memory: &Lendable,
@@ -239,6 +244,7 @@ impl TransferQueue {
     /// `UnitFailed`. Nothing has changed then: what is granted stays granted, what is queued stays queued, and nothing
     /// is handed back. (Of more than 1024, calls before the refused one have taken effect.) [`Error::Borrowed`]:
     /// nothing was sent.
+    #[track_caller]
     pub fn flush(&mut self) -> Result<(), Error> {
         let dropped = self.home.take_dropped();
         self.ended.extend(dropped.into_iter().map(|reach| (reach, false)));
@@ -246,7 +252,7 @@ impl TransferQueue {
             return Err(Error::Borrowed);
         }
         while self.waiting() > 0 {
-            self.call()?;
+            self.call(Location::caller())?;
         }
         Ok(())
     }
@@ -257,13 +263,18 @@ impl TransferQueue {
         self.queued.len() + self.ended.len()
     }
 
-    fn call(&mut self) -> Result<(), Error> {
+    fn call(&mut self, place: Place) -> Result<(), Error> {
         let revokes = self.ended.len().min(MAX_BATCH);
         let grants = self.queued.len().min(MAX_BATCH - revokes);
         let ended = self.ended.iter().take(revokes).map(|(reach, _)| reach.revoke());
         let items: Vec<_> =
             ended.chain(self.queued.iter().take(grants).map(Reach::grant)).collect();
         self.home.send(&items)?;
+        if let Some(sanitizer) = self.home.sanitizer() {
+            let ended = self.ended.iter().take(revokes);
+            ended.for_each(|(reach, _)| reach.unwatch(sanitizer, Some(place)));
+            self.queued.iter().take(grants).for_each(|reach| reach.watch(sanitizer));
+        }
         let ended: Vec<_> = self.ended.drain(..revokes).collect();
         self.granted.extend(self.queued.drain(..grants));
         // Every transfer is settled, also when a copy fails.

@@ -52,8 +52,7 @@ impl<'device> Driver<'device> {
     /// # Errors
     /// The buffer holds other bytes.
     pub fn check(&self, expected: &[u8]) -> Result<(), Failure> {
-        let mut found = vec![0; expected.len()];
-        self.buffer.read(0, &mut found)?;
+        let found = self.buffer.snapshot_bytes(0, expected.len())?;
         let differs = found.iter().zip(expected).position(|(a, b)| a != b);
         differs.map_or(Ok(()), |at| Err(format!("wrong data at byte {at}").into()))
     }

@@ -102,9 +102,7 @@ impl<R: Registers> Admin<R> {
     pub(crate) fn identify(&mut self, namespace: u32, what: u32) -> Result<[u8; 4096], Error> {
         let words = [what, 0, 0];
         self.command(&spec::command(spec::IDENTIFY, namespace, self.page.iova(), 0, words))?;
-        let mut page = [0; 4096];
-        self.page.read(0, &mut page)?;
-        Ok(page)
+        Ok(self.page.snapshot_at::<[u8; 4096]>(0)?.into_inner())
     }
 
     /// Runs a command, and returns the first word of its completion. The completion of an earlier command, which was

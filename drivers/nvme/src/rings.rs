@@ -72,12 +72,12 @@ impl Rings {
     pub(crate) fn pop(&mut self) -> Option<(Completion, u16)> {
         // The last word shows whether the entry is new. The other words, and the data, are read after it.
         let entry = ENTRY as u64 * u64::from(self.head);
-        let word = u32::from_le(self.completion.read_u32(entry + 12).ok()?);
+        let word = u32::from_le(*self.completion.snapshot_at(entry + 12).ok()?);
         if phase(word) != self.phase {
             return None;
         }
         fence(Ordering::Acquire);
-        let result = u32::from_le(self.completion.read_u32(entry).ok()?);
+        let result = u32::from_le(*self.completion.snapshot_at(entry).ok()?);
         self.head = self.after(self.head);
         self.phase ^= self.head == 0;
         Some((Completion::from_words(result, word), self.head))

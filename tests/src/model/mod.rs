@@ -1,4 +1,4 @@
-//! A machine in this process for tests of drivers: the whole server over a software VT-d unit (or none).
+//! A machine in this process for tests of drivers: the whole server over a software unit of either vendor, or none.
 //! [`Model::connection`] gives an `iommu_client::Connection` to it; devices do DMA through the unit.
 //!
 //! ```
@@ -35,9 +35,25 @@ use iommud::policy::Config;
 
 pub use transport::InProcess;
 pub use world::Counts;
-use world::World;
+use world::{Side, World};
 
-type Job = Box<dyn FnOnce(&mut World) + Send>;
+use crate::conformance::{UnderTest, amdvi, vtd};
+
+type Job = Box<dyn FnOnce(&mut dyn Side) + Send>;
+
+/// The vendor of a model's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// Intel: VT-d.
+    Intel,
+    /// AMD: AMD-Vi.
+    Amd,
+}
+
+impl Vendor {
+    /// Both vendors.
+    pub const ALL: [Self; 2] = [Self::Intel, Self::Amd];
+}
 
 /// The unit of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +77,7 @@ pub const DEVICES: [&str; 3] = ["0000--00--03.0", "0000--00--04.0", "0000--00--0
 pub struct Model(Arc<Inner>);
 
 struct Inner {
+    vendor: Vendor,
     jobs: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -78,29 +95,67 @@ impl Model {
         Self::with(ModelUnit::Up, Config::default())
     }
 
+    /// Starts a machine whose unit, of this vendor, confines its devices.
+    #[must_use]
+    pub fn of(vendor: Vendor) -> Self {
+        Self::of_with(vendor, ModelUnit::Up, Config::default())
+    }
+
     /// Starts a machine without a unit: nothing is confined, addresses are bus addresses.
     #[must_use]
     pub fn without_unit() -> Self {
         Self::with(ModelUnit::Absent, Config::default())
     }
 
-    /// Starts a machine with this unit and this policy.
+    /// Starts a machine with a VT-d unit in this state, and this policy.
     #[must_use]
     pub fn with(unit: ModelUnit, policy: Config) -> Self {
+        Self::of_with(Vendor::Intel, unit, policy)
+    }
+
+    /// Starts a machine with a unit of this vendor in this state, and this policy.
+    #[must_use]
+    pub fn of_with(vendor: Vendor, unit: ModelUnit, policy: Config) -> Self {
+        match vendor {
+            Vendor::Intel => {
+                let config = crate::vtd::Config::default();
+                Self::start(vendor, vtd::Subject { name: "model", config }, unit, policy)
+            }
+            Vendor::Amd => {
+                let (config, entries) = (crate::amdvi::Config::default(), Vec::new());
+                let subject = amdvi::Subject { name: "model", config, entries, flags: 0 };
+                Self::start(vendor, subject, unit, policy)
+            }
+        }
+    }
+
+    fn start(
+        vendor: Vendor,
+        subject: impl UnderTest + Send + 'static,
+        unit: ModelUnit,
+        policy: Config,
+    ) -> Self {
         let (sender, jobs) = channel::<Job>();
         // The server has a single thread. Its parts are not `Send` and stay there.
         let thread = std::thread::spawn(move || {
-            let mut world = World::new(unit, policy);
+            let mut world = World::new(subject, unit, policy);
             for job in jobs {
                 job(&mut world);
             }
             world.end();
         });
-        Self(Arc::new(Inner { jobs: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) }))
+        let (jobs, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
+        Self(Arc::new(Inner { vendor, jobs, thread }))
+    }
+
+    /// The vendor of the unit, if there is one.
+    #[must_use]
+    pub fn vendor(&self) -> Vendor {
+        self.0.vendor
     }
 
     /// Runs a job on the server's thread and waits for its result.
-    fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut World) -> R + Send + 'static) -> R {
+    fn ask<R: Send + 'static>(&self, job: impl FnOnce(&mut dyn Side) -> R + Send + 'static) -> R {
         let (sender, answer) = channel();
         let job: Job = Box::new(move |world| {
             let _ = sender.send(job(world));
@@ -162,7 +217,7 @@ impl Model {
 
     /// Kills all clients at once. The server's handles are closed as an operating system does.
     pub fn kill_clients(&self) {
-        self.ask(World::kill_clients);
+        self.ask(|world| world.kill_clients());
     }
 
     /// Counts of the actions of clients and the unit so far.

@@ -11,7 +11,7 @@ use iommud::policy::ClientId;
 use iommud::server::{Caller, Handle};
 
 use super::Model;
-use super::world::World;
+use super::world::{Counts, Side};
 
 /// Interval at which a waiting client checks its session.
 const SLICE: Duration = Duration::from_millis(1);
@@ -25,19 +25,20 @@ pub struct InProcess {
 impl InProcess {
     pub(super) fn new(model: Model) -> Self {
         let client = model.ask(|world| {
-            world.clients += 1;
-            ClientId(world.clients)
+            let ledger = world.ledger();
+            ledger.clients += 1;
+            ClientId(ledger.clients)
         });
         Self { model, client }
     }
 
     fn ask<T: Send + 'static>(
         &self,
-        count: fn(&mut World) -> &mut u64,
-        job: impl FnOnce(&mut World) -> Result<T, Refusal> + Send + 'static,
+        count: fn(&mut Counts) -> &mut u64,
+        job: impl FnOnce(&mut dyn Side) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Error> {
         let answer = self.model.ask(move |world| {
-            *count(world) += 1;
+            *count(&mut world.ledger().counts) += 1;
             job(world)
         });
         Ok(answer?)
@@ -62,10 +63,9 @@ impl Transport for InProcess {
     ) -> Result<transport::Handle, Error> {
         let (caller, path) = (Caller { client: self.client, uid: 0 }, path.to_owned());
         self.ask(
-            |world| &mut world.counts.opens,
+            |counts| &mut counts.opens,
             move |world| {
-                let handle = world.server.open(caller, at.map(server), &path, write)?;
-                world.handles.push(handle);
+                let handle = world.open(caller, at.map(server), &path, write)?;
                 Ok(transport::Handle(handle.0))
             },
         )
@@ -73,11 +73,9 @@ impl Transport for InProcess {
 
     fn close(&self, handle: transport::Handle) {
         let closed = self.ask(
-            |world| &mut world.counts.closes,
+            |counts| &mut counts.closes,
             move |world| {
-                world.handles.retain(|open| *open != server(handle));
-                world.offsets.remove(&handle.0);
-                world.server.close(server(handle));
+                world.close(server(handle));
                 Ok(())
             },
         );
@@ -87,13 +85,10 @@ impl Transport for InProcess {
     fn read(&self, handle: transport::Handle, out: &mut [u8]) -> Result<usize, Error> {
         let room = out.len();
         let bytes = self.ask(
-            |world| &mut world.counts.reads,
+            |counts| &mut counts.reads,
             move |world| {
-                world.server.tick();
                 let mut bytes = vec![0; room];
-                let offset = world.offsets.entry(handle.0).or_default();
-                let length = world.server.read(server(handle), *offset, &mut bytes)?;
-                *offset += u64::try_from(length).unwrap();
+                let length = world.read(server(handle), &mut bytes)?;
                 bytes.truncate(length);
                 Ok(bytes)
             },
@@ -110,8 +105,8 @@ impl Transport for InProcess {
         let mut bytes = payload.to_vec();
         let answer = self.model.ask(move |world| {
             let operation = RequestHeader::decode(&bytes).map_or(0, |header| header.operation);
-            *world.counts.calls.entry(operation).or_default() += 1;
-            let length = world.server.call(server(handle), &mut bytes, request)?;
+            *world.ledger().counts.calls.entry(operation).or_default() += 1;
+            let length = world.call(server(handle), &mut bytes, request)?;
             bytes.truncate(length);
             Ok::<_, Refusal>(bytes)
         })?;
@@ -119,24 +114,14 @@ impl Transport for InProcess {
     }
 
     fn names(&self, handle: transport::Handle) -> Result<Vec<String>, Error> {
-        self.ask(
-            |world| &mut world.counts.others,
-            move |world| {
-                let mut names = Vec::new();
-                world.server.names(server(handle), 0, &mut |name| {
-                    names.push(name.to_owned());
-                    true
-                })?;
-                Ok(names)
-            },
-        )
+        self.ask(|counts| &mut counts.others, move |world| world.names(server(handle)))
     }
 
     fn wait_readable(&self, handle: transport::Handle, timeout: Duration) -> Result<bool, Error> {
         let deadline = Instant::now() + timeout;
         loop {
             let readable = self.ask(
-                |world| &mut world.counts.others,
+                |counts| &mut counts.others,
                 move |world| Ok(world.readable(server(handle))),
             )?;
             if readable || Instant::now() >= deadline {
@@ -147,15 +132,15 @@ impl Transport for InProcess {
     }
 
     fn map(&self, handle: transport::Handle) -> Result<Memory, Error> {
-        let (file, length) = self
-            .ask(|world| &mut world.counts.maps, move |world| world.server.share(server(handle)))?;
+        let (file, length) =
+            self.ask(|counts| &mut counts.maps, move |world| world.share(server(handle)))?;
         Memory::map(&[file], length)
     }
 
     fn import(&self, session: transport::Handle, buffer: transport::Handle) -> Result<u32, Error> {
         self.ask(
-            |world| &mut world.counts.others,
-            move |world| world.server.import(server(session), server(buffer)),
+            |counts| &mut counts.others,
+            move |world| world.import(server(session), server(buffer)),
         )
     }
 }

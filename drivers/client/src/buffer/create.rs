@@ -17,6 +17,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     ///
     /// # Errors
     /// The errors of [`Device::allocate`].
+    #[track_caller]
     pub fn zeroed(device: &Device) -> Result<Self, Error> {
         Self::zeroed_with(device, BufferOptions::default())
     }
@@ -25,6 +26,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     ///
     /// # Errors
     /// The errors of [`Device::allocate`].
+    #[track_caller]
     pub fn zeroed_with(device: &Device, options: BufferOptions) -> Result<Self, Error> {
         let size = size_of::<T>();
         Allocation::new(&device.session, pages(size)?, options)?.values(size, 1)
@@ -34,6 +36,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     ///
     /// # Errors
     /// The errors of [`Device::allocate`].
+    #[track_caller]
     pub fn new(device: &Device, value: T) -> Result<Self, Error> {
         let mut buffer = Self::zeroed(device)?;
         buffer.store(value);
@@ -46,6 +49,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
     ///
     /// # Errors
     /// The errors of [`Device::allocate`].
+    #[track_caller]
     pub fn zeroed_slice(device: &Device, count: usize) -> Result<Self, Error> {
         Self::zeroed_slice_with(device, count, BufferOptions::default())
     }
@@ -54,6 +58,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
     ///
     /// # Errors
     /// The errors of [`Device::allocate`].
+    #[track_caller]
     pub fn zeroed_slice_with(
         device: &Device,
         count: usize,

@@ -8,12 +8,14 @@ use crate::error::Error;
 impl<T: FromBytes + IntoBytes> DmaBuffer<T> {
     /// The value as it is now.
     #[must_use]
+    #[track_caller]
     pub fn load(&self) -> T {
         // The size of the memory was checked when the buffer was made.
         self.load_at(0).unwrap_or_else(|_| T::new_zeroed())
     }
 
     /// Replaces the value.
+    #[track_caller]
     pub fn store(&mut self, value: T) {
         let stored = self.store_at(0, value);
         debug_assert!(stored.is_ok());
@@ -38,6 +40,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
     /// # Errors
     /// [`Error::Outside`].
     #[inline]
+    #[track_caller]
     pub fn get(&self, index: usize) -> Result<T, Error> {
         self.load_at(self.offset_of(index, 1)?)
     }
@@ -47,6 +50,7 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
     /// # Errors
     /// [`Error::Outside`].
     #[inline]
+    #[track_caller]
     pub fn set(&mut self, index: usize, value: T) -> Result<(), Error> {
         let offset = self.offset_of(index, 1)?;
         self.store_at(offset, value)
@@ -56,25 +60,28 @@ impl<T: FromBytes + IntoBytes> DmaBuffer<[T]> {
     ///
     /// # Errors
     /// [`Error::Outside`]; nothing is copied then.
+    #[track_caller]
     pub fn copy_to(&self, first: usize, values: &mut [T]) -> Result<(), Error> {
         let offset = self.offset_of(first, values.len())?;
-        self.memory.read(offset, values.as_mut_bytes())
+        self.read(offset, values.as_mut_bytes())
     }
 
     /// Copies values in, from the one at `first` on.
     ///
     /// # Errors
     /// [`Error::Outside`]; nothing is copied then.
+    #[track_caller]
     pub fn copy_from(&mut self, first: usize, values: &[T]) -> Result<(), Error>
     where
         T: Immutable,
     {
         let offset = self.offset_of(first, values.len())?;
-        self.memory.write(offset, values.as_bytes())
+        self.write(offset, values.as_bytes())
     }
 
     /// All values as they are now.
     #[must_use]
+    #[track_caller]
     pub fn to_vec(&self) -> Vec<T> {
         let mut values: Vec<T> = std::iter::repeat_with(T::new_zeroed).take(self.count).collect();
         let copied = self.copy_to(0, &mut values);
@@ -97,6 +104,7 @@ impl<T: ?Sized> DmaBuffer<T> {
     /// # Errors
     /// [`Error::Outside`].
     #[inline]
+    #[track_caller]
     pub fn load_at<V: FromBytes + IntoBytes>(&self, offset: u64) -> Result<V, Error> {
         let mut value = V::new_zeroed();
         self.read(offset, value.as_mut_bytes())?;
@@ -108,6 +116,7 @@ impl<T: ?Sized> DmaBuffer<T> {
     /// # Errors
     /// [`Error::Outside`].
     #[inline]
+    #[track_caller]
     pub fn store_at<V: FromBytes + IntoBytes>(
         &mut self,
         offset: u64,

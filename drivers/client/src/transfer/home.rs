@@ -9,6 +9,7 @@ use crate::batch::send;
 use crate::buffer::DmaBuffer;
 use crate::error::Error;
 use crate::platform::{Piece, split};
+use crate::sanitizer::Sanitizer;
 use crate::session::Session;
 use crate::transfer::reach::Reach;
 
@@ -51,6 +52,11 @@ impl Home {
         Arc::ptr_eq(&self.session, buffer.session())
     }
 
+    /// The sanitizer, if one watches the session.
+    pub(super) fn sanitizer(&self) -> Option<&Sanitizer> {
+        self.session.sanitizer().map(Arc::as_ref)
+    }
+
     pub(super) fn send(&self, items: &[BatchItem]) -> Result<(), Error> {
         send(&self.session, items).map(drop)
     }
@@ -61,10 +67,12 @@ impl Drop for Home {
     /// are revoked here. If that is refused, their own buffer's end revokes them.
     fn drop(&mut self) {
         let dropped = self.dropped.take();
-        let lent = dropped.iter().filter(|reach| reach.is_lent());
-        let items: Vec<_> = lent.map(Reach::revoke).collect();
-        for items in items.chunks(MAX_BATCH) {
-            let _ = self.send(items);
+        let lent: Vec<_> = dropped.iter().filter(|reach| reach.is_lent()).collect();
+        for lent in lent.chunks(MAX_BATCH) {
+            let items: Vec<_> = lent.iter().map(|reach| reach.revoke()).collect();
+            if let (Ok(()), Some(sanitizer)) = (self.send(&items), self.sanitizer()) {
+                lent.iter().for_each(|reach| reach.unwatch(sanitizer, None));
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::panic::Location;
 use std::rc::Rc;
 
 use iommu_protocol::wire::BatchItem;
@@ -10,6 +11,7 @@ use crate::batch::{grant_item, revoke_item};
 use crate::buffer::{DmaBuffer, PAGE};
 use crate::error::Error;
 use crate::platform::Piece;
+use crate::sanitizer::{Place, Sanitizer, Tenure, Window};
 use crate::transfer::options::Direction;
 
 /// Memory of the program that a queue may lend to the device, allocated unmapped. The queue keeps it until the device
@@ -38,12 +40,15 @@ pub(super) struct Reach {
     iova: u64,
     length: u64,
     direction: Direction,
+    /// The place that granted it.
+    place: Place,
     part: Part,
 }
 
 impl Reach {
     /// A transfer of bytes from a page on. The buffer is given by its number and the device's address of its first
     /// byte.
+    #[track_caller]
     pub(super) const fn new(
         (slot, iova): (u32, u64),
         bytes: Range<u64>,
@@ -52,7 +57,7 @@ impl Reach {
     ) -> Self {
         let (length, end) = (bytes.end - bytes.start, bytes.end.next_multiple_of(PAGE));
         let (pages, iova) = (bytes.start..end, iova + bytes.start);
-        Self { slot, pages, iova, length, direction, part }
+        Self { slot, pages, iova, length, direction, place: Location::caller(), part }
     }
 
     pub(super) const fn iova(&self) -> u64 {
@@ -77,6 +82,26 @@ impl Reach {
 
     pub(super) fn revoke(&self) -> BatchItem {
         revoke_item(self.slot, self.pages.clone())
+    }
+
+    /// Has the sanitizer watch what the device now reaches.
+    pub(super) fn watch(&self, sanitizer: &Sanitizer) {
+        let tenure = if self.is_lent() { Tenure::Driver } else { Tenure::Queue };
+        let window = Window {
+            slot: self.slot,
+            iova: self.iova,
+            length: self.pages.end - self.pages.start,
+            access: self.direction.access(),
+            tenure,
+            granted: self.place,
+            home: None,
+        };
+        sanitizer.granted(window, Some(self.pages.start));
+    }
+
+    /// Has the sanitizer note that the device has lost it.
+    pub(super) fn unwatch(&self, sanitizer: &Sanitizer, place: Option<Place>) {
+        sanitizer.ended(self.iova, self.pages.end - self.pages.start, place);
     }
 
     /// Whether bytes are to be copied to memory that is in use now.
