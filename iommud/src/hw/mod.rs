@@ -2,6 +2,7 @@
 //! that VT-d and AMD-Vi share (page tables, rings, bounded polls).
 
 pub mod amdvi;
+mod fields;
 mod hal;
 pub mod page_table;
 mod poll;

@@ -24,6 +24,7 @@ use iommu_protocol::ids::RequesterId;
 use super::spec::device::{self, WORDS};
 use super::spec::registers;
 use crate::addr::{PAGE_SIZE, PhysAddr};
+use crate::hw::fields::bits;
 use crate::hw::hal::{MemoryError, TableMemory};
 use crate::hw::unit::Entry;
 use crate::topology::firmware::EntryRange;
@@ -108,7 +109,7 @@ impl DeviceTable {
             nothing: self.nothing,
             coherent: self.coherent,
         };
-        let entries = (super::spec::bits(register, 0, 9) + 1) * PER_FRAME as u64;
+        let entries = (bits(register, 0, 9) + 1) * PER_FRAME as u64;
         let last = u16::try_from(entries - 1).unwrap_or(u16::MAX);
         let mut any = false;
         for source in (0..=last).map(RequesterId) {

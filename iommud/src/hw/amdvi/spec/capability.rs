@@ -2,6 +2,8 @@
 
 use bitflags::bitflags;
 
+use crate::hw::fields::{bits, byte};
+
 /// Offset of the Base Address Low Register in the capability block; bit 0 enables the registers.
 pub(crate) const BASE_LOW: u16 = 0x04;
 /// Offset of the Base Address High Register in the capability block.
@@ -47,7 +49,7 @@ bitflags! {
 
 /// The HATS field: 0 means 4 levels, 1 means 5, 2 means 6, 3 none.
 pub(crate) const fn host_levels(features: u64) -> u8 {
-    super::byte(super::bits(features, 10, 2), 0)
+    byte(bits(features, 10, 2), 0)
 }
 
 /// PASize of Miscellaneous Information Register 0: bits 14:8.

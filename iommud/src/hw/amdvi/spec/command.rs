@@ -1,6 +1,7 @@
 //! Commands (48882 section 2.4): two words of 64 bits, the operation in bits 63:60 of the first.
 
-use super::{ADDRESS_BITS, bits};
+use super::ADDRESS_BITS;
+use crate::hw::fields::bits;
 
 /// Bytes of a command.
 pub(crate) const SIZE: u64 = 16;

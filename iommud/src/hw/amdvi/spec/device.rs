@@ -1,5 +1,7 @@
 //! The device table entry (48882 section 2.2.2.1): four words of 64 bits.
 
+use crate::hw::fields::{bits, byte};
+
 /// Words of an entry.
 pub(crate) const WORDS: usize = 4;
 
@@ -39,7 +41,7 @@ pub(crate) const fn translation(root: u64, mode: u8, permissions: u64) -> u64 {
 
 /// Mode of word 0: levels of page table, 0 for none.
 pub(crate) const fn mode(word: u64) -> u8 {
-    super::byte(super::bits(word, 9, 3), 0)
+    byte(bits(word, 9, 3), 0)
 }
 
 /// IR and IW of word 0, in place.

@@ -1,6 +1,6 @@
 //! Entries of the event log (48882 section 2.5) and of the PPR log (section 2.6): two words of 64 bits.
 
-use super::{bits, byte, half};
+use crate::hw::fields::{bits, byte, half};
 
 /// Bytes of an entry of either log.
 pub(crate) const SIZE: u64 = 16;

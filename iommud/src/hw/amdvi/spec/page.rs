@@ -1,6 +1,7 @@
 //! Page tables of version 1 (48882 section 2.2.3, "I/O Page Tables for Host Translations").
 
-use super::{ADDRESS_BITS, bits, byte};
+use super::ADDRESS_BITS;
+use crate::hw::fields::{bits, byte};
 
 /// PR: present.
 pub(crate) const PRESENT: u64 = 1 << 0;

@@ -1,6 +1,6 @@
 //! Capability registers (sections 11.4.2 and 11.4.3).
 
-use super::byte;
+use crate::hw::fields::byte;
 
 /// CAP_REG.
 #[derive(Clone, Copy, Debug)]

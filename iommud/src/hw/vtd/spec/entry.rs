@@ -1,7 +1,8 @@
 //! Root and context entries: 128 bits, two words each (sections 9.1 and 9.3).
 
-use super::{ADDRESS, half};
+use super::ADDRESS;
 use crate::addr::PhysAddr;
+use crate::hw::fields::half;
 
 /// P of either entry, in the low word.
 pub(crate) const PRESENT: u64 = 1 << 0;

@@ -3,8 +3,8 @@
 use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
 
-use super::{byte, half};
 use crate::addr::Iova;
+use crate::hw::fields::{byte, half};
 use crate::hw::unit::HardwareFault;
 
 /// Bytes of a fault recording register.

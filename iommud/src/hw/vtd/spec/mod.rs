@@ -13,15 +13,3 @@ pub use page::SecondStage;
 
 /// Bits 51:12 of a word: every table address of VT-d. Bits from the host address width on are reserved.
 pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-/// The low 16 bits of `word >> low`.
-const fn half(word: u64, low: u32) -> u16 {
-    let [first, second, ..] = (word >> low).to_le_bytes();
-    u16::from_le_bytes([first, second])
-}
-
-/// The low 8 bits of `word >> low`.
-const fn byte(word: u64, low: u32) -> u8 {
-    let [first, ..] = (word >> low).to_le_bytes();
-    first
-}
