@@ -39,26 +39,23 @@ pub(super) struct Claim {
 #[derive(Default)]
 pub(super) struct Claims {
     all: BTreeMap<usize, Claim>,
-    /// Reads the clock. Without a clock, no claim waits.
+    /// Reads the clock, which never goes back. Without a clock, no claim waits.
     clock: Option<Box<dyn FnMut() -> Nanos>>,
-    /// The latest time so far. The clock may step back, but [`Claims::now`] must not.
-    now: Nanos,
 }
 
 impl Claims {
     /// No claims, and no clock.
     pub(super) const fn new() -> Self {
-        Self { all: BTreeMap::new(), clock: None, now: Nanos(0) }
+        Self { all: BTreeMap::new(), clock: None }
     }
 
     pub(super) fn set_clock(&mut self, clock: Box<dyn FnMut() -> Nanos>) {
         self.clock = Some(clock);
     }
 
-    /// The time, which never goes back. `None` without a clock.
+    /// The time. `None` without a clock.
     pub(super) fn now(&mut self) -> Option<Nanos> {
-        self.now = self.clock.as_mut()?().max(self.now);
-        Some(self.now)
+        self.clock.as_mut().map(|clock| clock())
     }
 
     /// Whether a process may have one more waiting claim.
@@ -157,15 +154,5 @@ mod tests {
             assert_eq!(wait_of(bad), Err(Error::new(EINVAL)), "{bad}");
         }
         assert_eq!(wait_of("d?wait=18446744073709551616"), Err(Error::new(EINVAL)));
-    }
-
-    #[test]
-    fn time_does_not_go_back() {
-        let mut claims = Claims::new();
-        assert_eq!(claims.now(), None);
-        let mut times = [5, 3, 9, 8].into_iter();
-        claims.set_clock(Box::new(move || Nanos(times.next().unwrap())));
-        let seen: Vec<_> = (0..4).map(|_| claims.now().unwrap().0).collect();
-        assert_eq!(seen, [5, 5, 9, 9]);
     }
 }

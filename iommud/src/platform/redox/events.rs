@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event::{EventFlags, RawEventQueue};
 use redox_scheme::wrappers::ReadinessBased;
@@ -21,7 +21,8 @@ use super::more::More;
 use super::registration::Announce;
 use super::rhythm::{Alarm, Rhythm};
 use super::scheme::{IommuScheme, Window};
-use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::hw::{BufferMemory, Clock, Unit};
+use crate::platform::MonotonicClock;
 use crate::platform::units::{Family, LateUnits};
 
 /// Time between two polls while units report faults by interrupt and have none.
@@ -148,7 +149,7 @@ impl Loop {
         announce.announce(&self.socket, &mut scheme).map_err(from)?;
         log::info!("serving /scheme/iommu");
         let scheme = RefCell::new(scheme);
-        let started = Instant::now();
+        let mut clock = MonotonicClock::new();
         loop {
             // Requests are read after every event, since reading does not block. An event of any other file makes the
             // loop poll the units too.
@@ -158,7 +159,7 @@ impl Loop {
                     self.timer.rhythm.passed(alarm);
                 }
                 let raised = vector.as_mut().map_or(Ok(false), Vector::raised)?;
-                let now = since(started);
+                let now = clock.now();
                 let mut scheme = scheme.borrow_mut();
                 let server = scheme.server_mut();
                 let taken = if raised { server.fault_interrupt() } else { server.tick() };
@@ -184,11 +185,6 @@ impl Loop {
             tell_readable(&self.socket, &mut scheme.borrow_mut())?;
         }
     }
-}
-
-/// Nanoseconds since `started`, the start of the loop.
-fn since(started: Instant) -> Nanos {
-    Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Notifies the kernel of the watched sessions that became readable.

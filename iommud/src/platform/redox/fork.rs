@@ -5,13 +5,16 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::hw::{Clock, Nanos};
+use crate::platform::MonotonicClock;
 
 /// Time between two attempts to kill a process.
 const AGAIN: Duration = Duration::from_millis(5);
 
 /// How long a killed process may take to end.
-const DYING: Duration = Duration::from_secs(10);
+const DYING: Nanos = Nanos(10_000_000_000);
 
 /// A child process.
 pub(super) struct Process {
@@ -78,12 +81,12 @@ impl Process {
     /// # Errors
     /// The error of waitpid(2). `TimedOut` when the process still lives after 10 s.
     pub(super) fn kill(&mut self) -> io::Result<ExitStatus> {
-        let end = Instant::now() + DYING;
+        let mut clock = MonotonicClock::new();
         loop {
             if let Some(status) = self.ended()? {
                 return Ok(status);
             }
-            if Instant::now() >= end {
+            if clock.now() >= DYING {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             // The loop repeats the signal, because a stopped process does not always get the first one.

@@ -112,7 +112,7 @@ impl<U: Unit, B: BufferMemory<Share = Window>> IommuScheme<U, B> {
         Self { keys: seed.map(Keys::new), ..self }
     }
 
-    /// Adds a clock, so that claims can wait.
+    /// Adds a clock that never goes back, so that claims can wait.
     #[must_use]
     pub fn with_clock(mut self, clock: impl FnMut() -> Nanos + 'static) -> Self {
         self.claims.set_clock(Box::new(clock));

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iommu_protocol::frame::{EVENT_TAG, MAX_FRAME, READABLE, Reply};
 use rustix::event::epoll::{Event, EventFlags};
@@ -14,7 +14,8 @@ use super::dispatch::{Outcome, answer, claimed};
 use super::epoll::{Waits, What, has};
 use super::listener::Listener;
 use super::wire_log::{Direction, WireLog};
-use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::hw::{BufferMemory, Clock, Nanos, Unit};
+use crate::platform::MonotonicClock;
 use crate::platform::linux::uevent::Uevents;
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
@@ -23,7 +24,7 @@ use crate::server::{Caller, Server};
 const MOST_EVENTS: usize = MOST_CONNECTIONS + 3;
 
 /// Time between two polls of the units for faults.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Nanos = Nanos(10_000_000);
 
 /// The result of one turn of the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +51,9 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     /// See [`Transport::recover_by`].
     recover: Option<Recover<U, B>>,
     connections: Connections,
-    next_tick: Instant,
-    started: Instant,
+    next_tick: Nanos,
+    /// Started with the loop.
+    clock: MonotonicClock,
     /// The client whose request was served last.
     served: ClientId,
     wire: WireLog,
@@ -74,8 +76,8 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             functions: None,
             recover: None,
             connections: Connections::new(),
-            next_tick: Instant::now(),
-            started: Instant::now(),
+            next_tick: Nanos(0),
+            clock: MonotonicClock::new(),
             served: ClientId(0),
             wire,
             room: vec![0; MAX_FRAME].into(),
@@ -186,9 +188,10 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         end
     }
 
-    fn wait(&self, longest: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
-        let until_tick = self.next_tick.saturating_duration_since(Instant::now());
-        self.waits.wait(longest.unwrap_or(TICK).min(until_tick), events)
+    fn wait(&mut self, longest: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        let until_tick = self.next_tick.0.saturating_sub(self.clock.now().0);
+        let until_tick = Duration::from_nanos(until_tick);
+        self.waits.wait(longest.map_or(until_tick, |longest| longest.min(until_tick)), events)
     }
 
     /// Handles the events of one turn, those of clients first. A request to stop comes before all others.
@@ -208,12 +211,12 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             self.answer_claims();
             self.announce();
         }
-        if self.next_tick <= Instant::now() {
+        if self.next_tick <= self.clock.now() {
             self.server.tick();
             if let Some(recover) = &mut self.recover {
-                recover(&mut self.server, since(self.started));
+                recover(&mut self.server, self.clock.now());
             }
-            self.next_tick = Instant::now() + TICK;
+            self.next_tick = Nanos(self.clock.now().0.saturating_add(TICK.0));
             self.answer_claims();
             self.announce();
         }
@@ -261,7 +264,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         };
         let Some(length) = connection.receive(&mut self.room)? else { return Ok(()) };
         self.wire.note(client, Direction::FromClient, self.room.get(..length).unwrap_or_default());
-        let now = || since(self.started);
+        let now = || self.clock.now();
         let answered = answer(&mut self.server, connection, &mut self.room, length, now)?;
         let Some(Outcome { length, descriptors }) = answered else { return Ok(()) };
         let frame = self.room.get(..length).unwrap_or_default();
@@ -273,7 +276,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Answers waiting claims that are decided.
     fn answer_claims(&mut self) {
         while self.server.has_claims()
-            && let Some((ticket, result)) = self.server.next_answer(since(self.started))
+            && let Some((ticket, result)) = self.server.next_answer(self.clock.now())
         {
             let found = self.connections.iter_mut().find_map(|connection| {
                 let at = connection.claims.iter().position(|(known, _)| *known == ticket)?;
@@ -357,9 +360,4 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             _ => {}
         }
     }
-}
-
-/// Nanoseconds since `started`, the start of the loop.
-fn since(started: Instant) -> Nanos {
-    Nanos(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
