@@ -166,12 +166,33 @@ fn a_unit_is_asked_until_its_entry_has_left() {
         engine.run(&Orders::of(&[entry(old, closed), NOTHING]), &mut Buffers::default()).is_err()
     );
     assert!(asked(&mut engine));
+    let other = Orders::of(&[map(OLD, 0xa000_0000, 0x1000)]);
+    assert!(engine.run(&other, &mut Buffers::default()).is_ok());
+    assert!(asked(&mut engine), "nor does a later plan that succeeds");
     assert!(engine.run(&Orders::of(&[entry(old, closed)]), &mut Buffers::default()).is_ok());
     assert!(!asked(&mut engine));
     assert!(
         engine.run(&Orders::of(&[entry(closed, old), NOTHING]), &mut Buffers::default()).is_err()
     );
     assert!(!asked(&mut engine), "the entry was taken back, and the unit has confirmed it");
+}
+
+/// What a lost unit kept of a domain that has ended is charged to no later one of the same number.
+#[test]
+fn frames_that_were_kept_are_not_those_of_a_later_domain() {
+    let mut engine = machine();
+    unit(&mut engine, 0).budget = 0;
+    let plan = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
+    assert!(engine.run(&plan, &mut Buffers::default()).is_err());
+    unit(&mut engine, 0).budget = usize::MAX;
+    for plan in [&[Step::DestroyTable { domain: OLD }][..], &[create(OLD, 7)]] {
+        assert!(engine.run(&Orders::of(plan), &mut Buffers::default()).is_ok());
+    }
+    let kept = engine.memory.frames_in_use();
+    let revived = Orders::of(&[Step::Revive { unit: UNIT }]);
+    assert!(engine.run(&revived, &mut Buffers::default()).is_ok());
+    assert_eq!(engine.memory.frames_in_use(), kept - 1, "the table of the page");
+    assert_eq!(engine.tables[0].as_ref().unwrap().frames, 1);
 }
 
 /// What a lost unit kept is no client's any more when it is freed: its table has the frames that it has.

@@ -60,6 +60,8 @@ pub(super) struct Machine {
     pub(super) never_runs: bool,
     /// The command ring stops at this time, and executes commands again after a restart.
     pub(super) stops_at: Option<u64>,
+    /// It hangs until this time, and goes on.
+    pub(super) answers_at: Option<u64>,
     /// Nanoseconds that passed in waits.
     pub(super) time: u64,
 }
@@ -209,6 +211,10 @@ impl Clock for Shared {
             let status = machine.get(STATUS) & !0x10;
             machine.set(STATUS, status);
             (machine.stops_at, machine.hangs) = (None, false);
+        }
+        if machine.answers_at.is_some_and(|at| at <= machine.time) {
+            (machine.answers_at, machine.hangs) = (None, false);
+            machine.run_commands();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Checks every register write and every descriptor that a unit gets. Numbers are those of the specification's
 //! figures, written out; the constants of the code under test are not used.
 
+mod counts;
 mod entries;
 mod revive;
 mod survey;

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::server::tests::lines::logged;
-use crate::server::{Refusal, Rescanned};
+use crate::server::{Driven, Notes, Refusal, Rescanned};
 use crate::topology::pci::Buses;
+use crate::topology::tags::TagRecord;
 
 /// Gives the server a bus with the functions that it knows.
 fn bus(server: &mut Tested, functions: Vec<PciFunction>) -> Bus {
@@ -118,9 +119,41 @@ fn a_walk_adds_and_removes_all_functions_at_once() {
     let plans = metric(&mut server, "plans");
     assert_eq!(server.rescan(), Some(Rescanned { added: 26, removed: 0 }));
     assert_eq!(metric(&mut server, "plans"), plans + 1);
+    assert_eq!(metric(&mut server, "table_frames_promised"), 28 * 16);
     *functions.there.borrow_mut() = both();
     assert_eq!(server.rescan(), Some(Rescanned { added: 0, removed: 26 }));
     assert_eq!(metric(&mut server, "plans"), plans + 2);
+    assert_eq!(metric(&mut server, "table_frames_promised"), 2 * 16);
+}
+
+/// Notes that no later server reads.
+struct Unread;
+
+impl Notes for Unread {
+    fn set(&mut self, _: PciAddress, _: bool) -> bool {
+        true
+    }
+
+    fn set_tags(&mut self, _: TagRecord) {}
+}
+
+/// A driven device that went is remembered until a walk finds another one in its place.
+#[test]
+fn another_device_takes_the_note_of_a_driven_one_away() {
+    for (device, noted) in [(0x11e8, true), (0x4321, false)] {
+        let startup = machine([UnitStart::Ready(FakeUnit::default())]);
+        let mut server = Tested::start_after(startup, Driven::new([], Box::new(Unread)));
+        let session = claim(&mut server, address(0, 3));
+        attach(&mut server, session);
+        server.function_gone(address(0, 3));
+        let mut found = both();
+        found[0].device = device;
+        found.push(endpoint(address(0, 9)));
+        bus(&mut server, found);
+        assert_eq!(server.rescan(), Some(Rescanned { added: 2, removed: 0 }));
+        let noted = if noted { vec![address(0, 3)] } else { vec![] };
+        assert_eq!(server.driven.iter().collect::<Vec<_>>(), noted, "{device:#x}");
+    }
 }
 
 /// A function that cannot be added keeps no other one out.

@@ -1,6 +1,7 @@
 //! Waits for a unit: what is read in them, what is noticed, and how they end.
 
 use super::*;
+use crate::hw::Invalidations;
 
 const MILLISECOND: u64 = 1_000_000;
 
@@ -82,4 +83,31 @@ fn a_log_that_does_not_start_again_is_an_error() {
         let error = unit.take_faults(&mut shared, 10, &mut |_| {}).err();
         assert_eq!(error, Some(UnitError::Timeout { what }));
     }
+}
+
+/// Turning the unit on was one command and one wait, which was done at once.
+#[test]
+fn waits_are_counted_by_how_they_end() {
+    let (mut shared, mut unit) = running();
+    let mut told = Invalidations { commands: 1, at_once: 1, ..Invalidations::default() };
+    assert_eq!(unit.invalidations(), told);
+    unit.invalidate_entry(&mut shared, SOURCE, Some(DomainTag(5))).unwrap();
+    (told.commands, told.at_once) = (3, 3);
+    assert_eq!(unit.invalidations(), told, "the entry, and then the domain");
+
+    shared.machine.borrow_mut().hangs = true;
+    shared.machine.borrow_mut().answers_at = Some(300_000);
+    unit.invalidate_pages(&mut shared, DomainTag(5), page(1), false).unwrap();
+    (told.commands, told.nanos, told.times[4]) = (4, 300_000, 1);
+    assert_eq!(unit.invalidations(), told, "0.3 ms is between 0.1 and 1 ms");
+
+    shared.machine.borrow_mut().stop_after = Some(0);
+    unit.invalidate_pages(&mut shared, DomainTag(5), page(1), false).unwrap();
+    (told.commands, told.unanswered, told.at_once) = (6, 1, 4);
+    assert_eq!(unit.invalidations(), told, "it stopped, and was given the command again");
+
+    shared.machine.borrow_mut().hangs = true;
+    unit.invalidate_pages(&mut shared, DomainTag(5), page(1), false).unwrap_err();
+    (told.commands, told.unanswered) = (7, 2);
+    assert_eq!(unit.invalidations(), told);
 }
