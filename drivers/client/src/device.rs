@@ -17,6 +17,7 @@ use crate::buffer::{Allocation, BufferOptions, DmaBuffer};
 use crate::connection::Connection;
 use crate::error::{Error, ProtocolError};
 use crate::imported::Imported;
+use crate::reset::{ConfigSpace, ResetError, function_level_reset};
 use crate::sanitizer::BugReport;
 use crate::session::Session;
 use crate::transport::{FOREVER, Handle, Transport};
@@ -93,6 +94,18 @@ pub struct Query {
     pub mappings_left: u32,
     /// Faults of the device that were lost.
     pub faults_lost: u32,
+}
+
+/// What [`Device::quiesce`] found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiesced {
+    /// No earlier driver left requests under way.
+    Already,
+    /// The function was reset. It is as after power-on, with its header as before.
+    Reset,
+    /// Requests may be under way, and the function has no reset of its own. The driver must stop the device by its
+    /// registers before it attaches it.
+    NotReset,
 }
 
 /// I/O virtual addresses that cannot be mapped.
@@ -234,6 +247,24 @@ impl Device {
     pub fn attach(&self) -> Result<BusMasterPermission, Error> {
         let Empty { .. } = self.session.call(Operation::Attach, &Empty::default())?;
         Ok(BusMasterPermission { address: self.address, session: self.session.number })
+    }
+
+    /// Ends the requests that an earlier driver or server may have left under way, by a reset of the device's function.
+    /// To be called before [`Device::attach`]: then those requests meet none of this session's memory. `config` is the
+    /// function's configuration space ([`crate::platform::pci::Function`]). See [`function_level_reset`] for the state
+    /// that is lost.
+    ///
+    /// # Errors
+    /// [`Error::Reset`], after which the device must not be attached; the server is gone.
+    pub fn quiesce(&self, config: &mut impl ConfigSpace) -> Result<Quiesced, Error> {
+        if !self.query()?.flags.contains(SessionFlags::UNQUIESCED) {
+            return Ok(Quiesced::Already);
+        }
+        match function_level_reset(config) {
+            Ok(()) => Ok(Quiesced::Reset),
+            Err(ResetError::Unsupported) => Ok(Quiesced::NotReset),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Puts the device back under the policy of its group. The driver disables bus mastering before. `permission` is

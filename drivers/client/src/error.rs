@@ -5,6 +5,8 @@ use std::fmt;
 use iommu_protocol::ids::PciAddress;
 use iommu_protocol::status::{Errno, Refusal};
 
+use crate::reset::ResetError;
+
 /// Why a request did not succeed.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -26,6 +28,8 @@ pub enum Error {
     Io(std::io::Error),
     /// The server's reply violates the protocol.
     ProtocolError(ProtocolError),
+    /// The device's function was not reset, and must not be attached.
+    Reset(ResetError),
     /// An offset or length outside of the memory.
     Outside,
     /// The text is not the name of a device.
@@ -118,6 +122,7 @@ impl fmt::Display for Error {
             Self::Disconnected => f.write_str("iommud is not there"),
             Self::Io(error) => error.fmt(f),
             Self::ProtocolError(breach) => write!(f, "iommud breaks the protocol: {breach:?}"),
+            Self::Reset(error) => write!(f, "reset: {error}"),
             Self::Outside => f.write_str("outside of the memory"),
             Self::BadName => f.write_str("not the name of a device (SSSS--BB--DD.F)"),
             Self::OtherPermission { of, device } if of == device => {
@@ -147,6 +152,12 @@ impl std::error::Error for Error {}
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
         Self::Io(error)
+    }
+}
+
+impl From<ResetError> for Error {
+    fn from(error: ResetError) -> Self {
+        Self::Reset(error)
     }
 }
 

@@ -30,6 +30,7 @@
 //! | the device reaches memory only while a transfer runs | [`TransferQueue`]; one range now and then: [`DmaBuffer::grant`] |
 //! | descriptors of a length or alignment | [`ScatterList`] |
 //! | many mappings at once | [`Batch`] |
+//! | a device that an earlier driver left at work | [`Device::quiesce`], before [`Device::attach`] |
 //!
 //! A driver can rely on three facts. Its device reaches the buffers it was granted and nothing else. A fault of its
 //! device is reported to it ([`Device::wait_fault`]). When it dies, its device is cut off before any of its memory is
@@ -53,6 +54,7 @@ mod grant;
 mod imported;
 mod mapping;
 mod pool;
+mod reset;
 mod sanitizer;
 mod scatter;
 mod session;
@@ -65,7 +67,7 @@ pub mod platform;
 pub use batch::Batch;
 pub use buffer::{BufferOptions, DmaBuffer, PAGE};
 pub use connection::Connection;
-pub use device::{BusMasterPermission, DetachError, Device, Query, ReservedRegion};
+pub use device::{BusMasterPermission, DetachError, Device, Query, Quiesced, ReservedRegion};
 pub use error::{Error, ProtocolError};
 pub use grant::Grant;
 pub use imported::Imported;
@@ -75,6 +77,7 @@ pub use iommu_protocol::status::Refusal;
 pub use iommu_protocol::wire::{Access, RegionKind, SessionFlags};
 pub use mapping::{BufferSlot, Mapping, Placement};
 pub use pool::{DmaBlock, DmaPool, PoolOptions};
+pub use reset::{ConfigSpace, ResetError, function_level_reset};
 pub use sanitizer::{Bug, BugReport, Place};
 pub use scatter::{DeviceMemory, ScatterList, Segment, SegmentLimits};
 pub use snapshot::Snapshot;

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use iommu_protocol::ids::PciAddress;
@@ -10,6 +11,7 @@ use super::config::{BUS_MASTER, INTERRUPT_OFF, MEMORY_SPACE, change_command, rea
 use crate::device::BusMasterPermission;
 use crate::error::Error;
 use crate::platform::Memory;
+use crate::reset::ConfigSpace;
 
 pub use super::interrupt::Interrupt;
 
@@ -25,6 +27,18 @@ pub struct Function {
 #[must_use]
 pub const fn spawned() -> Option<PciAddress> {
     None
+}
+
+impl ConfigSpace for Function {
+    fn read(&mut self, offset: u8) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        self.config.read_exact_at(&mut bytes, offset.into())?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn write(&mut self, offset: u8, value: u32) -> io::Result<()> {
+        self.config.write_all_at(&value.to_le_bytes(), offset.into())
+    }
 }
 
 impl Function {

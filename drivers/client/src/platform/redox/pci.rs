@@ -15,6 +15,7 @@ use super::channel::{Channel, VectorTable};
 use crate::device::BusMasterPermission;
 use crate::error::Error;
 use crate::platform::Memory;
+use crate::reset::ConfigSpace;
 
 pub use super::interrupt::Interrupt;
 
@@ -76,6 +77,19 @@ impl Spawned {
     /// pcid is gone; the descriptor is none of a channel.
     pub fn address(&self) -> io::Result<PciAddress> {
         self.0.address()
+    }
+}
+
+/// Only the channel writes correctly: what is written through `access` lands 4 bytes late. Before the permission, only
+/// a driver that pcid-spawner started has a channel.
+impl ConfigSpace for Function {
+    fn read(&mut self, offset: u8) -> io::Result<u32> {
+        Self::read(self, offset.into())
+    }
+
+    fn write(&mut self, offset: u8, value: u32) -> io::Result<()> {
+        let channel = self.channel.get().ok_or(io::ErrorKind::Unsupported)?;
+        channel.write(offset.into(), value)
     }
 }
 
