@@ -103,7 +103,7 @@ impl Function {
 
     fn fails(mut self, expected: &str) -> Self {
         let before = self.space;
-        let error = function_level_reset(&mut self).expect_err(expected);
+        let error = function_level_reset(&mut self).unwrap_err();
         assert_eq!(format!("{error:?}"), expected);
         if expected != "NotEnded" {
             assert_eq!((self.space, &self.writes[..]), (before, &[][..]), "{expected}: it wrote");
