@@ -84,6 +84,7 @@ impl Brought {
 
 impl Drop for Brought {
     fn drop(&mut self) {
-        release(&self.session, self.slot);
+        // None of its bytes were mapped here, so that none of them were read here.
+        release(&self.session, self.slot, 0);
     }
 }
