@@ -251,13 +251,7 @@ impl Journal {
             }
         }
         if let Some((number, mut buffer)) = unproved.entered {
-            // The pool has it no more: without a charge, others would be promised what is not there.
-            let pieces = state.new_pieces(&buffer.memory);
-            if let Some(account) = state.accounts.get_mut(buffer.client) {
-                account.memory = account.memory.saturating_add(buffer.length);
-                account.taken = account.taken.saturating_add(pieces);
-                buffer.charged = true;
-            }
+            state.charge_unproved(&mut buffer);
             state.buffers.insert(buffer);
             state.note_memory(number, true);
         }

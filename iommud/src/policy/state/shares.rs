@@ -23,6 +23,7 @@ use crate::policy::collections::ranges::bounds;
 use crate::policy::ids::{BufferId, SessionId};
 use crate::policy::state::State;
 use crate::policy::state::memory::Memory;
+use crate::policy::state::objects::Buffer;
 use crate::policy::view::Admitted;
 
 /// Bytes of buffers that each domain of a client is promised, if the granule is not larger.
@@ -100,6 +101,17 @@ impl State {
             counted = Some(ends.1);
         }
         count.saturating_mul(size)
+    }
+
+    /// Charges a buffer that was refused, and whose memory a unit may still reach, to its client. The pool has that
+    /// memory no more: without a charge, others would be promised what is not there.
+    pub(in crate::policy) fn charge_unproved(&mut self, buffer: &mut Buffer) {
+        let pieces = self.new_pieces(&buffer.memory);
+        if let Some(account) = self.accounts.get_mut(buffer.client) {
+            account.memory = account.memory.saturating_add(buffer.length);
+            account.taken = account.taken.saturating_add(pieces);
+            buffer.charged = true;
+        }
     }
 
     /// Refuses unless a client may have this many more bytes of the pool.
