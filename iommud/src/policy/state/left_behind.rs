@@ -128,6 +128,7 @@ mod tests {
         let account = Account { taken: 10, ..Account::new(ClientId(1)) };
         assert_eq!((left.charged(7, &account), left.charged(8, &account)), (61, 10));
     }
+
     /// The group that was given up last is charged first, and with what is more than a promise to each.
     #[test]
     fn each_group_is_charged_a_promise_as_far_as_that_goes() {

@@ -27,7 +27,11 @@ pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<V
         let now = entries::binding(decision, key)?;
         let (unit, source) = key;
         entries::unsilence(decision, key, was);
-        if was != now && entries::opens_late(decision.state, unit, now) {
+        if was == now {
+            decision.step(Step::SetEntry { unit, source, from: now, to: now });
+            decision.step(Step::InvalidateEntry { unit, source, was: now });
+            decision.bind(key, now);
+        } else if entries::opens_late(decision.state, unit, now) {
             let blocked = Binding::Blocked;
             if was == blocked {
                 decision.step(Step::SetEntry { unit, source, from: blocked, to: blocked });
@@ -36,15 +40,9 @@ pub(super) fn enter_again(decision: &mut Decision<'_>, keys: &[Key]) -> Result<V
             late.push(Step::SetEntry { unit, source, from: blocked, to: now });
             late.push(Step::InvalidateEntry { unit, source, was: blocked });
             opened.push((key, now));
-            continue;
-        }
-        if was != now {
+        } else {
             moves.push((key, was, now));
-            continue;
         }
-        decision.step(Step::SetEntry { unit, source, from: now, to: now });
-        decision.step(Step::InvalidateEntry { unit, source, was: now });
-        decision.bind(key, now);
     }
     entries::move_entries(decision, &moves);
     opened.into_iter().for_each(|(key, now)| decision.bind(key, now));
