@@ -41,12 +41,13 @@ pub struct Edu {
 
 impl Edu {
     /// Takes the device into use. A DMA of its last driver ends before the device is attached, so it meets no memory
-    /// of this one.
+    /// of this one: by a reset if the function has one, else by itself.
     ///
     /// # Errors
     /// It is no edu device, or its DMA does not end; or errors of the platform and the server.
     pub fn start(device: &Device) -> Result<(Self, BusMasterPermission), Error> {
-        let function = Function::open(device.address())?;
+        let mut function = Function::open(device.address())?;
+        device.quiesce(&mut function)?;
         let registers = function.registers(0, 4096)?;
         let edu = registers.read_u32(0).is_some_and(|id| id & 0xffff == IDENTIFICATION);
         if function.ids()? != IDS || !edu {

@@ -66,7 +66,8 @@ impl Disk {
             None => Device::open(connection, name)?,
         };
         // Bus mastering is off from here on.
-        let function = Function::open(device.address()).map_err(ClientError::from)?;
+        let mut function = Function::open(device.address()).map_err(ClientError::from)?;
+        device.quiesce(&mut function)?;
         let mut registers = function.registers(0, nvme::REGISTERS)?;
         // Requests that an earlier driver left under way end before there is memory to reach. Registers may answer
         // only after the device may master the bus; then the start does this.

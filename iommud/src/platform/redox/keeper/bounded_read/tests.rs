@@ -113,6 +113,35 @@ fn a_wait_ends_whatever_the_clock_does() {
     }
 }
 
+/// One reading of the clock is too low, at each position of a wait, by each amount: less than a slice, more, and nearly
+/// as much as the machine has run. No wait is without an alarm ([`Machine::next`] would be a deadlock), nor late.
+#[test]
+fn a_step_at_any_reading_leaves_no_wait_without_an_alarm() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    const READINGS: usize = 60;
+    let ends = |low: &[u64], what: &str| {
+        let mut patience = Patience::new(Machine::stepping_back(low));
+        let ended = patience.read(LIMIT, lives, nothing).expect_err("nothing comes").kind();
+        assert_eq!(ended, io::ErrorKind::TimedOut, "{what}");
+        let took = patience.waits.time.get() - 1000 * MS;
+        assert!(took <= 1100 * MS, "{what}: {took} ns");
+        patience.waits.readings.get()
+    };
+    let readings = ends(&[0], "a clock that is right");
+    assert!((50..READINGS).contains(&readings), "{readings}: not every reading is a position");
+    for step in [1, 4 * MS, 19 * MS, 20 * MS, 21 * MS, 48 * MS, 900 * MS] {
+        for first in 0..READINGS {
+            for second in first..READINGS {
+                let mut low = vec![0; READINGS];
+                for wrong in [first, second] {
+                    *low.get_mut(wrong).unwrap() = step;
+                }
+                ends(&low, &format!("{step} ns at {first} and {second}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn who_asks_the_clock_waits_for_ever() {
     let hung = STEPS.iter().filter(|low| {
