@@ -14,11 +14,25 @@ const PACKAGES: [&str; 6] = ["guest", "iommud", "iommuctl", "edud", "nvme", "rog
 
 /// Builds the binaries of the Linux guest. Returns their directory.
 pub(crate) fn linux_guest() -> Result<PathBuf> {
+    for_linux(&PACKAGES)
+}
+
+/// Builds the program of one more package for the Linux guest. Returns its path.
+///
+/// # Errors
+/// It is no package of the workspace, has no program of its name, or does not compile.
+pub(crate) fn guest_program(package: &str) -> Result<PathBuf> {
+    let program = for_linux(&[package])?.join(package);
+    ensure!(program.is_file(), "{package} has no program {package}");
+    Ok(program)
+}
+
+fn for_linux(packages: &[&str]) -> Result<PathBuf> {
     let directory = target().join("vm");
     let mut command = cargo();
     command.args(["build", "--quiet", "--locked", "--bins", "--target", TRIPLE, "--target-dir"]);
     command.arg(&directory);
-    for package in PACKAGES {
+    for package in packages {
         command.args(["--package", package]);
     }
     // Because the target is named, only code built for the target gets these flags, not build scripts.

@@ -6,6 +6,7 @@ mod build;
 mod cpio;
 mod demo;
 mod disks;
+mod documents;
 mod emulator;
 mod explore;
 mod fuzz;
@@ -13,6 +14,7 @@ mod guest;
 mod kernel;
 mod monitor;
 mod mutants;
+mod new_driver;
 mod options;
 mod packages;
 mod qemu;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Shell(options) => shell::run(&options),
+        Command::NewDriver(name) => new_driver::run(&name),
         Command::Demo(options) => demo::run(&options),
         Command::Bare(options) => bare::run(options),
         Command::Redox(options) => redox::run(&options),

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use crate::emulator::Emulator;
 
 pub(crate) use parse::parse;
+#[cfg(test)]
+pub(crate) use parse::parse_words;
 
 pub(crate) use usage::{COMMANDS, usage};
 
@@ -124,12 +126,16 @@ impl Default for DemoOptions {
 }
 
 /// Options of `shell`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ShellOptions {
     /// The unit.
     pub(crate) iommu: Iommu,
     /// Types the tour and compares what it prints, instead of letting the user type.
     pub(crate) tour: bool,
+    /// Packages of the workspace whose programs are in the guest too.
+    pub(crate) programs: Vec<String>,
+    /// More devices of the machine, as QEMU's `-device` takes them.
+    pub(crate) devices: Vec<String>,
 }
 
 /// Options of `bench`.
@@ -213,6 +219,8 @@ pub(crate) enum Command {
     Help(Option<&'static str>),
     /// A prompt in a guest.
     Shell(ShellOptions),
+    /// A driver of this name, begun as a copy of edud.
+    NewDriver(String),
     /// The demo.
     Demo(DemoOptions),
     /// The register-level suite.

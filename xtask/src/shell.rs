@@ -1,7 +1,7 @@
 //! `xtask shell`: a prompt in the demo's guest, with iommud running.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::options::{Iommu, Qemu, ShellOptions};
 use crate::packages::download;
 use crate::qemu::{KillOnDrop, Machine, show_logs};
 use crate::workspace::{cache, quietly};
-use crate::{demo, disks};
+use crate::{build, demo, disks, documents};
 
 /// The package of the shell and its commands, one file that needs no others.
 const BUSYBOX: &str = "busybox-static";
@@ -36,15 +36,15 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The guest could not be built or started.
 pub(crate) fn run(options: &ShellOptions) -> Result<bool> {
     if !options.tour {
-        return talk(options.iommu).map(|()| true);
+        return talk(options).map(|()| true);
     }
-    let (passed, failed) = tour_counted(options.iommu)?;
+    let (passed, failed) = tour_counted(options)?;
     println!("shell: {passed} passed, {failed} failed");
     Ok(failed == 0)
 }
 
-fn talk(iommu: Iommu) -> Result<()> {
-    let (machine, emulator, directory) = machine(iommu)?;
+fn talk(options: &ShellOptions) -> Result<()> {
+    let (machine, emulator, directory) = machine(options)?;
     println!("booting; exit leaves the guest, and Ctrl-A X stops it");
     let mut child = KillOnDrop(machine.spawn(&emulator, Stdio::inherit(), Stdio::inherit())?);
     let status = child.0.wait()?;
@@ -61,8 +61,8 @@ fn talk(iommu: Iommu) -> Result<()> {
 ///
 /// # Errors
 /// The guest could not be built or started, or came to no prompt.
-pub(crate) fn tour_counted(iommu: Iommu) -> Result<(usize, usize)> {
-    let (machine, emulator, directory) = machine(iommu)?;
+pub(crate) fn tour_counted(options: &ShellOptions) -> Result<(usize, usize)> {
+    let (machine, emulator, directory) = machine(options)?;
     let mut child = KillOnDrop(machine.spawn(&emulator, Stdio::piped(), Stdio::piped())?);
     let mut terminal = Terminal {
         input: child.0.stdin.take().context("QEMU has no input")?,
@@ -81,11 +81,16 @@ pub(crate) fn tour_counted(iommu: Iommu) -> Result<(usize, usize)> {
     };
     let told = TOUR.iter().all(|stop| greeting.contains(stop.command));
     tell("the message of the day has the tour", told, &greeting);
+    let mut all = String::new();
     for stop in &TOUR {
-        let expected = if iommu == Iommu::Amd { stop.amdvi } else { stop.vtd };
+        let expected = if options.iommu == Iommu::Amd { stop.amdvi } else { stop.vtd };
         let printed = terminal.ask(stop.command)?;
         tell(&format!("{} {}", stop.about, stop.command), printed.contains(expected), &printed);
+        all.push_str(&printed);
+        all.push('\n');
     }
+    let block = documents::block("drivers/README.md", "edud: done")?;
+    tell("drivers/README.md shows what edud prints", documents::shows(&block, &all), &all);
     terminal.input.write_all(b"exit\n")?;
     let ended = wait(&mut child)?;
     tell("exit leaves the guest", ended, "it still runs");
@@ -157,15 +162,22 @@ fn reader(mut output: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     receiver
 }
 
-fn machine(iommu: Iommu) -> Result<(Machine, crate::emulator::Emulator, PathBuf)> {
+fn machine(options: &ShellOptions) -> Result<(Machine, crate::emulator::Emulator, PathBuf)> {
+    let iommu = options.iommu;
     // The installed QEMU has no AMD-Vi unit that translates.
     let emulator = if iommu == Iommu::Amd { Qemu::Newer } else { Qemu::Installed }.get()?;
     let busybox = busybox()?;
-    let parts = demo::prepare(Scenario::Shell, None, &[&busybox])?;
+    let programs = options.programs.iter().map(|package| build::guest_program(package));
+    let programs = programs.collect::<Result<Vec<_>>>()?;
+    let others: Vec<&Path> = programs.iter().chain([&busybox]).map(PathBuf::as_path).collect();
+    let parts = demo::prepare(Scenario::Shell, None, &others)?;
     // Nobody knows how long the user stays.
     let mut machine = guest::machine(&parts, iommu, false, Duration::MAX);
     guest::start(&mut machine, Scenario::Shell, "", &emulator.number()?);
     disks::add(&mut machine, &parts)?;
+    for device in &options.devices {
+        machine.args(["-device", device]);
+    }
     machine.talk();
     Ok((machine, emulator, parts.directory))
 }

@@ -1,10 +1,12 @@
 //! Driver of QEMU's edu device: the smallest complete user of iommu-client.
 
 mod edu;
+pub mod engine;
 
 use iommu_client::{BufferOptions, BusMasterPermission, Device, DmaBuffer, Error};
 
-pub use edu::{Direction, Edu, MOST};
+pub use edu::Edu;
+pub use engine::{Direction, MOST};
 
 /// Why a copy is not as expected.
 pub type Failure = Box<dyn std::error::Error>;

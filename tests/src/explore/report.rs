@@ -170,25 +170,37 @@ pub fn at_random(stats: &Stats) -> String {
 const INTRODUCTION: &str = "\
 # Ordering: what is shown
 
-Written by `cargo xtask explore --write`; `cargo test -p iommud-tests --test ordering` fails when it is not what a
-run says. The counts are those of the short mode. `cargo xtask explore --long` has more streams in most plays, all
-plays over AMD-Vi units as well, free choice some steps deeper, and 3000 random runs for each vendor: more than a
-million interleavings in plays alone, in a quarter of an hour on two processors.
+| | invariant |
+|---|---|
+| I1 | each device record is created exactly once; its id never changes while it lives |
+| I2 | the partition into groups does not depend on the order of discovery |
+| I3 | exactly one default domain for each group, made before any member may attach |
+| I4 | at no instant does translation let a device through to memory that was not granted to it |
+| I5 | a refused or failed request leaves the state, hardware tables included, bit-identical |
+| I6 | freed memory is not reachable by DMA: the invalidation has completed before the release |
+| I7 | every request is answered exactly once |
+| I8 | a live translation changes only on its owner's request, or on the owner's death |
+| I9 | an event that cannot be refused (death, removal, a unit's failure, shutdown) is carried out: cut off at once, the rest at the latest when there is memory |
+| I10 | *not shown yet:* the server may die at any instant, and the next one goes on with every session |
 
-Each interleaving is one order of the requests of two or three clients and of what happens to the machine, run to
-its end through the shipped policy, engine and server over two software units, VT-d or AMD-Vi. After each event what every
-function reaches, through tables and caches in any mixture, is compared with what clients were granted; at each
-instant within an event (a store, a descriptor executed) every function tries addresses, through what its unit has
-cached and by the tables alone: it gets nowhere that is not granted before or after (I4), and what it goes on reaching
-it is not denied in between (I8). The server is not asked,
-except where what it tells is the matter (ids, texts, groups). `tests/src/explore/check.rs` has I1 to I8, and one
-check more: what a device was granted it can use when the reply is there, whatever its unit has cached. The last
-column counts interleavings in which the middle one was observed and every check passed.
+`cargo xtask explore --write` writes this file; `cargo test -p iommud-tests --test ordering` fails when a run says something
+else. The counts are those of the short mode. `cargo xtask explore --long` runs more streams in most plays, all plays over
+AMD-Vi units as well, free choice some steps deeper, and 3000 random runs for each vendor: more than a million interleavings
+in plays alone, in a quarter of an hour on two processors.
 
-A unit that never translated (dead, failed on the way up, not come yet) confines nothing, as before the server was
-there. That is no breach of I4 or I6: no translation lets the device through, and memory is not withheld from all
-clients for one dead unit. It must be told: `status` and the texts of its devices say `NOT CONFINED`, which is
-checked. A unit that translated once and failed is another matter: what it may reach is given to nobody else.
+An interleaving is one order of the requests of two or three clients and of what happens to the machine. It runs to its end
+through the shipped policy, engine and server, over two software units, VT-d or AMD-Vi. After each event the reach of every
+function, through tables and caches in any mixture, is compared with a list of what clients were granted. At each instant
+within an event (a store, a command executed by a unit) every function tries addresses, through what its unit has cached and
+by the tables alone. It gets nowhere that is not granted before or after the event (I4). What it goes on reaching is not
+denied in between (I8). The server is not asked, except where its answer is the matter (ids, texts, groups). One more check: a
+device can use its grant when the reply is there, whatever its unit has cached. The last column counts interleavings in which
+the middle column was observed and every check passed.
+
+A unit that never translated (dead, failed on the way up, not there yet) confines nothing, as before the server started. This
+breaks neither I4 nor I6: no translation lets the device through, and memory is not withheld from all clients for one dead
+unit. `status` and the texts of its devices must say `NOT CONFINED`, which is checked. What a unit that translated once and
+failed may still reach is given to nobody else.
 
 | | scenario | observed | invariants | result, interleavings |
 |---|---|---|---|---|

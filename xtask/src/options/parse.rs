@@ -10,11 +10,18 @@ pub(crate) fn parse() -> Result<Command, lexopt::Error> {
     parse_from(Parser::from_env())
 }
 
+/// Reads these arguments.
+#[cfg(test)]
+pub(crate) fn parse_words(words: &[String]) -> Result<Command, lexopt::Error> {
+    parse_from(Parser::from_args(words))
+}
+
 fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
     match parser.next()? {
         Some(Arg::Value(name)) => match name.string()?.as_str() {
             "help" => help(parser),
             "shell" => shell(parser),
+            "new-driver" => new_driver(parser),
             "demo" => demo(parser),
             "bare" => bare(parser),
             "bench" => bench(parser),
@@ -46,6 +53,8 @@ fn shell(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match argument {
             Arg::Long("iommu") => options.iommu = iommu(&mut parser)?,
             Arg::Long("tour") => options.tour = true,
+            Arg::Long("program") => options.programs.push(parser.value()?.string()?),
+            Arg::Long("device") => options.devices.push(parser.value()?.string()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("shell"))),
             other => return Err(other.unexpected()),
         }
@@ -54,6 +63,18 @@ fn shell(mut parser: Parser) -> Result<Command, lexopt::Error> {
         return Err("the tour needs a unit".into());
     }
     Ok(Command::Shell(options))
+}
+
+fn new_driver(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    match parser.next()? {
+        Some(Arg::Value(name)) => {
+            let name = name.string()?;
+            no_more(parser, "new-driver", Command::NewDriver(name))
+        }
+        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Command::Help(Some("new-driver"))),
+        Some(argument) => Err(argument.unexpected()),
+        None => Err("new-driver: a name is missing".into()),
+    }
 }
 
 fn test(mut parser: Parser) -> Result<Command, lexopt::Error> {
@@ -361,8 +382,16 @@ mod tests {
 
     #[test]
     fn shell_options_are_read() {
-        let some = ShellOptions { iommu: Iommu::Amd, tour: true };
-        assert_eq!(words("shell --tour --iommu amd").unwrap(), Command::Shell(some));
+        let tour = ShellOptions { iommu: Iommu::Amd, tour: true, ..ShellOptions::default() };
+        assert_eq!(words("shell --tour --iommu amd").unwrap(), Command::Shell(tour));
+        let with = ShellOptions {
+            programs: vec!["mydev".into()],
+            devices: vec!["edu".into(), "edu,addr=0b.0".into()],
+            ..ShellOptions::default()
+        };
+        let line = "shell --program mydev --device edu --device edu,addr=0b.0";
+        assert_eq!(words(line).unwrap(), Command::Shell(with));
+        assert_eq!(words("new-driver mydev").unwrap(), Command::NewDriver("mydev".into()));
         assert_eq!(words("shell").unwrap(), Command::Shell(ShellOptions::default()));
     }
 
@@ -375,6 +404,9 @@ mod tests {
             "demo x",
             "help x",
             "shell --tour --iommu none",
+            "shell --program",
+            "new-driver",
+            "new-driver a b",
             "demo --iommu",
             "demo --iommu arm",
             "demo --nvme --iommu none",

@@ -13,7 +13,7 @@ pub(crate) struct Usage {
 }
 
 /// All commands.
-pub(crate) const COMMANDS: [Usage; 10] = [
+pub(crate) const COMMANDS: [Usage; 11] = [
     Usage {
         name: "demo",
         line: "[OPTIONS]",
@@ -42,9 +42,17 @@ pub(crate) const COMMANDS: [Usage; 10] = [
         about: "a prompt in the demo's guest, with iommud running and five things to try",
         options: "\
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
+  --program PACKAGE        the program of this package of the workspace is in the guest too, in /bin
+  --device ARGUMENT        the machine has this device too, as QEMU's -device takes it
   --tour                   type the five things and compare what they print, instead of waiting for
                            somebody to type
 ",
+    },
+    Usage {
+        name: "new-driver",
+        line: "NAME",
+        about: "a driver begun as a copy of edud, in drivers/NAME",
+        options: "",
     },
     Usage {
         name: "bare",
