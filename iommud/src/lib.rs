@@ -1,4 +1,4 @@
-//! A userspace IOMMU server. `README.md` describes its use, and `CONTRIBUTING.md` the contents of each folder.
+//! An IOMMU server in user space. `README.md` describes its use, and `CONTRIBUTING.md` the contents of each folder.
 //!
 //! ```text
 //! main -> platform -> server -> engine -> hw -> hal (RegisterIo, TableMemory, Clock)
@@ -10,6 +10,20 @@
 //! Data moves one way: bytes -> operation -> event -> plan -> unit -> outcome -> commit or abort -> reply.
 //! One thread takes one event at a time and runs it to completion; nothing here locks, awaits or calls
 //! back into the loop.
+//!
+//! The library is the server, and the parsers that tools use without it:
+//!
+//! ```
+//! # #[cfg(feature = "std")] {
+//! use iommud::config;
+//! use iommud::policy::Mode;
+//!
+//! let text = "default = \"strict\"\n[[device]]\nclass = \"0108\"\npolicy = \"compat\"\n";
+//! let policy = config::parse(text).unwrap();
+//! assert_eq!(policy.default, Mode::Strict);
+//! assert!(config::parse("default = \"open\"").is_err());
+//! # }
+//! ```
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;

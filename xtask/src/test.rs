@@ -67,7 +67,7 @@ const fn stage(lane: Lane, name: &'static str, run: fn() -> Result<Counts>) -> S
 
 use Lane::{Alone, Left, Right};
 
-const STAGES: [Stage; 26] = [
+const STAGES: [Stage; 27] = [
     stage(Alone, "format", || format(cargo())),
     stage(Alone, "format of the bare guest", || format(in_bare_guest(cargo()))),
     stage(Alone, "lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -81,6 +81,7 @@ const STAGES: [Stage; 26] = [
     stage(Alone, "lints of the measurements", || {
         lints(in_bench(cargo()).arg("clippy").arg("--target-dir").arg(target()))
     }),
+    stage(Alone, "documentation of the interfaces", documentation),
     stage(Alone, "everything that Redox gets", redox_target),
     stage(Alone, "unit and model tests", tests),
     stage(Alone, "bare guest, caching mode off", || bare_guest(BareOptions::default())),
@@ -190,6 +191,14 @@ fn lints(command: &mut Command) -> Result<Counts> {
     };
     let status = all.args(["--", "--deny", "warnings"]).status().context("cargo clippy")?;
     Ok(Counts::one(status.success()))
+}
+
+/// Builds the documentation. A link that leads nowhere is a failure.
+fn documentation() -> Result<Counts> {
+    let mut command = cargo();
+    command.args(["doc", "--quiet", "--workspace", "--no-deps", "--locked"]);
+    command.env("RUSTDOCFLAGS", "--deny warnings");
+    Ok(Counts::one(command.status().context("cargo doc")?.success()))
 }
 
 /// Runs `cargo test` and sums up the counts of the test programs.

@@ -1,4 +1,17 @@
 //! Driver of QEMU's edu device: the smallest complete user of iommu-client.
+//!
+//! ```no_run
+//! use edud::Driver;
+//! use iommu_client::{Connection, Device};
+//!
+//! let connection = Connection::system()?;
+//! let device = Device::open(&connection, "0000--00--04.0")?;
+//! let (mut driver, permission) = Driver::start(&device)?;
+//! driver.round_trip(0)?;
+//! drop(driver); // bus mastering off, then the buffer
+//! device.detach(permission).map_err(iommu_client::Error::from)?;
+//! # Ok::<(), edud::Failure>(())
+//! ```
 
 mod edu;
 pub mod engine;

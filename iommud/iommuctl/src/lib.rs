@@ -5,6 +5,15 @@
 //! ```
 //!
 //! [`decode`] reads firmware tables and needs no server. Everything else is behind the feature `cli`.
+//!
+//! ```
+//! // A table of which only the header is there.
+//! let mut bytes = b"DMAR\x30\0\0\0\x01\0BOCHS BXPC    ".to_vec();
+//! bytes.resize(48, 0);
+//! bytes[9] = 0u8.wrapping_sub(bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+//! let table = iommuctl::decode::table(&bytes).unwrap();
+//! assert!(table.summary().starts_with("DMAR table of BOCHS"));
+//! ```
 
 pub mod decode;
 

@@ -10,7 +10,7 @@ const MOST_LOW: Duration = Duration::from_secs(1);
 
 /// Time since the clock was created, by the system's monotonic clock.
 ///
-/// The time never goes back, even if the system's clock does. It stands still for [`MOST_LOW`] at most, and otherwise
+/// The time never goes back, even if the system's clock does. It stands still for a second at most, and otherwise
 /// goes on from where it was. So every wait for a time ends, at most that much late. If the system's clock jumps
 /// forward, waits end early.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,7 @@ use crate::scatter::DeviceMemory;
 use crate::snapshot::Snapshot;
 
 /// A block of a pool, given back when dropped. It may outlive its pool. The device reaches it all the time, so bytes
-/// are copied in and out, like those of a [`DmaBuffer`].
+/// are copied in and out, like those of a [`DmaBuffer`](crate::DmaBuffer).
 #[derive(Debug)]
 pub struct DmaBlock {
     /// Present until the drop.
