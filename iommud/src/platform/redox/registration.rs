@@ -80,7 +80,9 @@ impl Announce {
     /// Lets the parent process end. A oneshot unit waits for that.
     fn ready(self) -> Result<(), syscall::Error> {
         match self {
-            Self::Parent(daemon) => Ok(daemon.ready()?),
+            Self::Parent(daemon) => {
+                daemon.ready().map_err(|error| syscall::Error::new(error.errno()))
+            }
             Self::Init(_) | Self::Keeper(_) => Ok(()),
         }
     }
@@ -109,6 +111,7 @@ pub(super) fn in_child(child: impl FnOnce(Announce) -> bool) -> io::Error {
     let run = |daemon| -> ! { std::process::exit(i32::from(!child(Announce::Parent(daemon)))) };
     match Daemon::new(run) {
         Ok(never) => never,
-        Err(error) => error.into(),
+        // The crate's errors are those of another version of libredox.
+        Err(error) => io::Error::from_raw_os_error(error.errno()),
     }
 }

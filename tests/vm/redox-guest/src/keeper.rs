@@ -1,6 +1,5 @@
 //! A keeper whose servers fail while it waits for their replies.
 
-use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
@@ -64,7 +63,10 @@ fn try_run(plan: &str) -> Seen {
     // Schemes can be created only in the first name space.
     let names = getns().and_then(|names| dup(names, b"")).map_err(|error| error.to_string())?;
     mkns(&[b"*".as_slice().into()]).and_then(setns).map_err(|error| format!("mkns: {error}"))?;
-    fs::remove_file("/scheme/iommu").map_err(|error| format!("its name: {error}"))?;
+    // The C library would ask the scheme itself.
+    getns()
+        .and_then(|names| Ok(syscall::unlinkat(names, "/scheme/iommu", 0)?))
+        .map_err(|error| format!("its name: {error}"))?;
     // Plays init, which keeps the other end.
     let (_init, notify) = io::pipe().map_err(|error| format!("pipe: {error}"))?;
     let notify = usize::try_from(notify.as_raw_fd()).map_err(|error| error.to_string())?;

@@ -52,7 +52,7 @@ impl Scheme {
     /// # Errors
     /// [`Error::Disconnected`] if it does not exist, `Permission` if this process may not use it.
     pub fn connect() -> Result<Self, Error> {
-        let _ = call::close(Self::root()?);
+        close(Self::root()?);
         Ok(Self(()))
     }
 
@@ -125,7 +125,7 @@ impl Transport for Scheme {
 
     fn close(&self, handle: Handle) {
         if let Ok(fd) = fd(handle) {
-            let _ = call::close(fd);
+            close(fd);
         }
     }
 
@@ -195,6 +195,14 @@ impl Transport for Scheme {
     fn import(&self, session: Handle, buffer: Handle) -> Result<u32, Error> {
         // One message cannot name two descriptors. So the session gets a secret key, and the buffer presents it.
         bring(buffer, expect(session)?)
+    }
+}
+
+/// Closes a descriptor. The C library keeps its slot when the scheme is dead, which makes the next program that this
+/// process executes fault. A second try tells it that the descriptor is closed.
+fn close(fd: usize) {
+    if call::close(fd).is_err_and(is_gone) {
+        let _ = call::close(fd);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The operations of a keeper on Redox.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::process::ExitStatus;
@@ -169,7 +169,8 @@ impl System for Redox<'_> {
     }
 
     fn take_name_back(&mut self) {
-        let _ = fs::remove_file(format!("/scheme/{NAME}"));
+        // The C library would ask the dead scheme itself. So this asks the manager of names.
+        let _ = getns().map(|names| syscall::unlinkat(names, format!("/scheme/{NAME}"), 0));
     }
 
     /// Answers in a child process. If a client was killed while it waited, an answer makes the kernel unmap the
