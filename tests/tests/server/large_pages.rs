@@ -1,5 +1,6 @@
-//! Buffers of 2 MiB and more are mapped by large leaves.
+//! Buffers of 2 MiB and more are mapped by large leaves, and the texts say how many leaves there are.
 
+use iommu_protocol::wire::{BufferRequest, BufferResult, Operation};
 use iommud::policy::Mode;
 use iommud_tests::machine::Layout;
 
@@ -20,6 +21,26 @@ fn bed() -> Bed {
     Bed::start(&[matrix().remove(0)], given)
 }
 
+/// The value of a key of a text.
+fn value(text: &str, key: &str) -> String {
+    let mut found = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+    found.next().unwrap_or_else(|| panic!("no {key}: {text}")).to_owned()
+}
+
+/// Checks the footprint in every text and reply that has it.
+fn check_footprint(stack: &mut Bed, session: iommud::server::Handle, slot: u32, expected: &str) {
+    let [device, ..] = devices();
+    let text = stack.text(&format!("devices/{device}"));
+    let text = stack.text(&format!("domains/{}", value(&text, "domain")));
+    assert_eq!(value(&text, "iotlb entries"), expected);
+    let total = expected.split(':').next().unwrap();
+    let metrics = stack.text("metrics");
+    assert!(metrics.lines().any(|line| line == format!("iotlb_entries {total}")), "{metrics}");
+    let request = BufferRequest { slot, reserved: 0 };
+    let told: BufferResult = stack.call(session, Operation::QueryBuffer, &request).unwrap();
+    assert_eq!(told.iotlb_entries.to_string(), total);
+}
+
 /// 2 MiB at a multiple of 2 MiB are one entry, at level 2.
 #[test]
 fn two_mib_are_one_leaf() {
@@ -33,6 +54,9 @@ fn two_mib_are_one_leaf() {
         let found = vendor::leaf(&stack, device, buffer.iova + at);
         assert_eq!(found, (vendor::LEAF_OF_2_MIB, 2), "{at:#x}");
     }
+    check_footprint(&mut stack, session, buffer.slot, "1: 1 of 2 MiB");
+    stack.unmap(session, buffer.iova, 2 * MIB).unwrap();
+    check_footprint(&mut stack, session, buffer.slot, "0");
 }
 
 /// 6 MiB and 12 KiB: large leaves, and small ones for the rest.
@@ -51,6 +75,7 @@ fn the_rest_behind_large_leaves_is_mapped_by_small_ones() {
         let found = vendor::leaf(&stack, device, buffer.iova + 6 * MIB + page * 0x1000);
         assert_eq!(found, (entry, 1), "page number {page}");
     }
+    check_footprint(&mut stack, session, buffer.slot, vendor::FOOTPRINT);
 }
 
 /// The addresses of such a buffer begin at a multiple of 2 MiB, whatever was allocated before.

@@ -29,6 +29,7 @@ mod vendor {
     /// 8 KiB over two slots, and 4 KiB.
     pub(crate) const LEAVES_OF_12_KIB: [u64; 3] =
         [0x7000_0000_0460_0e01, 0x7000_0000_0460_0e01, 0x7000_0000_0460_2001];
+    pub(crate) const FOOTPRINT: &str = "4: 1 of 4 KiB, 1 of 8 KiB, 1 of 2 MiB, 1 of 4 MiB";
 
     /// The leaf that translates an address of a device, and the level of its table, as the unit walks: device table
     /// (base in register 0, 32 bytes an entry, 2.2.2), mode in bits 11:9, then next levels in the same bits (2.2.3).

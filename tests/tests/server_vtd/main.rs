@@ -26,6 +26,7 @@ mod vendor {
     pub(crate) const LEAF_OF_2_MIB: u64 = 0x0400_0883;
     pub(crate) const LEAVES_OF_6_MIB: [u64; 3] = [0x0400_0883, 0x0420_0883, 0x0440_0883];
     pub(crate) const LEAVES_OF_12_KIB: [u64; 3] = [0x0460_0803, 0x0460_1803, 0x0460_2803];
+    pub(crate) const FOOTPRINT: &str = "6: 3 of 4 KiB, 3 of 2 MiB";
 
     /// The leaf that translates an address of a device, and its level, as the unit walks: RTADDR_REG (11.4.5), root
     /// and context entries (9.1, 9.3), second-level tables (9.8).
