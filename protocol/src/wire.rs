@@ -213,8 +213,9 @@ wire! {
         length: u64 = 8,
         /// Live mappings of it in this session's domain.
         mappings: u32 = 16,
-        /// Zero.
-        reserved: u32 = 20,
+        /// Entries that an IOTLB needs for these mappings: leaves of the page table. Those beyond 64 tables are not
+        /// counted.
+        iotlb_entries: u32 = 20,
     } = 24;
 
     /// Maps a range of a buffer.

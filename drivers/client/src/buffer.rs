@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use iommu_protocol::ids::Slot;
 use iommu_protocol::path::SessionPath;
-use iommu_protocol::wire::{Access, Allocate, AllocateFlags, AllocateResult, Operation};
+use iommu_protocol::wire::{
+    Access, Allocate, AllocateFlags, AllocateResult, BufferRequest, BufferResult, Operation,
+};
 
 use crate::error::Error;
 use crate::grant::Grant;
@@ -317,6 +319,18 @@ impl<T: ?Sized> DmaBuffer<T> {
     #[must_use]
     pub fn slot(&self) -> BufferSlot<'_> {
         BufferSlot { session: &self.session, number: self.slot }
+    }
+
+    /// Entries that the unit's IOTLB needs for all mappings of this buffer in its session: 1 for each 2 MiB of a buffer
+    /// that large leaves map, 1 for each 4 KiB of the rest. A unit that maps other sizes needs fewer. 0 where no unit
+    /// confines the device.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub fn iotlb_entries(&self) -> Result<u32, Error> {
+        let request = BufferRequest { slot: self.slot, reserved: 0 };
+        let result: BufferResult = self.session.call(Operation::QueryBuffer, &request)?;
+        Ok(result.iotlb_entries)
     }
 
     /// Ends the mapping that the buffer was allocated with. When this returns, the device no longer reaches it at

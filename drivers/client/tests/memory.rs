@@ -18,7 +18,7 @@ use iommu_client::{
     PoolOptions, Refusal, SessionFlags,
 };
 use iommu_protocol::wire::{Operation, RequestHeader, Wire};
-use iommud_tests::model::{DEVICES, InProcess, Model};
+use iommud_tests::model::{DEVICES, InProcess, Model, Vendor};
 
 const NAME: &str = DEVICES[1];
 
@@ -56,6 +56,35 @@ fn a_typed_buffer_is_the_devices_memory() {
     assert_eq!(table.load()[..3], [9, 0x1111_1111_1111_1111, 9]);
     let value = DmaBuffer::new(&device, [7_u8; 5]).unwrap();
     assert_eq!(model.device_read(at, value.iova(), 6).unwrap(), [7, 7, 7, 7, 7, 0]);
+}
+
+/// The entries of an IOTLB that a buffer takes: one for 2 MiB in one piece, on either vendor's unit.
+#[test]
+fn a_buffer_says_how_many_iotlb_entries_it_takes() {
+    for vendor in Vendor::ALL {
+        let model = Model::of(vendor);
+        let (device, _permission) = model.attached();
+        // The boundary makes its memory one piece.
+        let options = BufferOptions { boundary: 2 << 20, ..BufferOptions::default() };
+        let large = device.allocate(2 << 20, options).unwrap();
+        assert_eq!(large.iotlb_entries().unwrap(), 1);
+        let small = device.allocate(12288, BufferOptions::default()).unwrap();
+        // AMD-Vi maps 8 KiB by one entry where they are aligned.
+        let expected = if vendor == Vendor::Intel { 3..=3 } else { 2..=3 };
+        assert!(expected.contains(&small.iotlb_entries().unwrap()));
+        large.unmap().unwrap();
+        assert_eq!(large.iotlb_entries().unwrap(), 0);
+        let unmapped = BufferOptions { unmapped: true, ..BufferOptions::default() };
+        let lent = device.allocate(8192, unmapped).unwrap();
+        assert_eq!(lent.iotlb_entries().unwrap(), 0);
+        let grant = lent.grant(4096..8192, Access::READ).unwrap();
+        assert_eq!(lent.iotlb_entries().unwrap(), 1);
+        drop(grant);
+    }
+    let model = Model::without_unit();
+    let (device, _permission) = model.attached();
+    let plain = device.allocate(4096, BufferOptions::default()).unwrap();
+    assert_eq!(plain.iotlb_entries().unwrap(), 0);
 }
 
 #[test]

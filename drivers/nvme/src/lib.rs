@@ -1,11 +1,13 @@
-//! An NVMe driver. Queues, PRP lists and data are in memory of `iommu-client`. The controller reaches that memory and
-//! nothing else, and the driver never learns a physical address.
+//! An NVMe driver. Queues, lists of addresses and data are in memory of `iommu-client`. The controller reaches that
+//! memory and nothing else, and the driver never learns a physical address.
 //!
 //! ```text
 //! registers.rs   the trait for the controller's registers
 //! spec.rs        registers, commands, completions, identification: bit layouts and nothing else
 //! rings.rs       a submission and a completion ring
-//! prp.rs         the addresses of a transfer, in the form of the controller
+//! segments.rs    the memory of a request: one range of addresses, or several
+//! prp.rs         the addresses of a transfer as pages
+//! sgl.rs         the addresses of a transfer as a scatter-gather list, where the controller has them
 //! admin.rs       the admin queue: start, stop, creation of queues of requests
 //! identify.rs    a controller's description of itself
 //! queue.rs       requests under way
@@ -25,11 +27,14 @@ mod controller;
 mod error;
 mod identify;
 mod memory;
+mod pointer;
 mod prp;
 mod queue;
 mod registers;
 mod retry;
 mod rings;
+mod segments;
+mod sgl;
 mod spec;
 
 pub use completion::{CompletionMode, Interrupt};
@@ -40,4 +45,5 @@ pub use memory::{Confine, Data, DataSource, LentData};
 pub use queue::{Done, Operation, Request};
 pub use registers::Registers;
 pub use retry::{Trouble, Troubles, Work};
+pub use segments::{RequestMemory, Scattered};
 pub use spec::REGISTERS;

@@ -3,26 +3,18 @@
 use iommu_client::{DmaBlock, DmaPool, ScatterList, SegmentLimits};
 
 use crate::error::Error;
+use crate::pointer::DataPointer;
 use crate::spec::PAGE;
 
 /// Entries of a list that fills a page.
 const ENTRIES: usize = 512;
-
-/// The two addresses of a command, and the lists that they point to.
-#[derive(Debug)]
-pub(crate) struct Prps {
-    pub(crate) first: u64,
-    pub(crate) second: u64,
-    /// Memory of the lists, until the command has completed.
-    pub(crate) lists: Vec<DmaBlock>,
-}
 
 /// Describes memory to the controller. One or two pages are in the command itself, more are in lists. If one page
 /// does not hold all of them, the last entry of a list points to the next list.
 ///
 /// Lists are in a pool, which stays mapped also when the memory itself is granted for each transfer. They hold
 /// addresses and no data: a controller that changes one reaches no more by it.
-pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Error> {
+pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<DataPointer, Error> {
     let mut pages = memory.segments(SegmentLimits { longest: 0, boundary: PAGE }).peekable();
     let first = pages.next().ok_or(Error::Memory { iova: 0, length: 0 })?;
     let mut end = first.iova.wrapping_add(first.length);
@@ -38,15 +30,15 @@ pub(crate) fn build(memory: &ScatterList<'_>, pool: &DmaPool) -> Result<Prps, Er
         end = page.iova.wrapping_add(page.length);
         rest.push(page.iova);
     }
-    match rest.as_slice() {
-        [] => Ok(Prps { first: first.iova, second: 0, lists: Vec::new() }),
-        [second] => Ok(Prps { first: first.iova, second: *second, lists: Vec::new() }),
+    let (second, lists) = match rest.as_slice() {
+        [] => (0, Vec::new()),
+        [second] => (*second, Vec::new()),
         entries => {
             let lists = lists(entries, pool)?;
-            let second = lists.first().map_or(0, DmaBlock::iova);
-            Ok(Prps { first: first.iova, second, lists })
+            (lists.first().map_or(0, DmaBlock::iova), lists)
         }
-    }
+    };
+    Ok(DataPointer { words: [first.iova, second], kind: 0, lists })
 }
 
 /// Number of entries in the next list, when `left` are left. The last place of a full list is for the address of the

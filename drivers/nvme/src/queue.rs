@@ -1,12 +1,14 @@
 //! Requests under way.
 
-use iommu_client::{DeviceMemory, DmaBlock, DmaPool, ScatterList};
+use iommu_client::{DmaBlock, DmaPool, ScatterList};
 
 use crate::error::{Error, Status};
 use crate::identify::NamespaceInfo;
-use crate::prp;
+use crate::pointer::DataPointer;
 use crate::rings::Rings;
-use crate::spec::{self, Command, Completion};
+use crate::segments::RequestMemory;
+use crate::spec::{self, Command, Completion, PAGE};
+use crate::{prp, sgl};
 
 /// The operation of a request on a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub(crate) struct Queue<D> {
     tail: Option<u16>,
 }
 
-impl<D: DeviceMemory> Queue<D> {
+impl<D: RequestMemory> Queue<D> {
     /// Makes a queue for `entries - 1` requests.
     pub(crate) fn new(rings: Rings) -> Self {
         let count = rings.entries() - 1;
@@ -133,7 +135,7 @@ impl<D: DeviceMemory> Queue<D> {
     }
 }
 
-fn encode<D: DeviceMemory>(
+fn encode<D: RequestMemory>(
     request: &Request,
     data: &D,
     namespace: &NamespaceInfo,
@@ -154,11 +156,25 @@ fn encode<D: DeviceMemory>(
         return Err(Error::Range { first, blocks, size, most });
     };
     let length = blocks * namespace.block_size;
-    let mut list = ScatterList::new();
-    let too_short = Error::Memory { iova: data.iova(), length: data.length() };
-    list.push(data, 0..length).map_err(|_| too_short)?;
-    let prps = prp::build(&list, pool)?;
+    let list = data.segments(length)?;
+    let DataPointer { words: [pointer1, pointer2], kind, lists } =
+        describe(&list, namespace.sgl, pool)?;
     let [low, high] = spec::halves(first);
     let words = [low, high, u32::from(count)];
-    Ok((spec::command(opcode, namespace.id, prps.first, prps.second, words), prps.lists))
+    Ok((spec::command(opcode | kind, namespace.id, pointer1, pointer2, words), lists))
+}
+
+/// Describes memory by addresses of pages if two of them are enough, else by a scatter-gather list where the controller
+/// has them. Such a list also describes parts that do not fill their pages.
+fn describe(list: &ScatterList<'_>, sgl: bool, pool: &DmaPool) -> Result<DataPointer, Error> {
+    if sgl
+        && list.length() > 2 * PAGE
+        && let Some(pointer) = sgl::build(list, pool)?
+    {
+        return Ok(pointer);
+    }
+    match prp::build(list, pool) {
+        Err(error @ Error::Memory { .. }) if sgl => sgl::build(list, pool)?.ok_or(error),
+        built => built,
+    }
 }

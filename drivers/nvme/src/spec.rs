@@ -41,6 +41,18 @@ pub(crate) const NAMESPACE: u32 = 0x00;
 pub(crate) const CONTROLLER: u32 = 0x01;
 pub(crate) const ACTIVE_NAMESPACES: u32 = 0x02;
 
+/// The first word of a command: its data pointer is a descriptor (3.3.3.1, PSDT 01b).
+pub(crate) const SGL: u32 = 1 << 14;
+
+/// Types of descriptors (4.1.2): a range of the data; the list of the rest, behind which there is none.
+pub(crate) const DATA_BLOCK: u64 = 0x0;
+pub(crate) const LAST_SEGMENT: u64 = 0x3;
+
+/// A descriptor: its address, its length in bytes (32 bits), and its type in the highest 4 bits (4.1.2.1).
+pub(crate) const fn descriptor(iova: u64, length: u64, kind: u64) -> [u64; 2] {
+    [iova, length & 0xffff_ffff | kind << 60]
+}
+
 /// Physically contiguous: the queue is one piece of addresses (5.4, 5.5).
 pub(crate) const CONTIGUOUS: u32 = 1;
 /// Completions raise interrupts (5.4).
@@ -55,7 +67,7 @@ pub(crate) const PAGE: u64 = 4096;
 /// A command: 16 little-endian words of 32 bits (3.3.3.1).
 pub(crate) type Command = [u32; 16];
 
-/// A command with its first page addresses. The identifier is set when it is sent.
+/// A command with its data pointer: two addresses of pages, or a descriptor. The identifier is set when it is sent.
 pub(crate) fn command(
     opcode: u32,
     namespace: u32,

@@ -20,7 +20,7 @@ const COUNTERS: [&str; 11] = [
 ];
 
 /// What each number counts.
-const HELP: [(&str, &str); 29] = [
+const HELP: [(&str, &str); 30] = [
     ("opens", "Handles that clients asked for"),
     ("calls", "Calls on sessions"),
     ("refusals", "Requests that were refused"),
@@ -35,6 +35,7 @@ const HELP: [(&str, &str); 29] = [
     ("buffer_bytes", "Bytes of buffers"),
     ("buffer_bytes_pool", "Bytes that there are for buffers"),
     ("mappings", "Live mappings of clients"),
+    ("iotlb_entries", "Entries that an IOTLB needs for the domains of clients"),
     ("quarantined_bytes", "Bytes that a unit may still reach"),
     ("quarantine_returned_bytes", "Bytes given back out of quarantine"),
     ("units_recovered", "Units brought up again"),

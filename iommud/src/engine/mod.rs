@@ -28,8 +28,9 @@ use alloc::vec::Vec;
 
 use iommu_protocol::status::Refusal;
 
+use crate::addr::IovaRange;
 use crate::hw::TableMemory;
-use crate::hw::page_table::{Detached, MapError, PageTable};
+use crate::hw::page_table::{Detached, Footprint, MapError, PageTable};
 use crate::hw::{
     BufferMemory, HardwareFault, Invalidations, MemoryError, SetAside, Unit, UnitError,
 };
@@ -255,6 +256,18 @@ impl<U: Unit> Engine<U> {
     pub fn invalidations(&self, unit: UnitIndex) -> Invalidations {
         let unit = at(&self.units, unit.0).and_then(Option::as_ref);
         unit.map(Unit::invalidations).unwrap_or_default()
+    }
+
+    /// Adds the leaves that translate addresses of a domain to `found`: see [`PageTable::footprint`].
+    pub fn footprint(
+        &self,
+        domain: DomainId,
+        range: IovaRange,
+        tables: &mut u32,
+        found: &mut Footprint,
+    ) -> bool {
+        let table = at(&self.tables, domain.0).and_then(Option::as_ref);
+        table.is_none_or(|table| table.pages.footprint(&self.memory, range, tables, found))
     }
 
     /// Describes a unit's registers in words.

@@ -196,7 +196,9 @@ pub trait BufferMemory {
     type Share;
 
     /// Allocates buffer `id` of `length` bytes (a multiple of 4096), filled with zeros. The segments are in the order
-    /// of the buffer's bytes, each a multiple of 4096 long.
+    /// of the buffer's bytes, each a multiple of 4096 long. 2 MiB and more that may be in several segments begin at a
+    /// multiple of 2 MiB, and so does each segment behind a multiple of 2 MiB, if such memory is free: large leaves map
+    /// it then.
     ///
     /// # Errors
     /// No such memory.

@@ -16,6 +16,7 @@
 
 mod contiguous;
 mod detached;
+mod footprint;
 mod format;
 mod grow;
 mod kept_leaf_table;
@@ -43,6 +44,7 @@ use core::marker::PhantomData;
 use iommu_protocol::wire::Access;
 
 pub use detached::Detached;
+pub use footprint::Footprint;
 pub use format::{MapError, PteFormat, PteSlot};
 
 use crate::addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr};

@@ -149,7 +149,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             iova: view.iova.0,
             length: view.length,
             mappings: view.mappings,
-            reserved: 0,
+            iotlb_entries: self.footprint_of_buffer(session, slot),
         })
     }
 

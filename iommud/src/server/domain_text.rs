@@ -52,6 +52,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         writeln!(out, "addresses: {:#x}-{:#x}", space.first().0, space.last().0)?;
         writeln!(out, "page sizes: {}", sizes(domain.page_sizes))?;
         writeln!(out, "mappings: {}", domain.mappings)?;
+        writeln!(out, "iotlb entries: {}", self.footprint_of_domain(id))?;
         self.reserved_lines(first, out)?;
         self.buffer_lines(&sessions, out)?;
         for (range, age) in self.registry.unmapped(id) {

@@ -14,6 +14,7 @@ mod domain_text;
 mod driven_devices;
 mod endings;
 mod faults;
+mod footprint;
 mod growth;
 mod handles;
 mod hotplug;

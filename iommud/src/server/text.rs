@@ -221,7 +221,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let counts = self.registry.counts();
         let number = super::length_of;
         let shares = self.engine.shares();
-        let rows: [(&str, u64); 29] = [
+        let rows: [(&str, u64); 30] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -236,6 +236,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("buffer_bytes", counts.buffer_bytes),
             ("buffer_bytes_pool", self.buffers.pool().capacity),
             ("mappings", number(counts.mappings)),
+            ("iotlb_entries", self.footprint_of_all()),
             ("quarantined_bytes", counts.quarantined_bytes),
             ("quarantine_returned_bytes", self.counts.quarantine_returned_bytes),
             ("units_recovered", self.counts.units_recovered),

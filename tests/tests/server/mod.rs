@@ -10,6 +10,7 @@ mod endings;
 mod failures;
 mod growth;
 mod input;
+mod large_pages;
 mod late_units;
 mod lives;
 mod lost_units;

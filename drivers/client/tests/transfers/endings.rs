@@ -8,7 +8,8 @@ use std::time::Duration;
 use iommu_client::platform::Memory;
 use iommu_client::transport::{Handle, Transport};
 use iommu_client::{
-    Connection, Device, Direction, Error, Exposure, Refusal, TransferOptions, TransferQueue,
+    Access, BufferOptions, Connection, Device, Direction, DmaPool, Error, Exposure, PoolOptions,
+    Refusal, TransferOptions, TransferQueue,
 };
 use iommu_protocol::wire::{Operation, ReplyHeader, RequestHeader, Wire};
 use iommud::policy::{Config, Quotas};
@@ -16,7 +17,7 @@ use iommud_tests::model::{DEVICES, InProcess, Model, ModelUnit};
 
 use Direction::{FromDevice, ToDevice};
 
-use super::{BOTH, Lab, PAGE, lab, lab_on, spent};
+use super::{EVERYWHERE, Lab, PAGE, lab, lab_of, lab_on, spent};
 
 /// A refused flush changes nothing. The driver withdraws the grants, and its revokes go through.
 #[test]
@@ -185,12 +186,45 @@ fn a_dropped_queue_keeps_its_memory_for_its_transfers() {
     assert_eq!(memory.borrow().load_at::<u8>(0).unwrap(), 0);
 }
 
+/// A driver of a pool, of transfers, or of grants is dropped in the middle of its DMA. The device reaches nothing when
+/// the drop returns, and the memory is the next driver's.
+#[test]
+fn a_driver_that_is_dropped_in_the_middle_leaves_nothing_reachable() {
+    for (vendor, exposure) in EVERYWHERE {
+        let Lab { queue, device, _permission, model } = lab_of((vendor, exposure), 4, PAGE);
+        let mut queue = queue;
+        let left = device.query().unwrap().memory_left;
+        let pool = DmaPool::new(&device, PoolOptions::default()).unwrap();
+        let block = pool.take(4096).unwrap();
+        let unmapped = BufferOptions { unmapped: true, ..BufferOptions::default() };
+        let buffer = device.allocate(8192, unmapped).unwrap();
+        let grant = buffer.grant(0..4096, Access::WRITE).unwrap();
+        for direction in [FromDevice, ToDevice] {
+            let slot = queue.take(100).unwrap();
+            queue.grant(slot, direction).unwrap();
+        }
+        queue.flush().unwrap();
+        let granted = queue.granted().unwrap();
+        let under_way = [block.iova(), grant.iova(), granted.iova()];
+        let writes = |iova| model.device_write(device.address(), iova, &[1; 64]).is_ok();
+        assert!(under_way.into_iter().all(writes));
+        drop((queue, granted));
+        assert_eq!(under_way.map(writes), [true, true, false]);
+        drop(grant);
+        assert_eq!(under_way.map(writes), [true, false, false]);
+        drop((pool, block, buffer));
+        assert_eq!(under_way.map(writes), [false; 3]);
+        assert_eq!(model.reach(device.address()), []);
+        assert_eq!(device.query().unwrap().memory_left, left + 4 * PAGE);
+    }
+}
+
 /// A driver dies with transfers in every state. Its device reaches nothing, and the next driver may have all of the
 /// memory.
 #[test]
 fn a_dead_driver_leaves_nothing_reachable() {
-    for exposure in BOTH {
-        let mut lab = lab(8, PAGE, exposure);
+    for (vendor, exposure) in EVERYWHERE {
+        let mut lab = lab_of((vendor, exposure), 8, PAGE);
         let memory = lab.lendable(8192);
         let (finished, running) = (lab.granted(512, ToDevice), lab.granted(4096, FromDevice));
         lab.queue.lend(&memory, 0..4096, ToDevice).unwrap();

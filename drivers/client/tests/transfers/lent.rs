@@ -10,44 +10,82 @@ use iommud_tests::model::DEVICES;
 
 use Direction::{FromDevice, ToDevice};
 
-use super::{BOTH, PAGE, lab, spent};
+use super::{EVERYWHERE, PAGE, lab, lab_of, spent};
 
 /// Whole pages of the program's memory are granted where they are, next to pages that are not.
 #[test]
 fn whole_pages_are_lent_in_place() {
-    let mut lab = lab(1, PAGE, Exposure::Bytes);
-    let memory = lab.lendable(8 * PAGE);
-    let base = memory.borrow().iova();
-    memory.borrow_mut().fill(0, 32768, 0x44).unwrap();
-    let before = lab.model.counts();
-    lab.queue.lend(&memory, 4096..12288, ToDevice).unwrap();
-    lab.queue.lend(&memory, 16384..20480, FromDevice).unwrap();
-    lab.queue.flush().unwrap();
-    let (out, back) = (lab.queue.granted().unwrap(), lab.queue.granted().unwrap());
-    assert_eq!((out.iova(), out.length()), (base + 4096, 8192));
-    let reach = [(base + 4096, base + 12287), (base + 16384, base + 20479)];
-    assert_eq!(lab.model.reach(lab.device.address()), reach);
-    assert_eq!(lab.reads(out.iova(), 8192).unwrap(), [0x44; 8192]);
-    assert!(lab.writes(back.iova(), &[0x55; 4096]));
-    // Both are one list for a device.
-    let mut list = ScatterList::new();
-    list.push(&out, 0..8192).unwrap().push(&back, 0..4096).unwrap();
-    assert_eq!(list.segments(SegmentLimits { longest: 0, boundary: 0 }).count(), 2);
-    lab.queue.finished(out).unwrap();
-    lab.queue.finished(back).unwrap();
-    lab.queue.flush().unwrap();
-    assert_eq!(spent(&before, &lab.model.counts()), [2, 2, 1, 1]);
-    assert_eq!(memory.borrow().load_at::<[u8; 4]>(20478).unwrap(), [0x55, 0x55, 0x44, 0x44]);
-    assert_eq!(lab.model.reach(lab.device.address()), []);
-    assert!(lab.queue.returned().is_none());
+    for (vendor, exposure) in EVERYWHERE {
+        let mut lab = lab_of((vendor, exposure), 1, PAGE);
+        let memory = lab.lendable(8 * PAGE);
+        let base = memory.borrow().iova();
+        memory.borrow_mut().fill(0, 32768, 0x44).unwrap();
+        let before = lab.model.counts();
+        lab.queue.lend(&memory, 4096..12288, ToDevice).unwrap();
+        lab.queue.lend(&memory, 16384..20480, FromDevice).unwrap();
+        lab.queue.flush().unwrap();
+        let (out, back) = (lab.queue.granted().unwrap(), lab.queue.granted().unwrap());
+        assert_eq!((out.iova(), out.length()), (base + 4096, 8192));
+        let reach = [(base + 4096, base + 12287), (base + 16384, base + 20479)];
+        assert_eq!(lab.model.reach(lab.device.address()), reach);
+        assert_eq!(lab.reads(out.iova(), 8192).unwrap(), [0x44; 8192]);
+        assert!(lab.writes(back.iova(), &[0x55; 4096]));
+        // Both are one list for a device.
+        let mut list = ScatterList::new();
+        list.push(&out, 0..8192).unwrap().push(&back, 0..4096).unwrap();
+        assert_eq!(list.segments(SegmentLimits { longest: 0, boundary: 0 }).count(), 2);
+        lab.queue.finished(out).unwrap();
+        lab.queue.finished(back).unwrap();
+        lab.queue.flush().unwrap();
+        assert_eq!(spent(&before, &lab.model.counts()), [2, 2, 1, 1]);
+        assert_eq!(memory.borrow().load_at::<[u8; 4]>(20478).unwrap(), [0x55, 0x55, 0x44, 0x44]);
+        assert_eq!(lab.model.reach(lab.device.address()), []);
+        assert!(lab.queue.returned().is_none());
+    }
+}
+
+/// A record that begins and ends inside of pages, as a scatter list: its whole pages in place, each end through a slot of
+/// its own. The device gets all of it, in order, and no other byte of the program's.
+#[test]
+fn a_scatter_list_reaches_its_own_bytes_only() {
+    for (vendor, exposure) in EVERYWHERE {
+        let mut lab = lab_of((vendor, exposure), 2, PAGE);
+        let memory = lab.lendable(4 * PAGE);
+        memory.borrow_mut().fill(0, 16384, 0xcc).unwrap();
+        let record: Vec<u8> = (0..10_000_u32).map(|at| at.to_le_bytes()[0] % 100).collect();
+        memory.borrow_mut().write(3000, &record).unwrap();
+        for range in [3000..4096, 4096..12288, 12288..13000] {
+            lab.queue.lend(&memory, range, ToDevice).unwrap();
+        }
+        lab.queue.flush().unwrap();
+        let parts: Vec<_> = std::iter::from_fn(|| lab.queue.granted()).collect();
+        let mut list = ScatterList::new();
+        for part in &parts {
+            list.push(part, 0..part.length()).unwrap();
+        }
+        let limits = SegmentLimits { longest: 0, boundary: 4096 };
+        let mut seen = Vec::new();
+        let mut pages = Vec::new();
+        for segment in list.segments(limits) {
+            let length = usize::try_from(segment.length).unwrap();
+            seen.extend(lab.reads(segment.iova, length).unwrap());
+            pages.extend(lab.reads(segment.iova & !0xfff, 4096).unwrap());
+        }
+        assert!(seen == record);
+        assert!(!pages.contains(&0xcc), "bytes of the program's beside the record");
+        assert_eq!(pages.len(), 4 * 4096);
+        let reach = lab.model.reach(lab.device.address());
+        let all: u64 = reach.iter().map(|(first, last)| last - first + 1).sum();
+        assert_eq!(all, 4 * PAGE);
+    }
 }
 
 /// A range that does not fill its pages is copied, so that its neighbours in these pages are out of reach. Only its
 /// own bytes come back.
 #[test]
 fn partial_pages_are_copied_exactly() {
-    for exposure in BOTH {
-        let mut lab = lab(2, 8192, exposure);
+    for (vendor, exposure) in EVERYWHERE {
+        let mut lab = lab_of((vendor, exposure), 2, 8192);
         let memory = lab.lendable(4 * PAGE);
         let base = memory.borrow().iova();
         memory.borrow_mut().fill(0, 16384, 0x66).unwrap();

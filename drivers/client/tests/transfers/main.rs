@@ -19,12 +19,19 @@ use iommu_client::{
     FaultAccess, Granted, Lendable, Refusal, TransferOptions, TransferQueue,
 };
 use iommu_protocol::wire::Operation;
-use iommud_tests::model::{Counts, Model};
+use iommud_tests::model::{Counts, Model, Vendor};
 
 use Direction::{FromDevice, ToDevice};
 
 const PAGE: u64 = 4096;
-const BOTH: [Exposure; 2] = [Exposure::Pages, Exposure::Bytes];
+
+/// Both degrees, on a unit of each vendor.
+const EVERYWHERE: [(Vendor, Exposure); 4] = [
+    (Vendor::Intel, Exposure::Pages),
+    (Vendor::Intel, Exposure::Bytes),
+    (Vendor::Amd, Exposure::Pages),
+    (Vendor::Amd, Exposure::Bytes),
+];
 
 struct Lab {
     queue: TransferQueue,
@@ -34,7 +41,12 @@ struct Lab {
 }
 
 fn lab(slots: usize, slot_bytes: u64, exposure: Exposure) -> Lab {
-    lab_on(Model::new(), TransferOptions { slots, slot_bytes, exposure, above_4g: true })
+    lab_of((Vendor::Intel, exposure), slots, slot_bytes)
+}
+
+fn lab_of((vendor, exposure): (Vendor, Exposure), slots: usize, slot_bytes: u64) -> Lab {
+    let options = TransferOptions { slots, slot_bytes, exposure, above_4g: true };
+    lab_on(Model::of(vendor), options)
 }
 
 fn lab_on(model: Model, options: TransferOptions) -> Lab {
@@ -83,9 +95,9 @@ fn spent(before: &Counts, after: &Counts) -> [u64; 4] {
 /// revokes.
 #[test]
 fn a_call_serves_as_many_transfers_as_are_under_way() {
-    for exposure in BOTH {
+    for (vendor, exposure) in EVERYWHERE {
         for (depth, bytes) in [1, 8, 32].into_iter().flat_map(|d| [(d, 512), (d, 16384)]) {
-            let mut lab = lab(2 * depth, 16384, exposure);
+            let mut lab = lab_of((vendor, exposure), 2 * depth, 16384);
             let before = lab.model.counts();
             let mut under_way = Vec::new();
             for group in 0..128 / depth {
@@ -172,11 +184,11 @@ fn a_queue_may_be_deeper_than_a_batch() {
 /// behind its pages, and in the other direction. Each denial is a fault of its own.
 #[test]
 fn nothing_is_reached_but_the_transfer_while_it_runs() {
-    for exposure in BOTH {
+    for (vendor, exposure) in EVERYWHERE {
         for (length, direction) in
             [512, 4096, 16384].into_iter().flat_map(|l| [(l, ToDevice), (l, FromDevice)])
         {
-            let mut lab = lab(4, 16384, exposure);
+            let mut lab = lab_of((vendor, exposure), 4, 16384);
             let touch = |lab: &Lab, iova, read| match read {
                 true => lab.reads(iova, 1).is_some(),
                 false => lab.writes(iova, &[1]),
@@ -218,12 +230,38 @@ fn nothing_is_reached_but_the_transfer_while_it_runs() {
     }
 }
 
+/// A DMA that begins in a transfer and goes on behind it, or begins before it: nothing outside is read or written.
+#[test]
+fn a_dma_across_the_end_of_a_transfer_stops_there() {
+    for (vendor, exposure) in EVERYWHERE {
+        let mut lab = lab_of((vendor, exposure), 3, PAGE);
+        let memory = lab.lendable(3 * PAGE);
+        memory.borrow_mut().fill(0, 12288, 0x55).unwrap();
+        lab.queue.lend(&memory, 4096..8192, FromDevice).unwrap();
+        lab.queue.flush().unwrap();
+        let granted = lab.queue.granted().unwrap();
+        assert!(!lab.writes(granted.iova() + 4095, &[0xaa; 2]));
+        assert!(!lab.writes(granted.iova() - 1, &[0xbb; 2]));
+        lab.queue.finished(granted).unwrap();
+        lab.queue.flush().unwrap();
+        lab.queue.lend(&memory, 4096..8192, ToDevice).unwrap();
+        lab.queue.flush().unwrap();
+        let granted = lab.queue.granted().unwrap();
+        assert!(lab.reads(granted.iova() + 4095, 2).is_none());
+        assert!(lab.reads(granted.iova() - 1, 2).is_none());
+        let mut all = vec![0; 12288];
+        memory.borrow().read(0, &mut all).unwrap();
+        assert_eq!((all[4095], all[4096], all[8191], all[8192]), (0x55, 0x55, 0xaa, 0x55));
+        assert_eq!(all.iter().filter(|byte| **byte != 0x55).count(), 1);
+    }
+}
+
 /// Behind a transfer that ends inside of a page the device finds zeros, or what the slot held before, as its options
 /// say. What it writes there reaches no transfer.
 #[test]
 fn the_rest_of_a_page_is_zeros_or_the_slots_own() {
-    for exposure in BOTH {
-        let mut lab = lab(1, 8192, exposure);
+    for (vendor, exposure) in EVERYWHERE {
+        let mut lab = lab_of((vendor, exposure), 1, 8192);
         let mut slot = lab.queue.take(8192).unwrap();
         slot.fill(0x77);
         drop(slot);

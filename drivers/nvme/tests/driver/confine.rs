@@ -3,6 +3,7 @@
 
 use iommu_client::DeviceMemory;
 use iommu_protocol::wire::Operation as Call;
+use iommud_tests::model::Vendor;
 use nvme::{Confine, Data, DataSource, Error, LentData, Operation, Request, Trouble, Work};
 
 use super::software::{BLOCK, Manner};
@@ -36,6 +37,11 @@ impl Work for Check {
     fn trouble(&mut self, trouble: &Trouble) {
         panic!("{trouble}");
     }
+}
+
+/// Every mode, on a unit of each vendor.
+fn everywhere() -> impl Iterator<Item = (Vendor, Confine)> {
+    Vendor::ALL.into_iter().flat_map(|vendor| Confine::ALL.map(|confine| (vendor, confine)))
 }
 
 fn pattern(request: &Request, memory: &Data) -> Vec<u8> {
@@ -131,11 +137,15 @@ fn receive(lab: &mut Lab<LentData>, source: &mut DataSource) -> Data {
 /// direction. Each is denied where the mode promises it. What a pool leaves open is shown too.
 #[test]
 fn a_rogue_controller_reaches_what_the_mode_says() {
-    for confine in Confine::ALL {
+    for (vendor, confine) in everywhere() {
         for (operation, blocks) in
             [1, 8, 24].into_iter().flat_map(|b| [(Operation::Write, b), (Operation::Read, b)])
         {
-            let mut lab = lab::<LentData>(Manner { slow: true, ..Manner::default() }, 4);
+            let mut lab = lab_on::<LentData>(
+                Model::of(vendor),
+                Manner { slow: true, ..Manner::default() },
+                4,
+            );
             let length = blocks * 512;
             let mut source = DataSource::new(&lab.device, confine, 2, length).unwrap();
             let (model, at) = (lab.model.clone(), lab.device.address());
@@ -205,8 +215,9 @@ fn the_rest_of_a_page_is_as_the_mode_says() {
 /// memory comes back for the next driver.
 #[test]
 fn death_in_the_middle_leaves_no_dma_in_any_mode() {
-    for confine in Confine::ALL {
-        let mut lab = lab::<LentData>(Manner { slow: true, ..Manner::default() }, 4);
+    for (vendor, confine) in everywhere() {
+        let mut lab =
+            lab_on::<LentData>(Model::of(vendor), Manner { slow: true, ..Manner::default() }, 4);
         let mut source = DataSource::new(&lab.device, confine, 4, 4096).unwrap();
         let (iova, _) = send(&mut lab, &mut source, request(1, Operation::Write, 0, 8), 4096);
         send(&mut lab, &mut source, request(1, Operation::Read, 8, 8), 4096);

@@ -1,4 +1,4 @@
-//! An NVMe controller in software, with its own constants (NVM Express Base 2.0c, sections 3.1.3, 3.3.3, 4.1.1,
+//! An NVMe controller in software, with its own constants (NVM Express Base 2.0c, sections 3.1.3, 3.3.3, 4.1.1, 4.1.2,
 //! 5.1, 5.4, 5.5, 5.17, 5.27.1.5). Its DMA goes through the unit of a model. It acts when a doorbell is rung.
 
 mod admin;
@@ -49,6 +49,8 @@ pub(crate) struct Manner {
     pub(crate) shirks: bool,
     /// It supports no queues of requests.
     pub(crate) poor: bool,
+    /// Its scatter-gather lists (SGLS).
+    pub(crate) sgls: u32,
 }
 
 #[derive(Default)]
@@ -84,6 +86,9 @@ struct State {
     flushes: u32,
     /// Every data address that it got, page by page.
     pages: Vec<u64>,
+    /// Every command of a request, and the bytes of every scatter-gather list.
+    commands: Vec<[u32; 16]>,
+    sgl_lists: Vec<Vec<u8>>,
     denied: u32,
     resets: u32,
 }
@@ -117,6 +122,8 @@ impl Software {
             disks: [vec![0; 4096 * BLOCK[0]], vec![0; 4096 * BLOCK[1]]],
             flushes: 0,
             pages: Vec::new(),
+            commands: Vec::new(),
+            sgl_lists: Vec::new(),
             denied: 0,
             resets: 0,
         })))
@@ -150,6 +157,22 @@ impl Software {
 
     pub(crate) fn take_pages(&self) -> Vec<u64> {
         std::mem::take(&mut self.state().pages)
+    }
+
+    /// The bytes of each command of a request since the last call, without its identifier.
+    pub(crate) fn take_commands(&self) -> Vec<Vec<u8>> {
+        let commands = std::mem::take(&mut self.state().commands);
+        let bytes = commands.iter().map(|words| {
+            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            bytes[2..4].fill(0);
+            bytes
+        });
+        bytes.collect()
+    }
+
+    /// The bytes of each scatter-gather list since the last call.
+    pub(crate) fn take_lists(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.state().sgl_lists)
     }
 
     /// Number of requests in each queue, from the first queue on.
@@ -226,6 +249,7 @@ const TRANSFER_ERROR: u32 = 0x04;
 const ABORTED: u32 = 0x07;
 const OUT_OF_RANGE: u32 = 0x80;
 const PRP_OFFSET: u32 = 0x13;
+const SGL_LENGTH: u32 = 0x0f;
 
 impl State {
     /// The ready bit of the status.

@@ -11,6 +11,9 @@
 //! A lot comes and goes as a whole. So whoever may have one more finds it, however many others have theirs and whatever
 //! these allocate and release in them. Only buffers of more than a lot need several that follow one another.
 //!
+//! A buffer of 2 MiB or more, for a device that a unit confines, lies where large leaves map it, if it can: each piece of
+//! memory begins at a multiple of 2 MiB in memory and in the buffer. Else it lies anywhere. It takes no more lots.
+//!
 //! A search for a run goes through free runs and through extents, never through single pages: a refusal costs at most a
 //! few steps for each of them.
 
@@ -29,6 +32,10 @@ const LOT_PAGES: usize = 16;
 
 /// Bytes of a lot.
 pub const LOT: u64 = 64 << 10;
+
+/// Bytes, and pages, that one large leaf maps.
+const LARGE: u64 = 2 << 20;
+const LARGE_PAGES: usize = 512;
 
 /// Pages that follow one another in virtual and in physical memory; never one beside another that it could be joined
 /// with.
@@ -152,7 +159,7 @@ impl Pool {
 
     /// A run of the lots that the account has.
     fn find_spare(&self, count: usize, constraints: Constraints) -> Option<Range<usize>> {
-        self.search(self.spare.get(&constraints.account)?.iter(), count, constraints)
+        self.search(self.spare.get(&constraints.account)?.iter(), count, constraints, false)
     }
 
     /// Gives the account as many empty lots as a run takes, which begins with the first of them.
@@ -162,8 +169,16 @@ impl Pool {
         constraints: Constraints,
     ) -> Result<Range<usize>, MemoryError> {
         let whole = Constraints { alignment: constraints.alignment.max(LOT), ..constraints };
-        let found = self.find_high(count, whole);
-        let found = found.or_else(|| self.search(self.empty.iter(), count, whole));
+        let anything = constraints.alignment <= LOT && constraints.boundary == 0;
+        let sizes: &[bool] = match anything && !constraints.contiguous && count >= LARGE_PAGES {
+            true => &[true, false],
+            false => &[false],
+        };
+        let high = sizes.iter().find_map(|large| self.find_high(count, whole, *large));
+        let found = high.or_else(|| {
+            let search = |large: &bool| self.search(self.empty.iter(), count, whole, *large);
+            sizes.iter().find_map(search)
+        });
         let Some(run) = found else {
             let possible = self.first_fit(0..self.page_count(), count, whole).is_some();
             return Err(if possible { MemoryError::Exhausted } else { MemoryError::Constraints });
@@ -176,7 +191,12 @@ impl Pool {
 
     /// As [`Pool::search`] in the empty lots above 4 GiB, for buffers that may lie anywhere: those below are kept for
     /// the ones that may not.
-    fn find_high(&self, count: usize, constraints: Constraints) -> Option<Range<usize>> {
+    fn find_high(
+        &self,
+        count: usize,
+        constraints: Constraints,
+        large: bool,
+    ) -> Option<Range<usize>> {
         let high = |extent: &&Extent| extent.first > u64::from(u32::MAX);
         if constraints.below_4g || !self.extents.iter().any(|extent| high(&extent)) {
             return None;
@@ -187,21 +207,57 @@ impl Pool {
             let parts = parts.take_while(|extent| extent.pages.start < run.end).filter(high);
             let parts = parts
                 .map(|extent| run.start.max(extent.pages.start)..run.end.min(extent.pages.end));
-            self.search(parts, count, constraints)
+            self.search(parts, count, constraints, large)
         })
     }
 
-    /// The first run of `count` pages in one of these free runs that meets the constraints.
+    /// The first run of `count` pages in one of these free runs that meets the constraints, and that large leaves map
+    /// if they are to.
     fn search(
         &self,
         mut free: impl Iterator<Item = Range<usize>>,
         count: usize,
         constraints: Constraints,
+        large: bool,
     ) -> Option<Range<usize>> {
         free.find_map(|room| {
             self.count_step();
-            self.first_fit(room, count, constraints)
+            match large {
+                true => self.first_large(room, count, constraints),
+                false => self.first_fit(room, count, constraints),
+            }
         })
+    }
+
+    /// As [`Pool::first_fit`], for a run that large leaves map. A piece that they cannot map rules out every start
+    /// before it.
+    fn first_large(
+        &self,
+        mut room: Range<usize>,
+        count: usize,
+        constraints: Constraints,
+    ) -> Option<Range<usize>> {
+        let constraints = Constraints { alignment: LARGE, ..constraints };
+        loop {
+            let run = self.first_fit(room.clone(), count, constraints)?;
+            match self.odd_piece(&run) {
+                None => return Some(run),
+                Some(next) => room.start = next,
+            }
+        }
+    }
+
+    /// The first page of the first piece behind the first one that has 2 MiB of the run and no large leaf for them.
+    fn odd_piece(&self, run: &Range<usize>) -> Option<usize> {
+        let at = self.extents.partition_point(|extent| extent.pages.end <= run.start);
+        let behind = self.extents.get(at + 1..).unwrap_or_default().iter();
+        let mut pieces = behind.take_while(|extent| extent.pages.start + LARGE_PAGES <= run.end);
+        let odd = pieces.find(|extent| {
+            self.count_step();
+            let within = (extent.pages.start - run.start).is_multiple_of(LARGE_PAGES);
+            !within || !extent.first.is_multiple_of(LARGE)
+        });
+        odd.map(|extent| extent.pages.start)
     }
 
     /// Forgets an account whose lots have no room left, or which has none.

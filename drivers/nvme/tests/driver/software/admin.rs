@@ -69,6 +69,7 @@ impl State {
                         page[4..24].copy_from_slice(b"SW-0001             ");
                         page[24..64].copy_from_slice(format!("{:40}", "in software").as_bytes());
                         page[64..72].copy_from_slice(b"1.0     ");
+                        page[536..540].copy_from_slice(&self.manner.sgls.to_le_bytes());
                         page[77] = self.manner.transfer.unwrap_or(10); // 4 MiB
                     }
                     (2, _) => {

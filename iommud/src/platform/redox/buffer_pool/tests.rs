@@ -164,6 +164,58 @@ const HARD: Constraints = Constraints {
     ..ANY
 };
 
+const MIB: u64 = 1 << 20;
+
+/// The pieces of a buffer of 5 MiB and 64 KiB in memory of these chunks.
+fn pieces_of_5_mib(chunks: &[PhysRange]) -> Vec<PhysRange> {
+    Pool::new(chunks).allocate(1, 5 * MIB + LOT, ANY).unwrap()
+}
+
+/// Buffers of 2 MiB and more lie where large leaves map them.
+#[test]
+fn large_buffers_lie_at_multiples_of_2_mib() {
+    // One chunk that begins a lot behind a multiple of 2 MiB.
+    let chunk = range(4 * MIB + LOT, 16 * MIB);
+    assert_eq!(pieces_of_5_mib(&[chunk]), [range(6 * MIB, 5 * MIB + LOT)]);
+    // The kernel's chunks of 4 MiB: each is a multiple of 2 MiB.
+    let apart = [range(64 * MIB, 4 * MIB), range(128 * MIB, 4 * MIB)];
+    let expected = [range(64 * MIB, 4 * MIB), range(128 * MIB, MIB + LOT)];
+    assert_eq!(pieces_of_5_mib(&apart), expected);
+    // Behind a chunk of 1 MiB the second multiple of 2 MiB would begin inside of a chunk: it begins in the next one.
+    let odd = [range(32 * MIB, 2 * MIB), range(40 * MIB, MIB), apart[0], apart[1]];
+    assert_eq!(pieces_of_5_mib(&odd), expected);
+    // An odd chunk that has less than 2 MiB of the buffer, at its end, does not matter.
+    let odd_end = [range(64 * MIB, 4 * MIB), range(40 * MIB + LOT, 2 * MIB)];
+    let expected = [range(64 * MIB, 4 * MIB), range(40 * MIB + LOT, MIB + LOT)];
+    assert_eq!(pieces_of_5_mib(&odd_end), expected);
+}
+
+/// Without such memory they lie anywhere, and they take the same lots in every case.
+#[test]
+fn large_buffers_lie_anywhere_when_they_must() {
+    let chunk = range(4 * MIB + LOT, 6 * MIB);
+    assert_eq!(pieces_of_5_mib(&[chunk]), [range(4 * MIB + LOT, 5 * MIB + LOT)]);
+    for start in [4 * MIB, 4 * MIB + LOT] {
+        let mut pool = Pool::new(&[range(start, 8 * MIB)]);
+        pool.allocate(1, 2 * MIB, ANY).unwrap();
+        // What is left before and behind it is there for others, in lots: none is lost.
+        let count = (2..).take_while(|id| pool.allocate(*id, LOT, of(*id)).is_ok()).count();
+        assert_eq!(count, 96, "from {start:#x}");
+    }
+    // Without a unit they lie where they are wanted.
+    let mut pool = Pool::new(&[range(4 * MIB + LOT, 16 * MIB)]);
+    let plain = Constraints { contiguous: true, ..ANY };
+    assert_eq!(pool.allocate(1, 2 * MIB, plain), Ok(vec![range(4 * MIB + LOT, 2 * MIB)]));
+    // Those above 4 GiB come first, as for others.
+    let mut pool = Pool::new(&[range(8 * MIB, 4 * MIB), range((4 << 30) + LOT, 4 * MIB)]);
+    assert_eq!(pool.allocate(1, 2 * MIB, ANY), Ok(vec![range((4 << 30) + 2 * MIB, 2 * MIB)]));
+    assert_eq!(
+        pool.allocate(2, 2 * MIB - LOT, ANY),
+        Ok(vec![range((4 << 30) + LOT, 2 * MIB - LOT)])
+    );
+    assert_eq!(pool.allocate(3, 2 * MIB, ANY), Ok(vec![range(8 * MIB, 2 * MIB)]));
+}
+
 #[test]
 fn a_refusal_by_a_full_pool_of_256_mib_takes_few_steps() {
     let mut pool = large();
