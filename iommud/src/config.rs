@@ -102,13 +102,21 @@ impl std::error::Error for ConfigError {}
 /// # Errors
 /// See [`ConfigError`]. A missing file is `Read` with kind `NotFound`.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    parse(&text(path)?)
+}
+
+/// Reads the text of the policy file at `path`.
+///
+/// # Errors
+/// `Read` and `TooLong`.
+pub fn text(path: &Path) -> Result<String, ConfigError> {
     let mut text = String::new();
     let file = File::open(path).map_err(ConfigError::Read)?;
     file.take(LONGEST + 1).read_to_string(&mut text).map_err(ConfigError::Read)?;
     if text.len() > usize::try_from(LONGEST).unwrap_or(usize::MAX) {
         return Err(ConfigError::TooLong);
     }
-    parse(&text)
+    Ok(text)
 }
 
 /// Reads a policy.

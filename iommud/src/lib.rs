@@ -36,6 +36,7 @@ pub mod policy;
 pub mod server;
 pub mod sizing;
 pub mod topology;
+pub mod trace;
 
 #[cfg(feature = "std")]
 pub mod config;

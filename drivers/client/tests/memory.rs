@@ -64,10 +64,10 @@ fn a_buffer_says_how_many_iotlb_entries_it_takes() {
     for vendor in Vendor::ALL {
         let model = Model::of(vendor);
         let (device, _permission) = model.attached();
-        // The boundary makes its memory one piece.
-        let options = BufferOptions { boundary: 2 << 20, ..BufferOptions::default() };
-        let large = device.allocate(2 << 20, options).unwrap();
-        assert_eq!(large.iotlb_entries().unwrap(), 1);
+        // The model's memory comes in pieces of 16 KiB. AMD-Vi maps each by one entry where it is aligned.
+        let large = device.allocate(2 << 20, BufferOptions::default()).unwrap();
+        let expected = if vendor == Vendor::Intel { 512..=512 } else { 128..=512 };
+        assert!(expected.contains(&large.iotlb_entries().unwrap()));
         let small = device.allocate(12288, BufferOptions::default()).unwrap();
         // AMD-Vi maps 8 KiB by one entry where they are aligned.
         let expected = if vendor == Vendor::Intel { 3..=3 } else { 2..=3 };

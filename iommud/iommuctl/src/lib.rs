@@ -1,7 +1,7 @@
 //! `iommuctl`: what the IOMMU of a machine does, in words, as JSON and as pictures.
 //!
 //! ```text
-//! cli -> audit, check, explain, draw, top, tree, server -> decode
+//! cli -> audit, check, explain, draw, replay, top, tree, server -> decode
 //! ```
 //!
 //! [`decode`] reads firmware tables and needs no server. Everything else is behind the feature `cli`.
@@ -35,6 +35,8 @@ pub mod names;
 pub mod output;
 #[cfg(feature = "cli")]
 pub mod policy;
+#[cfg(feature = "cli")]
+pub mod replay;
 #[cfg(feature = "cli")]
 pub mod server;
 #[cfg(feature = "cli")]

@@ -23,6 +23,9 @@ use crate::topology::tags::TagRecord;
 /// The first word of a page with notes.
 const MARK: u64 = u64::from_le_bytes(*b"iommudn1");
 
+/// Bytes of notes. The trace of the server is in the rest of a huge page.
+pub(super) const NOTES_LENGTH: usize = HUGE_PAGE_LENGTH / 2;
+
 /// A word that names a function.
 const NAMED: u64 = 1 << 63;
 
@@ -41,8 +44,8 @@ pub struct NotesPage {
 }
 
 impl NotesPage {
-    /// Reads the page in `mapping`, which has at most 2 MiB. A page of zeros becomes a page without notes. `None`
-    /// when the page contains other data.
+    /// Reads the page in `mapping`, which has at most 2 MiB. Notes are in its first MiB. A page of zeros becomes a page
+    /// without notes. `None` when the page contains other data.
     #[must_use]
     pub fn new(mut mapping: Mapping, file: Option<OwnedFd>) -> Option<Self> {
         match mapping.read64(0)? {
@@ -76,7 +79,7 @@ impl NotesPage {
     }
 
     fn words(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
-        (8..HUGE_PAGE_LENGTH)
+        (8..NOTES_LENGTH)
             .step_by(8)
             .map_while(|offset| Some((offset, self.mapping.read64(offset)?)))
     }

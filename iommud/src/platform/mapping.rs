@@ -209,6 +209,20 @@ impl Mapping {
         }
     }
 
+    /// Keeps the mapping as long as the process lives, and lends the records of eight words from `offset` on. None when
+    /// `offset` is not a multiple of 8 or outside the mapping.
+    ///
+    /// Whoever maps the same memory once more leaves these records alone.
+    #[must_use]
+    pub fn leak_records(self, offset: usize) -> Option<&'static mut [[u64; 8]]> {
+        let count = self.length.checked_sub(offset)? / size_of::<[u64; 8]>();
+        let first = self.words(offset, 8 * count)?.cast();
+        std::mem::forget(self);
+        // SAFETY: `words` checked that the records lie inside the mapping and are aligned. The mapping is writable, is
+        // never unmapped, and any bits are a valid record. `self` is gone, so this is the only reference to them.
+        Some(unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), count) })
+    }
+
     fn range(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
         let end = offset.checked_add(length)?;
         if end > self.length {

@@ -13,6 +13,7 @@ use crate::hw::BufferMemory;
 use crate::policy::Config;
 use crate::server::{Budget, Driven, Server, Startup};
 use crate::topology::pci::ConfigSpace;
+use crate::trace::Recorder;
 
 /// Returns the options of a command line. Otherwise prints `usage`, after the error if there is one, and returns the
 /// exit code.
@@ -33,13 +34,17 @@ pub(super) fn options<O>(
     }
 }
 
-/// Loads the policy from a file. Without a path, returns the default policy.
+/// Loads the policy from a file, with its text. Without a path, returns the default policy and no text.
 ///
 /// # Errors
 /// The path of the file, and its error.
-pub(super) fn policy(path: Option<&Path>) -> Result<Config, (PathBuf, ConfigError)> {
-    let load = |path: &Path| config::load(path).map_err(|error| (path.to_path_buf(), error));
-    path.map_or_else(|| Ok(Config::default()), load)
+pub(super) fn policy(path: Option<&Path>) -> Result<(Config, String), (PathBuf, ConfigError)> {
+    let load = |path: &Path| {
+        let text = config::text(path)?;
+        Ok((config::parse(&text)?, text))
+    };
+    let load = |path: &Path| load(path).map_err(|error| (path.to_path_buf(), error));
+    path.map_or_else(|| Ok((Config::default(), String::new())), load)
 }
 
 /// The memory that a server starts with.
@@ -59,7 +64,7 @@ pub(super) fn start<U: Family, S: ConfigSpace, B: BufferMemory>(
     (mut space, map): (S, MapRegisters),
     config: Config,
     memory: ServerMemory<B>,
-    driven: Driven,
+    (driven, trace): (Driven, Recorder),
 ) -> (Server<U, B>, LateUnits<S>) {
     let MachineFacts { ram, functions, table, firmware } = facts;
     let ServerMemory { mut tables, buffers, own, left, budget } = memory;
@@ -88,5 +93,5 @@ pub(super) fn start<U: Family, S: ConfigSpace, B: BufferMemory>(
         buffers,
         budget,
     };
-    (Server::start_after(startup, driven), late)
+    (Server::start_recorded(startup, driven, trace), late)
 }

@@ -67,6 +67,12 @@ impl<T> Plan<T> {
     pub const fn orders(&self) -> &Orders {
         &self.contents.orders
     }
+
+    /// The result that commit returns.
+    #[must_use]
+    pub const fn outcome(&self) -> &T {
+        &self.outcome
+    }
 }
 
 impl Orders {

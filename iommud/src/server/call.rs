@@ -176,15 +176,18 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         session: SessionId,
         arguments: &AllocateArguments,
     ) -> Result<AllocateResult, Refusal> {
+        let length = arguments.length;
+        let admitted = self.registry.admit_within(session, length);
         let Admitted { confined, account } =
-            self.registry.admit_within(session, arguments.length)?;
+            admitted.map_err(|refusal| self.not_admitted(session, length, refusal))?;
         let buffer = self.registry.next_buffer();
         let written_back = !self.registry.forces_snoop();
         let constraints = Constraints { written_back, account, ..constraints(arguments, confined) };
         if !self.buffers.has_room(arguments.length, constraints) {
-            self.registry
-                .admit_buffer(session, arguments.length)
-                .inspect_err(|_| self.growth.refused(session, arguments.length))?;
+            self.registry.admit_buffer(session, length).map_err(|refusal| {
+                self.growth.refused(session, length);
+                self.not_admitted(session, length, refusal)
+            })?;
         }
         let segments = self
             .buffers

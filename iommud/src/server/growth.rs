@@ -91,9 +91,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Counts the memory of buffers: the platform may have added a page, or lost one at its release. The shares of clients
     /// are parts of it.
     pub(super) fn count_buffers(&mut self) {
-        let pool = self.buffers.pool();
-        if self.registry.set_buffer_pool(pool.capacity, pool.granule) {
-            self.machine.budget.buffer_bytes_total = pool.capacity;
+        if self.set_buffer_pool() {
+            self.machine.budget.buffer_bytes_total = self.buffers.pool().capacity;
         }
     }
 

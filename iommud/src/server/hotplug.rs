@@ -31,7 +31,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// [`UnitStart::Off`]: crate::server::UnitStart::Off
     pub fn unit_arrived(&mut self, unit: UnitIndex, hardware: U) {
         self.found_later(unit, hardware.found_translating());
-        self.engine.install(unit, hardware);
+        self.install(unit, hardware);
         self.enable(unit);
         // Claims that wait come before later ones.
         self.try_waiting();
@@ -39,7 +39,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
 
     /// Like [`Server::unit_arrived`], for a unit that did not carry out a command: it is tried again later.
     pub fn unit_stuck(&mut self, unit: UnitIndex, hardware: U, error: &UnitError) {
-        self.engine.install(unit, hardware);
+        self.install(unit, hardware);
         self.fail(unit, error.to_string());
         self.try_waiting();
     }

@@ -8,6 +8,7 @@ mod activity;
 mod budget;
 mod call;
 mod caller;
+mod counts;
 mod decode;
 mod details;
 mod domain_text;
@@ -20,6 +21,7 @@ mod handles;
 mod hotplug;
 mod pending_claims;
 mod processes;
+mod recording;
 mod release;
 mod rescan;
 mod startup;
@@ -52,8 +54,10 @@ use iommu_protocol::{Refusal, fault};
 use crate::engine::Engine;
 use crate::hw::{BufferMemory, Unit};
 use crate::policy::{
-    BufferId, Claim, ClientId, Event, Hold, Import, ImportShared, Registry, Request, SessionId,
+    BufferId, Claim, ClientId, Event, Hold, Import, ImportShared, Registry, SessionId,
 };
+use crate::trace::{Recorder, Traced};
+use counts::Counts;
 use decode::Scratch;
 use endings::Endings;
 use faults::Faults;
@@ -80,21 +84,6 @@ const MODE_TEXT: u32 = 0o100_400;
 const MODE_DEVICE: u32 = 0o100_600;
 const MODE_CONTROL: u32 = 0o100_200;
 
-/// Counts of what the scheme did, for `metrics`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    opens: u64,
-    calls: u64,
-    refusals: u64,
-    faults_lost_in_hardware: u64,
-    fault_interrupts: u64,
-    plans: u64,
-    plans_undone: u64,
-    units_recovered: u64,
-    quarantine_returned_bytes: u64,
-    memory_added_bytes: u64,
-}
-
 /// The server of one machine.
 pub struct Server<U: Unit, B: BufferMemory> {
     registry: Registry,
@@ -112,6 +101,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     survey: Survey,
     growth: Growth,
     processes: Processes,
+    trace: Recorder,
     /// The lists of the current request.
     scratch: Scratch,
 }
@@ -138,6 +128,7 @@ where
             survey: self.survey.clone(),
             growth: self.growth.clone(),
             processes: self.processes.clone(),
+            trace: self.trace.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }
@@ -391,7 +382,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.give(session, buffer, ImportShared)
     }
 
-    fn give<R: Request<Outcome = Slot>>(
+    fn give<R: Traced<Outcome = Slot>>(
         &mut self,
         session: Handle,
         buffer: Handle,

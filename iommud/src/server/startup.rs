@@ -26,6 +26,7 @@ use crate::server::unit_status::{Machine, TableState, UnitStart, UnitState, Unit
 use crate::server::{Counts, Server};
 use crate::topology::firmware::Firmware;
 use crate::topology::pci::PciFunction;
+use crate::trace::{Fact, Recorder};
 
 /// Everything the server is started with.
 pub struct Startup<U: Unit, B: BufferMemory> {
@@ -65,6 +66,11 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// As [`Server::start`], after an earlier server: functions that it left driven are blocked, whatever
     /// policy says, until an owner attaches and detaches them.
     pub fn start_after(startup: Startup<U, B>, driven: Driven) -> Self {
+        Self::start_recorded(startup, driven, Recorder::default())
+    }
+
+    /// As [`Server::start_after`], and records every event, if `trace` does. It has the snapshot of this machine.
+    pub fn start_recorded(startup: Startup<U, B>, driven: Driven, trace: Recorder) -> Self {
         let quotas = startup.config.quotas;
         let Startup { config, table, firmware, units, functions, ram, mut own, left, .. } = startup;
         let Startup { memory, buffers, budget, .. } = startup;
@@ -103,9 +109,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             survey: Survey::default(),
             growth: Growth::default(),
             processes: Processes::default(),
+            trace,
         };
-        let pool = server.buffers.pool();
-        server.registry.set_buffer_pool(pool.capacity, pool.granule);
+        server.set_buffer_pool();
         server.begin_tags(found);
         for range in left {
             server.run_to_the_end(Event::MemoryTaken(range));
@@ -130,6 +136,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             }
         }
         for function in self.driven.iter() {
+            self.trace.fact(&Fact::CutOff(function));
             if self.registry.cut_off(function) {
                 log::warn!("{function}: driven when an earlier server ended: blocked");
             }
@@ -137,6 +144,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for index in 0..self.machine.units.len() {
             let Ok(number) = u32::try_from(index) else { break };
             let unit = UnitIndex(number);
+            self.record_installed(unit);
             match self.machine.units.get(index).map(|status| &status.state) {
                 Some(UnitState::Failed(_)) => {
                     self.run_to_the_end(Event::UnitFailed(unit));
@@ -176,7 +184,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             self.machine.set(unit, UnitState::Failed(reason));
             self.waiting.change();
         }
-        self.registry.lose(unit);
+        self.lose(unit);
         self.run_to_the_end(Event::UnitFailed(unit));
     }
 }

@@ -19,6 +19,7 @@ use crate::policy::{Holds, Orders, UnitIndex};
 use crate::server::Server;
 use crate::server::unit_status::UnitStart;
 use crate::topology::tags::{HeldTags, TagRecord};
+use crate::trace::Fact;
 
 /// The state of the units before the first event.
 pub(super) struct Found {
@@ -59,6 +60,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         if units.is_empty() {
             return;
         }
+        if self.trace.is_on() {
+            self.trace.fact(&Fact::Tags(held, units.clone(), last));
+        }
         self.registry.begin_tags(held, units, last);
         self.note_tags();
     }
@@ -80,6 +84,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Records how a unit that came later was found.
     pub(super) fn found_later(&mut self, unit: UnitIndex, translating: bool) {
         if !translating {
+            self.trace.fact(&Fact::FoundOff(unit));
             self.registry.found_off(unit);
         }
     }

@@ -6,8 +6,9 @@ use iommu_protocol::Refusal;
 
 use crate::engine::StepFailure;
 use crate::hw::{BufferMemory, Unit};
-use crate::policy::{Event, Orders, Plan, Refused, Request};
+use crate::policy::{Event, Orders, Plan, Refused};
 use crate::server::Server;
+use crate::trace::Traced;
 
 /// An event that was not carried out.
 pub(super) struct Failed {
@@ -34,24 +35,55 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// # Errors
     /// The refusal of policy, or that for a failed step. Either way the state is as before, except that a failed unit
     /// is marked so.
-    pub(super) fn run<R: Request>(&mut self, request: &R) -> Result<R::Outcome, Refusal> {
+    pub(super) fn run<R: Traced>(&mut self, request: &R) -> Result<R::Outcome, Refusal> {
         self.run_marked(request, |_| ()).map_err(|failed| failed.refused.refusal)
     }
 
     /// Like [`Server::run`], with the details of a refusal. `told` reads the orders of a plan that was carried out.
     #[inline]
-    pub(super) fn run_marked<R: Request>(
+    pub(super) fn run_marked<R: Traced>(
         &mut self,
         request: &R,
         told: impl FnOnce(&Orders),
     ) -> Result<R::Outcome, Failed> {
-        let refused = |refused| Failed { refused, quarantined: false };
-        let plan = self.registry.decide(request).map_err(refused)?;
+        // This branch is all that recording costs while it is off.
+        if !self.trace.is_on() {
+            return self.run_as::<R, false>(request, told);
+        }
+        self.run_recorded(request, told)
+    }
+
+    /// Runs a request and records it.
+    #[inline(never)]
+    fn run_recorded<R: Traced>(
+        &mut self,
+        request: &R,
+        told: impl FnOnce(&Orders),
+    ) -> Result<R::Outcome, Failed> {
+        self.trace.begin(request);
+        self.run_as::<R, true>(request, told)
+    }
+
+    #[inline(always)]
+    fn run_as<R: Traced, const RECORDED: bool>(
+        &mut self,
+        request: &R,
+        told: impl FnOnce(&Orders),
+    ) -> Result<R::Outcome, Failed> {
+        let plan = self.registry.decide(request).map_err(|refused| {
+            if RECORDED {
+                self.trace.refused(refused);
+            }
+            Failed { refused, quarantined: false }
+        })?;
         self.counts.plans += 1;
         self.note_tags_of(plan.orders());
         match self.engine.run(plan.orders(), &mut self.buffers) {
             Ok(()) => {
                 told(plan.orders());
+                if RECORDED {
+                    self.trace.committed(request, &plan);
+                }
                 Ok(self.registry.commit(plan))
             }
             Err(failure) => Err(self.give_up(plan, &failure)),
@@ -61,6 +93,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// Aborts a plan that the engine could not carry out.
     #[cold]
     fn give_up<T>(&mut self, plan: Plan<T>, failure: &StepFailure) -> Failed {
+        self.trace.undone(&plan, failure.refusal(), failure.unproved);
         if failure.unproved {
             self.registry.quarantine(plan);
         } else {
@@ -69,7 +102,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.counts.plans_undone += 1;
         // All are lost before the failure of one is decided: that plan must not use another.
         for unit in &failure.lost {
-            self.registry.lose(*unit);
+            self.lose(*unit);
         }
         for unit in &failure.lost {
             self.fail(*unit, failure.error.to_string());

@@ -31,7 +31,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     pub fn recover_units(&mut self, now: Nanos) -> Option<UnitIndex> {
         // It wraps around after 49 days, and ages are differences.
         let milliseconds = (now.0 / 1_000_000) & u64::from(u32::MAX);
-        self.registry.set_time(u32::try_from(milliseconds).unwrap_or(0));
+        let milliseconds = u32::try_from(milliseconds).unwrap_or(0);
+        self.registry.set_time(milliseconds);
+        self.trace.set_time(milliseconds);
         for number in 0..u32::try_from(self.machine.units.len()).unwrap_or(u32::MAX) {
             let unit = UnitIndex(number);
             if !self.is_due(unit, now) {

@@ -2,51 +2,13 @@
 //! the machine has allocated, and the answers to clients.
 
 use iommu_protocol::Refusal;
+pub use iommud_model::invariant::{Broken, Invariant, broken};
+use iommud_model::invariant::{one_default, unviolated, within};
 
 use super::act::{Act, Answer, Client};
 use super::ledger::{Ledger, Unit};
 use super::scene::{Device, Scene};
 use crate::machine::{Checkpoint, Machine, Reach, Seen, Through, Violation};
-
-/// The invariants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Invariant {
-    /// I1: each device record is created once; its id does not change during its life.
-    I1,
-    /// I2: the partition into groups does not depend on the order of discovery.
-    I2,
-    /// I3: one default domain per group, created before any member attaches.
-    I3,
-    /// I4: at no instant does a device reach memory that was not granted to it.
-    I4,
-    /// I5: a refused request leaves the state unchanged.
-    I5,
-    /// I6: freed memory is not reachable.
-    I6,
-    /// I7: every request is answered once.
-    I7,
-    /// I8: a live translation changes only on its owner's request.
-    I8,
-    /// I9: an event that cannot be refused takes effect, at the latest when there is memory.
-    I9,
-    /// A device can use its grants as soon as the reply is there.
-    Usable,
-    /// The rules of the hardware's specification.
-    Hardware,
-}
-
-/// A broken invariant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Broken {
-    /// The invariant.
-    pub invariant: Invariant,
-    /// How it was broken.
-    pub how: String,
-}
-
-pub(super) fn broken(invariant: Invariant, how: impl Into<String>) -> Broken {
-    Broken { invariant, how: how.into() }
-}
 
 /// The hardware's state for one function.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -106,40 +68,13 @@ pub(super) fn where_to(reach: &[Reach], iova: u64) -> impl Iterator<Item = u64> 
     reach.iter().filter(covers).map(move |run| run.physical + (iova - run.iova))
 }
 
-/// Whether `whole` covers everything in `part`.
-fn within(part: &[Reach], whole: &[Reach]) -> bool {
-    part.iter().all(|run| {
-        whole.iter().any(|all| {
-            all.iova <= run.iova
-                && run.last <= all.last
-                && all.physical + (run.iova - all.iova) == run.physical
-                && (all.read || !run.read)
-                && (all.write || !run.write)
-        })
-    })
-}
-
 impl Event<'_> {
     /// Checks all invariants except those about refusals.
     ///
     /// # Errors
     /// The first invariant that is broken.
     pub fn check(&self, violations: &[Violation]) -> Result<(), Broken> {
-        if let Some(violation) = violations.first() {
-            let invariant = match violation {
-                Violation::FreedInUse { .. }
-                | Violation::FreedTwice { .. }
-                | Violation::FreedNotZero { .. }
-                | Violation::NotATable { .. }
-                | Violation::WalkedForeign { .. }
-                | Violation::StatusForeign { .. } => Invariant::I6,
-                Violation::DeviceInTables { .. }
-                | Violation::Passed { .. }
-                | Violation::Denied { .. } => Invariant::I4,
-                _ => Invariant::Hardware,
-            };
-            return Err(broken(invariant, format!("{violation:x?}")));
-        }
+        unviolated(violations)?;
         self.records()?;
         self.default_domains()?;
         for device in 0..self.scene.functions.len() {
@@ -193,18 +128,13 @@ impl Event<'_> {
             if self.after.group_attached(self.scene, group) || self.open_groups.contains(&group) {
                 continue;
             }
-            let mut domains: Vec<_> = self
+            let domains = self
                 .scene
                 .members(group)
                 .filter(|at| self.after.functions[*at].present)
                 .filter(|at| self.after.unit(self.scene, *at) == Some(Unit::Up))
-                .filter_map(|at| self.is[at].binding)
-                .collect();
-            domains.dedup();
-            if domains.len() > 1 {
-                let how = format!("group {group} has default domains {domains:x?}");
-                return Err(broken(Invariant::I3, how));
-            }
+                .filter_map(|at| self.is[at].binding);
+            one_default(group, domains.collect())?;
         }
         let (Act::Attach(device), Some(Answer::Done)) = (self.act, self.answer) else {
             return Ok(());

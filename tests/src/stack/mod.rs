@@ -5,11 +5,14 @@ mod client;
 mod discovery;
 mod notes;
 mod snapshot;
+mod table;
+mod trace;
 
 pub use client::request;
 pub use discovery::Functions;
 pub use notes::SharedNotes;
 pub use snapshot::Snapshot;
+pub use table::table;
 
 use iommu_protocol::Refusal;
 use iommu_protocol::ids::PciAddress;
@@ -19,6 +22,7 @@ use iommud::policy::{ClientId, Config, UnitIndex};
 use iommud::server::{Budget, Caller, Driven, Server, Startup, TableState, UnitStart};
 use iommud::topology::firmware::{Firmware, NamedDevice, ReservedRegion};
 use iommud::topology::pci::{FunctionKind, PciFunction};
+use iommud::trace::Recorder;
 
 use crate::conformance::UnderTest;
 pub use crate::conformance::vtd::scope;
@@ -45,6 +49,10 @@ pub struct Setup {
     pub left: Vec<(u64, u64)>,
     /// The memory of the machine.
     pub layout: Layout,
+    /// The server records what it does: see [`Stack::trace`]. Firmware's table is then read from its bytes.
+    pub recorded: bool,
+    /// The text of the policy, which `config` is parsed from, for a setup that is recorded.
+    pub policy: &'static str,
 }
 
 /// An endpoint integrated in the root complex: a group of its own.
@@ -213,7 +221,11 @@ impl<T: UnderTest> Stack<T> {
         machine: &Machine,
         notes: &SharedNotes,
     ) -> Server<T::Unit, Buffers> {
-        let firmware = firmware(subjects, setup);
+        let described = firmware(subjects, setup);
+        let (firmware, recorder) = match setup.recorded {
+            true => trace::recorded::<T>(setup, &described),
+            false => (described, Recorder::default()),
+        };
         let mut memory = machine.tables();
         let units = (0..firmware.units.len())
             .map(|index| {
@@ -231,10 +243,6 @@ impl<T: UnderTest> Stack<T> {
                 }
             })
             .collect();
-        let mut own = vec![setup.layout.tables];
-        if !setup.take_memory {
-            own.push(setup.layout.buffers);
-        }
         let startup = Startup {
             config: setup.config.clone(),
             table: TableState::Parsed(T::TABLE),
@@ -242,14 +250,14 @@ impl<T: UnderTest> Stack<T> {
             units,
             functions: setup.functions.clone(),
             ram: ranges(&setup.layout.ram),
-            own: ranges(&own),
+            own: ranges(&trace::own(setup)),
             left: ranges(&setup.left),
             memory,
             buffers: machine.buffers(),
             budget: Budget::default(),
         };
         let driven = Driven::new(notes.noted(), Box::new(notes.clone())).after(notes.tags());
-        Server::start_after(startup, driven)
+        Server::start_recorded(startup, driven, recorder)
     }
 
     /// First byte and length of the registers of each unit.

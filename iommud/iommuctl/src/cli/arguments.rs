@@ -145,6 +145,11 @@ pub enum Local {
         #[arg(long, value_name = "DIR", default_value = "/")]
         root: PathBuf,
     },
+    /// Run again what iommud recorded with --trace, over units in software; status 3 when anything is not as it was
+    Replay {
+        /// The trace
+        file: PathBuf,
+    },
     /// Print the manual page, or write one page for each command
     Man {
         /// Folder for iommuctl.1, iommuctl-decode.1 and so on

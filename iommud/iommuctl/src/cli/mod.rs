@@ -9,6 +9,7 @@ mod live;
 mod local;
 mod manual;
 mod outcome;
+mod replay;
 mod top;
 mod tree;
 
@@ -81,6 +82,7 @@ fn run_local(
     match command {
         Local::Decode(decode) => decode::run(decode, json, look, out),
         Local::Audit { root } => local::audit(root, json, look, out),
+        Local::Replay { file } => replay::run(file, json, out),
         Local::Man { folder } => manual::pages(folder.as_deref(), out),
         Local::Completions { shell } => manual::completions(*shell, out),
     }

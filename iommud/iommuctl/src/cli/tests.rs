@@ -140,6 +140,22 @@ fn decode_of_a_dump_shows_each_table_once_with_its_file() {
 }
 
 #[test]
+fn replay_says_what_is_wrong_with_which_record() {
+    let path = file("trace", &[0; 64]);
+    let (text, result) = run_line(&format!("replay {}", path.display()));
+    assert_eq!(result.unwrap(), Found::Something);
+    let problem = "no kind of record has the code 0";
+    let expected = "1 records, 0 lives, 0 events replayed\nrecord 0 (unreadable): ";
+    assert_eq!(text, format!("{expected}{problem}\n"));
+    let (json, _) = run_line(&format!("replay --json {}", path.display()));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["schema"], &json["records"]), (&"iommuctl.replay/1".into(), &1.into()));
+    let finding = serde_json::json!({ "record": 0, "kind": null, "problem": problem });
+    assert_eq!(json["finding"], finding);
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
 fn a_file_that_is_not_there_is_status_1() {
     let error = run_line("decode /nonexistent").1.unwrap_err();
     assert_eq!(error.exit_status(), 1);

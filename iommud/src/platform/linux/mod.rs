@@ -13,6 +13,7 @@ mod ram;
 mod registers;
 mod signals;
 mod start;
+mod trace_file;
 pub mod transport;
 pub mod uevent;
 

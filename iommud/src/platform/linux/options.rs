@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use lexopt::Arg::Long;
 use lexopt::ValueExt;
 
+use super::trace_file::TraceTo;
+
 /// The text that `--help` prints.
 pub(super) const USAGE: &str = "\
 usage: iommud [options]
@@ -20,6 +22,9 @@ usage: iommud [options]
                      with pages of 2 MiB (default /dev/hugepages/iommud)
   --socket PATH      where clients connect (default /run/iommu.sock)
   --wire-log FILE    every byte to and from clients, in hexadecimal
+  --trace FILE|ring  every event and its outcome, for iommuctl replay;
+                     `ring`: in memory only; after a death the next
+                     iommud writes the last 64 KiB to SOCKET.trace
   --keep             run the server as a child and start another when it dies
 
 
@@ -43,6 +48,7 @@ pub(super) struct Options {
     pub(super) memory_dir: PathBuf,
     pub(super) socket: PathBuf,
     pub(super) wire_log: Option<PathBuf>,
+    pub(super) trace: Option<TraceTo>,
     pub(super) role: Role,
     /// All words except `--keep`, unchanged. The keeper starts servers with them.
     pub(super) words: Vec<OsString>,
@@ -68,6 +74,7 @@ impl Default for Options {
             memory_dir: "/dev/hugepages/iommud".into(),
             socket: "/run/iommu.sock".into(),
             wire_log: None,
+            trace: None,
             role: Role::Server,
             words: Vec::new(),
         }
@@ -94,6 +101,7 @@ impl Options {
                 Long("memory-dir") => options.memory_dir = parser.value()?.into(),
                 Long("socket") => options.socket = parser.value()?.into(),
                 Long("wire-log") => options.wire_log = Some(parser.value()?.into()),
+                Long("trace") => options.trace = Some(parser.value()?.into()),
                 Long("keep") => options.role = Role::Keeper,
                 // Only the keeper passes this option: it is not for users.
                 Long("kept-by") => options.role = Role::Kept(parser.value()?.parse()?),
@@ -116,7 +124,8 @@ mod tests {
     #[test]
     fn every_option_has_its_place() {
         assert_eq!(parse("").unwrap(), Some(Options::default()));
-        let all = "--policy p --tables 3 --buffers 40 --memory-dir d --socket=s --wire-log w";
+        let all =
+            "--policy p --tables 3 --buffers 40 --memory-dir d --socket=s --wire-log w --trace t";
         let words: Vec<OsString> = all.split(' ').map(OsString::from).collect();
         let expected = Options {
             policy: Some("p".into()),
@@ -125,6 +134,7 @@ mod tests {
             memory_dir: "d".into(),
             socket: "s".into(),
             wire_log: Some("w".into()),
+            trace: Some(TraceTo::File("t".into())),
             role: Role::Server,
             words,
         };
@@ -134,6 +144,7 @@ mod tests {
             (keeper.role, keeper.words),
             (Role::Keeper, vec!["--tables".into(), "3".into()])
         );
+        assert_eq!(parse("--trace ring").unwrap().unwrap().trace, Some(TraceTo::Ring));
         assert_eq!(parse("--kept-by 7").unwrap().unwrap().role, Role::Kept(7));
         assert_eq!(parse("--help").unwrap(), None);
         for bad in ["x", "--tables", "--what", "--tables 1M", "--buffers x", "--buffers -1"] {

@@ -29,8 +29,10 @@ use super::pci::SysfsConfig;
 use super::previous_tables::{self, Told};
 use super::ram::{RamError, system_ram};
 use super::signals;
+use super::trace_file::{self, TraceFile};
 use super::transport::{Listener, Recover, Transport, WireLog};
 use super::uevent::Uevents;
+use crate::addr::PhysRange;
 use crate::config::ConfigError;
 use crate::hw::{BufferMemory, Unit};
 use crate::platform::growth::Growth;
@@ -41,6 +43,7 @@ use crate::platform::{Order, Registers, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Driven, Server};
 use crate::topology::pci::ConfigSpace;
+use crate::trace::{Record, Recorder};
 
 /// Why the server does not run.
 enum StartError {
@@ -49,6 +52,7 @@ enum StartError {
     Ram(RamError),
     Pci(io::Error),
     WireLog(PathBuf, io::Error),
+    Trace(io::Error),
     Socket(PathBuf, io::Error),
     Signals(io::Error),
     Keeper(io::Error),
@@ -63,6 +67,7 @@ impl std::fmt::Display for StartError {
             Self::Ram(error) => write!(f, "memory map: {error}"),
             Self::Pci(error) => write!(f, "PCI: {error}"),
             Self::WireLog(path, error) => write!(f, "wire log {}: {error}", path.display()),
+            Self::Trace(error) => write!(f, "trace: {error}"),
             Self::Socket(path, error) => write!(f, "socket {}: {error}", path.display()),
             Self::Signals(error) => write!(f, "signals: {error}"),
             Self::Keeper(error) => write!(f, "keeper: {error}"),
@@ -112,7 +117,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(options: &Options) -> Result<(), StartError> {
     let stop = signals::block().map_err(StartError::Signals)?;
-    let config = startup::policy(options.policy.as_deref())
+    let policy = startup::policy(options.policy.as_deref())
         .map_err(|(path, error)| StartError::Policy(path, error))?;
     let wire = match &options.wire_log {
         Some(path) => {
@@ -122,9 +127,9 @@ fn run(options: &Options) -> Result<(), StartError> {
     };
     let (facts, space) = read_machine()?;
     if facts.is_amd() {
-        serve::<AmdVi>(options, stop, config, wire, (facts, space))
+        serve::<AmdVi>(options, stop, policy, wire, (facts, space))
     } else {
-        serve::<Vtd>(options, stop, config, wire, (facts, space))
+        serve::<Vtd>(options, stop, policy, wire, (facts, space))
     }
 }
 
@@ -132,7 +137,7 @@ fn run(options: &Options) -> Result<(), StartError> {
 fn serve<U: Told>(
     options: &Options,
     stop: OwnedFd,
-    config: Config,
+    (config, policy): (Config, String),
     wire: WireLog,
     (facts, mut space): (MachineFacts, SysfsConfig),
 ) -> Result<(), StartError> {
@@ -142,6 +147,8 @@ fn serve<U: Told>(
         left.give_back_unknown(&told);
     }
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
+    let trace = options.trace.as_ref().map(|_| directory.trace_memory());
+    let trace = trace.transpose().map_err(StartError::Memory)?;
     let (any_unit, ours) = (facts.has_unit(), directory.server());
     let place = (&mut space, Registers::map as MapRegisters);
     let need = sizing::need::<U>(&facts, place, &config, &left.ranges());
@@ -154,10 +161,14 @@ fn serve<U: Told>(
     let uevents = Uevents::open();
     let Taken { tables, buffers, ranges, .. } = memory;
     let left_ranges = left.ranges();
+    let (trace, file) = traced(options, trace, &facts, (policy, &ranges))?;
     let memory = ServerMemory { tables, buffers, own: ranges, left: left_ranges, budget };
-    let (server, later) = start::<U>(config, (facts, space), memory, (left, notes), more)
+    let (server, later) = start::<U>(config, (facts, space), memory, (left, notes, trace), more)
         .map_err(StartError::Memory)?;
     let mut transport = looped(server, wire, later).map_err(StartError::Loop)?;
+    if let Some(file) = file {
+        transport.trace_to(file);
+    }
     transport.stop_on(stop).map_err(StartError::Loop)?;
     match uevents {
         Ok(uevents) => transport.hear_of_functions(uevents).map_err(StartError::Loop)?,
@@ -179,6 +190,25 @@ fn serve<U: Told>(
         }
     }
     ended
+}
+
+/// Opens the trace that the command line asks for. Its first record is the machine.
+fn traced(
+    options: &Options,
+    memory: Option<&'static mut [Record]>,
+    facts: &MachineFacts,
+    (policy, own): (String, &[PhysRange]),
+) -> Result<(Recorder, Option<TraceFile>), StartError> {
+    let (Some(to), Some(memory)) = (&options.trace, memory) else {
+        return Ok((Recorder::default(), None));
+    };
+    let left = options.socket.with_added_extension("trace");
+    let snapshot = trace_file::snapshot(facts, policy, own, acpi_tables::read);
+    let snapshot = snapshot.map_err(StartError::Trace)?;
+    let (mut ring, mut file) = TraceFile::open(to, memory, &left).map_err(StartError::Trace)?;
+    snapshot.write(&mut ring);
+    file.write_all(&mut ring);
+    Ok((Recorder::from(ring), Some(file)))
 }
 
 type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;
@@ -207,7 +237,7 @@ fn start<U: Family>(
     config: Config,
     (facts, space): (MachineFacts, SysfsConfig),
     memory: ServerMemory<HugeBuffers<HugeDirectory>>,
-    (mut left, notes): (LeftOver, NotesPage),
+    (mut left, notes, trace): (LeftOver, NotesPage, Recorder),
     more: (Growth, MorePages),
 ) -> Result<(LinuxServer<U>, Later<SysfsConfig>), DirectoryError> {
     if facts.has_unit() {
@@ -217,7 +247,7 @@ fn start<U: Family>(
     let tags = notes.tags();
     let driven = Driven::new(notes.noted().collect::<Vec<_>>(), Box::new(notes)).after(tags);
     let place = (space, Registers::map as MapRegisters);
-    let (mut server, units) = startup::start(facts, place, config, memory, driven);
+    let (mut server, units) = startup::start(facts, place, config, memory, (driven, trace));
     server.discover_with(Box::new(Sysfs));
     let mut later = Later { units, left, more };
     give_back(&mut server, &mut later.left);

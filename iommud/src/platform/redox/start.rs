@@ -36,6 +36,7 @@ use crate::platform::{Mapping, MonotonicClock, Order, logger, sizing};
 use crate::policy::Config;
 use crate::server::{Budget, Driven, Notes};
 use crate::topology::firmware::{Firmware, UnitKind};
+use crate::trace::Recorder;
 
 /// Time between two polls of the units for faults.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -112,7 +113,7 @@ fn serve(options: &Options, announce: Announce) -> bool {
 
 fn run(options: &Options, announce: Announce) -> Result<(), StartError> {
     let mut phases = Phases::new();
-    let config = startup::policy(options.policy.as_deref())
+    let (config, _) = startup::policy(options.policy.as_deref())
         .map_err(|(path, error)| StartError::Policy(path, error))?;
     let machine = Machine::read(&mut phases).map_err(StartError::Machine)?;
     if machine.facts.is_amd() {
@@ -167,7 +168,8 @@ fn serve_units<U: Family>(
     let left = options.left.clone();
     let memory = ServerMemory { tables, buffers, own: ranges, left, budget };
     let place = (space, super::registers as MapRegisters);
-    let (mut server, late) = startup::start::<U, _, _>(facts, place, config, memory, driven);
+    let (mut server, late) =
+        startup::start::<U, _, _>(facts, place, config, memory, (driven, Recorder::default()));
     phases.end("units and policy");
     server.discover_with(Box::new(buses));
     let vector = vector.filter(|vector| {

@@ -159,6 +159,13 @@ impl Machine {
         Buffers { machine: self.clone() }
     }
 
+    /// Gives a buffer this memory, as a server elsewhere gave it. Its content stays unknown. False when the buffer has
+    /// memory already.
+    #[must_use]
+    pub fn adopt_buffer(&self, id: u32, segments: Vec<PhysRange>) -> bool {
+        self.state().buffers.held.insert(u64::from(id), segments).is_none()
+    }
+
     /// Lets allocations of buffers fail: `count` of them, after `after` more have succeeded.
     pub fn fail_buffer_allocations(&self, after: u64, count: u64) {
         let mut state = self.state();
@@ -258,6 +265,10 @@ impl BufferMemory for Buffers {
         let segments = state.buffers.held.remove(&u64::from(id)).unwrap_or_default();
         state.audit_buffer(&segments);
         for segment in segments {
+            // Nobody reads memory that was adopted.
+            if state.memory.purpose(segment.first().0) != Some(Use::Buffer(id)) {
+                continue;
+            }
             for frame in frames(&segment) {
                 state.memory.fill(frame, POISON);
                 state.memory.set_purpose(frame, Use::Ram);

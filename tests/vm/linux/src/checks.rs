@@ -87,7 +87,7 @@ const MACHINE: [&str; 6] = [
     "no kernel driver holds an edu device or the unit",
 ];
 
-const UNIT: [&str; 15] = [
+const UNIT: [&str; 16] = [
     "status: table parsed, unit enabled, policy compat, groups listed",
     "an unclaimed device works as before under compat",
     "under compat it can't write iommud's tables or registers",
@@ -103,6 +103,7 @@ const UNIT: [&str; 15] = [
     "SIGTERM: every device is left as policy says",
     "iommuctl: the tree names the driver, two faults are explained, the self-test passes",
     "no client ever saw a physical address",
+    "the trace of all of this is replayed without a difference; a planted one is found",
 ];
 
 const NONE: [&str; 7] = [

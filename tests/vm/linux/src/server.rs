@@ -14,6 +14,9 @@ use crate::process::{Process, until};
 
 const SOCKET: &str = "/run/iommu.sock";
 
+/// The trace of all servers of a story.
+pub(crate) const TRACE: &str = "/tmp/iommud.trace";
+
 /// The server's memory for buffers, in MiB. Table memory follows the machine's need.
 const BUFFERS: &str = "160";
 
@@ -57,6 +60,8 @@ impl Server {
             buffers,
             "--policy",
             &policy_file,
+            "--trace",
+            TRACE,
         ];
         let log: Vec<&str> = wire_log.into_iter().flat_map(|file| ["--wire-log", file]).collect();
         let mut process = Process::start("/bin/iommud", &[&arguments, &log[..]].concat(), output)?;

@@ -15,7 +15,7 @@ use super::page::{Page, PageSource, map};
 use super::pin::{Pin, allow_many};
 use crate::addr::PhysRange;
 use crate::platform::frame_allocator::HUGE_PAGE;
-use crate::platform::handover_page::NotesPage;
+use crate::platform::handover_page::{NOTES_LENGTH, NotesPage};
 
 /// File system type of hugetlbfs (statfs(2), HUGETLBFS_MAGIC).
 const HUGETLBFS_MAGIC: u64 = 0x958_458f6;
@@ -74,16 +74,29 @@ impl HugeDirectory {
     /// # Errors
     /// `Unusable`, with `InvalidData` when the file holds something else; `NoPages`; `Address`.
     pub fn notes(&self) -> Result<(NotesPage, PhysRange), DirectoryError> {
-        let unusable = |error: io::Error| DirectoryError::Unusable(NOTES.into(), error);
+        let file = self.notes_file()?;
+        let (mapping, range) = map(&file)?;
+        let notes = NotesPage::new(mapping, Some(file));
+        Ok((notes.ok_or_else(|| unusable_notes(io::ErrorKind::InvalidData.into()))?, range))
+    }
+
+    fn notes_file(&self) -> Result<OwnedFd, DirectoryError> {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = openat(&self.directory, NOTES, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| unusable(error.into()))?;
+            .map_err(|error| unusable_notes(error.into()))?;
         // A server that died before this left a file of no length.
         fallocate(&file, FallocateFlags::empty(), 0, HUGE_PAGE)
             .map_err(|_| DirectoryError::NoPages { taken: 0 })?;
-        let (mapping, range) = map(&file)?;
-        let notes = NotesPage::new(mapping, Some(file));
-        Ok((notes.ok_or_else(|| unusable(io::ErrorKind::InvalidData.into()))?, range))
+        Ok(file)
+    }
+
+    /// The part of the page of notes that takes the trace. It is lent once: the page of notes leaves it alone.
+    ///
+    /// # Errors
+    /// As [`HugeDirectory::notes`].
+    pub fn trace_memory(&self) -> Result<&'static mut [[u64; 8]], DirectoryError> {
+        let (mapping, _) = map(&self.notes_file()?)?;
+        Ok(mapping.leak_records(NOTES_LENGTH).unwrap_or_default())
     }
 
     /// Number of the server that runs.
@@ -132,6 +145,10 @@ impl HugeDirectory {
             log::warn!("a huge page stays taken: {name}: {error}");
         }
     }
+}
+
+fn unusable_notes(error: io::Error) -> DirectoryError {
+    DirectoryError::Unusable(NOTES.into(), error)
 }
 
 impl PageSource for HugeDirectory {

@@ -16,9 +16,11 @@ use super::listener::Listener;
 use super::wire_log::{Direction, WireLog};
 use crate::hw::{BufferMemory, Clock, Nanos, Unit};
 use crate::platform::MonotonicClock;
+use crate::platform::linux::trace_file::TraceFile;
 use crate::platform::linux::uevent::Uevents;
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
+use crate::trace::Ring;
 
 /// The most events at once: one of each client, and those of the listener, of functions and of the stop request.
 const MOST_EVENTS: usize = MOST_CONNECTIONS + 3;
@@ -57,6 +59,7 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     /// The client whose request was served last.
     served: ClientId,
     wire: WireLog,
+    trace: Option<TraceFile>,
     /// Buffer of a request, in which its reply is made.
     room: Box<[u8]>,
 }
@@ -80,6 +83,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             clock: MonotonicClock::new(),
             served: ClientId(0),
             wire,
+            trace: None,
             room: vec![0; MAX_FRAME].into(),
         })
     }
@@ -118,6 +122,20 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// [`Server::recover_units`].
     pub fn recover_by(&mut self, recover: Recover<U, B>) {
         self.recover = Some(recover);
+    }
+
+    /// Writes the records of the server to `trace`.
+    pub fn trace_to(&mut self, trace: TraceFile) {
+        self.trace = Some(trace);
+    }
+
+    /// Calls `write` with the trace and the ring of the server, if events are recorded.
+    fn with_trace(&mut self, write: impl FnOnce(&mut TraceFile, &mut Ring)) {
+        if let Some(trace) = &mut self.trace
+            && let Some(ring) = self.server.trace()
+        {
+            write(trace, ring);
+        }
     }
 
     /// The server behind the socket.
@@ -173,6 +191,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         };
         self.listener = None;
         self.server.shutdown();
+        self.with_trace(TraceFile::finish);
         ended
     }
 
@@ -219,6 +238,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             self.next_tick = Nanos(self.clock.now().0.saturating_add(TICK.0));
             self.answer_claims();
             self.announce();
+            self.with_trace(TraceFile::write_due);
         }
         End::Continue
     }
@@ -254,6 +274,7 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         }
         self.answer_claims();
         self.announce();
+        self.with_trace(TraceFile::write_due);
     }
 
     /// Receives and answers one request of a client. Does nothing while replies to the client are queued.

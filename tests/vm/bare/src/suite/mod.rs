@@ -14,6 +14,7 @@ mod server;
 mod storm;
 mod takeover;
 mod texts;
+mod trace;
 
 use alloc::string::String;
 
@@ -125,5 +126,6 @@ pub fn run(info: &StartInfo) -> usize {
         }
         Err(reason) => println!("@@log the server does not start: {reason}"),
     }
+    t.check(|| trace::costs(info, base));
     CHECKS.len() - tally.passed
 }

@@ -17,9 +17,10 @@ use iommud::addr::{PhysAddr, PhysRange};
 use iommud::hw::vtd::VtdUnit;
 use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use iommud::policy::{ClientId, Config};
-use iommud::server::{Budget, Caller, Handle, Server, Startup, TableState, UnitStart};
+use iommud::server::{Budget, Caller, Driven, Handle, Server, Startup, TableState, UnitStart};
 use iommud::topology::pci::ConfigSpace;
 use iommud::topology::walk::{Roots, walk};
+use iommud::trace::{Recorder, Ring};
 
 use super::lab::{ARENA, HOST_BITS, LENGTH, TheUnit, pattern, words};
 use super::{Outcome, ensure};
@@ -129,6 +130,15 @@ const CALLER: Caller = Caller { client: ClientId(1), uid: 0 };
 impl Served {
     /// Starts a server with policy compat on a unit that is off.
     pub fn start(info: &StartInfo, base: u64) -> Result<Self, String> {
+        Self::start_recorded(info, base, Recorder::default())
+    }
+
+    /// Starts a server that records, if `recorder` does.
+    pub(super) fn start_recorded(
+        info: &StartInfo,
+        base: u64,
+        recorder: Recorder,
+    ) -> Result<Self, String> {
         // Turns off everything that an earlier owner left running.
         Owner::new(base);
         let edu: Vec<Edu> = Edu::all().collect();
@@ -141,7 +151,7 @@ impl Served {
         let (mut memory, registers) = (Frames::new(), Registers::new(base));
         let unit = VtdUnit::bring_up(registers.clone(), Time, &mut memory, HOST_BITS);
         let range = |start, length| PhysRange::new(PhysAddr(start), length).ok_or("bad range");
-        let server = Server::start(Startup {
+        let startup = Startup {
             config: Config::default(),
             table: TableState::Parsed("DMAR"),
             firmware,
@@ -153,11 +163,24 @@ impl Served {
             memory,
             buffers: Pool::default(),
             budget: Budget::default(),
-        });
+        };
+        let server = Server::start_recorded(startup, Driven::default(), recorder);
         let spent = cpu::instructions() - start;
         println!("@@count {spent} instructions to start the server");
         let payload = vec![0; 64 * 1024];
         Ok(Self { server, registers, edu, payload, session: None, slot: 0, iova: 0 })
+    }
+
+    /// Opens the first edu device.
+    pub(super) fn claim(&mut self) -> Result<(), String> {
+        let path = format!("devices/{}", self.device(0));
+        self.session = Some(self.server.open(CALLER, None, &path, true).map_err(words)?);
+        Ok(())
+    }
+
+    /// The records of the server.
+    pub(super) fn ring(&mut self) -> Option<&mut Ring> {
+        self.server.trace()
     }
 
     /// Makes one call on the session, from the bytes of the request to the bytes of the reply. Returns the server's
@@ -270,8 +293,7 @@ pub fn confines(served: &mut Served) -> Outcome {
     let wanted = format!("{device} write at iova {FRAMES:#x}");
     ensure!(faults.contains(&wanted), "no \"{wanted}\" in: {faults}");
 
-    let path = format!("devices/{device}");
-    served.session = Some(served.server.open(CALLER, None, &path, true).map_err(words)?);
+    served.claim()?;
     let empty = encoded(&Empty::default())?;
     served.call(Operation::Attach, &empty)?;
     ensure!(!served.arrives(ARENA, ARENA), "a claimed device still reaches memory");
@@ -287,6 +309,7 @@ pub fn confines(served: &mut Served) -> Outcome {
         (fault.source, fault.address, fault.access) == (device, Some(ARENA), FaultAccess::Write),
         "the session was told {fault}"
     );
+    let path = format!("devices/{device}");
     let second = served.server.open(Caller { client: ClientId(2), uid: 0 }, None, &path, true);
     ensure!(second.is_err(), "the device was claimed twice");
     Ok(format!("{device}: buffer at iova {:#x}; told: {fault}", buffer.iova))

@@ -12,6 +12,7 @@ mod legacy;
 mod nvme;
 mod open;
 mod ownership;
+mod replayed;
 mod secrecy;
 mod stopped;
 mod table;
@@ -195,7 +196,8 @@ pub(crate) fn run_with_unit() {
     check(12, || churn::check(s));
     check(13, || ending::stop(s));
     check(14, || explained::explained(s));
-    // The search comes last, when the logs are complete.
+    // These come last, when logs and trace are complete.
     check(15, || secrecy::search(s));
+    check(16, replayed::replayed);
     s.told.iter().for_each(|line| log(line));
 }
