@@ -58,11 +58,20 @@ impl Scheme {
 
     /// Opens the scheme's root directory.
     fn root() -> Result<usize, Error> {
-        match call::open(SCHEME, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0) {
+        match Self::open_path("", O_RDONLY | O_DIRECTORY | O_CLOEXEC) {
             Ok(fd) => Ok(fd),
             Err(error) if is_gone(error) || error.errno() == ENOENT => Err(Error::Disconnected),
             Err(error) => Err(refused(error, OPENING)),
         }
+    }
+
+    /// Opens a path in the scheme. The C library's `open` takes the same steps, but loses a slot for ever if the
+    /// server dies between them (see [`close`]).
+    fn open_path(path: &str, flags: i32) -> libredox::error::Result<usize> {
+        let scheme = call::openat(call::getns()?, SCHEME, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)?;
+        let opened = call::openat(scheme, path, flags, 0);
+        close(scheme);
+        opened
     }
 
     /// Waits until the server has decided whether an opened claim becomes a session.
@@ -94,7 +103,7 @@ impl Transport for Scheme {
                     .map_err(|error| told(at, error, OPENING))
             }
             None => {
-                call::open(format!("{SCHEME}/{path}"), access | O_CLOEXEC, 0).map_err(|error| {
+                Self::open_path(path, access | O_CLOEXEC).map_err(|error| {
                     // Either the server is gone, or the device has no record.
                     match is_gone(error) && matches!(Self::connect(), Err(Error::Disconnected)) {
                         true => Error::Disconnected,
