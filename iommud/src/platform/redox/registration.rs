@@ -80,9 +80,7 @@ impl Announce {
     /// Lets the parent process end. A oneshot unit waits for that.
     fn ready(self) -> Result<(), syscall::Error> {
         match self {
-            Self::Parent(daemon) => {
-                daemon.ready().map_err(|error| syscall::Error::new(error.errno()))
-            }
+            Self::Parent(daemon) => Ok(daemon.ready()?),
             Self::Init(_) | Self::Keeper(_) => Ok(()),
         }
     }
@@ -111,7 +109,6 @@ pub(super) fn in_child(child: impl FnOnce(Announce) -> bool) -> io::Error {
     let run = |daemon| -> ! { std::process::exit(i32::from(!child(Announce::Parent(daemon)))) };
     match Daemon::new(run) {
         Ok(never) => never,
-        // The crate's errors are those of another version of libredox.
-        Err(error) => io::Error::from_raw_os_error(error.errno()),
+        Err(error) => error.into(),
     }
 }
