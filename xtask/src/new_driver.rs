@@ -13,6 +13,9 @@ const FROM: &str = "edud";
 /// Its place in the list of the workspace's members. The copy is listed behind it.
 const MEMBER: &str = "\"drivers/edud\", ";
 
+/// What its description begins with.
+const ABOUT: &str = "Driver of the edu device of QEMU: the smallest complete user of iommu-client";
+
 /// Copies edud to `drivers/NAME`, and adds the copy to the workspace.
 ///
 /// # Errors
@@ -22,6 +25,8 @@ pub(crate) fn run(name: &str) -> Result<bool> {
     copy(&root, name)?;
     // The lock file lists the packages of the workspace. None of the others changes.
     quietly(cargo().args(["update", "--workspace", "--offline", "--quiet"]))?;
+    // The name's place in the alphabet orders what is imported.
+    quietly(cargo().args(["fmt", "--package", name]))?;
     println!("drivers/{name}: a copy of edud. Its test: cargo test -p {name}");
     println!("In the guest: cargo xtask shell --program {name} --device edu");
     Ok(true)
@@ -41,7 +46,10 @@ fn copy(root: &Path, name: &str) -> Result<()> {
     for file in
         ["Cargo.toml", "src/lib.rs", "src/main.rs", "src/edu.rs", "src/engine.rs", "tests/model.rs"]
     {
-        let text = read(&from.join(file))?.replace(FROM, name);
+        let text = read(&from.join(file))?;
+        let text = text
+            .replace(ABOUT, "A driver, begun as a copy of the edu device's")
+            .replace(FROM, name);
         let path = to.join(file);
         let folder = path.parent().context("a file is in a folder")?;
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;

@@ -1,4 +1,4 @@
-//! Driver of QEMU's edu device: the smallest complete user of iommu-client.
+//! Driver of the edu device of QEMU: the smallest complete user of iommu-client.
 //!
 //! ```no_run
 //! use edud::Driver;
