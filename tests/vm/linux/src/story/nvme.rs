@@ -24,8 +24,9 @@ const OUTPUT: &str = "/tmp/killed.log";
 /// An address that was never granted.
 const FORBIDDEN: &str = "0xbad0000";
 
-/// First word of a submission ring whose first command is a write (opcode 1, identifier 0) to namespace 1.
-const FIRST_WRITE: u64 = 1 << 32 | 1;
+/// First word of a submission ring whose first command is a write (opcode 1, identifier 0) to namespace 1. QEMU's
+/// controller has scatter-gather lists (bits 15:14 are 01b), which the driver uses for more than two pages.
+const FIRST_WRITE: u64 = 1 << 32 | 1 << 14 | 1;
 
 /// Seed of the pattern written by the next user of the dead driver's memory.
 const REUSED: u64 = 20;
