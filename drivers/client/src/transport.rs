@@ -14,6 +14,9 @@ pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 pub(crate) const OPENING: &[Refusal] =
     &[Refusal::NotOwner, Refusal::NotFound, Refusal::BadHandle, Refusal::Permission];
 
+/// The usual refusals of an administrator's word.
+pub(crate) const WRITING: &[Refusal] = &[Refusal::Busy, Refusal::NotFound, Refusal::Permission];
+
 /// An open handle of the scheme, as this transport numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(pub u32);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use iommu_client::{BufferOptions, Device, DmaPool, PoolOptions};
+use iommu_client::{BufferOptions, Device, DeviceMemory, DmaPool, PoolOptions};
 
 use crate::admin::{self, Admin};
 use crate::completion::CompletionMode;
@@ -11,7 +11,6 @@ use crate::identify::{Info, NamespaceInfo};
 use crate::queue::{Done, Queue, Request};
 use crate::registers::Registers;
 use crate::rings::Rings;
-use crate::segments::RequestMemory;
 use crate::spec::{self, PAGE};
 
 /// Deadline of a transfer to an address that need not be the driver's.
@@ -32,7 +31,7 @@ pub struct Settings {
 }
 
 /// A running controller. `D` is the memory of its requests, which is held until the controller has finished with it.
-pub struct Controller<R: Registers, D: RequestMemory> {
+pub struct Controller<R: Registers, D: DeviceMemory> {
     admin: Admin<R>,
     completion: CompletionMode,
     queues: Vec<Queue<D>>,
@@ -44,7 +43,7 @@ pub struct Controller<R: Registers, D: RequestMemory> {
     info: Info,
 }
 
-impl<R: Registers, D: RequestMemory> Controller<R, D> {
+impl<R: Registers, D: DeviceMemory> Controller<R, D> {
     /// Keeps a controller from using memory, whatever it was doing for its previous owner. To be called before its
     /// device is attached. Then commands of the previous owner never meet this driver's memory.
     ///
@@ -333,7 +332,7 @@ impl<R: Registers, D: RequestMemory> Controller<R, D> {
     }
 }
 
-impl<R: Registers, D: RequestMemory> Drop for Controller<R, D> {
+impl<R: Registers, D: DeviceMemory> Drop for Controller<R, D> {
     /// The controller stops before its memory is released. If it does not stop, it may still use the memory of its
     /// queues and of its requests. That memory is then never released, so that nobody else gets it.
     fn drop(&mut self) {

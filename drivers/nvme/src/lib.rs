@@ -5,9 +5,8 @@
 //! registers.rs   the trait for the controller's registers
 //! spec.rs        registers, commands, completions, identification: bit layouts and nothing else
 //! rings.rs       a submission and a completion ring
-//! segments.rs    the memory of a request: one range of addresses, or several
+//! pointer.rs     the data pointer of a command: one descriptor where the controller has scatter-gather lists
 //! prp.rs         the addresses of a transfer as pages
-//! sgl.rs         the addresses of a transfer as a scatter-gather list, where the controller has them
 //! admin.rs       the admin queue: start, stop, creation of queues of requests
 //! identify.rs    a controller's description of itself
 //! queue.rs       requests under way
@@ -33,8 +32,6 @@ mod queue;
 mod registers;
 mod retry;
 mod rings;
-mod segments;
-mod sgl;
 mod spec;
 
 pub use completion::{CompletionMode, Interrupt};
@@ -45,5 +42,4 @@ pub use memory::{Confine, Data, DataSource, LentData};
 pub use queue::{Done, Operation, Request};
 pub use registers::Registers;
 pub use retry::{Trouble, Troubles, Work};
-pub use segments::{RequestMemory, Scattered};
 pub use spec::REGISTERS;

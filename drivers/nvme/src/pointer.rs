@@ -2,6 +2,8 @@
 
 use iommu_client::DmaBlock;
 
+use crate::spec;
+
 /// The data pointer of a command (3.3.3.1, DPTR), and the lists that it points to.
 #[derive(Debug)]
 pub(crate) struct DataPointer {
@@ -11,4 +13,15 @@ pub(crate) struct DataPointer {
     pub(crate) kind: u32,
     /// Memory of the lists, until the command has completed.
     pub(crate) lists: Vec<DmaBlock>,
+}
+
+impl DataPointer {
+    /// Describes one range of addresses, whatever its length, by one descriptor of a scatter-gather list (4.1.2). `None` if
+    /// the range is not of whole words of 4 bytes, or too long for a descriptor.
+    pub(crate) fn block(iova: u64, length: u64) -> Option<Self> {
+        let length = u32::try_from(length).ok()?;
+        let whole = iova.is_multiple_of(4) && length.is_multiple_of(4);
+        let words = spec::data_block(iova, length);
+        whole.then_some(Self { words, kind: spec::SGL, lists: Vec::new() })
+    }
 }

@@ -1,14 +1,13 @@
 //! Requests under way.
 
-use iommu_client::{DmaBlock, DmaPool, ScatterList};
+use iommu_client::{DeviceMemory, DmaBlock, DmaPool, ScatterList};
 
 use crate::error::{Error, Status};
 use crate::identify::NamespaceInfo;
 use crate::pointer::DataPointer;
+use crate::prp;
 use crate::rings::Rings;
-use crate::segments::RequestMemory;
 use crate::spec::{self, Command, Completion, PAGE};
-use crate::{prp, sgl};
 
 /// The operation of a request on a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +61,7 @@ pub(crate) struct Queue<D> {
     tail: Option<u16>,
 }
 
-impl<D: RequestMemory> Queue<D> {
+impl<D: DeviceMemory> Queue<D> {
     /// Makes a queue for `entries - 1` requests.
     pub(crate) fn new(rings: Rings) -> Self {
         let count = rings.entries() - 1;
@@ -135,7 +134,7 @@ impl<D: RequestMemory> Queue<D> {
     }
 }
 
-fn encode<D: RequestMemory>(
+fn encode<D: DeviceMemory>(
     request: &Request,
     data: &D,
     namespace: &NamespaceInfo,
@@ -156,25 +155,18 @@ fn encode<D: RequestMemory>(
         return Err(Error::Range { first, blocks, size, most });
     };
     let length = blocks * namespace.block_size;
-    let list = data.segments(length)?;
-    let DataPointer { words: [pointer1, pointer2], kind, lists } =
-        describe(&list, namespace.sgl, pool)?;
+    let mut list = ScatterList::new();
+    let too_short = Error::Memory { iova: data.iova(), length: data.length() };
+    list.push(data, 0..length).map_err(|_| too_short)?;
+    // Two pages are in the command in either form.
+    let block = if namespace.sgl && length > 2 * PAGE {
+        DataPointer::block(data.iova(), length)
+    } else {
+        None
+    };
+    let pointer = block.map_or_else(|| prp::build(&list, pool), Ok)?;
+    let DataPointer { words: [pointer1, pointer2], kind, lists } = pointer;
     let [low, high] = spec::halves(first);
     let words = [low, high, u32::from(count)];
     Ok((spec::command(opcode | kind, namespace.id, pointer1, pointer2, words), lists))
-}
-
-/// Describes memory by addresses of pages if two of them are enough, else by a scatter-gather list where the controller
-/// has them. Such a list also describes parts that do not fill their pages.
-fn describe(list: &ScatterList<'_>, sgl: bool, pool: &DmaPool) -> Result<DataPointer, Error> {
-    if sgl
-        && list.length() > 2 * PAGE
-        && let Some(pointer) = sgl::build(list, pool)?
-    {
-        return Ok(pointer);
-    }
-    match prp::build(list, pool) {
-        Err(error @ Error::Memory { .. }) if sgl => sgl::build(list, pool)?.ok_or(error),
-        built => built,
-    }
 }

@@ -44,13 +44,9 @@ pub(crate) const ACTIVE_NAMESPACES: u32 = 0x02;
 /// The first word of a command: its data pointer is a descriptor (3.3.3.1, PSDT 01b).
 pub(crate) const SGL: u32 = 1 << 14;
 
-/// Types of descriptors (4.1.2): a range of the data; the list of the rest, behind which there is none.
-pub(crate) const DATA_BLOCK: u64 = 0x0;
-pub(crate) const LAST_SEGMENT: u64 = 0x3;
-
-/// A descriptor: its address, its length in bytes (32 bits), and its type in the highest 4 bits (4.1.2.1).
-pub(crate) const fn descriptor(iova: u64, length: u64, kind: u64) -> [u64; 2] {
-    [iova, length & 0xffff_ffff | kind << 60]
+/// The descriptor of a data block (4.1.2.1): its address, and its length in bytes. The type, in the highest 4 bits, is 0.
+pub(crate) fn data_block(iova: u64, length: u32) -> [u64; 2] {
+    [iova, u64::from(length)]
 }
 
 /// Physically contiguous: the queue is one piece of addresses (5.4, 5.5).

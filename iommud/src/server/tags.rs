@@ -60,9 +60,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         if units.is_empty() {
             return;
         }
-        if self.trace.is_on() {
-            self.trace.fact(&Fact::Tags(held, units.clone(), last));
-        }
+        self.trace.fact(&Fact::Tags(held, units.clone(), last));
         self.registry.begin_tags(held, units, last);
         self.note_tags();
     }

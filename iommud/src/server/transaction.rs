@@ -46,34 +46,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         request: &R,
         told: impl FnOnce(&Orders),
     ) -> Result<R::Outcome, Failed> {
-        // This branch is all that recording costs while it is off.
-        if !self.trace.is_on() {
-            return self.run_as::<R, false>(request, told);
-        }
-        self.run_recorded(request, told)
-    }
-
-    /// Runs a request and records it.
-    #[inline(never)]
-    fn run_recorded<R: Traced>(
-        &mut self,
-        request: &R,
-        told: impl FnOnce(&Orders),
-    ) -> Result<R::Outcome, Failed> {
         self.trace.begin(request);
-        self.run_as::<R, true>(request, told)
-    }
-
-    #[inline(always)]
-    fn run_as<R: Traced, const RECORDED: bool>(
-        &mut self,
-        request: &R,
-        told: impl FnOnce(&Orders),
-    ) -> Result<R::Outcome, Failed> {
         let plan = self.registry.decide(request).map_err(|refused| {
-            if RECORDED {
-                self.trace.refused(refused);
-            }
+            self.trace.refused(refused);
             Failed { refused, quarantined: false }
         })?;
         self.counts.plans += 1;
@@ -81,9 +56,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         match self.engine.run(plan.orders(), &mut self.buffers) {
             Ok(()) => {
                 told(plan.orders());
-                if RECORDED {
-                    self.trace.committed(request, &plan);
-                }
+                self.trace.committed(request, &plan);
                 Ok(self.registry.commit(plan))
             }
             Err(failure) => Err(self.give_up(plan, &failure)),

@@ -21,8 +21,8 @@
 //! on. Lack of memory for tables is such a failure, so a replay has as much of it as it needs. The memory of each
 //! buffer is in the request to policy, so it lies at the same addresses.
 //!
-//! Cost. A record is 64 bytes: eight words, built in registers and stored at a masked index. One branch asks whether
-//! there is a ring. The record is written before the decision, and its last two words after it: a server that dies in
+//! Cost. A record is 64 bytes: eight words, built in registers and stored at a masked index. Each call asks by one
+//! branch whether there is a ring. The record is written before the decision, and its last two words after it: a server that dies in
 //! between leaves the event that it died in. Nothing is allocated, and nothing is written to a file, before the loop has
 //! served the event. Elements of a list have records of their own. Time is that of the loop's last tick.
 //!

@@ -26,13 +26,6 @@ impl From<Ring> for Recorder {
 }
 
 impl Recorder {
-    /// Whether events are recorded.
-    #[inline]
-    #[must_use]
-    pub const fn is_on(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// The ring.
     pub const fn ring(&mut self) -> Option<&mut Ring> {
         self.0.as_mut()

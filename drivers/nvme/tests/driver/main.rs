@@ -20,15 +20,13 @@ use iommu_client::{
     FaultAccess, PoolOptions,
 };
 use iommud_tests::model::Model;
-use nvme::{
-    CompletionMode, Controller, Error, Operation, Request, RequestMemory, Settings, Status,
-};
+use nvme::{CompletionMode, Controller, Error, Operation, Request, Settings, Status};
 use software::{BLOCK, Manner, Software};
 
 const NAME: &str = "0000--00--04.0";
 const SOON: Duration = Duration::from_millis(200);
 
-struct Lab<D: RequestMemory> {
+struct Lab<D: DeviceMemory> {
     nvme: Controller<Software, D>,
     software: Software,
     pool: DmaPool,
@@ -37,15 +35,15 @@ struct Lab<D: RequestMemory> {
     model: Model,
 }
 
-fn lab<D: RequestMemory>(manner: Manner, depth: u16) -> Lab<D> {
+fn lab<D: DeviceMemory>(manner: Manner, depth: u16) -> Lab<D> {
     lab_on(Model::new(), manner, depth)
 }
 
-fn lab_on<D: RequestMemory>(model: Model, manner: Manner, depth: u16) -> Lab<D> {
+fn lab_on<D: DeviceMemory>(model: Model, manner: Manner, depth: u16) -> Lab<D> {
     lab_with(model, manner, |_| Settings { queues: 1, depth, completion: CompletionMode::Poll })
 }
 
-fn lab_with<D: RequestMemory>(
+fn lab_with<D: DeviceMemory>(
     model: Model,
     manner: Manner,
     settings: impl FnOnce(&Software) -> Settings,

@@ -1,9 +1,9 @@
-//! The data pointers of commands, byte by byte: addresses of pages, or scatter-gather lists where the controller has them
+//! The data pointers of commands, byte by byte: addresses of pages, or one descriptor where the controller has scatter-gather lists
 //! (Base Specification 2.0c, 3.3.3.1 and 4.1.2).
 
-use iommu_client::{DeviceMemory, DmaBlock};
+use iommu_client::DmaBlock;
 use iommud_tests::model::{Model, Vendor};
-use nvme::{Error, Operation, Scattered};
+use nvme::Operation;
 
 use super::software::{BLOCK, Manner};
 use super::{Lab, SOON, bytes, lab, lab_on, request};
@@ -54,7 +54,6 @@ fn a_transfer_over_two_pages_is_one_descriptor() {
             let [a, b, c, d] = bytes;
             assert_eq!(command[24..40], pointer(iova, [a, b, c, d, 0, 0, 0, 0x00]));
         }
-        assert_eq!(lab.software.take_lists(), Vec::<Vec<u8>>::new());
         assert_eq!(lab.software.troubles(), (0, 0));
     }
 }
@@ -71,65 +70,4 @@ fn other_controllers_get_addresses_of_pages() {
             assert_eq!(command[24..32], iova.to_le_bytes());
         }
     }
-}
-
-/// Memory in parts that do not fill their pages: a list of data blocks, to which a last segment (type 3) points.
-#[test]
-fn parts_of_pages_are_a_list_behind_a_last_segment() {
-    let mut lab = lab::<Scattered<Exact>>(with(1), 4);
-    let pool = &lab.pool;
-    let pattern = bytes(7, 12288);
-    let lengths = [512, 8192, 3584];
-    let mut from = 0;
-    let mut list = Vec::new();
-    let parts = lengths.map(|length| {
-        let mut block = pool.take(16384).unwrap();
-        block.write(0, &pattern[from..from + length]).unwrap();
-        from += length;
-        list.extend(block.iova().to_le_bytes());
-        list.extend([0, (length >> 8).to_le_bytes()[0], 0, 0, 0, 0, 0, 0x00]);
-        Exact(block, length as u64)
-    });
-    let data = Scattered(parts.into());
-    lab.nvme.run(request(2, Operation::Write, 0, 3), data, SOON).unwrap();
-    assert_eq!(lab.software.disk(2, 0, 12288), pattern);
-    let command = lab.software.take_commands().remove(0);
-    assert_eq!(command[..2], [0x01, 0x40]);
-    // 48 bytes, type 3 in the high half of the last byte.
-    assert_eq!(command[32..40], [48, 0, 0, 0, 0, 0, 0, 0x30]);
-    assert_eq!(lab.software.take_lists(), [list]);
-}
-
-/// The first bytes of a block.
-#[derive(Debug)]
-struct Exact(DmaBlock, u64);
-
-impl DeviceMemory for Exact {
-    fn iova(&self) -> u64 {
-        self.0.iova()
-    }
-
-    fn length(&self) -> u64 {
-        self.1
-    }
-}
-
-/// Short parts need a list, too: addresses of pages cannot name them. A controller without lists refuses them, and so
-/// does the driver for too many parts, for odd ones, and for too few bytes.
-#[test]
-fn parts_that_cannot_be_described_are_refused() {
-    let run = |sgls, lengths: &[u64], blocks| {
-        let mut lab = lab::<Scattered<Exact>>(with(sgls), 4);
-        let parts = lengths.iter().map(|length| Exact(lab.pool.take(4096).unwrap(), *length));
-        let data = Scattered(parts.collect());
-        let result = lab.nvme.run(request(1, Operation::Write, 0, blocks), data, SOON);
-        (result.map(drop), lab.software.take_commands().len())
-    };
-    assert!(matches!(run(2, &[1000, 24, 512, 512], 4), (Ok(()), 1)));
-    assert!(matches!(run(0, &[1000, 24, 512, 512], 4), (Err(Error::Memory { .. }), 0)));
-    assert!(matches!(run(2, &[1001, 1047], 4), (Err(Error::Memory { .. }), 0)));
-    assert!(matches!(run(2, &[512, 512], 3), (Err(Error::Memory { length: 1024, .. }), 0)));
-    assert!(matches!(run(1, &[512; 256], 256), (Ok(()), 1)));
-    assert!(matches!(run(1, &[512; 257], 257), (Err(Error::Memory { .. }), 0)));
-    assert!(matches!(run(0, &[4096; 257], 2056), (Ok(()), 1)));
 }

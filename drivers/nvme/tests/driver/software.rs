@@ -86,9 +86,8 @@ struct State {
     flushes: u32,
     /// Every data address that it got, page by page.
     pages: Vec<u64>,
-    /// Every command of a request, and the bytes of every scatter-gather list.
+    /// Every command of a request.
     commands: Vec<[u32; 16]>,
-    sgl_lists: Vec<Vec<u8>>,
     denied: u32,
     resets: u32,
 }
@@ -123,7 +122,6 @@ impl Software {
             flushes: 0,
             pages: Vec::new(),
             commands: Vec::new(),
-            sgl_lists: Vec::new(),
             denied: 0,
             resets: 0,
         })))
@@ -168,11 +166,6 @@ impl Software {
             bytes
         });
         bytes.collect()
-    }
-
-    /// The bytes of each scatter-gather list since the last call.
-    pub(crate) fn take_lists(&self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.state().sgl_lists)
     }
 
     /// Number of requests in each queue, from the first queue on.

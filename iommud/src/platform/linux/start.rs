@@ -52,7 +52,6 @@ enum StartError {
     Ram(RamError),
     Pci(io::Error),
     WireLog(PathBuf, io::Error),
-    Trace(io::Error),
     Socket(PathBuf, io::Error),
     Signals(io::Error),
     Keeper(io::Error),
@@ -67,7 +66,6 @@ impl std::fmt::Display for StartError {
             Self::Ram(error) => write!(f, "memory map: {error}"),
             Self::Pci(error) => write!(f, "PCI: {error}"),
             Self::WireLog(path, error) => write!(f, "wire log {}: {error}", path.display()),
-            Self::Trace(error) => write!(f, "trace: {error}"),
             Self::Socket(path, error) => write!(f, "socket {}: {error}", path.display()),
             Self::Signals(error) => write!(f, "signals: {error}"),
             Self::Keeper(error) => write!(f, "keeper: {error}"),
@@ -141,7 +139,7 @@ fn serve<U: Told>(
     wire: WireLog,
     (facts, mut space): (MachineFacts, SysfsConfig),
 ) -> Result<(), StartError> {
-    let (directory, mut left) =
+    let (mut directory, mut left) =
         HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
     if let Some(told) = previous_tables::addresses_told::<U>(&facts.firmware, Registers::map) {
         left.give_back_unknown(&told);
@@ -161,7 +159,7 @@ fn serve<U: Told>(
     let uevents = Uevents::open();
     let Taken { tables, buffers, ranges, .. } = memory;
     let left_ranges = left.ranges();
-    let (trace, file) = traced(options, trace, &facts, (policy, &ranges))?;
+    let (trace, file) = traced(options, trace, &facts, (policy, &ranges));
     let memory = ServerMemory { tables, buffers, own: ranges, left: left_ranges, budget };
     let (server, later) = start::<U>(config, (facts, space), memory, (left, notes, trace), more)
         .map_err(StartError::Memory)?;
@@ -192,23 +190,31 @@ fn serve<U: Told>(
     ended
 }
 
-/// Opens the trace that the command line asks for. Its first record is the machine.
+/// Opens the trace that the command line asks for. Its first record is the machine. Without it the server starts all the
+/// same: a full disk must not keep the next server from taking the units over.
 fn traced(
     options: &Options,
     memory: Option<&'static mut [Record]>,
     facts: &MachineFacts,
     (policy, own): (String, &[PhysRange]),
-) -> Result<(Recorder, Option<TraceFile>), StartError> {
+) -> (Recorder, Option<TraceFile>) {
     let (Some(to), Some(memory)) = (&options.trace, memory) else {
-        return Ok((Recorder::default(), None));
+        return (Recorder::default(), None);
     };
     let left = options.socket.with_added_extension("trace");
-    let snapshot = trace_file::snapshot(facts, policy, own, acpi_tables::read);
-    let snapshot = snapshot.map_err(StartError::Trace)?;
-    let (mut ring, mut file) = TraceFile::open(to, memory, &left).map_err(StartError::Trace)?;
-    snapshot.write(&mut ring);
-    file.write_all(&mut ring);
-    Ok((Recorder::from(ring), Some(file)))
+    let opened = trace_file::snapshot(facts, policy, own, acpi_tables::read)
+        .and_then(|snapshot| Ok((snapshot, TraceFile::open(to, memory, &left)?)));
+    match opened {
+        Ok((snapshot, (mut ring, mut file))) => {
+            snapshot.write(&mut ring);
+            file.write_all(&mut ring);
+            (Recorder::from(ring), Some(file))
+        }
+        Err(error) => {
+            log::error!("no trace: {error}");
+            (Recorder::default(), None)
+        }
+    }
 }
 
 type LinuxServer<U> = Server<U, HugeBuffers<HugeDirectory>>;

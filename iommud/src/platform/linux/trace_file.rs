@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -90,9 +91,12 @@ impl TraceFile {
     }
 }
 
-/// Opens a trace to be continued. Part of a record, which a dead server left, is cut off.
+/// Opens a trace to be continued. Part of a record, which a dead server left, is cut off. A pipe that nobody reads does
+/// not keep the server waiting: it is an error.
 fn continued(path: &Path) -> io::Result<File> {
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).custom_flags(libc::O_NONBLOCK);
+    let mut file = options.open(path)?;
     let length = file.metadata()?.len();
     let whole = length - length % 64;
     if whole < length {
@@ -190,6 +194,18 @@ mod tests {
         assert_eq!((numbers(&file).last(), ring.waiting()), (Some(&20), 0));
         std::fs::remove_file(&file).unwrap();
         assert!(!left.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_continued_is_an_error_at_once() {
+        let (pipe, left) = (path("pipe"), path("unused-too"));
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        for to in [pipe.clone(), std::env::temp_dir(), left.join("none")] {
+            let to = TraceTo::File(to);
+            assert!(TraceFile::open(&to, vec![[0; 8]; 17].leak(), &left).is_err(), "{to:?}");
+        }
+        std::fs::remove_file(&pipe).unwrap();
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod tests;
 
 use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
-use crate::transport::{FOREVER, Handle, OPENING, Transport};
+use crate::transport::{FOREVER, Handle, OPENING, Transport, WRITING};
 
 /// Interval at which a waiting thread checks whether another one has received its event.
 const SLICE: Duration = Duration::from_millis(50);
@@ -308,7 +308,7 @@ impl Transport for Socket {
     }
 
     fn write(&self, Handle(handle): Handle, bytes: &[u8]) -> Result<(), Error> {
-        self.request(Kind::Write, handle, 0, bytes, &[]).map(drop)
+        self.request(Kind::Write, handle, 0, bytes, WRITING).map(drop)
     }
 
     fn call(

@@ -21,7 +21,7 @@ use libredox::flag::{
 
 use crate::error::{Error, ProtocolError};
 use crate::platform::Memory;
-use crate::transport::{Handle, OPENING, Transport};
+use crate::transport::{Handle, OPENING, Transport, WRITING};
 
 const SCHEME: &str = "/scheme/iommu";
 
@@ -145,7 +145,7 @@ impl Transport for Scheme {
 
     fn write(&self, handle: Handle, bytes: &[u8]) -> Result<(), Error> {
         let at = fd(handle)?;
-        match call::write(at, bytes).map_err(|error| told(at, error, &[]))? {
+        match call::write(at, bytes).map_err(|error| told(at, error, WRITING))? {
             length if length == bytes.len() => Ok(()),
             _ => Err(ProtocolError::Length.into()),
         }

@@ -23,7 +23,7 @@ impl State {
         let (first, second) = (address(words, 6), address(words, 8));
         let pages = match words[0] >> 14 & 3 {
             0 => self.pages_of(first, second, length),
-            1 if matches!(self.manner.sgls & 3, 1 | 2) => self.blocks_of(first, second, length),
+            1 if matches!(self.manner.sgls & 3, 1 | 2) => Self::block_of(first, second, length),
             _ => Err(INVALID_FIELD),
         };
         let pages = match pages {
@@ -52,28 +52,12 @@ impl State {
         SUCCESS
     }
 
-    /// The ranges that a descriptor describes (4.1.2): its length is in the low half of the second word, its type in the
-    /// highest 4 bits: 0 for a data block, 3 for the last list.
-    fn blocks_of(&mut self, at: u64, rest: u64, length: usize) -> Result<Vec<(u64, usize)>, u32> {
-        let bytes = usize::try_from(rest & 0xffff_ffff).unwrap();
-        assert_eq!(rest >> 32 & 0x0fff_ffff, 0, "reserved, or a subtype");
-        let blocks = match rest >> 60 {
-            0 => vec![(at, bytes)],
-            3 => {
-                let list = self.read(at, bytes).ok_or(TRANSFER_ERROR)?;
-                self.sgl_lists.push(list.clone());
-                let words = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
-                let block = |entry: &[u8]| {
-                    let rest = words(&entry[8..]);
-                    assert_eq!(rest >> 32, 0, "a data block");
-                    (words(&entry[..8]), usize::try_from(rest).unwrap())
-                };
-                list.chunks(16).map(block).collect()
-            }
-            other => panic!("a descriptor of type {other}"),
-        };
-        let sum: usize = blocks.iter().map(|(_, bytes)| bytes).sum();
-        if sum == length { Ok(blocks) } else { Err(SGL_LENGTH) }
+    /// The range of a data block (4.1.2): its length is in the low half of the second word, its type, 0, in the highest
+    /// bits.
+    fn block_of(at: u64, rest: u64, length: usize) -> Result<Vec<(u64, usize)>, u32> {
+        assert_eq!(rest >> 32, 0, "reserved, a subtype, or a type that the driver does not use");
+        let bytes = usize::try_from(rest).unwrap();
+        if bytes == length { Ok(vec![(at, bytes)]) } else { Err(SGL_LENGTH) }
     }
 
     /// The pages that two addresses describe (4.1.1).

@@ -27,6 +27,8 @@ pub struct HugeDirectory {
     /// Number of this server: the files of one have names that begin alike.
     server: u32,
     serial: u32,
+    /// The memory of the trace has its writer.
+    trace_lent: bool,
 }
 
 /// The file of the notes.
@@ -62,7 +64,12 @@ impl HugeDirectory {
         }
         let found = list(path).map_err(unusable)?;
         let server = found.iter().map(|(_, server)| server + 1).max().unwrap_or(0);
-        let ours = Self { directory: directory.try_clone().map_err(unusable)?, server, serial: 0 };
+        let ours = Self {
+            directory: directory.try_clone().map_err(unusable)?,
+            server,
+            serial: 0,
+            trace_lent: false,
+        };
         // The system gets pages back that clients put into files, before this server takes any.
         let files = left_files(&directory, found)?;
         let (notes, _) = ours.notes()?;
@@ -90,11 +97,15 @@ impl HugeDirectory {
         Ok(file)
     }
 
-    /// The part of the page of notes that takes the trace. It is lent once: the page of notes leaves it alone.
+    /// The part of the page of notes that takes the trace. It is lent once, and empty from then on: it must have one
+    /// writer. The page of notes leaves it alone.
     ///
     /// # Errors
     /// As [`HugeDirectory::notes`].
-    pub fn trace_memory(&self) -> Result<&'static mut [[u64; 8]], DirectoryError> {
+    pub fn trace_memory(&mut self) -> Result<&'static mut [[u64; 8]], DirectoryError> {
+        if std::mem::replace(&mut self.trace_lent, true) {
+            return Ok(&mut []);
+        }
         let (mapping, _) = map(&self.notes_file()?)?;
         Ok(mapping.leak_records(NOTES_LENGTH).unwrap_or_default())
     }
@@ -268,7 +279,7 @@ mod tests {
             let path = std::env::temp_dir().join(format!("iommud-cut-{}", std::process::id()));
             fs::create_dir(&path).unwrap();
             let directory = OwnedFd::from(fs::File::open(&path).unwrap());
-            let mut source = HugeDirectory { directory, server: 7, serial };
+            let mut source = HugeDirectory { directory, server: 7, serial, trace_lent: false };
             let (file, name) = source.create().unwrap();
             ftruncate(&file, HUGE_PAGE).unwrap();
             let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Shared).unwrap();

@@ -14,7 +14,7 @@ use crate::println;
 
 /// Most instructions to record an event. 60 are wanted: the record is written before the decision and completed after
 /// it, so that a server that dies in an event leaves that event, and is written twice.
-const RECORDED: u64 = 130;
+const RECORDED: u64 = 90;
 
 /// Rounds before a measurement.
 const WARM_UP: usize = 4;

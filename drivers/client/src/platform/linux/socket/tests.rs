@@ -59,6 +59,7 @@ fn error_numbers_are_the_refusals_of_the_operation() {
         result(-16, b""),
         result(-22, b""),
         result(-11, b""),
+        result(-16, b""),
         result(-77, b""),
         result(i64::MIN, b""),
     ]);
@@ -67,6 +68,8 @@ fn error_numbers_are_the_refusals_of_the_operation() {
     assert_eq!(open().refusal(), Some(Refusal::Alignment));
     let unread = socket.read(Handle(0), &mut [0; 128]).unwrap_err();
     assert_eq!(unread.refusal(), Some(Refusal::NotReady));
+    // The reset of a unit that is up is not about an owner.
+    assert_eq!(socket.write(Handle(0), b"reset").unwrap_err().refusal(), Some(Refusal::Busy));
     assert!(matches!(open(), Error::Errno(Errno(77))));
     assert!(matches!(open(), Error::ProtocolError(ProtocolError::Value)));
     server.join().unwrap();
