@@ -10,8 +10,9 @@ use iommu_protocol::status::Refusal;
 use iommu_protocol::wire::{Access, AllocateFlags, MapFlags};
 
 use super::fact::{Fact, holds};
-use super::record::{FRUGAL, ITEM_OUTCOME, Kind, RECORD_BYTES, Record, Status, high, low, parity};
+use super::record::{FRUGAL, ITEM_OUTCOME, Kind, RECORD_BYTES, Record, Status, high, low};
 use super::ring::MARK;
+use super::seal::Seal;
 use super::snapshot::{Snapshot, TableBytes, VERSION};
 use crate::addr::{Iova, PhysAddr, PhysRange};
 use crate::policy::{
@@ -45,6 +46,8 @@ pub enum Said {
     MapList(SessionId, ListRequest),
     /// A fact.
     Fact(Fact),
+    /// The records of one write end. Whoever reads them compares.
+    Seal(Seal),
 }
 
 /// A record and those of its list.
@@ -75,8 +78,6 @@ pub struct Entry {
 pub enum Unreadable {
     /// No kind has this code.
     Kind(u64),
-    /// A bit of it was changed after it was written.
-    Changed,
     /// A field has a value that no server writes.
     Field(&'static str),
     /// Its list has this many records, and so many follow.
@@ -92,7 +93,6 @@ impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kind(code) => write!(f, "no kind of record has the code {code}"),
-            Self::Changed => f.write_str("a bit of it was changed after it was written"),
             Self::Field(name) => write!(f, "{name}: a value that no server writes"),
             Self::Short { wanted, left } => {
                 write!(f, "its list has {wanted} records, and {left} follow")
@@ -126,9 +126,6 @@ pub fn read(records: &[Record], index: usize) -> Result<Entry, Unreadable> {
     let [first, number, .., value, status] = *record;
     let code = first & 0xff;
     let kind = u8::try_from(code).ok().and_then(Kind::from_code).ok_or(Unreadable::Kind(code))?;
-    if parity(record) != 0 {
-        return Err(Unreadable::Changed);
-    }
     let mut list = List { rest, taken: 0 };
     let said = said(kind, record, &mut list)?;
     let list = rest.get(..list.taken).unwrap_or_default();
@@ -218,6 +215,7 @@ fn said(kind: Kind, record: &Record, list: &mut List<'_>) -> Result<Said, Unread
             let pages = list.halves(low(a))?;
             Said::MapList(session, ListRequest { slot, access, flags, iova: Iova(c), pages })
         }
+        Kind::Seal => Said::Seal(Seal { records: a, sum: b }),
         Kind::Life => Said::Life(Box::new(snapshot([a, b, c, d], list)?)),
         Kind::Pool
         | Kind::Tags

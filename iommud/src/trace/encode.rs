@@ -17,8 +17,11 @@ pub trait Traced: Request {
     /// The first record, without number and outcome.
     fn head(&self) -> Record;
 
-    /// Appends the elements of its list.
-    fn list(&self, _ring: &mut Ring) {}
+    /// Records the request, and the elements of its list behind it.
+    #[inline]
+    fn begin(&self, ring: &mut Ring) {
+        ring.begin(self.head());
+    }
 
     /// The outcome that the plan has: an address for each element. The first one is returned.
     fn addresses(&self, _orders: &Orders, _ring: &mut Ring) -> u64 {
@@ -34,22 +37,15 @@ const fn record(first: u64, [a, b, c, d]: [u64; 4]) -> Record {
 }
 
 impl Traced for Batch<'_> {
-    #[inline]
     fn head(&self) -> Record {
-        let Self(SessionId(session), items) = *self;
-        match items {
-            [one] => record(first(Kind::One, session), item(one)),
-            _ => record(first(Kind::Batch, session), [count(items), 0, 0, 0]),
-        }
+        record(first(Kind::Batch, self.0.0), [count(self.1), 0, 0, 0])
     }
 
     #[inline]
-    fn list(&self, ring: &mut Ring) {
-        if self.1.len() != 1 {
-            for element in self.1 {
-                let [a, b, c, d] = item(element);
-                ring.append([a, b, c, d, 0, 0, 0, 0]);
-            }
+    fn begin(&self, ring: &mut Ring) {
+        match self.1 {
+            [one] => ring.begin(record(first(Kind::One, self.0.0), item(one))),
+            _ => begin_batch(self, ring),
         }
     }
 
@@ -57,9 +53,7 @@ impl Traced for Batch<'_> {
     fn addresses(&self, orders: &Orders, ring: &mut Ring) -> u64 {
         let addresses = orders.addresses();
         if self.1.len() != 1 {
-            for (index, address) in (0..).zip(addresses) {
-                ring.set_item(index, ITEM_OUTCOME, address.0);
-            }
+            set_addresses(ring, addresses);
         }
         addresses.first().map_or(0, |first| first.0)
     }
@@ -67,6 +61,24 @@ impl Traced for Batch<'_> {
     #[inline]
     fn value((): &()) -> Option<(u64, u32)> {
         None
+    }
+}
+
+// Functions of their own, so that a request with one item saves no registers for lists.
+
+#[inline(never)]
+fn begin_batch(batch: &Batch, ring: &mut Ring) {
+    ring.begin(batch.head());
+    for element in batch.1 {
+        let [a, b, c, d] = item(element);
+        ring.append([a, b, c, d, 0, 0, 0, 0]);
+    }
+}
+
+#[inline(never)]
+fn set_addresses(ring: &mut Ring, addresses: &[Iova]) {
+    for (index, address) in addresses.iter().enumerate() {
+        ring.set_item(index, ITEM_OUTCOME, address.0);
     }
 }
 
@@ -101,7 +113,8 @@ impl Traced for MapList<'_> {
         record(first(Kind::MapList, *session), words)
     }
 
-    fn list(&self, ring: &mut Ring) {
+    fn begin(&self, ring: &mut Ring) {
+        ring.begin(self.head());
         append_halves(ring, &self.1.pages);
     }
 
@@ -146,7 +159,8 @@ impl Traced for Allocate {
         record(first(Kind::Allocate, *session), words)
     }
 
-    fn list(&self, ring: &mut Ring) {
+    fn begin(&self, ring: &mut Ring) {
+        ring.begin(self.head());
         append_ranges(ring, &self.1.segments);
     }
 
@@ -214,26 +228,33 @@ impl Traced for Event {
         }
     }
 
-    fn list(&self, ring: &mut Ring) {
-        match self {
-            Self::Frugally(event) => event.list(ring),
-            Self::FunctionsAdded(functions) => {
-                for function in functions {
-                    let [a, b, c] = self::function(function);
-                    ring.append([a, b, c, 0, 0, 0, 0, 0]);
-                }
-            }
-            Self::FunctionsRemoved(addresses) => {
-                for function in addresses {
-                    ring.append([address(*function), 0, 0, 0, 0, 0, 0, 0]);
-                }
-            }
-            _ => {}
-        }
+    #[inline]
+    fn begin(&self, ring: &mut Ring) {
+        ring.begin(self.head());
+        append_functions(self, ring);
     }
 
     fn value((): &()) -> Option<(u64, u32)> {
         Some((0, 0))
+    }
+}
+
+/// Appends the functions that came or went.
+fn append_functions(event: &Event, ring: &mut Ring) {
+    match event {
+        Event::Frugally(event) => append_functions(event, ring),
+        Event::FunctionsAdded(functions) => {
+            for function in functions {
+                let [a, b, c] = self::function(function);
+                ring.append([a, b, c, 0, 0, 0, 0, 0]);
+            }
+        }
+        Event::FunctionsRemoved(addresses) => {
+            for function in addresses {
+                ring.append([address(*function), 0, 0, 0, 0, 0, 0, 0]);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -26,12 +26,14 @@
 //! between leaves the event that it died in. Nothing is allocated, and nothing is written to a file, before the loop has
 //! served the event. Elements of a list have records of their own. Time is that of the loop's last tick.
 //!
-//! A file is a series of records and nothing else. Each has its number in its life, so a missing one is found. Of a
-//! ring that was not taken in time the oldest records are lost, and the numbers show it.
+//! A file is a series of records and nothing else. Each has its number in its life, so a missing one is found. Behind the
+//! records of each write stands their [`Seal`], so a bit that was changed later is found. Of a ring that was not taken in
+//! time the oldest records are lost, and the numbers show it.
 //!
 //! ```text
 //! record     the words      encode     requests and events      fact, snapshot   what is no event
 //! ring       memory         recorder   what the server calls    decode           a file's records, whatever they hold
+//! seal       a file's check
 //! ```
 
 mod decode;
@@ -40,6 +42,7 @@ mod fact;
 mod record;
 mod recorder;
 mod ring;
+mod seal;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -50,4 +53,5 @@ pub use fact::Fact;
 pub use record::{Kind, RECORD_BYTES, Record, State, Status};
 pub use recorder::Recorder;
 pub use ring::{MARK, Ring};
+pub use seal::{Seal, take_sealed};
 pub use snapshot::{Snapshot, TableBytes};

@@ -1,15 +1,12 @@
 //! The words of a record.
 //!
 //! ```text
-//! word 0   bits 7:0 kind, 15:8 flags (1: without memory), 31:16 check, 63:32 the object: session, unit ...
+//! word 0   bits 7:0 kind, 15:8 flags (1: without memory), 31:16 zero, 63:32 the object: session, unit ...
 //! word 1   bits 31:0 number of the record in its life, 63:32 time in milliseconds
 //! word 2-5 arguments, by kind
 //! word 6   the outcome: an address, or the number of an object; of a plan that failed, word 7 inverted
 //! word 7   bits 3:0 state, 15:4 refusal, 31:16 number of steps, 63:32 refused item, or slot of a buffer
 //! ```
-//!
-//! The check makes the exclusive or of all 16-bit parts of words 0 to 5 zero. So a bit that was changed in the file is
-//! noticed. The outcome needs none: it is compared.
 //!
 //! The elements of a list are in records of their own behind the first one. These have eight words of data each, and
 //! no number.
@@ -126,6 +123,8 @@ kinds! {
     Lost = 70, "a unit is not relied on";
     /// A buffer was refused before memory was looked for.
     NotAdmitted = 71, "a buffer was not admitted";
+    /// The records of one write end.
+    Seal = 72, "a seal";
 }
 
 /// How an event ended.
@@ -202,15 +201,6 @@ pub(super) fn first(kind: Kind, object: u32) -> u64 {
     u64::from(kind.code()) | u64::from(object) << 32
 }
 
-/// The exclusive or of the 16-bit parts of words 0 to 5.
-#[inline]
-pub(super) fn parity(record: &Record) -> u64 {
-    let [a, b, c, d, e, f, ..] = *record;
-    let all = a ^ b ^ c ^ d ^ e ^ f;
-    let half = all ^ all >> 32;
-    (half ^ half >> 16) & 0xffff
-}
-
 /// Two halves in one word.
 #[inline]
 pub(super) fn pair(low: u32, high: u32) -> u64 {
@@ -248,7 +238,7 @@ mod tests {
         let codes: alloc::vec::Vec<u8> = (0..=u8::MAX)
             .filter(|code| Kind::from_code(*code).is_some_and(|kind| kind.code() == *code))
             .collect();
-        let expected = (1..=19).chain(32..=39).chain(64..=71);
+        let expected = (1..=19).chain(32..=39).chain(64..=72);
         assert_eq!(codes, expected.collect::<alloc::vec::Vec<u8>>());
     }
 }

@@ -33,10 +33,9 @@ impl Recorder {
 
     /// Records that a request is about to be decided.
     #[inline]
-    pub fn begin<R: Traced>(&mut self, request: &R) {
+    pub fn begin(&mut self, request: &impl Traced) {
         if let Some(ring) = &mut self.0 {
-            ring.begin(request.head());
-            request.list(ring);
+            request.begin(ring);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::record::{Record, State, Status, parity};
+use super::record::{Record, State, Status};
 
 /// The first word of the memory of a ring.
 pub const MARK: u64 = u64::from_le_bytes(*b"iommutr1");
@@ -20,14 +20,16 @@ pub struct Ring {
     head: &'static mut Record,
     /// A power of two.
     records: &'static mut [Record],
+    /// Number of records minus one: the bits of a record's number that are its index.
+    mask: usize,
     /// Milliseconds, in bits 63:32.
     time: u64,
-    /// Number of the record of the event under way, or `CLOSED`.
-    open: u64,
+    /// Index of the first record of the event under way, or `CLOSED`.
+    open: usize,
 }
 
-/// No event is under way: no record has this number.
-const CLOSED: u64 = 1 << 63;
+/// No event is under way: no record has this index.
+const CLOSED: usize = usize::MAX;
 
 impl Ring {
     /// Creates an empty ring in `memory`: its first record, and a power of two of others. `None` when it has fewer
@@ -45,7 +47,7 @@ impl Ring {
         let (head, records) = memory.split_first_mut()?;
         let count = 1 << records.len().checked_ilog2()?;
         let (records, _) = records.split_at_mut_checked(count)?;
-        let mut ring = Self { head, records, time: 0, open: CLOSED };
+        let mut ring = Self { head, records, mask: count - 1, time: 0, open: CLOSED };
         let [mark, next, taken, ..] = *ring.head;
         if mark != MARK || taken > next {
             ring.clear();
@@ -68,39 +70,48 @@ impl Ring {
     /// Appends the first record of an event, which is under way from now on.
     #[inline]
     pub(super) fn begin(&mut self, mut record: Record) {
-        let at = self.head[NEXT];
-        record[1] = at & 0xffff_ffff | self.time;
-        record[0] |= parity(&record) << 16;
-        self.open = at;
-        self.append(record);
+        record[1] = self.head[NEXT] & 0xffff_ffff | self.time;
+        self.open = self.write(record);
     }
 
-    /// Appends a record as it is: elements of a list.
-    #[inline]
+    /// Appends an element of the list of the event under way.
     pub(super) fn append(&mut self, record: Record) {
-        let at = self.head[NEXT];
-        if let Some(place) = self.place(at) {
+        // A list that goes around overwrites its event, whose end then goes nowhere.
+        if self.write(record) == self.open {
+            self.open = CLOSED;
+        }
+    }
+
+    /// Writes the next record; returns its index.
+    #[inline]
+    fn write(&mut self, record: Record) -> usize {
+        let next = self.head[NEXT];
+        let index = usize::try_from(next).unwrap_or(0) & self.mask;
+        if let Some(place) = self.records.get_mut(index) {
             *place = record;
         }
         // A server that dies here leaves no record that is counted and not written.
         compiler_fence(Ordering::Release);
-        self.head[NEXT] = at + 1;
+        self.head[NEXT] = next + 1;
+        index
     }
 
     /// Ends the event under way, if it has not ended.
     #[inline]
     pub(super) fn end(&mut self, value: u64, status: u64) {
-        let at = core::mem::replace(&mut self.open, CLOSED);
-        if let Some([.., outcome, end]) = self.kept(at) {
+        if let Some([.., outcome, end]) = self.records.get_mut(self.open) {
             (*outcome, *end) = (value, status);
         }
+        self.open = CLOSED;
     }
 
     /// Sets a word of the `index`-th record of the list of the event under way.
-    pub(super) fn set_item(&mut self, index: u64, word: usize, value: u64) {
-        if let Some(place) = self.kept(self.open.wrapping_add(1 + index))
-            && let Some(place) = place.get_mut(word)
-        {
+    pub(super) fn set_item(&mut self, index: usize, word: usize, value: u64) {
+        if self.open == CLOSED {
+            return;
+        }
+        let index = (self.open + 1 + index) & self.mask;
+        if let Some(place) = self.records.get_mut(index).and_then(|record| record.get_mut(word)) {
             *place = value;
         }
     }
@@ -109,19 +120,6 @@ impl Ring {
     pub(super) fn fact(&mut self, record: Record) {
         self.begin(record);
         self.end(0, Status::new(State::Committed).to_bits());
-    }
-
-    /// A record that was not overwritten yet.
-    #[inline]
-    fn kept(&mut self, at: u64) -> Option<&mut Record> {
-        let age = self.head[NEXT].wrapping_sub(at);
-        if age.wrapping_sub(1) < self.capacity() { self.place(at) } else { None }
-    }
-
-    #[inline]
-    fn place(&mut self, at: u64) -> Option<&mut Record> {
-        let index = usize::try_from(at).unwrap_or(0) & self.records.len().wrapping_sub(1);
-        self.records.get_mut(index)
     }
 
     #[inline]
@@ -194,10 +192,9 @@ mod tests {
         ring.set_time(0x78);
         ring.fact([9, 0, 0, 0, 0, 0, 0, 0]);
         let expected = [
-            // 0x76 is 1 ^ 0x77 ^ 2 ^ 3 ^ 4 ^ 5.
-            [0x76_0001, 0x77_0000_0000, 2, 3, 4, 5, 0x66, 0x77],
+            [1, 0x77_0000_0000, 2, 3, 4, 5, 0x66, 0x77],
             [8, 8, 8, 8, 0x44, 8, 8, 8],
-            [0x73_0009, 0x78_0000_0002, 0, 0, 0, 0, 0, 1],
+            [9, 0x78_0000_0002, 0, 0, 0, 0, 0, 1],
         ];
         assert_eq!((ring.waiting(), taken(&mut ring)), (3, expected.to_vec()));
         assert_eq!((ring.waiting(), taken(&mut ring)), (0, vec![]));
@@ -228,7 +225,7 @@ mod tests {
         assert_eq!(taken(&mut ring).len(), 1);
         ring.begin([2, 0, 0, 0, 0, 0, 0, 0]);
         let mut found = Ring::over(ring.into_memory().leak()).unwrap();
-        assert_eq!(taken(&mut found), [[0x3_0002, 1, 0, 0, 0, 0, 0, 0]]);
+        assert_eq!(taken(&mut found), [[2, 1, 0, 0, 0, 0, 0, 0]]);
         for head in [[MARK, 1, 2, 0, 0, 0, 0, 0], [MARK - 1, 2, 1, 0, 0, 0, 0, 0]] {
             let mut other = vec![[1; 8]; 5];
             other[0] = head;

@@ -3,7 +3,7 @@
 use iommud::acpi;
 use iommud::config;
 use iommud::topology::firmware::Firmware;
-use iommud::trace::{Recorder, Ring, Snapshot, TableBytes};
+use iommud::trace::{Recorder, Ring, Snapshot, TableBytes, take_sealed};
 
 use super::{Setup, Stack, ranges, table};
 use crate::conformance::UnderTest;
@@ -46,9 +46,6 @@ impl<T: UnderTest> Stack<T> {
     /// # Panics
     /// When nothing is recorded.
     pub fn trace(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let ring = self.server.trace().expect("a setup that is recorded");
-        ring.take(|piece| bytes.extend(piece.iter().flatten().flat_map(|word| word.to_le_bytes())));
-        bytes
+        take_sealed(self.server.trace().expect("a setup that is recorded"), usize::MAX)
     }
 }

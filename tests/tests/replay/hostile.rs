@@ -1,7 +1,7 @@
 //! Files that no server wrote are refused, and nothing panics.
 
 use iommuctl::replay::{Problem, replay};
-use iommud::trace::{self, RECORD_BYTES};
+use iommud::trace::{self, Kind, RECORD_BYTES};
 use iommud_tests::conformance::vtd;
 
 use crate::play::play;
@@ -30,9 +30,10 @@ fn a_file_that_is_cut_off_is_replayed_as_far_as_it_goes() {
     for cut in [1, 9, 30, entries.len() / 2, entries.len() - 1] {
         let end = entries[cut].index * RECORD_BYTES;
         let replayed = assert_same(&recorded[..end]);
-        assert_eq!(replayed.events, cut);
+        let seals = entries[..cut].iter().filter(|entry| entry.kind == Kind::Seal).count();
+        assert_eq!(replayed.events, cut - seals);
         // The rest of a record is left out, as a server leaves it that dies while it writes.
-        assert_eq!(assert_same(&recorded[..end + 40]).events, cut);
+        assert_eq!(assert_same(&recorded[..end + 40]).events, cut - seals);
     }
     let list = entries.iter().find(|entry| entry.records > 2).unwrap();
     let end = (list.index + 2) * RECORD_BYTES;
@@ -41,10 +42,11 @@ fn a_file_that_is_cut_off_is_replayed_as_far_as_it_goes() {
     assert!(matches!(finding.problem, Problem::Unreadable(_)), "{finding:?}");
 }
 
-/// Words are changed at random, and the parity made right again.
+/// Words are changed at random, in a trace without seals: one that a server left which died.
 #[test]
 fn hostile_words_do_no_harm() {
-    let records = trace::records(&play(&subject(vtd::matrix(), "server")));
+    let mut records = trace::records(&play(&subject(vtd::matrix(), "server")));
+    records.retain(|record| record[0] & 0xff != 72);
     let mut state = 7_u64;
     let mut next = || {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
@@ -62,10 +64,6 @@ fn hostile_words_do_no_harm() {
                 2 => changed[at][word] ^ 1 << (bits % 64),
                 _ => 0,
             };
-            let record = &mut changed[at];
-            record[0] &= !0xffff_0000;
-            let parts = record[..6].iter().flat_map(|word| (0..4).map(move |at| word >> (16 * at)));
-            record[0] |= parts.fold(0, |sum, part| sum ^ part & 0xffff) << 16;
         }
         let _ = replay(&bytes(&changed));
     }

@@ -82,7 +82,7 @@ impl Checks {
                 | Event::Close(session) => *session,
                 _ => return None,
             },
-            Said::Life(_) | Said::Fact(_) => return None,
+            Said::Life(_) | Said::Fact(_) | Said::Seal(_) => return None,
         };
         self.grants.session(session).map(|session| session.client)
     }

@@ -137,7 +137,7 @@ impl Grants {
             }
             Said::MapList(session, list) => self.listed(*session, list, entry.value),
             Said::Event(event) => self.happened(event),
-            Said::Life(_) | Said::Hold(_) | Said::Fact(_) => {}
+            Said::Life(_) | Said::Hold(_) | Said::Fact(_) | Said::Seal(_) => {}
         }
     }
 

@@ -16,7 +16,7 @@ mod model;
 mod report;
 mod run;
 
-use iommud::trace::{self, Entry, Kind, Record, Said, TableBytes};
+use iommud::trace::{self, Entry, Kind, Record, Said, Seal, TableBytes};
 use iommud_model::backend::{amdvi, vtd};
 
 use report::found;
@@ -53,11 +53,19 @@ pub fn replay(bytes: &[u8]) -> Replayed {
     done
 }
 
-/// Reads all entries up to the first one that is unreadable.
+/// Reads all entries up to the first one that is unreadable, or a seal that does not fit the records before it.
 fn entries(records: &[Record]) -> (Vec<Entry>, Option<Finding>) {
-    let (mut entries, mut index) = (Vec::new(), 0);
+    let (mut entries, mut index, mut unsealed) = (Vec::new(), 0, 0);
     while index < records.len() {
         match trace::read(records, index) {
+            Ok(Entry { said: Said::Seal(seal), .. }) => {
+                if !fits(seal, records.get(unsealed..index).unwrap_or_default()) {
+                    let problem = Problem::Changed(seal.records);
+                    return (entries, Some(Finding { index, kind: Some(Kind::Seal), problem }));
+                }
+                index += 1;
+                unsealed = index;
+            }
             Ok(entry) => {
                 index += entry.records;
                 entries.push(entry);
@@ -73,4 +81,11 @@ fn entries(records: &[Record]) -> (Vec<Entry>, Option<Finding>) {
     let empty = Finding { index: 0, kind: None, problem: Problem::NoLife };
     let finding = entries.is_empty().then_some(empty);
     (entries, finding)
+}
+
+/// Whether the last of the records are the sealed ones. A server that died left those before them without a seal.
+fn fits(seal: Seal, unsealed: &[Record]) -> bool {
+    let sealed = usize::try_from(seal.records).ok();
+    let first = sealed.and_then(|sealed| unsealed.len().checked_sub(sealed));
+    first.and_then(|first| unsealed.get(first..)).is_some_and(|records| Seal::of(records) == seal)
 }

@@ -35,6 +35,8 @@ pub struct Finding {
 pub enum Problem {
     /// The record cannot be read.
     Unreadable(Unreadable),
+    /// A seal: one of so many records before it is not as it was written, or missing.
+    Changed(u64),
     /// Records are missing, or in another order.
     Number {
         /// The number that it should have.
@@ -67,6 +69,9 @@ impl Problem {
     pub fn words(&self) -> String {
         match self {
             Self::Unreadable(why) => why.to_string(),
+            Self::Changed(records) => {
+                format!("one of the {records} records before it was changed after it was written")
+            }
             Self::Number { expected, found } => {
                 format!(
                     "it has number {found}, and {expected} comes next: records are missing or in another order"

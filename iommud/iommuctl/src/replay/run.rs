@@ -178,6 +178,7 @@ impl<T: Modelled> Run<T> {
             Said::Batch(session, items) => self.request(&Batch(*session, items), entry),
             Said::MapList(session, list) => self.request(&MapList(*session, list), entry),
             Said::Fact(fact) => self.fact(fact)?,
+            Said::Seal(_) => {}
         }
         Ok(())
     }

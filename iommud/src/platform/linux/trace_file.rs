@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use crate::addr::PhysRange;
 use crate::platform::machine_facts::MachineFacts;
 use crate::server::TableState;
-use crate::trace::{RECORD_BYTES, Record, Ring, Snapshot, TableBytes};
+use crate::trace::{RECORD_BYTES, Record, Ring, Snapshot, TableBytes, take_sealed};
 
 /// Longest time that records wait for others, while there are any.
 const OLDEST: Duration = Duration::from_secs(1);
 
-/// Most bytes of the ring of a server without a file that the next one writes out.
-const LAST: usize = 64 << 10;
+/// Most records of the ring of a server without a file that the next one writes out: 64 KiB with the seal.
+const LAST: usize = (64 << 10) / RECORD_BYTES - 1;
 
 /// Where records go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,23 +107,14 @@ fn continued(path: &Path) -> io::Result<File> {
 }
 
 fn write(ring: &mut Ring, file: &mut File) -> io::Result<()> {
-    file.write_all(&taken(ring))
-}
-
-fn taken(ring: &mut Ring) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    ring.take(|records| {
-        bytes.extend(records.iter().flatten().flat_map(|word| word.to_le_bytes()));
-    });
-    bytes
+    file.write_all(&take_sealed(ring, usize::MAX))
 }
 
 /// Writes the last 64 KiB of records that a dead server left.
 fn write_last(ring: &mut Ring, left: &Path) -> io::Result<()> {
-    let bytes = taken(ring);
-    let last = bytes.get(bytes.len().saturating_sub(LAST)..).unwrap_or_default();
-    std::fs::write(left, last)?;
-    let records = last.len() / RECORD_BYTES;
+    let last = take_sealed(ring, LAST);
+    std::fs::write(left, &last)?;
+    let records = last.len() / RECORD_BYTES - 1;
     log::warn!("{}: the last {records} records of a server that died", left.display());
     Ok(())
 }
@@ -153,7 +144,7 @@ mod tests {
         numbers.into_iter().for_each(|capacity| Fact::Pool(capacity, 0).write(ring));
     }
 
-    /// The first argument of each record.
+    /// The first argument of each record: of a seal, the number of records before it.
     fn numbers(path: &Path) -> Vec<u64> {
         let bytes = std::fs::read(path).unwrap();
         assert_eq!(bytes.len() % 64, 0);
@@ -184,14 +175,14 @@ mod tests {
         assert!(numbers(&file).is_empty(), "less than half, and young");
         note(&mut ring, 8..9);
         trace.write_due(&mut ring);
-        assert_eq!(numbers(&file), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(numbers(&file), [1, 2, 3, 4, 5, 6, 7, 8, 8]);
         // A server died in the middle of a record.
         OpenOptions::new().append(true).open(&file).unwrap().write_all(&[7; 40]).unwrap();
         let (mut ring, mut trace) = TraceFile::open(&to, left_after(17, 9..11), &left).unwrap();
-        assert_eq!(numbers(&file), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(numbers(&file), [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 2]);
         note(&mut ring, [20]);
         trace.finish(&mut ring);
-        assert_eq!((numbers(&file).last(), ring.waiting()), (Some(&20), 0));
+        assert!(numbers(&file).ends_with(&[20, 1]) && ring.waiting() == 0);
         std::fs::remove_file(&file).unwrap();
         assert!(!left.exists());
     }
@@ -213,7 +204,7 @@ mod tests {
         let left = path("left");
         let (ring, mut trace) =
             TraceFile::open(&TraceTo::Ring, left_after(4097, 1..3001), &left).unwrap();
-        assert_eq!(numbers(&left), (1977..=3000).collect::<Vec<u64>>());
+        assert_eq!(numbers(&left), (1978..=3000).chain([1023]).collect::<Vec<u64>>());
         std::fs::remove_file(&left).unwrap();
         let mut ring = ring;
         note(&mut ring, [1]);

@@ -36,7 +36,7 @@ pub(crate) const CHECKS: [&str; 34] = [
     "the whole server: what the text of activity costs, which `iommuctl top` reads again and again",
     "the whole server: a device that storms is silenced after 16 faults; others are heard, and served as fast",
     "the whole server: the end of a session cuts the device off",
-    "the whole server: at most 90 instructions to record an event",
+    "the whole server: at most 60 instructions to record an event",
 ];
 
 /// Titles for a machine with AMD-Vi. The first three are the same.

@@ -12,9 +12,8 @@ use super::{Outcome, ensure};
 use crate::firmware::StartInfo;
 use crate::println;
 
-/// Most instructions to record an event. 60 are wanted: the record is written before the decision and completed after
-/// it, so that a server that dies in an event leaves that event, and is written twice.
-const RECORDED: u64 = 90;
+/// Most instructions to record an event.
+const RECORDED: u64 = 60;
 
 /// Rounds before a measurement.
 const WARM_UP: usize = 4;
