@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use iommu_protocol::fault::FaultAccess;
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::wire::{Empty, Operation, ReplyHeader};
+use iommuctl::output::Look;
+use iommuctl::server::activity::Activity;
+use iommuctl::top::{self, Interval};
 use iommud::addr::{Iova, PhysAddr, PhysRange};
 use iommud::hw::HardwareFault;
 use iommud::policy::ClientId;
@@ -18,9 +21,21 @@ use crate::timing::{ROUNDS, median, nanos, ratio};
 /// Attachments in each round.
 const ATTACHMENTS: usize = 2_000;
 
+/// Attachments in each round with `iommuctl top`: for longer than [`READ`].
+const WATCHED: usize = 400_000;
+
+/// Interval between two readings of `iommuctl top`: a tenth of what it takes by default.
+const READ: Duration = Duration::from_millis(100);
+
+/// Other devices in the text, each with a driver.
+const OTHERS: u16 = 198;
+
 /// The largest number of faults that arrive at once: an attachment is shorter than the interval between two. Faults
 /// that would have arrived while this process waited for a processor are left out.
 const AT_ONCE: f64 = 1.0;
+
+/// Faults a second.
+const STORM: f64 = 100_000.0;
 
 /// Interval between the server's idle ticks.
 const TICK: Duration = Duration::from_millis(10);
@@ -29,12 +44,20 @@ const TICK: Duration = Duration::from_millis(10);
 const ROGUE: u16 = 0x20;
 const WORKER: u16 = 0x28;
 
+/// The first of the others.
+const FIRST: u16 = 0x30;
+
 struct Bench {
     server: Server<Counting, Buffers>,
     rogue: Handle,
     worker: Handle,
     shared: Shared,
     payload: Vec<u8>,
+}
+
+/// The others, each in a slot of its own.
+fn others() -> impl Iterator<Item = u16> {
+    (0..OTHERS).map(|number| FIRST + 8 * number)
 }
 
 impl Bench {
@@ -46,11 +69,11 @@ impl Bench {
             table: TableState::Parsed("DMAR"),
             firmware: firmware(),
             units: vec![UnitStart::Ready(unit)],
-            functions: vec![function(ROGUE), function(WORKER)],
+            functions: [ROGUE, WORKER].into_iter().chain(others()).map(function).collect(),
             ram: PhysRange::new(PhysAddr(0), 1 << 32).into_iter().collect(),
             own: Vec::new(),
             left: Vec::new(),
-            memory: tables(2),
+            memory: tables(8),
             buffers: Buffers::default(),
             budget: Budget::default(),
         });
@@ -60,6 +83,7 @@ impl Bench {
             server.open(caller, None, &path, true).expect("claimed")
         };
         let (rogue, worker) = (claim(ROGUE), claim(WORKER));
+        others().for_each(|number| drop(claim(number)));
         let mut bench = Self { server, rogue, worker, shared, payload: vec![0; 256] };
         bench.call(rogue, Operation::Attach);
         bench
@@ -84,12 +108,13 @@ impl Bench {
         assert_eq!(reply.refusal, 0, "{operation:?}");
     }
 
-    /// Returns the 99th percentile of attachments, in nanoseconds, while `rate` faults arrive each second.
-    fn attachments(&mut self, rate: f64) -> f64 {
-        let mut times = Vec::with_capacity(ATTACHMENTS);
+    /// Returns the 99th percentile of `count` attachments, in nanoseconds, while `rate` faults arrive each second. An
+    /// attachment that is due while `top` reads waits for it.
+    fn attachments(&mut self, count: usize, rate: f64, mut top: Option<&mut Top>) -> f64 {
+        let mut times = Vec::with_capacity(count);
         let mut last = Instant::now();
         let (mut due, mut idle) = (0.0, Instant::now());
-        for _ in 0..ATTACHMENTS {
+        for _ in 0..count {
             due = f64::min(due + last.elapsed().as_secs_f64() * rate, AT_ONCE);
             last = Instant::now();
             if idle.elapsed() > TICK {
@@ -99,12 +124,15 @@ impl Bench {
             self.arrive(due as usize);
             due -= due.floor();
             let start = Instant::now();
+            if let Some(top) = &mut top {
+                top.read_when_due(&mut self.server);
+            }
             self.call(self.worker, Operation::Attach);
             times.push(start.elapsed().as_secs_f64() * 1e9);
             self.call(self.worker, Operation::Detach);
         }
         times.sort_by(f64::total_cmp);
-        times[ATTACHMENTS * 99 / 100]
+        times[count * 99 / 100]
     }
 
     /// Puts the rogue's faults into the unit, up to its number of records. A silenced source leaves none.
@@ -125,13 +153,70 @@ impl Bench {
     }
 }
 
+/// `iommuctl top`, without its terminal.
+struct Top {
+    last: Instant,
+    before: Activity,
+    /// Time that server and reader spent.
+    spent: Duration,
+}
+
+impl Top {
+    fn new() -> Self {
+        Self { last: Instant::now(), before: Activity::default(), spent: Duration::ZERO }
+    }
+
+    fn read_when_due(&mut self, server: &mut Server<Counting, Buffers>) {
+        let elapsed = self.last.elapsed();
+        if elapsed < READ {
+            return;
+        }
+        self.last = Instant::now();
+        let caller = Caller { client: ClientId(0), uid: 0 };
+        let handle = server.open(caller, None, "activity", false).expect("opened");
+        let mut bytes = vec![0; 1 << 16];
+        let length = server.read(handle, 0, &mut bytes).expect("read");
+        server.close(handle);
+        let now = Activity::parse(std::str::from_utf8(&bytes[..length]).expect("text"));
+        let listed = u64::try_from(now.devices.len()).expect("a count");
+        assert_eq!(listed + now.not_listed, u64::from(OTHERS) + 2);
+        let interval = Interval::between(&self.before, &now, elapsed);
+        let look = Look { colour: true, width: Some(120) };
+        std::hint::black_box(top::text(&interval, look, &|_| None));
+        self.before = now;
+        self.spent += self.last.elapsed();
+    }
+}
+
+/// What `iommuctl top` costs while a device storms.
+fn watched(bench: &mut Bench) {
+    let (mut quiet, mut storm, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        bench.calm();
+        quiet.push(bench.attachments(WATCHED, 0.0, None));
+        let (mut top, start) = (Top::new(), Instant::now());
+        storm.push(bench.attachments(WATCHED, STORM, Some(&mut top)));
+        shares.push(100.0 * top.spent.as_secs_f64() / start.elapsed().as_secs_f64());
+    }
+    let share = median(&shares);
+    let what = "the same storm, 200 devices, `iommuctl top` reads ten times a second: its share";
+    Line::note(12, what, format!("{share:.2} % of a processor"))
+        .target("<= 5 %", share <= 5.0)
+        .print();
+    let against = ratio(&storm, &quiet);
+    Line::note(12, "attach of another device, p99, meanwhile", nanos(median(&storm)))
+        .peer(format!("quiet {}", nanos(median(&quiet))), against)
+        .target("<= 2x quiet", against <= 2.0)
+        .print();
+}
+
 pub fn run() {
     let (mut quiet, mut storm, mut after) = (Vec::new(), Vec::new(), Vec::new());
     let mut bench = Bench::new();
     for round in 0..=ROUNDS {
         bench.calm();
-        let least = bench.attachments(0.0);
-        let most = bench.attachments(100_000.0);
+        let least = bench.attachments(ATTACHMENTS, 0.0, None);
+        let most = bench.attachments(ATTACHMENTS, STORM, None);
         if round > 0 {
             quiet.push(least);
             storm.push(most);
@@ -153,4 +238,5 @@ pub fn run() {
     Line::note(12, format!("the source of {ROUNDS} storms"), measured)
         .target("silenced after <= 16 faults", most.is_some_and(|most| most <= 16))
         .print();
+    watched(&mut bench);
 }
