@@ -16,6 +16,7 @@ mod monitor;
 mod mutants;
 mod new_driver;
 mod options;
+mod package;
 mod packages;
 mod qemu;
 mod redox;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Bare(options) => bare::run(options),
         Command::Redox(options) => redox::run(&options),
         Command::CheckRedox => redox::check(),
+        Command::Package(options) => package::run(&options),
         Command::Explore(arguments) => explore::run(&arguments),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Mutants(options) => mutants::run(&options),

@@ -182,6 +182,15 @@ pub(crate) struct RedoxOptions {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// Options of `package`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PackageOptions {
+    /// A finished Redox tree.
+    pub(crate) tree: Option<PathBuf>,
+    /// The cookbook.
+    pub(crate) out: PathBuf,
+}
+
 /// Options of `fuzz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FuzzOptions {
@@ -229,6 +238,8 @@ pub(crate) enum Command {
     Redox(RedoxOptions),
     /// Compiles for Redox.
     CheckRedox,
+    /// Makes packages for Redox.
+    Package(PackageOptions),
     /// Everything CI runs, or stages of it by their names.
     Test(Vec<String>),
     /// The fuzzer.

@@ -94,6 +94,14 @@ fn emulator(iommu: Iommu) -> Result<Emulator> {
     if iommu == Iommu::Amd { Emulator::newer() } else { Emulator::installed() }
 }
 
+/// Builds this project's programs with the library of the tree at `root`. Returns their paths.
+///
+/// # Errors
+/// `Missing` without a complete tree; they do not compile.
+pub(crate) fn programs(root: Option<&Path>) -> Result<Vec<PathBuf>> {
+    build::programs(&Tree::open(root)?)
+}
+
 /// The common requirements of every boot.
 struct Host {
     tree: Tree,

@@ -67,7 +67,7 @@ const fn stage(lane: Lane, name: &'static str, run: fn() -> Result<Counts>) -> S
 
 use Lane::{Alone, Left, Right};
 
-const STAGES: [Stage; 27] = [
+const STAGES: [Stage; 28] = [
     stage(Alone, "format", || format(cargo())),
     stage(Alone, "format of the bare guest", || format(in_bare_guest(cargo()))),
     stage(Alone, "lints", || lints(cargo().args(["clippy", "--workspace"]))),
@@ -83,6 +83,7 @@ const STAGES: [Stage; 27] = [
     }),
     stage(Alone, "documentation of the interfaces", documentation),
     stage(Alone, "everything that Redox gets", redox_target),
+    stage(Alone, "packages for the installer of Redox", packer),
     stage(Alone, "unit and model tests", tests),
     stage(Alone, "bare guest, caching mode off", || bare_guest(BareOptions::default())),
     stage(Left, "bare guest, caching mode on", || {
@@ -167,6 +168,25 @@ fn in_redox_loader(mut command: Command) -> Command {
     command
 }
 
+/// The packer is a workspace of its own because of the installer's crates.
+fn in_packer(mut command: Command) -> Command {
+    command.current_dir(root().join("xtask/packer"));
+    command
+}
+
+/// Format, lints and tests of the packer.
+fn packer() -> Result<Counts> {
+    let mut counts = format(in_packer(cargo()))?;
+    let folder = target().join("packer");
+    let mut clippy = in_packer(cargo());
+    counts.add(lints(clippy.arg("clippy").arg("--target-dir").arg(&folder).arg("--all-targets"))?);
+    let mut test = in_packer(cargo());
+    counts.add(tests_of(
+        test.args(["test", "--quiet", "--locked"]).arg("--target-dir").arg(&folder),
+    )?);
+    Ok(counts)
+}
+
 /// Compiles and lints for Redox. Nothing is booted, because that needs a tree.
 fn redox_target() -> Result<Counts> {
     if let Err(error) = redox::compiler() {
@@ -201,13 +221,13 @@ fn documentation() -> Result<Counts> {
     Ok(Counts::one(command.status().context("cargo doc")?.success()))
 }
 
-/// Runs `cargo test` and sums up the counts of the test programs.
 fn tests() -> Result<Counts> {
-    let mut child = cargo()
-        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cargo test")?;
+    tests_of(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]))
+}
+
+/// Runs `cargo test` and sums up the counts of the test programs.
+fn tests_of(command: &mut Command) -> Result<Counts> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
     let mut counts = Counts::default();
     for line in BufReader::new(output).lines() {

@@ -26,6 +26,7 @@ fn parse_from(mut parser: Parser) -> Result<Command, lexopt::Error> {
             "bare" => bare(parser),
             "bench" => bench(parser),
             "redox" => redox(parser),
+            "package" => package(parser),
             "check-redox" => no_more(parser, "check-redox", Command::CheckRedox),
             "test" => test(parser),
             "fuzz" => fuzz(parser),
@@ -75,6 +76,20 @@ fn new_driver(mut parser: Parser) -> Result<Command, lexopt::Error> {
         Some(argument) => Err(argument.unexpected()),
         None => Err("new-driver: a name is missing".into()),
     }
+}
+
+fn package(mut parser: Parser) -> Result<Command, lexopt::Error> {
+    let (mut tree, mut out) = (None, None);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("tree") => tree = Some(parser.value()?.into()),
+            Arg::Long("out") => out = Some(parser.value()?.into()),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("package"))),
+            other => return Err(other.unexpected()),
+        }
+    }
+    let out = out.ok_or("package: --out DIR is missing")?;
+    Ok(Command::Package(PackageOptions { tree, out }))
 }
 
 fn test(mut parser: Parser) -> Result<Command, lexopt::Error> {
@@ -391,6 +406,9 @@ mod tests {
         };
         let line = "shell --program mydev --device edu --device edu,addr=0b.0";
         assert_eq!(words(line).unwrap(), Command::Shell(with));
+        let [tree, out] = ["tree", "book"].map(PathBuf::from);
+        let package = PackageOptions { tree: Some(tree), out };
+        assert_eq!(words("package --tree tree --out book").unwrap(), Command::Package(package));
         assert_eq!(words("new-driver mydev").unwrap(), Command::NewDriver("mydev".into()));
         assert_eq!(words("shell").unwrap(), Command::Shell(ShellOptions::default()));
     }
@@ -407,6 +425,8 @@ mod tests {
             "shell --program",
             "new-driver",
             "new-driver a b",
+            "package --tree x",
+            "package --out",
             "demo --iommu",
             "demo --iommu arm",
             "demo --nvme --iommu none",

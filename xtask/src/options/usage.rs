@@ -13,7 +13,7 @@ pub(crate) struct Usage {
 }
 
 /// All commands.
-pub(crate) const COMMANDS: [Usage; 11] = [
+pub(crate) const COMMANDS: [Usage; 12] = [
     Usage {
         name: "demo",
         line: "[OPTIONS]",
@@ -125,6 +125,16 @@ pub(crate) const COMMANDS: [Usage; 11] = [
   --keep                   keep the image, and say where it is
   --verbose                show the console too
   --json FILE              also write the checks to FILE: an array of {name, ok, detail}
+",
+    },
+    Usage {
+        name: "package",
+        line: "--tree DIR --out DIR",
+        about: "packages for the installer of Redox",
+        options: "\
+  --tree DIR               a finished Redox tree; without it: what one consists of
+  --out DIR                the cookbook that the packages go to, signed with its key; what is
+                           missing is made
 ",
     },
     Usage {
