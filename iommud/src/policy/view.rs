@@ -84,6 +84,8 @@ pub struct FunctionView {
     pub session: Option<SessionId>,
     /// It was attached when its session, its unit or an earlier server ended: its group is blocked.
     pub cut: bool,
+    /// It is blocked only because another member of its group is attached, and it has no session.
+    pub left_out: bool,
     /// Faults under its own requester id are suppressed.
     pub silenced: bool,
 }

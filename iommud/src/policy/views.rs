@@ -99,8 +99,31 @@ impl Registry {
             sources: self.state.machine.sources_of(index).collect(),
             session: known.session,
             cut: known.activity == Activity::Unquiesced,
+            left_out: self.state.machine.is_left_out(index),
             silenced: own.flatten().is_some_and(|source| source.silenced),
         })
+    }
+
+    /// The functions that are blocked only because another member of their group is attached: they have no session, and
+    /// policy lets them reach memory otherwise.
+    pub fn left_out(&self) -> impl Iterator<Item = PciAddress> + '_ {
+        let machine = &self.state.machine;
+        self.functions()
+            .filter(|at| machine.find(*at).is_some_and(|(index, _)| machine.is_left_out(index)))
+    }
+
+    /// The functions that an attach of this session blocks: none unless it is the first of its group.
+    #[must_use]
+    pub fn left_out_by(&self, session: SessionId) -> Vec<PciAddress> {
+        let machine = &self.state.machine;
+        let session = self.state.sessions.get(session.0);
+        let group = session.and_then(|session| machine.group(session.group));
+        let Some(group) = group.filter(|group| group.state.attached == 0) else {
+            return Vec::new();
+        };
+        let members = group.members.iter().filter(|member| machine.would_be_left_out(**member));
+        let members = members.filter_map(|member| machine.table.get(*member));
+        members.map(|function| function.address).collect()
     }
 
     /// Whether the function at an address is attached or unquiesced, or was when it went and has not come back. Stays

@@ -16,6 +16,7 @@ use crate::policy::{
 use crate::server::Server;
 use crate::server::decode::{self, AllocateArguments, ListArguments, Request};
 use crate::server::handles::Handle;
+use crate::server::text::LEFT_OUT;
 use crate::topology::capabilities::PageSizes;
 
 /// Writes structures one after another behind the reply header.
@@ -98,7 +99,12 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             Request::Attach => {
                 // Faults from before the attach are not this owner's: the last DMA of a dead driver, for one.
                 self.poll_faults();
-                self.plain(&Event::Attach(session), body)
+                let left_out = self.registry.left_out_by(session);
+                self.plain(&Event::Attach(session), body)?;
+                for device in left_out {
+                    log::warn!("{device} reaches {LEFT_OUT}");
+                }
+                Ok(())
             }
             Request::Detach => self.plain(&Event::Detach(session), body),
             Request::Release(slot) => self.plain(&Event::Release(session, slot), body),

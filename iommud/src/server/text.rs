@@ -15,6 +15,10 @@ use crate::server::faults::storms::LIMIT;
 use crate::server::unit_status::{UnitState, UnitStatus};
 use crate::topology::firmware::UnitKind;
 
+/// What a device reaches that is blocked beside a driven one: their group has one domain.
+pub(super) const LEFT_OUT: &str =
+    "nothing: another device of its group is attached, and no driver has claimed this one";
+
 impl<U: Unit, B: BufferMemory> Server<U, B> {
     /// The text at `path`; `None` when there is no such object or the path is a directory.
     pub(super) fn text(&mut self, path: Path) -> Option<String> {
@@ -59,6 +63,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             let device = self.device_of_source(UnitIndex(unit), source);
             let words = if known { "" } else { ", no function is known there" };
             writeln!(out, "silenced: {device} after {LIMIT} faults{words}")?;
+        }
+        for device in self.registry.left_out() {
+            writeln!(out, "left out: {device} reaches {LEFT_OUT}")?;
         }
         self.vacant_buses(out)?;
         let withheld: u64 = self.machine.withheld.iter().map(|range| range.length()).sum();
@@ -203,6 +210,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let attached = session.is_some_and(|session| session.attached);
         match device.binding {
             Binding::Blocked if device.cut => "nothing: its owner ended while it was attached",
+            Binding::Blocked if device.left_out => LEFT_OUT,
             Binding::Blocked => "nothing",
             Binding::PassThrough => "all memory, untranslated",
             Binding::Domain(_) if attached => "what its session maps",

@@ -127,6 +127,31 @@ fn a_device_tells_what_it_reaches() {
     assert_eq!(reaches(&mut server), [failed, failed, off]);
 }
 
+/// Two functions of one device: the one without a driver is named in `status`, and its own text says why.
+#[test]
+fn a_member_without_a_driver_is_named_beside_an_attached_one() {
+    let mut startup = machine([UnitStart::Ready(FakeUnit::default())]);
+    startup.config.default = Mode::Compat;
+    let [driven, other] = [0, 1].map(|number| PciAddress::new(0, 0, 3, number).unwrap());
+    startup.functions =
+        [driven, other].map(|at| PciFunction { multifunction: true, ..endpoint(at) }).to_vec();
+    let mut server = Tested::start(startup);
+    let line = "left out: 0000--00--03.1 reaches nothing: another device of its group is attached, and no driver has \
+                claimed this one\n";
+    let said = |server: &mut Tested| {
+        let device = server.text(Path::Device(other)).unwrap();
+        let status = server.text(Path::Status).unwrap();
+        let reaches = line.replace("left out: 0000--00--03.1 reaches", "reaches:");
+        (status.contains(line), device.contains(&reaches))
+    };
+    let session = claim(&mut server, driven);
+    assert_eq!(said(&mut server), (false, false));
+    attach(&mut server, session);
+    assert_eq!(said(&mut server), (true, true));
+    server.close(session);
+    assert_eq!(said(&mut server), (false, false));
+}
+
 /// 257 regions of firmware, and the interrupt window: two more than are listed.
 #[test]
 fn a_domain_of_many_regions_says_how_many_it_leaves_out() {

@@ -110,6 +110,24 @@ impl Machine {
         self.target_of_policy(key.0, group, &source.users, group.state.unquiesced > 0)
     }
 
+    /// Whether a function is blocked only because another member of its group is attached.
+    pub(in crate::policy) fn is_left_out(&self, index: FunctionIndex) -> bool {
+        let group = self.function(index).and_then(|function| self.group(function.group));
+        group.is_some_and(|group| group.state.attached > 0) && self.would_be_left_out(index)
+    }
+
+    /// Whether a function has no driver, and is blocked when another member of its group is attached. A bridge makes no
+    /// requests of its own.
+    pub(in crate::policy) fn would_be_left_out(&self, index: FunctionIndex) -> bool {
+        let is_bridge = self.table.get(index).is_none_or(|function| function.buses().is_some());
+        !is_bridge
+            && self.function(index).is_some_and(|function| {
+                function.session.is_none()
+                    && function.activity == Activity::Quiet
+                    && function.mode != Mode::Strict
+            })
+    }
+
     /// The domain of policy of a requester whose group is unquiesced; `None` when the requester is blocked.
     pub(in crate::policy) fn target_when_unquiesced(&self, key: Key) -> Option<Shared> {
         let source = self.sources.get(key)?;

@@ -5,7 +5,7 @@ use std::vec::Vec;
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
-use super::{PAGE, claim_event, own_domain, pair, partition, permutations, tree};
+use super::{PAGE, claim_event, own_domain, pair, partition, permutations, strict, tree};
 use crate::policy::tests::world::*;
 use crate::policy::{Batch, Binding, Config, Event, Hold, Import, MapList, UnitIndex};
 use crate::topology::pci::{Buses, FunctionKind};
@@ -175,4 +175,42 @@ fn behind_a_bridge_the_shared_requester_id_goes_with_the_attached_device() {
     assert!(matches!(bench.world.entry(0, address(0, 1, 0)), Binding::Domain(_)), "another group");
     let alias = RequesterId::new(2, 0, 0).unwrap();
     assert_eq!(bench.registry.session_of(UnitIndex(0), alias), Some(session));
+}
+
+/// A member without a driver is blocked beside an attached one. It is named before and as long as that lasts.
+#[test]
+fn a_member_without_a_driver_is_named_while_another_is_attached() {
+    let [d1, d2] = pair();
+    let mut bench = Bench::compat(&[d1, d2]);
+    let first = bench.claim(1, d1.address);
+    let named = |bench: &Bench| {
+        let all: Vec<_> = bench.registry.left_out().collect();
+        let of_view = bench.registry.function(d2.address).unwrap().left_out;
+        assert_eq!(of_view, all.contains(&d2.address));
+        all
+    };
+    assert_eq!(bench.registry.left_out_by(first), [d2.address]);
+    assert_eq!(named(&bench), [], "policy applies until one is attached");
+    bench.run(&Event::Attach(first)).unwrap();
+    assert_eq!(bench.world.entry(0, d2.address), Binding::Blocked);
+    assert_eq!(named(&bench), [d2.address]);
+    assert_eq!(bench.registry.left_out_by(first), [], "it is attached already");
+    let second = bench.claim_under(1, d2.address, Some(first)).unwrap();
+    assert_eq!(named(&bench), [], "it has a driver");
+    bench.run(&Event::Close(second)).unwrap();
+    assert_eq!(named(&bench), [d2.address]);
+    bench.run(&Event::Detach(first)).unwrap();
+    assert_eq!(named(&bench), []);
+    assert_eq!(bench.registry.left_out_by(first), [d2.address]);
+}
+
+/// Under policy `strict` a member without a driver loses nothing.
+#[test]
+fn a_strict_member_is_not_named() {
+    let [d1, d2] = pair();
+    let mut bench = Bench::new(strict(), one_unit(), &[d1, d2]);
+    let first = bench.claim(1, d1.address);
+    assert_eq!(bench.registry.left_out_by(first), []);
+    bench.run(&Event::Attach(first)).unwrap();
+    assert_eq!(bench.registry.left_out().count(), 0);
 }
