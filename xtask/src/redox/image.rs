@@ -66,14 +66,15 @@ device = 0x100e
 command = ["/scheme/initfs/lib/drivers/e1000d"]
 "#;
 
-/// This project's NVMe driver for the second controller, which has different ids from the system's disk. The first
+/// This project's NVMe driver for the second controller, launched without a name as another user. The controller has
+/// different ids from the system's disk. The first
 /// matching driver is used, and files are read in the order of their names.
 const NVME: &str = r#"
 [[drivers]]
 name = "NVMe through iommud"
 vendor = 0x8086
 device = 0x5845
-command = ["/scheme/initfs/bin/nvme", "info", "--interrupts"]
+command = ["/scheme/initfs/bin/iommu-run", "--user", "1000", "--names", "none", "--", "/scheme/initfs/bin/nvme", "info", "--interrupts"]
 "#;
 
 /// Packs the image for `stage` into `directory`.

@@ -15,6 +15,8 @@ mod inherited;
 #[cfg(target_os = "redox")]
 mod keeper;
 #[cfg(target_os = "redox")]
+mod launched;
+#[cfg(target_os = "redox")]
 mod mapped;
 #[cfg(target_os = "redox")]
 mod names;
@@ -46,6 +48,7 @@ fn main() {
         Some("late") => late(),
         Some("stranger") => drivers::open(&std::env::args().nth(2).unwrap_or_default()),
         Some("inherited") => inherited::child(),
+        Some("names") => launched::names(),
         Some("bring") => brought::child(&std::env::args().nth(2).unwrap_or_default()),
         Some("copied") => restart::copied(),
         Some("reader") => restart::read_on(),
@@ -135,6 +138,8 @@ fn early() -> Result<(), String> {
         report.check(nvme::killed(&connection, &controller));
         report.check(drivers::interrupts(&connection));
         report.check(brought::check(&connection, &device));
+        report.check(launched::works(&device));
+        report.check(launched::doors(&device));
         report.check(restart::check(&device));
         report.check(keeper::check());
         report.check(mapped::check());
