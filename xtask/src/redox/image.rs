@@ -25,6 +25,8 @@ pub(super) enum Stage {
     EarlyTimed,
     /// iommud does not start; only the time is reported.
     WithoutTimed,
+    /// Like `Early`; then a prompt instead of the checks.
+    Shell,
 }
 
 impl Stage {
@@ -34,6 +36,7 @@ impl Stage {
             Self::Early | Self::Oneshot => "early",
             Self::Late => "root",
             Self::EarlyTimed | Self::WithoutTimed => "mark\", \"end",
+            Self::Shell => "shell",
         }
     }
 }
@@ -98,7 +101,7 @@ pub(super) fn pack(
     let units = initfs.join("lib/init.d");
     let ours = root().join("iommud/image");
     match stage {
-        Stage::Early | Stage::Oneshot | Stage::EarlyTimed => {
+        Stage::Early | Stage::Oneshot | Stage::EarlyTimed | Stage::Shell => {
             for unit in UNITS {
                 fs::copy(ours.join(unit), units.join(unit))?;
             }

@@ -16,6 +16,7 @@ mod inherited;
 mod keeper;
 #[cfg(target_os = "redox")]
 mod launched;
+mod line;
 #[cfg(target_os = "redox")]
 mod mapped;
 #[cfg(target_os = "redox")]
@@ -23,10 +24,17 @@ mod names;
 mod nvme;
 mod pattern;
 #[cfg(target_os = "redox")]
+mod prompt;
+#[cfg(target_os = "redox")]
 mod restart;
 mod root;
 #[cfg(target_os = "redox")]
 mod vectors;
+
+#[path = "../../linux/src/greeting.rs"]
+mod greeting;
+#[path = "../../linux/src/tour.rs"]
+mod tour;
 
 use std::fs;
 
@@ -46,6 +54,7 @@ fn main() {
         Some("root") => root::make(),
         Some("load") => disk::load(),
         Some("late") => late(),
+        Some("shell") => shell(),
         Some("stranger") => drivers::open(&std::env::args().nth(2).unwrap_or_default()),
         Some("inherited") => inherited::child(),
         Some("names") => launched::names(),
@@ -148,6 +157,14 @@ fn early() -> Result<(), String> {
     }
     println!("@@end");
     Ok(())
+}
+
+/// Lets the user type, instead of the checks.
+#[cfg(target_os = "redox")]
+fn shell() -> Result<(), String> {
+    let connection = Connection::system().map_err(|error| format!("connect: {error}"))?;
+    let status = connection.text("status").map_err(|error| format!("status: {error}"))?;
+    prompt::run(&connection, &status)
 }
 
 /// Runs the last unit of the second stage.
