@@ -132,6 +132,8 @@ pub(crate) struct ShellOptions {
     pub(crate) iommu: Iommu,
     /// Types the tour and compares what it prints, instead of letting the user type.
     pub(crate) tour: bool,
+    /// The Redox tree, for a guest of Redox.
+    pub(crate) redox: Option<PathBuf>,
     /// Packages of the workspace whose programs are in the guest too.
     pub(crate) programs: Vec<String>,
     /// More devices of the machine, as QEMU's `-device` takes them.

@@ -12,8 +12,12 @@ use crate::workspace::{cargo, quietly, root, target};
 use crate::{guest, redox};
 
 /// The packages: name, and the program in it.
-const PACKAGES: [(&str, &str); 3] =
-    [("iommud", "iommud"), ("iommuctl", "iommuctl"), ("iommu-nvme", "nvme")];
+const PACKAGES: [(&str, &str); 4] = [
+    ("iommud", "iommud"),
+    ("iommuctl", "iommuctl"),
+    ("iommu-run", "iommu-run"),
+    ("iommu-nvme", "nvme"),
+];
 
 /// Builds the programs with the tree's library, and packs them into the cookbook.
 ///

@@ -66,6 +66,11 @@ impl Machine {
     /// to the console's file.
     pub(crate) fn talk(&mut self) {
         self.swap_serial();
+        self.share_monitor();
+    }
+
+    /// Gives QEMU's monitor, behind Ctrl-A C, to whoever has the serial port.
+    pub(crate) fn share_monitor(&mut self) {
         for argument in &mut self.arguments {
             if *argument == "stdio" {
                 *argument = "mon:stdio".into();

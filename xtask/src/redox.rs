@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 
 use crate::emulator::Emulator;
 use crate::guest;
-use crate::options::{Iommu, RedoxOptions, RedoxRun};
+use crate::options::{Iommu, RedoxOptions, RedoxRun, ShellOptions};
 use crate::qemu::{End, Machine};
 use crate::report::Report;
 use console::{Condition, Console};
@@ -90,6 +90,29 @@ pub(crate) fn run(options: &RedoxOptions) -> Result<bool> {
     passed
 }
 
+/// The machine of a prompt on Redox, its emulator, and the directory of its files.
+///
+/// # Errors
+/// Like those of [`run`].
+pub(crate) fn shell(options: &ShellOptions) -> Result<(Machine, Emulator, PathBuf)> {
+    let tree = Tree::open(options.redox.as_deref())?;
+    let emulator = emulator(options.iommu)?;
+    let loader = build::loader()?;
+    let programs = build::programs(&tree)?;
+    let directory = guest::directory("redox-shell")?;
+    let host = Host { tree, emulator, loader, programs, directory };
+    let image = image::pack(&host.tree, &host.programs, Stage::Shell, &host.directory)?;
+    let mut machine = host.machine(&image, options.iommu)?;
+    host.second_controller(&mut machine)?;
+    for device in &options.devices {
+        machine.args(["-device", device]);
+    }
+    // Nobody knows how long the user stays.
+    machine.deadline = Duration::MAX;
+    machine.share_monitor();
+    Ok((machine, host.emulator, host.directory))
+}
+
 fn emulator(iommu: Iommu) -> Result<Emulator> {
     if iommu == Iommu::Amd { Emulator::newer() } else { Emulator::installed() }
 }
@@ -156,11 +179,11 @@ impl Host {
         std::fs::File::create(&disk)?.set_len(SPARE)?;
         let drive = format!("file={},format=raw,if=none,id=spare", disk.display());
         machine.args(["-drive", &drive]);
-        machine.args(["-device", "nvme,drive=spare,serial=spare,use-intel-id=on"]);
+        machine.args(["-device", "nvme,drive=spare,serial=spare,use-intel-id=on,addr=05.0"]);
         Ok(())
     }
 
-    /// Builds a machine with a disk, a network card and an edu device.
+    /// Builds a machine with a disk, a network card and an edu device, which has the same address as in the other guests.
     fn machine(&self, image: &Path, iommu: Iommu) -> Result<Machine> {
         let environment = self.directory.join("environment");
         std::fs::write(&environment, "REDOXFS_BLOCK=0000000000000000\n")?;
@@ -180,8 +203,9 @@ impl Host {
             Iommu::None => {}
         }
         let drive = format!("file={},format=raw,if=none,id=disk", disk.display());
-        machine.args(["-drive", &drive, "-device", "nvme,drive=disk,serial=iommud"]);
-        machine.args(["-device", "edu,dma_mask=0xffffffff", "-device", "e1000,netdev=net"]);
+        machine.args(["-drive", &drive, "-device", "nvme,drive=disk,serial=iommud,addr=02.0"]);
+        machine.args(["-device", "e1000,netdev=net,addr=03.0"]);
+        machine.args(["-device", "edu,dma_mask=0xffffffff,addr=04.0"]);
         machine.args(["-netdev", "user,id=net,restrict=on"]);
         Ok(machine)
     }

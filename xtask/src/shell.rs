@@ -1,4 +1,4 @@
-//! `xtask shell`: a prompt in the demo's guest, with iommud running.
+//! `xtask shell`: a prompt in the demo's guest, or in one of Redox, with iommud running.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::options::{Iommu, Qemu, ShellOptions};
 use crate::packages::download;
 use crate::qemu::{KillOnDrop, Machine, show_logs};
 use crate::workspace::{cache, quietly};
-use crate::{build, demo, disks, documents};
+use crate::{build, demo, disks, documents, redox};
 
 /// The package of the shell and its commands, one file that needs no others.
 const BUSYBOX: &str = "busybox-static";
@@ -89,8 +89,11 @@ pub(crate) fn tour_counted(options: &ShellOptions) -> Result<(usize, usize)> {
         all.push_str(&printed);
         all.push('\n');
     }
-    let block = documents::block("drivers/README.md", "edud: done")?;
-    tell("drivers/README.md shows what edud prints", documents::shows(&block, &all), &all);
+    // On Redox addresses begin elsewhere.
+    if options.redox.is_none() {
+        let block = documents::block("drivers/README.md", "edud: done")?;
+        tell("drivers/README.md shows what edud prints", documents::shows(&block, &all), &all);
+    }
     terminal.input.write_all(b"exit\n")?;
     let ended = wait(&mut child)?;
     tell("exit leaves the guest", ended, "it still runs");
@@ -163,6 +166,9 @@ fn reader(mut output: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
 }
 
 fn machine(options: &ShellOptions) -> Result<(Machine, crate::emulator::Emulator, PathBuf)> {
+    if options.redox.is_some() {
+        return redox::shell(options);
+    }
     let iommu = options.iommu;
     // The installed QEMU has no AMD-Vi unit that translates.
     let emulator = if iommu == Iommu::Amd { Qemu::Newer } else { Qemu::Installed }.get()?;

@@ -175,7 +175,8 @@ impl Device {
     /// nobody owns. Both devices share one domain, so an address is the same memory for both once each is attached.
     ///
     /// # Errors
-    /// The errors of [`Device::open`]; `Busy` if this owner has claimed the device already.
+    /// The errors of [`Device::open`]; `Busy` if this owner has claimed the device already; `Permission` if this process
+    /// is no administrator, although it has the session.
     pub fn open_member(&self, address: PciAddress) -> Result<Self, Error> {
         let transport = &self.session.transport;
         let path = SessionPath::Member(address).to_string();

@@ -51,6 +51,7 @@ mod connection;
 mod device;
 mod error;
 mod grant;
+pub mod handover;
 mod imported;
 mod mapping;
 mod pool;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use iommu_client::platform::Memory;
-use iommu_client::platform::pci::{self, Function};
-use iommu_client::{BusMasterPermission, Connection, Device, Error as ClientError, SessionFlags};
+use iommu_client::platform::pci::Function;
+use iommu_client::{BusMasterPermission, Device, Error as ClientError, SessionFlags};
 use nvme::{
     CompletionMode, Confine, Controller, DataSource, Error, LentData, NamespaceInfo, Request,
     Settings, Troubles, Work,
@@ -53,18 +53,12 @@ impl fmt::Display for Waits {
 }
 
 impl Disk {
-    /// Opens the device of this name. If the name is empty, it opens the one that this driver was started for. Its
-    /// requests are confined like this.
-    pub(crate) fn open(
-        connection: &Connection,
-        name: &str,
+    /// Takes a device into use. Its requests are confined like this.
+    pub(crate) fn start(
+        device: Device,
         options: &Options,
         confine: Confine,
     ) -> Result<Self, Failure> {
-        let device = match pci::spawned().filter(|_| name.is_empty()) {
-            Some(address) => Device::claim(connection, address)?,
-            None => Device::open(connection, name)?,
-        };
         // Bus mastering is off from here on.
         let mut function = Function::open(device.address()).map_err(ClientError::from)?;
         device.quiesce(&mut function)?;

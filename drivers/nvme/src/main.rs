@@ -8,7 +8,8 @@ mod transfer;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use iommu_client::Connection;
+use iommu_client::platform::pci;
+use iommu_client::{Connection, Device};
 use nvme::{Confine, NamespaceInfo, Operation};
 
 use disk::{Disk, Waits};
@@ -80,39 +81,44 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    let connection = Connection::system()?;
-    let mut disk = open(&connection, &options.device, options, options.confine)?;
+    let mut disk = start(claim(&options.device)?, options, options.confine)?;
     match options.command {
         Command::Info => info(&disk),
         Command::Write => transfer(&mut disk, options, Operation::Write)?,
         Command::Read => transfer(&mut disk, options, Operation::Read)?,
         Command::Rogue => rogue(&mut disk, options)?,
-        Command::Bench => match &options.against {
-            None => bench::alone(&connection, &mut disk, options)?,
-            Some(name) => {
-                let mut other = open(&connection, name, options, Confine::Pool)?;
-                match options.table {
-                    None => bench::pairs(&connection, &mut disk, &mut other, options)?,
-                    Some(table) => {
-                        bench::table(&connection, &mut disk, &mut other, options, table)?;
-                    }
-                }
-                other.close()?;
-            }
-        },
+        Command::Bench => bench(&mut disk, options)?,
     }
     let fault = disk.device.next_fault()?;
     disk.close()?;
     fault.map_or(Ok(()), |fault| Err(Failure::Fault(fault.to_string())))
 }
 
-fn open(
-    connection: &Connection,
-    name: &str,
-    options: &Options,
-    confine: Confine,
-) -> Result<Disk, Failure> {
-    let disk = Disk::open(connection, name, options, confine)?;
+fn bench(disk: &mut Disk, options: &Options) -> Result<(), Failure> {
+    let connection = Connection::system()?;
+    let Some(name) = &options.against else { return bench::alone(&connection, disk, options) };
+    let mut other = start(claim(name)?, options, Confine::Pool)?;
+    match options.table {
+        None => bench::pairs(&connection, disk, &mut other, options)?,
+        Some(table) => bench::table(&connection, disk, &mut other, options, table)?,
+    }
+    other.close()
+}
+
+/// The device of this name. If the name is empty, the one that this driver was started for.
+fn claim(name: &str) -> Result<Device, Failure> {
+    if !name.is_empty() {
+        return Ok(Device::open(&Connection::system()?, name)?);
+    }
+    if let Some(device) = Device::handed_over()? {
+        return Ok(device);
+    }
+    let address = pci::spawned().ok_or(iommu_client::Error::BadName)?;
+    Ok(Device::claim(&Connection::system()?, address)?)
+}
+
+fn start(device: Device, options: &Options, confine: Confine) -> Result<Disk, Failure> {
+    let disk = Disk::start(device, options, confine)?;
     let name = disk.device.address();
     println!("nvme: {name} attached, {}", if disk.confined { "confined" } else { "NOT CONFINED" });
     if let Waits::NoVector(_) = disk.waits {

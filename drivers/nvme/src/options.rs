@@ -10,7 +10,7 @@ use nvme::Confine;
 pub(crate) const USAGE: &str = "\
 usage: nvme COMMAND [--device SSSS--BB--DD.F] [OPTIONS]
 
-The device may be left out by a driver that pcid-spawner started for it.
+The device may be left out by a driver that pcid-spawner or iommu-run started.
 
   info                what the controller says of itself and of its namespaces
   write               writes a pattern, or a file

@@ -62,7 +62,8 @@ mod words;
 
 pub mod platform;
 
-pub use platform::{Error, Result, SESSION_VARIABLE};
+pub use iommu_client::handover::SESSION_VARIABLE;
+pub use platform::{Error, Result};
 pub use session::{Late, through};
 
 /// Keeps what later allocations need, under descriptors of this process: the root of the memory scheme, and the

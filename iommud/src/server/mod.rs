@@ -187,7 +187,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         }
     }
 
-    /// A session handle gives any holder the right to open the paths below it.
+    /// A session handle gives any holder the right to open the buffers below it. Another device is a claim, for which
+    /// the holder must be an administrator: a driver that was handed one session gets no second device.
     fn open_below(
         &mut self,
         caller: Caller,
@@ -197,7 +198,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
     ) -> Result<Object, Refusal> {
         match SessionPath::parse(path).ok_or(Refusal::NotFound)? {
             SessionPath::Buffer(slot) => self.hold(session, slot),
-            SessionPath::Member(address) if write => {
+            SessionPath::Member(address) if write && caller.uid == 0 => {
                 self.claim(caller.client, address, Some(session))
             }
             SessionPath::Member(_) => Err(Refusal::Permission),

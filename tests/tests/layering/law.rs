@@ -184,6 +184,20 @@ pub(crate) const LAW: &[(&str, &[&str])] = &[
             "nvme",
         ],
     ),
+    // The launcher has the system's means of starting a program.
+    (
+        "drivers::platform",
+        &[
+            "core",
+            "std",
+            "libc",
+            "libredox",
+            "ioslice",
+            "iommu_client",
+            "iommu_client::platform",
+            "drivers",
+        ],
+    ),
     // Tests of these crates run on the software unit.
     ("iommud.tests", &["*"]),
     ("iommu_client.tests", &["*"]),

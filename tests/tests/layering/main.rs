@@ -38,6 +38,7 @@ const UNSAFE: &[&str] = &[
     "iommud::platform",
     "iommu_client::platform",
     "redox_dma::platform",
+    "drivers::platform",
     // The crate's interface has unsafe functions, and its tests call them, in a module of that name.
     "redox_dma.tests",
     "guests",

@@ -381,3 +381,17 @@ fn bad_paths_and_callers_are_refused() {
     assert_eq!(scene.stack.server.open(caller(0), None, &huge, false), Err(Refusal::NotFound));
     scene.stack.snapshot().assert_same(&scene.before, "");
 }
+
+/// Whoever was handed one session, as another user, claims no second device with it.
+#[test]
+fn a_session_of_another_user_claims_no_second_device() {
+    let mut scene = scene();
+    let caller = |uid| iommud::server::Caller { client: iommud::policy::ClientId(1), uid };
+    let [.., free] = devices();
+    let path = format!("devices/{free}");
+    let at = Some(scene.session);
+    let claimed = scene.stack.server.open(caller(1000), at, &path, true);
+    assert_eq!(claimed, Err(Refusal::Permission));
+    scene.stack.snapshot().assert_same(&scene.before, "refused");
+    assert!(scene.stack.server.open(caller(0), at, &path, true).is_ok(), "it was free");
+}

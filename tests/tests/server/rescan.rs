@@ -152,7 +152,7 @@ fn a_claim_of_a_function_that_is_not_known_looks_for_it() {
     assert_eq!(functions.walks(), 1);
     stack.attach(session).unwrap();
     let member = format!("devices/{}", endpoint(0, 10, 0).address);
-    let caller = iommud::server::Caller { client: iommud::policy::ClientId(1), uid: 1000 };
+    let caller = iommud::server::Caller { client: iommud::policy::ClientId(1), uid: 0 };
     functions.plug(endpoint(0, 10, 0));
     stack.server.open(caller, Some(session), &member, true).unwrap();
     assert_eq!(stack.claim(2, new.address), Err(Refusal::NotOwner));

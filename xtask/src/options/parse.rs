@@ -54,6 +54,7 @@ fn shell(mut parser: Parser) -> Result<Command, lexopt::Error> {
         match argument {
             Arg::Long("iommu") => options.iommu = iommu(&mut parser)?,
             Arg::Long("tour") => options.tour = true,
+            Arg::Long("redox") => options.redox = Some(parser.value()?.into()),
             Arg::Long("program") => options.programs.push(parser.value()?.string()?),
             Arg::Long("device") => options.devices.push(parser.value()?.string()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help(Some("shell"))),
@@ -62,6 +63,9 @@ fn shell(mut parser: Parser) -> Result<Command, lexopt::Error> {
     }
     if options.tour && options.iommu == Iommu::None {
         return Err("the tour needs a unit".into());
+    }
+    if options.redox.is_some() && !options.programs.is_empty() {
+        return Err("--program is for the guest of Linux".into());
     }
     Ok(Command::Shell(options))
 }
@@ -409,6 +413,8 @@ mod tests {
         let [tree, out] = ["tree", "book"].map(PathBuf::from);
         let package = PackageOptions { tree: Some(tree), out };
         assert_eq!(words("package --tree tree --out book").unwrap(), Command::Package(package));
+        let redox = ShellOptions { redox: Some("tree".into()), ..ShellOptions::default() };
+        assert_eq!(words("shell --redox tree").unwrap(), Command::Shell(redox));
         assert_eq!(words("new-driver mydev").unwrap(), Command::NewDriver("mydev".into()));
         assert_eq!(words("shell").unwrap(), Command::Shell(ShellOptions::default()));
     }
@@ -423,6 +429,8 @@ mod tests {
             "help x",
             "shell --tour --iommu none",
             "shell --program",
+            "shell --redox",
+            "shell --redox tree --program mydev",
             "new-driver",
             "new-driver a b",
             "package --tree x",

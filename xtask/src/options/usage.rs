@@ -39,11 +39,12 @@ pub(crate) const COMMANDS: [Usage; 12] = [
     Usage {
         name: "shell",
         line: "[OPTIONS]",
-        about: "a prompt in the demo's guest, with iommud running and five things to try",
+        about: "a prompt in a guest of Linux or Redox, with iommud running and five things to try",
         options: "\
   --iommu intel|amd|none   the unit of the guest's machine (default: intel)
   --program PACKAGE        the program of this package of the workspace is in the guest too, in /bin
   --device ARGUMENT        the machine has this device too, as QEMU's -device takes it
+  --redox DIR              a guest of Redox, from the finished tree in DIR (see redox)
   --tour                   type the five things and compare what they print, instead of waiting for
                            somebody to type
 ",

@@ -24,10 +24,12 @@ const COMPILER: [(&str, &str); 3] =
     [(CARGO, "cargo-web"), (RUSTC, "rustc-web"), (SOURCES, "rust-web-src")];
 
 /// The crates for Redox.
-const PACKAGES: [&str; 6] = ["iommud", "iommuctl", "edud", "nvme", "rogue", "redox-guest"];
+const PACKAGES: [&str; 7] =
+    ["iommud", "iommuctl", "iommu-run", "edud", "nvme", "rogue", "redox-guest"];
 
 /// The programs of those crates.
-const PROGRAMS: [&str; 6] = ["iommud", "iommuctl", "edud", "nvme", "rogue", "redox-guest"];
+const PROGRAMS: [&str; 7] =
+    ["iommud", "iommuctl", "iommu-run", "edud", "nvme", "rogue", "redox-guest"];
 
 /// Builds the loader, for a machine without an operating system.
 ///

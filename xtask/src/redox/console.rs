@@ -95,11 +95,20 @@ pub(super) fn nameless(console: &Console) -> Result<String, String> {
     }
 }
 
-/// Checks that the driver started by pcid-spawner reported its device and the device's identity.
+/// Checks that the driver started by pcid-spawner was launched, and reported its device, the device's identity, and
+/// its interrupts, in this order.
 pub(super) fn spawned(console: &Console) -> Result<String, String> {
-    match (console.position(", confined"), console.position("serial:    spare")) {
-        (Some(attached), Some(serial)) if attached < serial => Ok("its words are there".into()),
-        other => Err(format!("lines of the console with its device and its serial: {other:?}")),
+    let words = [
+        "claimed for",
+        ", confined",
+        "serial:    spare",
+        "interrupts: a vector of the controller's own",
+    ];
+    let places: Vec<_> = words.iter().map(|word| console.position(word)).collect();
+    if places.iter().all(Option::is_some) && places.is_sorted() {
+        Ok("its words are there".into())
+    } else {
+        Err(format!("lines of the console with {words:?}: {places:?}"))
     }
 }
 

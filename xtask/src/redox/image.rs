@@ -25,6 +25,8 @@ pub(super) enum Stage {
     EarlyTimed,
     /// iommud does not start; only the time is reported.
     WithoutTimed,
+    /// Like `Early`; then a prompt instead of the checks.
+    Shell,
 }
 
 impl Stage {
@@ -34,6 +36,7 @@ impl Stage {
             Self::Early | Self::Oneshot => "early",
             Self::Late => "root",
             Self::EarlyTimed | Self::WithoutTimed => "mark\", \"end",
+            Self::Shell => "shell",
         }
     }
 }
@@ -66,14 +69,15 @@ device = 0x100e
 command = ["/scheme/initfs/lib/drivers/e1000d"]
 "#;
 
-/// This project's NVMe driver for the second controller, which has different ids from the system's disk. The first
+/// This project's NVMe driver for the second controller, launched without a name as another user. The controller has
+/// different ids from the system's disk. The first
 /// matching driver is used, and files are read in the order of their names.
 const NVME: &str = r#"
 [[drivers]]
 name = "NVMe through iommud"
 vendor = 0x8086
 device = 0x5845
-command = ["/scheme/initfs/bin/nvme", "info", "--interrupts"]
+command = ["/scheme/initfs/bin/iommu-run", "--user", "1000", "--names", "none", "--", "/scheme/initfs/bin/nvme", "info", "--interrupts"]
 "#;
 
 /// Packs the image for `stage` into `directory`.
@@ -97,7 +101,7 @@ pub(super) fn pack(
     let units = initfs.join("lib/init.d");
     let ours = root().join("iommud/image");
     match stage {
-        Stage::Early | Stage::Oneshot | Stage::EarlyTimed => {
+        Stage::Early | Stage::Oneshot | Stage::EarlyTimed | Stage::Shell => {
             for unit in UNITS {
                 fs::copy(ours.join(unit), units.join(unit))?;
             }

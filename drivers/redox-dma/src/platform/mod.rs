@@ -17,10 +17,6 @@ pub use dma::Dma;
 pub use system::{Error, Result};
 pub(crate) use system::{Mapping, function, inherited, keep};
 
-/// Environment variable with the descriptor number of a session, for a process whose parent claimed its device. The
-/// parent leaves the descriptor open for it. Only processes on Redox inherit sessions.
-pub const SESSION_VARIABLE: &str = "IOMMU_SESSION";
-
 /// Error numbers, as POSIX systems (Redox and Linux alike) number them.
 pub(crate) const EIO: i32 = 5;
 pub(crate) const ENOMEM: i32 = 12;

@@ -6,7 +6,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
-use libredox::call::{call_wo, getns, mkns, register_scheme_to_ns, setns};
+use libredox::call::{call_wo, close, getns, mkns, openat, register_scheme_to_ns, setns};
+use libredox::flag::{O_CLOEXEC, O_DIRECTORY, O_RDONLY};
 use redox_daemon::Daemon;
 use redox_scheme::Socket;
 use redox_scheme::scheme::SchemeSync;
@@ -86,14 +87,18 @@ impl Announce {
     }
 }
 
-/// Enters a name space without names, and checks that nothing can be opened. The null name space of the C library
+/// Enters a name space without names, and checks that nothing can be opened. The descriptor of the old name space is
+/// closed, because everything can still be opened through it. The null name space of the C library
 /// does not suffice: it still has the memory scheme.
 ///
 /// # Errors
 /// The kernel gives no such name space. `EPERM` when a path can still be opened.
 fn give_up_names() -> Result<(), syscall::Error> {
-    setns(mkns(&[])?)?;
-    if File::open("/scheme/memory/zeroed").is_ok() || File::open("/scheme/sys/uname").is_ok() {
+    let old = setns(mkns(&[])?)?;
+    close(old)?;
+    let through = openat(old, "/scheme/memory", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    let opens = |path| File::open(path).is_ok();
+    if through.is_ok() || opens("/scheme/memory/zeroed") || opens("/scheme/sys/uname") {
         return Err(syscall::Error::new(syscall::error::EPERM));
     }
     log::info!("name space given up");

@@ -4,6 +4,7 @@ mod calls;
 #[expect(dead_code, reason = "xtask, which compiles the file too, uses the titles")]
 mod checks;
 mod edu;
+mod greeting;
 mod groups;
 mod kept;
 mod machine;

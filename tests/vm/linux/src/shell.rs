@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::greeting;
 use crate::process::run;
 use crate::report::log;
 use crate::server::Server;
 use crate::setup;
-use crate::tour::TOUR;
 use crate::unit::Family;
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -56,7 +56,7 @@ fn profile() -> String {
     let mut text = String::from("cat <<'END'\n\niommud runs in this machine, policy compat. ");
     match Family::of_machine() {
         _ if !unit() => text.push_str("No unit confines its devices: try iommuctl check.\n"),
-        family => text.push_str(&tour(family)),
+        family => text.push_str(&greeting::tour(family == Family::AmdVi)),
     }
     text.push_str(
         "\nThree edu devices and three NVMe controllers are there (nvme info --device NAME). ",
@@ -70,15 +70,4 @@ fn profile() -> String {
 fn unit() -> bool {
     let there = |name| std::fs::exists(format!("/sys/firmware/acpi/tables/{name}"));
     ["DMAR", "IVRS"].into_iter().any(|name| there(name).unwrap_or(false))
-}
-
-fn tour(family: Family) -> String {
-    let mut text = String::from("Five things to try:\n\n");
-    for (number, stop) in TOUR.iter().enumerate() {
-        let expected = if family == Family::AmdVi { stop.amdvi } else { stop.vtd };
-        text.push_str(&format!("  {}. {}\n", number + 1, stop.about));
-        text.push_str(&format!("       {}\n", stop.command));
-        text.push_str(&format!("     prints: ... {expected} ...\n"));
-    }
-    text
 }

@@ -15,16 +15,26 @@ mod inherited;
 #[cfg(target_os = "redox")]
 mod keeper;
 #[cfg(target_os = "redox")]
+mod launched;
+mod line;
+#[cfg(target_os = "redox")]
 mod mapped;
 #[cfg(target_os = "redox")]
 mod names;
 mod nvme;
 mod pattern;
 #[cfg(target_os = "redox")]
+mod prompt;
+#[cfg(target_os = "redox")]
 mod restart;
 mod root;
 #[cfg(target_os = "redox")]
 mod vectors;
+
+#[path = "../../linux/src/greeting.rs"]
+mod greeting;
+#[path = "../../linux/src/tour.rs"]
+mod tour;
 
 use std::fs;
 
@@ -44,8 +54,10 @@ fn main() {
         Some("root") => root::make(),
         Some("load") => disk::load(),
         Some("late") => late(),
+        Some("shell") => shell(),
         Some("stranger") => drivers::open(&std::env::args().nth(2).unwrap_or_default()),
         Some("inherited") => inherited::child(),
+        Some("names") => launched::names(),
         Some("bring") => brought::child(&std::env::args().nth(2).unwrap_or_default()),
         Some("copied") => restart::copied(),
         Some("reader") => restart::read_on(),
@@ -135,6 +147,8 @@ fn early() -> Result<(), String> {
         report.check(nvme::killed(&connection, &controller));
         report.check(drivers::interrupts(&connection));
         report.check(brought::check(&connection, &device));
+        report.check(launched::works(&device));
+        report.check(launched::doors(&device));
         report.check(restart::check(&device));
         report.check(keeper::check());
         report.check(mapped::check());
@@ -143,6 +157,14 @@ fn early() -> Result<(), String> {
     }
     println!("@@end");
     Ok(())
+}
+
+/// Lets the user type, instead of the checks.
+#[cfg(target_os = "redox")]
+fn shell() -> Result<(), String> {
+    let connection = Connection::system().map_err(|error| format!("connect: {error}"))?;
+    let status = connection.text("status").map_err(|error| format!("status: {error}"))?;
+    prompt::run(&connection, &status)
 }
 
 /// Runs the last unit of the second stage.

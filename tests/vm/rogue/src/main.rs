@@ -1,6 +1,8 @@
 //! A driver of QEMU's edu device that copies until it is killed, or makes its device misbehave. Guests run it besides
 //! edud, whose driver it uses.
 
+#[cfg(target_os = "redox")]
+mod doors;
 mod options;
 mod tasks;
 
@@ -26,8 +28,10 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    let connection = Connection::system()?;
-    let device = Device::open(&connection, &options.device)?;
+    let device = match &options.device {
+        Some(name) => Device::open(&Connection::system()?, name)?,
+        None => Device::handed_over()?.ok_or("no device was named or handed on")?,
+    };
     let (mut driver, permission) = Driver::start(&device)?;
     println!("rogue: buffer at iova {:#x}", driver.buffer.iova());
     driver.round_trip(0)?;

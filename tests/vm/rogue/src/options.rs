@@ -3,7 +3,10 @@
 use std::fmt;
 
 pub(crate) const USAGE: &str = "\
-usage: rogue --device SSSS--BB--DD.F --iova HEX [--read] | --unmap-then-dma | --loop | --hold
+usage: rogue [--device SSSS--BB--DD.F] --iova HEX [--read] | --unmap-then-dma | --loop | --hold
+                                     | --doors
+
+The device may be left out by a driver that iommu-run started.
 
 Copies a pattern to the edu device and back by DMA as edud does, then
   --iova HEX        lets the device write (or --read) 64 bytes at an address it was not
@@ -12,6 +15,8 @@ Copies a pattern to the edu device and back by DMA as edud does, then
                     the fault and untouched memory
   --loop            copies and checks until it is killed, a line a hundred rounds
   --hold            lets the device write its buffer until it is killed
+  --doors           on Redox: tries every way out of a driver that iommu-run
+                    started, and says of each whether it is held or open
 exit: 0 as expected, 1 failed, 2 usage, 3 refused by iommud";
 
 /// The task after the first copy.
@@ -25,11 +30,14 @@ pub(crate) enum Task {
     Loop,
     /// Does DMA for ever.
     Hold,
+    /// Tries every way out.
+    Doors,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
-    pub(crate) device: String,
+    /// `None` for the device that a launcher handed on.
+    pub(crate) device: Option<String>,
     pub(crate) task: Task,
 }
 
@@ -62,6 +70,7 @@ impl Options {
                 "--unmap-then-dma" => Task::UnmapThenDma,
                 "--loop" => Task::Loop,
                 "--hold" => Task::Hold,
+                "--doors" => Task::Doors,
                 _ => return Err(BadUsage(word)),
             };
             if task.replace(chosen).is_some() {
@@ -74,7 +83,6 @@ impl Options {
             _ if read => return Err(BadUsage("--read".into())),
             _ => {}
         }
-        let device = device.ok_or_else(|| BadUsage("--device is missing".into()))?;
         Ok(Self { device, task })
     }
 }
@@ -101,6 +109,7 @@ mod tests {
         for bad in ["", "--read", "--iova", "--iova x", "--loop --hold", "--what"] {
             assert!(task(bad).is_err(), "{bad}");
         }
-        assert!(parse("--loop").is_err());
+        let inherited = Options { device: None, task: Task::Doors };
+        assert_eq!(parse("--doors"), Ok(inherited));
     }
 }

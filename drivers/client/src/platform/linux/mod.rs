@@ -1,6 +1,7 @@
 //! Linux: a Unix socket, memory by descriptors, PCI functions through sysfs.
 
 mod config;
+mod inherited;
 mod interrupt;
 mod memory;
 pub mod pci;

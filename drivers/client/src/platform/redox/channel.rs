@@ -4,8 +4,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 
 use iommu_protocol::ids::PciAddress;
+
+use crate::error::Error;
+use crate::platform::Memory;
 
 /// Numbers of requests and of the answers to them.
 const CONFIGURATION: (u32, u32) = (1, 1);
@@ -16,6 +20,11 @@ const WRITE: (u32, u32) = (8, 10);
 
 /// The feature MSI-X: interrupt vectors of the function's own.
 const VECTORS: u32 = 1;
+
+/// Fields of the offset at which registers are mapped: the base address register, and a memory type (pcid's scheme,
+/// `mmap_prep`).
+const BAR_BIT: u32 = 61;
+const UNCACHED: u64 = 1 << 59;
 
 /// The longest answer that is read, in bytes.
 const LONGEST: u64 = 4096;
@@ -71,6 +80,15 @@ impl Channel {
         self.ask(WRITE, &[o0, o1, v0, v1, v2, v3]).map(|_| ())
     }
 
+    /// Maps registers behind a memory base address register, from the first on: pcid ignores where a mapping is to
+    /// begin (it adds the offset to a pointer to nothing), and does not check the length.
+    pub(super) fn registers(&self, bar: u8, length: usize) -> Result<Memory, Error> {
+        if bar > 5 {
+            return Err(Error::Outside);
+        }
+        Memory::of(descriptor(&self.0)?, u64::from(bar) << BAR_BIT | UNCACHED, length)
+    }
+
     /// Sends a request, and returns the answer behind its number; `Unsupported` if the answer has another number.
     fn ask(&self, (request, answer): (u32, u32), body: &[u8]) -> io::Result<Vec<u8>> {
         let mut file = &self.0;
@@ -93,4 +111,8 @@ impl Channel {
 
 fn first<const N: usize>(bytes: &[u8]) -> io::Result<[u8; N]> {
     bytes.first_chunk().copied().ok_or(io::ErrorKind::InvalidData.into())
+}
+
+pub(super) fn descriptor(file: &File) -> io::Result<usize> {
+    usize::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }

@@ -8,14 +8,28 @@ use std::sync::Arc;
 
 use super::Scheme;
 use super::scheme::{bring, expect};
+use super::vector;
 use crate::buffer::DmaBuffer;
 use crate::device::Device;
 use crate::error::{Error, ProtocolError};
+use crate::handover::SESSION_VARIABLE;
 use crate::mapping::{BufferSlot, release};
 use crate::session::Session;
 use crate::transport::Handle;
 
 impl Device {
+    /// The device that a launcher claimed for this process and handed on: [`SESSION_VARIABLE`]. `None` if none was. The
+    /// descriptor is cloned, so that a second call finds it too.
+    ///
+    /// # Errors
+    /// The variable names no open descriptor of a session.
+    pub fn handed_over() -> Result<Option<Self>, Error> {
+        let Some(number) = std::env::var_os(SESSION_VARIABLE) else { return Ok(None) };
+        let number = number.to_str().and_then(|number| number.parse().ok());
+        let number = number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Self::inherited(vector::clone(number)?).map(Some)
+    }
+
     /// Makes a device from an inherited descriptor. Nothing is opened by path, here or later. So a process without a
     /// name space, of any user, can drive the device.
     ///

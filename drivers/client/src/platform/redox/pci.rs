@@ -5,13 +5,14 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
 use bitflags::Flags;
 use iommu_protocol::ids::PciAddress;
 use libredox::call::call_rw;
 
-use super::channel::{Channel, VectorTable};
+use super::channel::{Channel, VectorTable, descriptor};
+use super::vector::Vector;
 use crate::device::BusMasterPermission;
 use crate::error::Error;
 use crate::platform::Memory;
@@ -32,6 +33,9 @@ const STATUS: u32 = 0xffff_0000;
 /// Offset of the first base address register (section 6.2.5).
 const BARS: u16 = 0x10;
 
+/// Bytes of an entry of the table of vectors (section 6.8.2.6).
+const ENTRY: u64 = 16;
+
 /// Variable in which pcid-spawner passes the descriptor of the channel of the driver's function.
 const CHANNEL_VARIABLE: &str = "PCID_CLIENT_CHANNEL";
 
@@ -40,7 +44,8 @@ const CHANNEL_VARIABLE: &str = "PCID_CLIENT_CHANNEL";
 #[derive(Debug)]
 pub struct Function {
     address: PciAddress,
-    access: File,
+    /// All of configuration space, for a driver that has no channel yet.
+    access: Option<File>,
     channel: OnceCell<Channel>,
 }
 
@@ -94,20 +99,20 @@ impl ConfigSpace for Function {
 }
 
 impl Function {
-    /// Takes the function at `address` into use.
+    /// Takes the function at `address` into use. A process with the function's channel opens nothing by path.
     ///
     /// # Errors
-    /// There is no pcid, or this is not uid 0.
+    /// There is no pcid; this is not uid 0, and has no channel.
     pub fn open(address: PciAddress) -> io::Result<Self> {
-        let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
-        let function = Self { address, access, channel: OnceCell::new() };
         let ours = |channel: &Channel| channel.address().is_ok_and(|of| of == address);
         let inherited = Spawned::inherited().ok().flatten().map(|spawned| spawned.0);
         if let Some(channel) = inherited.filter(ours) {
-            let _ = function.channel.set(channel);
+            let function = Self { address, access: None, channel: OnceCell::from(channel) };
             function.disable_bus_mastering()?;
+            return Ok(function);
         }
-        Ok(function)
+        let access = File::options().read(true).write(true).open("/scheme/pci/access")?;
+        Ok(Self { address, access: Some(access), channel: OnceCell::new() })
     }
 
     /// Vendor and device id.
@@ -157,24 +162,23 @@ impl Function {
         let unsupported = io::Error::from(io::ErrorKind::Unsupported);
         let channel = self.channel.get().ok_or(unsupported)?;
         let VectorTable { bar, offset } = channel.vectors()?;
-        let within = u64::from(offset) & 0xfff;
-        let page = self.map(bar, u64::from(offset) - within, 4096)?;
-        let interrupt = Interrupt::new(page, within)?;
+        let table = u64::from(offset);
+        let registers = self.registers(bar, table.saturating_add(ENTRY))?;
+        let interrupt = Interrupt::new(registers, table, Vector::any()?)?;
         channel.enable_vectors()?;
         Ok(interrupt)
     }
 
-    /// Maps the first `length` bytes of the registers behind a memory base address register, 0 to 5. The caller must
-    /// know that the device has as many.
+    /// Maps the first `length` bytes of the registers behind a memory base address register, 0 to 5: through the channel,
+    /// or before there is one, by their physical address. The caller must know that the device has as many.
     ///
     /// # Errors
     /// There are none, or they cannot be mapped.
     pub fn registers(&self, bar: u8, length: u64) -> Result<Memory, Error> {
         let length = usize::try_from(length).map_err(|_| Error::Outside)?.next_multiple_of(4096);
-        self.map(bar, 0, length)
-    }
-
-    fn map(&self, bar: u8, offset: u64, length: usize) -> Result<Memory, Error> {
+        if let Some(channel) = self.channel.get() {
+            return channel.registers(bar, length);
+        }
         let low = self.read(BARS + 4 * u16::from(bar))?;
         if low & 1 != 0 {
             return Err(io::Error::from(io::ErrorKind::Unsupported).into());
@@ -182,10 +186,14 @@ impl Function {
         let high = if low & 6 == 4 { self.read(BARS + 4 * u16::from(bar) + 4)? } else { 0 };
         let address = u64::from(low & !0xf) | u64::from(high) << 32;
         let memory = File::options().read(true).write(true).open("/scheme/memory/physical@uc")?;
-        Memory::of(descriptor(&memory)?, address.saturating_add(offset), length)
+        Memory::of(descriptor(&memory)?, address, length)
     }
 
     fn read(&self, offset: u16) -> io::Result<u32> {
+        let Some(access) = &self.access else {
+            let channel = self.channel.get().ok_or(io::ErrorKind::Unsupported)?;
+            return channel.read(offset & 0xfff);
+        };
         let id = self.address.requester;
         let place = u64::from(self.address.segment) << 28
             | u64::from(id.bus()) << 20
@@ -193,11 +201,7 @@ impl Function {
             | u64::from(id.function()) << 12
             | u64::from(offset & 0xfff);
         let mut word = [0; 4];
-        call_rw(descriptor(&self.access)?, &mut word, Flags::empty(), &[READ, place])?;
+        call_rw(descriptor(access)?, &mut word, Flags::empty(), &[READ, place])?;
         Ok(u32::from_le_bytes(word))
     }
-}
-
-fn descriptor(file: &File) -> io::Result<usize> {
-    usize::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
