@@ -67,7 +67,14 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Recipe {
+    source: Option<Source>,
     build: Build,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    same_as: String,
 }
 
 #[derive(Deserialize)]
@@ -113,9 +120,21 @@ fn the_installer_puts_in_what_the_units_name() {
     iommud::config::parse(&file(policy).data).unwrap();
 }
 
+/// Each recipe builds the package of its name. Those beside iommud's take its source.
 #[test]
-fn the_recipe_builds_the_package_that_the_installer_names() {
-    let recipe: Recipe = toml::from_str(&text("iommud/image/recipe.toml")).unwrap();
-    assert_eq!(recipe.build.template, "cargo");
-    assert_eq!(recipe.build.cargopackages, ["iommud", "iommuctl", "iommu-run"]);
+fn a_recipe_builds_the_package_of_its_name() {
+    let folders = [
+        ("iommud", "iommud/image"),
+        ("iommuctl", "iommud/iommuctl"),
+        ("iommu-run", "drivers/iommu-run"),
+    ];
+    for (name, folder) in folders {
+        let recipe: Recipe = toml::from_str(&text(&format!("{folder}/recipe.toml"))).unwrap();
+        assert_eq!(recipe.build.template, "cargo");
+        assert_eq!(recipe.build.cargopackages, [name]);
+        let source = recipe.source.map(|source| source.same_as);
+        assert_eq!(source.as_deref(), (name != "iommud").then_some("../iommud"));
+    }
+    let config: Installer = toml::from_str(&text("filesystem.toml")).unwrap();
+    assert!(config.packages.keys().all(|name| folders.iter().any(|(known, _)| known == name)));
 }

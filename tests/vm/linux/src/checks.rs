@@ -101,7 +101,7 @@ const UNIT: [&str; 16] = [
     "strict policy: unclaimed devices are blocked from the first instant",
     "sixteen processes live and die at random for 20 seconds: nothing leaks",
     "SIGTERM: every device is left as policy says",
-    "iommuctl: the tree names the driver, two faults are explained, the self-test passes",
+    "iommuctl: the tree names the driver, four faults are explained, the self-test passes",
     "no client ever saw a physical address",
     "the trace of all of this is replayed without a difference; a planted one is found",
 ];

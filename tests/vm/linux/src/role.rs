@@ -79,7 +79,8 @@ impl Role {
                 self.buffer(value(0)?)?.unmap()?;
                 Ok(String::new())
             }
-            "map-at" => self.map_at(value(0)?, value(1)?),
+            "map-at" => self.map_at(value(0)?, value(1)?, Access::READ | Access::WRITE),
+            "map-read-only" => self.map_at(value(0)?, value(1)?, Access::READ),
             "fill" => self.fill(value(0)?, value(1)?),
             "check" => self.check(value(0)?, value(1)?, u64::MAX),
             // What the device can copy at once is less than a page.
@@ -158,9 +159,8 @@ impl Role {
     }
 
     /// Maps a buffer once more, at a fixed address, for as long as the process lives.
-    fn map_at(&mut self, index: u64, iova: u64) -> Result<String> {
+    fn map_at(&mut self, index: u64, iova: u64, access: Access) -> Result<String> {
         let buffer = self.buffer(index)?;
-        let access = Access::READ | Access::WRITE;
         let mapping = buffer.slot().map(0..buffer.length(), access, Placement::At(iova))?;
         std::mem::forget(mapping);
         Ok(String::new())

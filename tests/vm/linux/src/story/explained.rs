@@ -13,17 +13,29 @@ use crate::unit::Family;
 /// How long `iommuctl` may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Check 14: the tree names the driver's process; a write past a buffer and one after its unmap are explained; the
-/// self-test passes, with a device that was
-/// released under its driver. The tree and the first explanation are kept, to be shown when all checks are done.
+/// Where a driver has memory that its device may only read, and where another driver has a buffer: far from all else.
+const READ_ONLY: u64 = 0x1800_0000;
+const OTHERS: u64 = 0x1000_0000;
+
+/// Check 14: the tree names the driver's process; four faults are explained; the self-test passes, with a device that
+/// was released under its driver. The tree and the first explanation are kept, to be shown when all checks are done.
 pub(super) fn explained(story: &mut Story) -> Result<String> {
     story.serve("compat")?;
+    // Either may lie in the server's memory.
+    story.asked.extend([READ_ONLY, OTHERS]);
     let mut driver = Story::driver(&story.first)?;
     let iova = driver.ask("allocate 0 4096")?;
     let tree = iommuctl(&["tree"], 0)?;
     ensure!(tree.starts_with("unit 0: ") && tree.contains(" enabled\n"), "{tree}");
     ensure!(tree.contains("owned by process ") && tree.contains("(init), attached"), "{tree}");
     let behind = fault_at(story, &mut driver, iova + 4096)?;
+    driver.tell(&format!("map-read-only 0 {READ_ONLY:#x}"))?;
+    let forbidden = fault_at(story, &mut driver, READ_ONLY)?;
+    let mut other = Story::driver(&story.other)?;
+    other.ask("allocate 0 4096")?;
+    other.tell(&format!("map-at 0 {OTHERS:#x}"))?;
+    let foreign = fault_at(story, &mut driver, OTHERS)?;
+    drop(other);
     driver.tell("unmap 0")?;
     let after = fault_at(story, &mut driver, iova)?;
     if Family::of_machine() == Family::AmdVi && emulator()? <= RECORDS_NOTHING {
@@ -32,6 +44,11 @@ pub(super) fn explained(story: &mut Story) -> Result<String> {
     } else {
         let place = format!("directly behind the end of buffer 0 of {}", address(&story.first));
         ensure!(behind.contains(&place), "{behind}");
+        let inside = format!("inside buffer 0 of {}", address(&story.first));
+        ensure!(forbidden.contains(&inside) && forbidden.contains(": read only."), "{forbidden}");
+        let place = format!("buffer 0 of {}", address(&story.other));
+        ensure!(foreign.contains("another owner's, the address is in "), "{foreign}");
+        ensure!(foreign.contains(&place), "{foreign}");
         let who = after.contains(" were mapped there, unmapped ") && after.contains("(init).");
         ensure!(who && after.contains("Usually a use after unmap"), "{after}");
     }
@@ -42,7 +59,7 @@ pub(super) fn explained(story: &mut Story) -> Result<String> {
     let verdict = confines(story)?;
     drop(driver);
     story.stop()?;
-    Ok(format!("the tree has the driver's process; two faults are explained; check: {verdict}"))
+    Ok(format!("the tree has the driver's process; four faults are explained; check: {verdict}"))
 }
 
 /// The self-test, with a device that the story's driver has left.
