@@ -229,6 +229,9 @@ pub(crate) const LAW: &[(&str, &[&str])] = &[
     ("iommud_fuzz", &["*"]),
     ("iommud_bench", &["*"]),
     ("guests", &["*"]),
+    // The packer has the crates of Redox's installer.
+    ("redox_packer", &["std", "anyhow", "hex", "pkg", "pkgar", "pkgar_core", "pkgar_keys"]),
+    ("redox_packer.tests", &["*"]),
     (
         "xtask",
         &[
