@@ -5,7 +5,12 @@
 //! with the buffer's bytes. The server also sends [`EVENT_TAG`] frames without a request, when a handle for which
 //! readiness was requested becomes readable. Handle numbers are local to the connection. The end of the connection
 //! closes all of its handles, and shows the server that the client is dead.
+//!
+//! A connection of a client with [`NUMBERED`] tags outlives a server that a keeper started. The next server answers
+//! each request that has no answer yet. It may send an answer once more; the client ignores the second one. Handles
+//! that the next server does not know keep their numbers until the client closes them, and are answered [`STALE`].
 
+use crate::status::Errno;
 use crate::wire::Short;
 
 /// Bytes of the header of a request frame and of a reply frame.
@@ -19,6 +24,13 @@ pub const MAX_DESCRIPTORS: usize = 253;
 
 /// The tag of frames that announce readiness; no request may use it.
 pub const EVENT_TAG: u64 = u64::MAX;
+
+/// The bit in the tags of a client that ignores the second of two replies with the same tag. Such a client uses each
+/// tag once.
+pub const NUMBERED: u64 = 1 << 62;
+
+/// The error number of a request on a handle that ended with an earlier server (ESTALE). Closing it succeeds.
+pub const STALE: Errno = Errno(116);
 
 /// The handle for absolute paths, in place of the one that a path is relative to.
 pub const ROOT: u32 = u32::MAX;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use iommud::hw::{BufferMemory, Constraints};
+use iommud::platform::linux::link::{Link, Message};
 use iommud::platform::linux::memory::{DirectoryError, HugeBuffers, HugeDirectory, LeftOver};
 use iommud::platform::linux::memory::{PageSource, Pin};
 use iommud::platform::{HUGE_PAGE, HUGE_PAGE_LENGTH, Mapping, Sharing};
@@ -33,10 +34,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 type Check = (&'static str, fn(&System));
 
-const CHECKS: [Check; 4] = [
+const CHECKS: [Check; 5] = [
     ("the_next_server_has_what_a_client_took", the_next_server_has_what_a_client_took),
     ("a_hole_keeps_no_server_from_its_start", a_hole_keeps_no_server_from_its_start),
     ("a_page_that_a_client_holds_is_not_renewed", a_page_that_a_client_holds_is_not_renewed),
+    ("a_pin_of_the_keeper_outlives_its_server", a_pin_of_the_keeper_outlives_its_server),
     ("a_stolen_page_comes_back_with_the_thiefs_end", a_stolen_page_comes_back_with_the_thiefs_end),
 ];
 
@@ -138,7 +140,7 @@ struct Directory {
 impl Directory {
     /// A server that takes so many pages for buffers, and what the one before it left.
     fn server(&self, pages: u64) -> Result<(HugeBuffers<HugeDirectory>, LeftOver), DirectoryError> {
-        let (mut source, left) = HugeDirectory::open(&self.path)?;
+        let (mut source, left) = HugeDirectory::open(&self.path, None)?;
         let taken: Result<Vec<_>, _> = (0..pages).map(|_| source.take()).collect();
         Ok((HugeBuffers::new(source, taken?), left))
     }
@@ -194,6 +196,42 @@ fn a_hole_keeps_no_server_from_its_start(system: &System) {
     fallocate(&file, FallocateFlags::empty(), 64 * HUGE_PAGE, HUGE_PAGE).unwrap();
     let (_next, left) = directory.server(4).unwrap();
     assert_eq!(left.ranges().len(), 1);
+}
+
+/// The keeper's pin keeps a dead server's page, whose file a client cuts. It does not keep one from its release.
+fn a_pin_of_the_keeper_outlives_its_server(system: &System) {
+    let directory = system.directory("kept");
+    let (keeper, server) = Link::pair().unwrap();
+    let server = Link::over(server);
+    let pin = || match keeper.receive().unwrap() {
+        Some((Message::Pin(page), Some(pin))) => (page, pin),
+        other => panic!("{other:?}"),
+    };
+    let (mut source, left) = HugeDirectory::open(&directory.path, Some(&server)).unwrap();
+    let (kept, released) = (source.take().unwrap(), source.take().unwrap());
+    let (kept_pin, (name, released_pin)) = (pin(), pin());
+    assert_eq!(name.to_string(), released.name());
+    let address = released.range();
+    // The keeper's pin has no reference any more.
+    let again = source.renew(released).unwrap();
+    assert_eq!(again.range(), address);
+    let unpinned = keeper.receive().unwrap().map(|(message, _)| message);
+    assert_eq!(unpinned, Some(Message::Unpin(name)));
+    let again_pin = pin();
+    drop(released_pin);
+
+    let file = source.share(&kept).unwrap();
+    drop((source, left, kept, again));
+    let before = free();
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    assert_eq!(free(), before, "the page is held");
+    let (_next, left) = HugeDirectory::open(&directory.path, Some(&server)).unwrap();
+    left.remove();
+    let unpinned = keeper.receive().unwrap().map(|(message, _)| message);
+    assert_eq!(unpinned, Some(Message::UnpinServer(name.server)));
+    assert_eq!(free(), before, "the keeper has not dropped it");
+    drop((kept_pin, again_pin));
+    assert_eq!(free(), before + 2);
 }
 
 /// A client can hold a reference to its page, as the server does. The page that the kernel hands out instead is not one

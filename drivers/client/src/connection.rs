@@ -8,6 +8,9 @@ use iommu_protocol::path::{RELEASE, RESET};
 use crate::error::Error;
 use crate::transport::{Handle, Transport};
 
+/// The most servers that one text or list of names is asked of.
+const MOST_SERVERS: usize = 8;
+
 /// A connection to the server. Clones share it; all sessions opened over it end with the process.
 #[derive(Clone)]
 pub struct Connection(pub(crate) Arc<dyn Transport>);
@@ -31,6 +34,10 @@ impl Connection {
     /// # Errors
     /// `NotFound`, `Permission`; [`Error::ProtocolError`] if the text is not UTF-8.
     pub fn text(&self, path: &str) -> Result<String, Error> {
+        Self::whole(|| self.text_once(path))
+    }
+
+    fn text_once(&self, path: &str) -> Result<String, Error> {
         let handle = self.open(path)?;
         let mut text = Vec::new();
         let mut part = vec![0; 16 * 1024];
@@ -47,7 +54,15 @@ impl Connection {
     /// # Errors
     /// `NotFound`, `Permission`; [`Error::ProtocolError`], like [`Connection::text`].
     pub fn names(&self, path: &str) -> Result<Vec<String>, Error> {
-        self.0.names(self.open(path)?.0)
+        Self::whole(|| self.0.names(self.open(path)?.0))
+    }
+
+    /// Reads from the opening to the end from one server. When it dies in between, the handle ends with it, and the
+    /// reading begins again over the next one.
+    fn whole<T>(read: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let is_whole = |done: &Result<T, Error>| !matches!(done, Err(Error::Disconnected));
+        let mut attempts = std::iter::repeat_with(read).take(MOST_SERVERS);
+        attempts.find(is_whole).unwrap_or(Err(Error::Disconnected))
     }
 
     /// Makes the server walk configuration space again, to find functions that came or went. For administrators.

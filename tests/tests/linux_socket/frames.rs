@@ -11,7 +11,7 @@ use iommud_tests::stack::{Functions, endpoint};
 use rustix::net::SendFlags;
 
 use crate::harness::{DEVICES, Loop, Raw, functions, pair, server, turn};
-use crate::waiting::with_unit;
+use crate::units::with_unit;
 
 // The protocol's numbers, written out: see protocol/src/frame.rs.
 const OPEN: u16 = 1;

@@ -6,4 +6,5 @@ mod clients;
 mod faults;
 mod frames;
 mod harness;
+mod units;
 mod waiting;

@@ -8,57 +8,18 @@ use iommu_client::platform::linux::Socket;
 use iommu_client::{Connection, Device, Error, Refusal};
 use iommu_protocol::frame::{ROOT, Request};
 use iommud::hw::{Nanos, UnitError};
-use iommud::platform::linux::memory::{HugeBuffers, Taken};
-use iommud::platform::linux::transport::{Transport, WireLog};
-use iommud::policy::{Config, UnitIndex};
-use iommud::server::{Budget, FIRST_PAUSE, Server, Startup, TableState, UnitStart};
-use iommud::topology::firmware::Firmware;
-use iommud_tests::conformance::{UnderTest, vtd};
-use iommud_tests::machine::{Layout, Machine};
+use iommud::policy::UnitIndex;
+use iommud::server::{FIRST_PAUSE, UnitStart};
+use iommud_tests::conformance::UnderTest;
 
-use crate::harness::{DEVICES, Pages, Raw, functions, pair, take, turn};
+use crate::harness::{DEVICES, Raw, pair, turn};
+use crate::units::{Loop, arrive, late, with_unit};
 
 const OPEN: u16 = 1;
 const CLOSE: u16 = 2;
 /// The argument that opens for writing and waits this many milliseconds.
 const fn wait(milliseconds: u64) -> u64 {
     1 | milliseconds << 32
-}
-
-type Unit = <vtd::Subject as UnderTest>::Unit;
-pub(crate) type Loop = Transport<Unit, HugeBuffers<Pages>>;
-
-/// Starts a server with all devices behind one unit that is not up.
-fn late() -> (Loop, Machine, vtd::Subject) {
-    with_unit(UnitStart::Off)
-}
-
-/// Starts a server with all devices behind one unit.
-pub(crate) fn with_unit(unit: UnitStart<Unit>) -> (Loop, Machine, vtd::Subject) {
-    let subject = vtd::matrix().remove(0);
-    let machine = Machine::new(Layout::default());
-    subject.add(&machine);
-    let Taken { buffers, ranges, .. } = take();
-    let firmware = Firmware { units: vec![subject.describe(0, None)], ..Firmware::default() };
-    let server = Server::start(Startup {
-        config: Config::default(),
-        table: TableState::Parsed("DMAR"),
-        firmware,
-        units: vec![unit],
-        functions: functions(),
-        ram: Vec::new(),
-        own: ranges,
-        left: Vec::new(),
-        memory: machine.tables(),
-        buffers,
-        budget: Budget::default(),
-    });
-    (Transport::new(server, WireLog::off()).unwrap(), machine, subject)
-}
-
-fn arrive(looped: &mut Loop, machine: &Machine, subject: &vtd::Subject) {
-    let unit = subject.bring_up(machine, 0, looped.server().table_memory()).unwrap();
-    looped.server().unit_arrived(UnitIndex(0), unit);
 }
 
 fn ask(client: &Raw, tag: u64, argument: u64, name: &str) {

@@ -3,14 +3,17 @@
 //! read through sysfs. Memory consists of huge pages with known addresses. Clients connect through a Unix socket.
 
 mod acpi_tables;
-mod keeper;
+pub mod keeper;
+pub mod link;
 mod machine;
 pub mod memory;
 mod options;
 mod pci;
+mod places;
 mod previous_tables;
 mod ram;
 mod registers;
+pub mod reply_cache;
 mod signals;
 mod start;
 mod trace_file;

@@ -26,7 +26,8 @@ usage: iommud [options]
                      `ring`: in memory only; after a death the next
                      iommud writes the last 64 KiB to SOCKET.trace
   --keep             run the server as a child and start another when it dies
-
+  --replace          make the keeper at --socket replace its server by this
+                     program, and exit; its clients' connections go on
 
 The socket appears when every device is under its policy. SIGTERM and SIGINT
 end the server: sessions end as if their drivers had died, units go on
@@ -63,6 +64,10 @@ pub(super) enum Role {
     Keeper,
     /// A server whose keeper has this process id.
     Kept(i32),
+    /// Asks the keeper to replace its server by this program.
+    Replace,
+    /// Tells whether this program goes on from a reply cache of this version.
+    GoesOn(u64),
 }
 
 impl Default for Options {
@@ -105,6 +110,9 @@ impl Options {
                 Long("keep") => options.role = Role::Keeper,
                 // Only the keeper passes this option: it is not for users.
                 Long("kept-by") => options.role = Role::Kept(parser.value()?.parse()?),
+                Long("replace") => options.role = Role::Replace,
+                // Likewise.
+                Long("goes-on-from") => options.role = Role::GoesOn(parser.value()?.parse()?),
                 Long("help") => return Ok(None),
                 other => return Err(other.unexpected()),
             }
@@ -146,6 +154,8 @@ mod tests {
         );
         assert_eq!(parse("--trace ring").unwrap().unwrap().trace, Some(TraceTo::Ring));
         assert_eq!(parse("--kept-by 7").unwrap().unwrap().role, Role::Kept(7));
+        assert_eq!(parse("--replace").unwrap().unwrap().role, Role::Replace);
+        assert_eq!(parse("--goes-on-from 1").unwrap().unwrap().role, Role::GoesOn(1));
         assert_eq!(parse("--help").unwrap(), None);
         for bad in ["x", "--tables", "--what", "--tables 1M", "--buffers x", "--buffers -1"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use super::acpi_tables;
 use super::keeper;
+use super::link::{Link, Message};
 use super::machine::{self, Sysfs};
 use super::memory::{
     self, DirectoryError, HugeBuffers, HugeDirectory, LeftOver, MorePages, NotesPage, PageSource,
@@ -28,6 +29,7 @@ use super::options::{Options, Role, USAGE};
 use super::pci::SysfsConfig;
 use super::previous_tables::{self, Told};
 use super::ram::{RamError, system_ram};
+use super::reply_cache::{SharedCache, VERSION};
 use super::signals;
 use super::trace_file::{self, TraceFile};
 use super::transport::{Listener, Recover, Transport, WireLog};
@@ -97,11 +99,15 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(ended) => return ended,
     };
     let ended = match options.role {
-        Role::Server => run(&options),
-        Role::Keeper => return keeper::keep(&options.words),
-        Role::Kept(keeper) => {
-            keeper::follow(keeper).map_err(StartError::Keeper).and_then(|()| run(&options))
-        }
+        Role::Server => run(&options, None),
+        Role::GoesOn(version) if version == VERSION => return ExitCode::SUCCESS,
+        Role::GoesOn(_) => return ExitCode::FAILURE,
+        Role::Replace => return keeper::replace_by_this(&options.socket),
+        Role::Keeper => return keeper::keep(&options.words, options.socket),
+        Role::Kept(keeper) => keeper::follow(keeper)
+            .and_then(|()| kept())
+            .map_err(StartError::Keeper)
+            .and_then(|kept| run(&options, Some(kept))),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -113,7 +119,25 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<(), StartError> {
+/// What the server has of its keeper.
+struct Kept {
+    link: Link,
+    cache: SharedCache,
+}
+
+/// Takes what the keeper has sent before it started this process.
+fn kept() -> io::Result<Kept> {
+    let link = Link::of_server()?;
+    match link.receive()? {
+        Some((Message::Cache, Some(file))) => {
+            let cache = SharedCache::open(&file).map_err(io::Error::other)?;
+            Ok(Kept { link, cache })
+        }
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn run(options: &Options, kept: Option<Kept>) -> Result<(), StartError> {
     let stop = signals::block().map_err(StartError::Signals)?;
     let policy = startup::policy(options.policy.as_deref())
         .map_err(|(path, error)| StartError::Policy(path, error))?;
@@ -125,22 +149,23 @@ fn run(options: &Options) -> Result<(), StartError> {
     };
     let (facts, space) = read_machine()?;
     if facts.is_amd() {
-        serve::<AmdVi>(options, stop, policy, wire, (facts, space))
+        serve::<AmdVi>(options, (stop, kept), policy, wire, (facts, space))
     } else {
-        serve::<Vtd>(options, stop, policy, wire, (facts, space))
+        serve::<Vtd>(options, (stop, kept), policy, wire, (facts, space))
     }
 }
 
 /// Serves a machine whose units, if any, are of one family.
 fn serve<U: Told>(
     options: &Options,
-    stop: OwnedFd,
+    (stop, kept): (OwnedFd, Option<Kept>),
     (config, policy): (Config, String),
     wire: WireLog,
     (facts, mut space): (MachineFacts, SysfsConfig),
 ) -> Result<(), StartError> {
+    let keeper = kept.as_ref().map(|kept| &kept.link);
     let (mut directory, mut left) =
-        HugeDirectory::open(&options.memory_dir).map_err(StartError::Memory)?;
+        HugeDirectory::open(&options.memory_dir, keeper).map_err(StartError::Memory)?;
     if let Some(told) = previous_tables::addresses_told::<U>(&facts.firmware, Registers::map) {
         left.give_back_unknown(&told);
     }
@@ -173,9 +198,16 @@ fn serve<U: Told>(
         Err(error) => log::warn!("functions that come and go are not told: {error}"),
     }
     transport.server().rescan();
-    let listener = Listener::bind(&options.socket)
-        .map_err(|error| StartError::Socket(options.socket.clone(), error))?;
-    transport.listen(listener).map_err(StartError::Loop)?;
+    match kept {
+        Some(Kept { link, cache }) => {
+            transport.keep_with(link, Box::new(cache)).map_err(StartError::Keeper)?;
+        }
+        None => {
+            let listener = Listener::bind(&options.socket)
+                .map_err(|error| StartError::Socket(options.socket.clone(), error))?;
+            transport.listen(listener).map_err(StartError::Loop)?;
+        }
+    }
     log::info!("listening on {}", options.socket.display());
     let ended = transport.run().map_err(StartError::Loop);
     if ended.is_ok() && any_unit {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use iommu_client::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,6 +19,9 @@ pub(crate) const SERVER_PAGES: usize = 9;
 
 /// Files of the server's memory.
 pub(crate) const DIRECTORY: &str = "/dev/hugepages/iommud";
+
+/// A request under way.
+type Asked = std::thread::JoinHandle<Result<String, iommu_client::Error>>;
 
 /// A keeper and its server.
 pub(crate) struct Kept {
@@ -53,12 +56,19 @@ impl Kept {
 
     /// Waits until requests are answered, and looks at something again and again until then.
     pub(crate) fn serves_and(&self, mut look: impl FnMut() -> Result<()>) -> Result<()> {
+        // A request waits for the next server, as long as there is a keeper.
+        let ask = || Connection::system()?.text("status");
+        let mut asking = None;
         let ready = until(Duration::from_secs(20), || {
-            let answer = Connection::system().and_then(|c| c.text("status")).ok();
-            if answer.is_none() {
-                look()?;
+            if let Some(asked) = asking.take_if(|asked: &mut Asked| asked.is_finished()) {
+                let answer = asked.join().map_err(|_| anyhow!("the request panicked"))?;
+                if answer.is_ok() {
+                    return Ok(answer.ok());
+                }
             }
-            Ok(answer)
+            asking.get_or_insert_with(|| std::thread::spawn(ask));
+            look()?;
+            Ok(None)
         })?;
         ready.context("iommud takes no requests").map(drop)
     }

@@ -9,8 +9,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iommu_protocol::frame::{
-    EVENT_TAG, Kind, MAX_DESCRIPTORS, MAX_FRAME, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE, ROOT,
-    Reply, Request,
+    EVENT_TAG, Kind, MAX_DESCRIPTORS, MAX_FRAME, NUMBERED, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE,
+    ROOT, Reply, Request, STALE,
 };
 use iommu_protocol::status::{Errno, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -87,7 +87,7 @@ impl Socket {
     #[must_use]
     pub fn over(socket: OwnedFd) -> Self {
         let state = State {
-            next_tag: 1,
+            next_tag: NUMBERED + 1,
             asked: Vec::new(),
             answers: Vec::new(),
             readable: BTreeSet::new(),
@@ -119,6 +119,7 @@ impl Socket {
         let answer = answer?;
         match i32::try_from(answer.result.saturating_neg()) {
             _ if answer.result >= 0 => Ok(answer),
+            Ok(number) if Errno(number) == STALE => Err(Error::Disconnected),
             Ok(number) => Err(Error::from_errno(Errno(number), likely)),
             Err(_) => Err(ProtocolError::Value.into()),
         }
@@ -244,15 +245,20 @@ impl State {
     /// The tag of a new request.
     fn ask(&mut self) -> u64 {
         let tag = self.next_tag;
-        self.next_tag = if tag + 1 == EVENT_TAG { 1 } else { tag + 1 };
+        // At a billion requests a second these numbers last for a century.
+        self.next_tag = tag + 1;
         self.asked.push(tag);
         tag
     }
 
-    /// Keeps an answer for the thread that waits for it. An answer to no request fails all open requests: it may have
-    /// been meant for any of them.
+    /// Keeps an answer for the thread that waits for it. Ignores the second answer to a request, which the next server
+    /// sends when it cannot know of the first. An answer to no request fails all open requests: it may have been
+    /// meant for any of them.
     fn file(&mut self, answer: Answer) -> Result<(), Error> {
         let Some(at) = self.asked.iter().position(|tag| *tag == answer.tag) else {
+            if (NUMBERED + 1..self.next_tag).contains(&answer.tag) {
+                return Ok(());
+            }
             self.asked.clear();
             return Err(ProtocolError::Mismatch.into());
         };

@@ -10,12 +10,15 @@ use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::fs::{fallocate, flock, fstatfs, ftruncate, openat, unlinkat};
 
 use super::error::DirectoryError;
+use super::held_pins::HeldPins;
 use super::left_over::{LeftOver, left_files};
 use super::page::{Page, PageSource, map};
+use super::page_name::PageName;
 use super::pin::{Pin, allow_many};
 use crate::addr::PhysRange;
 use crate::platform::frame_allocator::HUGE_PAGE;
 use crate::platform::handover_page::{NOTES_LENGTH, NotesPage};
+use crate::platform::linux::link::Link;
 
 /// File system type of hugetlbfs (statfs(2), HUGETLBFS_MAGIC).
 const HUGETLBFS_MAGIC: u64 = 0x958_458f6;
@@ -29,17 +32,19 @@ pub struct HugeDirectory {
     serial: u32,
     /// The memory of the trace has its writer.
     trace_lent: bool,
+    pins: HeldPins,
 }
 
 /// The file of the notes.
 const NOTES: &str = "driven";
 
 impl HugeDirectory {
-    /// Opens `path`, making the directory when it is missing, and lists what an earlier server left.
+    /// Opens `path`, making the directory when it is missing, and lists what an earlier server left. A keeper holds the
+    /// pins of pages too.
     ///
     /// # Errors
     /// All but `NoPages`.
-    pub fn open(path: &Path) -> Result<(Self, LeftOver), DirectoryError> {
+    pub fn open(path: &Path, keeper: Option<&Link>) -> Result<(Self, LeftOver), DirectoryError> {
         let unusable = |error: io::Error| DirectoryError::Unusable(path.to_owned(), error);
         allow_many();
         match fs::DirBuilder::new().mode(0o700).create(path) {
@@ -69,11 +74,13 @@ impl HugeDirectory {
             server,
             serial: 0,
             trace_lent: false,
+            pins: HeldPins::of(keeper).map_err(unusable)?,
         };
         // The system gets pages back that clients put into files, before this server takes any.
         let files = left_files(&directory, found)?;
         let (notes, _) = ours.notes()?;
-        Ok((ours, LeftOver::new(directory, notes, server, files)))
+        let pins = HeldPins::of(keeper).map_err(unusable)?;
+        Ok((ours, LeftOver::new(directory, notes, (server, pins), files)))
     }
 
     /// The notes of driven functions, and where they are in memory. They are made when there are none.
@@ -119,7 +126,7 @@ impl HugeDirectory {
     fn create(&mut self) -> Result<(OwnedFd, String), io::Error> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         loop {
-            let name = format!("{:08x}-{:08x}", self.server, self.serial);
+            let name = PageName { server: self.server, serial: self.serial }.to_string();
             // Each page that is released takes a number. After 2^32 of them those of pages that are still there are
             // skipped: there are far fewer.
             self.serial = self.serial.wrapping_add(1);
@@ -142,7 +149,10 @@ impl HugeDirectory {
             Ok((mapping, range, pin))
         });
         match pinned {
-            Ok((mapping, range, pin)) => Ok(Page::new(range.first(), mapping, name).pinned(pin)),
+            Ok((mapping, range, pin)) => {
+                self.pins.hold(&name, &pin);
+                Ok(Page::new(range.first(), mapping, name).pinned(pin))
+            }
             Err(error) => {
                 self.unlink(&name);
                 Err(error)
@@ -172,7 +182,7 @@ impl PageSource for HugeDirectory {
     /// Cuts the old file to nothing, which takes the page from every mapping of it, and takes a page for a
     /// new file at once. The kernel hands out the huge page that was given back last; when it does not
     /// (somebody else took it in between, or a client holds a reference of its own), the page is lost.
-    fn renew(&mut self, page: Page) -> Option<Page> {
+    fn renew(&mut self, mut page: Page) -> Option<Page> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let phys = page.phys;
         let created = self.create();
@@ -182,20 +192,25 @@ impl PageSource for HugeDirectory {
         if let Err(error) = cut {
             log::warn!("{}: not cut, its clients keep the memory: {error}", page.name());
         }
+        // Before the name goes: the next server knows a page by its file.
+        page.unpin();
+        self.pins.drop(page.name());
         self.unlink(page.name());
         drop(page);
         let (file, name) = created.ok()?;
         match self.fill(&file, name) {
             Ok(page) if page.phys == phys => Some(page),
             Ok(other) => {
-                self.unlink(other.name());
+                self.discard(other);
                 None
             }
             Err(_) => None,
         }
     }
 
-    fn discard(&mut self, page: Page) {
+    fn discard(&mut self, mut page: Page) {
+        page.unpin();
+        self.pins.drop(page.name());
         self.unlink(page.name());
     }
 
@@ -222,23 +237,13 @@ fn list(path: &Path) -> io::Result<Vec<(String, u32)>> {
         if name == NOTES {
             continue;
         }
-        match name.to_str().and_then(|name| Some((name.to_owned(), parse_name(name)?))) {
+        match name.to_str().and_then(|name| Some((name.to_owned(), PageName::parse(name)?.server)))
+        {
             Some(file) => found.push(file),
             None => log::warn!("{}: not a file of iommud: {}", path.display(), name.display()),
         }
     }
     Ok(found)
-}
-
-/// The server's number in the name of a file: eight hexadecimal digits, a dash, eight more.
-fn parse_name(name: &str) -> Option<u32> {
-    let (server, serial) = name.split_once('-')?;
-    let number = |text: &str| {
-        let plain = text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if plain { u32::from_str_radix(text, 16).ok() } else { None }
-    };
-    number(serial)?;
-    number(server)
 }
 
 #[cfg(test)]
@@ -248,15 +253,6 @@ mod tests {
     use crate::platform::frame_allocator::HUGE_PAGE_LENGTH;
     use crate::platform::mapping::{Mapping, Sharing};
     use std::os::fd::AsFd;
-
-    #[test]
-    fn names_of_other_files_are_left_alone() {
-        assert_eq!(parse_name("0000002a-00000007"), Some(42));
-        for bad in ["", "-", "2a-7", "0000002a-0000000g", "0000002a-00000007x", "+000002a-00000007"]
-        {
-            assert_eq!(parse_name(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn only_the_files_of_one_server_are_removed() {
@@ -279,7 +275,9 @@ mod tests {
             let path = std::env::temp_dir().join(format!("iommud-cut-{}", std::process::id()));
             fs::create_dir(&path).unwrap();
             let directory = OwnedFd::from(fs::File::open(&path).unwrap());
-            let mut source = HugeDirectory { directory, server: 7, serial, trace_lent: false };
+            let pins = HeldPins::of(None).unwrap();
+            let mut source =
+                HugeDirectory { directory, server: 7, serial, trace_lent: false, pins };
             let (file, name) = source.create().unwrap();
             ftruncate(&file, HUGE_PAGE).unwrap();
             let mapping = Mapping::new(file.as_fd(), 0, HUGE_PAGE_LENGTH, Sharing::Shared).unwrap();
@@ -298,7 +296,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_huge_is_refused() {
         let path = std::env::temp_dir().join(format!("iommud-huge-{}", std::process::id()));
-        let refused = HugeDirectory::open(&path);
+        let refused = HugeDirectory::open(&path, None);
         fs::remove_dir(&path).unwrap();
         assert!(matches!(refused, Err(DirectoryError::NotHuge(_))));
     }

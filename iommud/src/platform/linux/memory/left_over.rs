@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, ftruncate, openat, unlinkat};
 
 use super::error::DirectoryError;
+use super::held_pins::HeldPins;
 use super::page::map;
 use crate::addr::{PhysAddr, PhysRange};
 use crate::platform::frame_allocator::HUGE_PAGE;
@@ -24,6 +25,7 @@ pub struct LeftOver {
     /// Number of the server that runs.
     ours: u32,
     files: Vec<LeftFile>,
+    pins: HeldPins,
 }
 
 /// A file that a server left.
@@ -36,14 +38,14 @@ pub(super) struct LeftFile {
 }
 
 impl LeftOver {
-    /// `files` of servers before the one that runs, whose number is `ours`.
-    pub(super) const fn new(
+    /// `files` of servers before the one that runs, whose number is `ours`, and which has these pins.
+    pub(super) fn new(
         directory: OwnedFd,
         notes: NotesPage,
-        ours: u32,
+        (ours, pins): (u32, HeldPins),
         files: Vec<LeftFile>,
     ) -> Self {
-        Self { directory, notes, ours, files }
+        Self { directory, notes, ours, files, pins }
     }
 
     /// Gives the memory of servers back that no unit can be using: those that died before they swapped a
@@ -92,6 +94,8 @@ impl LeftOver {
     }
 
     fn unlink(&self, files: &[LeftFile]) {
+        let servers: BTreeSet<u32> = files.iter().map(|file| file.server).collect();
+        servers.into_iter().for_each(|server| self.pins.drop_server(server));
         for LeftFile { name, .. } in files {
             if let Err(error) = unlinkat(&self.directory, name, AtFlags::empty()) {
                 log::warn!("memory of an earlier server stays: {name}: {error}");
@@ -114,7 +118,8 @@ impl LeftOver {
             LeftFile { name, server: 1, range: Some(*range) }
         };
         let files = ranges.iter().enumerate().map(make).collect();
-        Self { directory: fs::File::open(path).unwrap().into(), notes, ours: 2, files }
+        let pins = HeldPins::of(None).unwrap();
+        Self { directory: fs::File::open(path).unwrap().into(), notes, ours: 2, files, pins }
     }
 }
 

@@ -15,8 +15,9 @@
 //!
 //! A client maps its buffer through a writable descriptor of the buffer's files, and can cut a file with it
 //! while its device still reaches the page. The server holds a reference of its own to every page of buffers
-//! ([`Pin`]): the client loses its memory, and nobody else gets it before the device is cut off. The
-//! references end with the server: between its death and the next server's tables a cut file's page is
+//! ([`Pin`]): the client loses its memory, and nobody else gets it before the device is cut off. The keeper
+//! has the pins too, so that they outlive the server; it drops them when a later server has removed the files. Without
+//! a keeper a pin ends with its server: between its death and the next server's tables a cut file's page is
 //! free. A driver has such descriptors if it has a session, which user 0 opened or handed to it.
 //!
 //! A client can also put huge pages of the system into its files: hugetlbfs has no seals. A server that starts cuts the
@@ -27,9 +28,11 @@
 mod buffers;
 mod directory;
 mod error;
+mod held_pins;
 mod left_over;
 mod more;
 mod page;
+mod page_name;
 mod pagemap;
 mod pin;
 
@@ -40,8 +43,10 @@ pub use error::DirectoryError;
 pub use left_over::LeftOver;
 pub(in crate::platform) use more::MorePages;
 pub use page::{Page, PageSource};
+pub use page_name::PageName;
 pub use pagemap::PagemapError;
 pub use pin::Pin;
+pub(in crate::platform::linux) use pin::allow_many;
 
 use crate::addr::PhysRange;
 use crate::platform::Order;

@@ -17,7 +17,7 @@ pub struct Page {
     pub(super) phys: PhysAddr,
     pub(super) mapping: Mapping,
     pub(super) name: String,
-    _pin: Option<Pin>,
+    pin: Option<Pin>,
 }
 
 impl Page {
@@ -25,13 +25,20 @@ impl Page {
     /// [`PageSource`] knows it.
     #[must_use]
     pub fn new(phys: PhysAddr, mapping: Mapping, name: String) -> Self {
-        Self { phys, mapping, name, _pin: None }
+        Self { phys, mapping, name, pin: None }
     }
 
     /// The page with a reference of its own, given up when the page is dropped.
     #[must_use]
     pub fn pinned(self, pin: Pin) -> Self {
-        Self { _pin: Some(pin), ..self }
+        Self { pin: Some(pin), ..self }
+    }
+
+    /// Gives up its reference, also for every process that has a descriptor of it.
+    pub fn unpin(&mut self) {
+        if let Some(pin) = self.pin.take() {
+            pin.release();
+        }
     }
 
     /// How its source knows it.

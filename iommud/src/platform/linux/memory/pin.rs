@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -16,7 +16,7 @@ use crate::platform::mapping::Mapping;
 /// the one that forbids holes (`F_SEAL_FUTURE_WRITE`) forbids clients to map the memory for writing, too.
 #[derive(Debug)]
 pub struct Pin {
-    _reader: OwnedFd,
+    reader: OwnedFd,
 }
 
 impl Pin {
@@ -31,15 +31,27 @@ impl Pin {
         // page and never writes to it; nobody reads the pipe, so what is in the page does not matter.
         let spliced = unsafe { libc::vmsplice(writer.as_raw_fd(), &raw const first, 1, 0) };
         match spliced {
-            1 => Ok(Self { _reader: reader }),
+            1 => Ok(Self { reader }),
             0.. => Err(io::ErrorKind::WriteZero.into()),
             _ => Err(io::Error::last_os_error()),
         }
     }
+
+    /// Gives the reference up, also for every process that has a descriptor of this pin.
+    pub fn release(self) {
+        // The pipe has one byte, or none if the reference was given up before.
+        let _ = rustix::io::read(&self.reader, &mut [0; 1]);
+    }
+}
+
+impl AsFd for Pin {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
 }
 
 /// Lets this process have as many descriptors as it may: a pin is one.
-pub(super) fn allow_many() {
+pub(in crate::platform::linux) fn allow_many() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
@@ -52,7 +64,6 @@ mod tests {
     use super::*;
     use crate::platform::mapping::Sharing;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_pin_needs_a_page() {

@@ -8,9 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use iommu_protocol::frame::MAX_FRAME;
 use rustix::io::Errno;
 use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, recv, send, sendmsg,
+    shutdown,
 };
 
+use crate::platform::linux::reply_cache::MOST_HANDLES;
 use crate::server::{Caller, Handle, Ticket};
 
 /// The most bytes queued for a client: room for a reply, and for an event of each of many handles.
@@ -40,7 +42,7 @@ pub(super) enum Ended {
 }
 
 /// An open handle of a client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Opened {
     pub(super) handle: Handle,
     /// Offset of the next read, in bytes.
@@ -49,16 +51,29 @@ pub(super) struct Opened {
     pub(super) told: bool,
 }
 
+/// What a client's number names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Number {
+    Free,
+    Open(Opened),
+    /// A handle that ended with an earlier server. Its number stays taken until the client closes it.
+    Stale,
+}
+
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: OwnedFd,
     pub(super) caller: Caller,
     /// Indexed by the client's numbers. A new handle gets the lowest free number.
-    handles: Vec<Option<Opened>>,
+    handles: Vec<Number>,
     /// Waiting claims, with the tags of their requests.
     pub(super) claims: Vec<(Ticket, u64)>,
+    /// Tags of claims whose replies the socket has not taken yet.
+    pub(super) answered_claims: Vec<u64>,
     queue: VecDeque<Outgoing>,
     queued: usize,
+    /// The frame of the last request is in the socket until it took the reply.
+    pub(super) untaken: bool,
     /// The loop waits until the socket has room for the queue. It does not wait for requests.
     pub(super) stuck: bool,
 }
@@ -66,9 +81,17 @@ pub(super) struct Connection {
 impl Connection {
     /// A connection without handles. `socket` must not block.
     pub(super) fn new(socket: OwnedFd, caller: Caller) -> Self {
-        let (handles, claims) = (Vec::new(), Vec::new());
-        let queue = VecDeque::new();
-        Self { socket, caller, handles, claims, queue, queued: 0, stuck: false }
+        Self {
+            socket,
+            caller,
+            handles: Vec::new(),
+            claims: Vec::new(),
+            answered_claims: Vec::new(),
+            queue: VecDeque::new(),
+            queued: 0,
+            untaken: false,
+            stuck: false,
+        }
     }
 
     /// Whether the queue is empty: the socket took every frame.
@@ -78,42 +101,71 @@ impl Connection {
 
     /// The handle with the client's number `number`.
     pub(super) fn handle(&mut self, number: u32) -> Option<&mut Opened> {
-        self.handles.get_mut(usize::try_from(number).ok()?)?.as_mut()
+        match self.handles.get_mut(usize::try_from(number).ok()?)? {
+            Number::Open(opened) => Some(opened),
+            Number::Free | Number::Stale => None,
+        }
+    }
+
+    /// Whether the handle with this number ended with an earlier server.
+    pub(super) fn is_stale(&self, number: u32) -> bool {
+        let place = usize::try_from(number).ok().and_then(|index| self.handles.get(index));
+        place == Some(&Number::Stale)
     }
 
     /// Assigns a number to a handle. `None` when no number is left.
     pub(super) fn add(&mut self, handle: Handle) -> Option<u32> {
-        let opened = Some(Opened { handle, position: 0, told: false });
-        let free = self.handles.iter().position(Option::is_none);
+        let free = self.handles.iter().position(|place| *place == Number::Free);
         let index = free.unwrap_or(self.handles.len());
-        let number = u32::try_from(index).ok().filter(|number| *number != u32::MAX)?;
-        match self.handles.get_mut(index) {
-            Some(place) => *place = opened,
-            None => self.handles.push(opened),
-        }
+        let number = u32::try_from(index).ok().filter(|number| *number < MOST_HANDLES)?;
+        self.put(index, Number::Open(Opened { handle, position: 0, told: false }));
         Some(number)
+    }
+
+    /// Takes a number for a handle that ended with an earlier server.
+    pub(super) fn add_stale(&mut self, number: u32) {
+        if let Ok(index) = usize::try_from(number) {
+            self.put(index, Number::Stale);
+        }
+    }
+
+    fn put(&mut self, index: usize, number: Number) {
+        if self.handles.len() <= index {
+            self.handles.resize(index + 1, Number::Free);
+        }
+        if let Some(place) = self.handles.get_mut(index) {
+            *place = number;
+        }
     }
 
     /// Frees a number and returns its handle.
     pub(super) fn remove(&mut self, number: u32) -> Option<Handle> {
         let place = self.handles.get_mut(usize::try_from(number).ok()?)?;
-        place.take().map(|opened| opened.handle)
+        match std::mem::replace(place, Number::Free) {
+            Number::Open(opened) => Some(opened.handle),
+            Number::Free | Number::Stale => None,
+        }
     }
 
     /// The number of a handle. `None` when it is not this client's.
     pub(super) fn number(&self, handle: Handle) -> Option<u32> {
-        let same = |place: &Option<Opened>| place.is_some_and(|opened| opened.handle == handle);
-        self.handles.iter().position(same).and_then(|index| u32::try_from(index).ok())
+        let is_it = |place: &Number| matches!(place, Number::Open(it) if it.handle == handle);
+        self.handles.iter().position(is_it).and_then(|index| u32::try_from(index).ok())
     }
 
     /// All open handles.
     pub(super) fn handles(&self) -> impl Iterator<Item = Handle> + '_ {
-        self.handles.iter().flatten().map(|opened| opened.handle)
+        self.handles.iter().filter_map(|place| match place {
+            Number::Open(opened) => Some(opened.handle),
+            Number::Free | Number::Stale => None,
+        })
     }
 
-    /// Receives the next frame into the beginning of `room` and returns its length. `None` when there is none yet.
-    pub(super) fn receive(&self, room: &mut [u8]) -> Result<Option<usize>, Ended> {
-        match recv(&self.socket, room, RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+    /// Copies the next frame into the beginning of `room` and returns its length. `None` when there is none yet. The
+    /// frame stays in the socket until [`Connection::take`].
+    pub(super) fn peek(&self, room: &mut [u8]) -> Result<Option<usize>, Ended> {
+        let flags = RecvFlags::PEEK | RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+        match recv(&self.socket, room, flags) {
             Ok((_, 0)) => Err(Ended::HangUp),
             Ok((kept, sent)) if kept == sent => Ok(Some(kept)),
             Ok(_) => Err(Ended::Garbage),
@@ -121,6 +173,20 @@ impl Connection {
             Err(Errno::CONNRESET) => Err(Ended::HangUp),
             Err(error) => Err(Ended::Socket(error)),
         }
+    }
+
+    /// Takes the frame from the socket that was copied.
+    pub(super) fn take(&self) -> Result<(), Ended> {
+        match recv(&self.socket, &mut [0; 1], RecvFlags::TRUNC | RecvFlags::DONTWAIT) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Ended::Socket(error)),
+        }
+    }
+
+    /// Ends the connection, even if another process has its socket open.
+    pub(super) fn hang_up(&self) {
+        // This fails only when the connection has ended already.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// Sends a frame after the queued ones. Queues it when the socket has no room now.

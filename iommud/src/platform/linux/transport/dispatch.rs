@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 
 use iommu_protocol::frame::{
     EVENT_TAG, HEADER_SIZE, Kind, OPEN_WAIT_SHIFT, OPEN_WRITE, READABLE, ROOT, Reply, Request,
+    STALE,
 };
 use iommu_protocol::{Errno, Refusal};
 
 use super::connection::{Connection, Ended};
 use crate::hw::{BufferMemory, Nanos, Unit};
+use crate::platform::linux::reply_cache::Change;
 use crate::server::{Handle, Opened, Server};
 
 /// File type bits of a POSIX mode.
@@ -59,10 +61,18 @@ impl Answer {
     }
 }
 
-/// A reply frame to send: its length, and the descriptors to send with it.
+/// A reply frame to send: its length, the descriptors to send with it, and what the request did to a number.
 pub(super) struct Outcome {
     pub(super) length: usize,
     pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) change: Option<Change>,
+}
+
+impl Outcome {
+    /// A reply without payload.
+    pub(super) fn plain(change: Option<Change>) -> Self {
+        Self { length: HEADER_SIZE, descriptors: Vec::new(), change }
+    }
 }
 
 /// Carries out the request in the first `length` bytes of `room`, and puts the reply in its place. `room` is large
@@ -84,7 +94,9 @@ pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     }
     let (header, room) = room.split_first_chunk_mut::<HEADER_SIZE>().ok_or(Ended::Garbage)?;
     let mut payload = Payload { room, asked: length - HEADER_SIZE };
-    let answer = if request.kind == Kind::Open as u16 {
+    let answer = if is_stale(connection, &request) {
+        Ok(stale(connection, &request))
+    } else if request.kind == Kind::Open as u16 {
         match open(server, connection, &request, payload.request(), now) {
             Ok(Opened::Now(handle)) => number(server, connection, handle),
             Ok(Opened::Later(ticket)) => {
@@ -99,18 +111,54 @@ pub(super) fn answer<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>>(
     let answer = answer.unwrap_or_else(refused);
     *header = Reply { tag: request.tag, result: answer.result, handle: 0 }.encode();
     let length = HEADER_SIZE + answer.length;
-    Ok(Some(Outcome { length, descriptors: answer.descriptors }))
+    let change = change(request.kind, request.handle, answer.result);
+    Ok(Some(Outcome { length, descriptors: answer.descriptors, change }))
 }
 
-/// Makes the reply to a claim that waited.
+/// What a request that was answered with `result` did to a number.
+fn change(kind: u16, handle: u32, result: i64) -> Option<Change> {
+    let number = u32::try_from(result).ok()?;
+    match Kind::from_code(kind)? {
+        Kind::Open => Some(Change::Opened(number)),
+        Kind::Close => Some(Change::Closed(handle)),
+        _ => None,
+    }
+}
+
+/// Whether a request names a handle that ended with an earlier server.
+fn is_stale(connection: &Connection, request: &Request) -> bool {
+    let imported = || {
+        let number = u32::try_from(request.argument);
+        request.kind == Kind::Import as u16 && number.is_ok_and(|it| connection.is_stale(it))
+    };
+    connection.is_stale(request.handle) || imported()
+}
+
+/// Answers a request on such a handle.
+fn stale(connection: &mut Connection, request: &Request) -> Answer {
+    if request.kind == Kind::Close as u16 {
+        connection.remove(request.handle);
+        return Answer::number(0);
+    }
+    let Errno(number) = STALE;
+    Answer::number(-i64::from(number))
+}
+
+/// The reply to a request that two servers died of.
+pub(super) fn deadly(tag: u64) -> Reply {
+    Reply { tag, result: refused(Refusal::UnitFailed).result, handle: 0 }
+}
+
+/// Makes the reply to a claim that waited, and finds what it did to a number.
 pub(super) fn claimed<U: Unit, B: BufferMemory>(
     server: &mut Server<U, B>,
     connection: &mut Connection,
     tag: u64,
     result: Result<Handle, Refusal>,
-) -> Reply {
+) -> (Reply, Option<Change>) {
     let answer = result.and_then(|handle| number(server, connection, handle));
-    Reply { tag, result: answer.unwrap_or_else(refused).result, handle: 0 }
+    let result = answer.unwrap_or_else(refused).result;
+    (Reply { tag, result, handle: 0 }, change(Kind::Open as u16, 0, result))
 }
 
 fn refused(refusal: Refusal) -> Answer {

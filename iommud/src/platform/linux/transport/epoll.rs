@@ -15,6 +15,7 @@ use crate::policy::ClientId;
 const STOP: u64 = u64::MAX;
 const ARRIVAL: u64 = u64::MAX - 1;
 const FUNCTIONS: u64 = u64::MAX - 2;
+const KEEPER: u64 = u64::MAX - 3;
 
 /// A source of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(super) enum What {
     Arrival,
     /// Functions that came or went.
     Functions,
+    /// Messages of the keeper.
+    Keeper,
     /// A client: its requests, or room in its socket for queued frames.
     Client(ClientId),
 }
@@ -35,6 +38,7 @@ impl What {
             Self::Stop => STOP,
             Self::Arrival => ARRIVAL,
             Self::Functions => FUNCTIONS,
+            Self::Keeper => KEEPER,
             Self::Client(ClientId(number)) => number as u64,
         }
     }
@@ -45,6 +49,7 @@ impl What {
             Ok(number) => Self::Client(ClientId(number)),
             Err(_) if event.data.u64() == STOP => Self::Stop,
             Err(_) if event.data.u64() == FUNCTIONS => Self::Functions,
+            Err(_) if event.data.u64() == KEEPER => Self::Keeper,
             Err(_) => Self::Arrival,
         }
     }
@@ -90,10 +95,10 @@ impl Waits {
         epoll::modify(&self.epoll, &*connection, data, flags).map_err(Ended::Socket)
     }
 
-    /// Removes a connection from the sources, even if another process has its socket open.
-    pub(super) fn remove(&self, connection: &Connection) {
-        // This cannot fail: the connection was added, and is removed only once.
-        let _ = epoll::delete(&self.epoll, connection);
+    /// Removes a source, even if another process has it open.
+    pub(super) fn remove(&self, source: impl AsFd) {
+        // This cannot fail: the source was added, and is removed only once.
+        let _ = epoll::delete(&self.epoll, source);
     }
 
     /// Waits at most `longest` for events, and appends them to `events`, up to its capacity. Events of clients come

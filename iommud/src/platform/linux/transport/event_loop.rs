@@ -9,21 +9,24 @@ use rustix::event::epoll::{Event, EventFlags};
 use rustix::net::sockopt::socket_peercred;
 
 use super::connection::{Connection, Ended};
-use super::connections::{Connections, MOST_CONNECTIONS};
-use super::dispatch::{Outcome, answer, claimed};
+use super::dispatch::claimed;
 use super::epoll::{Waits, What, has};
 use super::listener::Listener;
 use super::wire_log::{Direction, WireLog};
 use crate::hw::{BufferMemory, Clock, Nanos, Unit};
 use crate::platform::MonotonicClock;
+use crate::platform::linux::link::Link;
+use crate::platform::linux::places::{MOST_CONNECTIONS, Places};
+use crate::platform::linux::reply_cache::{NoCache, ReplyCache};
 use crate::platform::linux::trace_file::TraceFile;
 use crate::platform::linux::uevent::Uevents;
 use crate::policy::ClientId;
 use crate::server::{Caller, Server};
 use crate::trace::Ring;
 
-/// The most events at once: one of each client, and those of the listener, of functions and of the stop request.
-const MOST_EVENTS: usize = MOST_CONNECTIONS + 3;
+/// The most events at once: one of each client, and those of the listener, of functions, of the keeper and of the stop
+/// request.
+const MOST_EVENTS: usize = MOST_CONNECTIONS + 4;
 
 /// Time between two polls of the units for faults.
 const TICK: Nanos = Nanos(10_000_000);
@@ -42,8 +45,8 @@ pub type Recover<U, B> = Box<dyn FnMut(&mut Server<U, B>, Nanos)>;
 
 /// The server behind its socket.
 pub struct Transport<U: Unit, B: BufferMemory> {
-    server: Server<U, B>,
-    waits: Waits,
+    pub(super) server: Server<U, B>,
+    pub(super) waits: Waits,
     /// Events of the current turn. Empty between turns.
     events: Vec<Event>,
     listener: Option<Listener>,
@@ -52,16 +55,21 @@ pub struct Transport<U: Unit, B: BufferMemory> {
     functions: Option<Uevents>,
     /// See [`Transport::recover_by`].
     recover: Option<Recover<U, B>>,
-    connections: Connections,
+    pub(super) connections: Places<Connection>,
+    /// See [`Transport::keep_with`].
+    pub(super) keeper: Option<Link>,
+    pub(super) cache: Box<dyn ReplyCache>,
     next_tick: Nanos,
     /// Started with the loop.
-    clock: MonotonicClock,
+    pub(super) clock: MonotonicClock,
     /// The client whose request was served last.
     served: ClientId,
-    wire: WireLog,
+    pub(super) wire: WireLog,
     trace: Option<TraceFile>,
     /// Buffer of a request, in which its reply is made.
-    room: Box<[u8]>,
+    pub(super) room: Box<[u8]>,
+    /// Buffer of a reply that an earlier server recorded.
+    pub(super) answers: Box<[u8]>,
 }
 
 impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
@@ -78,13 +86,16 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
             stop: None,
             functions: None,
             recover: None,
-            connections: Connections::new(),
+            connections: Places::new(),
+            keeper: None,
+            cache: Box::new(NoCache),
             next_tick: Nanos(0),
             clock: MonotonicClock::new(),
             served: ClientId(0),
             wire,
             trace: None,
             room: vec![0; MAX_FRAME].into(),
+            answers: vec![0; MAX_FRAME].into(),
         })
     }
 
@@ -156,12 +167,19 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// The socket is not a Unix socket, there are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2)
     /// fails.
     pub fn adopt(&mut self, socket: OwnedFd) -> io::Result<ClientId> {
+        let client = self.free_number()?;
+        self.adopt_numbered(client, socket)?;
+        Ok(client)
+    }
+
+    /// Serves a client like [`Transport::adopt`], under this number.
+    pub(super) fn adopt_numbered(&mut self, client: ClientId, socket: OwnedFd) -> io::Result<()> {
         let peer = socket_peercred(&socket)?;
-        let client = self.adopt_as(socket, peer.uid.as_raw())?;
+        self.insert(socket, Caller { client, uid: peer.uid.as_raw() })?;
         if let Ok(process) = u32::try_from(peer.pid.as_raw_nonzero().get()) {
             self.server.set_process(client, process);
         }
-        Ok(client)
+        Ok(())
     }
 
     /// Serves a client like [`Transport::adopt`], with the user id `uid`.
@@ -169,11 +187,20 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// # Errors
     /// There are already [`MOST_CONNECTIONS`] clients, or ioctl(2) or epoll_ctl(2) fails.
     pub fn adopt_as(&mut self, socket: OwnedFd, uid: u32) -> io::Result<ClientId> {
-        let client = self.connections.free_number().ok_or(io::ErrorKind::QuotaExceeded)?;
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        self.waits.add(What::Client(client), &socket)?;
-        self.connections.insert(socket, Caller { client, uid });
+        let client = self.free_number()?;
+        self.insert(socket, Caller { client, uid })?;
         Ok(client)
+    }
+
+    fn free_number(&self) -> io::Result<ClientId> {
+        self.connections.free_number().ok_or(io::ErrorKind::QuotaExceeded.into())
+    }
+
+    fn insert(&mut self, socket: OwnedFd, caller: Caller) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        self.waits.add(What::Client(caller.client), &socket)?;
+        self.connections.insert(caller.client, Connection::new(socket, caller));
+        Ok(())
     }
 
     /// Serves until a request to stop. Then closes every session, puts every group back under its policy, and ends
@@ -224,6 +251,9 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.serve_all(clients);
         if found(What::Arrival) {
             self.accept();
+        }
+        if found(What::Keeper) {
+            self.hear_keeper();
         }
         if found(What::Functions) && self.functions.as_mut().is_some_and(Uevents::changed) {
             self.server.rescan();
@@ -277,36 +307,19 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         self.with_trace(TraceFile::write_due);
     }
 
-    /// Receives and answers one request of a client. Does nothing while replies to the client are queued.
-    fn exchange(&mut self, client: ClientId) -> Result<(), Ended> {
-        let connection = self.connections.get_mut(client);
-        let Some(connection) = connection.filter(|connection| connection.is_quiet()) else {
-            return Ok(());
-        };
-        let Some(length) = connection.receive(&mut self.room)? else { return Ok(()) };
-        self.wire.note(client, Direction::FromClient, self.room.get(..length).unwrap_or_default());
-        let now = || self.clock.now();
-        let answered = answer(&mut self.server, connection, &mut self.room, length, now)?;
-        let Some(Outcome { length, descriptors }) = answered else { return Ok(()) };
-        let frame = self.room.get(..length).unwrap_or_default();
-        self.wire.note(client, Direction::ToClient, frame);
-        connection.send(frame, descriptors)?;
-        self.waits.follow(client, connection)
-    }
-
     /// Answers waiting claims that are decided.
     fn answer_claims(&mut self) {
         while self.server.has_claims()
             && let Some((ticket, result)) = self.server.next_answer(self.clock.now())
         {
-            let found = self.connections.iter_mut().find_map(|connection| {
+            let found = self.connections.iter_mut().find_map(|(client, connection)| {
                 let at = connection.claims.iter().position(|(known, _)| *known == ticket)?;
                 let (_, tag) = connection.claims.remove(at);
-                let client = connection.caller.client;
                 Some((client, claimed(&mut self.server, connection, tag, result)))
             });
-            if let Some((client, reply)) = found {
-                self.send(client, reply);
+            if let Some((client, (reply, change))) = found {
+                self.cache.claimed(client, &reply.encode(), change);
+                self.send_to_claim(client, &reply.encode());
             } else if let Ok(handle) = result {
                 self.server.close(handle);
             }
@@ -316,25 +329,28 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
     /// Sends clients events for handles that became readable.
     fn announce(&mut self) {
         while let Some(handle) = self.server.next_ready() {
-            let found = self.connections.iter_mut().find_map(|connection| {
+            let found = self.connections.iter_mut().find_map(|(client, connection)| {
                 let number = connection.number(handle)?;
                 let opened = connection.handle(number)?;
                 let told = std::mem::replace(&mut opened.told, true);
-                Some((connection.caller.client, number, told))
+                Some((client, number, told))
             });
             if let Some((client, number, false)) = found {
-                let result = i64::try_from(READABLE).unwrap_or(i64::MAX);
-                let event = Reply { tag: EVENT_TAG, result, handle: number };
-                self.send(client, event);
+                self.announce_to(client, number);
             }
         }
     }
 
-    /// Sends a frame without a payload.
-    fn send(&mut self, client: ClientId, reply: Reply) {
-        let frame = reply.encode();
-        self.wire.note(client, Direction::ToClient, &frame);
-        self.attempt(client, |connection| connection.send(&frame, Vec::new()));
+    /// Sends a client the event that a handle is readable.
+    pub(super) fn announce_to(&mut self, client: ClientId, number: u32) {
+        let result = i64::try_from(READABLE).unwrap_or(i64::MAX);
+        self.send(client, &Reply { tag: EVENT_TAG, result, handle: number }.encode());
+    }
+
+    /// Sends a frame that answers no request in the socket.
+    pub(super) fn send(&mut self, client: ClientId, frame: &[u8]) {
+        self.wire.note(client, Direction::ToClient, frame);
+        self.attempt(client, |connection| connection.send(frame, Vec::new()));
     }
 
     fn attempt(
@@ -343,14 +359,13 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         action: impl FnOnce(&mut Connection) -> Result<(), Ended>,
     ) {
         let Some(connection) = self.connections.get_mut(client) else { return };
-        let done = action(connection).and_then(|()| self.waits.follow(client, connection));
-        if let Err(ended) = done {
+        if let Err(ended) = action(connection).and_then(|()| self.settle(client)) {
             self.end(client, ended);
         }
     }
 
     /// Ends a connection: drops its waiting claims and closes its handles. The socket is closed last.
-    fn end(&mut self, client: ClientId, why: Ended) {
+    pub(super) fn end(&mut self, client: ClientId, why: Ended) {
         let Some(connection) = self.connections.remove(client) else { return };
         self.waits.remove(&connection);
         match why {
@@ -365,6 +380,8 @@ impl<U: Unit, B: BufferMemory<Share = Vec<OwnedFd>>> Transport<U, B> {
         for handle in connection.handles() {
             self.server.close(handle);
         }
+        connection.hang_up();
+        self.forget(client);
     }
 
     fn accept(&mut self) {

@@ -43,7 +43,7 @@ impl Listener {
     }
 
     /// Accepts the next waiting connection. `WouldBlock` when none waits.
-    pub(super) fn accept(&self) -> io::Result<OwnedFd> {
+    pub(in crate::platform::linux) fn accept(&self) -> io::Result<OwnedFd> {
         Ok(accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
     }
 }

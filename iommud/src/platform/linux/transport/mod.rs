@@ -6,8 +6,9 @@
 //!   SIGTERM, SIGINT -> the loop ends
 //!   ended connection -> close all its handles       before any request of the same turn: a client that saw
 //!                                                   the other process end finds its device free
-//!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room
-//!   new connection -> accepted
+//!   one frame of each connection -> Server -> reply -> socket, or output queue when it has no room;
+//!                                                   the frame is taken when the socket has its reply
+//!   new connection -> accepted, by the keeper if there is one
 //!   the kernel reports functions that came or went -> Server::rescan
 //!   10 ms passed -> Server::tick, Server::recover_units
 //!   after each of them: Server::next_ready -> event frames
@@ -25,21 +26,27 @@
 //! | kind unknown | ENOSYS |
 //! | argument or payload where the kind takes none, undefined flags | EPROTO, EMSGSIZE |
 //! | handle unknown | EBADF |
+//! | handle that ended with an earlier server | ESTALE, and 0 for its close |
+//! | the request that two servers died of | EIO |
 //! | path that is not UTF-8 or names nothing | ENOENT |
 //! | anything else | the result of [`crate::server::Server`]: a refusal as its errno |
+//!
+//! A keeper accepts connections and holds them, and each step of a request is recorded for the next server: see
+//! [`crate::platform::linux::reply_cache`].
 //!
 //! The kernel drops descriptors that a client sends with a frame: the server provides no buffer for them.
 
 mod connection;
-mod connections;
 mod dispatch;
 mod epoll;
 mod event_loop;
+mod exchange;
+mod kept;
 mod listener;
 mod wire_log;
 
+pub use super::places::MOST_CONNECTIONS;
 pub use connection::QUEUE_LIMIT;
-pub use connections::MOST_CONNECTIONS;
 pub use event_loop::{End, Recover, Transport};
 pub use listener::Listener;
 pub use wire_log::WireLog;

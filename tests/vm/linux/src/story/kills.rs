@@ -66,7 +66,7 @@ pub(crate) fn run(kills: usize) {
     check(1, || scene.one());
     check(2, || scene.many(kills));
     check(3, || scene.settled());
-    check(4, || scene.cut_file());
+    check(4, || Ok(format!("{}; {}", scene.cut_file(false)?, scene.cut_file(true)?)));
     check(5, || scene.extended_file());
     check(6, || scene.stopped());
     check(7, || scene.keeper());
@@ -220,8 +220,9 @@ impl Scene {
         Ok(last)
     }
 
-    /// Check 4: the file is cut with a write under way, and whoever then asks for memory gets some.
-    fn cut_file(&self) -> Result<String> {
+    /// Check 4: the file is cut with a write under way, and whoever then asks for memory gets some. Once more when the
+    /// server is dead: the keeper holds the page.
+    fn cut_file(&self, dead: bool) -> Result<String> {
         let mut driver = Puppet::start()?;
         driver.tell(&format!("claim {}", self.first))?;
         driver.tell("attach")?;
@@ -231,6 +232,10 @@ impl Scene {
         let (name, physical) = file_starting_with(word(WRITTEN, 0))?;
         driver.tell(&format!("start-store {iova:#x} {MAX_COUNT}"))?;
         let file = std::fs::OpenOptions::new().write(true).open(&name).context(name.clone())?;
+        let server = self.kept()?.server(None)?;
+        if dead {
+            self.kept()?.kill_server(None)?;
+        }
         file.set_len(0).context("cutting")?;
         let mut taken = Vec::new();
         for _ in 0..TAKEN {
@@ -242,15 +247,20 @@ impl Scene {
         std::thread::sleep(DMA);
         taken.iter().try_for_each(Pages::check)?;
         drop((taken, file));
+        self.kept()?.serves()?;
+        ensure!(dead == (self.kept()?.server(None)? != server), "which server serves");
         driver.kill()?;
         self.settled()?;
         let mut next = Puppet::start()?;
         next.tell(&format!("claim {}", self.first))?;
         next.tell("attach")?;
         next.tell("detach")?;
-        Ok(format!(
-            "{TAKEN} pages were handed out after it; its own, {physical:#x}, with the driver's end"
-        ))
+        let end = if dead {
+            "when the next server had cut its device off"
+        } else {
+            "with its driver's end"
+        };
+        Ok(format!("{TAKEN} pages were handed out after it; its own, {physical:#x}, {end}"))
     }
 
     /// Check 5: every huge page that is free goes into the file, and its own out of it. When the server dies the file's

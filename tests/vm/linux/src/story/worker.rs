@@ -1,4 +1,4 @@
-//! A driver that continues whatever happens to the server. It reopens its device when the server is gone.
+//! A driver that continues whatever happens to the server. It reopens its device, over the connection that it has.
 
 use std::time::{Duration, Instant};
 
@@ -7,17 +7,18 @@ use iommu_client::{Connection, Device, Error};
 
 use super::churn::copy;
 
-/// Time limit for the absence of a server.
+/// Time limit for opening.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Copies by DMA until killed. Prints a line after each round, and one each time the server is gone. `Err` reports a
-/// defect.
-pub(crate) fn work(device: &str) -> Result<()> {
+/// Copies by DMA until killed. Prints a line after each round, and one each time a server dies, whose sessions end with
+/// it. The connection goes on over the next one. `Err` reports a defect.
+pub(crate) fn work(name: &str) -> Result<()> {
+    let connection = Connection::system()?;
     for round in 0.. {
-        let device = open(device)?;
+        let device = open(&connection, name)?;
         match copy(&device, round) {
             Ok(()) => println!("round"),
-            // If the server is gone, the error is not the server's fault.
+            // If the session ended with its server, the error is not the server's fault.
             Err(error) => match device.query() {
                 Err(Error::Disconnected) => println!("told"),
                 _ => return Err(error).with_context(|| format!("round {round}")),
@@ -27,17 +28,17 @@ pub(crate) fn work(device: &str) -> Result<()> {
     Ok(())
 }
 
-fn open(name: &str) -> Result<Device> {
+/// Opens the device. The server may die between the opening and what it opened.
+fn open(connection: &Connection, name: &str) -> Result<Device> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let opened = Connection::system().and_then(|connection| Device::open(&connection, name));
-        match opened {
+        match Device::open(connection, name) {
             Ok(device) => return Ok(device),
             Err(Error::Disconnected) => {}
             Err(error) => return Err(error).context("opening"),
         }
-        ensure!(Instant::now() < deadline, "there is no server for {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(5));
+        connection.text("status").context("the connection did not outlive the server")?;
+        ensure!(Instant::now() < deadline, "no device for {PATIENCE:?}");
     }
 }
 

@@ -253,3 +253,30 @@ fn memory_comes_as_descriptors_in_order() {
         assert_eq!(memory.read_u64(index * 4096), Some(index));
     }
 }
+
+/// The next server sends a reply again when it cannot know that it was sent. A reply to no request is another matter.
+#[test]
+fn the_second_of_two_replies_is_ignored() {
+    let twice: Script = Box::new(|request, _| {
+        assert!(request.tag & NUMBERED != 0, "the server is told so");
+        let reply = Reply { tag: request.tag, result: 3, handle: 0 };
+        vec![(reply, Vec::new()), (Reply { result: 4, ..reply }, Vec::new())]
+    });
+    let unasked: Script = Box::new(|request, _| {
+        vec![(Reply { tag: request.tag + 1, result: 3, handle: 0 }, Vec::new())]
+    });
+    let (socket, server) = scripted(vec![twice, result(7, b""), unasked]);
+    assert_eq!(socket.open(None, "status", false).unwrap(), Handle(3));
+    assert_eq!(socket.open(None, "status", false).unwrap(), Handle(7));
+    let refused = socket.open(None, "status", false).unwrap_err();
+    assert!(matches!(refused, Error::ProtocolError(ProtocolError::Mismatch)), "{refused:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn a_handle_of_a_dead_server_is_disconnected() {
+    let (socket, server) = scripted(vec![result(-116, b""), result(-116, b"")]);
+    assert!(matches!(socket.read(Handle(0), &mut [0; 8]), Err(Error::Disconnected)));
+    assert!(matches!(socket.map(Handle(0)), Err(Error::Disconnected)));
+    server.join().unwrap();
+}
