@@ -31,6 +31,7 @@ extern crate alloc;
 pub mod acpi;
 pub mod addr;
 pub mod engine;
+pub mod facts;
 pub mod hw;
 pub mod policy;
 pub mod server;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 /// Names that only grow. All others are gauges.
-const COUNTERS: [&str; 11] = [
+const COUNTERS: [&str; 13] = [
     "opens",
     "calls",
     "refusals",
@@ -14,13 +14,15 @@ const COUNTERS: [&str; 11] = [
     "memory_added_bytes",
     "plans",
     "plans_undone",
+    "facts_committed",
+    "facts_missed",
     "faults",
     "fault_interrupts",
     "faults_lost_in_hardware",
 ];
 
 /// What each number counts.
-const HELP: [(&str, &str); 30] = [
+const HELP: [(&str, &str); 33] = [
     ("opens", "Handles that clients asked for"),
     ("calls", "Calls on sessions"),
     ("refusals", "Requests that were refused"),
@@ -47,6 +49,9 @@ const HELP: [(&str, &str); 30] = [
     ("memory_added_bytes", "Bytes of memory that the server took after its start"),
     ("plans", "Plans that were run"),
     ("plans_undone", "Plans that were undone"),
+    ("facts_committed", "Plans whose facts are kept for the next server"),
+    ("facts_kept", "Sessions, slots and mappings that are kept for the next server"),
+    ("facts_missed", "Sessions, slots and mappings that the store had no room for"),
     ("faults", "Faults that were recorded"),
     ("fault_interrupts", "Interrupts of units that had faults"),
     ("silenced", "Requesters whose faults are not reported"),

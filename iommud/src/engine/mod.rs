@@ -1,8 +1,9 @@
 //! Runs plans on units; undoes the steps of a plan that fails.
 //!
 //! ```text
-//! run   step 0, step 1, .. step k fails
-//! undo                     step k-1, .. step 0   each by its inverse, then invalidated in the unit
+//! run        step 0, step 1, .. step k fails
+//! undo                          step k-1, .. step 0   each by its inverse, then invalidated in the unit
+//! conclude   after a run without a failure: the last steps, which free memory
 //! ```
 //!
 //! After a failure every word of every table is as before the plan. The exception is a unit that cannot be
@@ -183,7 +184,7 @@ impl<U: Unit> Engine<U> {
         place(&mut self.units, index.0, unit);
     }
 
-    /// Carries out the steps of a plan, in order.
+    /// Carries out the steps of a plan that may fail, in order. [`Engine::conclude`] carries out the others.
     ///
     /// # Errors
     /// The first step that failed; the ones before it were undone.
@@ -194,7 +195,7 @@ impl<U: Unit> Engine<U> {
     ) -> Result<(), StepFailure> {
         let before = self.memory.frames_in_use();
         let (steps, pages) = (orders.steps(), orders.pages());
-        let (fallible, last) = steps.split_at_checked(orders.fallible()).unwrap_or((steps, &[]));
+        let fallible = steps.get(..orders.fallible()).unwrap_or(steps);
         for (index, step) in fallible.iter().enumerate() {
             if let Err(fault) = self.carry_out(step, pages, buffers) {
                 let done = fallible.get(..index).unwrap_or_default();
@@ -204,13 +205,18 @@ impl<U: Unit> Engine<U> {
         if let Err(fault) = self.afford(orders.charge(), before) {
             return Err(self.undo(fallible, fallible.len(), fault));
         }
+        Ok(())
+    }
+
+    /// Carries out the last steps of a plan, which can neither fail nor be undone, after [`Engine::run`]. They free
+    /// memory. So what the next server is to know of the plan is recorded before.
+    pub fn conclude<B: BufferMemory>(&mut self, orders: &Orders, buffers: &mut B) {
         if !self.leaving.is_empty() {
             self.leave();
         }
-        for step in last {
+        for step in orders.steps().get(orders.fallible()..).unwrap_or_default() {
             self.finish(step, buffers);
         }
-        Ok(())
     }
 
     /// The capabilities of a unit; `None` when it was never brought up.

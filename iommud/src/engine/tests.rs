@@ -247,6 +247,19 @@ fn publish(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step {
     Step::Publish { unit, domain, range: range(iova, length) }
 }
 
+impl Engine<FakeUnit> {
+    /// Runs a plan, and concludes it unless a step fails.
+    fn complete(
+        &mut self,
+        orders: &Orders,
+        buffers: &mut Buffers,
+    ) -> Result<(), super::StepFailure> {
+        self.run(orders, buffers)?;
+        self.conclude(orders, buffers);
+        Ok(())
+    }
+}
+
 fn invalidate(unit: UnitIndex, domain: DomainId, iova: u64, length: u64) -> Step {
     Step::Invalidate { unit, domain, range: range(iova, length) }
 }
@@ -272,7 +285,7 @@ fn machine() -> Engine<FakeUnit> {
             to: Binding::Domain(OLD),
         },
     ]);
-    assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&plan, &mut Buffers::default()).is_ok());
     engine
 }
 

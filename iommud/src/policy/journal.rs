@@ -137,8 +137,8 @@ kept! {
 /// The changes of one decision, in order.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
-    changes: Vec<Change>,
-    images: Vec<Image>,
+    pub(super) changes: Vec<Change>,
+    pub(super) images: Vec<Image>,
     /// Commit has changes to apply.
     unsettled: bool,
 }

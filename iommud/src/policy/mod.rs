@@ -14,6 +14,7 @@
 //! transition   the decision on each event: functions over a Decision
 //! decision     the state, the plan and the journal, and methods that change them
 //! journal      the inverse of each change, for abort
+//! facts        what the next server is to know of a plan
 //! state        the state of the machine and its clients
 //! plan, event, step   plain data
 //! ```
@@ -24,6 +25,7 @@ mod config;
 mod decision;
 mod domain_views;
 mod event;
+mod facts;
 mod ids;
 pub mod iova;
 mod journal;
@@ -45,6 +47,7 @@ pub use event::{
     Allocate, AllocateRequest, Batch, BatchRequest, Claim, Event, Hold, Import, ImportShared,
     ListRequest, MapList, MapRequest, Owed, Placed, Refused,
 };
+pub use facts::{Changes, FactBook, MappingFact, ObjectFact, SessionFact, SlotFact};
 pub use ids::{BufferId, ClientId, DomainId, GroupId, SessionId, UnitIndex};
 pub use plan::{Orders, Plan};
 pub use registry::Registry;

@@ -14,6 +14,7 @@ mod details;
 mod domain_text;
 mod driven_devices;
 mod endings;
+mod facts;
 mod faults;
 mod footprint;
 mod growth;
@@ -60,6 +61,7 @@ use crate::trace::{Recorder, Traced};
 use counts::Counts;
 use decode::Scratch;
 use endings::Endings;
+use facts::Facts;
 use faults::Faults;
 use faults::storms::Storms;
 use growth::Growth;
@@ -102,6 +104,7 @@ pub struct Server<U: Unit, B: BufferMemory> {
     growth: Growth,
     processes: Processes,
     trace: Recorder,
+    facts: Facts,
     /// The lists of the current request.
     scratch: Scratch,
 }
@@ -129,6 +132,7 @@ where
             growth: self.growth.clone(),
             processes: self.processes.clone(),
             trace: self.trace.clone(),
+            facts: self.facts.clone(),
             waiting: self.waiting.clone(),
             counts: self.counts,
         }

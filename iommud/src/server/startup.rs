@@ -13,6 +13,7 @@ use crate::server::budget::Budget;
 use crate::server::decode::Scratch;
 use crate::server::driven_devices::Driven;
 use crate::server::endings::Endings;
+use crate::server::facts::Facts;
 use crate::server::faults::Faults;
 use crate::server::faults::storms::Storms;
 use crate::server::growth::Growth;
@@ -110,6 +111,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             growth: Growth::default(),
             processes: Processes::default(),
             trace,
+            facts: Facts::default(),
         };
         server.set_buffer_pool();
         server.begin_tags(found);

@@ -67,6 +67,7 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         for device in self.registry.left_out() {
             writeln!(out, "left out: {device} reaches {LEFT_OUT}")?;
         }
+        self.facts.lines(out)?;
         self.vacant_buses(out)?;
         let withheld: u64 = self.machine.withheld.iter().map(|range| range.length()).sum();
         if withheld > 0 {
@@ -229,7 +230,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         let counts = self.registry.counts();
         let number = super::length_of;
         let shares = self.engine.shares();
-        let rows: [(&str, u64); 30] = [
+        let [facts_committed, facts_kept, facts_missed] = self.facts.counts();
+        let rows: [(&str, u64); 33] = [
             ("opens", self.counts.opens),
             ("calls", self.counts.calls),
             ("refusals", self.counts.refusals),
@@ -256,6 +258,9 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
             ("memory_added_bytes", self.counts.memory_added_bytes),
             ("plans", self.counts.plans),
             ("plans_undone", self.counts.plans_undone),
+            ("facts_committed", facts_committed),
+            ("facts_kept", facts_kept),
+            ("facts_missed", facts_missed),
             ("faults", self.faults.total()),
             ("fault_interrupts", self.counts.fault_interrupts),
             ("silenced", number(self.registry.silenced().count())),

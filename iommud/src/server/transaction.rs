@@ -55,6 +55,8 @@ impl<U: Unit, B: BufferMemory> Server<U, B> {
         self.note_tags_of(plan.orders());
         match self.engine.run(plan.orders(), &mut self.buffers) {
             Ok(()) => {
+                self.facts.record(&mut self.registry, &plan);
+                self.engine.conclude(plan.orders(), &mut self.buffers);
                 told(plan.orders());
                 self.trace.committed(request, &plan);
                 Ok(self.registry.commit(plan))

@@ -351,6 +351,7 @@ fn carry<R: Request + Debug>(
     match engine.run(plan.orders(), buffers) {
         Ok(()) => {
             told(plan.orders());
+            engine.conclude(plan.orders(), buffers);
             registry.commit(plan)
         }
         Err(failure) => panic!("{request:?}: {failure:?}"),

@@ -3,6 +3,7 @@
 
 mod client;
 mod discovery;
+mod facts;
 mod notes;
 mod snapshot;
 mod table;
@@ -10,6 +11,7 @@ mod trace;
 
 pub use client::request;
 pub use discovery::Functions;
+pub use facts::SharedFacts;
 pub use notes::SharedNotes;
 pub use snapshot::Snapshot;
 pub use table::table;
@@ -85,6 +87,8 @@ pub struct Stack<T: UnderTest> {
     registers: Vec<PhysRange>,
     /// The notes of the server for its successor.
     pub notes: SharedNotes,
+    /// The facts of the server for its successor.
+    pub facts: SharedFacts,
 }
 
 fn ranges(pairs: &[(u64, u64)]) -> Vec<PhysRange> {
@@ -142,24 +146,26 @@ impl<T: UnderTest> Stack<T> {
         }
         let notes = SharedNotes::default();
         prepare(&machine, &notes);
-        let server = Self::serve(subjects, &setup, &machine, &notes);
+        let facts = SharedFacts::default();
+        let server = Self::serve(subjects, &setup, &machine, (&notes, &facts));
         let units = firmware(subjects, &setup).units.into_iter();
         let registers = units.filter_map(|unit| unit.registers.ok()).collect();
-        Self { machine, server, setup, registers, notes }
+        Self { machine, server, setup, registers, notes, facts }
     }
 
     /// Kills the server, like a crash, and starts another one on the unchanged machine.
     #[must_use]
     pub fn restart(self, subjects: &[T]) -> Self {
-        let Self { machine, server, setup, registers, notes } = self;
+        let Self { machine, server, setup, registers, notes, facts } = self;
         drop(server);
-        let server = Self::serve(subjects, &setup, &machine, &notes);
-        Self { machine, server, setup, registers, notes }
+        let server = Self::serve(subjects, &setup, &machine, (&notes, &facts));
+        Self { machine, server, setup, registers, notes, facts }
     }
 
     /// Kills the server and starts another one in its place. The content of the first one's memory stays.
     pub fn reboot(&mut self, subjects: &[T]) {
-        self.server = Self::serve(subjects, &self.setup, &self.machine, &self.notes);
+        let kept = (&self.notes, &self.facts);
+        self.server = Self::serve(subjects, &self.setup, &self.machine, kept);
     }
 
     /// Reboots like [`Stack::reboot`], but the new server dies after `after` actions of the CPU. Returns false when
@@ -168,8 +174,9 @@ impl<T: UnderTest> Stack<T> {
     /// # Panics
     /// Passes on any other panic of the server.
     pub fn reboot_dying(&mut self, subjects: &[T], after: u64) -> bool {
-        let Self { machine, setup, notes, .. } = self;
-        let served = machine.dying_after(after, || Self::serve(subjects, setup, machine, notes));
+        let Self { machine, setup, notes, facts, .. } = self;
+        let serve = || Self::serve(subjects, setup, machine, (notes, facts));
+        let served = machine.dying_after(after, serve);
         let died = served.is_none();
         if let Some(server) = served {
             self.server = server;
@@ -219,7 +226,7 @@ impl<T: UnderTest> Stack<T> {
         subjects: &[T],
         setup: &Setup,
         machine: &Machine,
-        notes: &SharedNotes,
+        (notes, facts): (&SharedNotes, &SharedFacts),
     ) -> Server<T::Unit, Buffers> {
         let described = firmware(subjects, setup);
         let (firmware, recorder) = match setup.recorded {
@@ -257,7 +264,9 @@ impl<T: UnderTest> Stack<T> {
             budget: Budget::default(),
         };
         let driven = Driven::new(notes.noted(), Box::new(notes.clone())).after(notes.tags());
-        Server::start_recorded(startup, driven, recorder)
+        let mut server = Server::start_recorded(startup, driven, recorder);
+        server.keep_facts(Box::new(facts.clone()));
+        server
     }
 
     /// First byte and length of the registers of each unit.

@@ -112,8 +112,16 @@ impl<T: UnderTest> Stack<T> {
                 texts.push_str(&self.text(&format!("{folder}/{name}")));
             }
         }
-        const COUNTERS: [&str; 7] =
-            ["opens ", "calls ", "refusals ", "plans ", "plans_undone ", "handles ", "faults"];
+        const COUNTERS: [&str; 8] = [
+            "opens ",
+            "calls ",
+            "refusals ",
+            "plans ",
+            "plans_undone ",
+            "facts_committed ",
+            "handles ",
+            "faults",
+        ];
         for line in self.text("metrics").lines() {
             if !COUNTERS.iter().any(|counter| line.starts_with(counter)) {
                 texts.push_str(line);

@@ -7,7 +7,7 @@
 /// drivers/* -> drivers/client -> protocol <- server
 /// main -> platform -> server -> engine -> hw -> hal
 /// platform -> sizing -> policy, hw
-/// server -> trace -> policy
+/// server -> trace, facts -> policy
 /// server, engine -> policy        policy -> protocol, topology, addr        acpi -> topology
 /// ```
 pub(crate) const LAW: &[(&str, &[&str])] = &[
@@ -51,6 +51,8 @@ pub(crate) const LAW: &[(&str, &[&str])] = &[
         "iommud::trace",
         &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::topology", "iommud::policy"],
     ),
+    // What the next server is to know, as cells: knows policy's facts, and nothing of hardware.
+    ("iommud::facts", &["core", "alloc", "iommu_protocol", "iommud::addr", "iommud::policy"]),
     (
         "iommud::server",
         &[
@@ -63,6 +65,7 @@ pub(crate) const LAW: &[(&str, &[&str])] = &[
             "iommud::policy",
             "iommud::hw",
             "iommud::engine",
+            "iommud::facts",
             "iommud::trace",
         ],
     ),

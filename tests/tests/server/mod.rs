@@ -7,6 +7,7 @@ mod budgets;
 mod depth;
 mod earlier_memory;
 mod endings;
+mod facts;
 mod failures;
 mod growth;
 mod input;

@@ -213,6 +213,7 @@ impl<T: Modelled> Run<T> {
         }
         match self.engine.run(plan.orders(), &mut self.buffers) {
             Ok(()) => {
+                self.engine.conclude(plan.orders(), &mut self.buffers);
                 self.recorder.committed(request, &plan);
                 self.of.registry.commit(plan);
             }

@@ -25,7 +25,7 @@ fn an_entry_follows_its_table_and_never_denies() {
     let mut engine = machine();
     let before = entry_of(&engine);
     unit(&mut engine, 0).written.clear();
-    assert!(engine.run(&deepening(), &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&deepening(), &mut Buffers::default()).is_ok());
     let after = entry_of(&engine);
     assert!(matches!(after, Entry::Translate { levels: 6, .. }) && before != after);
     assert_eq!(unit(&mut engine, 0).written, [after]);
@@ -42,7 +42,7 @@ fn a_table_that_cannot_become_deeper_is_as_before_at_every_allocation() {
         let mut engine = machine();
         let (before, entry) = (engine.memory.snapshot(), entry_of(&engine));
         engine.memory.budget = budget;
-        match engine.run(&deepening(), &mut Buffers::default()) {
+        match engine.complete(&deepening(), &mut Buffers::default()) {
             Ok(()) => break,
             Err(failure) => {
                 refused += 1;
@@ -63,7 +63,7 @@ fn a_deeper_table_is_undone_when_another_unit_stops() {
     let (before, entry) = (engine.memory.snapshot(), entry_of(&engine));
     unit(&mut engine, 1).budget = 0;
     unit(&mut engine, 0).written.clear();
-    let failure = engine.run(&deepening(), &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&deepening(), &mut Buffers::default()).unwrap_err();
     assert_eq!((failure.step, &failure.lost[..]), (5, &[OTHER][..]));
     assert_eq!(entry_of(&engine).levels(), 4);
     assert_eq!(unit(&mut engine, 0).entries[&SOURCE.0], entry);
@@ -83,7 +83,7 @@ fn a_root_that_a_unit_may_walk_is_not_freed() {
         let mut engine = machine();
         let entry = entry_of(&engine);
         unit(&mut engine, 0).budget = budget;
-        let failure = engine.run(&deepening(), &mut Buffers::default()).unwrap_err();
+        let failure = engine.complete(&deepening(), &mut Buffers::default()).unwrap_err();
         assert_eq!((&failure.lost[..], failure.unproved), (&[UNIT][..], true));
         assert_eq!(unit(&mut engine, 0).entries[&SOURCE.0], entry, "the old root again");
         assert_eq!(entry_of(&engine).levels(), 6, "{budget}: freed what it may walk");

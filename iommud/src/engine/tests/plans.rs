@@ -10,7 +10,7 @@ fn without_memory_everything_is_as_before_at_every_allocation() {
         let before = engine.memory.snapshot();
         let entries = unit(&mut engine, 0).entries.clone();
         engine.memory.budget = budget;
-        match engine.run(&moving(), &mut Buffers::default()) {
+        match engine.complete(&moving(), &mut Buffers::default()) {
             Ok(()) => break,
             Err(failure) => {
                 refused += 1;
@@ -29,7 +29,7 @@ fn a_unit_that_stops_answering_reaches_nothing_new_and_nothing_is_freed() {
         let mut engine = machine();
         let frames = engine.memory.frames_in_use();
         unit(&mut engine, 0).budget = budget;
-        let failure = engine.run(&moving(), &mut Buffers::default()).unwrap_err();
+        let failure = engine.complete(&moving(), &mut Buffers::default()).unwrap_err();
         assert_eq!(failure.lost, [UNIT], "{budget}");
         assert!(failure.unproved, "{budget}");
         assert!(engine.memory.frames_in_use() > frames, "{budget}: freed what it may walk");
@@ -49,7 +49,7 @@ fn the_other_unit_is_told_and_goes_on() {
     let before = engine.memory.snapshot();
     let entries = unit(&mut engine, 0).entries.clone();
     unit(&mut engine, 1).budget = 0;
-    let failure = engine.run(&moving(), &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&moving(), &mut Buffers::default()).unwrap_err();
     assert_eq!((failure.unit, &failure.lost[..]), (Some(OTHER), &[OTHER][..]));
     assert_eq!(unit(&mut engine, 0).entries, entries);
     for (frame, content) in before {
@@ -72,7 +72,7 @@ fn an_unmap_that_fails_is_bit_identical_whichever_unit_fails() {
             Step::ReleaseBuffer { buffer: BufferId(7) },
         ]);
         let mut buffers = Buffers::default();
-        let failure = engine.run(&plan, &mut buffers).unwrap_err();
+        let failure = engine.complete(&plan, &mut buffers).unwrap_err();
         assert_eq!(failure.step, 2 + index);
         assert!(!failure.unproved);
         assert_eq!(engine.memory.snapshot(), before);
@@ -91,7 +91,7 @@ fn tables_and_buffers_are_freed_after_the_invalidation() {
         Step::ReleaseBuffer { buffer: BufferId(7) },
     ]);
     let mut buffers = Buffers::default();
-    assert!(engine.run(&plan, &mut buffers).is_ok());
+    assert!(engine.complete(&plan, &mut buffers).is_ok());
     assert_eq!(unit(&mut engine, 0).frames_at_invalidation, [frames]);
     assert_eq!(engine.memory.frames_in_use(), frames - 2);
     assert_eq!(buffers.0, [7]);
@@ -107,7 +107,7 @@ fn a_split_that_is_undone_is_bit_identical() {
         invalidate(UNIT, OLD, 0x21_0000, 0x1000),
         invalidate(OTHER, OLD, 0x21_0000, 0x1000),
     ]);
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert!(!failure.unproved);
     // A unit may hold the superpage as one translation, so all of it is invalidated.
     assert_eq!(unit(&mut engine, 0).invalidated[0], range(0x20_0000, 0x20_0000));
@@ -126,7 +126,7 @@ fn what_does_not_exist_is_an_error_and_changes_nothing() {
         Step::Enable { unit: UnitIndex(9) },
         set(Binding::Blocked, Binding::Domain(DomainId(u32::MAX))),
     ] {
-        let failure = engine.run(&Orders::of(&[step]), &mut Buffers::default()).unwrap_err();
+        let failure = engine.complete(&Orders::of(&[step]), &mut Buffers::default()).unwrap_err();
         assert!(failure.lost.is_empty(), "{step:?}");
         assert_eq!(engine.memory.snapshot(), before, "{step:?}");
     }
@@ -150,7 +150,7 @@ fn list(budget: usize) -> (Engine<FakeUnit>, Orders) {
 fn a_list_is_entered_whole_or_not_at_all() {
     let (mut engine, plan) = list(usize::MAX);
     let before = engine.memory.snapshot();
-    assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&plan, &mut Buffers::default()).is_ok());
     let table = &engine.tables[OLD.0 as usize].as_ref().unwrap().pages;
     for (number, page) in (0..).zip(plan.pages()) {
         let found = table.lookup(&engine.memory, Iova(0x8000_1000 + number * 0x1000));
@@ -160,7 +160,7 @@ fn a_list_is_entered_whole_or_not_at_all() {
 
     let (mut engine, plan) = list(0);
     let before = engine.memory.snapshot();
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert_eq!((failure.step, failure.unproved), (2, true), "the unit may have seen it");
     for (frame, content) in &before {
         assert_eq!(engine.memory.snapshot().get(frame), Some(content));
@@ -168,7 +168,7 @@ fn a_list_is_entered_whole_or_not_at_all() {
 
     let (mut engine, plan) = list(usize::MAX);
     engine.memory.budget = 0;
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert_eq!((failure.step, failure.refusal()), (0, iommu_protocol::Refusal::NoMemory));
     assert_eq!(engine.memory.snapshot(), before);
 }
@@ -185,14 +185,14 @@ fn a_storm_that_cannot_be_told_of_is_reported_as_before() {
     let mut engine = machine();
     let entries = unit(&mut engine, 0).entries.clone();
     unit(&mut engine, 0).budget = 0;
-    let failure = engine.run(&silence(true), &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&silence(true), &mut Buffers::default()).unwrap_err();
     assert_eq!((failure.step, failure.unproved), (1, false));
     assert!(unit(&mut engine, 0).silent.is_empty());
     unit(&mut engine, 0).budget = usize::MAX;
-    assert!(engine.run(&silence(true), &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&silence(true), &mut Buffers::default()).is_ok());
     assert!(unit(&mut engine, 0).silent.contains(&SOURCE.0));
     unit(&mut engine, 0).budget = 0;
-    assert!(engine.run(&silence(false), &mut Buffers::default()).is_err());
+    assert!(engine.complete(&silence(false), &mut Buffers::default()).is_err());
     assert!(unit(&mut engine, 0).silent.contains(&SOURCE.0));
     assert_eq!(unit(&mut engine, 0).entries, entries);
 }

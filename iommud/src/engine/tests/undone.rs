@@ -56,13 +56,13 @@ fn a_table_that_an_entry_may_lead_to_is_kept_until_no_unit_walks_it() {
         map(NEW, 0x1000, 0x3000),
         Step::SetEntry { unit: UNIT, source: SECOND, from, to },
     ];
-    assert!(engine.run(&Orders::of(&steps), &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&Orders::of(&steps), &mut Buffers::default()).is_ok());
     unit(&mut engine, 0).refuses = Some(REFUSED);
     let failure = engine.undo(&steps, 3, fault());
     assert!(failure.unproved && failure.lost.is_empty(), "{failure:?}");
     assert_eq!(engine.memory.frames_in_use(), before.len() + 1);
     let mut run = |step| {
-        assert!(engine.run(&Orders::of(&[step]), &mut Buffers::default()).is_ok(), "{step:?}");
+        assert!(engine.complete(&Orders::of(&[step]), &mut Buffers::default()).is_ok(), "{step:?}");
         engine.memory.snapshot()
     };
     // No unit is known to walk it, so it is not enough that one was revived.
@@ -77,13 +77,13 @@ fn tables_that_a_lost_unit_may_walk_are_freed_when_it_is_revived() {
         let mut engine = machine();
         let before = engine.memory.frames_in_use();
         unit(&mut engine, 0).budget = 1;
-        let failure = engine.run(&moving(), &mut Buffers::default()).unwrap_err();
+        let failure = engine.complete(&moving(), &mut Buffers::default()).unwrap_err();
         assert_eq!((&failure.lost[..], failure.unproved), (&[UNIT][..], true));
         let kept = engine.memory.frames_in_use();
         assert!(kept > before);
         unit(&mut engine, 0).budget = usize::MAX;
         let mut run = |step| {
-            assert!(engine.run(&Orders::of(&[step]), &mut Buffers::default()).is_ok());
+            assert!(engine.complete(&Orders::of(&[step]), &mut Buffers::default()).is_ok());
             engine.memory.frames_in_use()
         };
         assert_eq!(run(Step::Revive { unit: OTHER }), kept, "another unit");
@@ -101,7 +101,7 @@ fn a_suppression_that_is_undone_is_invalidated_in_a_unit_that_answers() {
         let mut engine = machine();
         unit(&mut engine, 0).budget = budget;
         let plan = Orders::of(&[suppress, last]);
-        let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+        let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
         assert_eq!((failure.step, failure.unproved), (1, false));
         assert!(unit(&mut engine, 0).silent.is_empty());
         assert_eq!(unit(&mut engine, 0).forgotten, [SOURCE], "once");
@@ -114,7 +114,7 @@ fn a_split_that_is_undone_is_freed_when_every_unit_answers() {
     let mut engine = machine();
     let before = engine.memory.snapshot();
     let plan = Orders::of(&[unmap(OLD, 0x21_0000, 0x1000), NOTHING]);
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
     assert_eq!(engine.memory.snapshot(), before);
     assert_eq!(engine.tables[0].as_ref().unwrap().frames, before.len());
@@ -129,7 +129,7 @@ fn a_split_that_is_undone_is_freed_when_every_unit_answers() {
 fn an_unmap_that_is_undone_is_invalidated_nowhere() {
     let mut engine = machine();
     let plan = Orders::of(&[unmap(OLD, 0x8000_0000, 0x1000), NOTHING]);
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
     assert!((0..2).all(|index| unit(&mut engine, index).invalidated.is_empty()));
 }
@@ -143,7 +143,7 @@ fn a_unit_that_never_had_an_entry_keeps_no_table() {
     engine.install(THIRD, FakeUnit::new(0));
     let before = engine.memory.snapshot();
     let plan = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert!(failure.lost.is_empty() && !failure.unproved, "{failure:?}");
     assert_eq!(engine.memory.snapshot(), before);
     assert_eq!(engine.tables[0].as_ref().unwrap().frames, before.len());
@@ -158,21 +158,25 @@ fn a_unit_is_asked_until_its_entry_has_left() {
     let probe = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
     let asked = |engine: &mut Engine<FakeUnit>| {
         unit(engine, 1).invalidated.clear();
-        engine.run(&probe, &mut Buffers::default()).unwrap_err();
+        engine.complete(&probe, &mut Buffers::default()).unwrap_err();
         !unit(engine, 1).invalidated.is_empty()
     };
     // A plan that fails moves no entry for good.
     assert!(
-        engine.run(&Orders::of(&[entry(old, closed), NOTHING]), &mut Buffers::default()).is_err()
+        engine
+            .complete(&Orders::of(&[entry(old, closed), NOTHING]), &mut Buffers::default())
+            .is_err()
     );
     assert!(asked(&mut engine));
     let other = Orders::of(&[map(OLD, 0xa000_0000, 0x1000)]);
-    assert!(engine.run(&other, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&other, &mut Buffers::default()).is_ok());
     assert!(asked(&mut engine), "nor does a later plan that succeeds");
-    assert!(engine.run(&Orders::of(&[entry(old, closed)]), &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&Orders::of(&[entry(old, closed)]), &mut Buffers::default()).is_ok());
     assert!(!asked(&mut engine));
     assert!(
-        engine.run(&Orders::of(&[entry(closed, old), NOTHING]), &mut Buffers::default()).is_err()
+        engine
+            .complete(&Orders::of(&[entry(closed, old), NOTHING]), &mut Buffers::default())
+            .is_err()
     );
     assert!(!asked(&mut engine), "the entry was taken back, and the unit has confirmed it");
 }
@@ -183,14 +187,14 @@ fn frames_that_were_kept_are_not_those_of_a_later_domain() {
     let mut engine = machine();
     unit(&mut engine, 0).budget = 0;
     let plan = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
-    assert!(engine.run(&plan, &mut Buffers::default()).is_err());
+    assert!(engine.complete(&plan, &mut Buffers::default()).is_err());
     unit(&mut engine, 0).budget = usize::MAX;
     for plan in [&[Step::DestroyTable { domain: OLD }][..], &[create(OLD, 7)]] {
-        assert!(engine.run(&Orders::of(plan), &mut Buffers::default()).is_ok());
+        assert!(engine.complete(&Orders::of(plan), &mut Buffers::default()).is_ok());
     }
     let kept = engine.memory.frames_in_use();
     let revived = Orders::of(&[Step::Revive { unit: UNIT }]);
-    assert!(engine.run(&revived, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&revived, &mut Buffers::default()).is_ok());
     assert_eq!(engine.memory.frames_in_use(), kept - 1, "the table of the page");
     assert_eq!(engine.tables[0].as_ref().unwrap().frames, 1);
 }
@@ -206,13 +210,13 @@ fn frames_that_were_kept_are_charged_until_they_are_freed() {
     let before = frames(&engine);
     unit(&mut engine, 0).budget = 0;
     let plan = Orders::of(&[map(OLD, 0x9000_0000, 0x1000), NOTHING]);
-    let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+    let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
     assert_eq!((&failure.lost[..], failure.unproved), (&[UNIT][..], true));
     let kept = frames(&engine);
     assert!(kept.0 > before.0 && kept.1 > before.1, "{kept:?}");
     unit(&mut engine, 0).budget = usize::MAX;
     let revived = Orders::of(&[Step::Revive { unit: UNIT }]);
-    assert!(engine.run(&revived, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&revived, &mut Buffers::default()).is_ok());
     assert_eq!(frames(&engine), before);
 }
 
@@ -226,7 +230,7 @@ fn a_table_is_kept_for_an_entry_that_may_have_been_written() {
         let (from, to) = (Binding::Blocked, Binding::Domain(NEW));
         let entry = Step::SetEntry { unit: UNIT, source: SECOND, from, to };
         let plan = Orders::of(&[create(NEW, 3), entry]);
-        let failure = engine.run(&plan, &mut Buffers::default()).unwrap_err();
+        let failure = engine.complete(&plan, &mut Buffers::default()).unwrap_err();
         assert_eq!((failure.step, failure.lost.len()), (1, kept), "{error:?}");
         assert_eq!(engine.memory.frames_in_use(), before + kept, "{error:?}");
     }

@@ -8,7 +8,7 @@ use super::*;
 fn a_request_goes_to_the_unit_that_it_names() {
     let mut engine = machine();
     let again = Orders::of(&[set(Binding::Domain(OLD), Binding::Domain(OLD))]);
-    assert!(engine.run(&again, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&again, &mut Buffers::default()).is_ok());
     assert_eq!(engine.enable_fault_interrupt(OTHER, 0xfee0_1000, 0x31), Ok(()));
     assert_eq!(unit(&mut engine, 0).interrupt, None);
     assert_eq!(unit(&mut engine, 1).interrupt, Some((0xfee0_1000, 0x31)));
@@ -62,7 +62,7 @@ fn a_table_counts_the_frames_that_it_has() {
         map(NEW, 0x1000, 0x3000),
     ];
     let plan = Orders::with_pages(&steps, &pages);
-    assert!(engine.run(&plan, &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&plan, &mut Buffers::default()).is_ok());
     assert_eq!(frames(&engine), [6, 4]);
     // A split takes a table. Tables that are unlinked count until they are freed.
     let steps = [
@@ -71,10 +71,10 @@ fn a_table_counts_the_frames_that_it_has() {
         unmap(NEW, 0x1000, 0x3000),
         invalidate(UNIT, NEW, 0x1000, 0x3000),
     ];
-    assert!(engine.run(&Orders::of(&steps), &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&Orders::of(&steps), &mut Buffers::default()).is_ok());
     assert_eq!(frames(&engine), [7, 4]);
     let last = [OLD, NEW].map(|domain| Step::ReleaseTables { domain });
-    assert!(engine.run(&Orders::of(&last), &mut Buffers::default()).is_ok());
+    assert!(engine.complete(&Orders::of(&last), &mut Buffers::default()).is_ok());
     assert_eq!(frames(&engine), [7, 1]);
     assert_eq!(engine.memory.frames_in_use(), 8);
 }

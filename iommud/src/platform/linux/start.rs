@@ -7,6 +7,7 @@
 //!  -> every unit brought up: queues run, translation as it was found
 //!  -> Server::start_after: functions that were driven cut off, every other function under its group's policy, then translation on, unit by unit
 //!  -> leftovers given back, if no unit can still be using them
+//!  -> facts that the server before left read and logged, a new store of them begun
 //!  -> socket bound
 //!  -> while it runs: memory that is short is taken, page by page
 //! ```
@@ -36,6 +37,7 @@ use super::transport::{Listener, Recover, Transport, WireLog};
 use super::uevent::Uevents;
 use crate::addr::PhysRange;
 use crate::config::ConfigError;
+use crate::facts::Cell;
 use crate::hw::{BufferMemory, Unit};
 use crate::platform::growth::Growth;
 use crate::platform::machine_facts::MachineFacts;
@@ -172,12 +174,14 @@ fn serve<U: Told>(
     let (notes, page) = directory.notes().map_err(StartError::Memory)?;
     let trace = options.trace.as_ref().map(|_| directory.trace_memory());
     let trace = trace.transpose().map_err(StartError::Memory)?;
+    let facts_memory = facts_memory(&directory);
     let (any_unit, ours) = (facts.has_unit(), directory.server());
     let place = (&mut space, Registers::map as MapRegisters);
     let need = sizing::need::<U>(&facts, place, &config, &left.ranges());
     let order = Order::new(&need, options.tables, options.buffers);
     let mut memory = Taken::take(directory, &order).map_err(StartError::Memory)?;
     memory.ranges.push(page);
+    memory.ranges.extend(facts_memory.iter().map(|(_, range)| *range));
     let more = (Growth::new(&order), MorePages::new(&order));
     let budget = sizing::budget(&need, memory.tables.bytes(), memory.buffer_bytes);
     // Before functions are walked for the last time: what comes later is told.
@@ -186,8 +190,12 @@ fn serve<U: Told>(
     let left_ranges = left.ranges();
     let (trace, file) = traced(options, trace, &facts, (policy, &ranges));
     let memory = ServerMemory { tables, buffers, own: ranges, left: left_ranges, budget };
-    let (server, later) = start::<U>(config, (facts, space), memory, (left, notes, trace), more)
-        .map_err(StartError::Memory)?;
+    let (mut server, later) =
+        start::<U>(config, (facts, space), memory, (left, notes, trace), more)
+            .map_err(StartError::Memory)?;
+    if let Some((cells, _)) = facts_memory {
+        server.keep_facts(Box::new(cells));
+    }
     let mut transport = looped(server, wire, later).map_err(StartError::Loop)?;
     if let Some(file) = file {
         transport.trace_to(file);
@@ -220,6 +228,13 @@ fn serve<U: Told>(
         }
     }
     ended
+}
+
+/// The memory of the store of facts, and where it is. A server without it serves all the same; the next one cannot say
+/// what was lost.
+fn facts_memory(directory: &HugeDirectory) -> Option<(&'static mut [Cell], PhysRange)> {
+    let memory = directory.facts_memory();
+    memory.inspect_err(|error| log::warn!("no store of facts: {error}")).ok()
 }
 
 /// Opens the trace that the command line asks for. Its first record is the machine. Without it the server starts all the

@@ -138,6 +138,8 @@ pub(in crate::policy) struct Session {
     pub(in crate::policy) slots: Vec<Option<u32>>,
     /// What it has mapped and unmapped so far.
     pub(in crate::policy) tally: Tally,
+    /// Its cell in the store of facts.
+    pub(in crate::policy) cell: Option<u32>,
 }
 
 impl Session {
@@ -207,6 +209,8 @@ pub(in crate::policy) struct SlotRecord {
     pub(in crate::policy) granted: Option<Grants>,
     /// Without a unit: the number of uses of each part, by first byte and length.
     pub(in crate::policy) direct: BTreeMap<(u64, u64), u32>,
+    /// Its cell in the store of facts.
+    pub(in crate::policy) cell: Option<u32>,
 }
 
 impl SlotRecord {
@@ -226,6 +230,7 @@ impl SlotRecord {
             mappings: MappingList::default(),
             granted: None,
             direct: BTreeMap::new(),
+            cell: None,
         }
     }
 

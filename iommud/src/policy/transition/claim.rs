@@ -71,6 +71,7 @@ fn claim(decision: &mut Decision<'_>, request: &Claim) -> Result<SessionId, Refu
         domain,
         slots: Vec::new(),
         tally: Tally::default(),
+        cell: None,
     })?);
     if let Some(group) = decision.change_group(group) {
         group.owner = Some(owner);

@@ -282,6 +282,12 @@ impl Machine {
         }
     }
 
+    /// Counts a store of the CPU to memory that no device reaches, and which the caller models. Scheduled death comes
+    /// before it.
+    pub fn count_store(&self) {
+        self.state().count_step();
+    }
+
     /// Cancels scheduled trouble. True when there was some that had not come.
     pub fn spare(&self) -> bool {
         self.state().doom.take().is_some()

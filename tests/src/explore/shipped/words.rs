@@ -48,8 +48,8 @@ pub(super) fn names<U: Unit, B: BufferMemory>(
 }
 
 /// Counters that refusals may change.
-const COUNTERS: [&str; 7] =
-    ["opens ", "calls ", "refusals ", "plans ", "plans_undone ", "handles ", "faults"];
+const COUNTERS: [&str; 8] =
+    ["opens ", "calls ", "refusals ", "plans ", "plans_undone ", "facts_", "handles ", "faults"];
 
 pub(super) fn all_texts<U: Unit, B: BufferMemory>(server: &mut Server<U, B>) -> String {
     let mut all = text(server, "status").unwrap_or_default();

@@ -14,8 +14,8 @@ use crate::unit::Registers;
 const TABLES: &str = "4";
 const BUFFERS: &str = "12";
 
-/// Huge pages of a server that serves: its memory, and the notes.
-pub(crate) const SERVER_PAGES: usize = 9;
+/// Huge pages of a server that serves: its memory, the notes, and the store of facts.
+pub(crate) const SERVER_PAGES: usize = 10;
 
 /// Files of the server's memory.
 pub(crate) const DIRECTORY: &str = "/dev/hugepages/iommud";

@@ -16,6 +16,7 @@ use super::page::{Page, PageSource, map};
 use super::page_name::PageName;
 use super::pin::{Pin, allow_many};
 use crate::addr::PhysRange;
+use crate::facts::Cell;
 use crate::platform::frame_allocator::HUGE_PAGE;
 use crate::platform::handover_page::{NOTES_LENGTH, NotesPage};
 use crate::platform::linux::link::Link;
@@ -37,6 +38,9 @@ pub struct HugeDirectory {
 
 /// The file of the notes.
 const NOTES: &str = "driven";
+
+/// The file of the store of facts.
+const FACTS: &str = "facts";
 
 impl HugeDirectory {
     /// Opens `path`, making the directory when it is missing, and lists what an earlier server left. A keeper holds the
@@ -88,16 +92,17 @@ impl HugeDirectory {
     /// # Errors
     /// `Unusable`, with `InvalidData` when the file holds something else; `NoPages`; `Address`.
     pub fn notes(&self) -> Result<(NotesPage, PhysRange), DirectoryError> {
-        let file = self.notes_file()?;
+        let file = self.kept_file(NOTES)?;
         let (mapping, range) = map(&file)?;
         let notes = NotesPage::new(mapping, Some(file));
         Ok((notes.ok_or_else(|| unusable_notes(io::ErrorKind::InvalidData.into()))?, range))
     }
 
-    fn notes_file(&self) -> Result<OwnedFd, DirectoryError> {
+    /// A file of one page that all servers use. It is made when there is none.
+    fn kept_file(&self, name: &str) -> Result<OwnedFd, DirectoryError> {
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = openat(&self.directory, NOTES, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| unusable_notes(error.into()))?;
+        let file = openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| DirectoryError::Unusable(name.into(), error.into()))?;
         // A server that died before this left a file of no length.
         fallocate(&file, FallocateFlags::empty(), 0, HUGE_PAGE)
             .map_err(|_| DirectoryError::NoPages { taken: 0 })?;
@@ -113,8 +118,19 @@ impl HugeDirectory {
         if std::mem::replace(&mut self.trace_lent, true) {
             return Ok(&mut []);
         }
-        let (mapping, _) = map(&self.notes_file()?)?;
+        let (mapping, _) = map(&self.kept_file(NOTES)?)?;
         Ok(mapping.leak_records(NOTES_LENGTH).unwrap_or_default())
+    }
+
+    /// The memory of the store of facts, and where it is. It stays mapped. To be called once: a store has one writer.
+    ///
+    /// # Errors
+    /// As [`HugeDirectory::notes`].
+    pub fn facts_memory(&self) -> Result<(&'static mut [Cell], PhysRange), DirectoryError> {
+        let (mapping, range) = map(&self.kept_file(FACTS)?)?;
+        let words = mapping.leak_records(0).unwrap_or_default().as_flattened_mut();
+        let (cells, _) = words.as_chunks_mut();
+        Ok((cells, range))
     }
 
     /// Number of the server that runs.
@@ -234,7 +250,7 @@ fn list(path: &Path) -> io::Result<Vec<(String, u32)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(path)? {
         let name = entry?.file_name();
-        if name == NOTES {
+        if name == NOTES || name == FACTS {
             continue;
         }
         match name.to_str().and_then(|name| Some((name.to_owned(), PageName::parse(name)?.server)))
@@ -258,13 +274,13 @@ mod tests {
     fn only_the_files_of_one_server_are_removed() {
         let path = std::env::temp_dir().join(format!("iommud-files-{}", std::process::id()));
         fs::create_dir(&path).unwrap();
-        let names = ["00000001-00000000", "00000002-00000000", "00000002-00000001", NOTES];
+        let names = ["00000001-00000000", "00000002-00000000", "00000002-00000001", NOTES, FACTS];
         names.iter().for_each(|name| fs::write(path.join(name), "").unwrap());
         remove_files(&path, 2).unwrap();
-        let left = [names[0], NOTES].map(|name| path.join(name).exists());
+        let left = [names[0], NOTES, FACTS].map(|name| path.join(name).exists());
         let gone = [names[1], names[2]].map(|name| path.join(name).exists());
         fs::remove_dir_all(&path).unwrap();
-        assert_eq!((left, gone), ([true; 2], [false; 2]));
+        assert_eq!((left, gone), ([true; 3], [false; 2]));
     }
 
     /// Whoever has a descriptor of a buffer's file loses the memory when the buffer is released, whether the server gets

@@ -94,6 +94,7 @@ fn a_session_is_checked_for_its_device_and_then_for_its_unit() {
             domain: None,
             slots: Vec::new(),
             tally: Tally::default(),
+            cell: None,
         })
     };
     let there = Some(FunctionIndex(0));

@@ -4,6 +4,7 @@
 //! whose slots its first page is aligned to and its length fills. There, a leaf has the records that begin in 512
 //! slots: a short list of few, or one place for each slot.
 
+mod cells;
 mod index;
 mod leaf;
 mod place;
@@ -14,6 +15,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::addr::{Iova, PAGE_SIZE};
+use cells::Cells;
 use leaf::{Directory, Leaf};
 use place::{NONE, Place};
 use record::{ACCESS_SHIFT, CHUNK, GRANT, LIST, Record, UNUSED, page_number, threshold};
@@ -42,6 +44,7 @@ pub(in crate::policy) struct Mappings {
     whole: u32,
     /// Below this number of mappings, most of the records are free.
     sparse_below: u32,
+    cells: Cells,
 }
 
 impl Default for Mappings {
@@ -59,6 +62,7 @@ impl Default for Mappings {
             blocks: None,
             whole: NONE,
             sparse_below: 0,
+            cells: Cells::default(),
         }
     }
 }
@@ -207,6 +211,23 @@ impl Mappings {
 
     pub(in crate::policy) fn get(&self, index: MappingIndex) -> Option<Mapping> {
         self.record(index.0)?.unpack()
+    }
+
+    /// Sets the cell of a mapping in the store of facts.
+    #[inline]
+    pub(in crate::policy) fn set_cell(&mut self, index: MappingIndex, cell: u32) {
+        self.cells.set(index, cell);
+    }
+
+    /// Takes its cell away from a mapping that was taken out.
+    #[inline]
+    pub(in crate::policy) fn take_cell(&mut self, index: MappingIndex) -> Option<u32> {
+        self.cells.take(index)
+    }
+
+    /// The cell of a mapping in the store of facts.
+    pub(in crate::policy) fn cell(&self, index: MappingIndex) -> Option<u32> {
+        self.cells.get(index)
     }
 
     /// Removes a record from its list and its leaf.

@@ -35,8 +35,11 @@ impl Mappings {
         for number in lists {
             with_list(number, &mut |list| {
                 let old = core::mem::take(list);
-                for (_, mapping) in self.list(&old) {
-                    new.insert(mapping, list);
+                for (index, mapping) in self.list(&old) {
+                    let moved = new.insert(mapping, list);
+                    if let Some(cell) = self.cell(index) {
+                        new.set_cell(moved, cell);
+                    }
                 }
             });
         }

@@ -7,6 +7,7 @@ use std::vec::Vec;
 use iommu_protocol::ids::RequesterId;
 use iommu_protocol::status::Refusal;
 
+use super::book::Book;
 use super::{OWN, PAGE, RAM, World, one_unit, phys, ready};
 use crate::addr::Iova;
 use crate::policy::{
@@ -35,6 +36,8 @@ pub(in crate::policy::tests) struct Bench {
     pub(in crate::policy::tests) own: BTreeMap<u64, u64>,
     /// The addresses of the elements of the last batch.
     pub(in crate::policy::tests) addresses: Vec<Iova>,
+    /// The facts that the next server would find.
+    pub(in crate::policy::tests) book: Book,
     /// Whether every plan is aborted first, and the state compared.
     pub(in crate::policy::tests) thorough: bool,
 }
@@ -111,6 +114,7 @@ impl Bench {
             passes: BTreeSet::new(),
             own: BTreeMap::from([(OWN, RAM - 1)]),
             addresses: Vec::new(),
+            book: Book::default(),
             thorough: true,
         }
     }
@@ -148,7 +152,9 @@ impl Bench {
         }
         self.carry_out(plan.orders(), request.takes_memory(), &owners);
         self.addresses = plan.orders().addresses().to_vec();
+        self.registry.record(plan.changes(), &mut self.book);
         let outcome = self.registry.commit(plan);
+        self.book.check(&self.registry);
         self.check();
         Ok(outcome)
     }

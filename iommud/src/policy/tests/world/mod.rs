@@ -2,6 +2,7 @@
 //! invalidation. After every single step it checks the reach of each device.
 
 mod bench;
+mod book;
 mod events;
 mod hardware;
 

@@ -7,6 +7,7 @@ mod counts;
 mod devices;
 mod entries;
 mod exact;
+mod facts;
 mod faults;
 mod lab;
 mod pages;
@@ -127,5 +128,6 @@ pub fn run(info: &StartInfo) -> usize {
         Err(reason) => println!("@@log the server does not start: {reason}"),
     }
     t.check(|| trace::costs(info, base));
+    t.check(|| facts::costs(info, base));
     CHECKS.len() - tally.passed
 }

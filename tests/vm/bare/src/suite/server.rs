@@ -1,5 +1,6 @@
 //! The whole server over the unit: policy, engine and backend, from the bytes of a request to the bytes of its reply.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -14,6 +15,7 @@ use iommu_protocol::wire::{
 };
 use iommud::acpi;
 use iommud::addr::{PhysAddr, PhysRange};
+use iommud::facts::CellMemory;
 use iommud::hw::vtd::VtdUnit;
 use iommud::hw::{BufferMemory, BufferPool, Constraints, MemoryError};
 use iommud::policy::{ClientId, Config};
@@ -169,6 +171,11 @@ impl Served {
         println!("@@count {spent} instructions to start the server");
         let payload = vec![0; 64 * 1024];
         Ok(Self { server, registers, edu, payload, session: None, slot: 0, iova: 0 })
+    }
+
+    /// Makes the server keep facts there from now on.
+    pub(super) fn keep_facts(&mut self, memory: Box<dyn CellMemory>) {
+        self.server.keep_facts(memory);
     }
 
     /// Opens the first edu device.

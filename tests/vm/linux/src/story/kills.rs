@@ -89,6 +89,16 @@ impl Scene {
         field(&Connection::system()?.text(&format!("devices/{device}"))?, "reaches")
     }
 
+    /// Checks that the server says what the driver of a device lost with the one before.
+    fn check_lost(device: &str) -> Result<()> {
+        let status = Connection::system()?.text("status")?;
+        let begin = format!("lost by restart: {device}: ");
+        let lost = status.lines().find_map(|line| line.strip_prefix(&begin));
+        let expected = "attached, 1 buffers of 4096 bytes, 2 mappings of 8192 bytes";
+        ensure!(lost == Some(expected), "{device} lost {lost:?}");
+        Ok(())
+    }
+
     /// Check 1.
     fn one(&mut self) -> Result<String> {
         self.kept = Some(Kept::start()?);
@@ -134,6 +144,9 @@ impl Scene {
             reaches.starts_with("nothing: its owner ended"),
             "after the kill its device reaches {reaches}"
         );
+        if more == 0 {
+            Self::check_lost(&self.first)?;
+        }
         // Memory that dead servers gave back is the first to be handed out.
         pages.recycle()?;
         std::thread::sleep(DMA.saturating_sub(started.elapsed()));
