@@ -83,7 +83,9 @@ impl Bench {
             server.open(caller, None, &path, true).expect("claimed")
         };
         let (rogue, worker) = (claim(ROGUE), claim(WORKER));
-        others().for_each(|number| drop(claim(number)));
+        for number in others() {
+            claim(number);
+        }
         let mut bench = Self { server, rogue, worker, shared, payload: vec![0; 256] };
         bench.call(rogue, Operation::Attach);
         bench
