@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{RECORDS_NOTHING, Story};
 use crate::process::{Puppet, run};
@@ -13,28 +13,31 @@ use crate::unit::Family;
 /// How long `iommuctl` may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where a driver has memory that its device may only read, and where another driver has a buffer: far from all else.
+/// Where to look for addresses of a mapping that the device may only read, and of another driver's buffer.
 const READ_ONLY: u64 = 0x1800_0000;
-const OTHERS: u64 = 0x1000_0000;
+const OTHERS: u64 = 0x0800_0000;
+
+/// Distance of two mappings of which neither is near the other.
+const FAR: u64 = 4 << 20;
 
 /// Check 14: the tree names the driver's process; four faults are explained; the self-test passes, with a device that
 /// was released under its driver. The tree and the first explanation are kept, to be shown when all checks are done.
 pub(super) fn explained(story: &mut Story) -> Result<String> {
     story.serve("compat")?;
-    // Either may lie in the server's memory.
-    story.asked.extend([READ_ONLY, OTHERS]);
     let mut driver = Story::driver(&story.first)?;
     let iova = driver.ask("allocate 0 4096")?;
     let tree = iommuctl(&["tree"], 0)?;
     ensure!(tree.starts_with("unit 0: ") && tree.contains(" enabled\n"), "{tree}");
     ensure!(tree.contains("owned by process ") && tree.contains("(init), attached"), "{tree}");
     let behind = fault_at(story, &mut driver, iova + 4096)?;
-    driver.tell(&format!("map-read-only 0 {READ_ONLY:#x}"))?;
-    let forbidden = fault_at(story, &mut driver, READ_ONLY)?;
+    let read_only = no_memory_of(story, READ_ONLY)?;
+    driver.tell(&format!("map-read-only 0 {read_only:#x}"))?;
+    let forbidden = fault_at(story, &mut driver, read_only)?;
     let mut other = Story::driver(&story.other)?;
     other.ask("allocate 0 4096")?;
-    other.tell(&format!("map-at 0 {OTHERS:#x}"))?;
-    let foreign = fault_at(story, &mut driver, OTHERS)?;
+    let others = no_memory_of(story, OTHERS)?;
+    other.tell(&format!("map-at 0 {others:#x}"))?;
+    let foreign = fault_at(story, &mut driver, others)?;
     drop(other);
     driver.tell("unmap 0")?;
     let after = fault_at(story, &mut driver, iova)?;
@@ -80,6 +83,13 @@ pub(super) fn self_test(device: &str, words: &str, code: i32) -> Result<String> 
     let line = told.lines().next().unwrap_or_default();
     ensure!(line == words, "{told}");
     Ok(line.to_owned())
+}
+
+/// An address from `first` on that is none of the server's memory: those are to appear in no frame.
+fn no_memory_of(story: &Story, first: u64) -> Result<u64> {
+    let memory = story.server()?.memory()?;
+    let mut addresses = (0..16).map(|number| first + number * FAR);
+    addresses.find(|address| !memory.contains(*address)).context("the server has all memory")
 }
 
 /// Has the device write where it may not; what `iommuctl` explains.
