@@ -98,11 +98,13 @@ pub(crate) fn load() -> Result<(), String> {
         } else {
             before += 1
         }
-        if before % 50 == 1 || fs::metadata(STOP).is_ok() {
+        // Looked at once: between two looks the file may come, and the tally would lack what was counted last.
+        let stop = fs::metadata(STOP).is_ok();
+        if before % 50 == 1 || stop {
             let text = format!("{before} {after} {} {wrong:?}", longest.as_millis());
             fs::write(TALLY, text).map_err(|error| format!("{TALLY}: {error}"))?;
         }
-        if fs::metadata(STOP).is_ok() {
+        if stop {
             return fs::write(DONE, "").map_err(|error| format!("{DONE}: {error}"));
         }
     }
