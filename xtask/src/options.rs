@@ -98,6 +98,8 @@ pub(crate) struct DemoOptions {
     pub(crate) story: Story,
     /// Measures the NVMe driver with every size and depth, for its story.
     pub(crate) whole_table: bool,
+    /// Its rates are to be compared with others: programs as they ship.
+    pub(crate) measured: bool,
     /// File for the captured configuration space and groups.
     pub(crate) capture: Option<PathBuf>,
     /// Keep the guest's files.
@@ -117,6 +119,7 @@ impl Default for DemoOptions {
             kernel: None,
             story: Story::Whole,
             whole_table: false,
+            measured: false,
             capture: None,
             keep: false,
             verbose: false,

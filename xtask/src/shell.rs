@@ -176,7 +176,7 @@ fn machine(options: &ShellOptions) -> Result<(Machine, crate::emulator::Emulator
     let programs = options.programs.iter().map(|package| build::guest_program(package));
     let programs = programs.collect::<Result<Vec<_>>>()?;
     let others: Vec<&Path> = programs.iter().chain([&busybox]).map(PathBuf::as_path).collect();
-    let parts = demo::prepare(Scenario::Shell, None, &others)?;
+    let parts = demo::prepare(Scenario::Shell, None, false, &others)?;
     // Nobody knows how long the user stays.
     let mut machine = guest::machine(&parts, iommu, false, Duration::MAX);
     guest::start(&mut machine, Scenario::Shell, "", &emulator.number()?);

@@ -314,6 +314,7 @@ mod tests {
                 kernel: Some("k".into()),
                 story: Story::Kills(7),
                 whole_table: false,
+                measured: false,
                 capture: Some("c".into()),
                 keep: true,
                 verbose: true,

@@ -301,7 +301,7 @@ impl Story {
             nvme(&self.confined, &[&["read"], &range[..], &[read]].concat())?;
         }
         let table = crate::setup::option("iommud.table").unwrap_or_else(|| "short".into());
-        let rounds = if table == "whole" { "101" } else { "31" };
+        let rounds = if table == "whole" { "301" } else { "31" };
         let output = nvme(
             &self.confined,
             &["bench", "--against", &self.open, "--table", &table, "--rounds", rounds, "--json"],
